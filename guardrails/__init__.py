@@ -1,0 +1,69 @@
+"""Keeps a web service up when its database or Redis slows down.
+
+::
+
+    from guardrails import guarded, protect
+
+    db = protect(engine)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from guardrails._deadline import deadline, remaining
+from guardrails._policy import BreakerPolicy
+from guardrails._snapshot import GuardSnapshot
+from guardrails.errors import (
+    BulkheadFullError,
+    CallTimeoutError,
+    CommitUnknownError,
+    ConfigurationError,
+    DeadlineSpentError,
+    GuardrailsError,
+    RejectedError,
+    ShedError,
+)
+
+if TYPE_CHECKING:
+    from guardrails._circuit_open import CircuitOpenError
+    from guardrails._decorator import guarded
+    from guardrails._guard import Guard
+    from guardrails._protect import protect
+
+__all__ = [
+    "BreakerPolicy",
+    "BulkheadFullError",
+    "CallTimeoutError",
+    "CircuitOpenError",
+    "CommitUnknownError",
+    "ConfigurationError",
+    "DeadlineSpentError",
+    "Guard",
+    "GuardSnapshot",
+    "GuardrailsError",
+    "RejectedError",
+    "ShedError",
+    "deadline",
+    "guarded",
+    "protect",
+    "remaining",
+]
+
+__version__ = "0.1.0"
+
+_ON_USE = {
+    "CircuitOpenError": "guardrails._circuit_open",
+    "Guard": "guardrails._guard",
+    "guarded": "guardrails._decorator",
+    "protect": "guardrails._protect",
+}
+"""Names that need pybreaker, which imports redis where that is installed (0.3 s), or asyncio."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_ON_USE[name]), name)
+    return value

@@ -1,0 +1,96 @@
+"""Rules for settings: each names the field, the value and what is allowed, and none of them decides alone."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+from guardrails.errors import ConfigurationError
+
+__all__ = ["Faults", "finite", "unknown_option"]
+
+_LONGEST = 10**9
+"""Seconds, or calls. About thirty years; keeps every sum finite and every lock's timeout legal."""
+
+
+def finite(value: object) -> bool:
+    """True for a real number that is neither a bool, NaN nor infinite."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def unknown_option(where: str, name: str, known: Iterable[str]) -> ConfigurationError:
+    """Builds the error for a misspelt option; it names the nearest real one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(names)}"
+    return ConfigurationError(f"{where} has no option {name!r}{hint}")
+
+
+class Faults:
+    """Collects everything that is wrong with one object's settings, to report it in one error."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._found: list[str] = []
+
+    def add(self, field: str, value: object, allowed: str, hint: str = "") -> None:
+        """Notes one fault."""
+        shown = repr(value)
+        if len(shown) > 80:  # noqa: PLR2004 - a line of text; 10**400 must not fill a screen
+            shown = f"{shown[:60]}... ({type(value).__name__})"
+        self._found.append(f"{field} must be {allowed}, got {shown}{hint}")
+
+    def seconds(self, field: str, value: object, *, zero: bool = False, none: bool = False) -> None:
+        """Checks a duration: a finite number of seconds above 0 (or from 0 on)."""
+        allowed = f"a number of seconds {'from 0' if zero else 'above 0'} up to {_LONGEST}" + (
+            ", or None" if none else ""
+        )
+        if value is None and none:
+            return
+        if not finite(value) or not (0 <= float(value) <= _LONGEST) or (value == 0 and not zero):  # type: ignore[arg-type]
+            self.add(field, value, allowed)
+
+    def rate(self, field: str, value: object) -> None:
+        """Checks a fraction in (0, 1]; a percentage gets told so."""
+        if finite(value) and 0 < float(value) <= 1:  # type: ignore[arg-type]
+            return
+        percent = finite(value) and 1 < float(value) <= 100  # type: ignore[arg-type] # noqa: PLR2004
+        hint = f" (rates are fractions: write {float(value) / 100:g})" if percent else ""  # type: ignore[arg-type]
+        self.add(field, value, "a fraction in (0, 1]", hint)
+
+    def count(
+        self, field: str, value: object, *, least: int = 1, most: int | None = None, none: bool = False
+    ) -> None:
+        """Checks a whole number from ``least`` on."""
+        if value is None and none:
+            return
+        top = _LONGEST if most is None else most
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= top:
+            self.add(field, value, f"a whole number from {least} to {top}" + (", or None" if none else ""))
+
+    def number(self, field: str, value: object, least: float, most: float) -> None:
+        """Checks a finite number in ``[least, most]``."""
+        if not finite(value) or not least <= float(value) <= most:  # type: ignore[arg-type]
+            self.add(field, value, f"a number in [{least:g}, {most:g}]")
+
+    def choice(self, field: str, value: object, allowed: tuple[str, ...]) -> None:
+        """Checks that a value is one of a few words."""
+        if value not in allowed:
+            self.add(field, value, " or ".join(repr(word) for word in allowed))
+
+    def callable(self, field: str, value: object, *, none: bool = True) -> None:
+        """Checks that a value can be called."""
+        if not callable(value) and not (none and value is None):
+            self.add(field, value, "callable" + (" or None" if none else ""))
+
+    def raise_if_any(self) -> None:
+        """Raises one ConfigurationError for all that was noted."""
+        if self._found:
+            raise ConfigurationError(f"{self._where}: " + "; ".join(self._found))

@@ -1,0 +1,294 @@
+"""Circuit and bulkhead behind one door: who may start, and what follows when one ends.
+
+Each move takes ``now`` first, changes the state and leaves in ``outbox`` what the caller must do once
+it has let go of its lock: places to wake and transitions to tell. Nothing here does any of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from guardrails._core.breaker import Breaker, Change
+from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._outcome import Outcome
+
+if TYPE_CHECKING:
+    from guardrails.errors import Reason
+
+__all__ = ["Gate", "Refusal"]
+
+_T = TypeVar("_T")
+
+
+class Refusal(NamedTuple):
+    """Why a call may not start, and in how many seconds one may (None: nobody can tell)."""
+
+    reason: Reason
+    retry_after: float | None
+
+
+class Gate:
+    """One dependency's door.
+
+    The order is fixed: the circuit is asked, then a slot is taken or queued for, and a queued caller
+    asks the circuit again when it is woken. What is admitted holds a slot; what is evidence has a
+    ticket of the breaker. A plain call is both (``enter``, ``leave``). In front of a connection pool
+    the two come apart: a checkout holds the slot (``check_out``, ``check_in``) and each statement on
+    it is evidence (``begin``, ``end``).
+
+    Attributes:
+        last: The latest moment seen; a clock that goes back is taken to stand still.
+        open_for_all: While True a free slot is all a call needs: the circuit is closed and nobody
+            waits. Every move keeps it up to date, for the caller's fast path.
+        admitted: Slots given out.
+        checkouts: Of each checked-out connection, by the number of its slot: since when, and the
+            ticket of the probe it stands for (0: none).
+        adopted: Slots taken before the guard was there.
+        rejected: Refusals by reason.
+        outbox: Places to wake and changes to tell.
+    """
+
+    __slots__ = (
+        "admitted",
+        "adopted",
+        "breaker",
+        "bulkhead",
+        "checkouts",
+        "last",
+        "open_for_all",
+        "outbox",
+        "rejected",
+    )
+
+    def __init__(self, breaker: Breaker, bulkhead: Bulkhead) -> None:
+        self.breaker = breaker
+        self.bulkhead = bulkhead
+        self.last = -math.inf
+        self.admitted = self.adopted = 0
+        self.checkouts: dict[int, tuple[float, int]] = {}
+        self.rejected: Counter[Reason] = Counter()
+        self.outbox: list[Place | Change] = []
+        self.open_for_all = False
+        self._done(None)
+
+    # --- a plain call: a slot and evidence -----------------------------------------------------
+
+    def enter(self, now: float, place: Place | None) -> int | Refusal | None:
+        """Admits a call.
+
+        Args:
+            now: The moment.
+            place: Where to wait if there is no free slot; None does not wait.
+
+        Returns:
+            The call's ticket; or a refusal; or None when it now waits at ``place``.
+        """
+        now = self._at(now)
+        verdict = self._take_slot(now, place)
+        return self._done(self.breaker.begin(now) if verdict is True else verdict)
+
+    def woken(self, now: float, place: Place, late: Reason = "queue_timeout") -> int | Refusal:
+        """Decides about a call whose wait at ``place`` has ended, in whichever way.
+
+        Args:
+            now: The moment.
+            place: The caller's place.
+            late: The reason to give if nobody granted a slot.
+        """
+        now = self._at(now)
+        verdict = self._inherit(now, place, late)
+        return self._done(self.breaker.begin(now) if verdict is True else verdict)
+
+    def leave(self, now: float, ticket: int, outcome: Outcome) -> bool:
+        """Ends an admitted call: learns from it, then passes its slot on.
+
+        Returns:
+            Whether it was slow. A ticket that has ended before gives nothing back a second time.
+        """
+        slow = self.breaker.end(ticket, outcome, self._at(now))
+        self._follow_circuit()
+        if slow is not None:
+            self._pass_on()
+        return self._done(slow is True)
+
+    # --- a pool: slots for checkouts, evidence from statements ---------------------------------
+
+    def check_out(self, now: float, place: Place | None) -> int | Refusal | None:
+        """Like ``enter``, for a checkout: returns the number of its slot, which is no ticket."""
+        now = self._at(now)
+        verdict = self._take_slot(now, place)
+        return self._done(self._number_slot(now) if verdict is True else verdict)
+
+    def woken_checkout(self, now: float, place: Place, late: Reason = "queue_timeout") -> int | Refusal:
+        """Like ``woken``, for a checkout."""
+        now = self._at(now)
+        verdict = self._inherit(now, place, late)
+        return self._done(self._number_slot(now) if verdict is True else verdict)
+
+    def check_in(self, now: float, slot: int) -> None:
+        """Gives a checkout's slot back; 0 is any of the adopted ones. A slot goes back once.
+
+        A checkout admitted as a probe that ran no statement gives its place in the round back too.
+        """
+        now = self._at(now)
+        if slot in self.checkouts:
+            _, lease = self.checkouts.pop(slot)
+            if lease:
+                self.breaker.end(lease, Outcome.ABANDONED, now)
+                self._follow_circuit()
+            self._pass_on()
+        elif slot == 0 and self.adopted:
+            self.adopted -= 1
+            self._pass_on()
+        self._done(None)
+
+    def adopt(self, now: float, count: int) -> None:
+        """Counts slots that were taken before the guard was there."""
+        self._at(now)
+        self.bulkhead.taken += count
+        self.adopted += count
+
+    def begin(self, now: float, slot: int) -> int:
+        """Starts evidence on a checked-out connection; the first on a probe's connection is the probe."""
+        now = self._at(now)
+        self.breaker.tick(now)
+        _, lease = self.checkouts.get(slot, (now, 0))
+        ticket = self.breaker.begin_unleased(now, lease)
+        self._follow_circuit()
+        return self._done(ticket)
+
+    def end(self, now: float, ticket: int, outcome: Outcome) -> bool:
+        """Ends evidence started by ``begin``. Returns whether it was slow."""
+        slow = self.breaker.end(ticket, outcome, self._at(now))
+        self._follow_circuit()
+        return self._done(slow is True)
+
+    # --- without a slot ------------------------------------------------------------------------
+
+    def abandon(self, now: float, place: Place) -> None:
+        """For a caller that will not come back to its place: it leaves the queue, or its slot goes on."""
+        self._at(now)
+        if not self.bulkhead.withdraw(place) and place.verdict == "granted":
+            self._pass_on()
+        self._done(None)
+
+    def refuse(self, now: float, reason: Reason) -> Refusal:
+        """Counts a refusal that was decided elsewhere."""
+        self._at(now)
+        return self._refuse(reason, None)
+
+    def preview(self, now: float) -> Refusal | None:
+        """Refuses what the circuit would refuse anyway, before anything is spent on it."""
+        now = self._at(now)
+        allowed = self.breaker.knock(now)
+        self._follow_circuit()
+        return self._done(None if allowed else self._circuit_open(now))
+
+    def restart(self, now: float, ticket: int) -> None:
+        """Starts a call's clock again: it was admitted, but had to wait at another door."""
+        self.breaker.resume(ticket, self._at(now))
+
+    def forget_everyone(self) -> None:
+        """Drops every call and every waiter: for the child of a fork, where none of them exists."""
+        breaker, bulkhead = self.breaker, self.bulkhead
+        breaker.in_flight.clear()
+        breaker.overdue.clear()
+        breaker.leases.clear()
+        bulkhead.queue.clear()
+        bulkhead.standing_since = None
+        bulkhead.taken = self.adopted = 0
+        self.checkouts.clear()
+        self.outbox.clear()
+        self._done(None)
+
+    def refresh(self, now: float) -> float:
+        """Brings everything up to ``now`` without asking for anything; returns the moment used."""
+        now = self._at(now)
+        self.breaker.tick(now)
+        self._follow_circuit()
+        return self._done(now)
+
+    def resize(self, now: float, limit: int) -> None:
+        """Changes the number of slots; never waits."""
+        self._at(now)
+        self.outbox.extend(self.bulkhead.resize(limit))
+        if self.breaker.slots is not None:
+            self.breaker.slots = limit
+        self._done(None)
+
+    def turn(self, now: float, transition: str) -> None:
+        """Makes a transition by hand: ``reset``, ``open``, ``half_open`` or a state to hold."""
+        now = self._at(now)
+        breaker = self.breaker
+        breaker.tick(now)
+        if transition == "reset":
+            breaker.reset(now)
+        elif transition == "open":
+            breaker.open(now)
+        elif transition == "half_open":
+            breaker.half_open(now)
+        else:
+            breaker.hold(transition, now)  # type: ignore[arg-type]
+        self._follow_circuit()
+        self._done(None)
+
+    # --- rules ---------------------------------------------------------------------------------
+
+    def _at(self, now: float) -> float:
+        self.last = now = max(self.last, now)
+        return now
+
+    def _take_slot(self, now: float, place: Place | None) -> bool | Refusal | None:
+        allowed = self.breaker.knock(now)
+        self._follow_circuit()
+        if not allowed:
+            return self._circuit_open(now)
+        if self.bulkhead.try_enter():
+            self.admitted += 1
+            return True
+        # Nobody waits in half-open: a probe that finds no slot is no probe.
+        if place is None or self.breaker.state == "half_open" or not self.bulkhead.try_queue(place, now):
+            return self._refuse("bulkhead_full", None)
+        return None
+
+    def _number_slot(self, now: float) -> int:
+        self.checkouts[self.admitted] = (now, self.breaker.lease(now))
+        return self.admitted
+
+    def _inherit(self, now: float, place: Place, late: Reason) -> bool | Refusal:
+        allowed = self.breaker.knock(now)
+        self._follow_circuit()
+        if self.bulkhead.withdraw(place):
+            return self._refuse(late, None)
+        if place.verdict == "granted":
+            if allowed:
+                self.admitted += 1
+                return True
+            self._pass_on()
+        return self._circuit_open(now)
+
+    def _circuit_open(self, now: float) -> Refusal:
+        return self._refuse("circuit_open", self.breaker.retry_after(now))
+
+    def _refuse(self, reason: Reason, retry_after: float | None) -> Refusal:
+        self.rejected[reason] += 1
+        return Refusal(reason, retry_after)
+
+    def _pass_on(self) -> None:
+        heir = self.bulkhead.leave()
+        if heir is not None:
+            self.outbox.append(heir)
+
+    def _follow_circuit(self) -> None:
+        changes = self.breaker.changes
+        if changes:
+            self.outbox.extend(changes)
+            changes.clear()
+            if self.breaker.state in {"open", "half_open", "forced_open"}:
+                self.outbox.extend(self.bulkhead.send_away())
+
+    def _done(self, result: _T) -> _T:
+        self.open_for_all = self.breaker.state == "closed" and not self.bulkhead.queue
+        return result

@@ -1,0 +1,154 @@
+"""The recent past as three numbers: calls, failures, slow calls. Knows no thresholds and no states."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+__all__ = ["FAILED", "SLOW", "CountWindow", "TimeWindow", "Window"]
+
+FAILED = 1
+SLOW = 2
+"""The two marks of a call; a call carries none, one or both."""
+
+
+class Window(Protocol):
+    """What the breaker asks of its memory.
+
+    Attributes:
+        calls: Calls remembered.
+        failures: Those marked FAILED.
+        slow: Those marked SLOW.
+        until: Before this moment ``advance`` has nothing to do.
+    """
+
+    calls: int
+    failures: int
+    slow: int
+    until: float
+
+    def advance(self, now: float) -> None:
+        """Forgets what has become too old by ``now``."""
+
+    def add(self, mark: int) -> int:
+        """Remembers one call and returns its place, for ``amend``."""
+
+    def amend(self, place: int, mark: int) -> None:
+        """Adds a mark to a call remembered earlier; one that is forgotten already stays so."""
+
+    def clear(self) -> None:
+        """Forgets everything."""
+
+
+class CountWindow:
+    """The last ``size`` calls, one byte each in a ring."""
+
+    __slots__ = ("_ring", "_total", "calls", "failures", "slow", "until")
+
+    def __init__(self, size: int) -> None:
+        self._ring = bytearray(size)
+        self._total = 0
+        self.calls = self.failures = self.slow = 0
+        self.until = math.inf
+
+    def advance(self, now: float) -> None:
+        """Does nothing: time alone makes no call old here."""
+
+    def add(self, mark: int) -> int:
+        """See Window."""
+        ring, place = self._ring, self._total
+        at = place % len(ring)
+        old = ring[at]
+        ring[at] = mark
+        self._total = place + 1
+        if self.calls < len(ring):
+            self.calls += 1
+        self.failures += (mark & FAILED) - (old & FAILED)
+        self.slow += (mark >> 1) - (old >> 1)
+        return place
+
+    def amend(self, place: int, mark: int) -> None:
+        """See Window."""
+        ring = self._ring
+        if self._total - self.calls <= place < self._total:
+            at = place % len(ring)
+            new = mark & ~ring[at]
+            ring[at] |= mark
+            self.failures += new & FAILED
+            self.slow += new >> 1
+
+    def clear(self) -> None:
+        """See Window."""
+        self._ring = bytearray(len(self._ring))
+        self._total += len(self._ring)  # places handed out before lie outside for ever
+        self.calls = self.failures = self.slow = 0
+
+
+SLICES = 10
+"""A time window forgets in tenths of its length: constant memory, constant cost, 10 % resolution."""
+
+
+class TimeWindow:
+    """The last ``size`` seconds in ten slices, aligned to the clock's zero.
+
+    The slice now being filled and the nine before it count, so a call is remembered for between
+    nine tenths of ``size`` and ``size`` seconds.
+    """
+
+    __slots__ = ("_failures", "_index", "_slow", "_totals", "_width", "calls", "failures", "slow", "until")
+
+    def __init__(self, size: float) -> None:
+        self._width = size / SLICES
+        self._totals = [0] * SLICES
+        self._failures = [0] * SLICES
+        self._slow = [0] * SLICES
+        self._index: int | None = None
+        self.calls = self.failures = self.slow = 0
+        self.until = -math.inf
+
+    def advance(self, now: float) -> None:
+        """See Window. A clock that went back leaves everything as it is."""
+        if now < self.until:
+            return
+        index = int(now // self._width)
+        if self._index is None or index - self._index >= SLICES:
+            self._wipe()
+            self._index = index
+        while self._index < index:
+            self._index += 1
+            at = self._index % SLICES
+            self.calls -= self._totals[at]
+            self.failures -= self._failures[at]
+            self.slow -= self._slow[at]
+            self._totals[at] = self._failures[at] = self._slow[at] = 0
+        self.until = (self._index + 1) * self._width
+
+    def add(self, mark: int) -> int:
+        """See Window. Call ``advance`` first."""
+        assert self._index is not None, "advance comes before add"  # noqa: S101 - a rule between two rooms
+        at = self._index % SLICES
+        self._totals[at] += 1
+        self.calls += 1
+        if mark:
+            self._mark(at, mark)
+        return self._index
+
+    def amend(self, place: int, mark: int) -> None:
+        """See Window."""
+        if self._index is not None and self._index - SLICES < place <= self._index:
+            self._mark(place % SLICES, mark)
+
+    def clear(self) -> None:
+        """See Window. The slice of the moment stays the current one."""
+        self._wipe()
+
+    def _mark(self, at: int, mark: int) -> None:
+        failed, slow = mark & FAILED, mark >> 1
+        self._failures[at] += failed
+        self.failures += failed
+        self._slow[at] += slow
+        self.slow += slow
+
+    def _wipe(self) -> None:
+        self._totals[:] = self._failures[:] = self._slow[:] = [0] * SLICES
+        self.calls = self.failures = self.slow = 0

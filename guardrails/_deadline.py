@@ -1,0 +1,149 @@
+"""The time a caller has left: the only ambient state of the library. Knows guards only as owners.
+
+A deadline lives in a `Scope`, carried by a context variable, so tasks and worker threads that copy
+the context inherit it. When its block ends the scope is *closed*, not only reset: whoever still has
+it, such as a background task, steps over it instead of keeping a dead deadline for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from guardrails._checks import finite
+from guardrails.errors import ConfigurationError, GuardrailsError
+
+__all__ = [
+    "RequestScope",
+    "Scope",
+    "close",
+    "current",
+    "deadline",
+    "enter",
+    "note_trouble",
+    "open_scope",
+    "remaining",
+]
+
+S = TypeVar("S", bound="Scope")
+
+Clock = Callable[[], float]
+
+_scope: ContextVar[Scope | None] = ContextVar("guardrails_scope", default=None)
+
+
+class Scope:
+    """One block of code that runs under a deadline or for a guard.
+
+    Attributes:
+        at: When time is up on ``clock``, the enclosing scopes included; None is never.
+        owner: The guard whose timeout ``at`` is; None for a `deadline` block.
+        guard: The guard this block was opened for; None for a `deadline` block.
+        clock: What ``at`` is measured with.
+        outer: The enclosing scope.
+        closed: True once the block has ended.
+    """
+
+    __slots__ = ("at", "clock", "closed", "guard", "outer", "owner")
+
+    def __init__(self, at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> None:
+        self.at: float | None = at
+        self.guard = guard
+        self.owner = guard
+        self.clock = clock
+        self.outer = outer
+        self.closed = False
+        if outer is not None and outer.at is not None:
+            bound = outer.at if outer.clock is clock else clock() + (outer.at - outer.clock())
+            if at is None or bound <= at:
+                self.at = bound
+                self.owner = outer.owner
+
+    def remaining(self) -> float | None:
+        """Seconds left, negative when time is up, or None without a deadline."""
+        return None if self.at is None else self.at - self.clock()
+
+
+class RequestScope(Scope):
+    """The scope of one HTTP request, opened by a middleware around everything the request does.
+
+    Attributes:
+        trouble: The last refusal or timeout of any guard inside it. A framework's own error handler
+            may have turned the exception into a 500 before the middleware could see it.
+    """
+
+    __slots__ = ("trouble",)
+
+    def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
+        super().__init__(at, None, clock, outer)
+        self.trouble: GuardrailsError | None = None
+
+
+def note_trouble(error: GuardrailsError) -> None:
+    """Leaves a guard's error with the request it happened in, if there is one."""
+    scope = current()
+    while scope is not None:
+        if isinstance(scope, RequestScope):
+            scope.trouble = error
+            return
+        scope = scope.outer
+
+
+def current() -> Scope | None:
+    """The innermost scope that has not ended."""
+    scope = _scope.get()
+    while scope is not None and scope.closed:
+        scope = scope.outer
+    return scope
+
+
+def open_scope(at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> Scope:
+    """Opens a scope inside ``outer``, which is what ``current`` has just returned."""
+    return enter(Scope(at, guard, clock, outer))
+
+
+def enter(scope: S) -> S:
+    """Makes a scope the current one."""
+    _scope.set(scope)
+    return scope
+
+
+def close(scope: Scope) -> None:
+    """Ends a scope, from whichever context."""
+    scope.closed = True
+    if _scope.get() is scope:
+        _scope.set(scope.outer)
+
+
+@contextmanager
+def deadline(seconds: float, *, clock: Clock = time.monotonic) -> Iterator[None]:
+    """Gives everything in the block, sync or async, at most this many seconds from now.
+
+    Guarded calls inside take the smaller of this and their own timeout; one that finds no time left
+    raises DeadlineSpentError instead of starting. Blocks nest, and the smaller budget wins. The block
+    itself is not interrupted.
+
+    Args:
+        seconds: The budget. 0 or less means that no time is left.
+        clock: What the budget is measured with; only tests need another.
+
+    Raises:
+        ConfigurationError: ``seconds`` is not a finite number.
+    """
+    if not finite(seconds):
+        raise ConfigurationError(f"deadline: seconds must be a finite number, got {seconds!r:.80}")
+    scope = open_scope(clock() + seconds, None, clock, current())
+    try:
+        yield
+    finally:
+        close(scope)
+
+
+def remaining() -> float | None:
+    """Seconds left of the ambient budget, 0.0 when it is spent, None when there is none."""
+    scope = current()
+    left = None if scope is None else scope.remaining()
+    return None if left is None else max(0.0, left)

@@ -1,0 +1,211 @@
+"""A gate with a lock, a clock and listeners: each move is one step. Knows no deadlines and no callers' code.
+
+A step is: lock, read the clock, decide, unlock, act. Waking waiters, telling listeners, logging and
+raising happen after the lock has been let go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from guardrails._circuit_open import CircuitOpenError
+from guardrails._core.breaker import Change
+from guardrails._core.gate import Gate, Refusal
+from guardrails._deadline import note_trouble
+from guardrails._outcome import Outcome
+from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
+from guardrails.errors import BulkheadFullError, DeadlineSpentError, Reason, RejectedError, ShedError
+from guardrails.events import CallFinished, CallRejected, Event, Listener, StateChanged
+
+__all__ = ["Door"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = logging.getLogger("guardrails")
+_log.addHandler(logging.NullHandler())
+
+_ERRORS: dict[Reason, type[RejectedError]] = {
+    "circuit_open": CircuitOpenError,
+    "bulkhead_full": BulkheadFullError,
+    "queue_timeout": BulkheadFullError,
+    "deadline_spent": DeadlineSpentError,
+    "shed": ShedError,
+}
+
+
+class Door:
+    """One guard's gate, shared by threads and event loops.
+
+    Attributes:
+        name: The guard's name.
+        gate: The state; touched only in a step.
+        clock: Where the time comes from.
+        max_wait: Seconds a caller may queue for a slot.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        gate: Gate,
+        *,
+        clock: Callable[[], float],
+        max_wait: float,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        self.name = name
+        self.gate = gate
+        self.clock = clock
+        self.max_wait = max_wait
+        self.lock = threading.Lock()
+        self._seq = itertools.count(1)
+        self._listeners = tuple(listeners)
+
+    # --- one step ------------------------------------------------------------------------------
+
+    def step(self, move: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Makes one move of the gate, then does what it asks for."""
+        with self.lock:
+            result = move(self.clock(), *args, **kwargs)
+            gate = self.gate
+            todo = [(next(self._seq), item) for item in gate.outbox]
+            if todo:
+                gate.outbox.clear()
+        for seq, item in todo:
+            if isinstance(item, Change):
+                self._tell_change(seq, item)
+            elif isinstance(item, Waiting) and not item.wake():
+                self.step(gate.abandon, item)  # its event loop is gone: pass the slot on
+        return result
+
+    # --- coming in -----------------------------------------------------------------------------
+
+    def enter(self, *, checkout: bool = False, budget: float | None = None) -> int:
+        """Takes a slot for a thread, waiting a little if there is none free.
+
+        Args:
+            checkout: True takes a slot without evidence; see ``Gate.check_out``.
+            budget: Seconds the caller has left, which bound the wait.
+
+        Returns:
+            The ticket, or for a checkout the lease.
+
+        Raises:
+            RejectedError: The call may not start.
+        """
+        # Blocking the event loop would stop the very callers whose slots this one waits for.
+        place = ThreadPlace() if self.max_wait > 0 and not on_event_loop() else None
+        gate = self.gate
+        verdict = self.step(gate.check_out if checkout else gate.enter, place)
+        if verdict is None and place is not None:
+            patience, late = self._patience(budget)
+            try:
+                place.wait(patience)
+            except BaseException:
+                self.step(gate.abandon, place)
+                raise
+            verdict = self.step(gate.woken_checkout if checkout else gate.woken, place, late)
+        return self._admitted(verdict)
+
+    async def enter_async(self, *, checkout: bool = False, budget: float | None = None) -> int:
+        """Takes a slot for an asyncio task; see ``enter``."""
+        place = TaskPlace() if self.max_wait > 0 else None
+        gate = self.gate
+        verdict = self.step(gate.check_out if checkout else gate.enter, place)
+        if verdict is None and place is not None:
+            patience, late = self._patience(budget)
+            try:
+                await place.wait(patience)
+            except BaseException:
+                self.step(gate.abandon, place)
+                raise
+            verdict = self.step(gate.woken_checkout if checkout else gate.woken, place, late)
+        return self._admitted(verdict)
+
+    def _patience(self, budget: float | None) -> tuple[float, Reason]:
+        with self.lock:
+            patience = self.gate.bulkhead.patience(self.max_wait, self.gate.last)
+        if budget is not None and budget < patience:
+            return budget, "deadline_spent"
+        return patience, "queue_timeout"
+
+    def _admitted(self, verdict: int | Refusal | None) -> int:
+        if isinstance(verdict, int):
+            return verdict
+        raise self.refused(verdict or Refusal("bulkhead_full", None))
+
+    def refused(self, refusal: Refusal) -> RejectedError:
+        """Tells the listeners of a refusal and builds its error, a new one each time."""
+        reason, retry_after = refusal
+        if self.wanted(CallRejected):
+            self.tell(
+                CallRejected, at=self.clock(), seq=next(self._seq), reason=reason, retry_after=retry_after
+            )
+        error = _ERRORS[reason](self.name, reason, retry_after)
+        note_trouble(error)
+        return error
+
+    def refuse(self, reason: Reason) -> RejectedError:
+        """Counts a refusal decided outside the gate and builds its error."""
+        return self.refused(self.step(self.gate.refuse, reason))
+
+    # --- going out -----------------------------------------------------------------------------
+
+    def leave(self, ticket: int, outcome: Outcome, started: float) -> None:
+        """Ends a plain call: evidence and slot in one step."""
+        slow = self.step(self.gate.leave, ticket, outcome)
+        if self.wanted(CallFinished):
+            self.finished(outcome, started, slow=slow)
+
+    def finished(self, outcome: Outcome, started: float, *, slow: bool) -> None:
+        """Tells that a call ended. ``started`` is a reading of this door's clock."""
+        now = self.clock()
+        self.tell(
+            CallFinished,
+            at=now,
+            seq=next(self._seq),
+            outcome=outcome,
+            duration=max(0.0, now - started),
+            slow=slow,
+        )
+
+    # --- listeners -----------------------------------------------------------------------------
+
+    def wanted(self, kind: type[Event]) -> bool:
+        """Whether any listener wants this kind of event."""
+        return any(_wants(listener, kind) for listener in self._listeners)
+
+    def tell(self, kind: type[Event], **fields: Any) -> None:
+        """Builds an event and hands it to who wants it. What a listener raises is logged, no more."""
+        event = kind(guard=self.name, **fields)
+        for listener in self._listeners:
+            if _wants(listener, kind):
+                try:
+                    listener(event)
+                except Exception:  # noqa: BLE001 - logged; a listener cannot break a call
+                    _log.exception("a listener of guard %r raised", self.name)
+
+    def _tell_change(self, seq: int, change: Change) -> None:
+        if change.old == change.new:
+            _log.warning("circuit %r would have opened: %s", self.name, change.cause)
+        else:
+            level = logging.WARNING if change.new in {"open", "forced_open"} else logging.INFO
+            _log.log(level, "circuit %r: %s -> %s (%s)", self.name, change.old, change.new, change.cause)
+        self.tell(
+            StateChanged,
+            at=change.at,
+            seq=seq,
+            old=change.old,
+            new=change.new,
+            cause=change.cause,
+            retry_after=change.retry_after,
+        )
+
+
+def _wants(listener: Listener, kind: type[Event]) -> bool:
+    wanted = getattr(listener, "events", None)
+    return wanted is None or kind in wanted

@@ -1,0 +1,317 @@
+"""The guard: one dependency's slots, circuit and timeout, for threads and asyncio tasks alike."""
+
+from __future__ import annotations
+
+import random as _random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Never, ParamSpec, Protocol, TypeVar
+
+from guardrails._call import Call, Passage
+from guardrails._checks import Faults, unknown_option
+from guardrails._core.breaker import Breaker, State
+from guardrails._core.bulkhead import Bulkhead
+from guardrails._core.gate import Gate
+from guardrails._door import Door
+from guardrails._policy import BreakerPolicy
+from guardrails._snapshot import GuardSnapshot, take
+from guardrails.errors import ConfigurationError
+from guardrails.events import Listener
+
+__all__ = ["Attachment", "Guard", "attach"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DEFAULT_SHARE = 7, 10
+"""A compartment's part of its parent's slots, as a fraction: enough for one workload to use the pool
+well, and three tenths left for everybody else whatever happens to it."""
+
+
+class Attachment(Protocol):
+    """What an integration leaves with the guard it attached to a pool."""
+
+    def detach(self) -> None:
+        """Puts the target back as it was."""
+
+
+class Guard:
+    """Bulkhead, circuit breaker and timeout of one dependency.
+
+    ::
+
+        db = Guard("orders-db", max_concurrent_calls=15)
+
+        with db.call():                 # or: async with
+            ...
+        db.run(fetch, 42)               # or: await db.run_async(fetch, 42)
+
+    Durations are seconds.
+
+    Args:
+        name: A label for errors, events and metrics.
+        max_concurrent_calls: Slots. Calls beyond it wait, and beyond that are refused.
+        max_wait_duration: How long a call may wait for a slot. Under lasting overload the wait drops
+            to 5 ms by itself; 0 never waits.
+        max_waiting: How many calls may wait at once; None means ``max_concurrent_calls``.
+        timeout: What each call is given; None is unbounded. An asyncio call is cancelled at the
+            deadline. A synchronous function cannot be stopped: it is told (`remaining`), and coming
+            back late counts as a failure.
+        breaker: When the circuit opens; None is no circuit.
+        listeners: Called with events; see `guardrails.events`.
+        clock: Where the time comes from; a monotonic reading in seconds.
+        random: Where jitter comes from; returns a float in [0, 1).
+
+    Raises:
+        ConfigurationError: One or more arguments are wrong; all are named at once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_concurrent_calls: int,
+        max_wait_duration: float = 0.05,
+        max_waiting: int | None = None,
+        timeout: float | None = 5.0,
+        breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 - frozen
+        listeners: Iterable[Listener] = (),
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = _random.random,
+        **unknown: Never,
+    ) -> None:
+        for option in unknown:
+            raise unknown_option("Guard", option, _OPTIONS)
+        _check(name, max_concurrent_calls, max_wait_duration, max_waiting, timeout, breaker)
+        self._name = name
+        self._timeout = timeout
+        self._settings: dict[str, Any] = {
+            "max_wait_duration": max_wait_duration,
+            "max_waiting": max_waiting,
+            "timeout": timeout,
+            "breaker": breaker,
+            "listeners": tuple(listeners),
+            "clock": clock,
+            "random": random,
+        }
+        queue = max_concurrent_calls if max_waiting is None else max_waiting
+        gate = Gate(Breaker(breaker, random), Bulkhead(max_concurrent_calls, queue))
+        self._door = Door(
+            name, gate, clock=clock, max_wait=max_wait_duration, listeners=self._settings["listeners"]
+        )
+        self.passage = Passage(self, name, (self._door,), breaker)
+        self._parent: Guard | None = None
+        self._share: int | None = None
+        self._parts: dict[str, Guard] = {}
+        self._attachment: Attachment | None = None
+
+    # --- passing through -----------------------------------------------------------------------
+
+    def call(self, timeout: float | None = None) -> Call:
+        """One passage, for ``with`` or ``async with``.
+
+        On a guard that is attached to a pool it takes no slot; the checkout inside does. It then opens
+        a scope: the deadline, the compartment, and an early refusal while the circuit is open.
+
+        Args:
+            timeout: Seconds for this call instead of the guard's own timeout.
+
+        Raises:
+            ConfigurationError: ``timeout`` is not a number above 0.
+        """
+        if timeout is not None:
+            faults = Faults(f"guard {self._name!r}")
+            faults.seconds("timeout", timeout)
+            faults.raise_if_any()
+        elif not self.passage.attached:
+            timeout = self._timeout
+        return Call(self.passage, timeout)
+
+    def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls ``fn`` in one passage and returns what it returns.
+
+        Raises:
+            RejectedError: The call did not start.
+        """
+        with self.call() as call:
+            result = fn(*args, **kwargs)
+            call.judge(result)
+        return result
+
+    async def run_async(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Awaits ``fn`` in one passage and returns what it returns.
+
+        Raises:
+            RejectedError: The call did not start.
+            CallTimeoutError: It started and was cancelled at its deadline.
+        """
+        async with self.call() as call:
+            result = await fn(*args, **kwargs)
+            call.judge(result)
+        return result
+
+    # --- looking -------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The label."""
+        return self._name
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds each call is given, or None."""
+        return self._timeout
+
+    @property
+    def state(self) -> State:
+        """The circuit's state. Reading it changes nothing."""
+        return self._door.gate.breaker.state
+
+    def snapshot(self) -> GuardSnapshot:
+        """The figures of this moment. Reading them changes nothing."""
+        door = self._door
+        with door.lock:
+            return take(door.clock(), self._name, door.gate)
+
+    def __repr__(self) -> str:
+        gate = self._door.gate
+        slots = gate.bulkhead
+        return (
+            f"<Guard {self._name!r} {gate.breaker.state}, {slots.taken}/{slots.limit} busy, "
+            f"{len(slots.queue)} waiting>"
+        )
+
+    # --- by hand -------------------------------------------------------------------------------
+
+    def force_open(self) -> None:
+        """Refuses every call until `reset` or another manual state."""
+        self._turn("forced_open")
+
+    def disable(self) -> None:
+        """Lets every call pass the circuit and learns nothing; the bulkhead still holds."""
+        self._turn("disabled")
+
+    def metrics_only(self) -> None:
+        """Records and never opens; says once when it would have (a StateChanged with ``old == new``)."""
+        self._turn("metrics_only")
+
+    def reset(self) -> None:
+        """Back to closed, with empty windows."""
+        self._turn("reset")
+
+    def _turn(self, transition: str) -> None:
+        self._door.step(self._door.gate.turn, transition)
+
+    def resize(self, max_concurrent_calls: int) -> None:
+        """Changes the number of slots at once, without waiting.
+
+        Calls beyond a smaller number run to their end; a larger one wakes waiting callers. Compartments
+        of default size follow.
+
+        Raises:
+            ConfigurationError: Not a whole number above 0, or above what the parent has.
+        """
+        faults = Faults(f"guard {self._name!r}")
+        most = self._parent.snapshot().max_concurrent_calls if self._parent else None
+        faults.count("max_concurrent_calls", max_concurrent_calls, most=most)
+        faults.raise_if_any()
+        self._door.step(self._door.gate.resize, max_concurrent_calls)
+        for part in self._parts.values():
+            if part._share is None:
+                part.resize(_default_share(max_concurrent_calls))
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def compartment(self, name: str, *, max_concurrent_calls: int | None = None, **options: Any) -> Guard:
+        """A part of this guard for one workload, so that it cannot sink the rest.
+
+        A call through it needs a slot in both and is evidence in both; each has its own circuit, and
+        this guard's opens only when the evidence across all of its calls says so. On a guard attached
+        to a pool, checkouts made inside the compartment's calls belong to it.
+
+        Args:
+            name: Its label. Asked for again without options, the same compartment is returned.
+            max_concurrent_calls: Its slots; None is 70 % of this guard's, rounded down, at least 1.
+            **options: As for `Guard`; what is not given is this guard's own.
+
+        Raises:
+            ConfigurationError: An argument is wrong, or the name is taken.
+        """
+        if name in self._parts:
+            if max_concurrent_calls is None and not options:
+                return self._parts[name]
+            raise ConfigurationError(f"guard {self._name!r} has a compartment {name!r} already")
+        total = self._door.gate.bulkhead.limit
+        faults = Faults(f"compartment {name!r}")
+        faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=total)
+        faults.raise_if_any()
+        part = Guard(
+            name,
+            max_concurrent_calls=max_concurrent_calls or _default_share(total),
+            **{**self._settings, **options},
+        )
+        part._parent = self
+        part._share = max_concurrent_calls
+        part.passage = Passage(part, name, (part._door, *self.passage.doors), part.passage.policy)
+        attach(part, self._attachment)
+        self._parts[name] = part
+        return part
+
+    @property
+    def compartments(self) -> tuple[Guard, ...]:
+        """The parts, in the order they were made."""
+        return tuple(self._parts.values())
+
+    # --- attached to a pool --------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Undoes `protect`: the target is as it was before, what is checked out now included.
+
+        Raises:
+            ConfigurationError: This guard is not attached to anything, or is a compartment.
+        """
+        if self._attachment is None or self._parent is not None:
+            raise ConfigurationError(f"guard {self._name!r} is not attached to anything")
+        self._attachment.detach()
+        attach(self, None)
+
+
+def attach(guard: Guard, attachment: Attachment | None) -> None:
+    """Notes what a guard and all its parts are attached to; None for nothing any more."""
+    guard._attachment = attachment
+    guard.passage.attached = attachment is not None
+    for part in guard.compartments:
+        attach(part, attachment)
+
+
+_OPTIONS = (
+    "breaker",
+    "clock",
+    "listeners",
+    "max_concurrent_calls",
+    "max_wait_duration",
+    "max_waiting",
+    "random",
+    "timeout",
+)
+
+
+def _check(
+    name: object, limit: object, wait: object, waiting: object, timeout: object, breaker: object
+) -> None:
+    shown = name if isinstance(name, str) else type(name).__name__
+    faults = Faults(f"guard {shown[:80]!r}")
+    if not isinstance(name, str) or not name:
+        faults.add("name", name, "a text that is not empty")
+    faults.count("max_concurrent_calls", limit)
+    faults.seconds("max_wait_duration", wait, zero=True)
+    faults.count("max_waiting", waiting, least=0, none=True)
+    faults.seconds("timeout", timeout, none=True)
+    if breaker is not None and not isinstance(breaker, BreakerPolicy):
+        faults.add("breaker", breaker, "a BreakerPolicy or None")
+    faults.raise_if_any()
+
+
+def _default_share(total: int) -> int:
+    part, whole = _DEFAULT_SHARE
+    return max(1, total * part // whole)

@@ -1,0 +1,45 @@
+"""`protect`: finds the integration a live target belongs to. Knows names of modules, imports none early."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, cast
+
+from guardrails.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from guardrails._guard import Guard
+
+__all__ = ["protect"]
+
+_INTEGRATIONS = {
+    "sqlalchemy": ("guardrails.integrations.sqlalchemy", "guard_engine"),
+}
+"""Top-level package of the target's class -> where it is guarded. Imported on use, so that
+``import guardrails`` needs none of them."""
+
+
+def protect(target: object, *, name: str | None = None, **guard_options: Any) -> Guard:
+    """Attaches a guard to a live SQLAlchemy engine; every caller of it is covered as it is.
+
+    Args:
+        target: An ``Engine`` or ``AsyncEngine``.
+        name: The guard's label; None takes the kind of database.
+        **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
+
+    Returns:
+        The guard. ``guard.detach()`` undoes it.
+
+    Raises:
+        ConfigurationError: The target cannot be guarded, is guarded already, or an option is wrong.
+    """
+    for cls in type(target).__mro__:
+        package = cls.__module__.partition(".")[0]
+        if package in _INTEGRATIONS:
+            module, function = _INTEGRATIONS[package]
+            attach = getattr(importlib.import_module(module), function)
+            return cast("Guard", attach(target, name=name, **guard_options))
+    raise ConfigurationError(
+        f"protect: a {type(target).__name__} cannot be guarded; "
+        "give it a SQLAlchemy Engine or AsyncEngine, or use Guard() around the calls"
+    )

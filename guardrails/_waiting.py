@@ -1,0 +1,82 @@
+"""The one place that tells threads from event loops: how a caller waits at its place, and is woken."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from guardrails._core.bulkhead import Place
+
+__all__ = ["TaskPlace", "ThreadPlace", "Waiting", "on_event_loop"]
+
+
+def on_event_loop() -> bool:
+    """Whether this thread is running an event loop, so that blocking it would stop everybody else."""
+    return asyncio._get_running_loop() is not None  # noqa: SLF001 - documented, and does not raise
+
+
+class Waiting(Place):
+    """A place whose caller can be woken."""
+
+    __slots__ = ()
+
+    def wake(self) -> bool:
+        """Wakes the caller; False when it can never come back."""
+        raise NotImplementedError
+
+
+class ThreadPlace(Waiting):
+    """A thread that waits."""
+
+    __slots__ = ("_bell",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bell = threading.Lock()
+        self._bell.acquire()
+
+    def wait(self, seconds: float) -> None:
+        """Blocks until woken, at most ``seconds``."""
+        self._bell.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+
+    def wake(self) -> bool:
+        """See Waiting. A thread that died while waiting cannot be told from a slow one."""
+        self._bell.release()
+        return True
+
+
+class TaskPlace(Waiting):
+    """An asyncio task that waits; it may be woken from any thread."""
+
+    __slots__ = ("_bell", "_loop", "_thread")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._bell: asyncio.Future[None] = self._loop.create_future()
+
+    async def wait(self, seconds: float) -> None:
+        """Suspends the task until woken, at most ``seconds``."""
+        timer = self._loop.call_later(max(seconds, 0.0), self._ring)
+        try:
+            await self._bell
+        finally:
+            timer.cancel()
+
+    def wake(self) -> bool:
+        """See Waiting: a closed loop runs nobody any more."""
+        if self._thread == threading.get_ident():
+            if self._loop.is_closed():
+                return False
+            self._ring()
+            return True
+        try:
+            self._loop.call_soon_threadsafe(self._ring)
+        except RuntimeError:
+            return False
+        return True
+
+    def _ring(self) -> None:
+        if not self._bell.done():
+            self._bell.set_result(None)

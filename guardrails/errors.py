@@ -1,0 +1,118 @@
+"""Every error guardrails raises.
+
+::
+
+    GuardrailsError
+     +- RejectedError              the call did not start
+     |   +- CircuitOpenError       also a pybreaker.CircuitBreakerError
+     |   +- BulkheadFullError
+     |   +- DeadlineSpentError     no time was left
+     |   +- ShedError              dropped for its criticality
+     +- CallTimeoutError           also a TimeoutError; it started, the effect is unknown
+     |   +- CommitUnknownError     a COMMIT timed out
+     +- ConfigurationError         also a ValueError
+
+The tree answers the one question a caller has: *did my call start?* No text here ever holds
+SQL, parameters, host names or credentials.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from guardrails._circuit_open import CircuitOpenError
+
+__all__ = [
+    "BulkheadFullError",
+    "CallTimeoutError",
+    "CircuitOpenError",
+    "CommitUnknownError",
+    "ConfigurationError",
+    "DeadlineSpentError",
+    "GuardrailsError",
+    "RejectedError",
+    "ShedError",
+]
+
+Reason = Literal["circuit_open", "bulkhead_full", "queue_timeout", "deadline_spent", "shed"]
+"""Why a call was not admitted; the label of the ``rejected`` counters."""
+
+
+class GuardrailsError(Exception):
+    """Base of every error guardrails raises."""
+
+
+class RejectedError(GuardrailsError):
+    """The call did not start, so trying again later cannot do anything twice.
+
+    Attributes:
+        guard: Name of the guard that refused.
+        reason: One of ``circuit_open bulkhead_full queue_timeout deadline_spent shed``.
+        retry_after: Seconds after which a call may be admitted, or None when nobody can tell.
+    """
+
+    _wording: dict[str, str] = {  # noqa: RUF012 - one table, never written to
+        "circuit_open": "the circuit is open",
+        "bulkhead_full": "every slot is taken and the queue is full",
+        "queue_timeout": "no slot came free in time",
+        "deadline_spent": "no time is left of the deadline",
+        "shed": "shed under load for its criticality",
+    }
+
+    def __init__(self, guard: str, reason: Reason, retry_after: float | None = None) -> None:
+        hint = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
+        super().__init__(f"{guard!r} refused the call: {self._wording[reason]}{hint}")
+        self.guard = guard
+        self.reason: Reason = reason
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.guard, self.reason, self.retry_after)
+
+
+class BulkheadFullError(RejectedError):
+    """Every slot was taken; ``reason`` tells a full queue from a wait that ended without a slot."""
+
+
+class DeadlineSpentError(RejectedError):
+    """The deadline had passed before the call could start."""
+
+
+class ShedError(RejectedError):
+    """Refused under pressure because more important calls need the slots."""
+
+
+class CallTimeoutError(GuardrailsError, TimeoutError):
+    """The call started and did not finish in time: whether it took effect is unknown.
+
+    Attributes:
+        guard: Name of the guard whose call was stopped.
+        timeout: Seconds the call was given.
+    """
+
+    def __init__(self, guard: str, timeout: float) -> None:
+        super().__init__(f"{guard!r} stopped the call: it was given {timeout:.3g} s")
+        self.guard = guard
+        self.timeout = timeout
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.guard, self.timeout)
+
+
+class CommitUnknownError(CallTimeoutError):
+    """A COMMIT timed out: the transaction may or may not have been committed. Never retried."""
+
+
+class ConfigurationError(GuardrailsError, ValueError):
+    """A setting is wrong; the message names the field, the value and what is allowed."""
+
+
+def __getattr__(name: str) -> Any:
+    # CircuitOpenError derives from pybreaker's error, and importing pybreaker imports redis where it
+    # is installed (0.3 s). Nobody should pay that for `import guardrails`; building a Guard does.
+    if name == "CircuitOpenError":
+        from guardrails._circuit_open import CircuitOpenError  # noqa: PLC0415 - see above
+
+        return CircuitOpenError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,83 @@
+"""What a guard tells its listeners.
+
+A listener is any callable that takes one of these records. Give it an attribute
+``events = (StateChanged, ...)`` and it gets only those; an event that nobody wants is not built.
+Listeners run after every lock has been let go, in the order of ``seq`` within one thread; what they
+raise is logged and goes no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guardrails._outcome import Outcome
+    from guardrails.errors import Reason
+
+__all__ = ["CallFinished", "CallRejected", "Event", "Listener", "StateChanged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What every event carries.
+
+    Attributes:
+        guard: Name of the guard.
+        at: Reading of the guard's clock in seconds.
+        seq: Grows by one with each event of this guard; two threads may deliver out of order.
+    """
+
+    guard: str
+    at: float
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChanged(Event):
+    """The circuit went from ``old`` to ``new``.
+
+    Attributes:
+        old: State before, such as ``"closed"``.
+        new: State after, such as ``"open"``.
+        cause: What decided it: ``"failure_rate" "slow_call_rate" "consecutive_failures" "stalled"
+            "probes_failed" "probes_passed" "wait_over" "manual"``.
+        retry_after: Seconds the circuit stays open, for ``new == "open"``.
+    """
+
+    old: str
+    new: str
+    cause: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRejected(Event):
+    """A call was refused before it started.
+
+    Attributes:
+        reason: As on :class:`guardrails.RejectedError`.
+        retry_after: Seconds, or None when unknown.
+    """
+
+    reason: Reason
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFinished(Event):
+    """A call that had been admitted ended.
+
+    Attributes:
+        outcome: What it says about the dependency.
+        duration: Seconds from admission to the end; waiting for a slot is not part of it.
+        slow: Whether it took longer than the slow-call threshold.
+    """
+
+    outcome: Outcome
+    duration: float
+    slow: bool
+
+
+Listener = Callable[[Event], None]
