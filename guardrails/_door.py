@@ -9,13 +9,16 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from guardrails._circuit_open import CircuitOpenError
 from guardrails._core.breaker import Change
+from guardrails._core.bulkhead import Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._deadline import note_trouble
+from guardrails._fork import survive_fork
 from guardrails._outcome import Outcome
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
 from guardrails.errors import BulkheadFullError, DeadlineSpentError, Reason, RejectedError, ShedError
@@ -62,25 +65,46 @@ class Door:
         self.clock = clock
         self.max_wait = max_wait
         self.lock = threading.Lock()
+        self._holder = 0
+        self._postponed: deque[Callable[[float], None]] = deque()
         self._seq = itertools.count(1)
         self._listeners = tuple(listeners)
+        survive_fork(self)
 
     # --- one step ------------------------------------------------------------------------------
 
     def step(self, move: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Makes one move of the gate, then does what it asks for."""
+        todo: list[tuple[int, Place | Change]] = []
+        gate = self.gate
         with self.lock:
-            result = move(self.clock(), *args, **kwargs)
-            gate = self.gate
-            todo = [(next(self._seq), item) for item in gate.outbox]
-            if todo:
-                gate.outbox.clear()
+            self._holder = threading.get_ident()
+            try:
+                result = move(self.clock(), *args, **kwargs)
+                while self._postponed:
+                    self._postponed.popleft()(self.clock())
+                if gate.outbox:
+                    todo = [(next(self._seq), item) for item in gate.outbox]
+                    gate.outbox.clear()
+            finally:
+                self._holder = 0
         for seq, item in todo:
             if isinstance(item, Change):
                 self._tell_change(seq, item)
             elif isinstance(item, Waiting) and not item.wake():
                 self.step(gate.abandon, item)  # its event loop is gone: pass the slot on
         return result
+
+    def step_from_anywhere(self, move: Callable[[float, int], None], slot: int) -> None:
+        """Makes a move that the garbage collector may have asked for, in the middle of a step of ours.
+
+        The collector runs where it likes, and a connection it finds returns to the pool there and then.
+        In a thread that holds this door's lock the move is postponed to the end of the step under way.
+        """
+        if self._holder == threading.get_ident():
+            self._postponed.append(lambda now: move(now, slot))
+        else:
+            self.step(move, slot)
 
     # --- coming in -----------------------------------------------------------------------------
 
@@ -111,20 +135,42 @@ class Door:
             verdict = self.step(gate.woken_checkout if checkout else gate.woken, place, late)
         return self._admitted(verdict)
 
-    async def enter_async(self, *, checkout: bool = False, budget: float | None = None) -> int:
+    async def enter_async(self, *, budget: float | None = None) -> int:
         """Takes a slot for an asyncio task; see ``enter``."""
         place = TaskPlace() if self.max_wait > 0 else None
-        gate = self.gate
-        verdict = self.step(gate.check_out if checkout else gate.enter, place)
+        verdict = self.step(self.gate.enter, place)
         if verdict is None and place is not None:
-            patience, late = self._patience(budget)
-            try:
-                await place.wait(patience)
-            except BaseException:
-                self.step(gate.abandon, place)
-                raise
-            verdict = self.step(gate.woken_checkout if checkout else gate.woken, place, late)
+            late = await self._queue(place, budget)
+            verdict = self.step(self.gate.woken, place, late)
         return self._admitted(verdict)
+
+    def check_out(self, wait: Callable[[Any], Any] | None, *, budget: float | None = None) -> int:
+        """Takes a slot for a pool's checkout and returns its number.
+
+        Args:
+            wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
+            budget: Seconds the caller has left, which bound the wait.
+
+        Raises:
+            RejectedError: There is no slot in time.
+        """
+        if wait is None:
+            return self.enter(checkout=True, budget=budget)
+        place = TaskPlace() if self.max_wait > 0 else None
+        verdict = self.step(self.gate.check_out, place)
+        if verdict is None and place is not None:
+            late = wait(self._queue(place, budget))
+            verdict = self.step(self.gate.woken_checkout, place, late)
+        return self._admitted(verdict)
+
+    async def _queue(self, place: TaskPlace, budget: float | None) -> Reason:
+        patience, late = self._patience(budget)
+        try:
+            await place.wait(patience)
+        except BaseException:
+            self.step(self.gate.abandon, place)
+            raise
+        return late
 
     def _patience(self, budget: float | None) -> tuple[float, Reason]:
         with self.lock:
@@ -172,6 +218,21 @@ class Door:
             duration=max(0.0, now - started),
             slow=slow,
         )
+
+    # --- fork ----------------------------------------------------------------------------------
+
+    def pause(self, seconds: float) -> bool:
+        """See Survivor."""
+        return self.lock.acquire(timeout=seconds)
+
+    def unpause(self) -> None:
+        """See Survivor."""
+        self.lock.release()
+
+    def start_afresh(self) -> None:
+        """See Survivor."""
+        self.lock = threading.Lock()
+        self.gate.forget_everyone()
 
     # --- listeners -----------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ well, and three tenths left for everybody else whatever happens to it."""
 class Attachment(Protocol):
     """What an integration leaves with the guard it attached to a pool."""
 
+    most: int | None
+    """What the pool can hold, or None."""
+
     def detach(self) -> None:
         """Puts the target back as it was."""
 
@@ -212,7 +215,9 @@ class Guard:
             ConfigurationError: Not a whole number above 0, or above what the parent has.
         """
         faults = Faults(f"guard {self._name!r}")
-        most = self._parent.snapshot().max_concurrent_calls if self._parent else None
+        most = self._attachment.most if self._attachment else None
+        if self._parent is not None:
+            most = self._parent.snapshot().max_concurrent_calls
         faults.count("max_concurrent_calls", max_concurrent_calls, most=most)
         faults.raise_if_any()
         self._door.step(self._door.gate.resize, max_concurrent_calls)
@@ -280,6 +285,10 @@ def attach(guard: Guard, attachment: Attachment | None) -> None:
     """Notes what a guard and all its parts are attached to; None for nothing any more."""
     guard._attachment = attachment
     guard.passage.attached = attachment is not None
+    door = guard.passage.doors[0]
+    door.step(door.gate.watch_for_stalls, on=attachment is not None)
+    if attachment is None:
+        door.step(lambda _: door.gate.forget_everyone())
     for part in guard.compartments:
         attach(part, attachment)
 

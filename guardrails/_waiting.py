@@ -54,13 +54,17 @@ class TaskPlace(Waiting):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._bell: asyncio.Future[None] = self._loop.create_future()
+        self._bell: asyncio.Future[None] | None = None
 
     async def wait(self, seconds: float) -> None:
         """Suspends the task until woken, at most ``seconds``."""
+        bell = self._bell = self._loop.create_future()
+        # A verdict is written before it is told, so one that came before there was a bell shows here.
+        if self.verdict is not None:
+            return
         timer = self._loop.call_later(max(seconds, 0.0), self._ring)
         try:
-            await self._bell
+            await bell
         finally:
             timer.cancel()
 
@@ -78,5 +82,5 @@ class TaskPlace(Waiting):
         return True
 
     def _ring(self) -> None:
-        if not self._bell.done():
+        if self._bell is not None and not self._bell.done():
             self._bell.set_result(None)

@@ -190,6 +190,11 @@ class Gate:
         """Starts a call's clock again: it was admitted, but had to wait at another door."""
         self.breaker.resume(ticket, self._at(now))
 
+    def watch_for_stalls(self, now: float, *, on: bool) -> None:
+        """Says whether the slots are all the dependency has, so that all of them overdue is a stall."""
+        self._at(now)
+        self.breaker.slots = self.bulkhead.limit if on else None
+
     def forget_everyone(self) -> None:
         """Drops every call and every waiter: for the child of a fork, where none of them exists."""
         breaker, bulkhead = self.breaker, self.bulkhead

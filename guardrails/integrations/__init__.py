@@ -1,0 +1,1 @@
+"""The edge: what meets other libraries. Each module imports its own, and nothing else imports it."""

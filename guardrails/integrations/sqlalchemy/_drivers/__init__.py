@@ -1,0 +1,64 @@
+"""How each driver is told to stop: one file per driver, two verbs each.
+
+To add a driver, write a module with a class that fills `Driver` and list it in `_KNOWN`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+from guardrails.errors import ConfigurationError
+
+__all__ = ["Driver", "find_driver", "unsupported"]
+
+
+class Driver(Protocol):
+    """What the deadline needs from a driver. ``connection`` is always the driver's own object.
+
+    Attributes:
+        interrupts_task: Whether ``cancel`` works by cancelling the asyncio task that waits.
+        connects_anywhere: Whether a connection may be opened in one thread and used in another.
+    """
+
+    interrupts_task: bool
+    connects_anywhere: bool
+
+    def cancel(self, connection: Any, within: float) -> None:
+        """Asks the server to stop the statement under way; may take ``within`` seconds."""
+
+    def kill(self, connection: Any) -> None:
+        """Makes whoever waits on the connection fail now, server or no server. Never blocks."""
+
+    def failed(self, error: BaseException) -> bool | None:
+        """Whether an error of this driver is the server's fault; None if it cannot tell."""
+
+
+_KNOWN = {
+    ("psycopg", False): ("psycopg", "Psycopg"),
+    ("psycopg", True): ("psycopg", "PsycopgAsync"),
+    ("psycopg_async", True): ("psycopg", "PsycopgAsync"),
+    ("asyncpg", True): ("asyncpg", "Asyncpg"),
+    ("pysqlite", False): ("sqlite", "Sqlite"),
+    ("aiosqlite", True): ("sqlite", "Aiosqlite"),
+}
+"""SQLAlchemy's name of the driver, and whether it is asynchronous -> module and class."""
+
+
+def find_driver(name: str, *, is_async: bool) -> Driver | None:
+    """The driver's verbs, or None when deadlines are not supported for it."""
+    known = _KNOWN.get((name, is_async))
+    if known is None:
+        return None
+    module, cls = known
+    driver: Driver = getattr(importlib.import_module(f"{__name__}.{module}"), cls)()
+    return driver
+
+
+def unsupported(name: str) -> ConfigurationError:
+    """The error for a driver whose calls cannot be stopped."""
+    supported = ", ".join(sorted({known for known, _ in _KNOWN}))
+    return ConfigurationError(
+        f"protect: statements of the driver {name!r} cannot be stopped at a deadline; "
+        f"pass timeout=None to guard it without deadlines, or use one of: {supported}"
+    )

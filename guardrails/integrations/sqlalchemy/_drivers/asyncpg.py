@@ -1,0 +1,29 @@
+"""asyncpg: cancelling the waiting task makes it send the cancel request; terminate() drops the socket."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from guardrails.integrations.sqlalchemy._drivers._postgres import server_failed
+
+__all__ = ["Asyncpg"]
+
+
+class Asyncpg:
+    """See Driver."""
+
+    interrupts_task = True
+    connects_anywhere = True
+
+    def cancel(self, connection: Any, within: float) -> None:
+        """See Driver. The task is cancelled instead."""
+
+    def kill(self, connection: Any) -> None:
+        """See Driver."""
+        with suppress(Exception):
+            connection.terminate()
+
+    def failed(self, error: BaseException) -> bool | None:
+        """See Driver. SQLAlchemy's wrapper carries the state of the error it wraps."""
+        return server_failed(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None))

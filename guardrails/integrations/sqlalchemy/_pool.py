@@ -1,0 +1,167 @@
+"""Admission at the pool: a live pool gets a class whose checkouts pass the guard. Knows no statements.
+
+The pool object stays the same, so Session, OptionEngine, AsyncEngine and raw_connection() all see it,
+and ``engine.dispose()`` makes the next pool of the same class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.pool import AssertionPool, Pool, QueuePool
+
+from guardrails._deadline import current
+from guardrails._door import Door
+from guardrails._guard import Guard
+from guardrails.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+__all__ = ["Admission", "Checkout", "capacity", "guard_of"]
+
+
+class Checkout:
+    """One connection out of the pool.
+
+    Attributes:
+        guard: The guard it was made through: the engine's own, or a compartment of it.
+        slots: The doors it passed, the engine's own last, each with the number of its slot there.
+    """
+
+    __slots__ = ("guard", "slots")
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.slots: list[tuple[Door, int]] = []
+
+
+def capacity(pool: Pool) -> int | None:
+    """The most connections a pool lets out at once, or None where there is no limit."""
+    if isinstance(pool, QueuePool):
+        overflow: int = pool._max_overflow  # noqa: SLF001 - there is no public getter
+        return None if overflow < 0 else pool.size() + overflow
+    return 1 if isinstance(pool, AssertionPool) else None
+
+
+def guard_of(pool: Pool) -> Guard | None:
+    """The guard of a pool, or None."""
+    guard: Guard | None = getattr(pool, "_guardrails", None)
+    return guard
+
+
+class Admission:
+    """Lets connections out through a guard and takes their slots back, each exactly once.
+
+    Args:
+        guard: The engine's guard.
+        wait: Runs a coroutine from inside SQLAlchemy's greenlet; None for a synchronous engine.
+    """
+
+    def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None) -> None:
+        self._guard = guard
+        self._door = guard.passage.doors[0]
+        self._wait = wait
+        # A list, because a StaticPool lets the same connection out several times.
+        self._out: dict[Any, list[Checkout]] = {}
+
+    def attach(self, pool: Pool) -> None:
+        """Swaps the pool's class.
+
+        Raises:
+            ConfigurationError: The pool's class cannot be derived from.
+        """
+        base = type(pool)
+        enter, note, leave = self._enter, self._note, self._leave
+
+        def _do_get(self: Pool) -> ConnectionPoolEntry:
+            checkout = enter()
+            try:
+                record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
+            except BaseException:
+                _give_back(checkout)
+                raise
+            return note(record, checkout)
+
+        def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
+            try:
+                base._do_return_conn(self, record)  # noqa: SLF001
+            finally:
+                leave(record)
+
+        # A single base and empty slots, or CPython refuses the swap ("object layout differs").
+        own = {
+            "__slots__": (),
+            "_do_get": _do_get,
+            "_do_return_conn": _do_return_conn,
+            "_guardrails": self._guard,
+        }
+        try:
+            pool.__class__ = type(f"Guarded{base.__name__}", (base,), own)
+        except TypeError as error:
+            raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
+        # What is out already has no slot of its own; its return gives back an adopted one.
+        checked_out = getattr(pool, "checkedout", None)
+        self._door.step(self._door.gate.adopt, checked_out() if callable(checked_out) else 0)
+
+    def detach(self, pool: Pool) -> None:
+        """Puts the pool's own class back; what is out now returns as if nothing had been."""
+        pool.__class__ = type(pool).__bases__[0]
+        self._out.clear()
+
+    def checkout_of(self, record: object) -> Checkout | None:
+        """The checkout a pool's record is in; None for one made before the guard was there."""
+        checkouts = self._out.get(record)
+        return checkouts[-1] if checkouts else None
+
+    def checkout_with(self, connection: object) -> Checkout | None:
+        """The checkout that holds a DBAPI connection, for hooks that are handed nothing else."""
+        for record, checkouts in list(self._out.items()):
+            if record.dbapi_connection is connection and checkouts:
+                return checkouts[-1]
+        return None
+
+    def _enter(self) -> Checkout:
+        scope = current()
+        budget = None if scope is None else scope.remaining()
+        if budget is not None and budget <= 0:
+            raise self._door.refuse("deadline_spent")
+        checkout = Checkout(self._innermost())
+        try:
+            for door in checkout.guard.passage.doors:
+                checkout.slots.append((door, door.check_out(self._wait, budget=budget)))
+        except BaseException:
+            _give_back(checkout)
+            raise
+        return checkout
+
+    def _innermost(self) -> Guard:
+        """The compartment whose call this code runs in, or the engine's own guard."""
+        scope = current()
+        while scope is not None:
+            inside: Guard | None = scope.guard
+            if not scope.closed and inside is not None and inside.passage.doors[-1] is self._door:
+                return inside
+            scope = scope.outer
+        return self._guard
+
+    def _note(self, record: ConnectionPoolEntry, checkout: Checkout) -> ConnectionPoolEntry:
+        self._out.setdefault(record, []).append(checkout)
+        return record
+
+    def _leave(self, record: ConnectionPoolEntry) -> None:
+        checkouts = self._out.get(record)
+        if not checkouts:
+            self._door.step_from_anywhere(self._door.gate.check_in, 0)
+            return
+        checkout = checkouts.pop()
+        if not checkouts:
+            self._out.pop(record, None)
+        _give_back(checkout)
+
+
+def _give_back(checkout: Checkout) -> None:
+    while checkout.slots:
+        door, slot = checkout.slots.pop()
+        door.step_from_anywhere(door.gate.check_in, slot)

@@ -1,0 +1,128 @@
+"""Deadlines for calls that block their thread: one thread watches them all. Knows moments, not databases.
+
+Arming and disarming cost two dictionary operations and take no lock: whoever removes an entry from
+``_armed`` owns it. The thread looks at the few entries there are (never more than the pools hold
+connections), sleeps until the earliest is due, and is woken only for one that is due earlier still.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+
+__all__ = ["GRACE", "Watched", "arm", "disarm"]
+
+GRACE = 0.25
+"""Seconds between asking the server to stop and cutting the connection."""
+
+
+class Watched:
+    """One blocking call and how to stop it.
+
+    Attributes:
+        at: When its deadline is, on ``time.monotonic``.
+        soft: Asks it to stop; may block, so it gets a thread of its own.
+        hard: Makes it fail at once; never blocks.
+        fired: True once it was asked to stop.
+    """
+
+    __slots__ = ("at", "fired", "hard", "soft")
+
+    def __init__(self, at: float, soft: Callable[[], None], hard: Callable[[], None]) -> None:
+        self.at = at
+        self.soft = soft
+        self.hard = hard
+        self.fired = False
+
+
+class _Watchdog:
+    def __init__(self) -> None:
+        self._armed: dict[Watched, None] = {}
+        self._asked: dict[Watched, float] = {}
+        self._lock = threading.Lock()
+        self._bell = threading.Event()
+        self._planned = math.inf
+        self._thread: threading.Thread | None = None
+
+    def arm(self, call: Watched) -> None:
+        self._armed[call] = None
+        if self._thread is None:
+            self._start()
+        if call.at < self._planned:
+            self._planned = call.at
+            self._bell.set()
+
+    def disarm(self, call: Watched) -> bool:
+        if self._armed.pop(call, self) is None:
+            return False
+        with self._lock:  # a hard stop in progress ends before the caller may close the connection
+            self._asked.pop(call, None)
+        return call.fired
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, daemon=True, name="guardrails-watchdog")
+                self._thread.start()
+
+    def _watch(self) -> None:
+        while True:
+            # Cleared before looking: what is armed from here on either is seen or rings again.
+            self._bell.clear()
+            self._planned = math.inf
+            self._planned = due = min(self._planned, self._look(time.monotonic()))
+            wait = None if due == math.inf else max(0.0, due - time.monotonic())
+            self._bell.wait(wait)
+
+    def _look(self, now: float) -> float:
+        late = [call for call in list(self._armed) if call.at <= now]
+        for call in late:
+            self._ask(call)
+        with self._lock:
+            for call, last in list(self._asked.items()):
+                if last <= now:
+                    del self._asked[call]
+                    call.hard()
+            moments = [*self._asked.values(), *(call.at for call in list(self._armed))]
+        return min(moments, default=math.inf)
+
+    def _ask(self, call: Watched) -> None:
+        with self._lock:
+            if self._armed.pop(call, self) is not None:
+                return  # it has just ended by itself
+            call.fired = True
+            self._asked[call] = call.at + GRACE
+        threading.Thread(target=_quietly, args=(call.soft,), daemon=True, name="guardrails-cancel").start()
+
+
+def _quietly(soft: Callable[[], None]) -> None:
+    # The server may be gone, or the call over: the hard stop follows in either case.
+    try:
+        soft()
+    except Exception:  # noqa: BLE001, S110 - see above
+        pass
+
+
+_watchdog = _Watchdog()
+
+
+def _after_fork() -> None:
+    global _watchdog  # noqa: PLW0603 - the thread of the parent does not exist in the child
+    _watchdog = _Watchdog()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def arm(call: Watched) -> Watched:
+    """Starts watching a call."""
+    _watchdog.arm(call)
+    return call
+
+
+def disarm(call: Watched) -> bool:
+    """Stops watching; True if the call was asked to stop, so that its connection must not be used again."""
+    return _watchdog.disarm(call)
