@@ -1,0 +1,245 @@
+"""A call returns by its deadline, the server stops working on it, and its connection is never used again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import psycopg
+import pytest
+from conftest import poll
+from sqlalchemy import text
+
+from guardrails import CallTimeoutError, CommitUnknownError, ConfigurationError, DeadlineSpentError, deadline
+
+LATE = 0.25 + 0.1 + 0.25
+"""Seconds after its deadline by which a call must be back: grace, promise, and room for a busy machine."""
+
+
+class Stopwatch:
+    def __enter__(self):
+        self.start = time.monotonic()
+        return self
+
+    def __exit__(self, *exc):
+        self.seconds = time.monotonic() - self.start
+
+
+def warm(lab, count=2):
+    """Fills the pool with idle connections."""
+    assert lab.all([lambda: lab.query("select pg_sleep(0.05), 1")] * count)
+
+
+def test_slow_query_is_cancelled_on_the_server(lab):
+    """At the deadline the statement ends on the server too, and only its own connection is lost."""
+    lab.protect()
+    warm(lab)
+    with Stopwatch() as watch, pytest.raises(CallTimeoutError) as caught:
+        lab.query("select pg_sleep(30)", timeout=0.3)
+    assert 0.3 <= watch.seconds < 0.3 + LATE
+    assert caught.value.guard == "db"
+    assert caught.value.__cause__ is not None
+    poll(lambda: lab.running() == 0, "the statement has ended on the server", 1.0)
+    assert lab.pool.checkedout() == 0
+    assert lab.guard.snapshot().in_use == 0
+    assert lab.server_side("true") == 1  # the other idle connection lives on
+    assert lab.query("select 42") == 42
+
+
+def test_statement_option_is_the_limit_of_that_statement_alone(lab):
+    """guardrails_timeout bounds one statement; the next has the guard's own timeout again."""
+    lab.protect()
+
+    def work(session):
+        assert session.execute("select 1", timeout=0.2) == 1
+        return session.execute("select 7 from pg_sleep(0.4)")
+
+    assert lab.run(work) == 7
+
+
+def test_lock_wait_ends_at_the_deadline(lab, table):
+    """A statement that waits for somebody's lock is stopped like any other."""
+    lab.protect(guard={"timeout": 0.3})
+    with lab.locked(table), Stopwatch() as watch, pytest.raises(CallTimeoutError):
+        lab.query(f"select count(*) from {table}")
+    assert 0.3 <= watch.seconds < 0.3 + LATE
+    poll(lambda: lab.running() == 0, "nothing waits for the lock any more", 1.0)
+    assert lab.query(f"select count(*) from {table}") == 0
+
+
+def test_frozen_server_does_not_hold_the_caller(lab):
+    """From a server that takes packets and answers nothing a call is back a grace after its deadline."""
+    lab.protect(guard={"timeout": 0.3})
+    warm(lab)
+    with lab.frozen(), Stopwatch() as watch, pytest.raises(CallTimeoutError):
+        lab.query("select 1")
+    assert watch.seconds < 0.3 + LATE
+    assert lab.pool.checkedout() == 0
+    assert lab.query("select 5") == 5
+
+
+def test_connecting_to_a_frozen_server_is_bounded(lab):
+    """A cold pool has no connection to cancel; opening one has the same deadline."""
+    lab.protect(guard={"timeout": 0.3})
+    with lab.frozen(), Stopwatch() as watch, pytest.raises(CallTimeoutError):
+        lab.query("select 1")
+    assert watch.seconds < 0.3 + LATE
+    assert lab.pool.checkedout() == 0
+    assert lab.guard.snapshot().in_use == 0
+    assert lab.query("select 5") == 5
+
+
+def test_pre_ping_is_bounded(lab):
+    """A pre-ping that gets no answer ends at the deadline."""
+    lab.protect(guard={"timeout": 0.3}, pool_pre_ping=True)
+    warm(lab)
+    with lab.frozen(), Stopwatch() as watch, pytest.raises(CallTimeoutError):
+        lab.query("select 1")
+    assert watch.seconds < 0.3 + LATE
+    assert lab.query("select 5") == 5
+
+
+def test_commit_that_hangs_leaves_the_outcome_unknown(lab, postgres):
+    """A COMMIT that is stopped says so by its own error; nobody may retry it."""
+    with psycopg.connect(postgres.url(""), autocommit=True) as setup:
+        setup.execute(
+            "create or replace function dawdle() returns trigger language plpgsql as "
+            "$$begin perform pg_sleep(30); return null; end$$;"
+            "create table if not exists ledger (id int);"
+            "create constraint trigger slow_commit after insert on ledger "
+            "deferrable initially deferred for each row execute function dawdle();"
+        )
+    try:
+        lab.protect(guard={"timeout": 0.3})
+
+        def work(session):
+            session.execute("insert into ledger values (1)")
+            session.commit()
+
+        with Stopwatch() as watch, pytest.raises(CommitUnknownError):
+            lab.run(work)
+        assert 0.3 <= watch.seconds < 0.3 + LATE
+        poll(lambda: lab.running() == 0, "the COMMIT has ended on the server", 1.0)
+        assert lab.pool.checkedout() == 0
+    finally:
+        with psycopg.connect(postgres.url(""), autocommit=True) as setup:
+            setup.execute("drop table ledger; drop function dawdle")
+
+
+def test_ambient_deadline_bounds_every_statement(lab):
+    """Statements take the smaller of their own limit and what is left of the ambient budget."""
+    lab.protect()
+
+    def work(session):
+        with deadline(0.3):
+            session.execute("select pg_sleep(0.2)")
+            session.execute("select pg_sleep(30)")
+
+    with Stopwatch() as watch, pytest.raises(CallTimeoutError):
+        lab.run(work)
+    assert 0.3 <= watch.seconds < 0.3 + LATE
+
+
+def test_spent_budget_starts_nothing_but_the_rollback(lab):
+    """With no time left no statement starts, yet the transaction is rolled back and the connection kept."""
+    lab.protect()
+    warm(lab, 1)
+
+    def work(session):
+        session.execute("select 1")
+        with deadline(0), pytest.raises(DeadlineSpentError):
+            session.execute("select 2")
+        with deadline(0):
+            session.rollback()
+        return session.execute("select pg_backend_pid()")
+
+    pid = lab.run(work)
+    assert lab.query("select pg_backend_pid()") == pid
+    with deadline(0), pytest.raises(DeadlineSpentError):
+        lab.query("select 1")
+    assert lab.guard.snapshot().rejected == {"deadline_spent": 2}
+
+
+def test_own_timeouts_are_failures_and_inherited_ones_are_not(lab):
+    """Our limit says something about the server; a caller's smaller budget says something about the caller."""
+    lab.protect()
+    with pytest.raises(CallTimeoutError):
+        lab.query("select pg_sleep(30)", timeout=0.2)
+    assert lab.guard.snapshot().failed == 1
+    with deadline(0.2), pytest.raises(CallTimeoutError):
+        lab.query("select pg_sleep(30)")
+    assert (lab.guard.snapshot().failed, lab.guard.snapshot().abandoned) == (1, 1)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", True])
+def test_wrong_statement_option_is_refused_by_name(lab, wrong):
+    """A limit that is no positive number of seconds never reaches a driver."""
+    lab.protect()
+    with pytest.raises(ConfigurationError, match="guardrails_timeout"):
+        lab.query("select 1", timeout=wrong)
+    assert lab.pool.checkedout() == 0
+
+
+def test_session_settings_are_untouched(lab):
+    """Deadlines set nothing on the session that the next user of the connection could find."""
+    lab.protect()
+    before = lab.query("show statement_timeout")
+    lab.query("select 1", timeout=0.5)
+    assert lab.query("show statement_timeout") == before
+
+
+def test_racing_the_deadline_never_hands_on_a_wrong_answer(lab):
+    """Statements about as long as their limit: each answer is the asker's own, and no slot is lost."""
+    lab.protect(pool_size=3, max_overflow=1)
+
+    def ask(number):
+        length = 0.02 + (number % 7) * 0.005
+        return lambda: lab.query(f"select {number} from pg_sleep({length})", timeout=0.035)
+
+    late = 0
+    for start in range(0, 300, 4):
+        answers = lab.all([ask(number) for number in range(start, start + 4)])
+        for number, answer in enumerate(answers, start):
+            if isinstance(answer, CallTimeoutError):
+                late += 1
+            else:
+                assert answer == number
+    assert 0 < late < 300
+    assert lab.pool.checkedout() == 0
+    assert lab.guard.snapshot().in_use == 0
+
+
+def test_cancellation_from_outside_stays_a_cancellation(lab):
+    """A task its owner cancels raises CancelledError, is no evidence, and frees everything."""
+    if not hasattr(lab, "runner"):
+        pytest.skip("threads cannot be cancelled")
+    lab.protect()
+
+    async def main():
+        async def dawdle():
+            async with lab.engine.connect() as connection:
+                await connection.execute(text("select pg_sleep(30)"))
+
+        task = asyncio.create_task(dawdle())
+        while lab.pool.checkedout() == 0 or lab.guard.snapshot().oldest_in_flight is None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    lab.runner.run(main())
+    assert lab.pool.checkedout() == 0
+    snapshot = lab.guard.snapshot()
+    assert (snapshot.in_use, snapshot.failed) == (0, 0)
+    assert snapshot.abandoned >= 1
+    poll(lambda: lab.running() == 0, "the statement has ended on the server", 2.0)
+
+
+@pytest.fixture
+def table(postgres):
+    """A table nobody else uses."""
+    with psycopg.connect(postgres.url(""), autocommit=True) as setup:
+        setup.execute("create table vault (id int)")
+        yield "vault"
+        setup.execute("drop table vault")
