@@ -45,7 +45,7 @@ class Passage:
 class Call:
     """One passage through a guard; made by `Guard.call`, used once."""
 
-    __slots__ = ("_alarm", "_held", "_judged", "_passage", "_scope", "_started", "_timeout")
+    __slots__ = ("_alarm", "_held", "_judged", "_passage", "_scope", "_timeout")
 
     def __init__(self, passage: Passage, timeout: float | None) -> None:
         self._passage = passage
@@ -54,7 +54,6 @@ class Call:
         self._scope: Scope | None = None
         self._judged: Outcome | None = None
         self._alarm: _CancelAt | None = None
-        self._started = 0.0
 
     def remaining(self) -> float | None:
         """Seconds this call has left, 0.0 when time is up, None when it is unbounded."""
@@ -132,7 +131,7 @@ class Call:
 
     def _start(self, outer: Scope | None) -> None:
         clock = self._passage.doors[0].clock
-        self._started = now = clock()
+        now = clock()
         # Waiting at the parent's door is not the dependency's slowness.
         for door, ticket in self._held[:-1]:
             door.step(door.gate.restart, ticket)
@@ -165,7 +164,7 @@ class Call:
             close(self._scope)
         while self._held:
             door, ticket = self._held.pop()
-            door.leave(ticket, outcome, self._started)
+            door.leave(ticket, outcome)
 
 
 class _CancelAt(Alarm):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from guardrails._circuit_open import CircuitOpenError
-from guardrails._core.breaker import Change
+from guardrails._core.breaker import Change, Ended
 from guardrails._core.bulkhead import Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._deadline import note_trouble
@@ -64,11 +64,11 @@ class Door:
         self.gate = gate
         self.clock = clock
         self.max_wait = max_wait
-        self.lock = threading.Lock()
-        self._holder = 0
+        self.lock = threading.RLock()
         self._postponed: deque[Callable[[float], None]] = deque()
         self._seq = itertools.count(1)
         self._listeners = tuple(listeners)
+        self._tells_of_calls = self.wanted(CallFinished)
         survive_fork(self)
 
     # --- one step ------------------------------------------------------------------------------
@@ -78,16 +78,12 @@ class Door:
         todo: list[tuple[int, Place | Change]] = []
         gate = self.gate
         with self.lock:
-            self._holder = threading.get_ident()
-            try:
-                result = move(self.clock(), *args, **kwargs)
-                while self._postponed:
-                    self._postponed.popleft()(self.clock())
-                if gate.outbox:
-                    todo = [(next(self._seq), item) for item in gate.outbox]
-                    gate.outbox.clear()
-            finally:
-                self._holder = 0
+            result = move(self.clock(), *args, **kwargs)
+            while self._postponed:
+                self._postponed.popleft()(self.clock())
+            if gate.outbox:
+                todo = [(next(self._seq), item) for item in gate.outbox]
+                gate.outbox.clear()
         for seq, item in todo:
             if isinstance(item, Change):
                 self._tell_change(seq, item)
@@ -95,16 +91,10 @@ class Door:
                 self.step(gate.abandon, item)  # its event loop is gone: pass the slot on
         return result
 
-    def step_from_anywhere(self, move: Callable[[float, int], None], slot: int) -> None:
-        """Makes a move that the garbage collector may have asked for, in the middle of a step of ours.
-
-        The collector runs where it likes, and a connection it finds returns to the pool there and then.
-        In a thread that holds this door's lock the move is postponed to the end of the step under way.
-        """
-        if self._holder == threading.get_ident():
-            self._postponed.append(lambda now: move(now, slot))
-        else:
-            self.step(move, slot)
+    def _catch_up(self) -> None:
+        """Makes the moves that were postponed during a quick step."""
+        if self._postponed:
+            self.step(self.gate.refresh)
 
     # --- coming in -----------------------------------------------------------------------------
 
@@ -121,6 +111,12 @@ class Door:
         Raises:
             RejectedError: The call may not start.
         """
+        if not checkout:
+            with self.lock:
+                ticket = self.gate.quick_enter(self.clock())
+            self._catch_up()
+            if ticket:
+                return ticket
         # Blocking the event loop would stop the very callers whose slots this one waits for.
         place = ThreadPlace() if self.max_wait > 0 and not on_event_loop() else None
         gate = self.gate
@@ -137,6 +133,11 @@ class Door:
 
     async def enter_async(self, *, budget: float | None = None) -> int:
         """Takes a slot for an asyncio task; see ``enter``."""
+        with self.lock:
+            ticket = self.gate.quick_enter(self.clock())
+        self._catch_up()
+        if ticket:
+            return ticket
         place = TaskPlace() if self.max_wait > 0 else None
         verdict = self.step(self.gate.enter, place)
         if verdict is None and place is not None:
@@ -154,6 +155,11 @@ class Door:
         Raises:
             RejectedError: There is no slot in time.
         """
+        with self.lock:
+            slot = self.gate.quick_check_out(self.clock())
+        self._catch_up()
+        if slot:
+            return slot
         if wait is None:
             return self.enter(checkout=True, budget=budget)
         place = TaskPlace() if self.max_wait > 0 else None
@@ -201,37 +207,73 @@ class Door:
 
     # --- going out -----------------------------------------------------------------------------
 
-    def leave(self, ticket: int, outcome: Outcome, started: float) -> None:
+    def leave(self, ticket: int, outcome: Outcome) -> None:
         """Ends a plain call: evidence and slot in one step."""
-        slow = self.step(self.gate.leave, ticket, outcome)
-        if self.wanted(CallFinished):
-            self.finished(outcome, started, slow=slow)
+        if outcome is Outcome.SUCCESS and not self._tells_of_calls:
+            with self.lock:
+                done = self.gate.quick_leave(self.clock(), ticket)
+            self._catch_up()
+            if done:
+                return
+        self._tell_end(outcome, self.step(self.gate.leave, ticket, outcome))
 
-    def finished(self, outcome: Outcome, started: float, *, slow: bool) -> None:
-        """Tells that a call ended. ``started`` is a reading of this door's clock."""
-        now = self.clock()
-        self.tell(
-            CallFinished,
-            at=now,
-            seq=next(self._seq),
-            outcome=outcome,
-            duration=max(0.0, now - started),
-            slow=slow,
-        )
+    def check_in(self, slot: int) -> None:
+        """Gives a checkout's slot back; 0 is one that was taken before the guard was there.
 
-    # --- fork ----------------------------------------------------------------------------------
+        The garbage collector runs where it likes and returns a connection there and then, even in the
+        middle of a step of ours. In a thread inside this door's lock the move is therefore postponed to
+        the end of the step under way.
+        """
+        lock, gate = self.lock, self.gate
+        if lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - what Condition asks too
+            self._postponed.append(lambda now: gate.check_in(now, slot))
+            return
+        with lock:
+            done = slot and gate.quick_check_in(self.clock(), slot)
+        if not done:
+            self.step(gate.check_in, slot)
+        self._catch_up()
+
+    # --- evidence without a slot ---------------------------------------------------------------
+
+    def begin(self, slot: int) -> int:
+        """Starts a statement on a checked-out connection and returns its ticket."""
+        with self.lock:
+            ticket = self.gate.quick_begin(self.clock())
+        self._catch_up()
+        return ticket or self.step(self.gate.begin, slot)
+
+    def end(self, ticket: int, outcome: Outcome) -> None:
+        """Ends a statement."""
+        if outcome is Outcome.SUCCESS and not self._tells_of_calls:
+            with self.lock:
+                done = self.gate.quick_end(self.clock(), ticket)
+            self._catch_up()
+            if done:
+                return
+        self._tell_end(outcome, self.step(self.gate.end, ticket, outcome))
+
+    def _tell_end(self, outcome: Outcome, ended: Ended | None) -> None:
+        if self._tells_of_calls and ended is not None:
+            now, seq = self.clock(), next(self._seq)
+            self.tell(
+                CallFinished, at=now, seq=seq, outcome=outcome, duration=ended.duration, slow=ended.slow
+            )
+
+    # --- forks ---------------------------------------------------------------------------------
 
     def pause(self, seconds: float) -> bool:
-        """See Survivor."""
+        """Takes the lock, so that a child inherits no half-made step; False if it could not."""
         return self.lock.acquire(timeout=seconds)
 
     def unpause(self) -> None:
-        """See Survivor."""
+        """Gives the lock back."""
         self.lock.release()
 
     def start_afresh(self) -> None:
-        """See Survivor."""
-        self.lock = threading.Lock()
+        """In the child of a fork: a lock nobody holds, and no calls, since none of their threads exists."""
+        self.lock = threading.RLock()
+        self._postponed.clear()
         self.gate.forget_everyone()
 
     # --- listeners -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a fork leaves behind: fresh locks and nobody inside. Knows objects with a lock, not what they guard."""
+"""What a fork leaves behind: fresh locks and nobody inside. Knows things with a lock, not what they guard."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    _paused.clear()
+    _in_parent()
     for survivor in list(_survivors):
         survivor.start_afresh()
 

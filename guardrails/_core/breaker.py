@@ -38,6 +38,13 @@ class Change(NamedTuple):
     retry_after: float | None
 
 
+class Ended(NamedTuple):
+    """How a call ended: after how many seconds, and whether that was slow."""
+
+    duration: float
+    slow: bool
+
+
 class Tally:
     """The results of one half-open round."""
 
@@ -179,11 +186,11 @@ class Breaker:
 
     # --- evidence ------------------------------------------------------------------------------
 
-    def end(self, ticket: int, outcome: Outcome, now: float) -> bool | None:
+    def end(self, ticket: int, outcome: Outcome, now: float) -> Ended | None:
         """Ends a call and learns from it.
 
         Returns:
-            Whether the call was slow; None for a ticket that is not under way, which changes nothing.
+            How it ended; None for a ticket that is not under way, which changes nothing.
         """
         self.tick(now)
         started = self.in_flight.pop(ticket, None)
@@ -191,17 +198,18 @@ class Breaker:
         if started is None and counted is None:
             self.leases.pop(ticket, None)  # a probe that never began gives its place back
             return None
-        slow = counted is not None or (started is not None and now - started > self.slow_after)
-        self._count(outcome, slow=slow and counted is None)
+        self._count(outcome)
         if ticket <= self.era:
             self.late += 1
             self.leases.pop(ticket, None)
         elif self.state == "half_open":
             in_round = counted is not None and counted[1] == _IN_ROUND
-            self._end_probe(ticket, outcome, slow=slow, counted=in_round, now=now)
+            self._end_probe(ticket, outcome, counted=in_round, now=now)
         elif self.state in {"closed", "metrics_only"}:
-            self._learn(outcome, slow=slow, place=counted[1] if counted else None, now=now)
-        return slow
+            self._learn(outcome, place=counted[1] if counted else None, now=now)
+        # The tick has moved every call that crossed the threshold, this one included.
+        since = counted[0] if counted is not None else started
+        return Ended(now - since if since is not None else 0.0, counted is not None)
 
     def tick(self, now: float) -> None:
         """Counts what has become true by ``now`` alone: overdue calls and lost probes."""
@@ -212,23 +220,22 @@ class Breaker:
         if self.leases:
             self._expire_leases(now)
 
-    def _learn(self, outcome: Outcome, *, slow: bool, place: int | None, now: float) -> None:
+    def _learn(self, outcome: Outcome, *, place: int | None, now: float) -> None:
         failed = outcome is Outcome.FAILURE
         if place is not None:
             if failed:
                 self.window.amend(place, FAILED)
-        elif slow or outcome is not Outcome.ABANDONED:
-            self.window.add(FAILED * failed | SLOW * slow)
+        elif outcome is not Outcome.ABANDONED:
+            self.window.add(FAILED * failed)
         self._follow_streak(outcome)
         self._judge_closed(now)
 
-    def _end_probe(self, ticket: int, outcome: Outcome, *, slow: bool, counted: bool, now: float) -> None:
+    def _end_probe(self, ticket: int, outcome: Outcome, *, counted: bool, now: float) -> None:
         leased = self.leases.pop(ticket, None) is not None
         if not leased and not counted:
             return  # begun in half-open without a lease: inside a connection that was out before
-        if leased and (slow or outcome is not Outcome.ABANDONED):
+        if leased and outcome is not Outcome.ABANDONED:
             self.round.calls += 1
-            self.round.slow += slow
         if outcome is Outcome.FAILURE:
             self.round.failures += 1
         self._follow_streak(outcome)
@@ -240,8 +247,7 @@ class Breaker:
         elif outcome is Outcome.SUCCESS:
             self.streak = 0
 
-    def _count(self, outcome: Outcome, *, slow: bool) -> None:
-        self.slow += slow
+    def _count(self, outcome: Outcome) -> None:
         if outcome is Outcome.SUCCESS:
             self.succeeded += 1
         elif outcome is Outcome.FAILURE:

@@ -153,7 +153,7 @@ class Admission:
     def _leave(self, record: ConnectionPoolEntry) -> None:
         checkouts = self._out.get(record)
         if not checkouts:
-            self._door.step_from_anywhere(self._door.gate.check_in, 0)
+            self._door.check_in(0)
             return
         checkout = checkouts.pop()
         if not checkouts:
@@ -164,4 +164,4 @@ class Admission:
 def _give_back(checkout: Checkout) -> None:
     while checkout.slots:
         door, slot = checkout.slots.pop()
-        door.step_from_anywhere(door.gate.check_in, slot)
+        door.check_in(slot)

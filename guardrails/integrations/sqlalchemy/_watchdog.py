@@ -11,7 +11,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
 
 __all__ = ["GRACE", "Watched", "arm", "disarm"]
 
@@ -19,22 +20,32 @@ GRACE = 0.25
 """Seconds between asking the server to stop and cutting the connection."""
 
 
+class Stop(Protocol):
+    """How a blocking call on a connection is stopped; a part of Driver."""
+
+    def cancel(self, connection: Any, within: float) -> None:
+        """Asks it to stop; may block, so it gets a thread of its own."""
+
+    def kill(self, connection: Any) -> None:
+        """Makes it fail at once; never blocks."""
+
+
 class Watched:
     """One blocking call and how to stop it.
 
     Attributes:
         at: When its deadline is, on ``time.monotonic``.
-        soft: Asks it to stop; may block, so it gets a thread of its own.
-        hard: Makes it fail at once; never blocks.
+        stop: How it is stopped.
+        connection: What it runs on.
         fired: True once it was asked to stop.
     """
 
-    __slots__ = ("at", "fired", "hard", "soft")
+    __slots__ = ("at", "connection", "fired", "stop")
 
-    def __init__(self, at: float, soft: Callable[[], None], hard: Callable[[], None]) -> None:
+    def __init__(self, at: float, stop: Stop, connection: Any) -> None:
         self.at = at
-        self.soft = soft
-        self.hard = hard
+        self.stop = stop
+        self.connection = connection
         self.fired = False
 
 
@@ -85,7 +96,7 @@ class _Watchdog:
             for call, last in list(self._asked.items()):
                 if last <= now:
                     del self._asked[call]
-                    call.hard()
+                    call.stop.kill(call.connection)
             moments = [*self._asked.values(), *(call.at for call in list(self._armed))]
         return min(moments, default=math.inf)
 
@@ -95,15 +106,13 @@ class _Watchdog:
                 return  # it has just ended by itself
             call.fired = True
             self._asked[call] = call.at + GRACE
-        threading.Thread(target=_quietly, args=(call.soft,), daemon=True, name="guardrails-cancel").start()
+        threading.Thread(target=_quietly, args=(call,), daemon=True, name="guardrails-cancel").start()
 
 
-def _quietly(soft: Callable[[], None]) -> None:
+def _quietly(call: Watched) -> None:
     # The server may be gone, or the call over: the hard stop follows in either case.
-    try:
-        soft()
-    except Exception:  # noqa: BLE001, S110 - see above
-        pass
+    with suppress(Exception):
+        call.stop.cancel(call.connection, GRACE)
 
 
 _watchdog = _Watchdog()

@@ -6,28 +6,22 @@ where event listeners cost seven and never see a COMMIT, a reset on return or a 
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from guardrails._alarm import Alarm, alarms
-from guardrails._deadline import Scope, current, note_trouble
+from guardrails._deadline import current, note_trouble
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
 from guardrails.errors import CallTimeoutError, CommitUnknownError
-from guardrails.events import CallFinished
 from guardrails.integrations.sqlalchemy._drivers import Driver
-from guardrails.integrations.sqlalchemy._watchdog import GRACE, Watched, arm, disarm
+from guardrails.integrations.sqlalchemy._stopping import Bounds, StoppedError
+from guardrails.integrations.sqlalchemy._watchdog import GRACE
 
 if TYPE_CHECKING:
     from guardrails.integrations.sqlalchemy._pool import Checkout
 
 __all__ = ["Worker"]
-
-_Call = Callable[[], Any]
 
 
 class Worker:
@@ -46,12 +40,12 @@ class Worker:
         self._guard = guard
         self._door: Door = guard.passage.doors[0]
         self._driver = driver
-        self._is_async = is_async
+        self._bounds = Bounds(driver, is_async=is_async)
         self._errors = errors
 
     def run(
         self,
-        call: _Call,
+        call: Callable[[], Any],
         connection: Any,
         checkout: Checkout | None,
         *,
@@ -81,13 +75,12 @@ class Worker:
                 raise self._door.refuse("deadline_spent")
             seconds = GRACE
         slots = [(self._door, 0)] if checkout is None else checkout.slots
-        tickets = [(door, door.step(door.gate.begin, slot)) for door, slot in slots]
-        started = self._door.clock()
+        tickets = [(door, door.begin(slot)) for door, slot in slots]
         outcome = Outcome.ABANDONED
         try:
-            result = self._bounded(call, connection, seconds)
+            result = self._bounds.run(call, connection, seconds)
             outcome = Outcome.SUCCESS
-        except _StoppedError as stopped:
+        except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else Outcome.ABANDONED
             error = (CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0)
             note_trouble(error)
@@ -97,12 +90,10 @@ class Worker:
             raise
         finally:
             for door, ticket in tickets:
-                slow = door.step(door.gate.end, ticket, outcome)
-                if door.wanted(CallFinished):
-                    door.finished(outcome, started, slow=slow)
+                door.end(ticket, outcome)
         return result
 
-    def connect(self, call: _Call) -> Any:
+    def connect(self, call: Callable[[], Any]) -> Any:
         """Opens a connection as evidence, within the time that is left.
 
         Raises:
@@ -112,12 +103,12 @@ class Worker:
         if seconds is not None and seconds <= 0:
             raise self._door.refuse("deadline_spent")
         door = self._door
-        ticket = door.step(door.gate.begin, 0)
+        ticket = door.begin(0)
         outcome = Outcome.ABANDONED
         try:
-            connection = self._connect_within(call, seconds)
+            connection = self._bounds.connect(call, seconds)
             outcome = Outcome.SUCCESS
-        except _StoppedError as stopped:
+        except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else Outcome.ABANDONED
             error = CallTimeoutError(self._guard.name, seconds or 0.0)
             note_trouble(error)
@@ -126,13 +117,13 @@ class Worker:
             outcome = classify(error, None)  # whatever kept us from connecting is the server's fault
             raise
         finally:
-            door.step(door.gate.end, ticket, outcome)
+            door.end(ticket, outcome)
         return connection
 
     def _budget(self, guard: Guard, timeout: float | None) -> tuple[float | None, bool]:
         """Seconds the work may take, and whether it is our own timeout that says so."""
         own = guard.timeout if timeout is None else timeout
-        scope: Scope | None = current()
+        scope = current()
         left = None if scope is None else scope.remaining()
         if scope is None or left is None or (own is not None and own <= left):
             return own, True
@@ -148,142 +139,3 @@ class Worker:
         if failed is None:
             failed = not isinstance(error, self._errors)
         return Outcome.FAILURE if failed else Outcome.SUCCESS
-
-    # --- deadlines -----------------------------------------------------------------------------
-
-    def _bounded(self, call: _Call, connection: Any, seconds: float | None) -> Any:
-        driver = self._driver
-        if seconds is None or driver is None:
-            return call()
-        if self._is_async:
-            return _on_loop(call, _StopOnLoop(driver, connection, seconds))
-        watched = arm(
-            Watched(
-                time.monotonic() + seconds,
-                lambda: driver.cancel(connection, GRACE),
-                lambda: driver.kill(connection),
-            )
-        )
-        try:
-            result = call()
-        except Exception as error:
-            if disarm(watched):
-                raise _StoppedError from error
-            raise
-        except BaseException:
-            disarm(watched)
-            raise
-        if disarm(watched):
-            # It finished, but the server may still get our cancel request, for whatever runs next.
-            raise _StoppedError
-        return result
-
-    def _connect_within(self, call: _Call, seconds: float | None) -> Any:
-        driver = self._driver
-        if seconds is None or driver is None:
-            return call()
-        if self._is_async:
-            return _on_loop(call, _StopOnLoop(None, None, seconds))
-        return _Connecting(call).within(seconds) if driver.connects_anywhere else call()
-
-
-class _StoppedError(Exception):
-    """Work was stopped at its deadline; the cause is what the driver said to it."""
-
-
-def _on_loop(call: _Call, alarm: _StopOnLoop) -> Any:
-    """Runs work inside SQLAlchemy's greenlet, where a cancellation of the task arrives as any error."""
-    try:
-        result = call()
-    except BaseException as error:
-        if alarm.end() and isinstance(error, Exception | asyncio.CancelledError):
-            raise _StoppedError from error
-        raise
-    if alarm.end():
-        raise _StoppedError
-    return result
-
-
-class _StopOnLoop(Alarm):
-    """Stops driver work on an event loop: asks at the deadline, cuts a grace later.
-
-    Args:
-        driver: How to stop it; None cancels the waiting task, which is enough for a connect.
-        connection: The driver's connection.
-        seconds: The deadline from now.
-    """
-
-    __slots__ = ("_before", "_connection", "_driver", "_rung", "_task")
-
-    def __init__(self, driver: Driver | None, connection: Any, seconds: float) -> None:
-        super().__init__()
-        self._driver = driver
-        self._connection = connection
-        self._rung = 0
-        self._task = asyncio.current_task()
-        self._before = 0 if self._task is None else self._task.cancelling()
-        alarms().arm(self, seconds)
-
-    def ring(self) -> float | None:
-        """See Alarm."""
-        self._rung += 1
-        if self._rung > 1:
-            if self._driver is not None:
-                self._driver.kill(self._connection)
-            return None
-        if self._driver is not None:
-            self._driver.cancel(self._connection, GRACE)
-        if self._task is not None and (self._driver is None or self._driver.interrupts_task):
-            self._task.cancel()
-        return self.at + GRACE
-
-    def end(self) -> bool:
-        """The work is over; True if it was stopped by this alarm rather than from outside.
-
-        Once it was asked to stop the second stage stays armed: it bounds the closing of a connection
-        whose server does not answer, and that connection is never used again.
-        """
-        if not self._rung:
-            alarms().disarm(self)
-            return False
-        if self._task is None or (self._driver is not None and not self._driver.interrupts_task):
-            return True
-        return self._task.uncancel() <= self._before
-
-
-class _Connecting:
-    """A blocking connect in a thread of its own, because no driver can be told to give up."""
-
-    def __init__(self, call: _Call) -> None:
-        self._call = call
-        self._done = threading.Event()
-        self._lock = threading.Lock()
-        self._given_up = False
-        self._connection: Any = None
-        self._error: BaseException | None = None
-
-    def within(self, seconds: float) -> Any:
-        threading.Thread(target=self._connect, daemon=True, name="guardrails-connect").start()
-        self._done.wait(seconds)
-        with self._lock:
-            if not self._done.is_set():
-                self._given_up = True
-                raise _StoppedError
-        if self._error is not None:
-            raise self._error
-        return self._connection
-
-    def _connect(self) -> None:
-        try:
-            connection = self._call()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            self._error = error
-        else:
-            with self._lock:
-                self._connection = connection
-                late = self._given_up
-                self._done.set()
-            if late:
-                connection.close()
-        finally:
-            self._done.set()
