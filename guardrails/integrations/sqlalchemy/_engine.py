@@ -21,6 +21,9 @@ __all__ = ["TIMEOUT_OPTION", "guard_engine"]
 TIMEOUT_OPTION = "guardrails_timeout"
 """Execution option with the seconds one statement may take."""
 
+_ANSWERS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
+"""Errors of the DBAPI that say something about the statement and prove that the database is alive."""
+
 
 def guard_engine(engine: object, *, name: str | None = None, **options: Any) -> Guard:
     """Attaches a guard to an engine; what `guardrails.protect` calls.
@@ -51,7 +54,7 @@ def guard_engine(engine: object, *, name: str | None = None, **options: Any) -> 
     if driver is None and guard.timeout is not None:
         raise unsupported(dialect.driver)
     dbapi = dialect.loaded_dbapi
-    answers = (dbapi.IntegrityError, dbapi.ProgrammingError, dbapi.DataError, dbapi.NotSupportedError)
+    answers = tuple(getattr(dbapi, answer) for answer in _ANSWERS if hasattr(dbapi, answer))
     worker = Worker(guard, driver, is_async=dialect.is_async, errors=answers)
     attachment = _EngineAttachment(sync_engine, guard, worker)
     attachment.attach()

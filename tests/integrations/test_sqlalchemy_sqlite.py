@@ -1,0 +1,81 @@
+"""SQLite has no server to ask; its statements are interrupted where they run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from guardrails import CallTimeoutError, ConfigurationError, protect
+
+ENDLESS = text("with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n")
+LATE = 0.6
+
+
+def test_endless_statement_is_interrupted(tmp_path):
+    """A statement in this very process stops at its deadline, and the pool is whole."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db")
+    db = protect(engine, timeout=0.2)
+    start = time.monotonic()
+    with engine.connect() as connection, pytest.raises(CallTimeoutError):
+        connection.execute(ENDLESS)
+    assert 0.2 <= time.monotonic() - start < 0.2 + LATE
+    assert db.snapshot().in_use == engine.pool.checkedout() == 0
+    with engine.connect() as connection:
+        assert connection.execute(text("select 3")).scalar() == 3
+    engine.dispose()
+
+
+def test_endless_statement_of_aiosqlite_is_interrupted(tmp_path):
+    """Likewise in the thread aiosqlite keeps for each connection."""
+
+    async def main():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/db")
+        db = protect(engine, timeout=0.2)
+        start = time.monotonic()
+        async with engine.connect() as connection:
+            with pytest.raises(CallTimeoutError):
+                await connection.execute(ENDLESS)
+        assert 0.2 <= time.monotonic() - start < 0.2 + LATE
+        assert db.snapshot().in_use == 0
+        async with engine.connect() as connection:
+            assert (await connection.execute(text("select 3"))).scalar() == 3
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_violated_constraint_is_an_answer(tmp_path):
+    """An error about the data is no failure of the database."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db")
+    db = protect(engine)
+    with engine.begin() as connection:
+        connection.execute(text("create table t (id int primary key)"))
+        connection.execute(text("insert into t values (1)"))
+    with engine.begin() as connection, pytest.raises(IntegrityError):
+        connection.execute(text("insert into t values (1)"))
+    assert db.snapshot().failed == 0
+    engine.dispose()
+
+
+def test_memory_database_needs_a_number():
+    """A pool of one connection per thread has no limit the guard could take over."""
+    with pytest.raises(ConfigurationError, match="max_concurrent_calls"):
+        protect(create_engine("sqlite://"))
+
+
+def test_unknown_driver_is_guarded_only_without_deadlines(tmp_path):
+    """What cannot be stopped must not be promised to stop."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db")
+    engine.dialect.driver = "carrier_pigeon"
+    with pytest.raises(ConfigurationError, match=r"carrier_pigeon.*timeout=None.*psycopg"):
+        protect(engine)
+    db = protect(engine, timeout=None)
+    with engine.connect() as connection:
+        assert connection.execute(text("select 3")).scalar() == 3
+    assert db.snapshot().succeeded > 0
+    engine.dispose()
