@@ -1,0 +1,41 @@
+"""Every Python snippet of the README and the docs runs, in the order a reader meets them."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import types
+
+import pytest
+from sqlalchemy import create_engine
+from starlette.applications import Starlette
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(page):
+    """The code blocks of a page that say they are Python, each padded so that errors show its own lines."""
+    text = page.read_text()
+    for match in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        line = text.count("\n", 0, match.start(1))
+        yield "\n" * line + match.group(1)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(snippets(page))], ids=lambda page: page.name)
+def test_snippets_run(page, tmp_path):
+    """A page's blocks run one after the other, given the engine and the app any reader has."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db")
+    # A module of its own, so that dataclasses and type hints inside find their names.
+    module = types.ModuleType(f"snippets_of_{page.stem}")
+    module.__dict__.update(engine=engine, app=Starlette())
+    for code in snippets(page):
+        exec(compile(code, str(page), "exec"), module.__dict__)
+    engine.dispose()
+
+
+def test_links_lead_somewhere():
+    """A relative link in the README or the docs points at a file that is there."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
