@@ -1,0 +1,24 @@
+"""The ``guardrails`` command: a group that each command joins from a file of its own.
+
+Knows which commands there are; nothing of what they do.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the ``guardrails`` script; exits 0 fine, 1 findings, 2 usage."""
+    try:
+        import click  # noqa: PLC0415 - only here can a missing extra become one clear line
+    except ImportError:
+        print("guardrails: the command line needs: pip install 'guardrails-db[cli]'", file=sys.stderr)
+        sys.exit(1)
+    from guardrails.cli.demo import demo  # noqa: PLC0415 - needs click
+
+    group = click.Group("guardrails", help="Keeps a web service up when its database slows down.")
+    group.add_command(demo)
+    group(prog_name="guardrails")

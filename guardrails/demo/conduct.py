@@ -1,0 +1,264 @@
+"""One performance from the first server to the last figure, and the promise that nothing is left over.
+
+Knows the order of things; how each is done is next door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import time
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import aiohttp
+from sqlalchemy.exc import SQLAlchemyError
+
+from guardrails.demo.database import Database, UnreachableError, async_url, place, reason
+from guardrails.demo.faults import fault
+from guardrails.demo.interrupts import InterruptedRunError, Interrupts
+from guardrails.demo.load import Client, arrivals, send_all
+from guardrails.demo.records import Run
+from guardrails.demo.scenarios import BYSTANDER, MAIN, NODB, Scenario
+from guardrails.demo.stage import App, StageError, require_packages
+from guardrails.testing.servers import PostgresServer, ServerError, ValkeyServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "InterruptedRunError",
+    "Options",
+    "Screen",
+    "ServerError",
+    "StageError",
+    "UnreachableError",
+    "async_url",
+    "perform",
+]
+
+_LOOK_EVERY = 0.5
+_LEFT_RUNNING_AFTER = 1.0
+_LEAD_IN = 0.2
+_LAST_LOOK = 5.0
+_OPEN_FILES = 16_384
+
+
+class Screen(Protocol):
+    """Where a person watches."""
+
+    def say(self, line: str) -> None:
+        """One line of what is going on before and after the load."""
+
+    def show(self, run: Run, now: float) -> None:
+        """Twice a second: how things stand ``now`` seconds into the load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the person asked for.
+
+    Attributes:
+        scenario: The story to tell.
+        seconds: How long users keep arriving.
+        seed: Decides arrivals and jitter.
+        database_url: A PostgreSQL of the person's own; None for a private one.
+    """
+
+    scenario: Scenario
+    seconds: int
+    seed: int
+    database_url: str | None = None
+
+
+def perform(options: Options, screen: Screen) -> Run:
+    """Starts everything, runs the scenario, stops everything.
+
+    Raises:
+        ImportError: A package of the demo extra is missing.
+        InterruptedRunError: SIGINT, SIGTERM or SIGHUP came.
+        UnreachableError: The database cannot be used.
+        ServerError, StageError: A server or an app did not start or died.
+    """
+    require_packages(servers=options.database_url is None)
+    _allow_many_sockets()
+    with Interrupts() as interrupts:
+        try:
+            return _perform(options, screen, interrupts)
+        except (ServerError, StageError):
+            # A child that was being started when the signal came to the whole group dies of it, too.
+            interrupts.check()
+            raise
+
+
+def _perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:
+    with ExitStack() as stack:
+        database = Database(async_url(options.database_url or _private_servers(stack, interrupts, screen)))
+        if options.database_url:
+            screen.say(f"using the PostgreSQL at {place(database.url)}, schema {database.schema}")
+        try:
+            return interrupts.run(_play(options, database, screen))
+        except BaseExceptionGroup as group:
+            raise _told(_first(group), database) from None
+        except (aiohttp.ClientError, OSError, SQLAlchemyError) as error:
+            raise _told(error, database) from None
+
+
+def _told(error: BaseException, database: Database) -> BaseException:
+    """What went wrong in the middle of a run, as something a person can act on."""
+    if isinstance(error, (aiohttp.ClientError, TimeoutError)):
+        return StageError("an app did not answer the demo's own question in time")
+    if isinstance(error, (OSError, SQLAlchemyError)):
+        return UnreachableError(f"the database at {place(database.url)} was lost: {reason(error)}")
+    return error
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first; the rest of a task group's troubles follow from it."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _private_servers(stack: ExitStack, interrupts: Interrupts, screen: Screen) -> str:
+    began = time.monotonic()
+    postgres = stack.enter_context(PostgresServer.start())
+    screen.say(f"postgres ready on port {postgres.port} after {time.monotonic() - began:.1f} s")
+    interrupts.check()
+    began = time.monotonic()
+    valkey = stack.enter_context(ValkeyServer.start())
+    screen.say(f"valkey ready on port {valkey.port} after {time.monotonic() - began:.1f} s")
+    interrupts.check()
+    return postgres.url("asyncpg")
+
+
+async def _play(options: Options, database: Database, screen: Screen) -> Run:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(database.prepared())
+        apps = [
+            stack.enter_context(App.started(name, database, options.scenario))
+            for name in ("plain", "guarded")
+        ]
+        control = await stack.enter_async_context(_session())
+        crowds = [await stack.enter_async_context(_session()) for _ in apps]
+        for app in apps:
+            await app.ready(control)
+        screen.say(f"apps ready: plain {apps[0].address}  guarded {apps[1].address}")
+        for app, crowd in zip(apps, crowds, strict=True):
+            await _warm_up(app, crowd)
+            await app.ask(control, "begin")
+        return await _run_the_load(options, database, screen, apps, control, crowds)
+
+
+async def _run_the_load(
+    options: Options,
+    database: Database,
+    screen: Screen,
+    apps: list[App],
+    control: aiohttp.ClientSession,
+    crowds: list[aiohttp.ClientSession],
+) -> Run:
+    scenario, seconds = options.scenario, options.seconds
+    people = arrivals(scenario, seconds, options.seed)
+    run = Run(scenario.name, seconds, options.seed, scenario.fault_starts, scenario.fault_ends, people)
+    epoch = time.monotonic() + _LEAD_IN
+
+    def clock() -> float:
+        return time.monotonic() - epoch
+
+    clients = [
+        Client(crowd, app.address, twin, clock, options.seed)
+        for crowd, app, twin in zip(crowds, apps, run.twins, strict=True)
+    ]
+    with _quiet_collector():
+        async with asyncio.TaskGroup() as around:
+            watch = around.create_task(_watch(run, apps, control, screen, clock, epoch))
+            trouble = around.create_task(_cause_trouble(run, database, apps, control, clock))
+            await send_all(people, clients, clock)
+            await trouble
+            watch.cancel()
+    await asyncio.sleep(_LEFT_RUNNING_AFTER)
+    for app, twin in zip(apps, run.twins, strict=True):
+        twin.queries_left_running = await database.queries_running(app.name)
+        await app.look(control, twin, epoch, _LAST_LOOK)
+    return run
+
+
+async def _warm_up(app: App, crowd: aiohttp.ClientSession) -> None:
+    """A few calls of each endpoint, so that imports and first connections are not part of the story."""
+
+    async def call(path: str) -> None:
+        async with crowd.get(app.address + path) as response:
+            await response.read()
+
+    for _ in range(5):
+        for path in (MAIN, BYSTANDER, NODB):
+            await asyncio.gather(*[call(path) for _ in range(5)])
+
+
+async def _cause_trouble(
+    run: Run, database: Database, apps: list[App], control: aiohttp.ClientSession, clock: Callable[[], float]
+) -> None:
+    async def mend() -> None:
+        await asyncio.gather(*[app.ask(control, "mend", _LAST_LOOK) for app in apps])
+
+    await asyncio.sleep(run.fault_starts - clock())
+    ends = run.fault_ends
+    begins = clock()
+    async with fault(run.scenario, database, mend):
+        run.fault_starts = begins
+        await asyncio.sleep(ends - clock())
+        # The order, not its completion: closing our own connection is no part of the fault.
+        run.fault_ends = clock()
+
+
+async def _watch(
+    run: Run,
+    apps: list[App],
+    control: aiohttp.ClientSession,
+    screen: Screen,
+    clock: Callable[[], float],
+    epoch: float,
+) -> None:
+    """Looks at both twins twice a second and shows what is known, until it is cancelled."""
+    beat = 0.0
+    while True:
+        await asyncio.sleep(beat - clock())
+        for app in apps:
+            app.check()
+        await asyncio.gather(
+            *[app.look(control, twin, epoch) for app, twin in zip(apps, run.twins, strict=True)]
+        )
+        screen.show(run, clock())
+        beat = max(beat + _LOOK_EVERY, clock())
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
+def _allow_many_sockets() -> None:
+    # Clients that wait 2 s at 400 tries a second hold 800 sockets; the usual soft limit is 1024 for all.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """Fewer collections: a pause here would be counted as the twins' latency."""
+    usual = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 1_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()

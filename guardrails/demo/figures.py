@@ -1,0 +1,143 @@
+"""From what was written down to the figures of the scorecard and of ``--json``: sums only.
+
+Every figure is measured; where nothing was measured it is None. Knows no clock, file or socket.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from guardrails.demo.scenarios import BYSTANDER, MAIN, NODB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from guardrails.demo.records import Arrival, Run, Twin, User
+
+__all__ = ["after_the_fault", "figures", "percentile", "recovered_after"]
+
+PHASES = ("healthy", "fault", "recovery")
+_ENOUGH = 0.95
+_STAYS = 3
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """The object that ``--json`` writes."""
+    offered = sum(user.path == MAIN for user in run.arrivals)
+    return {
+        "scenario": run.scenario,
+        "seconds": run.seconds,
+        "seed": run.seed,
+        "offered_per_s": round(offered / run.seconds, 1),
+        "fault": {"start_s": round(run.fault_starts, 2), "end_s": round(run.fault_ends, 2)},
+        **{twin.name: _of_twin(run, twin) for twin in run.twins},
+    }
+
+
+def _of_twin(run: Run, twin: Twin) -> dict[str, Any]:
+    main = [user for user in twin.users if user.arrival.path == MAIN]
+    lengths = {
+        "healthy": run.fault_starts,
+        "fault": run.fault_ends - run.fault_starts,
+        "recovery": run.seconds - run.fault_ends,
+    }
+    phases = _by_phase(run, main)
+    rejections = [one.seconds for user in main for one in user.tries if one.answer == "rejected"]
+    sheds = [one.ended_at for user in twin.users for one in user.tries if one.answer == "rejected"]
+    first_shed = min((at for at in sheds if at >= run.fault_starts), default=None)
+    return {
+        "users_ok_ratio": {name: _ok_ratio(users) for name, users in phases.items()},
+        "goodput_per_s": {
+            name: round(sum(user.served for user in users) / lengths[name], 1) if lengths[name] > 0 else None
+            for name, users in phases.items()
+        },
+        "answer_p50_ms": _try_ms(phases, 0.50),
+        "answer_p99_ms": _try_ms(phases, 0.99),
+        "user_p50_ms": {name: _ms([user.seconds for user in users], 0.50) for name, users in phases.items()},
+        "user_p99_ms": {name: _ms([user.seconds for user in users], 0.99) for name, users in phases.items()},
+        "rejections": {
+            "count": len(rejections),
+            "healthy": sum(one.answer == "rejected" for user in phases["healthy"] for one in user.tries),
+            "p50_ms": _ms(rejections, 0.50),
+            "p99_ms": _ms(rejections, 0.99),
+        },
+        **_of_endpoint(run, twin, "bystander", BYSTANDER),
+        **_of_endpoint(run, twin, "nodb", NODB),
+        "max_in_flight": twin.max_in_flight,
+        "max_checked_out": twin.max_checked_out,
+        "recovered_after_s": recovered_after(*after_the_fault(run, main)),
+        "first_shed_after_s": None if first_shed is None else round(first_shed - run.fault_starts, 3),
+        "queries_left_running": twin.queries_left_running,
+    }
+
+
+def _of_endpoint(run: Run, twin: Twin, name: str, path: str) -> dict[str, Any]:
+    phases = _by_phase(run, (user for user in twin.users if user.arrival.path == path))
+    return {
+        f"{name}_ok_ratio": {phase: _ok_ratio(users) for phase, users in phases.items()},
+        f"{name}_p50_ms": _try_ms(phases, 0.50),
+        f"{name}_p99_ms": _try_ms(phases, 0.99),
+    }
+
+
+def _by_phase(run: Run, users: Iterable[User]) -> dict[str, list[User]]:
+    phases: dict[str, list[User]] = {name: [] for name in PHASES}
+    for user in users:
+        phases[run.phase(user.arrival.at)].append(user)
+    return phases
+
+
+def _ok_ratio(users: Sequence[User]) -> float | None:
+    return round(sum(user.served for user in users) / len(users), 4) if users else None
+
+
+def _try_ms(phases: dict[str, list[User]], share: float) -> dict[str, float | None]:
+    return {
+        name: _ms([one.seconds for user in users for one in user.tries], share)
+        for name, users in phases.items()
+    }
+
+
+def _ms(seconds: Sequence[float], share: float) -> float | None:
+    value = percentile(seconds, share)
+    return None if value is None else round(value * 1000.0, 2)
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least this share of the values does not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(1, ceil(share * len(ordered))) - 1] if ordered else None
+
+
+def after_the_fault(run: Run, main: Iterable[User]) -> tuple[list[int], list[int]]:
+    """For each whole second from the end of the fault: how many users came, and how many were served."""
+    length = max(0, int(run.seconds - run.fault_ends))
+    came = Counter(int(user.at - run.fault_ends) for user in run.arrivals if _is_late(run, user))
+    served = Counter(
+        int(user.arrival.at - run.fault_ends) for user in main if user.served and _is_late(run, user.arrival)
+    )
+    return [came[second] for second in range(length)], [served[second] for second in range(length)]
+
+
+def _is_late(run: Run, user: Arrival) -> bool:
+    return user.path == MAIN and user.at >= run.fault_ends
+
+
+def recovered_after(came: Sequence[int], served: Sequence[int]) -> float | None:
+    """The first of three seconds in a row in each of which at least 95 % of the users were served.
+
+    Args:
+        came: Users by the whole second of their arrival, counted from the end of the fault.
+        served: How many of them were served in the end.
+
+    Returns:
+        Seconds from the end of the fault to the start of that second; None when there is none. A
+        second in which nobody came proves nothing, so it does not count.
+    """
+    well = [users > 0 and done >= _ENOUGH * users for users, done in zip(came, served, strict=True)]
+    for second in range(len(well) - _STAYS + 1):
+        if all(well[second : second + _STAYS]):
+            return float(second)
+    return None

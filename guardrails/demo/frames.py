@@ -1,0 +1,75 @@
+"""One moment of the run as both screens show it: sums over the last second, no formatting.
+
+Knows the records; never a terminal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from guardrails.demo.figures import percentile
+
+if TYPE_CHECKING:
+    from guardrails.demo.records import Run, Twin
+
+__all__ = ["Frame", "frame"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How one twin did in the last second, at the main endpoint.
+
+    Attributes:
+        good: Good answers.
+        refused: 503 answers that say why and when to come back.
+        lost: Errors, and tries that waited 2 s for nothing.
+        refused_seconds: Median latency of the refusals; None without any.
+        good_seconds: Median latency of the good answers; None without any.
+        checked_out: Connections out of the pool, at the last look.
+        waiting: Requests inside the app that wait for a connection, at the last look.
+        state: State of the circuit of the part in trouble, and of the whole pool's where that is not
+            closed; None on the plain twin.
+    """
+
+    good: int
+    refused: int
+    lost: int
+    refused_seconds: float | None
+    good_seconds: float | None
+    checked_out: int
+    waiting: int
+    state: str | None
+
+
+def frame(run: Run, twin: Twin, now: float) -> Frame:
+    """What is known about a twin ``now`` seconds into the load."""
+    good: list[float] = []
+    refused: list[float] = []
+    lost = 0
+    for one in reversed(twin.tries):
+        if one.ended_at < now - 1.0:
+            break
+        if one.answer == "ok":
+            good.append(one.seconds)
+        elif one.answer == "rejected":
+            refused.append(one.seconds)
+        else:
+            lost += 1
+    look = twin.looks[-1] if twin.looks else None
+    return Frame(
+        len(good),
+        len(refused),
+        lost,
+        percentile(refused, 0.5),
+        percentile(good, 0.5),
+        look.checked_out if look else 0,
+        look.waiting if look else 0,
+        _circuit(run, look.states) if look else None,
+    )
+
+
+def _circuit(run: Run, states: dict[str, str]) -> str | None:
+    state = states.get("reports" if run.scenario == "leak" else "orders")
+    whole = states.get("db", "closed")
+    return state if whole == "closed" else f"{state}, whole pool {whole}"

@@ -1,0 +1,209 @@
+"""The run as one HTML page that needs nothing else: numbers first, then three charts, then how.
+
+Knows layout and words; `guardrails.demo.figures` does the sums and `guardrails.demo.charts` the lines.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from guardrails.demo.charts import Chart, Line, draw
+from guardrails.demo.figures import percentile
+from guardrails.demo.page import STYLE
+from guardrails.demo.scenarios import POOL_CAPACITY, SCENARIOS
+from guardrails.demo.terminal import scorecard
+from guardrails.demo.twin import difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardrails.demo.records import Change, Run, Try, Twin
+
+__all__ = ["page"]
+
+
+def page(run: Run, figures: dict[str, Any]) -> str:
+    """The whole page.
+
+    Args:
+        run: What was written down, for the charts.
+        figures: What `guardrails.demo.figures.figures` made of it.
+    """
+    scenario = SCENARIOS[run.scenario]
+    parts = [
+        f"<h1>{escape(_sentence(scenario.title))}</h1>",
+        _lead(scenario.caption, figures),
+        _headline(figures),
+        _charts(run),
+        f"<div class=columns><div>{_table(figures)}</div><div>{_difference()}{_timeline(run)}</div></div>",
+        _notes(run),
+    ]
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>guardrails demo: {escape(scenario.title)}</title>\n<style>{STYLE}</style>\n"
+        f"</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _lead(caption: str, figures: dict[str, Any]) -> str:
+    return (
+        f"<p class=lead>{escape(caption)} One app, run twice at the same time on the same database with the"
+        f" same users: {figures['offered_per_s']:g} a second for {figures['seconds']} s.</p>"
+    )
+
+
+def _headline(figures: dict[str, Any]) -> str:
+    """The three numbers that matter most, plain against guarded."""
+    wanted = (
+        "users served: after the fault",
+        "good again after the fault",
+        "other table served in the fault",
+    )
+    names = ("users served after the fault", "good again after", "other table served during the fault")
+    rows = {what: (plain, guarded) for what, plain, guarded in scorecard(figures)}
+    cards = [
+        f"<div class=card><div class=what>{name}</div>"
+        f"<div class=pair><div><b class=plain>{rows[what][0]}</b><span>plain</span></div>"
+        f"<div><b class=guarded>{rows[what][1]}</b><span>guarded</span></div></div></div>"
+        for what, name in zip(wanted, names, strict=True)
+    ]
+    return f"<section class=cards>{''.join(cards)}</section>"
+
+
+def _table(figures: dict[str, Any]) -> str:
+    rows = [
+        f"<tr><th scope=row>{escape(what)}</th><td>{plain}</td><td>{guarded}</td></tr>"
+        for what, plain, guarded in scorecard(figures)
+    ]
+    head = "<tr><td></td><th scope=col class=plain>plain</th><th scope=col class=guarded>guarded</th></tr>"
+    return f"<h2>Scorecard</h2><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _charts(run: Run) -> str:
+    end = float(run.seconds)
+    shaded = (run.fault_starts, run.fault_ends)
+    goodput = [Line(twin.name, _by_second(twin, end, _good)) for twin in run.twins]
+    latency = [
+        Line(f"{twin.name} {name}", _by_second(twin, end, read))
+        for twin in run.twins
+        for name, read in (("tail", _slowest), ("middle", _median))
+    ]
+    pool = [
+        Line(
+            twin.name,
+            [(look.at, float(look.checked_out + look.waiting)) for look in twin.looks if look.at <= end],
+        )
+        for twin in run.twins
+    ]
+    charts = [
+        (
+            "Good answers per second",
+            "",
+            Chart(
+                name="good answers per second over time",
+                lines=goodput,
+                seconds=end,
+                shaded=shaded,
+                label=_count,
+            ),
+        ),
+        (
+            "Time to an answer",
+            "p50 solid, p99 dotted, of all answers and time-outs",
+            Chart(
+                name="latency over time",
+                lines=latency,
+                seconds=end,
+                shaded=shaded,
+                label=_duration,
+                floor=0.001,
+            ),
+        ),
+        (
+            "Using or awaiting a connection",
+            f"the pool holds {POOL_CAPACITY} (thin line)",
+            Chart(
+                name="pool use over time",
+                lines=pool,
+                seconds=end,
+                shaded=shaded,
+                label=_count,
+                floor=1.0,
+                rule=POOL_CAPACITY,
+            ),
+        ),
+    ]  # fmt: skip - one chart a row reads best
+    figures = [
+        f"<figure><figcaption>{title}<small>{hint}</small></figcaption>{draw(chart)}</figure>"
+        for title, hint, chart in charts
+    ]
+    legend = "<p class=legend><i class=plain></i> plain <i class=guarded></i> guarded</p>"
+    return f"{legend}<section class=charts>{''.join(figures)}</section>"
+
+
+def _by_second(
+    twin: Twin, end: float, read: Callable[[list[Try]], float | None]
+) -> list[tuple[float, float | None]]:
+    seconds: list[list[Try]] = [[] for _ in range(int(end))]
+    for one in twin.tries:
+        if 0 <= one.ended_at < len(seconds):
+            seconds[int(one.ended_at)].append(one)
+    return [(second + 0.5, read(tries)) for second, tries in enumerate(seconds)]
+
+
+def _good(tries: list[Try]) -> float:
+    return float(sum(one.answer == "ok" for one in tries))
+
+
+def _median(tries: list[Try]) -> float | None:
+    return percentile([one.seconds for one in tries], 0.50)
+
+
+def _slowest(tries: list[Try]) -> float | None:
+    return percentile([one.seconds for one in tries], 0.99)
+
+
+def _count(value: float) -> str:
+    return f"{value:g}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds >= 1.0 else f"{seconds * 1000:g} ms"
+
+
+def _difference() -> str:
+    lines = [f"<ins>+ {escape(line)}</ins>" if added else f"  {escape(line)}" for added, line in difference()]
+    return f"<h2>All that differs</h2><pre><code>{chr(10).join(lines)}</code></pre>"
+
+
+def _timeline(run: Run) -> str:
+    head = "<h2>What the guards did</h2>"
+    changes = [change for change in run.guarded.changes if change.at >= 0.0]
+    if not changes:
+        return f"{head}<p>No circuit changed its state.</p>"
+    items = "".join(f"<li>{_told(change)}</li>" for change in changes)
+    return f"{head}<ol class=timeline>{items}</ol>"
+
+
+def _told(change: Change) -> str:
+    new = f'<b class="{escape(change.new)}">{escape(change.new.replace("_", "-"))}</b>'
+    old = escape(change.old.replace("_", "-"))
+    return f"<time>{change.at:.2f} s</time> {escape(change.guard)}: {old} → {new}"
+
+
+def _notes(run: Run) -> str:
+    return (
+        "<h2>How it was measured</h2><p>Users arrive at random and wait for nobody. Each waits 2 s for an"
+        " answer and tries up to three times more; where a refusal says when to come back, he comes back"
+        " then. Latency counts from the moment a request should have been sent. A user counts to the phase"
+        " in which he arrived; a try counts, in the charts, to the second in which it ended. The fault lasted"
+        f" from {run.fault_starts:.2f} s to {run.fault_ends:.2f} s. Both apps ran under uvicorn with"
+        f" SQLAlchemy's default pool, 5 + 10 connections. Seed {run.seed}.</p>"
+    )

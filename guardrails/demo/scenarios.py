@@ -1,0 +1,99 @@
+"""The four stories the demo can tell, as frozen settings.
+
+Knows rates, times and captions; never how a fault is made or how traffic is sent.
+
+The default load is 25 users a second with queries of 150 ms. The plain pool can serve 15 / 0.15 = 100 of
+them a second, four times what is asked for; but users who get no answer try up to four times, the
+bystander's users do, too, and connections cost time to open: more than the pool can do. That is all it
+takes to stay dead after a fault has passed. A compartment has 10 slots, of which healthy traffic uses four.
+Few and long queries, not many and short ones: two slow cores must carry both twins, the server and the
+users without becoming the bottleneck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ATTEMPTS", "CLIENT_TIMEOUT", "MAIN", "POOL_CAPACITY", "SCENARIOS", "Scenario"]
+
+MAIN, BYSTANDER, NODB, LEAKY = "/orders", "/items", "/ping", "/reports"
+
+POOL_CAPACITY = 15
+"""SQLAlchemy's defaults: 5 connections kept, 10 more under load."""
+
+CLIENT_TIMEOUT = 2.0
+"""Seconds a client waits for one try, counted from the moment it meant to send it."""
+
+ATTEMPTS = 4
+"""One try and up to three retries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One story: a steady load, and a fault between two instants.
+
+    Attributes:
+        name: As on the command line.
+        title: What goes wrong, in a few words.
+        caption: What to look at, in a sentence or two.
+        main_rate: Users per second at the main endpoint, which touches the table in trouble.
+        query_seconds: Seconds one query of the main endpoint works in the database.
+        burst_rate: Users per second at the main endpoint during the fault; None for no change.
+        bystander_rate: Users per second at the endpoint of another table.
+        nodb_rate: Users per second at the endpoint without a database.
+        leak_rate: Users per second at the endpoint that forgets to close, during the fault.
+        fault_starts: Seconds from the start of the load.
+        fault_ends: Seconds from the start of the load.
+    """
+
+    name: str
+    title: str
+    caption: str
+    main_rate: float = 25.0
+    query_seconds: float = 0.15
+    burst_rate: float | None = None
+    bystander_rate: float = 15.0
+    nodb_rate: float = 10.0
+    leak_rate: float = 0.0
+    fault_starts: float = 5.0
+    fault_ends: float = 15.0
+
+    @property
+    def shortest(self) -> int:
+        """Seconds a run must last so that each of its three phases can be seen."""
+        return int(self.fault_ends) + 5
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
+            name="lock",
+            title="a migration holds LOCK TABLE orders",
+            caption="For 10 s a transaction keeps the orders table locked; then it lets go. "
+            "The items table was never touched. Watch who comes back.",
+        ),
+        Scenario(
+            name="slow",
+            title="every query takes 2 s longer",
+            caption="For 10 s the database needs 2 s more for each query, on every table.",
+        ),
+        Scenario(
+            name="burst",
+            title="three times the capacity arrives",
+            caption="For 10 s three times as many users arrive as the pool can serve. Nothing is broken.",
+            main_rate=6.0,
+            query_seconds=0.5,
+            burst_rate=3 * POOL_CAPACITY / 0.5,
+        ),
+        Scenario(
+            name="leak",
+            title="an endpoint forgets to close its connections",
+            caption="For 10 s each call of /reports keeps a connection for good; then somebody closes them. "
+            "While they are kept, only what is left of the pool can work.",
+            main_rate=25.0,
+            query_seconds=0.05,
+            leak_rate=6.0,
+        ),
+    )
+}

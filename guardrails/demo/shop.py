@@ -1,0 +1,100 @@
+"""The shop of the demo: one small web application, as its author would write it.
+
+Knows nothing of the demo, of faults or of a twin. The lines that end in ``# guardrails`` are all that
+the guarded twin has and the plain twin has not; `guardrails.demo.twin` leaves them out for the plain one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from guardrails import guarded, protect  # guardrails
+from guardrails.integrations.asgi import GuardrailsMiddleware  # guardrails
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+engine = create_async_engine(
+    os.environ.get("SHOP_DATABASE_URL", "postgresql+asyncpg://127.0.0.1/shop"),
+    connect_args={"server_settings": json.loads(os.environ.get("SHOP_SERVER_SETTINGS", "{}"))},
+)
+query_seconds = float(os.environ.get("SHOP_QUERY_SECONDS", "0.05"))
+forgotten: list[AsyncConnection] = []
+
+db = protect(engine, name="db")  # guardrails
+orders = db.compartment("orders")  # guardrails
+reports = db.compartment("reports")  # guardrails
+
+
+class OrderRepository:
+    """Reads orders. ``work()`` stands for what a real query costs the database."""
+
+    @guarded(orders)  # guardrails
+    async def one(self, number: int) -> dict[str, Any]:
+        """The order with this number."""
+        query = text("SELECT id, total, work(:seconds) FROM orders WHERE id = :id")
+        async with engine.connect() as connection:
+            row = (await connection.execute(query, {"id": number, "seconds": query_seconds})).one()
+        return {"id": row.id, "total": str(row.total)}
+
+
+class ItemRepository:
+    """Reads items: another table in the same database, through the same pool."""
+
+    async def one(self, number: int) -> dict[str, Any]:
+        """The item with this number."""
+        query = text("SELECT id, name, work(0.002) FROM items WHERE id = :id")
+        async with engine.connect() as connection:
+            row = (await connection.execute(query, {"id": number})).one()
+        return {"id": row.id, "name": row.name}
+
+
+class ReportRepository:
+    """Counts orders, with the mistake of the leak scenario."""
+
+    @guarded(reports)  # guardrails
+    async def total(self) -> int:
+        """How many orders there are."""
+        connection = await engine.connect()
+        result = await connection.execute(text("SELECT count(*) FROM orders"))
+        forgotten.append(connection)  # the mistake: kept, and never closed
+        return int(result.scalar_one())
+
+
+async def get_order(request: Request) -> JSONResponse:
+    """One order."""
+    return JSONResponse(await OrderRepository().one(int(request.query_params.get("id", "1"))))
+
+
+async def get_item(request: Request) -> JSONResponse:
+    """One item."""
+    return JSONResponse(await ItemRepository().one(int(request.query_params.get("id", "1"))))
+
+
+async def get_report(_: Request) -> JSONResponse:
+    """The number of orders."""
+    return JSONResponse({"orders": await ReportRepository().total()})
+
+
+async def ping(_: Request) -> JSONResponse:
+    """An answer that needs no database."""
+    return JSONResponse({"pong": True})
+
+
+app = Starlette(
+    routes=[
+        Route("/orders", get_order),
+        Route("/items", get_item),
+        Route("/reports", get_report),
+        Route("/ping", ping),
+    ]
+)
+app.add_middleware(GuardrailsMiddleware, guards=[db])  # guardrails

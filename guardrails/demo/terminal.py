@@ -1,0 +1,199 @@
+"""The demo on a terminal: a live table, or plain lines where the output is not one.
+
+Knows how things look in characters; never what they mean.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from guardrails.demo.frames import Frame, frame
+from guardrails.demo.scenarios import POOL_CAPACITY, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rich.console import Console, RenderableType
+
+    from guardrails.demo.records import Run
+
+__all__ = ["LiveTable", "PlainLines", "opening", "scorecard"]
+
+_BAR = 20
+_HISTORY = 16
+
+
+def opening(scenario: Scenario, difference: Sequence[tuple[bool, str]]) -> list[str]:
+    """What is said before anything starts: the story, and the lines that make the difference."""
+    return [
+        f"guardrails demo: {scenario.title}",
+        scenario.caption,
+        "The same app twice. All that the guarded one has more:",
+        *(f"    {'+' if added else ' '} {line}" for added, line in difference),
+    ]
+
+
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s"  # noqa: PLR2004 - reads better
+
+
+def _caption(run: Run, now: float) -> str:
+    phase = run.phase(now)
+    if now > run.seconds:
+        return "no more users; waiting for the last answers"
+    if phase == "healthy":
+        return f"healthy; the fault begins in {run.fault_starts - now:.0f} s"
+    if phase == "fault":
+        return f"FAULT, {run.fault_ends - now:.0f} s to go"
+    return f"the fault has been over for {now - run.fault_ends:.0f} s"
+
+
+class PlainLines:
+    """One line a second, for pipes, logs and ``--headless``."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._next = 0.0
+
+    def say(self, line: str) -> None:
+        """One line of what is going on before and after the load."""
+        self._write(line)
+
+    def show(self, run: Run, now: float) -> None:
+        """One line, if a second has passed since the last."""
+        if now < self._next:
+            return
+        self._next = now + 0.9
+        sides = [_side(twin.name, frame(run, twin, now)) for twin in run.twins]
+        self._write(f"{now:5.0f} s  {'  |  '.join(sides)}  |  {_caption(run, now)}")
+
+
+def _side(name: str, now: Frame) -> str:
+    state = f" {now.state}" if now.state else ""
+    pool = f"pool {now.checked_out:2d}/{POOL_CAPACITY} +{now.waiting:<4d}"
+    return f"{name} {now.good:3d} ok/s {now.refused:3d} refused {now.lost:3d} lost  {pool}{state}"
+
+
+class LiveTable:
+    """Both twins side by side, redrawn twice a second, with the last seconds below.
+
+    Args:
+        console: Where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live  # noqa: PLC0415 - a pipe needs no rich
+
+        self._console = console
+        # Drawn when we say so: a thread of its own would draw while clients wait.
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._history: list[tuple[float, Frame, Frame]] = []
+
+    @contextmanager
+    def open(self) -> Iterator[LiveTable]:
+        """Shows the table during the block; what was on the screen before stays."""
+        with self._live:
+            yield self
+
+    def say(self, line: str) -> None:
+        """One line above the table."""
+        self._console.print(line, style="dim", highlight=False, markup=False)
+
+    def show(self, run: Run, now: float) -> None:
+        """Draws the table as things stand."""
+        plain, guarded = (frame(run, twin, now) for twin in run.twins)
+        if not self._history or int(now) != int(self._history[-1][0]):
+            self._history = [*self._history[-_HISTORY + 1 :], (now, plain, guarded)]
+        self._live.update(self._draw(run, now, plain, guarded), refresh=True)
+
+    def _draw(self, run: Run, now: float, plain: Frame, guarded: Frame) -> RenderableType:
+        from rich.console import Group  # noqa: PLC0415 - as above
+        from rich.panel import Panel  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+
+        offered = sum(now - 1.0 <= user.at < now and user.path == "/orders" for user in run.arrivals)
+        sides = Table.grid(expand=True, padding=(0, 1))
+        sides.add_column(ratio=1)
+        sides.add_column(ratio=1)
+        sides.add_row(
+            Panel(_card(plain), title="plain", border_style=_colour(plain, offered)),
+            Panel(_card(guarded), title="guarded", border_style=_colour(guarded, offered)),
+        )
+        history = Table(box=None, padding=(0, 2), header_style="dim")
+        for heading in ("t", "plain ok/s", "guarded ok/s", "guarded refused"):
+            history.add_column(heading, no_wrap=True)
+        most = max(1, *(max(one.good, other.good) for _, one, other in self._history))
+        for at, one, other in self._history:
+            refused = f"{other.refused:3d} in {_ms(other.refused_seconds)}" if other.refused else "-"
+            history.add_row(f"{at:3.0f}", _bar(one.good, most), _bar(other.good, most), refused)
+        heading = f"[b]{now:4.0f} s[/b] of {run.seconds}   {offered} users/s arriving   {_caption(run, now)}"
+        return Group(heading, sides, history)
+
+
+def _card(now: Frame) -> RenderableType:
+    from rich.table import Table  # noqa: PLC0415
+
+    card = Table.grid(padding=(0, 2))
+    used = "#" * now.checked_out + "-" * (POOL_CAPACITY - now.checked_out)
+    card.add_row("good answers", f"[b]{now.good}[/b] /s   {_ms(now.good_seconds)}")
+    card.add_row("refused (503)", f"{now.refused} /s   {_ms(now.refused_seconds)}")
+    card.add_row("lost", f"{now.lost} /s   (2 s for nothing, or a 500)")
+    card.add_row("pool", f"{used} {now.checked_out}/{POOL_CAPACITY} +{now.waiting} waiting")
+    card.add_row("circuit", now.state or "-")
+    return card
+
+
+def _colour(now: Frame, offered: int) -> str:
+    if now.good >= 0.8 * offered:
+        return "green"
+    return "red" if now.lost > now.good else "yellow"
+
+
+def _bar(value: int, most: int) -> str:
+    return f"{value:4d} {'█' * round(_BAR * value / most)}"
+
+
+def scorecard(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The rows of the scorecard: what, plain, guarded."""
+    plain, guarded = figures["plain"], figures["guarded"]
+
+    def row(what: str, read: Callable[[dict[str, Any]], str]) -> tuple[str, str, str]:
+        return what, read(plain), read(guarded)
+
+    return [
+        row("users served: healthy", lambda twin: _percent(twin["users_ok_ratio"]["healthy"])),
+        row("users served: during the fault", lambda twin: _percent(twin["users_ok_ratio"]["fault"])),
+        row("users served: after the fault", lambda twin: _percent(twin["users_ok_ratio"]["recovery"])),
+        row("good again after the fault", lambda twin: _after(twin["recovered_after_s"])),
+        row("answer during the fault, p50", lambda twin: _figure(twin["answer_p50_ms"]["fault"], "ms")),
+        row("refusals (503 + Retry-After)", lambda twin: _figure(twin["rejections"]["count"])),
+        row("a refusal takes, p50", lambda twin: _figure(twin["rejections"]["p50_ms"], "ms")),
+        row("first refusal after", lambda twin: _figure(twin["first_shed_after_s"], "s")),
+        row("other table served in the fault", lambda twin: _percent(twin["bystander_ok_ratio"]["fault"])),
+        row("other table in the fault, p99", lambda twin: _figure(twin["bystander_p99_ms"]["fault"], "ms")),
+        row("no database in the fault, p99", lambda twin: _figure(twin["nodb_p99_ms"]["fault"], "ms")),
+        row("most requests inside the app", lambda twin: _figure(twin["max_in_flight"])),
+        row("most connections checked out", lambda twin: _figure(twin["max_checked_out"])),
+        row("queries still running 1 s after", lambda twin: _figure(twin["queries_left_running"])),
+    ]
+
+
+def scorecard_lines(figures: dict[str, Any]) -> list[str]:
+    """The scorecard as plain text."""
+    rows = [("", "plain", "guarded"), *scorecard(figures)]
+    return [f"{what:34s}{plain:>12s}{guarded:>12s}" for what, plain, guarded in rows]
+
+
+def _percent(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{100 * ratio:.1f} %"
+
+
+def _figure(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.4g} {unit}".rstrip()
+
+
+def _after(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.0f} s"

