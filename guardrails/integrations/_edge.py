@@ -1,0 +1,223 @@
+"""What an HTTP middleware decides about a request. Knows neither ASGI nor WSGI, nor any wording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from guardrails._checks import Faults
+from guardrails._guard import Guard
+from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails.integrations._http import DEADLINE_HEADERS, Problem, budget, retry_seconds
+
+__all__ = ["Edge"]
+
+_Reader = Callable[[bytes], float | None]
+
+
+class Edge:
+    """The settings of one middleware, checked, and the decisions that follow from them.
+
+    Args:
+        where: What error messages call the middleware.
+        guards: The guards to answer for, each with its compartments; empty is every guard.
+        exempt: Paths that are let in whatever happens.
+        request_timeout: Seconds for a request, or None.
+        max_in_flight: Requests inside at once, or None.
+        requires: By path, the guards without which a request cannot be served.
+        deadline_headers: Names out of `DEADLINE_HEADERS`, in any case.
+        random: Where jitter comes from.
+
+    Attributes:
+        selective: Whether `admit` can ever refuse a request.
+        timed: Whether `budget` can ever be anything but None.
+
+    Raises:
+        ConfigurationError: One or more settings are wrong; all are named at once.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        guards: Iterable[Guard],
+        exempt: Iterable[str],
+        request_timeout: float | None,
+        max_in_flight: int | None,
+        requires: Mapping[str, Iterable[Guard]] | None,
+        deadline_headers: Iterable[str],
+        random: Callable[[], float],
+    ) -> None:
+        faults = Faults(where)
+        self._guards = _guards(faults, "guards", guards)
+        self._exempt = _longest_first(dict.fromkeys(_exempt(faults, exempt), ()))
+        self._requires = _longest_first(_requires(faults, requires))
+        self._headers = _headers(faults, deadline_headers)
+        faults.seconds("request_timeout", request_timeout, none=True)
+        faults.count("max_in_flight", max_in_flight, none=True)
+        faults.callable("random", random, none=False)
+        faults.raise_if_any()
+        self._request_timeout = request_timeout
+        self._max_in_flight = max_in_flight
+        self._random = random
+        # Requests inside. Each is there once or not at all, so none is counted or released twice.
+        self._inside: set[object] = set()
+        self.selective = max_in_flight is not None or bool(self._requires)
+        self.timed = request_timeout is not None or bool(self._headers)
+
+    # --- before the application ----------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests counted against ``max_in_flight`` now."""
+        return len(self._inside)
+
+    def budget(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+        """Seconds for this request: the server's own limit, which a client can only lower."""
+        own = self._request_timeout
+        asked = budget(headers, self._headers) if self._headers else None
+        return asked if own is None or (asked is not None and asked < own) else own
+
+    def admit(self, request: object, path: str) -> Problem | None:
+        """Lets a request in, or says why not. What was let in is let out with `release`."""
+        if _covering(self._exempt, path) is not None:
+            return None
+        problem = self._missing(path)
+        if problem is not None or self._max_in_flight is None:
+            return problem
+        # In first and counted after, so that two threads can never both take the last place.
+        self._inside.add(request)
+        if len(self._inside) > self._max_in_flight:
+            self._inside.discard(request)
+            return Problem("bulkhead_full", None, retry_seconds("bulkhead_full", None, self._random))
+        return None
+
+    def release(self, request: object) -> None:
+        """Lets a request out; one that was never counted changes nothing."""
+        self._inside.discard(request)
+
+    def refuse(self, path: str) -> Problem | None:
+        """Like `admit`, without counting: for what is not one request and one answer."""
+        return None if _covering(self._exempt, path) is not None else self._missing(path)
+
+    def _missing(self, path: str) -> Problem | None:
+        for guard in _covering(self._requires, path) or ():
+            for door in guard.passage.doors:
+                # A closed circuit needs no step under its lock: the call inside makes one anyway.
+                # A preview takes nothing, so the probes of a half-open circuit are still free inside.
+                refusal = None if door.gate.calm else door.step(door.gate.preview)
+                if refusal is not None:
+                    return Problem.of(door.refused(refusal), self._random)
+        return None
+
+    # --- after it --------------------------------------------------------------------------------
+
+    def problem(self, error: BaseException) -> Problem | None:
+        """What to answer for an exception; None for one that is none of our business.
+
+        A group counts when each of its leaves does. A timeout in it outranks the refusals, because it
+        may have done something.
+        """
+        first: RejectedError | CallTimeoutError | None = None
+        for leaf in _leaves(error):
+            if not isinstance(leaf, (RejectedError, CallTimeoutError)) or not self._answers_for(leaf.guard):
+                return None
+            if first is None or (isinstance(leaf, CallTimeoutError) and isinstance(first, RejectedError)):
+                first = leaf
+        return None if first is None else Problem.of(first, self._random)
+
+    def _answers_for(self, name: str) -> bool:
+        # Looked up each time: compartments may be made after the middleware.
+        return not self._guards or any(guard.name == name for guard in _with_parts(self._guards))
+
+
+# --- paths -----------------------------------------------------------------------------------------
+
+
+def _longest_first(table: Mapping[str, tuple[Guard, ...]]) -> tuple[tuple[str, tuple[Guard, ...]], ...]:
+    return tuple(sorted(table.items(), key=lambda entry: len(entry[0]), reverse=True))
+
+
+def _covering(table: tuple[tuple[str, tuple[Guard, ...]], ...], path: str) -> tuple[Guard, ...] | None:
+    # The longest entry that is the path or lies above it. Entries are few; cutting a hostile path
+    # into its 60,000 segments would cost more than comparing it with each of them.
+    for entry, guards in table:
+        if path.startswith(entry) and path[len(entry) : len(entry) + 1] in {"", "/"}:
+            return guards
+    return None
+
+
+# --- guards and errors -----------------------------------------------------------------------------
+
+
+def _with_parts(guards: Iterable[Guard]) -> Iterator[Guard]:
+    for guard in guards:
+        yield guard
+        yield from _with_parts(guard.compartments)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    todo = [error]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, BaseExceptionGroup):
+            todo.extend(reversed(item.exceptions))
+        else:
+            yield item
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+_PATH = "a path such as '/orders': from '/' on, without wildcards, parameters or a query"
+
+
+def _several(value: object) -> tuple[object, ...] | None:
+    # A text is a series of letters, which nobody ever means here.
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
+
+
+def _guards(faults: Faults, field: str, value: object) -> tuple[Guard, ...]:
+    items = _several(value)
+    guards = tuple(item for item in items or () if isinstance(item, Guard))
+    if items is None or len(guards) != len(items):
+        faults.add(field, value, "a list of Guard objects")
+    return guards
+
+
+def _exempt(faults: Faults, value: object) -> list[str]:
+    items = _several(value)
+    if items is None:
+        faults.add("exempt", value, "a list of paths")
+    return [_path(faults, "exempt", item) for item in items or ()]
+
+
+def _requires(faults: Faults, value: object) -> dict[str, tuple[Guard, ...]]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        faults.add("requires", value, "a dict of paths and lists of Guard objects, or None")
+        return {}
+    return {
+        _path(faults, "requires", path): _guards(faults, f"requires[{path!r:.80}]", guards)
+        for path, guards in value.items()
+    }
+
+
+def _path(faults: Faults, field: str, value: object) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or any(sign in value for sign in "*?#{}"):
+        faults.add(field, value, _PATH)
+        return "/"
+    return value.rstrip("/")
+
+
+def _headers(faults: Faults, value: object) -> dict[bytes, _Reader]:
+    items = _several(value)
+    if items is None:
+        faults.add("deadline_headers", value, "a list of header names")
+    wanted: dict[bytes, _Reader] = {}
+    for item in items or ():
+        name = item.lower() if isinstance(item, str) else ""
+        if name in DEADLINE_HEADERS:
+            wanted[name.encode("ascii")] = DEADLINE_HEADERS[name]
+        else:
+            faults.add("deadline_headers", item, "one of " + ", ".join(DEADLINE_HEADERS))
+    return wanted

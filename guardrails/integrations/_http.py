@@ -1,0 +1,255 @@
+"""What a refused or late request is told over HTTP. Knows neither ASGI nor WSGI, and no guard.
+
+Every text is fixed, save the guard's name, which stands only inside a JSON string: no SQL, no host and
+no exception text can reach a client, and nothing a client or a guard is called can reach a header.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import NamedTuple, Self
+
+from guardrails.errors import CallTimeoutError, CommitUnknownError, Reason, RejectedError
+
+__all__ = ["DEADLINE_HEADERS", "Answer", "Problem", "budget", "retry_seconds"]
+
+# --- when to come back -----------------------------------------------------------------------------
+
+DEFAULT_RETRY = 1.0
+LONGEST_RETRY = 120
+"""Seconds. Slots come free at any moment, so a second will do; and no wait a circuit has computed is
+worth sending a client away for longer than two minutes."""
+
+
+def retry_seconds(reason: Reason, retry_after: float | None, random: Callable[[], float]) -> int | None:
+    """The whole number of seconds for ``Retry-After``, spread so that clients do not return as one.
+
+    Args:
+        reason: Why the call was refused.
+        retry_after: Seconds until a call may be admitted; None when nobody can tell.
+        random: Returns a float in [0, 1).
+
+    Returns:
+        At least ``retry_after``, at most half as much again and one more, in [1, 120]; None for a
+        circuit that is held open by hand, which no wait will close.
+    """
+    if retry_after is None:
+        if reason == "circuit_open":
+            return None
+        retry_after = DEFAULT_RETRY
+    if not retry_after < LONGEST_RETRY:  # NaN and infinity too
+        return LONGEST_RETRY
+    least = max(1, math.ceil(retry_after))
+    return min(LONGEST_RETRY, least + int(random() * (1 + least / 2)))
+
+
+# --- the answer ------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """A whole response, ready to send; for HEAD leave the body out and keep the headers."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class _Wording(NamedTuple):
+    status: int
+    title: str
+    detail: str
+
+
+_WORDINGS: dict[str, _Wording] = {
+    "circuit_open": _Wording(
+        503,
+        "Temporarily unavailable",
+        "A part of this service is in trouble and is being left alone until it has recovered.",
+    ),
+    "bulkhead_full": _Wording(503, "Too busy", "This service has as much to do as it can carry."),
+    "queue_timeout": _Wording(
+        503, "Too busy", "This service has as much to do as it can carry, and no place came free in time."
+    ),
+    "deadline_spent": _Wording(
+        503, "Out of time", "The time given to this request was over before the work could start."
+    ),
+    "shed": _Wording(
+        503, "Too busy", "This service is under pressure and serves more important requests first."
+    ),
+    "timeout": _Wording(
+        504,
+        "Took too long",
+        "A part of this service did not answer in time. Whether the work was done is not known.",
+    ),
+    "commit_unknown": _Wording(
+        504,
+        "Outcome unknown",
+        "Saving was not confirmed in time. Look whether it was done before you send this again.",
+    ),
+}
+
+_TYPE = "urn:problem-type:guardrails:"
+_LONGEST_NAME = 100
+_NO_STORE = (b"cache-control", b"no-store")
+
+
+class Problem(NamedTuple):
+    """What is wrong, before it is known how the client would like to read it.
+
+    Attributes:
+        code: A `Reason`, or ``timeout``, or ``commit_unknown``.
+        guard: The guard's name; None when it was the server as a whole.
+        retry_after: Seconds for ``Retry-After``, or None to leave it out.
+    """
+
+    code: str
+    guard: str | None
+    retry_after: int | None
+
+    @classmethod
+    def of(cls, error: RejectedError | CallTimeoutError, random: Callable[[], float]) -> Self:
+        """The problem a guard's error stands for."""
+        if isinstance(error, RejectedError):
+            wait = retry_seconds(error.reason, error.retry_after, random)
+            return cls(error.reason, error.guard, wait)
+        return cls(
+            "commit_unknown" if isinstance(error, CommitUnknownError) else "timeout", error.guard, None
+        )
+
+    @property
+    def status(self) -> int:
+        """503 for what did not start, 504 for what did not end."""
+        return _WORDINGS[self.code].status
+
+    def answer(self, accept: bytes = b"") -> Answer:
+        """Words it as RFC 9457 problem details, or as a page for a client that prefers HTML.
+
+        Args:
+            accept: The request's ``Accept``; several joined with commas.
+        """
+        name = None if self.guard is None else self.guard[:_LONGEST_NAME]
+        headers, body = _worded(self.code, name, self.retry_after, html=prefers_html(accept))
+        return Answer(self.status, list(headers), body)
+
+
+# A refusal must cost less than the call it replaces, so bodies are worded once. Codes and waits are
+# few and names are the application's own: the bound is against an application that makes up names.
+@lru_cache(maxsize=256)
+def _worded(
+    code: str, guard: str | None, retry_after: int | None, *, html: bool
+) -> tuple[tuple[tuple[bytes, bytes], ...], bytes]:
+    if html:
+        kind, body = b"text/html; charset=utf-8", _page(code, retry_after)
+    else:
+        kind, body = b"application/problem+json", _problem_details(code, guard, retry_after)
+    wait = () if retry_after is None else ((b"retry-after", b"%d" % retry_after),)
+    return ((b"content-type", kind), (b"content-length", b"%d" % len(body)), _NO_STORE, *wait), body
+
+
+def _problem_details(code: str, guard: str | None, retry_after: int | None) -> bytes:
+    status, title, detail = _WORDINGS[code]
+    fields: dict[str, object] = {
+        "type": _TYPE + code,
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    if guard is not None:
+        fields["guard"] = guard
+    if retry_after is not None:
+        fields["retry_after"] = retry_after
+    # In JSON text "<" stands only inside strings; escaped, no client that guesses types sees a tag.
+    return json.dumps(fields).replace("<", "\\u003c").encode("ascii")
+
+
+def _page(code: str, retry_after: int | None) -> bytes:
+    _, title, detail = _WORDINGS[code]
+    unit = "second" if retry_after == 1 else "seconds"
+    again = "" if retry_after is None else f"<p>Please try again in {retry_after} {unit}.</p>\n"
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<h1>{title}</h1>\n<p>{detail}</p>\n{again}</html>\n"
+    ).encode("ascii")
+
+
+# --- what the client would like to read ------------------------------------------------------------
+
+_HTML = {"text/html", "application/xhtml+xml"}
+_JSON = {"application/problem+json", "application/json", "application/*"}
+_QUALITY = re.compile(r"(0(\.[0-9]{0,3})?|1(\.0{0,3})?)\Z", re.ASCII)
+_LONGEST_ACCEPT = 1024
+
+
+def prefers_html(accept: bytes) -> bool:
+    """Whether ``Accept`` names HTML and likes it better than JSON. A wildcard alone does not."""
+    if b"html" not in accept[:_LONGEST_ACCEPT].lower():
+        return False
+    html = other = 0.0
+    for item in accept[:_LONGEST_ACCEPT].decode("latin-1").lower().split(","):
+        kind, *parameters = (part.strip() for part in item.split(";"))
+        if kind in _HTML:
+            html = max(html, _quality(parameters))
+        elif kind in _JSON:
+            other = max(other, _quality(parameters))
+    return html > other
+
+
+def _quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name == "q":
+            return float(value) if _QUALITY.match(value) else 0.0
+    return 1.0
+
+
+# --- how long the client will wait -----------------------------------------------------------------
+
+# `float`, `int` and `\d` read NaN, 1e400, 1_000 and the digits of every script; these read nothing else
+# than what the specifications of gRPC and Connect allow: a positive number of a few ASCII digits.
+_MILLISECONDS = re.compile(rb"([0-9]{1,10})\Z")
+_GRPC = re.compile(rb"([0-9]{1,8})([HMSmun])\Z")
+_GRPC_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_LONGEST_BUDGET = 86_400.0
+
+
+def _milliseconds(value: bytes) -> float | None:
+    match = _MILLISECONDS.match(value)
+    return int(match[1]) / 1000 if match else None
+
+
+def _grpc(value: bytes) -> float | None:
+    match = _GRPC.match(value)
+    return int(match[1]) * _GRPC_UNITS[match[2]] if match else None
+
+
+DEADLINE_HEADERS: dict[str, Callable[[bytes], float | None]] = {
+    "connect-timeout-ms": _milliseconds,
+    "grpc-timeout": _grpc,
+    "x-envoy-expected-rq-timeout-ms": _milliseconds,
+    "x-request-timeout-ms": _milliseconds,
+}
+"""The headers that say how long a client will wait, in lower case, and how each is read."""
+
+
+def budget(
+    headers: Iterable[tuple[bytes, bytes]], wanted: dict[bytes, Callable[[bytes], float | None]]
+) -> float | None:
+    """The smallest budget the wanted headers state, in seconds; None when none of them does.
+
+    A value that breaks the grammar, is 0, or is longer than a day says nothing; neither does a header
+    that is there twice.
+    """
+    stated = [header for header in headers if header[0] in wanted]
+    if not stated:
+        return None
+    once: dict[bytes, bytes] = {}
+    for name, value in stated:
+        once[name] = b"" if name in once else value
+    read = [wanted[name](value) for name, value in once.items()]
+    return min((seconds for seconds in read if seconds and seconds <= _LONGEST_BUDGET), default=None)
