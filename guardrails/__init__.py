@@ -27,15 +27,19 @@ from guardrails.errors import (
 )
 
 if TYPE_CHECKING:
+    from guardrails._bulkhead import Bulkhead
     from guardrails._circuit_open import CircuitOpenError
+    from guardrails._circuitbreaker import CircuitBreaker
     from guardrails._decorator import guarded
     from guardrails._guard import Guard
     from guardrails._protect import protect
 
 __all__ = [
     "BreakerPolicy",
+    "Bulkhead",
     "BulkheadFullError",
     "CallTimeoutError",
+    "CircuitBreaker",
     "CircuitOpenError",
     "CommitUnknownError",
     "ConfigurationError",
@@ -54,6 +58,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ON_USE = {
+    "Bulkhead": "guardrails._bulkhead",
+    "CircuitBreaker": "guardrails._circuitbreaker",
     "CircuitOpenError": "guardrails._circuit_open",
     "Guard": "guardrails._guard",
     "guarded": "guardrails._decorator",

@@ -85,7 +85,11 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_everywhere: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Alarms] = weakref.WeakKeyDictionary()
+# A planned timer refers to its loop, so a strong reference here would keep every loop that was closed
+# with one alive for ever. The loop itself keeps its alarms for as long as one of them is planned.
+_everywhere: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Alarms]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def alarms() -> Alarms:
@@ -93,8 +97,10 @@ def alarms() -> Alarms:
     loop = asyncio.get_running_loop()
     if _here.loop is loop and _here.alarms is not None:
         return _here.alarms
-    found = _everywhere.get(loop)
+    known = _everywhere.get(loop)
+    found = None if known is None else known()
     if found is None:
-        found = _everywhere[loop] = Alarms(loop)
+        found = Alarms(loop)
+        _everywhere[loop] = weakref.ref(found)
     _here.loop, _here.alarms = loop, found
     return found

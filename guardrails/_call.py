@@ -73,16 +73,20 @@ class Call:
         try:
             for door in self._doors():
                 self._held.append((door, door.enter(budget=budget)))
+            self._start(outer)
         except BaseException:
             self._settle(Outcome.ABANDONED)
             raise
-        self._start(outer)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._settle(self._outcome(error))
+        outcome = Outcome.ABANDONED
+        try:
+            outcome = self._outcome(error)
+        finally:  # whatever the user's rules and clock do, the slot goes back
+            self._settle(outcome)
 
     async def __aenter__(self) -> Self:
         outer, budget = self._check_budget()
@@ -101,12 +105,13 @@ class Call:
     ) -> None:
         alarm = self._alarm
         if alarm is None or not alarm.silence(error):
-            self._settle(self._outcome(error))
+            self.__exit__(kind, error, trace)
             return
         # Only a deadline this guard set itself says anything about the dependency.
         own = self._scope is not None and self._scope.owner is self._passage.owner
         self._settle(Outcome.FAILURE if own else Outcome.ABANDONED)
-        late = CallTimeoutError(self._passage.name, alarm.delay)
+        given = self._timeout if own and self._timeout is not None else alarm.delay
+        late = CallTimeoutError(self._passage.name, given)
         note_trouble(late)
         raise late from error
 
@@ -135,23 +140,27 @@ class Call:
         # Waiting at the parent's door is not the dependency's slowness.
         for door, ticket in self._held[:-1]:
             door.step(door.gate.restart, ticket)
+        owner = self._passage.owner
         at = None if self._timeout is None else now + self._timeout
-        self._scope = open_scope(at, self._passage.owner, clock, outer)
+        self._scope = scope = open_scope(at, owner, clock, outer)
+        if scope.owner is not owner and scope.at is not None and scope.at <= now and self._held:
+            raise self._passage.doors[0].refuse("deadline_spent")  # it passed while the call queued
 
     def _set_alarm(self) -> None:
         scope = self._scope
         if scope is None or scope.at is None or not self._held:
             return
-        if scope.owner is not self._passage.owner and scope.owner is not None:
-            return  # an enclosing call's own alarm rings at that moment
-        delay = scope.remaining() or 0.0
-        self._alarm = _CancelAt(delay)
+        if scope.alarmed and scope.alarmed == id(asyncio.current_task()):
+            return  # an enclosing call's own alarm rings in this task at that moment
+        self._alarm = alarm = _CancelAt(scope.remaining() or 0.0)
+        scope.alarmed = alarm.task_id
 
     def _outcome(self, error: BaseException | None) -> Outcome:
-        if error is None and self._judged is not None:
-            return self._judged
         policy = self._passage.policy
-        outcome = classify(error, None if policy is None else policy.is_failure)
+        if error is None and self._judged is not None:
+            outcome = self._judged
+        else:
+            outcome = classify(error, None if policy is None else policy.is_failure)
         scope = self._scope
         if outcome is Outcome.SUCCESS and scope is not None and scope.owner is self._passage.owner:
             left = scope.remaining()
@@ -164,13 +173,17 @@ class Call:
             close(self._scope)
         while self._held:
             door, ticket = self._held.pop()
-            door.leave(ticket, outcome)
+            try:
+                door.leave(ticket, outcome)
+            except BaseException:  # Ctrl-C while a listener runs: the other doors' slots go back too
+                self._settle(outcome)
+                raise
 
 
 class _CancelAt(Alarm):
     """Cancels the task it was made in when time is up, and knows its own cancellation again."""
 
-    __slots__ = ("_before", "_rung", "_task", "delay")
+    __slots__ = ("_before", "_rung", "_task", "delay", "task_id")
 
     def __init__(self, delay: float) -> None:
         super().__init__()
@@ -180,6 +193,7 @@ class _CancelAt(Alarm):
         self._task = task
         self._before = task.cancelling()
         self._rung = False
+        self.task_id = id(task)
         self.delay = max(0.0, delay)
         alarms().arm(self, self.delay)
 

@@ -45,9 +45,11 @@ class Scope:
         clock: What ``at`` is measured with.
         outer: The enclosing scope.
         closed: True once the block has ended.
+        alarmed: The ``id`` of the asyncio task that is cancelled at ``at``; 0 for none. That task lives as
+            long as the scope is open, so nobody else has its id, and a mere number keeps nothing alive.
     """
 
-    __slots__ = ("at", "clock", "closed", "guard", "outer", "owner")
+    __slots__ = ("alarmed", "at", "clock", "closed", "guard", "outer", "owner")
 
     def __init__(self, at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> None:
         self.at: float | None = at
@@ -56,11 +58,13 @@ class Scope:
         self.clock = clock
         self.outer = outer
         self.closed = False
+        self.alarmed = 0
         if outer is not None and outer.at is not None:
             bound = outer.at if outer.clock is clock else clock() + (outer.at - outer.clock())
             if at is None or bound <= at:
                 self.at = bound
                 self.owner = outer.owner
+                self.alarmed = outer.alarmed
 
     def remaining(self) -> float | None:
         """Seconds left, negative when time is up, or None without a deadline."""

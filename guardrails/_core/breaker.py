@@ -358,6 +358,8 @@ class Breaker:
         """Goes to a state that only a hand leaves: forced_open, disabled or metrics_only."""
         if self.state != state:
             self.window.clear()
+            self.streak = 0
+            self._warned = False
             self._go(now, state, "manual")
 
     def reset(self, now: float) -> None:
@@ -372,10 +374,11 @@ class Breaker:
         policy = self._policy
         self._openings += 1
         wait = policy.wait_duration_in_open_state
-        try:
-            wait *= policy.open_backoff_multiplier ** (self._openings - 1)
-        except OverflowError:
-            wait = math.inf
+        if wait:  # 0 stays 0, however large the factor
+            try:
+                wait *= policy.open_backoff_multiplier ** (self._openings - 1)
+            except OverflowError:
+                wait = math.inf
         if policy.open_backoff_multiplier > 1:
             wait = min(wait, max(policy.max_wait_duration_in_open_state, policy.wait_duration_in_open_state))
         wait *= 1 + policy.open_jitter * (2 * self._jitter() - 1)

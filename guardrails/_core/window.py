@@ -95,10 +95,10 @@ class TimeWindow:
     nine tenths of ``size`` and ``size`` seconds.
     """
 
-    __slots__ = ("_failures", "_index", "_slow", "_totals", "_width", "calls", "failures", "slow", "until")
+    __slots__ = ("_failures", "_index", "_size", "_slow", "_totals", "calls", "failures", "slow", "until")
 
     def __init__(self, size: float) -> None:
-        self._width = size / SLICES
+        self._size = size
         self._totals = [0] * SLICES
         self._failures = [0] * SLICES
         self._slow = [0] * SLICES
@@ -110,7 +110,8 @@ class TimeWindow:
         """See Window. A clock that went back leaves everything as it is."""
         if now < self.until:
             return
-        index = int(now // self._width)
+        # Multiplied before divided: of slices of 0.1 s, 1.0 begins the eleventh, although 1.0 // 0.1 is 9.
+        index = int(now * SLICES // self._size)
         if self._index is None or index - self._index >= SLICES:
             self._wipe()
             self._index = index
@@ -121,7 +122,7 @@ class TimeWindow:
             self.failures -= self._failures[at]
             self.slow -= self._slow[at]
             self._totals[at] = self._failures[at] = self._slow[at] = 0
-        self.until = (self._index + 1) * self._width
+        self.until = (self._index + 1) * self._size / SLICES
 
     def add(self, mark: int) -> int:
         """See Window. Call ``advance`` first."""

@@ -1,0 +1,308 @@
+"""A guard as one would write it on paper: lists, fractions, and everything counted anew at each look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+SLICES = 10
+
+
+@dataclass
+class Entry:
+    """A call in a window or a round."""
+
+    slice: int
+    failed: bool
+    slow: bool
+
+
+@dataclass
+class Flight:
+    """A call under way."""
+
+    start: int
+    era: int
+    lease: int | None
+    counted: Entry | None = None
+    overdue: bool = False
+
+
+@dataclass
+class Naive:
+    """What `Gate` should do. Times are whole numbers, so that nothing rounds."""
+
+    policy: object
+    limit: int
+    max_waiting: int
+    now: int = 0
+    seen: int = 0
+    state: str = "closed"
+    era: int = 0
+    streak: int = 0
+    openings: int = 0
+    open_until: int = 0
+    warned: bool = False
+    log: list[Entry] = field(default_factory=list)
+    round: list[Entry] = field(default_factory=list)
+    shown: str = "log"
+    flights: dict[int, Flight] = field(default_factory=dict)
+    issued: int = 0
+    taken: int = 0
+    queue: list[object] = field(default_factory=list)
+    granted: list[object] = field(default_factory=list)
+    sent_away: list[object] = field(default_factory=list)
+    changes: list[tuple[str, str, str]] = field(default_factory=list)
+    totals: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("success", "failure", "abandoned", "slow", "late"), 0)
+    )
+
+    # --- moves ------------------------------------------------------------------------------
+
+    def enter(self, place):
+        if not self.knock():
+            return "circuit_open"
+        if not self.queue and self.taken < self.limit:
+            self.taken += 1
+            return self.begin()
+        if place is None or self.state == "half_open" or len(self.queue) >= self.max_waiting:
+            return "bulkhead_full"
+        self.queue.append(place)
+        return None
+
+    def woken(self, place):
+        allowed = self.knock()
+        if place in self.queue:
+            self.queue.remove(place)
+            return "queue_timeout"
+        if place in self.granted:
+            self.granted.remove(place)
+            if allowed:
+                return self.begin()
+            self.pass_on()
+        else:
+            self.sent_away.remove(place)
+        return "circuit_open"
+
+    def abandon(self, place):
+        if place in self.queue:
+            self.queue.remove(place)
+        elif place in self.granted:
+            self.granted.remove(place)
+            self.pass_on()
+        else:
+            self.sent_away.remove(place)
+
+    def leave(self, ticket, outcome):
+        self.tick()
+        flight = self.flights.pop(ticket)
+        self.totals[outcome] += 1
+        if flight.era != self.era:
+            self.totals["late"] += 1
+        elif self.state == "half_open":
+            self.end_probe(flight, outcome)
+        elif self.state in ("closed", "metrics_only"):
+            if flight.counted is not None:
+                flight.counted.failed |= outcome == "failure"
+            elif outcome != "abandoned":
+                self.log.append(Entry(self.slice(), outcome == "failure", slow=False))
+            self.follow(outcome)
+            self.judge_closed()
+        self.pass_on()
+
+    def resize(self, limit):
+        self.limit = limit
+        while self.queue and self.taken < limit:
+            self.taken += 1
+            self.granted.append(self.queue.pop(0))
+
+    def turn(self, transition):
+        self.tick()
+        if transition == "reset":
+            self.forget()
+            if self.state == "closed":
+                self.era += 1
+            else:
+                self.go("closed", "manual")
+        elif transition == "open":
+            if self.state != "open":
+                self.open("manual")
+        elif transition == "half_open":
+            if self.state != "half_open":
+                self.go("half_open", "manual")
+        elif self.state != transition:
+            self.log.clear()
+            self.streak = 0
+            self.warned = False
+            self.go(transition, "manual")
+
+    def tick(self):
+        if self.state in ("closed", "metrics_only"):
+            self.seen = self.now
+        crossed = [
+            flight
+            for _, flight in sorted(self.flights.items())
+            if not flight.overdue and self.now - flight.start > self.policy.slow_call_duration_threshold
+        ]
+        for flight in crossed:
+            flight.overdue = True
+            self.totals["slow"] += 1
+            if flight.era != self.era:
+                continue
+            if self.state in ("closed", "metrics_only"):
+                flight.counted = Entry(self.slice(), failed=False, slow=True)
+                self.log.append(flight.counted)
+            elif flight.lease is not None:
+                self.lose(flight)
+        if crossed:
+            self.judge()
+        lost = [f for f in self.flights.values() if f.lease is not None and self.now >= f.lease]
+        for flight in lost:
+            flight.overdue = True
+            self.totals["slow"] += 1
+            self.lose(flight)
+        if lost:
+            self.judge()
+
+    # --- rules ------------------------------------------------------------------------------
+
+    def knock(self):
+        self.tick()
+        if self.state == "open" and self.now >= self.open_until:
+            self.go("half_open", "wait_over")
+        if self.state == "half_open":
+            out = sum(flight.lease is not None for flight in self.flights.values())
+            return out + len(self.round) < self.policy.permitted_calls_in_half_open_state
+        return self.state not in ("open", "forced_open")
+
+    def begin(self):
+        self.issued += 1
+        lease = None
+        if self.state == "half_open":
+            lease = self.now + self.policy.max_wait_duration_in_half_open_state
+        self.flights[self.issued] = Flight(self.now, self.era, lease)
+        return self.issued
+
+    def lose(self, flight):
+        flight.lease = None
+        flight.counted = Entry(0, failed=False, slow=True)
+        self.round.append(flight.counted)
+
+    def end_probe(self, flight, outcome):
+        if flight.counted is not None:
+            flight.counted.failed |= outcome == "failure"
+        elif outcome != "abandoned":
+            self.round.append(Entry(0, outcome == "failure", slow=False))
+        self.follow(outcome)
+        self.judge_round()
+
+    def follow(self, outcome):
+        if outcome == "failure":
+            self.streak += 1
+        elif outcome == "success":
+            self.streak = 0
+
+    def judge(self):
+        if self.state == "half_open":
+            self.judge_round()
+        else:
+            self.judge_closed()
+
+    def judge_closed(self):
+        cause = self.why_open() if self.state in ("closed", "metrics_only") else None
+        if cause is None:
+            self.warned = False
+        elif self.state == "closed":
+            self.open(cause)
+        elif not self.warned:
+            self.warned = True
+            self.changes.append(("metrics_only", "metrics_only", cause))
+
+    def why_open(self):
+        policy, entries = self.policy, self.entries()
+        if policy.consecutive_failures and self.streak >= policy.consecutive_failures:
+            return "consecutive_failures"
+        least = policy.minimum_number_of_calls
+        if policy.sliding_window_type == "count":
+            least = min(least, policy.sliding_window_size)
+        if len(entries) < least:
+            return None
+        if Fraction(sum(e.failed for e in entries), len(entries)) >= rate(policy.failure_rate_threshold):
+            return "failure_rate"
+        if Fraction(sum(e.slow for e in entries), len(entries)) >= rate(policy.slow_call_rate_threshold):
+            return "slow_call_rate"
+        return None
+
+    def judge_round(self):
+        if self.state != "half_open":
+            return
+        policy, entries = self.policy, self.round
+        probes = policy.permitted_calls_in_half_open_state
+        failed, slow = sum(e.failed for e in entries), sum(e.slow for e in entries)
+        streak = policy.consecutive_failures and self.streak >= policy.consecutive_failures
+        if (
+            Fraction(failed, probes) >= rate(policy.failure_rate_threshold)
+            or Fraction(slow, probes) >= rate(policy.slow_call_rate_threshold)
+            or (failed and streak)
+        ):
+            self.open("probes_failed")
+        elif len(entries) >= probes:
+            self.forget()
+            self.go("closed", "probes_passed")
+
+    def open(self, cause):
+        policy = self.policy
+        self.openings += 1
+        wait = policy.wait_duration_in_open_state * policy.open_backoff_multiplier ** (self.openings - 1)
+        if policy.open_backoff_multiplier > 1:
+            most = max(policy.max_wait_duration_in_open_state, policy.wait_duration_in_open_state)
+            wait = min(wait, most)
+        self.open_until = self.now + wait
+        self.go("open", cause)
+
+    def go(self, new, cause):
+        self.changes.append((self.state, new, cause))
+        self.state = new
+        self.era += 1
+        for flight in self.flights.values():
+            flight.lease = None
+        if new == "half_open":
+            self.round = []
+            self.shown = "round"
+        elif new != "open":
+            self.shown = "log"
+        if new in ("open", "half_open", "forced_open"):
+            self.sent_away += self.queue
+            self.queue = []
+
+    def forget(self):
+        self.log = []
+        self.streak = self.openings = 0
+        self.warned = False
+
+    def pass_on(self):
+        if self.queue and self.taken <= self.limit:
+            self.granted.append(self.queue.pop(0))
+        else:
+            self.taken -= 1
+
+    # --- looking ----------------------------------------------------------------------------
+
+    def slice(self):
+        return self.now * SLICES // self.policy.sliding_window_size
+
+    def entries(self):
+        size = self.policy.sliding_window_size
+        if self.policy.sliding_window_type == "count":
+            return self.log[-size:]
+        return [entry for entry in self.log if self.seen * SLICES // size - entry.slice < SLICES]
+
+    def evidence(self):
+        if self.state != "open":
+            self.seen = self.now
+        entries = self.entries() if self.shown == "log" else self.round
+        return len(entries), sum(e.failed for e in entries), sum(e.slow for e in entries)
+
+
+def rate(threshold):
+    return Fraction(threshold).limit_denominator(10**6)

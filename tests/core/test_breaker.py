@@ -1,0 +1,517 @@
+"""The circuit by tables: moments go in, verdicts come out; no clock, no calls."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrails import BreakerPolicy
+from guardrails._core.breaker import Breaker, _ratio, _reaches
+from guardrails._outcome import Outcome
+
+S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
+HALF = lambda: 0.5
+"""A random source by which jitter is none."""
+
+
+def make(jitter=HALF, **options):
+    settings = {
+        "sliding_window_type": "count",
+        "sliding_window_size": 10,
+        "minimum_number_of_calls": 1,
+        "wait_duration_in_open_state": 5,
+        "open_jitter": 0,
+        "permitted_calls_in_half_open_state": 2,
+        "slow_call_duration_threshold": 1,
+    }
+    return Breaker(BreakerPolicy(**(settings | options)), jitter)
+
+
+def call(breaker, outcome, now=0.0, lasting=0.0):
+    assert breaker.knock(now)
+    return breaker.end(breaker.begin(now), outcome, now + lasting)
+
+
+def half_open(**options):
+    breaker = make(**options)
+    call(breaker, F)
+    assert breaker.state == "open"
+    assert breaker.knock(5)
+    assert breaker.state == "half_open"
+    return breaker
+
+
+def moves(breaker):
+    return [(change.old, change.new, change.cause) for change in breaker.changes]
+
+
+# --- rates ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("threshold", "failures", "calls", "opens"),
+    [
+        (0.1, 1, 10, True),  # the float 0.1 lies above 1/10
+        (0.3, 3, 10, True),
+        (0.7, 7, 10, True),
+        (1 / 3, 1, 3, True),
+        (0.3333, 1, 3, True),
+        (0.3334, 1, 3, False),
+        (0.5, 4, 10, False),
+        (1, 9, 10, False),
+        (1, 10, 10, True),
+        (1e-9, 0, 10, False),  # a threshold too fine to tell from 0 still needs one failure
+        (1e-9, 1, 10, True),
+    ],
+)
+def test_a_rate_at_the_threshold_opens(threshold, failures, calls, opens):
+    """``>=``, in whole numbers."""
+    breaker = make(failure_rate_threshold=threshold, minimum_number_of_calls=calls)
+    for number in range(calls):
+        call(breaker, F if number < failures else S)
+    assert breaker.state == ("open" if opens else "closed")
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000), st.data())
+def test_no_rounding_flips_a_verdict(denominator, whole, data):
+    """For every fraction a human would write, the verdict is that of exact arithmetic."""
+    numerator = data.draw(st.integers(1, denominator))
+    part = data.draw(st.integers(0, whole))
+    exact = Fraction(part, whole) >= Fraction(numerator, denominator)
+    assert _reaches(part, whole, _ratio(numerator / denominator)) == exact
+
+
+def test_one_failure_opens_with_a_minimum_of_one():
+    """SM3."""
+    breaker = make()
+    call(breaker, F)
+    assert moves(breaker) == [("closed", "open", "failure_rate")]
+
+
+def test_consecutive_failures_open_below_the_minimum():
+    """pybreaker's rule, in addition to the rates; a success starts the count again, an abandoned call not."""
+    breaker = make(minimum_number_of_calls=100, sliding_window_size=100, consecutive_failures=3)
+    for outcome in (F, F, S, F, X, F):
+        call(breaker, outcome)
+    assert breaker.state == "closed"
+    call(breaker, F)
+    assert moves(breaker) == [("closed", "open", "consecutive_failures")]
+
+
+def test_a_streak_opens_half_open_only_with_a_failure_of_the_round():
+    """The streak that opened the circuit does not close the door on its probes."""
+    breaker = half_open(
+        consecutive_failures=1, failure_rate_threshold=1, permitted_calls_in_half_open_state=4
+    )
+    call(breaker, S, now=5)
+    assert breaker.state == "half_open"
+    call(breaker, F, now=5)
+    assert breaker.state == "open"
+
+
+# --- slow calls ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lasting", "figures"),
+    [
+        (S, 1.0, (1, 0, 0)),
+        (S, math.nextafter(1.0, 2), (1, 0, 1)),
+        (F, 2.0, (1, 1, 1)),
+        (X, 1.0, (0, 0, 0)),
+        (X, 2.0, (1, 0, 1)),
+    ],
+)
+def test_slow_is_a_mark_on_any_outcome(outcome, lasting, figures):
+    """Strictly longer than the threshold; an abandoned call counts only if it was slow (SM16)."""
+    breaker = make(minimum_number_of_calls=2)
+    ended = call(breaker, outcome, lasting=lasting)
+    window = breaker.window
+    assert (window.calls, window.failures, window.slow) == figures
+    assert (ended.duration, ended.slow) == (lasting, bool(figures[2]))
+
+
+def test_a_call_under_way_counts_as_slow_once():
+    """It is in the window before it ends; its end adds only that it failed."""
+    breaker = make(minimum_number_of_calls=10)
+    ticket = breaker.begin(0)
+    breaker.tick(1)
+    assert breaker.window.calls == 0
+    breaker.tick(1.01)
+    assert (breaker.window.calls, breaker.window.slow, breaker.slow) == (1, 1, 1)
+    breaker.tick(50)
+    assert breaker.end(ticket, F, 60).slow
+    window = breaker.window
+    assert (window.calls, window.failures, window.slow, breaker.slow) == (1, 1, 1, 1)
+
+
+def test_a_hung_dependency_opens_the_circuit():
+    """No call ever returns: just past the threshold the circuit is open, without anybody's knock let in."""
+    breaker = make(minimum_number_of_calls=10, sliding_window_type="time")
+    for number in range(10):
+        breaker.knock(number / 100)
+        breaker.begin(number / 100)
+    assert breaker.knock(1.09)
+    assert not breaker.knock(1.0901)
+    assert moves(breaker) == [("closed", "open", "slow_call_rate")]
+
+
+def test_the_slow_mark_of_a_call_that_left_the_window_is_not_failed_later():
+    """The failure of a call whose slot in the window is long gone is counted, but judges nothing."""
+    breaker = make(sliding_window_size=2, minimum_number_of_calls=10, failure_rate_threshold=1)
+    ticket = breaker.begin(0)
+    breaker.tick(2)
+    breaker._slow_rate = (2, 1)
+    for _ in range(2):
+        call(breaker, S, now=2)
+    breaker.end(ticket, F, 3)
+    assert (breaker.window.failures, breaker.failed) == (0, 1)
+
+
+def test_all_slots_overdue_is_a_stall():
+    """With the slots being all there is, old successes do not keep the rate low for a whole window."""
+    breaker = make(minimum_number_of_calls=5, sliding_window_type="time", sliding_window_size=60)
+    breaker.slots = 2
+    for _ in range(20):
+        call(breaker, S)
+    breaker.begin(0)
+    breaker.tick(2)
+    assert breaker.state == "closed"
+    breaker.begin(2)
+    breaker.tick(4)
+    assert moves(breaker) == [("closed", "open", "stalled")]
+
+
+# --- late results --------------------------------------------------------------------------------
+
+
+def to(breaker, state, now):
+    if state == "open":
+        call(breaker, F, now=now)
+    else:
+        to(breaker, "open", now)
+        assert breaker.knock(now + 5)
+        if state == "closed":
+            for _ in range(2):
+                call(breaker, S, now=now + 5)
+    assert breaker.state == state
+
+
+@pytest.mark.parametrize("outcome", [S, F, X])
+@pytest.mark.parametrize("lasting", [0, 10])
+@pytest.mark.parametrize("ends_in", ["open", "half_open", "closed"])
+@pytest.mark.parametrize("begins_in", ["closed", "half_open"])
+def test_a_late_result_changes_nothing(begins_in, ends_in, outcome, lasting):
+    """SM7: a call of an earlier era ends, and only ``late`` and the totals move."""
+    breaker = make(slow_call_duration_threshold=100, failure_rate_threshold=0.4)
+    if begins_in == "half_open":
+        to(breaker, "half_open", 0)
+    ticket = breaker.begin(5)
+    if begins_in == "half_open":
+        call(breaker, F, now=5)  # reopens
+        assert breaker.state == "open"
+        if ends_in != "open":
+            assert breaker.knock(10)
+            if ends_in == "closed":
+                for _ in range(2):
+                    call(breaker, S, now=10)
+    else:
+        to(breaker, ends_in, 5)
+    before = (breaker.state, breaker.window.calls, breaker.round.calls, dict(breaker.leases), breaker.streak)
+    breaker.changes.clear()
+    ended = breaker.end(ticket, outcome, 10 + lasting)
+    assert ended.duration == 5 + lasting
+    assert before == (
+        *(breaker.state, breaker.window.calls, breaker.round.calls),
+        *(dict(breaker.leases), breaker.streak),
+    )
+    assert (breaker.late, breaker.changes) == (1, [])
+
+
+def test_a_ticket_ends_once():
+    """B1: a second end, and the end of a ticket nobody has, change nothing."""
+    breaker = make(minimum_number_of_calls=5)
+    ticket = breaker.begin(0)
+    assert breaker.end(ticket, F, 0) is not None
+    for unknown in (ticket, 999, 0, -1):
+        assert breaker.end(unknown, F, 0) is None
+    assert (breaker.failed, breaker.window.calls) == (1, 1)
+
+
+def test_reset_makes_calls_under_way_late():
+    """SM13: a reset in the closed state is a new era too."""
+    breaker = make(minimum_number_of_calls=2, sliding_window_size=2)
+    ticket = breaker.begin(0)
+    breaker.reset(0)
+    breaker.end(ticket, F, 0)
+    assert (breaker.late, breaker.window.calls, breaker.changes) == (1, 0, [])
+
+
+# --- half-open -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("probes", "story", "state"),
+    [
+        (2, "SS", "closed"),
+        (2, "F", "open"),
+        (2, "SF", "open"),
+        (4, "F", "half_open"),
+        (4, "FF", "open"),
+        (4, "FSSS", "closed"),
+        (4, "SSSF", "closed"),
+        (4, "SSS", "half_open"),
+        (4, "XXXXSSSS", "closed"),
+        (3, "F", "half_open"),
+        (3, "SFF", "open"),
+        (1, "X", "half_open"),
+        (1, "XS", "closed"),
+    ],
+)
+def test_a_round_is_lost_early_and_won_whole(probes, story, state):
+    """At 50 %: as soon as it cannot be passed it is over, but it is passed only with all results in."""
+    breaker = half_open(permitted_calls_in_half_open_state=probes)
+    for letter in story:
+        call(breaker, {"S": S, "F": F, "X": X}[letter], now=5)
+    assert breaker.state == state
+
+
+def test_exactly_so_many_probes_are_let_in():
+    """Under way and done together; one that is abandoned makes room."""
+    breaker = half_open(permitted_calls_in_half_open_state=3)
+    tickets = []
+    while breaker.knock(5):
+        tickets.append(breaker.begin(5))
+    assert len(tickets) == 3
+    breaker.end(tickets[0], S, 5)
+    assert not breaker.knock(5)
+    breaker.end(tickets[1], X, 5)
+    assert breaker.knock(5)
+
+
+def test_a_slow_probe_counts_before_it_ends():
+    """A probe is overdue at the slow threshold, long before its lease is over."""
+    breaker = half_open(permitted_calls_in_half_open_state=2)
+    breaker.begin(5)
+    breaker.tick(6.1)
+    assert moves(breaker)[-1] == ("half_open", "open", "probes_failed")
+
+
+def test_an_overdue_probe_that_fails_is_one_result_with_two_marks():
+    """Its slow mark was counted while it ran; its end adds the failure to the same round."""
+    breaker = half_open(permitted_calls_in_half_open_state=8, slow_call_rate_threshold=1)
+    ticket = breaker.begin(5)
+    breaker.tick(6.1)
+    assert (breaker.round.calls, breaker.round.slow, breaker.round.failures) == (1, 1, 0)
+    breaker.end(ticket, F, 7)
+    assert (breaker.round.calls, breaker.round.slow, breaker.round.failures) == (1, 1, 1)
+
+
+def test_a_lease_that_runs_out_is_a_slow_result():
+    """R17: whether or not the probe ever began."""
+    for begun in (True, False):
+        breaker = half_open(
+            permitted_calls_in_half_open_state=1,
+            slow_call_duration_threshold=100,
+            max_wait_duration_in_half_open_state=10,
+        )
+        ticket = breaker.lease(5)
+        if begun:
+            assert breaker.begin_unleased(5, ticket) == ticket
+        breaker.tick(math.nextafter(15, 0))
+        assert breaker.state == "half_open"
+        breaker.tick(15)
+        assert (breaker.state, breaker.slow) == ("open", 1)
+        assert breaker.end(ticket, X, 20) is not None
+        assert breaker.late == 1
+
+
+def test_work_on_a_connection_that_was_out_before_is_no_probe():
+    """It is neither refused nor evidence, in half-open."""
+    breaker = half_open(permitted_calls_in_half_open_state=1)
+    for outcome, lasting in ((F, 0), (S, 0), (F, 5)):
+        ticket = breaker.begin_unleased(5, 0)
+        breaker.end(ticket, outcome, 5 + lasting)
+        assert (breaker.state, breaker.round.calls) == ("half_open", 0)
+
+
+def test_a_probes_connection_is_the_probe_once():
+    """The first statement on it; the second is work like any other."""
+    breaker = half_open(permitted_calls_in_half_open_state=2)
+    lease = breaker.lease(5)
+    assert breaker.begin_unleased(5, lease) == lease
+    assert breaker.begin_unleased(5, lease) != lease
+    breaker.end(lease, S, 5)
+    assert breaker.round.calls == 1
+    assert breaker.begin_unleased(5, lease) != lease
+
+
+def test_a_waiting_probes_clock_starts_when_it_resumes():
+    """Time at another door is not the dependency's; an overdue call is not taken back."""
+    breaker = half_open(permitted_calls_in_half_open_state=3, max_wait_duration_in_half_open_state=60)
+    ticket = breaker.begin(5)
+    breaker.resume(ticket, 5.9)
+    assert not breaker.end(ticket, S, 6.5).slow
+    ticket = breaker.begin(7)
+    breaker.tick(9)
+    breaker.resume(ticket, 9)
+    assert breaker.end(ticket, S, 9).slow
+
+
+# --- the open period -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "most", "waits"),
+    [
+        (1, 60, [5, 5, 5, 5]),
+        (2, 60, [5, 10, 20, 40, 60, 60]),
+        (2, 3, [5, 5, 5]),  # the bound never shortens the first wait
+        (1000, 60, [5] + [60] * 400),
+        (1000.0, 60, [5] + [60] * 400),  # 1000 ** 400 is more than a float holds
+        (1.5, 10**9, [5, 7.5, 11.25]),
+    ],
+)
+def test_each_reopening_in_a_row_waits_longer(multiplier, most, waits):
+    """Up to the bound; closing starts again."""
+    breaker = make(
+        open_backoff_multiplier=multiplier,
+        max_wait_duration_in_open_state=most,
+        permitted_calls_in_half_open_state=1,
+    )
+    now, seen = 0.0, []
+    for _ in waits:
+        call(breaker, F, now=now)
+        seen.append(breaker.retry_after(now))
+        now = breaker.open_until
+    assert seen == pytest.approx(waits)
+    call(breaker, S, now=now)
+    call(breaker, F, now=now)
+    assert breaker.retry_after(now) == pytest.approx(waits[0])
+
+
+@pytest.mark.parametrize("multiplier", [1000, 1000.0])
+def test_a_wait_of_zero_stays_zero_however_often_it_reopens(multiplier):
+    """0 times anything is 0, also where the multiplier's power is too large for a float."""
+    breaker = make(
+        wait_duration_in_open_state=0,
+        open_backoff_multiplier=multiplier,
+        permitted_calls_in_half_open_state=1,
+    )
+    for _ in range(400):
+        call(breaker, F, now=1)
+    assert breaker.retry_after(1) == 0
+    assert breaker.knock(1)
+
+
+@pytest.mark.parametrize(("random", "wait"), [(0.0, 4.5), (0.5, 5.0), (0.75, 5.25)])
+def test_jitter_spreads_the_wait(random, wait):
+    """By a share of it in both directions, from the given random source."""
+    breaker = make(jitter=lambda: random, open_jitter=0.1)
+    call(breaker, F)
+    assert breaker.retry_after(0) == pytest.approx(wait)
+    assert breaker.changes[0].retry_after == pytest.approx(wait)
+
+
+@pytest.mark.parametrize(("state", "hint"), [("closed", None), ("forced_open", None), ("disabled", None)])
+def test_nobody_can_say_when_a_state_held_by_hand_ends(state, hint):
+    """And a closed circuit has nothing to wait for."""
+    breaker = make()
+    if state != "closed":
+        breaker.hold(state, 0)
+    assert breaker.retry_after(0) is hint
+
+
+# --- by hand -------------------------------------------------------------------------------------
+
+
+def test_opening_and_half_opening_by_hand():
+    """Each once; a second time changes nothing."""
+    breaker = make()
+    breaker.open(0)
+    breaker.open(1)
+    assert breaker.open_until == 5
+    breaker.half_open(1)
+    breaker.half_open(1)
+    breaker.hold("disabled", 1)
+    breaker.hold("disabled", 1)
+    breaker.reset(1)
+    assert moves(breaker) == [
+        ("closed", "open", "manual"),
+        ("open", "half_open", "manual"),
+        ("half_open", "disabled", "manual"),
+        ("disabled", "closed", "manual"),
+    ]
+
+
+def test_a_circuit_without_a_policy_is_disabled_for_good():
+    """It may be forced open; a reset brings it back to disabled, not to closed."""
+    breaker = Breaker(None, HALF)
+    for _ in range(100):
+        call(breaker, F, lasting=1000)
+    assert breaker.state == "disabled"
+    breaker.hold("forced_open", 0)
+    assert not breaker.knock(0)
+    breaker.reset(0)
+    assert breaker.state == "disabled"
+
+
+def test_metrics_only_starts_with_nothing_remembered():
+    """Neither the streak nor an earlier warning carries over from the state before."""
+    breaker = make(consecutive_failures=3, minimum_number_of_calls=100, sliding_window_size=100)
+    call(breaker, F)
+    call(breaker, F)
+    breaker.hold("metrics_only", 0)
+    breaker.changes.clear()
+    call(breaker, F)
+    assert breaker.changes == []
+    for _ in range(3):
+        call(breaker, F)
+    assert moves(breaker) == [("metrics_only", "metrics_only", "consecutive_failures")]
+    breaker.hold("disabled", 0)
+    breaker.hold("metrics_only", 0)
+    breaker.changes.clear()
+    for _ in range(5):
+        call(breaker, F)
+    assert moves(breaker) == [("metrics_only", "metrics_only", "consecutive_failures")]
+
+
+# --- what is shown -------------------------------------------------------------------------------
+
+
+def test_rates_are_shown_from_the_minimum_on_and_an_open_circuit_keeps_what_opened_it():
+    """(calls, failures, slow, enough) in every state."""
+    breaker = make(minimum_number_of_calls=2, sliding_window_type="time", sliding_window_size=10)
+    call(breaker, F)
+    assert breaker.evidence(0) == (1, 1, 0, False)
+    call(breaker, F)
+    assert breaker.state == "open"
+    assert breaker.evidence(4.9) == breaker.evidence(1000) == (2, 2, 0, True)
+    breaker.knock(5)
+    assert breaker.evidence(5) == (0, 0, 0, False)
+    call(breaker, F, now=5)
+    assert breaker.evidence(5) == (1, 1, 0, True)
+    breaker.reset(5)
+    assert breaker.evidence(5) == (0, 0, 0, False)
+
+
+def test_an_idle_window_is_shown_empty():
+    """Reading brings it up to the moment."""
+    breaker = make(minimum_number_of_calls=2, sliding_window_type="time")
+    call(breaker, F)
+    assert breaker.evidence(100) == (0, 0, 0, False)
+
+
+def test_the_oldest_call_under_way_is_known():
+    """Overdue or not, of whichever era."""
+    breaker = make(minimum_number_of_calls=10)
+    assert breaker.under_way() == []
+    breaker.begin(1)
+    breaker.begin(1.5)
+    assert min(breaker.under_way()) == 1
+    breaker.tick(2.2)
+    assert min(breaker.under_way()) == 1

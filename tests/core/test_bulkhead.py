@@ -1,0 +1,113 @@
+"""Slots and the queue for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from guardrails._core.bulkhead import HURRIED_WAIT, STANDING, Bulkhead, Place
+
+
+def queue(bulkhead, count, now=0.0):
+    places = [Place() for _ in range(count)]
+    assert all(bulkhead.try_queue(place, now) for place in places)
+    return places
+
+
+def full(limit, max_waiting):
+    bulkhead = Bulkhead(limit, max_waiting)
+    for _ in range(limit):
+        assert bulkhead.try_enter()
+    assert not bulkhead.try_enter()
+    return bulkhead
+
+
+def test_r19_permits_and_refuses():
+    """R19: max 2; acquire x3, release x2, acquire."""
+    bulkhead = Bulkhead(2, 0)
+    free = lambda: bulkhead.limit - bulkhead.taken
+    seen = [(bulkhead.try_enter(), free()) for _ in range(3)]
+    assert seen == [(True, 1), (True, 0), (False, 0)]
+    assert (bulkhead.leave(), free()) == (None, 1)
+    assert (bulkhead.leave(), free()) == (None, 2)
+    assert (bulkhead.try_enter(), free()) == (True, 1)
+
+
+def test_first_come_first_served():
+    """A slot goes straight to who has waited longest, and is never free in between."""
+    bulkhead = full(1, 3)
+    first, second, third = queue(bulkhead, 3)
+    assert bulkhead.leave() is first
+    assert (first.verdict, second.verdict, bulkhead.taken) == ("granted", None, 1)
+    assert [bulkhead.leave(), bulkhead.leave(), bulkhead.leave()] == [second, third, None]
+    assert bulkhead.taken == 0
+
+
+def test_a_newcomer_never_overtakes_the_queue():
+    """Even when a slot is free: it belongs to who waits."""
+    bulkhead = Bulkhead(2, 2)
+    bulkhead.try_enter()
+    queue(bulkhead, 1)
+    assert not bulkhead.try_enter()
+
+
+def test_the_queue_is_bounded():
+    """One more than ``max_waiting`` is refused; 0 means that nobody waits."""
+    bulkhead = full(1, 2)
+    queue(bulkhead, 2)
+    assert not bulkhead.try_queue(Place(), 0)
+    assert not full(1, 0).try_queue(Place(), 0)
+
+
+def test_who_withdraws_leaves_no_gap():
+    """The next in line inherits; who was granted or sent away can no longer withdraw."""
+    bulkhead = full(1, 3)
+    first, second, _ = queue(bulkhead, 3)
+    assert bulkhead.withdraw(first)
+    assert bulkhead.leave() is second
+    assert not bulkhead.withdraw(second)
+    (sent,) = bulkhead.send_away()
+    assert sent.verdict == "sent_away"
+    assert not bulkhead.withdraw(sent)
+    assert bulkhead.taken == 1
+
+
+def test_growing_grants_as_many_as_fit():
+    """In the order of the queue; the rest goes on waiting."""
+    bulkhead = full(1, 5)
+    places = queue(bulkhead, 4)
+    assert bulkhead.resize(3) == places[:2]
+    assert (bulkhead.taken, len(bulkhead.queue)) == (3, 2)
+    assert bulkhead.resize(3) == []
+
+
+def test_shrinking_waits_for_nobody():
+    """Calls inside run on; slots beyond the new limit vanish as they come back."""
+    bulkhead = full(3, 2)
+    (first, _) = queue(bulkhead, 2)
+    assert bulkhead.resize(1) == []
+    assert (bulkhead.leave(), bulkhead.taken) == (None, 2)
+    assert (bulkhead.leave(), bulkhead.taken) == (None, 1)
+    assert (bulkhead.leave(), bulkhead.taken) == (first, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked_at", "patience"),
+    [(0, 1.0), (STANDING - 0.001, 1.0), (STANDING, HURRIED_WAIT), (STANDING + 5, HURRIED_WAIT)],
+)
+def test_a_standing_queue_waits_less(asked_at, patience):
+    """A queue that has not been empty for STANDING is overload, and newcomers wait HURRIED_WAIT."""
+    bulkhead = full(1, 5)
+    queue(bulkhead, 1, now=0)
+    assert bulkhead.patience(1.0, asked_at) == patience
+    assert bulkhead.patience(0.001, asked_at) == 0.001
+
+
+def test_an_empty_queue_ends_the_hurry():
+    """Whichever way the last one left."""
+    for empty in (Bulkhead.leave, Bulkhead.send_away, lambda b: b.withdraw(next(iter(b.queue)))):
+        bulkhead = full(1, 5)
+        queue(bulkhead, 1, now=0)
+        empty(bulkhead)
+        assert bulkhead.patience(1.0, 99) == 1.0
+        queue(bulkhead, 1, now=99)
+        assert bulkhead.patience(1.0, 99) == 1.0

@@ -1,0 +1,248 @@
+"""The gate against a naive model, step by step; and the quick ways against the long ones."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from naive import Naive
+
+from guardrails import BreakerPolicy
+from guardrails._core.breaker import Breaker, Change
+from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.gate import Gate, Refusal
+from guardrails._outcome import Outcome
+
+OUTCOMES = {"success": Outcome.SUCCESS, "failure": Outcome.FAILURE, "abandoned": Outcome.ABANDONED}
+TURNS = ("reset", "open", "half_open", "forced_open", "disabled", "metrics_only")
+RATES = st.sampled_from([0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 1.0])
+
+POLICIES = st.builds(
+    BreakerPolicy,
+    failure_rate_threshold=RATES,
+    slow_call_rate_threshold=RATES,
+    slow_call_duration_threshold=st.integers(1, 5),
+    sliding_window_type=st.sampled_from(["count", "time"]),
+    sliding_window_size=st.integers(1, 12),
+    minimum_number_of_calls=st.integers(1, 6),
+    wait_duration_in_open_state=st.integers(0, 4),
+    open_backoff_multiplier=st.sampled_from([1, 2, 3]),
+    max_wait_duration_in_open_state=st.integers(1, 9),
+    open_jitter=st.just(0),
+    permitted_calls_in_half_open_state=st.integers(1, 4),
+    max_wait_duration_in_half_open_state=st.integers(1, 8),
+    consecutive_failures=st.none() | st.integers(1, 4),
+)
+
+
+def make_gate(policy, limit, max_waiting):
+    return Gate(Breaker(policy, lambda: 0.5), Bulkhead(limit, max_waiting))
+
+
+class GateEqualsModel(RuleBasedStateMachine):
+    """Every move is made on both; after each, everything that can be seen is equal."""
+
+    @initialize(policy=POLICIES, limit=st.integers(1, 4), max_waiting=st.integers(0, 3))
+    def start(self, policy, limit, max_waiting):
+        self.gate = make_gate(policy, limit, max_waiting)
+        self.model = Naive(policy, limit, max_waiting)
+        self.waiting = []
+        self.changes = []
+
+    @property
+    def now(self):
+        return self.model.now
+
+    def same(self, verdict, expected):
+        assert (verdict.reason if isinstance(verdict, Refusal) else verdict) == expected
+
+    @rule(seconds=st.sampled_from([0, 1, 1, 1, 2, 3, 5, 8, 1000]))
+    def wait(self, seconds):
+        self.model.now += seconds
+
+    @rule(outcomes=st.lists(st.sampled_from([*OUTCOMES, "success", "failure"]), min_size=1, max_size=8))
+    def call(self, outcomes):
+        """Calls one after the other, as most of them are."""
+        for outcome in outcomes:
+            verdict = self.gate.quick_enter(self.now) or self.gate.enter(self.now, None)
+            self.same(verdict, self.model.enter(None))
+            if isinstance(verdict, int):
+                self.end(verdict, outcome)
+
+    @rule(patient=st.booleans())
+    def enter(self, patient):
+        place = Place() if patient else None
+        verdict = self.gate.quick_enter(self.now) or self.gate.enter(self.now, place)
+        self.same(verdict, self.model.enter(place))
+        if verdict is None:
+            self.waiting.append(place)
+
+    @precondition(lambda self: self.model.flights)
+    @rule(data=st.data(), outcome=st.sampled_from(list(OUTCOMES)))
+    def leave(self, data, outcome):
+        self.end(data.draw(st.sampled_from(sorted(self.model.flights))), outcome)
+
+    def end(self, ticket, outcome):
+        if outcome != "success" or not self.gate.quick_leave(self.now, ticket):
+            assert self.gate.leave(self.now, ticket, OUTCOMES[outcome]) is not None
+        self.model.leave(ticket, outcome)
+        assert self.gate.leave(self.now, ticket, Outcome.FAILURE) is None
+        self.model.tick()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data(), comes_back=st.booleans())
+    def stop_waiting(self, data, comes_back):
+        place = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(place)
+        if comes_back:
+            self.same(self.gate.woken(self.now, place), self.model.woken(place))
+        else:
+            self.gate.abandon(self.now, place)
+            self.model.abandon(place)
+
+    @rule()
+    def look(self):
+        refusal = self.gate.preview(self.now)
+        assert (refusal is None) == self.model.knock()
+
+    @rule(limit=st.integers(1, 5))
+    def resize(self, limit):
+        self.gate.resize(self.now, limit)
+        self.model.resize(limit)
+
+    @rule(transition=st.sampled_from([None] * 20 + list(TURNS)))
+    def turn(self, transition):
+        if transition is None:
+            return  # a hand on the circuit is rare, and would leave little else to see
+        self.gate.turn(self.now, transition)
+        self.model.turn(transition)
+
+    @rule()
+    def refresh(self):
+        self.gate.refresh(self.now)
+        self.model.tick()
+
+    @invariant()
+    def all_is_equal(self):
+        if not hasattr(self, "gate"):
+            return
+        gate, model = self.gate, self.model
+        breaker, bulkhead = gate.breaker, gate.bulkhead
+        self.changes += [item[1:4] for item in gate.outbox if isinstance(item, Change)]
+        gate.outbox.clear()
+        assert self.changes == model.changes
+        assert breaker.state == model.state
+        assert breaker.evidence(self.now)[:3] == model.evidence()
+        assert (bulkhead.taken, list(bulkhead.queue)) == (model.taken, model.queue)
+        assert [place.verdict for place in self.waiting] == [
+            "granted" if place in model.granted else "sent_away" if place in model.sent_away else None
+            for place in self.waiting
+        ]
+        counted = (breaker.succeeded, breaker.failed, breaker.abandoned, breaker.slow, breaker.late)
+        assert counted == tuple(model.totals.values())
+        assert sorted([*breaker.in_flight, *breaker.overdue]) == sorted(model.flights)
+        if model.state == "open":
+            assert breaker.open_until == model.open_until
+
+    @invariant()
+    def slots_are_conserved(self):
+        if hasattr(self, "gate"):
+            taken = self.gate.bulkhead.taken
+            assert taken == len(self.model.flights) + len(self.model.granted)
+            assert not (self.gate.bulkhead.queue and taken < self.gate.bulkhead.limit)
+
+
+TestGateEqualsModel = GateEqualsModel.TestCase
+TestGateEqualsModel.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+MOVES = st.tuples(
+    st.sampled_from(
+        [
+            "wait",
+            *["enter", "leave", "check_out", "check_in", "begin", "end"] * 3,
+            "begin",
+            "end",
+            "end",
+            "fail",
+        ]
+    ),
+    st.integers(0, 5),
+)
+WAITS = (0, 0, 1, 1, 2, -1)
+
+
+class Driver:
+    """Makes moves on a gate, the quick way where it can, or always the long way."""
+
+    def __init__(self, policy, *, quick, stalls):
+        self.gate = make_gate(policy, 3, 0)
+        self.quick = quick
+        self.now = 0
+        self.calls, self.slots, self.tickets = [], [], []
+        self.gate.watch_for_stalls(0, on=stalls)
+
+    def make(self, move, choice):
+        if move == "wait":
+            self.now += WAITS[choice]
+        elif move in ("enter", "check_out", "begin"):
+            self.start(move, choice)
+        else:
+            kept = {"leave": self.calls, "check_in": self.slots}.get(move, self.tickets)
+            if kept:
+                self.stop(move, kept.pop(choice % len(kept)))
+
+    def start(self, move, choice):
+        gate, now = self.gate, self.now
+        if move == "enter":
+            self.keep(self.calls, (self.quick and gate.quick_enter(now)) or gate.enter(now, None))
+        elif move == "check_out":
+            self.keep(self.slots, (self.quick and gate.quick_check_out(now)) or gate.check_out(now, None))
+        else:
+            slot = self.slots[choice % len(self.slots)] if self.slots else 0
+            self.tickets.append((self.quick and gate.quick_begin(now)) or gate.begin(now, slot))
+
+    def stop(self, move, number):
+        gate, now = self.gate, self.now
+        if move == "fail":
+            gate.end(now, number, Outcome.FAILURE)
+        elif move == "leave":
+            if not (self.quick and gate.quick_leave(now, number)):
+                gate.leave(now, number, Outcome.SUCCESS)
+        elif move == "check_in":
+            if not (self.quick and gate.quick_check_in(now, number)):
+                gate.check_in(now, number)
+        elif not (self.quick and gate.quick_end(now, number)):
+            gate.end(now, number, Outcome.SUCCESS)
+
+    def keep(self, where, verdict):
+        if isinstance(verdict, int):
+            where.append(verdict)
+
+    def seen(self):
+        gate = self.gate
+        breaker = gate.breaker
+        return {
+            "last": max(gate.last, self.now),
+            "state": breaker.state,
+            "evidence": breaker.evidence(max(gate.last, self.now)),
+            "round": (breaker.round.calls, breaker.round.failures, breaker.round.slow),
+            "in_flight": breaker.in_flight,
+            "overdue": {ticket: since for ticket, (since, _) in breaker.overdue.items()},
+            "leases": breaker.leases,
+            "streak": breaker.streak,
+            "totals": (breaker.succeeded, breaker.failed, breaker.slow, breaker.late, breaker.abandoned),
+            "slots": (gate.bulkhead.taken, gate.admitted, gate.checkouts),
+            "told": gate.outbox,
+        }
+
+
+@settings(max_examples=300)
+@given(POLICIES, st.booleans(), st.lists(MOVES, max_size=80))
+def test_the_quick_ways_do_what_the_long_ways_do(policy, stalls, moves):
+    """Two gates are told the same story; one may take short cuts, and nobody can tell."""
+    quick, long = (Driver(policy, quick=way, stalls=stalls) for way in (True, False))
+    for move, choice in moves:
+        quick.make(move, choice)
+        long.make(move, choice)
+        assert quick.seen() == long.seen(), (move, choice)

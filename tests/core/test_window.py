@@ -1,0 +1,204 @@
+"""The windows: what is remembered, what is forgotten, and that the sums are always those of the parts."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrails._core.window import FAILED, SLICES, SLOW, CountWindow, TimeWindow
+
+BOTH = FAILED | SLOW
+MARKS = st.sampled_from([0, FAILED, SLOW, BOTH])
+
+
+def figures(window):
+    return window.calls, window.failures, window.slow
+
+
+@pytest.mark.parametrize(
+    ("size", "marks", "expected"),
+    [
+        (1, [FAILED], (1, 1, 0)),
+        (1, [FAILED, 0], (1, 0, 0)),
+        (1, [0, BOTH], (1, 1, 1)),
+        (2, [FAILED, SLOW, BOTH], (2, 1, 2)),
+        (3, [FAILED, 0], (2, 1, 0)),
+        (4, [FAILED, 0, 0, 0, 0], (4, 0, 0)),
+    ],
+)
+def test_a_count_window_remembers_the_last_calls(size, marks, expected):
+    """The oldest goes when the window is full."""
+    window = CountWindow(size)
+    for mark in marks:
+        window.add(mark)
+    assert figures(window) == expected
+
+
+@given(st.integers(1, 12), st.lists(MARKS, max_size=130))
+def test_a_count_window_equals_a_list(size, marks):
+    """Its sums are those of the last ``size`` marks, after however many turns of the ring."""
+    window = CountWindow(size)
+    for count, mark in enumerate(marks, 1):
+        window.add(mark)
+        last = marks[max(0, count - size) : count]
+        assert figures(window) == (
+            len(last),
+            sum(mark & FAILED for mark in last),
+            sum(bool(mark & SLOW) for mark in last),
+        )
+
+
+def test_a_count_window_amends_what_it_remembers_and_nothing_else():
+    """A mark comes late, once, and only to a call that is still there."""
+    window = CountWindow(2)
+    first = window.add(SLOW)
+    window.amend(first, FAILED)
+    window.amend(first, FAILED)
+    assert figures(window) == (1, 1, 1)
+    window.add(0)
+    window.add(0)
+    window.amend(first, BOTH)
+    assert figures(window) == (2, 0, 0)
+    window.amend(99, FAILED)
+    assert figures(window) == (2, 0, 0)
+
+
+def test_a_cleared_window_is_not_amended_through_old_places():
+    """A place handed out before ``clear`` means nothing after it."""
+    for window in (CountWindow(3), TimeWindow(10)):
+        window.advance(0)
+        place = window.add(SLOW)
+        window.clear()
+        assert figures(window) == (0, 0, 0)
+        if isinstance(window, CountWindow):
+            window.amend(place, FAILED)
+            assert figures(window) == (0, 0, 0)
+            window.add(0)
+            window.amend(place, FAILED)
+            assert figures(window) == (1, 0, 0)
+
+
+def test_time_alone_makes_no_call_old_in_a_count_window():
+    """``advance`` does nothing, for ever."""
+    window = CountWindow(3)
+    window.add(FAILED)
+    window.advance(1e12)
+    assert figures(window) == (1, 1, 0)
+    assert window.until == math.inf
+
+
+@pytest.mark.parametrize(
+    ("gap", "remembered"),
+    [
+        (0.999, 1),  # the same slice
+        (1, 1),
+        (8.999, 1),
+        (9.999, 1),  # the tenth slice still counts
+        (10, 0),  # the eleventh does not
+        (10.5, 0),
+        (11, 0),
+        (20, 0),
+        (3.2e8, 0),  # ten years
+        (-5, 1),  # a clock that went back leaves everything as it is
+        (-1e6, 1),
+    ],
+)
+def test_a_time_window_forgets_in_slices(gap, remembered):
+    """Ten slices, the current one included."""
+    window = TimeWindow(SLICES)
+    window.advance(0)
+    window.add(BOTH)
+    window.advance(gap)
+    assert figures(window) == (remembered,) * 3
+
+
+def test_a_slice_ends_exactly_at_its_edge():
+    """A nanosecond before it, a call belongs to the old slice, at it to the new one; to one of them only."""
+    for at, gone in ((math.nextafter(1, 0), 10), (1.0, 11)):
+        window = TimeWindow(SLICES)
+        window.advance(at)
+        window.add(0)
+        window.advance(math.nextafter(gone, 0))
+        assert window.calls == 1
+        window.advance(gone)
+        assert window.calls == 0
+
+
+def test_a_thousand_steps_back_lose_nothing():
+    """No slice is wiped by a clock that jitters (resilience4j loses one for each)."""
+    window = TimeWindow(10)
+    now = 1000.0
+    window.advance(now)
+    for _ in range(1000):
+        window.add(FAILED)
+        window.advance(now - 3)
+        window.advance(now)
+    assert figures(window) == (1000, 1000, 0)
+
+
+@given(
+    st.integers(1, 50),
+    st.lists(st.tuples(st.integers(0, 40), MARKS), max_size=60),
+)
+def test_a_time_window_equals_a_list(size, story):
+    """Its sums are those of the calls whose slice is among the last ten, however long the gaps."""
+    window, now, calls = TimeWindow(size), 0, []
+    for gap, mark in story:
+        now += gap
+        window.advance(now)
+        window.add(mark)
+        calls.append((now, mark))
+        this = math.floor(now / Fraction(size, SLICES))
+        last = [m for at, m in calls if this - math.floor(at / Fraction(size, SLICES)) < SLICES]
+        assert figures(window) == (
+            len(last),
+            sum(m & FAILED for m in last),
+            sum(bool(m & SLOW) for m in last),
+        )
+
+
+def test_a_time_window_amends_what_it_remembers():
+    """The late mark goes to the slice the call was counted in, and is forgotten with it."""
+    window = TimeWindow(SLICES)
+    window.advance(0)
+    place = window.add(SLOW)
+    window.advance(5)
+    window.add(0)
+    window.amend(place, FAILED)
+    assert figures(window) == (2, 1, 1)
+    window.advance(10)
+    assert figures(window) == (1, 0, 0)
+    window.amend(place, FAILED)
+    assert figures(window) == (1, 0, 0)
+
+
+def test_an_empty_time_window_has_nothing_to_amend():
+    """Before the first ``advance`` there is no slice."""
+    window = TimeWindow(1)
+    window.amend(0, FAILED)
+    assert figures(window) == (0, 0, 0)
+    with pytest.raises(AssertionError, match="advance"):
+        window.add(0)
+
+
+def test_an_idle_hour_costs_what_an_idle_second_costs():
+    """At most ten slices are wiped, whatever the gap."""
+    window = TimeWindow(1)
+    window.advance(0)
+    window.add(FAILED)
+    window.advance(1e9)
+    assert figures(window) == (0, 0, 0)
+    assert window.until == 1e9 + 0.1
+
+
+@given(st.floats(0.001, 1e6), st.floats(-1e3, 1e9))
+def test_a_slice_lasts_beyond_the_moment_it_was_reached(size, now):
+    """``until`` lies ahead, so that a moment is looked at once; and at most one slice ahead."""
+    window = TimeWindow(size)
+    window.advance(now)
+    rounding = 1e-12 * max(1, abs(now), size)
+    assert now - rounding <= window.until <= now + size / SLICES + rounding
