@@ -1,6 +1,6 @@
 """A dependency falls ill, its circuit opens, and one probe after the wait it closes again.
 
-    python examples/circuit_opens.py
+python examples/circuit_opens.py
 """
 
 from __future__ import annotations

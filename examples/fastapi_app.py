@@ -1,6 +1,6 @@
 """A FastAPI service whose database may lock up: three lines keep the rest of it alive.
 
-    DATABASE_URL=postgresql+asyncpg://localhost/shop uvicorn examples.fastapi_app:app
+DATABASE_URL=postgresql+asyncpg://localhost/shop uvicorn examples.fastapi_app:app
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from guardrails._alarm import Alarm, alarms
 from guardrails._deadline import Scope, close, current, note_trouble, open_scope
@@ -13,9 +13,6 @@ from guardrails._outcome import Outcome, classify, classify_result
 from guardrails._policy import BreakerPolicy
 from guardrails.errors import CallTimeoutError
 
-if TYPE_CHECKING:
-    from guardrails._guard import Guard
-
 __all__ = ["Call", "Passage"]
 
 
@@ -23,7 +20,7 @@ class Passage:
     """What all calls through one guard have in common.
 
     Attributes:
-        owner: The guard.
+        owner: The guard, as scopes know it.
         name: Its name.
         doors: The doors to pass, the innermost compartment's first.
         policy: What says which ends are failures.
@@ -33,7 +30,7 @@ class Passage:
     __slots__ = ("attached", "doors", "name", "owner", "policy")
 
     def __init__(
-        self, owner: Guard, name: str, doors: tuple[Door, ...], policy: BreakerPolicy | None
+        self, owner: object, name: str, doors: tuple[Door, ...], policy: BreakerPolicy | None
     ) -> None:
         self.owner = owner
         self.name = name

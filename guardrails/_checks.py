@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from numbers import Real
 
+import guardrails._identity  # noqa: F401 - everything of ours comes through here, and nothing may start mixed
 from guardrails.errors import ConfigurationError
 
 __all__ = ["Faults", "finite", "unknown_option"]

@@ -21,6 +21,7 @@ __all__ = ["after_the_fault", "figures", "percentile", "recovered_after"]
 PHASES = ("healthy", "fault", "recovery")
 _ENOUGH = 0.95
 _STAYS = 3
+_AT_WORK = 0.5
 
 
 def figures(run: Run) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def figures(run: Run) -> dict[str, Any]:
 def _of_twin(run: Run, twin: Twin) -> dict[str, Any]:
     main = [user for user in twin.users if user.arrival.path == MAIN]
     lengths = {
-        "healthy": run.fault_starts,
-        "fault": run.fault_ends - run.fault_starts,
+        "healthy": run.fault_starts - _AT_WORK,
+        "fault": run.fault_ends - run.fault_starts + _AT_WORK,
         "recovery": run.seconds - run.fault_ends,
     }
     phases = _by_phase(run, main)
@@ -85,8 +86,13 @@ def _of_endpoint(run: Run, twin: Twin, name: str, path: str) -> dict[str, Any]:
 def _by_phase(run: Run, users: Iterable[User]) -> dict[str, list[User]]:
     phases: dict[str, list[User]] = {name: [] for name in PHASES}
     for user in users:
-        phases[run.phase(user.arrival.at)].append(user)
+        phases[_phase(run, user.arrival.at)].append(user)
     return phases
+
+
+def _phase(run: Run, arrived_at: float) -> str:
+    # Whoever came just before the fault is still being served when it begins, and meets it.
+    return "fault" if 0.0 < run.fault_starts - arrived_at <= _AT_WORK else run.phase(arrived_at)
 
 
 def _ok_ratio(users: Sequence[User]) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random as _random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any
 
 from guardrails._checks import Faults, unknown_option
 from guardrails._deadline import Clock, RequestScope, Scope, close, current, enter, note_trouble
@@ -61,6 +61,15 @@ class GuardrailsMiddleware:
         ConfigurationError: One or more arguments are wrong; all are named at once.
     """
 
+    if not TYPE_CHECKING:  # frameworks' own types for middleware allow no catch-all in the signature
+
+        def __new__(cls, *_args: Any, **options: Any) -> Any:
+            """Refuses a misspelt setting, naming the nearest one."""
+            for option in options:
+                if option not in _OPTIONS:
+                    raise unknown_option("GuardrailsMiddleware", option, _OPTIONS)
+            return super().__new__(cls)
+
     def __init__(
         self,
         app: ASGIApp,
@@ -73,10 +82,7 @@ class GuardrailsMiddleware:
         max_in_flight: int | None = None,
         clock: Clock = time.monotonic,
         random: Callable[[], float] = _random.random,
-        **unknown: Never,
     ) -> None:
-        for option in unknown:
-            raise unknown_option("GuardrailsMiddleware", option, _OPTIONS)
         faults = Faults("GuardrailsMiddleware")
         faults.callable("app", app, none=False)
         faults.callable("clock", clock, none=False)
@@ -273,6 +279,7 @@ def _accept_and_expect(scope: ASGIScope) -> tuple[bytes, bytes]:
 
 
 _OPTIONS = (
+    "app",
     "clock",
     "deadline_headers",
     "exempt",

@@ -86,9 +86,8 @@ def compare(name, bare, protected, measure, rounds):
         "added_us": statistics.median(pair[1] - pair[0] for pair in pairs),
         "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
     }
-    print(
-        f"{name:44} {row['bare_us']:9.1f} {row['protected_us']:11.1f} {row['added_us']:9.1f} {row['ratio']:7.3f}"
-    )
+    figures = f"{row['bare_us']:9.1f} {row['protected_us']:11.1f} {row['added_us']:9.1f} {row['ratio']:7.3f}"
+    print(f"{name:44} {figures}")
     return row
 
 
@@ -139,7 +138,8 @@ def main():
     parser.add_argument("--turns", type=int, default=300)
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
-    print(f"{'median of ' + str(options.rounds) + ' rounds':44} {'bare us':>9} {'protected us':>11} added us   ratio")
+    title = f"median of {options.rounds} rounds"
+    print(f"{title:44} {'bare us':>9} {'protected us':>11} added us   ratio")
     with PostgresServer.start() as server:
         rows = [
             *sync_rows(

@@ -104,7 +104,7 @@ def test_a_signal_at_any_moment_leaves_nothing(tmp_path, moment, signum):
         family = wait_for(process, moment)
         os.killpg(process.pid, signum)  # as the terminal does: the whole foreground group
         for _ in range(3):
-            process.send_signal(signal.SIGINT)  # an impatient person disturbs nothing
+            process.send_signal(signum)  # an impatient person disturbs nothing
         _, err = process.communicate(timeout=30)
     said = f"guardrails demo: interrupted by {signum.name}; everything that was started has been stopped\n"
     assert (process.returncode, err) == (128 + signum, said)
@@ -214,11 +214,13 @@ def test_a_read_only_home_does_not_matter(tmp_path):
 
 
 def test_a_database_lost_on_the_way_is_one_clear_line(tmp_path):
-    with PostgresServer.start() as server:
-        with start(tmp_path, "--headless", "--database-url", server.url("")) as process:
-            family = wait_for(process, " 1 s ")
-            server.kill()
-            _, err = process.communicate(timeout=60)
+    with (
+        PostgresServer.start() as server,
+        start(tmp_path, "--headless", "--database-url", server.url("")) as process,
+    ):
+        family = wait_for(process, " 1 s ")
+        server.kill()
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert re.match(r"guardrails demo: .*127\.0\.0\.1:\d+/postgres", err)
     assert err.count("\n") == 1

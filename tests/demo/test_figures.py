@@ -83,6 +83,18 @@ def test_users_count_to_the_phase_in_which_they_arrived():
     assert sums["first_shed_after_s"] == pytest.approx(9.001)
 
 
+def test_who_comes_just_before_the_fault_meets_it():
+    run = run_of()
+    tell(
+        run,
+        run.plain,
+        (4.4, "/orders", (4.4, 0.1, "ok")),
+        (4.6, "/orders", (4.6, 2.0, "timeout")),
+        (5.0, "/orders", (5.0, 0.1, "ok")),
+    )
+    assert figures(run)["plain"]["users_ok_ratio"] == {"healthy": 1.0, "fault": 0.5, "recovery": None}
+
+
 def test_the_keys_are_those_that_were_promised():
     run = run_of()
     sums = figures(run)

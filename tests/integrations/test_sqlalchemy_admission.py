@@ -16,7 +16,14 @@ from sqlalchemy.exc import OperationalError, SAWarning
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session as OrmSession
 
-from guardrails import BreakerPolicy, BulkheadFullError, CircuitOpenError, ConfigurationError, guarded, protect
+from guardrails import (
+    BreakerPolicy,
+    BulkheadFullError,
+    CircuitOpenError,
+    ConfigurationError,
+    guarded,
+    protect,
+)
 from guardrails.events import StateChanged
 
 
@@ -350,7 +357,9 @@ def test_more_slots_than_connections_are_refused(postgres):
     """A bulkhead wider than the pool would queue in the pool, unseen."""
     engine = create_engine(postgres.url("psycopg"))
     for wrong in (16, 0, -1, 2.5, True, "5", float("nan")):
-        with pytest.raises(ConfigurationError, match="max_concurrent_calls must be a whole number from 1 to 15"):
+        with pytest.raises(
+            ConfigurationError, match="max_concurrent_calls must be a whole number from 1 to 15"
+        ):
             protect(engine, max_concurrent_calls=wrong)
     db = protect(engine, max_concurrent_calls=4)
     with pytest.raises(ConfigurationError, match="from 1 to 15"):

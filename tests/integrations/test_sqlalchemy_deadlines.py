@@ -161,7 +161,7 @@ def test_spent_budget_starts_nothing_but_the_rollback(lab):
 
 
 def test_own_timeouts_are_failures_and_inherited_ones_are_not(lab):
-    """Our limit says something about the server; a caller's smaller budget says something about the caller."""
+    """Our limit says something about the server; a smaller budget, about who set it."""
     lab.protect()
     with pytest.raises(CallTimeoutError):
         lab.query("select pg_sleep(30)", timeout=0.2)

@@ -17,7 +17,7 @@ class Sqlite:
     interrupts_task = False
     connects_anywhere = False
 
-    def cancel(self, connection: Any, within: float) -> None:
+    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - it takes no time
         """See Driver. Legal from another thread, whatever ``check_same_thread`` says."""
         with suppress(Exception):
             connection.interrupt()

@@ -1,0 +1,112 @@
+"""The rooms of docs/flow.md, held to: imports point down, the core is pure, modules stay small."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "guardrails"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+WORDS = {"errors", "events", "_policy", "_outcome", "_checks", "_circuit_open", "_identity"}
+SHELL_ORDER = [
+    # Each may import what stands before it.
+    {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot"},
+    {"_door", "_consecutive", "_voices"},
+    {"_call", "_crossing"},
+    {"_guard", "_circuitbreaker"},
+    {"_bulkhead", "_decorator", "_protect"},
+]
+TOOLS = {"cli", "demo", "testing"}
+
+IMPURE = {"asyncio", "contextvars", "logging", "os", "random", "threading", "time"}
+
+LARGE = {
+    "_core/breaker.py": "one state machine; halves of it would each need the other half's numbers",
+    "_core/gate.py": "one door: each move stands beside its quick way, which must stay its equal",
+    "_door.py": "one lock; everything that may touch the gate is here, so that nothing else does",
+    "_guard.py": "the public class; half of it is its documentation",
+}
+LONG = {"demo/report.py: _charts": "three charts, written down one after the other"}
+
+
+def name_of(path):
+    """The module's path below the package, such as ``_core/gate.py``."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imports_of(path):
+    """The dotted names a module imports at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            yield node.module
+
+
+def height(module):
+    """How high a module stands; it may import what stands lower, or beside it in its package."""
+    first = module.split(".")[0]
+    if first in WORDS:
+        return 0
+    if first == "_core":
+        return 1
+    for level, names in enumerate(SHELL_ORDER, start=2):
+        if first in names:
+            return level
+    if first == "":
+        return 10  # the public names
+    if first == "integrations":
+        return 20
+    assert first in TOOLS, f"{module} is in no room: say in docs/flow.md and here where it belongs"
+    return 30
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path):
+    """Tools import integrations, those the public names or the shell, the shell the core, the core words."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    here = ".".join(part for part in parts if part != "__init__")
+    for name in imports_of(path):
+        if name.split(".")[0] != "guardrails" or here == "":
+            continue
+        there = name.removeprefix("guardrails").lstrip(".")
+        same_package = here.split(".")[0] == there.split(".")[0] and height(here) in {1, 20, 30}
+        tools = height(here) == height(there) == 30
+        within_words = height(here) == height(there) == 0
+        within_shell = 2 <= height(here) == height(there) < 10
+        assert height(there) < height(here) or same_package or tools or within_words or within_shell, (
+            f"{here} imports {there}"
+        )
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "_core").glob("*.py")), ids=name_of)
+def test_core_is_pure(path):
+    """Nothing in the core can read a clock, lock, wait, log or roll dice."""
+    assert not IMPURE & {name.split(".")[0] for name in imports_of(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_foreign_packages_stay_at_the_edge(path):
+    """Below the edge there is the standard library and pybreaker."""
+    if name_of(path).split("/")[0] in TOOLS | {"integrations"}:
+        return
+    allowed = {"guardrails", "pybreaker", "tenacity", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imports_of(path)} <= allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_and_functions_are_small(path):
+    """A module has at most 300 lines and a function at most 40, its docstring aside, or is defended here."""
+    text = path.read_text()
+    assert text.count("\n") <= 300 or name_of(path) in LARGE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            words = docstring.count("\n") + 1 if docstring else 0
+            short = node.end_lineno - node.lineno + 1 - words <= 40
+            assert short or f"{name_of(path)}: {node.name}" in LONG, f"{name_of(path)}: {node.name} is long"
