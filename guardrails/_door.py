@@ -65,7 +65,7 @@ class Door:
         self.clock = clock
         self.max_wait = max_wait
         self.lock = threading.RLock()
-        self._postponed: deque[Callable[[float], None]] = deque()
+        self._postponed: deque[Callable[[float], object]] = deque()
         self._seq = itertools.count(1)
         self._listeners = tuple(listeners)
         self._tells_of_calls = self.wanted(CallFinished)
@@ -84,12 +84,25 @@ class Door:
             if gate.outbox:
                 todo = [(next(self._seq), item) for item in gate.outbox]
                 gate.outbox.clear()
+        # Who has a slot now does not wait for the listeners.
+        for _, item in todo:
+            if isinstance(item, Waiting) and not item.wake():
+                self.step(gate.abandon, item)  # its event loop is gone: pass the slot on
         for seq, item in todo:
             if isinstance(item, Change):
                 self._tell_change(seq, item)
-            elif isinstance(item, Waiting) and not item.wake():
-                self.step(gate.abandon, item)  # its event loop is gone: pass the slot on
         return result
+
+    def _postpone(self, move: Callable[[float], object]) -> bool:
+        """Puts a move off to the end of the step this thread is in; False if it is in none.
+
+        The garbage collector runs where it likes, even in the middle of a step of ours, and there and
+        then ends calls and returns connections that nobody holds any more. A signal handler may, too.
+        """
+        if self.lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - what Condition asks too
+            self._postponed.append(move)
+            return True
+        return False
 
     def _catch_up(self) -> None:
         """Makes the moves that were postponed during a quick step."""
@@ -126,7 +139,7 @@ class Door:
             try:
                 place.wait(patience)
             except BaseException:
-                self.step(gate.abandon, place)
+                self._abandon(place)
                 raise
             verdict = self.step(gate.woken_checkout if checkout else gate.woken, place, late)
         return self._admitted(verdict)
@@ -174,9 +187,13 @@ class Door:
         try:
             await place.wait(patience)
         except BaseException:
-            self.step(self.gate.abandon, place)
+            self._abandon(place)
             raise
         return late
+
+    def _abandon(self, place: Place) -> None:
+        if not self._postpone(lambda now: self.gate.abandon(now, place)):
+            self.step(self.gate.abandon, place)
 
     def _patience(self, budget: float | None) -> tuple[float, Reason]:
         with self.lock:
@@ -209,6 +226,8 @@ class Door:
 
     def leave(self, ticket: int, outcome: Outcome) -> None:
         """Ends a plain call: evidence and slot in one step."""
+        if self._postpone(lambda now: self.gate.leave(now, ticket, outcome)):
+            return
         if outcome is Outcome.SUCCESS and not self._tells_of_calls:
             with self.lock:
                 done = self.gate.quick_leave(self.clock(), ticket)
@@ -218,15 +237,9 @@ class Door:
         self._tell_end(outcome, self.step(self.gate.leave, ticket, outcome))
 
     def check_in(self, slot: int) -> None:
-        """Gives a checkout's slot back; 0 is one that was taken before the guard was there.
-
-        The garbage collector runs where it likes and returns a connection there and then, even in the
-        middle of a step of ours. In a thread inside this door's lock the move is therefore postponed to
-        the end of the step under way.
-        """
+        """Gives a checkout's slot back; 0 is one that was taken before the guard was there."""
         lock, gate = self.lock, self.gate
-        if lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - what Condition asks too
-            self._postponed.append(lambda now: gate.check_in(now, slot))
+        if self._postpone(lambda now: gate.check_in(now, slot)):
             return
         with lock:
             done = slot and gate.quick_check_in(self.clock(), slot)
@@ -245,6 +258,8 @@ class Door:
 
     def end(self, ticket: int, outcome: Outcome) -> None:
         """Ends a statement."""
+        if self._postpone(lambda now: self.gate.end(now, ticket, outcome)):
+            return
         if outcome is Outcome.SUCCESS and not self._tells_of_calls:
             with self.lock:
                 done = self.gate.quick_end(self.clock(), ticket)

@@ -60,8 +60,7 @@ def classify_result(result: object, is_failure_result: Callable[[object], object
 def _asked(rule: Callable[..., object], subject: object, name: str) -> bool:
     """Asks the user's rule; when the rule itself breaks, the default for its subject holds."""
     try:
-        answer = rule(subject)
+        return bool(rule(subject))  # an array has no truth: that is a broken rule, too
     except Exception:  # noqa: BLE001 - logged with its traceback
         _log.exception("the %s rule raised; the default rule is used", name)
         return name == "is_failure"
-    return bool(answer)

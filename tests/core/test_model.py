@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -152,7 +153,7 @@ class GateEqualsModel(RuleBasedStateMachine):
             assert not (self.gate.bulkhead.queue and taken < self.gate.bulkhead.limit)
 
 
-TestGateEqualsModel = GateEqualsModel.TestCase
+TestGateEqualsModel = pytest.mark.timeout(900)(GateEqualsModel.TestCase)  # a failure takes long to shrink
 TestGateEqualsModel.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
@@ -237,6 +238,7 @@ class Driver:
         }
 
 
+@pytest.mark.timeout(900)
 @settings(max_examples=300)
 @given(POLICIES, st.booleans(), st.lists(MOVES, max_size=80))
 def test_the_quick_ways_do_what_the_long_ways_do(policy, stalls, moves):

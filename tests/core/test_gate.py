@@ -1,0 +1,203 @@
+"""Circuit and bulkhead behind one door: the order of decisions, queues, and a pool's checkouts."""
+
+from __future__ import annotations
+
+import pytest
+
+from guardrails import BreakerPolicy
+from guardrails._core.breaker import Breaker, Change
+from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.gate import Gate, Refusal
+from guardrails._outcome import Outcome
+
+S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
+
+
+@pytest.fixture
+def gate():
+    """Two slots, two places to wait, opens at the first failure for 5 s, one probe."""
+    policy = BreakerPolicy(
+        sliding_window_type="count",
+        sliding_window_size=1,
+        minimum_number_of_calls=1,
+        wait_duration_in_open_state=5,
+        open_jitter=0,
+        permitted_calls_in_half_open_state=1,
+        max_wait_duration_in_half_open_state=3,
+    )
+    return Gate(Breaker(policy, lambda: 0.5), Bulkhead(2, 2))
+
+
+def drain(gate):
+    items = [item.new if isinstance(item, Change) else item for item in gate.outbox]
+    gate.outbox.clear()
+    return items
+
+
+def trip(gate, now=0):
+    assert gate.leave(now, gate.enter(now, None), F) is not None
+    assert drain(gate) == ["open"]
+
+
+def test_the_circuit_is_asked_before_a_slot(gate):
+    """A full guard whose circuit is open says that the circuit is open."""
+    first, second = gate.enter(0, None), gate.enter(0, None)
+    assert gate.enter(0, None) == Refusal("bulkhead_full", None)
+    gate.leave(0, first, F)
+    assert gate.enter(1, None) == Refusal("circuit_open", 4)
+    gate.leave(1, second, S)
+    assert gate.rejected == {"bulkhead_full": 1, "circuit_open": 1}
+
+
+def test_when_the_circuit_opens_everybody_queued_is_sent_away(gate):
+    """SM19: at once, and the slot that came free goes to nobody."""
+    tickets = [gate.enter(0, None) for _ in range(2)]
+    places = [Place(), Place()]
+    assert [gate.enter(0, place) for place in places] == [None, None]
+    gate.leave(0, tickets[0], F)
+    assert drain(gate) == ["open", *places]
+    assert [gate.woken(0, place).reason for place in places] == ["circuit_open"] * 2
+    assert gate.bulkhead.taken == 1
+
+
+def test_a_granted_waiter_asks_the_circuit_again(gate):
+    """It was granted while closed, and wakes up in an open circuit: the slot goes on."""
+    tickets = [gate.enter(0, None) for _ in range(2)]
+    place = Place()
+    gate.enter(0, place)
+    gate.leave(0, tickets[0], S)
+    assert drain(gate) == [place]
+    gate.turn(0, "forced_open")
+    assert gate.woken(0, place) == Refusal("circuit_open", None)
+    gate.leave(0, tickets[1], S)
+    assert gate.bulkhead.taken == 0
+
+
+def test_a_wait_that_ends_as_the_slot_is_granted_is_granted(gate):
+    """B3: exactly one of grant and timeout, and the grant wins if it was first."""
+    tickets = [gate.enter(0, None) for _ in range(2)]
+    first, second = Place(), Place()
+    gate.enter(0, first)
+    gate.enter(0, second)
+    gate.leave(0, tickets[0], S)
+    assert isinstance(gate.woken(0, first), int)
+    assert gate.woken(0, second) == Refusal("queue_timeout", None)
+    assert gate.woken.__self__.rejected == {"queue_timeout": 1}
+
+
+def test_who_leaves_after_the_grant_passes_the_slot_on(gate):
+    """B2: before the grant it only leaves the queue."""
+    tickets = [gate.enter(0, None) for _ in range(2)]
+    first, second = Place(), Place()
+    gate.enter(0, first)
+    gate.enter(0, second)
+    gate.leave(0, tickets[0], S)
+    gate.abandon(0, first)
+    assert second.verdict == "granted"
+    gate.abandon(0, second)
+    gate.leave(0, tickets[1], S)
+    assert gate.bulkhead.taken == 0
+
+
+def test_nobody_waits_in_half_open(gate):
+    """A probe that finds no slot is no probe, and nobody is parked for one."""
+    hanging = [gate.enter(0, None) for _ in range(2)]
+    gate.turn(0, "half_open")
+    assert gate.enter(0, Place()) == Refusal("bulkhead_full", None)
+    for ticket in hanging:
+        gate.leave(0, ticket, S)
+
+
+def test_a_clock_that_goes_back_stands_still(gate):
+    """SM2: an open period is neither shortened nor extended."""
+    trip(gate, now=10)
+    assert gate.enter(3, None) == Refusal("circuit_open", 5)
+    assert gate.enter(14, None) == Refusal("circuit_open", 1)
+    assert isinstance(gate.enter(15, None), int)
+
+
+def test_a_checkout_is_a_slot_and_no_evidence(gate):
+    """Its statements are the evidence, and may fail without giving the slot back."""
+    slot = gate.check_out(0, None)
+    assert (gate.bulkhead.taken, gate.breaker.window.calls) == (1, 0)
+    gate.end(0, gate.begin(0, slot), F)
+    assert (gate.breaker.state, gate.bulkhead.taken) == ("open", 1)
+    gate.check_in(0, slot)
+    gate.check_in(0, slot)
+    assert gate.bulkhead.taken == 0
+
+
+def test_a_probes_checkout_without_a_statement_gives_its_place_back(gate):
+    """The next checkout is the probe then."""
+    trip(gate)
+    slot = gate.check_out(5, None)
+    assert gate.check_out(5, None) == Refusal("circuit_open", gate.breaker.slow_after)
+    gate.check_in(5, slot)
+    slot = gate.check_out(5, None)
+    gate.end(5, gate.begin(5, slot), S)
+    assert gate.breaker.state == "closed"
+    gate.check_in(5, slot)
+
+
+def test_a_checkout_that_never_comes_back_is_judged_when_its_lease_is_over(gate):
+    """A lost probe cannot hold the circuit half-open, and its late return changes nothing."""
+    trip(gate)
+    slot = gate.check_out(5, None)
+    assert gate.refresh(8) == 8
+    assert drain(gate) == ["half_open", "open"]
+    gate.check_in(9, slot)
+    assert (gate.bulkhead.taken, gate.breaker.state) == (0, "open")
+
+
+def test_adopted_slots_come_back_without_a_number(gate):
+    """What was checked out before the guard was there; no more of it than was counted."""
+    gate.adopt(0, 2)
+    assert gate.check_out(0, None) == Refusal("bulkhead_full", None)
+    for _ in range(5):
+        gate.check_in(0, 0)
+    assert (gate.bulkhead.taken, gate.adopted) == (0, 0)
+
+
+def test_a_waiting_checkout_gets_its_number_when_it_wakes(gate):
+    """And who withdraws gets none."""
+    slots = [gate.check_out(0, None) for _ in range(2)]
+    first, second = Place(), Place()
+    gate.check_out(0, first)
+    gate.check_out(0, second)
+    gate.check_in(0, slots[0])
+    number = gate.woken_checkout(0, first)
+    assert number in gate.checkouts
+    assert gate.woken_checkout(0, second, "deadline_spent") == Refusal("deadline_spent", None)
+    gate.check_in(0, number)
+    gate.check_in(0, slots[1])
+    assert not gate.checkouts
+
+
+def test_looking_ahead_refuses_without_taking_anything(gate):
+    """What the circuit would refuse anyway; a due probe is let through, and counted by nobody."""
+    assert gate.preview(0) is None
+    trip(gate)
+    assert gate.preview(1) == Refusal("circuit_open", 4)
+    assert gate.preview(5) is None
+    assert (gate.bulkhead.taken, gate.breaker.leases) == (0, {})
+
+
+def test_stalls_follow_the_number_of_slots(gate):
+    """Watching for them is switched on and off, and a resize moves the mark."""
+    gate.watch_for_stalls(0, on=True)
+    gate.resize(0, 7)
+    assert gate.breaker.slots == 7
+    gate.watch_for_stalls(0, on=False)
+    gate.resize(0, 3)
+    assert gate.breaker.slots is None
+
+
+def test_a_child_of_a_fork_starts_empty(gate):
+    """Nobody is inside, nobody waits; what the parent's calls would have settled changes nothing."""
+    ticket, slot = gate.enter(0, None), gate.check_out(0, None)
+    gate.enter(0, Place())
+    gate.forget_everyone()
+    assert gate.leave(0, ticket, F) is None
+    gate.check_in(0, slot)
+    assert (gate.bulkhead.taken, len(gate.bulkhead.queue), gate.breaker.state) == (0, 0, "closed")
+    assert gate.calm

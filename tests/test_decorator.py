@@ -1,0 +1,234 @@
+"""`@guarded` on every kind of callable: what it keeps, what it refuses, and that nothing goes unmeasured."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+
+import pytest
+from verbs import Boom
+
+from guardrails import Bulkhead, CallTimeoutError, CircuitOpenError, ConfigurationError, guarded
+
+
+def load(number: int, *, fresh: bool = False) -> str:
+    """Loads."""
+    return f"{number} {fresh}"
+
+
+async def load_async(number: int, *, fresh: bool = False) -> str:
+    """Loads."""
+    return f"{number} {fresh}"
+
+
+class Called:
+    """Callable objects of both kinds."""
+
+    def __call__(self, number, *, fresh=False):
+        return load(number, fresh=fresh)
+
+
+class CalledAsync:
+    """And asynchronous."""
+
+    async def __call__(self, number, *, fresh=False):
+        return load(number, fresh=fresh)
+
+
+FORMS = {
+    "function": load,
+    "coroutine function": load_async,
+    "partial": functools.partial(load, fresh=False),
+    "partial of a coroutine function": functools.partial(load_async, fresh=False),
+    "callable": Called(),
+    "callable with async call": CalledAsync(),
+    "partial of a callable with async call": functools.partial(CalledAsync(), fresh=False),
+    "bound method": Called().__call__,
+    "bound coroutine method": CalledAsync().__call__,
+    "lambda": lambda number, *, fresh=False: load(number, fresh=fresh),
+}
+
+
+def result_of(value):
+    async def main():
+        return await value
+
+    return asyncio.run(main()) if inspect.isawaitable(value) else value
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_measured_to_its_true_end(make_guard, form):
+    """One admission, one success; refused when the circuit is open."""
+    guard = make_guard()
+    wrapped = guarded(guard)(FORMS[form])
+    assert result_of(wrapped(1, fresh=True)) == "1 True"
+    assert (guard.snapshot().admitted, guard.snapshot().succeeded) == (1, 1)
+    guard.force_open()
+    with pytest.raises(CircuitOpenError):
+        result_of(wrapped(1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_keeps_its_kind(make_guard, form):
+    """What awaits is known to await, and the signature stays."""
+    plain, wrapped = FORMS[form], guarded(make_guard())(FORMS[form])
+    awaits = "async" in form or "coroutine" in form
+    assert inspect.iscoroutinefunction(wrapped) == awaits
+    assert inspect.signature(wrapped) == inspect.signature(plain)
+    assert wrapped.__wrapped__ is plain
+    if hasattr(plain, "__name__"):
+        assert (wrapped.__name__, wrapped.__doc__) == (plain.__name__, plain.__doc__)
+
+
+def test_methods(make_guard):
+    """Plain, static and class methods, whichever decorator comes first; one guard for all instances."""
+    guard = make_guard()
+
+    class Repository:
+        @guarded(guard)
+        def one(self, number):
+            return self, number
+
+        @guarded(guard)
+        async def one_async(self, number):
+            return self, number
+
+        @staticmethod
+        @guarded(guard)
+        def inner_static(number):
+            return number
+
+        @guarded(guard)
+        @staticmethod
+        def outer_static(number):
+            return number
+
+        @classmethod
+        @guarded(guard)
+        def inner_class(cls, number):
+            return cls, number
+
+        @guarded(guard)
+        @classmethod
+        async def outer_class(cls, number):
+            return cls, number
+
+    repository = Repository()
+    assert repository.one(1) == (repository, 1)
+    assert asyncio.run(repository.one_async(1)) == (repository, 1)
+    assert Repository.inner_static(1) == repository.outer_static(1) == 1
+    assert Repository.inner_class(1) == (Repository, 1)
+    assert asyncio.run(repository.outer_class(1)) == (Repository, 1)
+    assert guard.snapshot().succeeded == 6
+
+
+def test_generators_are_refused_where_they_are_written(make_guard):
+    """Between two yields the caller would hold the slot; the message says what to do instead."""
+
+    def generator():
+        yield
+
+    async def async_generator():
+        yield
+
+    class Stream:
+        def __call__(self):
+            yield
+
+    for form in (
+        generator,
+        async_generator,
+        Stream(),
+        functools.partial(generator),
+        functools.partial(Stream()),
+    ):
+        with pytest.raises(TypeError, match="cannot guard the generator"):
+            guarded(make_guard())(form)
+    with pytest.raises(TypeError, match="generator"):
+        guarded(make_guard())(staticmethod(generator))
+
+
+def test_a_function_that_returns_a_coroutine_is_refused_when_it_does(run, make_guard):
+    """It would be decorated and never protected: an error says so, and the coroutine is closed."""
+    guard = make_guard()
+    wrapped = guarded(guard)(lambda: load_async(1))
+    with pytest.raises(TypeError, match=r"returned a coroutine.*async def"):
+        wrapped()
+    with pytest.raises(TypeError, match=r"returned a coroutine.*run_async"):
+        guard.run(load_async, 1)
+    assert guard.snapshot().succeeded == 0
+
+
+def test_wrong_uses_are_told(make_guard):
+    """Not a guard, or a wrong timeout: at once, not at the first call."""
+    with pytest.raises(TypeError, match=r"write @guarded\(guard\)"):
+        guarded(load)
+    with pytest.raises(ConfigurationError, match="timeout must be"):
+        guarded(make_guard(), timeout=0)
+
+
+def test_its_timeout_is_that_of_each_call(make_guard, clock):
+    """Instead of the guard's own."""
+    guard = make_guard(timeout=5)
+
+    @guarded(guard, timeout=0.02)
+    async def hang():
+        await asyncio.sleep(30)
+
+    from guardrails import remaining  # noqa: PLC0415
+
+    @guarded(guard, timeout=0.5)
+    def look():
+        return remaining()
+
+    with pytest.raises(CallTimeoutError) as late:
+        asyncio.run(hang())
+    assert late.value.timeout == 0.02
+    assert look() == 0.5
+
+
+def test_stacked_guards_each_settle_once(make_guard):
+    """SM20: the same function under two guards, and twice under one."""
+    outer, inner = make_guard("outer"), make_guard("inner")
+
+    @guarded(outer)
+    @guarded(inner)
+    @guarded(inner)
+    def failing():
+        raise Boom
+
+    with pytest.raises(Boom):
+        failing()
+    assert (outer.snapshot().failed, inner.snapshot().failed) == (1, 2)
+
+
+def test_recursion_takes_a_slot_for_each_level(make_guard):
+    """And gives each back."""
+    guard = make_guard(max_concurrent_calls=4)
+    seen = []
+
+    @guarded(guard)
+    def descend(depth):
+        seen.append(guard.snapshot().in_use)
+        if depth:
+            descend(depth - 1)
+
+    descend(3)
+    assert seen == [1, 2, 3, 4]
+
+
+def test_a_rule_for_results_is_asked(make_guard, run):
+    """Also under the decorator."""
+    from guardrails import BreakerPolicy  # noqa: PLC0415
+
+    guard = make_guard(breaker=BreakerPolicy(is_failure_result=lambda result: result == 500))
+    assert run.result(guarded(guard)(run.decorated(lambda: 500))()) == 500
+    assert guard.snapshot().failed == 1
+
+
+def test_a_bulkhead_guards_too():
+    """Any guard does."""
+    bulkhead = Bulkhead("reports", 1)
+    assert guarded(bulkhead)(load)(1) == "1 False"
+    assert bulkhead.snapshot().admitted == 1
