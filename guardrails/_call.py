@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from guardrails._alarm import Alarm, alarms
 from guardrails._deadline import Scope, close, current, note_trouble, open_scope
@@ -13,7 +13,7 @@ from guardrails._outcome import Outcome, classify, classify_result
 from guardrails._policy import BreakerPolicy
 from guardrails.errors import CallTimeoutError
 
-__all__ = ["Call", "Passage"]
+__all__ = ["Call", "Passage", "not_run"]
 
 
 class Passage:
@@ -175,6 +175,13 @@ class Call:
             except BaseException:  # Ctrl-C while a listener runs: the other doors' slots go back too
                 self._settle(outcome)
                 raise
+
+
+def not_run(fn: object, coroutine: Any, advice: str) -> TypeError:
+    """The error for a synchronous call that gave a coroutine: guarded in name, and never in fact."""
+    coroutine.close()
+    name = getattr(fn, "__qualname__", type(fn).__name__)
+    return TypeError(f"{name} returned a coroutine, which would run outside the guard: {advice}")
 
 
 class _CancelAt(Alarm):

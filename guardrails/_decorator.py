@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar, cast
 
+from guardrails._call import not_run
 from guardrails._guard import Guard
 
 __all__ = ["guarded"]
@@ -55,6 +57,8 @@ def _wrap_sync(guard: Guard, timeout: float | None, fn: Callable[P, T]) -> Calla
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         with guard.call(timeout) as call:
             result = fn(*args, **kwargs)
+            if type(result) is CoroutineType:
+                raise not_run(fn, result, "make it an async def")
             call.judge(result)
         return result
 
@@ -78,17 +82,24 @@ def _wraps(fn: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(_call_of(fn))
+    return any(inspect.iscoroutinefunction(form) for form in _forms(fn))
 
 
 def _refuse_generators(fn: Callable[..., Any]) -> None:
-    for form in (fn, _call_of(fn)):
-        if inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form):
-            name = getattr(fn, "__qualname__", type(fn).__name__)
-            raise TypeError(
-                f"cannot guard the generator {name}: its slot would be held while the caller runs. "
-                "Guard the function that does one step, or use guard.call() around the loop."
-            )
+    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in _forms(fn)):
+        name = getattr(fn, "__qualname__", type(fn).__name__)
+        raise TypeError(
+            f"cannot guard the generator {name}: its slot would be held while the caller runs. "
+            "Guard the function that does one step, or use guard.call() around the loop."
+        )
+
+
+def _forms(fn: Any) -> tuple[object, ...]:
+    """The callable itself, what it is a partial of, and that object's ``__call__``."""
+    inner = fn
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    return fn, inner, _call_of(inner)
 
 
 def _call_of(fn: Callable[..., Any]) -> object:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random as _random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import CoroutineType
 from typing import Any, Never, ParamSpec, Protocol, TypeVar
 
-from guardrails._call import Call, Passage
+from guardrails._call import Call, Passage, not_run
 from guardrails._checks import Faults, unknown_option
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead
@@ -85,18 +86,19 @@ class Guard:
     ) -> None:
         for option in unknown:
             raise unknown_option("Guard", option, _OPTIONS)
-        _check(name, max_concurrent_calls, max_wait_duration, max_waiting, timeout, breaker)
         self._name = name
         self._timeout = timeout
+        heard: Any = listeners
         self._settings: dict[str, Any] = {
             "max_wait_duration": max_wait_duration,
             "max_waiting": max_waiting,
             "timeout": timeout,
             "breaker": breaker,
-            "listeners": tuple(listeners),
+            "listeners": tuple(heard) if isinstance(heard, Iterable) else heard,
             "clock": clock,
             "random": random,
         }
+        _check(name, max_concurrent_calls, self._settings)
         queue = max_concurrent_calls if max_waiting is None else max_waiting
         gate = Gate(Breaker(breaker, random), Bulkhead(max_concurrent_calls, queue))
         self._door = Door(
@@ -138,6 +140,8 @@ class Guard:
         """
         with self.call() as call:
             result = fn(*args, **kwargs)
+            if type(result) is CoroutineType:
+                raise not_run(fn, result, "await run_async() instead of run()")
             call.judge(result)
         return result
 
@@ -221,7 +225,7 @@ class Guard:
         faults.count("max_concurrent_calls", max_concurrent_calls, most=most)
         faults.raise_if_any()
         self._door.step(self._door.gate.resize, max_concurrent_calls)
-        for part in self._parts.values():
+        for part in self.compartments:
             if part._share is None:
                 part.resize(_default_share(max_concurrent_calls))
 
@@ -259,8 +263,7 @@ class Guard:
         part._share = max_concurrent_calls
         part.passage = Passage(part, name, (part._door, *self.passage.doors), part.passage.policy)
         attach(part, self._attachment)
-        self._parts[name] = part
-        return part
+        return self._parts.setdefault(name, part)  # two threads may have come here at once
 
     @property
     def compartments(self) -> tuple[Guard, ...]:
@@ -305,19 +308,22 @@ _OPTIONS = (
 )
 
 
-def _check(
-    name: object, limit: object, wait: object, waiting: object, timeout: object, breaker: object
-) -> None:
+def _check(name: object, limit: object, settings: Mapping[str, Any]) -> None:
     shown = name if isinstance(name, str) else type(name).__name__
     faults = Faults(f"guard {shown[:80]!r}")
     if not isinstance(name, str) or not name:
         faults.add("name", name, "a text that is not empty")
     faults.count("max_concurrent_calls", limit)
-    faults.seconds("max_wait_duration", wait, zero=True)
-    faults.count("max_waiting", waiting, least=0, none=True)
-    faults.seconds("timeout", timeout, none=True)
-    if breaker is not None and not isinstance(breaker, BreakerPolicy):
-        faults.add("breaker", breaker, "a BreakerPolicy or None")
+    faults.seconds("max_wait_duration", settings["max_wait_duration"], zero=True)
+    faults.count("max_waiting", settings["max_waiting"], least=0, none=True)
+    faults.seconds("timeout", settings["timeout"], none=True)
+    if not isinstance(settings["breaker"], BreakerPolicy | None):
+        faults.add("breaker", settings["breaker"], "a BreakerPolicy or None")
+    listeners = settings["listeners"]
+    if not isinstance(listeners, tuple) or not all(map(callable, listeners)):
+        faults.add("listeners", listeners, "callables")
+    faults.callable("clock", settings["clock"], none=False)
+    faults.callable("random", settings["random"], none=False)
     faults.raise_if_any()
 
 

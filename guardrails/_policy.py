@@ -34,7 +34,7 @@ class BreakerPolicy:
             does not probe in step.
         permitted_calls_in_half_open_state: Probes that judge whether to close.
         max_wait_duration_in_half_open_state: A probe's lease in seconds. A probe that has not ended
-            by then counts as slow and its place is given to another.
+            by then is a slow result of its round, so that a lost one cannot keep the circuit half-open.
         consecutive_failures: Opens after this many failures in a row as well; None is off.
         is_failure: ``(exception) -> bool``. The default calls every ``Exception`` a failure. What is
             no failure proves that the dependency answered, and counts as a success.
@@ -75,7 +75,7 @@ class BreakerPolicy:
         if self.sliding_window_type == "count":
             faults.count("sliding_window_size", self.sliding_window_size)
         else:
-            faults.seconds("sliding_window_size", self.sliding_window_size)
+            faults.number("sliding_window_size", self.sliding_window_size, 0.001, 10**9)
         faults.count("minimum_number_of_calls", self.minimum_number_of_calls)
         faults.seconds("wait_duration_in_open_state", self.wait_duration_in_open_state, zero=True)
         faults.number("open_backoff_multiplier", self.open_backoff_multiplier, 1, 1000)

@@ -17,13 +17,14 @@ class Place:
     """One caller's place in the queue.
 
     Attributes:
-        verdict: None while waiting, then ``"granted"`` (a slot is theirs) or ``"sent_away"``.
+        verdict: None while waiting, then ``"granted"`` (a slot is theirs) or ``"sent_away"``; and
+            ``"settled"`` once the caller has left the queue or taken its slot over.
     """
 
     __slots__ = ("verdict",)
 
     def __init__(self) -> None:
-        self.verdict: Literal["granted", "sent_away"] | None = None
+        self.verdict: Literal["granted", "sent_away", "settled"] | None = None
 
 
 class Bulkhead:
@@ -77,7 +78,15 @@ class Bulkhead:
         if place.verdict is not None:
             return False
         del self.queue[place]
+        place.verdict = "settled"
         self._note_empty()
+        return True
+
+    def claim(self, place: Place) -> bool:
+        """Takes over the slot granted to a place, once: the caller, or who finds that it is no more."""
+        if place.verdict != "granted":
+            return False
+        place.verdict = "settled"
         return True
 
     def send_away(self) -> list[Place]:

@@ -253,7 +253,7 @@ class Gate:
     def abandon(self, now: float, place: Place) -> None:
         """For a caller that will not come back to its place: it leaves the queue, or its slot goes on."""
         self._at(now)
-        if not self.bulkhead.withdraw(place) and place.verdict == "granted":
+        if not self.bulkhead.withdraw(place) and self.bulkhead.claim(place):
             self._pass_on()
         self._done(None)
 
@@ -350,7 +350,7 @@ class Gate:
         self._follow_circuit()
         if self.bulkhead.withdraw(place):
             return self._refuse(late, None)
-        if place.verdict == "granted":
+        if self.bulkhead.claim(place):
             if allowed:
                 self.admitted += 1
                 return True

@@ -201,3 +201,32 @@ def test_a_child_of_a_fork_starts_empty(gate):
     gate.check_in(0, slot)
     assert (gate.bulkhead.taken, len(gate.bulkhead.queue), gate.breaker.state) == (0, 0, "closed")
     assert gate.calm
+
+
+def test_a_granted_slot_is_claimed_once(gate):
+    """Who comes second, of the caller, a waker that found its loop closed and the collector, gets nothing."""
+    for first in (Gate.woken, Gate.abandon):
+        tickets = [gate.enter(0, None) for _ in range(2)]
+        place = Place()
+        gate.enter(0, place)
+        gate.leave(0, tickets[0], S)
+        assert place.verdict == "granted"
+        ticket = first(gate, 0, place)
+        gate.abandon(0, place)
+        gate.abandon(0, place)
+        if ticket is not None:
+            gate.leave(0, ticket, S)
+        gate.leave(0, tickets[1], S)
+        assert gate.bulkhead.taken == 0
+
+
+def test_a_place_is_given_up_once(gate):
+    """Also one that was never granted."""
+    tickets = [gate.enter(0, None) for _ in range(2)]
+    place = Place()
+    gate.enter(0, place)
+    gate.woken(0, place)
+    gate.abandon(0, place)
+    for ticket in tickets:
+        gate.leave(0, ticket, S)
+    assert (gate.bulkhead.taken, len(gate.bulkhead.queue)) == (0, 0)

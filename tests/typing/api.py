@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_type
 
-from guardrails import BreakerPolicy, Guard, deadline, guarded, remaining
+from guardrails import BreakerPolicy, Bulkhead, CircuitBreaker, Guard, deadline, guarded, remaining
 
 db = Guard("db", max_concurrent_calls=3, breaker=BreakerPolicy(failure_rate_threshold=0.4))
 
@@ -29,6 +29,38 @@ class Repository:
     def one(self, number: int) -> bytes:
         """A method keeps its self."""
         return bytes(number)
+
+
+breaker = CircuitBreaker(fail_max=3, reset_timeout=1.5, exclude=[LookupError, lambda error: False])
+
+
+@breaker
+def count(word: str) -> int:
+    """pybreaker's decorator keeps the signature, which pybreaker's own does not."""
+    return len(word)
+
+
+@breaker()
+async def count_async(word: str) -> int:
+    """Also when called first, and for coroutine functions."""
+    return len(word)
+
+
+@guarded(Bulkhead("reports", 3))
+def report(day: int) -> bytes:
+    """A bulkhead guards like any guard."""
+    return bytes(day)
+
+
+async def use_the_single_rooms() -> None:
+    """`CircuitBreaker` and `Bulkhead` alone."""
+    assert_type(count("a"), int)
+    assert_type(await count_async("a"), int)
+    assert_type(breaker.call(count, "a"), int)
+    assert_type(report(1), bytes)
+    with breaker.calling():
+        assert_type(breaker.current_state, str)
+    count(1)  # type: ignore[arg-type]
 
 
 async def use() -> None:
