@@ -215,6 +215,8 @@ class Breaker:
         """Counts what has become true by ``now`` alone: overdue calls and lost probes."""
         if self.state in {"closed", "metrics_only"}:
             self.window.advance(now)
+            if self._warned and self._why_open() is None:
+                self._warned = False  # what was warned of is over; the next time is worth a word again
         if now >= self.quiet_until:
             self._count_overdue(now)
         if self.leases:
@@ -257,6 +259,7 @@ class Breaker:
 
     def _count_overdue(self, now: float) -> None:
         # In order of start, so the first call that is not overdue ends the search.
+        before = len(self.overdue)
         while self.in_flight:
             ticket, started = next(iter(self.in_flight.items()))
             if now - started <= self.slow_after:
@@ -275,6 +278,8 @@ class Breaker:
             self.overdue[ticket] = (started, place)
         else:
             self.quiet_until = now + self.slow_after
+        if len(self.overdue) == before:
+            return  # no verdict without new evidence: when one is due must not hang on who looks, and when
         if self.state == "half_open":
             self._judge_round(now)
         else:

@@ -13,6 +13,7 @@ import asyncio
 import json
 import pathlib
 import statistics
+import tempfile
 import time
 
 from sqlalchemy import create_engine, text
@@ -140,11 +141,11 @@ def main():
     options = parser.parse_args()
     title = f"median of {options.rounds} rounds"
     print(f"{title:44} {'bare us':>9} {'protected us':>11} added us   ratio")
-    with PostgresServer.start() as server:
+    with PostgresServer.start() as server, tempfile.TemporaryDirectory() as home:
         rows = [
             *sync_rows(
                 "sqlite",
-                lambda: create_engine("sqlite:////tmp/guardrails-bench.db"),
+                lambda: create_engine(f"sqlite:///{home}/db"),
                 options.rounds,
                 options.turns,
             ),

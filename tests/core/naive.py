@@ -139,6 +139,8 @@ class Naive:
     def tick(self):
         if self.state in ("closed", "metrics_only"):
             self.seen = self.now
+            if self.warned and self.why_open() is None:
+                self.warned = False
         crossed = [
             flight
             for _, flight in sorted(self.flights.items())

@@ -480,6 +480,30 @@ def test_metrics_only_starts_with_nothing_remembered():
     assert moves(breaker) == [("metrics_only", "metrics_only", "consecutive_failures")]
 
 
+def test_metrics_only_warns_again_after_the_trouble_was_over():
+    """Once the failures have left the window, whether or not anybody looked meanwhile."""
+    breaker = make(sliding_window_type="time", sliding_window_size=10)
+    breaker.hold("metrics_only", 0)
+    breaker.changes.clear()
+    for now in (0, 1, 100, 101):
+        call(breaker, F, now=now)
+    assert [change.at for change in breaker.changes] == [0, 100]
+
+
+def test_there_is_no_verdict_without_new_evidence():
+    """Old successes leave the window and the rate rises; nobody is refused until the next result is in."""
+    breaker = make(sliding_window_type="time", sliding_window_size=10, minimum_number_of_calls=2)
+    for _ in range(5):
+        call(breaker, S, now=0)
+    call(breaker, F, now=5)
+    call(breaker, F, now=5)
+    breaker.tick(12)
+    assert breaker.evidence(12)[:2] == (2, 2)
+    assert breaker.state == "closed"
+    call(breaker, S, now=12)
+    assert breaker.state == "open"
+
+
 # --- what is shown -------------------------------------------------------------------------------
 
 
