@@ -230,3 +230,15 @@ def test_a_place_is_given_up_once(gate):
     for ticket in tickets:
         gate.leave(0, ticket, S)
     assert (gate.bulkhead.taken, len(gate.bulkhead.queue)) == (0, 0)
+
+
+@pytest.mark.parametrize("outcome", [F, S], ids=["failed", "slow"])
+def test_quick_end_leaves_a_tainted_window_to_the_long_way(outcome):
+    """With a failure or a slow call in the window each result may be the one that opens the circuit."""
+    policy = BreakerPolicy(minimum_number_of_calls=3, slow_call_duration_threshold=1, open_jitter=0)
+    gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(9, 0))
+    tainted = gate.enter(0.0, None)
+    gate.leave(0.5 if outcome is F else 1.5, tainted, outcome)
+    ticket = gate.quick_enter(1.6) or gate.enter(1.6, None)
+    assert not gate.quick_end(1.7, ticket)
+    assert gate.leave(1.7, ticket, S) is not None
