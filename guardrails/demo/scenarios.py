@@ -2,7 +2,7 @@
 
 Knows rates, times and captions; never how a fault is made or how traffic is sent.
 
-The default load is 25 users a second with queries of 150 ms. The plain pool can serve 15 / 0.15 = 100 of
+The default load is 15 users a second with queries of 250 ms. The plain pool can serve 15 / 0.25 = 60 of
 them a second, four times what is asked for; but users who get no answer try up to four times, the
 bystander's users do, too, and connections cost time to open: more than the pool can do. That is all it
 takes to stay dead after a fault has passed. A compartment has 10 slots, of which healthy traffic uses four.
@@ -49,8 +49,8 @@ class Scenario:
     name: str
     title: str
     caption: str
-    main_rate: float = 25.0
-    query_seconds: float = 0.15
+    main_rate: float = 15.0
+    query_seconds: float = 0.25
     burst_rate: float | None = None
     bystander_rate: float = 15.0
     nodb_rate: float = 10.0
