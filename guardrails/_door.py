@@ -119,7 +119,7 @@ class Door:
             budget: Seconds the caller has left, which bound the wait.
 
         Returns:
-            The ticket, or for a checkout the lease.
+            The ticket, or for a checkout the number of its slot.
 
         Raises:
             RejectedError: The call may not start.
