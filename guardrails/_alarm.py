@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import weakref
 
-__all__ = ["Alarm", "Alarms", "alarms"]
+__all__ = ["Alarm", "Alarms", "alarms", "alarms_of"]
 
 
 class Alarm:
     """Something to do at a moment, unless it is disarmed first.
 
     Attributes:
-        at: The moment, in the loop's own time.
+        due: The moment, in the loop's own time. Each kind of alarm has a slot for it.
     """
 
-    __slots__ = ("at",)
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self.at = math.inf
+    due: float
 
     def ring(self) -> float | None:
         """Time is up. Returns the loop time at which to ring again, or None to be disarmed."""
@@ -33,31 +31,39 @@ class Alarm:
 
 
 class Alarms:
-    """The armed alarms of one loop; used only from its thread."""
+    """The armed alarms of one loop; used only from its thread.
+
+    Attributes:
+        monotonic: Whether the loop's time is `time.monotonic`, so that a deadline need not be converted.
+        armed: The alarms that wait for their moment, in no order.
+        planned: When they will be looked through.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.monotonic = type(loop).time is asyncio.BaseEventLoop.time
         self._loop = weakref.ref(loop)
-        self._armed: dict[Alarm, None] = {}
-        self._planned = math.inf
+        self.armed: dict[Alarm, None] = {}
+        self.planned = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     def arm(self, alarm: Alarm, delay: float) -> None:
         """Rings in ``delay`` seconds."""
         loop = self._loop()
         assert loop is not None, "an alarm is armed on a running loop"  # noqa: S101
-        alarm.at = loop.time() + delay
-        self._armed[alarm] = None
-        if alarm.at < self._planned:
-            self._plan(loop, alarm.at)
+        alarm.due = loop.time() + delay  # type: ignore[misc] # a slot of each subclass
+        self.armed[alarm] = None
+        if alarm.due < self.planned:
+            self.plan(loop, alarm.due)
 
     def disarm(self, alarm: Alarm) -> None:
         """Forgets an alarm; one that is not armed is left alone."""
-        self._armed.pop(alarm, None)
+        self.armed.pop(alarm, None)
 
-    def _plan(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+    def plan(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        """Looks through the armed alarms at a moment of the loop's time."""
         if self._timer is not None:
             self._timer.cancel()
-        self._planned = at
+        self.planned = at
         self._timer = loop.call_at(at, self._sweep)
 
     def _sweep(self) -> None:
@@ -66,25 +72,20 @@ class Alarms:
             return
         now = loop.time()
         self._timer = None
-        for alarm in [alarm for alarm in self._armed if alarm.at <= now]:
-            if alarm not in self._armed:
+        for alarm in [alarm for alarm in self.armed if alarm.due <= now]:
+            if alarm not in self.armed:
                 continue  # disarmed by one that rang before it
             again = alarm.ring()
             if again is None:
-                self._armed.pop(alarm, None)
+                self.armed.pop(alarm, None)
             else:
-                alarm.at = again
-        self._planned = math.inf
-        if self._armed:
-            self._plan(loop, min(alarm.at for alarm in self._armed))
+                alarm.due = again  # type: ignore[misc] # likewise
+        self.planned = math.inf
+        if self.armed:
+            self.plan(loop, min(alarm.due for alarm in self.armed))
 
 
-class _Here(threading.local):
-    loop: asyncio.AbstractEventLoop | None = None
-    alarms: Alarms | None = None
-
-
-_here = _Here()
+_latest: tuple[asyncio.AbstractEventLoop | None, Alarms | None] = (None, None)
 # A planned timer refers to its loop, so a strong reference here would keep every loop that was closed
 # with one alive for ever. The loop itself keeps its alarms for as long as one of them is planned.
 _everywhere: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Alarms]] = (
@@ -94,13 +95,19 @@ _everywhere: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Al
 
 def alarms() -> Alarms:
     """The alarms of the running loop."""
-    loop = asyncio.get_running_loop()
-    if _here.loop is loop and _here.alarms is not None:
-        return _here.alarms
+    return alarms_of(asyncio.get_running_loop())
+
+
+def alarms_of(loop: asyncio.AbstractEventLoop) -> Alarms:
+    """The alarms of a loop, which must be the running one."""
+    global _latest  # noqa: PLW0603 - most processes have one loop; the last one asked for is remembered
+    latest, found = _latest
+    if latest is loop and found is not None:
+        return found
     known = _everywhere.get(loop)
     found = None if known is None else known()
     if found is None:
         found = Alarms(loop)
         _everywhere[loop] = weakref.ref(found)
-    _here.loop, _here.alarms = loop, found
+    _latest = (loop, found)
     return found

@@ -33,6 +33,8 @@ class Bulkhead(Guard):
         ConfigurationError: One or more arguments are wrong; all are named at once.
     """
 
+    __slots__ = ()
+
     def __init__(
         self,
         name: str,

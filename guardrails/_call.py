@@ -1,129 +1,251 @@
-"""One passage through a guard, from admission to release. Knows doors and deadlines, not what is called."""
+"""One call's passage through a guard, from admission to release. Knows doors and deadlines, not callers."""
 
 from __future__ import annotations
 
-import asyncio
 from types import TracebackType
 from typing import Any, Self
 
-from guardrails._alarm import Alarm, alarms
-from guardrails._deadline import Scope, close, current, note_trouble, open_scope
+from guardrails._deadline import ambient, close, enter, note_trouble
 from guardrails._door import Door
-from guardrails._outcome import Outcome, classify, classify_result
-from guardrails._policy import BreakerPolicy
+from guardrails._outcome import Outcome
+from guardrails._passage import Passage
+from guardrails._ringing import Ringing
 from guardrails.errors import CallTimeoutError
 
-__all__ = ["Call", "Passage", "not_run"]
+__all__ = ["Call", "not_run"]
+
+# Looked up once: this is the way every call goes. (An enum's members are slow to reach in Python 3.11.)
+_SUCCESS = Outcome.SUCCESS
+_get_ambient, _set_ambient = ambient.get, ambient.set
 
 
-class Passage:
-    """What all calls through one guard have in common.
+class Call(Ringing):
+    """One passage through a guard, used once: the scope of its deadline, and the alarm of that, in one.
 
-    Attributes:
-        owner: The guard, as scopes know it.
-        name: Its name.
-        doors: The doors to pass, the innermost compartment's first.
-        policy: What says which ends are failures.
-        attached: Whether a pool's checkouts take the slots, so that a call only opens a scope.
+    There are two ways through. The quick one is for the call that meets nothing on its way: one door, no
+    enclosing deadline, a closed circuit, a free slot; and coming out, a success in time. The long one is
+    for all others and means the same.
     """
 
-    __slots__ = ("attached", "doors", "name", "owner", "policy")
+    # No constructor: one frame less for each guarded call. `slip_in` fills in what every call has.
+    __slots__ = ("_held", "_ticket", "_verdict", "passage", "timeout")
 
-    def __init__(
-        self, owner: object, name: str, doors: tuple[Door, ...], policy: BreakerPolicy | None
-    ) -> None:
-        self.owner = owner
-        self.name = name
-        self.doors = doors
-        self.policy = policy
-        self.attached = False
+    passage: Passage
+    timeout: float | None
+    _ticket: int  # what the quick way took; the long way keeps a list
+    _held: list[tuple[Door, int]] | None
+    _verdict: Outcome
 
-
-class Call:
-    """One passage through a guard; made by `Guard.call`, used once."""
-
-    __slots__ = ("_alarm", "_held", "_judged", "_passage", "_scope", "_timeout")
-
-    def __init__(self, passage: Passage, timeout: float | None) -> None:
-        self._passage = passage
-        self._timeout = timeout
-        self._held: list[tuple[Door, int]] = []
-        self._scope: Scope | None = None
-        self._judged: Outcome | None = None
-        self._alarm: _CancelAt | None = None
+    @classmethod
+    def waiting(cls, passage: Passage, timeout: float | None) -> Self:
+        """Makes a call that is begun later, by ``with``."""
+        call = cls()
+        call.passage, call.timeout = passage, timeout
+        call.at = call.outer = call._held = None
+        call.closed = call.armed = call.rung = False
+        call._ticket, call._verdict = 0, _SUCCESS
+        return call
 
     def remaining(self) -> float | None:
         """Seconds this call has left, 0.0 when time is up, None when it is unbounded."""
-        left = None if self._scope is None else self._scope.remaining()
+        left = super().remaining()
         return None if left is None else max(0.0, left)
 
     def judge(self, result: object) -> None:
         """Applies the policy's ``is_failure_result`` to what the call is about to return."""
-        policy = self._passage.policy
-        if policy is not None and policy.is_failure_result is not None:
-            self._judged = classify_result(result, policy.is_failure_result)
+        self._verdict = self.passage.judge(result)
 
     # --- the two flavours differ in the wait and in the alarm, in nothing else -----------------
 
     def __enter__(self) -> Self:
-        outer, budget = self._check_budget()
-        try:
-            for door in self._doors():
-                self._held.append((door, door.enter(budget=budget)))
-            self._start(outer)
-        except BaseException:
-            self._settle(Outcome.ABANDONED)
-            raise
+        self._check_new()
+        if not self.slip_in(self.passage, self.timeout):
+            self.come_in()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None or not self.slip_out():
+            self.leave(error)
+
+    async def __aenter__(self) -> Self:
+        self._check_new()
+        if not self.slip_in(self.passage, self.timeout):
+            await self.come_in_async()
+        self.set_alarm()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave_async(error)
+
+    def _check_new(self) -> None:
+        if hasattr(self, "owner"):
+            raise RuntimeError("a call is used once; ask the guard for another")
+
+    # --- the quick way -------------------------------------------------------------------------
+    # ``Gate.enter`` and ``Gate.leave`` written out for a calm gate, where they change a few numbers; the
+    # tests hold these two to them. Between the first number and the last nothing is called, so neither
+    # a signal nor a garbage collection can come in between. The lock is taken by hand because a ``with``
+    # costs as much again; `Door.let_go` is for the interrupt that comes as soon as it is taken.
+
+    def slip_in(self, passage: Passage, timeout: float | None) -> bool:  # noqa: C901 - written out
+        """Begins the call; False if it must ask `come_in`, and CircuitOpenError if it may not start."""
+        self.passage = passage
+        self.timeout = timeout
+        self.guard = self.owner = passage.owner
+        self.clock = clock = passage.clock
+        self.at = self._held = None
+        self.closed = self.armed = self.rung = False
+        self.alarmed = self._ticket = 0
+        self._verdict = _SUCCESS
+        door, outer = passage.only_door, _get_ambient()
+        while outer is not None and outer.closed:
+            outer = outer.outer
+        self.outer = outer
+        if door is None or (outer is not None and outer.at is not None):
+            return False
+        gate, lock = door.gate, door.lock
+        bulkhead, breaker = gate.bulkhead, gate.breaker
+        refused = 0.0
+        try:
+            lock.acquire()
+            now = clock()
+            if now < gate.free_until and bulkhead.taken < bulkhead.limit:
+                gate.last = max(gate.last, now)
+                self._ticket = breaker.issued = breaker.issued + 1
+                breaker.in_flight[breaker.issued] = gate.last
+                gate.admitted += 1
+                bulkhead.taken += 1
+            elif now < gate.shut_until:
+                gate.last = max(gate.last, now)
+                gate.rejected["circuit_open"] += 1
+                refused = breaker.open_until - gate.last
+            lock.release()
+            if door.postponed:
+                door.catch_up()
+            if self._ticket:
+                if timeout is not None:
+                    self.at = now + timeout
+                _set_ambient(self)
+        except BaseException:
+            door.let_go()
+            self._settle(Outcome.ABANDONED)
+            raise
+        if refused:
+            error = door.shut_out(refused)
+            if outer is not None:
+                note_trouble(error)
+            raise error
+        return self._ticket > 0
+
+    def slip_out(self) -> bool:
+        """Whether a call that returned got out the quick way; if not, it must `leave`."""
+        door, ticket = self.passage.only_door, self._ticket
+        if door is None or not ticket or self._verdict is not _SUCCESS or door.tells_of_calls:
+            return False
+        gate, lock = door.gate, door.lock
+        breaker = gate.breaker
+        try:
+            lock.acquire()
+            now = self.clock()
+            if (
+                now < gate.calm_until
+                and (self.at is None or now <= self.at)
+                and ticket > breaker.era
+                and ticket in breaker.in_flight
+            ):
+                gate.last = max(gate.last, now)
+                del breaker.in_flight[ticket]
+                breaker.unwritten += 1
+                gate.bulkhead.taken -= 1
+                # Whoever still has the scope, this context included, steps over it from now on.
+                self.closed = True
+            lock.release()
+            if door.postponed:
+                door.catch_up()
+        except BaseException:
+            door.let_go()
+            self._settle(Outcome.ABANDONED)
+            raise
+        return self.closed
+
+    def set_alarm(self) -> None:
+        """Has the running asyncio task cancelled when time is up."""
+        if self.at is not None and (self._ticket or self._held):
+            try:
+                self.arm()
+            except BaseException:
+                self._settle(Outcome.ABANDONED)
+                raise
+
+    # --- the long way --------------------------------------------------------------------------
+
+    def come_in(self) -> None:
+        """Passes the doors, waiting where there is a queue.
+
+        Raises:
+            RejectedError: The call may not start.
+        """
+        try:
+            budget = self._check_budget()
+            for door in self._doors():
+                self._hold(door, door.enter(budget=budget))
+            self._open()
+        except BaseException:
+            self._settle(Outcome.ABANDONED)
+            raise
+
+    async def come_in_async(self) -> None:
+        """Passes the doors, for an asyncio task; see `come_in`."""
+        try:
+            budget = self._check_budget()
+            for door in self._doors():
+                self._hold(door, await door.enter_async(budget=budget))
+            self._open()
+        except BaseException:
+            self._settle(Outcome.ABANDONED)
+            raise
+
+    def leave(self, error: BaseException | None) -> None:
+        """Ends the call with what came out of it; once, so a second time does nothing."""
         outcome = Outcome.ABANDONED
         try:
             outcome = self._outcome(error)
         finally:  # whatever the user's rules and clock do, the slot goes back
             self._settle(outcome)
 
-    async def __aenter__(self) -> Self:
-        outer, budget = self._check_budget()
-        try:
-            for door in self._doors():
-                self._held.append((door, await door.enter_async(budget=budget)))
-            self._start(outer)
-            self._set_alarm()
-        except BaseException:
-            self._settle(Outcome.ABANDONED)
-            raise
-        return self
+    def leave_async(self, error: BaseException | None) -> None:
+        """Ends an asyncio task's call.
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        alarm = self._alarm
-        if alarm is None or not alarm.silence(error):
-            self.__exit__(kind, error, trace)
+        Raises:
+            CallTimeoutError: The task was cancelled by this call's own alarm.
+        """
+        if not self.rung or not self.silence(error):
+            if self.armed:
+                self.disarm()
+            if error is not None or not self.slip_out():
+                self.leave(error)
             return
         # Only a deadline this guard set itself says anything about the dependency.
-        own = self._scope is not None and self._scope.owner is self._passage.owner
+        own = self.owner is self.passage.owner
         self._settle(Outcome.FAILURE if own else Outcome.ABANDONED)
-        given = self._timeout if own and self._timeout is not None else alarm.delay
-        late = CallTimeoutError(self._passage.name, given)
+        given = self.timeout if own and self.timeout is not None else self.given
+        late = CallTimeoutError(self.passage.name, given)
         note_trouble(late)
         raise late from error
 
-    def _check_budget(self) -> tuple[Scope | None, float | None]:
-        if self._scope is not None or self._held:
-            raise RuntimeError("a call is used once; ask the guard for another")
-        outer = current()
-        budget = None if outer is None else outer.remaining()
+    def _check_budget(self) -> float | None:
+        budget = None if self.outer is None else self.outer.remaining()
         if budget is not None and budget <= 0:
-            raise self._passage.doors[0].refuse("deadline_spent")
-        return outer, budget
+            raise self.passage.doors[0].refuse("deadline_spent")
+        return budget
 
     def _doors(self) -> tuple[Door, ...]:
-        doors = self._passage.doors
-        if not self._passage.attached:
+        doors = self.passage.doors
+        if not self.passage.attached:
             return doors
         for door in doors:
             refusal = door.step(door.gate.preview)
@@ -131,45 +253,36 @@ class Call:
                 raise door.refused(refusal)
         return ()
 
-    def _start(self, outer: Scope | None) -> None:
-        clock = self._passage.doors[0].clock
-        now = clock()
-        # Waiting at the parent's door is not the dependency's slowness.
-        for door, ticket in self._held[:-1]:
-            door.step(door.gate.restart, ticket)
-        owner = self._passage.owner
-        at = None if self._timeout is None else now + self._timeout
-        self._scope = scope = open_scope(at, owner, clock, outer)
-        if scope.owner is not owner and scope.at is not None and scope.at <= now and self._held:
-            raise self._passage.doors[0].refuse("deadline_spent")  # it passed while the call queued
+    def _hold(self, door: Door, ticket: int) -> None:
+        self._held = [*(self._held or ()), (door, ticket)]
 
-    def _set_alarm(self) -> None:
-        scope = self._scope
-        if scope is None or scope.at is None or not self._held:
-            return
-        if scope.alarmed and scope.alarmed == id(asyncio.current_task()):
-            return  # an enclosing call's own alarm rings in this task at that moment
-        self._alarm = alarm = _CancelAt(scope.remaining() or 0.0)
-        scope.alarmed = alarm.task_id
+    def _open(self) -> None:
+        now, held = self.clock(), self._held or []
+        # Waiting at the parent's door is not the dependency's slowness.
+        for door, ticket in held[:-1]:
+            door.step(door.gate.restart, ticket)
+        if self.timeout is not None:
+            self.at = now + self.timeout
+        self.bound_by(self.outer)
+        if held and self.owner is not self.passage.owner and self.at is not None and self.at <= now:
+            raise self.passage.doors[0].refuse("deadline_spent")  # it passed while the call queued
+        enter(self)
 
     def _outcome(self, error: BaseException | None) -> Outcome:
-        policy = self._passage.policy
-        if error is None and self._judged is not None:
-            outcome = self._judged
-        else:
-            outcome = classify(error, None if policy is None else policy.is_failure)
-        scope = self._scope
-        if outcome is Outcome.SUCCESS and scope is not None and scope.owner is self._passage.owner:
-            left = scope.remaining()
-            if left is not None and left < 0:
-                return Outcome.FAILURE  # a synchronous call that came back after its deadline
+        outcome = self._verdict if error is None else self.passage.classify(error)
+        own = self.at is not None and self.owner is self.passage.owner
+        if outcome is _SUCCESS and own and self.at is not None and self.clock() > self.at:
+            return Outcome.FAILURE  # a synchronous call that came back after its deadline
         return outcome
 
     def _settle(self, outcome: Outcome) -> None:
-        if self._scope is not None:
-            close(self._scope)
-        while self._held:
-            door, ticket = self._held.pop()
+        close(self)
+        held = self._held = self._held or []
+        if self._ticket:
+            held.append((self.passage.doors[0], self._ticket))
+            self._ticket = 0
+        while held:
+            door, ticket = held.pop()
             try:
                 door.leave(ticket, outcome)
             except BaseException:  # Ctrl-C while a listener runs: the other doors' slots go back too
@@ -182,37 +295,3 @@ def not_run(fn: object, coroutine: Any, advice: str) -> TypeError:
     coroutine.close()
     name = getattr(fn, "__qualname__", type(fn).__name__)
     return TypeError(f"{name} returned a coroutine, which would run outside the guard: {advice}")
-
-
-class _CancelAt(Alarm):
-    """Cancels the task it was made in when time is up, and knows its own cancellation again."""
-
-    __slots__ = ("_before", "_rung", "_task", "delay", "task_id")
-
-    def __init__(self, delay: float) -> None:
-        super().__init__()
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a guarded call must run inside an asyncio task")
-        self._task = task
-        self._before = task.cancelling()
-        self._rung = False
-        self.task_id = id(task)
-        self.delay = max(0.0, delay)
-        alarms().arm(self, self.delay)
-
-    def ring(self) -> None:
-        """See Alarm."""
-        self._rung = True
-        self._task.cancel()
-
-    def silence(self, error: BaseException | None) -> bool:
-        """Disarms, and says whether ``error`` is this alarm's own cancellation.
-
-        A cancellation from outside in the same tick wins. A body that swallowed ours is still late.
-        """
-        if not self._rung:
-            alarms().disarm(self)
-            return False
-        ours = self._task.uncancel() <= self._before
-        return ours and (error is None or isinstance(error, asyncio.CancelledError))

@@ -19,6 +19,7 @@ from guardrails.errors import ConfigurationError, GuardrailsError
 __all__ = [
     "RequestScope",
     "Scope",
+    "ambient",
     "close",
     "current",
     "deadline",
@@ -32,7 +33,7 @@ S = TypeVar("S", bound="Scope")
 
 Clock = Callable[[], float]
 
-_scope: ContextVar[Scope | None] = ContextVar("guardrails_scope", default=None)
+ambient: ContextVar[Scope | None] = ContextVar("guardrails_scope", default=None)
 
 
 class Scope:
@@ -51,20 +52,34 @@ class Scope:
 
     __slots__ = ("alarmed", "at", "clock", "closed", "guard", "outer", "owner")
 
-    def __init__(self, at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> None:
-        self.at: float | None = at
-        self.guard = guard
-        self.owner = guard
+    at: float | None
+    guard: Any
+    owner: Any
+    clock: Clock
+    outer: Scope | None
+    closed: bool
+    alarmed: int
+
+    def begin(self, at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> None:
+        """Fills a new scope in, inside ``outer``, which is what `current` has just returned."""
+        self.at = at
+        self.guard = self.owner = guard
         self.clock = clock
         self.outer = outer
         self.closed = False
         self.alarmed = 0
-        if outer is not None and outer.at is not None:
-            bound = outer.at if outer.clock is clock else clock() + (outer.at - outer.clock())
-            if at is None or bound <= at:
-                self.at = bound
-                self.owner = outer.owner
-                self.alarmed = outer.alarmed
+        self.bound_by(outer)
+
+    def bound_by(self, outer: Scope | None) -> None:
+        """Takes the enclosing scope's deadline if that is the sooner one."""
+        if outer is None or outer.at is None:
+            return
+        clock = self.clock
+        bound = outer.at if outer.clock is clock else clock() + (outer.at - outer.clock())
+        if self.at is None or bound <= self.at:
+            self.at = bound
+            self.owner = outer.owner
+            self.alarmed = outer.alarmed
 
     def remaining(self) -> float | None:
         """Seconds left, negative when time is up, or None without a deadline."""
@@ -82,7 +97,7 @@ class RequestScope(Scope):
     __slots__ = ("trouble",)
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
-        super().__init__(at, None, clock, outer)
+        self.begin(at, None, clock, outer)
         self.trouble: GuardrailsError | None = None
 
 
@@ -98,7 +113,7 @@ def note_trouble(error: GuardrailsError) -> None:
 
 def current() -> Scope | None:
     """The innermost scope that has not ended."""
-    scope = _scope.get()
+    scope = ambient.get()
     while scope is not None and scope.closed:
         scope = scope.outer
     return scope
@@ -106,20 +121,22 @@ def current() -> Scope | None:
 
 def open_scope(at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> Scope:
     """Opens a scope inside ``outer``, which is what ``current`` has just returned."""
-    return enter(Scope(at, guard, clock, outer))
+    scope = Scope()
+    scope.begin(at, guard, clock, outer)
+    return enter(scope)
 
 
 def enter(scope: S) -> S:
     """Makes a scope the current one."""
-    _scope.set(scope)
+    ambient.set(scope)
     return scope
 
 
 def close(scope: Scope) -> None:
     """Ends a scope, from whichever context."""
     scope.closed = True
-    if _scope.get() is scope:
-        _scope.set(scope.outer)
+    if ambient.get() is scope:
+        ambient.set(scope.outer)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from guardrails._call import not_run
+from guardrails._call import Call, not_run
 from guardrails._guard import Guard
 
 __all__ = ["guarded"]
@@ -53,24 +53,47 @@ def guarded(guard: Guard, *, timeout: float | None = None) -> Callable[[Callable
 
 
 def _wrap_sync(guard: Guard, timeout: float | None, fn: Callable[P, T]) -> Callable[P, T]:
+    passage = guard.passage
+
     @_wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with guard.call(timeout) as call:
+        call = Call()
+        if not call.slip_in(passage, passage.timeout if timeout is None else timeout):
+            call.come_in()
+        try:
             result = fn(*args, **kwargs)
             if type(result) is CoroutineType:
-                raise not_run(fn, result, "make it an async def")
-            call.judge(result)
+                raise not_run(fn, result, "make it an async def")  # noqa: TRY301
+            if passage.judges:
+                call.judge(result)
+            if call.slip_out():
+                return result
+        except BaseException as error:
+            call.leave(error)
+            raise
+        call.leave(None)
         return result
 
     return wrapper
 
 
 def _wrap_async(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> Callable[..., Any]:
+    passage = guard.passage
+
     @_wraps(fn)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        async with guard.call(timeout) as call:
+        call = Call()
+        if not call.slip_in(passage, passage.timeout if timeout is None else timeout):
+            await call.come_in_async()
+        call.set_alarm()
+        try:
             result = await fn(*args, **kwargs)
-            call.judge(result)
+            if passage.judges:
+                call.judge(result)
+        except BaseException as error:
+            call.leave_async(error)
+            raise
+        call.leave_async(None)
         return result
 
     return wrapper

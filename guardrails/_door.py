@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -49,7 +48,23 @@ class Door:
         gate: The state; touched only in a step.
         clock: Where the time comes from.
         max_wait: Seconds a caller may queue for a slot.
+        postponed: Moves that came up in the middle of a step and wait for its end.
+        tells_of_calls: Whether a listener wants to know of each call's end.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_listeners",
+        "_seq",
+        "_tells_of_refusals",
+        "clock",
+        "gate",
+        "lock",
+        "max_wait",
+        "name",
+        "postponed",
+        "tells_of_calls",
+    )
 
     def __init__(
         self,
@@ -65,22 +80,39 @@ class Door:
         self.clock = clock
         self.max_wait = max_wait
         self.lock = threading.RLock()
-        self._postponed: deque[Callable[[float], object]] = deque()
+        self.postponed: list[Callable[[float], object]] = []
         self._seq = itertools.count(1)
         self._listeners = tuple(listeners)
-        self._tells_of_calls = self.wanted(CallFinished)
+        self.tells_of_calls = self.wanted(CallFinished)
+        self._tells_of_refusals = self.wanted(CallRejected)
         survive_fork(self)
 
     # --- one step ------------------------------------------------------------------------------
 
     def step(self, move: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Makes one move of the gate, then does what it asks for."""
+        return self._make(self.clock, move, *args, **kwargs)
+
+    def _step_out(self, move: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A step that gives something back, which must work whatever the user's clock does."""
+        return self._make(self._moment, move, *args, **kwargs)
+
+    def _make(
+        self,
+        clock: Callable[[], float],
+        move: Callable[Concatenate[float, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         todo: list[tuple[int, Place | Change]] = []
-        gate = self.gate
+        gate, inside_another = self.gate, self._in_a_step()
         with self.lock:
-            result = move(self.clock(), *args, **kwargs)
-            while self._postponed:
-                self._postponed.popleft()(self.clock())
+            gate.pause()
+            result = move(clock(), *args, **kwargs)
+            while self.postponed and not inside_another:
+                self.postponed.pop(0)(self._moment())
+            if inside_another:
+                gate.pause()  # a signal handler's step, in the middle of one that goes on
             if gate.outbox:
                 todo = [(next(self._seq), item) for item in gate.outbox]
                 gate.outbox.clear()
@@ -93,20 +125,36 @@ class Door:
                 self._tell_change(seq, item)
         return result
 
+    def _moment(self) -> float:
+        try:
+            return self.clock()
+        except Exception:  # noqa: BLE001 - logged; a slot goes back whatever the user's clock does
+            _log.exception("the clock of guard %r raised; for this step time stands still", self.name)
+            return self.gate.last
+
+    def _in_a_step(self) -> bool:
+        held: bool = self.lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
+        return held
+
+    def let_go(self) -> None:
+        """Gives the lock back if an interrupt (Ctrl-C, a signal's exception) came while it was held."""
+        if self._in_a_step():
+            self.lock.release()
+
     def _postpone(self, move: Callable[[float], object]) -> bool:
         """Puts a move off to the end of the step this thread is in; False if it is in none.
 
         The garbage collector runs where it likes, even in the middle of a step of ours, and there and
         then ends calls and returns connections that nobody holds any more. A signal handler may, too.
         """
-        if self.lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - what Condition asks too
-            self._postponed.append(move)
+        if self._in_a_step():
+            self.postponed.append(move)
             return True
         return False
 
-    def _catch_up(self) -> None:
-        """Makes the moves that were postponed during a quick step."""
-        if self._postponed:
+    def catch_up(self) -> None:
+        """Makes the moves that were postponed during a quick step, unless that is itself inside a step."""
+        if not self._in_a_step():
             self.step(self.gate.refresh)
 
     # --- coming in -----------------------------------------------------------------------------
@@ -124,12 +172,6 @@ class Door:
         Raises:
             RejectedError: The call may not start.
         """
-        if not checkout:
-            with self.lock:
-                ticket = self.gate.quick_enter(self.clock())
-            self._catch_up()
-            if ticket:
-                return ticket
         # Blocking the event loop would stop the very callers whose slots this one waits for.
         place = ThreadPlace() if self.max_wait > 0 and not on_event_loop() else None
         gate = self.gate
@@ -146,11 +188,6 @@ class Door:
 
     async def enter_async(self, *, budget: float | None = None) -> int:
         """Takes a slot for an asyncio task; see ``enter``."""
-        with self.lock:
-            ticket = self.gate.quick_enter(self.clock())
-        self._catch_up()
-        if ticket:
-            return ticket
         place = TaskPlace() if self.max_wait > 0 else None
         verdict = self.step(self.gate.enter, place)
         if verdict is None and place is not None:
@@ -170,7 +207,8 @@ class Door:
         """
         with self.lock:
             slot = self.gate.quick_check_out(self.clock())
-        self._catch_up()
+        if self.postponed:
+            self.catch_up()
         if slot:
             return slot
         if wait is None:
@@ -193,7 +231,7 @@ class Door:
 
     def _abandon(self, place: Place) -> None:
         if not self._postpone(lambda now: self.gate.abandon(now, place)):
-            self.step(self.gate.abandon, place)
+            self._step_out(self.gate.abandon, place)
 
     def _patience(self, budget: float | None) -> tuple[float, Reason]:
         with self.lock:
@@ -207,16 +245,23 @@ class Door:
             return verdict
         raise self.refused(verdict or Refusal("bulkhead_full", None))
 
+    def shut_out(self, retry_after: float) -> CircuitOpenError:
+        """Like ``refused``, for the one refusal that there may be many of."""
+        if self._tells_of_refusals:
+            self._tell_refusal("circuit_open", retry_after)
+        return CircuitOpenError(self.name, "circuit_open", retry_after)
+
     def refused(self, refusal: Refusal) -> RejectedError:
         """Tells the listeners of a refusal and builds its error, a new one each time."""
         reason, retry_after = refusal
-        if self.wanted(CallRejected):
-            self.tell(
-                CallRejected, at=self.clock(), seq=next(self._seq), reason=reason, retry_after=retry_after
-            )
+        if self._tells_of_refusals:
+            self._tell_refusal(reason, retry_after)
         error = _ERRORS[reason](self.name, reason, retry_after)
         note_trouble(error)
         return error
+
+    def _tell_refusal(self, reason: Reason, retry_after: float | None) -> None:
+        self.tell(CallRejected, at=self.clock(), seq=next(self._seq), reason=reason, retry_after=retry_after)
 
     def refuse(self, reason: Reason) -> RejectedError:
         """Counts a refusal decided outside the gate and builds its error."""
@@ -226,26 +271,18 @@ class Door:
 
     def leave(self, ticket: int, outcome: Outcome) -> None:
         """Ends a plain call: evidence and slot in one step."""
-        if self._postpone(lambda now: self.gate.leave(now, ticket, outcome)):
-            return
-        if outcome is Outcome.SUCCESS and not self._tells_of_calls:
-            with self.lock:
-                done = self.gate.quick_leave(self.clock(), ticket)
-            self._catch_up()
-            if done:
-                return
-        self._tell_end(outcome, self.step(self.gate.leave, ticket, outcome))
+        if not self._postpone(lambda now: self.gate.leave(now, ticket, outcome)):
+            self._tell_end(outcome, self._step_out(self.gate.leave, ticket, outcome))
 
     def check_in(self, slot: int) -> None:
         """Gives a checkout's slot back; 0 is one that was taken before the guard was there."""
-        lock, gate = self.lock, self.gate
-        if self._postpone(lambda now: gate.check_in(now, slot)):
-            return
-        with lock:
-            done = slot and gate.quick_check_in(self.clock(), slot)
-        if not done:
-            self.step(gate.check_in, slot)
-        self._catch_up()
+        gate = self.gate
+        with self.lock:
+            done = gate.quick_check_in(self.clock(), slot)
+        if self.postponed:
+            self.catch_up()
+        if not done and not self._postpone(lambda now: gate.check_in(now, slot)):
+            self._step_out(gate.check_in, slot)
 
     # --- evidence without a slot ---------------------------------------------------------------
 
@@ -253,24 +290,25 @@ class Door:
         """Starts a statement on a checked-out connection and returns its ticket."""
         with self.lock:
             ticket = self.gate.quick_begin(self.clock())
-        self._catch_up()
+        if self.postponed:
+            self.catch_up()
         return ticket or self.step(self.gate.begin, slot)
 
     def end(self, ticket: int, outcome: Outcome) -> None:
         """Ends a statement."""
-        if self._postpone(lambda now: self.gate.end(now, ticket, outcome)):
-            return
-        if outcome is Outcome.SUCCESS and not self._tells_of_calls:
+        if outcome is Outcome.SUCCESS and not self.tells_of_calls:
             with self.lock:
                 done = self.gate.quick_end(self.clock(), ticket)
-            self._catch_up()
+            if self.postponed:
+                self.catch_up()
             if done:
                 return
-        self._tell_end(outcome, self.step(self.gate.end, ticket, outcome))
+        if not self._postpone(lambda now: self.gate.end(now, ticket, outcome)):
+            self._tell_end(outcome, self._step_out(self.gate.end, ticket, outcome))
 
     def _tell_end(self, outcome: Outcome, ended: Ended | None) -> None:
-        if self._tells_of_calls and ended is not None:
-            now, seq = self.clock(), next(self._seq)
+        if self.tells_of_calls and ended is not None:
+            now, seq = self.gate.last, next(self._seq)
             self.tell(
                 CallFinished, at=now, seq=seq, outcome=outcome, duration=ended.duration, slow=ended.slow
             )
@@ -288,7 +326,7 @@ class Door:
     def start_afresh(self) -> None:
         """In the child of a fork: a lock nobody holds, and no calls, since none of their threads exists."""
         self.lock = threading.RLock()
-        self._postponed.clear()
+        self.postponed.clear()
         self.gate.forget_everyone()
 
     # --- listeners -----------------------------------------------------------------------------

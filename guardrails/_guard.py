@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import CoroutineType
 from typing import Any, Never, ParamSpec, Protocol, TypeVar
 
-from guardrails._call import Call, Passage, not_run
+from guardrails._call import Call, not_run
 from guardrails._checks import Faults, unknown_option
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.gate import Gate
 from guardrails._door import Door
+from guardrails._passage import Passage
 from guardrails._policy import BreakerPolicy
 from guardrails._snapshot import GuardSnapshot, take
 from guardrails.errors import ConfigurationError
@@ -70,6 +71,19 @@ class Guard:
         ConfigurationError: One or more arguments are wrong; all are named at once.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_attachment",
+        "_door",
+        "_name",
+        "_parent",
+        "_parts",
+        "_settings",
+        "_share",
+        "_timeout",
+        "passage",
+    )
+
     def __init__(
         self,
         name: str,
@@ -89,22 +103,13 @@ class Guard:
         self._name = name
         self._timeout = timeout
         heard: Any = listeners
-        self._settings: dict[str, Any] = {
-            "max_wait_duration": max_wait_duration,
-            "max_waiting": max_waiting,
-            "timeout": timeout,
-            "breaker": breaker,
-            "listeners": tuple(heard) if isinstance(heard, Iterable) else heard,
-            "clock": clock,
-            "random": random,
-        }
-        _check(name, max_concurrent_calls, self._settings)
+        heard = tuple(heard) if isinstance(heard, Iterable) else heard
+        self._settings = (max_wait_duration, max_waiting, timeout, breaker, heard, clock, random)
+        _check(name, max_concurrent_calls, self._inherited())
         queue = max_concurrent_calls if max_waiting is None else max_waiting
         gate = Gate(Breaker(breaker, random), Bulkhead(max_concurrent_calls, queue))
-        self._door = Door(
-            name, gate, clock=clock, max_wait=max_wait_duration, listeners=self._settings["listeners"]
-        )
-        self.passage = Passage(self, name, (self._door,), breaker)
+        self._door = Door(name, gate, clock=clock, max_wait=max_wait_duration, listeners=heard)
+        self.passage = Passage(self, name, (self._door,), breaker, timeout)
         self._parent: Guard | None = None
         self._share: int | None = None
         self._parts: dict[str, Guard] = {}
@@ -128,9 +133,7 @@ class Guard:
             faults = Faults(f"guard {self._name!r}")
             faults.seconds("timeout", timeout)
             faults.raise_if_any()
-        elif not self.passage.attached:
-            timeout = self._timeout
-        return Call(self.passage, timeout)
+        return Call.waiting(self.passage, self.passage.timeout if timeout is None else timeout)
 
     def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls ``fn`` in one passage and returns what it returns.
@@ -138,11 +141,21 @@ class Guard:
         Raises:
             RejectedError: The call did not start.
         """
-        with self.call() as call:
+        passage, call = self.passage, Call()
+        if not call.slip_in(passage, passage.timeout):
+            call.come_in()
+        try:
             result = fn(*args, **kwargs)
             if type(result) is CoroutineType:
-                raise not_run(fn, result, "await run_async() instead of run()")
-            call.judge(result)
+                raise not_run(fn, result, "await run_async() instead of run()")  # noqa: TRY301
+            if passage.judges:
+                call.judge(result)
+            if call.slip_out():
+                return result
+        except BaseException as error:
+            call.leave(error)
+            raise
+        call.leave(None)
         return result
 
     async def run_async(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -152,9 +165,18 @@ class Guard:
             RejectedError: The call did not start.
             CallTimeoutError: It started and was cancelled at its deadline.
         """
-        async with self.call() as call:
+        passage, call = self.passage, Call()
+        if not call.slip_in(passage, passage.timeout):
+            await call.come_in_async()
+        call.set_alarm()
+        try:
             result = await fn(*args, **kwargs)
-            call.judge(result)
+            if passage.judges:
+                call.judge(result)
+        except BaseException as error:
+            call.leave_async(error)
+            raise
+        call.leave_async(None)
         return result
 
     # --- looking -------------------------------------------------------------------------------
@@ -257,13 +279,17 @@ class Guard:
         part = Guard(
             name,
             max_concurrent_calls=max_concurrent_calls or _default_share(total),
-            **{**self._settings, **options},
+            **{**self._inherited(), **options},
         )
         part._parent = self
         part._share = max_concurrent_calls
-        part.passage = Passage(part, name, (part._door, *self.passage.doors), part.passage.policy)
+        doors = (part._door, *self.passage.doors)
+        part.passage = Passage(part, name, doors, part.passage.policy, part._timeout)
         attach(part, self._attachment)
         return self._parts.setdefault(name, part)  # two threads may have come here at once
+
+    def _inherited(self) -> dict[str, Any]:
+        return dict(zip(_INHERITED, self._settings, strict=True))
 
     @property
     def compartments(self) -> tuple[Guard, ...]:
@@ -287,7 +313,7 @@ class Guard:
 def attach(guard: Guard, attachment: Attachment | None) -> None:
     """Notes what a guard and all its parts are attached to; None for nothing any more."""
     guard._attachment = attachment
-    guard.passage.attached = attachment is not None
+    guard.passage.attach(guard._timeout, attached=attachment is not None)
     door = guard.passage.doors[0]
     door.step(door.gate.watch_for_stalls, on=attachment is not None)
     if attachment is None:
@@ -296,16 +322,10 @@ def attach(guard: Guard, attachment: Attachment | None) -> None:
         attach(part, attachment)
 
 
-_OPTIONS = (
-    "breaker",
-    "clock",
-    "listeners",
-    "max_concurrent_calls",
-    "max_wait_duration",
-    "max_waiting",
-    "random",
-    "timeout",
-)
+_INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listeners", "clock", "random")
+"""What a compartment takes over from its guard, unless it is given its own."""
+
+_OPTIONS = ("max_concurrent_calls", *_INHERITED)
 
 
 def _check(name: object, limit: object, settings: Mapping[str, Any]) -> None:

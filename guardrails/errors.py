@@ -61,11 +61,14 @@ class RejectedError(GuardrailsError):
     }
 
     def __init__(self, guard: str, reason: Reason, retry_after: float | None = None) -> None:
-        hint = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
-        super().__init__(f"{guard!r} refused the call: {self._wording[reason]}{hint}")
         self.guard = guard
         self.reason: Reason = reason
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        # Made when somebody reads it: under overload a service refuses more than it serves.
+        hint = "" if self.retry_after is None else f"; try again in {self.retry_after:.3g} s"
+        return f"{self.guard!r} refused the call: {self._wording[self.reason]}{hint}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.guard, self.reason, self.retry_after)

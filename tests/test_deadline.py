@@ -329,9 +329,7 @@ def test_a_cancellation_from_outside_wins_over_the_timeout():
         calls = []
         task = asyncio.create_task(body())
         await asyncio.sleep(0)
-        first, second = (
-            (calls[0]._alarm.ring, task.cancel) if alarm_first else (task.cancel, calls[0]._alarm.ring)
-        )
+        first, second = (calls[0].ring, task.cancel) if alarm_first else (task.cancel, calls[0].ring)
         first()
         second()
         with pytest.raises(asyncio.CancelledError):
@@ -494,7 +492,7 @@ def test_a_hundred_thousand_calls_leave_no_timer_behind():
             for call in calls:
                 await call.__aexit__(None, None, None)
             calls = [guard.call() for _ in calls]
-        assert not _alarm.alarms()._armed
+        assert not _alarm.alarms().armed
 
     asyncio.run(main())
 

@@ -15,8 +15,9 @@ WORDS = {"errors", "events", "_policy", "_outcome", "_checks", "_circuit_open", 
 SHELL_ORDER = [
     # Each may import what stands before it.
     {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot"},
-    {"_door", "_consecutive", "_voices"},
-    {"_call", "_crossing"},
+    {"_door", "_ringing", "_consecutive", "_voices"},
+    {"_passage", "_crossing"},
+    {"_call"},
     {"_guard", "_circuitbreaker"},
     {"_bulkhead", "_decorator", "_protect"},
 ]
@@ -30,7 +31,10 @@ LARGE = {
     "_door.py": "one lock; everything that may touch the gate is here, so that nothing else does",
     "_guard.py": "the public class; half of it is its documentation",
 }
-LONG = {"demo/report.py: _charts": "three charts, written down one after the other"}
+LONG = {
+    "_call.py: slip_in": "the way every call goes: a function called from it would cost as much as its rules",
+    "demo/report.py: _charts": "three charts, written down one after the other",
+}
 
 
 def name_of(path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from guardrails._core.window import FAILED, SLOW, CountWindow, TimeWindow, Window
@@ -67,6 +68,7 @@ class Breaker:
         overdue: Ticket and (start, place) of calls that crossed the slow threshold while under way;
             the place says where their slow mark went: into the window, the round or, None, nowhere.
         quiet_until: Before this moment no call in flight can become overdue.
+        unwritten: Successes of this moment's slice of the window that no move has written down yet.
         changes: Transitions since the caller last emptied the list.
         slots: With a number, that many overdue calls at once are a stall; see ``_judge_closed``.
     """
@@ -100,6 +102,7 @@ class Breaker:
         "state",
         "streak",
         "succeeded",
+        "unwritten",
         "window",
     )
 
@@ -132,6 +135,7 @@ class Breaker:
         self.changes: list[Change] = []
         self.slots: int | None = None
         self.streak = 0
+        self.unwritten = 0
         self._openings = 0
         self._warned = False
         self.succeeded = self.failed = self.abandoned = self.slow = self.late = 0
@@ -213,6 +217,8 @@ class Breaker:
 
     def tick(self, now: float) -> None:
         """Counts what has become true by ``now`` alone: overdue calls and lost probes."""
+        if self.unwritten:
+            self._write_down()
         if self.state in {"closed", "metrics_only"}:
             self.window.advance(now)
             if self._warned and self._why_open() is None:
@@ -221,6 +227,26 @@ class Breaker:
             self._count_overdue(now)
         if self.leases:
             self._expire_leases(now)
+
+    def _write_down(self) -> None:
+        count, self.unwritten = self.unwritten, 0
+        self.succeeded += count
+        if self.state == "closed":  # the other state in which successes are left unwritten learns nothing
+            self.streak = 0
+            self.window.add_unmarked(count)
+
+    def steady_until(self) -> float:
+        """Until when successes decide nothing, if nothing else happens; before all time if one may now.
+
+        When the window forgets something, the successes that kept a rate low may be gone.
+        """
+        if self.state == "disabled":
+            return self.quiet_until
+        window = self.window
+        spotless = not (window.failures or window.slow or self.overdue)
+        if self.state == "closed" and (spotless or (window.calls >= self._least and not self._why_open())):
+            return min(self.quiet_until, window.until)
+        return -math.inf
 
     def _learn(self, outcome: Outcome, *, place: int | None, now: float) -> None:
         failed = outcome is Outcome.FAILURE
@@ -418,6 +444,8 @@ class Breaker:
 
     def evidence(self, now: float) -> tuple[int, int, int, bool]:
         """Calls, failures and slow calls the last verdict rests on, and whether they are enough for one."""
+        if self.unwritten:
+            self._write_down()
         if self.state != "open":  # an open circuit keeps what opened it in view
             self.window.advance(now)
         seen = self._basis
@@ -431,6 +459,7 @@ class Breaker:
         return starts
 
 
+@lru_cache(maxsize=64)
 def _ratio(threshold: float) -> tuple[int, int]:
     nearest = Fraction(threshold).limit_denominator(_FINEST_RATE)
     return nearest.as_integer_ratio() if nearest else (1, _FINEST_RATE)

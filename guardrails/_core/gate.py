@@ -40,8 +40,11 @@ class Gate:
 
     Attributes:
         last: The latest moment seen; a clock that goes back is taken to stand still.
-        calm: The circuit is closed and nobody waits, so a free slot is all a call needs. Every move
-            keeps it up to date, for the quick ways.
+        free_until: Until then a free slot is all a call needs to start: the circuit lets everybody in, nobody
+            waits, no call becomes overdue. Every move keeps it up to date, for the quick ways; before all
+            time when it is not so.
+        calm_until: Likewise, until then a call's success decides nothing either.
+        shut_until: Likewise, until then the open circuit refuses every call.
         admitted: Slots given out.
         checkouts: Of each checked-out connection, by the number of its slot: since when, and the
             ticket of the probe it stands for (0: none).
@@ -55,11 +58,13 @@ class Gate:
         "adopted",
         "breaker",
         "bulkhead",
-        "calm",
+        "calm_until",
         "checkouts",
+        "free_until",
         "last",
         "outbox",
         "rejected",
+        "shut_until",
     )
 
     def __init__(self, breaker: Breaker, bulkhead: Bulkhead) -> None:
@@ -70,8 +75,16 @@ class Gate:
         self.checkouts: dict[int, tuple[float, int]] = {}
         self.rejected: Counter[Reason] = Counter()
         self.outbox: list[Place | Change] = []
-        self.calm = False
         self._done(None)
+
+    @property
+    def calm(self) -> bool:
+        """Whether the circuit lets everybody in, as far as was known at the latest moment seen."""
+        return self.last < self.free_until
+
+    def pause(self) -> None:
+        """Closes the quick ways until the next move's end, for whoever may interrupt this one."""
+        self.free_until = self.calm_until = self.shut_until = -math.inf
 
     # --- a plain call: a slot and evidence -----------------------------------------------------
 
@@ -149,6 +162,7 @@ class Gate:
         self._at(now)
         self.bulkhead.taken += count
         self.adopted += count
+        self._done(None)
 
     def begin(self, now: float, slot: int) -> int:
         """Starts evidence on a checked-out connection; the first on a probe's connection is the probe."""
@@ -166,86 +180,51 @@ class Gate:
         return self._done(ended)
 
     # --- the quick ways ------------------------------------------------------------------------
-    # While the circuit is closed, nobody waits and nothing has failed, a move changes three numbers.
-    # Each of these does what its namesake above would do then, or nothing at all; the tests hold them
-    # to that. They exist because every statement of every request comes through here.
-
-    def quick_enter(self, now: float) -> int:
-        """``enter``: the ticket, or 0 where the long way must be taken."""
-        breaker, bulkhead = self.breaker, self.bulkhead
-        if not self.calm or not self.last <= now < breaker.quiet_until or bulkhead.taken >= bulkhead.limit:
-            return 0
-        self.last = now
-        self.admitted += 1
-        bulkhead.taken += 1
-        ticket = breaker.issued = breaker.issued + 1
-        breaker.in_flight[ticket] = now
-        return ticket
-
-    def quick_leave(self, now: float, ticket: int) -> bool:
-        """``leave`` with SUCCESS: whether it was done."""
-        if not self.quick_end(now, ticket):
-            return False
-        self.bulkhead.taken -= 1
-        return True
-
-    def quick_check_out(self, now: float) -> int:
-        """``check_out``: the slot, or 0 where the long way must be taken."""
-        bulkhead = self.bulkhead
-        if (
-            not self.calm
-            or not self.last <= now < self.breaker.quiet_until
-            or bulkhead.taken >= bulkhead.limit
-        ):
-            return 0
-        self.last = now
-        bulkhead.taken += 1
-        slot = self.admitted = self.admitted + 1
-        self.checkouts[slot] = (now, 0)
-        return slot
-
-    def quick_check_in(self, now: float, slot: int) -> bool:
-        """``check_in``: whether it was done."""
-        if not self.calm or now < self.last:
-            return False
-        since = self.checkouts.pop(slot, None)
-        if since is None:
-            return False
-        if since[1]:  # a probe's connection: its lease has to be looked at
-            self.checkouts[slot] = since
-            return False
-        self.last = now
-        self.bulkhead.taken -= 1
-        return True
+    # While the circuit is closed and nobody waits, a move that goes well changes a few numbers. Each of
+    # these does what its namesake above would do then, or nothing at all; the tests hold them to that.
+    # They exist because every statement of every request comes through here. (A plain call's are in
+    # ``_call``, with the lock around them.) None calls anything once it has begun to change the gate, so
+    # neither a signal nor a garbage collection can come in between.
 
     def quick_begin(self, now: float) -> int:
         """``begin``: the ticket, or 0 where the long way must be taken."""
-        breaker = self.breaker
-        if not self.calm or not self.last <= now < breaker.quiet_until:
+        if now >= self.free_until:
             return 0
-        self.last = now
+        self.last = max(self.last, now)
+        breaker = self.breaker
         ticket = breaker.issued = breaker.issued + 1
-        breaker.in_flight[ticket] = now
+        breaker.in_flight[ticket] = self.last
         return ticket
 
     def quick_end(self, now: float, ticket: int) -> bool:
         """``end`` with SUCCESS: whether it was done."""
         breaker = self.breaker
-        window = breaker.window
-        if (
-            not self.calm
-            or not self.last <= now < breaker.quiet_until  # so no call under way is overdue
-            or now >= window.until
-            or window.failures
-            or window.slow
-            or ticket <= breaker.era
-            or breaker.in_flight.pop(ticket, None) is None
-        ):
+        if now >= self.calm_until or ticket <= breaker.era or ticket not in breaker.in_flight:
             return False
-        self.last = now
-        breaker.succeeded += 1
-        breaker.streak = 0
-        window.add(0)
+        self.last = max(self.last, now)
+        del breaker.in_flight[ticket]
+        breaker.unwritten += 1
+        return True
+
+    def quick_check_out(self, now: float) -> int:
+        """``check_out``: the slot, or 0 where the long way must be taken."""
+        bulkhead = self.bulkhead
+        if now >= self.free_until or bulkhead.taken >= bulkhead.limit:
+            return 0
+        self.last = max(self.last, now)
+        slot = self.admitted = self.admitted + 1
+        self.checkouts[slot] = (self.last, 0)
+        bulkhead.taken += 1
+        return slot
+
+    def quick_check_in(self, now: float, slot: int) -> bool:
+        """``check_in``: whether it was done. Not for a probe's connection, whose lease must be looked at."""
+        checkouts = self.checkouts
+        if now >= self.free_until or slot not in checkouts or checkouts[slot][1]:
+            return False
+        self.last = max(self.last, now)
+        del checkouts[slot]
+        self.bulkhead.taken -= 1
         return True
 
     # --- without a slot ------------------------------------------------------------------------
@@ -260,7 +239,7 @@ class Gate:
     def refuse(self, now: float, reason: Reason) -> Refusal:
         """Counts a refusal that was decided elsewhere."""
         self._at(now)
-        return self._refuse(reason, None)
+        return self._done(self._refuse(reason, None))
 
     def preview(self, now: float) -> Refusal | None:
         """Refuses what the circuit would refuse anyway, before anything is spent on it."""
@@ -272,11 +251,13 @@ class Gate:
     def restart(self, now: float, ticket: int) -> None:
         """Starts a call's clock again: it was admitted, but had to wait at another door."""
         self.breaker.resume(ticket, self._at(now))
+        self._done(None)
 
     def watch_for_stalls(self, now: float, *, on: bool) -> None:
         """Says whether the slots are all the dependency has, so that all of them overdue is a stall."""
         self._at(now)
         self.breaker.slots = self.bulkhead.limit if on else None
+        self._done(None)
 
     def forget_everyone(self) -> None:
         """Drops every call and every waiter: for the child of a fork, where none of them exists."""
@@ -378,5 +359,11 @@ class Gate:
                 self.outbox.extend(self.bulkhead.send_away())
 
     def _done(self, result: _T) -> _T:
-        self.calm = self.breaker.state == "closed" and not self.bulkhead.queue
+        self.pause()
+        breaker = self.breaker
+        if breaker.state == "open":
+            self.shut_until = min(breaker.open_until, breaker.quiet_until)
+        elif breaker.state in {"closed", "disabled"} and not self.bulkhead.queue:
+            self.free_until = breaker.quiet_until
+            self.calm_until = breaker.steady_until()
         return result

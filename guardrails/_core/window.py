@@ -33,6 +33,9 @@ class Window(Protocol):
     def add(self, mark: int) -> int:
         """Remembers one call and returns its place, for ``amend``."""
 
+    def add_unmarked(self, count: int) -> None:
+        """Remembers so many calls without a mark, all of this moment."""
+
     def amend(self, place: int, mark: int) -> None:
         """Adds a mark to a call remembered earlier; one that is forgotten already stays so."""
 
@@ -66,6 +69,22 @@ class CountWindow:
         self.failures += (mark & FAILED) - (old & FAILED)
         self.slow += (mark >> 1) - (old >> 1)
         return place
+
+    def add_unmarked(self, count: int) -> None:
+        """See Window. At most once round the ring, however many."""
+        ring, at = self._ring, self._total % len(self._ring)
+        self._total += count
+        self.calls = min(len(ring), self.calls + count)
+        if self.failures or self.slow:  # else there is nothing in the ring to wipe
+            count = min(count, len(ring))
+            self._wipe(at, min(at + count, len(ring)))
+            self._wipe(0, at + count - len(ring))
+
+    def _wipe(self, start: int, stop: int) -> None:
+        old = self._ring[start : max(start, stop)]
+        self.failures -= old.count(FAILED) + old.count(FAILED | SLOW)
+        self.slow -= old.count(SLOW) + old.count(FAILED | SLOW)
+        self._ring[start : start + len(old)] = bytes(len(old))
 
     def amend(self, place: int, mark: int) -> None:
         """See Window."""
@@ -126,12 +145,20 @@ class TimeWindow:
 
     def add(self, mark: int) -> int:
         """See Window. Call ``advance`` first."""
-        assert self._index is not None, "advance comes before add"  # noqa: S101 - a rule between two rooms
-        at = self._index % SLICES
-        self._totals[at] += 1
+        index = self._current()
+        self._totals[index % SLICES] += 1
         self.calls += 1
         if mark:
-            self._mark(at, mark)
+            self._mark(index % SLICES, mark)
+        return index
+
+    def add_unmarked(self, count: int) -> None:
+        """See Window. Call ``advance`` first."""
+        self._totals[self._current() % SLICES] += count
+        self.calls += count
+
+    def _current(self) -> int:
+        assert self._index is not None, "advance comes before add"  # noqa: S101 - a rule between two rooms
         return self._index
 
     def amend(self, place: int, mark: int) -> None:

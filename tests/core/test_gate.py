@@ -233,12 +233,16 @@ def test_a_place_is_given_up_once(gate):
 
 
 @pytest.mark.parametrize("outcome", [F, S], ids=["failed", "slow"])
-def test_quick_end_leaves_a_tainted_window_to_the_long_way(outcome):
-    """With a failure or a slow call in the window each result may be the one that opens the circuit."""
-    policy = BreakerPolicy(minimum_number_of_calls=3, slow_call_duration_threshold=1, open_jitter=0)
+def test_a_tainted_window_takes_the_quick_way_only_once_the_minimum_is_met(outcome):
+    """Before, the next result may complete the minimum and open the circuit; after, a success cannot."""
+    policy = BreakerPolicy(minimum_number_of_calls=4, slow_call_duration_threshold=1, open_jitter=0)
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(9, 0))
     tainted = gate.enter(0.0, None)
     gate.leave(0.5 if outcome is F else 1.5, tainted, outcome)
-    ticket = gate.quick_enter(1.6) or gate.enter(1.6, None)
-    assert not gate.quick_end(1.7, ticket)
-    assert gate.leave(1.7, ticket, S) is not None
+    for _ in range(3):
+        ticket = gate.quick_begin(1.6) or gate.begin(1.6, 0)
+        assert not gate.quick_end(1.7, ticket)
+        assert gate.end(1.7, ticket, S) is not None
+    ticket = gate.quick_begin(1.8)
+    assert gate.quick_end(1.8, ticket)
+    assert gate.breaker.evidence(1.8)[0] == 5

@@ -95,7 +95,7 @@ class _StopOnLoop(Alarm):
         seconds: The deadline from now.
     """
 
-    __slots__ = ("_before", "_connection", "_driver", "_rung", "_task")
+    __slots__ = ("_before", "_connection", "_driver", "_rung", "_task", "due")
 
     def __init__(self, driver: Driver | None, connection: Any, seconds: float) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _StopOnLoop(Alarm):
             self._driver.cancel(self._connection, GRACE)
         if self._task is not None and (self._driver is None or self._driver.interrupts_task):
             self._task.cancel()
-        return self.at + GRACE
+        return self.due + GRACE
 
     def end(self) -> bool:
         """The work is over; True if it was stopped by this alarm rather than from outside.
