@@ -1,0 +1,1 @@
+"""The parts of bench_core.py: timing, loops, contenders, questions asked, and how answers are shown."""

@@ -1,0 +1,108 @@
+"""One guarded call against the bare one: each end, flavour and form. Knows loops and contenders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from core_bench import loops
+from core_bench.contenders import Contender, Subject
+from core_bench.timing import BARE, Loop
+
+FLAVOURS = ("sync", "async")
+ENDS = ("closed", "raising", "rejected")
+FORMS = ("decorator", "with", "run")
+
+_TRIES = 1000
+
+
+class DependencyError(Exception):
+    """What the dependency raises."""
+
+
+def answers(number):
+    """A dependency that answers."""
+    return number
+
+
+def fails(_number):
+    """A dependency that fails."""
+    raise DependencyError
+
+
+async def answers_async(number):
+    """The same on an event loop."""
+    return number
+
+
+async def fails_async(_number):
+    """The same on an event loop."""
+    raise DependencyError
+
+
+ANSWERS = {"sync": answers, "async": answers_async}
+FAILS = {"sync": fails, "async": fails_async}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question: a call of this flavour, written in this form, that ends so."""
+
+    flavour: str
+    end: str
+    form: str
+
+    @property
+    def name(self) -> str:
+        """How ``--only`` finds it."""
+        return f"calls/{self.flavour}/{self.end}/{self.form}"
+
+
+CASES = [Case(flavour, end, form) for flavour, end, form in product(FLAVOURS, ENDS, FORMS)]
+
+
+def loops_of(case: Case, contenders: list[Contender], runner) -> dict[str, Loop]:
+    """The bare call, and every contender that knows this form. Those that should refuse do so already.
+
+    A refusal is compared with the bare call that answers, because that is what the caller wanted.
+    """
+    bare = FAILS[case.flavour] if case.end == "raising" else ANSWERS[case.flavour]
+    found = {BARE: _call_loop(case.flavour, runner, bare, DependencyError)}
+    for contender in contenders:
+        subject = contender.build(case.end)
+        if (case.flavour, case.form) in subject.ways:
+            found[contender.name] = _loop(case, subject, runner)
+    return found
+
+
+def _loop(case: Case, subject: Subject, runner) -> Loop:
+    target = (ANSWERS if case.end == "closed" else FAILS)[case.flavour]
+    caught = subject.refusal if case.end == "rejected" else DependencyError
+    way = subject.ways[case.flavour, case.form]
+    if case.form == "decorator":
+        loop = _call_loop(case.flavour, runner, way(target), caught)
+    elif case.flavour == "sync":
+        loop = (loops.with_loop if case.form == "with" else loops.run_loop)(way, target, caught)
+    else:
+        make = loops.async_with_loop if case.form == "with" else loops.async_run_loop
+        loop = make(runner, way, target, caught)
+    if case.end == "rejected":
+        _fail_until_refused(loop)
+    return loop
+
+
+def _call_loop(flavour: str, runner, fn, caught) -> Loop:
+    if flavour == "sync":
+        return loops.call_loop(fn, caught)
+    return loops.async_call_loop(runner, fn, caught)
+
+
+def _fail_until_refused(loop: Loop) -> None:
+    """Opens a circuit the way life does; a bulkhead that is full refuses the first call."""
+    for _ in range(_TRIES):
+        try:
+            loop(1)
+        except DependencyError:
+            continue
+        return
+    raise RuntimeError(f"nothing was refused in {_TRIES} failing calls")
