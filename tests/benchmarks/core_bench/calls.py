@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from core_bench import loops
-from core_bench.contenders import Contender, Subject
+from core_bench.contenders import Contender
 from core_bench.timing import BARE, Loop
 
 FLAVOURS = ("sync", "async")
@@ -69,16 +69,17 @@ def loops_of(case: Case, contenders: list[Contender], runner) -> dict[str, Loop]
     bare = FAILS[case.flavour] if case.end == "raising" else ANSWERS[case.flavour]
     found = {BARE: _call_loop(case.flavour, runner, bare, DependencyError)}
     for contender in contenders:
-        subject = contender.build(case.end)
-        if (case.flavour, case.form) in subject.ways:
-            found[contender.name] = _loop(case, subject, runner)
+        if case.end == "rejected" and contender.refusal is None:
+            continue
+        ways = contender.ways(contender.make(case.end))
+        if (case.flavour, case.form) in ways:
+            found[contender.name] = _loop(case, ways[case.flavour, case.form], contender, runner)
     return found
 
 
-def _loop(case: Case, subject: Subject, runner) -> Loop:
+def _loop(case: Case, way, contender: Contender, runner) -> Loop:
     target = (ANSWERS if case.end == "closed" else FAILS)[case.flavour]
-    caught = subject.refusal if case.end == "rejected" else DependencyError
-    way = subject.ways[case.flavour, case.form]
+    caught = contender.refusal_class() if case.end == "rejected" else DependencyError
     if case.form == "decorator":
         loop = _call_loop(case.flavour, runner, way(target), caught)
     elif case.flavour == "sync":
@@ -87,7 +88,7 @@ def _loop(case: Case, subject: Subject, runner) -> Loop:
         make = loops.async_with_loop if case.form == "with" else loops.async_run_loop
         loop = make(runner, way, target, caught)
     if case.end == "rejected":
-        _fail_until_refused(loop)
+        fail_until_refused(loop)
     return loop
 
 
@@ -97,7 +98,7 @@ def _call_loop(flavour: str, runner, fn, caught) -> Loop:
     return loops.async_call_loop(runner, fn, caught)
 
 
-def _fail_until_refused(loop: Loop) -> None:
+def fail_until_refused(loop: Loop) -> None:
     """Opens a circuit the way life does; a bulkhead that is full refuses the first call."""
     for _ in range(_TRIES):
         try:

@@ -5,22 +5,15 @@ Knows how each library is told what to do; not what is measured. A peer that is 
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
-from guardrails import (
-    BreakerPolicy,
-    Bulkhead,
-    CircuitBreaker,
-    CircuitOpenError,
-    Guard,
-    RejectedError,
-    guarded,
-)
+from guardrails import BreakerPolicy, Bulkhead, CircuitBreaker, Guard, guarded
 
 NEVER = 10**9
 """A number of failures that no run reaches: the circuit stays closed while calls raise."""
@@ -30,20 +23,8 @@ AN_HOUR = 3600
 
 SLOTS = 100
 
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One instance of a contender, ready to be called.
-
-    Attributes:
-        ways: By ``(flavour, form)``: the decorator, the ``run`` function or what makes the context manager.
-        refusal: What it raises when it refuses.
-        held: Whatever must stay alive while it is used.
-    """
-
-    ways: Mapping[tuple[str, str], Callable[..., Any]]
-    refusal: type[Exception]
-    held: list[Any] = field(default_factory=list)
+Ways = Mapping[tuple[str, str], Callable[..., Any]]
+"""By ``(flavour, form)``: the decorator, the ``run`` function, or what makes the context manager."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +33,19 @@ class Contender:
 
     Attributes:
         name: Its row in the tables.
-        kind: ``guard`` (circuit, slots and, ours only, timeout), ``breaker``, ``bulkhead`` or ``floor``.
         distribution: Where its version comes from.
-        build: Makes a fresh `Subject` for calls that end ``closed``, ``raising`` or ``rejected``.
+        make: A fresh instance for calls that end ``closed``, ``raising`` or ``rejected``.
+        ways: How an instance is used.
+        refusal: Where the error is found that it raises when it refuses; None if it never does.
     """
 
     name: str
-    kind: str
     distribution: str
-    build: Callable[[str], Subject]
+    make: Callable[[str], Any]
+    ways: Callable[[Any], Ways]
+    refusal: str | None
 
+    @property
     def is_installed(self) -> bool:
         """Whether its distribution is there."""
         try:
@@ -70,189 +54,236 @@ class Contender:
             return False
         return True
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is of this project."""
+        return self.distribution == "guardrails-db"
+
+    def refusal_class(self) -> type[Exception]:
+        """The class of ``refusal``."""
+        return resolve_name(self.refusal)
+
+
+def all_ways(decorate, run, run_async, block) -> Ways:
+    """For those who offer every form in both flavours."""
+    return {
+        ("sync", "decorator"): decorate,
+        ("sync", "run"): run,
+        ("sync", "with"): block,
+        ("async", "decorator"): decorate,
+        ("async", "run"): run_async,
+        ("async", "with"): block,
+    }
+
+
+def decorator_only(decorate) -> Ways:
+    """For those who offer nothing else, and for forms that would not refuse."""
+    return {("sync", "decorator"): decorate, ("async", "decorator"): decorate}
+
+
+# --- the floor --------------------------------------------------------------------------------------
+
+
+def empty_wrapper(_end):
+    """What any decorator costs that does nothing at all."""
+
+    def decorate(fn):
+        if fn.__name__.endswith("_async"):
+
+            @functools.wraps(fn)
+            async def wrapper_async(*args, **kwargs):
+                return await fn(*args, **kwargs)
+
+            return wrapper_async
+
+        @functools.wraps(fn)
+        def wrapper(*args, **kwargs):
+            return fn(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
 
 # --- ours -------------------------------------------------------------------------------------------
 
-
-def of_guard(guard, refusal=CircuitOpenError, held=()):
-    """All ways into a guard."""
-    return Subject(
-        {
-            ("sync", "decorator"): guarded(guard),
-            ("sync", "run"): guard.run,
-            ("sync", "with"): guard.call,
-            ("async", "decorator"): guarded(guard),
-            ("async", "run"): guard.run_async,
-            ("async", "with"): guard.call,
-        },
-        refusal,
-        [guard, *held],
-    )
+OUR_CHANGES = {
+    "closed": {},
+    "raising": {"minimum_number_of_calls": NEVER},
+    "rejected": {"wait_duration_in_open_state": AN_HOUR, "max_wait_duration_in_open_state": AN_HOUR},
+}
+"""What differs from the default policy, so that calls end as they should."""
 
 
-def our_policy(end, **options):
-    """The default policy, changed only so far that calls end as they should."""
-    changes = {
-        "closed": {},
-        "raising": {"minimum_number_of_calls": NEVER},
-        "rejected": {"wait_duration_in_open_state": AN_HOUR, "max_wait_duration_in_open_state": AN_HOUR},
-    }
-    return BreakerPolicy(**changes[end], **options)
-
-
-def whole_guard(end):
-    """Circuit, slots, in-flight ages and a timeout, as ``Guard("db", max_concurrent_calls=...)`` makes it."""
-    return of_guard(Guard("bench", max_concurrent_calls=SLOTS, breaker=our_policy(end)))
+def whole_guard(end, **policy):
+    """Circuit, slots, in-flight ages and a timeout: what ``Guard(name, max_concurrent_calls=...)`` is."""
+    return Guard("bench", max_concurrent_calls=SLOTS, breaker=BreakerPolicy(**OUR_CHANGES[end], **policy))
 
 
 def guard_without_timeout(end):
     """The same with ``timeout=None``."""
-    return of_guard(Guard("bench", max_concurrent_calls=SLOTS, timeout=None, breaker=our_policy(end)))
+    policy = BreakerPolicy(**OUR_CHANGES[end])
+    return Guard("bench", max_concurrent_calls=SLOTS, timeout=None, breaker=policy)
 
 
 def our_bulkhead(end):
-    """Slots alone; it refuses because the last one is taken."""
-    bulkhead = Bulkhead("bench", 1 if end == "rejected" else SLOTS)
-    held = []
-    if end == "rejected":
-        holder = bulkhead.call()
-        holder.__enter__()
-        held.append(holder)
-    return of_guard(bulkhead, RejectedError, held)
+    """Slots alone; it refuses because its only one is taken, by a call that never ends."""
+    if end != "rejected":
+        return Bulkhead("bench", SLOTS)
+    bulkhead = Bulkhead("bench", 1)
+    bulkhead.call().__enter__()
+    return bulkhead
+
+
+def guard_ways(guard):
+    """All ways into a guard."""
+    return all_ways(guarded(guard), guard.run, guard.run_async, guard.call)
 
 
 def our_circuit_breaker(end):
     """The pybreaker drop-in."""
-    breaker = CircuitBreaker(fail_max=NEVER if end == "raising" else 5, reset_timeout=AN_HOUR, name="bench")
-    return Subject(
-        {
-            ("sync", "decorator"): breaker,
-            ("sync", "run"): breaker.call,
-            ("sync", "with"): breaker.calling,
-            ("async", "decorator"): breaker,
-            ("async", "run"): breaker.acall,
-            ("async", "with"): breaker.calling,
-        },
-        CircuitOpenError,
-    )
+    return CircuitBreaker(fail_max=NEVER if end == "raising" else 5, reset_timeout=AN_HOUR, name="bench")
+
+
+def circuit_breaker_ways(breaker):
+    """All ways into the drop-in."""
+    return all_ways(breaker, breaker.call, breaker.acall, breaker.calling)
 
 
 # --- the peers --------------------------------------------------------------------------------------
 
 
 def pybreaker(end):
-    """It counts a coroutine object as a success, so it takes no part in the asynchronous cases."""
+    """Its defaults: failures in a row."""
     library = import_module("pybreaker")
-    breaker = library.CircuitBreaker(fail_max=NEVER if end == "raising" else 5, reset_timeout=AN_HOUR)
-    ways = {
+    return library.CircuitBreaker(fail_max=NEVER if end == "raising" else 5, reset_timeout=AN_HOUR)
+
+
+def pybreaker_ways(breaker):
+    """It takes a coroutine object for a success, and so has no part in the asynchronous cases."""
+    return {
         ("sync", "decorator"): breaker,
         ("sync", "run"): breaker.call,
         ("sync", "with"): breaker.calling,
     }
-    return Subject(ways, library.CircuitBreakerError)
 
 
 def circuitbreaker(end):
-    """Only its decorator refuses calls; ``with`` and ``call`` do not look at the circuit."""
-    library = import_module("circuitbreaker")
-    breaker = library.CircuitBreaker(
+    """Failures in a row. Its ``with`` and ``call`` do not look at the circuit: only its decorator refuses."""
+    return import_module("circuitbreaker").CircuitBreaker(
         failure_threshold=NEVER if end == "raising" else 5, recovery_timeout=AN_HOUR, name="bench"
     )
-    ways = {("sync", "decorator"): breaker, ("async", "decorator"): breaker}
-    return Subject(ways, library.CircuitBreakerError)
 
 
-def nopanic_breaker(end, **options):
-    """A nopanic breaker."""
+def nopanic(end, **options):
+    """Its defaults: a failure rate, no slow calls, so that it reads no clock before the call."""
     changes = {"min_calls": NEVER} if end == "raising" else {}
     return import_module("nopanic").CircuitBreaker(reset_timeout=AN_HOUR, **changes, **options)
 
 
-def of_nopanic(policy, refusal):
-    """All ways into a policy of nopanic."""
-    return Subject(
-        {
-            ("sync", "decorator"): policy,
-            ("sync", "run"): policy.call,
-            ("sync", "with"): policy.guard,
-            ("async", "decorator"): policy,
-            ("async", "run"): policy.acall,
-            ("async", "with"): policy.guard,
-        },
-        refusal,
-    )
-
-
-def nopanic(end):
-    """Its defaults: no slow calls, so it reads no clock before the call."""
-    return of_nopanic(nopanic_breaker(end), import_module("nopanic").CircuitOpen)
-
-
 def nopanic_slow_calls(end):
-    """With the slow-call rate on, as ours has it by default."""
-    return of_nopanic(
-        nopanic_breaker(end, slow_call_duration=1.0, slow_call_threshold=0.5),
-        import_module("nopanic").CircuitOpen,
-    )
+    """With the slow-call rate as well, which ours has by default."""
+    return nopanic(end, slow_call_duration=1.0, slow_call_threshold=0.5)
 
 
-def interlock_breaker(end):
-    """An interlock breaker."""
+def nopanic_both(end):
+    """Breaker and bulkhead."""
+    library = import_module("nopanic")
+    return library.compose(nopanic_slow_calls(end), library.bulkhead(SLOTS, max_wait=0.05))
+
+
+def nopanic_ways(policy):
+    """All ways into one policy of nopanic."""
+    return all_ways(policy, policy.call, policy.acall, policy.guard)
+
+
+def interlock(end, **options):
+    """Its defaults: failure and slow-call rate of the last 100 calls."""
     library = import_module("interlock")
     changes = {"minimum_number_of_calls": NEVER} if end == "raising" else {}
-    config = library.Config(wait_duration_in_open=AN_HOUR, **changes)
-    return library.CircuitBreaker(name="bench", config=config)
+    clock = {"clock": options.pop("clock")} if "clock" in options else {}
+    config = library.Config(wait_duration_in_open=AN_HOUR, **changes, **options)
+    return library.CircuitBreaker(name="bench", config=config, **clock)
 
 
-def interlock(end):
-    """``call_sync`` and ``call_async`` are its fastest forms; a lambda hands out its context manager."""
-    breaker = interlock_breaker(end)
-    return Subject(
-        {
-            ("sync", "decorator"): breaker,
-            ("sync", "run"): breaker.call_sync,
-            ("sync", "with"): lambda: breaker,
-            ("async", "decorator"): breaker,
-            ("async", "run"): breaker.call_async,
-            ("async", "with"): lambda: breaker,
-        },
-        import_module("interlock").CircuitOpenError,
-    )
+def interlock_both(end):
+    """Breaker and bulkhead."""
+    builder = import_module("interlock").Pipeline.builder()
+    return builder.circuit_breaker(interlock(end)).bulkhead(max_concurrent=SLOTS, max_wait=0.05).build()
 
 
-def pyresilience_breaker(end):
-    """The settings of a breaker that counts failures in a row, its default."""
-    return import_module("pyresilience").CircuitBreakerConfig(
-        failure_threshold=NEVER if end == "raising" else 5, recovery_timeout=AN_HOUR
-    )
+def interlock_ways(breaker):
+    """``call_sync`` and ``call_async`` are its fastest; a lambda hands out the breaker for ``with``."""
+    return all_ways(breaker, breaker.call_sync, breaker.call_async, lambda: breaker)
 
 
-def pyresilience(end):
-    """It has a decorator only, and each decorated function has a breaker of its own."""
+def pyresilience(end, **options):
+    """Failures in a row. Each function it decorates has a breaker of its own."""
     library = import_module("pyresilience")
-    decorate = library.resilient(circuit_breaker=pyresilience_breaker(end))
-    return Subject(
-        {("sync", "decorator"): decorate, ("async", "decorator"): decorate}, library.CircuitOpenError
+    policy = library.CircuitBreakerConfig(
+        failure_threshold=NEVER if end == "raising" else 5, recovery_timeout=AN_HOUR, **options
+    )
+    return library.resilient(circuit_breaker=policy)
+
+
+def pyresilience_both(end):
+    """Breaker and bulkhead."""
+    library = import_module("pyresilience")
+    return library.resilient(
+        circuit_breaker=library.CircuitBreakerConfig(
+            failure_threshold=NEVER if end == "raising" else 5, recovery_timeout=AN_HOUR
+        ),
+        bulkhead=library.BulkheadConfig(max_concurrent=SLOTS, max_wait=0.05),
     )
 
 
 CONTENDERS = (
-    Contender("Guard", "guard", "guardrails-db", whole_guard),
-    Contender("Guard, no timeout", "guard", "guardrails-db", guard_without_timeout),
-    Contender("CircuitBreaker", "breaker", "guardrails-db", our_circuit_breaker),
-    Contender("Bulkhead", "bulkhead", "guardrails-db", our_bulkhead),
-    Contender("pybreaker", "breaker", "pybreaker", pybreaker),
-    Contender("circuitbreaker", "breaker", "circuitbreaker", circuitbreaker),
-    Contender("nopanic", "breaker", "nopanic", nopanic),
-    Contender("nopanic, slow calls", "breaker", "nopanic", nopanic_slow_calls),
-    Contender("interlock-cb", "breaker", "interlock-cb", interlock),
-    Contender("pyresilience", "breaker", "pyresilience", pyresilience),
+    Contender("an empty wrapper", "guardrails-db", empty_wrapper, decorator_only, None),
+    Contender("Guard", "guardrails-db", whole_guard, guard_ways, "guardrails:CircuitOpenError"),
+    Contender(
+        "Guard, no timeout", "guardrails-db", guard_without_timeout, guard_ways, "guardrails:CircuitOpenError"
+    ),
+    Contender(
+        "CircuitBreaker",
+        "guardrails-db",
+        our_circuit_breaker,
+        circuit_breaker_ways,
+        "guardrails:CircuitOpenError",
+    ),
+    Contender("Bulkhead", "guardrails-db", our_bulkhead, guard_ways, "guardrails:BulkheadFullError"),
+    Contender("pybreaker", "pybreaker", pybreaker, pybreaker_ways, "pybreaker:CircuitBreakerError"),
+    Contender(
+        "circuitbreaker",
+        "circuitbreaker",
+        circuitbreaker,
+        decorator_only,
+        "circuitbreaker:CircuitBreakerError",
+    ),
+    Contender("nopanic", "nopanic", nopanic, nopanic_ways, "nopanic:CircuitOpen"),
+    Contender("nopanic, slow calls", "nopanic", nopanic_slow_calls, nopanic_ways, "nopanic:CircuitOpen"),
+    Contender("nopanic + bulkhead", "nopanic", nopanic_both, decorator_only, "nopanic:CircuitOpen"),
+    Contender("interlock-cb", "interlock-cb", interlock, interlock_ways, "interlock:CircuitOpenError"),
+    Contender(
+        "interlock-cb + bulkhead",
+        "interlock-cb",
+        interlock_both,
+        decorator_only,
+        "interlock:CircuitOpenError",
+    ),
+    Contender("pyresilience", "pyresilience", pyresilience, decorator_only, "pyresilience:CircuitOpenError"),
+    Contender(
+        "pyresilience + bulkhead",
+        "pyresilience",
+        pyresilience_both,
+        decorator_only,
+        "pyresilience:CircuitOpenError",
+    ),
 )
 
 
 def installed() -> list[Contender]:
     """Those that can take part here."""
-    return [contender for contender in CONTENDERS if contender.is_installed()]
+    return [contender for contender in CONTENDERS if contender.is_installed]
 
 
 def versions() -> dict[str, str]:
