@@ -1,6 +1,6 @@
 """What a guarded call costs, ours and the peers' side by side in one run.
 
-    python tests/benchmarks/bench_core.py [--quick] [--only TEXT]... [--json FILE] [--svg FILE]
+    python tests/benchmarks/bench_core.py [--quick] [--only TEXT]... [--json FILE] [--svg FILE] [--page FILE]
 
 It prints; it asserts nothing. Peers come with the ``bench`` extra; one that is not installed is left out.
 docs/benchmarks.md says how it measures and what the figures mean.
@@ -10,30 +10,60 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import logging
+import os
+import pathlib
+import platform
 
-from core_bench import calls
-from core_bench.contenders import installed
-from core_bench.tables import call_table
-from core_bench.timing import Effort, compare
-
-FULL = Effort(repetitions=41, slice_ns=4_000_000)
-QUICK = Effort(repetitions=7, slice_ns=1_000_000)
+from core_bench import pages
+from core_bench.contenders import CONTENDERS, installed, versions
+from core_bench.questions import FULL, QUICK, questions
+from core_bench.tables import Table, as_text, to_json
 
 
-def main():
-    """Measures what was asked for, and prints each table as soon as it is known."""
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the time, for a first look")
-    parser.add_argument("--only", action="append", metavar="TEXT", help="only cases with this in their name")
-    options = parser.parse_args()
-    effort = QUICK if options.quick else FULL
+    parser.add_argument("--quick", action="store_true", help="a first look: few repetitions, small sizes")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="only questions with this in their name"
+    )
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--svg", type=pathlib.Path, metavar="FILE", help="write the chart")
+    parser.add_argument("--page", type=pathlib.Path, metavar="FILE", help="fill the page's tables in")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Asks what was asked for, and prints each answer as soon as it is known."""
+    options = options_of()
+    logging.disable(logging.CRITICAL)  # of opened circuits, which are meant to open
     contenders = installed()
+    for missing in {each.distribution for each in CONTENDERS} - {each.distribution for each in contenders}:
+        print(f"not installed: {missing}")
+    tables: list[Table] = []
     with asyncio.Runner() as runner:
-        for case in calls.CASES:
-            if options.only and not any(text in case.name for text in options.only):
-                continue
-            costs = compare(calls.loops_of(case, contenders, runner), effort)
-            print(call_table(case.name, costs), flush=True)
+        for name, ask in questions(QUICK if options.quick else FULL, contenders, runner):
+            if not options.only or any(text in name for text in options.only):
+                tables.append(ask())
+                print(as_text(tables[-1]), flush=True)
+    run = {"machine": machine(), "quick": options.quick, "versions": versions(), "tables": to_json(tables)}
+    if options.json:
+        options.json.write_text(json.dumps(run, indent=1) + "\n")
+    if options.svg:
+        options.svg.write_text(pages.chart(tables))
+    if options.page:
+        options.page.write_text(pages.fill(options.page.read_text(), run))
+
+
+def machine() -> dict[str, str | int | None]:
+    """What the figures depend on; nothing that names the machine."""
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+    }
 
 
 if __name__ == "__main__":

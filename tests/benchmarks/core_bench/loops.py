@@ -6,8 +6,10 @@ the thread's processor time: what other processes do to the machine meanwhile is
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
-from time import thread_time_ns
+from threading import Barrier
+from time import perf_counter_ns, thread_time_ns
 
 
 def call_loop(fn, caught=()):
@@ -100,3 +102,38 @@ def async_with_loop(runner, block, fn, caught=()):
         return thread_time_ns() - began
 
     return lambda turns: runner.run(loop(turns))
+
+
+def crowd_loop(fn, threads):
+    """``fn(7)`` from several threads at once, in wall time from the first start to the last end."""
+
+    def loop(turns):
+        each = max(1, turns // threads)
+        together = Barrier(threads)
+
+        def work():
+            together.wait()
+            began = perf_counter_ns()
+            for _ in repeat(None, each):
+                fn(7)
+            return began, perf_counter_ns()
+
+        with ThreadPoolExecutor(threads) as pool:
+            spans = [span.result() for span in [pool.submit(work) for _ in range(threads)]]
+        taken = max(end for _, end in spans) - min(began for began, _ in spans)
+        return taken * turns / (each * threads)
+
+    return loop
+
+
+def paused_loop(fn, clock, pause):
+    """``fn(7)``, each call ``pause`` seconds of a hand-moved clock after the one before."""
+
+    def loop(turns):
+        began = thread_time_ns()
+        for _ in repeat(None, turns):
+            clock.advance(pause)
+            fn(7)
+        return thread_time_ns() - began
+
+    return loop

@@ -1,22 +1,82 @@
-"""How costs are printed. Knows figures and columns, not where they come from."""
+"""How answers are shown: as text, as Markdown, as JSON. Knows rows and columns, not what was asked."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
 from core_bench.timing import BARE, Cost
 
-OURS = "Guard"
+Row = Mapping[str, float | None]
 
 
-def call_table(title: str, costs: dict[str, Cost]) -> str:
-    """One case: nanoseconds, the middle half of the repetitions, ratios to the bare call and to ours."""
-    ours = costs.get(OURS)
-    head = f"{title:34} {'ns':>9} {'over bare':>10} {'middle half':>19} {'x bare':>8} {'x Guard':>8}"
-    rows = [head]
-    for name, cost in costs.items():
-        over = "" if name == BARE else f"{cost.over_bare:,.0f}"
-        spread = "" if name == BARE else f"{cost.low:,.0f} .. {cost.high:,.0f}"
-        share = f"{cost.over_bare / ours.over_bare:.2f}" if ours and name != BARE else ""
-        rows.append(
-            f"  {name:32} {cost.whole:9,.0f} {over:>10} {spread:>19} {cost.times_bare:8.1f} {share:>8}"
-        )
-    return "\n".join(rows) + "\n"
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One question and its answer.
+
+    Attributes:
+        name: How ``--only`` and the docs find it.
+        unit: Of the figures.
+        rows: By contender, the columns by name; for costs those of `Cost`.
+    """
+
+    name: str
+    unit: str
+    rows: Mapping[str, Row]
+
+    @classmethod
+    def of_costs(cls, name: str, costs: Mapping[str, Cost]) -> Table:
+        """The table of costs against a bare call."""
+        return cls(name, "ns", {contender: asdict(cost) for contender, cost in costs.items()})
+
+
+COST_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "ns": lambda row: f"{row['whole']:,.0f}",
+    "over bare": lambda row: f"{row['over_bare']:,.0f}",
+    "middle half": lambda row: f"{row['low']:,.0f} .. {row['high']:,.0f}",
+    "x bare": lambda row: f"{row['times_bare']:,.1f}",
+    "x Guard": lambda row: "" if row["times_ours"] is None else f"{row['times_ours']:,.2f}",
+}
+
+
+def cells(table: Table) -> list[list[str]]:
+    """The table as text, the head first."""
+    shown: list[list[str]] = []
+    first = next(iter(table.rows.values()))
+    if "over_bare" in first:
+        shown = [[table.name, *COST_COLUMNS]]
+        for name, row in table.rows.items():
+            texts = [show(row) for show in COST_COLUMNS.values()]
+            shown.append([name, *(texts if name != BARE else [texts[0], "", "", "", ""])])
+        return shown
+    shown = [[f"{table.name}, {table.unit}", *first]]
+    shown += [[name, *(f"{value:,.0f}" for value in row.values())] for name, row in table.rows.items()]
+    return shown
+
+
+def as_text(table: Table) -> str:
+    """For a terminal."""
+    rows = cells(table)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_markdown(table: Table) -> str:
+    """For the docs."""
+    head, *rows = cells(table)
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
+
+
+def to_json(tables: list[Table]) -> list[dict[str, Any]]:
+    """As ``--json`` writes them."""
+    return [asdict(table) for table in tables]
+
+
+def from_json(stored: list[dict[str, Any]]) -> list[Table]:
+    """What ``to_json`` made, read back."""
+    return [Table(**each) for each in stored]

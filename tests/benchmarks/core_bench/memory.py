@@ -1,0 +1,67 @@
+"""What a guard weighs, and whether refusing calls makes it heavier."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tracemalloc
+
+from core_bench.calls import answers, fail_until_refused, fails
+from core_bench.contenders import Contender
+from core_bench.loops import call_loop
+
+
+def weights(contenders: list[Contender], instances: int, calls: int) -> dict[str, dict[str, float]]:
+    """Bytes: of an instance, of one function decorated with it, and what so many calls add."""
+    return {contender.name: _weigh(contender, instances, calls) for contender in contenders}
+
+
+def rejections(contenders: list[Contender], count: int) -> dict[str, dict[str, float]]:
+    """Memory blocks that are still taken after so many refused calls, and were not before."""
+    kept = {}
+    for contender in contenders:
+        if contender.refusal is None:
+            continue
+        decorate = contender.ways(contender.make("rejected"))["sync", "decorator"]
+        loop = call_loop(decorate(fails), contender.refusal_class())
+        fail_until_refused(loop)
+        loop(1000)
+        before = _blocks()
+        loop(count)
+        kept[contender.name] = {"blocks": float(_blocks() - before)}
+    return kept
+
+
+def _weigh(contender, instances, calls):
+    def decorated(instance):
+        return contender.ways(instance)["sync", "decorator"](answers)
+
+    decorated(contender.make("closed"))(7)  # what the first one loads is nobody's weight
+    made, functions = [None] * instances, [None] * instances
+    tracemalloc.start()
+    try:
+        start = _bytes()
+        made[:] = [contender.make("closed") for _ in made]
+        with_instances = _bytes()
+        functions[:] = [decorated(instance) for instance in made]
+        with_functions = _bytes()
+        for fn in functions:
+            call_loop(fn)(calls)
+        with_calls = _bytes()
+    finally:
+        tracemalloc.stop()
+    return {
+        "instance": (with_instances - start) / instances,
+        "decorated function": (with_functions - with_instances) / instances,
+        f"after {calls:,} calls": (with_calls - with_functions) / instances,
+    }
+
+
+def _bytes() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+def _blocks() -> int:
+    gc.collect()
+    return sys.getallocatedblocks()
