@@ -19,10 +19,10 @@ import platform
 from core_bench import pages
 from core_bench.contenders import CONTENDERS, installed, versions
 from core_bench.questions import FULL, QUICK, questions
-from core_bench.tables import Table, as_text, to_json
+from core_bench.tables import Table, as_text, from_json, to_json
 
 
-def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+def options_of() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a first look: few repetitions, small sizes")
@@ -32,7 +32,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures")
     parser.add_argument("--svg", type=pathlib.Path, metavar="FILE", help="write the chart")
     parser.add_argument("--page", type=pathlib.Path, metavar="FILE", help="fill the page's tables in")
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -49,6 +49,7 @@ def main() -> None:
                 tables.append(ask())
                 print(as_text(tables[-1]), flush=True)
     run = {"machine": machine(), "quick": options.quick, "versions": versions(), "tables": to_json(tables)}
+    tables = from_json(run["tables"])
     if options.json:
         options.json.write_text(json.dumps(run, indent=1) + "\n")
     if options.svg:

@@ -103,7 +103,8 @@ def fail_until_refused(loop: Loop) -> None:
     for _ in range(_TRIES):
         try:
             loop(1)
-        except DependencyError:
+        except DependencyError as error:
+            error.__traceback__ = None  # circuitbreaker's monitor keeps its last one for ever, frames and all
             continue
         return
     raise RuntimeError(f"nothing was refused in {_TRIES} failing calls")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import tracemalloc
@@ -10,26 +11,34 @@ from core_bench.calls import answers, fail_until_refused, fails
 from core_bench.contenders import Contender
 from core_bench.loops import call_loop
 
+_WARM = 1000
+"""Rejections that are not counted: caches fill."""
+
 
 def weights(contenders: list[Contender], instances: int, calls: int) -> dict[str, dict[str, float]]:
     """Bytes: of an instance, of one function decorated with it, and what so many calls add."""
-    return {contender.name: _weigh(contender, instances, calls) for contender in contenders}
+    with _quick_collections():
+        return {contender.name: _weigh(contender, instances, calls) for contender in contenders}
 
 
 def rejections(contenders: list[Contender], count: int) -> dict[str, dict[str, float]]:
     """Memory blocks that are still taken after so many refused calls, and were not before."""
-    kept = {}
-    for contender in contenders:
-        if contender.refusal is None:
-            continue
-        decorate = contender.ways(contender.make("rejected"))["sync", "decorator"]
-        loop = call_loop(decorate(fails), contender.refusal_class())
-        fail_until_refused(loop)
-        loop(1000)
-        before = _blocks()
-        loop(count)
-        kept[contender.name] = {"blocks": float(_blocks() - before)}
-    return kept
+    with _quick_collections():
+        return {
+            contender.name: {"blocks": _kept_by_rejections(contender, count)}
+            for contender in contenders
+            if contender.refusal is not None
+        }
+
+
+def _kept_by_rejections(contender, count) -> float:
+    decorate = contender.ways(contender.make("rejected"))["sync", "decorator"]
+    loop = call_loop(decorate(fails), contender.refusal_class())
+    fail_until_refused(loop)
+    loop(_WARM)
+    before = _blocks()
+    loop(count)
+    return float(_blocks() - before)
 
 
 def _weigh(contender, instances, calls):
@@ -55,6 +64,17 @@ def _weigh(contender, instances, calls):
         "decorated function": (with_functions - with_instances) / instances,
         f"after {calls:,} calls": (with_calls - with_functions) / instances,
     }
+
+
+@contextlib.contextmanager
+def _quick_collections():
+    """Collections look only at what is made inside."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _bytes() -> int:

@@ -41,6 +41,11 @@ def fill(page: str, run: dict[str, Any]) -> str:
     return _MARKED.sub(filled, page)
 
 
+def marked(page: str) -> list[str]:
+    """The names of the figures that a page shows."""
+    return [name for _, name, _ in _MARKED.findall(page)]
+
+
 def _bars(table: Table) -> list[Bar]:
     return [
         Bar(name, row["over_bare"] or 0.0, name in _OURS) for name, row in table.rows.items() if name != BARE

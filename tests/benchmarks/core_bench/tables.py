@@ -73,10 +73,21 @@ def as_markdown(table: Table) -> str:
 
 
 def to_json(tables: list[Table]) -> list[dict[str, Any]]:
-    """As ``--json`` writes them."""
-    return [asdict(table) for table in tables]
+    """As ``--json`` writes them; a hundredth is finer than anything here can be measured."""
+    return [
+        {
+            "name": table.name,
+            "unit": table.unit,
+            "rows": {name: _rounded(row) for name, row in table.rows.items()},
+        }
+        for table in tables
+    ]
 
 
 def from_json(stored: list[dict[str, Any]]) -> list[Table]:
     """What ``to_json`` made, read back."""
     return [Table(**each) for each in stored]
+
+
+def _rounded(row: Row) -> Row:
+    return {column: None if value is None else round(value, 2) for column, value in row.items()}
