@@ -19,7 +19,7 @@ import platform
 from core_bench import pages
 from core_bench.contenders import CONTENDERS, installed, versions
 from core_bench.questions import FULL, QUICK, questions
-from core_bench.tables import Table, as_text, from_json, to_json
+from core_bench.tables import Table, as_text, to_json
 
 
 def options_of() -> argparse.Namespace:
@@ -49,7 +49,6 @@ def main() -> None:
                 tables.append(ask())
                 print(as_text(tables[-1]), flush=True)
     run = {"machine": machine(), "quick": options.quick, "versions": versions(), "tables": to_json(tables)}
-    tables = from_json(run["tables"])
     if options.json:
         options.json.write_text(json.dumps(run, indent=1) + "\n")
     if options.svg:

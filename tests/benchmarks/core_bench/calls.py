@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from core_bench import loops
-from core_bench.contenders import Contender
+from core_bench.contender import Contender
 from core_bench.timing import BARE, Loop
 
 FLAVOURS = ("sync", "async")

@@ -9,7 +9,7 @@ import statistics
 import time
 
 from core_bench.calls import answers
-from core_bench.contenders import Contender
+from core_bench.contender import Contender
 from core_bench.loops import crowd_loop
 from core_bench.timing import BARE, Cost, Effort, compare
 

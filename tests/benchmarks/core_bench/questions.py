@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from core_bench import calls, crowds, memory, windows
-from core_bench.contenders import Contender
+from core_bench.contender import Contender
 from core_bench.tables import Table
 from core_bench.timing import Effort, compare
 
@@ -80,7 +80,7 @@ def questions(scale: Scale, contenders: list[Contender], runner) -> Iterator[tup
             "bytes",
             partial(memory.weights, contenders, scale.instances, scale.calls_each),
         ),
-        "memory/rejections": ("blocks kept", partial(memory.rejections, contenders, scale.rejections)),
+        "memory/rejections": ("count", partial(memory.rejections, contenders, scale.rejections)),
     }
     for name, (unit, ask) in grids.items():
         yield name, partial(_grid, name, unit, ask)
@@ -95,4 +95,4 @@ def _crowd(name, ask, threads, scale, contenders) -> Table:
 
 
 def _grid(name, unit, ask) -> Table:
-    return Table(name, unit, ask())
+    return Table.of(name, unit, ask())

@@ -26,9 +26,14 @@ class Table:
     rows: Mapping[str, Row]
 
     @classmethod
+    def of(cls, name: str, unit: str, rows: Mapping[str, Row]) -> Table:
+        """A table of figures to the hundredth, which is finer than anything here can be measured."""
+        return cls(name, unit, {contender: _rounded(row) for contender, row in rows.items()})
+
+    @classmethod
     def of_costs(cls, name: str, costs: Mapping[str, Cost]) -> Table:
         """The table of costs against a bare call."""
-        return cls(name, "ns", {contender: asdict(cost) for contender, cost in costs.items()})
+        return cls.of(name, "ns", {contender: asdict(cost) for contender, cost in costs.items()})
 
 
 COST_COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -73,15 +78,8 @@ def as_markdown(table: Table) -> str:
 
 
 def to_json(tables: list[Table]) -> list[dict[str, Any]]:
-    """As ``--json`` writes them; a hundredth is finer than anything here can be measured."""
-    return [
-        {
-            "name": table.name,
-            "unit": table.unit,
-            "rows": {name: _rounded(row) for name, row in table.rows.items()},
-        }
-        for table in tables
-    ]
+    """As ``--json`` writes them."""
+    return [asdict(table) for table in tables]
 
 
 def from_json(stored: list[dict[str, Any]]) -> list[Table]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from core_bench import contenders as library
+from core_bench import peers
 from core_bench.calls import answers
-from core_bench.contenders import Contender
+from core_bench.contender import SLOTS, Contender
 from core_bench.loops import call_loop, paused_loop
 from core_bench.timing import BARE, Effort, compare
 from guardrails import BreakerPolicy, Guard
@@ -32,26 +32,26 @@ class InterlockClock:
 
 def _guard(kind, size, **options):
     policy = BreakerPolicy(sliding_window_type=kind, sliding_window_size=size)
-    return Guard("bench", max_concurrent_calls=library.SLOTS, breaker=policy, **options)
+    return Guard("bench", max_concurrent_calls=SLOTS, breaker=policy, **options)
 
 
 def _interlock_by_time(size, clock=None):
     by_time = import_module("interlock").WindowType.TIME_BASED
     options = {} if clock is None else {"clock": InterlockClock(clock)}
-    return library.interlock("closed", window_type=by_time, window_size=size, **options)
+    return peers.interlock("closed", window_type=by_time, window_size=size, **options)
 
 
 COUNTED = {
     "Guard": lambda size: _guard("count", size),
-    "interlock-cb": lambda size: library.interlock("closed", window_size=size),
-    "pyresilience": lambda size: library.pyresilience("closed", sliding_window_size=size),
+    "interlock-cb": lambda size: peers.interlock("closed", window_size=size),
+    "pyresilience": lambda size: peers.pyresilience("closed", sliding_window_size=size),
 }
 """Who keeps the last so many calls."""
 
 TIMED = {
     "Guard": lambda size, **clock: _guard("time", size, **clock),
     "interlock-cb": _interlock_by_time,
-    "nopanic": lambda size, **clock: library.nopanic("closed", window=size, window_buckets=size, **clock),
+    "nopanic": lambda size, **clock: peers.nopanic("closed", window=size, window_buckets=size, **clock),
 }
 """Who keeps the last so many seconds."""
 
