@@ -44,10 +44,13 @@ def main() -> None:
         print(f"not installed: {missing}")
     tables: list[Table] = []
     with asyncio.Runner() as runner:
-        for name, ask in questions(QUICK if options.quick else FULL, contenders, runner):
-            if not options.only or any(text in name for text in options.only):
-                tables.append(ask())
-                print(as_text(tables[-1]), flush=True)
+        asked = dict(questions(QUICK if options.quick else FULL, contenders, runner))
+        wanted = [name for name in asked if any(text in name for text in options.only or asked)]
+        if not wanted:
+            raise SystemExit(f"no question has that in its name; there are: {', '.join(asked)}")
+        for name in wanted:
+            tables.append(asked[name]())
+            print(as_text(tables[-1]), flush=True)
     run = {"machine": machine(), "quick": options.quick, "versions": versions(), "tables": to_json(tables)}
     if options.json:
         options.json.write_text(json.dumps(run, indent=1) + "\n")

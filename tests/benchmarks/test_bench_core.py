@@ -153,6 +153,14 @@ def test_the_command_writes_json_chart_and_page(tmp_path):
     assert text.endswith("-->\nkept\n<!-- end -->\nAfter\n")
 
 
+def test_a_question_that_does_not_exist_is_refused():
+    """A misspelt --only is told what there is."""
+    command = [sys.executable, HERE / "bench_core.py", "--only", "calls/sink"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "calls/sync/closed/decorator" in done.stderr
+
+
 def test_the_docs_show_the_figures_of_the_stored_run():
     """No figure on the page or in the chart is typed by hand."""
     run = json.loads((DOCS / "benchmarks.json").read_text())
