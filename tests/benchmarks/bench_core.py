@@ -18,6 +18,7 @@ import platform
 
 from core_bench import pages
 from core_bench.contenders import CONTENDERS, installed, versions
+from core_bench.goals import reached
 from core_bench.questions import FULL, QUICK, questions
 from core_bench.tables import Table, as_text, to_json
 
@@ -51,6 +52,10 @@ def main() -> None:
         for name in wanted:
             tables.append(asked[name]())
             print(as_text(tables[-1]), flush=True)
+    goals = reached(tables)
+    if goals.rows:
+        tables.append(goals)
+        print(as_text(goals))
     run = {"machine": machine(), "quick": options.quick, "versions": versions(), "tables": to_json(tables)}
     if options.json:
         options.json.write_text(json.dumps(run, indent=1) + "\n")

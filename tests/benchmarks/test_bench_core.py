@@ -15,8 +15,9 @@ import pytest
 from core_bench import pages
 from core_bench.calls import DependencyError, fail_until_refused
 from core_bench.contenders import CONTENDERS, Contender, installed
+from core_bench.goals import GOALS, reached
 from core_bench.questions import Scale, questions
-from core_bench.tables import as_text, from_json
+from core_bench.tables import Table, as_text, from_json
 from core_bench.timing import BARE, Effort, compare
 
 HERE = pathlib.Path(__file__).parent
@@ -121,6 +122,32 @@ def _failing_loop(_turns):
     raise DependencyError
 
 
+def test_goals_stand_beside_what_was_measured():
+    """A goal is left out if its question was not asked or its peer is not there."""
+    costs = {
+        "Guard": {"over_bare": 500.0},
+        "nopanic": {"over_bare": 1000.0},
+        "Bulkhead": {"over_bare": 700.0},
+    }
+    windows = {"Guard": {"10": 400.0, "100": 900.0, "1,000": 420.0}}
+    goals = reached(
+        [Table("calls/sync/closed/decorator", "ns", costs), Table("windows/calls", "ns", windows)]
+    )
+    assert {what: row["measured"] for what, row in goals.rows.items()} == {
+        "the whole guard, sync (ns over the bare call)": 500,
+        "the whole guard in nopanic's breakers, sync": 0.5,
+        "Bulkhead alone (ns over the bare call)": 700,
+        "the largest count window in smallest ones": 1.05,
+    }
+
+
+def test_every_goal_finds_its_figure(ask):
+    """The goals' questions exist, and hold the figures that the goals look for."""
+    if installed() != list(CONTENDERS):
+        pytest.skip("some goals need a peer of the bench extra")
+    assert len(reached([ask(name) for name in {goal.table for goal in GOALS}]).rows) == len(GOALS)
+
+
 def test_a_peer_that_is_not_installed_takes_no_part():
     """The benchmark runs with whatever peers there are."""
     stranger = Contender("stranger", "no-such-distribution", None, None, None)
@@ -141,9 +168,10 @@ def test_the_command_writes_json_chart_and_page(tmp_path):
     command += ["--json", files["json"], "--svg", files["svg"]]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100).stdout
     run = json.loads(files["json"].read_text())
-    calls, weight = from_json(run["tables"])
+    calls, weight, goals = from_json(run["tables"])
     assert as_text(calls) in printed
     assert as_text(weight) in printed
+    assert as_text(goals) in printed
     chart = xml.dom.minidom.parse(str(files["svg"]))
     assert len(chart.getElementsByTagName("rect")) == len(calls.rows) - 1
     text = page.read_text()

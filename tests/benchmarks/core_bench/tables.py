@@ -8,6 +8,9 @@ from typing import Any
 
 from core_bench.timing import BARE, Cost
 
+_LARGE = 100
+"""Figures from here on are shown without decimals."""
+
 Row = Mapping[str, float | None]
 
 
@@ -17,7 +20,7 @@ class Table:
 
     Attributes:
         name: How ``--only`` and the docs find it.
-        unit: Of the figures.
+        unit: Of the figures; empty if the rows say it.
         rows: By contender, the columns by name; for costs those of `Cost`.
     """
 
@@ -47,7 +50,6 @@ COST_COLUMNS: dict[str, Callable[[Row], str]] = {
 
 def cells(table: Table) -> list[list[str]]:
     """The table as text, the head first."""
-    shown: list[list[str]] = []
     first = next(iter(table.rows.values()))
     if "over_bare" in first:
         shown = [[table.name, *COST_COLUMNS]]
@@ -55,9 +57,12 @@ def cells(table: Table) -> list[list[str]]:
             texts = [show(row) for show in COST_COLUMNS.values()]
             shown.append([name, *(texts if name != BARE else [texts[0], "", "", "", ""])])
         return shown
-    shown = [[f"{table.name}, {table.unit}", *first]]
-    shown += [[name, *(f"{value:,.0f}" for value in row.values())] for name, row in table.rows.items()]
-    return shown
+    head = f"{table.name}, {table.unit}" if table.unit else table.name
+    return [[head, *first], *([name, *map(_shown, row.values())] for name, row in table.rows.items())]
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= _LARGE or value == int(value) else f"{value:,.2f}"
 
 
 def as_text(table: Table) -> str:
