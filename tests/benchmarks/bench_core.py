@@ -41,7 +41,7 @@ def main() -> None:
     options = options_of()
     logging.disable(logging.CRITICAL)  # of opened circuits, which are meant to open
     contenders = installed()
-    for missing in {each.distribution for each in CONTENDERS} - {each.distribution for each in contenders}:
+    for missing in sorted({each.distribution for each in CONTENDERS if not each.is_installed}):
         print(f"not installed: {missing}")
     tables: list[Table] = []
     with asyncio.Runner() as runner:
