@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 
 from core_bench import loops
 from core_bench.contender import Contender
 from core_bench.timing import BARE, Loop
 
 FLAVOURS = ("sync", "async")
-ENDS = ("closed", "raising", "rejected")
+ENDS = ("closed", "mixed", "raising", "rejected")
 FORMS = ("decorator", "with", "run")
 
 _TRIES = 1000
+
+_mishaps = cycle([True, *[False] * 99])
 
 
 class DependencyError(Exception):
@@ -30,6 +32,13 @@ def fails(_number):
     raise DependencyError
 
 
+def fails_at_times(number):
+    """A dependency that fails once in a hundred calls."""
+    if next(_mishaps):
+        raise DependencyError
+    return number
+
+
 async def answers_async(number):
     """The same on an event loop."""
     return number
@@ -40,8 +49,23 @@ async def fails_async(_number):
     raise DependencyError
 
 
-ANSWERS = {"sync": answers, "async": answers_async}
-FAILS = {"sync": fails, "async": fails_async}
+async def fails_at_times_async(number):
+    """The same on an event loop."""
+    if next(_mishaps):
+        raise DependencyError
+    return number
+
+
+TARGETS = {
+    "closed": {"sync": answers, "async": answers_async},
+    "mixed": {"sync": fails_at_times, "async": fails_at_times_async},
+    "raising": {"sync": fails, "async": fails_async},
+    "rejected": {"sync": fails, "async": fails_async},
+}
+"""What is called behind the guard. A call that gets through an open circuit raises, and ends the run."""
+
+BARES = TARGETS | {"rejected": TARGETS["closed"]}
+"""What it is compared with; a refusal with the answer that the caller wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +86,20 @@ CASES = [Case(flavour, end, form) for flavour, end, form in product(FLAVOURS, EN
 
 
 def loops_of(case: Case, contenders: list[Contender], runner) -> dict[str, Loop]:
-    """The bare call, and every contender that knows this form. Those that should refuse do so already.
-
-    A refusal is compared with the bare call that answers, because that is what the caller wanted.
-    """
-    bare = FAILS[case.flavour] if case.end == "raising" else ANSWERS[case.flavour]
+    """The bare call, and every contender that knows this form. Those that should refuse do so already."""
+    bare = BARES[case.end][case.flavour]
     found = {BARE: _call_loop(case.flavour, runner, bare, DependencyError)}
     for contender in contenders:
         if case.end == "rejected" and contender.refusal is None:
             continue
-        ways = contender.ways(contender.make(case.end))
+        ways = contender.ways(contender.make("closed" if case.end == "mixed" else case.end))
         if (case.flavour, case.form) in ways:
             found[contender.name] = _loop(case, ways[case.flavour, case.form], contender, runner)
     return found
 
 
 def _loop(case: Case, way, contender: Contender, runner) -> Loop:
-    target = (ANSWERS if case.end == "closed" else FAILS)[case.flavour]
+    target = TARGETS[case.end][case.flavour]
     caught = contender.refusal_class() if case.end == "rejected" else DependencyError
     if case.form == "decorator":
         loop = _call_loop(case.flavour, runner, way(target), caught)
