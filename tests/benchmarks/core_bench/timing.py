@@ -103,7 +103,7 @@ def _cost(times: list[float], bare: list[float], added: list[float], ours: list[
 
 def _median_ratio(values: list[float], bases: list[float]) -> float:
     """Of ratios within one repetition, so that a machine that changed its speed cancels out."""
-    return statistics.median(value / base for value, base in zip(values, bases, strict=True))
+    return statistics.median(value / (base or 1.0) for value, base in zip(values, bases, strict=True))
 
 
 def _turns_for(loop: Loop, effort: Effort) -> int:
