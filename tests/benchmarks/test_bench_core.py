@@ -136,7 +136,7 @@ def test_goals_stand_beside_what_was_measured():
     """A goal is left out if its question was not asked or its peer is not there."""
     costs = {
         "Guard": {"over_bare": 500.0},
-        "nopanic": {"over_bare": 1000.0},
+        "nopanic": {"times_ours": 2.0},
         "Bulkhead": {"over_bare": 700.0},
     }
     windows = {"Guard": {"10": 400.0, "100": 900.0, "1,000": 420.0}}
