@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from guardrails._call import Call, not_run
+from guardrails._callables import is_async, is_generator, label
 from guardrails._guard import Guard
 
 __all__ = ["guarded"]
@@ -45,7 +45,7 @@ def guarded(guard: Guard, *, timeout: float | None = None) -> Callable[[Callable
         if isinstance(fn, staticmethod | classmethod):
             return cast("Callable[P, T]", type(fn)(decorate(fn.__func__)))
         _refuse_generators(fn)
-        if _is_async(fn):
+        if is_async(fn):
             return cast("Callable[P, T]", _wrap_async(guard, timeout, fn))
         return _wrap_sync(guard, timeout, fn)
 
@@ -104,26 +104,9 @@ def _wraps(fn: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]
     return functools.wraps(fn)
 
 
-def _is_async(fn: Callable[..., Any]) -> bool:
-    return any(inspect.iscoroutinefunction(form) for form in _forms(fn))
-
-
 def _refuse_generators(fn: Callable[..., Any]) -> None:
-    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in _forms(fn)):
-        name = getattr(fn, "__qualname__", type(fn).__name__)
+    if is_generator(fn):
         raise TypeError(
-            f"cannot guard the generator {name}: its slot would be held while the caller runs. "
+            f"cannot guard the generator {label(fn)}: its slot would be held while the caller runs. "
             "Guard the function that does one step, or use guard.call() around the loop."
         )
-
-
-def _forms(fn: Any) -> tuple[object, ...]:
-    """The callable itself, what it is a partial of, and that object's ``__call__``."""
-    inner = fn
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    return fn, inner, _call_of(inner)
-
-
-def _call_of(fn: Callable[..., Any]) -> object:
-    return None if inspect.isroutine(fn) or isinstance(fn, type) else getattr(fn, "__call__", None)  # noqa: B004
