@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["survive_fork"]
+__all__ = ["ForkedLock", "survive_fork"]
 
 _PATIENCE = 1.0
 """Seconds a fork waits for one lock. Steps take microseconds; a thread that died inside one is no reason
@@ -33,6 +34,32 @@ _paused: list[Survivor] = []
 def survive_fork(survivor: Survivor) -> None:
     """Looks after an object in every fork of this process, for as long as it lives."""
     _survivors.add(survivor)
+
+
+class ForkedLock:
+    """A lock around steps of a few microseconds, which nobody holds in the child of a fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a finaliser may run inside the step, in the same thread
+        survive_fork(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def pause(self, seconds: float) -> bool:
+        """See Survivor."""
+        return self._lock.acquire(timeout=seconds)
+
+    def unpause(self) -> None:
+        """See Survivor."""
+        self._lock.release()
+
+    def start_afresh(self) -> None:
+        """See Survivor."""
+        self._lock = threading.RLock()
 
 
 def _before() -> None:
