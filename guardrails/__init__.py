@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from guardrails._budget import RetryBudget
 from guardrails._deadline import deadline, remaining
 from guardrails._policy import BreakerPolicy
 from guardrails._snapshot import GuardSnapshot
@@ -48,6 +49,7 @@ __all__ = [
     "GuardSnapshot",
     "GuardrailsError",
     "RejectedError",
+    "RetryBudget",
     "ShedError",
     "deadline",
     "guarded",

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 WORDS = {"errors", "events", "_policy", "_outcome", "_checks", "_circuit_open", "_identity", "_callables"}
 SHELL_ORDER = [
     # Each may import what stands before it.
-    {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot"},
+    {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot", "_budget"},
     {"_door", "_ringing", "_consecutive", "_voices"},
     {"_passage", "_crossing"},
     {"_call"},
