@@ -14,12 +14,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 WORDS = {"errors", "events", "_policy", "_outcome", "_checks", "_circuit_open", "_identity", "_callables"}
 SHELL_ORDER = [
     # Each may import what stands before it.
-    {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot", "_budget"},
-    {"_door", "_ringing", "_consecutive", "_voices"},
+    {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot", "_budget", "_again"},
+    {"_door", "_ringing", "_consecutive", "_voices", "_retry_loop", "_retry_rules", "_retrying", "_fallback"},
     {"_passage", "_crossing"},
     {"_call"},
     {"_guard", "_circuitbreaker"},
-    {"_bulkhead", "_decorator", "_protect"},
+    {"_bulkhead", "_decorator", "_protect", "_recovery"},
 ]
 TOOLS = {"cli", "demo", "testing"}
 
