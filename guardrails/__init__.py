@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from guardrails._decorator import guarded
     from guardrails._guard import Guard
     from guardrails._protect import protect
+    from guardrails._retrying import retrying
 
 __all__ = [
     "BreakerPolicy",
@@ -55,6 +56,7 @@ __all__ = [
     "guarded",
     "protect",
     "remaining",
+    "retrying",
 ]
 
 __version__ = "0.1.0"
@@ -66,6 +68,7 @@ _ON_USE = {
     "Guard": "guardrails._guard",
     "guarded": "guardrails._decorator",
     "protect": "guardrails._protect",
+    "retrying": "guardrails._retrying",
 }
 """Names that need pybreaker, which imports redis where that is installed (0.3 s), or asyncio."""
 

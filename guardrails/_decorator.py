@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from guardrails._call import Call, not_run
 from guardrails._callables import is_async, is_generator, label
 from guardrails._guard import Guard
+from guardrails._recovery import Answered, AsyncAnswered, recovering
+
+if TYPE_CHECKING:
+    from tenacity import BaseRetrying
 
 __all__ = ["guarded"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F")
 
 
-def guarded(guard: Guard, *, timeout: float | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+@overload
+def guarded(
+    guard: Guard, *, timeout: float | None = None, retry: BaseRetrying | None = None
+) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+@overload
+def guarded(  # type: ignore[overload-overlap] # a coroutine is a result, too; it is asked for first
+    guard: Guard,
+    *,
+    timeout: float | None = None,
+    retry: BaseRetrying | None = None,
+    fallback: Callable[[Exception], Coroutine[Any, Any, F]],
+) -> AsyncAnswered[F]: ...
+@overload
+def guarded(
+    guard: Guard,
+    *,
+    timeout: float | None = None,
+    retry: BaseRetrying | None = None,
+    fallback: Callable[[Exception], F],
+) -> Answered[F]: ...
+def guarded(
+    guard: Guard,
+    *,
+    timeout: float | None = None,
+    retry: BaseRetrying | None = None,
+    fallback: Callable[[Exception], Any] | None = None,
+) -> Any:
     """Guards each call of a function or method, synchronous or not.
 
     ::
@@ -30,12 +61,18 @@ def guarded(guard: Guard, *, timeout: float | None = None) -> Callable[[Callable
 
     Args:
         guard: The guard to pass, or a compartment of one.
-        timeout: Seconds for each call instead of the guard's own timeout.
+        timeout: Seconds for each call instead of the guard's own timeout; with ``retry``, for each attempt.
+        retry: A tenacity ``Retrying`` or ``AsyncRetrying``, such as `retrying` returns. Asking for it says
+            that the function may run twice. Each attempt passes the guard anew.
+        fallback: Called with the error when the call was refused, or failed and is not tried again; what
+            it returns is returned. Not for a cancellation, a bug, an answer of the database, or a
+            `CommitUnknownError`, which must be seen.
 
     Raises:
-        ConfigurationError: ``timeout`` is not a number above 0.
+        ConfigurationError: ``timeout`` is not a number above 0, or another argument is wrong.
         TypeError: The function is a generator: between two ``yield`` the caller runs, who would hold
             the slot. Guard the step that does the work, or open ``guard.call()`` where it is used.
+            Or it is synchronous, and its fallback is not.
     """
     if not isinstance(guard, Guard):
         raise TypeError(f"guarded() takes a Guard first, got {type(guard).__name__}: write @guarded(guard)")
@@ -49,7 +86,7 @@ def guarded(guard: Guard, *, timeout: float | None = None) -> Callable[[Callable
             return cast("Callable[P, T]", _wrap_async(guard, timeout, fn))
         return _wrap_sync(guard, timeout, fn)
 
-    return decorate
+    return decorate if retry is None and fallback is None else recovering(decorate, guard, retry, fallback)
 
 
 def _wrap_sync(guard: Guard, timeout: float | None, fn: Callable[P, T]) -> Callable[P, T]:
