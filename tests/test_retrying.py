@@ -13,7 +13,15 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 from test_decorator import FORMS, result_of
-from verbs import Boom, tripping
+from verbs import (
+    Boom,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    raised_from,
+    raised_while_handling,
+    tripping,
+)
 
 from guardrails import (
     BulkheadFullError,
@@ -89,16 +97,6 @@ def test_off_unless_asked_for(run, make_guard):
     with pytest.raises(Boom):
         run.result(guarded(make_guard())(run.decorated(script))())
     assert script.calls == 1
-
-
-def raised_from(error, cause):
-    error.__cause__ = cause
-    return error
-
-
-def raised_while_handling(error, context):
-    error.__context__ = context
-    return error
 
 
 NEVER = {
@@ -514,24 +512,8 @@ def test_a_pause_that_is_not_begun_costs_no_budget(make_guard, clock):
 # --- what is retried -------------------------------------------------------------------------------
 
 
-class DatabaseError(Exception):
-    """As PEP 249 has it."""
-
-
-class IntegrityError(DatabaseError):
-    """Likewise; drivers derive from it."""
-
-
 class UniqueViolation(IntegrityError):
-    """As psycopg does."""
-
-
-class ProgrammingError(DatabaseError):
-    """Likewise."""
-
-
-class OperationalError(DatabaseError):
-    """The one that is about the database and not about the statement."""
+    """As psycopg derives it."""
 
 
 @pytest.mark.parametrize(

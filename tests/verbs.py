@@ -14,9 +14,37 @@ class Boom(Exception):
     """The dependency's fault."""
 
 
+class DatabaseError(Exception):
+    """The errors of a driver, as PEP 249 names them."""
+
+
+class OperationalError(DatabaseError):
+    """About the database."""
+
+
+class IntegrityError(DatabaseError):
+    """About the data."""
+
+
+class ProgrammingError(DatabaseError):
+    """About the statement."""
+
+
 def boom():
     """Fails as a dependency does."""
     raise Boom
+
+
+def raised_from(error, cause):
+    """An error as ``raise error from cause`` leaves it."""
+    error.__cause__ = cause
+    return error
+
+
+def raised_while_handling(error, context):
+    """An error as it is when it was raised in the handler of another."""
+    error.__context__ = context
+    return error
 
 
 def give_up():
