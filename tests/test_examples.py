@@ -28,6 +28,27 @@ def test_circuit_opens():
     assert lines[-1] == "<Guard 'search' closed, 0/20 busy, 0 waiting>"
 
 
+def test_retries():
+    """One stumble is hidden, a storm is not made, and every refusal is answered."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / "retries.py"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert [line.rpartition(": ")[2] for line in run.stdout.splitlines()] == [
+        "19.0, 1 attempts",
+        "19.0, 2 attempts",
+        "no price today (ConnectionError), 2 attempts",
+        "no price today (ConnectionError), 1 attempts",
+        "no price today (DeadlineSpentError), 0 attempts",
+        "no price today (CircuitOpenError), 0 attempts",
+        "<RetryBudget 2 retries of 6 calls, 0 available>",
+    ]
+
+
 def test_fastapi_app(tmp_path, monkeypatch):
     """The service answers, and refuses properly when its circuit is held open."""
     testclient = pytest.importorskip("fastapi.testclient")
