@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_type
 
-from guardrails import BreakerPolicy, Bulkhead, CircuitBreaker, Guard, deadline, guarded, remaining
+import tenacity
+
+from guardrails import (
+    BreakerPolicy,
+    Bulkhead,
+    CircuitBreaker,
+    Guard,
+    RetryBudget,
+    deadline,
+    guarded,
+    remaining,
+    retrying,
+)
 
 db = Guard("db", max_concurrent_calls=3, breaker=BreakerPolicy(failure_rate_threshold=0.4))
 
@@ -61,6 +73,83 @@ async def use_the_single_rooms() -> None:
     with breaker.calling():
         assert_type(breaker.current_state, str)
     count(1)  # type: ignore[arg-type]
+
+
+def no_answer(error: Exception) -> None:
+    """A fallback may be of another type than what it stands in for."""
+
+
+async def old_answer(error: Exception) -> int:
+    """And asynchronous."""
+    return 1
+
+
+again = retrying(attempts=3, wait=tenacity.wait_fixed(1), budget=RetryBudget(), on=(OSError, ValueError))
+
+
+@guarded(db, retry=again)
+def retried(number: int) -> str:
+    """Retries change no type."""
+    return str(number)
+
+
+@guarded(db, retry=tenacity.AsyncRetrying(), fallback=no_answer)
+def answered(number: int, *, fresh: bool = False) -> str:
+    """The fallback's type is added; the parameters stay."""
+    return f"{number}{fresh}"
+
+
+@guarded(db, fallback=no_answer)
+async def answered_async(number: int) -> str:
+    """Also inside the coroutine."""
+    return str(number)
+
+
+@guarded(db, retry=tenacity.Retrying(), fallback=old_answer)
+async def answered_later(number: int) -> str:
+    """An async fallback's result, not its coroutine."""
+    return str(number)
+
+
+@guarded(db, fallback=lambda error: [])
+def same_type(number: int) -> list[str]:
+    """A fallback of the same type adds nothing."""
+    return [str(number)]
+
+
+class Answering:
+    """Methods are functions here, too."""
+
+    @guarded(db, fallback=no_answer)
+    def one(self, number: int) -> bytes:
+        """A method keeps its self."""
+        return bytes(number)
+
+    @guarded(db, fallback=no_answer)
+    async def one_async(self, number: int) -> bytes:
+        """Also async."""
+        return bytes(number)
+
+
+async def use_retries_and_fallbacks() -> None:
+    """What they return."""
+    assert_type(retried(1), str)
+    assert_type(answered(1, fresh=True), str | None)
+    assert_type(await answered_async(1), str | None)
+    assert_type(await answered_later(1), str | int)
+    assert_type(same_type(1), list[str])
+    assert_type(Answering().one(1), bytes | None)
+    assert_type(await Answering().one_async(1), bytes | None)
+    assert_type(again(load, 1), str)
+    assert_type(await again(load_async, 1), list[str])
+    for attempt in again:
+        with attempt:
+            retried("1")  # type: ignore[arg-type]
+    async for attempt in again:
+        with attempt:
+            answered("1")  # type: ignore[arg-type]
+    guarded(db, fallback=old_answer)(load)  # type: ignore[arg-type]
+    guarded(db, retry=3)(load)  # type: ignore[call-overload]
 
 
 async def use() -> None:
