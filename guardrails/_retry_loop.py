@@ -41,14 +41,16 @@ class Retrying(tenacity.Retrying):
 
     def __iter__(self) -> Generator[AttemptManager, None, None]:
         _refuse_async_strategies("retrying", self, "a for loop")
-        loop = _loop(self)
+        rules = _Rules(self)
+        loop = rules.loop()
         try:
             yield from loop
         finally:
             self.statistics.update(loop.statistics)
+            rules.let_go()
 
     def __aiter__(self) -> AsyncRetrying:
-        return _loop_async(self).__aiter__()
+        return _AsyncRules(self).loop().__aiter__()
 
 
 def retried(fn: Callable[P, T], policy: BaseRetrying) -> Callable[P, T]:
@@ -71,11 +73,13 @@ def retried(fn: Callable[P, T], policy: BaseRetrying) -> Callable[P, T]:
 
         @functools.wraps(fn)
         async def tried_async(*args: Any, **kwargs: Any) -> Any:
-            loop = _loop_async(policy)
+            rules = _AsyncRules(policy)
+            loop = rules.loop()
             try:
                 return await loop(attempt, *args, **kwargs)
             finally:
                 publish(loop)
+                rules.let_go()
 
         wrapper: Any = tried_async
     else:
@@ -83,11 +87,13 @@ def retried(fn: Callable[P, T], policy: BaseRetrying) -> Callable[P, T]:
 
         @functools.wraps(fn)
         def tried(*args: P.args, **kwargs: P.kwargs) -> T:
-            loop = _loop(policy)
+            rules = _Rules(policy)
+            loop = rules.loop()
             try:
                 return loop(fn, *args, **kwargs)
             finally:
                 publish(loop)
+                rules.let_go()
 
         wrapper = tried
     wrapper.statistics = statistics
@@ -128,26 +134,6 @@ def _refuse_async_strategies(where: str, policy: BaseRetrying, user: str) -> Non
 # --- one loop for each call ------------------------------------------------------------------------
 
 
-def _loop(policy: BaseRetrying) -> tenacity.Retrying:
-    loop = _private(policy, tenacity.Retrying)
-    rules = _Rules(policy)
-    loop.retry, loop.wait, loop.stop = rules.retry, rules.wait, rules.stop
-    if not isinstance(policy, tenacity.Retrying):
-        loop.sleep = tenacity.sleep  # an asynchronous one cannot be awaited here
-    return loop
-
-
-def _loop_async(policy: BaseRetrying) -> AsyncRetrying:
-    loop: Any = _private(policy, AsyncRetrying)
-    rules = _AsyncRules(policy)
-    loop.retry, loop.wait, loop.stop = rules.retry, rules.wait, rules.stop
-    if policy.sleep is tenacity.sleep:
-        loop.sleep = AsyncRetrying().sleep  # time.sleep would stop the event loop
-    else:
-        loop.sleep = rules.sleep
-    return cast("AsyncRetrying", loop)
-
-
 def _private(policy: BaseRetrying, kind: type[B]) -> B:
     """A copy of a tenacity object for one call, so that the user's own stays as it was."""
     if isinstance(policy, kind) and not isinstance(policy, Retrying):
@@ -158,48 +144,87 @@ def _private(policy: BaseRetrying, kind: type[B]) -> B:
 
 
 class _Rules:
-    """A policy's own strategies, asked only where the rules leave a choice."""
+    """A policy's own strategies for one call, asked only where the rules leave a choice."""
 
     def __init__(self, policy: BaseRetrying) -> None:
         self._policy: Any = policy
         self._handled = sys.exception()
+        self._state: RetryCallState | None = None
+
+    def loop(self) -> tenacity.Retrying:
+        loop = _private(self._policy, tenacity.Retrying)
+        loop.retry, loop.wait, loop.stop = self.retry, self.wait, self.stop
+        if not isinstance(self._policy, tenacity.Retrying):
+            loop.sleep = tenacity.sleep  # an asynchronous one cannot be awaited here
+        return loop
 
     def retry(self, state: RetryCallState) -> bool:
         return self._allowed(state) and bool(self._policy.retry(state))
 
     def wait(self, state: RetryCallState) -> float:
-        return pause(self._policy.wait(state), _error_of(state))
+        return pause(self._policy.wait(state), self._error_of(state))
 
     def stop(self, state: RetryCallState) -> bool:
         # The policy last: it may have a budget, which is asked only when all else is ready.
-        return self._must_stop(state) or bool(self._policy.stop(state))
+        return (self._must_stop(state) or bool(self._policy.stop(state))) and self._give_up(state)
+
+    def let_go(self) -> None:
+        """Forgets the last error, which would keep itself and the locals of the call alive in a circle."""
+        if self._state is not None:
+            self._state.outcome = None
 
     def _allowed(self, state: RetryCallState) -> bool:
-        error = _error_of(state)
+        error = self._error_of(state)
         return error is None or may_retry(error, self._handled)
 
     def _must_stop(self, state: RetryCallState) -> bool:
         if no_time_for(state.upcoming_sleep):
             return True
         # tenacity does not ask `retry` about its own TryAgain: what it was raised for decides.
-        error = _error_of(state)
+        error = self._error_of(state)
         if not isinstance(error, tenacity.TryAgain):
             return False
         reason = error.__cause__ or error.__context__
         return reason is not None and reason is not self._handled and not may_retry(reason, self._handled)
 
+    def _give_up(self, state: RetryCallState) -> bool:
+        # tenacity, too, raises the last error now, but from a frame that holds on to it: see `let_go`.
+        if self._wants_the_error(state):
+            cast("tenacity.Future", state.outcome).result()
+        return True
+
+    def _wants_the_error(self, state: RetryCallState) -> bool:
+        error, policy = self._error_of(state), self._policy
+        if error is None or isinstance(error, tenacity.TryAgain):
+            return False  # tenacity knows what those stand for
+        return policy.reraise and not policy.retry_error_callback
+
+    def _error_of(self, state: RetryCallState) -> BaseException | None:
+        self._state = state
+        return None if state.outcome is None else state.outcome.exception()
+
 
 class _AsyncRules(_Rules):
     """The same, where each strategy may be a coroutine function."""
+
+    def loop(self) -> AsyncRetrying:  # type: ignore[override]
+        loop: Any = _private(self._policy, AsyncRetrying)
+        loop.retry, loop.wait, loop.stop = self.retry, self.wait, self.stop
+        if self._policy.sleep is tenacity.sleep:
+            loop.sleep = AsyncRetrying().sleep  # time.sleep would stop the event loop
+        else:
+            loop.sleep = self.sleep
+        return cast("AsyncRetrying", loop)
 
     async def retry(self, state: RetryCallState) -> bool:  # type: ignore[override]
         return self._allowed(state) and bool(await _answer(self._policy.retry(state)))
 
     async def wait(self, state: RetryCallState) -> float:  # type: ignore[override]
-        return pause(await _answer(self._policy.wait(state)), _error_of(state))
+        return pause(await _answer(self._policy.wait(state)), self._error_of(state))
 
     async def stop(self, state: RetryCallState) -> bool:  # type: ignore[override]
-        return self._must_stop(state) or bool(await _answer(self._policy.stop(state)))
+        done = self._must_stop(state) or bool(await _answer(self._policy.stop(state)))
+        return done and self._give_up(state)
 
     async def sleep(self, seconds: float) -> None:
         await _answer(self._policy.sleep(seconds))
@@ -207,7 +232,3 @@ class _AsyncRules(_Rules):
 
 async def _answer(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
-
-
-def _error_of(state: RetryCallState) -> BaseException | None:
-    return None if state.outcome is None else state.outcome.exception()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import functools
+import gc
 import math
 import threading
 import time
+import weakref
 
 import pytest
 import tenacity
@@ -775,6 +779,37 @@ def test_statistics_are_of_the_call_that_ended_last(run, make_guard):
     assert policy.statistics["attempt_number"] == 3
     run.result(wrapped())
     assert wrapped.statistics["attempt_number"] == 1
+
+
+@pytest.mark.parametrize("error", [Boom(), CircuitOpenError("db", "circuit_open")], ids=["failed", "refused"])
+def test_the_error_keeps_nothing_alive(error):
+    """Once it is handled, so are the locals of the call: a connection must not wait for the collector."""
+    kept = []
+
+    class Connection:
+        """What a failed attempt had in its hands."""
+
+    def fail():
+        connection = Connection()
+        kept.append(weakref.ref(connection))
+        raise copy.copy(error)
+
+    async def fail_async():
+        fail()
+
+    async def main():
+        with contextlib.suppress(type(error)):
+            await at_once(retrying()).wraps(fail_async)()
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+        with contextlib.suppress(type(error)):
+            at_once(retrying()).wraps(fail)()
+        assert kept
+        assert not any(reference() for reference in kept)
+    finally:
+        gc.enable()
 
 
 # --- every kind of callable ------------------------------------------------------------------------
