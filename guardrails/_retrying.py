@@ -14,6 +14,7 @@ from guardrails._again import is_final
 from guardrails._budget import RetryBudget
 from guardrails._checks import Faults
 from guardrails._retry_loop import Retrying
+from guardrails._retry_rules import PayIn
 
 __all__ = ["retrying"]
 
@@ -79,7 +80,7 @@ def retrying(
         retry=tenacity.retry_if_exception(_wanted(on)),
         wait=_full_jitter(random) if wait is None else wait,
         stop=_when_used_up(attempts, budget),
-        before=_paying_in(budget),
+        before=tenacity.before_nothing if budget is None else PayIn(budget),
         reraise=True,
     )
 
@@ -123,11 +124,3 @@ def _when_used_up(attempts: int, budget: RetryBudget | None) -> Callable[[RetryC
         return budget is not None and not budget.try_withdraw()
 
     return stop
-
-
-def _paying_in(budget: RetryBudget | None) -> Callable[[RetryCallState], None]:
-    def before(state: RetryCallState) -> None:
-        if budget is not None and state.attempt_number == 1:
-            budget.deposit()
-
-    return before

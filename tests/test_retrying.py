@@ -191,6 +191,24 @@ def test_reconciling_after_an_unknown_commit_may_retry(run):
     assert script.calls == 2
 
 
+def test_an_unknown_commit_is_seen_while_another_error_is_handled():
+    """The clean-up's error hides it, and the caller was busy with an error of its own."""
+
+    def commit():
+        try:
+            raise CommitUnknownError("db", 1.0)
+        except CommitUnknownError:
+            raise Boom  # noqa: B904 - as clean-ups do
+
+    script = Script()
+    try:
+        raise LookupError
+    except LookupError:
+        with pytest.raises(Boom):
+            at_once(retrying()).wraps(lambda: script() and commit())()
+    assert script.calls == 1
+
+
 def test_a_refusal_between_attempts_ends_them(run, make_guard):
     """The first failure opens the circuit; the second attempt is refused, and there is no third."""
     guard = make_guard(breaker=tripping())
@@ -610,6 +628,20 @@ def test_an_object_is_left_as_it_was(run, make_guard):
         script.errors = [Boom()]
         with pytest.raises(Boom):
             run.result(wrapped())
+
+
+def test_the_first_attempt_counts_for_a_limit_of_time(run, make_guard):
+    """tenacity's limit begins with the call, although its loop begins only when an attempt has failed."""
+    script = Script(Boom(), Boom())
+
+    def slow():
+        time.sleep(0.05)
+        return script()
+
+    policy = tenacity.Retrying(stop=tenacity.stop_after_delay(0.05), reraise=True)
+    with pytest.raises(Boom):
+        run.result(guarded(make_guard(), retry=policy)(run.decorated(slow))())
+    assert script.calls == 1
 
 
 def test_hooks_are_called(run, make_guard):
