@@ -114,13 +114,15 @@ class Call(Ringing):
             lock.acquire()
             now = clock()
             if now < gate.free_until and bulkhead.taken < bulkhead.limit:
-                gate.last = max(gate.last, now)
+                if now > gate.last:
+                    gate.last = now
                 self._ticket = breaker.issued = breaker.issued + 1
                 breaker.in_flight[breaker.issued] = gate.last
                 gate.admitted += 1
                 bulkhead.taken += 1
             elif now < gate.shut_until:
-                gate.last = max(gate.last, now)
+                if now > gate.last:
+                    gate.last = now
                 gate.rejected["circuit_open"] += 1
                 refused = breaker.open_until - gate.last
             lock.release()
@@ -157,7 +159,8 @@ class Call(Ringing):
                 and ticket > breaker.era
                 and ticket in breaker.in_flight
             ):
-                gate.last = max(gate.last, now)
+                if now > gate.last:
+                    gate.last = now
                 del breaker.in_flight[ticket]
                 breaker.unwritten += 1
                 gate.bulkhead.taken -= 1

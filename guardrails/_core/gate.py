@@ -190,7 +190,8 @@ class Gate:
         """``begin``: the ticket, or 0 where the long way must be taken."""
         if now >= self.free_until:
             return 0
-        self.last = max(self.last, now)
+        if now > self.last:
+            self.last = now
         breaker = self.breaker
         ticket = breaker.issued = breaker.issued + 1
         breaker.in_flight[ticket] = self.last
@@ -201,7 +202,8 @@ class Gate:
         breaker = self.breaker
         if now >= self.calm_until or ticket <= breaker.era or ticket not in breaker.in_flight:
             return False
-        self.last = max(self.last, now)
+        if now > self.last:
+            self.last = now
         del breaker.in_flight[ticket]
         breaker.unwritten += 1
         return True
@@ -211,7 +213,8 @@ class Gate:
         bulkhead = self.bulkhead
         if now >= self.free_until or bulkhead.taken >= bulkhead.limit:
             return 0
-        self.last = max(self.last, now)
+        if now > self.last:
+            self.last = now
         slot = self.admitted = self.admitted + 1
         self.checkouts[slot] = (self.last, 0)
         bulkhead.taken += 1
@@ -222,7 +225,8 @@ class Gate:
         checkouts = self.checkouts
         if now >= self.free_until or slot not in checkouts or checkouts[slot][1]:
             return False
-        self.last = max(self.last, now)
+        if now > self.last:
+            self.last = now
         del checkouts[slot]
         self.bulkhead.taken -= 1
         return True
