@@ -49,6 +49,7 @@ class Gate:
         checkouts: Of each checked-out connection, by the number of its slot: since when, and the
             ticket of the probe it stands for (0: none).
         adopted: Slots taken before the guard was there.
+        reserved: Of the checkouts, the slots taken for a request before its work: nothing uses them yet.
         rejected: Refusals by reason.
         outbox: Places to wake and changes to tell.
     """
@@ -64,6 +65,7 @@ class Gate:
         "last",
         "outbox",
         "rejected",
+        "reserved",
         "shut_until",
     )
 
@@ -73,6 +75,7 @@ class Gate:
         self.last = -math.inf
         self.admitted = self.adopted = 0
         self.checkouts: dict[int, tuple[float, int]] = {}
+        self.reserved: dict[int, None] = {}
         self.rejected: Counter[Reason] = Counter()
         self.outbox: list[Place | Change] = []
         self._done(None)
@@ -146,6 +149,7 @@ class Gate:
         A checkout admitted as a probe that ran no statement gives its place in the round back too.
         """
         now = self._at(now)
+        self.reserved.pop(slot, None)
         if slot in self.checkouts:
             _, lease = self.checkouts.pop(slot)
             if lease:
@@ -178,6 +182,45 @@ class Gate:
         ended = self.breaker.end(ticket, outcome, self._at(now))
         self._follow_circuit()
         return self._done(ended)
+
+    # --- a slot taken for a request, ahead of the work in it -----------------------------------
+
+    def reserve(self, now: float, slot: int) -> None:
+        """Marks a slot from ``check_out`` as one that a request has, and nothing inside it uses yet."""
+        self._at(now)
+        self.reserved[slot] = None
+        self._done(None)
+
+    def take_over(self, now: float, slot: int, *, checkout: bool) -> int | Refusal | None:
+        """Puts a reserved slot to use. The circuit is asked again, as by everybody who has waited.
+
+        Args:
+            now: The moment.
+            slot: The reserved slot.
+            checkout: True for a pool's checkout, False for a plain call.
+
+        Returns:
+            What ``check_out`` or ``enter`` would; None for a slot that is not reserved any more.
+        """
+        now = self._at(now)
+        if slot not in self.reserved:
+            return self._done(None)
+        del self.reserved[slot]
+        breaker = self.breaker
+        breaker.tick(now)
+        _, lease = self.checkouts.pop(slot)
+        # A probe's lease is its leave to start; without one it is knocked for like anything else.
+        allowed = lease in breaker.leases or breaker.knock(now)
+        self._follow_circuit()
+        if not allowed:
+            self._pass_on()
+            return self._done(self._circuit_open(now))
+        if lease not in breaker.leases:
+            lease = breaker.lease(now)
+        if not checkout:
+            return self._done(breaker.begin_unleased(now, lease))
+        self.checkouts[slot] = (now, lease)
+        return self._done(slot)
 
     # --- the quick ways ------------------------------------------------------------------------
     # While the circuit is closed and nobody waits, a move that goes well changes a few numbers. Each of
@@ -273,6 +316,7 @@ class Gate:
         bulkhead.standing_since = None
         bulkhead.taken = self.adopted = 0
         self.checkouts.clear()
+        self.reserved.clear()
         self.outbox.clear()
         self._done(None)
 

@@ -149,6 +149,75 @@ def test_a_checkout_that_never_comes_back_is_judged_when_its_lease_is_over(gate)
     assert (gate.bulkhead.taken, gate.breaker.state) == (0, "open")
 
 
+def reserved(gate, now=0):
+    slot = gate.check_out(now, None)
+    gate.reserve(now, slot)
+    return slot
+
+
+def test_a_reserved_slot_is_counted_once(gate):
+    """The work it was reserved for needs no second one, neither as a checkout nor as a plain call."""
+    for checkout, leave in ((True, gate.check_in), (False, lambda now, slot: gate.leave(now, slot, S))):
+        slot = reserved(gate)
+        used = gate.take_over(1, slot, checkout=checkout)
+        assert (gate.bulkhead.taken, gate.reserved) == (1, set())
+        leave(2, used)
+        assert (gate.bulkhead.taken, gate.checkouts, gate.breaker.in_flight) == (0, {}, {})
+    assert gate.breaker.succeeded == 1
+
+
+def test_a_reserved_slot_that_is_not_used_goes_to_the_next(gate):
+    """It is no evidence, and goes back once."""
+    slots = [reserved(gate), reserved(gate)]
+    place = Place()
+    assert gate.check_out(0, place) is None
+    gate.check_in(1, slots[0])
+    assert (drain(gate), gate.woken_checkout(1, place) in gate.checkouts) == ([place], True)
+    gate.check_in(1, slots[0])
+    assert gate.take_over(1, slots[0], checkout=True) is None
+    assert (gate.bulkhead.taken, gate.reserved) == (2, {slots[1]})
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_slot_reserved_before_the_circuit_opened_is_refused(gate, checkout):
+    """Who has waited asks again; the slot goes to nobody."""
+    slot = reserved(gate)
+    trip(gate)
+    assert gate.take_over(1, slot, checkout=checkout) == Refusal("circuit_open", 4)
+    assert (gate.bulkhead.taken, gate.reserved, gate.checkouts) == (0, set(), {})
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_reserved_probe_is_the_probe(gate, checkout):
+    """Its lease was taken with the slot, so nobody else is let in, and its result closes the circuit."""
+    trip(gate)
+    slot = reserved(gate, now=5)
+    assert gate.check_out(5, None).reason == "circuit_open"
+    used = gate.take_over(6, slot, checkout=checkout)
+    if checkout:
+        gate.end(6, gate.begin(6, used), S)
+        gate.check_in(6, used)
+    else:
+        gate.leave(6, used, S)
+    assert (gate.breaker.state, gate.bulkhead.taken) == ("closed", 0)
+
+
+def test_a_reserved_probe_that_is_not_used_gives_its_place_in_the_round_back(gate):
+    """The next request may probe at once."""
+    trip(gate)
+    gate.check_in(5, reserved(gate, now=5))
+    assert isinstance(gate.enter(5, None), int)
+
+
+def test_a_slot_reserved_while_closed_becomes_a_probe_in_half_open(gate):
+    """Its work is admitted to the round like anybody's, or refused like anybody's."""
+    first, second = reserved(gate), reserved(gate)
+    gate.turn(0, "half_open")
+    assert isinstance(gate.take_over(0, first, checkout=True), int)
+    assert gate.take_over(0, second, checkout=True).reason == "circuit_open"
+    assert (len(gate.breaker.leases), gate.bulkhead.taken) == (1, 1)
+
+
 def test_adopted_slots_come_back_without_a_number(gate):
     """What was checked out before the guard was there; no more of it than was counted."""
     gate.adopt(0, 2)
@@ -194,9 +263,10 @@ def test_stalls_follow_the_number_of_slots(gate):
 
 def test_a_child_of_a_fork_starts_empty(gate):
     """Nobody is inside, nobody waits; what the parent's calls would have settled changes nothing."""
-    ticket, slot = gate.enter(0, None), gate.check_out(0, None)
+    ticket, slot = gate.enter(0, None), reserved(gate)
     gate.enter(0, Place())
     gate.forget_everyone()
+    assert gate.take_over(0, slot, checkout=True) is None
     assert gate.leave(0, ticket, F) is None
     gate.check_in(0, slot)
     assert (gate.bulkhead.taken, len(gate.bulkhead.queue), gate.breaker.state) == (0, 0, "closed")
