@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from guardrails._deadline import ambient, close, enter, note_trouble
+from guardrails._deadline import Scope, ambient, close, enter, note_trouble, touch
 from guardrails._door import Door
 from guardrails._outcome import Outcome
 from guardrails._passage import Passage
 from guardrails._ringing import Ringing
 from guardrails.errors import CallTimeoutError
 
-__all__ = ["Call", "not_run"]
+__all__ = ["Call"]
 
 # Looked up once: this is the way every call goes. (An enum's members are slow to reach in Python 3.11.)
 _SUCCESS = Outcome.SUCCESS
@@ -41,7 +41,7 @@ class Call(Ringing):
         """Makes a call that is begun later, by ``with``."""
         call = cls()
         call.passage, call.timeout = passage, timeout
-        call.at = call.outer = call._held = None
+        call.at = call.outer = call.request = call._held = None
         call.closed = call.armed = call.rung = False
         call._ticket, call._verdict = 0, _SUCCESS
         return call
@@ -105,7 +105,8 @@ class Call(Ringing):
         while outer is not None and outer.closed:
             outer = outer.outer
         self.outer = outer
-        if door is None or (outer is not None and outer.at is not None):
+        self.request = None
+        if (outer is not None and not self._alone_in(outer)) or door is None:
             return False
         gate, lock = door.gate, door.lock
         bulkhead, breaker = gate.bulkhead, gate.breaker
@@ -142,6 +143,12 @@ class Call(Ringing):
                 note_trouble(error)
             raise error
         return self._ticket > 0
+
+    def _alone_in(self, outer: Scope) -> bool:
+        """Whether an enclosing scope brings no deadline and no slot along."""
+        self.request = request = outer.request
+        touch(outer, self.passage)
+        return outer.at is None and not (request is not None and request.reserved)
 
     def slip_out(self) -> bool:
         """Whether a call that returned got out the quick way; if not, it must `leave`."""
@@ -251,7 +258,7 @@ class Call(Ringing):
         if not self.passage.attached:
             return doors
         for door in doors:
-            refusal = door.step(door.gate.preview)
+            refusal = door.preview()
             if refusal is not None:
                 raise door.refused(refusal)
         return ()
@@ -291,10 +298,3 @@ class Call(Ringing):
             except BaseException:  # Ctrl-C while a listener runs: the other doors' slots go back too
                 self._settle(outcome)
                 raise
-
-
-def not_run(fn: object, coroutine: Any, advice: str) -> TypeError:
-    """The error for a synchronous call that gave a coroutine: guarded in name, and never in fact."""
-    coroutine.close()
-    name = getattr(fn, "__qualname__", type(fn).__name__)
-    return TypeError(f"{name} returned a coroutine, which would run outside the guard: {advice}")

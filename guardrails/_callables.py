@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["is_async", "is_generator", "label"]
+__all__ = ["is_async", "is_generator", "label", "not_run"]
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
@@ -35,3 +35,9 @@ def _forms(fn: Any) -> tuple[object, ...]:
 
 def _call_of(fn: Callable[..., Any]) -> object:
     return None if inspect.isroutine(fn) or isinstance(fn, type) else getattr(fn, "__call__", None)  # noqa: B004
+
+
+def not_run(fn: Callable[..., Any], coroutine: Any, advice: str) -> TypeError:
+    """The error for a synchronous call that gave a coroutine: guarded in name, and never in fact."""
+    coroutine.close()
+    return TypeError(f"{label(fn)} returned a coroutine, which would run outside the guard: {advice}")

@@ -27,6 +27,7 @@ __all__ = [
     "note_trouble",
     "open_scope",
     "remaining",
+    "touch",
 ]
 
 S = TypeVar("S", bound="Scope")
@@ -46,11 +47,12 @@ class Scope:
         clock: What ``at`` is measured with.
         outer: The enclosing scope.
         closed: True once the block has ended.
+        request: The request this block is part of, or None.
         alarmed: The ``id`` of the asyncio task that is cancelled at ``at``; 0 for none. That task lives as
             long as the scope is open, so nobody else has its id, and a mere number keeps nothing alive.
     """
 
-    __slots__ = ("alarmed", "at", "clock", "closed", "guard", "outer", "owner")
+    __slots__ = ("alarmed", "at", "clock", "closed", "guard", "outer", "owner", "request")
 
     at: float | None
     guard: Any
@@ -59,6 +61,7 @@ class Scope:
     outer: Scope | None
     closed: bool
     alarmed: int
+    request: RequestScope | None
 
     def begin(self, at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> None:
         """Fills a new scope in, inside ``outer``, which is what `current` has just returned."""
@@ -68,6 +71,7 @@ class Scope:
         self.outer = outer
         self.closed = False
         self.alarmed = 0
+        self.request = None if outer is None else outer.request
         self.bound_by(outer)
 
     def bound_by(self, outer: Scope | None) -> None:
@@ -89,26 +93,40 @@ class Scope:
 class RequestScope(Scope):
     """The scope of one HTTP request, opened by a middleware around everything the request does.
 
+    A middleware inside another one serves the same request: what it touched and what is reserved for
+    it they have in common.
+
     Attributes:
         trouble: The last refusal or timeout of any guard inside it. A framework's own error handler
             may have turned the exception into a 500 before the middleware could see it.
+        touched: When each guard was first asked for something inside it, on ``clock``, by passage.
+        reserved: The slots taken for it that nothing inside it uses yet, by door.
     """
 
-    __slots__ = ("trouble",)
+    __slots__ = ("reserved", "touched", "trouble")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
         self.begin(at, None, clock, outer)
+        shared = self.request
         self.trouble: GuardrailsError | None = None
+        self.touched: dict[Any, float] = {} if shared is None else shared.touched
+        self.reserved: dict[Any, int] = {} if shared is None else shared.reserved
+        self.request = self
+
+
+def touch(scope: Scope | None, passage: Any) -> None:
+    """Notes with the request that a scope is part of, if any, that it came to a guard."""
+    if scope is not None and scope.request is not None:
+        request = scope.request
+        if passage not in request.touched:
+            request.touched[passage] = request.clock()
 
 
 def note_trouble(error: GuardrailsError) -> None:
     """Leaves a guard's error with the request it happened in, if there is one."""
     scope = current()
-    while scope is not None:
-        if isinstance(scope, RequestScope):
-            scope.trouble = error
-            return
-        scope = scope.outer
+    if scope is not None and scope.request is not None:
+        scope.request.trouble = error
 
 
 def current() -> Scope | None:
@@ -135,6 +153,7 @@ def enter(scope: S) -> S:
 def close(scope: Scope) -> None:
     """Ends a scope, from whichever context."""
     scope.closed = True
+    scope.request = None  # a request's own scope would keep itself alive
     if ambient.get() is scope:
         ambient.set(scope.outer)
 

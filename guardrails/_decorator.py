@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
-from guardrails._call import Call, not_run
-from guardrails._callables import is_async, is_generator, label
+from guardrails._call import Call
+from guardrails._callables import is_async, is_generator, label, not_run
 from guardrails._guard import Guard
 from guardrails._recovery import Answered, AsyncAnswered, recovering
 

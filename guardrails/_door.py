@@ -16,7 +16,7 @@ from guardrails._circuit_open import CircuitOpenError
 from guardrails._core.breaker import Change, Ended
 from guardrails._core.bulkhead import Place
 from guardrails._core.gate import Gate, Refusal
-from guardrails._deadline import note_trouble
+from guardrails._deadline import current, note_trouble
 from guardrails._fork import survive_fork
 from guardrails._outcome import Outcome
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
@@ -172,6 +172,8 @@ class Door:
         Raises:
             RejectedError: The call may not start.
         """
+        if self.gate.reserved and (ticket := self._take_over(checkout=checkout)):
+            return ticket
         # Blocking the event loop would stop the very callers whose slots this one waits for.
         place = ThreadPlace() if self.max_wait > 0 and not on_event_loop() else None
         gate = self.gate
@@ -188,6 +190,8 @@ class Door:
 
     async def enter_async(self, *, budget: float | None = None) -> int:
         """Takes a slot for an asyncio task; see ``enter``."""
+        if self.gate.reserved and (ticket := self._take_over(checkout=False)):
+            return ticket
         place = TaskPlace() if self.max_wait > 0 else None
         verdict = self.step(self.gate.enter, place)
         if verdict is None and place is not None:
@@ -205,6 +209,8 @@ class Door:
         Raises:
             RejectedError: There is no slot in time.
         """
+        if self.gate.reserved and (slot := self._take_over(checkout=True)):
+            return slot
         with self.lock:
             slot = self.gate.quick_check_out(self.clock())
         if self.postponed:
@@ -219,6 +225,52 @@ class Door:
             late = wait(self._queue(place, budget))
             verdict = self.step(self.gate.woken_checkout, place, late)
         return self._admitted(verdict)
+
+    # --- for a request, before the work in it --------------------------------------------------
+
+    async def reserve(self, *, budget: float | None = None) -> int | Refusal:
+        """Takes a slot that the first checkout or call inside the current request will take over.
+
+        Args:
+            budget: Seconds the request has left, which bound the wait.
+
+        Returns:
+            The slot, to be given back with ``give_back`` whether it was used or not; or a refusal, of
+            which the listeners have been told.
+        """
+        with self.lock:
+            verdict: int | Refusal | None = self.gate.quick_check_out(self.clock())
+        if self.postponed:
+            self.catch_up()
+        if not verdict:
+            place = TaskPlace() if self.max_wait > 0 else None
+            verdict = self.step(self.gate.check_out, place)
+            if verdict is None and place is not None:
+                late = await self._queue(place, budget)
+                verdict = self.step(self.gate.woken_checkout, place, late)
+        if isinstance(verdict, int):
+            self.step(self.gate.reserve, verdict)
+            return verdict
+        verdict = verdict or Refusal("bulkhead_full", None)
+        self.tell_refusal(verdict)
+        return verdict
+
+    def give_back(self, slot: int) -> None:
+        """Gives a reserved slot back; one that was taken over is not the request's any more."""
+        if slot in self.gate.reserved:
+            self.step(self.gate.check_in, slot)
+
+    def preview(self) -> Refusal | None:
+        """Refuses what the circuit would refuse anyway; a request that has a slot here has asked before."""
+        gate = self.gate
+        if gate.reserved and self in _reserved_here():
+            return None
+        return self.step(gate.preview)
+
+    def _take_over(self, *, checkout: bool) -> int:
+        slot = _reserved_here().pop(self, 0)
+        verdict = self.step(self.gate.take_over, slot, checkout=checkout) if slot else None
+        return 0 if verdict is None else self._admitted(verdict)
 
     async def _queue(self, place: TaskPlace, budget: float | None) -> Reason:
         patience, late = self._patience(budget)
@@ -248,20 +300,24 @@ class Door:
     def shut_out(self, retry_after: float) -> CircuitOpenError:
         """Like ``refused``, for the one refusal that there may be many of."""
         if self._tells_of_refusals:
-            self._tell_refusal("circuit_open", retry_after)
+            self.tell_refusal(Refusal("circuit_open", retry_after))
         return CircuitOpenError(self.name, "circuit_open", retry_after)
 
     def refused(self, refusal: Refusal) -> RejectedError:
         """Tells the listeners of a refusal and builds its error, a new one each time."""
+        self.tell_refusal(refusal)
         reason, retry_after = refusal
-        if self._tells_of_refusals:
-            self._tell_refusal(reason, retry_after)
         error = _ERRORS[reason](self.name, reason, retry_after)
         note_trouble(error)
         return error
 
-    def _tell_refusal(self, reason: Reason, retry_after: float | None) -> None:
-        self.tell(CallRejected, at=self.clock(), seq=next(self._seq), reason=reason, retry_after=retry_after)
+    def tell_refusal(self, refusal: Refusal) -> None:
+        """Tells the listeners of a refusal that nobody raises."""
+        reason, retry_after = refusal
+        if self._tells_of_refusals:
+            self.tell(
+                CallRejected, at=self.clock(), seq=next(self._seq), reason=reason, retry_after=retry_after
+            )
 
     def refuse(self, reason: Reason) -> RejectedError:
         """Counts a refusal decided outside the gate and builds its error."""
@@ -360,6 +416,13 @@ class Door:
             cause=change.cause,
             retry_after=change.retry_after,
         )
+
+
+def _reserved_here() -> dict[object, int]:
+    """The slots the current request has reserved and nothing has taken over yet, by door."""
+    scope = current()
+    request = None if scope is None else scope.request
+    return {} if request is None else request.reserved
 
 
 def _wants(listener: Listener, kind: type[Event]) -> bool:

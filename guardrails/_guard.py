@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import CoroutineType
 from typing import Any, Never, ParamSpec, Protocol, TypeVar
 
-from guardrails._call import Call, not_run
+from guardrails._call import Call
+from guardrails._callables import not_run
 from guardrails._checks import Faults, unknown_option
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead

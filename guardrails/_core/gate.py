@@ -410,8 +410,12 @@ class Gate:
         self.pause()
         breaker = self.breaker
         if breaker.state == "open":
-            self.shut_until = min(breaker.open_until, breaker.quiet_until)
+            self.shut_until = self._ahead(min(breaker.open_until, breaker.quiet_until))
         elif breaker.state in {"closed", "disabled"} and not self.bulkhead.queue:
-            self.free_until = breaker.quiet_until
-            self.calm_until = breaker.steady_until()
+            self.free_until = self._ahead(breaker.quiet_until)
+            self.calm_until = self._ahead(breaker.steady_until())
         return result
+
+    def _ahead(self, moment: float) -> float:
+        # A clock that goes back must not reopen a moment that has passed.
+        return moment if moment > self.last else -math.inf

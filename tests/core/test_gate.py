@@ -160,7 +160,7 @@ def test_a_reserved_slot_is_counted_once(gate):
     for checkout, leave in ((True, gate.check_in), (False, lambda now, slot: gate.leave(now, slot, S))):
         slot = reserved(gate)
         used = gate.take_over(1, slot, checkout=checkout)
-        assert (gate.bulkhead.taken, gate.reserved) == (1, set())
+        assert (gate.bulkhead.taken, set(gate.reserved)) == (1, set())
         leave(2, used)
         assert (gate.bulkhead.taken, gate.checkouts, gate.breaker.in_flight) == (0, {}, {})
     assert gate.breaker.succeeded == 1
@@ -175,7 +175,7 @@ def test_a_reserved_slot_that_is_not_used_goes_to_the_next(gate):
     assert (drain(gate), gate.woken_checkout(1, place) in gate.checkouts) == ([place], True)
     gate.check_in(1, slots[0])
     assert gate.take_over(1, slots[0], checkout=True) is None
-    assert (gate.bulkhead.taken, gate.reserved) == (2, {slots[1]})
+    assert (gate.bulkhead.taken, set(gate.reserved)) == (2, {slots[1]})
 
 
 @pytest.mark.parametrize("checkout", [True, False])
@@ -184,7 +184,7 @@ def test_a_slot_reserved_before_the_circuit_opened_is_refused(gate, checkout):
     slot = reserved(gate)
     trip(gate)
     assert gate.take_over(1, slot, checkout=checkout) == Refusal("circuit_open", 4)
-    assert (gate.bulkhead.taken, gate.reserved, gate.checkouts) == (0, set(), {})
+    assert (gate.bulkhead.taken, set(gate.reserved), gate.checkouts) == (0, set(), {})
 
 
 @pytest.mark.parametrize("checkout", [True, False])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
-from guardrails._deadline import current
+from guardrails._deadline import current, touch
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError
@@ -124,10 +124,11 @@ class Admission:
 
     def _enter(self) -> Checkout:
         scope = current()
+        checkout = Checkout(self._innermost())
+        touch(scope, checkout.guard.passage)
         budget = None if scope is None else scope.remaining()
         if budget is not None and budget <= 0:
             raise self._door.refuse("deadline_spent")
-        checkout = Checkout(self._innermost())
         try:
             for door in checkout.guard.passage.doors:
                 checkout.slots.append((door, door.check_out(self._wait, budget=budget)))
