@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
 from contextlib import suppress
 from typing import Any
 
+from guardrails.integrations.sqlalchemy._drivers._background import Background
 from guardrails.integrations.sqlalchemy._drivers._postgres import server_failed
+from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["Psycopg", "PsycopgAsync"]
 
@@ -24,12 +23,9 @@ class Psycopg:
         connection.cancel_safe(timeout=within)
 
     def kill(self, connection: Any) -> None:
-        """See Driver. libpq sits in poll(); shutting the socket down wakes it with an end of file."""
-        with suppress(Exception):
-            # A duplicate, because closing a socket object would close libpq's descriptor under it.
-            handle = socket.socket(fileno=os.dup(connection.pgconn.socket))
-            with handle:
-                handle.shutdown(socket.SHUT_RDWR)
+        """See Driver. libpq sits in poll()."""
+        with suppress(Exception):  # closed meanwhile
+            cut(connection.pgconn.socket)
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""
@@ -40,14 +36,8 @@ class PsycopgAsync(Psycopg):
     """See Driver."""
 
     def __init__(self) -> None:
-        self._cancelling: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Not by cancelling the task: psycopg would then wait up to 10 s for the server."""
-        task = asyncio.get_running_loop().create_task(self._cancel(connection, within))
-        self._cancelling.add(task)
-        task.add_done_callback(self._cancelling.discard)
-
-    async def _cancel(self, connection: Any, within: float) -> None:
-        with suppress(Exception):
-            await connection.cancel_safe(timeout=within)
+        self._background.run(connection.cancel_safe(timeout=within), within)

@@ -1,0 +1,19 @@
+"""Cutting a connection below its driver. Knows descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+__all__ = ["cut"]
+
+
+def cut(descriptor: int) -> None:
+    """Shuts a socket down: whoever reads or polls it wakes with an end of file. Never blocks or raises."""
+    with suppress(Exception):
+        # A duplicate, because closing a socket object would close the driver's descriptor under it,
+        # and shutting down an SSLSocket would drop its encryption while another thread is in it.
+        handle = socket.socket(fileno=os.dup(descriptor))
+        with handle:
+            handle.shutdown(socket.SHUT_RDWR)
