@@ -39,6 +39,10 @@ _KNOWN = {
     ("psycopg", True): ("psycopg", "PsycopgAsync"),
     ("psycopg_async", True): ("psycopg", "PsycopgAsync"),
     ("asyncpg", True): ("asyncpg", "Asyncpg"),
+    ("psycopg2", False): ("psycopg2", "Psycopg2"),
+    ("pymysql", False): ("pymysql", "PyMySQL"),
+    ("aiomysql", True): ("aiomysql", "Aiomysql"),
+    ("asyncmy", True): ("asyncmy", "Asyncmy"),
     ("pysqlite", False): ("sqlite", "Sqlite"),
     ("aiosqlite", True): ("sqlite", "Aiosqlite"),
 }

@@ -1,0 +1,125 @@
+"""What a MySQL or MariaDB error code says about the server, and how a statement is found there to be killed.
+
+Knows no driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["PATIENCE", "Target", "server_failed"]
+
+PATIENCE = 1.0
+"""Seconds a KILL may take: more than the grace, because the server works on for a client that is gone."""
+
+_OUT_OF_RESOURCES = {
+    1021,  # disk full
+    1037,  # out of memory
+    1038,  # out of sort memory
+    1040,  # too many connections
+    1041,  # out of memory, or of threads
+    1114,  # a table is full
+    1135,  # cannot create a thread
+    1203,  # too many connections of this user
+    1226,  # this user has used up a limit
+}
+_STORAGE = {
+    1016,  # cannot open a file
+    1017,  # cannot find a file
+    1023,  # error on close
+    1024,  # error reading a file
+    1026,  # error writing a file
+    1030,  # the storage engine reports an error
+    1034,  # a broken index
+    1180,  # error during COMMIT
+    1181,  # error during ROLLBACK
+    1194,  # a table is marked as crashed
+    1195,  # and could not be repaired
+}
+_STOPPED_BY_THE_SERVER = {
+    1047,  # a Galera node that has lost its cluster
+    1053,  # shutdown in progress
+    1077,  # normal shutdown
+    1079,  # shutdown complete
+    1080,  # forcing a thread to close
+    1129,  # this host is blocked
+    1152,  # aborted connection
+    1158,  # network errors, to 1161
+    1159,
+    1160,
+    1161,
+    1184,  # aborted connection
+    1317,  # KILL QUERY
+    1927,  # KILL
+    1969,  # MariaDB: max_statement_time
+    3024,  # MySQL: max_execution_time
+    4031,  # MySQL: idle for too long
+}
+_SEEN_BY_THE_CLIENT = {
+    2001,  # cannot create a socket, a connection, a TCP socket
+    2002,
+    2003,
+    2004,
+    2005,  # unknown host
+    2006,  # server has gone away
+    2009,  # wrong host info
+    2012,  # error in the handshake
+    2013,  # connection lost during a query
+    2026,  # TLS error
+    2055,  # connection lost at a named place
+}
+_FAULTS = frozenset(_OUT_OF_RESOURCES | _STORAGE | _STOPPED_BY_THE_SERVER | _SEEN_BY_THE_CLIENT)
+"""Every other code is an answer about the statement: the server is alive and well. Among the answers are
+1205 (lock wait timeout), 1213 (deadlock), 1062 (duplicate), 1064 (syntax) and 1290 (read-only)."""
+
+
+def server_failed(error: BaseException) -> bool | None:
+    """Whether an error's code means a fault of the server; None without a code.
+
+    The drivers follow PEP 249 and PyMySQL's habit: the code is the first argument, 0 where there is none.
+    """
+    code = error.args[0] if error.args else None
+    return code in _FAULTS if isinstance(code, int) and code else None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A connection, as the server's list of connections should show it.
+
+    Attributes:
+        number: The server's number for it; never given out twice until the server restarts.
+        port: Our own end of it; None for a Unix socket.
+    """
+
+    number: int
+    port: int | None
+
+    @property
+    def question(self) -> str:
+        """Asks, over a second connection, for where the server sees both from."""
+        return (
+            "SELECT id, host FROM information_schema.processlist "  # noqa: S608 - a number of the server's
+            f"WHERE id = CONNECTION_ID() OR (id = {self.number:d} AND command <> 'Sleep')"
+        )
+
+    @property
+    def order(self) -> str:
+        """Ends the statement under way on it."""
+        return f"KILL QUERY {self.number:d}"
+
+    def is_among(self, rows: Iterable[tuple[int, str]], messenger: Target) -> bool:
+        """Whether the answer shows this very connection, busy.
+
+        The second connection may have come to another server behind one address, or to one that has
+        restarted: the number then belongs to a stranger. Both ends must come from one host; where the
+        network shows our ports to the server as they are, the port must be ours too.
+        """
+        hosts = {number: host.rpartition(":") for number, host in rows}
+        if self.number not in hosts or messenger.number not in hosts:
+            return False
+        here, _, port = hosts[self.number]
+        ours, _, seen_port = hosts[messenger.number]
+        if here != ours:
+            return False
+        return port == str(self.port) or seen_port != str(messenger.port)

@@ -1,0 +1,66 @@
+"""What aiomysql and asyncmy share: KILL QUERY over a second connection, then the transport is aborted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import Any
+
+from guardrails.integrations.sqlalchemy._drivers._background import Background
+from guardrails.integrations.sqlalchemy._drivers._mysql import PATIENCE, Target, server_failed
+
+__all__ = ["MySQLAsync"]
+
+
+class MySQLAsync(ABC):
+    """See Driver."""
+
+    interrupts_task = False
+    connects_anywhere = True
+
+    def __init__(self) -> None:
+        self._background = Background()
+
+    @abstractmethod
+    def _transport(self, connection: Any) -> Any:
+        """The connection's transport."""
+
+    @abstractmethod
+    async def _another(self, connection: Any, host: str) -> Any:
+        """Opens a second connection to the same server, at ``host``."""
+
+    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
+        """See Driver. Cancelling the task would leave the statement running on the server."""
+        target, host = self._target(connection), self._host(connection)
+        self._background.run(self._kill_query(connection, target, host), PATIENCE)
+
+    def kill(self, connection: Any) -> None:
+        """See Driver."""
+        with suppress(Exception):  # closed meanwhile
+            self._transport(connection).abort()
+
+    def failed(self, error: BaseException) -> bool | None:
+        """See Driver."""
+        return server_failed(error)
+
+    def _target(self, connection: Any) -> Target:
+        address = self._transport(connection).get_extra_info("sockname")
+        return Target(connection.thread_id(), address[1] if isinstance(address, tuple) else None)
+
+    def _host(self, connection: Any) -> str:
+        # Where this connection went, not where its name leads by now; a certificate wants the name.
+        transport = self._transport(connection)
+        peer = transport.get_extra_info("peername")
+        named = transport.get_extra_info("ssl_object") is not None or not isinstance(peer, tuple)
+        host: str = connection._host if named else peer[0]  # noqa: SLF001 - asyncmy has no public name
+        return host
+
+    async def _kill_query(self, connection: Any, target: Target, host: str) -> None:
+        messenger = await self._another(connection, host)
+        try:
+            async with messenger.cursor() as cursor:
+                await cursor.execute(target.question)
+                if target.is_among(await cursor.fetchall(), self._target(messenger)):
+                    await cursor.execute(target.order)
+        finally:
+            messenger.close()

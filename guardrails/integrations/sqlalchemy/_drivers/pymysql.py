@@ -1,0 +1,64 @@
+"""PyMySQL: KILL QUERY over a second connection, then the socket is shut."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import suppress
+from typing import Any
+
+import pymysql
+
+from guardrails.integrations.sqlalchemy._drivers._mysql import PATIENCE, Target, server_failed
+from guardrails.integrations.sqlalchemy._drivers._sockets import cut
+
+__all__ = ["PyMySQL"]
+
+
+class PyMySQL:
+    """See Driver."""
+
+    interrupts_task = False
+    connects_anywhere = True
+
+    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
+        """See Driver. Blocks, so it runs in a thread of its own."""
+        target = _target(connection)
+        with _another(connection) as messenger, messenger.cursor() as cursor:
+            cursor.execute(target.question)
+            if target.is_among(cursor.fetchall(), _target(messenger)):
+                cursor.execute(target.order)
+
+    def kill(self, connection: Any) -> None:
+        """See Driver."""
+        with suppress(Exception):  # closed meanwhile
+            cut(connection._sock.fileno())  # noqa: SLF001 - it has no public name
+
+    def failed(self, error: BaseException) -> bool | None:
+        """See Driver."""
+        return server_failed(error)
+
+
+def _target(connection: Any) -> Target:
+    address = connection._sock.getsockname()  # noqa: SLF001
+    return Target(connection.thread_id(), address[1] if isinstance(address, tuple) else None)
+
+
+def _another(connection: Any) -> Any:
+    """A second connection to the same server."""
+    sock = connection._sock  # noqa: SLF001
+    encrypted = isinstance(sock, ssl.SSLSocket)
+    # Where this connection went, not where its name leads by now; a certificate wants the name.
+    named = encrypted or connection.unix_socket
+    return pymysql.connect(
+        host=connection.host if named else sock.getpeername()[0],
+        port=connection.port,
+        user=connection.user,
+        password=connection.password,
+        unix_socket=connection.unix_socket,
+        bind_address=connection.bind_address,
+        ssl=connection.ctx if encrypted else None,
+        server_public_key=connection.server_public_key,
+        connect_timeout=PATIENCE,
+        read_timeout=PATIENCE,
+        write_timeout=PATIENCE,
+    )
