@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from sqlalchemy import Engine, event
@@ -92,7 +93,9 @@ class _EngineAttachment:
         engine, dialect = self._engine, self._engine.dialect
         self._admission.attach(engine.pool)
         for method in ("do_execute", "do_executemany", "do_execute_no_params"):
-            self._hook(method, self._around_statement(getattr(dialect, method)))
+            # PyMySQL makes one INSERT of many only if the statement begins with the word.
+            many = method == "do_executemany"
+            self._hook(method, self._around_statement(getattr(dialect, method), many=many))
         self._hook("do_commit", self._around_end(dialect.do_commit, commit=True))
         self._hook("do_rollback", self._around_end(dialect.do_rollback, commit=False))
         self._hook("do_ping", self._around_ping(dialect.do_ping))
@@ -110,9 +113,9 @@ class _EngineAttachment:
         self._hooks.append(method)
         setattr(self._engine.dialect, method, hook)
 
-    def _around_statement(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _around_statement(self, original: Callable[..., Any], *, many: bool) -> Callable[..., Any]:
         run, own = self._worker.run, self._engine.dialect.get_driver_connection
-        checkout_of = self._admission.checkout_of
+        checkout_of, allow = self._admission.checkout_of, self._worker.allow
 
         def execute(cursor: Any, *args: Any, **kwargs: Any) -> Any:
             # SQLAlchemy hands the execution context over as the last argument.
@@ -120,11 +123,14 @@ class _EngineAttachment:
             fairy = getattr(getattr(context, "root_connection", None), "_dbapi_connection", None)
             if fairy is None:
                 return original(cursor, *args, **kwargs)
+            timeout = _asked(context.execution_options.get(TIMEOUT_OPTION))
+            if timeout is not None and not many:
+                args = (allow(args[0], timeout), *args[1:])
             return run(
                 lambda: original(cursor, *args, **kwargs),
                 own(fairy.dbapi_connection),
                 checkout_of(fairy._connection_record),  # noqa: SLF001 - no public way to the record
-                timeout=_asked(context.execution_options.get(TIMEOUT_OPTION)),
+                timeout=timeout,
             )
 
         return execute
@@ -158,7 +164,7 @@ class _EngineAttachment:
         connect = self._worker.connect
 
         def connect_within(*args: Any, **kwargs: Any) -> Any:
-            return connect(lambda: original(*args, **kwargs))
+            return connect(partial(original, *args), kwargs)
 
         return connect_within
 

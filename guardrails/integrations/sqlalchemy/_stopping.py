@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from guardrails._alarm import Alarm, alarms
@@ -15,6 +16,7 @@ from guardrails.integrations.sqlalchemy._watchdog import GRACE, Watched, arm, di
 __all__ = ["Bounds", "StoppedError"]
 
 _Call = Callable[[], Any]
+_Connect = Callable[..., Any]
 
 
 class StoppedError(Exception):
@@ -59,15 +61,18 @@ class Bounds:
             raise StoppedError
         return result
 
-    def connect(self, call: _Call, seconds: float | None) -> Any:
-        """Opens a connection.
+    def connect(
+        self, connect: _Connect, arguments: dict[str, Any], seconds: float | None, backstop: float | None
+    ) -> Any:
+        """Opens a connection; see Driver.open for the arguments.
 
         Raises:
             StoppedError: There is none yet. One that comes later is closed.
         """
         driver = self._driver
         if seconds is None or driver is None:
-            return call()
+            return connect(**arguments)
+        call = partial(driver.open, connect, arguments, seconds, backstop)
         if self._is_async:
             return _on_loop(call, _StopOnLoop(None, None, seconds))
         return _Connecting(call).within(seconds) if driver.connects_anywhere else call()
@@ -80,6 +85,8 @@ def _on_loop(call: _Call, alarm: _StopOnLoop) -> Any:
     except BaseException as error:
         if alarm.end() and isinstance(error, Exception | asyncio.CancelledError):
             raise StoppedError from error
+        if isinstance(error, asyncio.CancelledError):
+            alarm.abandon()
         raise
     if alarm.end():
         raise StoppedError
@@ -131,6 +138,11 @@ class _StopOnLoop(Alarm):
         if self._task is None or (self._driver is not None and not self._driver.interrupts_task):
             return True
         return self._task.uncancel() <= self._before
+
+    def abandon(self) -> None:
+        """The task was cancelled from outside; the server may have to be told, unless it was already."""
+        if self._driver is not None and not self._rung:
+            self._driver.abandon(self._connection)
 
 
 class _Connecting:

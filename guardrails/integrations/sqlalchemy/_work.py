@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
+_BACKSTOP = 4
+"""How many timeouts of the guard the server gives a statement when nobody can tell it to stop."""
+
 
 class Worker:
     """Runs pieces of driver work for one engine.
@@ -42,6 +45,19 @@ class Worker:
         self._driver = driver
         self._bounds = Bounds(driver, is_async=is_async)
         self._errors = errors
+
+    @property
+    def backstop(self) -> float | None:
+        """Seconds after which the server should end a statement by itself."""
+        timeout = self._guard.timeout
+        return None if timeout is None else timeout * _BACKSTOP
+
+    def allow(self, statement: str, timeout: float) -> str:
+        """The statement, worded so that the backstop does not end it before ``timeout`` seconds."""
+        backstop = self.backstop
+        if self._driver is None or backstop is None or timeout <= backstop:
+            return statement
+        return self._driver.allow(statement, timeout)
 
     def run(
         self,
@@ -93,8 +109,12 @@ class Worker:
                 door.end(ticket, outcome)
         return result
 
-    def connect(self, call: Callable[[], Any]) -> Any:
+    def connect(self, connect: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Opens a connection as evidence, within the time that is left.
+
+        Args:
+            connect: What opens one, given keyword arguments.
+            arguments: What the engine gives it.
 
         Raises:
             CallTimeoutError: There is no connection yet. One that comes later is closed.
@@ -106,7 +126,7 @@ class Worker:
         ticket = door.begin(0)
         outcome = Outcome.ABANDONED
         try:
-            connection = self._bounds.connect(call, seconds)
+            connection = self._bounds.connect(connect, arguments, seconds, self.backstop)
             outcome = Outcome.SUCCESS
         except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else Outcome.ABANDONED

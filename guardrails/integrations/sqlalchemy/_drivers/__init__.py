@@ -1,11 +1,12 @@
-"""How each driver is told to stop: one file per driver, two verbs each.
+"""How each driver is told to stop: one file per driver, two verbs each and what they need.
 
-To add a driver, write a module with a class that fills `Driver` and list it in `_KNOWN`.
+To add a driver, write a module with a class that fills `Driver`, from `Plain`, and list it in `_KNOWN`.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from guardrails.errors import ConfigurationError
@@ -29,6 +30,25 @@ class Driver(Protocol):
 
     def kill(self, connection: Any) -> None:
         """Makes whoever waits on the connection fail now, server or no server. Never blocks."""
+
+    def abandon(self, connection: Any) -> None:
+        """Tells the server that a task was cancelled from outside, where the driver itself does not."""
+
+    def open(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
+    ) -> Any:
+        """Opens a connection.
+
+        Args:
+            connect: What opens one, given keyword arguments.
+            arguments: What the engine gives it.
+            seconds: How long anybody waits for it. A thread that opens one should end soon after.
+            backstop: Seconds after which the server should end any statement by itself, for the time
+                when it cannot be told; None for no such limit.
+        """
+
+    def allow(self, statement: str, seconds: float) -> str:
+        """A statement that may take ``seconds``, which is more than the backstop."""
 
     def failed(self, error: BaseException) -> bool | None:
         """Whether an error of this driver is the server's fault; None if it cannot tell."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["PATIENCE", "Target", "server_failed"]
+__all__ = ["PATIENCE", "Target", "allowing", "server_failed", "with_backstop"]
 
 PATIENCE = 1.0
 """Seconds a KILL may take: more than the grace, because the server works on for a client that is gone."""
@@ -81,6 +82,27 @@ def server_failed(error: BaseException) -> bool | None:
     """
     code = error.args[0] if error.args else None
     return code in _FAULTS if isinstance(code, int) and code else None
+
+
+def with_backstop(arguments: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+    """The arguments of a connect, with a limit for every statement of the session.
+
+    One round trip more when a connection is opened, none after. A lower limit of the server's own stays,
+    and so does an ``init_command`` of the user's, who must then set a limit there.
+    """
+    if seconds is None or arguments.get("init_command"):
+        return arguments
+    limit = (
+        f"SESSION max_statement_time = IF(@@max_statement_time BETWEEN 0.000001 AND {seconds:f}, "
+        f"@@max_statement_time, {seconds:f})"
+    )
+    # Only MariaDB reads such a comment; MySQL has no limit that covers more than SELECT.
+    return {**arguments, "init_command": f"SET @guardrails = 1 /*M!100100 , {limit} */"}
+
+
+def allowing(statement: str, seconds: float) -> str:
+    """The statement with a limit of its own, in the same round trip; MySQL sees a comment."""
+    return f"/*M!100100 SET STATEMENT max_statement_time = {seconds:f} FOR */ {statement}"
 
 
 @dataclass(frozen=True, slots=True)

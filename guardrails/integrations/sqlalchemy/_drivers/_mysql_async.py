@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from guardrails.integrations.sqlalchemy._drivers._background import Background
-from guardrails.integrations.sqlalchemy._drivers._mysql import PATIENCE, Target, server_failed
+from guardrails.integrations.sqlalchemy._drivers._mysql import (
+    PATIENCE,
+    Target,
+    allowing,
+    server_failed,
+    with_backstop,
+)
+from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 
 __all__ = ["MySQLAsync"]
 
 
-class MySQLAsync(ABC):
+class MySQLAsync(Plain, ABC):
     """See Driver."""
-
-    interrupts_task = False
-    connects_anywhere = True
 
     def __init__(self) -> None:
         self._background = Background()
+        self._opened: WeakKeyDictionary[Any, tuple[Target, str]] = WeakKeyDictionary()
 
     @abstractmethod
     def _transport(self, connection: Any) -> Any:
@@ -28,6 +35,25 @@ class MySQLAsync(ABC):
     @abstractmethod
     async def _another(self, connection: Any, host: str) -> Any:
         """Opens a second connection to the same server, at ``host``."""
+
+    def open(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
+    ) -> Any:
+        """See Driver."""
+        adapted = super().open(connect, with_backstop(arguments, backstop), seconds, backstop)
+        connection = adapted.driver_connection
+        self._opened[connection] = (self._target(connection), self._host(connection))
+        return adapted
+
+    def allow(self, statement: str, seconds: float) -> str:
+        """See Driver."""
+        return allowing(statement, seconds)
+
+    def abandon(self, connection: Any) -> None:
+        """See Driver. A cancelled task has closed its connection; what it asked for would run on."""
+        known = self._opened.get(connection)
+        if known is not None:
+            self._background.run(self._kill_query(connection, *known), PATIENCE)
 
     def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
         """See Driver. Cancelling the task would leave the statement running on the server."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 from guardrails.integrations.sqlalchemy._drivers._postgres import server_failed
 
 __all__ = ["Asyncpg"]
 
 
-class Asyncpg:
+class Asyncpg(Plain):
     """See Driver."""
 
     interrupts_task = True
-    connects_anywhere = True
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. The task is cancelled instead."""

@@ -6,17 +6,15 @@ from contextlib import suppress
 from typing import Any
 
 from guardrails.integrations.sqlalchemy._drivers._background import Background
+from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 from guardrails.integrations.sqlalchemy._drivers._postgres import server_failed
 from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["Psycopg", "PsycopgAsync"]
 
 
-class Psycopg:
+class Psycopg(Plain):
     """See Driver."""
-
-    interrupts_task = False
-    connects_anywhere = True
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Blocks, so it runs in a thread of its own."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
 import psycopg2
 
+from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 from guardrails.integrations.sqlalchemy._drivers._postgres import server_failed
 from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["Psycopg2"]
 
 _PATIENCE = 2
-"""Seconds the second connection may take to open; libpq takes whole ones and no fewer."""
+"""The fewest seconds libpq gives the opening of a connection; it takes whole ones only."""
 
 _CANCEL = (
     "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
@@ -24,13 +27,17 @@ _CANCEL = (
 """The port is ours if nothing stands between; a pooler's process number never belongs to it."""
 
 
-class Psycopg2:
+class Psycopg2(Plain):
     """See Driver."""
 
-    interrupts_task = False
-    connects_anywhere = True
+    def open(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
+    ) -> Any:
+        """See Driver."""
+        patience = max(_PATIENCE, math.ceil(seconds))
+        return super().open(connect, {"connect_timeout": patience, **arguments}, seconds, backstop)
 
-    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see _PATIENCE
+    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - libpq takes no fractions
         """See Driver. Blocks, so it runs in a thread of its own.
 
         Not by ``connection.cancel()``: that waits for the server without letting go of the interpreter,

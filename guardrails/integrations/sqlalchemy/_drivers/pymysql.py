@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pymysql
 
-from guardrails.integrations.sqlalchemy._drivers._mysql import PATIENCE, Target, server_failed
+from guardrails.integrations.sqlalchemy._drivers._mysql import (
+    PATIENCE,
+    Target,
+    allowing,
+    server_failed,
+    with_backstop,
+)
+from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["PyMySQL"]
 
 
-class PyMySQL:
+class PyMySQL(Plain):
     """See Driver."""
 
-    interrupts_task = False
-    connects_anywhere = True
+    def open(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
+    ) -> Any:
+        """See Driver. ``connect_timeout`` does not cover the handshake; ``read_timeout`` does."""
+        own = arguments.get("read_timeout")
+        bounded = {**arguments, "read_timeout": own or seconds}
+        connection = connect(**with_backstop(bounded, backstop))
+        connection._read_timeout = own  # noqa: SLF001 - from here on deadlines bound every read
+        return connection
+
+    def allow(self, statement: str, seconds: float) -> str:
+        """See Driver."""
+        return allowing(statement, seconds)
 
     def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
         """See Driver. Blocks, so it runs in a thread of its own."""
@@ -57,6 +76,7 @@ def _another(connection: Any) -> Any:
         unix_socket=connection.unix_socket,
         bind_address=connection.bind_address,
         ssl=connection.ctx if encrypted else None,
+        ssl_disabled=not encrypted,
         server_public_key=connection.server_public_key,
         connect_timeout=PATIENCE,
         read_timeout=PATIENCE,

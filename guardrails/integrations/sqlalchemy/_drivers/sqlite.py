@@ -6,15 +6,16 @@ import sqlite3
 from contextlib import suppress
 from typing import Any
 
+from guardrails.integrations.sqlalchemy._drivers._plain import Plain
+
 __all__ = ["Aiosqlite", "Sqlite"]
 
 _FAULTS = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CORRUPT})
 
 
-class Sqlite:
+class Sqlite(Plain):
     """See Driver."""
 
-    interrupts_task = False
     connects_anywhere = False
 
     def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - it takes no time

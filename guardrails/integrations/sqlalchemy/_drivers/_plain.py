@@ -1,0 +1,32 @@
+"""What most drivers need no words for. Knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Plain"]
+
+
+class Plain:
+    """The parts of Driver that do nothing special."""
+
+    interrupts_task = False
+    connects_anywhere = True
+
+    def open(
+        self,
+        connect: Callable[..., Any],
+        arguments: dict[str, Any],
+        seconds: float,  # noqa: ARG002 - the caller stops waiting by itself
+        backstop: float | None,  # noqa: ARG002 - this server is given none
+    ) -> Any:
+        """See Driver."""
+        return connect(**arguments)
+
+    def allow(self, statement: str, seconds: float) -> str:  # noqa: ARG002 - there is no backstop to lift
+        """See Driver."""
+        return statement
+
+    def abandon(self, connection: Any) -> None:
+        """See Driver. Cancelling the task is enough."""
