@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import re
 import threading
 import time
 
 import psycopg
+import pymysql
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import protect
+from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer
 
 
@@ -24,13 +27,45 @@ def postgres():
         yield server
 
 
-@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg"])
-def lab(request, postgres):
+@pytest.fixture(scope="session")
+def mariadb():
+    """One MariaDB for the whole run, with a user of the tests' own; a visible skip without the program."""
+    if not MariaDBServer.installed():
+        pytest.skip("mariadbd is not installed")
+    with MariaDBServer.start("--max-connections=100") as server:
+        with MariaDB(server).connect() as connection:
+            MariaDB.run(connection, "create user lab@'127.0.0.1'")
+            MariaDB.run(connection, "grant all on guardrails.* to lab@'127.0.0.1'")
+        yield server
+
+
+DRIVERS = {
+    "psycopg": ("postgres", "psycopg", False),
+    "psycopg_async": ("postgres", "psycopg", True),
+    "psycopg2": ("postgres", "psycopg2", False),
+    "asyncpg": ("postgres", "asyncpg", True),
+    "pymysql": ("mariadb", "pymysql", False),
+    "aiomysql": ("mariadb", "aiomysql", True),
+    "asyncmy": ("mariadb", "asyncmy", True),
+}
+
+
+@pytest.fixture(params=DRIVERS)
+def lab(request):
     """An engine of each driver to experiment with; engines and what they hold are gone afterwards."""
-    kind = SyncLab if request.param == "psycopg" else AsyncLab
-    with kind(postgres, "asyncpg" if request.param == "asyncpg" else "psycopg") as lab:
+    kind, driver, is_async = DRIVERS[request.param]
+    backend = BACKENDS[kind](request.getfixturevalue(kind))
+    with (AsyncLab if is_async else SyncLab)(backend, driver) as lab:
         yield lab
     poll(lambda: lab.server_side("true") == 0, "connections of the test are gone from the server")
+
+
+@pytest.fixture
+def maria_lab(lab):
+    """The lab, with the drivers of MariaDB only."""
+    if not isinstance(lab.backend, MariaDB):
+        pytest.skip("about MariaDB")
+    return lab
 
 
 def poll(condition, what, seconds=5.0):
@@ -41,14 +76,123 @@ def poll(condition, what, seconds=5.0):
         time.sleep(0.01)
 
 
-class Lab:
-    """Ways to use an engine that read the same for threads and for tasks."""
+class Postgres:
+    """What a test needs of PostgreSQL besides an engine. Tests are written in its words."""
 
-    def __init__(self, server, driver):
+    def __init__(self, server):
         self.server = server
+
+    def url(self, driver, port=None):
+        return self.server.url(driver).replace(str(self.server.port), str(port or self.server.port))
+
+    def connect_args(self, driver):
+        name = {"application_name": "lab"}
+        return {"server_settings": name} if driver == "asyncpg" else name
+
+    def connect(self):
+        """A connection of the test's own, unguarded."""
+        return psycopg.connect(self.server.url(""), autocommit=True)
+
+    @staticmethod
+    def run(connection, sql):
+        """Runs a statement on such a connection; returns its first value."""
+        cursor = connection.execute(sql)
+        return cursor.fetchone()[0] if cursor.description else None
+
+    def say(self, sql):
+        """A statement, in this server's words."""
+        return sql
+
+    def sessions(self, where):
+        """The statement that counts the tests' sessions."""
+        return f"select count(*) from pg_stat_activity where application_name = 'lab' and {where}"
+
+    def lock(self, table):
+        """The statements that lock a table until the connection closes."""
+        return ["begin", f"lock table {table} in access exclusive mode"]
+
+    @contextlib.contextmanager
+    def slow_commits(self, table):
+        """Yields what makes the COMMIT of an insert into the table hang from then on."""
+        with self.connect() as connection:
+            connection.execute(
+                "create function dawdle() returns trigger language plpgsql as "
+                "$$begin perform pg_sleep(30); return null; end$$;"
+                f"create constraint trigger slow_commit after insert on {table} "
+                "deferrable initially deferred for each row execute function dawdle();"
+            )
+            try:
+                yield lambda: None
+            finally:
+                connection.execute(f"drop trigger slow_commit on {table}; drop function dawdle")
+
+
+class MariaDB:
+    """The same of MariaDB."""
+
+    words = (
+        (re.compile(r"from pg_sleep\((.*?)\)"), r"from dual where sleep(\1) = 0"),
+        (re.compile(r"\bpg_sleep\("), "sleep("),
+        (re.compile(r"select pg_terminate_backend\(pg_backend_pid\(\)\)"), "kill connection_id()"),
+        (re.compile(r"pg_backend_pid"), "connection_id"),
+        (re.compile(r"show statement_timeout"), "select @@max_statement_time"),
+        (re.compile(r"select 1/0"), "signal sqlstate '22012'"),
+        (re.compile(r"state = 'active'"), "command <> 'Sleep'"),
+    )
+
+    def __init__(self, server):
+        self.server = server
+
+    def url(self, driver, port=None):
+        return f"mysql+{driver}://lab@127.0.0.1:{port or self.server.port}/guardrails"
+
+    def connect_args(self, driver):
+        # PyMySQL would load every root certificate of the machine for a server that speaks no TLS.
+        return {"ssl_disabled": True} if driver == "pymysql" else {}
+
+    def connect(self):
+        address = {"host": "127.0.0.1", "port": self.server.port, "user": "root"}
+        return pymysql.connect(**address, database="guardrails", autocommit=True, ssl_disabled=True)
+
+    @staticmethod
+    def run(connection, sql):
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchone()[0] if cursor.description else None
+
+    def say(self, sql):
+        for theirs, ours in self.words:
+            sql = theirs.sub(ours, sql)
+        return sql
+
+    def sessions(self, where):
+        return f"select count(*) from information_schema.processlist where user = 'lab' and {self.say(where)}"
+
+    def lock(self, table):
+        return [f"lock tables {table} write"]
+
+    @contextlib.contextmanager
+    def slow_commits(self, table):
+        with self.connect() as connection:
+            yield lambda: self.run(connection, "flush tables with read lock")
+
+
+BACKENDS = {"postgres": Postgres, "mariadb": MariaDB}
+
+
+class Lab:
+    """Ways to use an engine that read the same for threads and for tasks, and for every server."""
+
+    def __init__(self, backend, driver):
+        self.backend = backend
+        self.server = backend.server
         self.driver = driver
         self.engine = None
         self.guard = None
+
+    def url(self, port=None):
+        """Where the engine connects to; or would, at another port."""
+        return self.backend.url(self.driver, port)
 
     def protect(self, *, pool_size=2, max_overflow=1, guard=None, **engine_options):
         """Builds an engine and its guard."""
@@ -58,19 +202,23 @@ class Lab:
 
     def server_side(self, where):
         """Counts this test's sessions on the server."""
-        with psycopg.connect(self.server.url(""), autocommit=True) as spy:
-            query = f"select count(*) from pg_stat_activity where application_name = 'lab' and {where}"
-            return spy.execute(query).fetchone()[0]
+        return self.aside(self.backend.sessions(where))
 
     def running(self):
         """Counts this test's statements under way on the server."""
         return self.server_side("state = 'active'")
 
+    def aside(self, *statements):
+        """Runs statements on a connection of their own, unguarded; returns the last one's first value."""
+        with self.backend.connect() as connection:
+            return [self.backend.run(connection, sql) for sql in statements][-1]
+
     @contextlib.contextmanager
     def locked(self, table):
         """Holds a table lock from another connection."""
-        with psycopg.connect(self.server.url("")) as other:
-            other.execute(f"lock table {table} in access exclusive mode")
+        with self.backend.connect() as other:
+            for sql in self.backend.lock(table):
+                self.backend.run(other, sql)
             yield
 
     @contextlib.contextmanager
@@ -99,14 +247,12 @@ class SyncLab(Lab):
             self.engine.dispose()
 
     def make_engine(self, **options):
-        return create_engine(
-            self.server.url(self.driver), connect_args={"application_name": "lab"}, **options
-        )
+        return create_engine(self.url(), connect_args=self.backend.connect_args(self.driver), **options)
 
     def run(self, work):
         """Runs ``work(connection)`` on a checkout."""
         with self.engine.connect() as connection:
-            return work(Session(connection))
+            return work(Session(connection, self.backend))
 
     def query(self, sql, timeout=None):
         """One statement on a checkout of its own."""
@@ -170,18 +316,22 @@ class AsyncLab(Lab):
     def __exit__(self, *exc):
         if self.engine is not None:
             self.runner.run(self.engine.dispose())
-        left = asyncio.all_tasks(self.runner.get_loop())
+        left = self.runner.run(self._stragglers())
         self.runner.close()
         assert not left, f"tasks run on: {left}"
 
+    async def _stragglers(self):
+        """What still runs when an order to the server has had its time."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        return left and (await asyncio.wait(left, timeout=2))[1]
+
     def make_engine(self, **options):
-        name = {"server_settings": {"application_name": "lab"}}
-        arguments = name if self.driver == "asyncpg" else {"application_name": "lab"}
-        return create_async_engine(self.server.url(self.driver), connect_args=arguments, **options)
+        arguments = self.backend.connect_args(self.driver)
+        return create_async_engine(self.url(), connect_args=arguments, **options)
 
     async def _on_checkout(self, work):
         async with self.engine.connect() as connection:
-            return await connection.run_sync(lambda sync: work(Session(sync)))
+            return await connection.run_sync(lambda sync: work(Session(sync, self.backend)))
 
     def run(self, work):
         return self._run(lambda: self._on_checkout(work))
@@ -250,13 +400,14 @@ class AsyncLab(Lab):
 class Session:
     """A checked-out connection; inside an async engine it runs in SQLAlchemy's greenlet."""
 
-    def __init__(self, connection):
+    def __init__(self, connection, backend):
         self.connection = connection
+        self.backend = backend
 
     def execute(self, sql, timeout=None):
         """Runs a statement and returns its first value."""
         options = {} if timeout is None else {"guardrails_timeout": timeout}
-        result = self.connection.execute(text(sql), execution_options=options)
+        result = self.connection.execute(text(self.backend.say(sql)), execution_options=options)
         return result.scalar() if result.returns_rows else None
 
     def commit(self):

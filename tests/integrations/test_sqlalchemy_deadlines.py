@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-import psycopg
 import pytest
 from conftest import poll
 from sqlalchemy import text
@@ -99,21 +98,14 @@ def test_pre_ping_is_bounded(lab):
     assert lab.query("select 5") == 5
 
 
-def test_commit_that_hangs_leaves_the_outcome_unknown(lab, postgres):
+def test_commit_that_hangs_leaves_the_outcome_unknown(lab, table):
     """A COMMIT that is stopped says so by its own error; nobody may retry it."""
-    with psycopg.connect(postgres.url(""), autocommit=True) as setup:
-        setup.execute(
-            "create or replace function dawdle() returns trigger language plpgsql as "
-            "$$begin perform pg_sleep(30); return null; end$$;"
-            "create table if not exists ledger (id int);"
-            "create constraint trigger slow_commit after insert on ledger "
-            "deferrable initially deferred for each row execute function dawdle();"
-        )
-    try:
-        lab.protect(guard={"timeout": 0.3})
+    lab.protect(guard={"timeout": 0.3})
+    with lab.backend.slow_commits(table) as hang:
 
         def work(session):
-            session.execute("insert into ledger values (1)")
+            session.execute(f"insert into {table} values (1)")
+            hang()
             session.commit()
 
         with Stopwatch() as watch, pytest.raises(CommitUnknownError):
@@ -121,9 +113,6 @@ def test_commit_that_hangs_leaves_the_outcome_unknown(lab, postgres):
         assert 0.3 <= watch.seconds < 0.3 + LATE
         poll(lambda: lab.running() == 0, "the COMMIT has ended on the server", 1.0)
         assert lab.pool.checkedout() == 0
-    finally:
-        with psycopg.connect(postgres.url(""), autocommit=True) as setup:
-            setup.execute("drop table ledger; drop function dawdle")
 
 
 def test_ambient_deadline_bounds_every_statement(lab):
@@ -218,7 +207,7 @@ def test_cancellation_from_outside_stays_a_cancellation(lab):
     async def main():
         async def dawdle():
             async with lab.engine.connect() as connection:
-                await connection.execute(text("select pg_sleep(30)"))
+                await connection.execute(text(lab.backend.say("select pg_sleep(30)")))
 
         task = asyncio.create_task(dawdle())
         while lab.pool.checkedout() == 0 or lab.guard.snapshot().oldest_in_flight is None:
@@ -233,13 +222,13 @@ def test_cancellation_from_outside_stays_a_cancellation(lab):
     snapshot = lab.guard.snapshot()
     assert (snapshot.in_use, snapshot.failed) == (0, 0)
     assert snapshot.abandoned >= 1
-    poll(lambda: lab.running() == 0, "the statement has ended on the server", 2.0)
+    # The pause lets the loop go on, as an application's would.
+    poll(lambda: lab.pause(0.01) or lab.running() == 0, "the statement has ended on the server", 2.0)
 
 
 @pytest.fixture
-def table(postgres):
+def table(lab):
     """A table nobody else uses."""
-    with psycopg.connect(postgres.url(""), autocommit=True) as setup:
-        setup.execute("create table vault (id int)")
-        yield "vault"
-        setup.execute("drop table vault")
+    lab.aside("drop table if exists vault", "create table vault (id int)")
+    yield "vault"
+    lab.aside("drop table vault")
