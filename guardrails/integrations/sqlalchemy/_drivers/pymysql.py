@@ -30,7 +30,8 @@ class PyMySQL(Plain):
     ) -> Any:
         """See Driver. ``connect_timeout`` does not cover the handshake; ``read_timeout`` does."""
         own = arguments.get("read_timeout")
-        bounded = {**arguments, "read_timeout": own or seconds}
+        # Later than whoever waits gives up, so that it is always our deadline that says so.
+        bounded = {**arguments, "read_timeout": own or seconds + PATIENCE}
         connection = connect(**with_backstop(bounded, backstop))
         connection._read_timeout = own  # noqa: SLF001 - from here on deadlines bound every read
         return connection
