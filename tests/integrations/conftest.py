@@ -53,19 +53,25 @@ DRIVERS = {
 @pytest.fixture(params=DRIVERS)
 def lab(request):
     """An engine of each driver to experiment with; engines and what they hold are gone afterwards."""
+    with laboratory(request) as lab:
+        yield lab
+
+
+@pytest.fixture(params=[driver for driver, (kind, _, _) in DRIVERS.items() if kind == "mariadb"])
+def maria_lab(request):
+    """The same with the drivers of MariaDB only."""
+    with laboratory(request) as lab:
+        yield lab
+
+
+@contextlib.contextmanager
+def laboratory(request):
+    """Builds the lab for the driver a fixture has as its parameter."""
     kind, driver, is_async = DRIVERS[request.param]
     backend = BACKENDS[kind](request.getfixturevalue(kind))
     with (AsyncLab if is_async else SyncLab)(backend, driver) as lab:
         yield lab
     poll(lambda: lab.server_side("true") == 0, "connections of the test are gone from the server")
-
-
-@pytest.fixture
-def maria_lab(lab):
-    """The lab, with the drivers of MariaDB only."""
-    if not isinstance(lab.backend, MariaDB):
-        pytest.skip("about MariaDB")
-    return lab
 
 
 def poll(condition, what, seconds=5.0):
