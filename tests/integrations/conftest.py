@@ -249,6 +249,10 @@ class SyncLab(Lab):
         return self
 
     def __exit__(self, *exc):
+        self.dispose()
+
+    def dispose(self):
+        """Closes the idle connections."""
         if self.engine is not None:
             self.engine.dispose()
 
@@ -320,11 +324,14 @@ class AsyncLab(Lab):
         return self
 
     def __exit__(self, *exc):
-        if self.engine is not None:
-            self.runner.run(self.engine.dispose())
+        self.dispose()
         left = self.runner.run(self._stragglers())
         self.runner.close()
         assert not left, f"tasks run on: {left}"
+
+    def dispose(self):
+        if self.engine is not None:
+            self.runner.run(self.engine.dispose())
 
     async def _stragglers(self):
         """What still runs when an order to the server has had its time."""
