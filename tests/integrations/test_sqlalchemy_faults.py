@@ -1,0 +1,353 @@
+"""Whatever the network or the server does to a call, it is back in time and costs its own connection only."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import threading
+import time
+
+import psycopg
+import pytest
+from conftest import poll
+from sqlalchemy import Column, Integer, MetaData, Table, insert, text
+from sqlalchemy.exc import DBAPIError
+
+from guardrails import CallTimeoutError, CommitUnknownError, RejectedError, deadline
+from guardrails.testing.proxy import FaultProxy
+
+LIMIT = 0.3
+LATE = 0.25 + 0.1 + 0.25
+"""Seconds after its deadline by which a call must be back: grace, promise, and room for a busy machine."""
+
+NUMBERS = Table("numbers", MetaData(), Column("n", Integer))
+BIG = "select repeat('x', 4000000)"
+
+
+@pytest.fixture
+def wire(lab):
+    """A proxy between the lab's engine and its server."""
+    with FaultProxy(lab.server.port) as wire:
+        lab.url = functools.partial(lab.url, wire.port)
+        yield wire
+        wire.heal()
+        # Inside the proxy's life: what the engine closes must still reach the server.
+        lab.dispose()
+
+
+@pytest.fixture
+def numbers(lab):
+    """An empty table of numbers."""
+    with psycopg.connect(lab.server.url(""), autocommit=True) as setup:
+        setup.execute("create table numbers (n int)")
+        yield "numbers"
+        # Not before the statements that were left alone with it have ended.
+        poll(lambda: lab.running() == 0, "nothing of the test runs on the server", 10)
+        setup.execute("drop table numbers")
+
+
+@contextlib.contextmanager
+def stopped(lab, error=CallTimeoutError, limit=LIMIT):
+    """The block raises a timeout by the limit and a grace."""
+    start = time.monotonic()
+    with pytest.raises(error) as caught:
+        yield caught
+    assert time.monotonic() - start < limit + LATE
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+
+
+def warm(lab, **options):
+    """A guarded engine with two idle connections."""
+    lab.protect(guard={"timeout": LIMIT}, **options)
+    lab.idle = sessions(lab)
+
+
+def sessions(lab):
+    """The server's processes behind the pool's first two connections."""
+    both = lab.all([lambda: lab.query("select pg_backend_pid() from pg_sleep(0.1)")] * 2)
+    assert len(set(both)) == 2
+    return set(both)
+
+
+def well(lab, lost=1):
+    """So many connections were lost and no other; the next answers are right."""
+    assert len(lab.idle - sessions(lab)) == lost
+    assert lab.all([lambda n=n: lab.query(f"select {n}") for n in range(3)]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("towards", ["client", "server", "both"])
+def test_silence_in_the_middle_of_a_statement(lab, wire, towards):
+    """Packets that stop coming, either way, do not hold the caller."""
+    warm(lab)
+    wire.hang(towards=towards)
+    with stopped(lab):
+        lab.query("select pg_sleep(0.05)")
+    wire.heal()
+    well(lab)
+
+
+def test_answer_that_dribbles(lab, wire):
+    """A byte now and then keeps every socket timeout happy; the deadline is for the whole answer."""
+    warm(lab)
+    wire.slice(2000, every=0.01)
+    with stopped(lab):
+        lab.query(BIG)
+    wire.heal()
+    well(lab)
+
+
+def test_silence_in_the_middle_of_an_answer(lab, wire):
+    """Half an answer is no answer."""
+    warm(lab)
+    wire.slice(100_000, every=0.02)
+    hanging = threading.Timer(LIMIT / 2, wire.hang)
+    hanging.start()
+    with stopped(lab):
+        lab.query(BIG)
+    hanging.join()
+    wire.heal()
+    well(lab)
+
+
+def test_late_packets(lab, wire):
+    """A slow network is a slow server."""
+    warm(lab)
+    wire.delay(LIMIT)
+    with stopped(lab):
+        lab.query("select 1")
+    wire.heal()
+    well(lab)
+
+
+@pytest.mark.parametrize("fault", ["hang", "delay", "slice"])
+def test_connecting_over_a_bad_wire(lab, wire, fault):
+    """Opening a connection has the deadline of the call that needs it, wherever it gets stuck."""
+    lab.protect(guard={"timeout": LIMIT})
+    {"hang": wire.hang, "delay": lambda: wire.delay(0.25), "slice": lambda: wire.slice(9, every=0.05)}[
+        fault
+    ]()
+    with stopped(lab):
+        lab.query("select 1")
+    wire.heal()
+    assert lab.query("select 42") == 42
+
+
+def test_silence_after_the_handshake(lab, wire):
+    """What SQLAlchemy and the driver ask a new connection is part of opening it."""
+    lab.protect(guard={"timeout": LIMIT})
+    started = wire.sent_to_server
+    stop = threading.Event()
+
+    def hang_after_the_handshake():
+        # The start-up packet holds the user's name and is longer than this; what follows comes after.
+        while not stop.is_set() and wire.turns < 2:
+            time.sleep(0.0005)
+        wire.hang(towards="client")
+
+    watcher = threading.Thread(target=hang_after_the_handshake)
+    watcher.start()
+    assert wire.sent_to_server == started
+    with stopped(lab, limit=2 * LIMIT):
+        lab.query("select 1")
+    stop.set()
+    watcher.join()
+    wire.heal()
+    assert lab.query("select 42") == 42
+
+
+def test_silence_in_commit(lab, wire, numbers):
+    """A COMMIT without an answer may have happened, and says so."""
+    warm(lab)
+
+    def work(session):
+        session.execute("insert into numbers values (1)")
+        wire.hang(towards="client")
+        session.commit()
+
+    with stopped(lab, CommitUnknownError):
+        lab.run(work)
+    wire.heal()
+    well(lab)
+    # This one has: the server heard the COMMIT, and only its answer was lost.
+    assert lab.query("select count(*) from numbers") == 1
+
+
+@pytest.mark.parametrize("how", ["rollback", "close"])
+def test_silence_in_rollback(lab, wire, how):
+    """Neither a ROLLBACK nor the closing of a connection waits for a server that is silent."""
+    warm(lab)
+
+    def work(session):
+        session.execute("select 1")
+        wire.hang()
+        if how == "rollback":
+            session.rollback()
+
+    with stopped(lab):
+        lab.run(work)
+    wire.heal()
+    well(lab)
+
+
+def test_silence_in_pre_ping(lab, wire):
+    """A connection that does not answer a ping is not handed out, and the caller does not wait for it."""
+    warm(lab, pool_pre_ping=True)
+    wire.hang()
+    with stopped(lab):
+        lab.query("select 1")
+    wire.heal()
+    well(lab)
+
+
+@pytest.mark.parametrize("step", ["savepoint", "release", "rollback to"])
+def test_silence_at_a_savepoint(lab, wire, step):
+    """Savepoints are statements like any other."""
+    warm(lab)
+
+    def work(session):
+        session.execute("select 1")
+        if step == "savepoint":
+            wire.hang()
+        savepoint = session.connection.begin_nested()
+        wire.hang()
+        savepoint.commit() if step == "release" else savepoint.rollback()
+
+    with stopped(lab):
+        lab.run(work)
+    wire.heal()
+    well(lab)
+
+
+@pytest.mark.parametrize("how", ["executemany", "insertmanyvalues"])
+def test_silence_in_bulk_inserts(lab, wire, numbers, how):
+    """Many rows in one call are stopped like one."""
+    warm(lab)
+    rows = [{"n": n} for n in range(3000)]
+    statement = text("insert into numbers values (:n)")
+    if how == "insertmanyvalues":
+        statement = insert(NUMBERS).returning(NUMBERS.c.n)
+
+    def work(session):
+        session.execute("select 1")
+        wire.hang(towards="client")
+        session.connection.execute(statement, rows)
+
+    with stopped(lab):
+        lab.run(work)
+    wire.heal()
+    well(lab)
+    assert lab.query("select count(*) from numbers") == 0
+
+
+@pytest.mark.parametrize("fault", ["reset", "cut", "half_close"])
+def test_lost_connection_is_said_at_once(lab, wire, fault):
+    """A connection that breaks in the middle of an answer is the driver's error, not a wait."""
+    warm(lab)
+    if fault == "cut":
+        wire.cut_after(100_000)
+    else:
+        threading.Timer(0.05, getattr(wire, fault)).start()
+    start = time.monotonic()
+    with pytest.raises(DBAPIError) as caught:
+        lab.query(BIG if fault == "cut" else "select pg_sleep(1)", timeout=10)
+    assert time.monotonic() - start < 5
+    assert caught.value.connection_invalidated
+    snapshot = lab.guard.snapshot()
+    assert (snapshot.failed, snapshot.in_use, lab.pool.checkedout()) == (1, 0, 0)
+    poll(lambda: lab.query("select 42") == 42, "the engine is well again")
+
+
+def test_refused_connections_are_said_at_once(lab, wire):
+    """A server that is gone is evidence, and no wait."""
+    lab.protect()
+    wire.refuse()
+    with pytest.raises((DBAPIError, OSError)):
+        lab.query("select 1")
+    assert lab.guard.snapshot().failed == 1
+    wire.heal()
+    assert lab.query("select 42") == 42
+
+
+def test_killed_backend(lab):
+    """kill -9 of the process that serves a statement ends the statement."""
+    lab.protect(guard={"timeout": 20.0})
+    pid = {}
+
+    def work(session):
+        pid["at"] = session.execute("select pg_backend_pid()")
+        return session.execute("select pg_sleep(30)")
+
+    with lab.meanwhile(lambda: lab.run(work)) as results:
+        for _ in range(500):
+            lab.pause(0.01)
+            if pid and lab.running():
+                break
+        with psycopg.connect(lab.server.url(""), autocommit=True) as other:
+            other.execute("select pg_terminate_backend(%s)", [pid["at"]])
+        start = time.monotonic()
+    assert time.monotonic() - start < 5
+    assert isinstance(results[0], Exception)
+    assert not isinstance(results[0], CallTimeoutError)
+    assert lab.query("select 42") == 42
+    assert (lab.guard.snapshot().failed, lab.guard.snapshot().in_use) == (1, 0)
+
+
+def test_frozen_server_and_a_forgotten_connection(lab):
+    """The collector rolls back what nobody closed; from a frozen server that takes no longer than a call."""
+    if hasattr(lab, "runner"):
+        pytest.skip("SQLAlchemy only drops a forgotten connection of an AsyncEngine")
+    warm(lab)
+    forgotten = lab.engine.raw_connection()
+    forgotten.cursor().execute("select 1")
+    with lab.frozen():
+        start = time.monotonic()
+        del forgotten
+        gc.collect()
+        assert time.monotonic() - start < LIMIT + LATE
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    well(lab)
+
+
+def test_cold_and_spent(lab, wire):
+    """A budget that ends while the connection is being opened ends the call, as nobody's failure."""
+    lab.protect()
+    wire.hang()
+    with stopped(lab, (CallTimeoutError, RejectedError)), deadline(LIMIT):
+        lab.query("select 1")
+    assert lab.guard.snapshot().failed == 0
+
+
+def test_statement_ends_on_a_server_that_can_be_reached(lab, wire):
+    """When only the answers are lost the order to stop still arrives."""
+    warm(lab)
+    wire.hang(towards="client")
+    with stopped(lab):
+        lab.query("select pg_sleep(30)")
+    poll(lambda: lab.running() == 0, "the statement has ended on the server", 1.0 + LATE)
+    wire.heal()
+    well(lab)
+
+
+def test_protection_costs_no_round_trip(lab, wire):
+    """A guarded engine says to the server what a bare one says, word for word."""
+
+    def turns():
+        before = (wire.turns, wire.sent_to_server)
+
+        def work(session):
+            session.execute("select 1")
+            session.commit()
+            session.execute("select 2", timeout=5) if lab.guard else session.execute("select 2")
+
+        for _ in range(3):
+            lab.run(work)
+        return (wire.turns - before[0], wire.sent_to_server - before[1])
+
+    lab.engine = lab.make_engine()
+    turns()
+    bare = turns()
+    lab.dispose()
+    lab.protect()
+    turns()
+    assert turns() == bare
