@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
 from conftest import poll
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from guardrails import CallTimeoutError, CommitUnknownError, ConfigurationError, DeadlineSpentError, deadline
 
@@ -147,6 +148,66 @@ def test_spent_budget_starts_nothing_but_the_rollback(lab):
     with deadline(0), pytest.raises(DeadlineSpentError):
         lab.query("select 1")
     assert lab.guard.snapshot().rejected == {"deadline_spent": 2}
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_savepoint_ends_even_when_the_budget_is_spent(lab, end):
+    """RELEASE and ROLLBACK TO end something that has begun; they get a little time of their own."""
+    lab.protect()
+
+    def work(session):
+        pid = session.execute("select pg_backend_pid()")
+        savepoint = session.connection.begin_nested()
+        session.execute("select 1")
+        with deadline(0):
+            with pytest.raises(DeadlineSpentError):
+                session.connection.begin_nested()
+            getattr(savepoint, end)()
+        session.rollback()
+        return pid
+
+    assert lab.run(work) == lab.query("select pg_backend_pid()")
+
+
+def test_transaction_ends_pass_whatever_the_guard_refuses(lab):
+    """With the circuit forced open and every slot taken, what has begun still ends and closes."""
+    lab.protect(pool_size=1, max_overflow=0)
+
+    def work(session):
+        session.execute("select 1")
+        lab.guard.force_open()
+        savepoint = session.connection.begin_nested()
+        savepoint.rollback()
+        session.connection.begin_nested().commit()
+        session.commit()
+        session.execute("select 2")
+        session.rollback()
+        session.execute("select 3")  # and the close rolls back
+
+    lab.run(work)
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    lab.guard.reset()
+    assert lab.query("select 42") == 42
+
+
+def test_stopped_connection_is_dropped_even_when_nobody_asks_about_errors(lab):
+    """A user's own error listener that keeps a connection cannot keep one that was stopped."""
+    lab.protect(pool_size=1, max_overflow=0)
+
+    def keep(context):
+        context.is_disconnect = False
+
+    event.listen(getattr(lab.engine, "sync_engine", lab.engine), "handle_error", keep)
+    pid = lab.query("select pg_backend_pid()")
+
+    def work(session):
+        with pytest.raises(CallTimeoutError):
+            session.execute("select pg_sleep(30)", timeout=0.1)
+
+    # The rollback finds a broken connection or an aborted transaction; either way it must not come back.
+    with contextlib.suppress(Exception):
+        lab.run(work)
+    assert lab.query("select pg_backend_pid()") != pid
 
 
 def test_own_timeouts_are_failures_and_inherited_ones_are_not(lab):

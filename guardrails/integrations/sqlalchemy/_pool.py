@@ -28,12 +28,14 @@ class Checkout:
     Attributes:
         guard: The guard it was made through: the engine's own, or a compartment of it.
         slots: The doors it passed, the engine's own last, each with the number of its slot there.
+        spoilt: Whether work on it was stopped: a late order to stop would hit whoever has it next.
     """
 
-    __slots__ = ("guard", "slots")
+    __slots__ = ("guard", "slots", "spoilt")
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
+        self.spoilt = False
         self.slots: list[tuple[Door, int]] = []
 
 
@@ -73,7 +75,7 @@ class Admission:
             ConfigurationError: The pool's class cannot be derived from.
         """
         base = type(pool)
-        enter, note, leave = self._enter, self._note, self._leave
+        enter, note, leave, checkout_of = self._enter, self._note, self._leave, self.checkout_of
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             checkout = enter()
@@ -86,6 +88,10 @@ class Admission:
 
         def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
             try:
+                # SQLAlchemy has seen to it already, unless it was told not to ask about errors.
+                checkout = checkout_of(record)
+                if checkout is not None and checkout.spoilt:
+                    record.invalidate()
                 base._do_return_conn(self, record)  # noqa: SLF001
             finally:
                 leave(record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,6 @@ from guardrails.integrations.sqlalchemy._watchdog import GRACE, Watched, arm, di
 __all__ = ["Bounds", "StoppedError"]
 
 _Call = Callable[[], Any]
-_Connect = Callable[..., Any]
 
 
 class StoppedError(Exception):
@@ -34,8 +33,16 @@ class Bounds:
     def __init__(self, driver: Driver | None, *, is_async: bool) -> None:
         self._driver = driver
         self._is_async = is_async
+        self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
-    def run(self, call: _Call, connection: Any, seconds: float | None) -> Any:
+    def run(
+        self,
+        call: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        connection: Any,
+        seconds: float | None,
+    ) -> Any:
         """Runs work on a connection.
 
         Raises:
@@ -43,26 +50,27 @@ class Bounds:
         """
         driver = self._driver
         if seconds is None or driver is None:
-            return call()
-        if self._is_async:
-            return _on_loop(call, _StopOnLoop(driver, connection, seconds))
-        watched = arm(Watched(time.monotonic() + seconds, driver, connection))
+            return call(*args, **kwargs)
+        work = _on_loop if self._is_async else _in_thread
+        if self._prepare is None:
+            return work(call, args, kwargs, driver, connection, seconds)
+        at = time.monotonic() + seconds
+        self._prepare(connection, seconds)
         try:
-            result = call()
+            return work(call, args, kwargs, driver, connection, seconds)
+        except StoppedError:
+            raise
         except Exception as error:
-            if disarm(watched):
-                raise StoppedError from error
+            if time.monotonic() >= at:
+                raise StoppedError from error  # the driver gave up, as it had been prepared to
             raise
-        except BaseException:
-            disarm(watched)
-            raise
-        if disarm(watched):
-            # It finished, but the server may still get our cancel request, for whatever runs next.
-            raise StoppedError
-        return result
 
     def connect(
-        self, connect: _Connect, arguments: dict[str, Any], seconds: float | None, backstop: float | None
+        self,
+        connect: Callable[..., Any],
+        arguments: dict[str, Any],
+        seconds: float | None,
+        backstop: float | None,
     ) -> Any:
         """Opens a connection; see Driver.open for the arguments.
 
@@ -74,14 +82,46 @@ class Bounds:
             return connect(**arguments)
         call = partial(driver.open, connect, arguments, seconds, backstop)
         if self._is_async:
-            return _on_loop(call, _StopOnLoop(None, None, seconds))
+            return _on_loop(call, (), {}, None, None, seconds)
         return _Connecting(call).within(seconds) if driver.connects_anywhere else call()
 
 
-def _on_loop(call: _Call, alarm: _StopOnLoop) -> Any:
-    """Runs work inside SQLAlchemy's greenlet, where a cancellation of the task arrives as any error."""
+def _in_thread(
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    driver: Driver,
+    connection: Any,
+    seconds: float,
+) -> Any:
+    watched = arm(Watched(time.monotonic() + seconds, driver, connection))
     try:
-        result = call()
+        result = call(*args, **kwargs)
+    except Exception as error:
+        if disarm(watched):
+            raise StoppedError from error
+        raise
+    except BaseException:
+        disarm(watched)
+        raise
+    if disarm(watched):
+        # It finished, but the server may still get our cancel request, for whatever runs next.
+        raise StoppedError
+    return result
+
+
+def _on_loop(
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    driver: Driver | None,
+    connection: Any,
+    seconds: float,
+) -> Any:
+    """Runs work inside SQLAlchemy's greenlet, where a cancellation of the task arrives as any error."""
+    alarm = _StopOnLoop(driver, connection, seconds)
+    try:
+        result = call(*args, **kwargs)
     except BaseException as error:
         if alarm.end() and isinstance(error, Exception | asyncio.CancelledError):
             raise StoppedError from error

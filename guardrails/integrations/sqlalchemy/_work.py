@@ -1,12 +1,9 @@
-"""What an engine asks of its driver, made evidence and bounded by a deadline. Knows no pools.
-
-The hooks replace methods of the dialect *instance*: that costs under a microsecond a statement,
-where event listeners cost seven and never see a COMMIT, a reset on return or a connect.
-"""
+"""What an engine asks of its driver, made evidence and bounded by a deadline. Knows no pools, no dialects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from guardrails._deadline import current, note_trouble
@@ -25,6 +22,8 @@ __all__ = ["Worker"]
 
 _BACKSTOP = 4
 """How many timeouts of the guard the server gives a statement when nobody can tell it to stop."""
+
+_NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Worker:
@@ -45,6 +44,12 @@ class Worker:
         self._driver = driver
         self._bounds = Bounds(driver, is_async=is_async)
         self._errors = errors
+        self._no_checkout = [(self._door, 0)]
+
+    @property
+    def fetches(self) -> bool:
+        """Whether fetching rows from an ordinary cursor makes the database work."""
+        return getattr(self._driver, "works_in_fetch", False)
 
     @property
     def backstop(self) -> float | None:
@@ -61,10 +66,12 @@ class Worker:
 
     def run(
         self,
-        call: Callable[[], Any],
+        call: Callable[..., Any],
+        args: Sequence[Any],
         connection: Any,
         checkout: Checkout | None,
         *,
+        kwargs: Mapping[str, Any] = _NO_KEYWORDS,
         timeout: float | None = None,
         ending: bool = False,
         commit: bool = False,
@@ -73,11 +80,13 @@ class Worker:
 
         Args:
             call: The driver's work.
+            args: What it is called with.
             connection: The driver's own connection.
             checkout: Whose work it is; None for a connection out since before the guard was there.
+            kwargs: What else it is called with.
             timeout: Seconds asked for by this statement.
-            ending: Whether it ends a transaction or a checkout: it then gets a little time of its own
-                however late it is, because an unfinished one costs the connection.
+            ending: Whether it ends a transaction, a savepoint or a checkout: it then gets a little time of
+                its own however late it is, because an unfinished one costs the connection.
             commit: Whether it is a COMMIT, whose timeout leaves the outcome unknown.
 
         Raises:
@@ -90,24 +99,39 @@ class Worker:
             if not ending:
                 raise self._door.refuse("deadline_spent")
             seconds = GRACE
-        slots = [(self._door, 0)] if checkout is None else checkout.slots
-        tickets = [(door, door.begin(slot)) for door, slot in slots]
+        slots = self._no_checkout if checkout is None else checkout.slots
+        tickets = [door.begin(slot) for door, slot in slots]
         outcome = Outcome.ABANDONED
         try:
-            result = self._bounds.run(call, connection, seconds)
+            result = self._bounds.run(call, args, kwargs, connection, seconds)
             outcome = Outcome.SUCCESS
         except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else Outcome.ABANDONED
-            error = (CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0)
-            note_trouble(error)
-            raise error from stopped.__cause__
+            if checkout is not None:
+                checkout.spoilt = True
+            raise self._timed_out(guard, seconds, commit=commit) from stopped.__cause__
         except BaseException as error:
             outcome = self._judge(error)
             raise
         finally:
-            for door, ticket in tickets:
+            for (door, _), ticket in zip(slots, tickets, strict=True):
                 door.end(ticket, outcome)
         return result
+
+    def bounds(self, call: Callable[..., Any], args: Sequence[Any], connection: Any) -> Any:
+        """Runs what is made of several pieces of work within the time of one; it is no evidence itself.
+
+        Raises:
+            CallTimeoutError: It was stopped.
+        """
+        seconds, _ = self._budget(self._guard, None)
+        if seconds is None or self._driver is None or self._driver.interrupts_task:
+            # A task that both an outer and an inner alarm cancel could not tell whose turn it is.
+            return call(*args)
+        try:
+            return self._bounds.run(call, args, _NO_KEYWORDS, connection, max(seconds, GRACE))
+        except StoppedError as stopped:
+            raise self._timed_out(self._guard, seconds) from stopped.__cause__
 
     def connect(self, connect: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Opens a connection as evidence, within the time that is left.
@@ -130,15 +154,18 @@ class Worker:
             outcome = Outcome.SUCCESS
         except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else Outcome.ABANDONED
-            error = CallTimeoutError(self._guard.name, seconds or 0.0)
-            note_trouble(error)
-            raise error from stopped.__cause__
+            raise self._timed_out(self._guard, seconds) from stopped.__cause__
         except BaseException as error:
             outcome = classify(error, None)  # whatever kept us from connecting is the server's fault
             raise
         finally:
             door.end(ticket, outcome)
         return connection
+
+    def _timed_out(self, guard: Guard, seconds: float | None, *, commit: bool = False) -> CallTimeoutError:
+        error = (CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0)
+        note_trouble(error)
+        return error
 
     def _budget(self, guard: Guard, timeout: float | None) -> tuple[float | None, bool]:
         """Seconds the work may take, and whether it is our own timeout that says so."""

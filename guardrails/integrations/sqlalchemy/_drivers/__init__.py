@@ -20,6 +20,9 @@ class Driver(Protocol):
     Attributes:
         interrupts_task: Whether ``cancel`` works by cancelling the asyncio task that waits.
         connects_anywhere: Whether a connection may be opened in one thread and used in another.
+
+    A driver may also have ``prepare(connection, seconds)``, called before each piece of work, and
+    ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched.
     """
 
     interrupts_task: bool

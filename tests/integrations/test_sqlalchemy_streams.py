@@ -1,0 +1,117 @@
+"""Rows that are still on the server when the statement returns: each fetch is work with a deadline too."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from conftest import poll
+from sqlalchemy import text
+
+from guardrails import CallTimeoutError, DeadlineSpentError, deadline
+from guardrails.testing.proxy import FaultProxy
+
+# SQLAlchemy leaves the server-side cursor of a connection it drops to the collector, guarded or not.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*deleted while still open:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+LATE = 0.25 + 0.1 + 0.25
+
+STUCK = "select n, pg_sleep(case when n = 400 then 30 else 0 end) from generate_series(1, 1000) n"
+SLOW = "select n, pg_sleep(0.01) from generate_series(1, 1000) n"
+
+
+def rows(session, sql, *, limit=None, step=10, seen=None):
+    """Streams a statement and returns its first column."""
+    options = {"yield_per": step} | ({} if limit is None else {"guardrails_timeout": limit})
+    seen = [] if seen is None else seen
+    for row in session.connection.execute(text(sql), execution_options=options):
+        seen.append(row[0])
+    return seen
+
+
+def test_stream_arrives_whole(lab):
+    """A guarded stream gives the rows of a bare one, each batch as evidence."""
+    lab.protect()
+    sql = "select n from generate_series(1, 95) n"
+    assert lab.run(lambda session: rows(session, sql)) == list(range(1, 96))
+    assert lab.guard.snapshot().succeeded >= 10
+    assert lab.run(lambda session: session.execute(sql)) == 1
+
+
+def test_fetch_that_hangs_is_stopped(lab):
+    """The limit of a statement is the limit of each of its fetches, on the server too."""
+    lab.protect()
+    seen = []
+    start = time.monotonic()
+    with pytest.raises(CallTimeoutError):
+        lab.run(lambda session: rows(session, STUCK, limit=0.3, seen=seen))
+    assert 0.3 <= time.monotonic() - start < 0.3 + LATE
+    assert seen
+    assert seen == list(range(1, len(seen) + 1))
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert lab.guard.snapshot().failed == 1
+    poll(lambda: lab.running() == 0, "the fetch has ended on the server", 1.0)
+    assert lab.query("select 42") == 42
+
+
+def test_long_stream_of_short_fetches_goes_on(lab):
+    """Many fetches may together take longer than each of them may."""
+    lab.protect(guard={"timeout": 1.0})
+    sql = "select n, pg_sleep(0.006) from generate_series(1, 200) n"  # asyncpg's batches are 50 rows
+    assert lab.run(lambda session: rows(session, sql)) == list(range(1, 201))
+
+
+def test_ambient_deadline_is_for_the_whole_stream(lab):
+    """What bounds a stream as a whole is the caller's budget."""
+    lab.protect()
+    start = time.monotonic()
+    with pytest.raises((CallTimeoutError, DeadlineSpentError)), deadline(0.4):
+        lab.run(lambda session: rows(session, SLOW, step=1))
+    assert 0.4 <= time.monotonic() - start < 0.4 + LATE
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert lab.query("select 42") == 42
+
+
+def test_stream_over_a_silent_wire(lab):
+    """A fetch whose answer never comes ends like any other call."""
+    with FaultProxy(lab.server.port) as wire:
+        lab.url = lambda port=None, url=lab.url: url(wire.port)
+        lab.protect(guard={"timeout": 0.3})
+
+        def work(session):
+            options = {"yield_per": 5}
+            result = session.connection.execute(text(SLOW.replace("0.01", "0")), execution_options=options)
+            assert result.fetchone()[0] == 1
+            wire.hang()
+            result.fetchall()
+
+        start = time.monotonic()
+        with pytest.raises(CallTimeoutError):
+            lab.run(work)
+        assert time.monotonic() - start < 0.3 + LATE
+        assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+        wire.heal()
+        assert lab.query("select 42") == 42
+        lab.dispose()
+
+
+def test_async_stream_is_bounded(lab):
+    """AsyncConnection.stream() fetches through the same steps."""
+    if not hasattr(lab, "runner"):
+        pytest.skip("about event loops")
+    lab.protect(guard={"timeout": 0.3})
+
+    async def main():
+        async with lab.engine.connect() as connection:
+            result = await connection.stream(text(STUCK))
+            return [row async for row in result]
+
+    start = time.monotonic()
+    with pytest.raises(CallTimeoutError):
+        lab.runner.run(main())
+    assert time.monotonic() - start < 0.3 + LATE
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    poll(lambda: lab.running() == 0, "the fetch has ended on the server", 1.0)
+    assert lab.query("select 42") == 42
