@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 
 import pytest
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import CallTimeoutError, ConfigurationError, protect
@@ -47,6 +48,88 @@ def test_endless_statement_of_aiosqlite_is_interrupted(tmp_path):
         await engine.dispose()
 
     asyncio.run(main())
+
+
+def test_endless_fetch_is_interrupted(tmp_path):
+    """SQLite computes rows as they are fetched: the fetch has a deadline too."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db")
+    db = protect(engine, timeout=0.2)
+    rare = (
+        "with recursive n(i) as (select 1 union all select i + 1 from n) select i from n where i in (1, -1)"
+    )
+    start = time.monotonic()
+    with engine.connect() as connection:
+        result = connection.execute(text(rare))  # has found the first row
+        with pytest.raises(CallTimeoutError):
+            result.fetchall()
+    assert 0.2 <= time.monotonic() - start < 0.2 + LATE
+    assert db.snapshot().in_use == engine.pool.checkedout() == 0
+    engine.dispose()
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """A database whose only table is being written by somebody else."""
+    other = sqlite3.connect(tmp_path / "db", isolation_level=None)
+    other.execute("create table t (id int)")
+    other.execute("begin immediate")
+    yield f"{tmp_path}/db"
+    other.close()
+
+
+def test_wait_for_a_lock_ends_at_the_deadline(locked):
+    """interrupt() does not reach SQLite's busy wait; a call must not take its five seconds."""
+    engine = create_engine(f"sqlite:///{locked}", connect_args={"timeout": 4.0})
+    db = protect(engine, timeout=0.2)
+    start = time.monotonic()
+    with engine.connect() as connection, pytest.raises(CallTimeoutError):
+        connection.execute(text("insert into t values (1)"))
+    assert 0.2 <= time.monotonic() - start < 0.2 + LATE
+    assert db.snapshot().in_use == engine.pool.checkedout() == 0
+    with engine.connect() as connection:
+        assert connection.execute(text("select count(*) from t")).scalar() == 0
+    engine.dispose()
+
+
+def test_wait_for_a_lock_of_aiosqlite_ends_at_the_deadline(locked):
+    """Likewise in aiosqlite's thread."""
+
+    async def main():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{locked}", connect_args={"timeout": 4.0})
+        db = protect(engine, timeout=0.2)
+        start = time.monotonic()
+        async with engine.connect() as connection:
+            with pytest.raises(CallTimeoutError):
+                await connection.execute(text("insert into t values (1)"))
+        assert 0.2 <= time.monotonic() - start < 0.2 + LATE
+        assert db.snapshot().in_use == 0
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_shorter_busy_timeout_of_the_users_is_kept(locked):
+    """A wait that is shorter than the deadline stays SQLite's own error, which is a failure."""
+    engine = create_engine(f"sqlite:///{locked}", connect_args={"timeout": 0.05})
+    db = protect(engine)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("pragma busy_timeout").scalar() == 50
+        with pytest.raises(OperationalError, match="locked"):
+            connection.execute(text("insert into t values (1)"))
+    assert db.snapshot().failed == 1
+    engine.dispose()
+
+
+def test_busy_timeout_comes_back_after_a_hurried_statement(tmp_path):
+    """A short deadline lowers the wait for locks for its own statements only."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db", connect_args={"timeout": 2.0})
+    protect(engine)
+    with engine.connect() as connection:
+        hurried = {"guardrails_timeout": 0.3}
+        question = text("pragma busy_timeout")
+        assert connection.execute(question, execution_options=hurried).scalar() == 300
+        assert connection.execute(question).scalar() == 2000
+    engine.dispose()
 
 
 def test_violated_constraint_is_an_answer(tmp_path):

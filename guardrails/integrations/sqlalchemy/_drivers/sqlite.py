@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from contextlib import suppress
 from typing import Any
+
+from sqlalchemy.util import await_only
 
 from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 
@@ -17,6 +20,29 @@ class Sqlite(Plain):
     """See Driver."""
 
     connects_anywhere = False
+    works_in_fetch = True
+
+    def __init__(self) -> None:
+        self._usual: int | None = None  # the engine's own busy timeout, in milliseconds
+        self._lowered: set[int] = set()
+
+    def prepare(self, connection: Any, seconds: float) -> None:
+        """See Driver. interrupt() does not end a wait for somebody's lock, so that wait must be no longer."""
+        if self._usual is None:
+            self._usual = self._ask(connection, "PRAGMA busy_timeout")
+        most = min(self._usual, math.ceil(seconds * 1000))
+        if most < self._usual:
+            self._lowered.add(id(connection))
+        elif id(connection) in self._lowered:
+            self._lowered.discard(id(connection))
+        else:
+            return
+        self._ask(connection, f"PRAGMA busy_timeout={most}")
+
+    def _ask(self, connection: Any, pragma: str) -> int:
+        cursor = connection.cursor()
+        cursor.row_factory = None  # whatever the user's rows are
+        return int(cursor.execute(pragma).fetchone()[0])
 
     def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - it takes no time
         """See Driver. Legal from another thread, whatever ``check_same_thread`` says."""
@@ -35,6 +61,17 @@ class Sqlite(Plain):
 
 class Aiosqlite(Sqlite):
     """See Driver. The connection lives in a thread of its own; its own interrupt() would queue there."""
+
+    works_in_fetch = False  # SQLAlchemy fetches all rows in that thread, as part of the statement
+
+    def _ask(self, connection: Any, pragma: str) -> int:
+        async def ask() -> int:
+            async with connection.cursor() as cursor:
+                cursor.row_factory = None
+                await cursor.execute(pragma)
+                return int((await cursor.fetchone())[0])
+
+        return int(await_only(ask()))
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver."""
