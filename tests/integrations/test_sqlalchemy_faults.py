@@ -10,7 +10,7 @@ import time
 
 import psycopg
 import pytest
-from conftest import poll
+from conftest import Postgres, poll
 from sqlalchemy import Column, Integer, MetaData, Table, insert, text
 from sqlalchemy.exc import DBAPIError
 
@@ -23,6 +23,14 @@ LATE = 0.25 + 0.1 + 0.25
 
 NUMBERS = Table("numbers", MetaData(), Column("n", Integer))
 BIG = "select repeat('x', 4000000)"
+
+
+@pytest.fixture
+def lab(lab):
+    """The drivers of PostgreSQL; the words here are its own."""
+    if not isinstance(lab.backend, Postgres):
+        pytest.skip("about PostgreSQL")
+    return lab
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import poll
+from conftest import Postgres, poll
 from sqlalchemy import text
 
 from guardrails import CallTimeoutError, DeadlineSpentError, deadline
@@ -17,6 +17,15 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 LATE = 0.25 + 0.1 + 0.25
+
+
+@pytest.fixture
+def lab(lab):
+    """The drivers of PostgreSQL; the words here are its own."""
+    if not isinstance(lab.backend, Postgres):
+        pytest.skip("about PostgreSQL")
+    return lab
+
 
 STUCK = "select n, pg_sleep(case when n = 400 then 30 else 0 end) from generate_series(1, 1000) n"
 SLOW = "select n, pg_sleep(0.01) from generate_series(1, 1000) n"

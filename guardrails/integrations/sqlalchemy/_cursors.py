@@ -16,12 +16,11 @@ class SteppedCursor:
         step: Runs a fetch with its arguments.
     """
 
-    __slots__ = ("_cursor", "_step", "description")
+    __slots__ = ("_cursor", "_step")
 
     def __init__(self, cursor: Any, step: Callable[..., Any]) -> None:
         self._cursor = cursor
         self._step = step
-        self.description = cursor.description
 
     def fetchone(self) -> Any:
         """See PEP 249."""

@@ -84,8 +84,8 @@ class Hooks:
             connection, checkout = own(fairy.dbapi_connection), checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
             ending = isinstance(getattr(context.compiled, "statement", None), _SAVEPOINT_ENDS)
             result = run(original, args, connection, checkout, kwargs=kwargs, timeout=timeout, ending=ending)
-            stepped = context._is_server_side or (steps_in_fetch and not context.executemany)  # noqa: SLF001 - likewise
-            if stepped and context.cursor.description:
+            stepped = steps_in_fetch and not context.executemany and context.cursor.description
+            if stepped or context._is_server_side:  # noqa: SLF001 - likewise
 
                 def step(fetch: Callable[..., Any], *size: int) -> Any:
                     return run(fetch, size, connection, checkout, timeout=timeout)
