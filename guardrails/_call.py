@@ -233,9 +233,7 @@ class Call(Ringing):
         Raises:
             CallTimeoutError: The task was cancelled by this call's own alarm.
         """
-        if not self.rung or not self.silence(error):
-            if self.armed:
-                self.disarm()
+        if not self.armed or not self.silence(error):
             if error is not None or not self.slip_out():
                 self.leave(error)
             return

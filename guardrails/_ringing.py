@@ -9,7 +9,7 @@ from typing import Any
 from guardrails._alarm import Alarm, Alarms, alarms_of
 from guardrails._deadline import Scope
 
-__all__ = ["Ringing"]
+__all__ = ["Ringing", "cancel_at"]
 
 _get_running_loop, _current_task = asyncio.get_running_loop, asyncio.current_task
 
@@ -60,19 +60,27 @@ class Ringing(Scope, Alarm):
         if at < alarms.planned:
             alarms.plan(loop, at)
 
-    def disarm(self) -> None:
-        """The work is over in time."""
-        self._alarms.armed.pop(self, None)
-
     def ring(self) -> None:
         """See Alarm."""
         self.rung = True
         self._task.cancel()
 
     def silence(self, error: BaseException | None) -> bool:
-        """Takes the cancellation back, and says whether ``error`` is it.
+        """Disarms, and says whether ``error`` is this alarm's own cancellation, which it then takes back.
 
         A cancellation from outside in the same tick wins. A body that swallowed ours is still late.
         """
+        if not self.rung:
+            self._alarms.armed.pop(self, None)
+            return False
         ours = self._task.uncancel() <= self._cancelled_before
         return ours and (error is None or isinstance(error, asyncio.CancelledError))
+
+
+def cancel_at(at: float) -> Ringing:
+    """Has the running task cancelled at a moment of `time.monotonic`; ``silence`` what is returned."""
+    alarm = Ringing()
+    alarm.begin(at, None, time.monotonic, None)
+    alarm.armed = alarm.rung = False
+    alarm.arm()
+    return alarm
