@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from guardrails._checks import Faults
+from guardrails._core.gate import Refusal
+from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails.integrations._drain import Drain
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem, budget, retry_seconds
+from guardrails.integrations._paths import ALLOWED, PathTable, is_path
 
 __all__ = ["Edge"]
+
+_FULL = ("bulkhead_full", "queue_timeout")
 
 _Reader = Callable[[bytes], float | None]
 
@@ -23,7 +29,8 @@ class Edge:
         exempt: Paths that are let in whatever happens.
         request_timeout: Seconds for a request, or None.
         max_in_flight: Requests inside at once, or None.
-        requires: By path, the guards without which a request cannot be served.
+        requires: By path or template, the guards without which a request cannot be served; or the guards
+            without which none can.
         deadline_headers: Names out of `DEADLINE_HEADERS`, in any case.
         random: Where jitter comes from.
 
@@ -43,14 +50,14 @@ class Edge:
         exempt: Iterable[str],
         request_timeout: float | None,
         max_in_flight: int | None,
-        requires: Mapping[str, Iterable[Guard]] | None,
+        requires: Mapping[str, Iterable[Guard]] | Iterable[Guard] | None,
         deadline_headers: Iterable[str],
         random: Callable[[], float],
     ) -> None:
         faults = Faults(where)
         self._guards = _guards(faults, "guards", guards)
-        self._exempt = _longest_first(dict.fromkeys(_exempt(faults, exempt), ()))
-        self._requires = _longest_first(_requires(faults, requires))
+        self._exempt = PathTable(dict.fromkeys(_exempt(faults, exempt), True))
+        self._requires = PathTable(_requires(faults, requires))
         self._headers = _headers(faults, deadline_headers)
         faults.seconds("request_timeout", request_timeout, none=True)
         faults.count("max_in_flight", max_in_flight, none=True)
@@ -61,6 +68,7 @@ class Edge:
         self._random = random
         # Requests inside. Each is there once or not at all, so none is counted or released twice.
         self._inside: set[object] = set()
+        self._drains: dict[Door, Drain] = {}
         self.selective = max_in_flight is not None or bool(self._requires)
         self.timed = request_timeout is not None or bool(self._headers)
 
@@ -79,17 +87,28 @@ class Edge:
 
     def admit(self, request: object, path: str) -> Problem | None:
         """Lets a request in, or says why not. What was let in is let out with `release`."""
-        if _covering(self._exempt, path) is not None:
+        if self.is_exempt(path):
             return None
-        problem = self._missing(path)
-        if problem is not None or self._max_in_flight is None:
-            return problem
+        return self._missing(path) or self.count(request)
+
+    def count(self, request: object) -> Problem | None:
+        """Counts a request in, or says that the server is full."""
+        if self._max_in_flight is None:
+            return None
         # In first and counted after, so that two threads can never both take the last place.
         self._inside.add(request)
         if len(self._inside) > self._max_in_flight:
             self._inside.discard(request)
-            return Problem("bulkhead_full", None, retry_seconds("bulkhead_full", None, self._random))
+            return self._crowded()
         return None
+
+    def full(self) -> Problem | None:
+        """Why a request cannot be counted in now; None where it can, as it looks."""
+        room = self._max_in_flight is None or len(self._inside) < self._max_in_flight
+        return None if room else self._crowded()
+
+    def _crowded(self) -> Problem:
+        return Problem("bulkhead_full", None, retry_seconds("bulkhead_full", None, self._random))
 
     def release(self, request: object) -> None:
         """Lets a request out; one that was never counted changes nothing."""
@@ -97,17 +116,43 @@ class Edge:
 
     def refuse(self, path: str) -> Problem | None:
         """Like `admit`, without counting: for what is not one request and one answer."""
-        return None if _covering(self._exempt, path) is not None else self._missing(path)
+        return None if self.is_exempt(path) else self._missing(path)
+
+    def is_exempt(self, path: str) -> bool:
+        """Whether a path is let in whatever happens."""
+        return self._exempt.find(path) is not None
+
+    def required(self, path: str) -> tuple[Guard, ...]:
+        """The guards without which a request of this path cannot be served."""
+        return self._requires.find(path) or ()
 
     def _missing(self, path: str) -> Problem | None:
-        for guard in _covering(self._requires, path) or ():
-            for door in guard.passage.doors:
-                # A closed circuit needs no step under its lock: the call inside makes one anyway.
-                # A preview takes nothing, so the probes of a half-open circuit are still free inside.
-                refusal = None if door.gate.calm else door.step(door.gate.preview)
-                if refusal is not None:
-                    return Problem.of(door.refused(refusal), self._random)
+        return self.missing(door for guard in self.required(path) for door in guard.passage.doors)
+
+    def missing(self, doors: Iterable[Door]) -> Problem | None:
+        """Refuses what the circuit of one of these doors would refuse inside; takes nothing."""
+        for door in doors:
+            # A closed circuit needs no step under its lock: the call inside makes one anyway.
+            # A preview takes nothing, so the probes of a half-open circuit are still free inside.
+            refusal = None if door.gate.calm else door.preview()
+            if refusal is not None:
+                door.tell_refusal(refusal)
+                return self.turned_away(door, refusal)
         return None
+
+    def turned_away(self, door: Door, refusal: Refusal) -> Problem:
+        """What to answer for a refusal that nobody raised."""
+        reason, wait = refusal
+        if wait is None:
+            wait = self._drain(door, reason)
+        return Problem(reason, door.name, retry_seconds(reason, wait, self._random))
+
+    def _drain(self, door: Door, reason: str) -> float | None:
+        if reason not in _FULL:
+            return None
+        gate = door.gate
+        drain = self._drains.get(door) or self._drains.setdefault(door, Drain())
+        return drain.seconds(gate.last, gate.admitted, len(gate.bulkhead.queue))
 
     # --- after it --------------------------------------------------------------------------------
 
@@ -119,31 +164,22 @@ class Edge:
         """
         first: RejectedError | CallTimeoutError | None = None
         for leaf in _leaves(error):
-            if not isinstance(leaf, (RejectedError, CallTimeoutError)) or not self._answers_for(leaf.guard):
+            if not isinstance(leaf, (RejectedError, CallTimeoutError)) or not self.answers_for(leaf.guard):
                 return None
             if first is None or (isinstance(leaf, CallTimeoutError) and isinstance(first, RejectedError)):
                 first = leaf
-        return None if first is None else Problem.of(first, self._random)
+        if first is None:
+            return None
+        if isinstance(first, RejectedError) and first.reason in _FULL and first.retry_after is None:
+            for guard in _with_parts(self._guards):
+                if guard.name == first.guard:
+                    return self.turned_away(guard.passage.doors[0], Refusal(first.reason, None))
+        return Problem.of(first, self._random)
 
-    def _answers_for(self, name: str) -> bool:
+    def answers_for(self, name: str) -> bool:
+        """Whether a guard of this name is one whose refusals are answered here."""
         # Looked up each time: compartments may be made after the middleware.
         return not self._guards or any(guard.name == name for guard in _with_parts(self._guards))
-
-
-# --- paths -----------------------------------------------------------------------------------------
-
-
-def _longest_first(table: Mapping[str, tuple[Guard, ...]]) -> tuple[tuple[str, tuple[Guard, ...]], ...]:
-    return tuple(sorted(table.items(), key=lambda entry: len(entry[0]), reverse=True))
-
-
-def _covering(table: tuple[tuple[str, tuple[Guard, ...]], ...], path: str) -> tuple[Guard, ...] | None:
-    # The longest entry that is the path or lies above it. Entries are few; cutting a hostile path
-    # into its 60,000 segments would cost more than comparing it with each of them.
-    for entry, guards in table:
-        if path.startswith(entry) and path[len(entry) : len(entry) + 1] in {"", "/"}:
-            return guards
-    return None
 
 
 # --- guards and errors -----------------------------------------------------------------------------
@@ -166,8 +202,6 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 # --- settings --------------------------------------------------------------------------------------
-
-_PATH = "a path such as '/orders': from '/' on, without wildcards, parameters or a query"
 
 
 def _several(value: object) -> tuple[object, ...] | None:
@@ -194,8 +228,11 @@ def _requires(faults: Faults, value: object) -> dict[str, tuple[Guard, ...]]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        faults.add("requires", value, "a dict of paths and lists of Guard objects, or None")
-        return {}
+        if _several(value) is None:
+            faults.add("requires", value, "guards for every path, or a dict of paths and guards, or None")
+            return {}
+        guards = _guards(faults, "requires", value)
+        return {"/": guards} if guards else {}
     return {
         _path(faults, "requires", path): _guards(faults, f"requires[{path!r:.80}]", guards)
         for path, guards in value.items()
@@ -203,10 +240,10 @@ def _requires(faults: Faults, value: object) -> dict[str, tuple[Guard, ...]]:
 
 
 def _path(faults: Faults, field: str, value: object) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or any(sign in value for sign in "*?#{}"):
-        faults.add(field, value, _PATH)
-        return "/"
-    return value.rstrip("/")
+    if isinstance(value, str) and is_path(value):
+        return value
+    faults.add(field, value, ALLOWED)
+    return "/"
 
 
 def _headers(faults: Faults, value: object) -> dict[bytes, _Reader]:

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import random as _random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from guardrails._checks import Faults, unknown_option
-from guardrails._deadline import Clock, RequestScope, Scope, close, current, enter, note_trouble
+from guardrails._deadline import Clock, close, current, enter
+from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.integrations._edge import Edge
+from guardrails.integrations._exchange import (
+    ASGIApp,
+    ASGIScope,
+    Exchange,
+    Handshake,
+    Receive,
+    Send,
+    answer,
+    deny,
+    path_of,
+)
+from guardrails.integrations._habits import Habit
 from guardrails.integrations._http import Problem
+from guardrails.integrations._routes import WEBSOCKET, Route, RouteTable, find_routes, requires
 
-__all__ = ["GuardrailsMiddleware"]
-
-Message = MutableMapping[str, Any]
-ASGIScope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
-
-_TRY_AGAIN_LATER = 1013
+__all__ = ["GuardrailsMiddleware", "requires"]
 
 
 class GuardrailsMiddleware:
@@ -36,17 +42,21 @@ class GuardrailsMiddleware:
         app = GuardrailsMiddleware(app, guards=[db])            # around any ASGI application
 
     Both ways give the same answers. Durations are seconds. A *path* in a setting covers itself and all
-    below it: ``/orders`` covers ``/orders`` and ``/orders/7``, not ``/orders-old``. It is compared with
-    the request's path below ``root_path``, and of several that cover it the longest decides.
+    below it: ``/orders`` covers ``/orders`` and ``/orders/7``, not ``/orders-old``. A *template* covers
+    the paths of its form: ``/orders/{id}``. They are compared with the request's path below
+    ``root_path``: the templates first, in their order, then the longest path.
 
     Args:
         app: The application.
         guards: Whose refusals and timeouts to answer, compartments included, compared by name. Empty
             is every guard.
-        requires: For a path, the guards without which its requests cannot be served. While the circuit
-            of one of them refuses, they are answered before the body is read and before a thread is
-            taken; the probes of a half-open circuit get through.
-        exempt: Paths that ``max_in_flight`` and ``requires`` do not hold for, such as health checks.
+        requires: For a path or a template, the guards without which its requests cannot be served; a
+            list of guards holds for every request. Such a request waits for its slots on the event loop,
+            before its body is read and before a thread is taken, and is answered there and then if a
+            circuit or a full bulkhead refuses. The first checkout or call inside takes the slot over.
+        learn_routes: Whether to learn which guards nearly all requests of an endpoint touch, and treat
+            them as required. Works where the routes can be seen: Starlette, FastAPI and their mounts.
+        exempt: Paths that none of this and no ``max_in_flight`` holds for, such as health checks.
         request_timeout: What each request is given until it starts to answer; None is unbounded. The
             rest of it bounds every guarded call; the application itself is not interrupted.
         deadline_headers: Request headers by which clients may lower that: any of
@@ -54,6 +64,8 @@ class GuardrailsMiddleware:
             ``Connect-Timeout-Ms``. None by default.
         max_in_flight: HTTP requests inside the application at once; the next one is answered 503
             without waiting. None is unbounded.
+        server_timing: Whether to add a ``Server-Timing`` header: milliseconds in our queue (``wait``) and
+            in the application until its first byte (``app``).
         clock: Where the time comes from; a monotonic reading in seconds.
         random: Where the jitter of ``Retry-After`` comes from; returns a float in [0, 1).
 
@@ -75,11 +87,13 @@ class GuardrailsMiddleware:
         app: ASGIApp,
         *,
         guards: Iterable[Guard] = (),
-        requires: Mapping[str, Iterable[Guard]] | None = None,
+        requires: Mapping[str, Iterable[Guard]] | Iterable[Guard] | None = None,
+        learn_routes: bool = True,
         exempt: Iterable[str] = (),
         request_timeout: float | None = None,
         deadline_headers: Iterable[str] = (),
         max_in_flight: int | None = None,
+        server_timing: bool = False,
         clock: Clock = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
@@ -101,6 +115,11 @@ class GuardrailsMiddleware:
         )
         self._timed = self._edge.timed
         self._selective = self._edge.selective
+        self._server_timing = server_timing
+        self._learns = learn_routes
+        self._routes: list[object] | None = None
+        self._table = RouteTable(())
+        self._looked = False
 
     @property
     def in_flight(self) -> int:
@@ -113,15 +132,23 @@ class GuardrailsMiddleware:
             await self._other(scope, receive, send)
             return
         budget = self._edge.budget(scope["headers"]) if self._timed else None
-        at = None if budget is None else self._clock() + budget
-        exchange = enter(_Exchange(at, self._clock, current(), send))
+        now = self._clock()
+        exchange = enter(
+            Exchange(None if budget is None else now + budget, now, self._clock, current(), send)
+        )
+        exchange.timed = self._server_timing
+        table = self._table if self._looked and self._routes is None else self._look(scope)
+        inside = False
         try:
-            problem = self._edge.admit(exchange, _path(scope)) if self._selective else None
+            problem = None
+            if self._selective or table.demanding:
+                problem = await self._come_in(exchange, scope, table)
             if problem is None:
+                inside = True
                 await self.app(scope, receive, exchange.send)
                 problem = self._unsaid(exchange) if exchange.held else None
             if problem is not None:
-                await _answer(problem, scope, send)
+                await self._answer(problem, exchange, scope, send)
             elif exchange.held:
                 await exchange.let_go()
         except Exception as error:
@@ -129,13 +156,72 @@ class GuardrailsMiddleware:
             if problem is None:
                 await exchange.give_up()
                 raise
-            await _answer(problem, scope, send)
+            await self._answer(problem, exchange, scope, send)
         finally:
             close(exchange)
+            exchange.give_back()
             if self._selective:
                 self._edge.release(exchange)
+            if inside and self._learns and self._routes is not None:
+                troubled = exchange.trouble is not None
+                table.learn(scope.get("endpoint"), exchange.touched, exchange.let_in, troubled=troubled)
 
-    def _unsaid(self, exchange: _Exchange) -> Problem | None:
+    # --- coming in -----------------------------------------------------------------------------
+
+    async def _come_in(self, exchange: Exchange, scope: ASGIScope, table: RouteTable) -> Problem | None:
+        """Gets a request what it needs, or says why it cannot be served."""
+        edge, path = self._edge, path_of(scope)
+        if edge.is_exempt(path):
+            return None
+        route = table.find(path, scope["method"]) if table.demanding else None
+        held = self._required(path, route)
+        # The circuits first, all of them: nobody waits for a slot in front of what is closed anyway.
+        problem = edge.missing(held) or self._unlikely(route) or edge.full()
+        if problem is not None:
+            return problem
+        for door in held:
+            refusal = await exchange.reserve(door)
+            if refusal is not None:
+                return edge.turned_away(door, refusal)
+        exchange.let_in = self._clock()
+        return edge.count(exchange)
+
+    def _required(self, path: str, route: Route | None) -> list[Door]:
+        """The doors at which a request needs a slot."""
+        passages = [guard.passage for guard in self._edge.required(path)]
+        if route is not None:
+            passages += [guard.passage for guard in route.requires]
+            passages += [habit.passage for habit in self._habits(route) if habit.prompt]
+        return list(dict.fromkeys(door for passage in passages for door in passage.doors))
+
+    def _unlikely(self, route: Route | None) -> Problem | None:
+        # Nearly all requests of the route touch these guards, but late: too late to hold a slot for.
+        late = [habit.passage for habit in self._habits(route) if not habit.prompt] if route else []
+        return self._edge.missing(door for passage in late for door in passage.doors)
+
+    def _habits(self, route: Route) -> list[Habit]:
+        # What was learnt of a pool says nothing about a guard that was taken off it since.
+        return [
+            habit
+            for habit in route.habits.usual
+            if habit.attached is habit.passage.attached and self._edge.answers_for(habit.passage.name)
+        ]
+
+    def _look(self, scope: ASGIScope) -> RouteTable:
+        """Reads the application's routes at the first request, and again when there are more of them."""
+        if not self._looked:
+            self._looked = True
+            self._routes = find_routes(scope.get("app")) or find_routes(self.app)
+        if self._routes is not None and len(self._routes) != self._table.size:
+            self._table = RouteTable(self._routes, self._table)
+        return self._table
+
+    # --- what else there is to say -------------------------------------------------------------
+
+    async def _answer(self, problem: Problem, exchange: Exchange, scope: ASGIScope, send: Send) -> None:
+        await answer(problem, scope, send, *([exchange.timing()] if exchange.timed else ()))
+
+    def _unsaid(self, exchange: Exchange) -> Problem | None:
         # Frameworks that answer 500 for an unhandled exception and keep the exception to themselves.
         return None if exchange.trouble is None else self._edge.problem(exchange.trouble)
 
@@ -143,8 +229,8 @@ class GuardrailsMiddleware:
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
             return
-        handshake = _Handshake(send)
-        problem = self._edge.refuse(_path(scope)) if self._selective else None
+        handshake = Handshake(send)
+        problem = self._refuse_handshake(scope)
         if problem is None:
             try:
                 await self.app(scope, receive, handshake.send)
@@ -153,129 +239,15 @@ class GuardrailsMiddleware:
                 if problem is None:
                     raise
         if problem is not None:
-            await _deny(problem, scope, send)
+            await deny(problem, scope, send)
 
-
-class _Exchange(RequestScope):
-    """One request and its response, as far as it has come.
-
-    A framework's outermost handler may answer 500 for a guard's error before the error gets here. A
-    500 in a request that had trouble is therefore held back until the application ends and it is
-    known what the trouble was to it.
-
-    Attributes:
-        started: Whether a response has been passed on; from then on nothing else can be answered.
-        held: The messages of the 500 that is held back.
-    """
-
-    __slots__ = ("_send", "held", "started")
-
-    def __init__(self, at: float | None, clock: Clock, outer: Scope | None, send: Send) -> None:
-        super().__init__(at, clock, outer)
-        self._send = send
-        self.started = False
-        self.held: list[Message] = []
-
-    def send(self, message: Message) -> Awaitable[None]:
-        # No coroutine of its own: the server's is handed on, so that a chunk costs no extra frame.
-        return self._send(message) if self.started else self._begin(message)
-
-    def _begin(self, message: Message) -> Awaitable[None]:
-        kind = message["type"]
-        if self.held or (
-            kind == "http.response.start" and message["status"] == 500 and self.trouble is not None  # noqa: PLR2004
-        ):
-            return self._hold(message)
-        if kind == "http.response.start":
-            self._start()
-        return self._send(message)
-
-    async def _hold(self, message: Message) -> None:
-        self.held.append(message)
-        whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if len(self.held) > 1 and not (whole and len(self.held) == 2):  # noqa: PLR2004
-            await self.let_go()  # a stream is no error handler's answer, and might be long
-
-    async def let_go(self) -> None:
-        """Sends what was held back."""
-        self._start()
-        messages, self.held = self.held, []
-        for message in messages:
-            await self._send(message)
-
-    async def give_up(self) -> None:
-        """Leaves the application's exception to whoever is outside."""
-        if self.held:
-            await self.let_go()
-        if self.trouble is not None and self.outer is not None:
-            close(self)
-            note_trouble(self.trouble)
-
-    def _start(self) -> None:
-        # The budget is for the first byte: a stream may be long, and a background task is nobody's wait.
-        self.started = True
-        if self.at is not None:
-            outer = self.outer
-            self.at = None if outer is None else outer.at
-            if outer is not None:
-                self.owner, self.clock = outer.owner, outer.clock
-
-
-class _Handshake:
-    """A websocket's opening.
-
-    Attributes:
-        decided: Whether the application has accepted, closed or denied it.
-    """
-
-    __slots__ = ("_send", "decided")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.decided = False
-
-    def send(self, message: Message) -> Awaitable[None]:
-        self.decided = True
-        return self._send(message)
-
-
-def _path(scope: ASGIScope) -> str:
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if not root:
-        return path
-    below = path[len(root) :]
-    return below if path.startswith(root) and below[:1] in {"", "/"} else path
-
-
-async def _answer(problem: Problem, scope: ASGIScope, send: Send) -> None:
-    accept, expect = _accept_and_expect(scope)
-    status, headers, body = problem.answer(accept)
-    if expect and scope["http_version"].startswith("1"):
-        # The client waits to be told to send its body, and may now leave it out. Only a closed
-        # connection tells the two cases apart.
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-async def _deny(problem: Problem, scope: ASGIScope, send: Send) -> None:
-    if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": ""})
-        return
-    status, headers, body = problem.answer(_accept_and_expect(scope)[0])
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
-
-
-def _accept_and_expect(scope: ASGIScope) -> tuple[bytes, bytes]:
-    accept = expect = b""
-    for name, value in scope["headers"]:
-        if name == b"accept":
-            accept = accept + b"," + value if accept else value
-        elif name == b"expect":
-            expect = value
-    return accept, expect
+    def _refuse_handshake(self, scope: ASGIScope) -> Problem | None:
+        # A connection may last for hours: nothing is held for it, only the circuits are asked.
+        table, path = self._look(scope), path_of(scope)
+        if not (self._selective or table.demanding) or self._edge.is_exempt(path):
+            return None
+        route = table.find(path, WEBSOCKET) if table.demanding else None
+        return self._edge.missing(self._required(path, route))
 
 
 _OPTIONS = (
@@ -284,8 +256,10 @@ _OPTIONS = (
     "deadline_headers",
     "exempt",
     "guards",
+    "learn_routes",
     "max_in_flight",
     "random",
     "request_timeout",
     "requires",
+    "server_timing",
 )

@@ -1,0 +1,198 @@
+"""One request over ASGI: what has been sent, what is still to be said, and what is held for it.
+
+Knows no settings and no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from guardrails._core.gate import Refusal
+from guardrails._deadline import Clock, RequestScope, Scope, close, note_trouble
+from guardrails._door import Door
+from guardrails.integrations._http import Problem
+
+__all__ = ["ASGIApp", "ASGIScope", "Exchange", "Handshake", "Receive", "Send", "answer", "deny", "path_of"]
+
+Message = MutableMapping[str, Any]
+ASGIScope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
+
+_TRY_AGAIN_LATER = 1013
+
+
+class Exchange(RequestScope):
+    """One request and its response, as far as it has come.
+
+    A framework's outermost handler may answer 500 for a guard's error before the error gets here. A
+    500 in a request that had trouble is therefore held back until the application ends and it is
+    known what the trouble was to it.
+
+    Attributes:
+        started: Whether a response has been passed on; from then on nothing else can be answered.
+        held: The messages of the 500 that is held back.
+        began: When it came.
+        let_in: When the application got it; what lies between was spent waiting for slots.
+        timed: Whether to say in ``Server-Timing`` how long it waited and worked.
+    """
+
+    __slots__ = ("_mine", "_send", "began", "held", "let_in", "started", "timed")
+
+    def __init__(self, at: float | None, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
+        super().__init__(at, clock, outer)
+        self._send = send
+        self._mine: list[Door] | None = None
+        self.started = self.timed = False
+        self.held: list[Message] = []
+        self.began = self.let_in = began
+
+    # --- slots held for it ---------------------------------------------------------------------
+
+    async def reserve(self, door: Door) -> Refusal | None:
+        """Waits for a slot, which the first checkout or call inside takes over.
+
+        Returns:
+            The refusal, if there is none in time; its listeners have been told.
+        """
+        if door in self.reserved:
+            return None  # an outer middleware has one already
+        left = self.remaining()
+        if left is not None and left <= 0:
+            refusal = door.step(door.gate.refuse, "deadline_spent")
+            door.tell_refusal(refusal)
+            return refusal
+        verdict = await door.reserve(budget=left)
+        if not isinstance(verdict, int):
+            return verdict
+        self.reserved[door] = verdict
+        if self._mine is None:
+            self._mine = []
+        self._mine.append(door)
+        return None
+
+    def give_back(self) -> None:
+        """Gives back the slots that nothing has taken over."""
+        while self._mine:
+            door = self._mine.pop()
+            slot = self.reserved.pop(door, 0)
+            if slot:
+                door.give_back(slot)
+
+    # --- what it is answered -------------------------------------------------------------------
+
+    def send(self, message: Message) -> Awaitable[None]:
+        # No coroutine of its own: the server's is handed on, so that a chunk costs no extra frame.
+        return self._send(message) if self.started else self._begin(message)
+
+    def _begin(self, message: Message) -> Awaitable[None]:
+        kind = message["type"]
+        if self.held or (
+            kind == "http.response.start" and message["status"] == 500 and self.trouble is not None  # noqa: PLR2004
+        ):
+            return self._hold(message)
+        if kind == "http.response.start":
+            self._start()
+            if self.timed:
+                message = {**message, "headers": [*message.get("headers", ()), self.timing()]}
+        return self._send(message)
+
+    async def _hold(self, message: Message) -> None:
+        self.held.append(message)
+        whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if len(self.held) > 1 and not (whole and len(self.held) == 2):  # noqa: PLR2004
+            await self.let_go()  # a stream is no error handler's answer, and might be long
+
+    async def let_go(self) -> None:
+        """Sends what was held back."""
+        self._start()
+        messages, self.held = self.held, []
+        for message in messages:
+            await self._send(message)
+
+    async def give_up(self) -> None:
+        """Leaves the application's exception to whoever is outside."""
+        if self.held:
+            await self.let_go()
+        if self.trouble is not None and self.outer is not None:
+            close(self)
+            note_trouble(self.trouble)
+
+    def _start(self) -> None:
+        # The budget is for the first byte: a stream may be long, and a background task is nobody's wait.
+        # For the same reason nothing is held for them: what they need they ask for themselves.
+        self.started = True
+        self.give_back()
+        if self.at is not None:
+            outer = self.outer
+            self.at = None if outer is None else outer.at
+            if outer is not None:
+                self.owner, self.clock = outer.owner, outer.clock
+
+    def timing(self) -> tuple[bytes, bytes]:
+        """The header that says where the time went: milliseconds in our queue, and in the application."""
+        waited, worked = self.let_in - self.began, self.clock() - self.let_in
+        return b"server-timing", b"wait;dur=%.1f, app;dur=%.1f" % (waited * 1e3, worked * 1e3)
+
+
+class Handshake:
+    """A websocket's opening.
+
+    Attributes:
+        decided: Whether the application has accepted, closed or denied it.
+    """
+
+    __slots__ = ("_send", "decided")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.decided = False
+
+    def send(self, message: Message) -> Awaitable[None]:
+        self.decided = True
+        return self._send(message)
+
+
+def path_of(scope: ASGIScope) -> str:
+    """The request's path below the application's mount."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if not root:
+        return path
+    below = path[len(root) :]
+    return below if path.startswith(root) and below[:1] in {"", "/"} else path
+
+
+async def answer(problem: Problem, scope: ASGIScope, send: Send, *more: tuple[bytes, bytes]) -> None:
+    """Answers an HTTP request, with more headers than the problem's own."""
+    accept, expect = _accept_and_expect(scope)
+    status, headers, body = problem.answer(accept)
+    headers.extend(more)
+    if expect and scope["http_version"].startswith("1"):
+        # The client waits to be told to send its body, and may now leave it out. Only a closed
+        # connection tells the two cases apart.
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def deny(problem: Problem, scope: ASGIScope, send: Send) -> None:
+    """Refuses a websocket handshake."""
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": ""})
+        return
+    status, headers, body = problem.answer(_accept_and_expect(scope)[0])
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+def _accept_and_expect(scope: ASGIScope) -> tuple[bytes, bytes]:
+    accept = expect = b""
+    for name, value in scope["headers"]:
+        if name == b"accept":
+            accept = accept + b"," + value if accept else value
+        elif name == b"expect":
+            expect = value
+    return accept, expect

@@ -1,0 +1,76 @@
+"""Tables of paths, as settings name them: prefixes and templates. Knows no framework and no guard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+__all__ = ["ALLOWED", "PathTable", "is_path"]
+
+T = TypeVar("T")
+
+ALLOWED = (
+    "a path such as '/orders', or a template such as '/orders/{id}': from '/' on, without wildcards or a "
+    "query, each parameter a whole segment, and one of kind 'path' the last"
+)
+
+_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(:[a-z]+)?\}\Z")
+
+
+def is_path(value: object) -> bool:
+    """Whether a setting's value can stand in a table; `ALLOWED` says what can."""
+    if not isinstance(value, str) or not value.startswith("/") or any(sign in value for sign in "*?#"):
+        return False
+    *above, last = value.split("/")
+    return all(_is_segment(segment) and not segment.endswith(":path}") for segment in above) and _is_segment(
+        last
+    )
+
+
+def _is_segment(segment: str) -> bool:
+    return not set(segment) & {"{", "}"} or _PARAMETER.match(segment) is not None
+
+
+class PathTable(Generic[T]):
+    """What holds for a path.
+
+    A *path* covers itself and all below it: ``/orders`` covers ``/orders`` and ``/orders/7``, not
+    ``/orders-old``. A *template* covers the paths of its form: ``/orders/{id}`` covers ``/orders/7``,
+    not ``/orders/7/lines``. Templates come first, in their order, then the longest path.
+    """
+
+    def __init__(self, entries: Mapping[str, T]) -> None:
+        templates = [path for path in entries if "{" in path]
+        paths = [path for path in entries if "{" not in path]
+        self._templates = tuple((_form(path), entries[path]) for path in templates)
+        self._paths = tuple(
+            (path.rstrip("/"), entries[path]) for path in sorted(paths, key=len, reverse=True)
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._templates or self._paths)
+
+    def find(self, path: str) -> T | None:
+        """What holds for a path, or None."""
+        # Entries are few; cutting a hostile path into its 60,000 segments would cost more than comparing
+        # it with each of them.
+        for form, value in self._templates:
+            if form.match(path):
+                return value
+        for entry, value in self._paths:
+            if path.startswith(entry) and path[len(entry) : len(entry) + 1] in {"", "/"}:
+                return value
+        return None
+
+
+def _form(template: str) -> re.Pattern[str]:
+    # A parameter ends where its segment ends, so there is nothing to try twice: linear in the path.
+    segments = [_segment(segment) for segment in template.split("/")]
+    return re.compile("/".join(segments) + r"\Z", re.DOTALL)
+
+
+def _segment(segment: str) -> str:
+    if _PARAMETER.match(segment) is None:
+        return re.escape(segment)
+    return ".+" if segment.endswith(":path}") else "[^/]+"

@@ -1,0 +1,185 @@
+"""The routes of a Starlette or FastAPI application, as far as a middleware can see them. Imports neither.
+
+A middleware runs before the router. To know where a request is going it reads the table that the router
+will use: each route's ``path_regex``, ``methods`` and ``endpoint``. Memory grows with the routes an
+application has, never with the paths that clients make up.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from guardrails._guard import Guard
+from guardrails.integrations._habits import Habits
+
+__all__ = ["Route", "RouteTable", "find_routes", "requires"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__guardrails_requires__"
+_DEEPEST = 20
+"""How many middleware may stand around an application before its routes count as out of reach."""
+
+WEBSOCKET = "websocket"
+
+
+def requires(*guards: Guard) -> Callable[[F], F]:
+    """Says of an endpoint that its requests cannot be served without these guards.
+
+    ::
+
+        @app.get("/orders/{number}")
+        @requires(db)
+        async def order(number: int): ...
+
+    The middleware then waits for a slot, or refuses, before the request takes a thread; see ``requires``
+    of `GuardrailsMiddleware`. The endpoint itself is returned as it is. Put it below the framework's own
+    decorator. It counts where the middleware can see the routes: Starlette, FastAPI, their mounts.
+
+    Args:
+        *guards: The guards, or compartments of guards.
+
+    Raises:
+        TypeError: One of them is no guard.
+    """
+    for guard in guards:
+        if not isinstance(guard, Guard):
+            raise TypeError(f"requires() takes guards, got {type(guard).__name__}: write @requires(guard)")
+
+    def mark(endpoint: F) -> F:
+        setattr(endpoint, _MARK, (*required_by(endpoint), *guards))
+        return endpoint
+
+    return mark
+
+
+def required_by(endpoint: object) -> tuple[Guard, ...]:
+    """The guards an endpoint was marked with, also below a partial or a decorator of the user's."""
+    while isinstance(endpoint, functools.partial):
+        endpoint = endpoint.func
+    marked: tuple[Guard, ...] = getattr(endpoint, _MARK, ())
+    return marked
+
+
+class Route:
+    """One endpoint.
+
+    Attributes:
+        endpoint: What the framework calls; kept, so that its ``id`` stays its own.
+        requires: The guards it was marked with.
+        habits: What its requests usually touch.
+    """
+
+    __slots__ = ("endpoint", "habits", "requires")
+
+    def __init__(self, endpoint: object) -> None:
+        self.endpoint = endpoint
+        self.requires = required_by(endpoint)
+        self.habits = Habits()
+
+
+class _Line(NamedTuple):
+    """A line of the table: an endpoint, or the table of what is mounted there."""
+
+    regex: Any
+    methods: frozenset[str] | None
+    target: Route | RouteTable
+
+
+class RouteTable:
+    """Finds the route of a request as the router will, before it does.
+
+    Args:
+        routes: The framework's own list.
+        before: The table that this one replaces; what was learnt of its endpoints is kept.
+
+    Attributes:
+        size: How long the list was.
+        known: The routes by the ``id`` of their endpoints.
+        demanding: Whether any route was ever known to need a guard; before that, nobody has to look.
+    """
+
+    def __init__(self, routes: Sequence[object], before: RouteTable | None = None) -> None:
+        self.size = len(routes)
+        self.known: dict[int, Route] = {} if before is None else before.known
+        self._lines: dict[str, list[_Line]] = {}
+        self._anywhere: list[_Line] = []
+        for route in _unfold(routes):
+            self._add(route)
+        self.demanding = any(route.requires or route.habits.usual for route in self.known.values())
+
+    def find(self, path: str, method: str) -> Route | None:
+        """The route of a request, or None for one that will be a 404, a 405, or nobody's we know."""
+        head = path[1:_LONGEST_HEAD].partition("/")[0]
+        for regex, methods, target in self._lines.get(head, self._anywhere):
+            match = regex.match(path)
+            if match is None or not (methods is None or method in methods):
+                continue
+            if isinstance(target, Route):
+                return target
+            return target.find("/" + match["path"], method)
+        return None
+
+    def learn(self, endpoint: object, touched: Mapping[Any, float], began: float, *, troubled: bool) -> None:
+        """Learns from a request that has come to an endpoint; see `Habits.learn`."""
+        route = self.known.get(id(endpoint))
+        if route is not None:
+            route.habits.learn(touched, began, troubled=troubled)
+            if route.habits.usual:
+                self.demanding = True
+
+    def _add(self, route: Any) -> None:
+        regex, endpoint = getattr(route, "path_regex", None), getattr(route, "endpoint", None)
+        below: Sequence[object] = getattr(route, "routes", None) or ()
+        if regex is None or (endpoint is None and not below):
+            return
+        target: Route | RouteTable
+        if endpoint is None:
+            target = RouteTable(below, self)
+        else:
+            target = self.known.setdefault(id(endpoint), Route(endpoint))
+        methods = getattr(route, "methods", None)
+        if _is_websocket(route):
+            methods = {WEBSOCKET}
+        line = _Line(regex, None if methods is None else frozenset(methods), target)
+        head = _head(getattr(route, "path", None))
+        if head is None:
+            self._anywhere.append(line)
+            for lines in self._lines.values():
+                lines.append(line)
+        else:
+            # The order of the router is kept: what may be anywhere stands where it stood.
+            self._lines.setdefault(head, [*self._anywhere]).append(line)
+
+
+_LONGEST_HEAD = 256
+
+
+def _head(path: str | None) -> str | None:
+    """The first segment of a template, by which the table is sorted; None if it may be any."""
+    head = (path or "").removeprefix("/").partition("/")[0]
+    return None if not head or "{" in head or len(head) >= _LONGEST_HEAD - 1 else head
+
+
+def _is_websocket(route: Any) -> bool:
+    original = getattr(route, "original_route", route)
+    return any(cls.__name__ == "WebSocketRoute" for cls in type(original).__mro__)
+
+
+def _unfold(routes: Sequence[object]) -> Iterator[object]:
+    """FastAPI keeps an included router as one route, and tells on request what is in it."""
+    tell = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
+    return iter(routes) if tell is None else tell(routes)
+
+
+def find_routes(app: object) -> list[object] | None:
+    """The routes of an application, looked for below the middleware that stand around it."""
+    for _ in range(_DEEPEST):
+        routes = getattr(app, "routes", None)
+        if isinstance(routes, list):
+            return routes
+        app = getattr(app, "app", None)
+    return None
