@@ -1,0 +1,78 @@
+"""How many are refused although there is room, in fake time, exactly."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+
+import pytest
+
+from guardrails._core.breaker import Breaker
+from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.gate import Gate
+from guardrails._outcome import Outcome
+
+MAX_WAIT = 0.05
+
+
+class Room:
+    """A gate whose callers all stay for the same time, played in the order of events."""
+
+    def __init__(self, slots, seconds, max_wait):
+        self.gate = Gate(Breaker(None, random.random), Bulkhead(slots, slots if max_wait else 0))
+        self.seconds = seconds
+        self.max_wait = max_wait
+        self.events = []
+        self.waiting = set()
+        self.order = itertools.count()
+
+    def arrive(self, now):
+        place = Place()
+        verdict = self.gate.enter(now, place)
+        if verdict is None:
+            self.waiting.add(place)
+            self.plan(now + self.gate.bulkhead.patience(self.max_wait, now), place)
+        else:
+            self.begin(now, verdict)
+
+    def begin(self, now, verdict):
+        if isinstance(verdict, int):
+            self.plan(now + self.seconds, verdict)
+
+    def plan(self, at, what):
+        heapq.heappush(self.events, (at, next(self.order), what))
+
+    def pass_until(self, now):
+        while self.events and self.events[0][0] <= now:
+            at, _, what = heapq.heappop(self.events)
+            if isinstance(what, int):
+                self.gate.leave(at, what, Outcome.SUCCESS)
+                woken, self.gate.outbox = self.gate.outbox, []
+            else:
+                woken = [what]
+            for place in self.waiting.intersection(woken):
+                self.waiting.discard(place)
+                self.begin(at, self.gate.woken(at, place))
+
+
+def refused(slots, seconds, utilisation, max_wait=MAX_WAIT, arrivals=30_000):
+    """The share of Poisson arrivals that are refused."""
+    room, dice, now = Room(slots, seconds, max_wait), random.Random(7), 0.0
+    for _ in range(arrivals):
+        now += dice.expovariate(utilisation * slots / seconds)
+        room.pass_until(now)
+        room.arrive(now)
+    return sum(room.gate.rejected.values()) / arrivals
+
+
+@pytest.mark.parametrize("seconds", [0.005, 0.01, 0.02])
+def test_hardly_anybody_is_refused_at_80_percent(seconds):
+    """SQLAlchemy's default pool of 15, and queries as they usually are: fewer than one in a thousand."""
+    assert refused(15, seconds, 0.8) < 0.001
+
+
+def test_without_a_queue_many_are_refused():
+    """What the queue is for: Erlang's formula says 8.0 % here, and 2.0 % at 60 %."""
+    assert refused(15, 0.02, 0.8, max_wait=0) == pytest.approx(0.080, abs=0.01)
+    assert refused(15, 0.02, 0.6, max_wait=0) == pytest.approx(0.020, abs=0.005)

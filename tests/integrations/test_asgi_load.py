@@ -1,0 +1,103 @@
+"""The edge under load, over sockets, on a real database.
+
+The exact figures are printed by tests/benchmarks/bench_asgi_load.py. The bounds here are wide: what is
+asserted is which of two worlds we are in, not how fast the machine is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import edge_lab
+import pytest
+from edge_lab import Crowd, of, poisson, quantile, ready, together
+
+QUERY = 2.5
+"""Seconds; far longer than anything that a busy machine does to a request which waits for no query."""
+
+
+def visiting(url, story, **settings):
+    """Runs the service and tells a story to its crowd."""
+
+    async def main():
+        with edge_lab.service(url, **settings) as address:
+            async with Crowd(address) as crowd:
+                await ready(crowd)
+                return await story(crowd, address)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pool": 5},
+        {"pool": 45, "guard": {"max_concurrent_calls": 30}},
+        {"pool": 45, "guard": {"max_concurrent_calls": 30}, "edge": {}},
+    ],
+    ids=["5 connections", "45 connections, 30 slots", "learned"],
+)
+def test_slow_queries_do_not_take_the_threads(postgres, settings):
+    """80 requests for a slow query at once, 40 threads: /health and the refusals do not wait for a query."""
+
+    async def story(crowd, _address):
+        await crowd.saturate("/query?seconds=0.01", 8, 1.5)  # connections are open, routes learned
+        return await crowd.visit(
+            together([(0.0, "/query")] * 80, [(0.1 + 0.05 * n, "/health") for n in range(40)]), 4 * QUERY
+        )
+
+    visits = visiting(postgres.url("psycopg"), story, query=QUERY, **settings)
+    slots = settings.get("guard", settings).get("max_concurrent_calls", settings["pool"])
+    health, refused = of(visits, "/health"), of(visits, "/query", 503)
+    assert len(of(health, status=200)) == 40
+    assert quantile(health, 0.9) < QUERY / 3
+    assert len(of(visits, "/query", 200)) + len(refused) == 80
+    assert 80 - slots - 2 <= len(refused) <= 80 - slots + 2
+    assert quantile(refused, 0.9) < QUERY / 2
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize("times", [3, 10])
+def test_overload_costs_the_good_answers_nothing(postgres, driver, times):
+    """What the pool can do is done, the rest is refused; who needs no database notices nothing."""
+    pool, query, seconds = 4, 0.2, 2.5
+
+    async def story(crowd, _address):
+        await crowd.saturate("/query", pool, 0.5)
+        capacity = await crowd.saturate("/query", pool, 1.5)
+        visits = await crowd.visit(
+            together(
+                poisson("/query", times * pool / query, seconds, seed=times),
+                poisson("/query", 0.3 * pool / query, seconds, seed=5, begin=seconds + 0.5),
+                poisson("/health", 10, 2 * seconds, seed=7),
+            )
+        )
+        return capacity, visits, await edge_lab.settled(crowd)
+
+    endpoints = "async" if driver == "asyncpg" else "sync"
+    capacity, visits, held = visiting(
+        postgres.url(driver), story, endpoints=endpoints, pool=pool, query=query
+    )
+    during = [visit for visit in visits if visit.at < seconds]
+    after = of([visit for visit in visits if visit.at >= seconds + 0.5], "/query")
+    assert len(of(during, "/query", 200)) / seconds > 0.8 * capacity
+    assert len(of(visits, "/health", 200)) == len(of(visits, "/health"))
+    assert quantile(of(during, "/query", 503), 0.5) < 0.5
+    assert len(of(after, status=200)) >= 0.95 * len(after)
+    assert (held["in_use"], held["checked_out"], held["in_flight"], held["state"]) == (0, 0, 0, "closed")
+
+
+def test_clients_who_vanish_in_mid_stream_leave_nothing(postgres):
+    """No slot, no task, no connection, no request; and they are no evidence against the database."""
+
+    async def story(crowd, address):
+        before = await crowd.lab()
+        assert await edge_lab.leave_in_mid_stream(address, 500) == 500
+        return before, await edge_lab.settled(crowd, 30.0)
+
+    before, after = visiting(
+        postgres.url("asyncpg"), story, endpoints="async", pool=20, edge={"requires": ["/stream"]}
+    )
+    assert (after["in_use"], after["checked_out"], after["in_flight"], after["waiting"]) == (0, 0, 0, 0)
+    assert (after["state"], after["failed"]) == ("closed", 0)
+    assert after["tasks"] <= before["tasks"] + 1
