@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 from guardrails.errors import CallTimeoutError, CommitUnknownError, Reason, RejectedError
 
-__all__ = ["DEADLINE_HEADERS", "Answer", "Problem", "budget", "retry_seconds"]
+__all__ = ["DEADLINE_HEADERS", "OUTGOING_HEADERS", "Answer", "Problem", "budget", "retry_seconds"]
 
 # --- when to come back -----------------------------------------------------------------------------
 
@@ -235,6 +235,22 @@ DEADLINE_HEADERS: dict[str, Callable[[bytes], float | None]] = {
     "x-request-timeout-ms": _milliseconds,
 }
 """The headers that say how long a client will wait, in lower case, and how each is read."""
+
+
+def _state_milliseconds(seconds: float) -> str:
+    # Rounded down, because a budget may only shrink on its way; but 0 would say nothing at all. The
+    # longest, a day, fits into the eight digits that gRPC allows.
+    return str(max(1, int(min(seconds, _LONGEST_BUDGET) * 1000)))
+
+
+def _state_grpc(seconds: float) -> str:
+    return _state_milliseconds(seconds) + "m"
+
+
+OUTGOING_HEADERS: dict[str, Callable[[float], str]] = {
+    name: _state_grpc if read is _grpc else _state_milliseconds for name, read in DEADLINE_HEADERS.items()
+}
+"""The same headers, and how each is written."""
 
 
 def budget(
