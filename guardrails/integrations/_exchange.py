@@ -35,7 +35,7 @@ class Exchange(RequestScope):
         started: Whether a response has been passed on; from then on nothing else can be answered.
         held: The messages of the 500 that is held back.
         began: When it came.
-        let_in: When the application got it; what lies between was spent waiting for slots.
+        let_in: When its wait for slots was over, and the application got it or it was refused.
         timed: Whether to say in ``Server-Timing`` how long it waited and worked.
     """
 

@@ -181,9 +181,9 @@ class GuardrailsMiddleware:
             return problem
         for door in held:
             refusal = await exchange.reserve(door)
+            exchange.let_in = self._clock()
             if refusal is not None:
                 return edge.turned_away(door, refusal)
-        exchange.let_in = self._clock()
         return edge.count(exchange)
 
     def _required(self, path: str, route: Route | None) -> list[Door]:
