@@ -106,8 +106,15 @@ class RequestScope(Scope):
     __slots__ = ("reserved", "touched", "trouble")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
-        self.begin(at, None, clock, outer)
-        shared = self.request
+        shared = None
+        if outer is None:
+            # What ``begin`` does then, written out: every request pays for this, and few have a scope outside.
+            self.at, self.clock, self.outer = at, clock, None
+            self.guard = self.owner = None
+            self.closed, self.alarmed = False, 0
+        else:
+            self.begin(at, None, clock, outer)
+            shared = self.request
         self.trouble: GuardrailsError | None = None
         self.touched: dict[Any, float] = {} if shared is None else shared.touched
         self.reserved: dict[Any, int] = {} if shared is None else shared.reserved

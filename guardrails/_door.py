@@ -238,18 +238,22 @@ class Door:
             The slot, to be given back with ``give_back`` whether it was used or not; or a refusal, of
             which the listeners have been told.
         """
+        gate = self.gate
         with self.lock:
-            verdict: int | Refusal | None = self.gate.quick_check_out(self.clock())
+            slot = gate.quick_check_out(self.clock())
+            if slot:
+                gate.reserved[slot] = None
         if self.postponed:
             self.catch_up()
-        if not verdict:
-            place = TaskPlace() if self.max_wait > 0 else None
-            verdict = self.step(self.gate.check_out, place)
-            if verdict is None and place is not None:
-                late = await self._queue(place, budget)
-                verdict = self.step(self.gate.woken_checkout, place, late)
+        if slot:
+            return slot
+        place = TaskPlace() if self.max_wait > 0 else None
+        verdict = self.step(gate.check_out, place)
+        if verdict is None and place is not None:
+            late = await self._queue(place, budget)
+            verdict = self.step(gate.woken_checkout, place, late)
         if isinstance(verdict, int):
-            self.step(self.gate.reserve, verdict)
+            self.step(gate.reserve, verdict)
             return verdict
         verdict = verdict or Refusal("bulkhead_full", None)
         self.tell_refusal(verdict)
@@ -258,7 +262,9 @@ class Door:
     def give_back(self, slot: int) -> None:
         """Gives a reserved slot back; one that was taken over is not the request's any more."""
         if slot in self.gate.reserved:
-            self.step(self.gate.check_in, slot)
+            with self.lock:
+                self.gate.reserved.discard(slot)
+            self.check_in(slot)
 
     def preview(self) -> Refusal | None:
         """Refuses what the circuit would refuse anyway; a request that has a slot here has asked before."""
@@ -313,8 +319,8 @@ class Door:
 
     def tell_refusal(self, refusal: Refusal) -> None:
         """Tells the listeners of a refusal that nobody raises."""
-        reason, retry_after = refusal
         if self._tells_of_refusals:
+            reason, retry_after = refusal
             self.tell(
                 CallRejected, at=self.clock(), seq=next(self._seq), reason=reason, retry_after=retry_after
             )

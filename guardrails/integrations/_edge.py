@@ -13,7 +13,7 @@ from guardrails.integrations._drain import Drain
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem, budget, retry_seconds
 from guardrails.integrations._paths import ALLOWED, PathTable, is_path
 
-__all__ = ["Edge"]
+__all__ = ["Edge", "doors_of"]
 
 _FULL = ("bulkhead_full", "queue_timeout")
 
@@ -57,7 +57,8 @@ class Edge:
         faults = Faults(where)
         self._guards = _guards(faults, "guards", guards)
         self._exempt = PathTable(dict.fromkeys(_exempt(faults, exempt), True))
-        self._requires = PathTable(_requires(faults, requires))
+        required = _requires(faults, requires)
+        self._requires = PathTable({path: doors_of(guards) for path, guards in required.items()})
         self._headers = _headers(faults, deadline_headers)
         faults.seconds("request_timeout", request_timeout, none=True)
         faults.count("max_in_flight", max_in_flight, none=True)
@@ -122,12 +123,12 @@ class Edge:
         """Whether a path is let in whatever happens."""
         return self._exempt.find(path) is not None
 
-    def required(self, path: str) -> tuple[Guard, ...]:
-        """The guards without which a request of this path cannot be served."""
+    def required(self, path: str) -> tuple[Door, ...]:
+        """The doors that a request of this path has to pass."""
         return self._requires.find(path) or ()
 
     def _missing(self, path: str) -> Problem | None:
-        return self.missing(door for guard in self.required(path) for door in guard.passage.doors)
+        return self.missing(self.required(path))
 
     def missing(self, doors: Iterable[Door]) -> Problem | None:
         """Refuses what the circuit of one of these doors would refuse inside; takes nothing."""
@@ -183,6 +184,11 @@ class Edge:
 
 
 # --- guards and errors -----------------------------------------------------------------------------
+
+
+def doors_of(guards: Iterable[Guard]) -> tuple[Door, ...]:
+    """The doors of several guards, each once, in the order in which they are passed."""
+    return tuple(dict.fromkeys(door for guard in guards for door in guard.passage.doors))
 
 
 def _with_parts(guards: Iterable[Guard]) -> Iterator[Guard]:

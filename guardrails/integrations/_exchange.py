@@ -36,15 +36,16 @@ class Exchange(RequestScope):
         held: The messages of the 500 that is held back.
         began: When it came.
         let_in: When its wait for slots was over, and the application got it or it was refused.
+        mine: The doors at which it reserved a slot, until it has given back what nothing used.
         timed: Whether to say in ``Server-Timing`` how long it waited and worked.
     """
 
-    __slots__ = ("_mine", "_send", "began", "held", "let_in", "started", "timed")
+    __slots__ = ("_send", "began", "held", "let_in", "mine", "started", "timed")
 
     def __init__(self, at: float | None, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
         super().__init__(at, clock, outer)
         self._send = send
-        self._mine: list[Door] | None = None
+        self.mine: list[Door] | None = None
         self.started = self.timed = False
         self.held: list[Message] = []
         self.began = self.let_in = began
@@ -68,15 +69,15 @@ class Exchange(RequestScope):
         if not isinstance(verdict, int):
             return verdict
         self.reserved[door] = verdict
-        if self._mine is None:
-            self._mine = []
-        self._mine.append(door)
+        if self.mine is None:
+            self.mine = []
+        self.mine.append(door)
         return None
 
     def give_back(self) -> None:
         """Gives back the slots that nothing has taken over."""
-        while self._mine:
-            door = self._mine.pop()
+        while self.mine:
+            door = self.mine.pop()
             slot = self.reserved.pop(door, 0)
             if slot:
                 door.give_back(slot)
@@ -124,7 +125,8 @@ class Exchange(RequestScope):
         # The budget is for the first byte: a stream may be long, and a background task is nobody's wait.
         # For the same reason nothing is held for them: what they need they ask for themselves.
         self.started = True
-        self.give_back()
+        if self.mine:
+            self.give_back()
         if self.at is not None:
             outer = self.outer
             self.at = None if outer is None else outer.at
@@ -165,11 +167,12 @@ def path_of(scope: ASGIScope) -> str:
     return below if path.startswith(root) and below[:1] in {"", "/"} else path
 
 
-async def answer(problem: Problem, scope: ASGIScope, send: Send, *more: tuple[bytes, bytes]) -> None:
-    """Answers an HTTP request, with more headers than the problem's own."""
+async def answer(problem: Problem, scope: ASGIScope, send: Send, exchange: Exchange) -> None:
+    """Answers an HTTP request."""
     accept, expect = _accept_and_expect(scope)
     status, headers, body = problem.answer(accept)
-    headers.extend(more)
+    if exchange.timed:
+        headers.append(exchange.timing())
     if expect and scope["http_version"].startswith("1"):
         # The client waits to be told to send its body, and may now leave it out. Only a closed
         # connection tells the two cases apart.

@@ -14,7 +14,7 @@ from guardrails._checks import Faults, unknown_option
 from guardrails._deadline import Clock, close, current, enter
 from guardrails._door import Door
 from guardrails._guard import Guard
-from guardrails.integrations._edge import Edge
+from guardrails.integrations._edge import Edge, doors_of
 from guardrails.integrations._exchange import (
     ASGIApp,
     ASGIScope,
@@ -148,7 +148,7 @@ class GuardrailsMiddleware:
                 await self.app(scope, receive, exchange.send)
                 problem = self._unsaid(exchange) if exchange.held else None
             if problem is not None:
-                await self._answer(problem, exchange, scope, send)
+                await answer(problem, scope, send, exchange)
             elif exchange.held:
                 await exchange.let_go()
         except Exception as error:
@@ -156,7 +156,7 @@ class GuardrailsMiddleware:
             if problem is None:
                 await exchange.give_up()
                 raise
-            await self._answer(problem, exchange, scope, send)
+            await answer(problem, scope, send, exchange)
         finally:
             close(exchange)
             exchange.give_back()
@@ -186,13 +186,13 @@ class GuardrailsMiddleware:
                 return edge.turned_away(door, refusal)
         return edge.count(exchange)
 
-    def _required(self, path: str, route: Route | None) -> list[Door]:
+    def _required(self, path: str, route: Route | None) -> tuple[Door, ...]:
         """The doors at which a request needs a slot."""
-        passages = [guard.passage for guard in self._edge.required(path)]
-        if route is not None:
-            passages += [guard.passage for guard in route.requires]
-            passages += [habit.passage for habit in self._habits(route) if habit.prompt]
-        return list(dict.fromkeys(door for passage in passages for door in passage.doors))
+        declared = self._edge.required(path)
+        if route is None:
+            return declared
+        learned = [door for habit in self._habits(route) if habit.prompt for door in habit.passage.doors]
+        return tuple(dict.fromkeys((*declared, *doors_of(route.requires), *learned)))
 
     def _unlikely(self, route: Route | None) -> Problem | None:
         # Nearly all requests of the route touch these guards, but late: too late to hold a slot for.
@@ -217,9 +217,6 @@ class GuardrailsMiddleware:
         return self._table
 
     # --- what else there is to say -------------------------------------------------------------
-
-    async def _answer(self, problem: Problem, exchange: Exchange, scope: ASGIScope, send: Send) -> None:
-        await answer(problem, scope, send, *([exchange.timing()] if exchange.timed else ()))
 
     def _unsaid(self, exchange: Exchange) -> Problem | None:
         # Frameworks that answer 500 for an unhandled exception and keep the exception to themselves.
