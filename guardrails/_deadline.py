@@ -108,7 +108,7 @@ class RequestScope(Scope):
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
         shared = None
         if outer is None:
-            # What ``begin`` does then, written out: every request pays for this, and few have a scope outside.
+            # What ``begin`` does then, written out: every request pays for it, and few have a scope outside.
             self.at, self.clock, self.outer = at, clock, None
             self.guard = self.owner = None
             self.closed, self.alarmed = False, 0

@@ -263,7 +263,7 @@ class Door:
         """Gives a reserved slot back; one that was taken over is not the request's any more."""
         if slot in self.gate.reserved:
             with self.lock:
-                self.gate.reserved.discard(slot)
+                self.gate.reserved.pop(slot, None)
             self.check_in(slot)
 
     def preview(self) -> Refusal | None:

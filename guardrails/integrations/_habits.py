@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from guardrails._call import Passage
+from guardrails._passage import Passage
 
 __all__ = ["Habit", "Habits"]
 
