@@ -11,7 +11,7 @@ from sqlalchemy.util import await_only
 from guardrails._checks import Faults
 from guardrails._guard import Guard, attach
 from guardrails.errors import CallTimeoutError, ConfigurationError
-from guardrails.integrations.sqlalchemy._drivers import find_driver, unsupported
+from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
 from guardrails.integrations.sqlalchemy._hooks import Hooks
 from guardrails.integrations.sqlalchemy._pool import Admission, capacity, guard_of
 from guardrails.integrations.sqlalchemy._work import Worker
@@ -22,12 +22,17 @@ _ANSWERS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedErro
 """Errors of the DBAPI that say something about the statement and prove that the database is alive."""
 
 
-def guard_engine(engine: object, *, name: str | None = None, **options: Any) -> Guard:
+def guard_engine(
+    engine: object, *, name: str | None = None, backstop: float | None = None, **options: Any
+) -> Guard:
     """Attaches a guard to an engine; what `guardrails.protect` calls.
 
     Args:
         engine: An ``Engine`` or ``AsyncEngine``, or one made of it by ``execution_options()``.
         name: The guard's label; None takes the kind of database, such as ``"postgresql"``.
+        backstop: Seconds after which the server ends a statement by itself, for the time when the network is
+            cut and it cannot be told; must be above ``timeout``, and no statement can ask for more. None:
+            four timeouts on MariaDB, whose statements can ask for more, and nothing on PostgreSQL.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to what the pool can hold.
 
     Raises:
@@ -50,9 +55,11 @@ def guard_engine(engine: object, *, name: str | None = None, **options: Any) -> 
     driver = find_driver(dialect.driver, is_async=dialect.is_async)
     if driver is None and guard.timeout is not None:
         raise unsupported(dialect.driver)
+    if backstop is not None:
+        _check_backstop(backstop, guard, driver)
     dbapi = dialect.loaded_dbapi
     answers = tuple(getattr(dbapi, answer) for answer in _ANSWERS if hasattr(dbapi, answer))
-    worker = Worker(guard, driver, is_async=dialect.is_async, errors=answers)
+    worker = Worker(guard, driver, is_async=dialect.is_async, errors=answers, backstop=backstop)
     attachment = _EngineAttachment(sync_engine, guard, worker)
     attachment.attach()
     attach(guard, attachment)
@@ -72,6 +79,19 @@ def _slots(engine: Engine, name: str, asked: object) -> int:
             "say how many calls may run at once with max_concurrent_calls=..."
         )
     return most
+
+
+def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> None:
+    where = f"guard {guard.name!r}"
+    if driver is None or guard.timeout is None:
+        raise ConfigurationError(f"{where}: a backstop needs a timeout")
+    faults = Faults(where)
+    faults.seconds("backstop", backstop)
+    faults.raise_if_any()
+    if backstop <= guard.timeout:
+        raise ConfigurationError(
+            f"{where}: backstop must be above the timeout of {guard.timeout:g} s, got {backstop!r}"
+        )
 
 
 class _EngineAttachment:

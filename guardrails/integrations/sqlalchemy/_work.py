@@ -34,16 +34,31 @@ class Worker:
         driver: How its calls are stopped; None where deadlines are off.
         is_async: Whether the work runs on an event loop.
         errors: The error classes of the DBAPI that are answers about the statement.
+        backstop: Seconds after which the server should end a statement by itself; None leaves it to the
+            driver whether there is such a limit.
     """
 
     def __init__(
-        self, guard: Guard, driver: Driver | None, *, is_async: bool, errors: tuple[type[Exception], ...]
+        self,
+        guard: Guard,
+        driver: Driver | None,
+        *,
+        is_async: bool,
+        errors: tuple[type[Exception], ...],
+        backstop: float | None = None,
     ) -> None:
         self._guard = guard
         self._door: Door = guard.passage.doors[0]
         self._driver = driver
         self._bounds = Bounds(driver, is_async=is_async)
         self._errors = errors
+        self._backstop = backstop
+        if (
+            backstop is None
+            and guard.timeout is not None
+            and not getattr(driver, "backstop_on_request", False)
+        ):
+            self._backstop = guard.timeout * _BACKSTOP
         self._no_checkout = [(self._door, 0)]
 
     @property
@@ -51,16 +66,9 @@ class Worker:
         """Whether fetching rows from an ordinary cursor makes the database work."""
         return getattr(self._driver, "works_in_fetch", False)
 
-    @property
-    def backstop(self) -> float | None:
-        """Seconds after which the server should end a statement by itself."""
-        timeout = self._guard.timeout
-        return None if timeout is None else timeout * _BACKSTOP
-
     def allow(self, statement: str, timeout: float) -> str:
         """The statement, worded so that the backstop does not end it before ``timeout`` seconds."""
-        backstop = self.backstop
-        if self._driver is None or backstop is None or timeout <= backstop:
+        if self._driver is None or self._backstop is None or timeout <= self._backstop:
             return statement
         return self._driver.allow(statement, timeout)
 
@@ -150,7 +158,7 @@ class Worker:
         ticket = door.begin(0)
         outcome = Outcome.ABANDONED
         try:
-            connection = self._bounds.connect(connect, arguments, seconds, self.backstop)
+            connection = self._bounds.connect(connect, arguments, seconds, self._backstop)
             outcome = Outcome.SUCCESS
         except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else Outcome.ABANDONED

@@ -5,13 +5,17 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from guardrails.integrations.sqlalchemy._drivers._plain import Plain
-from guardrails.integrations.sqlalchemy._drivers._postgres import server_failed
+from guardrails.integrations.sqlalchemy._drivers._postgres import (
+    SETTING,
+    PostgresDriver,
+    milliseconds,
+    server_failed,
+)
 
 __all__ = ["Asyncpg"]
 
 
-class Asyncpg(Plain):
+class Asyncpg(PostgresDriver):
     """See Driver."""
 
     interrupts_task = True
@@ -27,3 +31,9 @@ class Asyncpg(Plain):
     def failed(self, error: BaseException) -> bool | None:
         """See Driver. SQLAlchemy's wrapper carries the state of the error it wraps."""
         return server_failed(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None))
+
+    def _limited(self, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:
+        settings = arguments.get("server_settings") or {}
+        if SETTING in settings:
+            return arguments
+        return {**arguments, "server_settings": {**settings, SETTING: str(milliseconds(seconds))}}

@@ -6,14 +6,13 @@ from contextlib import suppress
 from typing import Any
 
 from guardrails.integrations.sqlalchemy._drivers._background import Background
-from guardrails.integrations.sqlalchemy._drivers._plain import Plain
-from guardrails.integrations.sqlalchemy._drivers._postgres import server_failed
+from guardrails.integrations.sqlalchemy._drivers._postgres import PostgresDriver, server_failed
 from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["Psycopg", "PsycopgAsync"]
 
 
-class Psycopg(Plain):
+class Psycopg(PostgresDriver):
     """See Driver."""
 
     def cancel(self, connection: Any, within: float) -> None:
@@ -34,6 +33,7 @@ class PsycopgAsync(Psycopg):
     """See Driver."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._background = Background()
 
     def cancel(self, connection: Any, within: float) -> None:

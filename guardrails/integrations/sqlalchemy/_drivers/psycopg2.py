@@ -11,8 +11,7 @@ from typing import Any
 
 import psycopg2
 
-from guardrails.integrations.sqlalchemy._drivers._plain import Plain
-from guardrails.integrations.sqlalchemy._drivers._postgres import server_failed
+from guardrails.integrations.sqlalchemy._drivers._postgres import PostgresDriver, server_failed
 from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["Psycopg2"]
@@ -27,7 +26,7 @@ _CANCEL = (
 """The port is ours if nothing stands between; a pooler's process number never belongs to it."""
 
 
-class Psycopg2(Plain):
+class Psycopg2(PostgresDriver):
     """See Driver."""
 
     def open(
