@@ -13,7 +13,19 @@ from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 
 __all__ = ["Aiosqlite", "Sqlite"]
 
-_FAULTS = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CORRUPT})
+_FAULTS = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,  # somebody writes for longer than the busy timeout
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PROTOCOL,  # a lock could not be had in a race
+    }
+)
+"""Every other code is an answer about the statement."""
 
 
 class Sqlite(Plain):
