@@ -238,27 +238,6 @@ def test_session_settings_are_untouched(lab):
     assert lab.query("show statement_timeout") == before
 
 
-def test_racing_the_deadline_never_hands_on_a_wrong_answer(lab):
-    """Statements about as long as their limit: each answer is the asker's own, and no slot is lost."""
-    lab.protect(pool_size=3, max_overflow=1)
-
-    def ask(number):
-        length = 0.02 + (number % 7) * 0.005
-        return lambda: lab.query(f"select {number} from pg_sleep({length})", timeout=0.035)
-
-    late = 0
-    for start in range(0, 300, 4):
-        answers = lab.all([ask(number) for number in range(start, start + 4)])
-        for number, answer in enumerate(answers, start):
-            if isinstance(answer, CallTimeoutError):
-                late += 1
-            else:
-                assert answer == number
-    assert 0 < late < 300
-    assert lab.pool.checkedout() == 0
-    assert lab.guard.snapshot().in_use == 0
-
-
 def test_cancellation_from_outside_stays_a_cancellation(lab):
     """A task its owner cancels raises CancelledError, is no evidence, and frees everything."""
     if not hasattr(lab, "runner"):
