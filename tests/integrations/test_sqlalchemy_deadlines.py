@@ -221,6 +221,16 @@ def test_own_timeouts_are_failures_and_inherited_ones_are_not(lab):
     assert (lab.guard.snapshot().failed, lab.guard.snapshot().abandoned) == (1, 1)
 
 
+@pytest.mark.parametrize("tiny", [0.0004, 1e-9])
+def test_tiny_limit_is_a_limit(lab, tiny):
+    """Less than a millisecond is never rounded to no limit at all."""
+    lab.protect()
+    with Stopwatch() as watch, pytest.raises(CallTimeoutError):
+        lab.query("select pg_sleep(30)", timeout=tiny)
+    assert watch.seconds < LATE + 0.25
+    assert lab.query("select 42") == 42
+
+
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", True])
 def test_wrong_statement_option_is_refused_by_name(lab, wrong):
     """A limit that is no positive number of seconds never reaches a driver."""

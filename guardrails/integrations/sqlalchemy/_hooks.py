@@ -73,18 +73,19 @@ class Hooks:
         def execute(*args: Any, **kwargs: Any) -> Any:
             # SQLAlchemy hands the execution context over as the last argument.
             context = kwargs["context"] if kwargs else args[-1]
-            fairy = getattr(getattr(context, "root_connection", None), "_dbapi_connection", None)
-            if fairy is None:
+            if context is None:
                 return original(*args, **kwargs)
+            fairy = context.root_connection._dbapi_connection  # noqa: SLF001 - no public way that costs nothing
             timeout = context.execution_options.get(TIMEOUT_OPTION)
             if timeout is not None:
                 timeout = _checked(timeout)
                 if not many:
                     args = (args[0], allow(args[1], timeout), *args[2:])
             connection, checkout = own(fairy.dbapi_connection), checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
-            ending = isinstance(getattr(context.compiled, "statement", None), _SAVEPOINT_ENDS)
+            compiled = context.compiled
+            ending = compiled is not None and isinstance(compiled.statement, _SAVEPOINT_ENDS)
             result = run(original, args, connection, checkout, kwargs=kwargs, timeout=timeout, ending=ending)
-            stepped = steps_in_fetch and not context.executemany and context.cursor.description
+            stepped = steps_in_fetch and context.cursor.description and not context.executemany
             if stepped or context._is_server_side:  # noqa: SLF001 - likewise
 
                 def step(fetch: Callable[..., Any], *size: int) -> Any:

@@ -33,6 +33,7 @@ class Bounds:
     def __init__(self, driver: Driver | None, *, is_async: bool) -> None:
         self._driver = driver
         self._is_async = is_async
+        self._work = _on_loop if is_async else _in_thread
         self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
     def run(
@@ -51,7 +52,7 @@ class Bounds:
         driver = self._driver
         if seconds is None or driver is None:
             return call(*args, **kwargs)
-        work = _on_loop if self._is_async else _in_thread
+        work = self._work
         if self._prepare is None:
             return work(call, args, kwargs, driver, connection, seconds)
         at = time.monotonic() + seconds

@@ -42,6 +42,8 @@ class Sqlite(Plain):
         """See Driver. interrupt() does not end a wait for somebody's lock, so that wait must be no longer."""
         if self._usual is None:
             self._usual = self._ask(connection, "PRAGMA busy_timeout")
+        if seconds * 1000 >= self._usual and not self._lowered:
+            return
         most = min(self._usual, math.ceil(seconds * 1000))
         if most < self._usual:
             self._lowered.add(id(connection))
