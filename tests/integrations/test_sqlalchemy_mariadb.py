@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
+import re
 import threading
 import time
 
@@ -212,6 +214,16 @@ def test_codes_that_are_none():
     """Errors without a code are left to the class of the error."""
     for error in (Exception(), pymysql.err.InterfaceError(0, ""), ValueError("1205"), OSError("gone")):
         assert server_failed(error) is None
+
+
+def test_the_page_lists_the_codes_of_failures():
+    """docs/sqlalchemy.md and the code know the same ones."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "sqlalchemy.md").read_text()
+    table = page.split("| failures | codes |")[1].split("\n\n")[0]
+    listed = set()
+    for first, last in re.findall(r"(\d{4})(?:-(\d{4}))?", table):
+        listed.update(range(int(first), int(last or first) + 1))
+    assert listed == {code for code in range(1, 10_000) if server_failed(Exception(code))}
 
 
 # --- a server that dies ------------------------------------------------------------------------------
