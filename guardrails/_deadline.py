@@ -27,6 +27,7 @@ __all__ = [
     "note_trouble",
     "open_scope",
     "remaining",
+    "swap",
     "touch",
 ]
 
@@ -84,6 +85,14 @@ class Scope:
             self.at = bound
             self.owner = outer.owner
             self.alarmed = outer.alarmed
+
+    def lift(self) -> None:
+        """Takes this scope's own limit away; an enclosing one still holds."""
+        if self.at is not None:
+            outer = self.outer
+            self.at = None if outer is None else outer.at
+            if outer is not None:
+                self.owner, self.clock = outer.owner, outer.clock
 
     def remaining(self) -> float | None:
         """Seconds left, negative when time is up, or None without a deadline."""
@@ -155,6 +164,17 @@ def enter(scope: S) -> S:
     """Makes a scope the current one."""
     ambient.set(scope)
     return scope
+
+
+def swap(scope: Scope | None) -> Scope | None:
+    """Makes another scope the current one, or none, and returns the one that was.
+
+    For code that runs in steps with other code in between: what a step leaves behind is put back before
+    the next.
+    """
+    previous = ambient.get()
+    ambient.set(scope)
+    return previous
 
 
 def close(scope: Scope) -> None:
