@@ -80,6 +80,11 @@ class Edge:
         """Requests counted against ``max_in_flight`` now."""
         return len(self._inside)
 
+    @property
+    def slots(self) -> int:
+        """Calls the named guards admit at once, all together; 0 when no guard is named."""
+        return sum(guard.snapshot().max_concurrent_calls for guard in self._guards)
+
     def budget(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
         """Seconds for this request: the server's own limit, which a client can only lower."""
         own = self._request_timeout

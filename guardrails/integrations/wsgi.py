@@ -1,0 +1,156 @@
+"""The WSGI middleware: it answers for guards that refuse or run late, and for a server that is full.
+
+Knows no framework: Flask, Django and every other WSGI application are the same to it. The work of a
+request ends when the server closes the body, not when the application returns.
+"""
+
+from __future__ import annotations
+
+import logging
+import random as _random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Never
+
+from guardrails._checks import Faults, unknown_option
+from guardrails._deadline import Clock, current
+from guardrails._guard import Guard
+from guardrails.integrations._edge import Edge
+from guardrails.integrations._http import DEADLINE_HEADERS, Problem
+from guardrails.integrations._wsgi import Exchange, path_of
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["GuardrailsMiddleware"]
+
+_log = logging.getLogger("guardrails")
+
+_BUDGETS = tuple((f"HTTP_{name.upper().replace('-', '_')}", name.encode()) for name in DEADLINE_HEADERS)
+
+
+class GuardrailsMiddleware:
+    """Answers 503 for what a guard refused and 504 for what it stopped, and leaves all else alone.
+
+    ::
+
+        app.wsgi_app = GuardrailsMiddleware(app.wsgi_app, guards=[db])    # Flask
+        application = GuardrailsMiddleware(get_wsgi_application())        # around any WSGI application
+
+    The settings mean what they mean in `guardrails.integrations.asgi.GuardrailsMiddleware`. Durations
+    are seconds; a *path* in a setting covers itself and all below it, and is compared with ``PATH_INFO``.
+
+    Args:
+        app: The application.
+        guards: Whose refusals and timeouts to answer, compartments included, compared by name. Empty
+            is every guard.
+        requires: For a path, the guards without which its requests cannot be served. While the circuit
+            of one of them refuses, they are answered before the application is asked.
+        exempt: Paths that ``max_in_flight`` and ``requires`` do not hold for, such as health checks.
+        request_timeout: What each request is given until its first byte; None is unbounded. The rest of
+            it bounds every guarded call; the application itself is not interrupted.
+        deadline_headers: Request headers by which clients may lower that. None by default.
+        max_in_flight: Requests inside the application at once; the next one is answered 503 without
+            waiting. None is unbounded.
+        threads: How many requests the server runs at once in one process. With it, a warning is logged
+            when the guards' slots can take all of these threads. Needs ``guards``.
+        clock: Where the time comes from; a monotonic reading in seconds.
+        random: Where the jitter of ``Retry-After`` comes from; returns a float in [0, 1).
+
+    Raises:
+        ConfigurationError: One or more arguments are wrong; all are named at once.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        guards: Iterable[Guard] = (),
+        requires: Mapping[str, Iterable[Guard]] | None = None,
+        exempt: Iterable[str] = (),
+        request_timeout: float | None = None,
+        deadline_headers: Iterable[str] = (),
+        max_in_flight: int | None = None,
+        threads: int | None = None,
+        clock: Clock = time.monotonic,
+        random: Callable[[], float] = _random.random,
+        **unknown: Never,
+    ) -> None:
+        for option in unknown:
+            raise unknown_option("GuardrailsMiddleware", option, _OPTIONS)
+        faults = Faults("GuardrailsMiddleware")
+        faults.callable("app", app, none=False)
+        faults.callable("clock", clock, none=False)
+        faults.count("threads", threads, least=2, none=True)
+        faults.raise_if_any()
+        self.app = app
+        self._clock = clock
+        self._edge = Edge(
+            "GuardrailsMiddleware",
+            guards=guards,
+            exempt=exempt,
+            request_timeout=request_timeout,
+            max_in_flight=max_in_flight,
+            requires=requires,
+            deadline_headers=deadline_headers,
+            random=random,
+        )
+        self._timed = self._edge.timed
+        self._selective = self._edge.selective
+        if threads is not None:
+            _compare(threads, self._edge.slots, max_in_flight)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests counted against ``max_in_flight`` now."""
+        return self._edge.in_flight
+
+    def problem(self, error: BaseException) -> Problem | None:
+        """What this middleware would answer for an exception; None for one it leaves alone.
+
+        For frameworks that want to be asked before they log an error of their own.
+        """
+        return self._edge.problem(error)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serves one request."""
+        budget = self._edge.budget(_budgets(environ)) if self._timed else None
+        at = None if budget is None else self._clock() + budget
+        exchange = Exchange(at, self._clock, current(), self._edge, environ, start_response)
+        problem = self._edge.admit(exchange.place, path_of(environ)) if self._selective else None
+        return exchange.serve(self.app) if problem is None else exchange.answer(problem)
+
+
+def _budgets(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
+    return [(name, environ[key].encode("latin-1", "replace")) for key, name in _BUDGETS if key in environ]
+
+
+def _compare(threads: int, slots: int, max_in_flight: int | None) -> None:
+    """Warns when calls that hang could take every thread of the server."""
+    if not slots:
+        faults = Faults("GuardrailsMiddleware")
+        faults.add("guards", (), "named where threads is given, so that their slots can be compared with it")
+        faults.raise_if_any()
+    if min(slots, max_in_flight or slots) >= threads:
+        _log.warning(
+            "GuardrailsMiddleware: the guards have %d slots and the server has %d threads, so calls that "
+            "hang may take every thread, and then nothing is answered: give the guards fewer slots in all, "
+            "the server more threads, or set max_in_flight below %d",
+            slots,
+            threads,
+            threads,
+        )
+
+
+_OPTIONS = (
+    "app",
+    "clock",
+    "deadline_headers",
+    "exempt",
+    "guards",
+    "max_in_flight",
+    "random",
+    "request_timeout",
+    "requires",
+    "threads",
+)
