@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 from guardrails.errors import CallTimeoutError, CommitUnknownError, Reason, RejectedError
 
-__all__ = ["DEADLINE_HEADERS", "OUTGOING_HEADERS", "Answer", "Problem", "budget", "retry_seconds"]
+__all__ = ["DEADLINE_HEADERS", "OUTGOING_HEADERS", "Answer", "Problem", "as_json", "budget", "retry_seconds"]
 
 # --- when to come back -----------------------------------------------------------------------------
 
@@ -168,6 +168,11 @@ def _problem_details(code: str, guard: str | None, retry_after: int | None) -> b
         fields["guard"] = guard
     if retry_after is not None:
         fields["retry_after"] = retry_after
+    return as_json(fields)
+
+
+def as_json(fields: dict[str, object]) -> bytes:
+    """JSON in which names can do no harm."""
     # In JSON text "<" stands only inside strings; escaped, no client that guesses types sees a tag.
     return json.dumps(fields).replace("<", "\\u003c").encode("ascii")
 

@@ -17,7 +17,7 @@ from guardrails.integrations._http import Problem
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Exchange", "path_of"]
+__all__ = ["Exchange", "path_of", "status_line"]
 
 _ExcInfo = Any
 _Start = tuple[str, list[tuple[str, str]], _ExcInfo]
@@ -204,7 +204,7 @@ class Exchange(RequestScope):
         words = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         # With exc_info the server forgets an earlier status, or raises it when that was sent already.
         again = (exc_info or (held and held[2])) if self._announced else None
-        self._announce(f"{status} {HTTPStatus(status).phrase}", words, again)
+        self._announce(status_line(status), words, again)
         return [] if self._environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
     def _announce(self, status: str, headers: list[tuple[str, str]], exc_info: _ExcInfo) -> None:
@@ -237,6 +237,11 @@ def path_of(environ: WSGIEnvironment) -> str:
     """The decoded path below the application's mount."""
     path: str = environ.get("PATH_INFO", "")
     return path if path.isascii() else path.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def status_line(status: int) -> str:
+    """The number with its phrase."""
+    return f"{status} {HTTPStatus(status).phrase}"
 
 
 def _accept(environ: WSGIEnvironment) -> bytes:

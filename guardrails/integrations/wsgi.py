@@ -16,13 +16,14 @@ from guardrails._checks import Faults, unknown_option
 from guardrails._deadline import Clock, current
 from guardrails._guard import Guard
 from guardrails.integrations._edge import Edge
-from guardrails.integrations._http import DEADLINE_HEADERS, Problem
-from guardrails.integrations._wsgi import Exchange, path_of
+from guardrails.integrations._http import DEADLINE_HEADERS, Problem, as_json
+from guardrails.integrations._probes import HEADERS, Probes
+from guardrails.integrations._wsgi import Exchange, path_of, status_line
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["GuardrailsMiddleware"]
+__all__ = ["GuardrailsMiddleware", "StatusApp", "status_app"]
 
 _log = logging.getLogger("guardrails")
 
@@ -119,6 +120,50 @@ class GuardrailsMiddleware:
         exchange = Exchange(at, self._clock, current(), self._edge, environ, start_response)
         problem = self._edge.admit(exchange.place, path_of(environ)) if self._selective else None
         return exchange.serve(self.app) if problem is None else exchange.answer(problem)
+
+
+def status_app(
+    guards: Iterable[Guard], *, stuck_after: float = 30.0, clock: Callable[[], float] = time.monotonic
+) -> StatusApp:
+    """Makes a WSGI application with ``/livez``, ``/readyz`` and ``/status.json``, to mount.
+
+    The pages are those of `guardrails.integrations.starlette.status_app`; nothing can be steered here.
+
+    Args:
+        guards: The guards to show, each with its compartments.
+        stuck_after: Seconds after which a guard that is full and gets no slot back makes ``/readyz`` fail.
+        clock: Where the time comes from; a monotonic reading in seconds.
+
+    Raises:
+        ConfigurationError: One or more arguments are wrong; all are named at once.
+    """
+    return StatusApp(Probes("status_app", guards, stuck_after, clock))
+
+
+class StatusApp:
+    """The application that `status_app` makes."""
+
+    def __init__(self, probes: Probes) -> None:
+        self._probes = probes
+
+    def drain(self) -> None:
+        """Makes ``/readyz`` fail from now on: this process is about to stop."""
+        self._probes.drain()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        """Shows one page."""
+        page = self._probes.pages.get(path_of(environ))
+        method = environ["REQUEST_METHOD"]
+        headers = [(name.title(), value) for name, value in HEADERS]
+        if page is None:
+            status, body = 404, as_json({"error": "no such page"})
+        elif method not in {"GET", "HEAD"}:
+            status, body = 405, as_json({"error": "only to be read"})
+            headers.append(("Allow", "GET, HEAD"))
+        else:
+            status, body = page()
+        start_response(status_line(status), [*headers, ("Content-Length", str(len(body)))])
+        return [] if method == "HEAD" else [body]
 
 
 def _budgets(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:

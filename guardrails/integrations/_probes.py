@@ -1,0 +1,141 @@
+"""What probes and status pages say. Knows guards by their figures; asks no database, and speaks no HTTP."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import NamedTuple
+
+from guardrails._checks import Faults
+from guardrails._guard import Guard
+from guardrails.integrations._edge import _guards as checked_guards
+from guardrails.integrations._http import as_json
+
+__all__ = ["HEADERS", "Page", "Probes", "figures"]
+
+_log = logging.getLogger("guardrails")
+
+HEADERS = (
+    ("content-type", "application/json"),
+    ("cache-control", "no-store"),
+    ("x-content-type-options", "nosniff"),
+)
+
+_SICK = {"open", "half_open", "forced_open"}
+_EASING = 3
+"""A guard that was stuck must have had a free slot for this part of ``stuck_after``: without that a pool
+that limps would take its process in and out of service with every probe."""
+
+
+class Page(NamedTuple):
+    """One answer."""
+
+    status: int
+    body: bytes
+
+
+class Probes:
+    """Liveness, readiness and status of one process.
+
+    Args:
+        where: What error messages call this.
+        guards: The guards to look at.
+        stuck_after: Seconds without a returned slot after which a full guard makes the process unready.
+        clock: Where the time comes from; a monotonic reading in seconds.
+
+    Attributes:
+        guards: The guards, checked.
+        pages: What to say at which path.
+
+    Raises:
+        ConfigurationError: One or more arguments are wrong; all are named at once.
+    """
+
+    def __init__(
+        self, where: str, guards: Iterable[Guard], stuck_after: float, clock: Callable[[], float]
+    ) -> None:
+        faults = Faults(where)
+        self.guards = checked_guards(faults, "guards", guards)
+        faults.seconds("stuck_after", stuck_after)
+        faults.callable("clock", clock, none=False)
+        faults.raise_if_any()
+        self.pages = {"/livez": self.live, "/readyz": self.ready, "/status.json": self.status}
+        self._clock = clock
+        self._watches = [_Watch(guard, stuck_after) for guard in self.guards]
+        self._draining = False
+        self._reported: list[str] = []
+        self._lock = threading.Lock()  # under WSGI two probes may be here at once
+
+    def drain(self) -> None:
+        """From now on not ready: this process is about to stop."""
+        self._draining = True
+
+    def live(self) -> Page:
+        """Says that the process answers; looks at nothing."""
+        return Page(200, as_json({"live": True}))
+
+    def ready(self) -> Page:
+        """Says whether this process should get requests, and if not, why."""
+        reasons = self._reasons()
+        return Page(503 if reasons else 200, as_json({"ready": not reasons, "reasons": reasons}))
+
+    def status(self) -> Page:
+        """The figures of every guard."""
+        reasons = self._reasons()
+        guards = [figures(guard) for guard in self.guards]
+        return Page(200, as_json({"ready": not reasons, "reasons": reasons, "guards": guards}))
+
+    def _reasons(self) -> list[str]:
+        with self._lock:
+            now = self._clock()
+            # A list, not a generator: every guard has to be looked at every time.
+            stuck = [watch.guard.name for watch in self._watches if watch.look(now)]
+            reasons = ["draining"] * self._draining + [f"stuck: {name}" for name in stuck]
+            changed, self._reported = reasons != self._reported, reasons
+        if changed:
+            _log.warning("readiness: %s", "; ".join(map(ascii, reasons)) or "ready")
+        return reasons
+
+
+def figures(guard: Guard) -> dict[str, object]:
+    """A guard and its compartments as names and numbers."""
+    return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in guard.compartments]}
+
+
+class _Watch:
+    """Whether the slots of one guard still come back.
+
+    Stuck is: full, and not one slot returned for ``stuck_after``, while the circuit is closed. An open
+    circuit says that the dependency is at fault; it is so for every process, and none is better off
+    without this one. Two readings that are both full, with as many slots returned at both, were full
+    all the time in between, so the readings may be as far apart as probes are.
+    """
+
+    def __init__(self, guard: Guard, stuck_after: float) -> None:
+        self.guard = guard
+        self._stuck_after = stuck_after
+        self._stuck = False
+        self._full = False
+        self._returned = 0
+        self._last_full = 0.0
+        self._standing_since = 0.0
+
+    def look(self, now: float) -> bool:
+        """Takes one reading, and says whether the guard is stuck."""
+        seen = self.guard.snapshot()
+        sick = seen.state in _SICK
+        full = seen.in_use >= seen.max_concurrent_calls and not sick
+        returned = seen.admitted - seen.in_use
+        standing = full and self._full and returned == self._returned
+        self._full, self._returned = full, returned
+        if full:
+            self._last_full = now
+        if not standing:
+            self._standing_since = now
+        if self._stuck:
+            self._stuck = not sick and now - self._last_full < self._stuck_after / _EASING
+        else:
+            self._stuck = standing and now - self._standing_since >= self._stuck_after
+        return self._stuck

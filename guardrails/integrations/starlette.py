@@ -1,0 +1,125 @@
+"""Probes, figures and steering over HTTP, as an application to mount. Knows Starlette, and no dependency."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+except ImportError as error:
+    raise ImportError("Starlette is missing: pip install 'guardrails-db[starlette]'") from error
+
+from guardrails._checks import Faults
+from guardrails._guard import Guard
+from guardrails.integrations._edge import _with_parts as with_parts
+from guardrails.integrations._http import as_json
+from guardrails.integrations._probes import HEADERS, Page, Probes, figures
+
+__all__ = ["StatusApp", "status_app"]
+
+Auth = Callable[[Request], object | Awaitable[object]]
+
+_MOVES: dict[str, Callable[[Guard], None]] = {
+    "force-open": Guard.force_open,
+    "disable": Guard.disable,
+    "metrics-only": Guard.metrics_only,
+    "reset": Guard.reset,
+}
+
+
+class StatusApp(Starlette):
+    """The application that `status_app` makes."""
+
+    def __init__(self, probes: Probes, auth: Auth | None) -> None:
+        routes = [Route(path, _showing(page)) for path, page in probes.pages.items()]
+        if auth is not None:
+            control = _controlling(probes.guards, auth)
+            # A guard may have any name, one with a slash included.
+            routes.append(Route("/control/{guard:path}/{move}", control, methods=["POST"]))
+        super().__init__(routes=routes)
+        self._probes = probes
+
+    def drain(self) -> None:
+        """Makes ``/readyz`` fail from now on: this process is about to stop."""
+        self._probes.drain()
+
+
+def status_app(
+    guards: Iterable[Guard],
+    *,
+    auth: Auth | None = None,
+    stuck_after: float = 30.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> StatusApp:
+    """Makes the application with ``/livez``, ``/readyz`` and ``/status.json``, to mount or to serve alone.
+
+    The three are open to everybody who can reach them and show the guards' names and figures, nothing
+    else. Mount them outside what sheds load, or name the mount in the middleware's ``exempt``.
+
+    Args:
+        guards: The guards to show, each with its compartments.
+        auth: Called with the request before anything is steered; a true result, or an awaitable that
+            comes to one, allows it. With it there is
+            ``POST /control/{guard}/{force-open,disable,metrics-only,reset}``; without it there is not.
+            It runs on the event loop: one that asks somebody else must be asynchronous.
+        stuck_after: Seconds after which a guard that is full and gets no slot back makes ``/readyz`` fail.
+        clock: Where the time comes from; a monotonic reading in seconds.
+
+    Raises:
+        ConfigurationError: One or more arguments are wrong; all are named at once.
+    """
+    faults = Faults("status_app")
+    faults.callable("auth", auth)
+    faults.raise_if_any()
+    return StatusApp(Probes("status_app", guards, stuck_after, clock), auth)
+
+
+def _showing(page: Callable[[], Page]) -> Callable[[Request], Awaitable[Response]]:
+    # On the loop and from counters: a probe must not wait for a thread that hung calls have taken.
+    async def endpoint(_request: Request) -> Response:
+        status, body = page()
+        return _response(status, body)
+
+    return endpoint
+
+
+def _controlling(guards: Iterable[Guard], auth: Auth) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        if not await _allowed(request, auth):
+            return _fault(403, "not allowed")
+        move = _MOVES.get(request.path_params["move"])
+        if move is None:
+            return _fault(404, "the moves are " + ", ".join(_MOVES))
+        named = list(_named(guards, request.path_params["guard"]))
+        if len(named) != 1:
+            return _fault(409, "several guards have this name") if named else _fault(404, "no such guard")
+        move(named[0])
+        return _response(200, as_json(figures(named[0])))
+
+    return endpoint
+
+
+async def _allowed(request: Request, auth: Auth) -> bool:
+    # A page of another site may make a browser send what it is logged in with.
+    if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+        return False
+    verdict = auth(request)
+    return bool(await verdict if inspect.isawaitable(verdict) else verdict)
+
+
+def _named(guards: Iterable[Guard], name: str) -> Iterator[Guard]:
+    # Looked up each time: compartments may be made after this application.
+    return (guard for guard in with_parts(guards) if guard.name == name)
+
+
+def _fault(status: int, why: str) -> Response:
+    return _response(status, as_json({"error": why}))
+
+
+def _response(status: int, body: bytes) -> Response:
+    return Response(body, status, headers=dict(HEADERS))
