@@ -7,7 +7,6 @@ import importlib.util
 import json
 import socket
 import threading
-import time
 
 import pytest
 import uvicorn
@@ -15,11 +14,10 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
+from wire import BODY_OF_10_MB, GET, Client, wait_until
 
 from guardrails import Guard
 from guardrails.integrations.asgi import GuardrailsMiddleware
-
-BODY_OF_10_MB = b"GET /evil HTTP/1.1\r\nhost: a\r\n\r\n".ljust(64, b".") * 160_000
 
 
 @pytest.fixture(params=["h11", "httptools"])
@@ -53,51 +51,6 @@ def serve(request):
         thread.join(20)
         assert not thread.is_alive(), "the server does not stop"
         listening.close()
-
-
-def wait_until(true, seconds=10.0):
-    """Waits for another thread to have done something; fails rather than hangs."""
-    give_up = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.002)
-
-
-class Client:
-    """One TCP connection, with HTTP responses read one after the other."""
-
-    def __init__(self, address):
-        self.socket = socket.create_connection(address, timeout=10)
-        self.reader = self.socket.makefile("rb")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.reader.close()
-        self.socket.close()
-
-    def send(self, data):
-        self.socket.sendall(data)
-
-    def response(self, *, head=False):
-        """The next response: status, headers, body."""
-        line = self.reader.readline()
-        assert line.startswith(b"HTTP/1."), line
-        headers = {}
-        while (header := self.reader.readline()) not in {b"\r\n", b""}:
-            name, _, value = header.decode("latin-1").partition(":")
-            assert name.lower() not in headers, f"{name} twice"
-            headers[name.lower()] = value.strip()
-        body = b"" if head else self.reader.read(int(headers.get("content-length", 0)))
-        return int(line.split()[1]), headers, body
-
-    def ended(self):
-        """Whether the server has closed the connection and left nothing on it."""
-        try:
-            return self.reader.read() == b""
-        except ConnectionResetError:
-            return True
 
 
 def shop(*, install="wrapped", seen=None, **options):
@@ -140,7 +93,6 @@ def edge(seen=None):
     return shop(seen=seen, requires={"/orders": [db]})
 
 
-GET = b"GET %s HTTP/1.1\r\nhost: a\r\n\r\n"
 KINDS = {
     "at the edge": edge,
     "wrapped": lambda seen: shop(seen=seen),

@@ -1,0 +1,56 @@
+"""HTTP/1 by hand: what goes over one TCP connection, byte by byte."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+GET = b"GET %s HTTP/1.1\r\nhost: a\r\n\r\n"
+
+BODY_OF_10_MB = (GET % b"/evil").ljust(64, b".") * 160_000
+"""A server that took it for requests would serve the first line of each."""
+
+
+def wait_until(true, seconds=10.0):
+    """Waits for another thread or process to have done something; fails rather than hangs."""
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, "waited in vain"
+        time.sleep(0.002)
+
+
+class Client:
+    """One TCP connection, with HTTP responses read one after the other."""
+
+    def __init__(self, address):
+        self.socket = socket.create_connection(address, timeout=10)
+        self.reader = self.socket.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.reader.close()
+        self.socket.close()
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def response(self, *, head=False):
+        """The next response: status, headers, body."""
+        line = self.reader.readline()
+        assert line.startswith(b"HTTP/1."), line
+        headers = {}
+        while (header := self.reader.readline()) not in {b"\r\n", b""}:
+            name, _, value = header.decode("latin-1").partition(":")
+            assert name.lower() not in headers, f"{name} twice"
+            headers[name.lower()] = value.strip()
+        body = b"" if head else self.reader.read(int(headers.get("content-length", 0)))
+        return int(line.split()[1]), headers, body
+
+    def ended(self):
+        """Whether the server has closed the connection and left nothing on it."""
+        try:
+            return self.reader.read() == b""
+        except ConnectionResetError:
+            return True
