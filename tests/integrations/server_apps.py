@@ -1,0 +1,114 @@
+"""The applications that real servers serve in the matrix: one for ASGI, one for WSGI, with the same paths.
+
+| path | |
+|---|---|
+| ``/edge`` | refused by the middleware, before the application |
+| ``/inside`` | refused in the application, before it has read the body |
+| ``/late`` | a guard's timeout, as 504 |
+| ``/cut`` | a refusal behind half of the promised body |
+| ``/stream`` | holds a slot and sends until the client is gone |
+| ``/figures`` | what is inside now, and which paths the application has been asked for |
+| any other | ``fine`` |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from guardrails import CallTimeoutError, Guard
+from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
+from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
+
+closed = Guard("closed", max_concurrent_calls=5)
+closed.force_open()
+streams = Guard("streams", max_concurrent_calls=5, timeout=None)
+asked = []
+
+SETTINGS = {"requires": {"/edge": [closed]}, "max_in_flight": 20, "exempt": ["/figures"]}
+PIECE = b"x" * 1024
+
+
+def trouble(path):
+    """Fails where the path says so."""
+    if path == "/inside":
+        closed.run(len, "x")
+    if path == "/late":
+        raise CallTimeoutError("streams", 0.5)
+
+
+def figures(in_flight):
+    """What the test wants to know."""
+    slots = streams.snapshot()
+    return json.dumps(
+        {"in_flight": in_flight, "in_use": slots.in_use, "failed": slots.failed, "asked": asked}
+    ).encode()
+
+
+async def asgi_app(scope, receive, send):
+    """Speaks ASGI without a framework."""
+    if scope["type"] != "http":
+        return
+    path = scope["path"]
+    if path != "/figures":
+        asked.append(path)
+    trouble(path)
+    if path == "/stream":
+        await _stream(receive, send)
+        return
+    body = figures(asgi.in_flight) if path == "/figures" else b"fine"
+    length = 8 if path == "/cut" else len(body)
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % length)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["method"] == "HEAD":
+        body = b""
+    await send({"type": "http.response.body", "body": body, "more_body": path == "/cut"})
+    if path == "/cut":
+        closed.run(len, "x")
+
+
+async def _stream(receive, send):
+    await receive()
+    async with streams.call():
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        gone = asyncio.ensure_future(receive())
+        try:
+            while not gone.done():
+                await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+                await asyncio.sleep(0.01)
+        finally:
+            gone.cancel()
+
+
+def wsgi_app(environ, start_response):
+    """Speaks WSGI without a framework."""
+    path = environ["PATH_INFO"]
+    if path != "/figures":
+        asked.append(path)
+    trouble(path)
+    if path == "/stream":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return _pieces()
+    body = figures(wsgi.in_flight) if path == "/figures" else b"fine"
+    length = 8 if path == "/cut" else len(body)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(length))])
+    if environ["REQUEST_METHOD"] == "HEAD":
+        body = b""
+    return _cut(body) if path == "/cut" else [body]
+
+
+def _pieces():
+    with streams.call():
+        while True:
+            yield PIECE
+            time.sleep(0.01)
+
+
+def _cut(body):
+    yield body
+    closed.run(len, "x")
+
+
+asgi = ASGIMiddleware(asgi_app, **SETTINGS)
+wsgi = WSGIMiddleware(wsgi_app, **SETTINGS)
