@@ -36,7 +36,11 @@ class StatusApp(Starlette):
     """The application that `status_app` makes."""
 
     def __init__(self, probes: Probes, auth: Auth | None) -> None:
-        routes = [Route(path, _showing(page)) for path, page in probes.pages.items()]
+        # With and without a slash at the end: some routers add one when they mount, and a probe that is
+        # redirected is a probe that fails.
+        routes = [
+            Route(path + slash, _showing(page)) for path, page in probes.pages.items() for slash in ("", "/")
+        ]
         if auth is not None:
             control = _controlling(probes.guards, auth)
             # A guard may have any name, one with a slash included.

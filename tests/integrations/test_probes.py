@@ -374,6 +374,11 @@ def test_reading_needs_no_auth(make_guard):
 # --- mounted ---------------------------------------------------------------------------------------
 
 
+def test_slash_at_the_end_is_no_other_page(make_guard):
+    """Some routers add one to what they mount; a probe is not redirected."""
+    assert ask(starlette.status_app([make_guard()]), http("/readyz/")).status == 200
+
+
 def test_mounted_under_a_full_service_it_answers(make_guard):
     """The mount is exempt, so probes are answered while everything else is refused."""
     db = make_guard()
