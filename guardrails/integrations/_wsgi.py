@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from guardrails._deadline import Clock, RequestScope, Scope, note_trouble, swap
 from guardrails.integrations._edge import Edge
-from guardrails.integrations._http import Problem
+from guardrails.integrations._http import DEADLINE_HEADERS, Problem
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Exchange", "path_of", "status_line"]
+__all__ = ["Exchange", "answer_of", "budgets_of", "path_of", "status_line"]
+
+_BUDGETS = tuple((f"HTTP_{name.upper().replace('-', '_')}", name.encode()) for name in DEADLINE_HEADERS)
 
 _ExcInfo = Any
 _Start = tuple[str, list[tuple[str, str]], _ExcInfo]
@@ -156,6 +158,7 @@ class Exchange(RequestScope):
 
     def _end(self) -> None:
         self.closed = True
+        self.trouble = None  # its traceback holds this request's frames, and they hold this
         self._edge.release(self.place)
 
     # --- as long as nothing is sent ------------------------------------------------------------
@@ -200,11 +203,10 @@ class Exchange(RequestScope):
     def answer(self, problem: Problem, exc_info: _ExcInfo = None) -> list[bytes]:
         """Says what is wrong, in place of whatever was announced so far."""
         held, self._held = self._held, None
-        status, headers, body = problem.answer(_accept(self._environ))
-        words = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+        status, headers, body = answer_of(problem, self._environ)
         # With exc_info the server forgets an earlier status, or raises it when that was sent already.
         again = (exc_info or (held and held[2])) if self._announced else None
-        self._announce(status_line(status), words, again)
+        self._announce(status_line(status), headers, again)
         return [] if self._environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
     def _announce(self, status: str, headers: list[tuple[str, str]], exc_info: _ExcInfo) -> None:
@@ -244,7 +246,13 @@ def status_line(status: int) -> str:
     return f"{status} {HTTPStatus(status).phrase}"
 
 
-def _accept(environ: WSGIEnvironment) -> bytes:
-    """The ``Accept`` header, in which servers have joined several."""
-    value: str = environ.get("HTTP_ACCEPT", "")
-    return value.encode("latin-1", "replace")
+def answer_of(problem: Problem, environ: WSGIEnvironment) -> tuple[int, list[tuple[str, str]], bytes]:
+    """A problem worded for this client: status, headers as text, body."""
+    accept: str = environ.get("HTTP_ACCEPT", "")  # several are joined by the server
+    status, headers, body = problem.answer(accept.encode("latin-1", "replace"))
+    return status, [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers], body
+
+
+def budgets_of(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
+    """The headers that may state how long a client will wait."""
+    return [(name, environ[key].encode("latin-1", "replace")) for key, name in _BUDGETS if key in environ]

@@ -16,9 +16,9 @@ from guardrails._checks import Faults, unknown_option
 from guardrails._deadline import Clock, current
 from guardrails._guard import Guard
 from guardrails.integrations._edge import Edge
-from guardrails.integrations._http import DEADLINE_HEADERS, Problem, as_json
+from guardrails.integrations._http import Problem, as_json
 from guardrails.integrations._probes import HEADERS, Probes
-from guardrails.integrations._wsgi import Exchange, path_of, status_line
+from guardrails.integrations._wsgi import Exchange, budgets_of, path_of, status_line
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["GuardrailsMiddleware", "StatusApp", "status_app"]
 
 _log = logging.getLogger("guardrails")
-
-_BUDGETS = tuple((f"HTTP_{name.upper().replace('-', '_')}", name.encode()) for name in DEADLINE_HEADERS)
 
 
 class GuardrailsMiddleware:
@@ -115,7 +113,7 @@ class GuardrailsMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serves one request."""
-        budget = self._edge.budget(_budgets(environ)) if self._timed else None
+        budget = self._edge.budget(budgets_of(environ)) if self._timed else None
         at = None if budget is None else self._clock() + budget
         exchange = Exchange(at, self._clock, current(), self._edge, environ, start_response)
         problem = self._edge.admit(exchange.place, path_of(environ)) if self._selective else None
@@ -164,10 +162,6 @@ class StatusApp:
             status, body = page()
         start_response(status_line(status), [*headers, ("Content-Length", str(len(body)))])
         return [] if method == "HEAD" else [body]
-
-
-def _budgets(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
-    return [(name, environ[key].encode("latin-1", "replace")) for key, name in _BUDGETS if key in environ]
 
 
 def _compare(threads: int, slots: int, max_in_flight: int | None) -> None:

@@ -1,0 +1,353 @@
+"""The ways in which each framework's users install it, and what is only so there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+import asgi_client
+import django
+import flask
+import litestar
+import pytest
+import wsgi_client
+from django.conf import settings
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import HttpResponse, StreamingHttpResponse
+from django.test import override_settings
+from django.urls import path
+from litestar.middleware import DefineMiddleware
+
+from guardrails import ConfigurationError, Guard, remaining
+from guardrails.errors import CallTimeoutError, CircuitOpenError
+from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
+from guardrails.integrations.flask import Guardrails
+from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
+
+if not settings.configured:
+    settings.configure(ALLOWED_HOSTS=["*"], USE_TZ=True)
+    django.setup(set_prefix=False)
+
+
+def refusing(name="db"):
+    """A guard that is held open by hand."""
+    guard = Guard(name, max_concurrent_calls=3)
+    guard.force_open()
+    return guard
+
+
+# --- Flask -----------------------------------------------------------------------------------------
+
+
+def shop(db, **config):
+    """A Flask application that needs a guard."""
+    app = flask.Flask("shop")
+    app.config.update(config)
+
+    @app.get("/orders")
+    def orders():
+        return str(db.run(len, "four"))
+
+    @app.get("/late")
+    def late():
+        raise CallTimeoutError(db.name, 0.5)
+
+    @app.get("/stream")
+    def stream():
+        def pieces():
+            with db.call():
+                yield b"part"
+                yield b"part"
+
+        return flask.Response(pieces())
+
+    return app
+
+
+def test_flask_answers_without_logging_an_error(caplog):
+    """A refusal is no unhandled exception, and in an outage there are thousands."""
+    db = refusing()
+    app = shop(db)
+    Guardrails(guards=[db]).init_app(app)
+    client = app.test_client()
+    refused, late = client.get("/orders"), client.get("/late")
+    assert (refused.status_code, refused.json["code"]) == (503, "circuit_open")
+    assert (late.status_code, late.json["code"]) == (504, "timeout")
+    assert refused.headers["cache-control"] == "no-store"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    db.reset()
+    assert client.get("/orders").data == b"4"
+
+
+def test_flask_head_and_html():
+    """The answer is worded for the client, and HEAD gets its headers."""
+    db = refusing()
+    app = shop(db)
+    Guardrails(app, guards=[db])
+    page = app.test_client().get("/orders", headers={"accept": "text/html"})
+    assert (page.status_code, page.mimetype) == (503, "text/html")
+    head = app.test_client().head("/orders")
+    assert (head.status_code, head.data, int(head.headers["content-length"]) > 100) == (503, b"", True)
+
+
+def test_flask_own_handler_comes_first():
+    """The application may answer for itself."""
+    db = refusing()
+    app = shop(db)
+    Guardrails(app)
+    app.register_error_handler(CircuitOpenError, lambda _error: ("try the phone", 503))
+    assert app.test_client().get("/orders").data == b"try the phone"
+
+
+def test_flask_leaves_other_guards_alone():
+    """They are this application's unhandled exceptions, as they were before."""
+    db = refusing()
+    app = shop(db)
+    app.logger.disabled = True
+    Guardrails(app, guards=[refusing("other")])
+    assert app.test_client().get("/orders").status_code == 500
+
+
+def test_flask_reads_its_configuration():
+    """GUARDRAILS_ settings count where the code says nothing."""
+    db = refusing()
+    app = shop(db, GUARDRAILS_REQUIRES={"/orders": [db]}, GUARDRAILS_MAX_IN_FLIGHT=7)
+    Guardrails(app, max_in_flight=1)
+    assert app.test_client().get("/orders").json["code"] == "circuit_open"
+    db.reset()
+    client = app.test_client()
+    first = client.get("/stream", buffered=False)
+    assert app.extensions["guardrails"].in_flight == 1
+    assert client.get("/orders").json["code"] == "bulkhead_full"
+    first.close()
+    assert app.extensions["guardrails"].in_flight == 0
+
+
+def test_flask_wrong_settings_are_named():
+    """At start-up, as for every other way to install it."""
+    with pytest.raises(ConfigurationError, match="no option 'max_inflight'; did you mean 'max_in_flight'"):
+        Guardrails(shop(None, GUARDRAILS_MAX_INFLIGHT=7))
+    app = shop(None)
+    Guardrails(app)
+    with pytest.raises(ConfigurationError, match="already"):
+        Guardrails(app)
+
+
+# --- Django ----------------------------------------------------------------------------------------
+
+PLACE = {}
+"""What the views below work with in the present test."""
+
+
+def orders(_request):
+    """A synchronous view."""
+    return HttpResponse(PLACE["work"]())
+
+
+async def orders_async(_request):
+    """An asynchronous view."""
+    await asyncio.sleep(0)
+    return HttpResponse(PLACE["work"]())
+
+
+def stream(request):
+    """A view whose answer goes on after it, in the way of the server."""
+
+    async def pieces():
+        yield b"part"
+        yield b"part"
+
+    asynchronous = isinstance(request, ASGIRequest)
+    return StreamingHttpResponse(pieces() if asynchronous else iter([b"part", b"part"]))
+
+
+urlpatterns = [path("orders", orders), path("orders-async", orders_async), path("stream", stream)]
+
+
+def inner_refusal(get_response):
+    """Another middleware further in, which runs into a guard."""
+
+    def middleware(request):
+        PLACE["db"].run(len, "x")
+        return get_response(request)
+
+    return middleware
+
+
+class Site:
+    """A Django project under one kind of server."""
+
+    def __init__(self, ask, environment, handler):
+        self.ask = ask
+        self.environment = environment
+        self.handler = handler
+
+    def get(self, where, method="GET", headers=()):
+        """Serves one request to its end."""
+        seen = self.ask(self.handler, self.environment(where, method=method, headers=headers))
+        assert seen.raised is None
+        return seen
+
+
+@pytest.fixture(params=["WSGI", "ASGI"])
+def project(request):
+    """Makes projects with the middleware installed, for each kind of server."""
+
+    def make(*inner, wrap=lambda handler: handler, **options):
+        middleware = ["guardrails.integrations.django.GuardrailsMiddleware", *inner]
+        changed.append(override_settings(MIDDLEWARE=middleware, ROOT_URLCONF=__name__, GUARDRAILS=options))
+        changed[-1].enable()
+        if request.param == "WSGI":
+            return Site(wsgi_client.ask, wsgi_client.environment, wrap(WSGIHandler()))
+        return Site(asgi_client.ask, asgi_client.http, wrap(ASGIHandler()))
+
+    changed = []
+    yield make
+    for settings_of_project in changed:
+        settings_of_project.disable()
+    PLACE.clear()
+    gc.collect()  # the traceback of a view's error holds an executor of asgiref's, and so its thread
+
+
+@pytest.mark.parametrize("view", ["/orders", "/orders-async"])
+def test_django_answers_without_logging_an_error(project, view, caplog):
+    """No unhandled exception, no mail to the administrators; views of both kinds, servers of both kinds."""
+    db = refusing()
+    PLACE["work"] = lambda: db.run(len, "four")
+    site = project(guards=[db])
+    refused = site.get(view)
+    assert (refused.status, refused.problem["code"]) == (503, "circuit_open")
+    assert not [record for record in caplog.records if record.exc_info]
+    db.reset()
+    answer = site.get(view)
+    assert (answer.status, answer.body) == (200, b"4")
+
+
+def test_django_head_and_html(project):
+    """The answer is worded for the client, and HEAD gets its headers."""
+    db = refusing()
+    PLACE["work"] = lambda: db.run(len, "x")
+    site = project(guards=[db])
+    page = site.get("/orders", headers=[("accept", "text/html")])
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    head = site.get("/orders", method="HEAD")
+    assert (head.status, head.body, int(head.headers["content-length"]) > 100) == (503, b"", True)
+
+
+def test_django_finds_guards_by_name(project):
+    """Settings name objects that are made elsewhere."""
+    PLACE["work"] = lambda: named.run(len, "x")
+    named.force_open()
+    try:
+        here = f"{__name__}.named"
+        refused = project(guards=[here], requires={"/orders": [here]}).get("/orders")
+        assert (refused.status, refused.problem["guard"]) == (503, "named")
+    finally:
+        named.reset()
+
+
+named = Guard("named", max_concurrent_calls=3)
+
+
+def test_django_bug_stays_a_bug(project, caplog):
+    """Everything else is Django's."""
+    PLACE["work"] = lambda: 1 // 0
+    assert project().get("/orders").status == 500
+    assert any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("guards", ["its own", "another"])
+def test_django_refusal_in_a_middleware(project, guards):
+    """Django makes a 500 of it before ours is asked; another guard's is left to the middleware around."""
+    db = PLACE["db"] = refusing()
+    mine = [db] if guards == "its own" else [refusing("other")]
+
+    def wrap(handler):
+        kind = ASGIMiddleware if isinstance(handler, ASGIHandler) else WSGIMiddleware
+        return handler if guards == "its own" else kind(handler, guards=[db])
+
+    refused = project(f"{__name__}.inner_refusal", wrap=wrap, guards=mine).get("/orders")
+    assert (refused.status, refused.problem["guard"]) == (503, "db")
+
+
+@pytest.mark.parametrize("view", ["/orders", "/orders-async"])
+def test_django_request_timeout_reaches_the_view(project, view, clock):
+    """In the view's thread or task; and it is gone afterwards."""
+    PLACE["work"] = lambda: str(remaining())
+    site = project(request_timeout=2.0, deadline_headers=["X-Request-Timeout-Ms"], clock=clock)
+    assert site.get(view).body == b"2.0"
+    assert site.get(view, headers=[("x-request-timeout-ms", "500")]).body == b"0.5"
+    assert remaining() is None
+
+
+def test_django_request_is_over_when_its_response_is_closed(project):
+    """Whatever became of it."""
+    site = project(max_in_flight=1)
+    PLACE["work"] = lambda: "fine"
+    for where in ["/stream", "/orders", "/missing", "/stream", "/orders"]:
+        assert site.get(where).status in {200, 404}
+    PLACE["work"] = lambda: 1 // 0
+    assert [site.get("/orders").status for _ in range(2)] == [500, 500]
+
+
+@pytest.mark.parametrize("project", ["WSGI"], indirect=True)
+def test_django_stream_counts_until_it_is_closed(project):
+    """A place is taken while a stream is under way."""
+    site = project(max_in_flight=1)
+    request = wsgi_client.Request(site.handler, wsgi_client.environment("/stream")).begin()
+    request.step()
+    assert site.get("/stream").problem["code"] == "bulkhead_full"
+    request.close()
+    assert site.get("/stream").status == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"guard": []}, "settings.GUARDRAILS has no option 'guard'; did you mean 'guards'?"),
+        ({"guards": "db"}, "guards must be a list of Guard objects"),
+        ({"clock": 1}, "clock must be callable"),
+        ({"max_in_flight": 0, "request_timeout": -1}, r"request_timeout must be .*max_in_flight must be"),
+        ({"requires": [1]}, "requires must be a dict"),
+    ],
+    ids=str,
+)
+def test_django_wrong_settings_are_named(project, options, words):
+    """When the server starts."""
+    with pytest.raises(ConfigurationError, match=words):
+        project(**options)
+
+
+# --- Litestar --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("install", ["as its middleware", "around it"])
+@pytest.mark.parametrize("threaded", [True, False])
+def test_litestar(install, threaded, caplog):
+    """Its exception handler stands further out than a middleware, so both ways see the error."""
+    db = refusing()
+
+    def work() -> str:
+        return str(db.run(len, "four"))
+
+    async def work_async() -> str:
+        return work()
+
+    handler = (
+        litestar.get("/orders", sync_to_thread=True)(work)
+        if threaded
+        else litestar.get("/orders")(work_async)
+    )
+    options = {"guards": [db], "exempt": ["/livez"]}
+    if install == "around it":
+        app = ASGIMiddleware(litestar.Litestar([handler], openapi_config=None), **options)
+    else:
+        middleware = [DefineMiddleware(ASGIMiddleware, **options)]
+        app = litestar.Litestar([handler], middleware=middleware, openapi_config=None)
+    scope = asgi_client.http("/orders")
+    refused = asgi_client.ask(app, scope)
+    assert (refused.status, refused.problem["code"]) == (503, "circuit_open")
+    db.reset()
+    assert asgi_client.ask(app, asgi_client.http("/orders")).body == b"4"
