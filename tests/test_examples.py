@@ -59,9 +59,82 @@ def test_fastapi_app(tmp_path, monkeypatch):
     with testclient.TestClient(fastapi_app.app) as client:
         assert client.get("/items").json() == {"items": 1}
         assert client.get("/reports").json() == {"report": 2}
+        assert client.get("/reports/3").json() == {"report": 6}
+        described = client.get("/openapi.json").json()["paths"]["/reports"]["get"]["responses"]
+        assert "application/problem+json" in described["503"]["content"]
         fastapi_app.reports.force_open()
-        refused = client.get("/reports")
-        assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+        for path in ("/reports", "/reports/3"):
+            refused = client.get(path)
+            assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
         assert client.get("/items").status_code == 200
         fastapi_app.reports.reset()
         client.portal.call(fastapi_app.engine.dispose)
+
+
+def test_starlette_app(tmp_path, monkeypatch):
+    """Refused at the edge, while the probes answer."""
+    testclient = pytest.importorskip("starlette.testclient")
+    monkeypatch.setitem(os.environ, "DATABASE_URL", f"sqlite+aiosqlite:///{tmp_path}/db")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import starlette_app  # noqa: PLC0415 - reads its settings when imported
+
+    with testclient.TestClient(starlette_app.app) as client:
+        assert client.get("/items").json() == {"items": 1}
+        starlette_app.db.force_open()
+        assert client.get("/items").json()["code"] == "circuit_open"
+        assert client.get("/ping").json() == "pong"
+        assert client.get("/internal/readyz").json() == {"ready": True, "reasons": []}
+        client.portal.call(starlette_app.engine.dispose)
+
+
+def test_litestar_app(tmp_path, monkeypatch):
+    """One workload is refused, the rest goes on, and the mounted probes answer."""
+    testclient = pytest.importorskip("starlette.testclient")
+    monkeypatch.setitem(os.environ, "DATABASE_URL", f"sqlite+aiosqlite:///{tmp_path}/db")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import litestar_app  # noqa: PLC0415 - reads its settings when imported
+
+    with testclient.TestClient(litestar_app.app) as client:
+        assert client.get("/reports").json() == {"report": 2}
+        litestar_app.reports.force_open()
+        assert client.get("/reports").json()["code"] == "circuit_open"
+        assert client.get("/items").json() == {"items": 1}
+        assert client.get("/internal/readyz").json() == {"ready": True, "reasons": []}
+        client.portal.call(litestar_app.engine.dispose)
+
+
+def test_flask_app(tmp_path, monkeypatch, caplog):
+    """One workload is refused, the rest goes on; its slots leave threads free, so nothing is warned of."""
+    monkeypatch.setitem(os.environ, "DATABASE_URL", f"sqlite:///{tmp_path}/db")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import flask_app  # noqa: PLC0415 - reads its settings when imported
+
+    assert not caplog.records
+    client = flask_app.app.test_client()
+    assert client.get("/reports").json == {"report": 2}
+    flask_app.reports.force_open()
+    assert client.get("/reports").json["code"] == "circuit_open"
+    assert client.get("/items").json == {"items": 1}
+    assert client.get("/internal/readyz").json == {"ready": True, "reasons": []}
+    flask_app.engine.dispose()
+
+
+def test_django_app():
+    """A project in one file, in a process of its own because Django's settings are the process's."""
+    visit = (
+        "from django_app import search; from django.test import Client; client = Client()\n"
+        "print(client.get('/suggest/cat').json()); search.force_open()\n"
+        "refused = client.get('/suggest/cat'); print(refused.status_code, refused.json()['code'])\n"
+        "print(client.get('/ping').json())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", visit],
+        cwd=EXAMPLES,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.stdout.splitlines() == ["{'suggestions': ['cats']}", "503 circuit_open", "{'ping': 'pong'}"], (
+        run.stderr
+    )
