@@ -7,6 +7,7 @@
 | ``/late`` | a guard's timeout, as 504 |
 | ``/cut`` | a refusal behind half of the promised body |
 | ``/stream`` | holds a slot and sends until the client is gone |
+| ``/slow`` | takes one of five slots for three seconds (WSGI only) |
 | ``/figures`` | what is inside now, and which paths the application has been asked for |
 | any other | ``fine`` |
 """
@@ -24,6 +25,7 @@ from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 closed = Guard("closed", max_concurrent_calls=5)
 closed.force_open()
 streams = Guard("streams", max_concurrent_calls=5, timeout=None)
+slow = Guard("slow", max_concurrent_calls=5, max_wait_duration=0, breaker=None)
 asked = []
 
 SETTINGS = {"requires": {"/edge": [closed]}, "max_in_flight": 20, "exempt": ["/figures"]}
@@ -41,9 +43,14 @@ def trouble(path):
 def figures(in_flight):
     """What the test wants to know."""
     slots = streams.snapshot()
-    return json.dumps(
-        {"in_flight": in_flight, "in_use": slots.in_use, "failed": slots.failed, "asked": asked}
-    ).encode()
+    said = {
+        "in_flight": in_flight,
+        "in_use": slots.in_use,
+        "failed": slots.failed,
+        "slow": slow.snapshot().in_use,
+        "asked": asked,
+    }
+    return json.dumps(said).encode()
 
 
 async def asgi_app(scope, receive, send):
@@ -90,6 +97,8 @@ def wsgi_app(environ, start_response):
     if path == "/stream":
         start_response("200 OK", [("Content-Type", "text/plain")])
         return _pieces()
+    if path == "/slow":
+        slow.run(time.sleep, 3.0)
     body = figures(wsgi.in_flight) if path == "/figures" else b"fine"
     length = 8 if path == "/cut" else len(body)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(length))])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import pytest
 from wire import BODY_OF_10_MB, GET, Client, wait_until
@@ -348,6 +349,29 @@ def test_client_that_leaves_its_body_leaves_nothing(server):
         with Client(server.address) as client:
             client.send(POST % (b"/inside", 1000) + b"half")
     wait_until(nothing_is_inside(server), seconds=30)
+
+
+@pytest.mark.parametrize("name", ["gunicorn, gthread", "waitress", "granian, WSGI"])
+def test_slots_below_the_threads_keep_the_rest_alive(servers, name):
+    """Five slots, eight threads, thirty calls that hang: the rest is refused, and others are served."""
+    server = servers(name)
+    clients = [Client(server.address) for _ in range(30)]
+    try:
+        for client in clients:
+            client.send(GET % b"/slow")
+        wait_until(lambda: server.figures()["slow"] == 5)
+        began = time.monotonic()
+        with Client(server.address) as bystander:
+            bystander.send(GET % b"/ok")
+            assert bystander.response()[::2] == (200, b"fine")
+        assert time.monotonic() - began < 2.0
+        answers = Counter(client.response()[0] for client in clients)
+        assert set(answers) == {200, 503}
+        # Five, and as many again should the machine have been asleep while the first five ran.
+        assert 5 <= answers[200] <= 10
+    finally:
+        for client in clients:
+            client.__exit__()
 
 
 def test_server_still_serves(server):
