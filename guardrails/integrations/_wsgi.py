@@ -10,7 +10,7 @@ from http import HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from guardrails._deadline import Clock, RequestScope, Scope, note_trouble, swap
+from guardrails._deadline import Clock, RequestScope, Scope, close, note_trouble, swap
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem
 
@@ -146,9 +146,9 @@ class Exchange(RequestScope):
             return
         server = swap(self._inner)
         try:
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                close()
+            ending = getattr(self._body, "close", None)
+            if ending is not None:
+                ending()
         finally:
             swap(server)
             self._end()
@@ -157,7 +157,7 @@ class Exchange(RequestScope):
         self._edge.release(self.place)
 
     def _end(self) -> None:
-        self.closed = True
+        close(self)
         self.trouble = None  # its traceback holds this request's frames, and they hold this
         self._edge.release(self.place)
 
