@@ -175,8 +175,11 @@ def _options(given: object) -> dict[str, Any]:
     faults.callable("clock", options["clock"], none=False)
     faults.raise_if_any()
     options["guards"] = _found(options["guards"])
-    if isinstance(options["requires"], Mapping):
-        options["requires"] = {path: _found(guards) for path, guards in options["requires"].items()}
+    required = options["requires"]
+    if isinstance(required, Mapping):
+        options["requires"] = {path: _found(guards) for path, guards in required.items()}
+    else:
+        options["requires"] = _found(required)
     return options
 
 

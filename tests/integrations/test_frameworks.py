@@ -310,7 +310,7 @@ def test_django_stream_counts_until_it_is_closed(project):
         ({"guards": "db"}, "guards must be a list of Guard objects"),
         ({"clock": 1}, "clock must be callable"),
         ({"max_in_flight": 0, "request_timeout": -1}, r"request_timeout must be .*max_in_flight must be"),
-        ({"requires": [1]}, "requires must be a dict"),
+        ({"requires": "db"}, "requires must be "),
     ],
     ids=str,
 )
