@@ -128,10 +128,7 @@ class Exchange(RequestScope):
         if self.mine:
             self.give_back()
         if self.at is not None:
-            outer = self.outer
-            self.at = None if outer is None else outer.at
-            if outer is not None:
-                self.owner, self.clock = outer.owner, outer.clock
+            self.lift()
 
     def timing(self) -> tuple[bytes, bytes]:
         """The header that says where the time went: milliseconds in our queue, and in the application."""
