@@ -191,15 +191,15 @@ def test_requests_in_trouble_do_not_unteach(db, make_guard):
         await db.run_async(asyncio.sleep, 0)
         return PlainTextResponse("fine")
 
-    app = Starlette(routes=[Route("/", orders)])
-    learned = GuardrailsMiddleware(app)
-    visit(learned, "/")
+    app = GuardrailsMiddleware(Starlette(routes=[Route("/", orders)]), guards=[db])
+    visit(app, "/")
     cache.force_open()
-    outside = GuardrailsMiddleware(app, learn_routes=False)
-    assert visit(outside, "/", times=MEMORY) == [503] * MEMORY
+    for _ in range(MEMORY):
+        assert ask(app).raised.guard == "cache"
     cache.reset()
     fail(db)
-    assert ask(learned).problem["guard"] == "db"
+    refused = ask(app)
+    assert (refused.received, refused.problem["guard"], cache.snapshot().succeeded) == (0, "db", ENOUGH)
 
 
 def test_no_slot_is_held_for_a_route_that_needs_it_late(db, clock):
