@@ -226,6 +226,37 @@ class Door:
             verdict = self.step(self.gate.woken_checkout, place, late)
         return self._admitted(verdict)
 
+    async def check_out_async(self, *, budget: float | None = None) -> int:
+        """Takes a slot for an asyncio pool's checkout; see ``check_out``."""
+        if self.gate.reserved and (slot := self._take_over(checkout=True)):
+            return slot
+        return self._admitted(await self._slot_async(budget, reserve=False))
+
+    def check_out_now(self) -> int:
+        """Takes a slot for a pool's checkout without waiting, from wherever; see ``check_out``."""
+        if self.gate.reserved and (slot := self._take_over(checkout=True)):
+            return slot
+        return self._admitted(self.step(self.gate.check_out, None))
+
+    async def _slot_async(self, budget: float | None, *, reserve: bool) -> int | Refusal:
+        gate = self.gate
+        with self.lock:
+            slot = gate.quick_check_out(self.clock())
+            if slot and reserve:
+                gate.reserved[slot] = None
+        if self.postponed:
+            self.catch_up()
+        if slot:
+            return slot
+        place = TaskPlace() if self.max_wait > 0 else None
+        verdict = self.step(gate.check_out, place)
+        if verdict is None and place is not None:
+            late = await self._queue(place, budget)
+            verdict = self.step(gate.woken_checkout, place, late)
+        if reserve and isinstance(verdict, int):
+            self.step(gate.reserve, verdict)
+        return verdict or Refusal("bulkhead_full", None)
+
     # --- for a request, before the work in it --------------------------------------------------
 
     async def reserve(self, *, budget: float | None = None) -> int | Refusal:
@@ -238,25 +269,9 @@ class Door:
             The slot, to be given back with ``give_back`` whether it was used or not; or a refusal, of
             which the listeners have been told.
         """
-        gate = self.gate
-        with self.lock:
-            slot = gate.quick_check_out(self.clock())
-            if slot:
-                gate.reserved[slot] = None
-        if self.postponed:
-            self.catch_up()
-        if slot:
-            return slot
-        place = TaskPlace() if self.max_wait > 0 else None
-        verdict = self.step(gate.check_out, place)
-        if verdict is None and place is not None:
-            late = await self._queue(place, budget)
-            verdict = self.step(gate.woken_checkout, place, late)
-        if isinstance(verdict, int):
-            self.step(gate.reserve, verdict)
-            return verdict
-        verdict = verdict or Refusal("bulkhead_full", None)
-        self.tell_refusal(verdict)
+        verdict = await self._slot_async(budget, reserve=True)
+        if isinstance(verdict, Refusal):
+            self.tell_refusal(verdict)
         return verdict
 
     def give_back(self, slot: int) -> None:
