@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["protect"]
 
 _INTEGRATIONS = {
+    "redis": ("guardrails.integrations.redis", "guard_client"),
     "sqlalchemy": ("guardrails.integrations.sqlalchemy", "guard_engine"),
 }
 """Top-level package of the target's class -> where it is guarded. Imported on use, so that
@@ -20,11 +21,11 @@ _INTEGRATIONS = {
 
 
 def protect(target: object, *, name: str | None = None, **guard_options: Any) -> Guard:
-    """Attaches a guard to a live SQLAlchemy engine; every caller of it is covered as it is.
+    """Attaches a guard to a live SQLAlchemy engine or Redis client; every caller of it is covered as it is.
 
     Args:
-        target: An ``Engine`` or ``AsyncEngine``.
-        name: The guard's label; None takes the kind of database.
+        target: An ``Engine`` or ``AsyncEngine``; a ``redis.Redis`` or ``redis.asyncio.Redis``.
+        name: The guard's label; None takes the kind of database, or "redis".
         **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
 
     Returns:
@@ -41,5 +42,5 @@ def protect(target: object, *, name: str | None = None, **guard_options: Any) ->
             return cast("Guard", attach(target, name=name, **guard_options))
     raise ConfigurationError(
         f"protect: a {type(target).__name__} cannot be guarded; "
-        "give it a SQLAlchemy Engine or AsyncEngine, or use Guard() around the calls"
+        "give it a SQLAlchemy Engine or AsyncEngine or a Redis client, or use Guard() around the calls"
     )

@@ -1,0 +1,12 @@
+"""Guards redis-py clients: admission at the pool, evidence from every command, deadlines that stop it."""
+
+from __future__ import annotations
+
+try:
+    import redis  # noqa: F401 - to say what to install
+except ImportError as error:
+    raise ImportError("redis-py is missing: pip install 'guardrails-db[redis]'") from error
+
+from guardrails.integrations.redis._client import guard_client
+
+__all__ = ["guard_client"]

@@ -1,0 +1,143 @@
+"""Connections of a guarded asyncio client: each piece of work bounded and reported. Knows no pools.
+
+One timer bounds a piece of work: at the deadline its task is cancelled, and redis-py closes what it
+was reading. The shape is that of ``_connection``; the waits differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from guardrails._alarm import alarms
+from guardrails._call import _CancelAt
+from guardrails.integrations.redis._answers import leaves_clean
+from guardrails.integrations.redis._guarded import Guarded
+from guardrails.integrations.redis._work import Checkout, under_way
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+else:
+    AbstractConnection = object
+
+__all__ = ["GuardedAsyncConnection"]
+
+
+class GuardedAsyncConnection(Guarded, AbstractConnection):
+    """See Guarded."""
+
+    _alarm: _CancelAt | None = None
+
+    # --- opening -------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Opens the connection if it is not open, within the time its caller has."""
+        self._meet_caller()
+        if not self.is_connected:
+            self._connecting = True
+            try:
+                await self.plain.connect(self)
+            finally:
+                self._connecting = False
+
+    async def can_read(self) -> bool:
+        """See the synchronous twin."""
+        ready: bool = await self.plain.can_read(self)
+        if ready and under_way.get() is not None:
+            raise redis.ConnectionError("Connection has data")
+        return ready
+
+    # --- working -------------------------------------------------------------------------------
+
+    async def call_with_retry(
+        self,
+        do: Callable[[], Awaitable[Any]],
+        fail: Callable[..., Awaitable[Any]],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
+    ) -> Any:
+        """Does one piece of work; redis-py's name for it.
+
+        Raises:
+            RejectedError: It did not start.
+            CallTimeoutError: Its time was up. The connection is closed.
+        """
+        checkout = self.checkout
+        if checkout is None or (checkout.subscriber and not self._connecting):
+            return await self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
+        if self._busy:  # a connect or a ping inside a larger piece of work, which is tried again as a whole
+            return await self._try(do, fail, counts=with_failure_count, until=None)
+        self.work.begin(checkout)
+        self._busy = True
+        self._alarm = None if checkout.at is None else _CancelAt(checkout.at - monotonic())
+        socket_timeout = self.socket_timeout
+        try:
+            result = await self._try(do, fail, counts=with_failure_count, until=checkout)
+            stopped = self._silence(None)
+        except BaseException as error:
+            await self._give_up(checkout, error, stopped=self._silence(error))
+            raise
+        finally:
+            self._busy = False
+            self.socket_timeout = socket_timeout
+        if stopped:  # the alarm rang, and something in between swallowed it
+            await self._give_up(checkout, asyncio.CancelledError(), stopped=True)
+        self._report(checkout)
+        return result
+
+    async def _give_up(self, checkout: Checkout, error: BaseException, *, stopped: bool) -> None:
+        if not leaves_clean(error):
+            await self._abort()
+        late = self.work.fail(checkout, error, connecting=self._connecting, stopped=stopped)
+        if late is not None:
+            raise late from error
+
+    async def _try(
+        self,
+        do: Callable[[], Awaitable[Any]],
+        fail: Callable[..., Awaitable[Any]],
+        *,
+        counts: bool,
+        until: Checkout | None,
+    ) -> Any:
+        failures = 0
+        while True:
+            try:
+                return await do()
+            except self.policy.errors as error:
+                failures += 1
+                pause = None if until is None else self.policy.pause(failures, until.at)
+                try:
+                    await (fail(error, failures) if counts else fail(error))
+                except redis.WatchError as unwatched:  # a transaction asks to be tried again
+                    if self._asks_again():
+                        raise unwatched from error
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+    async def send_command(self, *args: Any, **kwargs: Any) -> None:
+        """See redis-py."""
+        self._look_at(args)
+        await self.plain.send_command(self, *args, **kwargs)
+
+    def _be_patient(self, checkout: Checkout) -> None:
+        self.socket_timeout = None
+        if self._alarm is not None:
+            alarms().disarm(self._alarm)
+            if checkout.at is not None:
+                alarms().arm(self._alarm, checkout.at - monotonic())
+
+    def _silence(self, error: BaseException | None) -> bool:
+        alarm, self._alarm = self._alarm, None
+        return alarm is not None and alarm.silence(error)
+
+    async def _abort(self) -> None:
+        """Closes the connection without waiting for a server that may never take what was sent."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await self.disconnect(nowait=True)

@@ -1,0 +1,101 @@
+"""Attaching a guard to a client of redis-py and taking it off again."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import redis
+import redis.asyncio
+from redis.asyncio.client import Pipeline as AsyncPipeline
+from redis.client import Pipeline
+
+from guardrails._checks import Faults
+from guardrails._guard import Guard, attach
+from guardrails.errors import ConfigurationError
+from guardrails.integrations.redis._pool import Admission, capacity, guard_of
+
+__all__ = ["guard_client"]
+
+_POOLS = (redis.ConnectionPool, redis.asyncio.ConnectionPool)
+
+
+def guard_client(client: object, *, name: str | None = None, **options: Any) -> Guard:
+    """Attaches a guard to a client; what `guardrails.protect` calls.
+
+    Every client, pipeline, lock, script and subscriber that shares its pool is covered.
+
+    Args:
+        client: A ``redis.Redis`` or ``redis.asyncio.Redis``, with a pool of any kind or a single
+            connection, made by hand, from a URL, or by a Sentinel.
+        name: The guard's label; None is ``"redis"``.
+        **options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's ``max_connections``.
+
+    Raises:
+        ConfigurationError: It is a cluster, a pipeline or a client with a cache; it was closed, or is
+            guarded already; its pool has no limit and none is given, or the limit is above the pool's.
+    """
+    name = name or "redis"
+    pool = _pool_of(client)
+    known = guard_of(pool)
+    if known is not None:
+        raise ConfigurationError(f"protect: this client's pool is guarded already, by {known!r}")
+    slots = _slots(pool, name, options.pop("max_concurrent_calls", None))
+    guard = Guard(name, max_concurrent_calls=slots, **options)
+    attachment = _ClientAttachment(client, guard, pool)
+    attachment.attach()
+    attach(guard, attachment)
+    return guard
+
+
+def _pool_of(client: Any) -> Any:
+    kind = type(client).__name__
+    if not isinstance(client, redis.Redis | redis.asyncio.Redis):
+        hint = "; guard each node's own client instead" if "Cluster" in kind else ""
+        raise ConfigurationError(
+            f"protect: a {kind} cannot be guarded yet, only redis.Redis and redis.asyncio.Redis can{hint}"
+        )
+    if isinstance(client, Pipeline | AsyncPipeline):
+        raise ConfigurationError(f"protect: a {kind} belongs to a client; protect that client")
+    pool = client.connection_pool
+    if not isinstance(pool, _POOLS):
+        raise ConfigurationError(f"protect: a pool of class {type(pool).__name__} cannot be guarded")
+    if getattr(pool, "cache", None) is not None:
+        raise ConfigurationError(
+            "protect: a client with client-side caching cannot be guarded yet; make it without cache_config"
+        )
+    if getattr(client, "_single_connection_client", False) and client.connection is None:
+        raise ConfigurationError("protect: this client has been closed; make a new one")
+    return pool
+
+
+def _slots(pool: Any, name: str, asked: object) -> int:
+    most = capacity(pool)
+    faults = Faults(f"guard {name!r}")
+    faults.count("max_concurrent_calls", asked, none=True, most=most)
+    faults.raise_if_any()
+    if asked is not None:
+        return cast("int", asked)
+    if most is None:
+        raise ConfigurationError(
+            f"guard {name!r}: a {type(pool).__name__} without max_connections lets out any number of "
+            "connections; say how many calls may run at once with max_concurrent_calls=..."
+        )
+    return most
+
+
+class _ClientAttachment:
+    """The hooks on one client: the classes of its pool and connections."""
+
+    def __init__(self, client: Any, guard: Guard, pool: Any) -> None:
+        self._client = client
+        self._admission = Admission(guard, pool)
+        self.most = capacity(pool)
+
+    def attach(self) -> None:
+        self._admission.attach()
+        if self._client.connection is not None:
+            self._admission.adopt(self._client.connection)
+
+    def detach(self) -> None:
+        """See Attachment."""
+        self._admission.detach()

@@ -1,0 +1,159 @@
+"""Connections of a guarded synchronous client: each piece of work bounded and reported. Knows no pools.
+
+redis-py sends every command, pipeline, transaction and connect through ``connection.retry``. A guarded
+connection is its own ``retry``: that is the one place that sees where a piece of work begins and ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from guardrails.integrations.redis._answers import leaves_clean
+from guardrails.integrations.redis._guarded import Guarded
+from guardrails.integrations.redis._socket import BoundedSocket, Bounds
+from guardrails.integrations.redis._work import Checkout, under_way
+
+if TYPE_CHECKING:
+    from redis.connection import AbstractConnection
+else:
+    AbstractConnection = object
+
+__all__ = ["GuardedConnection"]
+
+
+class GuardedConnection(Guarded, AbstractConnection):
+    """See Guarded."""
+
+    _bounds: Bounds
+    _opening = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._bounds = Bounds()
+        self.plain.__init__(self, *args, **kwargs)
+
+    def guard(self) -> None:
+        """Takes over a connection that was made before. It must not be in the middle of anything."""
+        Guarded.guard(self)
+        self._bounds = Bounds()
+        if self._sock is not None and not isinstance(self._sock, BoundedSocket):
+            self._sock = BoundedSocket(self._sock, self._bounds, self._sock.gettimeout())
+            self._parser.on_connect(self)  # it keeps the socket, too
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Opens the connection if it is not open, within the time its caller has."""
+        self._meet_caller()
+        if self._sock is None:
+            self._connecting = True
+            try:
+                self.plain.connect(self)
+            finally:
+                self._connecting = False
+
+    def _connect(self) -> Any:
+        self._opening = True
+        try:
+            raw = self.plain._connect(self)  # noqa: SLF001 - redis-py's own hook
+        finally:
+            self._opening = False
+        return BoundedSocket(raw, self._bounds, self.socket_timeout)
+
+    @property
+    def socket_timeout(self) -> float | None:
+        """What redis-py was told, or what is left of the deadline while the socket is opened."""
+        seconds = self._socket_timeout
+        return self._bounds.within(seconds) if self._opening else seconds
+
+    @socket_timeout.setter
+    def socket_timeout(self, seconds: float | None) -> None:
+        self._socket_timeout = seconds
+
+    @property
+    def socket_connect_timeout(self) -> float | None:
+        """See ``socket_timeout``."""
+        seconds = self._socket_connect_timeout
+        return self._bounds.within(seconds) if self._opening else seconds
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, seconds: float | None) -> None:
+        self._socket_connect_timeout = seconds
+
+    def can_read(self, timeout: float = 0) -> bool:
+        """See redis-py. A connection on its way out of the pool has nothing to read, or is dirty.
+
+        redis-py 8 makes the same check, and skips it while maintenance notifications are on, which they
+        are unless they are switched off.
+        """
+        ready: bool = self.plain.can_read(self, timeout)
+        if ready and under_way.get() is not None:
+            raise redis.ConnectionError("Connection has data")
+        return ready
+
+    # --- working -------------------------------------------------------------------------------
+
+    def call_with_retry(
+        self,
+        do: Callable[[], Any],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
+    ) -> Any:
+        """Does one piece of work; redis-py's name for it.
+
+        Raises:
+            RejectedError: It did not start.
+            CallTimeoutError: Its time was up. The connection is closed.
+        """
+        checkout = self.checkout
+        if checkout is None or (checkout.subscriber and not self._connecting):
+            return self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
+        if self._busy:  # a connect or a ping inside a larger piece of work, which is tried again as a whole
+            return self._try(do, fail, counts=with_failure_count, again=False)
+        self.work.begin(checkout)
+        self._busy = True
+        self._bounds.at = checkout.at
+        try:
+            result = self._try(do, fail, counts=with_failure_count, again=True)
+        except BaseException as error:
+            if not leaves_clean(error):
+                self.disconnect()  # type: ignore[no-untyped-call]
+            late = self.work.fail(checkout, error, connecting=self._connecting)
+            if late is not None:
+                raise late from error
+            raise
+        finally:
+            self._busy = self._bounds.patient = False
+            self._bounds.at = None
+        self._report(checkout)
+        return result
+
+    def _try(self, do: Callable[[], Any], fail: Callable[..., Any], *, counts: bool, again: bool) -> Any:
+        failures = 0
+        while True:
+            try:
+                return do()
+            except self.policy.errors as error:
+                failures += 1
+                pause = self.policy.pause(failures, self._bounds.at) if again else None
+                try:
+                    fail(error, failures) if counts else fail(error)
+                except redis.WatchError as unwatched:  # a transaction asks to be tried again
+                    if self._asks_again():
+                        raise unwatched from error
+                if pause is None:
+                    raise
+            time.sleep(pause)
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        """See redis-py."""
+        self._look_at(args)
+        self.plain.send_command(self, *args, **kwargs)
+
+    def _be_patient(self, checkout: Checkout) -> None:
+        self._bounds.at = checkout.at
+        self._bounds.patient = True

@@ -1,0 +1,190 @@
+"""Admission at the pool: a live pool gets a class whose checkouts pass the guard. Knows no commands.
+
+The pool object stays the same, so pipelines, locks, scripts and subscribers that were made before all
+see it. Connections, made before or later, get a class of their own the same way.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import redis.asyncio
+import redis.connection
+
+from guardrails._guard import Guard
+from guardrails.errors import ConfigurationError
+from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
+from guardrails.integrations.redis._connection import GuardedConnection
+from guardrails.integrations.redis._guarded import derive, is_guarded
+from guardrails.integrations.redis._work import Checkout, Work, under_way
+
+__all__ = ["Admission", "capacity", "guard_of"]
+
+_NO_LIMIT = 2**31
+"""What redis-py writes for a pool without a limit."""
+
+
+def capacity(pool: Any) -> int | None:
+    """The most connections a pool lets out at once, or None where there is no limit."""
+    most: int = pool.max_connections
+    return most if most < _NO_LIMIT else None
+
+
+def guard_of(pool: object) -> Guard | None:
+    """The guard of a pool, or None."""
+    guard: Guard | None = getattr(pool, "_guardrails", None)
+    return guard
+
+
+class Admission:
+    """Lets connections out of a pool through a guard and takes their slots back, each exactly once.
+
+    Args:
+        guard: The client's guard.
+        pool: Its pool.
+    """
+
+    def __init__(self, guard: Guard, pool: Any) -> None:
+        self._guard = guard
+        self._door = guard.passage.doors[-1]
+        self._work = Work(guard)
+        self._pool = pool
+        self._is_async = isinstance(pool, redis.asyncio.ConnectionPool)
+        self._classes: dict[type, type] = {}
+        self._plain_class: type = pool.connection_class
+
+    def attach(self) -> None:
+        """Swaps the classes of the pool and of its connections.
+
+        Raises:
+            ConfigurationError: They cannot be derived from.
+        """
+        pool = self._pool
+        hooks = _async_hooks(self) if self._is_async else _hooks(self)
+        base = type(pool)
+        for method in hooks.values():
+            method.__qualname__ = f"Guarded{base.__name__}.{method.__name__}"
+        try:
+            guarded = type(f"Guarded{base.__name__}", (base,), {"_guardrails": self._guard, **hooks})
+            pool.connection_class = self._guarded(self._plain_class)
+            for connection in _idle(pool):
+                self.take_over(connection)
+            pool.__class__ = guarded
+        except TypeError as error:
+            self.detach()
+            raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
+        # What is out already has no slot of its own; its return gives back an adopted one.
+        self._door.step(self._door.gate.adopt, len(_out(pool)))
+
+    def adopt(self, connection: Any) -> None:
+        """Guards the one connection a client keeps for itself."""
+        self.take_over(connection)
+        connection.checkout = self._work.adopt()
+
+    def detach(self) -> None:
+        """Puts the classes back; what is out now returns as if nothing had been."""
+        pool = self._pool
+        pool.connection_class = self._plain_class
+        if "_guardrails" in vars(type(pool)):
+            pool.__class__ = type(pool).__bases__[0]
+        for connection in [*_idle(pool), *_out(pool)]:
+            if is_guarded(connection):
+                connection.__class__ = type(connection).plain
+
+    # --- for the hooks -------------------------------------------------------------------------
+
+    def take_over(self, connection: Any) -> None:
+        """Guards a connection that was made before."""
+        if not is_guarded(connection):
+            connection.__class__ = self._guarded(type(connection))
+            connection.guard()
+
+    def _guarded(self, plain: type) -> type:
+        if plain not in self._classes:
+            behaviour = GuardedAsyncConnection if self._is_async else GuardedConnection
+            self._classes[plain] = derive(plain, behaviour, self._work)
+        return self._classes[plain]
+
+    def came_back(self, connection: Any) -> Checkout | None:
+        """Ends a connection's checkout; its slot goes back after the connection has."""
+        if not is_guarded(connection):
+            self.take_over(connection)
+            return self._work.adopt()
+        checkout: Checkout | None = connection.checkout
+        connection.checkout = None
+        return checkout
+
+
+def _hooks(admission: Admission) -> dict[str, Any]:
+    base = type(admission._pool)  # noqa: SLF001 - a part of it that is not a method
+    work = admission._work  # noqa: SLF001
+    plain_get = inspect.unwrap(base.get_connection)
+
+    def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
+        checkout = work.enter()
+        entering = under_way.set(checkout)
+        try:
+            return plain_get(self)
+        except BaseException:
+            checkout.give_back()
+            raise
+        finally:
+            under_way.reset(entering)
+
+    def release(self: Any, connection: Any) -> None:
+        checkout = admission.came_back(connection)
+        if connection.by_hand:
+            connection.by_hand = False
+            connection.disconnect()
+        try:
+            base.release(self, connection)
+        finally:
+            if checkout is not None:
+                checkout.give_back()
+
+    return {"get_connection": get_connection, "release": release}
+
+
+def _async_hooks(admission: Admission) -> dict[str, Any]:
+    base = type(admission._pool)  # noqa: SLF001
+    work = admission._work  # noqa: SLF001
+    plain_get = inspect.unwrap(base.get_connection)
+
+    async def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
+        checkout = await work.enter_async()
+        entering = under_way.set(checkout)
+        try:
+            return await plain_get(self)
+        except BaseException:
+            checkout.give_back()
+            raise
+        finally:
+            under_way.reset(entering)
+
+    async def release(self: Any, connection: Any) -> None:
+        checkout = admission.came_back(connection)
+        try:
+            if connection.by_hand:
+                connection.by_hand = False
+                await connection.disconnect(nowait=True)
+            await base.release(self, connection)
+        finally:
+            if checkout is not None:
+                checkout.give_back()
+
+    return {"get_connection": get_connection, "release": release}
+
+
+def _idle(pool: Any) -> Iterable[Any]:
+    if isinstance(pool, redis.connection.BlockingConnectionPool):
+        return [connection for connection in list(pool.pool.queue) if connection is not None]
+    return list(pool._available_connections)  # noqa: SLF001 - there is no public getter
+
+
+def _out(pool: Any) -> list[Any]:
+    if isinstance(pool, redis.connection.BlockingConnectionPool):
+        idle = set(_idle(pool))
+        return [connection for connection in pool._connections if connection not in idle]  # noqa: SLF001
+    return list(pool._in_use_connections)  # noqa: SLF001

@@ -1,0 +1,221 @@
+"""What a client asks of its server, made evidence and given a deadline. Knows no sockets and no pools."""
+
+from __future__ import annotations
+
+import math
+from contextvars import ContextVar
+from time import monotonic
+
+import redis
+
+from guardrails._deadline import note_trouble
+from guardrails._door import Door
+from guardrails._guard import Guard
+from guardrails._outcome import Outcome, classify
+from guardrails.errors import CallTimeoutError
+from guardrails.integrations._budget import innermost, time_allowed
+from guardrails.integrations.redis._answers import server_failed
+
+__all__ = ["Checkout", "Work", "under_way"]
+
+_LOST = (redis.TimeoutError, redis.ConnectionError, TimeoutError)
+
+_CLOSE_ENOUGH = 0.005
+"""Seconds: a read gives up a little before its deadline as often as a little after."""
+
+
+class Checkout:
+    """One connection out of the pool.
+
+    What is evidence is what the caller asked for: opening the connection, if that is needed, and the
+    first command on it are one piece of work with one deadline.
+
+    Attributes:
+        guard: The guard it was made through: the client's own, or a compartment of it.
+        slots: The doors it passed, the client's own last, each with the number of its slot there.
+        tickets: The evidence under way.
+        at: When the work must be over, on `time.monotonic`; None is never.
+        seconds: What it was given.
+        own: Whether it is the guard's own timeout that says so.
+        used: Whether a piece of work has been done on it.
+        patient: Whether the work waits on the server on purpose.
+        subscriber: Whether it belongs to a PubSub, which may be silent for hours.
+    """
+
+    __slots__ = ("at", "guard", "own", "patient", "seconds", "slots", "subscriber", "tickets", "used")
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.slots: list[tuple[Door, int]] = []
+        self.tickets: list[tuple[Door, int]] = []
+        self.at: float | None = None
+        self.seconds: float | None = None
+        self.own = self.used = self.patient = self.subscriber = False
+
+    def allow(self) -> None:
+        """Looks up how long the next piece of work may take."""
+        self.seconds, self.own = time_allowed(self.guard)
+        self.at = None if self.seconds is None else monotonic() + self.seconds
+
+    def end(self, outcome: Outcome) -> None:
+        """Ends the evidence under way."""
+        tickets, self.tickets = self.tickets, []
+        for door, ticket in tickets:
+            door.end(ticket, outcome)
+
+    def give_back(self) -> None:
+        """Gives the slots back, each once; work that was begun and not ended is no evidence."""
+        if self.tickets:
+            self.end(Outcome.ABANDONED)
+        while self.slots:
+            door, slot = self.slots.pop()
+            door.check_in(slot)
+
+    def __del__(self) -> None:
+        # A connection that is dropped instead of released, such as a forgotten PubSub's.
+        self.give_back()
+
+
+under_way: ContextVar[Checkout | None] = ContextVar("guardrails_redis_checkout", default=None)
+"""The checkout a pool is just making, for the connection it will choose."""
+
+
+class Work:
+    """Runs checkouts and pieces of work for one client.
+
+    Args:
+        guard: The client's guard.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._door: Door = guard.passage.doors[-1]
+
+    # --- slots ---------------------------------------------------------------------------------
+
+    def enter(self) -> Checkout:
+        """Takes a slot for a checkout.
+
+        Raises:
+            RejectedError: There is none in time.
+        """
+        checkout = self._admissible()
+        try:
+            for door in checkout.guard.passage.doors:
+                checkout.slots.append((door, door.check_out(None, budget=checkout.seconds)))
+        except BaseException:
+            checkout.give_back()
+            raise
+        return checkout
+
+    async def enter_async(self) -> Checkout:
+        """Takes a slot for a task; see ``enter``."""
+        checkout = self._admissible()
+        try:
+            for door in checkout.guard.passage.doors:
+                checkout.slots.append((door, await door.check_out_async(budget=checkout.seconds)))
+        except BaseException:
+            checkout.give_back()
+            raise
+        return checkout
+
+    def adopt(self) -> Checkout:
+        """A checkout that was made before the guard was there."""
+        checkout = Checkout(self._guard)
+        checkout.slots.append((self._door, 0))
+        checkout.used = True
+        return checkout
+
+    def _admissible(self) -> Checkout:
+        checkout = Checkout(innermost(self._guard))
+        self._allow(checkout)
+        return checkout
+
+    def _allow(self, checkout: Checkout) -> None:
+        checkout.allow()
+        if checkout.seconds is not None and checkout.seconds <= 0:
+            raise self._door.refuse("deadline_spent")
+
+    # --- evidence ------------------------------------------------------------------------------
+
+    def begin(self, checkout: Checkout) -> None:
+        """Starts a piece of work, or goes on with the one that opening the connection began.
+
+        Raises:
+            RejectedError: It may not start.
+        """
+        if checkout.tickets:
+            return
+        if checkout.used:
+            self._allow(checkout)
+            self._renew(checkout)
+        checkout.used = True
+        checkout.tickets = [(door, door.begin(slot)) for door, slot in checkout.slots]
+
+    def wait_patiently(self, checkout: Checkout, seconds: float) -> None:
+        """Notes that the work waits on the server on purpose, which is neither slow nor a probe."""
+        checkout.end(Outcome.ABANDONED)
+        checkout.patient = True
+        if checkout.guard.timeout is None or math.isinf(seconds):
+            checkout.at = checkout.seconds = None
+        else:
+            # Once the server has answered, it may hand an element over: no smaller limit may lose that.
+            checkout.seconds = seconds + checkout.guard.timeout
+            checkout.at = monotonic() + checkout.seconds
+            checkout.own = True
+
+    def succeed(self, checkout: Checkout) -> None:
+        """Ends a piece of work that got its answer."""
+        self._learn(checkout, Outcome.SUCCESS)
+
+    def fail(
+        self, checkout: Checkout, error: BaseException, *, connecting: bool = False, stopped: bool = False
+    ) -> CallTimeoutError | None:
+        """Ends a piece of work that raised.
+
+        Args:
+            checkout: Whose work it was.
+            error: What it raised.
+            connecting: Whether there is no connection for it.
+            stopped: Whether its task was cancelled at the deadline.
+
+        Returns:
+            The error to raise instead, where it was the deadline that ended it.
+        """
+        if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
+            self._learn(checkout, Outcome.FAILURE if checkout.own else Outcome.ABANDONED)
+            late = CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0)
+            note_trouble(late)
+            return late
+        self._learn(checkout, self._judge(error, connecting=connecting))
+        return None
+
+    def is_late(self, checkout: Checkout) -> bool:
+        """Whether the work's time is up."""
+        return checkout.at is not None and monotonic() >= checkout.at - _CLOSE_ENOUGH
+
+    def _learn(self, checkout: Checkout, outcome: Outcome) -> None:
+        if checkout.patient:
+            checkout.patient = False
+            if outcome is not Outcome.ABANDONED:  # what it says counts, how long it took does not
+                checkout.tickets = [(door, door.begin(slot)) for door, slot in checkout.slots]
+        checkout.end(outcome)
+
+    def _renew(self, checkout: Checkout) -> None:
+        """Admits one more piece of work on a connection that is kept: in a transaction, or for good.
+
+        While the circuit is closed the slot it has is as good as any. Otherwise it may be no time for
+        work, or the slot may have to be a probe's.
+        """
+        if self._guard.state in {"closed", "disabled", "metrics_only"} and checkout.slots:
+            return
+        checkout.give_back()
+        for door in checkout.guard.passage.doors:
+            checkout.slots.append((door, door.check_out_now()))
+
+    def _judge(self, error: BaseException, *, connecting: bool) -> Outcome:
+        policy = self._guard.passage.policy
+        outcome = classify(error, None if policy is None else policy.is_failure)
+        if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
+            return outcome
+        return Outcome.FAILURE if server_failed(error, connecting=connecting) else Outcome.SUCCESS
