@@ -12,12 +12,14 @@ import time
 import psycopg
 import pymysql
 import pytest
+import redis_lab
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import protect
 from guardrails.testing.mariadb import MariaDBServer
-from guardrails.testing.servers import PostgresServer
+from guardrails.testing.proxy import FaultProxy
+from guardrails.testing.servers import PostgresServer, ValkeyServer
 
 
 @pytest.fixture(scope="session")
@@ -428,3 +430,28 @@ class Session:
 
     def rollback(self):
         self.connection.rollback()
+
+
+@pytest.fixture(scope="session")
+def valkey():
+    """One Valkey for the whole run."""
+    with ValkeyServer.start("--enable-debug-command", "yes") as server:
+        yield server
+
+
+@pytest.fixture(params=[redis_lab.SyncLab, redis_lab.AsyncLab], ids=["sync", "async"])
+def cache(request, valkey):
+    """A place for a Redis client of each flavour; the client and what it holds are gone afterwards."""
+    with request.param(valkey.port) as lab:
+        yield lab
+        if lab.guard is not None and lab.client.connection is None:
+            assert lab.out() == 0, "a connection was not given back"
+
+
+@pytest.fixture
+def wire(cache):
+    """A proxy between the client and its server that breaks the wire on demand."""
+    with FaultProxy(cache.port) as proxy:
+        cache.port = proxy.port
+        yield proxy
+        proxy.heal()

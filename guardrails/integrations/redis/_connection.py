@@ -6,6 +6,7 @@ connection is its own ``retry``: that is the one place that sees where a piece o
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,8 @@ class GuardedConnection(Guarded, AbstractConnection):
         """Takes over a connection that was made before. It must not be in the middle of anything."""
         Guarded.guard(self)
         self._bounds = Bounds()
-        if self._sock is not None and not isinstance(self._sock, BoundedSocket):
-            self._sock = BoundedSocket(self._sock, self._bounds, self._sock.gettimeout())
+        if isinstance(self._sock, socket.socket):
+            self._sock = self._bounded(self._sock)
             self._parser.on_connect(self)  # it keeps the socket, too
 
     # --- opening -------------------------------------------------------------------------------
@@ -61,7 +62,15 @@ class GuardedConnection(Guarded, AbstractConnection):
             raw = self.plain._connect(self)  # noqa: SLF001 - redis-py's own hook
         finally:
             self._opening = False
-        return BoundedSocket(raw, self._bounds, self.socket_timeout)
+        return self._bounded(raw)
+
+    def _bounded(self, raw: Any) -> Any:
+        # fakeredis answers from memory, through something that is no socket and never waits.
+        return (
+            raw
+            if not isinstance(raw, socket.socket)
+            else BoundedSocket(raw, self._bounds, self.socket_timeout)
+        )
 
     @property
     def socket_timeout(self) -> float | None:

@@ -54,7 +54,8 @@ class BoundedSocket:
 
     Args:
         raw: The socket.
-        bounds: What its reads and writes may take.
+        bounds: What its reads and writes may take together.
+        timeout: What each may take.
     """
 
     __slots__ = ("_bounds", "_in_force", "_raw", "_timeout")

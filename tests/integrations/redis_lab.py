@@ -1,0 +1,172 @@
+"""One way to use a Redis client, synchronous or not, and to do to it what production does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import threading
+import time
+
+import redis
+import redis.asyncio
+
+from guardrails import BreakerPolicy, protect
+
+LATE = 0.1 + 0.5
+"""Seconds after its deadline by which a call must be back: the promise, and room for a busy machine."""
+
+QUIET = BreakerPolicy(minimum_number_of_calls=10_000, slow_call_duration_threshold=1000)
+"""A circuit that stays out of the way."""
+
+
+def nimble(**settings):
+    """A circuit that opens after three calls and tries again soon."""
+    return BreakerPolicy(
+        **{
+            "minimum_number_of_calls": 3,
+            "wait_duration_in_open_state": 0.3,
+            "open_jitter": 0,
+            "slow_call_duration_threshold": 0.3,
+        }
+        | settings
+    )
+
+
+class Stopwatch:
+    """Measures a block."""
+
+    def __enter__(self):
+        self.start = time.monotonic()
+        return self
+
+    def __exit__(self, *exc):
+        self.seconds = time.monotonic() - self.start
+
+
+@contextlib.contextmanager
+def frozen(server):
+    """Stops a server as a whole: it takes packets and answers nothing."""
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
+
+
+class SyncLab:
+    """Threads."""
+
+    is_async = False
+    module = redis
+
+    def __init__(self, port):
+        self.port = port
+        self.client = None
+        self.guard = None
+
+    def make(self, *, blocking_pool=False, **options):
+        """Builds a client; its pool is closed at the end."""
+        options = {"port": self.port, "socket_timeout": 20, "socket_connect_timeout": 20} | options
+        if blocking_pool:
+            options = {"connection_pool": self.module.BlockingConnectionPool(**options)}
+        self.client = self.module.Redis(**options)
+        return self.client
+
+    def protect(self, *, guard=None, **options):
+        """Builds a client and its guard."""
+        self.make(**options)
+        self.guard = protect(self.client, **({"name": "cache", "breaker": QUIET} | (guard or {})))
+        return self.guard
+
+    @property
+    def pool(self):
+        """The live pool."""
+        return self.client.connection_pool
+
+    def out(self):
+        """How many connections are out of the pool."""
+        pool = self.pool
+        if isinstance(pool, redis.BlockingConnectionPool):
+            return pool.max_connections - pool.pool.qsize()
+        return len(pool._in_use_connections)
+
+    def do(self, work):
+        """Runs ``work(client)`` to its end."""
+        return self.finish(lambda: work(self.client))
+
+    def finish(self, make):
+        """Runs something to its end."""
+        return make()
+
+    def all(self, works):
+        """Runs several at once and returns what each came to, errors included."""
+        results = [None] * len(works)
+
+        def one(index, work):
+            try:
+                results[index] = work(self.client)
+            except BaseException as error:
+                results[index] = error
+
+        threads = [threading.Thread(target=one, args=pair) for pair in enumerate(works)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.client is not None:
+            self.client.close()
+            self.pool.disconnect()
+
+
+class AsyncLab(SyncLab):
+    """Tasks on a loop of the test's own."""
+
+    is_async = True
+    module = redis.asyncio
+
+    def out(self):
+        return len(self.pool._in_use_connections)
+
+    def finish(self, make):
+        async def main():
+            made = make()
+            result = await made if inspect.isawaitable(made) else made
+            assert asyncio.current_task().cancelling() == 0, "a cancellation was left behind"
+            return result
+
+        return self.runner.run(main(), context=contextvars.copy_context())
+
+    def all(self, works):
+        async def one(work):
+            made = work(self.client)
+            return await made if inspect.isawaitable(made) else made
+
+        async def together():
+            return await asyncio.gather(*map(one, works), return_exceptions=True)
+
+        return self.runner.run(together(), context=contextvars.copy_context())
+
+    def __enter__(self):
+        self.runner = asyncio.Runner()
+        self.runner.get_loop()
+        return self
+
+    def __exit__(self, *exc):
+        if self.client is not None:
+
+            async def close():
+                await self.client.aclose()
+                await self.pool.disconnect()
+
+            self.runner.run(close())
+        left = asyncio.all_tasks(self.runner.get_loop())
+        self.runner.close()
+        assert not left, f"tasks run on: {left}"
