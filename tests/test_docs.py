@@ -6,6 +6,7 @@ import pathlib
 import re
 import types
 
+import fakeredis
 import pytest
 from sqlalchemy import create_engine
 from starlette.applications import Starlette
@@ -24,11 +25,11 @@ def snippets(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(snippets(page))], ids=lambda page: page.name)
 def test_snippets_run(page, tmp_path):
-    """A page's blocks run one after the other, given the engine and the app any reader has."""
+    """A page's blocks run one after the other, given the engine, client and app any reader has."""
     engine = create_engine(f"sqlite:///{tmp_path}/db")
     # A module of its own, so that dataclasses and type hints inside find their names.
     module = types.ModuleType(f"snippets_of_{page.stem}")
-    module.__dict__.update(engine=engine, app=Starlette())
+    module.__dict__.update(engine=engine, client=fakeredis.FakeRedis(), app=Starlette())
     for code in snippets(page):
         exec(compile(code, str(page), "exec"), module.__dict__)
     engine.dispose()
