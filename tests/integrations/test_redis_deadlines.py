@@ -162,7 +162,7 @@ def test_users_retries_run_inside_the_deadline(cache, wire):
 
 
 def test_watched_transaction_is_given_up_in_time(cache, valkey):
-    """A transaction whose server freezes between WATCH and EXEC ends at its deadline, and is not tried again."""
+    """A transaction whose server freezes between WATCH and EXEC ends in time, and is not tried again."""
     cache.protect(guard={"timeout": 0.3})
     warm(cache)
 
