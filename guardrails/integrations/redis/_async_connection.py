@@ -44,10 +44,10 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             finally:
                 self._connecting = False
 
-    async def can_read(self) -> bool:
+    async def can_read(self, *args: Any) -> bool:  # fakeredis gives it a timeout
         """See the synchronous twin."""
-        ready: bool = await self.plain.can_read(self)
-        if ready and under_way.get() is not None:
+        ready: bool = await self.plain.can_read(self, *args)
+        if ready and not self._busy and under_way.get() is not None:
             raise redis.ConnectionError("Connection has data")
         return ready
 
@@ -138,6 +138,6 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
 
     async def _abort(self) -> None:
         """Closes the connection without waiting for a server that may never take what was sent."""
-        if self._writer is not None:
+        if isinstance(self._writer, asyncio.StreamWriter):
             self._writer.transport.abort()
         await self.disconnect(nowait=True)

@@ -99,7 +99,7 @@ class GuardedConnection(Guarded, AbstractConnection):
         are unless they are switched off.
         """
         ready: bool = self.plain.can_read(self, timeout)
-        if ready and under_way.get() is not None:
+        if ready and not self._busy and under_way.get() is not None:
             raise redis.ConnectionError("Connection has data")
         return ready
 
