@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import redis
+from redis._parsers.socket import SocketBuffer
 
 from guardrails.integrations.redis._answers import leaves_clean
 from guardrails.integrations.redis._guarded import Guarded
@@ -98,10 +99,19 @@ class GuardedConnection(Guarded, AbstractConnection):
         redis-py 8 makes the same check, and skips it while maintenance notifications are on, which they
         are unless they are switched off.
         """
+        if timeout == 0 and self._is_silent():
+            return False
         ready: bool = self.plain.can_read(self, timeout)
         if ready and not self._busy and under_way.get() is not None:
             raise redis.ConnectionError("Connection has data")
         return ready
+
+    def _is_silent(self) -> bool:
+        """Whether one look says that there is nothing; redis-py needs four system calls and an exception."""
+        sock, buffer = self._sock, getattr(self._parser, "_buffer", None)
+        if not isinstance(sock, BoundedSocket) or not isinstance(buffer, SocketBuffer):
+            return False
+        return not buffer.unread_bytes() and sock.is_silent()
 
     # --- working -------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ ever. So the time left is measured again before each.
 
 from __future__ import annotations
 
+import select
 import socket
 from time import monotonic
 from typing import Any
@@ -58,13 +59,17 @@ class BoundedSocket:
         timeout: What each may take.
     """
 
-    __slots__ = ("_bounds", "_in_force", "_raw", "_timeout")
+    __slots__ = ("_bounds", "_in_force", "_poll", "_raw", "_timeout")
 
     def __init__(self, raw: socket.socket, bounds: Bounds, timeout: float | None) -> None:
         self._raw = raw
         self._bounds = bounds
         self._timeout = timeout
         self._in_force = raw.gettimeout()
+        self._poll: select.poll | None = None
+        if type(raw) is socket.socket and hasattr(select, "poll"):  # TLS may have read ahead
+            self._poll = select.poll()
+            self._poll.register(raw, select.POLLIN)
 
     def recv(self, *args: Any) -> bytes:
         """See socket.socket."""
@@ -88,6 +93,12 @@ class BoundedSocket:
     def gettimeout(self) -> float | None:
         """See socket.socket."""
         return self._timeout
+
+    def is_silent(self) -> bool:
+        """Whether there is surely nothing to read, not even an end of file."""
+        if self._poll is None:
+            return False
+        return not self._poll.poll(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
