@@ -49,6 +49,22 @@ def test_retries():
     ]
 
 
+def test_redis_cache():
+    """While the cache is frozen pages are made without it, soon at once; afterwards it is used again."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / "redis_cache.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    told = [line.split("  ", 2)[-1].strip() for line in run.stdout.splitlines()]
+    assert told[0] == told[-1] == "home, from the cache"
+    assert told[1] == "home, made after waiting for the cache"
+    assert told[2] == "home, made at once: the circuit is open"
+
+
 def test_fastapi_app(tmp_path, monkeypatch):
     """The service answers, and refuses properly when its circuit is held open."""
     testclient = pytest.importorskip("fastapi.testclient")
