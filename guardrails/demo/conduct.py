@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
+from redis import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from guardrails.demo.database import Database, UnreachableError, async_url, place, reason
@@ -21,7 +22,7 @@ from guardrails.demo.faults import fault
 from guardrails.demo.interrupts import InterruptedRunError, Interrupts
 from guardrails.demo.load import Client, arrivals, send_all
 from guardrails.demo.records import Run
-from guardrails.demo.scenarios import BYSTANDER, MAIN, NODB, Scenario
+from guardrails.demo.scenarios import BYSTANDER, NODB, Scenario
 from guardrails.demo.stage import App, StageError, require_packages
 from guardrails.testing.servers import PostgresServer, ServerError, ValkeyServer
 
@@ -82,7 +83,7 @@ def perform(options: Options, screen: Screen) -> Run:
         UnreachableError: The database cannot be used.
         ServerError, StageError: A server or an app did not start or died.
     """
-    require_packages(servers=options.database_url is None)
+    require_packages(database=options.database_url is None)
     _allow_many_sockets()
     with Interrupts() as interrupts:
         try:
@@ -95,11 +96,12 @@ def perform(options: Options, screen: Screen) -> Run:
 
 def _perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:
     with ExitStack() as stack:
-        database = Database(async_url(options.database_url or _private_servers(stack, interrupts, screen)))
+        database = Database(async_url(options.database_url or _private_database(stack, interrupts, screen)))
+        cache = _private_cache(stack, interrupts, screen)
         if options.database_url:
             screen.say(f"using the PostgreSQL at {place(database.url)}, schema {database.schema}")
         try:
-            return interrupts.run(_play(options, database, screen))
+            return interrupts.run(_play(options, database, cache, screen))
         except BaseExceptionGroup as group:
             raise _told(_first(group), database) from None
         except (aiohttp.ClientError, OSError, SQLAlchemyError) as error:
@@ -121,24 +123,30 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-def _private_servers(stack: ExitStack, interrupts: Interrupts, screen: Screen) -> str:
+def _private_database(stack: ExitStack, interrupts: Interrupts, screen: Screen) -> str:
     began = time.monotonic()
     postgres = stack.enter_context(PostgresServer.start())
     screen.say(f"postgres ready on port {postgres.port} after {time.monotonic() - began:.1f} s")
-    interrupts.check()
-    began = time.monotonic()
-    valkey = stack.enter_context(ValkeyServer.start())
-    screen.say(f"valkey ready on port {valkey.port} after {time.monotonic() - began:.1f} s")
     interrupts.check()
     # It speaks no TLS; asking it for some would cost either twin 5 ms with each new connection.
     return postgres.url("asyncpg") + "?ssl=disable"
 
 
-async def _play(options: Options, database: Database, screen: Screen) -> Run:
+def _private_cache(stack: ExitStack, interrupts: Interrupts, screen: Screen) -> ValkeyServer:
+    began = time.monotonic()
+    valkey = stack.enter_context(ValkeyServer.start())
+    screen.say(f"valkey ready on port {valkey.port} after {time.monotonic() - began:.1f} s")
+    interrupts.check()
+    with Redis(port=valkey.port) as client:  # what the shop's other job would do
+        client.mset({f"price:{number}": number % 100 for number in range(1, 1001)})
+    return valkey
+
+
+async def _play(options: Options, database: Database, cache: ValkeyServer, screen: Screen) -> Run:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(database.prepared())
         apps = [
-            stack.enter_context(App.started(name, database, options.scenario))
+            stack.enter_context(App.started(name, database, options.scenario, cache.port))
             for name in ("plain", "guarded")
         ]
         control = await stack.enter_async_context(_session())
@@ -147,14 +155,15 @@ async def _play(options: Options, database: Database, screen: Screen) -> Run:
             await app.ready(control)
         screen.say(f"apps ready: plain {apps[0].address}  guarded {apps[1].address}")
         for app, crowd in zip(apps, crowds, strict=True):
-            await _warm_up(app, crowd)
+            await _warm_up(app, crowd, options.scenario)
             await app.ask(control, "begin")
-        return await _run_the_load(options, database, screen, apps, control, crowds)
+        return await _run_the_load(options, database, cache, screen, apps, control, crowds)
 
 
 async def _run_the_load(
     options: Options,
     database: Database,
+    cache: ValkeyServer,
     screen: Screen,
     apps: list[App],
     control: aiohttp.ClientSession,
@@ -175,7 +184,7 @@ async def _run_the_load(
     with _quiet_collector():
         async with asyncio.TaskGroup() as around:
             watch = around.create_task(_watch(run, apps, control, screen, clock, epoch))
-            trouble = around.create_task(_cause_trouble(run, database, apps, control, clock))
+            trouble = around.create_task(_cause_trouble(run, database, cache, apps, control, clock))
             await send_all(people, clients, clock)
             await trouble
             watch.cancel()
@@ -186,7 +195,7 @@ async def _run_the_load(
     return run
 
 
-async def _warm_up(app: App, crowd: aiohttp.ClientSession) -> None:
+async def _warm_up(app: App, crowd: aiohttp.ClientSession, scenario: Scenario) -> None:
     """A few calls of each endpoint, so that imports and first connections are not part of the story."""
 
     async def call(path: str) -> None:
@@ -194,12 +203,17 @@ async def _warm_up(app: App, crowd: aiohttp.ClientSession) -> None:
             await response.read()
 
     for _ in range(5):
-        for path in (MAIN, BYSTANDER, NODB):
+        for path in (scenario.main, BYSTANDER, NODB):
             await asyncio.gather(*[call(path) for _ in range(5)])
 
 
 async def _cause_trouble(
-    run: Run, database: Database, apps: list[App], control: aiohttp.ClientSession, clock: Callable[[], float]
+    run: Run,
+    database: Database,
+    cache: ValkeyServer,
+    apps: list[App],
+    control: aiohttp.ClientSession,
+    clock: Callable[[], float],
 ) -> None:
     async def mend() -> None:
         await asyncio.gather(*[app.ask(control, "mend", _LAST_LOOK) for app in apps])
@@ -207,7 +221,7 @@ async def _cause_trouble(
     await asyncio.sleep(run.fault_starts - clock())
     ends = run.fault_ends
     begins = clock()
-    async with fault(run.scenario, database, mend):
+    async with fault(run.scenario, database, cache, mend):
         run.fault_starts = begins
         await asyncio.sleep(ends - clock())
         # The order, not its completion: closing our own connection is no part of the fault.

@@ -9,7 +9,7 @@ from collections import Counter
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from guardrails.demo.scenarios import BYSTANDER, MAIN, NODB
+from guardrails.demo.scenarios import BYSTANDER, MAINS, NODB
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ _AT_WORK = 0.5
 
 def figures(run: Run) -> dict[str, Any]:
     """The object that ``--json`` writes."""
-    offered = sum(user.path == MAIN for user in run.arrivals)
+    offered = sum(user.path in MAINS for user in run.arrivals)
     return {
         "scenario": run.scenario,
         "seconds": run.seconds,
@@ -38,7 +38,7 @@ def figures(run: Run) -> dict[str, Any]:
 
 
 def _of_twin(run: Run, twin: Twin) -> dict[str, Any]:
-    main = [user for user in twin.users if user.arrival.path == MAIN]
+    main = [user for user in twin.users if user.arrival.path in MAINS]
     lengths = {
         "healthy": run.fault_starts - _AT_WORK,
         "fault": run.fault_ends - run.fault_starts + _AT_WORK,
@@ -128,7 +128,7 @@ def after_the_fault(run: Run, main: Iterable[User]) -> tuple[list[int], list[int
 
 
 def _is_late(run: Run, user: Arrival) -> bool:
-    return user.path == MAIN and user.at >= run.fault_ends
+    return user.path in MAINS and user.at >= run.fault_ends
 
 
 def recovered_after(came: Sequence[int], served: Sequence[int]) -> float | None:

@@ -69,7 +69,11 @@ def frame(run: Run, twin: Twin, now: float) -> Frame:
     )
 
 
+_TELLING = {"leak": "reports", "redis-freeze": "prices"}
+"""Whose circuit tells the story, where it is not that of the orders."""
+
+
 def _circuit(run: Run, states: dict[str, str]) -> str | None:
-    state = states.get("reports" if run.scenario == "leak" else "orders")
+    state = states.get(_TELLING.get(run.scenario, "orders"))
     whole = states.get("db", "closed")
     return state if whole == "closed" else f"{state}, whole pool {whole}"

@@ -18,7 +18,7 @@ from guardrails.demo.scenarios import (
     BYSTANDER,
     CLIENT_TIMEOUT,
     LEAKY,
-    MAIN,
+    MAINS,
     NODB,
     Scenario,
 )
@@ -51,9 +51,9 @@ def arrivals(scenario: Scenario, seconds: float, seed: int) -> list[Arrival]:
     start, end = scenario.fault_starts, min(scenario.fault_ends, seconds)
     main, burst = scenario.main_rate, scenario.burst_rate or scenario.main_rate
     pieces = [
-        (MAIN, main, 0.0, start),
-        (MAIN, burst, start, end),
-        (MAIN, main, end, seconds),
+        (scenario.main, main, 0.0, start),
+        (scenario.main, burst, start, end),
+        (scenario.main, main, end, seconds),
         (BYSTANDER, scenario.bystander_rate, 0.0, seconds),
         (NODB, scenario.nodb_rate, 0.0, seconds),
         (LEAKY, scenario.leak_rate, start, end),
@@ -115,7 +115,7 @@ class Client:
         while True:
             answer, retry_after = await self._try(user.path, meant_at)
             tries.append(Try(meant_at, self._clock() - meant_at, answer))
-            if user.path == MAIN:
+            if user.path in MAINS:
                 self._twin.tries.append(tries[-1])
             if answer == "ok" or len(tries) == ATTEMPTS:
                 break

@@ -1,4 +1,4 @@
-"""The four stories the demo can tell, as frozen settings.
+"""The five stories the demo can tell, as frozen settings.
 
 Knows rates, times and captions; never how a fault is made or how traffic is sent.
 
@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ATTEMPTS", "CLIENT_TIMEOUT", "MAIN", "POOL_CAPACITY", "SCENARIOS", "Scenario"]
+__all__ = ["ATTEMPTS", "CLIENT_TIMEOUT", "MAINS", "POOL_CAPACITY", "SCENARIOS", "Scenario"]
 
-MAIN, BYSTANDER, NODB, LEAKY = "/orders", "/items", "/ping", "/reports"
+ORDERS, PRICES, BYSTANDER, NODB, LEAKY = "/orders", "/prices", "/items", "/ping", "/reports"
+
+MAINS = frozenset({ORDERS, PRICES})
+"""The endpoints the figures are about; each scenario has one of them."""
 
 POOL_CAPACITY = 15
 """SQLAlchemy's defaults: 5 connections kept, 10 more under load."""
@@ -36,7 +39,8 @@ class Scenario:
         name: As on the command line.
         title: What goes wrong, in a few words.
         caption: What to look at, in a sentence or two.
-        main_rate: Users per second at the main endpoint, which touches the table in trouble.
+        main: The main endpoint, which needs what is in trouble.
+        main_rate: Users per second at the main endpoint.
         query_seconds: Seconds one query of the main endpoint works in the database.
         burst_rate: Users per second at the main endpoint during the fault; None for no change.
         bystander_rate: Users per second at the endpoint of another table.
@@ -49,6 +53,7 @@ class Scenario:
     name: str
     title: str
     caption: str
+    main: str = ORDERS
     main_rate: float = 15.0
     query_seconds: float = 0.25
     burst_rate: float | None = None
@@ -94,6 +99,13 @@ SCENARIOS = {
             main_rate=25.0,
             query_seconds=0.05,
             leak_rate=6.0,
+        ),
+        Scenario(
+            name="redis-freeze",
+            title="the cache stops answering",
+            caption="For 10 s Valkey is frozen: connections stay open and nothing comes back. "
+            "The database knows the prices, too. Watch who asks it.",
+            main=PRICES,
         ),
     )
 }

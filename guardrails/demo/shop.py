@@ -10,6 +10,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from starlette.applications import Starlette
@@ -28,10 +29,12 @@ engine = create_async_engine(
 )
 query_seconds = float(os.environ.get("SHOP_QUERY_SECONDS", "0.05"))
 forgotten: list[AsyncConnection] = []
+cache = Redis(port=int(os.environ.get("SHOP_CACHE_PORT", "6379")))
 
 db = protect(engine, name="db")  # guardrails
 orders = db.compartment("orders")  # guardrails
 reports = db.compartment("reports")  # guardrails
+prices = protect(cache, name="prices", timeout=0.2)  # guardrails
 
 
 class OrderRepository:
@@ -57,6 +60,25 @@ class ItemRepository:
         return {"id": row.id, "name": row.name}
 
 
+class PriceRepository:
+    """Reads prices: out of the cache, which another job keeps filled, or else out of the database."""
+
+    async def one(self, number: int) -> dict[str, Any]:
+        """The price of this order."""
+        price = await self._cached(number)
+        if price is None:
+            query = text("SELECT total, work(0.01) FROM orders WHERE id = :id")
+            async with engine.connect() as connection:
+                price = (await connection.execute(query, {"id": number})).one().total
+        return {"id": number, "price": str(float(price))}
+
+    async def _cached(self, number: int) -> bytes | str | None:
+        try:
+            return await cache.get(f"price:{number}")
+        except Exception:  # noqa: BLE001 - whatever ails the cache, the database can answer
+            return None
+
+
 class ReportRepository:
     """Counts orders, with the mistake of the leak scenario."""
 
@@ -79,6 +101,11 @@ async def get_item(request: Request) -> JSONResponse:
     return JSONResponse(await ItemRepository().one(int(request.query_params.get("id", "1"))))
 
 
+async def get_price(request: Request) -> JSONResponse:
+    """One price."""
+    return JSONResponse(await PriceRepository().one(int(request.query_params.get("id", "1"))))
+
+
 async def get_report(_: Request) -> JSONResponse:
     """The number of orders."""
     return JSONResponse({"orders": await ReportRepository().total()})
@@ -93,6 +120,7 @@ app = Starlette(
     routes=[
         Route("/orders", get_order),
         Route("/items", get_item),
+        Route("/prices", get_price),
         Route("/reports", get_report),
         Route("/ping", ping),
     ]

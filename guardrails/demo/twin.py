@@ -63,7 +63,7 @@ class Desk:
         self._app: App = shop["app"]
         self._engine = shop["engine"]
         self._forgotten = shop["forgotten"]
-        self._guards = {name: shop[name] for name in ("db", "orders", "reports") if name in shop}
+        self._guards = {name: shop[name] for name in ("db", "orders", "reports", "prices") if name in shop}
         self._in_flight = self._max_in_flight = self._at_database = self._max_checked_out = 0
         self._mended = False
         self._changes: list[tuple[float, str, str, str]] = []

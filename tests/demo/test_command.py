@@ -129,7 +129,7 @@ def test_even_a_killed_demo_leaves_nothing(tmp_path):
     [
         (["--seconds", "0"], "0 is not in the range 20<=x<=600"),
         (["--seconds", "ten"], "'ten' is not a valid integer"),
-        (["--scenario", "flood"], "'flood' is not one of 'lock', 'slow', 'burst', 'leak'"),
+        (["--scenario", "flood"], "'flood' is not one of 'lock', 'slow', 'burst', 'leak', 'redis-freeze'"),
         (["--report", "nowhere/out.html"], "cannot be written"),
         (["--json", "."], "is a directory"),
         (["--database-url", "mysql://u:secret@h/d"], "needs PostgreSQL, not mysql"),
