@@ -124,7 +124,7 @@ class Guarded:
 _OF_THE_CLASS = frozenset({"__dict__", "__doc__", "__module__", "__qualname__", "__weakref__"})
 
 
-def derive(plain: type, behaviour: type[Guarded], work: Work) -> type:
+def derive(plain: type, behaviour: type[Guarded], work: Work) -> Any:
     """The guarded class for the connections of one plain class."""
     own: dict[str, Any] = {}
     for cls in reversed(behaviour.__mro__[:-1]):

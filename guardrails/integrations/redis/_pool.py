@@ -17,6 +17,7 @@ from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
 from guardrails.integrations.redis._connection import GuardedConnection
+from guardrails.integrations.redis._discovery import Discovery
 from guardrails.integrations.redis._guarded import derive, is_guarded
 from guardrails.integrations.redis._work import Checkout, Work, under_way
 
@@ -54,6 +55,7 @@ class Admission:
         self._is_async = isinstance(pool, redis.asyncio.ConnectionPool)
         self._classes: dict[type, type] = {}
         self._plain_class: type = pool.connection_class
+        self._discovery = Discovery(pool, self._work)
 
     def attach(self) -> None:
         """Swaps the classes of the pool and of its connections.
@@ -72,6 +74,7 @@ class Admission:
             for connection in _idle(pool):
                 self.take_over(connection)
             pool.__class__ = guarded
+            self._discovery.attach()
         except TypeError as error:
             self.detach()
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
@@ -86,6 +89,7 @@ class Admission:
     def detach(self) -> None:
         """Puts the classes back; what is out now returns as if nothing had been."""
         pool = self._pool
+        self._discovery.detach()
         pool.connection_class = self._plain_class
         if "_guardrails" in vars(type(pool)):
             pool.__class__ = type(pool).__bases__[0]

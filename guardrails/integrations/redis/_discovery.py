@@ -1,0 +1,135 @@
+"""Asking the sentinels, inside the deadline of whoever needs the answer. Knows no slots and no evidence.
+
+Each sentinel gets a share of the time, so that one that is frozen leaves enough to ask the next. What
+comes of it is part of opening the connection that asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+import redis.asyncio
+
+from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
+from guardrails.integrations.redis._connection import GuardedConnection
+from guardrails.integrations.redis._guarded import derive, is_guarded
+from guardrails.integrations.redis._work import Work, under_way
+
+__all__ = ["Discovery"]
+
+
+class _Asking(GuardedConnection):
+    """A connection to a sentinel.
+
+    Attributes:
+        shares: Into how many parts the caller's time is divided.
+    """
+
+    shares: int
+
+    def _meet_caller(self) -> None:
+        """It stays its own pool's: the caller has a connection to the server on his mind."""
+
+    def call_with_retry(
+        self,
+        do: Callable[[], Any],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
+    ) -> Any:
+        """Asks once, for a share of the caller's time."""
+        share = _share(self.shares)
+        if self._busy:
+            return self._try(do, fail, counts=with_failure_count, again=False)
+        if share is None:
+            return self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
+        self._busy = True
+        self._bounds.at = monotonic() + share
+        try:
+            return self._try(do, fail, counts=with_failure_count, again=False)
+        finally:
+            self._busy = False
+            self._bounds.at = None
+
+
+class _AskingAsync(GuardedAsyncConnection):
+    """The same on an event loop."""
+
+    shares: int
+
+    def _meet_caller(self) -> None:
+        """See the synchronous twin."""
+
+    async def call_with_retry(
+        self,
+        do: Callable[[], Awaitable[Any]],
+        fail: Callable[..., Awaitable[Any]],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
+    ) -> Any:
+        """See the synchronous twin."""
+        share = _share(self.shares)
+        if self._busy:
+            return await self._try(do, fail, counts=with_failure_count, until=None)
+        if share is None:
+            return await self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
+        self._busy = True
+        try:
+            async with asyncio.timeout(share):
+                return await self._try(do, fail, counts=with_failure_count, until=None)
+        except TimeoutError as late:
+            await self._abort()
+            raise redis.TimeoutError("the sentinel did not answer in time") from late
+        finally:
+            self._busy = False
+
+
+def _share(shares: int) -> float | None:
+    """Seconds one sentinel may take; None where nobody's deadline asks."""
+    checkout = under_way.get()
+    if checkout is None or checkout.at is None:
+        return None
+    return max(0.001, (checkout.at - monotonic()) / shares)
+
+
+class Discovery:
+    """The connections to the sentinels of one pool; nothing for any other pool.
+
+    Args:
+        pool: The pool of a guarded client.
+        work: What the pieces of work of that client are reported to.
+    """
+
+    def __init__(self, pool: Any, work: Work) -> None:
+        manager = getattr(pool, "sentinel_manager", None)
+        self._sentinels: list[Any] = [] if manager is None else list(manager.sentinels)
+        self._work = work
+        self._plain: list[tuple[Any, type]] = []
+
+    def attach(self) -> None:
+        """Swaps the classes of their connections."""
+        for sentinel in self._sentinels:
+            pool = sentinel.connection_pool
+            plain = pool.connection_class
+            if hasattr(plain, "plain"):
+                continue  # another client of the same Sentinel is guarded, too
+            behaviour = _AskingAsync if isinstance(pool, redis.asyncio.ConnectionPool) else _Asking
+            pool.connection_class = guarded = derive(plain, behaviour, self._work)
+            # Connecting and asking, for each sentinel, and the server after that.
+            guarded.shares = 2 * len(self._sentinels) + 1
+            self._plain.append((pool, plain))
+            for connection in pool._available_connections:  # noqa: SLF001 - there is no public getter
+                connection.__class__ = guarded
+                connection.guard()
+
+    def detach(self) -> None:
+        """Puts the classes back."""
+        for pool, plain in self._plain:
+            pool.connection_class = plain
+            for connection in [*pool._available_connections, *pool._in_use_connections]:  # noqa: SLF001
+                if is_guarded(connection):
+                    connection.__class__ = type(connection).plain
+        self._plain.clear()
