@@ -295,3 +295,51 @@ def test_restarted_server_is_found_again(cache, valkey):
         cache.do(SHAPES["command"])
     valkey.restart()
     assert cache.do(lambda client: client.set("key", "value"))
+
+
+def test_refused_connections_open_the_circuit_and_it_heals(cache, wire):
+    """Nobody listens: the circuit opens at the rate, later refusals send nothing, and it closes by itself."""
+    guard = cache.protect(guard={"timeout": 1.0, "breaker": nimble(minimum_number_of_calls=4)})
+    wire.refuse()
+    for _ in range(4):
+        with pytest.raises(redis.ConnectionError):
+            cache.do(SHAPES["command"])
+    assert guard.state == "open"
+    with Stopwatch() as watch, pytest.raises(CircuitOpenError):
+        cache.do(SHAPES["command"])
+    assert watch.seconds < 0.2
+    wire.heal()
+
+    def closed():
+        with contextlib.suppress(CircuitOpenError):
+            cache.do(SHAPES["command"])
+        return guard.state == "closed"
+
+    poll(closed, "the circuit has closed by itself", 0.3 + 1.0 + 2.0)
+
+
+def test_full_memory_is_the_servers_fault(cache, valkey):
+    """A real OOM: writes fail and count, reads go on."""
+    guard = cache.protect()
+    with redis.Redis(port=valkey.port) as other:
+        other.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(redis.OutOfMemoryError):
+                cache.do(lambda client: client.set("key", "value"))
+            cache.do(SHAPES["command"])
+        finally:
+            other.config_set("maxmemory", 0)
+    assert (guard.snapshot().failed, guard.snapshot().succeeded) == (1, 1)
+
+
+def test_write_to_a_replica_is_the_servers_fault(cache, valkey):
+    """A real READONLY: the master has become a replica."""
+    guard = cache.protect()
+    with redis.Redis(port=valkey.port) as other:
+        other.replicaof("127.0.0.1", 1)
+        try:
+            with pytest.raises(redis.ReadOnlyError):
+                cache.do(lambda client: client.set("key", "value"))
+        finally:
+            other.replicaof("NO", "ONE")
+    assert guard.snapshot().failed == 1

@@ -6,7 +6,6 @@ see it. Connections, made before or later, get a class of their own the same way
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,8 +65,6 @@ class Admission:
         pool = self._pool
         hooks = _async_hooks(self) if self._is_async else _hooks(self)
         base = type(pool)
-        for method in hooks.values():
-            method.__qualname__ = f"Guarded{base.__name__}.{method.__name__}"
         try:
             guarded = type(f"Guarded{base.__name__}", (base,), {"_guardrails": self._guard, **hooks})
             pool.connection_class = self._guarded(self._plain_class)
@@ -124,13 +121,12 @@ class Admission:
 def _hooks(admission: Admission) -> dict[str, Any]:
     base = type(admission._pool)  # noqa: SLF001 - a part of it that is not a method
     work = admission._work  # noqa: SLF001
-    plain_get = inspect.unwrap(base.get_connection)
 
     def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         checkout = work.enter()
         entering = under_way.set(checkout)
         try:
-            return plain_get(self)
+            return base.get_connection(self)
         except BaseException:
             checkout.give_back()
             raise
@@ -154,13 +150,12 @@ def _hooks(admission: Admission) -> dict[str, Any]:
 def _async_hooks(admission: Admission) -> dict[str, Any]:
     base = type(admission._pool)  # noqa: SLF001
     work = admission._work  # noqa: SLF001
-    plain_get = inspect.unwrap(base.get_connection)
 
     async def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         checkout = await work.enter_async()
         entering = under_way.set(checkout)
         try:
-            return await plain_get(self)
+            return await base.get_connection(self)
         except BaseException:
             checkout.give_back()
             raise
