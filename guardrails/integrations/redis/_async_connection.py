@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from guardrails._alarm import alarms
-from guardrails._call import _CancelAt
+from guardrails._ringing import Ringing, cancel_at
 from guardrails.integrations.redis._answers import leaves_clean
 from guardrails.integrations.redis._guarded import Guarded
 from guardrails.integrations.redis._work import Checkout, under_way
@@ -30,7 +30,7 @@ __all__ = ["GuardedAsyncConnection"]
 class GuardedAsyncConnection(Guarded, AbstractConnection):
     """See Guarded."""
 
-    _alarm: _CancelAt | None = None
+    _alarm: Ringing | None = None
 
     # --- opening -------------------------------------------------------------------------------
 
@@ -73,7 +73,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             return await self._try(do, fail, counts=with_failure_count, until=None)
         self.work.begin(checkout)
         self._busy = True
-        self._alarm = None if checkout.at is None else _CancelAt(checkout.at - monotonic())
+        self._alarm = None if checkout.at is None else cancel_at(checkout.at)
         socket_timeout = self.socket_timeout
         try:
             result = await self._try(do, fail, counts=with_failure_count, until=checkout)
