@@ -18,6 +18,8 @@ from guardrails import (
     remaining,
     retrying,
 )
+from guardrails.integrations.asgi import requires
+from guardrails.integrations.outgoing import outgoing_headers
 
 db = Guard("db", max_concurrent_calls=3, breaker=BreakerPolicy(failure_rate_threshold=0.4))
 
@@ -175,3 +177,15 @@ def wrong() -> None:
     db.run(load, "1")  # type: ignore[arg-type]
     keep: Callable[[int], int] = load  # type: ignore[assignment]
     del keep
+
+
+@requires(db)
+async def endpoint(number: int) -> dict[str, int]:
+    """An endpoint that says what it requires is the function it was."""
+    return {"number": number}
+
+
+async def use_the_edge() -> None:
+    """The middleware's decorator and the headers for the next service."""
+    assert_type(await endpoint(1), dict[str, int])
+    assert_type(outgoing_headers("grpc-timeout"), dict[str, str])
