@@ -20,9 +20,14 @@ def innermost(guard: Guard) -> Guard:
     return guard
 
 
-def time_allowed(guard: Guard) -> tuple[float | None, bool]:
-    """Seconds a piece of work may take, and whether it is the guard's own timeout that says so."""
-    own = guard.timeout
+def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | None, bool]:
+    """Seconds a piece of work may take, and whether it is the guard's own timeout that says so.
+
+    Args:
+        guard: Whose work it is; a compartment's is its whole guard's, too.
+        timeout: What this work asked for instead of the guard's timeout.
+    """
+    own = guard.timeout if timeout is None else timeout
     scope = current()
     left = None if scope is None else scope.remaining()
     if scope is None or left is None or (own is not None and own <= left):

@@ -15,6 +15,7 @@ from guardrails._deadline import current, touch
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError
+from guardrails.integrations._budget import innermost
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -130,7 +131,7 @@ class Admission:
 
     def _enter(self) -> Checkout:
         scope = current()
-        checkout = Checkout(self._innermost())
+        checkout = Checkout(innermost(self._guard))
         touch(scope, checkout.guard.passage)
         budget = None if scope is None else scope.remaining()
         if budget is not None and budget <= 0:
@@ -142,16 +143,6 @@ class Admission:
             _give_back(checkout)
             raise
         return checkout
-
-    def _innermost(self) -> Guard:
-        """The compartment whose call this code runs in, or the engine's own guard."""
-        scope = current()
-        while scope is not None:
-            inside: Guard | None = scope.guard
-            if not scope.closed and inside is not None and inside.passage.doors[-1] is self._door:
-                return inside
-            scope = scope.outer
-        return self._guard
 
     def _note(self, record: ConnectionPoolEntry, checkout: Checkout) -> ConnectionPoolEntry:
         self._out.setdefault(record, []).append(checkout)

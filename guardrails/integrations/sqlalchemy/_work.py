@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from guardrails._deadline import current, note_trouble
+from guardrails._deadline import note_trouble
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
 from guardrails.errors import CallTimeoutError, CommitUnknownError
+from guardrails.integrations._budget import time_allowed
 from guardrails.integrations.sqlalchemy._drivers import Driver
 from guardrails.integrations.sqlalchemy._stopping import Bounds, StoppedError
 from guardrails.integrations.sqlalchemy._watchdog import GRACE
@@ -102,7 +103,7 @@ class Worker:
             CallTimeoutError: It was stopped.
         """
         guard = self._guard if checkout is None else checkout.guard
-        seconds, own = self._budget(guard, timeout)
+        seconds, own = time_allowed(guard, timeout)
         if seconds is not None and seconds <= 0:
             if not ending:
                 raise self._door.refuse("deadline_spent")
@@ -132,7 +133,7 @@ class Worker:
         Raises:
             CallTimeoutError: It was stopped.
         """
-        seconds, _ = self._budget(self._guard, None)
+        seconds, _ = time_allowed(self._guard)
         if seconds is None or self._driver is None or self._driver.interrupts_task:
             # A task that both an outer and an inner alarm cancel could not tell whose turn it is.
             return call(*args)
@@ -151,7 +152,7 @@ class Worker:
         Raises:
             CallTimeoutError: There is no connection yet. One that comes later is closed.
         """
-        seconds, own = self._budget(self._guard, None)
+        seconds, own = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
             raise self._door.refuse("deadline_spent")
         door = self._door
@@ -174,16 +175,6 @@ class Worker:
         error = (CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0)
         note_trouble(error)
         return error
-
-    def _budget(self, guard: Guard, timeout: float | None) -> tuple[float | None, bool]:
-        """Seconds the work may take, and whether it is our own timeout that says so."""
-        own = guard.timeout if timeout is None else timeout
-        scope = current()
-        left = None if scope is None else scope.remaining()
-        if scope is None or left is None or (own is not None and own <= left):
-            return own, True
-        owner = scope.owner
-        return left, owner is not None and owner.passage.doors[-1] is self._door
 
     def _judge(self, error: BaseException) -> Outcome:
         policy = self._guard.passage.policy
