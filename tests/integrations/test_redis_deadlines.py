@@ -273,14 +273,11 @@ def test_frozen_server_opens_the_circuit_and_heals(cache, valkey):
         assert watch.seconds < 2.0 + LATE
         assert all(isinstance(error, CallTimeoutError) for error in results)
         assert cache.guard.state != "closed"
-        with Stopwatch() as refusal, contextlib.suppress(CircuitOpenError, CallTimeoutError):
-            cache.guard.snapshot()
-        assert refusal.seconds < 0.3
-    healed = []
+        assert cache.guard.snapshot().slow >= 3  # by the threshold, long before their deadlines
 
     def try_again():
         with contextlib.suppress(CircuitOpenError, CallTimeoutError):
-            healed.append(cache.do(SHAPES["command"]))
+            cache.do(SHAPES["command"])
         return cache.guard.state == "closed"
 
     poll(try_again, "the circuit has closed by itself", 0.3 + 1.0 + 2.0)
