@@ -55,7 +55,7 @@ class Edge:
         random: Callable[[], float],
     ) -> None:
         faults = Faults(where)
-        self._guards = _guards(faults, "guards", guards)
+        self._guards = checked_guards(faults, "guards", guards)
         self._exempt = PathTable(dict.fromkeys(_exempt(faults, exempt), True))
         required = _requires(faults, requires)
         self._requires = PathTable({path: doors_of(guards) for path, guards in required.items()})
@@ -177,7 +177,7 @@ class Edge:
         if first is None:
             return None
         if isinstance(first, RejectedError) and first.reason in _FULL and first.retry_after is None:
-            for guard in _with_parts(self._guards):
+            for guard in with_parts(self._guards):
                 if guard.name == first.guard:
                     return self.turned_away(guard.passage.doors[0], Refusal(first.reason, None))
         return Problem.of(first, self._random)
@@ -185,7 +185,7 @@ class Edge:
     def answers_for(self, name: str) -> bool:
         """Whether a guard of this name is one whose refusals are answered here."""
         # Looked up each time: compartments may be made after the middleware.
-        return not self._guards or any(guard.name == name for guard in _with_parts(self._guards))
+        return not self._guards or any(guard.name == name for guard in with_parts(self._guards))
 
 
 # --- guards and errors -----------------------------------------------------------------------------
@@ -196,10 +196,11 @@ def doors_of(guards: Iterable[Guard]) -> tuple[Door, ...]:
     return tuple(dict.fromkeys(door for guard in guards for door in guard.passage.doors))
 
 
-def _with_parts(guards: Iterable[Guard]) -> Iterator[Guard]:
+def with_parts(guards: Iterable[Guard]) -> Iterator[Guard]:
+    """The guards, each followed by its compartments."""
     for guard in guards:
         yield guard
-        yield from _with_parts(guard.compartments)
+        yield from with_parts(guard.compartments)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -220,7 +221,8 @@ def _several(value: object) -> tuple[object, ...] | None:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
 
 
-def _guards(faults: Faults, field: str, value: object) -> tuple[Guard, ...]:
+def checked_guards(faults: Faults, field: str, value: object) -> tuple[Guard, ...]:
+    """A setting that lists guards; what is none of them is noted as a fault."""
     items = _several(value)
     guards = tuple(item for item in items or () if isinstance(item, Guard))
     if items is None or len(guards) != len(items):
@@ -242,10 +244,10 @@ def _requires(faults: Faults, value: object) -> dict[str, tuple[Guard, ...]]:
         if _several(value) is None:
             faults.add("requires", value, "guards for every path, or a dict of paths and guards, or None")
             return {}
-        guards = _guards(faults, "requires", value)
+        guards = checked_guards(faults, "requires", value)
         return {"/": guards} if guards else {}
     return {
-        _path(faults, "requires", path): _guards(faults, f"requires[{path!r:.80}]", guards)
+        _path(faults, "requires", path): checked_guards(faults, f"requires[{path!r:.80}]", guards)
         for path, guards in value.items()
     }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from guardrails._checks import Faults
 from guardrails._guard import Guard
-from guardrails.integrations._edge import _guards as checked_guards
+from guardrails.integrations._edge import checked_guards
 from guardrails.integrations._http import as_json
 
 __all__ = ["HEADERS", "Page", "Probes", "figures"]

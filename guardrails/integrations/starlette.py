@@ -16,7 +16,7 @@ except ImportError as error:
 
 from guardrails._checks import Faults
 from guardrails._guard import Guard
-from guardrails.integrations._edge import _with_parts as with_parts
+from guardrails.integrations._edge import with_parts
 from guardrails.integrations._http import as_json
 from guardrails.integrations._probes import HEADERS, Page, Probes, figures
 
