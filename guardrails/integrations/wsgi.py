@@ -43,8 +43,9 @@ class GuardrailsMiddleware:
         app: The application.
         guards: Whose refusals and timeouts to answer, compartments included, compared by name. Empty
             is every guard.
-        requires: For a path, the guards without which its requests cannot be served. While the circuit
-            of one of them refuses, they are answered before the application is asked.
+        requires: For a path or a template, the guards without which its requests cannot be served; or
+            the guards without which none can. While the circuit of one of them refuses, they are
+            answered before the application is asked.
         exempt: Paths that ``max_in_flight`` and ``requires`` do not hold for, such as health checks.
         request_timeout: What each request is given until its first byte; None is unbounded. The rest of
             it bounds every guarded call; the application itself is not interrupted.
@@ -65,7 +66,7 @@ class GuardrailsMiddleware:
         app: WSGIApplication,
         *,
         guards: Iterable[Guard] = (),
-        requires: Mapping[str, Iterable[Guard]] | None = None,
+        requires: Mapping[str, Iterable[Guard]] | Iterable[Guard] | None = None,
         exempt: Iterable[str] = (),
         request_timeout: float | None = None,
         deadline_headers: Iterable[str] = (),

@@ -556,6 +556,15 @@ def test_required_guard_refuses_at_the_edge(environ, status):
     assert len(asked) == (status == 200)
 
 
+@pytest.mark.parametrize("where", ["/", "/orders/7/lines", ""])
+def test_guards_that_everything_requires(where):
+    """A list in place of paths stands for all of them; a template for what it matches."""
+    db = refusing()
+    assert ask(wrapped(fine, requires=[db]), environment(where)).status == 503
+    of_lines = wrapped(fine, requires={"/orders/{order}/lines": [db]})
+    assert ask(of_lines, environment(where)).status == (503 if where.endswith("lines") else 200)
+
+
 def test_probe_of_a_half_open_circuit_gets_through(make_guard, clock):
     """The edge refuses while the circuit does, and lets in what it wants to see when its wait is over."""
     db = make_guard(breaker=BreakerPolicy(minimum_number_of_calls=1, permitted_calls_in_half_open_state=1))
