@@ -8,7 +8,7 @@ from time import monotonic
 
 import redis
 
-from guardrails._deadline import note_trouble
+from guardrails._deadline import current, note_trouble, touch
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
@@ -128,6 +128,7 @@ class Work:
 
     def _admissible(self) -> Checkout:
         checkout = Checkout(innermost(self._guard))
+        touch(current(), checkout.guard.passage)
         self._allow(checkout)
         return checkout
 
