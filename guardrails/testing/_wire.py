@@ -33,6 +33,7 @@ class Wire:
         slice_size: Most bytes the client gets at once; None for any number.
         slice_every: Seconds between two such slices.
         cut_after: Bytes towards clients until the connection that carries the last one is reset.
+        hang_after: Bytes towards clients until nothing arrives there any more.
         sent: Bytes delivered, by where they went.
         turns: How often a connection's direction changed to client -> server.
     """
@@ -42,14 +43,30 @@ class Wire:
     slice_size: int | None = None
     slice_every: float = 0.0
     cut_after: int | None = None
+    hang_after: int | None = None
     sent: dict[Side, int] = field(default_factory=lambda: {"client": 0, "server": 0})
     turns: int = 0
+
+    def count_down(self, sent: int) -> bool:
+        """Notes bytes that reached a client; True when the connection that carried them is to be reset."""
+        if self.hang_after is not None:
+            self.hang_after -= sent
+            if self.hang_after <= 0:
+                self.hang_after = None
+                self.hung.add("client")
+        if self.cut_after is not None:
+            self.cut_after -= sent
+            if self.cut_after <= 0:
+                self.cut_after = None
+                return True
+        return False
 
     def heal(self) -> None:
         """Nothing is wrong any more; what has passed stays counted."""
         healthy = Wire()
         self.delay, self.hung = healthy.delay, healthy.hung
-        self.slice_size, self.slice_every, self.cut_after = None, 0.0, None
+        self.slice_size, self.slice_every = None, 0.0
+        self.cut_after = self.hang_after = None
 
 
 class _Stream:
@@ -116,11 +133,8 @@ class _Stream:
                 self._held.appendleft((came, data[sent:]))
             if self.towards == "client":
                 self._not_before = now + wire.slice_every
-                if wire.cut_after is not None:
-                    wire.cut_after -= sent
-                    if wire.cut_after <= 0:
-                        wire.cut_after = None
-                        return False
+                if wire.count_down(sent):
+                    return False
         return True
 
     def finish(self) -> None:
@@ -131,7 +145,7 @@ class _Stream:
             self.sink.shutdown(socket.SHUT_WR)
 
     def _most(self, wire: Wire) -> int | None:
-        limits = (wire.slice_size, wire.cut_after) if self.towards == "client" else ()
+        limits = (wire.slice_size, wire.cut_after, wire.hang_after) if self.towards == "client" else ()
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _send(self, data: bytes) -> int:

@@ -16,9 +16,9 @@ _BOTH: tuple[Side, ...] = ("client", "server")
 class FaultProxy:
     """A TCP proxy in front of a server, in one background thread; a context manager that closes it.
 
-    `delay`, `hang`, `slice`, `cut_after` and `refuse` last, for the connections that are open and for
-    new ones, until `heal`; `reset` and `half_close` happen once, to those that are open. Every method
-    may be called from any thread and returns when the fault is in force.
+    `delay`, `hang`, `slice`, `hang_after`, `cut_after` and `refuse` last, for the connections that are
+    open and for new ones, until `heal`; `reset` and `half_close` happen once, to those that are open.
+    Every method may be called from any thread and returns when the fault is in force.
 
     ::
 
@@ -111,6 +111,21 @@ class FaultProxy:
 
         self._relay.do(cut_after)
 
+    def hang_after(self, count: int) -> None:
+        """After ``count`` more bytes towards clients nothing arrives there any more, until `heal`.
+
+        Raises:
+            ConfigurationError: ``count`` is no count above 0.
+        """
+        faults = Faults("FaultProxy.hang_after")
+        faults.count("count", count)
+        faults.raise_if_any()
+
+        def hang_after() -> None:
+            self._wire.hang_after = count
+
+        self._relay.do(hang_after)
+
     def reset(self) -> None:
         """Resets (RST) every open connection, on both sides."""
         self._relay.do(self._relay.reset)
@@ -159,7 +174,7 @@ class FaultProxy:
 
     @property
     def sent_to_client(self) -> int:
-        """Bytes clients were sent."""
+        """Bytes clients were sent; a client that is quick may have them a moment before they are counted."""
         return self._wire.sent["client"]
 
     @property
