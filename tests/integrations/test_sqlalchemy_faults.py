@@ -141,27 +141,22 @@ def test_connecting_over_a_bad_wire(lab, wire, fault):
     assert lab.query("select 42") == 42
 
 
-def test_silence_after_the_handshake(lab, wire):
-    """What SQLAlchemy and the driver ask a new connection is part of opening it."""
+def test_silence_anywhere_in_a_first_call(lab, wire):
+    """Handshake, what SQLAlchemy and the driver ask a new connection, the statement: each may get stuck."""
     lab.protect(guard={"timeout": LIMIT})
-    started = wire.sent_to_server
-    stop = threading.Event()
-
-    def hang_after_the_handshake():
-        # The start-up packet holds the user's name and is longer than this; what follows comes after.
-        while not stop.is_set() and wire.turns < 2:
-            time.sleep(0.0005)
-        wire.hang(towards="client")
-
-    watcher = threading.Thread(target=hang_after_the_handshake)
-    watcher.start()
-    assert wire.sent_to_server == started
-    with stopped(lab, limit=2 * LIMIT):
-        lab.query("select 1")
-    stop.set()
-    watcher.join()
-    wire.heal()
-    assert lab.query("select 42") == 42
+    lab.query("select 1")
+    whole = wire.sent_to_client
+    for share in range(6):
+        lab.dispose()
+        lab.protect(guard={"timeout": LIMIT})
+        wire.hang_after(1 + whole * share // 6)
+        start = time.monotonic()
+        with pytest.raises(CallTimeoutError):
+            lab.query("select 1")
+        assert time.monotonic() - start < 2 * LIMIT + LATE  # opened and asked: two pieces of work
+        assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+        wire.heal()
+        assert lab.query("select 42") == 42
 
 
 def test_silence_in_commit(lab, wire, numbers):
