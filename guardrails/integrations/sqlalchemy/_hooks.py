@@ -54,7 +54,9 @@ class Hooks:
         self._hook("do_rollback", self._around_rollback)
         self._hook("do_ping", self._around_ping)
         self._hook("connect", self._around_connect)
-        self._hook("initialize", self._around_initialize)
+        self._hook("initialize", self._around_questions)
+        if hasattr(self._dialect, "_hstore_oids"):  # what psycopg2's dialect asks behind its own back
+            self._hook("_hstore_oids", self._around_questions)
 
     def detach(self) -> None:
         """Brings the dialect's own methods back."""
@@ -143,14 +145,15 @@ class Hooks:
 
         return connect_within
 
-    def _around_initialize(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _around_questions(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """What a dialect asks the first connection, some of it past its own hooks."""
         bounds, own = self._worker.bounds, self._own
 
-        def initialize(connection: Any) -> Any:
-            return bounds(original, (connection,), own(connection.connection.dbapi_connection))
+        def ask(connection: Any) -> Any:
+            fairy = getattr(connection, "connection", None)  # SQLAlchemy's connection, or the driver's
+            return bounds(original, (connection,), own(fairy.dbapi_connection if fairy else connection))
 
-        return initialize
+        return ask
 
 
 def _checked(timeout: Any) -> float:
