@@ -181,7 +181,7 @@ def test_a_standing_queue_hurries_newcomers(make_guard, clock):
     with guard.call():
         patient = start(lambda: guard.run(lambda: None))
         wait_until(lambda: waiting(guard) == 1)
-        clock.advance(0.2)
+        clock.advance(0.5)
         with pytest.raises(BulkheadFullError, match="in time"):
             guard.run(lambda: None)
     join(patient)

@@ -66,7 +66,7 @@ def refused(slots, seconds, utilisation, max_wait=MAX_WAIT, arrivals=30_000):
     return sum(room.gate.rejected.values()) / arrivals
 
 
-@pytest.mark.parametrize("seconds", [0.005, 0.01, 0.02])
+@pytest.mark.parametrize("seconds", [0.005, 0.01, 0.02, 0.05])
 def test_hardly_anybody_is_refused_at_80_percent(seconds):
     """SQLAlchemy's default pool of 15, and queries as they usually are: fewer than one in a thousand."""
     assert refused(15, seconds, 0.8) < 0.001
