@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from naive import Naive
+from shell import Shell
 
 from guardrails import BreakerPolicy
-from guardrails._call import Call
 from guardrails._core.breaker import Breaker, Change
 from guardrails._core.bulkhead import Bulkhead, Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._outcome import Outcome
-from guardrails._passage import Passage
-from guardrails.errors import CircuitOpenError
 
+EXAMPLES = settings.default.max_examples
 OUTCOMES = {"success": Outcome.SUCCESS, "failure": Outcome.FAILURE, "abandoned": Outcome.ABANDONED}
 TURNS = ("reset", "open", "half_open", "forced_open", "disabled", "metrics_only")
 RATES = st.sampled_from([0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 1.0])
@@ -44,43 +40,6 @@ POLICIES = st.builds(
 
 def make_gate(policy, limit, max_waiting):
     return Gate(Breaker(policy, lambda: 0.5), Bulkhead(limit, max_waiting))
-
-
-class Shell:
-    """A gate behind its door, for the quick way through that every call takes first."""
-
-    def __init__(self, gate):
-        self.gate = gate
-        self.now = 0
-        door = SimpleNamespace(
-            gate=gate,
-            lock=threading.RLock(),
-            clock=lambda: self.now,
-            postponed=(),
-            tells_of_calls=False,
-            shut_out=lambda retry_after: CircuitOpenError("db", "circuit_open", retry_after),
-        )
-        self.passage = Passage(self, "db", (door,), None, None)
-
-    def enter(self, now, place):
-        """A ticket or a refusal the quick way, or what the long way says."""
-        self.now = now
-        call = Call()
-        try:
-            if call.slip_in(self.passage, None):
-                return call._ticket
-        except CircuitOpenError as error:
-            return Refusal(error.reason, error.retry_after)
-        finally:
-            call.closed = True  # leaves no scope behind
-        return self.gate.enter(now, place)
-
-    def leave(self, now, ticket):
-        """Ends a call that went well the quick way, or the long way."""
-        self.now = now
-        call = Call.waiting(self.passage, None)
-        call.clock, call._ticket, call._verdict = self.passage.clock, ticket, Outcome.SUCCESS
-        return call.slip_out() or self.gate.leave(now, ticket, Outcome.SUCCESS)
 
 
 class GateEqualsModel(RuleBasedStateMachine):
@@ -200,7 +159,7 @@ class GateEqualsModel(RuleBasedStateMachine):
 
 
 TestGateEqualsModel = pytest.mark.timeout(900)(GateEqualsModel.TestCase)  # a failure takes long to shrink
-TestGateEqualsModel.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestGateEqualsModel.settings = settings(max_examples=EXAMPLES * 5 // 2, stateful_step_count=60, deadline=None)
 
 
 MOVES = st.tuples(
@@ -292,7 +251,7 @@ class Driver:
 
 
 @pytest.mark.timeout(900)
-@settings(max_examples=300)
+@settings(max_examples=EXAMPLES * 5)
 @given(st.none() | POLICIES, st.booleans(), st.lists(MOVES, max_size=80))
 def test_the_quick_ways_do_what_the_long_ways_do(policy, stalls, moves):
     """Two gates are told the same story; one may take short cuts, and nobody can tell."""

@@ -1,0 +1,250 @@
+"""Every order in which three actors can make their moves on one gate; and that the explorer sees bugs."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from explorer import World, explore
+
+from guardrails import BreakerPolicy
+from guardrails._core.breaker import Breaker
+from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.gate import Gate, Refusal
+from guardrails._outcome import Outcome
+
+S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
+POLICY = BreakerPolicy(
+    sliding_window_type="count",
+    sliding_window_size=2,
+    minimum_number_of_calls=1,
+    failure_rate_threshold=1,
+    slow_call_duration_threshold=60,
+    wait_duration_in_open_state=1,
+    open_jitter=0,
+    permitted_calls_in_half_open_state=1,
+)
+
+
+def make_world(limit=1, gate=Gate, breaker=Breaker, bulkhead=Bulkhead):
+    return World(gate(breaker(POLICY, lambda: 0.5), bulkhead(limit, 2)))
+
+
+# --- actors --------------------------------------------------------------------------------------
+
+
+def caller(world, outcome=S):
+    """Waits until it is told, calls, and leaves."""
+    place = Place()
+    yield "enters"
+    ticket = world.enter(place)
+    if ticket is None:
+        yield "wakes up", lambda: place in world.told
+        ticket = world.wake(place)
+    yield from calling(world, ticket, outcome)
+
+
+def failing(world):
+    """A caller whose call opens the circuit."""
+    return caller(world, F)
+
+
+def hurried(world):
+    """A caller whose wait may end at any moment, also in the one in which it is granted a slot."""
+    place = Place()
+    yield "enters"
+    ticket = world.enter(place)
+    if ticket is None:
+        yield "has waited"
+        ticket = world.wake(place)
+    yield from calling(world, ticket, S)
+
+
+def cancelled(world):
+    """A caller that is cancelled wherever it is: in the queue, at the grant, in its call."""
+    place = Place()
+    yield "enters"
+    ticket = world.enter(place)
+    yield "is cancelled"
+    if ticket is None:
+        world.abandon(place)
+        world.gate.abandon(world.now, place)  # who finds it dead may come second
+    elif not isinstance(ticket, Refusal):
+        world.leave(ticket, X)
+
+
+def borrower(world):
+    """A pool's checkout with a statement that fails."""
+    place = Place()
+    yield "checks out"
+    slot = world.enter(place, checkout=True)
+    if slot is None:
+        yield "wakes up", lambda: place in world.told
+        slot = world.wake(place, checkout=True)
+    if isinstance(slot, Refusal):
+        return
+    yield "runs a statement"
+    ticket = world.gate.quick_begin(world.now) or world.gate.begin(world.now, slot)
+    world.gate.end(world.now, ticket, F)
+    yield "checks in"
+    world.check_in(slot)
+
+
+def resizer(world):
+    """A hand on the number of slots."""
+    for limit in (2, 1):
+        yield f"resizes to {limit}"
+        world.gate.resize(world.now, limit)
+
+
+def switcher(world):
+    """A hand on the circuit: opens it, and time makes it half-open."""
+    yield "opens"
+    world.gate.turn(world.now, "open")
+    yield "lets the open period pass"
+    world.now += 1
+
+
+def resetter(world):
+    """A hand that starts a round of probes and takes it back."""
+    for transition in ("half_open", "reset"):
+        yield transition
+        world.gate.turn(world.now, transition)
+
+
+def calling(world, ticket, outcome):
+    if not isinstance(ticket, Refusal):
+        yield f"leaves with {outcome.name}"
+        world.leave(ticket, outcome)
+
+
+ACTORS = [caller, failing, hurried, cancelled, borrower, resizer, switcher, resetter]
+STORIES = list(itertools.combinations_with_replacement(ACTORS, 3))
+
+
+def told_by(*actors, **parts):
+    """A story: the actors by name, in a fresh world."""
+
+    def story():
+        world = make_world(**parts)
+        return world, {f"{actor.__name__} {number}": actor(world) for number, actor in enumerate(actors, 1)}
+
+    return story
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("actors", STORIES, ids=lambda actors: "-".join(actor.__name__ for actor in actors))
+def test_every_order_of_moves(actors, limit):
+    """Slots conserved, nobody parked beside a free one, first come first served, no probe too many."""
+    assert explore(told_by(*actors, limit=limit)) >= 20
+
+
+def test_the_orders_are_many():
+    """A story of three actors has dozens of schedules, each told once."""
+    schedules = []
+
+    def story():
+        world, actors = told_by(caller, caller, cancelled)()
+        schedules.append([])
+
+        def noting(name, actor):
+            for move in actor:
+                yield move
+                schedules[-1].append(name)
+
+        return world, {name: noting(name, actor) for name, actor in actors.items()}
+
+    count = explore(story)
+    assert len({tuple(schedule) for schedule in schedules}) == count == len(schedules) > 50
+
+
+# --- the explorer sees bugs ----------------------------------------------------------------------
+
+
+class ForgetsToWake(Gate):
+    """Grants the slot, and tells nobody."""
+
+    def _pass_on(self):
+        self.bulkhead.leave()
+
+
+class GivesBackTwice(Gate):
+    """Ends a call that has ended."""
+
+    def leave(self, now, ticket, outcome):
+        ended = super().leave(now, ticket, outcome)
+        if ended is None:
+            self._pass_on()
+        return ended
+
+
+class LastComeFirstServed(Bulkhead):
+    """Serves the wrong end of the queue."""
+
+    def _grant(self):
+        first, *others = self.queue
+        last = [first, *others][-1]
+        del self.queue[last]
+        last.verdict = "granted"
+        return last
+
+
+class FreesAndWakes(Bulkhead):
+    """Lets the slot go and has the waiter try its luck, as a condition variable would."""
+
+    def leave(self):
+        self.taken -= 1
+        return next(iter(self.queue), None)
+
+
+class LosesTheRace(Bulkhead):
+    """A wait that ends as the slot is granted loses it."""
+
+    def withdraw(self, place):
+        if place.verdict == "granted":
+            place.verdict = "settled"
+            return True
+        return super().withdraw(place)
+
+
+class LetsEverybodyProbe(Breaker):
+    """Counts no leases."""
+
+    def knock(self, now):
+        return super().knock(now) or self.state == "half_open"
+
+
+class WaitsInTheOpen(Gate):
+    """Leaves the queue standing when the circuit opens."""
+
+    def _follow_circuit(self):
+        self.outbox.extend(self.breaker.changes)
+        self.breaker.changes.clear()
+
+
+@pytest.mark.parametrize(
+    ("actors", "parts", "complaint"),
+    [
+        ((caller, caller, caller), {"gate": ForgetsToWake}, "not told its verdict"),
+        ((caller, caller, caller), {"gate": GivesBackTwice}, "settled twice|gave two slots back"),
+        ((caller, caller, hurried), {"bulkhead": LastComeFirstServed}, "overtook another"),
+        ((caller, caller, caller), {"bulkhead": FreesAndWakes}, "beside a free slot"),
+        ((caller, hurried, caller), {"bulkhead": LosesTheRace}, "not conserved"),
+        ((caller, caller, resetter), {"breaker": LetsEverybodyProbe, "limit": 2}, "too many probes"),
+        ((failing, caller, caller), {"gate": WaitsInTheOpen}, "at a circuit that is not closed"),
+    ],
+    ids=lambda value: next(iter(value.values())).__name__ if isinstance(value, dict) else None,
+)
+def test_a_broken_gate_is_found_out(actors, parts, complaint):
+    """And the schedule that shows it is told."""
+    with pytest.raises(AssertionError, match=complaint) as fault:
+        explore(told_by(*actors, **parts))
+    assert "\n  1. " in str(fault.value)
+    assert " enters" in str(fault.value)
+
+
+def test_a_lost_wake_up_is_found_by_who_waits_for_ever(monkeypatch):
+    """Also without a look at the outbox: nobody can make a move, and somebody is not done."""
+    monkeypatch.setattr(World, "look", lambda world: None)
+    with pytest.raises(AssertionError, match="waits for ever: caller 2"):
+        explore(told_by(caller, caller, gate=ForgetsToWake))
