@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 
 import pytest
 from flavours import AsyncFlavour, SyncFlavour
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from guardrails import Guard, _deadline, _fork
 from guardrails._door import Door
 from guardrails.testing.clock import FakeClock
 
 settings.register_profile("suite", deadline=None, max_examples=60)
-settings.load_profile("suite")
+settings.register_profile(
+    "mutants", deadline=None, max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 _seen = weakref.WeakSet()
 """Doors of earlier tests: a failed test's traceback may keep its doors alive, and must not fail the next."""
