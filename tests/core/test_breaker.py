@@ -539,3 +539,83 @@ def test_the_oldest_call_under_way_is_known():
     assert min(breaker.under_way()) == 1
     breaker.tick(2.2)
     assert min(breaker.under_way()) == 1
+
+
+def test_all_under_way_in_time_are_shown_by_the_oldest():
+    """An age is asked for, not a list."""
+    breaker = make()
+    for now in (3, 4, 5):
+        breaker.begin(now)
+    assert breaker.under_way() == [3]
+
+
+def test_a_call_that_starts_again_is_the_youngest():
+    """Who began before it and did not wait is overdue first."""
+    breaker = make(slow_call_duration_threshold=5)
+    waited, straight = breaker.begin(0), breaker.begin(1)
+    breaker.resume(waited, 2)
+    breaker.tick(6.5)
+    assert list(breaker.overdue) == [straight]
+    breaker.resume(straight, 6.5)
+    assert breaker.end(straight, S, 6.5) == (5.5, True)
+
+
+def test_a_leased_probe_that_never_began_can_be_resumed():
+    """Its clock starts there and then."""
+    breaker = half_open()
+    ticket = breaker.lease(5)
+    breaker.resume(ticket, 6)
+    assert breaker.in_flight == {ticket: 6}
+
+
+def test_each_lost_probe_is_one_slow_result():
+    """Two of four, at different moments."""
+    breaker = half_open(permitted_calls_in_half_open_state=4, slow_call_rate_threshold=1)
+    for now in (5, 5.5):
+        breaker.begin(now)
+    for now, lost in ((6.1, 1), (6.6, 2)):
+        breaker.tick(now)
+        assert (breaker.round.calls, breaker.round.slow) == (lost, lost)
+
+
+def test_a_call_of_an_earlier_generation_is_no_part_of_a_stall():
+    """Neither is the last one that was let in before the transition."""
+    breaker = make(failure_rate_threshold=1, slow_call_rate_threshold=1)
+    breaker.slots = 1
+    breaker.begin(0)
+    breaker.reset(0)
+    call(breaker, S, 0.5)
+    breaker.tick(3)
+    assert (len(breaker.overdue), breaker.state) == (1, "closed")
+
+
+def test_a_change_by_hand_has_its_moment():
+    """As every other."""
+    breaker = make()
+    for now, hand in enumerate((breaker.open, breaker.half_open, breaker.reset)):
+        hand(now)
+    breaker.hold("disabled", 3)
+    assert [change.at for change in breaker.changes] == [0, 1, 2, 3]
+
+
+def test_a_change_by_evidence_has_the_moment_of_the_evidence():
+    """The end of the call, not its beginning."""
+    breaker = make()
+    call(breaker, F, 1, lasting=0.5)
+    assert [change.at for change in breaker.changes] == [1.5]
+
+
+def test_a_probe_that_passes_ends_the_streak():
+    """The failures before it are no longer in a row with the next."""
+    breaker = make(
+        consecutive_failures=2,
+        failure_rate_threshold=1,
+        minimum_number_of_calls=9,
+        permitted_calls_in_half_open_state=3,
+    )
+    for _ in range(2):
+        call(breaker, F)
+    assert breaker.state == "open"
+    call(breaker, S, 5)
+    call(breaker, F, 5)
+    assert breaker.state == "half_open"

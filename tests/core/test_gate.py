@@ -316,3 +316,156 @@ def test_a_tainted_window_takes_the_quick_way_only_once_the_minimum_is_met(outco
     ticket = gate.quick_begin(1.8)
     assert gate.quick_end(1.8, ticket)
     assert gate.breaker.evidence(1.8)[0] == 5
+
+
+def test_a_refusal_decided_elsewhere_is_counted_by_its_reason(gate):
+    """And says when nobody can tell how long to wait."""
+    assert gate.refuse(3, "deadline_spent") == Refusal("deadline_spent", None)
+    assert (gate.rejected, gate.last) == ({"deadline_spent": 1}, 3)
+
+
+def test_a_restarted_call_is_slow_from_then_on(gate):
+    """What it waited at another door is not its own time."""
+    ticket = gate.enter(0, None)
+    gate.restart(50, ticket)
+    assert gate.last == 50
+    assert gate.leave(51, ticket, S) == (1, False)
+
+
+def test_slots_may_be_adopted_bit_by_bit(gate):
+    """Each time so many more."""
+    gate.adopt(0, 1)
+    gate.adopt(0, 1)
+    assert (gate.adopted, gate.bulkhead.taken) == (2, 2)
+    gate.check_in(0, 0)
+    gate.check_in(0, 0)
+    assert (gate.adopted, gate.bulkhead.taken) == (0, 0)
+
+
+def test_a_checkout_that_waited_in_vain_says_so(gate):
+    """And one that waited with success knows since when it has its slot."""
+    slots = [gate.check_out(0, None) for _ in range(2)]
+    first, second = Place(), Place()
+    gate.check_out(1, first)
+    gate.check_out(1, second)
+    gate.check_in(2, slots[0])
+    assert gate.checkouts[gate.woken_checkout(3, first)] == (3, 0)
+    assert gate.woken_checkout(3, second) == Refusal("queue_timeout", None)
+
+
+def test_a_probes_connection_returned_in_the_middle_of_its_statement(gate):
+    """The statement was abandoned: no evidence, and the next checkout is the probe."""
+    trip(gate)
+    slot = gate.check_out(5, None)
+    gate.begin(5, slot)
+    gate.check_in(5, slot)
+    assert (gate.breaker.abandoned, gate.breaker.round.calls, gate.breaker.leases) == (1, 0, {})
+    assert isinstance(gate.check_out(5, None), int)
+
+
+def test_a_statement_on_an_adopted_connection_is_no_probe(gate):
+    """It was there before the guard; the round's lease belongs to whom it was given."""
+    gate.adopt(0, 1)
+    gate.turn(0, "half_open")
+    slot = gate.check_out(0, None)
+    _, lease = gate.checkouts[slot]
+    assert gate.begin(0, 0) != lease
+    assert gate.begin(0, slot) == lease
+
+
+def test_a_forked_child_has_no_standing_queue(gate):
+    """Its first waiter is patient, whoever waited in the parent."""
+    for _ in range(3):
+        gate.enter(0, Place())
+    gate.forget_everyone()
+    assert gate.bulkhead.patience(1.0, 99) == 1.0
+
+
+# --- the quick ways, move by move ----------------------------------------------------------------
+
+
+@pytest.fixture
+def calm(gate):
+    """A gate with a call under way since 0, and so with quick ways until it is overdue at 1."""
+    gate.enter(0, None)
+    gate.refresh(0)
+    assert (gate.free_until, gate.calm_until) == (1, 1)
+    return gate
+
+
+def test_the_quick_ways_end_when_a_call_becomes_overdue(calm):
+    """To the moment: from 1 on something else may have to be done."""
+    slot, ticket = calm.quick_check_out(0.1), calm.quick_begin(0.1)
+    assert slot
+    assert ticket
+    assert not calm.quick_check_in(1, slot)
+    assert not calm.quick_end(1, ticket)
+    assert calm.quick_begin(1) == 0
+    assert calm.quick_end(0.9, ticket)
+    assert calm.quick_check_in(0.9, slot)
+    assert calm.quick_check_out(1) == 0
+
+
+def test_a_quick_move_is_remembered_as_the_latest_moment(calm):
+    """A clock that goes back stands still."""
+    slot = calm.quick_check_out(0.3)
+    assert calm.last == 0.3
+    assert calm.checkouts[slot] == (0.3, 0)
+    ticket = calm.quick_begin(0.2)
+    assert (calm.last, calm.breaker.in_flight[ticket]) == (0.3, 0.3)
+    calm.quick_begin(0.4)
+    assert calm.last == 0.4
+    calm.quick_end(0.5, ticket)
+    assert calm.last == 0.5
+    calm.quick_check_in(0.6, slot)
+    assert calm.last == 0.6
+    assert calm.bulkhead.taken == 1
+
+
+def test_the_quick_way_in_takes_no_slot_that_is_not_there(calm):
+    """A full guard is asked the long way, which may wait."""
+    assert calm.quick_check_out(0.1)
+    assert calm.quick_check_out(0.1) == 0
+    assert calm.bulkhead.taken == calm.bulkhead.limit
+
+
+def test_quick_successes_are_counted_one_by_one(calm):
+    """However many before anybody writes them down."""
+    for _ in range(3):
+        assert calm.quick_end(0.1, calm.quick_begin(0.1))
+    calm.refresh(0.1)
+    assert calm.breaker.succeeded == 3
+
+
+def test_the_quick_ways_settle_nothing_twice_and_nothing_unknown(calm):
+    """Such a ticket or slot goes the long way, which knows that it changes nothing."""
+    slot, ticket = calm.quick_check_out(0.1), calm.quick_begin(0.1)
+    assert calm.quick_end(0.1, ticket)
+    assert not calm.quick_end(0.1, ticket)
+    assert not calm.quick_end(0.1, ticket + 1)
+    assert calm.quick_check_in(0.1, slot)
+    assert not calm.quick_check_in(0.1, slot)
+    assert not calm.quick_check_in(0.1, slot + 1)
+    assert (calm.bulkhead.taken, calm.breaker.unwritten) == (1, 1)
+
+
+def test_a_late_success_goes_the_long_way(calm):
+    """Also that of the last call before the transition: it decides nothing, and is counted as late."""
+    ticket = calm.quick_begin(0.1)
+    calm.turn(0.2, "reset")
+    assert ticket == calm.breaker.era
+    assert not calm.quick_end(0.3, ticket)
+    calm.end(0.3, ticket, S)
+    assert calm.breaker.late == 1
+
+
+def test_a_probes_connection_goes_back_the_long_way(gate):
+    """Its lease must be looked at, also when the round is over and the circuit closed."""
+    trip(gate)
+    slot = gate.check_out(5, None)
+    gate.end(5, gate.begin(5, slot), S)
+    gate.refresh(5)
+    assert gate.calm
+    assert not gate.quick_check_in(5, slot)
+    gate.check_in(5, slot)
+    assert gate.bulkhead.taken == 0

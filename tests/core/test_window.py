@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -202,3 +203,56 @@ def test_a_slice_lasts_beyond_the_moment_it_was_reached(size, now):
     window.advance(now)
     rounding = 1e-12 * max(1, abs(now), size)
     assert now - rounding <= window.until <= now + size / SLICES + rounding
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_many_unmarked_calls_at_once_are_as_good_as_one_by_one(size):
+    """Whatever was in the ring, from wherever in it, once or twice round."""
+    for marks in itertools.product([0, FAILED, SLOW, BOTH], repeat=3):
+        for count in range(2 * size + 1):
+            at_once, one_by_one = CountWindow(size), CountWindow(size)
+            for mark in marks:
+                at_once.add(mark)
+                one_by_one.add(mark)
+            at_once.add_unmarked(count)
+            for _ in range(count):
+                one_by_one.add(0)
+            for mark in (FAILED, *[0] * size):
+                assert figures(at_once) == figures(one_by_one)
+                assert at_once.add(mark) == one_by_one.add(mark)
+
+
+@pytest.mark.parametrize("make", [lambda: CountWindow(9), lambda: TimeWindow(10)])
+@pytest.mark.parametrize(("mark", "expected"), [(FAILED, (3, 1, 0)), (SLOW, (3, 0, 1)), (BOTH, (3, 1, 1))])
+def test_the_call_of_this_moment_can_be_amended(make, mark, expected):
+    """With either mark, or with both."""
+    window = make()
+    window.advance(7)
+    window.add_unmarked(2)
+    window.amend(window.add(0), mark)
+    assert figures(window) == expected
+
+
+def test_unmarked_calls_of_one_slice_are_forgotten_together():
+    """However many times they were written down."""
+    window = TimeWindow(10)
+    window.advance(0)
+    window.add_unmarked(2)
+    window.add_unmarked(3)
+    assert figures(window) == (5, 0, 0)
+    window.advance(9.9)
+    assert figures(window) == (5, 0, 0)
+    window.advance(10)
+    assert figures(window) == (0, 0, 0)
+
+
+def test_no_place_is_handed_out_again_after_a_clear():
+    """A call from before would mark one from after it."""
+    window = CountWindow(2)
+    old = [window.add(0) for _ in range(3)]
+    window.clear()
+    for _ in range(7):
+        assert window.add(0) not in old
+        for place in old:
+            window.amend(place, BOTH)
+        assert figures(window)[1:] == (0, 0)
