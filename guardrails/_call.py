@@ -224,8 +224,10 @@ class Call(Ringing):
         outcome = Outcome.ABANDONED
         try:
             outcome = self._outcome(error)
-        finally:  # whatever the user's rules and clock do, the slot goes back
             self._settle(outcome)
+        except BaseException:  # the user's rules and clock, or Ctrl-C on the way: the slot goes back
+            self._settle(outcome)
+            raise
 
     def leave_async(self, error: BaseException | None) -> None:
         """Ends an asyncio task's call.
@@ -285,14 +287,13 @@ class Call(Ringing):
 
     def _settle(self, outcome: Outcome) -> None:
         close(self)
-        held = self._held = self._held or []
-        if self._ticket:
-            held.append((self.passage.doors[0], self._ticket))
-            self._ticket = 0
+        held = self._held = self._held or [(self.passage.doors[0], self._ticket)] * (self._ticket > 0)
+        self._ticket = 0
         while held:
-            door, ticket = held.pop()
+            door, ticket = held[-1]
             try:
                 door.leave(ticket, outcome)
-            except BaseException:  # Ctrl-C while a listener runs: the other doors' slots go back too
+            except BaseException:  # Ctrl-C: once more, as nothing is settled twice; then the other doors
                 self._settle(outcome)
                 raise
+            held.pop()

@@ -46,6 +46,8 @@ class Gate:
         calm_until: Likewise, until then a call's success decides nothing either.
         shut_until: Likewise, until then the open circuit refuses every call.
         admitted: Slots given out.
+        leaving: The ticket whose slot is on its way back, or None. A ``leave`` that an interrupt cut short
+            can so be made again, and passes the slot on once.
         checkouts: Of each checked-out connection, by the number of its slot: since when, and the
             ticket of the probe it stands for (0: none).
         adopted: Slots taken before the guard was there.
@@ -63,6 +65,7 @@ class Gate:
         "checkouts",
         "free_until",
         "last",
+        "leaving",
         "outbox",
         "rejected",
         "reserved",
@@ -74,6 +77,7 @@ class Gate:
         self.bulkhead = bulkhead
         self.last = -math.inf
         self.admitted = self.adopted = 0
+        self.leaving: int | None = None
         self.checkouts: dict[int, tuple[float, int]] = {}
         self.reserved: dict[int, None] = {}
         self.rejected: Counter[Reason] = Counter()
@@ -123,9 +127,12 @@ class Gate:
         Returns:
             How it ended. A ticket that has ended before (None) gives nothing back a second time.
         """
-        ended = self.breaker.end(ticket, outcome, self._at(now))
+        now, breaker = self._at(now), self.breaker
+        if ticket in breaker.in_flight or ticket in breaker.overdue:
+            self.leaving = ticket
+        ended = breaker.end(ticket, outcome, now)
         self._follow_circuit()
-        if ended is not None:
+        if self.leaving == ticket:
             self._pass_on()
         return self._done(ended)
 
@@ -315,6 +322,7 @@ class Gate:
         bulkhead.queue.clear()
         bulkhead.standing_since = None
         bulkhead.taken = self.adopted = 0
+        self.leaving = None
         self.checkouts.clear()
         self.reserved.clear()
         self.outbox.clear()
@@ -395,6 +403,7 @@ class Gate:
 
     def _pass_on(self) -> None:
         heir = self.bulkhead.leave()
+        self.leaving = None
         if heir is not None:
             self.outbox.append(heir)
 

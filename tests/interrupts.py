@@ -1,0 +1,90 @@
+"""Raises an exception wherever Python lets a signal handler raise one, one place after the other.
+
+A handler runs between two bytecodes, but not between any two: the interpreter looks for signals at a
+function's start, at a jump back, and after a call into C. A call of a Python function is none; its start is.
+"""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import pathlib
+import sys
+
+import guardrails
+
+PACKAGE = str(pathlib.Path(guardrails.__file__).parent)
+JUMPS_BACK = {code for name, code in dis.opmap.items() if "BACKWARD" in name and "NO_INTERRUPT" not in name}
+CALLS = {dis.opmap[name] for name in ("CALL", "CALL_KW", "CALL_FUNCTION_EX") if name in dis.opmap}
+SPREADING_CALL = dis.opmap["CALL_FUNCTION_EX"]
+RESUME = dis.opmap["RESUME"]
+AWAITING = 2
+"""From this argument on, RESUME goes on after an await, where nobody looks for signals."""
+
+
+class Interruption(BaseException):
+    """As KeyboardInterrupt, but surely ours."""
+
+
+class Interrupter:
+    """Interrupts a function at the n-th place in the library where it can be.
+
+    Attributes:
+        hit: The file and the function where that was, or None when the call was over before.
+    """
+
+    def __init__(self, number):
+        self._left = number
+        self._before = {}
+        self.hit = None
+
+    def run(self, fn):
+        """Calls the function, and lets only the interruption out of it that was made here."""
+        tracing = sys.gettrace()
+        sys.settrace(self._on_call)
+        try:
+            fn()
+        except Interruption:
+            assert self.hit is not None
+        finally:
+            sys.settrace(tracing)
+
+    def _on_call(self, frame, event, arg):
+        caller = frame.f_back
+        if self._before.get(caller) != SPREADING_CALL and frame.f_code.co_name != "__init__":
+            self._before[caller] = None  # one Python function called another: no look at its return
+        if self.hit is not None or not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        code, at = frame.f_code.co_code, frame.f_lasti
+        begins = at >= 0 and code[at] == RESUME and code[at + 1] < AWAITING
+        self._before[frame] = RESUME if begins else None
+        return self._on_event
+
+    def _on_event(self, frame, event, arg):
+        if self.hit is not None:
+            return None
+        if event == "opcode":
+            self._on_opcode(frame)
+        elif event == "exception":
+            self._before[frame] = None  # what raised did not return
+        return self._on_event
+
+    def _on_opcode(self, frame):
+        before = self._before.get(frame)
+        self._before[frame] = frame.f_code.co_code[frame.f_lasti]
+        if before == RESUME or before in CALLS or before in JUMPS_BACK:
+            if self._left == 0:
+                self.hit = pathlib.Path(frame.f_code.co_filename).name, frame.f_code.co_name
+                raise Interruption
+            self._left -= 1
+
+
+def interrupted_everywhere(make, fn):
+    """Makes a thing and interrupts a function of it, at each place in turn; yields where, and the thing."""
+    for number in itertools.count():
+        thing, interrupter = make(), Interrupter(number)
+        interrupter.run(lambda thing=thing: fn(thing))
+        if interrupter.hit is None:
+            return
+        yield interrupter.hit, thing

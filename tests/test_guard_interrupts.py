@@ -1,0 +1,99 @@
+"""Ctrl-C, a job's time limit, any exception of a signal handler: raised wherever there can be one."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from interrupts import interrupted_everywhere
+from verbs import Boom, boom, tripping
+
+from guardrails import CircuitOpenError, Guard, deadline
+from guardrails._deadline import ambient, current
+
+
+def warm():
+    """A guard whose quick ways are open."""
+    guard = Guard("db", max_concurrent_calls=2)
+    for _ in range(2):
+        guard.run(int)
+    return guard
+
+
+def opened():
+    """A guard whose circuit is open."""
+    guard = Guard("db", max_concurrent_calls=2, breaker=tripping())
+    with contextlib.suppress(Boom):
+        guard.run(boom)
+    return guard
+
+
+def through_run(guard):
+    guard.run(int)
+
+
+def through_a_block(guard):
+    with guard.call():
+        pass
+
+
+def through_a_failure(guard):
+    with contextlib.suppress(Boom):
+        guard.run(boom)
+
+
+def through_a_refusal(guard):
+    with contextlib.suppress(CircuitOpenError):
+        guard.run(int)
+
+
+def through_a_deadline(guard):
+    with deadline(5):
+        guard.run(int)
+
+
+def what_is_lost(make, call):
+    """Where an interrupt loses a slot or a scope; and that it never costs more than that one."""
+    lost, places = [], 0
+    for where, guard in interrupted_everywhere(make, call):
+        places += 1
+        door = guard._door
+        assert not door.lock._is_owned(), f"the lock is held after an interrupt at {where}"
+        assert not door.postponed
+        slots = door.gate.bulkhead
+        if slots.taken or current() is not None:
+            lost.append(where)
+        ambient.set(None)
+        assert slots.taken <= 1
+        assert not slots.queue
+        with contextlib.suppress(CircuitOpenError):
+            guard.run(int)  # the other slot still works
+        door.gate.forget_everyone()  # the next test starts with nobody inside
+    return places, lost
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "known"),
+    [
+        (warm, through_run, set()),
+        # Nobody can protect the first instruction of an `__exit__` written in Python.
+        (warm, through_a_block, {"__exit__", "slip_out"}),
+        (warm, through_a_failure, {"leave"}),
+        (opened, through_a_refusal, set()),
+    ],
+)
+def test_an_interrupt_loses_nothing_on_the_quick_way(make, call, known):
+    """Admission, the way out, a failure, a refusal: the slot and the scope go back, wherever it comes."""
+    places, lost = what_is_lost(make, call)
+    assert places >= 10
+    assert {function for _, function in lost} <= known
+    assert len(lost) <= len(known)
+
+
+def test_an_interrupt_of_a_long_admission_loses_one_slot_at_most():
+    """Between the moment the slot is taken and that in which the call knows: docs/guard.md says so."""
+    places, lost = what_is_lost(lambda: Guard("db", max_concurrent_calls=2), through_a_deadline)
+    assert places >= 100
+    assert len(lost) <= places / 5
+    ways_out = {"_settle", "_pass_on", "_follow_circuit", "_learn", "_write_down", "_follow_streak"}
+    assert not ways_out & {function for _, function in lost}
