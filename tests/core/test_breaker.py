@@ -619,3 +619,111 @@ def test_a_probe_that_passes_ends_the_streak():
     call(breaker, S, 5)
     call(breaker, F, 5)
     assert breaker.state == "half_open"
+
+
+def test_each_late_result_is_counted():
+    """Two of two."""
+    breaker = make()
+    tickets = [breaker.begin(0), breaker.begin(0)]
+    breaker.reset(0)
+    for ticket in tickets:
+        breaker.end(ticket, S, 0.5)
+    assert breaker.late == 2
+
+
+def test_a_probe_whose_lease_ran_out_is_slow_once_and_as_old_as_its_call():
+    """Each of them; one that never began is as old as the loss."""
+    breaker = half_open(
+        permitted_calls_in_half_open_state=4,
+        slow_call_rate_threshold=1,
+        slow_call_duration_threshold=60,
+        max_wait_duration_in_half_open_state=3,
+    )
+    begun, unused = breaker.begin(5), breaker.lease(6)
+    breaker.tick(9)
+    assert (breaker.slow, breaker.in_flight) == (2, {})
+    assert breaker.under_way() == [5, 9]
+    assert breaker.end(begun, S, 10) == (5, True)
+    assert breaker.end(unused, S, 10) == (1, True)
+
+
+def test_a_call_that_was_quick_has_its_duration():
+    """And is not slow."""
+    breaker = make()
+    assert call(breaker, S, 1, lasting=0.75) == (0.75, False)
+
+
+def test_nothing_opens_a_circuit_that_is_held_open():
+    """Calls that were under way become overdue, and are no verdict."""
+    breaker = make()
+    call(breaker, F)
+    breaker.begin_unleased(0, 0)
+    breaker.tick(3)
+    assert moves(breaker) == [("closed", "open", "failure_rate")]
+
+
+def test_a_passed_round_has_the_moment_of_its_last_result():
+    """As every other change."""
+    breaker = half_open()
+    for now in (6, 7):
+        call(breaker, S, now)
+    assert (breaker.state, breaker.changes[-1].at) == ("closed", 7)
+
+
+def test_a_state_held_by_hand_starts_a_new_streak():
+    """What failed before is not in a row with what fails after."""
+    breaker = make(consecutive_failures=2, failure_rate_threshold=1, minimum_number_of_calls=9)
+    breaker.hold("metrics_only", 0)
+    call(breaker, F)
+    assert moves(breaker) == [("closed", "metrics_only", "manual")]
+
+
+def test_a_rounds_figures_are_enough_when_the_round_is_whole():
+    """Not when the window's minimum is met, which is another number."""
+    breaker = half_open(minimum_number_of_calls=1, permitted_calls_in_half_open_state=2)
+    call(breaker, S, 6)
+    assert breaker.evidence(6) == (1, 0, 0, False)
+    breaker.reset(6)
+    call(breaker, S, 6)
+    assert breaker.evidence(6) == (1, 0, 0, True)
+
+
+def test_until_when_no_call_becomes_overdue_is_known():
+    """The oldest decides; with nobody inside, one that began now would be the first."""
+    breaker = make(slow_call_duration_threshold=1)
+    breaker.begin(0)
+    breaker.tick(0.5)
+    assert breaker.quiet_until == 1
+    breaker.tick(3)
+    assert breaker.quiet_until == 4
+
+
+def test_a_call_that_becomes_overdue_is_judged_though_others_are_in_time():
+    """The search ends at the first that is in time, the verdict is still due."""
+    breaker = make(slow_call_rate_threshold=1)
+    breaker.begin(0)
+    breaker.begin(2)
+    breaker.tick(2.5)
+    assert moves(breaker) == [("closed", "open", "slow_call_rate")]
+
+
+def test_a_late_call_that_becomes_overdue_leaves_no_mark():
+    """Also the last one before the reset."""
+    breaker = make()
+    breaker.begin(0)
+    breaker.reset(0)
+    breaker.tick(3)
+    assert (breaker.slow, breaker.window.slow) == (1, 0)
+
+
+def test_the_end_of_the_wait_has_the_moment_of_the_knock():
+    """Time alone changes nothing until somebody knocks."""
+    breaker = make()
+    call(breaker, F)
+    breaker.knock(7)
+    assert breaker.changes[-1][:3] == (7, "open", "half_open")
+
+
+def test_nothing_reaches_no_rate():
+    """Of no calls there is no part."""
+    assert not _reaches(0, 0, (1, 2))

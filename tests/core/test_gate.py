@@ -469,3 +469,52 @@ def test_a_probes_connection_goes_back_the_long_way(gate):
     assert not gate.quick_check_in(5, slot)
     gate.check_in(5, slot)
     assert gate.bulkhead.taken == 0
+
+
+def test_a_hand_on_the_circuit_has_its_moment(gate):
+    """Each transition is told with the time it was made."""
+    hands = ["forced_open", "half_open", "open", "half_open", "reset", "disabled"]
+    for now, hand in enumerate(hands):
+        gate.turn(now, hand)
+    assert [change.at for change in gate.outbox] == [0, 1, 2, 3, 4, 5]
+    assert [change.new for change in gate.outbox] == [*hands[:4], "closed", "disabled"]
+
+
+def test_a_circuit_that_is_forced_open_sends_the_queue_away(gate):
+    """As one that opens by itself."""
+    for _ in range(2):
+        gate.enter(0, None)
+    place = Place()
+    gate.enter(0, place)
+    gate.turn(0, "forced_open")
+    assert place.verdict == "sent_away"
+
+
+def test_a_queue_stands_from_the_moment_its_first_waiter_came(gate):
+    """By which later ones are hurried."""
+    for _ in range(2):
+        gate.enter(0, None)
+    gate.enter(0.5, Place())
+    assert gate.bulkhead.standing_since == 0.5
+
+
+def test_a_slot_that_was_waited_for_is_counted_as_given_out_once(gate):
+    """And refusals are counted one by one."""
+    tickets = [gate.enter(0, None) for _ in range(2)]
+    place = Place()
+    gate.enter(0, place)
+    for _ in range(3):
+        gate.enter(0, None)
+    gate.leave(0, tickets[0], S)
+    gate.woken(0, place)
+    assert (gate.admitted, gate.rejected) == (3, {"bulkhead_full": 3})
+
+
+def test_an_open_circuit_refuses_the_quick_way_until_a_probe_is_due(gate):
+    """A disabled one lets everybody in the quick way."""
+    trip(gate)
+    gate.refresh(0)
+    assert gate.shut_until > 0
+    gate.turn(1, "disabled")
+    gate.refresh(1)
+    assert gate.quick_end(1, gate.quick_begin(1))

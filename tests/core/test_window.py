@@ -256,3 +256,10 @@ def test_no_place_is_handed_out_again_after_a_clear():
         for place in old:
             window.amend(place, BOTH)
         assert figures(window)[1:] == (0, 0)
+
+
+def test_a_slice_before_the_clocks_zero_ends_there():
+    """A clock may start below zero; slices are cut the same way on both sides."""
+    window = TimeWindow(10)
+    window.advance(-0.5)
+    assert window.until == 0
