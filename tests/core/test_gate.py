@@ -518,3 +518,18 @@ def test_an_open_circuit_refuses_the_quick_way_until_a_probe_is_due(gate):
     gate.turn(1, "disabled")
     gate.refresh(1)
     assert gate.quick_end(1, gate.quick_begin(1))
+
+
+def test_a_hand_to_half_open_keeps_the_failures_in_a_row():
+    """A round begun by hand is judged like any other."""
+    policy = BreakerPolicy(
+        consecutive_failures=2,
+        failure_rate_threshold=1,
+        minimum_number_of_calls=9,
+        permitted_calls_in_half_open_state=4,
+    )
+    gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(2, 2))
+    gate.leave(0, gate.enter(0, None), F)
+    gate.turn(0, "half_open")
+    gate.leave(0, gate.enter(0, None), F)
+    assert gate.breaker.state == "open"
