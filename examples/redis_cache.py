@@ -29,13 +29,13 @@ def page(client: redis.Redis, name: str) -> str:
 
 def main() -> None:
     with ValkeyServer.start() as server, redis.Redis(port=server.port) as client:
+        client.set("home", "<html>")
         protect(
             client,
             name="cache",
-            timeout=0.1,
+            timeout=0.25,
             breaker=BreakerPolicy(consecutive_failures=3, wait_duration_in_open_state=0.5),
         )
-        client.set("home", "<html>")
         shown = ""
         start = time.monotonic()
         frozen = False

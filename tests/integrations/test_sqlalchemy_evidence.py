@@ -126,7 +126,7 @@ def test_administrators_orders_are_failures(lab, order):
     with lab.meanwhile(lambda: lab.query("select pg_sleep(10)")) as results:
         for _ in range(500):
             lab.pause(0.01)
-            if lab.running():
+            if lab.server_side("state = 'active' and query like '%pg_sleep%'"):
                 break
         lab.aside(f"select {order}(pid) from pg_stat_activity where application_name = 'lab'")
     assert isinstance(results[0], DBAPIError)

@@ -142,7 +142,7 @@ def test_connecting_over_a_bad_wire(lab, wire, fault):
 
 def test_silence_anywhere_in_a_first_call(lab, wire):
     """Handshake, what SQLAlchemy and the driver ask a new connection, the statement: each may get stuck."""
-    lab.protect(guard={"timeout": LIMIT})
+    lab.protect(guard={"timeout": 20})
     lab.query("select 1")
     whole = wire.sent_to_client
     for share in range(6):

@@ -178,7 +178,7 @@ def test_many_deadlines_share_one_timer(monkeypatch):
             assert _stopping._on_loop(lambda number=number: number, (), {}, driver, None, 5.0) == number
             if number % 100 == 0:
                 await asyncio.sleep(0)
-        assert not alarms()._armed
+        assert not alarms().armed
         assert sum(not handle.cancelled() for handle in asyncio.get_running_loop()._scheduled) <= 1
         return len(sweeps)
 
