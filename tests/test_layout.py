@@ -16,7 +16,7 @@ SHELL_ORDER = [
     # Each may import what stands before it.
     {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot", "_budget", "_again"},
     {"_door", "_ringing", "_consecutive", "_voices", "_retry_loop", "_retry_rules", "_retrying", "_fallback"},
-    {"_passage", "_crossing"},
+    {"_passage", "_crossing", "_sharing"},
     {"_call"},
     {"_guard", "_circuitbreaker"},
     {"_bulkhead", "_decorator", "_protect", "_recovery"},
