@@ -129,6 +129,14 @@ class RequestScope(Scope):
         self.reserved: dict[Any, int] = {} if shared is None else shared.reserved
         self.request = self
 
+    def template(self) -> str | None:
+        """The route the request is going to, as the application wrote it down; None if nobody knows.
+
+        A template such as ``/orders/{id}``, never the path that a client sent: there are few of those.
+        """
+        outer = None if self.outer is None else self.outer.request
+        return None if outer is None else outer.template()
+
 
 def touch(scope: Scope | None, passage: Any) -> None:
     """Notes with the request that a scope is part of, if any, that it came to a guard."""

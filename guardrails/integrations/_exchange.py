@@ -12,6 +12,7 @@ from guardrails._core.gate import Refusal
 from guardrails._deadline import Clock, RequestScope, Scope, close, note_trouble
 from guardrails._door import Door
 from guardrails.integrations._http import Problem
+from guardrails.integrations._routes import RouteTable
 
 __all__ = ["ASGIApp", "ASGIScope", "Exchange", "Handshake", "Receive", "Send", "answer", "deny", "path_of"]
 
@@ -38,9 +39,14 @@ class Exchange(RequestScope):
         let_in: When its wait for slots was over, and the application got it or it was refused.
         mine: The doors at which it reserved a slot, until it has given back what nothing used.
         timed: Whether to say in ``Server-Timing`` how long it waited and worked.
+        asgi: The request's scope in the meaning of ASGI.
+        table: The routes of the application, as far as they can be seen.
     """
 
-    __slots__ = ("_send", "began", "held", "let_in", "mine", "started", "timed")
+    __slots__ = ("_send", "asgi", "began", "held", "let_in", "mine", "started", "table", "timed")
+
+    asgi: ASGIScope
+    table: RouteTable
 
     def __init__(self, at: float | None, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
         super().__init__(at, clock, outer)
@@ -49,6 +55,12 @@ class Exchange(RequestScope):
         self.started = self.timed = False
         self.held: list[Message] = []
         self.began = self.let_in = began
+
+    def template(self) -> str | None:
+        """See RequestScope."""
+        asgi = self.asgi
+        found = self.table.template(asgi.get("endpoint"), path_of(asgi), asgi["method"])
+        return super().template() if found is None else found
 
     # --- slots held for it ---------------------------------------------------------------------
 

@@ -69,14 +69,16 @@ class Route:
 
     Attributes:
         endpoint: What the framework calls; kept, so that its ``id`` stays its own.
+        template: Its path as the application wrote it down, mounts included, such as ``/orders/{id}``.
         requires: The guards it was marked with.
         habits: What its requests usually touch.
     """
 
-    __slots__ = ("endpoint", "habits", "requires")
+    __slots__ = ("endpoint", "habits", "requires", "template")
 
-    def __init__(self, endpoint: object) -> None:
+    def __init__(self, endpoint: object, template: str) -> None:
         self.endpoint = endpoint
+        self.template = template
         self.requires = required_by(endpoint)
         self.habits = Habits()
 
@@ -95,6 +97,7 @@ class RouteTable:
     Args:
         routes: The framework's own list.
         before: The table that this one replaces; what was learnt of its endpoints is kept.
+        mounted: The template of the mount that the routes are below.
 
     Attributes:
         size: How long the list was.
@@ -102,8 +105,9 @@ class RouteTable:
         demanding: Whether any route was ever known to need a guard; before that, nobody has to look.
     """
 
-    def __init__(self, routes: Sequence[object], before: RouteTable | None = None) -> None:
+    def __init__(self, routes: Sequence[object], before: RouteTable | None = None, mounted: str = "") -> None:
         self.size = len(routes)
+        self._mounted = mounted
         self.known: dict[int, Route] = {} if before is None else before.known
         self._lines: dict[str, list[_Line]] = {}
         self._anywhere: list[_Line] = []
@@ -123,6 +127,11 @@ class RouteTable:
             return target.find("/" + match["path"], method)
         return None
 
+    def template(self, endpoint: object, path: str, method: str) -> str | None:
+        """The template of a request's route: by its endpoint once it has come to one, else by its path."""
+        route = self.known.get(id(endpoint)) or self.find(path, method)
+        return None if route is None else route.template
+
     def learn(self, endpoint: object, touched: Mapping[Any, float], began: float, *, troubled: bool) -> None:
         """Learns from a request that has come to an endpoint; see `Habits.learn`."""
         route = self.known.get(id(endpoint))
@@ -137,10 +146,11 @@ class RouteTable:
         if regex is None or (endpoint is None and not below):
             return
         target: Route | RouteTable
+        template = self._mounted + (getattr(route, "path", None) or "")
         if endpoint is None:
-            target = RouteTable(below, self)
+            target = RouteTable(below, self, template)
         else:
-            target = self.known.setdefault(id(endpoint), Route(endpoint))
+            target = self.known.setdefault(id(endpoint), Route(endpoint, template))
         methods = getattr(route, "methods", None)
         if _is_websocket(route):
             methods = {WEBSOCKET}

@@ -138,6 +138,7 @@ class GuardrailsMiddleware:
         )
         exchange.timed = self._server_timing
         table = self._table if self._looked and self._routes is None else self._look(scope)
+        exchange.asgi, exchange.table = scope, table
         inside = False
         try:
             problem = None
