@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from guardrails._call import Call
 from guardrails._callables import is_async, is_generator, label, not_run
-from guardrails._guard import Guard
+from guardrails._guard import Guard, workload
 from guardrails._recovery import Answered, AsyncAnswered, recovering
 
 if TYPE_CHECKING:
@@ -82,9 +82,10 @@ def guarded(
         if isinstance(fn, staticmethod | classmethod):
             return cast("Callable[P, T]", type(fn)(decorate(fn.__func__)))
         _refuse_generators(fn)
+        own = _own_compartment(guard, fn)
         if is_async(fn):
-            return cast("Callable[P, T]", _wrap_async(guard, timeout, fn))
-        return _wrap_sync(guard, timeout, fn)
+            return cast("Callable[P, T]", _wrap_async(own, timeout, fn))
+        return _wrap_sync(own, timeout, fn)
 
     return decorate if retry is None and fallback is None else recovering(decorate, guard, retry, fallback)
 
@@ -134,6 +135,11 @@ def _wrap_async(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> 
         return result
 
     return wrapper
+
+
+def _own_compartment(guard: Guard, fn: Callable[..., Any]) -> Guard:
+    name = label(fn)
+    return workload(guard, f"{getattr(fn, '__module__', '')}.{name}", name)
 
 
 def _wraps(fn: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -14,21 +14,19 @@ from guardrails._checks import Faults, unknown_option
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.gate import Gate
+from guardrails._core.shares import share
 from guardrails._door import Door
 from guardrails._passage import Passage
 from guardrails._policy import BreakerPolicy
+from guardrails._sharing import OTHER, Sharing
 from guardrails._snapshot import GuardSnapshot, take
 from guardrails.errors import ConfigurationError
 from guardrails.events import Listener
 
-__all__ = ["Attachment", "Guard", "attach"]
+__all__ = ["Attachment", "Guard", "attach", "sort_calls", "workload"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_DEFAULT_SHARE = 7, 10
-"""A compartment's part of its parent's slots, as a fraction: enough for one workload to use the pool
-well, and three tenths left for everybody else whatever happens to it."""
 
 
 class Attachment(Protocol):
@@ -81,6 +79,7 @@ class Guard:
         "_parts",
         "_settings",
         "_share",
+        "_sharing",
         "_timeout",
         "passage",
     )
@@ -113,6 +112,7 @@ class Guard:
         self.passage = Passage(self, name, (self._door,), breaker, timeout)
         self._parent: Guard | None = None
         self._share: int | None = None
+        self._sharing: Sharing | None = None
         self._parts: dict[str, Guard] = {}
         self._attachment: Attachment | None = None
 
@@ -248,9 +248,14 @@ class Guard:
         faults.count("max_concurrent_calls", max_concurrent_calls, most=most)
         faults.raise_if_any()
         self._door.step(self._door.gate.resize, max_concurrent_calls)
+        if self._parent is not None and self._parent._sharing is not None:
+            self._parent._sharing.fix(self._door)
+        if self._sharing is not None:
+            self._sharing.resize(max_concurrent_calls)
+            return
         for part in self.compartments:
             if part._share is None:
-                part.resize(_default_share(max_concurrent_calls))
+                part.resize(share(max_concurrent_calls))
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -263,7 +268,8 @@ class Guard:
 
         Args:
             name: Its label. Asked for again without options, the same compartment is returned.
-            max_concurrent_calls: Its slots; None is 70 % of this guard's, rounded down, at least 1.
+            max_concurrent_calls: Its slots; None is 70 % of this guard's, rounded down, at least 1. Where
+                compartments form by themselves, one that is active alone may then use all of them.
             **options: As for `Guard`; what is not given is this guard's own.
 
         Raises:
@@ -279,11 +285,21 @@ class Guard:
         faults.raise_if_any()
         part = Guard(
             name,
-            max_concurrent_calls=max_concurrent_calls or _default_share(total),
+            max_concurrent_calls=max_concurrent_calls or share(total),
             **{**self._inherited(), **options},
         )
         part._parent = self
         part._share = max_concurrent_calls
+        if self._sharing is not None:
+            own = part._inherited()
+            part._door = self._sharing.door(
+                name,
+                part._door.gate,
+                elastic=max_concurrent_calls is None,
+                clock=own["clock"],
+                max_wait=own["max_wait_duration"],
+                listeners=own["listeners"],
+            )
         doors = (part._door, *self.passage.doors)
         part.passage = Passage(part, name, doors, part.passage.policy, part._timeout)
         attach(part, self._attachment)
@@ -323,6 +339,31 @@ def attach(guard: Guard, attachment: Attachment | None) -> None:
         attach(part, attachment)
 
 
+def sort_calls(guard: Guard) -> None:
+    """Has a guard without compartments make them by itself, one for each `workload`."""
+    door = guard._door
+    guard._sharing = Sharing(door.gate.bulkhead.limit, door.clock)
+
+
+def workload(guard: Guard, key: str, name: str | None = None) -> Guard:
+    """The compartment of one workload, formed if it is new; the guard itself if it does not sort calls.
+
+    Args:
+        guard: The guard.
+        key: What tells the workload from all others.
+        name: The compartment's name while nobody else has that; None is the key.
+    """
+    if guard._sharing is None:
+        return guard
+
+    def form(found: str) -> Guard:
+        taken = name is None or name in guard._parts or found == OTHER
+        return guard.compartment(found if taken or name is None else name)
+
+    part: Guard = guard._sharing.find(key, form)
+    return part
+
+
 _INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listeners", "clock", "random")
 """What a compartment takes over from its guard, unless it is given its own."""
 
@@ -346,8 +387,3 @@ def _check(name: object, limit: object, settings: Mapping[str, Any]) -> None:
     faults.callable("clock", settings["clock"], none=False)
     faults.callable("random", settings["random"], none=False)
     faults.raise_if_any()
-
-
-def _default_share(total: int) -> int:
-    part, whole = _DEFAULT_SHARE
-    return max(1, total * part // whole)

@@ -9,7 +9,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.util import await_only
 
 from guardrails._checks import Faults
-from guardrails._guard import Guard, attach
+from guardrails._guard import Guard, attach, sort_calls
 from guardrails.errors import CallTimeoutError, ConfigurationError
 from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
 from guardrails.integrations.sqlalchemy._hooks import Hooks
@@ -23,7 +23,12 @@ _ANSWERS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedErro
 
 
 def guard_engine(
-    engine: object, *, name: str | None = None, backstop: float | None = None, **options: Any
+    engine: object,
+    *,
+    name: str | None = None,
+    backstop: float | None = None,
+    compartments: str = "declared",
+    **options: Any,
 ) -> Guard:
     """Attaches a guard to an engine; what `guardrails.protect` calls.
 
@@ -33,6 +38,9 @@ def guard_engine(
         backstop: Seconds after which the server ends a statement by itself, for the time when the network is
             cut and it cannot be told; must be above ``timeout``, and no statement can ask for more. None:
             four timeouts on MariaDB, whose statements can ask for more, and nothing on PostgreSQL.
+        compartments: ``"declared"``: those made with ``guard.compartment()``. ``"auto"``: each guarded
+            function and each route also gets one by itself, which may not hold more than 70 % of the slots
+            while another one is active.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to what the pool can hold.
 
     Raises:
@@ -51,6 +59,7 @@ def guard_engine(
             f"protect: this engine is guarded already, by {guard_of(sync_engine.pool)!r}"
         )
     slots = _slots(sync_engine, name, options.pop("max_concurrent_calls", None))
+    sorts = _sorts(name, compartments)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     driver = find_driver(dialect.driver, is_async=dialect.is_async)
     if driver is None and guard.timeout is not None:
@@ -60,10 +69,19 @@ def guard_engine(
     dbapi = dialect.loaded_dbapi
     answers = tuple(getattr(dbapi, answer) for answer in _ANSWERS if hasattr(dbapi, answer))
     worker = Worker(guard, driver, is_async=dialect.is_async, errors=answers, backstop=backstop)
-    attachment = _EngineAttachment(sync_engine, guard, worker)
+    attachment = _EngineAttachment(sync_engine, guard, worker, sorts=sorts)
+    if sorts:
+        sort_calls(guard)
     attachment.attach()
     attach(guard, attachment)
     return guard
+
+
+def _sorts(name: str, compartments: object) -> bool:
+    faults = Faults(f"guard {name!r}")
+    faults.choice("compartments", compartments, ("declared", "auto"))
+    faults.raise_if_any()
+    return compartments == "auto"
 
 
 def _slots(engine: Engine, name: str, asked: object) -> int:
@@ -97,10 +115,11 @@ def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> Non
 class _EngineAttachment:
     """The hooks on one engine: the pool's class, the dialect's methods, one error listener."""
 
-    def __init__(self, engine: Engine, guard: Guard, worker: Worker) -> None:
+    def __init__(self, engine: Engine, guard: Guard, worker: Worker, *, sorts: bool) -> None:
         self._engine = engine
         self.most = capacity(engine.pool)
-        self._admission = Admission(guard, await_only if engine.dialect.is_async else None)
+        wait = await_only if engine.dialect.is_async else None
+        self._admission = Admission(guard, wait, sorts=sorts)
         self._hooks = Hooks(engine, self._admission, worker)
 
     def attach(self) -> None:
