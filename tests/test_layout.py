@@ -11,7 +11,17 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "guardrails"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-WORDS = {"errors", "events", "_policy", "_outcome", "_checks", "_circuit_open", "_identity", "_callables"}
+WORDS = {
+    "errors",
+    "events",
+    "_policy",
+    "_outcome",
+    "_checks",
+    "_circuit_open",
+    "_identity",
+    "_callables",
+    "_criticality",
+}
 SHELL_ORDER = [
     # Each may import what stands before it.
     {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot", "_budget", "_again"},
