@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from guardrails._core.ranks import Ranks
+from guardrails._criticality import CRITICAL
+
 __all__ = ["Bulkhead", "Place"]
 
 STANDING = 0.3
@@ -19,14 +22,17 @@ class Place:
     """One caller's place in the queue.
 
     Attributes:
-        verdict: None while waiting, then ``"granted"`` (a slot is theirs) or ``"sent_away"``; and
-            ``"settled"`` once the caller has left the queue or taken its slot over.
+        rank: How much the caller matters; see `guardrails._criticality`.
+        verdict: None while waiting, then ``"granted"`` (a slot is theirs), ``"sent_away"``, or ``"shed"``
+            (sent away for somebody who matters more); and ``"settled"`` once the caller has left the queue
+            or taken its slot over.
     """
 
-    __slots__ = ("verdict",)
+    __slots__ = ("rank", "verdict")
 
     def __init__(self) -> None:
-        self.verdict: Literal["granted", "sent_away", "settled"] | None = None
+        self.rank = CRITICAL
+        self.verdict: Literal["granted", "sent_away", "shed", "settled"] | None = None
 
 
 class Bulkhead:
@@ -35,10 +41,11 @@ class Bulkhead:
     Attributes:
         taken: Slots in use, including those handed to a waiter that has not woken up yet.
         queue: The waiting places, first come first.
+        ranks: Who has the slots; None while all calls matter the same, and all come in order.
         standing_since: When the queue was last empty, or None while it is.
     """
 
-    __slots__ = ("limit", "max_waiting", "queue", "standing_since", "taken")
+    __slots__ = ("limit", "max_waiting", "queue", "ranks", "standing_since", "taken")
 
     def __init__(self, limit: int, max_waiting: int) -> None:
         self.limit = limit
@@ -46,6 +53,7 @@ class Bulkhead:
         self.taken = 0
         self.queue: dict[Place, None] = {}
         self.standing_since: float | None = None
+        self.ranks: Ranks | None = None
 
     def try_enter(self) -> bool:
         """Takes a slot if one is free and nobody waits for it: a newcomer never overtakes the queue."""
@@ -63,9 +71,10 @@ class Bulkhead:
         self.queue[place] = None
         return True
 
-    def patience(self, max_wait: float, now: float) -> float:
+    def patience(self, max_wait: float, now: float, rank: int = CRITICAL) -> float:
         """Seconds a caller that queues now may wait."""
-        standing = self.standing_since is not None and now - self.standing_since >= STANDING
+        since = self.standing_since if self.ranks is None or rank >= CRITICAL else self.ranks.low_since
+        standing = since is not None and now - since >= STANDING
         return min(max_wait, HURRIED_WAIT) if standing else max_wait
 
     def leave(self) -> Place | None:
@@ -100,9 +109,59 @@ class Bulkhead:
         self._note_empty()
         return sent
 
+    # --- calls that matter more and less -------------------------------------------------------
+
+    def try_enter_ranked(self, ranks: Ranks, rank: int, now: float) -> bool:
+        """Takes a slot for a call of a rank; nobody overtakes their own class, or a higher one's queue."""
+        ranks.ask(rank, now)
+        entitled = ranks.entitled(rank, self.limit)
+        if any(place.rank == rank or (place.rank > rank and not entitled) for place in self.queue):
+            return False
+        if not ranks.may_enter(rank, self.taken, self.limit):
+            return False
+        self.taken += 1
+        ranks.held[rank] += 1
+        return True
+
+    def try_queue_ranked(self, ranks: Ranks, place: Place, now: float) -> tuple[bool, Place | None]:
+        """Joins the queue; if it is full, instead of the last of the lowest class below, who is returned."""
+        shed = None
+        if len(self.queue) >= self.max_waiting:
+            shed = min(reversed(self.queue), key=lambda other: other.rank, default=place)
+            if shed.rank >= place.rank:
+                return False, None
+            del self.queue[shed]
+            shed.verdict = "shed"
+        if not self.queue:
+            ranks.low_since = now
+        if place.rank >= CRITICAL and self.standing_since is None:
+            self.standing_since = now
+        self.queue[place] = None
+        return True, shed
+
+    def leave_ranked(self, ranks: Ranks, rank: int) -> list[Place]:
+        """Gives a slot back; returns who has got one by it, the most important first."""
+        self.taken -= 1
+        ranks.held[rank] -= 1
+        return self._grant_ranked(ranks)
+
+    def _grant_ranked(self, ranks: Ranks) -> list[Place]:
+        heirs = []
+        for place in sorted(self.queue, key=lambda place: -place.rank):  # stable: first come within a class
+            if ranks.may_enter(place.rank, self.taken, self.limit):
+                del self.queue[place]
+                place.verdict = "granted"
+                self.taken += 1
+                ranks.held[place.rank] += 1
+                heirs.append(place)
+        self._note_empty()
+        return heirs
+
     def resize(self, limit: int) -> list[Place]:
         """Changes the number of slots. Shrinking lets calls inside end; growing returns whom to wake."""
         self.limit = limit
+        if self.ranks is not None:
+            return self._grant_ranked(self.ranks)
         heirs = []
         while self.queue and self.taken < limit:
             self.taken += 1
@@ -119,3 +178,8 @@ class Bulkhead:
     def _note_empty(self) -> None:
         if not self.queue:
             self.standing_since = None
+        if self.ranks is not None:
+            if not self.queue:
+                self.ranks.low_since = None
+            elif not any(place.rank >= CRITICAL for place in self.queue):
+                self.standing_since = None

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from guardrails._core.breaker import Breaker, Change, Ended
 from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.ranks import Ranks
+from guardrails._criticality import CRITICAL
 from guardrails._outcome import Outcome
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Gate:
         admitted: Slots given out.
         leaving: The ticket whose slot is on its way back, or None. A ``leave`` that an interrupt cut short
             can so be made again, and passes the slot on once.
+        classed: Those of them that were for calls of another class than CRITICAL.
         checkouts: Of each checked-out connection, by the number of its slot: since when, and the
             ticket of the probe it stands for (0: none).
         adopted: Slots taken before the guard was there.
@@ -63,6 +66,7 @@ class Gate:
         "bulkhead",
         "calm_until",
         "checkouts",
+        "classed",
         "free_until",
         "last",
         "leaving",
@@ -76,7 +80,7 @@ class Gate:
         self.breaker = breaker
         self.bulkhead = bulkhead
         self.last = -math.inf
-        self.admitted = self.adopted = 0
+        self.admitted = self.adopted = self.classed = 0
         self.leaving: int | None = None
         self.checkouts: dict[int, tuple[float, int]] = {}
         self.reserved: dict[int, None] = {}
@@ -95,19 +99,20 @@ class Gate:
 
     # --- a plain call: a slot and evidence -----------------------------------------------------
 
-    def enter(self, now: float, place: Place | None) -> int | Refusal | None:
+    def enter(self, now: float, place: Place | None, rank: int = CRITICAL) -> int | Refusal | None:
         """Admits a call.
 
         Args:
             now: The moment.
             place: Where to wait if there is no free slot; None does not wait.
+            rank: How much it matters; see `guardrails._criticality`.
 
         Returns:
             The call's ticket; or a refusal; or None when it now waits at ``place``.
         """
         now = self._at(now)
-        verdict = self._take_slot(now, place)
-        return self._done(self.breaker.begin(now) if verdict is True else verdict)
+        verdict = self._take_slot(now, place, rank)
+        return self._done(self._begin_call(now, rank) if verdict is True else verdict)
 
     def woken(self, now: float, place: Place, late: Reason = "queue_timeout") -> int | Refusal:
         """Decides about a call whose wait at ``place`` has ended, in whichever way.
@@ -119,7 +124,7 @@ class Gate:
         """
         now = self._at(now)
         verdict = self._inherit(now, place, late)
-        return self._done(self.breaker.begin(now) if verdict is True else verdict)
+        return self._done(self._begin_call(now, place.rank) if verdict is True else verdict)
 
     def leave(self, now: float, ticket: int, outcome: Outcome) -> Ended | None:
         """Ends an admitted call: learns from it, then passes its slot on.
@@ -133,22 +138,22 @@ class Gate:
         ended = breaker.end(ticket, outcome, now)
         self._follow_circuit()
         if self.leaving == ticket:
-            self._pass_on()
+            self._pass_on(self._disown(ticket))
         return self._done(ended)
 
     # --- a pool: slots for checkouts, evidence from statements ---------------------------------
 
-    def check_out(self, now: float, place: Place | None) -> int | Refusal | None:
+    def check_out(self, now: float, place: Place | None, rank: int = CRITICAL) -> int | Refusal | None:
         """Like ``enter``, for a checkout: returns the number of its slot, which is no ticket."""
         now = self._at(now)
-        verdict = self._take_slot(now, place)
-        return self._done(self._number_slot(now) if verdict is True else verdict)
+        verdict = self._take_slot(now, place, rank)
+        return self._done(self._number_slot(now, rank) if verdict is True else verdict)
 
     def woken_checkout(self, now: float, place: Place, late: Reason = "queue_timeout") -> int | Refusal:
         """Like ``woken``, for a checkout."""
         now = self._at(now)
         verdict = self._inherit(now, place, late)
-        return self._done(self._number_slot(now) if verdict is True else verdict)
+        return self._done(self._number_slot(now, place.rank) if verdict is True else verdict)
 
     def check_in(self, now: float, slot: int) -> None:
         """Gives a checkout's slot back; 0 is any of the adopted ones. A slot goes back once.
@@ -162,7 +167,7 @@ class Gate:
             if lease:
                 self.breaker.end(lease, Outcome.ABANDONED, now)
                 self._follow_circuit()
-            self._pass_on()
+            self._pass_on(self._disown(-slot))
         elif slot == 0 and self.adopted:
             self.adopted -= 1
             self._pass_on()
@@ -172,6 +177,8 @@ class Gate:
         """Counts slots that were taken before the guard was there."""
         self._at(now)
         self.bulkhead.taken += count
+        if self.bulkhead.ranks is not None:
+            self.bulkhead.ranks.held[CRITICAL] += count
         self.adopted += count
         self._done(None)
 
@@ -216,17 +223,21 @@ class Gate:
         breaker = self.breaker
         breaker.tick(now)
         _, lease = self.checkouts.pop(slot)
+        rank = self._disown(-slot)
         # A probe's lease is its leave to start; without one it is knocked for like anything else.
         allowed = lease in breaker.leases or breaker.knock(now)
         self._follow_circuit()
         if not allowed:
-            self._pass_on()
+            self._pass_on(rank)
             return self._done(self._circuit_open(now))
         if lease not in breaker.leases:
             lease = breaker.lease(now)
         if not checkout:
-            return self._done(breaker.begin_unleased(now, lease))
+            ticket = breaker.begin_unleased(now, lease)
+            self._own(ticket, rank)
+            return self._done(ticket)
         self.checkouts[slot] = (now, lease)
+        self._own(-slot, rank)
         return self._done(slot)
 
     # --- the quick ways ------------------------------------------------------------------------
@@ -287,7 +298,7 @@ class Gate:
         """For a caller that will not come back to its place: it leaves the queue, or its slot goes on."""
         self._at(now)
         if not self.bulkhead.withdraw(place) and self.bulkhead.claim(place):
-            self._pass_on()
+            self._pass_on(place.rank)
         self._done(None)
 
     def refuse(self, now: float, reason: Reason) -> Refusal:
@@ -320,7 +331,7 @@ class Gate:
         breaker.overdue.clear()
         breaker.leases.clear()
         bulkhead.queue.clear()
-        bulkhead.standing_since = None
+        bulkhead.standing_since = bulkhead.ranks = None
         bulkhead.taken = self.adopted = 0
         self.leaving = None
         self.checkouts.clear()
@@ -365,11 +376,17 @@ class Gate:
         self.last = now = max(self.last, now)
         return now
 
-    def _take_slot(self, now: float, place: Place | None) -> bool | Refusal | None:
+    def _take_slot(self, now: float, place: Place | None, rank: int) -> bool | Refusal | None:
         allowed = self.breaker.knock(now)
         self._follow_circuit()
         if not allowed:
             return self._circuit_open(now)
+        if rank != CRITICAL and self.bulkhead.ranks is None:
+            self.bulkhead.ranks = Ranks(self.bulkhead.taken, self.bulkhead.standing_since, now)
+            if self.admitted > self.classed or self.bulkhead.queue:
+                self.bulkhead.ranks.ask(CRITICAL, now)  # nobody noted when; it may have been just now
+        if self.bulkhead.ranks is not None:
+            return self._take_ranked(self.bulkhead.ranks, now, place, rank)
         if self.bulkhead.try_enter():
             self.admitted += 1
             return True
@@ -378,20 +395,54 @@ class Gate:
             return self._refuse("bulkhead_full", None)
         return None
 
-    def _number_slot(self, now: float) -> int:
+    def _take_ranked(self, ranks: Ranks, now: float, place: Place | None, rank: int) -> bool | Refusal | None:
+        if self.bulkhead.try_enter_ranked(ranks, rank, now):
+            self.admitted += 1
+            self.classed += rank != CRITICAL
+            return True
+        if place is not None and self.breaker.state != "half_open":
+            place.rank = rank
+            queued, shed = self.bulkhead.try_queue_ranked(ranks, place, now)
+            if shed is not None:
+                self.outbox.append(shed)
+            if queued:
+                return None
+        return self._refuse("shed" if ranks.outranked(rank) else "bulkhead_full", None)
+
+    def _begin_call(self, now: float, rank: int) -> int:
+        ticket = self.breaker.begin(now)
+        self._own(ticket, rank)
+        return ticket
+
+    def _number_slot(self, now: float, rank: int) -> int:
         self.checkouts[self.admitted] = (now, self.breaker.lease(now))
+        self._own(-self.admitted, rank)
         return self.admitted
+
+    def _own(self, number: int, rank: int) -> None:
+        """Notes whose slot it is: a call's by its ticket, a checkout's by its slot's number below zero."""
+        if rank != CRITICAL and self.bulkhead.ranks is not None:
+            self.bulkhead.ranks.owners[number] = rank
+
+    def _disown(self, number: int) -> int:
+        ranks = self.bulkhead.ranks
+        return CRITICAL if ranks is None else ranks.owners.pop(number, CRITICAL)
 
     def _inherit(self, now: float, place: Place, late: Reason) -> bool | Refusal:
         allowed = self.breaker.knock(now)
         self._follow_circuit()
+        ranks = self.bulkhead.ranks
+        outranked = ranks is not None and ranks.outranked(place.rank)
         if self.bulkhead.withdraw(place):
-            return self._refuse(late, None)
+            return self._refuse("shed" if outranked and late == "queue_timeout" else late, None)
+        if place.verdict == "shed":
+            return self._refuse("shed", None)
         if self.bulkhead.claim(place):
             if allowed:
                 self.admitted += 1
+                self.classed += place.rank != CRITICAL
                 return True
-            self._pass_on()
+            self._pass_on(place.rank)
         return self._circuit_open(now)
 
     def _circuit_open(self, now: float) -> Refusal:
@@ -401,7 +452,11 @@ class Gate:
         self.rejected[reason] += 1
         return Refusal(reason, retry_after)
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, rank: int = CRITICAL) -> None:
+        if self.bulkhead.ranks is not None:
+            self.outbox.extend(self.bulkhead.leave_ranked(self.bulkhead.ranks, rank))
+            self.leaving = None
+            return
         heir = self.bulkhead.leave()
         self.leaving = None
         if heir is not None:
@@ -417,10 +472,12 @@ class Gate:
 
     def _done(self, result: _T) -> _T:
         self.pause()
-        breaker = self.breaker
+        breaker, bulkhead = self.breaker, self.bulkhead
+        if bulkhead.ranks is not None and not bulkhead.queue and bulkhead.ranks.over(self.last):
+            bulkhead.ranks = None
         if breaker.state == "open":
             self.shut_until = self._ahead(min(breaker.open_until, breaker.quiet_until))
-        elif breaker.state in {"closed", "disabled"} and not self.bulkhead.queue:
+        elif breaker.state in {"closed", "disabled"} and not bulkhead.queue and bulkhead.ranks is None:
             self.free_until = self._ahead(breaker.quiet_until)
             self.calm_until = self._ahead(breaker.steady_until())
         return result

@@ -1,0 +1,317 @@
+"""Calls that matter more and less: who gets a slot, who waits in front of whom, who is shed."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from guardrails._core.breaker import Breaker
+from guardrails._core.bulkhead import HURRIED_WAIT, STANDING, Bulkhead, Place
+from guardrails._core.gate import Gate, Refusal
+from guardrails._core.ranks import ACTIVE
+from guardrails._criticality import CLASSES, CRITICAL
+from guardrails._outcome import Outcome
+
+SHEDDABLE, SHEDDABLE_PLUS, _, CRITICAL_PLUS = range(len(CLASSES))
+GUARANTEED = {SHEDDABLE: 1, SHEDDABLE_PLUS: 1, CRITICAL: 5, CRITICAL_PLUS: 2}
+"""Of ten slots."""
+
+
+def make_gate(limit=10, max_waiting=10):
+    return Gate(Breaker(None, lambda: 0.5), Bulkhead(limit, max_waiting))
+
+
+def crowd(gate, rank, now=0.0, count=99):
+    """Calls of a class that do not wait; returns the tickets of those let in."""
+    verdicts = [gate.enter(now, None, rank) for _ in range(count)]
+    return [verdict for verdict in verdicts if isinstance(verdict, int)]
+
+
+def wait_for_slot(gate, rank, now=0.0):
+    place = Place()
+    assert gate.enter(now, place, rank) is None
+    return place
+
+
+def end(gate, ticket, now=0.0):
+    """Ends a call; returns who was woken by it."""
+    gate.leave(now, ticket, Outcome.SUCCESS)
+    return woken(gate)
+
+
+def woken(gate):
+    places, gate.outbox[:] = list(gate.outbox), []
+    return places
+
+
+@pytest.mark.parametrize("rank", range(len(CLASSES)), ids=CLASSES)
+def test_a_class_alone_may_borrow_every_slot(rank):
+    """What nobody else has asked for lately is lent."""
+    assert len(crowd(make_gate(), rank)) == 10
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((CRITICAL, 1), SHEDDABLE, 5),  # four more are kept for CRITICAL
+        ((CRITICAL, 5), SHEDDABLE, 3),  # two are left free for it
+        ((CRITICAL, 8), SHEDDABLE, 1),
+        ((CRITICAL, 9), SHEDDABLE, 1),
+        ((SHEDDABLE, 1), CRITICAL, 9),  # the one that SHEDDABLE can count on is taken
+        ((CRITICAL_PLUS, 1), CRITICAL, 7),
+        ((SHEDDABLE_PLUS, 1), SHEDDABLE, 7),
+    ],
+)
+def test_slots_that_another_class_counts_on_are_kept_for_it(first, second, expected):
+    """As long as it is active, which it is from its first call on."""
+    rank, count = first
+    gate = make_gate()
+    crowd(gate, rank, count=count)
+    assert len(crowd(gate, second)) == expected
+
+
+def test_lent_slots_are_kept_again_once_they_come_back():
+    """A class that was idle gets its guaranteed slots as soon as they are given back, before all others."""
+    gate = make_gate()
+    tickets = crowd(gate, SHEDDABLE)
+    waiting = [wait_for_slot(gate, SHEDDABLE), *(wait_for_slot(gate, CRITICAL) for _ in range(2))]
+    assert end(gate, tickets.pop()) == [waiting[1]]
+    assert end(gate, tickets.pop()) == [waiting[2]]
+    assert end(gate, tickets.pop()) == [], "CRITICAL can count on five and has two"
+    assert [place.verdict for place in waiting] == [None, "granted", "granted"]
+
+
+def test_the_queue_is_by_class_and_then_in_order():
+    """The most important first, whenever they came."""
+    gate = make_gate(limit=1)
+    (ticket,) = crowd(gate, SHEDDABLE)
+    places = [wait_for_slot(gate, rank) for rank in (0, 2, 1, 2, 3, 0, 3)]
+    order = []
+    while ticket:
+        heirs = end(gate, ticket)
+        order += heirs
+        ticket = gate.woken(0.0, heirs[0]) if heirs else None
+    assert [places.index(place) for place in order] == [4, 6, 1, 3, 2, 0, 5]
+    assert gate.bulkhead.taken == 0
+
+
+def test_a_full_queue_sheds_the_last_of_the_lowest():
+    """A call that matters more takes its place; one that does not is refused."""
+    gate = make_gate(limit=1, max_waiting=2)
+    crowd(gate, CRITICAL)
+    first, second = wait_for_slot(gate, SHEDDABLE), wait_for_slot(gate, SHEDDABLE)
+    assert gate.enter(0.0, Place(), SHEDDABLE) == Refusal("shed", None)
+    wait_for_slot(gate, CRITICAL)
+    assert (woken(gate), second.verdict, first.verdict) == ([second], "shed", None)
+    assert gate.woken(0.0, second) == Refusal("shed", None)
+    assert gate.rejected["shed"] == 2
+
+
+@pytest.mark.parametrize(("rank", "reason"), [(SHEDDABLE, "shed"), (CRITICAL, "bulkhead_full")])
+def test_a_refusal_says_whether_it_was_for_somebody_elses_sake(rank, reason):
+    """It was if a higher class has asked lately, whether the caller waited or not."""
+    gate = make_gate(max_waiting=1)
+    crowd(gate, CRITICAL)
+    crowd(gate, SHEDDABLE, count=1)
+    assert gate.enter(0.0, None, rank) == Refusal(reason, None)
+    late = gate.woken(0.1, wait_for_slot(gate, rank))
+    assert late == Refusal("shed" if reason == "shed" else "queue_timeout", None)
+
+
+def test_a_crowd_below_does_not_hurry_those_above():
+    """A standing queue of SHEDDABLE calls shortens the wait of their like, not that of CRITICAL ones."""
+    gate = make_gate(limit=1)
+    crowd(gate, SHEDDABLE)
+    wait_for_slot(gate, SHEDDABLE)
+    patience = lambda rank: gate.bulkhead.patience(0.05, STANDING, rank)
+    assert [patience(rank) for rank in (SHEDDABLE, CRITICAL)] == [HURRIED_WAIT, 0.05]
+    place = wait_for_slot(gate, CRITICAL)
+    assert patience(CRITICAL) == HURRIED_WAIT
+    gate.abandon(STANDING, place)
+    assert patience(CRITICAL) == 0.05
+
+
+def test_without_classes_all_is_as_before_and_becomes_so_again():
+    """Once nothing but CRITICAL calls has come for a while, the quick ways are open again."""
+    gate = make_gate()
+    ticket = gate.enter(0.0, None)
+    assert gate.bulkhead.ranks is None
+    low = gate.enter(0.0, None, SHEDDABLE)
+    assert not gate.calm
+    gate.leave(0.0, low, Outcome.SUCCESS)
+    gate.refresh(ACTIVE - 0.1)
+    assert gate.bulkhead.ranks is not None
+    gate.refresh(ACTIVE)
+    assert gate.bulkhead.ranks is None
+    assert gate.calm
+    assert end(gate, ticket, ACTIVE) == []
+    assert gate.bulkhead.taken == 0
+
+
+def test_calls_from_before_there_was_a_class_count():
+    """Traffic of which nobody has said anything is not overrun by the first crowd below it."""
+    gate = make_gate()
+    end(gate, gate.enter(0.0, None))
+    assert len(crowd(gate, SHEDDABLE)) == 5
+
+
+def test_a_guard_of_nothing_but_batches_lends_again_at_once():
+    """What was there before and mattered less keeps no slots for what never comes."""
+    gate = make_gate()
+    for now in (0.0, 100.0):
+        tickets = crowd(gate, SHEDDABLE, now)
+        assert len(tickets) == 10
+        for ticket in tickets:
+            gate.leave(now, ticket, Outcome.SUCCESS)
+        gate.refresh(now + ACTIVE)
+        assert gate.bulkhead.ranks is None
+
+
+class Slots(RuleBasedStateMachine):
+    """Ten slots, calls and checkouts of every class, and a list on paper of who holds what."""
+
+    @initialize()
+    def start(self):
+        self.now = 0.0
+        self.gate = make_gate(max_waiting=4)
+        self.inside = []
+        self.waiting = []
+        self.asked = {}
+
+    @rule(seconds=st.sampled_from([0, 1, 5, 30]))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule(rank=st.integers(0, 3), checkout=st.booleans(), patient=st.booleans(), times=st.integers(1, 6))
+    def come(self, rank, checkout, patient, times):
+        for _ in range(times):
+            self.asked[rank] = self.now
+            place = Place() if patient else None
+            verdict = (self.gate.check_out if checkout else self.gate.enter)(self.now, place, rank)
+            if isinstance(verdict, int):
+                self.inside.append((verdict, checkout, rank))
+                assert self.keeps_promises(rank)
+            elif verdict is None:
+                self.waiting.append((place, checkout, rank))
+            self.collect()
+
+    def keeps_promises(self, rank):
+        """A slot beyond a class's own left every active class its guarantee, and two slots to each above."""
+        held = Counter(rank for _, _, rank in self.inside)
+        others = [one for one, at in self.asked.items() if self.now - at < ACTIVE and one != rank]
+        kept = sum(max(GUARANTEED[one] - held[one], 2 * (one > rank)) for one in others)
+        return held[rank] <= GUARANTEED[rank] or held.total() + kept <= 10
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data())
+    def go(self, data):
+        one = data.draw(st.sampled_from(self.inside))
+        self.inside.remove(one)
+        number, checkout, _ = one
+        if checkout:
+            self.gate.check_in(self.now, number)
+        else:
+            self.gate.leave(self.now, number, Outcome.SUCCESS)
+        self.collect()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data(), comes_back=st.booleans())
+    def give_up(self, data, comes_back):
+        one = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(one)
+        if comes_back:
+            assert isinstance(self.gate.woken(self.now, one[0]), Refusal)
+        else:
+            self.gate.abandon(self.now, one[0])
+
+    def collect(self):
+        """Who was woken says so: the granted go in, the shed go home."""
+        for place in woken(self.gate):
+            (one,) = [one for one in self.waiting if one[0] is place]
+            self.waiting.remove(one)
+            _, checkout, rank = one
+            verdict = (self.gate.woken_checkout if checkout else self.gate.woken)(self.now, place)
+            if place.verdict == "settled":
+                self.inside.append((verdict, checkout, rank))
+            else:
+                assert verdict == Refusal("shed", None)
+
+    @rule(limit=st.just(10))
+    def resize(self, limit):
+        self.gate.resize(self.now, limit)
+        self.collect()
+
+    @invariant()
+    def everything_adds_up(self):
+        if hasattr(self, "gate"):
+            slots = self.gate.bulkhead
+            assert slots.taken == len(self.inside) <= 10
+            assert list(slots.queue) == [place for place, _, _ in self.waiting]
+            held = Counter(rank for _, _, rank in self.inside)
+            if slots.ranks is not None:
+                assert slots.ranks.held == [held[rank] for rank in range(4)]
+                assert set(slots.ranks.owners.values()) <= set(range(4)) - {CRITICAL}
+            else:
+                assert set(held) <= {CRITICAL}
+
+
+TestSlots = Slots.TestCase
+
+
+def simulate(arrivals, seconds=60.0, service=0.1):  # noqa: C901 - one world
+    """Poisson arrivals at ten slots in fake time, waiting as `Door` lets them; the shares served."""
+    dice = random.Random(7)
+    gate, offered, served = make_gate(max_waiting=10), Counter(), Counter()
+    events, order = [], itertools.count()
+    push = lambda at, kind, what: heapq.heappush(events, (at, next(order), kind, what))
+    for rank, rate in arrivals.items():
+        at = dice.expovariate(rate)
+        while at < seconds:
+            push(at, "come", rank)
+            at += dice.expovariate(rate)
+
+    def admit(verdict, rank, now):
+        if isinstance(verdict, int):
+            served[rank] += 1
+            push(now + service, "go", verdict)
+
+    def come(rank, now):
+        offered[rank] += 1
+        place = Place()
+        verdict = gate.enter(now, place, rank)
+        admit(verdict, rank, now)
+        if verdict is None:
+            push(now + gate.bulkhead.patience(0.05, now, rank), "late", place)
+
+    while events:
+        now, _, kind, what = heapq.heappop(events)
+        if kind == "come":
+            come(what, now)
+        elif kind == "go":
+            gate.leave(now, what, Outcome.SUCCESS)
+        elif what.verdict is None:
+            gate.woken(now, what)
+        for place in woken(gate):
+            admit(gate.woken(now, place), place.rank, now)
+    assert gate.bulkhead.taken == 0
+    return {rank: served[rank] / offered[rank] for rank in arrivals}, served
+
+
+@pytest.mark.parametrize("critical", [20, 40])
+def test_sheddable_traffic_at_five_times_the_capacity_leaves_critical_traffic_alone(critical):
+    """With CRITICAL traffic at up to what it can count on; the crowd gets most of what that leaves."""
+    ratios, served = simulate({CRITICAL: critical, SHEDDABLE: 500})
+    assert ratios[CRITICAL] >= 0.99
+    assert served.total() >= 60 * 65
+
+
+def test_a_flood_above_leaves_the_lowest_what_it_can_count_on():
+    """The harm is bounded: CRITICAL traffic at five times the capacity leaves SHEDDABLE its one slot."""
+    _, served = simulate({CRITICAL: 500, SHEDDABLE: 20})
+    assert served[SHEDDABLE] >= 0.5 * 60 / 0.1
