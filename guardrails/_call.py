@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from guardrails._deadline import Scope, ambient, close, enter, note_trouble, touch
+from guardrails._criticality import CRITICAL
+from guardrails._deadline import Scope, ambient, close, enter, note_trouble, rank_of, ranked, touch
 from guardrails._door import Door
 from guardrails._outcome import Outcome
 from guardrails._passage import Passage
@@ -145,10 +146,11 @@ class Call(Ringing):
         return self._ticket > 0
 
     def _alone_in(self, outer: Scope) -> bool:
-        """Whether an enclosing scope brings no deadline and no slot along."""
+        """Whether an enclosing scope brings no deadline, no slot and no rank along."""
         self.request = request = outer.request
         touch(outer, self.passage)
-        return outer.at is None and not (request is not None and request.reserved)
+        plain = outer.at is None and not (request is not None and request.reserved)
+        return plain and (not ranked or rank_of(outer) == CRITICAL)
 
     def slip_out(self) -> bool:
         """Whether a call that returned got out the quick way; if not, it must `leave`."""

@@ -14,9 +14,11 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from guardrails._checks import finite
+from guardrails._criticality import CRITICAL
 from guardrails.errors import ConfigurationError, GuardrailsError
 
 __all__ = [
+    "RankScope",
     "RequestScope",
     "Scope",
     "ambient",
@@ -26,6 +28,8 @@ __all__ = [
     "enter",
     "note_trouble",
     "open_scope",
+    "rank_of",
+    "ranked",
     "remaining",
     "swap",
     "touch",
@@ -55,6 +59,7 @@ class Scope:
 
     __slots__ = ("alarmed", "at", "clock", "closed", "guard", "outer", "owner", "request")
 
+    rank: int | None = None  # of the few scopes that say how much the block matters; the others ask outside
     at: float | None
     guard: Any
     owner: Any
@@ -97,6 +102,25 @@ class Scope:
     def remaining(self) -> float | None:
         """Seconds left, negative when time is up, or None without a deadline."""
         return None if self.at is None else self.at - self.clock()
+
+
+class RankScope(Scope):
+    """A block of code that matters more or less than what is around it.
+
+    Attributes:
+        rank: How much; see `guardrails._criticality`.
+    """
+
+    __slots__ = ("rank",)
+
+    def __init__(self, rank: int, outer: Scope | None) -> None:
+        self.begin(None, None, time.monotonic if outer is None else outer.clock, outer)
+        self.rank = rank
+        ranked.add(rank)
+
+
+ranked: set[int] = set()
+"""The ranks anybody ever spoke of in this process; while there are none, nobody has to look for them."""
 
 
 class RequestScope(Scope):
@@ -159,6 +183,16 @@ def current() -> Scope | None:
     while scope is not None and scope.closed:
         scope = scope.outer
     return scope
+
+
+def rank_of(scope: Scope | None) -> int:
+    """How much code in a scope matters: what the innermost block around it says that says anything."""
+    if ranked:
+        while scope is not None:
+            if scope.rank is not None and not scope.closed:
+                return scope.rank
+            scope = scope.outer
+    return CRITICAL
 
 
 def open_scope(at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> Scope:

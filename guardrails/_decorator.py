@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from guardrails._call import Call
 from guardrails._callables import is_async, is_generator, label, not_run
+from guardrails._checks import Faults
+from guardrails._criticality import CLASSES, Criticality
+from guardrails._deadline import RankScope, close, current, enter
 from guardrails._guard import Guard, workload
 from guardrails._recovery import Answered, AsyncAnswered, recovering
 
@@ -24,7 +27,11 @@ F = TypeVar("F")
 
 @overload
 def guarded(
-    guard: Guard, *, timeout: float | None = None, retry: BaseRetrying | None = None
+    guard: Guard,
+    *,
+    timeout: float | None = None,
+    retry: BaseRetrying | None = None,
+    criticality: Criticality | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 @overload
 def guarded(  # type: ignore[overload-overlap] # a coroutine is a result, too; it is asked for first
@@ -33,6 +40,7 @@ def guarded(  # type: ignore[overload-overlap] # a coroutine is a result, too; i
     timeout: float | None = None,
     retry: BaseRetrying | None = None,
     fallback: Callable[[Exception], Coroutine[Any, Any, F]],
+    criticality: Criticality | None = None,
 ) -> AsyncAnswered[F]: ...
 @overload
 def guarded(
@@ -41,6 +49,7 @@ def guarded(
     timeout: float | None = None,
     retry: BaseRetrying | None = None,
     fallback: Callable[[Exception], F],
+    criticality: Criticality | None = None,
 ) -> Answered[F]: ...
 def guarded(
     guard: Guard,
@@ -48,6 +57,7 @@ def guarded(
     timeout: float | None = None,
     retry: BaseRetrying | None = None,
     fallback: Callable[[Exception], Any] | None = None,
+    criticality: Criticality | None = None,
 ) -> Any:
     """Guards each call of a function or method, synchronous or not.
 
@@ -67,6 +77,9 @@ def guarded(
         fallback: Called with the error when the call was refused, or failed and is not tried again; what
             it returns is returned. Not for a cancellation, a bug, an answer of the database, or a
             `CommitUnknownError`, which must be seen.
+        criticality: How much its calls matter, and everything they call: ``"CRITICAL_PLUS"``,
+            ``"CRITICAL"``, ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``. Under pressure the lower is refused
+            first. None is what the caller's is, and without one ``"CRITICAL"``.
 
     Raises:
         ConfigurationError: ``timeout`` is not a number above 0, or another argument is wrong.
@@ -77,15 +90,15 @@ def guarded(
     if not isinstance(guard, Guard):
         raise TypeError(f"guarded() takes a Guard first, got {type(guard).__name__}: write @guarded(guard)")
     guard.call(timeout)  # a wrong timeout is found where it is written, not at the first call
+    rank = None if criticality is None else _rank(criticality)
 
     def decorate(fn: Callable[P, T]) -> Callable[P, T]:
         if isinstance(fn, staticmethod | classmethod):
             return cast("Callable[P, T]", type(fn)(decorate(fn.__func__)))
         _refuse_generators(fn)
         own = _own_compartment(guard, fn)
-        if is_async(fn):
-            return cast("Callable[P, T]", _wrap_async(own, timeout, fn))
-        return _wrap_sync(own, timeout, fn)
+        wrapped: Any = (_wrap_async if is_async(fn) else _wrap_sync)(own, timeout, fn)
+        return cast("Callable[P, T]", wrapped if rank is None else _mattering(wrapped, rank))
 
     return decorate if retry is None and fallback is None else recovering(decorate, guard, retry, fallback)
 
@@ -135,6 +148,35 @@ def _wrap_async(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> 
         return result
 
     return wrapper
+
+
+def _rank(criticality: object) -> int:
+    faults = Faults("guarded")
+    faults.choice("criticality", criticality, CLASSES)
+    faults.raise_if_any()
+    return CLASSES.index(cast("Criticality", criticality))
+
+
+def _mattering(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    """Says of a guarded function how much it matters."""
+
+    @_wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        scope = enter(RankScope(rank, current()))
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            close(scope)
+
+    @_wraps(fn)
+    async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
+        scope = enter(RankScope(rank, current()))
+        try:
+            return await fn(*args, **kwargs)
+        finally:
+            close(scope)
+
+    return async_wrapper if is_async(fn) else wrapper
 
 
 def _own_compartment(guard: Guard, fn: Callable[..., Any]) -> Guard:

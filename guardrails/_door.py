@@ -16,7 +16,8 @@ from guardrails._circuit_open import CircuitOpenError
 from guardrails._core.breaker import Change, Ended
 from guardrails._core.bulkhead import Place
 from guardrails._core.gate import Gate, Refusal
-from guardrails._deadline import current, note_trouble
+from guardrails._criticality import CRITICAL
+from guardrails._deadline import current, note_trouble, rank_of, ranked
 from guardrails._fork import survive_fork
 from guardrails._outcome import Outcome
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
@@ -177,9 +178,9 @@ class Door:
         # Blocking the event loop would stop the very callers whose slots this one waits for.
         place = ThreadPlace() if self.max_wait > 0 and not on_event_loop() else None
         gate = self.gate
-        verdict = self.step(gate.check_out if checkout else gate.enter, place)
+        verdict = self.step(gate.check_out if checkout else gate.enter, place, rank_of(current()))
         if verdict is None and place is not None:
-            patience, late = self._patience(budget)
+            patience, late = self._patience(place, budget)
             try:
                 place.wait(patience)
             except BaseException:
@@ -193,7 +194,7 @@ class Door:
         if self.gate.reserved and (ticket := self._take_over(checkout=False)):
             return ticket
         place = TaskPlace() if self.max_wait > 0 else None
-        verdict = self.step(self.gate.enter, place)
+        verdict = self.step(self.gate.enter, place, rank_of(current()))
         if verdict is None and place is not None:
             late = await self._queue(place, budget)
             verdict = self.step(self.gate.woken, place, late)
@@ -211,8 +212,9 @@ class Door:
         """
         if self.gate.reserved and (slot := self._take_over(checkout=True)):
             return slot
+        rank = rank_of(current()) if ranked else CRITICAL
         with self.lock:
-            slot = self.gate.quick_check_out(self.clock())
+            slot = self.gate.quick_check_out(self.clock()) if rank == CRITICAL else 0
         if self.postponed:
             self.catch_up()
         if slot:
@@ -220,7 +222,7 @@ class Door:
         if wait is None:
             return self.enter(checkout=True, budget=budget)
         place = TaskPlace() if self.max_wait > 0 else None
-        verdict = self.step(self.gate.check_out, place)
+        verdict = self.step(self.gate.check_out, place, rank)
         if verdict is None and place is not None:
             late = wait(self._queue(place, budget))
             verdict = self.step(self.gate.woken_checkout, place, late)
@@ -236,12 +238,13 @@ class Door:
         """Takes a slot for a pool's checkout without waiting, from wherever; see ``check_out``."""
         if self.gate.reserved and (slot := self._take_over(checkout=True)):
             return slot
-        return self._admitted(self.step(self.gate.check_out, None))
+        return self._admitted(self.step(self.gate.check_out, None, rank_of(current())))
 
     async def _slot_async(self, budget: float | None, *, reserve: bool) -> int | Refusal:
         gate = self.gate
+        rank = rank_of(current()) if ranked else CRITICAL
         with self.lock:
-            slot = gate.quick_check_out(self.clock())
+            slot = gate.quick_check_out(self.clock()) if rank == CRITICAL else 0
             if slot and reserve:
                 gate.reserved[slot] = None
         if self.postponed:
@@ -249,7 +252,7 @@ class Door:
         if slot:
             return slot
         place = TaskPlace() if self.max_wait > 0 else None
-        verdict = self.step(gate.check_out, place)
+        verdict = self.step(gate.check_out, place, rank)
         if verdict is None and place is not None:
             late = await self._queue(place, budget)
             verdict = self.step(gate.woken_checkout, place, late)
@@ -294,7 +297,7 @@ class Door:
         return 0 if verdict is None else self._admitted(verdict)
 
     async def _queue(self, place: TaskPlace, budget: float | None) -> Reason:
-        patience, late = self._patience(budget)
+        patience, late = self._patience(place, budget)
         try:
             await place.wait(patience)
         except BaseException:
@@ -306,9 +309,9 @@ class Door:
         if not self._postpone(lambda now: self.gate.abandon(now, place)):
             self._step_out(self.gate.abandon, place)
 
-    def _patience(self, budget: float | None) -> tuple[float, Reason]:
+    def _patience(self, place: Place, budget: float | None) -> tuple[float, Reason]:
         with self.lock:
-            patience = self.gate.bulkhead.patience(self.max_wait, self.gate.last)
+            patience = self.gate.bulkhead.patience(self.max_wait, self.gate.last, place.rank)
         if budget is not None and budget < patience:
             return budget, "deadline_spent"
         return patience, "queue_timeout"
