@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from guardrails._checks import Faults, unknown_option
+from guardrails._criticality import Criticality
 from guardrails._deadline import Clock, close, current, enter
 from guardrails._door import Door
 from guardrails._guard import Guard
@@ -28,6 +29,7 @@ from guardrails.integrations._exchange import (
 )
 from guardrails.integrations._habits import Habit
 from guardrails.integrations._http import Problem
+from guardrails.integrations._importance import Importance
 from guardrails.integrations._routes import WEBSOCKET, Route, RouteTable, find_routes, requires
 
 __all__ = ["GuardrailsMiddleware", "requires"]
@@ -64,6 +66,10 @@ class GuardrailsMiddleware:
             ``Connect-Timeout-Ms``. None by default.
         max_in_flight: HTTP requests inside the application at once; the next one is answered 503
             without waiting. None is unbounded.
+        criticality: For a path or a template, how much its requests matter: ``"CRITICAL_PLUS"``,
+            ``"CRITICAL"`` (what they are otherwise), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
+        criticality_header: The name of a request header that says it and outranks the path. For services
+            whose callers are trusted: whoever can send it can say ``CRITICAL_PLUS``. None by default.
         server_timing: Whether to add a ``Server-Timing`` header: milliseconds in our queue (``wait``) and
             in the application until its first byte (``app``).
         clock: Where the time comes from; a monotonic reading in seconds.
@@ -93,14 +99,14 @@ class GuardrailsMiddleware:
         request_timeout: float | None = None,
         deadline_headers: Iterable[str] = (),
         max_in_flight: int | None = None,
+        criticality: Mapping[str, Criticality] | None = None,
+        criticality_header: str | None = None,
         server_timing: bool = False,
         clock: Clock = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
         faults = Faults("GuardrailsMiddleware")
-        faults.callable("app", app, none=False)
-        faults.callable("clock", clock, none=False)
-        faults.raise_if_any()
+        self._importance = Importance.checked(faults, app, clock, criticality, criticality_header)
         self.app = app
         self._clock = clock
         self._edge = Edge(
@@ -133,12 +139,12 @@ class GuardrailsMiddleware:
             return
         budget = self._edge.budget(scope["headers"]) if self._timed else None
         now = self._clock()
+        mattering = self._importance.enter(scope["headers"], path_of(scope)) if self._importance else None
         exchange = enter(
             Exchange(None if budget is None else now + budget, now, self._clock, current(), send)
         )
-        exchange.timed = self._server_timing
         table = self._table if self._looked and self._routes is None else self._look(scope)
-        exchange.asgi, exchange.table = scope, table
+        exchange.timed, exchange.asgi, exchange.table = self._server_timing, scope, table
         inside = False
         try:
             problem = None
@@ -161,6 +167,7 @@ class GuardrailsMiddleware:
         finally:
             close(exchange)
             exchange.give_back()
+            Importance.leave(mattering)
             if self._selective:
                 self._edge.release(exchange)
             if inside and self._learns and self._routes is not None:
@@ -251,6 +258,8 @@ class GuardrailsMiddleware:
 _OPTIONS = (
     "app",
     "clock",
+    "criticality",
+    "criticality_header",
     "deadline_headers",
     "exempt",
     "guards",
