@@ -48,9 +48,9 @@ class Gate:
         calm_until: Likewise, until then a call's success decides nothing either.
         shut_until: Likewise, until then the open circuit refuses every call.
         admitted: Slots given out.
+        classed: Those of them that were for calls of another class than CRITICAL.
         leaving: The ticket whose slot is on its way back, or None. A ``leave`` that an interrupt cut short
             can so be made again, and passes the slot on once.
-        classed: Those of them that were for calls of another class than CRITICAL.
         checkouts: Of each checked-out connection, by the number of its slot: since when, and the
             ticket of the probe it stands for (0: none).
         adopted: Slots taken before the guard was there.

@@ -164,7 +164,8 @@ def test_the_orders_are_many():
 class ForgetsToWake(Gate):
     """Grants the slot, and tells nobody."""
 
-    def _pass_on(self):
+    def _pass_on(self, *_rank):
+        self.leaving = None
         self.bulkhead.leave()
 
 
