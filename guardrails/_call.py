@@ -87,9 +87,9 @@ class Call(Ringing):
             raise RuntimeError("a call is used once; ask the guard for another")
 
     # --- the quick way -------------------------------------------------------------------------
-    # ``Gate.enter`` and ``Gate.leave`` written out for a calm gate; the tests hold these two to them. From the
-    # first number changed to the last nothing is called, so no signal and no garbage collection comes between.
-    # The lock is taken by hand, as ``with`` costs as much again; `Door.let_go` is for an interrupt just then.
+    # ``Gate.enter`` and ``Gate.leave`` written out for a calm gate; the tests hold these two to them. From
+    # the first number changed to the last nothing is called, so no signal and no collection comes between.
+    # The lock is taken by hand: ``with`` costs as much again. `Door.let_go` is for an interrupt just then.
 
     def slip_in(self, passage: Passage, timeout: float | None) -> bool:  # noqa: C901 - written out
         """Begins the call; False if it must ask `come_in`, and CircuitOpenError if it may not start."""

@@ -54,6 +54,13 @@ class _Output(click.Path):
     show_default=True,
     help="How long users arrive.",
 )
+@click.option(
+    "--compartments",
+    type=click.Choice(["declared", "auto", "none"]),
+    default="declared",
+    show_default=True,
+    help="How the guarded app keeps its endpoints apart.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed sends the same users.")
 @click.option("--headless", is_flag=True, help="Lines instead of the live table.")
 @click.option("--report", type=_Output(), metavar="FILE.html", help="Writes one self-contained page.")
@@ -67,6 +74,7 @@ def demo(
     *,
     scenario: str,
     seconds: int,
+    compartments: str,
     seed: int,
     headless: bool,
     report: Path | None,
@@ -79,7 +87,11 @@ def demo(
     except ImportError as error:
         _give_up(_missing(error))
     options = conduct.Options(
-        scenario=SCENARIOS[scenario], seconds=seconds, seed=seed, database_url=database_url
+        scenario=SCENARIOS[scenario],
+        seconds=seconds,
+        seed=seed,
+        database_url=database_url,
+        compartments=compartments,
     )
     try:
         if database_url is not None:
@@ -101,7 +113,7 @@ def demo(
 def _perform(options: Options, *, live: bool) -> Run:
     from guardrails.demo import conduct, terminal, twin  # noqa: PLC0415 - as above
 
-    for line in terminal.opening(options.scenario, twin.difference()):
+    for line in terminal.opening(options.scenario, twin.difference(options.compartments)):
         click.echo(line)
     if not live:
         return conduct.perform(options, terminal.PlainLines(click.echo))

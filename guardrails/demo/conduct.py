@@ -66,12 +66,14 @@ class Options:
         seconds: How long users keep arriving.
         seed: Decides arrivals and jitter.
         database_url: A PostgreSQL of the person's own; None for a private one.
+        compartments: ``"declared"``, ``"auto"`` or ``"none"``.
     """
 
     scenario: Scenario
     seconds: int
     seed: int
     database_url: str | None = None
+    compartments: str = "declared"
 
 
 def perform(options: Options, screen: Screen) -> Run:
@@ -146,7 +148,9 @@ async def _play(options: Options, database: Database, cache: ValkeyServer, scree
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(database.prepared())
         apps = [
-            stack.enter_context(App.started(name, database, options.scenario, cache.port))
+            stack.enter_context(
+                App.started(name, database, options.scenario, cache.port, options.compartments)
+            )
             for name in ("plain", "guarded")
         ]
         control = await stack.enter_async_context(_session())
@@ -172,6 +176,7 @@ async def _run_the_load(
     scenario, seconds = options.scenario, options.seconds
     people = arrivals(scenario, seconds, options.seed)
     run = Run(scenario.name, seconds, options.seed, scenario.fault_starts, scenario.fault_ends, people)
+    run.compartments = options.compartments
     epoch = time.monotonic() + _LEAD_IN
 
     def clock() -> float:

@@ -29,6 +29,7 @@ def figures(run: Run) -> dict[str, Any]:
     offered = sum(user.path in MAINS for user in run.arrivals)
     return {
         "scenario": run.scenario,
+        "compartments": run.compartments,
         "seconds": run.seconds,
         "seed": run.seed,
         "offered_per_s": round(offered / run.seconds, 1),

@@ -74,6 +74,7 @@ _TELLING = {"leak": "reports", "redis-freeze": "prices"}
 
 
 def _circuit(run: Run, states: dict[str, str]) -> str | None:
-    state = states.get(_TELLING.get(run.scenario, "orders"))
+    name = _TELLING.get(run.scenario, "orders")
     whole = states.get("db", "closed")
-    return state if whole == "closed" else f"{state}, whole pool {whole}"
+    state = states.get(name) or states.get(f"/{name}")  # declared, or formed from the route
+    return state if whole == "closed" else f"{state or 'no compartment'}, whole pool {whole}"

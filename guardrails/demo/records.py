@@ -119,6 +119,7 @@ class Run:
     fault_starts: float
     fault_ends: float
     arrivals: list[Arrival]
+    compartments: str = "declared"
     plain: Twin = field(default_factory=lambda: Twin("plain"))
     guarded: Twin = field(default_factory=lambda: Twin("guarded"))
 

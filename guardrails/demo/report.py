@@ -36,7 +36,8 @@ def page(run: Run, figures: dict[str, Any]) -> str:
         _lead(scenario.caption, figures),
         _headline(figures),
         _charts(run),
-        f"<div class=columns><div>{_table(figures)}</div><div>{_difference()}{_timeline(run)}</div></div>",
+        f"<div class=columns><div>{_table(figures)}</div>",
+        f"<div>{_difference(run.compartments)}{_timeline(run)}</div></div>",
         _notes(run),
     ]
     body = "\n".join(parts)
@@ -178,8 +179,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds:g} s" if seconds >= 1.0 else f"{seconds * 1000:g} ms"
 
 
-def _difference() -> str:
-    lines = [f"<ins>+ {escape(line)}</ins>" if added else f"  {escape(line)}" for added, line in difference()]
+def _difference(compartments: str) -> str:
+    lines = [
+        f"<ins>+ {escape(line)}</ins>" if added else f"  {escape(line)}"
+        for added, line in difference(compartments)
+    ]
     return f"<h2>All that differs</h2><pre><code>{chr(10).join(lines)}</code></pre>"
 
 

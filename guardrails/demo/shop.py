@@ -1,7 +1,8 @@
 """The shop of the demo: one small web application, as its author would write it.
 
 Knows nothing of the demo, of faults or of a twin. The lines that end in ``# guardrails`` are all that
-the guarded twin has and the plain twin has not; `guardrails.demo.twin` leaves them out for the plain one.
+the guarded twin has and the plain twin has not; `guardrails.demo.twin` leaves them out for the plain one,
+and those that end in ``# guardrails, declared`` where compartments are to form by themselves or not at all.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ forgotten: list[AsyncConnection] = []
 cache = Redis(port=int(os.environ.get("SHOP_CACHE_PORT", "6379")))
 
 db = protect(engine, name="db")  # guardrails
-orders = db.compartment("orders")  # guardrails
-reports = db.compartment("reports")  # guardrails
+orders = db.compartment("orders")  # guardrails, declared
+reports = db.compartment("reports")  # guardrails, declared
 prices = protect(cache, name="prices", timeout=0.2)  # guardrails
 
 
 class OrderRepository:
     """Reads orders. ``work()`` stands for what a real query costs the database."""
 
-    @guarded(orders)  # guardrails
+    @guarded(orders)  # guardrails, declared
     async def one(self, number: int) -> dict[str, Any]:
         """The order with this number."""
         query = text("SELECT id, total, work(:seconds) FROM orders WHERE id = :id")
@@ -82,7 +83,7 @@ class PriceRepository:
 class ReportRepository:
     """Counts orders, with the mistake of the leak scenario."""
 
-    @guarded(reports)  # guardrails
+    @guarded(reports)  # guardrails, declared
     async def total(self) -> int:
         """How many orders there are."""
         connection = await engine.connect()

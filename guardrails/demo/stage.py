@@ -36,7 +36,8 @@ _POLL = 0.02
 _LAST_WORD = 3.0
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]); "
-    "from guardrails.demo.twin import main; main(int(sys.argv[2]), guarded=sys.argv[3] == 'guarded')"
+    "from guardrails.demo.twin import main; "
+    "main(int(sys.argv[2]), guarded=sys.argv[3] == 'guarded', compartments=sys.argv[4])"
 )
 
 
@@ -78,7 +79,14 @@ class App:
 
     @classmethod
     @contextmanager
-    def started(cls, name: str, database: Database, scenario: Scenario, cache_port: int) -> Iterator[App]:
+    def started(
+        cls,
+        name: str,
+        database: Database,
+        scenario: Scenario,
+        cache_port: int,
+        compartments: str = "declared",
+    ) -> Iterator[App]:
         """A twin on a free loopback port, ended at the end of the block whatever it is doing."""
         with tempfile.TemporaryFile() as errors, socket.socket() as listener:
             # Bound here and handed down: nobody can take the port between choosing and listening.
@@ -92,6 +100,7 @@ class App:
                     _root(),
                     str(listener.fileno()),
                     name,
+                    compartments,
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -26,18 +26,30 @@ if TYPE_CHECKING:
 __all__ = ["difference", "main", "shop_source"]
 
 _MARK = "  # guardrails"
+_DECLARED = ", declared"
+_UNDECLARED = {
+    "none": {"guarded, protect": "protect"},
+    "auto": {"guarded, protect": "protect", 'name="db")': 'name="db", compartments="auto")'},
+}
+"""What the marked lines say instead where no compartment is declared."""
+
 _LOOK_EVERY = 0.02
 
 
-def shop_source(*, guarded: bool) -> str:
-    """The shop's source; the plain one lacks exactly the marked lines."""
-    return "\n".join(line for line in _lines() if guarded or not line.endswith(_MARK)) + "\n"
+def shop_source(*, guarded: bool, compartments: str = "declared") -> str:
+    """The shop's source; the plain one lacks exactly the marked lines.
+
+    Args:
+        guarded: Whether the marked lines are in it.
+        compartments: ``"declared"``, ``"auto"`` or ``"none"``.
+    """
+    return "\n".join(line for line in _lines(compartments) if guarded or not line.endswith(_MARK)) + "\n"
 
 
-def difference() -> list[tuple[bool, str]]:
+def difference(compartments: str = "declared") -> list[tuple[bool, str]]:
     """The lines that make the guarded twin (True), each decorator with what it stands on (False)."""
     shown: list[tuple[bool, str]] = []
-    lines = _lines()
+    lines = _lines(compartments)
     for index, line in enumerate(lines):
         if line.startswith("class ") and any(one.endswith(_MARK) for one in lines[index : index + 4]):
             shown.append((False, line))
@@ -48,8 +60,14 @@ def difference() -> list[tuple[bool, str]]:
     return shown
 
 
-def _lines() -> list[str]:
-    return Path(__file__).with_name("shop.py").read_text(encoding="utf-8").splitlines()
+def _lines(compartments: str) -> list[str]:
+    lines = Path(__file__).with_name("shop.py").read_text(encoding="utf-8").splitlines()
+    if compartments == "declared":
+        return [line.removesuffix(_DECLARED) if line.endswith(_MARK + _DECLARED) else line for line in lines]
+    lines = [line for line in lines if not line.endswith(_MARK + _DECLARED)]
+    for ours, theirs in _UNDECLARED[compartments].items():
+        lines = [line.replace(ours, theirs) if line.endswith(_MARK) else line for line in lines]
+    return lines
 
 
 class Desk:
@@ -63,12 +81,16 @@ class Desk:
         self._app: App = shop["app"]
         self._engine = shop["engine"]
         self._forgotten = shop["forgotten"]
-        self._guards = {name: shop[name] for name in ("db", "orders", "reports", "prices") if name in shop}
+        self._roots = [shop[name] for name in ("db", "prices") if name in shop]
         self._in_flight = self._max_in_flight = self._at_database = self._max_checked_out = 0
         self._mended = False
         self._changes: list[tuple[float, str, str, str]] = []
-        self._states = {name: guard.state for name, guard in self._guards.items()}
+        self._states = {name: guard.state for name, guard in self._guards().items()}
         self._listen_to_pool()
+
+    def _guards(self) -> dict[str, Any]:
+        """The guards and their compartments, which may have become more."""
+        return {guard.name: guard for root in self._roots for guard in (root, *root.compartments)}
 
     def _listen_to_pool(self) -> None:
         from sqlalchemy import event  # noqa: PLC0415 - the parent reads this module without SQLAlchemy
@@ -117,7 +139,7 @@ class Desk:
             "checked_out": checked_out,
             "max_checked_out": self._max_checked_out,
             "waiting": max(0, self._at_database - checked_out),
-            "guards": {name: _essence(guard.snapshot()) for name, guard in self._guards.items()},
+            "guards": {name: _essence(guard.snapshot()) for name, guard in self._guards().items()},
             "changes": self._changes,
         }
 
@@ -127,10 +149,10 @@ class Desk:
             if self._mended:  # as if the fix were out: callers who come now or had queued leak no more
                 kept, self._forgotten[:] = list(self._forgotten), []
                 await asyncio.gather(*[connection.close() for connection in kept], return_exceptions=True)
-            for name, guard in self._guards.items():
-                if guard.state != self._states[name]:
-                    self._changes.append((time.monotonic(), name, self._states[name], guard.state))
-                    self._states[name] = guard.state
+            for name, guard in self._guards().items():
+                before, self._states[name] = self._states.get(name, "closed"), guard.state
+                if before != self._states[name]:
+                    self._changes.append((time.monotonic(), name, before, self._states[name]))
             await asyncio.sleep(_LOOK_EVERY)
 
 
@@ -160,17 +182,19 @@ async def _serve(listener: socket.socket, desk: Desk) -> None:
         watching.cancel()
 
 
-def main(descriptor: int, *, guarded: bool) -> None:
+def main(descriptor: int, *, guarded: bool, compartments: str) -> None:
     """Serves the shop on an inherited listening socket until standard input ends.
 
     Args:
         descriptor: File descriptor of the listening socket.
         guarded: Whether the marked lines are part of the program.
+        compartments: See `shop_source`.
     """
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     shop: dict[str, Any] = {"__name__": "guardrails.demo.shop"}
     # Reading the source without its marked lines is what makes "the same app" a fact, not a claim.
-    exec(compile(shop_source(guarded=guarded), "shop.py", "exec"), shop)  # noqa: S102 - our own file
+    source = shop_source(guarded=guarded, compartments=compartments)
+    exec(compile(source, "shop.py", "exec"), shop)  # noqa: S102 - our own file
     # What was imported is here to stay; walking through it again and again would be measured as latency.
     gc.freeze()
     with socket.socket(fileno=descriptor) as listener:

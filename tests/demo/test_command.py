@@ -91,6 +91,20 @@ def test_a_short_run_from_end_to_end(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+def test_the_bystander_lives_without_a_declared_compartment(tmp_path):
+    """Compartments that form by themselves keep the other table's endpoint alive through the lock."""
+    words = ("--headless", "--seconds", "20", "--compartments", "auto", "--json", "out.json")
+    code, out, err = run(tmp_path, *words)
+    assert (code, err) == (0, "")
+    assert 'compartments="auto"' in out
+    assert "@guarded" not in out
+    sums = json.loads((tmp_path / "out.json").read_text())
+    assert sums["compartments"] == "auto"
+    assert sums["guarded"]["bystander_ok_ratio"]["fault"] >= 0.99
+    assert sums["guarded"]["rejections"]["count"] > 0
+    assert sums["guarded"]["queries_left_running"] == 0
+
+
 @pytest.mark.parametrize(
     ("moment", "signum"),
     [
@@ -129,6 +143,7 @@ def test_even_a_killed_demo_leaves_nothing(tmp_path):
     [
         (["--seconds", "0"], "0 is not in the range 20<=x<=600"),
         (["--seconds", "ten"], "'ten' is not a valid integer"),
+        (["--compartments", "few"], "'few' is not one of 'declared', 'auto', 'none'"),
         (["--scenario", "flood"], "'flood' is not one of 'lock', 'slow', 'burst', 'leak', 'redis-freeze'"),
         (["--report", "nowhere/out.html"], "cannot be written"),
         (["--json", "."], "is a directory"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import pytest
+
 from guardrails.demo import figures
 from guardrails.demo.charts import Chart, Line, draw
 from guardrails.demo.records import Change, Look, Run, Try
@@ -19,14 +21,30 @@ def test_the_plain_source_knows_nothing_of_guardrails():
     compile(plain, "shop.py", "exec")
 
 
-def test_the_difference_is_what_is_shown():
-    plain, guarded = (shop_source(guarded=which).splitlines() for which in (False, True))
+@pytest.mark.parametrize("compartments", ["declared", "auto", "none"])
+def test_the_difference_is_what_is_shown(compartments):
+    plain, guarded = (
+        shop_source(guarded=which, compartments=compartments).splitlines() for which in (False, True)
+    )
+    assert plain == shop_source(guarded=False).splitlines()
     more = [line.removesuffix("  # guardrails") for line in guarded if line not in plain]
-    assert more == [line for added, line in difference() if added]
+    assert more == [line for added, line in difference(compartments) if added]
     assert [line for line in guarded if not line.endswith("  # guardrails")] == plain
-    context = [line for added, line in difference() if not added]
+    context = [line for added, line in difference(compartments) if not added]
     assert all(line in plain for line in context)
     assert len(more) <= 9
+
+
+def test_without_declared_compartments_two_pieces_are_all_there_is():
+    lines = [line for added, line in difference("auto") if added]
+    assert lines == [
+        "from guardrails import protect",
+        "from guardrails.integrations.asgi import GuardrailsMiddleware",
+        'db = protect(engine, name="db", compartments="auto")',
+        "app.add_middleware(GuardrailsMiddleware, guards=[db])",
+    ]
+    assert 'db = protect(engine, name="db")' in [line for _, line in difference("none")]
+    compile(shop_source(guarded=True, compartments="none"), "shop.py", "exec")
 
 
 class Outline(HTMLParser):
