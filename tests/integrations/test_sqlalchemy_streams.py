@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import pytest
@@ -24,7 +25,8 @@ def lab(lab):
     """The drivers of PostgreSQL; the words here are its own."""
     if not isinstance(lab.backend, Postgres):
         pytest.skip("about PostgreSQL")
-    return lab
+    yield lab
+    gc.collect()  # here, where the warning is expected, and not in whatever test comes next
 
 
 STUCK = "select n, pg_sleep(case when n = 400 then 30 else 0 end) from generate_series(1, 1000) n"
