@@ -14,6 +14,7 @@ from guardrails.errors import CallTimeoutError, ConfigurationError
 from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
 from guardrails.integrations.sqlalchemy._hooks import Hooks
 from guardrails.integrations.sqlalchemy._pool import Admission, capacity, guard_of
+from guardrails.integrations.sqlalchemy._raw import guarded_proxy
 from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["guard_engine"]
@@ -123,7 +124,7 @@ class _EngineAttachment:
         self._hooks = Hooks(engine, self._admission, worker)
 
     def attach(self) -> None:
-        self._admission.attach(self._engine.pool)
+        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks))
         self._hooks.attach()
         event.listen(self._engine, "handle_error", _keep_the_others)
 

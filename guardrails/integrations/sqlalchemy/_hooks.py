@@ -6,17 +6,18 @@ reset on return, a ping or a connect.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.engine import ExecutionContext
 from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause
 
 from guardrails._checks import Faults
 from guardrails.errors import CallTimeoutError, CommitUnknownError
 from guardrails.integrations.sqlalchemy._cursors import SteppedCursor
-from guardrails.integrations.sqlalchemy._pool import Admission
+from guardrails.integrations.sqlalchemy._pool import Admission, Checkout
 from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["TIMEOUT_OPTION", "Hooks"]
@@ -42,6 +43,8 @@ class Hooks:
         self._worker = worker
         self._own = engine.dialect.get_driver_connection
         self._hooked: list[str] = []
+        self.commit = self._around_commit(engine.dialect.do_commit)
+        self.rollback = self._around_rollback(engine.dialect.do_rollback)
 
     def attach(self) -> None:
         """Replaces the methods."""
@@ -49,12 +52,13 @@ class Hooks:
             self._hook(method, self._around_statement)
         # PyMySQL makes one INSERT of many only if the statement begins with the word.
         self._hook("do_executemany", partial(self._around_statement, many=True))
-        self._hook("do_commit", self._around_commit)
+        self._replace("do_commit", self.commit)
         self._hook("do_commit_twophase", self._around_second_phase)
-        self._hook("do_rollback", self._around_rollback)
+        self._replace("do_rollback", self.rollback)
         self._hook("do_ping", self._around_ping)
         self._hook("connect", self._around_connect)
         self._hook("initialize", self._around_questions)
+        self._replace("execution_ctx_cls", _with_own_cursors(self._dialect.execution_ctx_cls))
         if hasattr(self._dialect, "_hstore_oids"):  # what psycopg2's dialect asks behind its own back
             self._hook("_hstore_oids", self._around_questions)
 
@@ -64,9 +68,37 @@ class Hooks:
             delattr(self._dialect, method)
         self._hooked.clear()
 
+    def check_timeout(self, timeout: Any) -> float:
+        """See ProxyWork."""
+        return _checked(timeout)
+
+    def allow(self, statement: Any, timeout: float | None) -> Any:
+        """See ProxyWork."""
+        if timeout is None or not isinstance(statement, str):
+            return statement
+        return self._worker.allow(statement, timeout)
+
+    def run(
+        self,
+        fairy: Any,
+        call: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        timeout: float | None,
+    ) -> Any:
+        """See ProxyWork."""
+        connection, checkout = self._own(fairy.dbapi_connection), self._checkout_of(fairy)
+        return self._worker.run(call, args, connection, checkout, kwargs=kwargs, timeout=timeout)
+
     def _hook(self, method: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        self._hooked.append(method)
-        setattr(self._dialect, method, around(getattr(self._dialect, method)))
+        self._replace(method, around(getattr(self._dialect, method)))
+
+    def _replace(self, name: str, ours: Any) -> None:
+        self._hooked.append(name)
+        setattr(self._dialect, name, ours)
+
+    def _checkout_of(self, fairy: Any) -> Checkout | None:
+        return self._admission.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
 
     def _around_statement(self, original: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
         run, own, checkout_of = self._worker.run, self._own, self._admission.checkout_of
@@ -99,11 +131,11 @@ class Hooks:
         return execute
 
     def _around_commit(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        run, own, checkout_of = self._worker.run, self._own, self._admission.checkout_of
+        run, own, checkout_of = self._worker.run, self._own, self._checkout_of
 
         def commit(fairy: Any) -> Any:
-            connection, record = own(fairy.dbapi_connection), fairy._connection_record  # noqa: SLF001 - likewise
-            return run(original, (fairy,), connection, checkout_of(record), commit=True)
+            connection = fairy.dbapi_connection
+            return run(original, (connection,), own(connection), checkout_of(fairy), commit=True)
 
         return commit
 
@@ -123,9 +155,9 @@ class Hooks:
 
         def rollback(fairy: Any) -> Any:
             # The collector returns connections without their fairy.
-            connection = own(getattr(fairy, "dbapi_connection", fairy))
+            connection = getattr(fairy, "dbapi_connection", fairy)
             record = getattr(fairy, "_connection_record", None)
-            return run(original, (fairy,), connection, checkout_of(record), ending=True)
+            return run(original, (connection,), own(connection), checkout_of(record), ending=True)
 
         return rollback
 
@@ -154,6 +186,16 @@ class Hooks:
             return bounds(original, (connection,), own(fairy.dbapi_connection if fairy else connection))
 
         return ask
+
+
+def _with_own_cursors(context: type[ExecutionContext]) -> type[ExecutionContext]:
+    """The class of execution contexts, but with the driver's cursors: their work is hooked above."""
+
+    def create_cursor(self: Any) -> Any:
+        self._dbapi_connection = self._dbapi_connection.dbapi_connection
+        return context.create_cursor(self)
+
+    return type(context.__name__, (context,), {"create_cursor": create_cursor})
 
 
 def _checked(timeout: Any) -> float:

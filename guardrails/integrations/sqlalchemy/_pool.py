@@ -19,7 +19,9 @@ from guardrails.errors import ConfigurationError
 from guardrails.integrations._budget import innermost
 
 if TYPE_CHECKING:
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+    from guardrails.integrations.sqlalchemy._raw import Proxy
 
 __all__ = ["Admission", "Checkout", "capacity", "guard_of"]
 
@@ -72,43 +74,19 @@ class Admission:
         # A list, because a StaticPool lets the same connection out several times.
         self._out: dict[Any, list[Checkout]] = {}
 
-    def attach(self, pool: Pool) -> None:
+    def attach(self, pool: Pool, proxy: Proxy) -> None:
         """Swaps the pool's class.
+
+        Args:
+            pool: The live pool.
+            proxy: The class of the connections it hands out from now on.
 
         Raises:
             ConfigurationError: The pool's class cannot be derived from.
         """
         base = type(pool)
-        enter, note, leave, checkout_of = self._enter, self._note, self._leave, self.checkout_of
-
-        def _do_get(self: Pool) -> ConnectionPoolEntry:
-            checkout = enter()
-            try:
-                record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
-            except BaseException:
-                _give_back(checkout)
-                raise
-            return note(record, checkout)
-
-        def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
-            try:
-                # SQLAlchemy has seen to it already, unless it was told not to ask about errors.
-                checkout = checkout_of(record)
-                if checkout is not None and checkout.spoilt:
-                    record.invalidate()
-                base._do_return_conn(self, record)  # noqa: SLF001
-            finally:
-                leave(record)
-
-        # A single base and empty slots, or CPython refuses the swap ("object layout differs").
-        own = {
-            "__slots__": (),
-            "_do_get": _do_get,
-            "_do_return_conn": _do_return_conn,
-            "_guardrails": self._guard,
-        }
         try:
-            pool.__class__ = type(f"Guarded{base.__name__}", (base,), own)
+            pool.__class__ = self._guarded(base, proxy)
         except TypeError as error:
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
         # What is out already has no slot of its own; its return gives back an adopted one.
@@ -131,6 +109,43 @@ class Admission:
             if record.dbapi_connection is connection and checkouts:
                 return checkouts[-1]
         return None
+
+    def _guarded(self, base: type[Pool], proxy: Proxy) -> type[Pool]:
+        enter, note, leave, checkout_of = self._enter, self._note, self._leave, self.checkout_of
+
+        def _do_get(self: Pool) -> ConnectionPoolEntry:
+            checkout = enter()
+            try:
+                record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
+            except BaseException:
+                _give_back(checkout)
+                raise
+            return note(record, checkout)
+
+        def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
+            try:
+                # SQLAlchemy has seen to it already, unless it was told not to ask about errors.
+                checkout = checkout_of(record)
+                if checkout is not None and checkout.spoilt:
+                    record.invalidate()
+                base._do_return_conn(self, record)  # noqa: SLF001
+            finally:
+                leave(record)
+
+        def connect(self: Pool) -> PoolProxiedConnection:
+            fairy = base.connect(self)
+            fairy.__class__ = proxy
+            return fairy
+
+        # A single base and empty slots, or CPython refuses the swap ("object layout differs").
+        own = {
+            "__slots__": (),
+            "connect": connect,
+            "_do_get": _do_get,
+            "_do_return_conn": _do_return_conn,
+            "_guardrails": self._guard,
+        }
+        return type(f"Guarded{base.__name__}", (base,), own)
 
     def _enter(self) -> Checkout:
         scope = current()

@@ -1,0 +1,319 @@
+"""What is done with raw_connection() is bounded and is evidence, like SQLAlchemy's own statements."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+
+import pytest
+from conftest import Postgres, poll
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util import greenlet_spawn
+
+from guardrails import (
+    CallTimeoutError,
+    CommitUnknownError,
+    ConfigurationError,
+    DeadlineSpentError,
+    deadline,
+    protect,
+)
+
+LIMIT = 0.3
+LATE = 0.25 + 0.1 + 0.25
+
+
+def in_greenlet(lab, work):
+    """Runs ``work()``, on the loop of a lab that has one."""
+    if not hasattr(lab, "runner"):
+        return work()
+
+    async def main():
+        return await greenlet_spawn(work)
+
+    return lab.runner.run(main())
+
+
+def on_raw(lab, work):
+    """Runs ``work(connection)`` on a raw connection and closes it."""
+
+    def run():
+        engine = getattr(lab.engine, "sync_engine", lab.engine)
+        with contextlib.closing(engine.raw_connection()) as connection:
+            return work(connection)
+
+    return in_greenlet(lab, run)
+
+
+def ask(lab, connection, sql):
+    """Runs a statement with a raw cursor; its first value."""
+    cursor = connection.cursor()
+    cursor.execute(lab.backend.say(sql))
+    value = cursor.fetchone()[0]
+    cursor.close()
+    return value
+
+
+@contextlib.contextmanager
+def stopped(lab, error=CallTimeoutError):
+    """The block raises a timeout by the limit and a grace, and leaves nothing taken."""
+    start = time.monotonic()
+    with pytest.raises(error):
+        yield
+    assert LIMIT <= time.monotonic() - start < LIMIT + LATE
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+
+
+@pytest.fixture
+def table(lab):
+    """A table nobody else uses."""
+    lab.aside("drop table if exists raws", "create table raws (n int)")
+    yield "raws"
+    lab.aside("drop table raws")
+
+
+def test_slow_statement_is_stopped(lab):
+    """A raw cursor's statement ends at the guard's deadline, on the server too, and counts as a failure."""
+    lab.protect(guard={"timeout": LIMIT})
+    idle = lab.query("select pg_backend_pid()")
+    with stopped(lab):
+        on_raw(lab, lambda connection: ask(lab, connection, "select pg_sleep(30)"))
+    poll(lambda: lab.running() == 0, "the statement has ended on the server", 1.0 + LATE)
+    assert lab.guard.snapshot().failed == 1
+    assert lab.query("select pg_backend_pid()") != idle  # a late order to stop can hit nobody
+
+
+def test_frozen_server_does_not_hold_a_raw_cursor(lab):
+    """A server that answers nothing costs a raw cursor its socket."""
+    lab.protect(guard={"timeout": LIMIT})
+    lab.query("select 1")
+    with lab.frozen(), stopped(lab):
+        on_raw(lab, lambda connection: ask(lab, connection, "select 1"))
+    assert lab.query("select 42") == 42
+
+
+def test_commit_that_hangs_is_unknown(lab, table):
+    """commit() of a raw connection says that it may have happened."""
+    lab.protect(guard={"timeout": LIMIT})
+    with lab.backend.slow_commits(table) as hang:
+
+        def work(connection):
+            connection.cursor().execute(f"insert into {table} values (1)")
+            hang()
+            with stopped(lab, CommitUnknownError):
+                connection.commit()
+
+        on_raw(lab, work)
+        poll(lambda: lab.running() == 0, "the COMMIT has ended on the server", 1.0 + LATE)
+    assert lab.query("select 42") == 42
+
+
+def test_what_the_usual_error_handling_does_after_a_stop(lab):
+    """rollback() and close() of a connection that was dropped do nothing, and hide no error."""
+    lab.protect(guard={"timeout": LIMIT})
+
+    def work(connection):
+        cursor = connection.cursor()
+        try:
+            cursor.execute(lab.backend.say("select pg_sleep(30)"))
+        finally:
+            cursor.close()
+            connection.rollback()
+            connection.close()
+
+    with stopped(lab):
+        in_greenlet(lab, lambda: work(getattr(lab.engine, "sync_engine", lab.engine).raw_connection()))
+
+
+def test_rows_are_written_and_read(lab, table):
+    """A guarded raw connection does what a bare one does, and each piece of work is evidence once."""
+    lab.protect()
+    lab.query("select 1")
+    before = lab.guard.snapshot().succeeded
+
+    def work(connection):
+        assert isinstance(connection, PoolProxiedConnection)
+        cursor = connection.cursor()
+        cursor.executemany(
+            f"insert into {table} values (%s)"
+            if lab.driver != "asyncpg"
+            else f"insert into {table} values ($1)",
+            [(1,), (2,), (3,)],
+        )
+        connection.commit()
+        cursor.execute(f"select n from {table} order by n")
+        assert cursor.description[0][0] == "n"
+        cursor.arraysize = 2
+        assert cursor.arraysize == 2
+        rows = [cursor.fetchone(), *cursor.fetchmany(1), *cursor]
+        connection.rollback()
+        return [row[0] for row in rows]
+
+    assert on_raw(lab, work) == [1, 2, 3]
+    # executemany, COMMIT, execute, two fetches, the last row and the end, ROLLBACK, the one on return
+    assert lab.guard.snapshot().succeeded - before == 9
+    assert lab.query(f"select count(*) from {table}") == 3
+
+
+def test_statements_of_sqlalchemy_are_bounded_once(lab):
+    """SQLAlchemy's own cursors are the driver's: a statement is evidence once, and so is its rollback."""
+    lab.protect()
+    lab.query("select 1")
+    before = lab.guard.snapshot().succeeded
+    lab.query("select 1")
+    assert lab.guard.snapshot().succeeded - before == 2
+
+
+def test_connection_of_a_connection_is_raw_too(lab):
+    """Connection.connection is the same kind of thing as raw_connection()."""
+    lab.protect(guard={"timeout": LIMIT})
+    with stopped(lab):
+        lab.run(lambda session: ask(lab, session.connection.connection, "select pg_sleep(30)"))
+    assert lab.query("select 42") == 42
+
+
+def test_raw_connection_of_an_async_engine(lab):
+    """AsyncEngine.raw_connection() gives the same; its driver_connection is the driver's own."""
+    if not hasattr(lab, "runner"):
+        pytest.skip("about event loops")
+    lab.protect(guard={"timeout": LIMIT})
+
+    async def main():
+        connection = await lab.engine.raw_connection()
+        assert connection.driver_connection is connection.dbapi_connection.driver_connection
+        assert await greenlet_spawn(ask, lab, connection, "select 7") == 7
+        with pytest.raises(CallTimeoutError):
+            await greenlet_spawn(ask, lab, connection, "select pg_sleep(30)")
+        await greenlet_spawn(connection.close)
+
+    lab.runner.run(main())
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+
+
+def test_time_of_a_checkout(lab):
+    """guardrails_timeout of a raw connection is for its own cursors, until it is closed."""
+    lab.protect(guard={"timeout": LIMIT})
+
+    def patient(connection):
+        connection.guardrails_timeout = 5
+        return ask(lab, connection, "select 8 from pg_sleep(0.6)")
+
+    assert on_raw(lab, patient) == 8
+    with stopped(lab):
+        on_raw(lab, lambda connection: ask(lab, connection, "select 8 from pg_sleep(30)"))
+
+    def hasty(connection):
+        connection.guardrails_timeout = LIMIT
+        return ask(lab, connection, "select pg_sleep(30)")
+
+    lab.dispose()
+    lab.protect()
+    with stopped(lab):
+        on_raw(lab, hasty)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), "5", True])
+def test_wrong_time_is_refused(lab, wrong):
+    """What is no positive number of seconds is refused when it is set."""
+    lab.protect()
+
+    def work(connection):
+        with pytest.raises(ConfigurationError, match="guardrails_timeout"):
+            connection.guardrails_timeout = wrong
+        return ask(lab, connection, "select 1")
+
+    assert on_raw(lab, work) == 1
+
+
+def test_spent_budget_lets_only_the_rollback_pass(lab):
+    """Nothing new starts without time; what has begun is rolled back."""
+    lab.protect()
+
+    def work(connection):
+        ask(lab, connection, "select 1")
+        with deadline(0):
+            with pytest.raises(DeadlineSpentError):
+                connection.cursor().execute("select 2")
+            connection.rollback()
+        return ask(lab, connection, "select 3")
+
+    assert on_raw(lab, work) == 3
+
+
+def test_fetch_from_a_cursor_of_the_server(lab):
+    """The rows of a server-side cursor have the deadline too."""
+    if not isinstance(lab.backend, Postgres):
+        pytest.skip("about PostgreSQL")
+    lab.protect(guard={"timeout": LIMIT})
+
+    def server_side(connection):
+        if lab.driver == "asyncpg":
+            return connection.cursor(server_side=True)
+        return connection.cursor("wanderer")
+
+    def work(connection):
+        with contextlib.closing(server_side(connection)) as cursor:
+            cursor.execute(
+                "select n, pg_sleep(case n when 90 then 30 else 0 end) from generate_series(1, 100) n"
+            )
+            assert cursor.fetchone()[0] == 1
+            cursor.fetchall()
+
+    with stopped(lab):
+        on_raw(lab, work)
+    poll(lambda: lab.running() == 0, "the fetch has ended on the server", 1.0 + LATE)
+
+
+def test_context_managers_chains_and_iteration(postgres):
+    """What psycopg adds to PEP 249 still works: `with`, execute() that returns the cursor, next()."""
+    engine = create_engine(postgres.url("psycopg"))
+    protect(engine)
+    with contextlib.closing(engine.raw_connection()) as connection:
+        with connection.cursor() as cursor:
+            assert cursor.execute("select generate_series(1, 3)").fetchone() == (1,)
+            assert next(cursor) == (2,)
+            assert list(cursor) == [(3,)]
+            with pytest.raises(StopIteration):
+                next(cursor)
+        assert cursor.closed
+    engine.dispose()
+
+
+def test_detaching_while_a_raw_connection_is_out(postgres):
+    """A raw connection that is out when the guard goes works on; the next one is plain."""
+    engine = create_engine(postgres.url("psycopg"), pool_size=1, max_overflow=0)
+    plain = type(engine.raw_connection())
+    db = protect(engine)
+    connection = engine.raw_connection()
+    assert type(connection) is not plain
+    db.detach()
+    connection.cursor().execute("select 1")
+    connection.commit()
+    connection.rollback()
+    connection.close()
+    with contextlib.closing(engine.raw_connection()) as connection:
+        assert type(connection) is plain
+        assert not hasattr(connection.cursor(), "_step")
+    engine.dispose()
+
+
+def test_sqlite_rows_and_statements_are_interrupted(tmp_path):
+    """A raw cursor of SQLite is interrupted in execute() and in a fetch, and keeps its own settings."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db")
+    db = protect(engine, timeout=LIMIT)
+    endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select {} from n {}"
+    for sql in (endless.format("count(*)", ""), endless.format("i", "where i in (1, -1)")):
+        start = time.monotonic()
+        with contextlib.closing(engine.raw_connection()) as connection, pytest.raises(CallTimeoutError):
+            connection.cursor().execute(sql).fetchall()
+        assert LIMIT <= time.monotonic() - start < LIMIT + LATE
+        assert (db.snapshot().in_use, engine.pool.checkedout()) == (0, 0)
+    with contextlib.closing(engine.raw_connection()) as connection:
+        cursor = connection.cursor()
+        cursor.row_factory = sqlite3.Row
+        assert cursor.execute("select 3 as n").fetchone()["n"] == 3
+    with engine.connect() as connection:
+        assert connection.execute(text("select 4")).scalar() == 4
+    engine.dispose()
