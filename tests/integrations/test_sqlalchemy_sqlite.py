@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import StaticPool
 
 from guardrails import CallTimeoutError, ConfigurationError, protect
 
@@ -149,6 +150,33 @@ def test_memory_database_needs_a_number():
     """A pool of one connection per thread has no limit the guard could take over."""
     with pytest.raises(ConfigurationError, match="max_concurrent_calls"):
         protect(create_engine("sqlite://"))
+
+
+def test_stopped_memory_database_begins_anew():
+    """A database that lives in its connection goes with it; the engine works on."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    db = protect(engine, timeout=0.2, max_concurrent_calls=1)
+    tables = text("select count(*) from sqlite_master")
+    with engine.begin() as connection:
+        connection.execute(text("create table t (id int)"))
+        assert connection.execute(tables).scalar() == 1
+    with engine.connect() as connection, pytest.raises(CallTimeoutError):
+        connection.execute(ENDLESS)
+    with engine.connect() as connection:
+        assert connection.execute(tables).scalar() == 0
+    assert db.snapshot().in_use == 0
+    engine.dispose()
+
+
+def test_memory_database_without_deadlines_keeps_its_data():
+    """With ``timeout=None`` a statement runs for as long as it takes, and the data stays."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    protect(engine, timeout=None, max_concurrent_calls=1)
+    with engine.begin() as connection:
+        connection.execute(text("create table t (id int)"))
+    with engine.connect() as connection:
+        assert connection.execute(text("select count(*) from sqlite_master")).scalar() == 1
+    engine.dispose()
 
 
 def test_unknown_driver_is_guarded_only_without_deadlines(tmp_path):
