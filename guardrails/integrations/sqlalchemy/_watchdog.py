@@ -51,6 +51,10 @@ class Watched:
 
 class _Watchdog:
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts from nothing, as a child process must, which has neither the thread nor the calls."""
         self._armed: dict[Watched, None] = {}
         self._asked: dict[Watched, float] = {}
         self._lock = threading.Lock()
@@ -58,15 +62,18 @@ class _Watchdog:
         self._planned = math.inf
         self._thread: threading.Thread | None = None
 
-    def arm(self, call: Watched) -> None:
+    def arm(self, call: Watched) -> Watched:
+        """Starts watching a call."""
         self._armed[call] = None
         if self._thread is None:
             self._start()
         if call.at < self._planned:
             self._planned = call.at
             self._bell.set()
+        return call
 
     def disarm(self, call: Watched) -> bool:
+        """Stops watching; True if it was asked to stop, so that its connection must not be used again."""
         if self._armed.pop(call, self) is None:
             return False
         with self._lock:  # a hard stop in progress ends before the caller may close the connection
@@ -117,21 +124,6 @@ def _quietly(call: Watched) -> None:
 
 _watchdog = _Watchdog()
 
+os.register_at_fork(after_in_child=_watchdog.forget)
 
-def _after_fork() -> None:
-    global _watchdog  # noqa: PLW0603 - the thread of the parent does not exist in the child
-    _watchdog = _Watchdog()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def arm(call: Watched) -> Watched:
-    """Starts watching a call."""
-    _watchdog.arm(call)
-    return call
-
-
-def disarm(call: Watched) -> bool:
-    """Stops watching; True if the call was asked to stop, so that its connection must not be used again."""
-    return _watchdog.disarm(call)
+arm, disarm = _watchdog.arm, _watchdog.disarm
