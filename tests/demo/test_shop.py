@@ -35,12 +35,13 @@ def test_the_difference_is_what_is_shown(compartments):
     assert len(more) <= 9
 
 
-def test_without_declared_compartments_two_pieces_are_all_there_is():
+def test_without_declared_compartments_no_function_is_touched():
     lines = [line for added, line in difference("auto") if added]
     assert lines == [
         "from guardrails import protect",
         "from guardrails.integrations.asgi import GuardrailsMiddleware",
         'db = protect(engine, name="db", compartments="auto")',
+        'prices = protect(cache, name="prices", timeout=0.2)',
         "app.add_middleware(GuardrailsMiddleware, guards=[db])",
     ]
     assert 'db = protect(engine, name="db")' in [line for _, line in difference("none")]
