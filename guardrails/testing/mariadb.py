@@ -74,15 +74,19 @@ class MariaDBServer(Server):
         return f"mysql+{driver}://root@127.0.0.1:{self.port}/{database}"
 
     def _create_tables(self) -> None:
-        words = ["--no-defaults", f"--datadir={self.home / 'data'}", "--skip-test-db", "--skip-name-resolve"]
+        words = ["--no-defaults", *self._places(), "--skip-test-db", "--skip-name-resolve"]
         # "normal" gives root an empty password; the default would ask for a Unix socket and its owner.
         self._run(str(program("mariadb-install-db")), *words, "--auth-root-authentication-method=normal")
         (self.home / "init.sql").write_text(f"CREATE DATABASE IF NOT EXISTS {_DATABASE};\n")
         (self.home / "init.sql").chmod(0o644)
 
+    def _places(self) -> list[str]:
+        # Two servers that start at once remove each other's temporary tables from a common directory.
+        return [f"--datadir={self.home / 'data'}", f"--tmpdir={self.home}"]
+
     def _command(self) -> list[str]:
         home = self.home
-        files = [f"--datadir={home / 'data'}", f"--socket={home / 'socket'}", f"--pid-file={home / 'pid'}"]
+        files = [*self._places(), f"--socket={home / 'socket'}", f"--pid-file={home / 'pid'}"]
         address = ["--bind-address=127.0.0.1", f"--port={self.port}", f"--init-file={home / 'init.sql'}"]
         mariadbd = str(self._ground.binaries / "mariadbd")
         return [mariadbd, "--no-defaults", *files, *address, *_SMALL, *self._options]
