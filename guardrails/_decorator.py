@@ -106,6 +106,7 @@ def guarded(
 def _wrap_sync(guard: Guard, timeout: float | None, fn: Callable[P, T]) -> Callable[P, T]:
     passage = guard.passage
 
+    # As in `Guard.run`, written out: a function that both called would be one frame more for each call.
     @_wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         call = Call()
