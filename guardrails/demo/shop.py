@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from guardrails import guarded, protect  # guardrails
+from guardrails import BreakerPolicy, guarded, protect  # guardrails
 from guardrails.integrations.asgi import GuardrailsMiddleware  # guardrails
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ cache = Redis(port=int(os.environ.get("SHOP_CACHE_PORT", "6379")))
 db = protect(engine, name="db")  # guardrails
 orders = db.compartment("orders")  # guardrails, declared
 reports = db.compartment("reports")  # guardrails, declared
-prices = protect(cache, name="prices", timeout=0.2)  # guardrails
+in_a_row = BreakerPolicy(consecutive_failures=5)  # guardrails
+prices = protect(cache, name="prices", timeout=0.2, breaker=in_a_row)  # guardrails
 
 
 class OrderRepository:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 try:
@@ -31,10 +32,16 @@ def pids(eldest: int) -> list[int]:
 
 
 def freeze(eldest: int) -> None:
-    """Stops the tree in its tracks, parents first so that none is born meanwhile."""
+    """Stops the tree in its tracks, parents first so that none is born meanwhile.
+
+    A signal is only a request: another thread of the process may answer one more query before it stops.
+    """
+    give_up = time.monotonic() + _PATIENCE
     for member in _family(eldest):
         with contextlib.suppress(psutil.NoSuchProcess):
             member.suspend()
+            while member.status() != psutil.STATUS_STOPPED and time.monotonic() < give_up:
+                time.sleep(0.001)
 
 
 def thaw(eldest: int) -> None:

@@ -32,16 +32,17 @@ def test_the_difference_is_what_is_shown(compartments):
     assert [line for line in guarded if not line.endswith("  # guardrails")] == plain
     context = [line for added, line in difference(compartments) if not added]
     assert all(line in plain for line in context)
-    assert len(more) <= 9
+    assert len(more) <= 10
 
 
 def test_without_declared_compartments_no_function_is_touched():
     lines = [line for added, line in difference("auto") if added]
     assert lines == [
-        "from guardrails import protect",
+        "from guardrails import BreakerPolicy, protect",
         "from guardrails.integrations.asgi import GuardrailsMiddleware",
         'db = protect(engine, name="db", compartments="auto")',
-        'prices = protect(cache, name="prices", timeout=0.2)',
+        "in_a_row = BreakerPolicy(consecutive_failures=5)",
+        'prices = protect(cache, name="prices", timeout=0.2, breaker=in_a_row)',
         "app.add_middleware(GuardrailsMiddleware, guards=[db])",
     ]
     assert 'db = protect(engine, name="db")' in [line for _, line in difference("none")]
