@@ -12,33 +12,31 @@ import pytest
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-def test_circuit_opens():
-    """The story is told in the order the page promises."""
+def told_by(example):
+    """What an example prints, line by line."""
     run = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / "circuit_opens.py"],
+        [sys.executable, "-W", "error", EXAMPLES / example],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
-    assert lines[:5] == [*["failed: search is down"] * 4, "  search: closed -> open (failure_rate)"]
-    assert lines[6].startswith("refused at once")
-    assert lines[-1] == "<Guard 'search' closed, 0/20 busy, 0 waiting>"
+    return run.stdout.splitlines()
+
+
+def test_circuit_opens():
+    """The story is told in the order the page promises."""
+    told = told_by("circuit_opens.py")
+    assert told[:5] == [*["failed: search is down"] * 4, "  search: closed -> open (failure_rate)"]
+    assert told[6].startswith("refused at once")
+    assert told[-1] == "<Guard 'search' closed, 0/20 busy, 0 waiting>"
 
 
 def test_retries():
     """One stumble is hidden, a storm is not made, and every refusal is answered."""
-    run = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / "retries.py"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert [line.rpartition(": ")[2] for line in run.stdout.splitlines()] == [
+    told = told_by("retries.py")
+    assert [line.rpartition(": ")[2] for line in told] == [
         "19.0, 1 attempts",
         "19.0, 2 attempts",
         "no price today (ConnectionError), 2 attempts",
@@ -51,15 +49,8 @@ def test_retries():
 
 def test_redis_cache():
     """While the cache is frozen pages are made without it, soon at once; afterwards it is used again."""
-    run = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / "redis_cache.py"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    told = [line.split("  ", 2)[-1].strip() for line in run.stdout.splitlines()]
+    told = told_by("redis_cache.py")
+    told = [line.split("  ", 2)[-1].strip() for line in told]
     assert told[0] == told[-1] == "home, from the cache"
     assert told[1] == "home, made after waiting for the cache"
     assert told[2] == "home, made at once: the circuit is open"

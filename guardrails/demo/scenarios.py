@@ -63,11 +63,6 @@ class Scenario:
     fault_starts: float = 5.0
     fault_ends: float = 15.0
 
-    @property
-    def shortest(self) -> int:
-        """Seconds a run must last so that each of its three phases can be seen."""
-        return int(self.fault_ends) + 5
-
 
 SCENARIOS = {
     scenario.name: scenario

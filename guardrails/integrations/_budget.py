@@ -1,11 +1,38 @@
-"""What a pool's integration asks the shell before it works: for whom, and how long. Knows no pools."""
+"""What a pool's integration asks before it works: how many, for whom, and how long. Knows no pools."""
 
 from __future__ import annotations
 
+from guardrails._checks import Faults
 from guardrails._deadline import current
 from guardrails._guard import Guard
+from guardrails.errors import ConfigurationError
 
-__all__ = ["innermost", "time_allowed"]
+__all__ = ["innermost", "slots_for", "time_allowed"]
+
+
+def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
+    """The slots of a guard in front of a pool: what was asked for, or all that the pool has.
+
+    Args:
+        name: The guard's name.
+        asked: The user's ``max_concurrent_calls``, or None.
+        most: What the pool can let out at once; None is any number.
+        unlimited: What to call a pool that lets out any number.
+
+    Raises:
+        ConfigurationError: More was asked for than the pool has, or nothing of a pool without a limit.
+    """
+    faults = Faults(f"guard {name!r}")
+    faults.count("max_concurrent_calls", asked, none=True, most=most)
+    faults.raise_if_any()
+    if isinstance(asked, int):
+        return asked
+    if most is None:
+        raise ConfigurationError(
+            f"guard {name!r}: {unlimited} lets out any number of connections; "
+            "say how many calls may run at once with max_concurrent_calls=..."
+        )
+    return most
 
 
 def innermost(guard: Guard) -> Guard:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import redis
 import redis.asyncio
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.client import Pipeline
 
-from guardrails._checks import Faults
 from guardrails._guard import Guard, attach
 from guardrails.errors import ConfigurationError
+from guardrails.integrations._budget import slots_for
 from guardrails.integrations.redis._pool import Admission, capacity, guard_of
 
 __all__ = ["guard_client"]
@@ -39,7 +39,8 @@ def guard_client(client: object, *, name: str | None = None, **options: Any) -> 
     known = guard_of(pool)
     if known is not None:
         raise ConfigurationError(f"protect: this client's pool is guarded already, by {known!r}")
-    slots = _slots(pool, name, options.pop("max_concurrent_calls", None))
+    kind = f"a {type(pool).__name__} without max_connections"
+    slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     attachment = _ClientAttachment(client, guard, pool)
     attachment.attach()
@@ -66,21 +67,6 @@ def _pool_of(client: Any) -> Any:
     if getattr(client, "_single_connection_client", False) and client.connection is None:
         raise ConfigurationError("protect: this client has been closed; make a new one")
     return pool
-
-
-def _slots(pool: Any, name: str, asked: object) -> int:
-    most = capacity(pool)
-    faults = Faults(f"guard {name!r}")
-    faults.count("max_concurrent_calls", asked, none=True, most=most)
-    faults.raise_if_any()
-    if asked is not None:
-        return cast("int", asked)
-    if most is None:
-        raise ConfigurationError(
-            f"guard {name!r}: a {type(pool).__name__} without max_connections lets out any number of "
-            "connections; say how many calls may run at once with max_concurrent_calls=..."
-        )
-    return most
 
 
 class _ClientAttachment:

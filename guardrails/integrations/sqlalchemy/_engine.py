@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -11,6 +11,7 @@ from sqlalchemy.util import await_only
 from guardrails._checks import Faults
 from guardrails._guard import Guard, attach, sort_calls
 from guardrails.errors import CallTimeoutError, ConfigurationError
+from guardrails.integrations._budget import slots_for
 from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
 from guardrails.integrations.sqlalchemy._hooks import Hooks
 from guardrails.integrations.sqlalchemy._pool import Admission, capacity, guard_of
@@ -59,7 +60,10 @@ def guard_engine(
         raise ConfigurationError(
             f"protect: this engine is guarded already, by {guard_of(sync_engine.pool)!r}"
         )
-    slots = _slots(sync_engine, name, options.pop("max_concurrent_calls", None))
+    pool = sync_engine.pool
+    slots = slots_for(
+        name, options.pop("max_concurrent_calls", None), capacity(pool), f"a {type(pool).__name__}"
+    )
     sorts = _sorts(name, compartments)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     driver = find_driver(dialect.driver, is_async=dialect.is_async)
@@ -83,21 +87,6 @@ def _sorts(name: str, compartments: object) -> bool:
     faults.choice("compartments", compartments, ("declared", "auto"))
     faults.raise_if_any()
     return compartments == "auto"
-
-
-def _slots(engine: Engine, name: str, asked: object) -> int:
-    most = capacity(engine.pool)
-    faults = Faults(f"guard {name!r}")
-    faults.count("max_concurrent_calls", asked, none=True, most=most)
-    faults.raise_if_any()
-    if asked is not None:
-        return cast("int", asked)
-    if most is None:
-        raise ConfigurationError(
-            f"guard {name!r}: a {type(engine.pool).__name__} lets out any number of connections; "
-            "say how many calls may run at once with max_concurrent_calls=..."
-        )
-    return most
 
 
 def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> None:
