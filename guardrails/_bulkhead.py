@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar, cast
 
 from guardrails._guard import Guard
+from guardrails._slot import run_in_slot
 from guardrails.events import Listener
 
 __all__ = ["Bulkhead"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Bulkhead(Guard):
@@ -55,3 +60,11 @@ class Bulkhead(Guard):
             listeners=listeners,
             clock=clock,
         )
+
+    def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls ``fn`` in a slot and returns what it returns.
+
+        Raises:
+            RejectedError: The call did not start.
+        """
+        return cast("T", run_in_slot(self.passage, Guard.run, fn, args, kwargs))

@@ -33,8 +33,8 @@ class Call(Ringing):
 
     passage: Passage
     timeout: float | None
-    _ticket: int  # what the quick way took; the long way keeps a list
-    _held: list[tuple[Door, int]] | None
+    _ticket: int  # what the quick way took
+    _held: list[tuple[Door, int]]  # what the long way took; not there before it begins
     _verdict: Outcome
 
     @classmethod
@@ -42,8 +42,8 @@ class Call(Ringing):
         """Makes a call that is begun later, by ``with``."""
         call = cls()
         call.passage, call.timeout = passage, timeout
-        call.at = call.outer = call.request = call._held = None
-        call.closed = call.armed = call.rung = False
+        call.at = call.outer = call.request = None
+        call.closed = False
         call._ticket, call._verdict = 0, _SUCCESS
         return call
 
@@ -91,21 +91,20 @@ class Call(Ringing):
     # the first number changed to the last nothing is called, so no signal and no collection comes between.
     # The lock is taken by hand: ``with`` costs as much again. `Door.let_go` is for an interrupt just then.
 
-    def slip_in(self, passage: Passage, timeout: float | None) -> bool:  # noqa: C901 - written out
+    def slip_in(self, passage: Passage, timeout: float | None) -> bool:
         """Begins the call; False if it must ask `come_in`, and CircuitOpenError if it may not start."""
         self.passage = passage
         self.timeout = timeout
         self.guard = self.owner = passage.owner
         self.clock = clock = passage.clock
-        self.at = self._held = None
-        self.closed = self.armed = self.rung = False
+        self.at = self.request = None
+        self.closed = False
         self.alarmed = self._ticket = 0
         self._verdict = _SUCCESS
         door, outer = passage.only_door, _get_ambient()
         while outer is not None and outer.closed:
             outer = outer.outer
         self.outer = outer
-        self.request = None
         if (outer is not None and not self._alone_in(outer)) or door is None:
             return False
         gate, lock = door.gate, door.lock
@@ -114,34 +113,31 @@ class Call(Ringing):
         try:
             lock.acquire()
             now = clock()
+            last = gate.last
+            if now > last:
+                last = now
             if now < gate.free_until and bulkhead.taken < bulkhead.limit:
-                if now > gate.last:
-                    gate.last = now
-                self._ticket = breaker.issued = breaker.issued + 1
-                breaker.in_flight[breaker.issued] = gate.last
+                gate.last = last
+                self._ticket = ticket = breaker.issued = breaker.issued + 1
+                breaker.in_flight[ticket] = last
                 gate.admitted += 1
                 bulkhead.taken += 1
             elif now < gate.shut_until:
-                if now > gate.last:
-                    gate.last = now
-                gate.rejected["circuit_open"] += 1
-                refused = breaker.open_until - gate.last
+                gate.last = last
+                gate.turned_away += 1
+                refused = breaker.open_until - last
             lock.release()
             if door.postponed:
                 door.catch_up()
-            if self._ticket:
-                if timeout is not None:
-                    self.at = now + timeout
-                _set_ambient(self)
+            if timeout is not None and self._ticket:
+                self.at = now + timeout
+                _set_ambient(self)  # without a deadline there is nothing to find out from it
         except BaseException:
             door.let_go()
             self._settle(Outcome.ABANDONED)
             raise
         if refused:
-            error = door.shut_out(refused)
-            if outer is not None:
-                note_trouble(error)
-            raise error
+            raise door.shut_out(refused) if outer is None else note_trouble(door.shut_out(refused))
         return self._ticket > 0
 
     def _alone_in(self, outer: Scope) -> bool:
@@ -185,6 +181,7 @@ class Call(Ringing):
 
     def set_alarm(self) -> None:
         """Has the running asyncio task cancelled when time is up."""
+        self.armed = False
         if self.at is not None and (self._ticket or self._held):
             try:
                 self.arm()
@@ -201,6 +198,7 @@ class Call(Ringing):
             RejectedError: The call may not start.
         """
         try:
+            self._held = []
             budget = self._check_budget()
             for door in self._doors():
                 self._hold(door, door.enter(budget=budget))
@@ -212,6 +210,7 @@ class Call(Ringing):
     async def come_in_async(self) -> None:
         """Passes the doors, for an asyncio task; see `come_in`."""
         try:
+            self._held = []
             budget = self._check_budget()
             for door in self._doors():
                 self._hold(door, await door.enter_async(budget=budget))
@@ -244,9 +243,7 @@ class Call(Ringing):
         own = self.owner is self.passage.owner
         self._settle(Outcome.FAILURE if own else Outcome.ABANDONED)
         given = self.timeout if own and self.timeout is not None else self.given
-        late = CallTimeoutError(self.passage.name, given)
-        note_trouble(late)
-        raise late from error
+        raise note_trouble(CallTimeoutError(self.passage.name, given)) from error
 
     def _check_budget(self) -> float | None:
         budget = None if self.outer is None else self.outer.remaining()
@@ -265,10 +262,10 @@ class Call(Ringing):
         return ()
 
     def _hold(self, door: Door, ticket: int) -> None:
-        self._held = [*(self._held or ()), (door, ticket)]
+        self._held = [*self._held, (door, ticket)]
 
     def _open(self) -> None:
-        now, held = self.clock(), self._held or []
+        now, held = self.clock(), self._held
         # Waiting at the parent's door is not the dependency's slowness.
         for door, ticket in held[:-1]:
             door.step(door.gate.restart, ticket)
@@ -288,8 +285,10 @@ class Call(Ringing):
 
     def _settle(self, outcome: Outcome) -> None:
         close(self)
-        held = self._held = self._held or [(self.passage.doors[0], self._ticket)] * (self._ticket > 0)
-        self._ticket = 0
+        if self._ticket:
+            self._held = [(self.passage.doors[0], self._ticket)]
+            self._ticket = 0
+        held = getattr(self, "_held", [])
         while held:
             door, ticket = held[-1]
             try:

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound="Scope")
+E = TypeVar("E", bound=GuardrailsError)
 
 Clock = Callable[[], float]
 
@@ -170,11 +171,15 @@ def touch(scope: Scope | None, passage: Any) -> None:
             request.touched[passage] = request.clock()
 
 
-def note_trouble(error: GuardrailsError) -> None:
-    """Leaves a guard's error with the request it happened in, if there is one."""
+def note_trouble(error: E) -> E:
+    """Leaves a guard's error with the request it happened in, if there is one, and returns it to be raised.
+
+    Raised from a variable, an error would be kept alive by the very frame that its traceback keeps.
+    """
     scope = current()
     if scope is not None and scope.request is not None:
         scope.request.trouble = error
+    return error
 
 
 def current() -> Scope | None:

@@ -14,6 +14,7 @@ from guardrails._criticality import CLASSES, Criticality
 from guardrails._deadline import RankScope, close, current, enter
 from guardrails._guard import Guard, workload
 from guardrails._recovery import Answered, AsyncAnswered, recovering
+from guardrails._slot import run_in_slot
 
 if TYPE_CHECKING:
     from tenacity import BaseRetrying
@@ -97,10 +98,26 @@ def guarded(
             return cast("Callable[P, T]", type(fn)(decorate(fn.__func__)))
         _refuse_generators(fn)
         own = _own_compartment(guard, fn)
-        wrapped: Any = (_wrap_async if is_async(fn) else _wrap_sync)(own, timeout, fn)
+        wrapped: Any = _wrapper_for(own, timeout, fn)(own, timeout, fn)
         return cast("Callable[P, T]", wrapped if rank is None else _mattering(wrapped, rank))
 
     return decorate if retry is None and fallback is None else recovering(decorate, guard, retry, fallback)
+
+
+def _wrapper_for(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> Callable[..., Any]:
+    if is_async(fn):
+        return _wrap_async
+    return _wrap_sync if timeout is not None or guard.passage.slot_door is None else _wrap_in_slot
+
+
+def _wrap_in_slot(guard: Guard, _: None, fn: Callable[P, T]) -> Callable[P, T]:
+    passage = guard.passage
+
+    @_wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        return cast("T", run_in_slot(passage, Guard.run, fn, args, kwargs))
+
+    return wrapper
 
 
 def _wrap_sync(guard: Guard, timeout: float | None, fn: Callable[P, T]) -> Callable[P, T]:

@@ -32,6 +32,9 @@ T = TypeVar("T")
 _log = logging.getLogger("guardrails")
 _log.addHandler(logging.NullHandler())
 
+# An exception's own constructor has all there is to do; what the class adds are names for it.
+_new_error = CircuitOpenError.__new__
+
 _ERRORS: dict[Reason, type[RejectedError]] = {
     "circuit_open": CircuitOpenError,
     "bulkhead_full": BulkheadFullError,
@@ -325,15 +328,13 @@ class Door:
         """Like ``refused``, for the one refusal that there may be many of."""
         if self._tells_of_refusals:
             self.tell_refusal(Refusal("circuit_open", retry_after))
-        return CircuitOpenError(self.name, "circuit_open", retry_after)
+        return _new_error(CircuitOpenError, self.name, "circuit_open", retry_after)
 
     def refused(self, refusal: Refusal) -> RejectedError:
         """Tells the listeners of a refusal and builds its error, a new one each time."""
         self.tell_refusal(refusal)
         reason, retry_after = refusal
-        error = _ERRORS[reason](self.name, reason, retry_after)
-        note_trouble(error)
-        return error
+        return note_trouble(_ERRORS[reason](self.name, reason, retry_after))
 
     def tell_refusal(self, refusal: Refusal) -> None:
         """Tells the listeners of a refusal that nobody raises."""

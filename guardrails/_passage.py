@@ -23,9 +23,21 @@ class Passage:
         attached: Whether a pool's checkouts take the slots, so that a call only opens a scope.
         only_door: The door of a guard that is neither attached nor a compartment: there is a quick way
             through it. None where there is not.
+        slot_door: That door, if a slot is all its calls need: no circuit, no deadline, nobody to tell.
     """
 
-    __slots__ = ("attached", "clock", "doors", "judges", "name", "only_door", "owner", "policy", "timeout")
+    __slots__ = (
+        "attached",
+        "clock",
+        "doors",
+        "judges",
+        "name",
+        "only_door",
+        "owner",
+        "policy",
+        "slot_door",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -47,7 +59,9 @@ class Passage:
         """Notes whether a pool takes the slots, and the timeout of a call's own that follows from it."""
         self.attached = attached
         self.timeout = None if attached else timeout
-        self.only_door = None if attached or len(self.doors) > 1 else self.doors[0]
+        door = self.only_door = None if attached or len(self.doors) > 1 else self.doors[0]
+        needs_more = self.policy is not None or timeout is not None or door is None or door.tells_of_calls
+        self.slot_door = None if needs_more else door
 
     def judge(self, result: object) -> Outcome:
         """Says what a returned value means."""

@@ -11,7 +11,7 @@ from guardrails._deadline import Scope
 
 __all__ = ["Ringing", "cancel_at"]
 
-_get_running_loop, _current_task = asyncio.get_running_loop, asyncio.current_task
+_current_task, _monotonic = asyncio.current_task, time.monotonic
 
 
 class Ringing(Scope, Alarm):
@@ -38,23 +38,24 @@ class Ringing(Scope, Alarm):
         Raises:
             RuntimeError: No task is running.
         """
-        loop = _get_running_loop()
-        task = _current_task(loop)
+        task = _current_task()
         if task is None:
             raise RuntimeError("a guarded call must run inside an asyncio task")
-        if self.alarmed == id(task):
+        if self.alarmed and self.alarmed == id(task):
             return  # an enclosing call's own alarm rings in this task at that moment
         at = self.at or 0.0
         if self.owner is not self.guard:
             self.given = max(0.0, at - self.clock())
+        loop = task.get_loop()
         alarms = alarms_of(loop)
-        if not alarms.monotonic or self.clock is not time.monotonic:
+        if not alarms.monotonic or self.clock is not _monotonic:
             at = loop.time() + max(0.0, at - self.clock())
         self._alarms = alarms
         self._task = task
         self._cancelled_before = task.cancelling()
         self.alarmed = id(task)
         self.due = at
+        self.rung = False
         self.armed = True
         alarms.armed[self] = None
         if at < alarms.planned:
@@ -81,6 +82,5 @@ def cancel_at(at: float) -> Ringing:
     """Has the running task cancelled at a moment of `time.monotonic`; ``silence`` what is returned."""
     alarm = Ringing()
     alarm.begin(at, None, time.monotonic, None)
-    alarm.armed = alarm.rung = False
     alarm.arm()
     return alarm

@@ -87,5 +87,5 @@ def take(now: float, name: str, gate: Gate) -> GuardSnapshot:
         slow=breaker.slow,
         abandoned=breaker.abandoned,
         late_results=breaker.late,
-        rejected={reason: count for reason, count in gate.rejected.items() if count},
+        rejected=gate.rejected,
     )

@@ -44,13 +44,7 @@ class GuardrailsError(Exception):
 
 
 class RejectedError(GuardrailsError):
-    """The call did not start, so trying again later cannot do anything twice.
-
-    Attributes:
-        guard: Name of the guard that refused.
-        reason: One of ``circuit_open bulkhead_full queue_timeout deadline_spent shed``.
-        retry_after: Seconds after which a call may be admitted, or None when nobody can tell.
-    """
+    """The call did not start, so trying again later cannot do anything twice."""
 
     _wording: dict[str, str] = {  # noqa: RUF012 - one table, never written to
         "circuit_open": "the circuit is open",
@@ -60,18 +54,33 @@ class RejectedError(GuardrailsError):
         "shed": "shed under load for its criticality",
     }
 
+    # What it says is kept in ``args``, where every exception has a place for it already. So the one refusal
+    # of which there may be many can be made without a constructor: `Door.shut_out`.
+
+    args: tuple[str, Reason, float | None]
+
     def __init__(self, guard: str, reason: Reason, retry_after: float | None = None) -> None:
-        self.guard = guard
-        self.reason: Reason = reason
-        self.retry_after = retry_after
+        self.args = (guard, reason, retry_after)
+
+    @property
+    def guard(self) -> str:
+        """Name of the guard that refused."""
+        return self.args[0]
+
+    @property
+    def reason(self) -> Reason:
+        """One of ``circuit_open bulkhead_full queue_timeout deadline_spent shed``."""
+        return self.args[1]
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which a call may be admitted, or None when nobody can tell."""
+        return self.args[2]
 
     def __str__(self) -> str:
         # Made when somebody reads it: under overload a service refuses more than it serves.
         hint = "" if self.retry_after is None else f"; try again in {self.retry_after:.3g} s"
         return f"{self.guard!r} refused the call: {self._wording[self.reason]}{hint}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.guard, self.reason, self.retry_after)
 
 
 class BulkheadFullError(RejectedError):

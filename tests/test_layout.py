@@ -27,7 +27,7 @@ SHELL_ORDER = [
     {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot", "_budget", "_again"},
     {"_door", "_ringing", "_consecutive", "_voices", "_retry_loop", "_retry_rules", "_retrying", "_fallback"},
     {"_passage", "_crossing", "_sharing"},
-    {"_call"},
+    {"_call", "_slot"},
     {"_guard", "_circuitbreaker"},
     {"_bulkhead", "_decorator", "_protect", "_recovery"},
 ]
@@ -43,6 +43,7 @@ LARGE = {
 }
 LONG = {
     "_call.py: slip_in": "the way every call goes: a function called from it would cost as much as its rules",
+    "_slot.py: run_in_slot": "likewise, for a bulkhead",
     "demo/report.py: _charts": "three charts, written down one after the other",
 }
 

@@ -122,7 +122,7 @@ class Breaker:
         self._failure_rate = _ratio(policy.failure_rate_threshold)
         self._slow_rate = _ratio(policy.slow_call_rate_threshold)
         self._streak_limit = policy.consecutive_failures or math.inf
-        self.slow_after = policy.slow_call_duration_threshold
+        self.slow_after = policy.slow_call_duration_threshold if self._home == "closed" else math.inf
         self.state: State = self._home
         self.issued = self.era = 0
         self.in_flight: dict[int, float] = {}

@@ -55,11 +55,12 @@ class Gate:
             ticket of the probe it stands for (0: none).
         adopted: Slots taken before the guard was there.
         reserved: Of the checkouts, the slots taken for a request before its work: nothing uses them yet.
-        rejected: Refusals by reason.
+        turned_away: Refusals of the open circuit by the quick way, which ``rejected`` counts in.
         outbox: Places to wake and changes to tell.
     """
 
     __slots__ = (
+        "_refusals",
         "admitted",
         "adopted",
         "breaker",
@@ -71,9 +72,9 @@ class Gate:
         "last",
         "leaving",
         "outbox",
-        "rejected",
         "reserved",
         "shut_until",
+        "turned_away",
     )
 
     def __init__(self, breaker: Breaker, bulkhead: Bulkhead) -> None:
@@ -84,9 +85,18 @@ class Gate:
         self.leaving: int | None = None
         self.checkouts: dict[int, tuple[float, int]] = {}
         self.reserved: dict[int, None] = {}
-        self.rejected: Counter[Reason] = Counter()
+        self._refusals: Counter[str] = Counter()
+        self.turned_away = 0
         self.outbox: list[Place | Change] = []
         self._done(None)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Refusals by reason."""
+        counts: dict[str, int] = {**self._refusals}
+        if self.turned_away:
+            counts["circuit_open"] = counts.get("circuit_open", 0) + self.turned_away
+        return counts
 
     @property
     def calm(self) -> bool:
@@ -449,7 +459,7 @@ class Gate:
         return self._refuse("circuit_open", self.breaker.retry_after(now))
 
     def _refuse(self, reason: Reason, retry_after: float | None) -> Refusal:
-        self.rejected[reason] += 1
+        self._refusals[reason] += 1
         return Refusal(reason, retry_after)
 
     def _pass_on(self, rank: int = CRITICAL) -> None:

@@ -1,0 +1,101 @@
+"""A call that needs a slot and nothing else: no deadline, no rules, no scope. Knows doors, not callers.
+
+What a bulkhead without a circuit does all day. Where more is asked for, the call takes the way of all
+others (`_call`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any
+
+from guardrails._callables import not_run
+from guardrails._deadline import ambient
+from guardrails._door import Door
+from guardrails._outcome import Outcome
+from guardrails._passage import Passage
+
+__all__ = ["run_in_slot"]
+
+_ALWAYS = math.inf
+_get_ambient = ambient.get
+
+
+# ``Gate.enter`` and ``Gate.leave`` written out once more around the call, for a gate that judges nothing;
+# the tests hold it to them. As in `_call`, the lock is taken by hand, and nothing is called from the first
+# number changed to the last. Nothing can be overdue here, so the way out needs no clock.
+def run_in_slot(  # noqa: C901, PLR0912 - written out
+    passage: Passage, otherwise: Callable[..., Any], fn: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """Calls ``fn`` in a slot of the guard.
+
+    Args:
+        passage: The guard's.
+        otherwise: The guard's method that calls ``fn`` where a slot is not enough: somebody waits for one,
+            or there is a request around that wants to know, or a deadline.
+        fn: What to call.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+    """
+    door, around, ticket = passage.slot_door, _get_ambient(), 0
+    while around is not None and around.closed:
+        around = around.outer
+    if door is None or around is not None:
+        return otherwise(passage.owner, fn, *args, **kwargs)
+    gate, lock = door.gate, door.lock
+    bulkhead, breaker = gate.bulkhead, gate.breaker
+    try:
+        lock.acquire()
+        now, last = door.clock(), gate.last
+        if gate.calm_until == _ALWAYS and bulkhead.taken < bulkhead.limit:
+            if now > last:
+                gate.last = last = now
+            ticket = breaker.issued = breaker.issued + 1
+            breaker.in_flight[ticket] = last
+            gate.admitted += 1
+            bulkhead.taken += 1
+        lock.release()
+        if door.postponed:
+            door.catch_up()
+    except BaseException as error:
+        door.let_go()
+        _leave(passage, door, ticket, error)
+        raise
+    if not ticket:
+        return otherwise(passage.owner, fn, *args, **kwargs)
+    try:
+        result = fn(*args, **kwargs)
+        if type(result) is CoroutineType:
+            raise not_run(fn, result, "await run_async(), or decorate an async def")  # noqa: TRY301
+    except BaseException as error:
+        _leave(passage, door, ticket, error)
+        raise
+    try:
+        lock.acquire()
+        if gate.calm_until == _ALWAYS and ticket > breaker.era and ticket in breaker.in_flight:
+            del breaker.in_flight[ticket]
+            breaker.unwritten += 1
+            bulkhead.taken -= 1
+            ticket = 0
+        lock.release()
+        if door.postponed:
+            door.catch_up()
+    except BaseException as error:
+        door.let_go()
+        _leave(passage, door, ticket, error)
+        raise
+    if ticket:
+        _leave(passage, door, ticket, None)
+    return result
+
+
+def _leave(passage: Passage, door: Door, ticket: int, error: BaseException | None) -> None:
+    outcome = Outcome.ABANDONED
+    try:
+        outcome = Outcome.SUCCESS if error is None else passage.classify(error)
+        door.leave(ticket, outcome)
+    except BaseException:  # Ctrl-C on the way: once more, as nothing is given back twice
+        door.leave(ticket, outcome)
+        raise
