@@ -359,7 +359,7 @@ class Door:
         """Gives a checkout's slot back; 0 is one that was taken before the guard was there."""
         gate = self.gate
         with self.lock:
-            done = gate.quick_check_in(self.clock(), slot)
+            done = gate.quick_check_in(self._moment(), slot)
         if self.postponed:
             self.catch_up()
         if not done and not self._postpone(lambda now: gate.check_in(now, slot)):
@@ -379,7 +379,7 @@ class Door:
         """Ends a statement."""
         if outcome is Outcome.SUCCESS and not self.tells_of_calls:
             with self.lock:
-                done = self.gate.quick_end(self.clock(), ticket)
+                done = self.gate.quick_end(self._moment(), ticket)
             if self.postponed:
                 self.catch_up()
             if done:

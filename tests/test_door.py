@@ -1,0 +1,302 @@
+"""A pool's way through a guard's door, without the pool: checkouts, statements, and what comes in between."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from verbs import Boom, boom, fail, trip, tripping
+
+from guardrails import BulkheadFullError, CircuitOpenError, Guard
+from guardrails._outcome import Outcome
+from guardrails.events import CallFinished, StateChanged
+
+LONG = 30
+
+
+def by_a_thread(door):
+    return door.check_out(None)
+
+
+def behind_a_greenlet(door):
+    return in_a_loop(lambda: door.check_out(waiting_while(lambda: pytest.fail("it waits"))))
+
+
+def by_a_task(door):
+    return asyncio.run(door.check_out_async())
+
+
+def without_waiting(door):
+    return door.check_out_now()
+
+
+WAYS = [by_a_thread, behind_a_greenlet, by_a_task, without_waiting]
+
+
+def in_a_loop(fn):
+    async def main():
+        return fn()
+
+    return asyncio.run(main())
+
+
+def waiting_while(others):
+    """Runs a coroutine to its end as SQLAlchemy's greenlet does: others go on while it waits."""
+
+    def wait(coroutine):
+        coroutine.send(None)
+        others()
+        with pytest.raises(StopIteration) as ended:
+            coroutine.send(None)
+        return ended.value.value
+
+    return wait
+
+
+def figures(guard):
+    now = guard.snapshot()
+    return now.in_use, now.succeeded, now.failed, now.abandoned
+
+
+# --- checkouts and statements --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_checkout_holds_a_slot_and_each_statement_on_it_is_evidence(make_guard, way):
+    """Whoever checks out; twice, as the first goes the long way round."""
+    guard = make_guard(max_concurrent_calls=1, max_wait_duration=0)
+    door = guard._door
+    for _ in range(2):
+        slot = way(door)
+        with pytest.raises(BulkheadFullError):
+            way(door)
+        for outcome in (Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED):
+            door.end(door.begin(slot), outcome)
+        door.check_in(slot)
+        door.check_in(slot)  # twice gives one slot back
+    assert figures(guard) == (0, 2, 2, 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_open_circuit_hands_out_no_connection(run, make_guard, way):
+    """It is refused before there is a connection."""
+    guard = make_guard(breaker=tripping())
+    trip(run, guard)
+    with pytest.raises(CircuitOpenError):
+        way(guard._door)
+    assert figures(guard)[0] == 0
+
+
+def test_a_checkout_behind_a_greenlet_waits_its_turn(make_guard):
+    """The loop goes on meanwhile, and the slot given back there is handed over."""
+    guard = make_guard(max_concurrent_calls=1, max_wait_duration=LONG)
+    door = guard._door
+
+    def main():
+        first = door.check_out(None)
+        second = door.check_out(waiting_while(lambda: door.check_in(first)))
+        assert guard.snapshot().in_use == 1
+        door.check_in(second)
+
+    in_a_loop(main)
+    assert (guard.snapshot().in_use, guard.snapshot().admitted) == (0, 2)
+
+
+def test_a_statement_that_listeners_hear_of(make_guard):
+    """Each end is told, the successes too."""
+    told = []
+    door = make_guard(listeners=[told.append])._door
+    slot = door.check_out(None)
+    for outcome in (Outcome.SUCCESS, Outcome.FAILURE):
+        door.end(door.begin(slot), outcome)
+    door.check_in(slot)
+    assert [event.outcome for event in told if isinstance(event, CallFinished)] == [
+        Outcome.SUCCESS,
+        Outcome.FAILURE,
+    ]
+
+
+# --- what the garbage collector ends in the middle of a step -------------------------------------
+
+
+class Collector:
+    """A clock that, each time it is read, ends what somebody has dropped: as a collection just then would."""
+
+    def __init__(self):
+        self.dropped = []
+        self.broken = False
+
+    def __call__(self):
+        dropped, self.dropped = self.dropped, []
+        for end in dropped:
+            end()
+        if self.broken:
+            raise ZeroDivisionError
+        return 0.0
+
+
+@pytest.fixture
+def collector():
+    return Collector()
+
+
+@pytest.fixture
+def guard(collector):
+    """A guard on that clock, with its quick ways open."""
+    guard = Guard("db", max_concurrent_calls=4, timeout=None, clock=collector, breaker=tripping())
+    guard.run(int)
+    return guard
+
+
+STEPS = {
+    "check out": lambda door, slot: door.check_in(door.check_out(None)),
+    "check out in a task": lambda door, slot: door.check_in(by_a_task(door)),
+    "check in": lambda door, slot: door.check_in(slot),
+    "begin": lambda door, slot: door.end(door.begin(slot), Outcome.ABANDONED),
+    "end": lambda door, slot: door.end(door.begin(slot), Outcome.SUCCESS),
+}
+
+
+@pytest.mark.parametrize("reading", range(2))
+@pytest.mark.parametrize("step", STEPS)
+def test_a_statement_collected_in_the_middle_of_a_quick_step_ends_right_after_it(
+    guard, collector, step, reading
+):
+    """The step goes its way, and the circuit knows of the failure before anybody else comes."""
+    door = guard._door
+    slot = door.check_out(None)
+    ticket = door.begin(slot)
+
+    def collected():
+        if reading == 0:
+            door.end(ticket, Outcome.FAILURE)
+        else:
+            collector.dropped.append(lambda: door.end(ticket, Outcome.FAILURE))
+
+    collector.dropped.append(collected)
+    STEPS[step](door, slot)
+    door.check_in(slot)
+    assert (guard.state, guard.snapshot().failed, door.postponed) == ("open", 1, [])
+    assert guard.snapshot().in_use == 0
+
+
+def test_a_call_collected_in_the_middle_of_a_quick_call_ends_right_after_it(run, guard, collector):
+    """On its way in or out."""
+    dropped = guard.call()
+    dropped.__enter__()
+    collector.dropped.append(lambda: dropped.__exit__(Boom, Boom(), None))
+    assert run(guard, lambda: "fine") == "fine"
+    assert (guard.state, guard.snapshot().in_use, guard.snapshot().failed) == ("open", 0, 1)
+
+
+def test_what_is_collected_on_a_calls_way_out_ends_right_after_it(run, guard, collector):
+    """A failure that nobody waited for opens the circuit once the step is over."""
+    dropped = guard.call()
+    dropped.__enter__()
+    run(guard, lambda: collector.dropped.append(lambda: dropped.__exit__(Boom, Boom(), None)))
+    assert (guard.state, guard.snapshot().in_use, guard.snapshot().failed) == ("open", 0, 1)
+
+
+def test_a_whole_family_is_collected_in_the_middle_of_a_step(guard, collector):
+    """A failed statement, its connection, and a task that waited: put off together, made in their order."""
+    door = guard._door
+    slots = [door.check_out(None) for _ in range(4)]
+    ticket = door.begin(slots[0])
+
+    def main():
+        waiting = door.check_out_async(budget=LONG)
+        waiting.send(None)
+        assert guard.snapshot().waiting == 1
+        collector.dropped += [
+            lambda: door.check_in(slots[0]),
+            lambda: door.end(ticket, Outcome.FAILURE),
+            waiting.close,
+        ]
+        door.step(door.gate.refresh)
+
+    in_a_loop(main)
+    assert (guard.state, guard.snapshot().waiting, guard.snapshot().in_use) == ("open", 0, 3)
+    for slot in slots:
+        door.check_in(slot)
+    assert guard.snapshot().in_use == 0
+
+
+def test_a_signal_handler_changes_the_guard_in_the_middle_of_a_step(guard, collector):
+    """Its own step is whole, and so is the one that goes on."""
+    collector.dropped += [lambda: guard.resize(2), lambda: guard.run(int)]
+    guard.disable()
+    assert (guard.state, guard.snapshot().max_concurrent_calls, guard.snapshot().in_use) == ("disabled", 2, 0)
+    door = guard._door
+    slots = [door.check_out(None) for _ in range(2)]
+    with pytest.raises(BulkheadFullError):
+        door.check_out_now()
+    for slot in slots:
+        door.check_in(slot)
+
+
+# --- what breaks in the middle of a step ---------------------------------------------------------
+
+
+def test_a_clock_that_breaks_keeps_no_connection_and_no_statement(guard, collector, caplog):
+    """What is given back is given back; for that moment time stands still."""
+    door = guard._door
+    slot = door.check_out(None)
+    ticket = door.begin(slot)
+    collector.broken = True
+    door.end(ticket, Outcome.SUCCESS)
+    door.check_in(slot)
+    collector.broken = False
+    assert figures(guard) == (0, 2, 0, 0)
+    assert "the clock of guard 'db' raised" in caplog.text
+
+
+def test_a_clock_that_breaks_while_leaving_holds_no_slot(run, guard, collector):
+    """Its error is the caller's, as the call may have come back late; the lock is free again."""
+
+    def work():
+        collector.broken = True
+
+    with pytest.raises(ZeroDivisionError):
+        run(guard, work)
+    collector.broken = False
+    assert figures(guard) == (0, 1, 0, 1)
+    assert run(guard, lambda: "fine") == "fine"
+
+
+class Interruption(BaseException):
+    """As KeyboardInterrupt, but surely ours."""
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+def test_ctrl_c_in_a_listener_right_after_a_quick_step_holds_no_slot(run, collector, leaving):
+    """What was put off during the step is told after it; the lock has been let go by then."""
+
+    def interrupt(event):
+        if isinstance(event, StateChanged):
+            raise Interruption
+
+    interrupt.events = (StateChanged,)
+    guard = Guard(
+        "db", max_concurrent_calls=4, timeout=None, clock=collector, breaker=tripping(), listeners=[interrupt]
+    )
+    run(guard, int)
+    dropped = guard.call()
+    dropped.__enter__()
+
+    def drop():
+        collector.dropped.append(lambda: dropped.__exit__(Boom, Boom(), None))
+
+    if not leaving:
+        drop()
+    with pytest.raises(Interruption):
+        run(guard, drop if leaving else boom)
+    assert (guard.snapshot().in_use, guard.state) == (0, "open")
+    assert not guard._door._in_a_step()
+
+
+def test_a_door_paused_for_a_fork_waits_for_the_step_under_way(run, guard):
+    """And afterwards everything is as before."""
+    assert guard._door.pause(LONG)
+    guard._door.unpause()
+    fail(run, guard)
+    assert guard.state == "open"
