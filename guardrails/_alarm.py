@@ -64,12 +64,9 @@ class Alarms:
         if self._timer is not None:
             self._timer.cancel()
         self.planned = at
-        self._timer = loop.call_at(at, self._sweep)
+        self._timer = loop.call_at(at, self._sweep, loop)
 
-    def _sweep(self) -> None:
-        loop = self._loop()
-        if loop is None:
-            return
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         self._timer = None
         for alarm in [alarm for alarm in self.armed if alarm.due <= now]:
