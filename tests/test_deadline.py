@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -22,6 +23,8 @@ from guardrails import (
     DeadlineSpentError,
     Guard,
     _alarm,
+    _deadline,
+    _ringing,
     deadline,
     remaining,
 )
@@ -130,6 +133,62 @@ def test_deadlines_that_end_out_of_order_leave_none_behind():
     assert 0 < remaining() <= 3
     inner.__exit__(None, None, None)
     assert remaining() is None
+
+
+@pytest.mark.parametrize("around", [None, 9])
+def test_a_limit_that_is_lifted_leaves_the_one_around_it(clock, make_guard, around):
+    """As a middleware does for a response that streams for as long as it likes."""
+    with contextlib.ExitStack() as stack:
+        if around is not None:
+            stack.enter_context(deadline(around))  # on another clock
+        scope = _deadline.open_scope(3, None, clock, _deadline.current())
+        assert remaining() == pytest.approx(3)
+        for _ in range(2):
+            scope.lift()
+            assert remaining() == (None if around is None else pytest.approx(around, abs=1))
+        _deadline.close(scope)
+
+
+def test_code_that_runs_in_steps_keeps_its_own_deadline_between_them():
+    """As a generator of a WSGI application: what a step leaves behind is there in its next, nowhere else."""
+    with deadline(60):
+        server = _deadline.swap(None)
+        assert remaining() is None
+        inner = _deadline.open_scope(None, None, time.monotonic, None)
+        assert _deadline.swap(server) is inner
+        assert remaining() == pytest.approx(60, abs=10)
+        assert _deadline.swap(inner) is server
+        _deadline.close(inner)
+        _deadline.swap(server)
+    assert remaining() is None
+
+
+def test_a_scope_closed_from_elsewhere_is_stepped_over():
+    """Whoever is in another scope by then stays in it."""
+    outer = _deadline.open_scope(None, None, time.monotonic, None)
+    inner = _deadline.open_scope(None, None, time.monotonic, outer)
+    _deadline.close(outer)
+    assert _deadline.current() is inner
+    _deadline.close(inner)
+    assert _deadline.current() is None
+
+
+def test_a_route_is_known_to_the_outermost_middleware_that_knows_one():
+    """A request's scope asks the one around it; with none there is no route."""
+
+    class Routed(_deadline.RequestScope):
+        def template(self):
+            return "/orders/{id}"
+
+    outer = _deadline.enter(Routed(None, time.monotonic, None))
+    inner = _deadline.enter(_deadline.RequestScope(None, time.monotonic, outer))
+    assert inner.template() == "/orders/{id}"
+    _deadline.close(inner)
+    _deadline.close(outer)
+    with deadline(60):
+        in_a_block = _deadline.RequestScope(None, time.monotonic, _deadline.current())
+        assert in_a_block.template() is None
+    assert _deadline.RequestScope(None, time.monotonic, None).template() is None
 
 
 def test_worker_threads_and_tasks_inherit_and_cannot_extend():
@@ -480,7 +539,7 @@ def _note_refusal(guard, errors):
 
 def test_a_hundred_thousand_calls_leave_no_timer_behind():
     """One timer for all deadlines of a loop, and none kept for those that were met."""
-    guard = Guard("db", max_concurrent_calls=200_000, timeout=HANG)
+    guard = Guard("db", max_concurrent_calls=200_000, timeout=HANG, breaker=None)
 
     async def main():
         calls = [guard.call() for _ in range(1000)]
@@ -530,6 +589,55 @@ def test_alarms_ring_in_order_and_the_rest_is_planned_again():
 
     asyncio.run(main())
     assert ended == [0.02, 0.04, 0.06]
+
+
+class Bell(_alarm.Alarm):
+    """An alarm that notes when it rang, and does what it is told then."""
+
+    __slots__ = ("_then", "due", "rung")
+
+    def __init__(self, then=lambda: None):
+        self._then, self.rung = then, []
+
+    def ring(self):
+        self.rung.append(self.due)
+        return self._then()
+
+
+def test_an_alarm_may_ring_again_and_disarm_others():
+    """One that says when is planned again; one disarmed by another, due in the same moment, stays silent."""
+
+    async def main():
+        alarms, loop = _alarm.alarms(), asyncio.get_running_loop()
+        again = [loop.time() + 0.02]
+        silent = Bell()
+        loud = Bell(lambda: alarms.disarm(silent))
+        twice = Bell(lambda: again.pop() if again else None)
+        planned = again[0]
+        for bell in (twice, loud, silent):
+            alarms.arm(bell, 0.001)
+        time.sleep(0.002)  # all are due in one go  # noqa: ASYNC251
+        while alarms.armed:
+            await asyncio.sleep(0.001)
+        return twice.rung[1] == planned, len(twice.rung), len(loud.rung), silent.rung
+
+    assert asyncio.run(main()) == (True, 2, 1, [])
+
+
+def test_a_task_may_be_cancelled_at_a_moment_that_is_no_calls():
+    """As a pool does for a checkout's last moment; silenced in time, it never rings."""
+
+    async def main():
+        silenced = _ringing.cancel_at(time.monotonic() + 0.01)
+        assert not silenced.silence(None)
+        alarm = _ringing.cancel_at(time.monotonic() + 0.02)
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await hang()
+        assert alarm.silence(cancelled.value)
+        await asyncio.sleep(0)
+        return silenced.rung
+
+    assert asyncio.run(main()) is False
 
 
 def test_calls_after_a_timeout_are_as_before(run, make_guard):

@@ -339,10 +339,15 @@ def test_listeners_get_what_they_ask_for(run, make_guard):
         def __call__(self, event):
             told.append(event)
 
-    guard = make_guard(breaker=tripping(), listeners=[Changes()])
+    everything = []
+    guard = make_guard(breaker=tripping(), listeners=[Changes(), everything.append])
     succeed(run, guard)
     fail(run, guard)
     assert [type(event) for event in told] == [StateChanged]
+    assert [type(event) for event in everything] == [CallFinished, StateChanged, CallFinished]
+    quiet = make_guard(breaker=tripping(), listeners=[Changes()])
+    fail(run, quiet)
+    assert [type(event) for event in told] == [StateChanged] * 2
 
 
 def test_a_listener_may_do_what_it_likes(run, make_guard, caplog):

@@ -7,11 +7,13 @@ import contextlib
 import gc
 import os
 import random
+import runpy
 import signal
 import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from verbs import Boom, counting, fail, trip, tripping, wait_until
@@ -24,6 +26,7 @@ from guardrails import (
     CircuitOpenError,
     Guard,
     RejectedError,
+    _fork,
 )
 from guardrails.events import StateChanged
 
@@ -500,6 +503,16 @@ def test_a_fork_inside_a_call_settles_in_the_parent_only(make_guard):
     assert in_use(guard) == 1
     call.__exit__(None, None, None)
     assert in_use(guard) == 0
+
+
+def test_where_there_is_no_fork_a_lock_is_a_lock(monkeypatch):
+    """As on Windows, whose `os` has no word of forks."""
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    lock = runpy.run_path(_fork.__file__)["ForkedLock"]()
+    with lock, lock, ThreadPoolExecutor(1) as other:
+        assert not other.submit(lock.pause, 0).result()
+    assert lock.pause(0)
+    lock.unpause()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -10,8 +10,9 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
+from sqlalchemy import create_engine
 
-from guardrails import BreakerPolicy, ConfigurationError, Guard
+from guardrails import BreakerPolicy, ConfigurationError, Guard, protect
 
 NAN, INF = float("nan"), float("inf")
 NOT_NUMBERS = [NAN, INF, -INF, "5", "5s", [], Decimal("0.5"), timedelta(seconds=1), 10**400, 1j, object()]
@@ -105,6 +106,25 @@ def test_a_misspelt_option_names_the_nearest_one():
         Guard("db", max_concurrent_calls=1, max_wait_durations=1)
     with pytest.raises(ConfigurationError, match="the options are breaker, clock"):
         Guard("db", max_concurrent_calls=1, zzz=1)
+
+
+def test_what_cannot_be_protected_is_refused():
+    """Anything but an engine or a client, by its type and not by what it holds."""
+    with pytest.raises(ConfigurationError, match="a dict cannot be guarded"):
+        protect({"dsn": "secret"})
+
+
+def test_what_can_be_protected_is_known_by_its_library():
+    """Also a class of the user's own that inherits from it."""
+    guard = protect(create_engine("sqlite://"), max_concurrent_calls=3)
+    assert (guard.name, guard.snapshot().max_concurrent_calls) == ("sqlite", 3)
+    guard.detach()
+
+
+def test_only_what_is_attached_can_be_detached():
+    """Not a guard of its own."""
+    with pytest.raises(ConfigurationError, match="'db' is not attached"):
+        Guard("db", max_concurrent_calls=1).detach()
 
 
 def test_configuration_errors_are_value_errors():

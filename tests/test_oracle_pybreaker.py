@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import logging
@@ -462,6 +463,48 @@ def test_a_storage_that_raises_fails_no_call(run, make, caplog):
     refuse(run, breaker)
 
 
+class Dark(pybreaker.CircuitMemoryStorage):
+    """A store that forgets what it was asked: as one whose every reply gets lost."""
+
+    @property
+    def opened_at(self):
+        raise OSError
+
+    @opened_at.setter
+    def opened_at(self, moment):
+        raise OSError
+
+
+def test_a_store_that_cannot_say_since_when_lets_a_probe_through(run, make, caplog):
+    """As one without a time; what this process itself opened waits its time all the same."""
+    store = Dark("open")
+    breaker = make(state_storage=store)
+    play(run, breaker, "S")
+    breaker.open()
+    refuse(run, breaker)
+    assert "a circuit's storage raised" in caplog.text
+
+
+def test_a_transition_elsewhere_is_told_once_by_two_who_notice(make):
+    """Another thread noticed, and got the lock, between our look and our step."""
+    diary, quicker = Diary(), []
+
+    class Contested(contextlib.ExitStack):
+        def __enter__(self):
+            while quicker:
+                quicker.pop()()
+            self.enter_context(lock)
+            return super().__enter__()
+
+    store = pybreaker.CircuitMemoryStorage("closed")
+    breaker = make(state_storage=store, listeners=[diary])
+    lock, breaker._circuit.lock = breaker._circuit.lock, Contested()
+    store._state = "half-open"
+    quicker.append(lambda: breaker.state)
+    assert breaker.state.name == "half-open"
+    assert (quicker, diary.lines) == ([], ["closed>half-open"])
+
+
 def test_an_unknown_state_in_the_store_is_ignored(run, make, caplog):
     """A poisoned key does not take the service down."""
     store = Poisoned("closed")
@@ -697,6 +740,24 @@ def test_an_asynchronous_generator_passes_everything_on(make):
 
     asyncio.run(use())
     assert (breaker.current_state, breaker.fail_counter) == ("closed", 0)
+
+
+def test_a_coroutine_handed_out_by_a_plain_function_is_the_call(make):
+    """It is admitted, and counted, when it is awaited."""
+    breaker = make()
+
+    async def load():
+        return 42
+
+    def begin():
+        return load()
+
+    with pytest.raises(Boom):
+        breaker.call(boom)
+    coroutine = breaker.call(begin)
+    assert breaker.fail_counter == 1
+    assert asyncio.run(coroutine) == 42
+    assert breaker.fail_counter == 0
 
 
 def test_a_refused_coroutine_is_closed(make):

@@ -94,6 +94,40 @@ def test_the_first_call_inside_takes_the_slot_over(run, make_guard):
     assert (in_use(db), db.snapshot().succeeded) == (0, 2)
 
 
+@pytest.mark.parametrize(
+    "check_out",
+    [
+        lambda door: door.check_out(None),
+        lambda door: asyncio.run(door.check_out_async()),
+        lambda door: door.check_out_now(),
+    ],
+    ids=["thread", "task", "now"],
+)
+def test_the_first_checkout_inside_takes_the_slot_over(make_guard, check_out):
+    """In each of the ways in which pools check out; the next checkout finds nothing reserved."""
+    db = make_guard(max_concurrent_calls=1, max_wait_duration=0)
+    (door,) = db.passage.doors
+    with request() as scope:
+        reserve(scope, db)
+        slot = check_out(door)
+        assert (in_use(db), scope.reserved) == (1, {})
+        with pytest.raises(BulkheadFullError):
+            check_out(door)
+        door.check_in(slot)
+        give_back(scope)
+    assert in_use(db) == 0
+
+
+def test_a_refusal_is_left_with_the_request(run, make_guard):
+    """A framework's error handler may hide it from the middleware; also where the circuit refuses quickly."""
+    db = make_guard(breaker=tripping())
+    elsewhere(db, fail)
+    with request() as scope:
+        with pytest.raises(CircuitOpenError) as refusal:
+            run(db, fine)
+        assert scope.trouble is refusal.value
+
+
 def test_other_requests_cannot_take_it(run, make_guard):
     """It belongs to one request, not to who comes first."""
     db = make_guard(max_concurrent_calls=1, max_wait_duration=0)

@@ -963,6 +963,17 @@ def test_iteration():
     assert asyncio.run(main()) == ("fine", 3)
 
 
+def test_iteration_pays_into_the_budget():
+    """Once for each block, however often it is tried; and its retries are drawn from there."""
+    budget = RetryBudget()
+    again = at_once(retrying(attempts=3, budget=budget))
+    script = Script(Boom(), Boom())
+    for attempt in again:
+        with attempt:
+            script()
+    assert (budget.snapshot().calls, budget.snapshot().retries) == (1, 2)
+
+
 def test_iteration_keeps_to_the_rules():
     """A cancellation in the block is swallowed by tenacity's attempt, and raised again by us."""
     again = at_once(retrying(on=lambda error: True))

@@ -161,6 +161,17 @@ def test_calls_from_before_there_was_a_class_count():
     assert len(crowd(gate, SHEDDABLE)) == 5
 
 
+def test_slots_adopted_among_classes_are_critical():
+    """Connections that were out before the guard was there, found while a class is being told apart."""
+    gate = make_gate()
+    assert len(crowd(gate, SHEDDABLE, count=1)) == 1
+    gate.adopt(0.0, 9)
+    assert crowd(gate, CRITICAL) == []
+    for _ in range(9):
+        gate.check_in(0.0, 0)
+    assert gate.bulkhead.ranks.held == [1, 0, 0, 0]
+
+
 def test_a_guard_of_nothing_but_batches_lends_again_at_once():
     """What was there before and mattered less keeps no slots for what never comes."""
     gate = make_gate()
