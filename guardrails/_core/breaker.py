@@ -199,21 +199,20 @@ class Breaker:
         self.tick(now)
         started = self.in_flight.pop(ticket, None)
         counted = self.overdue.pop(ticket, None)
-        if started is None and counted is None:
+        # The tick has moved every call that crossed the threshold, this one included.
+        since = counted[0] if counted is not None else started
+        if since is None:
             self.leases.pop(ticket, None)  # a probe that never began gives its place back
             return None
         self._count(outcome)
         if ticket <= self.era:
             self.late += 1
-            self.leases.pop(ticket, None)
         elif self.state == "half_open":
             in_round = counted is not None and counted[1] == _IN_ROUND
             self._end_probe(ticket, outcome, counted=in_round, now=now)
         elif self.state in {"closed", "metrics_only"}:
             self._learn(outcome, place=counted[1] if counted else None, now=now)
-        # The tick has moved every call that crossed the threshold, this one included.
-        since = counted[0] if counted is not None else started
-        return Ended(now - since if since is not None else 0.0, counted is not None)
+        return Ended(now - since, counted is not None)
 
     def tick(self, now: float) -> None:
         """Counts what has become true by ``now`` alone: overdue calls and lost probes."""
@@ -361,8 +360,6 @@ class Breaker:
     def _judge_round(self, now: float) -> None:
         # Reopens as soon as the round cannot be passed any more. Closes only on a whole round: a
         # closed circuit lets everybody in, so one more probe is the cheaper mistake.
-        if self.state != "half_open":
-            return
         tally, probes = self.round, self._policy.permitted_calls_in_half_open_state
         if (
             _reaches(tally.failures, probes, self._failure_rate)
