@@ -73,6 +73,29 @@ def test_slots_that_another_class_counts_on_are_kept_for_it(first, second, expec
     assert len(crowd(gate, second)) == expected
 
 
+def test_what_is_kept_is_rounded_down_class_by_class():
+    """Of 19 slots: 1 for each of the lower two, 3 in front of each class above; their fractions are lent."""
+    gate = make_gate(limit=19)
+    for rank in (SHEDDABLE, SHEDDABLE_PLUS):
+        end(gate, *crowd(gate, rank, count=1))
+    assert len(crowd(gate, CRITICAL)) == 17
+    gate = make_gate(limit=19)
+    crowd(gate, CRITICAL, count=9)
+    end(gate, *crowd(gate, CRITICAL_PLUS, count=1))
+    assert len(crowd(gate, SHEDDABLE)) == 4
+
+
+def test_a_class_counts_on_whole_slots_only():
+    """Of 19 slots SHEDDABLE's tenth is one; the next it gets only where nobody else counts on it."""
+    gate = make_gate(limit=19)
+    crowd(gate, SHEDDABLE, count=1)
+    tickets = crowd(gate, CRITICAL)
+    assert len(tickets) == 18
+    end(gate, tickets[0])
+    assert crowd(gate, SHEDDABLE) == []
+    assert len(crowd(gate, CRITICAL)) == 1
+
+
 def test_lent_slots_are_kept_again_once_they_come_back():
     """A class that was idle gets its guaranteed slots as soon as they are given back, before all others."""
     gate = make_gate()
@@ -110,11 +133,20 @@ def test_a_full_queue_sheds_the_last_of_the_lowest():
     assert gate.rejected["shed"] == 2
 
 
-@pytest.mark.parametrize(("rank", "reason"), [(SHEDDABLE, "shed"), (CRITICAL, "bulkhead_full")])
-def test_a_refusal_says_whether_it_was_for_somebody_elses_sake(rank, reason):
+@pytest.mark.parametrize(
+    ("above", "rank", "reason"),
+    [
+        (CRITICAL, SHEDDABLE, "shed"),
+        (CRITICAL, SHEDDABLE_PLUS, "shed"),
+        (CRITICAL_PLUS, CRITICAL, "shed"),
+        (CRITICAL, CRITICAL, "bulkhead_full"),
+        (SHEDDABLE, CRITICAL, "bulkhead_full"),
+    ],
+)
+def test_a_refusal_says_whether_it_was_for_somebody_elses_sake(above, rank, reason):
     """It was if a higher class has asked lately, whether the caller waited or not."""
-    gate = make_gate(max_waiting=1)
-    crowd(gate, CRITICAL)
+    gate = make_gate(limit=1, max_waiting=1)
+    crowd(gate, above)
     crowd(gate, SHEDDABLE, count=1)
     assert gate.enter(0.0, None, rank) == Refusal(reason, None)
     late = gate.woken(0.1, wait_for_slot(gate, rank))
@@ -132,6 +164,15 @@ def test_a_crowd_below_does_not_hurry_those_above():
     assert patience(CRITICAL) == HURRIED_WAIT
     gate.abandon(STANDING, place)
     assert patience(CRITICAL) == 0.05
+
+
+def test_a_queue_from_before_there_was_a_class_hurries_the_first_crowd_too():
+    """It has stood since it began, not since somebody below came."""
+    gate = make_gate(limit=1)
+    gate.enter(0.0, None)
+    wait_for_slot(gate, CRITICAL)
+    wait_for_slot(gate, SHEDDABLE, STANDING)
+    assert gate.bulkhead.patience(0.05, STANDING, SHEDDABLE) == HURRIED_WAIT
 
 
 def test_without_classes_all_is_as_before_and_becomes_so_again():

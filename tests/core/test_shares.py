@@ -42,6 +42,15 @@ def test_who_asked_when(asks, limits):
     assert {name: parts[name].limit for name in limits} == limits
 
 
+def test_only_parts_whose_limit_is_another_are_named():
+    """Others need not be touched: one that asks again is as it was."""
+    shares, orders, items = Shares(10), Bulkhead(7, 0), Bulkhead(7, 0)
+    assert shares.ask(0, orders) == (orders,)
+    assert shares.ask(1, orders) == ()
+    assert shares.ask(2, items) == (orders,)
+    assert shares.ask(3, items) == ()
+
+
 @given(held=st.booleans())
 def test_who_holds_or_waits_is_active_for_as_long(held):
     """A long report keeps its right to a second slot, and a caller in a queue its hope."""
