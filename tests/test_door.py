@@ -208,8 +208,8 @@ def test_a_whole_family_is_collected_in_the_middle_of_a_step(guard, collector):
         waiting.send(None)
         assert guard.snapshot().waiting == 1
         collector.dropped += [
-            lambda: door.check_in(slots[0]),
             lambda: door.end(ticket, Outcome.FAILURE),
+            lambda: door.check_in(slots[0]),
             waiting.close,
         ]
         door.step(door.gate.refresh)
