@@ -203,11 +203,44 @@ def test_slots_adopted_among_classes_are_critical():
     """Connections that were out before the guard was there, found while a class is being told apart."""
     gate = make_gate()
     assert len(crowd(gate, SHEDDABLE, count=1)) == 1
-    gate.adopt(0.0, 9)
+    for count in (4, 5):
+        gate.adopt(0.0, count)
     assert crowd(gate, CRITICAL) == []
     for _ in range(9):
         gate.check_in(0.0, 0)
     assert gate.bulkhead.ranks.held == [1, 0, 0, 0]
+
+
+def reserved(gate, rank):
+    """A slot that a request of a class has, and uses not yet."""
+    slot = gate.check_out(0.0, None, rank)
+    gate.reserve(0.0, slot)
+    return slot
+
+
+@pytest.mark.parametrize("checkout", [False, True])
+def test_a_reserved_slot_is_of_its_requests_class_whatever_takes_it_over(checkout):
+    """A call or a checkout; and it goes back as one of that class."""
+    gate = make_gate()
+    crowd(gate, CRITICAL, count=1)
+    number = gate.take_over(0.0, reserved(gate, SHEDDABLE), checkout=checkout)
+    assert gate.bulkhead.ranks.held == [1, 0, 1, 0]
+    if checkout:
+        gate.check_in(0.0, number)
+    else:
+        gate.leave(0.0, number, Outcome.SUCCESS)
+    assert gate.bulkhead.ranks.held == [0, 0, 1, 0]
+    assert gate.bulkhead.ranks.owners == {}
+
+
+def test_a_reserved_slot_that_the_circuit_refuses_goes_back_to_its_class():
+    """The circuit opened since."""
+    gate = make_gate()
+    crowd(gate, CRITICAL, count=1)
+    slot = reserved(gate, SHEDDABLE)
+    gate.turn(0.0, "forced_open")
+    assert gate.take_over(0.0, slot, checkout=True) == Refusal("circuit_open", None)
+    assert gate.bulkhead.ranks.held == [0, 0, 1, 0]
 
 
 def test_a_guard_of_nothing_but_batches_lends_again_at_once():
