@@ -1,4 +1,4 @@
-"""What users see, pinned: never run, only type-checked (mypy --strict)."""
+"""What users see, pinned: never run, only type-checked (mypy --strict, and pyright in strict mode)."""
 
 from __future__ import annotations
 
