@@ -1,0 +1,140 @@
+"""Other worlds than a thread of CPython: gevent, uvloop, a pre-forking server, a process that ends.
+
+Each check is a process of its own, with a script of ``tests/processes``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from verbs import wait_until
+
+from guardrails.testing._ground import free_port
+from guardrails.testing._processes import end
+
+PROCESSES = pathlib.Path(__file__).parent / "processes"
+
+
+def run(*words):
+    """Runs a script, in which every warning is an error, to its end."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", *words],
+        cwd=PROCESSES,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
+def needs(module):
+    """Skips, visibly, where a library has no build for this Python."""
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
+
+
+@needs("gevent")
+@pytest.mark.parametrize("check", ["waiting", "deadlines", "endings", "opening", "patched_late"])
+def test_a_guard_among_greenlets(check):
+    """P4: who waits does not stop the hub, and whatever ends a greenlet, every slot comes back."""
+    ended = run("under_gevent.py", check)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
+@needs("gevent")
+@pytest.mark.parametrize("check", ["redis", "psycopg"])
+def test_a_guarded_pool_among_greenlets(check):
+    """P4: real servers that hang; deadlines hold and the hub goes on."""
+    ended = run("under_gevent.py", check)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
+@needs("uvloop")
+@pytest.mark.parametrize("check", ["alarms", "cancellation", "deadlines", "loops_and_threads"])
+def test_a_guard_on_uvloop(check):
+    """P5: its loops have a clock of their own, and their own way of being woken."""
+    ended = run("under_uvloop.py", check)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
+def test_a_process_ends_while_guards_are_in_use():
+    """P9: nobody says a word, nobody hangs, and what runs at exit may still use them."""
+    began = time.monotonic()
+    ended = run("-X", "dev", "at_exit.py")
+    assert ended.stdout.splitlines() == [
+        "main is over",
+        "at exit: DeadlineSpentError served",
+        "collected: <Guard 'idle' closed, 1/2 busy, 0 waiting>",
+    ]
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    assert time.monotonic() - began < 60
+
+
+@pytest.fixture
+def preloaded(tmp_path):
+    """The port of a gunicorn whose two workers were forked after the application had been imported."""
+    from gunicorn.config import KNOWN_SETTINGS  # noqa: PLC0415 - only where it is started
+
+    port, log = free_port(), tmp_path / "log"
+    words = f"gunicorn preloaded:app --preload --workers 2 --bind 127.0.0.1:{port}".split()
+    if any(setting.name == "control_socket_disable" for setting in KNOWN_SETTINGS):
+        words.append("--no-control-socket")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words], cwd=PROCESSES, stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: answers(port) or process.poll() is not None, 60)
+        assert process.poll() is None, log.read_text()
+        yield port
+    finally:
+        end(process.pid, signal.SIGTERM)
+        process.wait(10)
+
+
+def ask(port, path):
+    """What one of the workers answers."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+        return json.load(answer)
+
+
+def answers(port):
+    try:
+        return ask(port, "/")
+    except OSError:
+        return None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.timeout(180)
+def test_workers_forked_from_a_full_guard_start_empty(preloaded):
+    """P1: no slot, no waiter and no lock of the master's; and each has a circuit of its own."""
+    first = ask(preloaded, "/")
+    assert (first["in_use"], first["waiting"], first["oldest"], first["part"]) == (0, 0, None, 0)
+    workers = {first["pid"]}
+
+    def both_served():
+        used = ask(preloaded, "/use")
+        assert (used["in_use"], used["part"], used["state"]) == (0, 0, "closed")
+        workers.add(used["pid"])
+        return len(workers) == 2
+
+    wait_until(both_served, 60)
+    opened = ask(preloaded, "/open")["pid"]
+    states = {}
+
+    def both_shown():
+        shown = ask(preloaded, "/")
+        states[shown["pid"]] = shown["state"]
+        return len(states) == 2
+
+    wait_until(both_shown, 60)
+    assert states == {pid: "forced_open" if pid == opened else "closed" for pid in workers}
