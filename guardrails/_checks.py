@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
-from collections.abc import Iterable
-from numbers import Real
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from numbers import Number, Real
 
 import guardrails._identity  # noqa: F401 - everything of ours comes through here, and nothing may start mixed
 from guardrails.errors import ConfigurationError
 
-__all__ = ["Faults", "finite", "unknown_option"]
+__all__ = ["Faults", "finite", "refuse_unknown", "unknown_option"]
 
 _LONGEST = 10**9
 """Seconds, or calls. About thirty years; keeps every sum finite and every lock's timeout legal."""
@@ -34,6 +36,30 @@ def unknown_option(where: str, name: str, known: Iterable[str]) -> Configuration
     return ConfigurationError(f"{where} has no option {name!r}{hint}")
 
 
+def _shown(value: object) -> str:
+    """A value as a message may show it: an engine, a client or a URL could tell a host or a password."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if not isinstance(value, str | bytes | Number | timedelta | None):
+        return f"a {type(value).__name__}"
+    shown = repr(value)
+    if "://" in shown:
+        return "a URL"
+    if len(shown) > 80:  # noqa: PLR2004 - a line of text; 10**400 must not fill a screen
+        return f"{shown[:60]}... ({type(value).__name__})"
+    return shown
+
+
+def refuse_unknown(where: str, given: Iterable[str], taker: Callable[..., object]) -> None:
+    """Raises ConfigurationError for the first name in ``given``; ``taker`` has the parameters there are."""
+    for name in given:
+        parameters = inspect.signature(taker).parameters.values()
+        known = [
+            each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name != "self"
+        ]
+        raise unknown_option(where, name, known)
+
+
 class Faults:
     """Collects everything that is wrong with one object's settings, to report it in one error."""
 
@@ -43,10 +69,7 @@ class Faults:
 
     def add(self, field: str, value: object, allowed: str, hint: str = "") -> None:
         """Notes one fault."""
-        shown = repr(value)
-        if len(shown) > 80:  # noqa: PLR2004 - a line of text; 10**400 must not fill a screen
-            shown = f"{shown[:60]}... ({type(value).__name__})"
-        self._found.append(f"{field} must be {allowed}, got {shown}{hint}")
+        self._found.append(f"{field} must be {allowed}, got {_shown(value)}{hint}")
 
     def seconds(self, field: str, value: object, *, zero: bool = False, none: bool = False) -> None:
         """Checks a duration: a finite number of seconds above 0 (or from 0 on)."""
