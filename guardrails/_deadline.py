@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from guardrails._checks import finite
+from guardrails._checks import Faults, finite
 from guardrails._criticality import CRITICAL
-from guardrails.errors import ConfigurationError, GuardrailsError
+from guardrails.errors import GuardrailsError
 
 __all__ = [
     "RankScope",
@@ -245,10 +245,14 @@ def deadline(seconds: float, *, clock: Clock = time.monotonic) -> Iterator[None]
         clock: What the budget is measured with; only tests need another.
 
     Raises:
-        ConfigurationError: ``seconds`` is not a finite number.
+        ConfigurationError: ``seconds`` is not a finite number, or the clock cannot be called.
     """
-    if not finite(seconds):
-        raise ConfigurationError(f"deadline: seconds must be a finite number, got {seconds!r:.80}")
+    if not finite(seconds) or not callable(clock):
+        faults = Faults("deadline")
+        if not finite(seconds):
+            faults.add("seconds", seconds, "a finite number")
+        faults.callable("clock", clock, none=False)
+        faults.raise_if_any()
     scope = open_scope(clock() + seconds, None, clock, current())
     try:
         yield

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar, cast, overload
 
 from guardrails._call import Call
 from guardrails._callables import is_async, is_generator, label, not_run
-from guardrails._checks import Faults
+from guardrails._checks import Faults, refuse_unknown
 from guardrails._criticality import CLASSES, Criticality
 from guardrails._deadline import RankScope, close, current, enter
 from guardrails._guard import Guard, workload
@@ -59,6 +59,7 @@ def guarded(
     retry: BaseRetrying | None = None,
     fallback: Callable[[Exception], Any] | None = None,
     criticality: Criticality | None = None,
+    **_misspelt: Never,
 ) -> Any:
     """Guards each call of a function or method, synchronous or not.
 
@@ -88,6 +89,7 @@ def guarded(
             the slot. Guard the step that does the work, or open ``guard.call()`` where it is used.
             Or it is synchronous, and its fallback is not.
     """
+    refuse_unknown("guarded", _misspelt, guarded)
     if not isinstance(guard, Guard):
         raise TypeError(f"guarded() takes a Guard first, got {type(guard).__name__}: write @guarded(guard)")
     guard.call(timeout)  # a wrong timeout is found where it is written, not at the first call

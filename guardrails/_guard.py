@@ -367,7 +367,7 @@ def workload(guard: Guard, key: str, name: str | None = None) -> Guard:
 _INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listeners", "clock", "random")
 """What a compartment takes over from its guard, unless it is given its own."""
 
-_OPTIONS = ("max_concurrent_calls", *_INHERITED)
+_OPTIONS = ("name", "max_concurrent_calls", *_INHERITED)
 
 
 def _check(name: object, limit: object, settings: Mapping[str, Any]) -> None:
