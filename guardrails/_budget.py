@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Never
 
-from guardrails._checks import Faults
+from guardrails._checks import Faults, refuse_unknown
 from guardrails._core.window import TimeWindow
 from guardrails._fork import ForkedLock
 
@@ -67,7 +68,9 @@ class RetryBudget:
         minimum_per_second: float = 1.0,
         *,
         clock: Callable[[], float] = time.monotonic,
+        **misspelt: Never,
     ) -> None:
+        refuse_unknown("RetryBudget", misspelt, RetryBudget.__init__)
         faults = Faults("RetryBudget")
         faults.number("ratio", ratio, 0, 1)
         faults.number("minimum_per_second", minimum_per_second, 0, 1_000_000)

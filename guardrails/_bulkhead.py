@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar, cast
+from typing import Never, ParamSpec, TypeVar, cast
 
+from guardrails._checks import refuse_unknown
 from guardrails._guard import Guard
 from guardrails._slot import run_in_slot
 from guardrails.events import Listener
@@ -49,7 +50,9 @@ class Bulkhead(Guard):
         *,
         listeners: Iterable[Listener] = (),
         clock: Callable[[], float] = time.monotonic,
+        **misspelt: Never,
     ) -> None:
+        refuse_unknown("Bulkhead", misspelt, Bulkhead.__init__)
         super().__init__(
             name,
             max_concurrent_calls=max_concurrent_calls,

@@ -9,15 +9,15 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, Never, TypeVar, overload
 
 import pybreaker
 
-from guardrails._checks import Faults
+from guardrails._checks import Faults, refuse_unknown
 from guardrails._consecutive import Circuit, Turn
 from guardrails._crossing import UNFINISHED, Block, Crossing
 from guardrails._fork import survive_fork
-from guardrails._voices import Voices
+from guardrails._voices import Voices, is_old
 
 __all__ = ["CircuitBreaker"]
 
@@ -63,8 +63,19 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         throw_new_error_on_trip: bool = False,  # noqa: FBT001, FBT002 - pybreaker's signature
         *,
         clock: Callable[[], float] = time.monotonic,
+        **misspelt: Never,
     ) -> None:
-        _check(fail_max=fail_max, reset_timeout=reset_timeout, success_threshold=success_threshold)
+        refuse_unknown("CircuitBreaker", misspelt, CircuitBreaker.__init__)
+        rules: dict[str, Any] = {"exclude": _listed(exclude), "listeners": _listed(listeners), "name": name}
+        _check(
+            fail_max=fail_max,
+            reset_timeout=reset_timeout,
+            success_threshold=success_threshold,
+            state_storage=state_storage,
+            throw_new_error_on_trip=throw_new_error_on_trip,
+            clock=clock,
+            **rules,
+        )
         storage = state_storage or pybreaker.CircuitMemoryStorage(pybreaker.STATE_CLOSED)
         self._circuit = Circuit(
             storage,
@@ -74,20 +85,17 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             success_threshold=success_threshold,
             clock=clock,
         )
-        super().__init__(
-            exclude=exclude,
-            listeners=listeners,
-            state_storage=storage,
-            name=name,
-            throw_new_error_on_trip=throw_new_error_on_trip,
-        )
+        super().__init__(**rules, state_storage=storage, throw_new_error_on_trip=throw_new_error_on_trip)
+        self._connect(clock)
+
+    def _connect(self, clock: Callable[[], float]) -> None:
         self._lock = self._circuit.lock
         self._voices = Voices(self, self._listeners, clock)
         self._crossing = Crossing(
             self._circuit,
             self._voices,
             lambda error: self.is_system_error(error),  # noqa: PLW0108 - likewise
-            new_error=throw_new_error_on_trip,
+            new_error=self._throw_new_error_on_trip,
         )
         survive_fork(self._circuit)
 
@@ -243,11 +251,41 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         return f"<CircuitBreaker {self._voices.label()!r} {self._circuit.known}>"
 
 
+def _listed(given: Any) -> Any:
+    """Several things as a list, which can be looked through twice; anything else as it is."""
+    return list(given) if isinstance(given, Iterable) else given
+
+
+def _all(is_so: Callable[[object], bool], given: object) -> bool:
+    return given is None or (isinstance(given, list) and all(map(is_so, given)))
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "exclude": ("classes of exceptions and callables, or None", lambda given: _all(callable, given)),
+    "listeners": (
+        "pybreaker's listeners and callables, or None",
+        lambda given: _all(lambda each: callable(each) or is_old(each), given),
+    ),
+    "state_storage": (
+        "a pybreaker.CircuitBreakerStorage or None",
+        lambda given: isinstance(given, pybreaker.CircuitBreakerStorage | None),
+    ),
+    "name": ("a text or None", lambda given: isinstance(given, str | None)),
+    "throw_new_error_on_trip": ("True or False", lambda given: isinstance(given, bool)),
+    "clock": ("callable", callable),
+}
+"""What a setting must be that is no number, and whether it is."""
+
+
 def _check(**settings: object) -> None:
     faults = Faults("CircuitBreaker")
     for field, value in settings.items():
         if field == "reset_timeout":
             faults.seconds(field, value, zero=True)
+        elif field in _KINDS:
+            allowed, is_so = _KINDS[field]
+            if not is_so(value):
+                faults.add(field, value, allowed)
         else:
             faults.count(field, value)
     faults.raise_if_any()

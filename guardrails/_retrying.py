@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import random as _random
 from collections.abc import Callable
-from typing import cast
+from typing import Never, cast
 
 import tenacity
 from tenacity import RetryCallState
 
 from guardrails._again import is_final
 from guardrails._budget import RetryBudget
-from guardrails._checks import Faults
+from guardrails._checks import Faults, refuse_unknown
 from guardrails._retry_loop import Retrying
 from guardrails._retry_rules import PayIn
 
@@ -34,6 +34,7 @@ def retrying(
     budget: RetryBudget | None = None,
     on: Errors | None = None,
     random: Callable[[], float] = _random.random,
+    **_misspelt: Never,
 ) -> Retrying:
     """Retries for calls that may be made twice; asking for them says that yours may.
 
@@ -67,6 +68,7 @@ def retrying(
     Raises:
         ConfigurationError: One or more arguments are wrong; all are named at once.
     """
+    refuse_unknown("retrying", _misspelt, retrying)
     faults = Faults("retrying")
     faults.count("attempts", attempts)
     faults.callable("wait", wait)

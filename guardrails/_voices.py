@@ -13,7 +13,7 @@ from guardrails._consecutive import Turn
 from guardrails._outcome import Outcome
 from guardrails.events import CallFinished, CallRejected, Event, StateChanged
 
-__all__ = ["Voices"]
+__all__ = ["Voices", "is_old"]
 
 _log = logging.getLogger("guardrails")
 
@@ -78,14 +78,14 @@ class Voices:
 
     def _say(self, what: str, *args: Any, **kwargs: Any) -> None:
         for listener in tuple(self.listeners):
-            if _is_old(listener):
+            if is_old(listener):
                 self._safely(getattr(listener, what), self._breaker, *args, **kwargs)
 
     def _report(self, kind: type[Event], **fields: Any) -> None:
         event = None
         for listener in tuple(self.listeners):
             wanted = getattr(listener, "events", None)
-            if _is_old(listener) or (wanted is not None and kind not in wanted):
+            if is_old(listener) or (wanted is not None and kind not in wanted):
                 continue
             event = event or kind(guard=self.label(), seq=next(self._seq), **fields)
             self._safely(listener, event)
@@ -97,7 +97,8 @@ class Voices:
             _log.exception("a listener of circuit %r raised", self.label())
 
 
-def _is_old(listener: object) -> bool:
+def is_old(listener: object) -> bool:
+    """Whether a listener is one of pybreaker's, with a method for each occasion."""
     return hasattr(listener, "state_change")
 
 

@@ -197,7 +197,7 @@ breaker = CircuitBreaker(
 )
 as_pybreaker: pybreaker.CircuitBreaker = breaker
 bulkhead: Guard = Bulkhead("reports", 3, 0.5, 10, listeners=[hear])
-Bulkhead("reports", 3, timeout=1)  # type: ignore[call-arg]
+Bulkhead("reports", 3, timeout=1)  # type: ignore[arg-type]
 
 
 def use_them_alone() -> None:

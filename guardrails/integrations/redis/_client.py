@@ -34,7 +34,7 @@ def guard_client(client: object, *, name: str | None = None, **options: Any) -> 
         ConfigurationError: It is a cluster, a pipeline or a client with a cache; it was closed, or is
             guarded already; its pool has no limit and none is given, or the limit is above the pool's.
     """
-    name = name or "redis"
+    name = "redis" if name is None else name
     pool = _pool_of(client)
     known = guard_of(pool)
     if known is not None:

@@ -55,7 +55,7 @@ def guard_engine(
             f"guard_engine: expected an Engine or AsyncEngine, got {type(engine).__name__}"
         )
     dialect = sync_engine.dialect
-    name = name or dialect.name
+    name = dialect.name if name is None else name
     if guard_of(sync_engine.pool) is not None:
         raise ConfigurationError(
             f"protect: this engine is guarded already, by {guard_of(sync_engine.pool)!r}"

@@ -1,0 +1,221 @@
+"""Every setting of every public object against the same ten values: accepted by rule, or refused by name.
+
+In the tables ``ok`` is accepted and ``.`` is a ConfigurationError that names the setting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from datetime import timedelta
+from decimal import Decimal
+
+import fakeredis
+import pytest
+import sqlalchemy
+from redis import Redis
+
+from guardrails import (
+    BreakerPolicy,
+    Bulkhead,
+    CircuitBreaker,
+    ConfigurationError,
+    Guard,
+    RetryBudget,
+    deadline,
+    guarded,
+    protect,
+    retrying,
+)
+
+VALUES = [float("nan"), float("inf"), -1, 0, True, "5", None, 10**400, Decimal("0.5"), timedelta(seconds=1)]
+COLUMNS = """
+                                     NaN  inf  -1    0  True  '5' None 10**400 Decimal timedelta
+"""
+
+TABLES = {
+    BreakerPolicy: """
+failure_rate_threshold                .    .    .    .    .    .    .    .       .       .
+slow_call_rate_threshold              .    .    .    .    .    .    .    .       .       .
+slow_call_duration_threshold          .    .    .    .    .    .    .    .       .       .
+sliding_window_type                   .    .    .    .    .    .    .    .       .       .
+sliding_window_size                   .    .    .    .    .    .    .    .       .       .
+minimum_number_of_calls               .    .    .    .    .    .    .    .       .       .
+wait_duration_in_open_state           .    .    .   ok    .    .    .    .       .       .
+open_backoff_multiplier               .    .    .    .    .    .    .    .       .       .
+max_wait_duration_in_open_state       .    .    .    .    .    .    .    .       .       .
+open_jitter                           .    .    .   ok    .    .    .    .       .       .
+permitted_calls_in_half_open_state    .    .    .    .    .    .    .    .       .       .
+max_wait_duration_in_half_open_state  .    .    .    .    .    .    .    .       .       .
+consecutive_failures                  .    .    .    .    .    .   ok    .       .       .
+is_failure                            .    .    .    .    .    .   ok    .       .       .
+is_failure_result                     .    .    .    .    .    .   ok    .       .       .
+""",
+    Guard: """
+name                                  .    .    .    .    .   ok    .    .       .       .
+max_concurrent_calls                  .    .    .    .    .    .    .    .       .       .
+max_wait_duration                     .    .    .   ok    .    .    .    .       .       .
+max_waiting                           .    .    .   ok    .    .   ok    .       .       .
+timeout                               .    .    .    .    .    .   ok    .       .       .
+breaker                               .    .    .    .    .    .   ok    .       .       .
+listeners                             .    .    .    .    .    .    .    .       .       .
+clock                                 .    .    .    .    .    .    .    .       .       .
+random                                .    .    .    .    .    .    .    .       .       .
+""",
+    Guard.compartment: """
+name                                  .    .    .    .    .   ok    .    .       .       .
+max_concurrent_calls                  .    .    .    .    .    .   ok    .       .       .
+max_wait_duration                     .    .    .   ok    .    .    .    .       .       .
+max_waiting                           .    .    .   ok    .    .   ok    .       .       .
+timeout                               .    .    .    .    .    .   ok    .       .       .
+breaker                               .    .    .    .    .    .   ok    .       .       .
+""",
+    Guard.call: """
+timeout                               .    .    .    .    .    .   ok    .       .       .
+""",
+    Guard.resize: """
+max_concurrent_calls                  .    .    .    .    .    .    .    .       .       .
+""",
+    Bulkhead: """
+name                                  .    .    .    .    .   ok    .    .       .       .
+max_concurrent_calls                  .    .    .    .    .    .    .    .       .       .
+max_wait_duration                     .    .    .   ok    .    .    .    .       .       .
+max_waiting                           .    .    .   ok    .    .   ok    .       .       .
+listeners                             .    .    .    .    .    .    .    .       .       .
+clock                                 .    .    .    .    .    .    .    .       .       .
+""",
+    CircuitBreaker: """
+fail_max                              .    .    .    .    .    .    .    .       .       .
+reset_timeout                         .    .    .   ok    .    .    .    .       .       .
+success_threshold                     .    .    .    .    .    .    .    .       .       .
+exclude                               .    .    .    .    .    .   ok    .       .       .
+listeners                             .    .    .    .    .    .   ok    .       .       .
+state_storage                         .    .    .    .    .    .   ok    .       .       .
+name                                  .    .    .    .    .   ok   ok    .       .       .
+throw_new_error_on_trip               .    .    .    .   ok    .    .    .       .       .
+clock                                 .    .    .    .    .    .    .    .       .       .
+""",
+    RetryBudget: """
+ratio                                 .    .    .   ok    .    .    .    .       .       .
+minimum_per_second                    .    .    .   ok    .    .    .    .       .       .
+clock                                 .    .    .    .    .    .    .    .       .       .
+""",
+    retrying: """
+attempts                              .    .    .    .    .    .    .    .       .       .
+wait                                  .    .    .    .    .    .   ok    .       .       .
+budget                                .    .    .    .    .    .   ok    .       .       .
+on                                    .    .    .    .    .    .   ok    .       .       .
+random                                .    .    .    .    .    .    .    .       .       .
+""",
+    deadline: """
+seconds                               .    .   ok   ok    .    .    .    .       .       .
+clock                                 .    .    .    .    .    .    .    .       .       .
+""",
+    guarded: """
+timeout                               .    .    .    .    .    .   ok    .       .       .
+retry                                 .    .    .    .    .    .   ok    .       .       .
+fallback                              .    .    .    .    .    .   ok    .       .       .
+criticality                           .    .    .    .    .    .   ok    .       .       .
+""",
+    protect: """
+name                                  .    .    .    .    .   ok   ok    .       .       .
+max_concurrent_calls                  .    .    .    .    .    .   ok    .       .       .
+max_wait_duration                     .    .    .   ok    .    .    .    .       .       .
+max_waiting                           .    .    .   ok    .    .   ok    .       .       .
+timeout                               .    .    .    .    .    .   ok    .       .       .
+breaker                               .    .    .    .    .    .   ok    .       .       .
+listeners                             .    .    .    .    .    .    .    .       .       .
+clock                                 .    .    .    .    .    .    .    .       .       .
+random                                .    .    .    .    .    .    .    .       .       .
+""",
+}
+SETTINGS = [
+    pytest.param(subject, *row.split(maxsplit=1), id=f"{subject.__qualname__}-{row.split()[0]}")
+    for subject, table in TABLES.items()
+    for row in table.strip().splitlines()
+]
+
+numbers = itertools.count(1)
+
+
+def give(subject, **settings):
+    """Makes or calls the subject with these settings, and whatever else it cannot do without."""
+    if subject in {Guard, Bulkhead}:
+        subject(**{"name": "db", "max_concurrent_calls": 1} | settings)
+    elif subject in {Guard.call, Guard.resize, Guard.compartment}:
+        needed = {"name": f"part {next(numbers)}"} if subject is Guard.compartment else {}
+        subject(Guard("db", max_concurrent_calls=5), **needed | settings)
+    elif subject is deadline:
+        with deadline(**{"seconds": 1} | settings):
+            pass
+    elif subject is guarded:
+        guarded(Guard("db", max_concurrent_calls=1), **settings)
+    elif subject is protect:
+        for target in (
+            sqlalchemy.create_engine("sqlite://", poolclass=sqlalchemy.QueuePool),
+            fakeredis.FakeRedis(),
+        ):
+            protect(target, **settings).detach()
+    else:
+        subject(**settings)
+
+
+@pytest.mark.parametrize(("subject", "setting", "cells"), SETTINGS)
+def test_a_setting_is_accepted_by_rule_or_refused_by_name(subject, setting, cells):
+    """C1: one kind of error, raised where the value is given, which says what is allowed."""
+    assert len(COLUMNS.split()) == len(VALUES) == len(cells.split())
+    for value, cell in zip(VALUES, cells.split(), strict=True):
+        if cell == "ok":
+            give(subject, **{setting: value})
+            continue
+        with pytest.raises(ConfigurationError, match=rf"\b{setting} must be .+, got ") as refusal:
+            give(subject, **{setting: value})
+        assert len(str(refusal.value)) < 300, "however long the value"
+
+
+@pytest.mark.parametrize("subject", [subject for subject in TABLES if subject is not guarded])
+def test_all_faults_of_one_object_are_told_together(subject):
+    """C6: nobody has to mend one setting to hear of the next."""
+    settings = [row.split()[0] for row in TABLES[subject].strip().splitlines()]
+    if subject in {Guard.compartment, protect}:
+        settings.remove("max_concurrent_calls")  # judged first, by what the guard or the pool has
+    with pytest.raises(ConfigurationError) as refusal:
+        give(subject, **dict.fromkeys(settings, timedelta(seconds=1)))
+    for setting in settings:
+        assert f"{setting} must be" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "subject", [subject for subject in TABLES if subject not in {deadline, Guard.call, Guard.resize}]
+)
+def test_a_misspelt_setting_is_refused_and_the_nearest_named(subject):
+    """C2: for everything that has more settings than can be got wrong by position."""
+    for row in TABLES[subject].strip().splitlines():
+        setting = row.split()[0]
+        misspelt = setting[:-2] + setting[-1]
+        with pytest.raises(ConfigurationError, match=f"no option '{misspelt}'; did you mean '{setting}'"):
+            give(subject, **{misspelt: None})
+
+
+def test_rules_that_are_iterables_are_read_once():
+    """What is checked is what is used."""
+    breaker = CircuitBreaker(exclude=(kind for kind in [LookupError]), listeners=iter([print]))
+    assert breaker.excluded_exceptions == (LookupError,)
+    assert breaker.listeners == (print,)
+    with contextlib.suppress(LookupError):
+        breaker.call({}.__getitem__, "missing")
+    assert breaker.fail_counter == 0
+
+
+@pytest.mark.parametrize(
+    "telling",
+    ["redis://:hunter2@cache.internal/0", Redis(host="cache.internal", password="hunter2"), ["hunter2"]],
+    ids=["url", "client", "list"],
+)
+def test_a_message_tells_no_password_and_no_host(telling):
+    """C7: somebody gives the wrong thing, and its text ends up in the log."""
+    for setting in ("state_storage", "clock", "fail_max"):
+        with pytest.raises(ConfigurationError, match=f"{setting} must be") as refusal:
+            CircuitBreaker(**{setting: telling})
+        assert "hunter2" not in str(refusal.value)
+        assert "internal" not in str(refusal.value)
