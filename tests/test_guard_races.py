@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import gc
 import os
@@ -645,6 +646,102 @@ def test_whatever_happens_slots_are_conserved(attempt):
         assert now.admitted == now.succeeded + now.failed + now.abandoned
         assert not each._door.gate.breaker.leases
         assert not each._door.gate.outbox
+
+
+class Races:
+    """Callers whose patience, whose grant and whose cancellation come at about the same moment."""
+
+    def __init__(self, guard):
+        self._guard = guard
+        self._lock = threading.Lock()
+        self._inside = 0
+        self.most = 0
+        self.ends = collections.Counter()
+
+    def _enter(self):
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+
+    def _leave(self):
+        with self._lock:
+            self._inside -= 1
+
+    def _note(self, end):
+        with self._lock:
+            self.ends[end] += 1
+
+    def in_thread(self, dice, races):
+        """One race after the other: a wait of up to 2 ms for slots that are held about as long."""
+
+        def body():
+            self._enter()
+            time.sleep(dice.random() * 0.001)
+            self._leave()
+
+        for _ in range(races):
+            try:
+                self._guard.run(body)
+                self._note("granted")
+            except BulkheadFullError as refusal:
+                self._note(refusal.reason)
+
+    async def in_loop(self, dice, races):
+        """Sixteen at once, of which every other one is cancelled some time in its wait or its call."""
+        loop = asyncio.get_running_loop()
+        for _ in range(races // 16):
+            tasks = [loop.create_task(self._race(dice)) for _ in range(16)]
+            for task in tasks[::2]:
+                loop.call_later(dice.random() * 0.004, task.cancel)
+            await asyncio.gather(*tasks)
+
+    async def _race(self, dice):
+        async def body():
+            self._enter()
+            try:
+                await asyncio.sleep(dice.random() * 0.001)
+            finally:
+                self._leave()
+
+        try:
+            async with self._guard.call(timeout=0.0002 + dice.random() * 0.002):
+                await body()
+            self._note("granted")
+        except BulkheadFullError as refusal:
+            self._note(refusal.reason)
+        except CallTimeoutError:
+            self._note("late")
+        except asyncio.CancelledError:
+            self._note("cancelled")
+
+
+def test_ten_thousand_races_of_grant_timeout_and_cancellation_lose_no_slot():
+    """B2, B3: two loops and two threads, three slots, and at the end every slot is free and accounted for."""
+    seed = random.randrange(10**9)
+    print("seed", seed)  # shown when the test fails
+    guard = Guard("db", max_concurrent_calls=3, max_wait_duration=0.002, max_waiting=40, breaker=None)
+    races = Races(guard)
+    dice = [random.Random(seed + number) for number in range(4)]
+    with quick_switches():
+        join(
+            start(
+                *[lambda d=d: races.in_thread(d, 1000) for d in dice[:2]],
+                *[lambda d=d: asyncio.run(races.in_loop(d, 4000)) for d in dice[2:]],
+            )
+        )
+    print(races.ends)
+    now = guard.snapshot()
+    assert races.ends.total() == 10_000
+    for end in ("granted", "queue_timeout", "cancelled"):
+        assert races.ends[end] > 100, "too few to be a race"
+    assert races.most <= 3
+    assert (now.in_use, now.waiting) == (0, 0)
+    assert now.admitted == now.succeeded + now.failed + now.abandoned
+    # One that returns late on a busy loop is a failure, too, although nothing has rung.
+    assert now.succeeded + now.failed == races.ends["granted"] + races.ends["late"]
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(guard.call())
 
 
 def test_totals_are_exact_under_threads(make_guard):
