@@ -16,6 +16,7 @@ import redis
 from guardrails._alarm import alarms
 from guardrails._ringing import Ringing, cancel_at
 from guardrails.integrations.redis._answers import leaves_clean
+from guardrails.integrations.redis._blocking import BLOCKING
 from guardrails.integrations.redis._guarded import Guarded
 from guardrails.integrations.redis._work import Checkout, under_way
 
@@ -36,7 +37,8 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
 
     async def connect(self) -> None:
         """Opens the connection if it is not open, within the time its caller has."""
-        self._meet_caller()
+        if self.meets_callers and self.checkout is None:
+            self.checkout = under_way.get()
         if not self.is_connected:
             self._connecting = True
             try:
@@ -75,6 +77,8 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         self._busy = True
         self._alarm = None if checkout.at is None else cancel_at(checkout.at)
         socket_timeout = self.socket_timeout
+        if socket_timeout and checkout.seconds is not None and checkout.seconds <= socket_timeout:
+            self.socket_timeout = None  # redis-py makes a task and a timer of it for each write and read
         try:
             result = await self._try(do, fail, counts=with_failure_count, until=checkout)
             stopped = self._silence(None)
@@ -83,10 +87,12 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             raise
         finally:
             self._busy = False
-            self.socket_timeout = socket_timeout
+            if self.socket_timeout is None:  # else the server has asked for another meanwhile
+                self.socket_timeout = socket_timeout
         if stopped:  # the alarm rang, and something in between swallowed it
             await self._give_up(checkout, asyncio.CancelledError(), stopped=True)
-        self._report(checkout)
+        if not self._connecting or under_way.get() is not checkout:  # else it is the first half of something
+            self.work.succeed(checkout)
         return result
 
     async def _give_up(self, checkout: Checkout, error: BaseException, *, stopped: bool) -> None:
@@ -122,7 +128,8 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
 
     async def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        self._look_at(args)
+        if not self._busy or args[0] in BLOCKING:
+            self._look_at(args)
         await self.plain.send_command(self, *args, **kwargs)
 
     def _be_patient(self, checkout: Checkout) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
-__all__ = ["patience", "patience_of_all"]
+__all__ = ["BLOCKING", "patience", "patience_of_all"]
 
 _Args = Sequence[Any]
+
+_name = itemgetter(0)
 
 
 def _last(args: _Args) -> float:
@@ -58,6 +61,9 @@ _KNOWN: dict[str | bytes, Callable[[_Args], float | None]] = {
     for spelling in (name, name.lower(), name.encode(), name.lower().encode())
 }
 
+BLOCKING = frozenset(_KNOWN)
+"""The first words of all of them, as they may be spelt."""
+
 
 def patience(args: _Args) -> float | None:
     """Seconds a command may wait on the server by its own wish; None if it does not wait."""
@@ -73,12 +79,13 @@ def patience(args: _Args) -> float | None:
 
 def patience_of_all(commands: Iterable[_Args]) -> float | None:
     """The same for a pipeline. Inside MULTI nothing waits, so a transaction has none."""
+    if BLOCKING.isdisjoint(map(_name, commands)):  # without a step of Python's for each command
+        return None
     total = None
     for args in commands:
         if args[0] == "MULTI":
             return None
-        if args[0] in _KNOWN:
-            seconds = patience(args)
-            if seconds is not None:
-                total = (total or 0.0) + seconds
+        seconds = patience(args)
+        if seconds is not None:
+            total = (total or 0.0) + seconds
     return total

@@ -15,6 +15,7 @@ import redis
 from redis._parsers.socket import SocketBuffer
 
 from guardrails.integrations.redis._answers import leaves_clean
+from guardrails.integrations.redis._blocking import BLOCKING
 from guardrails.integrations.redis._guarded import Guarded
 from guardrails.integrations.redis._socket import BoundedSocket, Bounds
 from guardrails.integrations.redis._work import Checkout, under_way
@@ -49,7 +50,8 @@ class GuardedConnection(Guarded, AbstractConnection):
 
     def connect(self) -> None:
         """Opens the connection if it is not open, within the time its caller has."""
-        self._meet_caller()
+        if self.meets_callers and self.checkout is None:
+            self.checkout = under_way.get()
         if self._sock is None:
             self._connecting = True
             try:
@@ -99,19 +101,21 @@ class GuardedConnection(Guarded, AbstractConnection):
         redis-py 8 makes the same check, and skips it while maintenance notifications are on, which they
         are unless they are switched off.
         """
-        if timeout == 0 and self._is_silent():
+        # One look says mostly that there is nothing; redis-py needs four system calls and an exception.
+        sock, buffer = self._sock, getattr(self._parser, "_buffer", None)
+        if (
+            timeout == 0
+            and isinstance(buffer, SocketBuffer)
+            and isinstance(sock, BoundedSocket)
+            and sock.poll is not None
+            and not buffer.unread_bytes()
+            and not sock.poll(0)
+        ):
             return False
         ready: bool = self.plain.can_read(self, timeout)
         if ready and not self._busy and under_way.get() is not None:
             raise redis.ConnectionError("Connection has data")
         return ready
-
-    def _is_silent(self) -> bool:
-        """Whether one look says that there is nothing; redis-py needs four system calls and an exception."""
-        sock, buffer = self._sock, getattr(self._parser, "_buffer", None)
-        if not isinstance(sock, BoundedSocket) or not isinstance(buffer, SocketBuffer):
-            return False
-        return not buffer.unread_bytes() and sock.is_silent()
 
     # --- working -------------------------------------------------------------------------------
 
@@ -132,47 +136,62 @@ class GuardedConnection(Guarded, AbstractConnection):
         if checkout is None or (checkout.subscriber and not self._connecting):
             return self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
         if self._busy:  # a connect or a ping inside a larger piece of work, which is tried again as a whole
-            return self._try(do, fail, counts=with_failure_count, again=False)
+            return self._once(do, fail, counts=with_failure_count)
         self.work.begin(checkout)
         self._busy = True
         self._bounds.at = checkout.at
+        failures = 0
         try:
-            result = self._try(do, fail, counts=with_failure_count, again=True)
+            while True:
+                try:
+                    result = do()
+                    break
+                except self.policy.errors as error:
+                    failures += 1
+                    pause = self.policy.pause(failures, self._bounds.at)
+                    self._clean_up(error, failures, fail, counts=with_failure_count)
+                    if pause is None:
+                        raise
+                time.sleep(pause)
         except BaseException as error:
-            if not leaves_clean(error):
-                self.disconnect()  # type: ignore[no-untyped-call]
-            late = self.work.fail(checkout, error, connecting=self._connecting)
-            if late is not None:
-                raise late from error
+            self._give_up(checkout, error)
             raise
         finally:
             self._busy = self._bounds.patient = False
             self._bounds.at = None
-        self._report(checkout)
+        if not self._connecting or under_way.get() is not checkout:  # else it is the first half of something
+            self.work.succeed(checkout)
         return result
 
-    def _try(self, do: Callable[[], Any], fail: Callable[..., Any], *, counts: bool, again: bool) -> Any:
-        failures = 0
-        while True:
-            try:
-                return do()
-            except self.policy.errors as error:
-                failures += 1
-                pause = self.policy.pause(failures, self._bounds.at) if again else None
-                try:
-                    fail(error, failures) if counts else fail(error)
-                except redis.WatchError as unwatched:  # a transaction asks to be tried again
-                    if self._asks_again():
-                        raise unwatched from error
-                if pause is None:
-                    raise
-            time.sleep(pause)
+    def _give_up(self, checkout: Checkout, error: BaseException) -> None:
+        if not leaves_clean(error):
+            self.disconnect()  # type: ignore[no-untyped-call]
+        late = self.work.fail(checkout, error, connecting=self._connecting)
+        if late is not None:
+            raise late from error
+
+    def _once(self, do: Callable[[], Any], fail: Callable[..., Any], *, counts: bool) -> Any:
+        try:
+            return do()
+        except self.policy.errors as error:
+            self._clean_up(error, 1, fail, counts=counts)
+            raise
+
+    def _clean_up(self, error: Exception, failures: int, fail: Callable[..., Any], *, counts: bool) -> None:
+        try:
+            fail(error, failures) if counts else fail(error)
+        except redis.WatchError as unwatched:  # a transaction asks to be tried again
+            if self._asks_again():
+                raise unwatched from error
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        self._look_at(args)
+        if not self._busy or args[0] in BLOCKING:
+            self._look_at(args)
         self.plain.send_command(self, *args, **kwargs)
 
     def _be_patient(self, checkout: Checkout) -> None:
         self._bounds.at = checkout.at
         self._bounds.patient = True
+        if isinstance(self._sock, BoundedSocket):
+            self._sock.reconsider()

@@ -28,10 +28,8 @@ class _Asking(GuardedConnection):
         shares: Into how many parts the caller's time is divided.
     """
 
+    meets_callers = False  # it stays its own pool's: the caller has the server's connection on his mind
     shares: int
-
-    def _meet_caller(self) -> None:
-        """It stays its own pool's: the caller has a connection to the server on his mind."""
 
     def call_with_retry(
         self,
@@ -43,13 +41,13 @@ class _Asking(GuardedConnection):
         """Asks once, for a share of the caller's time."""
         share = _share(self.shares)
         if self._busy:
-            return self._try(do, fail, counts=with_failure_count, again=False)
+            return self._once(do, fail, counts=with_failure_count)
         if share is None:
             return self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
         self._busy = True
         self._bounds.at = monotonic() + share
         try:
-            return self._try(do, fail, counts=with_failure_count, again=False)
+            return self._once(do, fail, counts=with_failure_count)
         finally:
             self._busy = False
             self._bounds.at = None
@@ -58,10 +56,8 @@ class _Asking(GuardedConnection):
 class _AskingAsync(GuardedAsyncConnection):
     """The same on an event loop."""
 
+    meets_callers = False
     shares: int
-
-    def _meet_caller(self) -> None:
-        """See the synchronous twin."""
 
     async def call_with_retry(
         self,

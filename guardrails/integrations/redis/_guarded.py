@@ -13,7 +13,7 @@ import redis
 
 from guardrails.integrations.redis._blocking import patience, patience_of_all
 from guardrails.integrations.redis._retries import RetryPolicy
-from guardrails.integrations.redis._work import Checkout, Work, under_way
+from guardrails.integrations.redis._work import Checkout, Work
 
 __all__ = ["Guarded", "derive", "is_guarded"]
 
@@ -29,6 +29,7 @@ class Guarded:
         work: What the pieces of work are reported to.
         policy: When they are tried again.
         checkout: Whose connection it is; None in the pool.
+        meets_callers: Whether it learns from the pool whom it is handed to.
         by_hand: Whether somebody sent commands past redis-py's clients, and may have left replies unread.
     """
 
@@ -36,6 +37,7 @@ class Guarded:
     work: Work
     policy: RetryPolicy
     checkout: Checkout | None = None
+    meets_callers = True
     by_hand = False
     _busy = False
     _connecting = False
@@ -68,12 +70,6 @@ class Guarded:
 
     # --- whose it is ---------------------------------------------------------------------------
 
-    def _meet_caller(self) -> None:
-        """Learns whom the pool is about to hand this connection to."""
-        entering = under_way.get()
-        if entering is not None and self.checkout is None:
-            self.checkout = entering
-
     def register_connect_callback(self, callback: Any) -> None:
         """See redis-py. Only a PubSub asks for it: from now on the connection is that subscriber's."""
         if self.checkout is not None:
@@ -81,12 +77,13 @@ class Guarded:
             self.work.succeed(self.checkout)
         self.plain.register_connect_callback(self, callback)
 
-    # --- what it does --------------------------------------------------------------------------
+    def __del__(self, *args: Any) -> None:
+        # One that is dropped instead of released, such as a forgotten PubSub's.
+        if self.checkout is not None:
+            self.checkout.give_back()
+        self.plain.__del__(self, *args)
 
-    def _report(self, checkout: Checkout) -> None:
-        """Ends a piece of work that went well. Opening the connection is only the first half of one."""
-        if not self._connecting or under_way.get() is not checkout:
-            self.work.succeed(checkout)
+    # --- what it does --------------------------------------------------------------------------
 
     def _asks_again(self) -> bool:
         """Whether a transaction that lost its connection may ask to be tried again: not when it is late."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import redis.asyncio
 import redis.connection
+import redis.utils
 
 from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError
@@ -108,25 +109,28 @@ class Admission:
             self._classes[plain] = derive(plain, behaviour, self._work)
         return self._classes[plain]
 
-    def came_back(self, connection: Any) -> Checkout | None:
-        """Ends a connection's checkout; its slot goes back after the connection has."""
-        if not is_guarded(connection):
-            self.take_over(connection)
-            return self._work.adopt()
-        checkout: Checkout | None = connection.checkout
-        connection.checkout = None
-        return checkout
+    def adopt_late(self, connection: Any) -> Checkout:
+        """Guards a connection that comes back from a checkout older than the guard, and ends that."""
+        self.take_over(connection)
+        return self._work.adopt()
+
+
+def _unwarned(method: Any) -> Any:
+    """A method without redis-py's wrapper that looks for deprecated arguments; it will be given none."""
+    is_wrapped = getattr(method, "__globals__", None) is vars(redis.utils)
+    return method.__wrapped__ if is_wrapped else method
 
 
 def _hooks(admission: Admission) -> dict[str, Any]:
     base = type(admission._pool)  # noqa: SLF001 - a part of it that is not a method
     work = admission._work  # noqa: SLF001
+    get_plain = _unwarned(base.get_connection)
 
     def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         checkout = work.enter()
         entering = under_way.set(checkout)
         try:
-            return base.get_connection(self)
+            return get_plain(self)
         except BaseException:
             checkout.give_back()
             raise
@@ -134,7 +138,10 @@ def _hooks(admission: Admission) -> dict[str, Any]:
             under_way.reset(entering)
 
     def release(self: Any, connection: Any) -> None:
-        checkout = admission.came_back(connection)
+        if hasattr(connection, "checkout"):
+            checkout, connection.checkout = connection.checkout, None
+        else:
+            checkout = admission.adopt_late(connection)
         if connection.by_hand:
             connection.by_hand = False
             connection.disconnect()
@@ -150,12 +157,13 @@ def _hooks(admission: Admission) -> dict[str, Any]:
 def _async_hooks(admission: Admission) -> dict[str, Any]:
     base = type(admission._pool)  # noqa: SLF001
     work = admission._work  # noqa: SLF001
+    get_plain = _unwarned(base.get_connection)
 
     async def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         checkout = await work.enter_async()
         entering = under_way.set(checkout)
         try:
-            return await base.get_connection(self)
+            return await get_plain(self)
         except BaseException:
             checkout.give_back()
             raise
@@ -163,7 +171,10 @@ def _async_hooks(admission: Admission) -> dict[str, Any]:
             under_way.reset(entering)
 
     async def release(self: Any, connection: Any) -> None:
-        checkout = admission.came_back(connection)
+        if hasattr(connection, "checkout"):
+            checkout, connection.checkout = connection.checkout, None
+        else:
+            checkout = admission.adopt_late(connection)
         try:
             if connection.by_hand:
                 connection.by_hand = False

@@ -6,16 +6,20 @@ ever. So the time left is measured again before each.
 
 from __future__ import annotations
 
+import math
 import select
 import socket
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 __all__ = ["BoundedSocket", "Bounds"]
 
-_SLACK = 0.02
-"""Seconds by which a timeout in force may be too long. Setting one is a system call; most reads come
-microseconds after the write before them, and need none."""
+_TOO_LONG = 0.02
+_TOO_SHORT = 0.004
+"""Seconds by which a timeout in force may miss the time left. Setting one is a system call; most reads come
+microseconds after the write before them, and most commands after one that was given as much, and need none.
+A read that gives up so little early still counts as stopped at the deadline; see ``Work.is_late``."""
 
 
 class Bounds:
@@ -57,56 +61,70 @@ class BoundedSocket:
         raw: The socket.
         bounds: What its reads and writes may take together.
         timeout: What each may take.
+
+    Attributes:
+        poll: Looks for something to read, an end of file too, for so many milliseconds; what it returns is
+            empty if there is none. None where one look cannot tell.
     """
 
-    __slots__ = ("_bounds", "_in_force", "_poll", "_raw", "_timeout")
+    __slots__ = ("_bounds", "_least", "_most", "_raw", "_timeout", "poll")
 
     def __init__(self, raw: socket.socket, bounds: Bounds, timeout: float | None) -> None:
         self._raw = raw
         self._bounds = bounds
-        self._timeout = timeout
-        self._in_force = raw.gettimeout()
-        self._poll: select.poll | None = None
+        self.poll: Callable[[float], list[Any]] | None = None
         if type(raw) is socket.socket and hasattr(select, "poll"):  # TLS may have read ahead
-            self._poll = select.poll()
-            self._poll.register(raw, select.POLLIN)
+            poll = select.poll()
+            poll.register(raw, select.POLLIN)
+            self.poll = poll.poll
+        self.settimeout(timeout)
+
+    # Each asks for itself whether the timeout in force will do: two calls for each command are worth that.
 
     def recv(self, *args: Any) -> bytes:
         """See socket.socket."""
-        self._bound()
+        at = self._bounds.at
+        if at is None or not self._least <= at - monotonic() <= self._most:
+            self._bound()
         return self._raw.recv(*args)
 
     def recv_into(self, *args: Any) -> int:
         """See socket.socket."""
-        self._bound()
+        at = self._bounds.at
+        if at is None or not self._least <= at - monotonic() <= self._most:
+            self._bound()
         return self._raw.recv_into(*args)
 
     def sendall(self, *args: Any) -> None:
         """See socket.socket."""
-        self._bound()
+        at = self._bounds.at
+        if at is None or not self._least <= at - monotonic() <= self._most:
+            self._bound()
         self._raw.sendall(*args)
 
     def settimeout(self, seconds: float | None) -> None:
         """See socket.socket; in force from the next read or write on."""
         self._timeout = seconds
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Has the timeout set anew before the next read or write."""
+        self._least, self._most = math.inf, -math.inf
 
     def gettimeout(self) -> float | None:
         """See socket.socket."""
         return self._timeout
 
-    def is_silent(self) -> bool:
-        """Whether there is surely nothing to read, not even an end of file."""
-        if self._poll is None:
-            return False
-        return not self._poll.poll(0)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
 
     def _bound(self) -> None:
-        timeout = self._bounds.within(self._timeout)
-        in_force = self._in_force
-        if timeout == in_force or (timeout and in_force and 0 <= in_force - timeout < _SLACK):
-            return
-        self._raw.settimeout(timeout)
-        self._in_force = timeout
+        bounds = self._bounds
+        timeout = bounds.within(self._timeout)
+        if self._raw.gettimeout() != timeout:
+            self._raw.settimeout(timeout)
+        self.reconsider()
+        if bounds.at is not None and not bounds.patient and timeout:
+            # For how much time left this will do: what is left now, or redis-py's own if that is smaller.
+            self._least = max(0.0, timeout - _TOO_LONG)
+            self._most = math.inf if timeout == self._timeout else timeout + _TOO_SHORT

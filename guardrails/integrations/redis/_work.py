@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextvars import ContextVar
 from time import monotonic
 
@@ -17,6 +18,8 @@ from guardrails.integrations._budget import innermost, time_allowed
 from guardrails.integrations.redis._answers import server_failed
 
 __all__ = ["Checkout", "Work", "under_way"]
+
+_SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 _LOST = (redis.TimeoutError, redis.ConnectionError, TimeoutError)
 
@@ -42,24 +45,18 @@ class Checkout:
         subscriber: Whether it belongs to a PubSub, which may be silent for hours.
     """
 
-    __slots__ = ("at", "guard", "own", "patient", "seconds", "slots", "subscriber", "tickets", "used")
-
-    def __init__(self, guard: Guard) -> None:
-        self.guard = guard
-        self.slots: list[tuple[Door, int]] = []
-        self.tickets: list[tuple[Door, int]] = []
-        self.at: float | None = None
-        self.seconds: float | None = None
-        self.own = self.used = self.patient = self.subscriber = False
-
-    def allow(self) -> None:
-        """Looks up how long the next piece of work may take."""
-        self.seconds, self.own = time_allowed(self.guard)
-        self.at = None if self.seconds is None else monotonic() + self.seconds
+    # No constructor: what most commands leave as it is stays with the class, and one frame less each.
+    guard: Guard
+    at: float | None = None
+    seconds: float | None = None
+    own = True
+    slots: list[tuple[Door, int]]
+    tickets: Sequence[tuple[Door, int]] = ()
+    used = patient = subscriber = False
 
     def end(self, outcome: Outcome) -> None:
         """Ends the evidence under way."""
-        tickets, self.tickets = self.tickets, []
+        tickets, self.tickets = self.tickets, ()
         for door, ticket in tickets:
             door.end(ticket, outcome)
 
@@ -70,10 +67,6 @@ class Checkout:
         while self.slots:
             door, slot = self.slots.pop()
             door.check_in(slot)
-
-    def __del__(self) -> None:
-        # A connection that is dropped instead of released, such as a forgotten PubSub's.
-        self.give_back()
 
 
 under_way: ContextVar[Checkout | None] = ContextVar("guardrails_redis_checkout", default=None)
@@ -90,6 +83,7 @@ class Work:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._door: Door = guard.passage.doors[-1]
+        self._timeout = guard.timeout
 
     # --- slots ---------------------------------------------------------------------------------
 
@@ -121,19 +115,31 @@ class Work:
 
     def adopt(self) -> Checkout:
         """A checkout that was made before the guard was there."""
-        checkout = Checkout(self._guard)
-        checkout.slots.append((self._door, 0))
+        checkout = Checkout()
+        checkout.guard = self._guard
+        checkout.slots = [(self._door, 0)]
         checkout.used = True
         return checkout
 
     def _admissible(self) -> Checkout:
-        checkout = Checkout(innermost(self._guard))
-        touch(current(), checkout.guard.passage)
-        self._allow(checkout)
+        checkout = Checkout()
+        checkout.slots = []
+        scope = current()
+        if scope is None:
+            checkout.guard = self._guard
+            if self._timeout is not None:
+                checkout.seconds = self._timeout
+                checkout.at = monotonic() + self._timeout
+        else:
+            checkout.guard = innermost(self._guard)
+            touch(scope, checkout.guard.passage)
+            self._allow(checkout)
         return checkout
 
     def _allow(self, checkout: Checkout) -> None:
-        checkout.allow()
+        """Looks up how long the next piece of work may take."""
+        checkout.seconds, checkout.own = time_allowed(checkout.guard)
+        checkout.at = None if checkout.seconds is None else monotonic() + checkout.seconds
         if checkout.seconds is not None and checkout.seconds <= 0:
             raise self._door.refuse("deadline_spent")
 
@@ -151,7 +157,9 @@ class Work:
             self._allow(checkout)
             self._renew(checkout)
         checkout.used = True
-        checkout.tickets = [(door, door.begin(slot)) for door, slot in checkout.slots]
+        checkout.tickets = tickets = []
+        for door, slot in checkout.slots:
+            tickets.append((door, door.begin(slot)))
 
     def wait_patiently(self, checkout: Checkout, seconds: float) -> None:
         """Notes that the work waits on the server on purpose, which is neither slow nor a probe."""
@@ -167,7 +175,12 @@ class Work:
 
     def succeed(self, checkout: Checkout) -> None:
         """Ends a piece of work that got its answer."""
-        self._learn(checkout, Outcome.SUCCESS)
+        if checkout.patient:
+            self._learn(checkout, _SUCCESS)
+            return
+        tickets, checkout.tickets = checkout.tickets, ()
+        for door, ticket in tickets:
+            door.end(ticket, _SUCCESS)
 
     def fail(
         self, checkout: Checkout, error: BaseException, *, connecting: bool = False, stopped: bool = False
