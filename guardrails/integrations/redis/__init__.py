@@ -8,5 +8,6 @@ except ImportError as error:
     raise ImportError("redis-py is missing: pip install 'guardrails-db[redis]'") from error
 
 from guardrails.integrations.redis._client import guard_client
+from guardrails.integrations.redis._stale import stale_if_error
 
-__all__ = ["guard_client"]
+__all__ = ["guard_client", "stale_if_error"]
