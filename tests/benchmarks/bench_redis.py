@@ -18,7 +18,7 @@ import time
 import redis
 import redis.asyncio
 
-from guardrails import protect
+from guardrails import deadline, protect
 from guardrails.testing.servers import ValkeyServer
 
 LENGTH = 100
@@ -28,6 +28,18 @@ LENGTH = 100
 def get(client):
     """One GET."""
     return client.get("key")
+
+
+def bounded_get(client):
+    """One GET within a deadline of its caller, as in a request; the bare client knows no such thing."""
+    with deadline(60):
+        return client.get("key")
+
+
+async def bounded_get_async(client):
+    """The same on an asyncio client."""
+    with deadline(60):
+        return await client.get("key")
 
 
 def pipeline(client):
@@ -76,6 +88,7 @@ def sync_rows(port, rounds, turns):
     protect(protected)
     rows = [
         compare("sync GET", bare, protected, lambda c: timed(c, get, turns), rounds),
+        compare("sync GET in a deadline", bare, protected, lambda c: timed(c, bounded_get, turns), rounds),
         compare("sync pipeline of 100", bare, protected, lambda c: timed(c, pipeline, turns // 10), rounds),
     ]
     bare.close()
@@ -94,6 +107,7 @@ def async_rows(port, rounds, turns):
 
         rows = [
             compare("async GET", bare, protected, measure(get, turns), rounds),
+            compare("async GET in a deadline", bare, protected, measure(bounded_get_async, turns), rounds),
             compare("async pipeline of 100", bare, protected, measure(pipeline, turns // 10), rounds),
         ]
         runner.run(bare.aclose())
