@@ -237,12 +237,15 @@ class GuardrailsMiddleware:
         handshake = Handshake(send)
         problem = self._refuse_handshake(scope)
         if problem is None:
+            mattering = self._importance.enter(scope["headers"], path_of(scope)) if self._importance else None
             try:
                 await self.app(scope, receive, handshake.send)
             except Exception as error:
                 problem = None if handshake.decided else self._edge.problem(error)
                 if problem is None:
                     raise
+            finally:
+                Importance.leave(mattering)
         if problem is not None:
             await deny(problem, scope, send)
 

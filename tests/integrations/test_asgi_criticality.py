@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from asgi_client import ask, fine, http
+from asgi_client import ask, fine, http, serve, websocket
 
 from guardrails import ConfigurationError, Guard, ShedError
 from guardrails._criticality import CLASSES
@@ -75,3 +77,27 @@ def test_wrong_settings_are_named(settings):
     """When the middleware is built, not at the first request."""
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
         GuardrailsMiddleware(fine, **settings)
+
+
+@pytest.mark.parametrize("error", [None, OSError("the client is gone")], ids=["ended", "broke off"])
+def test_a_websocket_matters_as_much_as_a_request(error):
+    """By its path or its header, from the handshake to the end of the connection and no further."""
+    seen = []
+
+    async def app(scope, receive, send):
+        await send({"type": "websocket.accept"})
+        seen.append(CLASSES[rank_of(current())])
+        if error is not None:
+            raise error
+
+    settings = {"criticality": {"/feed": "SHEDDABLE"}, "criticality_header": "X-Criticality"}
+    guarded = GuardrailsMiddleware(app, **settings)
+
+    async def connect(handshake):
+        assert (await serve(guarded, handshake)).raised is error
+        assert current() is None
+
+    asyncio.run(connect(websocket("/feed/7")))
+    asyncio.run(connect(websocket("/feed") | {"headers": [(b"x-criticality", b"CRITICAL_PLUS")]}))
+    asyncio.run(connect(websocket("/")))
+    assert seen == ["SHEDDABLE", "CRITICAL_PLUS", "CRITICAL"]
