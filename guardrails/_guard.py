@@ -345,6 +345,11 @@ def sort_calls(guard: Guard) -> None:
     guard._sharing = Sharing(door.gate.bulkhead.limit, door.clock)
 
 
+def sorts_calls(guard: Guard) -> bool:
+    """Whether a guard's compartments form by themselves."""
+    return guard._sharing is not None
+
+
 def workload(guard: Guard, key: str, name: str | None = None) -> Guard:
     """The compartment of one workload, formed if it is new; the guard itself if it does not sort calls.
 

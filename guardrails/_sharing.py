@@ -120,6 +120,16 @@ class SharingDoor(Door):
         self.sharing.ask(self)
         return super().check_out(wait, budget=budget)
 
+    async def check_out_async(self, *, budget: float | None = None) -> int:
+        """See Door."""
+        self.sharing.ask(self)
+        return await super().check_out_async(budget=budget)
+
+    def check_out_now(self) -> int:
+        """See Door."""
+        self.sharing.ask(self)
+        return super().check_out_now()
+
     async def reserve(self, *, budget: float | None = None) -> int | Refusal:
         """See Door."""
         self.sharing.ask(self)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from guardrails._checks import Faults
 from guardrails._deadline import current
-from guardrails._guard import Guard
+from guardrails._guard import Guard, sorts_calls, workload
+from guardrails._sharing import DEFAULT
 from guardrails.errors import ConfigurationError
 
-__all__ = ["innermost", "slots_for", "time_allowed"]
+__all__ = ["innermost", "slots_for", "sorted_by_itself", "time_allowed"]
 
 
 def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
@@ -35,16 +36,35 @@ def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int
     return most
 
 
+def sorted_by_itself(name: str, compartments: object) -> bool:
+    """Reads the setting ``compartments``: whether a pool's guard has its compartments form by themselves.
+
+    Raises:
+        ConfigurationError: It is neither ``"declared"`` nor ``"auto"``.
+    """
+    faults = Faults(f"guard {name!r}")
+    faults.choice("compartments", compartments, ("declared", "auto"))
+    faults.raise_if_any()
+    return compartments == "auto"
+
+
 def innermost(guard: Guard) -> Guard:
-    """The compartment of ``guard`` whose call this code runs in, or ``guard`` itself."""
-    door = guard.passage.doors[-1]
-    scope = current()
+    """The compartment of ``guard`` whose call this code runs in, or ``guard`` itself.
+
+    Where compartments form by themselves, code outside all of them belongs to the one of its request's route.
+    """
+    door, sorts = guard.passage.doors[-1], sorts_calls(guard)
+    scope = here = current()
     while scope is not None:
         inside: Guard | None = scope.guard
-        if not scope.closed and inside is not None and inside.passage.doors[-1] is door:
+        ours = not scope.closed and inside is not None and inside.passage.doors[-1] is door
+        if inside is not None and ours and not (sorts and inside is guard):
             return inside
         scope = scope.outer
-    return guard
+    if not sorts:
+        return guard
+    request = None if here is None else here.request
+    return workload(guard, (request.template() if request else None) or DEFAULT)
 
 
 def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | None, bool]:

@@ -11,7 +11,7 @@ from sqlalchemy.util import await_only
 from guardrails._checks import Faults
 from guardrails._guard import Guard, attach, sort_calls
 from guardrails.errors import CallTimeoutError, ConfigurationError
-from guardrails.integrations._budget import slots_for
+from guardrails.integrations._budget import slots_for, sorted_by_itself
 from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
 from guardrails.integrations.sqlalchemy._hooks import Hooks
 from guardrails.integrations.sqlalchemy._pool import Admission, capacity, guard_of
@@ -64,7 +64,7 @@ def guard_engine(
     slots = slots_for(
         name, options.pop("max_concurrent_calls", None), capacity(pool), f"a {type(pool).__name__}"
     )
-    sorts = _sorts(name, compartments)
+    sorts = sorted_by_itself(name, compartments)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     driver = find_driver(dialect.driver, is_async=dialect.is_async)
     if driver is None and guard.timeout is not None:
@@ -74,19 +74,12 @@ def guard_engine(
     dbapi = dialect.loaded_dbapi
     answers = tuple(getattr(dbapi, answer) for answer in _ANSWERS if hasattr(dbapi, answer))
     worker = Worker(guard, driver, is_async=dialect.is_async, errors=answers, backstop=backstop)
-    attachment = _EngineAttachment(sync_engine, guard, worker, sorts=sorts)
+    attachment = _EngineAttachment(sync_engine, guard, worker)
     if sorts:
         sort_calls(guard)
     attachment.attach()
     attach(guard, attachment)
     return guard
-
-
-def _sorts(name: str, compartments: object) -> bool:
-    faults = Faults(f"guard {name!r}")
-    faults.choice("compartments", compartments, ("declared", "auto"))
-    faults.raise_if_any()
-    return compartments == "auto"
 
 
 def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> None:
@@ -105,11 +98,11 @@ def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> Non
 class _EngineAttachment:
     """The hooks on one engine: the pool's class, the dialect's methods, one error listener."""
 
-    def __init__(self, engine: Engine, guard: Guard, worker: Worker, *, sorts: bool) -> None:
+    def __init__(self, engine: Engine, guard: Guard, worker: Worker) -> None:
         self._engine = engine
         self.most = capacity(engine.pool)
         wait = await_only if engine.dialect.is_async else None
-        self._admission = Admission(guard, wait, sorts=sorts)
+        self._admission = Admission(guard, wait)
         self._hooks = Hooks(engine, self._admission, worker)
 
     def attach(self) -> None:

@@ -13,8 +13,7 @@ from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
 from guardrails._deadline import current, touch
 from guardrails._door import Door
-from guardrails._guard import Guard, workload
-from guardrails._sharing import DEFAULT
+from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError
 from guardrails.integrations._budget import innermost
 
@@ -63,12 +62,10 @@ class Admission:
     Args:
         guard: The engine's guard.
         wait: Runs a coroutine from inside SQLAlchemy's greenlet; None for a synchronous engine.
-        sorts: Whether a checkout outside every compartment belongs to the one of its route.
     """
 
-    def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None, *, sorts: bool = False) -> None:
+    def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None) -> None:
         self._guard = guard
-        self._sorts = sorts
         self._door = guard.passage.doors[0]
         self._wait = wait
         # A list, because a StaticPool lets the same connection out several times.
@@ -149,7 +146,7 @@ class Admission:
 
     def _enter(self) -> Checkout:
         scope = current()
-        checkout = Checkout(self._sorted() if self._sorts else innermost(self._guard))
+        checkout = Checkout(innermost(self._guard))
         touch(scope, checkout.guard.passage)
         budget = None if scope is None else scope.remaining()
         if budget is not None and budget <= 0:
@@ -161,18 +158,6 @@ class Admission:
             _give_back(checkout)
             raise
         return checkout
-
-    def _sorted(self) -> Guard:
-        """The compartment whose call this code runs in, else that of its request's route."""
-        scope = here = current()
-        while scope is not None:
-            inside: Guard | None = scope.guard
-            ours = inside is not None and inside.passage.doors[-1] is self._door
-            if inside is not None and ours and inside is not self._guard and not scope.closed:
-                return inside
-            scope = scope.outer
-        request = None if here is None else here.request
-        return workload(self._guard, (request.template() if request else None) or DEFAULT)
 
     def _note(self, record: ConnectionPoolEntry, checkout: Checkout) -> ConnectionPoolEntry:
         self._out.setdefault(record, []).append(checkout)
