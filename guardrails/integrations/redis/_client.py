@@ -9,9 +9,9 @@ import redis.asyncio
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.client import Pipeline
 
-from guardrails._guard import Guard, attach
+from guardrails._guard import Guard, attach, sort_calls
 from guardrails.errors import ConfigurationError
-from guardrails.integrations._budget import slots_for
+from guardrails.integrations._budget import slots_for, sorted_by_itself
 from guardrails.integrations.redis._pool import Admission, capacity, guard_of
 
 __all__ = ["guard_client"]
@@ -19,7 +19,9 @@ __all__ = ["guard_client"]
 _POOLS = (redis.ConnectionPool, redis.asyncio.ConnectionPool)
 
 
-def guard_client(client: object, *, name: str | None = None, **options: Any) -> Guard:
+def guard_client(
+    client: object, *, name: str | None = None, compartments: str = "declared", **options: Any
+) -> Guard:
     """Attaches a guard to a client; what `guardrails.protect` calls.
 
     Every client, pipeline, lock, script and subscriber that shares its pool is covered.
@@ -28,6 +30,9 @@ def guard_client(client: object, *, name: str | None = None, **options: Any) -> 
         client: A ``redis.Redis`` or ``redis.asyncio.Redis``, with a pool of any kind or a single
             connection, made by hand, from a URL, or by a Sentinel.
         name: The guard's label; None is ``"redis"``.
+        compartments: ``"declared"``: those made with ``guard.compartment()``. ``"auto"``: each guarded
+            function and each route also gets one by itself, which may not hold more than 70 % of the slots
+            while another one is active.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's ``max_connections``.
 
     Raises:
@@ -41,7 +46,10 @@ def guard_client(client: object, *, name: str | None = None, **options: Any) -> 
         raise ConfigurationError(f"protect: this client's pool is guarded already, by {known!r}")
     kind = f"a {type(pool).__name__} without max_connections"
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
+    sorts = sorted_by_itself(name, compartments)
     guard = Guard(name, max_concurrent_calls=slots, **options)
+    if sorts:
+        sort_calls(guard)
     attachment = _ClientAttachment(client, guard, pool)
     attachment.attach()
     attach(guard, attachment)
