@@ -126,7 +126,7 @@ class Edge:
 
     def is_exempt(self, path: str) -> bool:
         """Whether a path is let in whatever happens."""
-        return self._exempt.find(path) is not None
+        return bool(self._exempt) and self._exempt.find(path) is not None
 
     def required(self, path: str) -> tuple[Door, ...]:
         """The doors that a request of this path has to pass."""

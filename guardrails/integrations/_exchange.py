@@ -49,7 +49,7 @@ class Exchange(RequestScope):
     table: RouteTable
 
     def __init__(self, at: float | None, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
-        super().__init__(at, clock, outer)
+        RequestScope.__init__(self, at, clock, outer)  # super() takes longer than all it calls here
         self._send = send
         self.mine: list[Door] | None = None
         self.started = self.timed = False

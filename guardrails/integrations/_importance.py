@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from guardrails._checks import Faults
 from guardrails._criticality import CLASSES
-from guardrails._deadline import RankScope, close, current, enter
+from guardrails._deadline import RankScope, current, enter
 from guardrails.integrations._paths import ALLOWED, PathTable, is_path
 
 __all__ = ["Importance"]
@@ -60,17 +60,11 @@ class Importance:
         return bool(self._routes) or self._header is not None
 
     def enter(self, headers: Iterable[tuple[bytes, bytes]], path: str) -> RankScope | None:
-        """Opens a scope for a request that has a class; to be ended with `leave`."""
+        """Opens a scope for a request that has a class; to be closed when it ends."""
         rank = self._said(headers)
         if rank is None:
             rank = self._routes.find(path)
         return None if rank is None else enter(RankScope(rank, current()))
-
-    @staticmethod
-    def leave(scope: RankScope | None) -> None:
-        """Ends what ``enter`` opened, if it did."""
-        if scope is not None:
-            close(scope)
 
     def _said(self, headers: Iterable[tuple[bytes, bytes]]) -> int | None:
         if self._header is None:

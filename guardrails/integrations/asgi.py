@@ -137,12 +137,10 @@ class GuardrailsMiddleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        budget = self._edge.budget(scope["headers"]) if self._timed else None
         now = self._clock()
+        at = self._until(now, scope) if self._timed else None
         mattering = self._importance.enter(scope["headers"], path_of(scope)) if self._importance else None
-        exchange = enter(
-            Exchange(None if budget is None else now + budget, now, self._clock, current(), send)
-        )
+        exchange = enter(Exchange(at, now, self._clock, current(), send))
         table = self._table if self._looked and self._routes is None else self._look(scope)
         exchange.timed, exchange.asgi, exchange.table = self._server_timing, scope, table
         inside = False
@@ -153,11 +151,9 @@ class GuardrailsMiddleware:
             if problem is None:
                 inside = True
                 await self.app(scope, receive, exchange.send)
-                problem = self._unsaid(exchange) if exchange.held else None
+                problem = await self._unsaid(exchange) if exchange.held else None
             if problem is not None:
                 await answer(problem, scope, send, exchange)
-            elif exchange.held:
-                await exchange.let_go()
         except Exception as error:
             problem = None if exchange.started else self._edge.problem(error)
             if problem is None:
@@ -167,7 +163,8 @@ class GuardrailsMiddleware:
         finally:
             close(exchange)
             exchange.give_back()
-            Importance.leave(mattering)
+            if mattering is not None:
+                close(mattering)
             if self._selective:
                 self._edge.release(exchange)
             if inside and self._learns and self._routes is not None:
@@ -176,15 +173,19 @@ class GuardrailsMiddleware:
 
     # --- coming in -----------------------------------------------------------------------------
 
+    def _until(self, now: float, scope: ASGIScope) -> float | None:
+        """When a request's time is up."""
+        budget = self._edge.budget(scope["headers"])
+        return None if budget is None else now + budget
+
     async def _come_in(self, exchange: Exchange, scope: ASGIScope, table: RouteTable) -> Problem | None:
         """Gets a request what it needs, or says why it cannot be served."""
         edge, path = self._edge, path_of(scope)
         if edge.is_exempt(path):
             return None
-        route = table.find(path, scope["method"]) if table.demanding else None
-        held = self._required(path, route)
+        held, late = self._needs(table, path, scope["method"])
         # The circuits first, all of them: nobody waits for a slot in front of what is closed anyway.
-        problem = edge.missing(held) or self._unlikely(route) or edge.full()
+        problem = edge.missing(held) or edge.missing(late) or edge.full()
         if problem is not None:
             return problem
         for door in held:
@@ -194,18 +195,16 @@ class GuardrailsMiddleware:
                 return edge.turned_away(door, refusal)
         return edge.count(exchange)
 
-    def _required(self, path: str, route: Route | None) -> tuple[Door, ...]:
-        """The doors at which a request needs a slot."""
-        declared = self._edge.required(path)
+    def _needs(self, table: RouteTable, path: str, method: str) -> tuple[tuple[Door, ...], tuple[Door, ...]]:
+        """The doors at which a request needs a slot, and those it will come to too late to hold one for."""
+        held, late = self._edge.required(path), ()
+        route = table.find(path, method) if table.demanding else None
         if route is None:
-            return declared
-        learned = [door for habit in self._habits(route) if habit.prompt for door in habit.passage.doors]
-        return tuple(dict.fromkeys((*declared, *doors_of(route.requires), *learned)))
-
-    def _unlikely(self, route: Route | None) -> Problem | None:
-        # Nearly all requests of the route touch these guards, but late: too late to hold a slot for.
-        late = [habit.passage for habit in self._habits(route) if not habit.prompt] if route else []
-        return self._edge.missing(door for passage in late for door in passage.doors)
+            return held, late
+        learned: dict[bool, list[Door]] = {True: [*held, *doors_of(route.requires)], False: []}
+        for habit in self._habits(route):
+            learned[habit.prompt] += habit.passage.doors
+        return tuple(dict.fromkeys(learned[True])), tuple(learned[False])
 
     def _habits(self, route: Route) -> list[Habit]:
         # What was learnt of a pool says nothing about a guard that was taken off it since.
@@ -226,9 +225,12 @@ class GuardrailsMiddleware:
 
     # --- what else there is to say -------------------------------------------------------------
 
-    def _unsaid(self, exchange: Exchange) -> Problem | None:
+    async def _unsaid(self, exchange: Exchange) -> Problem | None:
         # Frameworks that answer 500 for an unhandled exception and keep the exception to themselves.
-        return None if exchange.trouble is None else self._edge.problem(exchange.trouble)
+        problem = None if exchange.trouble is None else self._edge.problem(exchange.trouble)
+        if problem is None:
+            await exchange.let_go()
+        return problem
 
     async def _other(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
@@ -245,7 +247,8 @@ class GuardrailsMiddleware:
                 if problem is None:
                     raise
             finally:
-                Importance.leave(mattering)
+                if mattering is not None:
+                    close(mattering)
         if problem is not None:
             await deny(problem, scope, send)
 
@@ -254,8 +257,8 @@ class GuardrailsMiddleware:
         table, path = self._look(scope), path_of(scope)
         if not (self._selective or table.demanding) or self._edge.is_exempt(path):
             return None
-        route = table.find(path, WEBSOCKET) if table.demanding else None
-        return self._edge.missing(self._required(path, route))
+        held, _ = self._needs(table, path, WEBSOCKET)
+        return self._edge.missing(held)
 
 
 _OPTIONS = (
