@@ -20,6 +20,13 @@ from guardrails.integrations._edge import with_parts
 from guardrails.integrations._http import as_json
 from guardrails.integrations._probes import HEADERS, Page, Probes, figures
 
+try:
+    from guardrails.integrations import prometheus
+except ImportError:  # without the extra, its page says what to install
+    _COUNTED = False
+else:
+    _COUNTED = True
+
 __all__ = ["StatusApp", "status_app"]
 
 Auth = Callable[[Request], object | Awaitable[object]]
@@ -39,7 +46,12 @@ class StatusApp(Starlette):
         # With and without a slash at the end: some routers add one when they mount, and a probe that is
         # redirected is a probe that fails.
         routes = [
-            Route(path + slash, _showing(page)) for path, page in probes.pages.items() for slash in ("", "/")
+            Route(path + slash, endpoint)
+            for path, endpoint in [
+                *((path, _showing(page)) for path, page in probes.pages.items()),
+                ("/metrics", _scraping(probes.guards)),
+            ]
+            for slash in ("", "/")
         ]
         if auth is not None:
             control = _controlling(probes.guards, auth)
@@ -60,9 +72,9 @@ def status_app(
     stuck_after: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> StatusApp:
-    """Makes the application with ``/livez``, ``/readyz`` and ``/status.json``, to mount or to serve alone.
+    """Makes the application with ``/livez``, ``/readyz``, ``/status.json`` and ``/metrics``, to mount.
 
-    The three are open to everybody who can reach them and show the guards' names and figures, nothing
+    These are open to everybody who can reach them and show the guards' names and figures, nothing
     else. Mount them outside what sheds load, or name the mount in the middleware's ``exempt``.
 
     Args:
@@ -88,6 +100,17 @@ def _showing(page: Callable[[], Page]) -> Callable[[Request], Awaitable[Response
     async def endpoint(_request: Request) -> Response:
         status, body = page()
         return _response(status, body)
+
+    return endpoint
+
+
+def _scraping(guards: Iterable[Guard]) -> Callable[[Request], Awaitable[Response]]:
+    read = prometheus.page(guards) if _COUNTED else None
+
+    async def endpoint(_request: Request) -> Response:
+        if read is None:
+            return _fault(404, "prometheus-client is missing: pip install 'guardrails-db[prometheus]'")
+        return _response(200, read(), prometheus.CONTENT_TYPE)
 
     return endpoint
 
@@ -125,5 +148,5 @@ def _fault(status: int, why: str) -> Response:
     return _response(status, as_json({"error": why}))
 
 
-def _response(status: int, body: bytes) -> Response:
-    return Response(body, status, headers=dict(HEADERS))
+def _response(status: int, body: bytes, kind: str = "application/json") -> Response:
+    return Response(body, status, headers=dict(HEADERS) | {"content-type": kind})
