@@ -1,8 +1,9 @@
 """A small service in a process of its own, and crowds that visit it, for tests and benchmarks of the edge.
 
-The service has ``/query`` (takes a connection and so many seconds), ``/stream`` (sends rows for ever) and
-``/health`` (needs no database), as thread endpoints or as coroutines. Arrivals are an open loop: they are
-decided beforehand and wait for nobody.
+The service has ``/query`` (takes a connection and so many seconds), ``/stream`` (sends rows for ever),
+``/health`` (needs no database), as thread endpoints or as coroutines, and ``/busy`` (a coroutine that answers
+503 and does nothing else: what a refusal costs without us). Arrivals are an open loop: they are decided
+beforehand and wait for nobody.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def build(settings):
     engine = make(settings["url"], pool_size=settings["pool"], max_overflow=0, pool_timeout=1)
     db = None if settings["guard"] is None else protect(engine, name="db", **settings["guard"])
     query = query_on_loop(engine, settings) if on_loop else query_in_thread(engine, settings)
-    routes = [Route("/query", query), Route("/health", health)]
+    routes = [Route("/query", query), Route("/health", health), Route("/busy", busy)]
     app = inside = Starlette(routes=routes)
     if db is not None:
         edge = {"learn_routes": False} if settings["edge"] is None else _edge(settings["edge"], db)
@@ -99,21 +100,34 @@ def health(_request):
     return PlainTextResponse("fine")
 
 
+async def busy(_request):
+    """What an endpoint does that refuses by itself."""
+    return PlainTextResponse("busy", 503)
+
+
 def lab(engine, db, app):
-    """How much is held, by the guard's word and by the pool's."""
+    """How much is held, by the guard's word and by the pool's, and what it all cost."""
 
     async def endpoint(_request):
-        seen = db.snapshot()
-        return JSONResponse(
-            {
+        seen = None if db is None else db.snapshot()
+        guarded = (
+            {}
+            if seen is None
+            else {
                 "in_use": seen.in_use,
                 "waiting": seen.waiting,
                 "state": seen.state,
                 "failed": seen.failed,
-                "checked_out": getattr(engine, "sync_engine", engine).pool.checkedout(),
                 "in_flight": app.in_flight,
+            }
+        )
+        return JSONResponse(
+            guarded
+            | {
+                "checked_out": getattr(engine, "sync_engine", engine).pool.checkedout(),
                 "tasks": len(asyncio.all_tasks()),
                 "kilobytes": _resident(),
+                "cpu": time.process_time(),
             }
         )
 
@@ -252,6 +266,10 @@ class Crowd:
             self._idle.append(line)
         return status, body
 
+    async def connect(self, clients):
+        """Opens so many connections beforehand, so that no visit has to wait for its own."""
+        await asyncio.gather(*[self.get("/lab", 20) for _ in range(clients)])
+
     async def lab(self):
         """What the service holds."""
         return json.loads((await self.get("/lab", 20))[1])
@@ -354,7 +372,7 @@ def of(visits, path=None, status=None):
     ]
 
 
-async def ready(crowd, seconds=20.0):
+async def ready(crowd, seconds=60.0):
     """Waits until the service answers."""
     end = time.monotonic() + seconds
     while True:
