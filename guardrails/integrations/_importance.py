@@ -21,6 +21,9 @@ class Importance:
         faults: Where to note what is wrong with them.
         routes: A class for a path or a template.
         header: The name of the header that says a request's class, or None.
+
+    Attributes:
+        header: That name as ASGI has it.
     """
 
     def __init__(self, faults: Faults, routes: object, header: object) -> None:
@@ -37,7 +40,7 @@ class Importance:
         if header is not None and not (isinstance(header, str) and header and header.isascii()):
             faults.add("criticality_header", header, "the name of a header, or None")
         self._routes = PathTable(ranks)
-        self._header = header.lower().encode() if isinstance(header, str) and header.isascii() else None
+        self.header = header.lower().encode() if isinstance(header, str) and header.isascii() else None
 
     @classmethod
     def checked(
@@ -57,18 +60,21 @@ class Importance:
     @property
     def used(self) -> bool:
         """Whether any request can be told from another."""
-        return bool(self._routes) or self._header is not None
+        return bool(self._routes) or self.header is not None
+
+    def rank(self, headers: Iterable[tuple[bytes, bytes]], path: str) -> int | None:
+        """The rank of a request's class; None for one of which nobody says anything."""
+        said = self._said(headers)
+        return self._routes.find(path) if said is None else said
 
     def enter(self, headers: Iterable[tuple[bytes, bytes]], path: str) -> RankScope | None:
         """Opens a scope for a request that has a class; to be closed when it ends."""
-        rank = self._said(headers)
-        if rank is None:
-            rank = self._routes.find(path)
+        rank = self.rank(headers, path)
         return None if rank is None else enter(RankScope(rank, current()))
 
     def _said(self, headers: Iterable[tuple[bytes, bytes]]) -> int | None:
-        if self._header is None:
+        if self.header is None:
             return None
-        said = [value for name, value in headers if name == self._header]
+        said = [value for name, value in headers if name == self.header]
         # Two of them, or a word of somebody's own, say nothing.
         return _RANKS.get(said[0]) if len(said) == 1 else None

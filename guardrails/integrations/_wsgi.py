@@ -10,22 +10,29 @@ from http import HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from guardrails._deadline import Clock, RequestScope, Scope, close, note_trouble, swap
+from guardrails._deadline import Clock, Scope, close, note_trouble, swap
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem
+from guardrails.integrations._importance import Importance
+from guardrails.integrations._visit import Visit
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Exchange", "answer_of", "budgets_of", "path_of", "status_line"]
+__all__ = ["Exchange", "answer_of", "budgets_of", "path_of", "rank_in", "status_line"]
 
-_BUDGETS = tuple((f"HTTP_{name.upper().replace('-', '_')}", name.encode()) for name in DEADLINE_HEADERS)
+
+def _key(header: str) -> str:
+    return f"HTTP_{header.upper().replace('-', '_')}"
+
+
+_BUDGETS = tuple((_key(name), name.encode()) for name in DEADLINE_HEADERS)
 
 _ExcInfo = Any
 _Start = tuple[str, list[tuple[str, str]], _ExcInfo]
 
 
-class Exchange(RequestScope):
+class Exchange(Visit):
     """One request and its response, as far as it has come; to the server it is the response's body.
 
     The scope is current only while the application's own code runs: in its call, in each step of its
@@ -59,11 +66,12 @@ class Exchange(RequestScope):
         at: float | None,
         clock: Clock,
         outer: Scope | None,
+        rank: int | None,
         edge: Edge,
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> None:
-        super().__init__(at, clock, outer)
+        super().__init__(at, clock, outer, rank)
         self.place = object()
         self.started = False
         self._announced = False  # whether the server knows of a status
@@ -256,3 +264,14 @@ def answer_of(problem: Problem, environ: WSGIEnvironment) -> tuple[int, list[tup
 def budgets_of(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
     """The headers that may state how long a client will wait."""
     return [(name, environ[key].encode("latin-1", "replace")) for key, name in _BUDGETS if key in environ]
+
+
+def rank_in(environ: WSGIEnvironment, importance: Importance | None, path: str) -> int | None:
+    """How much a request matters, by its headers or its path; None if nobody says."""
+    if importance is None:
+        return None
+    header = importance.header
+    value = None if header is None else environ.get(_key(header.decode()))
+    # Two headers arrive as one, joined by a comma: no word, so they say nothing.
+    said = [] if header is None or value is None else [(header, value.encode("latin-1", "replace"))]
+    return importance.rank(said, path)

@@ -17,11 +17,13 @@ except ImportError as error:
     raise ImportError("Django is missing: pip install django") from error
 
 from guardrails._checks import Faults, unknown_option
-from guardrails._deadline import RequestScope, close, current, enter, note_trouble
+from guardrails._deadline import close, current, enter, note_trouble
 from guardrails.errors import GuardrailsError
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._http import Problem
-from guardrails.integrations._wsgi import answer_of, budgets_of
+from guardrails.integrations._importance import Importance
+from guardrails.integrations._visit import Visit
+from guardrails.integrations._wsgi import answer_of, budgets_of, rank_in
 
 __all__ = ["GuardrailsMiddleware"]
 
@@ -32,6 +34,8 @@ _DEFAULTS: dict[str, Any] = {
     "request_timeout": None,
     "deadline_headers": (),
     "max_in_flight": None,
+    "criticality": None,
+    "criticality_header": None,
     "clock": time.monotonic,
     "random": random.random,
 }
@@ -61,6 +65,8 @@ class GuardrailsMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         options = _options(getattr(settings, "GUARDRAILS", {}))
         self._clock = options.pop("clock")
+        said = options.pop("criticality"), options.pop("criticality_header")
+        self._importance = Importance.checked(Faults(_WHERE), get_response, self._clock, *said)
         self._edge = Edge(_WHERE, **options)
         self.get_response = get_response
         self._asynchronous: bool = iscoroutinefunction(get_response)
@@ -94,10 +100,12 @@ class GuardrailsMiddleware:
 
     def _visit(self, request: HttpRequest) -> _Visit:
         budget = self._edge.budget(budgets_of(request.META)) if self._edge.timed else None
-        return _Visit(None if budget is None else self._clock() + budget, self._clock, self._edge, request)
+        at = None if budget is None else self._clock() + budget
+        rank = rank_in(request.META, self._importance, request.path_info)
+        return _Visit(at, self._clock, rank, self._edge, request)
 
 
-class _Visit(RequestScope):
+class _Visit(Visit):
     """One request on its way through: a block around everything further in.
 
     Attributes:
@@ -105,9 +113,14 @@ class _Visit(RequestScope):
     """
 
     def __init__(
-        self, at: float | None, clock: Callable[[], float], edge: Edge, request: HttpRequest
+        self,
+        at: float | None,
+        clock: Callable[[], float],
+        rank: int | None,
+        edge: Edge,
+        request: HttpRequest,
     ) -> None:
-        super().__init__(at, clock, current())
+        super().__init__(at, clock, current(), rank)
         self.response: HttpResponse | None = None
         self._edge = edge
         self._request = request
@@ -172,8 +185,6 @@ def _options(given: object) -> dict[str, Any]:
         if option not in _DEFAULTS:
             raise unknown_option(_WHERE, option, _DEFAULTS)
     options = _DEFAULTS | dict(given)
-    faults.callable("clock", options["clock"], none=False)
-    faults.raise_if_any()
     options["guards"] = _found(options["guards"])
     required = options["requires"]
     if isinstance(required, Mapping):

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Never
 
 from guardrails._checks import Faults, unknown_option
+from guardrails._criticality import Criticality
 from guardrails._deadline import Clock, current
 from guardrails._guard import Guard
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._http import Problem, as_json
+from guardrails.integrations._importance import Importance
 from guardrails.integrations._probes import HEADERS, Probes
-from guardrails.integrations._wsgi import Exchange, budgets_of, path_of, status_line
+from guardrails.integrations._wsgi import Exchange, budgets_of, path_of, rank_in, status_line
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -52,6 +54,10 @@ class GuardrailsMiddleware:
         deadline_headers: Request headers by which clients may lower that. None by default.
         max_in_flight: Requests inside the application at once; the next one is answered 503 without
             waiting. None is unbounded.
+        criticality: For a path or a template, how much its requests matter: ``"CRITICAL_PLUS"``,
+            ``"CRITICAL"`` (what they are otherwise), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
+        criticality_header: The name of a request header that says it and outranks the path. For services
+            whose callers are trusted: whoever can send it can say ``CRITICAL_PLUS``. None by default.
         threads: How many requests the server runs at once in one process. With it, a warning is logged
             when the guards' slots can take all of these threads. Needs ``guards``.
         clock: Where the time comes from; a monotonic reading in seconds.
@@ -71,6 +77,8 @@ class GuardrailsMiddleware:
         request_timeout: float | None = None,
         deadline_headers: Iterable[str] = (),
         max_in_flight: int | None = None,
+        criticality: Mapping[str, Criticality] | None = None,
+        criticality_header: str | None = None,
         threads: int | None = None,
         clock: Clock = time.monotonic,
         random: Callable[[], float] = _random.random,
@@ -79,10 +87,8 @@ class GuardrailsMiddleware:
         for option in unknown:
             raise unknown_option("GuardrailsMiddleware", option, _OPTIONS)
         faults = Faults("GuardrailsMiddleware")
-        faults.callable("app", app, none=False)
-        faults.callable("clock", clock, none=False)
         faults.count("threads", threads, least=2, none=True)
-        faults.raise_if_any()
+        self._importance = Importance.checked(faults, app, clock, criticality, criticality_header)
         self.app = app
         self._clock = clock
         self._edge = Edge(
@@ -116,8 +122,10 @@ class GuardrailsMiddleware:
         """Serves one request."""
         budget = self._edge.budget(budgets_of(environ)) if self._timed else None
         at = None if budget is None else self._clock() + budget
-        exchange = Exchange(at, self._clock, current(), self._edge, environ, start_response)
-        problem = self._edge.admit(exchange.place, path_of(environ)) if self._selective else None
+        path = path_of(environ)
+        rank = rank_in(environ, self._importance, path)
+        exchange = Exchange(at, self._clock, current(), rank, self._edge, environ, start_response)
+        problem = self._edge.admit(exchange.place, path) if self._selective else None
         return exchange.serve(self.app) if problem is None else exchange.answer(problem)
 
 
@@ -185,6 +193,8 @@ def _compare(threads: int, slots: int, max_in_flight: int | None) -> None:
 _OPTIONS = (
     "app",
     "clock",
+    "criticality",
+    "criticality_header",
     "deadline_headers",
     "exempt",
     "guards",

@@ -21,6 +21,8 @@ from django.urls import path
 from litestar.middleware import DefineMiddleware
 
 from guardrails import ConfigurationError, Guard, remaining
+from guardrails._criticality import CLASSES
+from guardrails._deadline import current, rank_of
 from guardrails.errors import CallTimeoutError, CircuitOpenError
 from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.flask import Guardrails
@@ -36,6 +38,11 @@ def refusing(name="db"):
     guard = Guard(name, max_concurrent_calls=3)
     guard.force_open()
     return guard
+
+
+def class_here():
+    """How much the request matters that this runs for."""
+    return CLASSES[rank_of(current())]
 
 
 # --- Flask -----------------------------------------------------------------------------------------
@@ -123,6 +130,18 @@ def test_flask_reads_its_configuration():
     assert client.get("/orders").json["code"] == "bulkhead_full"
     first.close()
     assert app.extensions["guardrails"].in_flight == 0
+
+
+def test_flask_routes_have_a_class():
+    """By setting or by the configuration; the word of a trusted header outranks it."""
+    app = flask.Flask("shop")
+    app.config["GUARDRAILS_CRITICALITY"] = {"/reports": "SHEDDABLE"}
+    app.add_url_rule("/reports", view_func=class_here)
+    app.add_url_rule("/orders", view_func=class_here)
+    Guardrails(app, criticality_header="X-Criticality")
+    client = app.test_client()
+    assert [client.get(where).text for where in ("/reports", "/orders")] == ["SHEDDABLE", "CRITICAL"]
+    assert client.get("/reports", headers={"X-Criticality": "CRITICAL_PLUS"}).text == "CRITICAL_PLUS"
 
 
 def test_flask_wrong_settings_are_named():
@@ -282,6 +301,16 @@ def test_django_request_timeout_reaches_the_view(project, view, clock):
     assert remaining() is None
 
 
+@pytest.mark.parametrize("view", ["/orders", "/orders-async"])
+def test_django_routes_have_a_class(project, view):
+    """In the view's thread or task; the word of a trusted header outranks it."""
+    PLACE["work"] = class_here
+    site = project(criticality={view: "SHEDDABLE"}, criticality_header="X-Criticality")
+    assert site.get(view).body == b"SHEDDABLE"
+    assert site.get(view, headers=[("x-criticality", "CRITICAL_PLUS")]).body == b"CRITICAL_PLUS"
+    assert class_here() == "CRITICAL"
+
+
 def test_django_request_is_over_when_its_response_is_closed(project):
     """Whatever became of it."""
     site = project(max_in_flight=1)
@@ -311,6 +340,7 @@ def test_django_stream_counts_until_it_is_closed(project):
         ({"clock": 1}, "clock must be callable"),
         ({"max_in_flight": 0, "request_timeout": -1}, r"request_timeout must be .*max_in_flight must be"),
         ({"requires": "db"}, "requires must be "),
+        ({"criticality": {"/": "HIGH"}}, "criticality.* must be 'SHEDDABLE' or "),
     ],
     ids=str,
 )
