@@ -10,6 +10,7 @@ from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.errors import CallTimeoutError, RejectedError
 from guardrails.integrations._drain import Drain
+from guardrails.integrations._habits import Habit, Habits
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem, budget, retry_seconds
 from guardrails.integrations._paths import ALLOWED, PathTable, is_path
 
@@ -152,6 +153,15 @@ class Edge:
         if wait is None:
             wait = self._drain(door, reason)
         return Problem(reason, door.name, retry_seconds(reason, wait, self._random))
+
+    def standing(self, habits: Habits) -> list[Habit]:
+        """What a route is known to need of the guards that are answered for here."""
+        # What was learnt of a pool says nothing about a guard that was taken off it since.
+        return [
+            habit
+            for habit in habits.usual
+            if habit.attached is habit.passage.attached and self.answers_for(habit.passage.name)
+        ]
 
     def _drain(self, door: Door, reason: str) -> float | None:
         if reason not in _FULL:

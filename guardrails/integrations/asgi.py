@@ -27,7 +27,6 @@ from guardrails.integrations._exchange import (
     deny,
     path_of,
 )
-from guardrails.integrations._habits import Habit
 from guardrails.integrations._http import Problem
 from guardrails.integrations._importance import Importance
 from guardrails.integrations._routes import WEBSOCKET, Route, RouteTable, find_routes, requires
@@ -202,17 +201,9 @@ class GuardrailsMiddleware:
         if route is None:
             return held, late
         learned: dict[bool, list[Door]] = {True: [*held, *doors_of(route.requires)], False: []}
-        for habit in self._habits(route):
+        for habit in self._edge.standing(route.habits):
             learned[habit.prompt] += habit.passage.doors
         return tuple(dict.fromkeys(learned[True])), tuple(learned[False])
-
-    def _habits(self, route: Route) -> list[Habit]:
-        # What was learnt of a pool says nothing about a guard that was taken off it since.
-        return [
-            habit
-            for habit in route.habits.usual
-            if habit.attached is habit.passage.attached and self._edge.answers_for(habit.passage.name)
-        ]
 
     def _look(self, scope: ASGIScope) -> RouteTable:
         """Reads the application's routes at the first request, and again when there are more of them."""
