@@ -37,7 +37,8 @@ def requires(*guards: Guard) -> Callable[[F], F]:
 
     The middleware then waits for a slot, or refuses, before the request takes a thread; see ``requires``
     of `GuardrailsMiddleware`. The endpoint itself is returned as it is. Put it below the framework's own
-    decorator. It counts where the middleware can see the routes: Starlette, FastAPI, their mounts.
+    decorator. It counts where the middleware can see the routes: Starlette, FastAPI, their mounts; and
+    in Flask and Django, where the view is not called while a circuit refuses.
 
     Args:
         *guards: The guards, or compartments of guards.

@@ -1,10 +1,20 @@
-"""A request on its way through an application that does its own routing. Knows no framework and no server."""
+"""A request on its way through an application that does its own routing. Knows no framework and no server.
+
+Under WSGI nobody sees the routes before the framework does. So its integration says which endpoint a request
+has come to, at the last moment before that is called, and hears then whether it is of any use.
+"""
 
 from __future__ import annotations
 
-from guardrails._deadline import Clock, RequestScope, Scope, ranked
+import math
 
-__all__ = ["Visit"]
+from guardrails._deadline import Clock, RequestScope, Scope, current, ranked
+from guardrails._fork import ForkedLock
+from guardrails.integrations._edge import Edge, doors_of
+from guardrails.integrations._http import Problem
+from guardrails.integrations._routes import Route
+
+__all__ = ["Views", "Visit"]
 
 
 class Visit(RequestScope):
@@ -12,12 +22,76 @@ class Visit(RequestScope):
 
     Attributes:
         rank: How much it matters, if anybody has said; see `guardrails._criticality`.
+        view: The endpoint it has come to, as soon as somebody says.
     """
 
-    __slots__ = ("rank",)
+    __slots__ = ("rank", "view")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None, rank: int | None) -> None:
         super().__init__(at, clock, outer)
+        self.view: View | None = None
         self.rank = rank
         if rank is not None:
             ranked.add(rank)
+
+    def learn(self) -> None:
+        """Notes with the endpoint what the request has touched; called when it is over."""
+        if self.view is not None:
+            self.view.learn(self)
+
+
+class View(Route):
+    """An endpoint that many threads work for."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, endpoint: object, template: str, lock: ForkedLock) -> None:
+        super().__init__(endpoint, template)
+        self._lock = lock
+
+    def learn(self, visit: Visit) -> None:
+        """Learns from a request that is over."""
+        with self._lock:
+            # It had its thread already, so no slot was held for it and none is wanted promptly.
+            self.habits.learn(visit.touched, -math.inf, troubled=visit.trouble is not None)
+
+
+class Views:
+    """The endpoints of an application, and what their requests cannot be served without.
+
+    Args:
+        edge: Decides.
+        learns: Whether to learn what they touch; else only what they were marked with counts.
+    """
+
+    MOST = 4096
+    """Endpoints. An application that makes new ones as it goes must not fill the memory with them."""
+
+    def __init__(self, edge: Edge, *, learns: bool) -> None:
+        self._edge = edge
+        self._learns = learns
+        self._known: dict[int, View] = {}
+        self._lock = ForkedLock()
+
+    def arrive(self, endpoint: object, template: str, path: str) -> Problem | None:
+        """Says why the request that runs here cannot be served by its endpoint, or notes that it is there.
+
+        Args:
+            endpoint: What the framework is about to call.
+            template: Its path as the application wrote it down.
+            path: The request's path.
+        """
+        view = self._known.get(id(endpoint))
+        if view is None:
+            view = View(endpoint, template, self._lock)
+            if len(self._known) < self.MOST:
+                view = self._known.setdefault(id(endpoint), view)
+        usual = self._edge.standing(view.habits)
+        learned = [door for habit in usual for door in habit.passage.doors]
+        needed = dict.fromkeys((*doors_of(view.requires), *learned))
+        problem = None if not needed or self._edge.is_exempt(path) else self._edge.missing(needed)
+        scope = current()
+        visit = None if scope is None else scope.request
+        if problem is None and self._learns and isinstance(visit, Visit):
+            visit.view = view
+        return problem

@@ -6,27 +6,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from http import HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from guardrails._deadline import Clock, Scope, close, note_trouble, swap
 from guardrails.integrations._edge import Edge
-from guardrails.integrations._http import DEADLINE_HEADERS, Problem
-from guardrails.integrations._importance import Importance
+from guardrails.integrations._environ import answer_of, status_line, template_in
+from guardrails.integrations._http import Problem
 from guardrails.integrations._visit import Visit
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Exchange", "answer_of", "budgets_of", "path_of", "rank_in", "status_line"]
-
-
-def _key(header: str) -> str:
-    return f"HTTP_{header.upper().replace('-', '_')}"
-
-
-_BUDGETS = tuple((_key(name), name.encode()) for name in DEADLINE_HEADERS)
+__all__ = ["Exchange"]
 
 _ExcInfo = Any
 _Start = tuple[str, list[tuple[str, str]], _ExcInfo]
@@ -83,6 +75,10 @@ class Exchange(Visit):
         self._inner: Scope | None = self
         self._body: Iterable[bytes] = ()
         self._chunks: Iterator[bytes] | None = None
+
+    def template(self) -> str | None:
+        """See RequestScope."""
+        return template_in(self._environ) or super().template()
 
     # --- the application's side ----------------------------------------------------------------
 
@@ -166,6 +162,7 @@ class Exchange(Visit):
 
     def _end(self) -> None:
         close(self)
+        self.learn()
         self.trouble = None  # its traceback holds this request's frames, and they hold this
         self._edge.release(self.place)
 
@@ -241,37 +238,3 @@ class Exchange(Visit):
         # The budget is for the first byte: a stream may be long.
         self.started = True
         self.lift()
-
-
-def path_of(environ: WSGIEnvironment) -> str:
-    """The decoded path below the application's mount."""
-    path: str = environ.get("PATH_INFO", "")
-    return path if path.isascii() else path.encode("latin-1", "replace").decode("utf-8", "replace")
-
-
-def status_line(status: int) -> str:
-    """The number with its phrase."""
-    return f"{status} {HTTPStatus(status).phrase}"
-
-
-def answer_of(problem: Problem, environ: WSGIEnvironment) -> tuple[int, list[tuple[str, str]], bytes]:
-    """A problem worded for this client: status, headers as text, body."""
-    accept: str = environ.get("HTTP_ACCEPT", "")  # several are joined by the server
-    status, headers, body = problem.answer(accept.encode("latin-1", "replace"))
-    return status, [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers], body
-
-
-def budgets_of(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
-    """The headers that may state how long a client will wait."""
-    return [(name, environ[key].encode("latin-1", "replace")) for key, name in _BUDGETS if key in environ]
-
-
-def rank_in(environ: WSGIEnvironment, importance: Importance | None, path: str) -> int | None:
-    """How much a request matters, by its headers or its path; None if nobody says."""
-    if importance is None:
-        return None
-    header = importance.header
-    value = None if header is None else environ.get(_key(header.decode()))
-    # Two headers arrive as one, joined by a comma: no word, so they say nothing.
-    said = [] if header is None or value is None else [(header, value.encode("latin-1", "replace"))]
-    return importance.rank(said, path)

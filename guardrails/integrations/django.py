@@ -20,12 +20,13 @@ from guardrails._checks import Faults, unknown_option
 from guardrails._deadline import close, current, enter, note_trouble
 from guardrails.errors import GuardrailsError
 from guardrails.integrations._edge import Edge
+from guardrails.integrations._environ import answer_of, budgets_of, rank_in
 from guardrails.integrations._http import Problem
 from guardrails.integrations._importance import Importance
-from guardrails.integrations._visit import Visit
-from guardrails.integrations._wsgi import answer_of, budgets_of, rank_in
+from guardrails.integrations._routes import requires
+from guardrails.integrations._visit import Views, Visit
 
-__all__ = ["GuardrailsMiddleware"]
+__all__ = ["GuardrailsMiddleware", "requires"]
 
 _DEFAULTS: dict[str, Any] = {
     "guards": (),
@@ -34,6 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "request_timeout": None,
     "deadline_headers": (),
     "max_in_flight": None,
+    "learn_routes": True,
     "criticality": None,
     "criticality_header": None,
     "clock": time.monotonic,
@@ -53,7 +55,9 @@ class GuardrailsMiddleware:
 
     ``GUARDRAILS`` holds the settings of `guardrails.integrations.asgi.GuardrailsMiddleware`, where a guard
     may also be its dotted name. Put the middleware first. It works under both kinds of server; what is
-    refused in a view is neither logged as an unhandled exception nor mailed to the administrators.
+    refused in a view is neither logged as an unhandled exception nor mailed to the administrators. What a
+    view cannot do without, marked with `requires` or learnt from its requests, is asked before the view is
+    called.
 
     Raises:
         ConfigurationError: One or more settings are wrong; all are named at once.
@@ -65,13 +69,17 @@ class GuardrailsMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         options = _options(getattr(settings, "GUARDRAILS", {}))
         self._clock = options.pop("clock")
+        learns = options.pop("learn_routes")
         said = options.pop("criticality"), options.pop("criticality_header")
         self._importance = Importance.checked(Faults(_WHERE), get_response, self._clock, *said)
         self._edge = Edge(_WHERE, **options)
+        self._views = Views(self._edge, learns=learns)
         self.get_response = get_response
         self._asynchronous: bool = iscoroutinefunction(get_response)
         if self._asynchronous:
             markcoroutinefunction(self)
+        # Of its own kind under each server, or Django would have to take a thread for it.
+        self.process_view = self._arrive_async if self._asynchronous else self._arrive
 
     @property
     def in_flight(self) -> int:
@@ -92,6 +100,15 @@ class GuardrailsMiddleware:
             if visit.response is None:
                 visit.response = await self.get_response(request)
         return visit.response
+
+    def _arrive(
+        self, request: HttpRequest, view: Callable[..., Any], _args: object, _kwargs: object
+    ) -> HttpResponse | None:
+        problem = self._views.arrive(view, _template_of(request) or "", request.path_info)
+        return None if problem is None else _response(problem, request)
+
+    async def _arrive_async(self, *args: Any) -> HttpResponse | None:
+        return self._arrive(*args)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answers for a view's exception; None leaves it to Django."""
@@ -125,6 +142,10 @@ class _Visit(Visit):
         self._edge = edge
         self._request = request
 
+    def template(self) -> str | None:
+        """See RequestScope."""
+        return _template_of(self._request) or super().template()
+
     def __enter__(self) -> Self:
         problem = self._edge.admit(self, self._request.path_info) if self._edge.selective else None
         if problem is not None:
@@ -136,6 +157,7 @@ class _Visit(Visit):
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         close(self)
+        self.learn()
         if self.response is None:
             self._edge.release(self)
             return
@@ -163,6 +185,11 @@ class _Visit(Visit):
                 self._edge.release(self)
 
         response.close = close_and_release  # called by both handlers when all is sent or nobody listens
+
+
+def _template_of(request: HttpRequest) -> str | None:
+    match = request.resolver_match  # set when Django has found the view
+    return None if match is None else f"/{match.route}"
 
 
 def _response(problem: Problem, request: HttpRequest) -> HttpResponse:

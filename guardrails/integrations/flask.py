@@ -10,10 +10,12 @@ except ImportError as error:
     raise ImportError("Flask is missing: pip install flask") from error
 
 from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
-from guardrails.integrations._wsgi import answer_of
+from guardrails.integrations._environ import answer_of
+from guardrails.integrations._http import Problem
+from guardrails.integrations._routes import requires
 from guardrails.integrations.wsgi import GuardrailsMiddleware
 
-__all__ = ["Guardrails"]
+__all__ = ["Guardrails", "requires"]
 
 _KEY = "guardrails"
 
@@ -28,12 +30,14 @@ class Guardrails:
 
     Refusals and timeouts of views are answered by an error handler, so Flask does not log each of them as
     an unhandled exception; the application's own handlers for these errors come first. The middleware
-    itself is ``app.extensions["guardrails"]``.
+    itself is ``app.extensions["guardrails"]``. What a view cannot do without, marked with `requires` or
+    learnt from its requests, is asked before the view is called.
 
     Args:
         app: The application, or None to call `init_app` later.
-        **settings: Those of `guardrails.integrations.wsgi.GuardrailsMiddleware`. What is not given here is
-            taken from the application's configuration: ``GUARDRAILS_MAX_IN_FLIGHT`` and so on.
+        **settings: Those of `guardrails.integrations.wsgi.GuardrailsMiddleware`, and ``learn_routes``. What
+            is not given here is taken from the application's configuration: ``GUARDRAILS_MAX_IN_FLIGHT``
+            and so on.
 
     Raises:
         ConfigurationError: A setting is wrong, or the application has the extension already.
@@ -49,16 +53,30 @@ class Guardrails:
         if _KEY in app.extensions:
             raise ConfigurationError("this Flask application has guardrails already")
         settings = app.config.get_namespace("GUARDRAILS_") | self._settings
+        learns = settings.pop("learn_routes", True)
         middleware = GuardrailsMiddleware(app.wsgi_app, **settings)
+        views = middleware.views(learns=learns)
+
+        def arrive() -> Response | None:
+            rule = request.url_rule
+            if rule is None:
+                return None  # on its way to a 404
+            problem = views.arrive(app.view_functions[rule.endpoint], rule.rule, request.path)
+            return None if problem is None else _response(problem)
 
         def answer(error: GuardrailsError) -> Response:
             problem = middleware.problem(error)
             if problem is None:
                 raise error
-            status, headers, body = answer_of(problem, request.environ)
-            return Response(body, status, headers)
+            return _response(problem)
 
+        app.before_request(arrive)
         for kind in (RejectedError, CallTimeoutError):
             app.register_error_handler(kind, answer)
         app.extensions[_KEY] = middleware
         app.wsgi_app = middleware  # type: ignore[method-assign]  # the way Flask documents
+
+
+def _response(problem: Problem) -> Response:
+    status, headers, body = answer_of(problem, request.environ)
+    return Response(body, status, headers)

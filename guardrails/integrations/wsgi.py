@@ -17,10 +17,12 @@ from guardrails._criticality import Criticality
 from guardrails._deadline import Clock, current
 from guardrails._guard import Guard
 from guardrails.integrations._edge import Edge
+from guardrails.integrations._environ import budgets_of, path_of, rank_in, status_line
 from guardrails.integrations._http import Problem, as_json
 from guardrails.integrations._importance import Importance
 from guardrails.integrations._probes import HEADERS, Probes
-from guardrails.integrations._wsgi import Exchange, budgets_of, path_of, rank_in, status_line
+from guardrails.integrations._visit import Views
+from guardrails.integrations._wsgi import Exchange
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -110,6 +112,10 @@ class GuardrailsMiddleware:
     def in_flight(self) -> int:
         """Requests counted against ``max_in_flight`` now."""
         return self._edge.in_flight
+
+    def views(self, *, learns: bool) -> Views:
+        """The endpoints behind this middleware, for a framework that says when a request has come to one."""
+        return Views(self._edge, learns=learns)
 
     def problem(self, error: BaseException) -> Problem | None:
         """What this middleware would answer for an exception; None for one it leaves alone.

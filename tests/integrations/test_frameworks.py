@@ -19,12 +19,14 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 from django.urls import path
 from litestar.middleware import DefineMiddleware
+from sqlalchemy import QueuePool, create_engine
 
-from guardrails import ConfigurationError, Guard, remaining
+from guardrails import ConfigurationError, Guard, protect, remaining
 from guardrails._criticality import CLASSES
 from guardrails._deadline import current, rank_of
 from guardrails.errors import CallTimeoutError, CircuitOpenError
 from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
+from guardrails.integrations.django import requires
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 
@@ -160,12 +162,21 @@ PLACE = {}
 """What the views below work with in the present test."""
 
 
-def orders(_request):
+def orders(_request, number=None):
     """A synchronous view."""
     return HttpResponse(PLACE["work"]())
 
 
-async def orders_async(_request):
+named = Guard("named", max_concurrent_calls=3)
+
+
+@requires(named)
+def marked(request):
+    """A view that says what it cannot do without."""
+    return orders(request)
+
+
+async def orders_async(_request, number=None):
     """An asynchronous view."""
     await asyncio.sleep(0)
     return HttpResponse(PLACE["work"]())
@@ -182,7 +193,14 @@ def stream(request):
     return StreamingHttpResponse(pieces() if asynchronous else iter([b"part", b"part"]))
 
 
-urlpatterns = [path("orders", orders), path("orders-async", orders_async), path("stream", stream)]
+urlpatterns = [
+    path("orders/<int:number>", orders),
+    path("orders-async/<int:number>", orders_async),
+    path("orders", orders),
+    path("marked", marked),
+    path("orders-async", orders_async),
+    path("stream", stream),
+]
 
 
 def inner_refusal(get_response):
@@ -267,9 +285,6 @@ def test_django_finds_guards_by_name(project):
         named.reset()
 
 
-named = Guard("named", max_concurrent_calls=3)
-
-
 def test_django_bug_stays_a_bug(project, caplog):
     """Everything else is Django's."""
     PLACE["work"] = lambda: 1 // 0
@@ -309,6 +324,45 @@ def test_django_routes_have_a_class(project, view):
     assert site.get(view).body == b"SHEDDABLE"
     assert site.get(view, headers=[("x-criticality", "CRITICAL_PLUS")]).body == b"CRITICAL_PLUS"
     assert class_here() == "CRITICAL"
+
+
+@pytest.mark.parametrize("view", ["orders", "orders-async"])
+def test_django_compartments_form_by_templates(project, view, tmp_path):
+    """All orders are one workload, from whichever thread they come to the pool."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db", poolclass=QueuePool)
+    db = protect(engine, compartments="auto")
+    PLACE["work"] = lambda: str(engine.connect().close())
+    site = project()
+    assert {site.get(f"/{view}/{number}").status for number in range(30)} == {200}
+    assert [part.name for part in db.compartments] == [f"/{view}/<int:number>"]
+    assert site.get(f"/{view}/x").status == 404
+    engine.dispose()
+
+
+@pytest.mark.parametrize("view", ["orders", "orders-async"])
+def test_django_view_that_lives_of_a_guard_is_not_called_while_that_refuses(project, view):
+    """Once enough of its requests have come to the guard; not where learning is switched off."""
+    for settings_of_project, expected in [({}, 0), ({"learn_routes": False}, 1)]:
+        db, called = Guard("db", max_concurrent_calls=3), []
+        PLACE["work"] = lambda db=db, called=called: called.append(1) or db.run(len, "four")
+        site = project(guards=[db], **settings_of_project)
+        for number in range(20):
+            assert site.get(f"/{view}/{number}").body == b"4"
+        db.force_open()
+        called.clear()
+        assert site.get(f"/{view}/7").problem["code"] == "circuit_open"
+        assert len(called) == expected
+
+
+def test_django_view_may_say_itself_what_it_requires(project):
+    """From the first request on, and not for a path that is exempt."""
+    named.force_open()
+    try:
+        PLACE["work"] = lambda: "served"
+        assert project().get("/marked").problem["guard"] == "named"
+        assert project(exempt=["/marked"]).get("/marked").body == b"served"
+    finally:
+        named.reset()
 
 
 def test_django_request_is_over_when_its_response_is_closed(project):
