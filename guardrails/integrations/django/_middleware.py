@@ -1,0 +1,228 @@
+"""The middleware in Django's own style, for WSGI and ASGI alike. Knows Django, and no database."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+try:
+    from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+    from django.conf import settings
+    from django.http import HttpRequest, HttpResponse
+    from django.utils.module_loading import import_string
+except ImportError as error:
+    raise ImportError("Django is missing: pip install django") from error
+
+from guardrails._checks import Faults, unknown_option
+from guardrails._deadline import close, current, enter, note_trouble
+from guardrails.errors import GuardrailsError
+from guardrails.integrations._edge import Edge
+from guardrails.integrations._environ import answer_of, budgets_of, rank_in
+from guardrails.integrations._http import Problem
+from guardrails.integrations._importance import Importance
+from guardrails.integrations._routes import requires
+from guardrails.integrations._visit import Views, Visit
+
+__all__ = ["GuardrailsMiddleware", "requires"]
+
+_DEFAULTS: dict[str, Any] = {
+    "guards": (),
+    "requires": None,
+    "exempt": (),
+    "request_timeout": None,
+    "deadline_headers": (),
+    "max_in_flight": None,
+    "learn_routes": True,
+    "criticality": None,
+    "criticality_header": None,
+    "clock": time.monotonic,
+    "random": random.random,
+}
+
+_UNHANDLED = 500
+
+
+class GuardrailsMiddleware:
+    """Answers 503 for what a guard refused and 504 for what it stopped, before Django makes a 500 of it.
+
+    ::
+
+        MIDDLEWARE = ["guardrails.integrations.django.GuardrailsMiddleware", ...]
+        GUARDRAILS = {"guards": ["shop.guards.db"], "request_timeout": 5.0}
+
+    ``GUARDRAILS`` holds the settings of `guardrails.integrations.asgi.GuardrailsMiddleware`, where a guard
+    may also be its dotted name. Put the middleware first. It works under both kinds of server; what is
+    refused in a view is neither logged as an unhandled exception nor mailed to the administrators. What a
+    view cannot do without, marked with `requires` or learnt from its requests, is asked before the view is
+    called.
+
+    Raises:
+        ConfigurationError: One or more settings are wrong; all are named at once.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        options = _options(getattr(settings, "GUARDRAILS", {}))
+        self._clock = options.pop("clock")
+        learns = options.pop("learn_routes")
+        said = options.pop("criticality"), options.pop("criticality_header")
+        self._importance = Importance.checked(Faults(_WHERE), get_response, self._clock, *said)
+        self._edge = Edge(_WHERE, **options)
+        self._views = Views(self._edge, learns=learns)
+        self.get_response = get_response
+        self._asynchronous: bool = iscoroutinefunction(get_response)
+        if self._asynchronous:
+            markcoroutinefunction(self)
+        # Of its own kind under each server, or Django would have to take a thread for it.
+        self.process_view = self._arrive_async if self._asynchronous else self._arrive
+
+    @property
+    def in_flight(self) -> int:
+        """Requests counted against ``max_in_flight`` now."""
+        return self._edge.in_flight
+
+    def __call__(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
+        """Serves one request, in the way of the server."""
+        if self._asynchronous:
+            return self._serve(request)
+        with self._visit(request) as visit:
+            if visit.response is None:
+                visit.response = self.get_response(request)
+        return visit.response
+
+    async def _serve(self, request: HttpRequest) -> HttpResponse:
+        with self._visit(request) as visit:
+            if visit.response is None:
+                visit.response = await self.get_response(request)
+        return visit.response
+
+    def _arrive(
+        self, request: HttpRequest, view: Callable[..., Any], _args: object, _kwargs: object
+    ) -> HttpResponse | None:
+        problem = self._views.arrive(view, _template_of(request) or "", request.path_info)
+        return None if problem is None else _response(problem, request)
+
+    async def _arrive_async(self, *args: Any) -> HttpResponse | None:
+        return self._arrive(*args)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Answers for a view's exception; None leaves it to Django."""
+        problem = self._edge.problem(exception)
+        return None if problem is None else _response(problem, request)
+
+    def _visit(self, request: HttpRequest) -> _Visit:
+        budget = self._edge.budget(budgets_of(request.META)) if self._edge.timed else None
+        at = None if budget is None else self._clock() + budget
+        rank = rank_in(request.META, self._importance, request.path_info)
+        return _Visit(at, self._clock, rank, self._edge, request)
+
+
+class _Visit(Visit):
+    """One request on its way through: a block around everything further in.
+
+    Attributes:
+        response: What to answer; set on entry when the request is refused.
+    """
+
+    def __init__(
+        self,
+        at: float | None,
+        clock: Callable[[], float],
+        rank: int | None,
+        edge: Edge,
+        request: HttpRequest,
+    ) -> None:
+        super().__init__(at, clock, current(), rank)
+        self.response: HttpResponse | None = None
+        self._edge = edge
+        self._request = request
+
+    def template(self) -> str | None:
+        """See RequestScope."""
+        return _template_of(self._request) or super().template()
+
+    def __enter__(self) -> Self:
+        problem = self._edge.admit(self, self._request.path_info) if self._edge.selective else None
+        if problem is not None:
+            self.response = _response(problem, self._request)
+        enter(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        close(self)
+        self.learn()
+        if self.response is None:
+            self._edge.release(self)
+            return
+        if self.response.status_code == _UNHANDLED and self.trouble is not None:
+            self.response = self._instead_of(self.response, self.trouble)
+        self.trouble = None  # its traceback holds this request's frames, and they hold this
+        self._release_at_close(self.response)
+
+    def _instead_of(self, response: HttpResponse, trouble: GuardrailsError) -> HttpResponse:
+        # A refusal in another middleware, which Django has made a 500 of.
+        problem = None if response.streaming else self._edge.problem(trouble)
+        if problem is None:
+            note_trouble(trouble)  # a middleware around Django may answer for that guard
+            return response
+        response.close()
+        return _response(problem, self._request)
+
+    def _release_at_close(self, response: HttpResponse) -> None:
+        closing = response.close
+
+        def close_and_release() -> None:
+            try:
+                closing()
+            finally:
+                self._edge.release(self)
+
+        response.close = close_and_release  # called by both handlers when all is sent or nobody listens
+
+
+def _template_of(request: HttpRequest) -> str | None:
+    match = request.resolver_match  # set when Django has found the view
+    return None if match is None else f"/{match.route}"
+
+
+def _response(problem: Problem, request: HttpRequest) -> HttpResponse:
+    status, headers, body = answer_of(problem, request.META)
+    return HttpResponse(b"" if request.method == "HEAD" else body, status=status, headers=dict(headers))
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+_WHERE = "settings.GUARDRAILS"
+
+
+def _options(given: object) -> dict[str, Any]:
+    faults = Faults(_WHERE)
+    if not isinstance(given, Mapping):
+        faults.add("GUARDRAILS", given, "a dict of settings")
+        faults.raise_if_any()
+        return {}
+    for option in given:
+        if option not in _DEFAULTS:
+            raise unknown_option(_WHERE, option, _DEFAULTS)
+    options = _DEFAULTS | dict(given)
+    options["guards"] = _found(options["guards"])
+    required = options["requires"]
+    if isinstance(required, Mapping):
+        options["requires"] = {path: _found(guards) for path, guards in required.items()}
+    else:
+        options["requires"] = _found(required)
+    return options
+
+
+def _found(guards: object) -> object:
+    """Guards by their dotted names; whatever is no list is left to be refused with the rest."""
+    if not isinstance(guards, Iterable) or isinstance(guards, str):
+        return guards
+    return [import_string(guard) if isinstance(guard, str) else guard for guard in guards]
