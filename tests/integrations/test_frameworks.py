@@ -7,12 +7,11 @@ import gc
 import logging
 
 import asgi_client
-import django
+import django_lab  # noqa: F401 - configures Django
 import flask
 import litestar
 import pytest
 import wsgi_client
-from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
@@ -29,10 +28,6 @@ from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.django import requires
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
-
-if not settings.configured:
-    settings.configure(ALLOWED_HOSTS=["*"], USE_TZ=True)
-    django.setup(set_prefix=False)
 
 
 def refusing(name="db"):
