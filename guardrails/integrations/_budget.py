@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guardrails._checks import Faults
-from guardrails._deadline import current
+from guardrails._deadline import ambient, current
 from guardrails._guard import Guard, sorts_calls, workload
 from guardrails._sharing import DEFAULT
 from guardrails.errors import ConfigurationError
@@ -75,9 +75,13 @@ def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | No
         timeout: What this work asked for instead of the guard's timeout.
     """
     own = guard.timeout if timeout is None else timeout
-    scope = current()
-    left = None if scope is None else scope.remaining()
-    if scope is None or left is None or (own is not None and own <= left):
+    scope = ambient.get()
+    while scope is not None and scope.closed:  # as `current` does, without its frame: every statement asks
+        scope = scope.outer
+    if scope is None or scope.at is None:
+        return own, True
+    left = scope.at - scope.clock()
+    if own is not None and own <= left:
         return own, True
     owner = scope.owner
     return left, owner is not None and owner.passage.doors[-1] is guard.passage.doors[-1]

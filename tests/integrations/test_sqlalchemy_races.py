@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from guardrails import CallTimeoutError, protect
 from guardrails._alarm import Alarms, alarms
 from guardrails.integrations.sqlalchemy import _stopping, _watchdog
-from guardrails.integrations.sqlalchemy._drivers.sqlite import Aiosqlite
+from guardrails.integrations.sqlalchemy._drivers.asyncpg import Asyncpg
 
 TRANSACTIONS = 600
 """With each driver."""
@@ -160,7 +160,7 @@ def test_many_deadlines_share_one_thread(tmp_path, monkeypatch):
             connection.execute(text("select 1"))
         took = time.monotonic() - start
     assert threading.active_count() <= threads
-    assert not _watchdog._watchdog._armed
+    assert not _watchdog._watchdog.armed
     assert not _watchdog._watchdog._asked
     assert len(looks) <= 10 + took  # one when the first is due, and one for each that was then the earliest
     engine.dispose()
@@ -173,9 +173,9 @@ def test_many_deadlines_share_one_timer(monkeypatch):
     monkeypatch.setattr(Alarms, "_sweep", lambda self: sweeps.append(1) or sweep(self))
 
     async def main():
-        driver = Aiosqlite()
+        bounds = _stopping.Bounds(Asyncpg(), lambda connection: connection, is_async=True)
         for number in range(10_000):
-            assert _stopping._on_loop(lambda number=number: number, (), {}, driver, None, 5.0) == number
+            assert bounds.run(int, (number,), None, 5.0) == number
             if number % 100 == 0:
                 await asyncio.sleep(0)
         assert not alarms().armed

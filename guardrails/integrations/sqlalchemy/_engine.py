@@ -73,7 +73,14 @@ def guard_engine(
         _check_backstop(backstop, guard, driver)
     dbapi = dialect.loaded_dbapi
     answers = tuple(getattr(dbapi, answer) for answer in _ANSWERS if hasattr(dbapi, answer))
-    worker = Worker(guard, driver, is_async=dialect.is_async, errors=answers, backstop=backstop)
+    worker = Worker(
+        guard,
+        driver,
+        dialect.get_driver_connection,
+        is_async=dialect.is_async,
+        errors=answers,
+        backstop=backstop,
+    )
     attachment = _EngineAttachment(sync_engine, guard, worker)
     if sorts:
         sort_calls(guard)

@@ -17,7 +17,7 @@ from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepoin
 from guardrails._checks import Faults
 from guardrails.errors import CallTimeoutError, CommitUnknownError
 from guardrails.integrations.sqlalchemy._cursors import SteppedCursor
-from guardrails.integrations.sqlalchemy._pool import Admission, Checkout
+from guardrails.integrations.sqlalchemy._pool import Admission
 from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["TIMEOUT_OPTION", "Hooks"]
@@ -41,7 +41,6 @@ class Hooks:
         self._dialect = engine.dialect
         self._admission = admission
         self._worker = worker
-        self._own = engine.dialect.get_driver_connection
         self._hooked: list[str] = []
         self.commit = self._around_commit(engine.dialect.do_commit)
         self.rollback = self._around_rollback(engine.dialect.do_rollback)
@@ -87,8 +86,12 @@ class Hooks:
         timeout: float | None,
     ) -> Any:
         """See ProxyWork."""
-        connection, checkout = self._own(fairy.dbapi_connection), self._checkout_of(fairy)
-        return self._worker.run(call, args, connection, checkout, kwargs=kwargs, timeout=timeout)
+        if kwargs:
+            call = partial(call, **kwargs)
+        record = fairy._connection_record  # noqa: SLF001 - no public way
+        return self._worker.run(
+            call, args, fairy.dbapi_connection, self._admission.checkout_of(record), timeout=timeout
+        )
 
     def _hook(self, method: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         self._replace(method, around(getattr(self._dialect, method)))
@@ -97,28 +100,26 @@ class Hooks:
         self._hooked.append(name)
         setattr(self._dialect, name, ours)
 
-    def _checkout_of(self, fairy: Any) -> Checkout | None:
-        return self._admission.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
-
     def _around_statement(self, original: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
-        run, own, checkout_of = self._worker.run, self._own, self._admission.checkout_of
+        run, checkout_of = self._worker.run, self._admission.checkout_of
         steps_in_fetch, allow = self._worker.fetches, self._worker.allow
 
         def execute(*args: Any, **kwargs: Any) -> Any:
-            # SQLAlchemy hands the execution context over as the last argument.
-            context = kwargs["context"] if kwargs else args[-1]
+            if kwargs:
+                args = (*args, kwargs["context"])
+            context = args[-1]
             if context is None:
-                return original(*args, **kwargs)
+                return original(*args)
             fairy = context.root_connection._dbapi_connection  # noqa: SLF001 - no public way that costs nothing
             timeout = context.execution_options.get(TIMEOUT_OPTION)
             if timeout is not None:
                 timeout = _checked(timeout)
                 if not many:
                     args = (args[0], allow(args[1], timeout), *args[2:])
-            connection, checkout = own(fairy.dbapi_connection), checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
+            connection, checkout = fairy.dbapi_connection, checkout_of(fairy._connection_record)  # noqa: SLF001 - likewise
             compiled = context.compiled
             ending = compiled is not None and isinstance(compiled.statement, _SAVEPOINT_ENDS)
-            result = run(original, args, connection, checkout, kwargs=kwargs, timeout=timeout, ending=ending)
+            result = run(original, args, connection, checkout, timeout=timeout, ending=ending)
             stepped = steps_in_fetch and context.cursor.description and not context.executemany
             if stepped or context._is_server_side:  # noqa: SLF001 - likewise
 
@@ -131,11 +132,12 @@ class Hooks:
         return execute
 
     def _around_commit(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        run, own, checkout_of = self._worker.run, self._own, self._checkout_of
+        run, checkout_of = self._worker.run, self._admission.checkout_of
 
         def commit(fairy: Any) -> Any:
             connection = fairy.dbapi_connection
-            return run(original, (connection,), own(connection), checkout_of(fairy), commit=True)
+            record = fairy._connection_record  # noqa: SLF001 - no public way
+            return run(original, (connection,), connection, checkout_of(record), commit=True)
 
         return commit
 
@@ -151,21 +153,21 @@ class Hooks:
         return commit
 
     def _around_rollback(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        run, own, checkout_of = self._worker.run, self._own, self._admission.checkout_of
+        run, checkout_of = self._worker.run, self._admission.checkout_of
 
         def rollback(fairy: Any) -> Any:
             # The collector returns connections without their fairy.
             connection = getattr(fairy, "dbapi_connection", fairy)
             record = getattr(fairy, "_connection_record", None)
-            return run(original, (connection,), own(connection), checkout_of(record), ending=True)
+            return run(original, (connection,), connection, checkout_of(record), ending=True)
 
         return rollback
 
     def _around_ping(self, original: Callable[[Any], bool]) -> Callable[[Any], Any]:
-        run, own, checkout_with = self._worker.run, self._own, self._admission.checkout_with
+        run, checkout_with = self._worker.run, self._admission.checkout_with
 
         def ping(connection: Any) -> Any:
-            return run(original, (connection,), own(connection), checkout_with(connection))
+            return run(original, (connection,), connection, checkout_with(connection))
 
         return ping
 
@@ -179,11 +181,11 @@ class Hooks:
 
     def _around_questions(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """What a dialect asks the first connection, some of it past its own hooks."""
-        bounds, own = self._worker.bounds, self._own
+        bounds = self._worker.bounds
 
         def ask(connection: Any) -> Any:
             fairy = getattr(connection, "connection", None)  # SQLAlchemy's connection, or the driver's
-            return bounds(original, (connection,), own(fairy.dbapi_connection if fairy else connection))
+            return bounds(original, (connection,), fairy.dbapi_connection if fairy else connection)
 
         return ask
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
-from guardrails._deadline import current, touch
+from guardrails._deadline import ambient, current, touch
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError
@@ -32,14 +32,23 @@ class Checkout:
         guard: The guard it was made through: the engine's own, or a compartment of it.
         slots: The doors it passed, the engine's own last, each with the number of its slot there.
         spoilt: Whether work on it was stopped: a late order to stop would hit whoever has it next.
+        below: The checkout that had the connection before, and still has: a StaticPool lets the same one
+            out several times.
     """
 
-    __slots__ = ("guard", "slots", "spoilt")
+    __slots__ = ("below", "guard", "slots", "spoilt")
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
         self.spoilt = False
         self.slots: list[tuple[Door, int]] = []
+        self.below: Checkout | None = None
+
+    def give_back(self) -> None:
+        """Gives the slots back, each once."""
+        while self.slots:
+            door, slot = self.slots.pop()
+            door.check_in(slot)
 
 
 def capacity(pool: Pool) -> int | None:
@@ -62,14 +71,17 @@ class Admission:
     Args:
         guard: The engine's guard.
         wait: Runs a coroutine from inside SQLAlchemy's greenlet; None for a synchronous engine.
+
+    Attributes:
+        checkout_of: Gives the checkout a pool's record is in; None for one made before the guard was there.
     """
 
     def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None) -> None:
         self._guard = guard
         self._door = guard.passage.doors[0]
         self._wait = wait
-        # A list, because a StaticPool lets the same connection out several times.
-        self._out: dict[Any, list[Checkout]] = {}
+        self._out: dict[Any, Checkout] = {}
+        self.checkout_of: Callable[[object], Checkout | None] = self._out.get
 
     def attach(self, pool: Pool, proxy: Proxy) -> None:
         """Swaps the pool's class.
@@ -95,34 +107,31 @@ class Admission:
         pool.__class__ = type(pool).__bases__[0]
         self._out.clear()
 
-    def checkout_of(self, record: object) -> Checkout | None:
-        """The checkout a pool's record is in; None for one made before the guard was there."""
-        checkouts = self._out.get(record)
-        return checkouts[-1] if checkouts else None
-
     def checkout_with(self, connection: object) -> Checkout | None:
         """The checkout that holds a DBAPI connection, for hooks that are handed nothing else."""
-        for record, checkouts in list(self._out.items()):
-            if record.dbapi_connection is connection and checkouts:
-                return checkouts[-1]
+        for record, checkout in list(self._out.items()):
+            if record.dbapi_connection is connection:
+                return checkout
         return None
 
     def _guarded(self, base: type[Pool], proxy: Proxy) -> type[Pool]:
-        enter, note, leave, checkout_of = self._enter, self._note, self._leave, self.checkout_of
+        enter, leave, out = self._enter, self._leave, self._out
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             checkout = enter()
             try:
                 record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
             except BaseException:
-                _give_back(checkout)
+                checkout.give_back()
                 raise
-            return note(record, checkout)
+            checkout.below = out.get(record)
+            out[record] = checkout
+            return record
 
         def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
             try:
                 # SQLAlchemy has seen to it already, unless it was told not to ask about errors.
-                checkout = checkout_of(record)
+                checkout = out.get(record)
                 if checkout is not None and checkout.spoilt:
                     record.invalidate()
                 base._do_return_conn(self, record)  # noqa: SLF001
@@ -145,36 +154,27 @@ class Admission:
         return type(f"Guarded{base.__name__}", (base,), own)
 
     def _enter(self) -> Checkout:
-        scope = current()
-        checkout = Checkout(innermost(self._guard))
-        touch(scope, checkout.guard.passage)
-        budget = None if scope is None else scope.remaining()
-        if budget is not None and budget <= 0:
-            raise self._door.refuse("deadline_spent")
+        checkout, budget = Checkout(innermost(self._guard)), None
+        if ambient.get() is not None:
+            scope = current()
+            touch(scope, checkout.guard.passage)
+            budget = None if scope is None else scope.remaining()
+            if budget is not None and budget <= 0:
+                raise self._door.refuse("deadline_spent")
         try:
             for door in checkout.guard.passage.doors:
                 checkout.slots.append((door, door.check_out(self._wait, budget=budget)))
         except BaseException:
-            _give_back(checkout)
+            checkout.give_back()
             raise
         return checkout
 
-    def _note(self, record: ConnectionPoolEntry, checkout: Checkout) -> ConnectionPoolEntry:
-        self._out.setdefault(record, []).append(checkout)
-        return record
 
     def _leave(self, record: ConnectionPoolEntry) -> None:
-        checkouts = self._out.get(record)
-        if not checkouts:
+        checkout = self._out.pop(record, None)
+        if checkout is None:
             self._door.check_in(0)
             return
-        checkout = checkouts.pop()
-        if not checkouts:
-            self._out.pop(record, None)
-        _give_back(checkout)
-
-
-def _give_back(checkout: Checkout) -> None:
-    while checkout.slots:
-        door, slot = checkout.slots.pop()
-        door.check_in(slot)
+        if checkout.below is not None:
+            self._out[record] = checkout.below
+        checkout.give_back()

@@ -5,21 +5,69 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-from guardrails._alarm import Alarm, alarms
+from guardrails._alarm import Alarm, Alarms, alarms_of
 from guardrails.integrations.sqlalchemy._drivers import Driver
-from guardrails.integrations.sqlalchemy._watchdog import GRACE, Watched, arm, disarm
+from guardrails.integrations.sqlalchemy._watchdog import GRACE, watch
 
 __all__ = ["Bounds", "StoppedError"]
 
 _Call = Callable[[], Any]
 
+_get_running_loop, _current_task, _monotonic = asyncio.get_running_loop, asyncio.current_task, time.monotonic
+
 
 class StoppedError(Exception):
     """Work was stopped at its deadline; the cause is what the driver said to it."""
+
+
+class _Limit(Protocol):
+    """Work under way, with its deadline."""
+
+    @property
+    def late(self) -> bool:
+        """Whether time is up, asked to stop or not."""
+
+    def end(self) -> bool:
+        """The work is over; True if it was asked to stop, so that its connection must not be used again."""
+
+    def failed(self, error: BaseException) -> bool:
+        """The work raised; True if being stopped was the reason."""
+
+
+class _Verbs:
+    """A driver's verbs, said of a connection as SQLAlchemy has it: the driver's own is looked up when needed.
+
+    Args:
+        driver: How its calls are stopped; None only cancels the task that waits.
+        own: Gives the driver's own connection.
+    """
+
+    def __init__(self, driver: Driver | None, own: Callable[[Any], Any] | None = None) -> None:
+        self._driver = driver
+        self._own = own
+        self.interrupts_task = driver is None or driver.interrupts_task
+
+    def cancel(self, connection: Any, within: float) -> None:
+        """See Driver."""
+        if self._driver is not None and self._own is not None:
+            self._driver.cancel(self._own(connection), within)
+
+    def kill(self, connection: Any) -> None:
+        """See Driver."""
+        if self._driver is not None and self._own is not None:
+            self._driver.kill(self._own(connection))
+
+    def abandon(self, connection: Any) -> None:
+        """See Driver."""
+        if self._driver is not None and self._own is not None:
+            self._driver.abandon(self._own(connection))
+
+
+_NO_VERBS = _Verbs(None)
 
 
 class Bounds:
@@ -27,44 +75,41 @@ class Bounds:
 
     Args:
         driver: How its calls are stopped; None leaves them unbounded.
+        own: Gives the driver's own connection for SQLAlchemy's.
         is_async: Whether the work runs on an event loop, inside SQLAlchemy's greenlet.
     """
 
-    def __init__(self, driver: Driver | None, *, is_async: bool) -> None:
+    def __init__(self, driver: Driver | None, own: Callable[[Any], Any], *, is_async: bool) -> None:
         self._driver = driver
+        self._own = own
         self._is_async = is_async
-        self._work = _on_loop if is_async else _in_thread
+        self._verbs = _Verbs(driver, own)
+        self._limit: Callable[[_Verbs, Any, float], _Limit] = _ring if is_async else watch
         self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
     def run(
-        self,
-        call: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        connection: Any,
-        seconds: float | None,
+        self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float | None
     ) -> Any:
         """Runs work on a connection.
 
         Raises:
             StoppedError: It was asked to stop. The connection must not be used again.
         """
-        driver = self._driver
-        if seconds is None or driver is None:
-            return call(*args, **kwargs)
-        work = self._work
-        if self._prepare is None:
-            return work(call, args, kwargs, driver, connection, seconds)
-        at = time.monotonic() + seconds
-        self._prepare(connection, seconds)
+        if seconds is None or self._driver is None:
+            return call(*args)
+        limit = self._limit(self._verbs, connection, seconds)
         try:
-            return work(call, args, kwargs, driver, connection, seconds)
-        except StoppedError:
+            if self._prepare is not None:
+                self._prepare(self._own(connection), seconds)
+            result = call(*args)
+        except BaseException as error:
+            if limit.failed(error) or self._gave_up(error, limit):
+                raise StoppedError from error
             raise
-        except Exception as error:
-            if time.monotonic() >= at:
-                raise StoppedError from error  # the driver gave up, as it had been prepared to
-            raise
+        if limit.end():
+            # It finished, but the server may still get our cancel request, for whatever runs next.
+            raise StoppedError
+        return result
 
     def connect(
         self,
@@ -83,107 +128,94 @@ class Bounds:
             return connect(**arguments)
         call = partial(driver.open, connect, arguments, seconds, backstop)
         if self._is_async:
-            return _on_loop(call, (), {}, None, None, seconds)
+            return _in_task(call, seconds)
         return _Connecting(call).within(seconds) if driver.connects_anywhere else call()
 
-
-def _in_thread(
-    call: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    driver: Driver,
-    connection: Any,
-    seconds: float,
-) -> Any:
-    watched = arm(Watched(time.monotonic() + seconds, driver, connection))
-    try:
-        result = call(*args, **kwargs)
-    except Exception as error:
-        if disarm(watched):
-            raise StoppedError from error
-        raise
-    except BaseException:
-        disarm(watched)
-        raise
-    if disarm(watched):
-        # It finished, but the server may still get our cancel request, for whatever runs next.
-        raise StoppedError
-    return result
+    def _gave_up(self, error: BaseException, limit: _Limit) -> bool:
+        """Whether the driver ended its work by itself, as it had been prepared to."""
+        return self._prepare is not None and isinstance(error, Exception) and limit.late
 
 
-def _on_loop(
-    call: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    driver: Driver | None,
-    connection: Any,
-    seconds: float,
-) -> Any:
-    """Runs work inside SQLAlchemy's greenlet, where a cancellation of the task arrives as any error."""
-    alarm = _StopOnLoop(driver, connection, seconds)
-    try:
-        result = call(*args, **kwargs)
-    except BaseException as error:
-        if alarm.end() and isinstance(error, Exception | asyncio.CancelledError):
-            raise StoppedError from error
-        if isinstance(error, asyncio.CancelledError):
-            alarm.abandon()
-        raise
-    if alarm.end():
-        raise StoppedError
-    return result
+class _OnLoop(Alarm):
+    """Stops driver work on an event loop: asks at the deadline, cuts a grace later. Made by `_ring`.
 
-
-class _StopOnLoop(Alarm):
-    """Stops driver work on an event loop: asks at the deadline, cuts a grace later.
-
-    Args:
-        driver: How to stop it; None cancels the waiting task, which is enough for a connect.
-        connection: The driver's connection.
-        seconds: The deadline from now.
+    The work runs inside SQLAlchemy's greenlet, where a cancellation of the task arrives as any error.
     """
 
-    __slots__ = ("_before", "_connection", "_driver", "_rung", "_task", "due")
+    __slots__ = ("alarms", "before", "connection", "due", "rung", "task", "verbs")
 
-    def __init__(self, driver: Driver | None, connection: Any, seconds: float) -> None:
-        super().__init__()
-        self._driver = driver
-        self._connection = connection
-        self._rung = 0
-        self._task = asyncio.current_task()
-        self._before = 0 if self._task is None else self._task.cancelling()
-        alarms().arm(self, seconds)
+    alarms: Alarms
+    before: int
+    connection: Any
+    rung: int
+    task: asyncio.Task[Any] | None  # the one to cancel, where that is how the work is stopped
+    verbs: _Verbs
+
+    @property
+    def late(self) -> bool:
+        """See _Limit."""
+        return _get_running_loop().time() >= self.due
 
     def ring(self) -> float | None:
         """See Alarm."""
-        self._rung += 1
-        if self._rung > 1:
-            if self._driver is not None:
-                self._driver.kill(self._connection)
+        self.rung += 1
+        if self.rung > 1:
+            self.verbs.kill(self.connection)
             return None
-        if self._driver is not None:
-            self._driver.cancel(self._connection, GRACE)
-        if self._task is not None and (self._driver is None or self._driver.interrupts_task):
-            self._task.cancel()
+        self.verbs.cancel(self.connection, GRACE)
+        if self.task is not None:
+            self.task.cancel()
         return self.due + GRACE
 
     def end(self) -> bool:
-        """The work is over; True if it was stopped by this alarm rather than from outside.
+        """See _Limit. False, too, if the task was cancelled from outside as well.
 
         Once it was asked to stop the second stage stays armed: it bounds the closing of a connection
         whose server does not answer, and that connection is never used again.
         """
-        if not self._rung:
-            alarms().disarm(self)
+        if not self.rung:
+            self.alarms.armed.pop(self, None)
             return False
-        if self._task is None or (self._driver is not None and not self._driver.interrupts_task):
-            return True
-        return self._task.uncancel() <= self._before
+        return self.task is None or self.task.uncancel() <= self.before
 
-    def abandon(self) -> None:
-        """The task was cancelled from outside; the server may have to be told, unless it was already."""
-        if self._driver is not None and not self._rung:
-            self._driver.abandon(self._connection)
+    def failed(self, error: BaseException) -> bool:
+        """See _Limit."""
+        if self.end() and isinstance(error, Exception | asyncio.CancelledError):
+            return True
+        if isinstance(error, asyncio.CancelledError) and not self.rung:
+            self.verbs.abandon(self.connection)  # from outside; the server may have to be told
+        return False
+
+
+def _ring(verbs: _Verbs, connection: Any, seconds: float) -> _OnLoop:
+    """Stops work on a connection in some seconds from now, unless it has ended by then."""
+    loop = _get_running_loop()
+    limit = _OnLoop()  # no constructor: one frame less for each statement
+    limit.verbs = verbs
+    limit.connection = connection
+    limit.rung = 0
+    limit.task = task = _current_task(loop) if verbs.interrupts_task else None
+    limit.before = 0 if task is None else task.cancelling()
+    limit.alarms = alarms = alarms_of(loop)
+    limit.due = due = (_monotonic() if alarms.monotonic else loop.time()) + seconds
+    alarms.armed[limit] = None
+    if due < alarms.planned:
+        alarms.plan(loop, due)
+    return limit
+
+
+def _in_task(call: _Call, seconds: float) -> Any:
+    """Runs work of a task that ends well when the task is cancelled."""
+    limit = _ring(_NO_VERBS, None, seconds)
+    try:
+        result = call()
+    except BaseException as error:
+        if limit.failed(error):
+            raise StoppedError from error
+        raise
+    if limit.end():
+        raise StoppedError
+    return result
 
 
 class _Connecting:

@@ -1,7 +1,7 @@
 """Deadlines for calls that block their thread: one thread watches them all. Knows moments, not databases.
 
 Arming and disarming cost two dictionary operations and take no lock: whoever removes an entry from
-``_armed`` owns it. The thread looks at the few entries there are (never more than the pools hold
+``armed`` owns it. The thread looks at the few entries there are (never more than the pools hold
 connections), sleeps until the earliest is due, and is woken only for one that is due earlier still.
 """
 
@@ -14,7 +14,9 @@ import time
 from contextlib import suppress
 from typing import Any, Protocol
 
-__all__ = ["GRACE", "Watched", "arm", "disarm"]
+__all__ = ["GRACE", "Watched", "watch"]
+
+_monotonic = time.monotonic
 
 GRACE = 0.25
 """Seconds between asking the server to stop and cutting the connection."""
@@ -31,7 +33,7 @@ class Stop(Protocol):
 
 
 class Watched:
-    """One blocking call and how to stop it.
+    """One blocking call and how to stop it; made by `watch`.
 
     Attributes:
         at: When its deadline is, on ``time.monotonic``.
@@ -42,11 +44,23 @@ class Watched:
 
     __slots__ = ("at", "connection", "fired", "stop")
 
-    def __init__(self, at: float, stop: Stop, connection: Any) -> None:
-        self.at = at
-        self.stop = stop
-        self.connection = connection
-        self.fired = False
+    at: float
+    stop: Stop
+    connection: Any
+    fired: bool
+
+    @property
+    def late(self) -> bool:
+        """Whether time is up, asked to stop or not."""
+        return time.monotonic() >= self.at
+
+    def end(self) -> bool:
+        """Ends the watch; True if it was asked to stop, so that its connection must not be used again."""
+        return _watchdog.armed.pop(self, self) is not None and _watchdog.settle(self)
+
+    def failed(self, error: BaseException) -> bool:
+        """Ends the watch of a call that raised; True if being stopped was the reason."""
+        return self.end() and isinstance(error, Exception)
 
 
 class _Watchdog:
@@ -55,27 +69,30 @@ class _Watchdog:
 
     def forget(self) -> None:
         """Starts from nothing, as a child process must, which has neither the thread nor the calls."""
-        self._armed: dict[Watched, None] = {}
+        self.armed: dict[Watched, None] = {}
         self._asked: dict[Watched, float] = {}
         self._lock = threading.Lock()
         self._bell = threading.Event()
         self._planned = math.inf
         self._thread: threading.Thread | None = None
 
-    def arm(self, call: Watched) -> Watched:
-        """Starts watching a call."""
-        self._armed[call] = None
+    def watch(self, stop: Stop, connection: Any, seconds: float) -> Watched:
+        """Watches a call that may take some seconds from now, until it is told that it ended."""
+        call = Watched()  # no constructor: one frame less for each statement
+        call.at = at = _monotonic() + seconds
+        call.stop = stop
+        call.connection = connection
+        call.fired = False
         if self._thread is None:
             self._start()
-        if call.at < self._planned:
-            self._planned = call.at
+        self.armed[call] = None
+        if at < self._planned:
+            self._planned = at
             self._bell.set()
         return call
 
-    def disarm(self, call: Watched) -> bool:
-        """Stops watching; True if it was asked to stop, so that its connection must not be used again."""
-        if self._armed.pop(call, self) is None:
-            return False
+    def settle(self, call: Watched) -> bool:
+        """Ends the watch of a call that is not armed any more; True if that is because it was late."""
         with self._lock:  # a hard stop in progress ends before the caller may close the connection
             self._asked.pop(call, None)
         return call.fired
@@ -96,7 +113,7 @@ class _Watchdog:
             self._bell.wait(wait)
 
     def _look(self, now: float) -> float:
-        late = [call for call in list(self._armed) if call.at <= now]
+        late = [call for call in list(self.armed) if call.at <= now]
         for call in late:
             self._ask(call)
         with self._lock:
@@ -104,12 +121,12 @@ class _Watchdog:
                 if last <= now:
                     del self._asked[call]
                     call.stop.kill(call.connection)
-            moments = [*self._asked.values(), *(call.at for call in list(self._armed))]
+            moments = [*self._asked.values(), *(call.at for call in list(self.armed))]
         return min(moments, default=math.inf)
 
     def _ask(self, call: Watched) -> None:
         with self._lock:
-            if self._armed.pop(call, self) is not None:
+            if self.armed.pop(call, self) is not None:
                 return  # it has just ended by itself
             call.fired = True
             self._asked[call] = call.at + GRACE
@@ -126,4 +143,4 @@ _watchdog = _Watchdog()
 
 os.register_at_fork(after_in_child=_watchdog.forget)
 
-arm, disarm = _watchdog.arm, _watchdog.disarm
+watch = _watchdog.watch

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from guardrails._deadline import note_trouble
+from guardrails._deadline import ambient, note_trouble
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
@@ -21,10 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
+# Looked up once: every statement comes by. (An enum's members are slow to reach in Python 3.11.)
+_SUCCESS, _ABANDONED = Outcome.SUCCESS, Outcome.ABANDONED
+
 _BACKSTOP = 4
 """How many timeouts of the guard the server gives a statement when nobody can tell it to stop."""
-
-_NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Worker:
@@ -33,6 +33,7 @@ class Worker:
     Args:
         guard: The engine's guard.
         driver: How its calls are stopped; None where deadlines are off.
+        own: Gives the driver's own connection for SQLAlchemy's.
         is_async: Whether the work runs on an event loop.
         errors: The error classes of the DBAPI that are answers about the statement.
         backstop: Seconds after which the server should end a statement by itself; None leaves it to the
@@ -43,15 +44,17 @@ class Worker:
         self,
         guard: Guard,
         driver: Driver | None,
+        own: Callable[[Any], Any],
         *,
         is_async: bool,
         errors: tuple[type[Exception], ...],
         backstop: float | None = None,
     ) -> None:
         self._guard = guard
+        self._timeout = guard.timeout
         self._door: Door = guard.passage.doors[0]
         self._driver = driver
-        self._bounds = Bounds(driver, is_async=is_async)
+        self._bounds = Bounds(driver, own, is_async=is_async)
         self._errors = errors
         self._backstop = backstop
         if (
@@ -80,7 +83,6 @@ class Worker:
         connection: Any,
         checkout: Checkout | None,
         *,
-        kwargs: Mapping[str, Any] = _NO_KEYWORDS,
         timeout: float | None = None,
         ending: bool = False,
         commit: bool = False,
@@ -90,9 +92,8 @@ class Worker:
         Args:
             call: The driver's work.
             args: What it is called with.
-            connection: The driver's own connection.
+            connection: The connection as SQLAlchemy has it.
             checkout: Whose work it is; None for a connection out since before the guard was there.
-            kwargs: What else it is called with.
             timeout: Seconds asked for by this statement.
             ending: Whether it ends a transaction, a savepoint or a checkout: it then gets a little time of
                 its own however late it is, because an unfinished one costs the connection.
@@ -103,17 +104,22 @@ class Worker:
             CallTimeoutError: It was stopped.
         """
         guard = self._guard if checkout is None else checkout.guard
-        seconds, own = time_allowed(guard, timeout)
+        if ambient.get() is None and guard is self._guard:
+            seconds, own = self._timeout if timeout is None else timeout, True
+        else:
+            seconds, own = time_allowed(guard, timeout)
         if seconds is not None and seconds <= 0:
             if not ending:
                 raise self._door.refuse("deadline_spent")
             seconds = GRACE
         slots = self._no_checkout if checkout is None else checkout.slots
-        tickets = [door.begin(slot) for door, slot in slots]
-        outcome = Outcome.ABANDONED
+        tickets: list[tuple[Door, int]] = []
+        outcome = _ABANDONED
         try:
-            result = self._bounds.run(call, args, kwargs, connection, seconds)
-            outcome = Outcome.SUCCESS
+            for door, slot in slots:
+                tickets.append((door, door.begin(slot)))
+            result = self._bounds.run(call, args, connection, seconds)
+            outcome = _SUCCESS
         except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else Outcome.ABANDONED
             if checkout is not None:
@@ -123,7 +129,7 @@ class Worker:
             outcome = self._judge(error)
             raise
         finally:
-            for (door, _), ticket in zip(slots, tickets, strict=True):
+            for door, ticket in tickets:
                 door.end(ticket, outcome)
         return result
 
@@ -138,7 +144,7 @@ class Worker:
             # A task that both an outer and an inner alarm cancel could not tell whose turn it is.
             return call(*args)
         try:
-            return self._bounds.run(call, args, _NO_KEYWORDS, connection, max(seconds, GRACE))
+            return self._bounds.run(call, args, connection, max(seconds, GRACE))
         except StoppedError as stopped:
             raise self._timed_out(self._guard, seconds) from stopped.__cause__
 
