@@ -9,6 +9,7 @@ import time
 import pytest
 from conftest import poll
 from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
 
 from guardrails import CallTimeoutError, CommitUnknownError, ConfigurationError, DeadlineSpentError, deadline
 
@@ -242,10 +243,17 @@ def test_wrong_statement_option_is_refused_by_name(lab, wrong):
 
 def test_session_settings_are_untouched(lab):
     """Deadlines set nothing on the session that the next user of the connection could find."""
-    lab.protect()
-    before = lab.query("show statement_timeout")
+    lab.protect(pool_size=1, max_overflow=0)
+    before = lab.query("show statement_timeout"), lab.query("select pg_backend_pid()")
     lab.query("select 1", timeout=0.5)
-    assert lab.query("show statement_timeout") == before
+    with deadline(2), pytest.raises(DBAPIError):
+        lab.query("select 1/0")
+    with deadline(1):
+        lab.run(lambda session: (session.execute("select 2"), session.commit()))
+    assert (lab.query("show statement_timeout"), lab.query("select pg_backend_pid()")) == before
+    with pytest.raises(CallTimeoutError):
+        lab.query("select pg_sleep(30)", timeout=0.1)
+    assert lab.query("show statement_timeout") == before[0]
 
 
 def test_cancellation_from_outside_stays_a_cancellation(lab):

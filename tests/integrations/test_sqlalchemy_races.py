@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import os
 import threading
 import time
 import types
@@ -20,8 +21,8 @@ from guardrails._alarm import Alarms, alarms
 from guardrails.integrations.sqlalchemy import _stopping, _watchdog
 from guardrails.integrations.sqlalchemy._drivers.asyncpg import Asyncpg
 
-TRANSACTIONS = 600
-"""With each driver."""
+TRANSACTIONS = int(os.environ.get("GUARDRAILS_TRANSACTIONS", "600"))
+"""With each driver; the promise is made for 3000."""
 
 LIMIT = 0.035
 
@@ -50,6 +51,7 @@ def test_transactions_as_long_as_their_limit(lab):
                 late += 1
             else:
                 assert answer == number
+    print(f"{lab.driver}: {TRANSACTIONS} transactions, {late} of them stopped")
     assert 0 < late < TRANSACTIONS
     assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
     assert lab.server_side("true") <= 6

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
+import io
 import sqlite3
 import time
 
 import pytest
-from conftest import Postgres, poll
+from conftest import Postgres, laboratory, poll
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
@@ -20,6 +23,7 @@ from guardrails import (
     deadline,
     protect,
 )
+from guardrails.testing.proxy import FaultProxy
 
 LIMIT = 0.3
 LATE = 0.25 + 0.1 + 0.25
@@ -264,6 +268,167 @@ def test_fetch_from_a_cursor_of_the_server(lab):
     with stopped(lab):
         on_raw(lab, work)
     poll(lambda: lab.running() == 0, "the fetch has ended on the server", 1.0 + LATE)
+
+
+@pytest.mark.filterwarnings("ignore:.*deleted while still open:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_closing_a_cursor_of_a_frozen_server(lab):
+    """Closing what the server keeps asks it, and is bounded like everything else."""
+    if lab.driver not in {"psycopg", "psycopg2"}:
+        pytest.skip("closes no cursors on the server")
+    lab.protect(guard={"timeout": LIMIT})
+
+    def work(connection):
+        cursor = connection.cursor("wanderer")
+        cursor.execute("select generate_series(1, 100)")
+        assert cursor.fetchone()
+        with lab.frozen():
+            cursor.close()
+
+    with stopped(lab):
+        on_raw(lab, work)
+    assert lab.query("select 42") == 42
+    gc.collect()  # here, where psycopg's warning about a cursor that could not be closed is expected
+
+
+@pytest.fixture
+def copy_lab(request):
+    """The drivers whose cursors have a COPY."""
+    with laboratory(request) as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("copy_lab", ["psycopg", "psycopg2"], indirect=True)
+@pytest.mark.parametrize("towards", ["server", "client"])
+def test_copy_is_stopped(copy_lab, towards):
+    """COPY, in either direction, over a wire on which nothing moves ends at the deadline."""
+    lab = copy_lab
+    with FaultProxy(lab.server.port) as wire:
+        lab.url = functools.partial(lab.url, wire.port)
+        lab.protect(guard={"timeout": LIMIT})
+        lab.aside("drop table if exists raws", "create table raws (n int)")
+
+        def work(connection):
+            cursor = connection.cursor()
+            cursor.execute("select 1")
+            wire.hang()
+            copy = COPIES[lab.driver, towards]
+            copy(cursor)
+
+        with stopped(lab):
+            on_raw(lab, work)
+        wire.heal()
+        assert lab.query("select 42") == 42
+        assert lab.query("select count(*) from raws") == 0
+        lab.aside("drop table raws")
+        lab.dispose()
+
+
+def write_with_psycopg(cursor):
+    """Writes a column of numbers."""
+    with cursor.copy("copy raws from stdin") as copy:
+        for number in range(50_000):
+            copy.write_row((number,))
+
+
+def read_with_psycopg(cursor):
+    """Reads a column of numbers."""
+    with cursor.copy("copy (select generate_series(1, 50000)) to stdout") as copy:
+        return sum(1 for _ in copy.rows())
+
+
+def write_with_psycopg2(cursor):
+    """Likewise."""
+    cursor.copy_expert("copy raws from stdin", io.StringIO("".join(f"{n}\n" for n in range(50_000))))
+
+
+def read_with_psycopg2(cursor):
+    """Likewise."""
+    out = io.StringIO()
+    cursor.copy_expert("copy (select generate_series(1, 50000)) to stdout", out)
+    return out.getvalue().count("\n")
+
+
+COPIES = {
+    ("psycopg", "server"): write_with_psycopg,
+    ("psycopg", "client"): read_with_psycopg,
+    ("psycopg2", "server"): write_with_psycopg2,
+    ("psycopg2", "client"): read_with_psycopg2,
+}
+
+
+@pytest.mark.parametrize("copy_lab", ["psycopg", "psycopg2"], indirect=True)
+def test_copy_that_is_kept_in_time(copy_lab):
+    """What is copied through a guarded raw connection arrives whole."""
+    lab = copy_lab
+    lab.protect()
+    lab.aside("drop table if exists raws", "create table raws (n int)")
+
+    def work(connection):
+        cursor = connection.cursor()
+        COPIES[lab.driver, "server"](cursor)
+        connection.commit()
+        return COPIES[lab.driver, "client"](cursor)
+
+    assert on_raw(lab, work) == 50_000
+    assert lab.query("select count(distinct n) from raws") == 50_000
+    lab.aside("drop table raws")
+
+
+PSYCOPG_WAITS = 5
+"""Seconds psycopg gives its own cancel request when a stream() is left early."""
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_stream_of_psycopg(postgres, patient):
+    """Its stream() gives every row, and leaving it early on a frozen server ends, too."""
+    engine = create_engine(postgres.url("psycopg"))
+    db = protect(engine, timeout=LIMIT)
+    start = None
+    with contextlib.closing(engine.raw_connection()) as connection:
+        rows = connection.cursor().stream(WIDE)
+        if patient:
+            assert sum(1 for _ in rows) == 1000
+        else:
+            assert next(rows)
+            postgres.freeze()
+            start = time.monotonic()
+            with pytest.raises(CallTimeoutError):
+                rows.close()
+            took = time.monotonic() - start
+            postgres.thaw()
+            assert took < PSYCOPG_WAITS + LATE
+    assert (engine.pool.checkedout(), db.snapshot().in_use) == (0, 0)
+    with engine.connect() as connection:
+        assert connection.execute(text("select 4")).scalar() == 4
+    engine.dispose()
+
+
+WIDE = "select n, repeat('x', 9000), pg_sleep(0.002) from generate_series(1, 1000) n"
+"""Rows that are longer than what the server keeps to itself before it sends."""
+
+
+def test_copy_in_the_middle_of_which_the_server_freezes(postgres):
+    """psycopg's blocks have the limit one by one, so a long COPY goes on and one that hangs does not."""
+    engine = create_engine(postgres.url("psycopg"))
+    db = protect(engine, timeout=LIMIT)
+    start = None
+    with pytest.raises(CallTimeoutError), contextlib.closing(engine.raw_connection()) as connection:
+        cursor = connection.cursor()
+        with cursor.copy(f"copy ({WIDE}) to stdout") as copy:
+            copy.set_types(["int4", "text", "text"])
+            seen = 0
+            for row in copy.rows():
+                assert row[0] == seen + 1
+                seen += 1
+                if seen == 300:
+                    start = time.monotonic()
+                    postgres.freeze()
+    postgres.thaw()
+    assert time.monotonic() - start < LIMIT + LATE
+    assert seen >= 300
+    assert (engine.pool.checkedout(), db.snapshot().in_use, db.snapshot().failed) == (0, 0, 1)
+    engine.dispose()
 
 
 def test_context_managers_chains_and_iteration(postgres):

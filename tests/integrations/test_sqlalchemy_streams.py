@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 
 import pytest
 from conftest import Postgres, poll
 from sqlalchemy import text
+from sqlalchemy.exc import PendingRollbackError
 
 from guardrails import CallTimeoutError, DeadlineSpentError, deadline
 from guardrails.testing.proxy import FaultProxy
@@ -125,4 +127,133 @@ def test_async_stream_is_bounded(lab):
     assert time.monotonic() - start < 0.3 + LATE
     assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
     poll(lambda: lab.running() == 0, "the fetch has ended on the server", 1.0)
+    assert lab.query("select 42") == 42
+
+
+def half_read(session):
+    """A stream with rows still on the server."""
+    sql = text("select n from generate_series(1, 1000) n")
+    result = session.connection.execute(sql, execution_options={"yield_per": 5})
+    assert result.fetchone()[0] == 1
+    return result
+
+
+def leave_by_close(result):
+    """Closing asks the server, with most drivers."""
+    result.close()
+
+
+def leave_by_break(result):
+    """The loop is left, and the cursor is still open when its connection goes back."""
+    for _ in result:
+        break
+
+
+def leave_by_error(result):
+    """An error of the user's own."""
+    raise LookupError(result.fetchone())
+
+
+def sessions(lab):
+    """The server's processes behind two connections of the pool."""
+    return set(lab.all([lambda: lab.query("select pg_backend_pid() from pg_sleep(0.1)")] * 2))
+
+
+@pytest.mark.parametrize("leave", [leave_by_close, leave_by_break, leave_by_error])
+def test_leaving_a_stream_of_a_frozen_server(lab, leave):
+    """However a stream is left, the way out is bounded and costs no other connection."""
+    lab.protect(guard={"timeout": 0.3})
+    idle = sessions(lab)
+    moments = []
+    with contextlib.ExitStack() as ice:
+
+        def work(session):
+            result = half_read(session)
+            ice.enter_context(lab.frozen())
+            moments.append(time.monotonic())
+            leave(result)
+
+        with contextlib.suppress(CallTimeoutError, LookupError):
+            lab.run(work)
+        took = time.monotonic() - moments[0]
+    assert took < 0.3 + LATE
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert len(idle - sessions(lab)) == 1
+    assert lab.query("select 42") == 42
+
+
+def test_stream_closed_on_a_frozen_server_leaves_a_connection_that_says_so(lab):
+    """SQLAlchemy hides what goes wrong while a cursor is closed; what comes next says that all is lost."""
+    if lab.driver == "asyncpg":
+        pytest.skip("closes no cursors on the server")
+    lab.protect(guard={"timeout": 0.3})
+
+    def work(session):
+        result = half_read(session)
+        with lab.frozen():
+            result.close()
+        assert session.connection.invalidated
+        with pytest.raises(PendingRollbackError):
+            session.execute("select 1")
+        session.rollback()
+        return session.execute("select 7")
+
+    assert lab.run(work) == 7
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+
+
+def test_stream_left_to_the_collector_on_a_frozen_server(lab):
+    """A half-read stream and its connection that nobody holds any more are gone within a call's time."""
+    if hasattr(lab, "runner"):
+        pytest.skip("SQLAlchemy only drops a forgotten connection of an AsyncEngine")
+    lab.protect(guard={"timeout": 0.3})
+    idle = sessions(lab)
+
+    def numbers():
+        connection = lab.engine.connect()
+        sql = text("select n from generate_series(1, 1000) n")
+        for row in connection.execute(sql, execution_options={"yield_per": 5}):
+            yield row[0]
+
+    gc.freeze()  # the collector looks at what this test makes, not at a whole test run
+    try:
+        stream = numbers()
+        assert next(stream) == 1
+        with lab.frozen():
+            start = time.monotonic()
+            del stream
+            gc.collect()
+            assert time.monotonic() - start < 0.3 + LATE
+    finally:
+        gc.unfreeze()
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert len(idle - sessions(lab)) == 1
+    assert lab.query("select 42") == 42
+
+
+def test_async_stream_left_half_way_on_a_frozen_server(lab):
+    """Leaving AsyncConnection.stream() early, by its generator's aclose(), is bounded too."""
+    if not hasattr(lab, "runner"):
+        pytest.skip("about event loops")
+    lab.protect(guard={"timeout": 0.3})
+    idle = sessions(lab)
+
+    async def numbers():
+        async with lab.engine.connect() as connection:
+            result = await connection.stream(text("select n from generate_series(1, 1000) n"))
+            async for row in result:
+                yield row[0]
+
+    async def main():
+        stream = numbers()
+        assert await anext(stream) == 1
+        with lab.frozen():
+            start = time.monotonic()
+            with contextlib.suppress(CallTimeoutError):
+                await stream.aclose()
+            return time.monotonic() - start
+
+    assert lab.runner.run(main()) < 0.3 + LATE
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert len(idle - sessions(lab)) == 1
     assert lab.query("select 42") == 42

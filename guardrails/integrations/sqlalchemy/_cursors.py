@@ -1,4 +1,4 @@
-"""Cursors whose calls are driver work: a raw one, and one whose rows are still to come. Know no guards."""
+"""Cursors whose calls are driver work: a raw one, and those whose rows are still to come. Know no guards."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Self
 
-__all__ = ["RawCursor", "SteppedCursor"]
+__all__ = ["RawCursor", "ServerCursor", "SteppedCursor"]
 
-_WORK = frozenset({"callproc", "executemany", "nextset", "scroll"})
-"""What else PEP 249 lets a cursor ask of the server; not every driver has all of it."""
+_PEP_249 = {"callproc", "executemany", "nextset", "scroll"}
+_PSYCOPG2 = {"copy_expert", "copy_from", "copy_to"}
+_SQLITE = {"executescript"}
+_WORK = frozenset(_PEP_249 | _PSYCOPG2 | _SQLITE)
+"""What else a cursor may ask of the server in one call; not every driver has all of it."""
+
+_Step = Callable[..., Any]
 
 
 class SteppedCursor:
@@ -22,7 +27,7 @@ class SteppedCursor:
 
     __slots__ = ("_cursor", "_step")
 
-    def __init__(self, cursor: Any, step: Callable[..., Any]) -> None:
+    def __init__(self, cursor: Any, step: _Step) -> None:
         self._cursor = cursor
         self._step = step
 
@@ -45,19 +50,40 @@ class SteppedCursor:
         return getattr(self._cursor, name)
 
 
-class RawCursor(SteppedCursor):
-    """A cursor of a raw connection: whatever PEP 249 lets it ask of the server goes through ``step``.
+class ServerCursor(SteppedCursor):
+    """A cursor that the server keeps, so that closing it may mean to ask the server.
+
+    Args:
+        cursor: The driver's cursor, after its statement was executed.
+        step: Runs a fetch with its arguments.
+        finish: Runs what closes it.
+    """
+
+    __slots__ = ("_finish",)
+
+    def __init__(self, cursor: Any, step: _Step, finish: _Step) -> None:
+        super().__init__(cursor, step)
+        self._finish = finish
+
+    def close(self) -> Any:
+        """See PEP 249."""
+        return self._finish(self._cursor.close)
+
+
+class RawCursor(ServerCursor):
+    """A cursor of a raw connection: whatever it asks of the server goes through ``step``.
 
     Args:
         cursor: The driver's cursor, new.
         step: Runs a call with its arguments.
+        finish: Runs what closes it.
         allow: Words a statement so that the server gives it the time it has.
     """
 
     __slots__ = ("_allow",)
 
-    def __init__(self, cursor: Any, step: Callable[..., Any], allow: Callable[[Any], Any]) -> None:
-        for name, value in (("_cursor", cursor), ("_step", step), ("_allow", allow)):
+    def __init__(self, cursor: Any, step: _Step, finish: _Step, allow: Callable[[Any], Any]) -> None:
+        for name, value in (("_cursor", cursor), ("_step", step), ("_finish", finish), ("_allow", allow)):
             object.__setattr__(self, name, value)
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,6 +91,19 @@ class RawCursor(SteppedCursor):
         if args:
             args = (self._allow(args[0]), *args[1:])
         return self._work(self._cursor.execute, *args, **kwargs)
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        """What psycopg adds to PEP 249: COPY, block by block."""
+        return SteppedCopy(self._cursor.copy(self._allow(statement), *args, **kwargs), self._step)
+
+    def stream(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """What psycopg adds to PEP 249: rows as they come, without a cursor on the server."""
+        rows = self._cursor.stream(self._allow(statement), *args, **kwargs)
+        try:
+            while (row := self._step(next, rows, None)) is not None:
+                yield row
+        finally:
+            self._finish(rows.close)  # psycopg cancels the rest by itself, and gives that five seconds
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._cursor, name)
@@ -84,8 +123,56 @@ class RawCursor(SteppedCursor):
         return self
 
     def __exit__(self, *error: object) -> Any:
-        return self._cursor.__exit__(*error)
+        return self._finish(self._cursor.__exit__, *error)
 
     def _work(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = self._step(call, *args, **kwargs)
         return self if result is self._cursor else result  # some return themselves, for chaining
+
+
+class SteppedCopy:
+    """A COPY of psycopg's: beginning it, each block and finishing it go through ``step``.
+
+    Args:
+        copy: psycopg's context manager for it, new.
+        step: Runs a call with its arguments.
+    """
+
+    __slots__ = ("_copy", "_manager", "_step")
+
+    def __init__(self, copy: Any, step: _Step) -> None:
+        self._manager = copy
+        self._step = step
+
+    def read(self) -> Any:
+        """See psycopg.Copy."""
+        return self._step(self._copy.read)
+
+    def read_row(self) -> Any:
+        """See psycopg.Copy."""
+        return self._step(self._copy.read_row)
+
+    def rows(self) -> Iterator[Any]:
+        """See psycopg.Copy."""
+        return iter(self.read_row, None)
+
+    def write(self, block: Any) -> None:
+        """See psycopg.Copy."""
+        self._step(self._copy.write, block)
+
+    def write_row(self, row: Any) -> None:
+        """See psycopg.Copy."""
+        self._step(self._copy.write_row, row)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.read, b"")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._copy, name)  # set_types
+
+    def __enter__(self) -> Self:
+        self._copy = self._step(self._manager.__enter__)
+        return self
+
+    def __exit__(self, *error: object) -> Any:
+        return self._step(self._manager.__exit__, *error)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import ExecutionContext
 from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause
 
 from guardrails._checks import Faults
 from guardrails.errors import CallTimeoutError, CommitUnknownError
-from guardrails.integrations.sqlalchemy._cursors import SteppedCursor
+from guardrails.integrations.sqlalchemy._cursors import ServerCursor, SteppedCursor
 from guardrails.integrations.sqlalchemy._pool import Admission
 from guardrails.integrations.sqlalchemy._work import Worker
 
@@ -93,6 +93,12 @@ class Hooks:
             call, args, fairy.dbapi_connection, self._admission.checkout_of(record), timeout=timeout
         )
 
+    def finish(
+        self, fairy: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
+    ) -> Any:
+        """See ProxyWork."""
+        return self._worker.bounds(close, args, fairy.dbapi_connection, timeout)
+
     def _hook(self, method: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         self._replace(method, around(getattr(self._dialect, method)))
 
@@ -126,10 +132,23 @@ class Hooks:
                 def step(fetch: Callable[..., Any], *size: int) -> Any:
                     return run(fetch, size, connection, checkout, timeout=timeout)
 
-                context.cursor = SteppedCursor(context.cursor, step)
+                if context._is_server_side:  # noqa: SLF001
+                    finish = partial(self._finish_stream, context.root_connection, connection, timeout)
+                    context.cursor = ServerCursor(context.cursor, step, finish)
+                else:
+                    context.cursor = SteppedCursor(context.cursor, step)
             return result
 
         return execute
+
+    def _finish_stream(
+        self, user: Connection, connection: Any, timeout: float | None, close: Callable[[], Any]
+    ) -> Any:
+        try:
+            return self._worker.bounds(close, (), connection, timeout)
+        except CallTimeoutError as error:
+            user.invalidate(error)  # SQLAlchemy logs what goes wrong here and goes on
+            raise
 
     def _around_commit(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         run, checkout_of = self._worker.run, self._admission.checkout_of

@@ -39,6 +39,11 @@ class ProxyWork(Protocol):
     ) -> Any:
         """Runs a call of a proxied connection's cursor."""
 
+    def finish(
+        self, connection: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
+    ) -> Any:
+        """Runs what closes a cursor of a proxied connection."""
+
     def commit(self, connection: Any) -> None:
         """Commits on a proxied connection."""
 
@@ -63,7 +68,7 @@ class _GuardedConnection(_ConnectionFairy):
         self.__dict__["guardrails_timeout"] = self._work.check_timeout(timeout)
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        return RawCursor(super().cursor(*args, **kwargs), self._step, self._allow)
+        return RawCursor(super().cursor(*args, **kwargs), self._step, self._finish, self._allow)
 
     def commit(self) -> None:
         self._end(self._work.commit)
@@ -76,6 +81,11 @@ class _GuardedConnection(_ConnectionFairy):
         if not self.is_valid:
             return call(*args, **kwargs)  # returned or dropped: the driver says what it thinks of it
         return self._end(self._work.run, call, args, kwargs, self.guardrails_timeout)
+
+    def _finish(self, close: Callable[..., Any], *error: object) -> Any:
+        if not self.is_valid:
+            return close(*error)
+        return self._end(self._work.finish, close, error, self.guardrails_timeout)
 
     def _allow(self, statement: Any) -> Any:
         return self._work.allow(statement, self.guardrails_timeout)

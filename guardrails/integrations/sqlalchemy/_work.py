@@ -133,13 +133,23 @@ class Worker:
                 door.end(ticket, outcome)
         return result
 
-    def bounds(self, call: Callable[..., Any], args: Sequence[Any], connection: Any) -> Any:
-        """Runs what is made of several pieces of work within the time of one; it is no evidence itself.
+    def bounds(
+        self, call: Callable[..., Any], args: Sequence[Any], connection: Any, timeout: float | None = None
+    ) -> Any:
+        """Runs something within the time of a piece of work that is no evidence, or not by itself.
+
+        It gets a little time however late it is.
+
+        Args:
+            call: What several pieces of work are made of, or what only tidies up.
+            args: What it is called with.
+            connection: The connection as SQLAlchemy has it.
+            timeout: Seconds asked for.
 
         Raises:
-            CallTimeoutError: It was stopped.
+            CallTimeoutError: It was stopped. The connection must not be used again.
         """
-        seconds, _ = time_allowed(self._guard)
+        seconds, _ = time_allowed(self._guard, timeout)
         if seconds is None or self._driver is None or self._driver.interrupts_task:
             # A task that both an outer and an inner alarm cancel could not tell whose turn it is.
             return call(*args)
