@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Dialect, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.util import await_only
 
@@ -71,22 +71,24 @@ def guard_engine(
         raise unsupported(dialect.driver)
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
-    dbapi = dialect.loaded_dbapi
-    answers = tuple(getattr(dbapi, answer) for answer in _ANSWERS if hasattr(dbapi, answer))
-    worker = Worker(
-        guard,
-        driver,
-        dialect.get_driver_connection,
-        is_async=dialect.is_async,
-        errors=answers,
-        backstop=backstop,
-    )
-    attachment = _EngineAttachment(sync_engine, guard, worker)
+    attachment = _EngineAttachment(sync_engine, guard, _worker(guard, driver, dialect, backstop))
     if sorts:
         sort_calls(guard)
     attachment.attach()
     attach(guard, attachment)
     return guard
+
+
+def _worker(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: float | None) -> Worker:
+    dbapi = dialect.loaded_dbapi
+    return Worker(
+        guard,
+        driver,
+        dialect.get_driver_connection,
+        is_async=dialect.is_async,
+        errors=tuple(getattr(dbapi, answer) for answer in _ANSWERS if hasattr(dbapi, answer)),
+        backstop=backstop,
+    )
 
 
 def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> None:

@@ -169,7 +169,6 @@ class Admission:
             raise
         return checkout
 
-
     def _leave(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)
         if checkout is None:
