@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import gc
 import io
@@ -23,6 +24,7 @@ from guardrails import (
     deadline,
     protect,
 )
+from guardrails.integrations.sqlalchemy import _watchdog
 from guardrails.testing.proxy import FaultProxy
 
 LIMIT = 0.3
@@ -429,6 +431,58 @@ def test_copy_in_the_middle_of_which_the_server_freezes(postgres):
     assert seen >= 300
     assert (engine.pool.checkedout(), db.snapshot().in_use, db.snapshot().failed) == (0, 0, 1)
     engine.dispose()
+
+
+def on_driver(lab, work):
+    """Runs what ``work(connection)`` gives with the driver's own connection, and closes the checkout."""
+    if not hasattr(lab, "runner"):
+        with contextlib.closing(lab.engine.raw_connection()) as raw:
+            return work(raw.driver_connection)
+
+    async def main():
+        raw = await lab.engine.raw_connection()
+        try:
+            return await work(raw.driver_connection)
+        finally:
+            await greenlet_spawn(raw.close)
+
+    return lab.runner.run(main(), context=contextvars.copy_context())
+
+
+def execute_with_driver(connection, sql):
+    """A statement, past SQLAlchemy."""
+    return connection.execute(sql) if hasattr(connection, "execute") else connection.cursor().execute(sql)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_deadline_of_the_drivers_own_connection(lab, frozen):
+    """What nobody can hook ends at the ambient deadline all the same, and its connection is dropped."""
+    if not isinstance(lab.backend, Postgres):
+        pytest.skip("about PostgreSQL")
+    lab.protect()
+    idle = lab.query("select pg_backend_pid()")
+    # asyncpg's is only cut off: the server goes on until it notices.
+    seconds = 0 if frozen else 2 if lab.driver == "asyncpg" else 30
+    start = time.monotonic()
+    with contextlib.ExitStack() as block:
+        if frozen:
+            block.enter_context(lab.frozen())
+        with deadline(LIMIT), pytest.raises(Exception, match=r"cancel|clos|lost|terminat"):
+            on_driver(lab, lambda own: execute_with_driver(own, f"select pg_sleep({seconds})"))
+        assert LIMIT <= time.monotonic() - start < LIMIT + LATE
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert lab.query("select pg_backend_pid()") != idle
+    poll(lambda: lab.running() == 0, "the statement has ended on the server", 2.0 + LATE)
+
+
+def test_drivers_own_connection_that_is_back_in_time(lab):
+    """A connection that was lent and given back is nobody's to stop, and the next has it as it was."""
+    lab.protect(pool_size=1, max_overflow=0)
+    number = lab.query("select pg_backend_pid()")
+    with deadline(LIMIT):
+        lab.run(lambda session: session.connection.connection.driver_connection)
+    assert lab.query("select pg_backend_pid() from pg_sleep(0.8)") == number
+    assert not _watchdog._watchdog.armed
 
 
 def test_context_managers_chains_and_iteration(postgres):

@@ -93,6 +93,12 @@ class Hooks:
             call, args, fairy.dbapi_connection, self._admission.checkout_of(record), timeout=timeout
         )
 
+    def lend(self, fairy: Any) -> None:
+        """See ProxyWork."""
+        checkout = self._admission.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
+        if checkout is not None and checkout.lent is None:
+            checkout.lent = self._worker.lend(fairy.dbapi_connection)
+
     def finish(
         self, fairy: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Any:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from guardrails.integrations.sqlalchemy._raw import Proxy
+    from guardrails.integrations.sqlalchemy._stopping import Limit
 
 __all__ = ["Admission", "Checkout", "capacity", "guard_of"]
 
@@ -31,18 +32,27 @@ class Checkout:
     Attributes:
         guard: The guard it was made through: the engine's own, or a compartment of it.
         slots: The doors it passed, the engine's own last, each with the number of its slot there.
+        lent: What stops the work of who has asked for the driver's own connection; None if nobody has, or has
+            all the time in the world.
         spoilt: Whether work on it was stopped: a late order to stop would hit whoever has it next.
         below: The checkout that had the connection before, and still has: a StaticPool lets the same one
             out several times.
     """
 
-    __slots__ = ("below", "guard", "slots", "spoilt")
+    __slots__ = ("below", "guard", "lent", "slots", "spoilt")
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
         self.spoilt = False
+        self.lent: Limit | None = None
         self.slots: list[tuple[Door, int]] = []
         self.below: Checkout | None = None
+
+    def take_back(self) -> bool:
+        """Ends the work past our hooks; False if the connection must not be used again."""
+        if self.lent is not None and self.lent.end():
+            self.spoilt = True
+        return not self.spoilt
 
     def give_back(self) -> None:
         """Gives the slots back, each once."""
@@ -132,7 +142,7 @@ class Admission:
             try:
                 # SQLAlchemy has seen to it already, unless it was told not to ask about errors.
                 checkout = out.get(record)
-                if checkout is not None and checkout.spoilt:
+                if checkout is not None and (checkout.lent or checkout.spoilt) and not checkout.take_back():
                     record.invalidate()
                 base._do_return_conn(self, record)  # noqa: SLF001
             finally:

@@ -39,6 +39,9 @@ class ProxyWork(Protocol):
     ) -> Any:
         """Runs a call of a proxied connection's cursor."""
 
+    def lend(self, connection: Any) -> None:
+        """Notes that somebody is about to work with the driver's own connection."""
+
     def finish(
         self, connection: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Any:
@@ -66,6 +69,13 @@ class _GuardedConnection(_ConnectionFairy):
     @guardrails_timeout.setter
     def guardrails_timeout(self, timeout: float) -> None:
         self.__dict__["guardrails_timeout"] = self._work.check_timeout(timeout)
+
+    @property
+    def driver_connection(self) -> Any:  # type: ignore[override] # as SQLAlchemy's own
+        """The driver's own connection. It is stopped at the ambient deadline if it is not back by then."""
+        if self.is_valid:
+            self._work.lend(self)
+        return super().driver_connection
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         return RawCursor(super().cursor(*args, **kwargs), self._step, self._finish, self._allow)

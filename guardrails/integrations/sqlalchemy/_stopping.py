@@ -13,7 +13,7 @@ from guardrails._alarm import Alarm, Alarms, alarms_of
 from guardrails.integrations.sqlalchemy._drivers import Driver
 from guardrails.integrations.sqlalchemy._watchdog import GRACE, watch
 
-__all__ = ["Bounds", "StoppedError"]
+__all__ = ["Bounds", "Limit", "StoppedError"]
 
 _Call = Callable[[], Any]
 
@@ -24,7 +24,7 @@ class StoppedError(Exception):
     """Work was stopped at its deadline; the cause is what the driver said to it."""
 
 
-class _Limit(Protocol):
+class Limit(Protocol):
     """Work under way, with its deadline."""
 
     @property
@@ -44,12 +44,15 @@ class _Verbs:
     Args:
         driver: How its calls are stopped; None only cancels the task that waits.
         own: Gives the driver's own connection.
+        interrupts_task: Whether to cancel the task, too; see Driver.
     """
 
-    def __init__(self, driver: Driver | None, own: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, driver: Driver | None, own: Callable[[Any], Any] | None, *, interrupts_task: bool
+    ) -> None:
         self._driver = driver
         self._own = own
-        self.interrupts_task = driver is None or driver.interrupts_task
+        self.interrupts_task = interrupts_task
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver."""
@@ -67,7 +70,7 @@ class _Verbs:
             self._driver.abandon(self._own(connection))
 
 
-_NO_VERBS = _Verbs(None)
+_NO_VERBS = _Verbs(None, None, interrupts_task=True)
 
 
 class Bounds:
@@ -83,8 +86,11 @@ class Bounds:
         self._driver = driver
         self._own = own
         self._is_async = is_async
-        self._verbs = _Verbs(driver, own)
-        self._limit: Callable[[_Verbs, Any, float], _Limit] = _ring if is_async else watch
+        interrupts_task = driver is not None and driver.interrupts_task
+        self._verbs = _Verbs(driver, own, interrupts_task=interrupts_task)
+        # Who holds a connection for long may do so in several tasks.
+        self._lending = _Verbs(driver, own, interrupts_task=False)
+        self._limit: Callable[[_Verbs, Any, float], Limit] = _ring if is_async else watch
         self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
     def run(
@@ -111,6 +117,10 @@ class Bounds:
             raise StoppedError
         return result
 
+    def lend(self, connection: Any, seconds: float) -> Limit | None:
+        """Stops whatever runs on a connection in some seconds, unless it is ended by then."""
+        return None if self._driver is None else self._limit(self._lending, connection, seconds)
+
     def connect(
         self,
         connect: Callable[..., Any],
@@ -131,7 +141,7 @@ class Bounds:
             return _in_task(call, seconds)
         return _Connecting(call).within(seconds) if driver.connects_anywhere else call()
 
-    def _gave_up(self, error: BaseException, limit: _Limit) -> bool:
+    def _gave_up(self, error: BaseException, limit: Limit) -> bool:
         """Whether the driver ended its work by itself, as it had been prepared to."""
         return self._prepare is not None and isinstance(error, Exception) and limit.late
 
@@ -153,7 +163,7 @@ class _OnLoop(Alarm):
 
     @property
     def late(self) -> bool:
-        """See _Limit."""
+        """See Limit."""
         return _get_running_loop().time() >= self.due
 
     def ring(self) -> float | None:
@@ -168,7 +178,7 @@ class _OnLoop(Alarm):
         return self.due + GRACE
 
     def end(self) -> bool:
-        """See _Limit. False, too, if the task was cancelled from outside as well.
+        """See Limit. False, too, if the task was cancelled from outside as well.
 
         Once it was asked to stop the second stage stays armed: it bounds the closing of a connection
         whose server does not answer, and that connection is never used again.
@@ -179,7 +189,7 @@ class _OnLoop(Alarm):
         return self.task is None or self.task.uncancel() <= self.before
 
     def failed(self, error: BaseException) -> bool:
-        """See _Limit."""
+        """See Limit."""
         if self.end() and isinstance(error, Exception | asyncio.CancelledError):
             return True
         if isinstance(error, asyncio.CancelledError) and not self.rung:

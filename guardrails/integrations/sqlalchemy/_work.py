@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from guardrails._deadline import ambient, note_trouble
+from guardrails._deadline import ambient, current, note_trouble
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
 from guardrails.errors import CallTimeoutError, CommitUnknownError
 from guardrails.integrations._budget import time_allowed
 from guardrails.integrations.sqlalchemy._drivers import Driver
-from guardrails.integrations.sqlalchemy._stopping import Bounds, StoppedError
+from guardrails.integrations.sqlalchemy._stopping import Bounds, Limit, StoppedError
 from guardrails.integrations.sqlalchemy._watchdog import GRACE
 
 if TYPE_CHECKING:
@@ -109,9 +109,7 @@ class Worker:
         else:
             seconds, own = time_allowed(guard, timeout)
         if seconds is not None and seconds <= 0:
-            if not ending:
-                raise self._door.refuse("deadline_spent")
-            seconds = GRACE
+            seconds = self._spent(ending=ending)
         slots = self._no_checkout if checkout is None else checkout.slots
         tickets: list[tuple[Door, int]] = []
         outcome = _ABANDONED
@@ -121,7 +119,7 @@ class Worker:
             result = self._bounds.run(call, args, connection, seconds)
             outcome = _SUCCESS
         except StoppedError as stopped:
-            outcome = Outcome.FAILURE if own else Outcome.ABANDONED
+            outcome = Outcome.FAILURE if own else _ABANDONED
             if checkout is not None:
                 checkout.spoilt = True
             raise self._timed_out(guard, seconds, commit=commit) from stopped.__cause__
@@ -158,6 +156,16 @@ class Worker:
         except StoppedError as stopped:
             raise self._timed_out(self._guard, seconds) from stopped.__cause__
 
+    def lend(self, connection: Any) -> Limit | None:
+        """Stops what is done with a connection past all hooks when the ambient deadline has come.
+
+        Returns:
+            What is to be told when the connection comes back; None without a deadline.
+        """
+        scope = current()
+        left = None if scope is None else scope.remaining()
+        return None if left is None else self._bounds.lend(connection, max(left, GRACE))
+
     def connect(self, connect: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Opens a connection as evidence, within the time that is left.
 
@@ -186,6 +194,12 @@ class Worker:
         finally:
             door.end(ticket, outcome)
         return connection
+
+    def _spent(self, *, ending: bool) -> float:
+        """The time work gets when there is none: what ends something gets a little, the rest is refused."""
+        if not ending:
+            raise self._door.refuse("deadline_spent")
+        return GRACE
 
     def _timed_out(self, guard: Guard, seconds: float | None, *, commit: bool = False) -> CallTimeoutError:
         error = (CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0)
