@@ -29,6 +29,8 @@ __all__ = ["Door"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
+
 _log = logging.getLogger("guardrails")
 _log.addHandler(logging.NullHandler())
 
@@ -377,7 +379,7 @@ class Door:
 
     def end(self, ticket: int, outcome: Outcome) -> None:
         """Ends a statement."""
-        if outcome is Outcome.SUCCESS and not self.tells_of_calls:
+        if outcome is _SUCCESS and not self.tells_of_calls:
             with self.lock:
                 done = self.gate.quick_end(self._moment(), ticket)
             if self.postponed:
