@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 
 import pytest
 from interrupts import interrupted_everywhere
@@ -11,11 +10,6 @@ from verbs import Boom, boom, tripping
 
 from guardrails import Bulkhead, CircuitOpenError, Guard, deadline
 from guardrails._deadline import ambient, current
-
-pytestmark = pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11),
-    reason="where a signal can be seen is modelled after the bytecode of CPython 3.11",
-)
 
 
 def warm():
