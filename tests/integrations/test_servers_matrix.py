@@ -5,19 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 
 import pytest
+from server_process import Server
 from wire import BODY_OF_10_MB, GET, Client, wait_until
-
-from guardrails.testing._ground import free_port
-from guardrails.testing._processes import end
 
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "frameworks.md"
@@ -41,52 +36,6 @@ SERVERS = {
 }
 
 
-class Server:
-    """A server in a process of its own."""
-
-    def __init__(self, name, log):
-        self.name = name
-        self.address = "127.0.0.1", free_port()
-        self.log = log
-        words = SERVERS[name].format(port=self.address[1]).split()
-        if words[0] == "gunicorn" and _has_control_socket():
-            words.append("--no-control-socket")
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *words], cwd=HERE, stdout=output, stderr=output
-            )
-
-    def wait(self):
-        """Returns when it serves, or fails with what it had to say."""
-        wait_until(lambda: self._serves() or self.process.poll() is not None, seconds=60)
-        assert self.process.poll() is None, self.log.read_text(errors="replace")
-        return self
-
-    def _serves(self):
-        try:
-            with Client(self.address):
-                return True
-        except OSError:
-            return False
-
-    def figures(self):
-        """What is inside now, and which paths the application has been asked for."""
-        with Client(self.address) as client:
-            client.send(GET % b"/figures")
-            return json.loads(client.response()[2])
-
-    def stop(self):
-        end(self.process.pid, signal.SIGTERM)
-        self.process.wait(10)
-
-
-def _has_control_socket():
-    # A file outside of what the test may write; older gunicorns have none and know no such option.
-    from gunicorn.config import KNOWN_SETTINGS  # noqa: PLC0415 - only where there is a gunicorn to start
-
-    return any(setting.name == "control_socket_disable" for setting in KNOWN_SETTINGS)
-
-
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory):
     """Each server is started when it is first wanted, and all are stopped in the end."""
@@ -94,8 +43,8 @@ def servers(tmp_path_factory):
 
     def serve(name):
         if name not in running:
-            running[name] = Server(name, tmp_path_factory.mktemp("server") / "log")
-            running[name].wait()
+            log = tmp_path_factory.mktemp("server") / "log"
+            running[name] = Server(name, SERVERS[name], log).wait()
         return running[name]
 
     yield serve
