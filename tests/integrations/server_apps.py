@@ -9,6 +9,7 @@
 | ``/stream`` | holds a slot and sends until the client is gone |
 | ``/slow`` | takes one of five slots for three seconds (WSGI only) |
 | ``/figures`` | what is inside now, and which paths the application has been asked for |
+| ``/class`` | how much the request matters |
 | any other | ``fine`` |
 """
 
@@ -19,6 +20,8 @@ import json
 import time
 
 from guardrails import CallTimeoutError, Guard
+from guardrails._criticality import CLASSES
+from guardrails._deadline import current, rank_of
 from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 
@@ -28,7 +31,12 @@ streams = Guard("streams", max_concurrent_calls=5, timeout=None)
 slow = Guard("slow", max_concurrent_calls=5, max_wait_duration=0, breaker=None)
 asked = []
 
-SETTINGS = {"requires": {"/edge": [closed]}, "max_in_flight": 20, "exempt": ["/figures"]}
+SETTINGS = {
+    "requires": {"/edge": [closed]},
+    "max_in_flight": 20,
+    "exempt": ["/figures"],
+    "criticality_header": "X-Criticality",
+}
 PIECE = b"x" * 1024
 
 
@@ -53,6 +61,13 @@ def figures(in_flight):
     return json.dumps(said).encode()
 
 
+def body_of(path, middleware):
+    """What a path answers."""
+    if path == "/figures":
+        return figures(middleware.in_flight)
+    return CLASSES[rank_of(current())].encode() if path == "/class" else b"fine"
+
+
 async def asgi_app(scope, receive, send):
     """Speaks ASGI without a framework."""
     if scope["type"] != "http":
@@ -64,7 +79,7 @@ async def asgi_app(scope, receive, send):
     if path == "/stream":
         await _stream(receive, send)
         return
-    body = figures(asgi.in_flight) if path == "/figures" else b"fine"
+    body = body_of(path, asgi)
     length = 8 if path == "/cut" else len(body)
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % length)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -99,7 +114,7 @@ def wsgi_app(environ, start_response):
         return _pieces()
     if path == "/slow":
         slow.run(time.sleep, 3.0)
-    body = figures(wsgi.in_flight) if path == "/figures" else b"fine"
+    body = body_of(path, wsgi)
     length = 8 if path == "/cut" else len(body)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(length))])
     if environ["REQUEST_METHOD"] == "HEAD":

@@ -161,6 +161,24 @@ def test_cut_stream_is_cut(server):
     assert got.endswith(b"\r\n\r\nfine")
 
 
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (b"X-Criticality: SHEDDABLE", b"SHEDDABLE"),
+        (b"X-Criticality: SHEDDABLE\r\nX-Criticality: CRITICAL_PLUS", b"CRITICAL"),
+        (b"X_Criticality: CRITICAL_PLUS", b"CRITICAL"),
+    ],
+    ids=["said once", "said twice", "another name that WSGI spells alike"],
+)
+def test_only_the_trusted_header_says_how_much_a_request_matters(server, headers, expected):
+    """A proxy takes away the header it knows; one that WSGI cannot tell from it is the server's to drop."""
+    if server.name == "granian, WSGI" and headers.startswith(b"X_"):
+        expected = b"CRITICAL_PLUS"  # it does not, and the page says so
+    with Client(server.address) as client:
+        client.send(b"GET /class HTTP/1.1\r\nhost: a\r\n%s\r\n\r\n" % headers)
+        assert client.response()[::2] == (200, expected)
+
+
 # --- bodies that nobody reads -------------------------------------------------------------------------
 
 INNER = GET % b"/evil"
