@@ -29,7 +29,7 @@ from guardrails.integrations._exchange import (
 )
 from guardrails.integrations._http import Problem
 from guardrails.integrations._importance import Importance
-from guardrails.integrations._routes import WEBSOCKET, Route, RouteTable, find_routes, requires
+from guardrails.integrations._routes import WEBSOCKET, RouteTable, find_routes, requires
 
 __all__ = ["GuardrailsMiddleware", "requires"]
 

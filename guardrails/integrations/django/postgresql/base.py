@@ -41,6 +41,11 @@ _ANSWERS = tuple(
 Django's for them."""
 
 
+def _as_it_is(connection: Any) -> Any:
+    """The driver's own connection: Django has no other."""
+    return connection
+
+
 class _Protection:
     """What the connections of all threads to one database have in common.
 
@@ -55,7 +60,7 @@ class _Protection:
         self.sorts = sorts
         self.on = True
         driver = Psycopg() if most is None else FromPool()
-        self.worker = Worker(guard, driver, is_async=False, errors=_ANSWERS)
+        self.worker = Worker(guard, driver, _as_it_is, is_async=False, errors=_ANSWERS)
 
     def detach(self) -> None:
         """See Attachment."""
