@@ -54,26 +54,43 @@ DRIVERS = {
 }
 
 
-@pytest.fixture(params=DRIVERS)
-def lab(request):
-    """An engine of each driver to experiment with; engines and what they hold are gone afterwards."""
-    with laboratory(request) as lab:
-        yield lab
+def drivers(server=None, *, is_async=None):
+    """The names of the drivers that fit. A test that cannot be about the others is not collected for them."""
+    return [
+        name
+        for name, (kind, _, on_loop) in DRIVERS.items()
+        if server in {None, kind} and is_async in {None, on_loop}
+    ]
 
 
-@pytest.fixture(params=[driver for driver, (kind, _, _) in DRIVERS.items() if kind == "mariadb"])
-def maria_lab(request):
-    """The same with the drivers of MariaDB only."""
-    with laboratory(request) as lab:
-        yield lab
+def lab_with(names):
+    """A fixture: an engine of each driver to experiment with, which is gone afterwards with all it holds."""
+
+    @pytest.fixture(params=names)
+    def lab(request):
+        server = request.getfixturevalue(DRIVERS[request.param][0])
+        with laboratory(request.param, server) as lab:
+            yield lab
+
+    return lab
+
+
+lab = lab_with(drivers())
+maria_lab = lab_with(drivers("mariadb"))
+
+on_loops = pytest.mark.parametrize("lab", drivers(is_async=True), indirect=True)
+"""For a test that is about event loops."""
+in_threads = pytest.mark.parametrize("lab", drivers(is_async=False), indirect=True)
+"""For a test that is about threads."""
+on_postgres = pytest.mark.parametrize("lab", drivers("postgres"), indirect=True)
+"""For a test in PostgreSQL's own words."""
 
 
 @contextlib.contextmanager
-def laboratory(request):
-    """Builds the lab for the driver a fixture has as its parameter."""
-    kind, driver, is_async = DRIVERS[request.param]
-    backend = BACKENDS[kind](request.getfixturevalue(kind))
-    with (AsyncLab if is_async else SyncLab)(backend, driver) as lab:
+def laboratory(name, server):
+    """Builds the lab for a driver, by its name here, and a server."""
+    kind, driver, is_async = DRIVERS[name]
+    with (AsyncLab if is_async else SyncLab)(BACKENDS[kind](server), driver) as lab:
         yield lab
     if driver == "psycopg" and is_async:
         # The streams of dropped connections, here and not in whatever test the collector would pick.
@@ -149,10 +166,12 @@ class MariaDB:
         (re.compile(r"from pg_sleep\((.*?)\)"), r"from dual where sleep(\1) = 0"),
         (re.compile(r"\bpg_sleep\("), "sleep("),
         (re.compile(r"select pg_terminate_backend\(pg_backend_pid\(\)\)"), "kill connection_id()"),
+        (re.compile(r"select pg_terminate_backend\((\d+)\)"), r"kill \1"),
         (re.compile(r"pg_backend_pid"), "connection_id"),
         (re.compile(r"show statement_timeout"), "select @@max_statement_time"),
         (re.compile(r"select 1/0"), "signal sqlstate '22012'"),
         (re.compile(r"state = 'active'"), "command <> 'Sleep'"),
+        (re.compile(r"generate_series\(1, (\d+)\) n"), r"(select seq n from seq_1_to_\1) numbers"),
     )
 
     def __init__(self, server):

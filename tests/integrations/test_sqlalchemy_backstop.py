@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Postgres
+from conftest import drivers, lab_with
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import ConfigurationError, protect
 from guardrails.testing.pgbouncer import PgBouncer
 
-
-@pytest.fixture
-def lab(lab):
-    """The drivers of PostgreSQL; MariaDB has tests of its own."""
-    if not isinstance(lab.backend, Postgres):
-        pytest.skip("about PostgreSQL")
-    return lab
+lab = lab_with(drivers("postgres"))
 
 
 def test_backstop_is_set_when_connecting(lab):

@@ -13,7 +13,7 @@ import random
 
 import anyio
 import pytest
-from conftest import AsyncLab, laboratory, poll
+from conftest import drivers, lab_with, poll
 from sqlalchemy import text
 
 from guardrails import BulkheadFullError
@@ -21,12 +21,7 @@ from guardrails import BulkheadFullError
 TRANSACTIONS = 120
 
 
-@pytest.fixture(params=["psycopg_async", "asyncpg", "aiomysql", "asyncmy"])
-def loop_lab(request):
-    """The lab, with the asynchronous drivers of servers."""
-    with laboratory(request) as lab:
-        assert isinstance(lab, AsyncLab)
-        yield lab
+lab = lab_with(drivers(is_async=True))
 
 
 async def by_task(work, moment):
@@ -54,9 +49,9 @@ async def by_timeout(work, moment):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("cancelled", [by_task, by_scope, by_timeout])
-def test_cancelled_transactions_leave_nothing_behind(loop_lab, cancelled):
+def test_cancelled_transactions_leave_nothing_behind(lab, cancelled):
     """Each answer is the asker's own; in the end every slot and every connection is free."""
-    lab, dice = loop_lab, random.Random(5)
+    dice = random.Random(5)
     lab.protect(
         pool_size=3, max_overflow=1, guard={"breaker": None, "max_wait_duration": 5, "max_waiting": 20}
     )

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from conftest import DRIVERS, AsyncLab, Postgres, SyncLab, poll
+from conftest import drivers, laboratory, poll
 
 from guardrails import BreakerPolicy, CallTimeoutError, CircuitOpenError
 from guardrails.testing.servers import PostgresServer
@@ -24,13 +24,11 @@ def mortal():
         yield server
 
 
-@pytest.fixture(params=[driver for driver, (kind, _, _) in DRIVERS.items() if kind == "postgres"])
+@pytest.fixture(params=drivers("postgres"))
 def lab(request, mortal):
     """An engine of each driver of PostgreSQL on the mortal server."""
-    _, driver, is_async = DRIVERS[request.param]
-    with (AsyncLab if is_async else SyncLab)(Postgres(mortal), driver) as lab:
+    with laboratory(request.param, mortal) as lab:
         yield lab
-    poll(lambda: lab.server_side("true") == 0, "connections of the test are gone from the server")
 
 
 def fill(lab):

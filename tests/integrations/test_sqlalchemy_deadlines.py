@@ -7,7 +7,7 @@ import contextlib
 import time
 
 import pytest
-from conftest import poll
+from conftest import on_loops, poll
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
@@ -256,10 +256,9 @@ def test_session_settings_are_untouched(lab):
     assert lab.query("show statement_timeout") == before[0]
 
 
+@on_loops
 def test_cancellation_from_outside_stays_a_cancellation(lab):
     """A task its owner cancels raises CancelledError, is no evidence, and frees everything."""
-    if not hasattr(lab, "runner"):
-        pytest.skip("threads cannot be cancelled")
     lab.protect()
 
     async def main():

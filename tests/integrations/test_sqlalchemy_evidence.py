@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from conftest import Postgres, poll
+from conftest import drivers, lab_with, poll
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -37,12 +37,7 @@ FAULTS = {
 }
 
 
-@pytest.fixture
-def lab(lab):
-    """The drivers of PostgreSQL; MariaDB's codes have tests of their own."""
-    if not isinstance(lab.backend, Postgres):
-        pytest.skip("about PostgreSQL")
-    return lab
+lab = lab_with(drivers("postgres"))
 
 
 def failures(lab, work):

@@ -10,7 +10,7 @@ import time
 
 import pymysql
 import pytest
-from conftest import AsyncLab, MariaDB, SyncLab, poll
+from conftest import MariaDB, drivers, laboratory, poll
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -43,10 +43,10 @@ def own_maria():
         yield server
 
 
-@pytest.fixture(params=["pymysql", "aiomysql", "asyncmy"])
+@pytest.fixture(params=drivers("mariadb"))
 def own_lab(request, own_maria):
     """The lab on that server."""
-    with (SyncLab if request.param == "pymysql" else AsyncLab)(MariaDB(own_maria), request.param) as lab:
+    with laboratory(request.param, own_maria) as lab:
         yield lab
 
 
@@ -257,11 +257,10 @@ def test_a_restarted_server_costs_one_failure_and_no_slot(own_lab):
     assert lab.pool.checkedout() == lab.guard.snapshot().in_use == 0
 
 
+@pytest.mark.parametrize("own_lab", drivers("mariadb", is_async=False), indirect=True)
 def test_nobody_waits_for_ever_to_connect(own_lab):
     """Helpers that open connections to a frozen server end by themselves, frozen or not."""
     lab = own_lab
-    if isinstance(lab, AsyncLab):
-        pytest.skip("no helpers on an event loop")
     lab.protect(guard={"timeout": 0.3})
 
     def helpers():

@@ -13,7 +13,7 @@ import types
 
 import anyio
 import pytest
-from conftest import poll
+from conftest import on_loops, poll
 from sqlalchemy import create_engine, text
 
 from guardrails import CallTimeoutError, protect
@@ -114,14 +114,13 @@ async def _as_coroutine(awaitable):
     return await awaitable
 
 
+@on_loops
 @pytest.mark.parametrize("how", [by_cancel, by_scope, by_timeout])
 @pytest.mark.parametrize("pool", ["cold", "warm"])
 # SQLAlchemy logs, and the drivers warn about, what a cancelled connect leaves to the collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_cancellation_at_every_await_point(lab, how, pool):
     """Wherever a task is cancelled, the slot and the connection are back and the next answer is right."""
-    if not hasattr(lab, "runner"):
-        pytest.skip("threads cannot be cancelled")
     lab.protect(pool_size=1, max_overflow=1)
 
     async def transaction():

@@ -11,7 +11,7 @@ import sqlite3
 import time
 
 import pytest
-from conftest import Postgres, laboratory, poll
+from conftest import on_loops, on_postgres, poll
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
@@ -29,6 +29,9 @@ from guardrails.testing.proxy import FaultProxy
 
 LIMIT = 0.3
 LATE = 0.25 + 0.1 + 0.25
+
+of_libpq = pytest.mark.parametrize("lab", ["psycopg", "psycopg2"], indirect=True)
+"""The drivers whose cursors have a COPY and are closed on the server."""
 
 
 def in_greenlet(lab, work):
@@ -180,10 +183,9 @@ def test_connection_of_a_connection_is_raw_too(lab):
     assert lab.query("select 42") == 42
 
 
+@on_loops
 def test_raw_connection_of_an_async_engine(lab):
     """AsyncEngine.raw_connection() gives the same; its driver_connection is the driver's own."""
-    if not hasattr(lab, "runner"):
-        pytest.skip("about event loops")
     lab.protect(guard={"timeout": LIMIT})
 
     async def main():
@@ -248,10 +250,9 @@ def test_spent_budget_lets_only_the_rollback_pass(lab):
     assert on_raw(lab, work) == 3
 
 
+@on_postgres
 def test_fetch_from_a_cursor_of_the_server(lab):
     """The rows of a server-side cursor have the deadline too."""
-    if not isinstance(lab.backend, Postgres):
-        pytest.skip("about PostgreSQL")
     lab.protect(guard={"timeout": LIMIT})
 
     def server_side(connection):
@@ -274,10 +275,9 @@ def test_fetch_from_a_cursor_of_the_server(lab):
 
 @pytest.mark.filterwarnings("ignore:.*deleted while still open:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@of_libpq
 def test_closing_a_cursor_of_a_frozen_server(lab):
     """Closing what the server keeps asks it, and is bounded like everything else."""
-    if lab.driver not in {"psycopg", "psycopg2"}:
-        pytest.skip("closes no cursors on the server")
     lab.protect(guard={"timeout": LIMIT})
 
     def work(connection):
@@ -293,18 +293,10 @@ def test_closing_a_cursor_of_a_frozen_server(lab):
     gc.collect()  # here, where psycopg's warning about a cursor that could not be closed is expected
 
 
-@pytest.fixture
-def copy_lab(request):
-    """The drivers whose cursors have a COPY."""
-    with laboratory(request) as lab:
-        yield lab
-
-
-@pytest.mark.parametrize("copy_lab", ["psycopg", "psycopg2"], indirect=True)
+@of_libpq
 @pytest.mark.parametrize("towards", ["server", "client"])
-def test_copy_is_stopped(copy_lab, towards):
+def test_copy_is_stopped(lab, towards):
     """COPY, in either direction, over a wire on which nothing moves ends at the deadline."""
-    lab = copy_lab
     with FaultProxy(lab.server.port) as wire:
         lab.url = functools.partial(lab.url, wire.port)
         lab.protect(guard={"timeout": LIMIT})
@@ -359,10 +351,9 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("copy_lab", ["psycopg", "psycopg2"], indirect=True)
-def test_copy_that_is_kept_in_time(copy_lab):
+@of_libpq
+def test_copy_that_is_kept_in_time(lab):
     """What is copied through a guarded raw connection arrives whole."""
-    lab = copy_lab
     lab.protect()
     lab.aside("drop table if exists raws", "create table raws (n int)")
 
@@ -454,11 +445,10 @@ def execute_with_driver(connection, sql):
     return connection.execute(sql) if hasattr(connection, "execute") else connection.cursor().execute(sql)
 
 
+@on_postgres
 @pytest.mark.parametrize("frozen", [False, True])
 def test_deadline_of_the_drivers_own_connection(lab, frozen):
     """What nobody can hook ends at the ambient deadline all the same, and its connection is dropped."""
-    if not isinstance(lab.backend, Postgres):
-        pytest.skip("about PostgreSQL")
     lab.protect()
     idle = lab.query("select pg_backend_pid()")
     # asyncpg's is only cut off: the server goes on until it notices.
