@@ -355,6 +355,20 @@ def test_a_lower_limit_of_the_servers_own_stays(maria_lab):
         maria_lab.aside("set global max_statement_time = 0")
 
 
+@pytest.mark.parametrize(("before", "left"), [(None, 0), ("set session max_statement_time = 3", 3)])
+def test_a_stream_has_the_limit_there_would_be_without_us(mariadb, before, left):
+    """The server's own, or the user's; and the next statement has the backstop again."""
+    arguments = {"ssl_disabled": True} | ({"init_command": before} if before else {})
+    engine = create_engine(MariaDB(mariadb).url("pymysql"), connect_args=arguments)
+    protect(engine)
+    asked = text("select @@max_statement_time")
+    with engine.connect() as connection:
+        streamed = connection.execute(asked, execution_options={"stream_results": True}).scalar()
+        usual = connection.execute(asked).scalar()
+    engine.dispose()
+    assert (float(streamed), float(usual)) == (left, left or 20)
+
+
 def test_a_users_own_first_command_stays(mariadb):
     """``init_command`` is the user's; the backstop does not replace it."""
     arguments = {"init_command": "set @mine = 5", "ssl_disabled": True, "read_timeout": 7}

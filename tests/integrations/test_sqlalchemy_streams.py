@@ -258,3 +258,10 @@ def test_async_stream_left_half_way_on_a_frozen_server(lab):
     assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
     assert len(idle - sessions(lab)) == 1
     assert lab.query("select 42") == 42
+
+
+def test_stream_may_outlast_the_backstop(lab):
+    """It is for a statement that nobody can stop any more, not for a stream whose rows keep coming."""
+    lab.protect(guard={"timeout": 0.7, "backstop": 0.9})
+    sql = SLOW.replace("1000", "200").replace("0.01", "0.006")
+    assert lab.run(lambda session: rows(session, sql)) == list(range(1, 201))

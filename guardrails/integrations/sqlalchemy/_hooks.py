@@ -124,16 +124,17 @@ class Hooks:
                 return original(*args)
             fairy = context.root_connection._dbapi_connection  # noqa: SLF001 - no public way that costs nothing
             timeout = context.execution_options.get(TIMEOUT_OPTION)
+            streams = context._is_server_side  # noqa: SLF001 - likewise
             if timeout is not None:
                 timeout = _checked(timeout)
-                if not many:
-                    args = (args[0], allow(args[1], timeout), *args[2:])
+            if (streams or timeout is not None) and not many:
+                args = (args[0], allow(args[1], timeout, streams=streams), *args[2:])
             connection, checkout = fairy.dbapi_connection, checkout_of(fairy._connection_record)  # noqa: SLF001 - likewise
             compiled = context.compiled
             ending = compiled is not None and isinstance(compiled.statement, _SAVEPOINT_ENDS)
             result = run(original, args, connection, checkout, timeout=timeout, ending=ending)
             stepped = steps_in_fetch and context.cursor.description and not context.executemany
-            if stepped or context._is_server_side:  # noqa: SLF001 - likewise
+            if stepped or streams:
 
                 def step(fetch: Callable[..., Any], *size: int) -> Any:
                     return run(fetch, size, connection, checkout, timeout=timeout)

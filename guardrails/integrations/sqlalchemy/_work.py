@@ -70,9 +70,16 @@ class Worker:
         """Whether fetching rows from an ordinary cursor makes the database work."""
         return getattr(self._driver, "works_in_fetch", False)
 
-    def allow(self, statement: str, timeout: float) -> str:
-        """The statement, worded so that the backstop does not end it before ``timeout`` seconds."""
-        if self._driver is None or self._backstop is None or timeout <= self._backstop:
+    def allow(self, statement: str, timeout: float | None, *, streams: bool = False) -> str:
+        """The statement, worded so that the backstop does not end it before ``timeout`` seconds.
+
+        Of a stream each fetch has that time, so the backstop must not count them together.
+        """
+        if self._driver is None or self._backstop is None:
+            return statement
+        if streams and self._driver.backstop_spans_streams:
+            return self._driver.allow(statement, None)
+        if timeout is None or timeout <= self._backstop:
             return statement
         return self._driver.allow(statement, timeout)
 

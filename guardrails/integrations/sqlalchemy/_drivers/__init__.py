@@ -20,6 +20,7 @@ class Driver(Protocol):
     Attributes:
         interrupts_task: Whether ``cancel`` works by cancelling the asyncio task that waits.
         connects_anywhere: Whether a connection may be opened in one thread and used in another.
+        backstop_spans_streams: Whether the server's backstop runs from a stream's first row to its last.
 
     A driver may also have ``prepare(connection, seconds)``, called before each piece of work, and
     ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched.
@@ -27,6 +28,7 @@ class Driver(Protocol):
 
     interrupts_task: bool
     connects_anywhere: bool
+    backstop_spans_streams: bool
 
     def cancel(self, connection: Any, within: float) -> None:
         """Asks the server to stop the statement under way; may take ``within`` seconds."""
@@ -50,8 +52,8 @@ class Driver(Protocol):
                 when it cannot be told; None for no such limit.
         """
 
-    def allow(self, statement: str, seconds: float) -> str:
-        """A statement that may take ``seconds``, which is more than the backstop."""
+    def allow(self, statement: str, seconds: float | None) -> str:
+        """A statement that may take ``seconds``, which is more than the backstop; None for a stream."""
 
     def failed(self, error: BaseException) -> bool | None:
         """Whether an error of this driver is the server's fault; None if it cannot tell."""

@@ -14,6 +14,9 @@ __all__ = ["PATIENCE", "Target", "allowing", "server_failed", "with_backstop"]
 PATIENCE = 1.0
 """Seconds a KILL may take: more than the grace, because the server works on for a client that is gone."""
 
+_WITHOUT_US = "@guardrails"
+"""Where a session keeps the limit it had before the backstop; NULL, as a number, where there is none."""
+
 _OUT_OF_RESOURCES = {
     1021,  # disk full
     1037,  # out of memory
@@ -97,12 +100,18 @@ def with_backstop(arguments: dict[str, Any], seconds: float | None) -> dict[str,
         f"@@max_statement_time, {seconds:f})"
     )
     # Only MariaDB reads such a comment; MySQL has no limit that covers more than SELECT.
-    return {**arguments, "init_command": f"SET @guardrails = 1 /*M!100100 , {limit} */"}
+    command = f"SET {_WITHOUT_US} = 0 /*M!100100 + @@max_statement_time, {limit} */"
+    return {**arguments, "init_command": command}
 
 
-def allowing(statement: str, seconds: float) -> str:
-    """The statement with a limit of its own, in the same round trip; MySQL sees a comment."""
-    return f"/*M!100100 SET STATEMENT max_statement_time = {seconds:f} FOR */ {statement}"
+def allowing(statement: str, seconds: float | None) -> str:
+    """The statement with a limit of its own, in the same round trip; MySQL sees a comment.
+
+    None leaves the limit that there would be without a backstop: to MariaDB a stream is one statement
+    until its last row is read.
+    """
+    limit = f"COALESCE({_WITHOUT_US} + 0, @@max_statement_time)" if seconds is None else f"{seconds:f}"
+    return f"/*M!100100 SET STATEMENT max_statement_time = {limit} FOR */ {statement}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ __all__ = ["MySQLAsync"]
 class MySQLAsync(Plain, ABC):
     """See Driver."""
 
+    backstop_spans_streams = True
+
     def __init__(self) -> None:
         self._background = Background()
         self._opened: WeakKeyDictionary[Any, tuple[Target, str]] = WeakKeyDictionary()
@@ -45,7 +47,7 @@ class MySQLAsync(Plain, ABC):
         self._opened[connection] = (self._target(connection), self._host(connection))
         return adapted
 
-    def allow(self, statement: str, seconds: float) -> str:
+    def allow(self, statement: str, seconds: float | None) -> str:
         """See Driver."""
         return allowing(statement, seconds)
 

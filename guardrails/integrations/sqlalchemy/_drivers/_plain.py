@@ -13,6 +13,7 @@ class Plain:
 
     interrupts_task = False
     connects_anywhere = True
+    backstop_spans_streams = False
 
     def open(
         self,
@@ -24,7 +25,7 @@ class Plain:
         """See Driver."""
         return connect(**arguments)
 
-    def allow(self, statement: str, seconds: float) -> str:  # noqa: ARG002 - there is no backstop to lift
+    def allow(self, statement: str, seconds: float | None) -> str:  # noqa: ARG002 - there is no backstop to lift
         """See Driver."""
         return statement
 

@@ -69,7 +69,7 @@ class PostgresDriver(Plain):
         _log.warning("the backstop is off: what is between us and PostgreSQL refuses %s", SETTING)
         return connect(**arguments)
 
-    def allow(self, statement: str, seconds: float) -> str:  # noqa: ARG002 - there is no way
+    def allow(self, statement: str, seconds: float | None) -> str:  # noqa: ARG002 - there is no way
         """See Driver."""
         raise ConfigurationError(
             f"execution_options: guardrails_timeout must be at most the engine's backstop, got {seconds!r}"

@@ -25,6 +25,8 @@ __all__ = ["PyMySQL"]
 class PyMySQL(Plain):
     """See Driver."""
 
+    backstop_spans_streams = True
+
     def open(
         self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
     ) -> Any:
@@ -36,7 +38,7 @@ class PyMySQL(Plain):
         connection._read_timeout = own  # noqa: SLF001 - from here on deadlines bound every read
         return connection
 
-    def allow(self, statement: str, seconds: float) -> str:
+    def allow(self, statement: str, seconds: float | None) -> str:
         """See Driver."""
         return allowing(statement, seconds)
 
