@@ -108,6 +108,14 @@ def killed(what):
     return provoke
 
 
+def overtaken(lab, session):
+    """What MariaDB has of a serialization failure besides the deadlock: a snapshot that has grown old."""
+    session.execute("set innodb_snapshot_isolation = on")
+    session.execute("select n from pair where id = 1")
+    lab.aside("update pair set n = n + 1 where id = 1")
+    session.execute("update pair set n = n + 1 where id = 1")
+
+
 def full_table(lab, session):
     session.execute("set max_heap_table_size = 16384")
     session.execute("create temporary table tiny (filling char(255)) engine=memory")
@@ -125,6 +133,7 @@ ANSWERS = {
     "read-only server": (read_only_server, 1290),
     "deadlock": (deadlock, 1213),
     "lock wait timeout": (lock_wait, 1205),
+    "overtaken by another": (overtaken, 1020),
 }
 FAULTS = {
     "KILL QUERY": (killed("query"), {1317}),
@@ -245,6 +254,18 @@ def test_a_killed_server_fails_at_once_and_is_found_again(own_lab):
     lab.server.restart()
     assert lab.query("select 7") == 7
     assert lab.pool.checkedout() == lab.guard.snapshot().in_use == 0
+
+
+def test_shutdown_is_a_failure(own_lab):
+    """A statement that the server's going down cuts short did not get its answer."""
+    lab = own_lab
+    lab.protect(guard={"timeout": 30})
+    with lab.meanwhile(lambda: lab.query("select 1 from pg_sleep(20)")) as results:
+        poll(lambda: lab.pause(0.01) or lab.running() == 1, "the statement runs")
+        lab.server.restart()
+    assert results[0].orig.args[0] in {1053, 1317, 1927, 2013}
+    assert lab.guard.snapshot().failed == 1
+    assert lab.query("select 42") == 42
 
 
 def test_a_restarted_server_costs_one_failure_and_no_slot(own_lab):
