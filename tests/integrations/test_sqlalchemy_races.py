@@ -114,25 +114,47 @@ async def _as_coroutine(awaitable):
     return await awaitable
 
 
+async def transaction(lab):
+    """The shortest there is."""
+    async with lab.engine.connect() as connection:
+        await connection.execute(text("select 1"))
+        await connection.commit()
+
+
+async def journey(lab):
+    """A ping, savepoints, a stream that ends and one that is left, a ROLLBACK."""
+    numbers = text(lab.backend.say("select n from generate_series(1, 5) n"))
+    async with lab.engine.connect() as connection:
+        async with connection.begin_nested():
+            await connection.execute(text("select 1"))
+        savepoint = await connection.begin_nested()
+        await savepoint.rollback()
+        streamed = await connection.stream(numbers, execution_options={"yield_per": 2})
+        assert [row[0] async for row in streamed] == [1, 2, 3, 4, 5]
+        left = await connection.stream(numbers, execution_options={"yield_per": 2})
+        assert (await left.fetchone())[0] == 1
+        await left.close()
+        await connection.rollback()
+
+
 @on_loops
 @pytest.mark.parametrize("how", [by_cancel, by_scope, by_timeout])
-@pytest.mark.parametrize("pool", ["cold", "warm"])
+@pytest.mark.parametrize(
+    ("pool", "work"),
+    [("cold", transaction), ("warm", transaction), ("warm", journey)],
+    ids=lambda it: getattr(it, "__name__", it),
+)
 # SQLAlchemy logs, and the drivers warn about, what a cancelled connect leaves to the collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_cancellation_at_every_await_point(lab, how, pool):
+def test_cancellation_at_every_await_point(lab, how, pool, work):
     """Wherever a task is cancelled, the slot and the connection are back and the next answer is right."""
-    lab.protect(pool_size=1, max_overflow=1)
-
-    async def transaction():
-        async with lab.engine.connect() as connection:
-            await connection.execute(text("select 1"))
-            await connection.commit()
+    lab.protect(pool_size=1, max_overflow=1, pool_pre_ping=work is journey)
 
     async def sweep():
         for point in itertools.count(1):
             if pool == "cold":
                 await lab.engine.dispose()
-            reached = await how(transaction(), point)
+            reached = await how(work(lab), point)
             assert asyncio.current_task().cancelling() == 0
             assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0), f"at point {point}"
             async with lab.engine.connect() as connection:
@@ -143,7 +165,8 @@ def test_cancellation_at_every_await_point(lab, how, pool):
     points = lab.runner.run(sweep())
     gc.collect()  # a driver whose connect was cancelled leaves a socket in a cycle
     assert points > 3
-    assert lab.guard.snapshot().failed == 0
+    # An anyio scope that cancels again makes psycopg close a connection; its ROLLBACK then counts as failed.
+    assert lab.guard.snapshot().failed <= (work is journey)
     poll(lambda: lab.server_side("true") <= 2, "only the pool's connections are left")
 
 
