@@ -1,9 +1,9 @@
 """A small service in a process of its own, and crowds that visit it, for tests and benchmarks of the edge.
 
-The service has ``/query`` (takes a connection and so many seconds), ``/stream`` (sends rows for ever),
-``/health`` (needs no database), as thread endpoints or as coroutines, and ``/busy`` (a coroutine that answers
-503 and does nothing else: what a refusal costs without us). Arrivals are an open loop: they are decided
-beforehand and wait for nobody.
+The service has ``/query`` and ``/batch`` (take a connection and so many seconds), ``/stream`` (sends
+rows for ever) and ``/health`` (needs no database), as thread endpoints or as coroutines, and ``/busy``
+(answers 503 and does nothing else: what a refusal costs without us). Arrivals are an open loop: they are
+decided beforehand and wait for nobody.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build(settings):
     engine = make(settings["url"], pool_size=settings["pool"], max_overflow=0, pool_timeout=1)
     db = None if settings["guard"] is None else protect(engine, name="db", **settings["guard"])
     query = query_on_loop(engine, settings) if on_loop else query_in_thread(engine, settings)
-    routes = [Route("/query", query), Route("/health", health), Route("/busy", busy)]
+    routes = [Route("/query", query), Route("/batch", query), Route("/health", health), Route("/busy", busy)]
     app = inside = Starlette(routes=routes)
     if db is not None:
         edge = {"learn_routes": False} if settings["edge"] is None else _edge(settings["edge"], db)

@@ -87,6 +87,35 @@ def test_overload_costs_the_good_answers_nothing(postgres, driver, times):
     assert (held["in_use"], held["checked_out"], held["in_flight"], held["state"]) == (0, 0, 0, "closed")
 
 
+def test_a_flood_of_batches_leaves_the_people_alone(postgres):
+    """SHEDDABLE requests at five times the pool's capacity, CRITICAL ones at a quarter of it."""
+    seconds, capacity = 5, 10 / 0.5
+
+    async def story(crowd, _address):
+        await crowd.saturate("/query", 10, 1.0)
+        arrivals = together(
+            *[[(n / rate, path) for n in range(int(seconds * rate))] for path, rate in rates.items()]
+        )
+        return await crowd.visit(arrivals, 30), await edge_lab.settled(crowd)
+
+    rates = {"/query": capacity / 4, "/batch": 5 * capacity}
+    visits, held = visiting(
+        postgres.url("asyncpg"),
+        story,
+        endpoints="async",
+        pool=10,
+        query=0.5,
+        guard={"max_wait_duration": 1.0},
+        edge={"requires": ["/query", "/batch"], "criticality": {"/batch": "SHEDDABLE"}},
+    )
+    people, batches = of(visits, "/query"), of(visits, "/batch")
+    assert (len(people), len(batches)) == (25, 500)
+    assert len(of(people, status=200)) >= 0.99 * len(people)
+    assert 0 < len(of(batches, status=200)) < 250
+    assert len(of(batches, status=200)) + len(of(batches, status=503)) == len(batches)
+    assert (held["in_use"], held["checked_out"], held["in_flight"], held["state"]) == (0, 0, 0, "closed")
+
+
 def test_clients_who_vanish_in_mid_stream_leave_nothing(postgres):
     """No slot, no task, no connection, no request; and they are no evidence against the database."""
 
