@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from guardrails._guard import Guard
+from guardrails.integrations._edge import doors_of
 from guardrails.integrations._habits import Habits
 
 __all__ = ["Route", "RouteTable", "find_routes", "requires"]
@@ -71,16 +72,16 @@ class Route:
     Attributes:
         endpoint: What the framework calls; kept, so that its ``id`` stays its own.
         template: Its path as the application wrote it down, mounts included, such as ``/orders/{id}``.
-        requires: The guards it was marked with.
+        doors: Those of the guards it was marked with.
         habits: What its requests usually touch.
     """
 
-    __slots__ = ("endpoint", "habits", "requires", "template")
+    __slots__ = ("doors", "endpoint", "habits", "template")
 
     def __init__(self, endpoint: object, template: str) -> None:
         self.endpoint = endpoint
         self.template = template
-        self.requires = required_by(endpoint)
+        self.doors = doors_of(required_by(endpoint))
         self.habits = Habits()
 
 
@@ -114,7 +115,7 @@ class RouteTable:
         self._anywhere: list[_Line] = []
         for route in _unfold(routes):
             self._add(route)
-        self.demanding = any(route.requires or route.habits.usual for route in self.known.values())
+        self.demanding = any(route.doors or route.habits.usual for route in self.known.values())
 
     def find(self, path: str, method: str) -> Route | None:
         """The route of a request, or None for one that will be a 404, a 405, or nobody's we know."""

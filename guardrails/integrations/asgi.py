@@ -15,7 +15,7 @@ from guardrails._criticality import Criticality
 from guardrails._deadline import Clock, close, current, enter
 from guardrails._door import Door
 from guardrails._guard import Guard
-from guardrails.integrations._edge import Edge, doors_of
+from guardrails.integrations._edge import Edge
 from guardrails.integrations._exchange import (
     ASGIApp,
     ASGIScope,
@@ -200,7 +200,7 @@ class GuardrailsMiddleware:
         route = table.find(path, method) if table.demanding else None
         if route is None:
             return held, late
-        learned: dict[bool, list[Door]] = {True: [*held, *doors_of(route.requires)], False: []}
+        learned: dict[bool, list[Door]] = {True: [*held, *route.doors], False: []}
         for habit in self._edge.standing(route.habits):
             learned[habit.prompt] += habit.passage.doors
         return tuple(dict.fromkeys(learned[True])), tuple(learned[False])
