@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import functools
@@ -473,6 +474,34 @@ def test_drivers_own_connection_that_is_back_in_time(lab):
         lab.run(lambda session: session.connection.connection.driver_connection)
     assert lab.query("select pg_backend_pid() from pg_sleep(0.8)") == number
     assert not _watchdog._watchdog.armed
+
+
+def test_detaching_ends_the_deadline_of_the_drivers_own_connection(postgres):
+    """When the guard goes, so does what it had planned for a connection that is out."""
+    engine = create_engine(postgres.url("psycopg"))
+    db = protect(engine)
+    with deadline(LIMIT), contextlib.closing(engine.raw_connection()) as raw:
+        own = raw.driver_connection
+        db.detach()
+        assert own.execute("select 5 from pg_sleep(1)").fetchone() == (5,)
+    engine.dispose()
+
+
+def test_drivers_own_connection_of_a_loop_in_a_thread(lab):
+    """Where there is no loop nothing is planned, and looking at the connection does no harm."""
+    if not hasattr(lab, "runner"):
+        pytest.skip("about event loops")
+    lab.protect()
+
+    async def main():
+        raw = await lab.engine.raw_connection()
+        with deadline(LIMIT):
+            own = await asyncio.to_thread(lambda: raw.driver_connection)
+        assert own is raw.dbapi_connection.driver_connection
+        await greenlet_spawn(raw.close)
+
+    lab.runner.run(main())
+    assert lab.query("select 6 from pg_sleep(0.8)") == 6
 
 
 def test_context_managers_chains_and_iteration(postgres):

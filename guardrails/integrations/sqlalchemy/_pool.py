@@ -115,6 +115,8 @@ class Admission:
     def detach(self, pool: Pool) -> None:
         """Puts the pool's own class back; what is out now returns as if nothing had been."""
         pool.__class__ = type(pool).__bases__[0]
+        for checkout in self._out.values():
+            checkout.take_back()  # or its deadline would come for whoever has the connection next
         self._out.clear()
 
     def checkout_with(self, connection: object) -> Checkout | None:

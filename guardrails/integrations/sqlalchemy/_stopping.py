@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from guardrails._alarm import Alarm, Alarms, alarms_of
+from guardrails._waiting import on_event_loop
 from guardrails.integrations.sqlalchemy._drivers import Driver
 from guardrails.integrations.sqlalchemy._watchdog import GRACE, watch
 
@@ -118,8 +119,14 @@ class Bounds:
         return result
 
     def lend(self, connection: Any, seconds: float) -> Limit | None:
-        """Stops whatever runs on a connection in some seconds, unless it is ended by then."""
-        return None if self._driver is None else self._limit(self._lending, connection, seconds)
+        """Stops whatever runs on a connection in some seconds, unless it is ended by then.
+
+        Returns:
+            What to end; None where nothing can be stopped, as for an asynchronous driver off its loop.
+        """
+        if self._driver is None or (self._is_async and not on_event_loop()):
+            return None
+        return self._limit(self._lending, connection, seconds)
 
     def connect(
         self,
