@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 import time
 
 import pytest
@@ -13,6 +14,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import StaticPool
 
 from guardrails import CallTimeoutError, ConfigurationError, protect
+from guardrails.integrations._budget import time_allowed
+from guardrails.integrations.sqlalchemy._stopping import Bounds
 
 ENDLESS = text("with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n")
 LATE = 0.6
@@ -190,3 +193,67 @@ def test_unknown_driver_is_guarded_only_without_deadlines(tmp_path):
         assert connection.execute(text("select 3")).scalar() == 3
     assert db.snapshot().succeeded > 0
     engine.dispose()
+
+
+@pytest.fixture
+def make_engine(tmp_path):
+    """Makes engines on one file, and disposes of them."""
+    engines = []
+
+    def make():
+        engines.append(create_engine(f"sqlite:///{tmp_path}/db"))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.mark.parametrize("asked", [None, 0.2, 60])
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_quick_way_to_the_time_of_a_statement(make_engine, monkeypatch, timeout, asked):
+    """Outside every scope a statement is not asked for one, and has the time it would have had."""
+    engine = make_engine()
+    db = protect(engine, timeout=timeout)
+    engine.connect().close()  # a first connection is asked this and that
+    given = []
+    run = Bounds.run
+    monkeypatch.setattr(Bounds, "run", lambda self, *args: given.append(args[-1]) or run(self, *args))
+    options = {} if asked is None else {"guardrails_timeout": asked}
+    with engine.connect() as connection:
+        connection.execute(text("select 1"), execution_options=options).all()
+    *statement, rollback = given
+    assert set(statement) == {time_allowed(db, asked)[0]}
+    assert rollback == time_allowed(db)[0]
+
+
+def calls_of(body):
+    """Python functions that are called in a body."""
+    calls = []
+    before = sys.getprofile()
+    sys.setprofile(lambda _frame, event, _argument: calls.append(event == "call"))
+    try:
+        body()
+    finally:
+        sys.setprofile(before)
+    return sum(calls)
+
+
+def test_what_a_statement_costs(make_engine):
+    """The guard adds few Python calls to a statement, and so few to a checkout with a statement in it."""
+    bare, guarded = make_engine(), make_engine()
+    protect(guarded)
+
+    def together(engine):
+        with engine.connect() as connection:
+            connection.execute(text("select 1"))
+
+    def alone(engine):
+        with engine.connect() as connection:
+            return calls_of(lambda: connection.execute(text("select 1")))
+
+    for engine in (bare, guarded):
+        together(engine)
+        alone(engine)
+    assert alone(guarded) - alone(bare) <= 20
+    assert calls_of(lambda: together(guarded)) - calls_of(lambda: together(bare)) <= 45
