@@ -2,65 +2,63 @@
 
 from __future__ import annotations
 
-from guardrails._deadline import current, touch
+from collections.abc import Callable
+from typing import Any
+
+from guardrails._deadline import ambient, current, touch
 from guardrails._door import Door
-from guardrails._guard import Guard, workload
-from guardrails._sharing import DEFAULT
+from guardrails._guard import Guard
 from guardrails.integrations._budget import innermost
 
-__all__ = ["Checkout", "check_out"]
+__all__ = ["Checkout"]
 
 
 class Checkout:
     """One connection out of its pool.
 
+    Args:
+        guard: The pool's guard.
+
     Attributes:
-        guard: The guard it was made through: the pool's own, or a compartment of it.
+        guard: The guard it is made through: the pool's own, or a compartment of it.
         slots: The doors it passed, the pool's own last, each with the number of its slot there.
         spoilt: Whether work on it was stopped: a late order to stop would hit whoever has it next.
+        deserted: Whether its caller was cancelled in the middle of some work. What tidies up after that may
+            find the connection in any state, and says nothing about the database.
     """
 
-    __slots__ = ("guard", "slots", "spoilt")
+    __slots__ = ("deserted", "guard", "slots", "spoilt")
 
     def __init__(self, guard: Guard) -> None:
-        self.guard = guard
+        self.guard = innermost(guard)
         self.slots: list[tuple[Door, int]] = []
-        self.spoilt = False
+        self.spoilt = self.deserted = False
+
+    def take_slots(self, wait: Callable[[Any], Any] | None = None) -> None:
+        """Takes the slots, waiting for them.
+
+        Args:
+            wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
+
+        Raises:
+            RejectedError: There is none for it.
+        """
+        doors, budget = self.guard.passage.doors, None
+        if ambient.get() is not None:
+            scope = current()
+            touch(scope, self.guard.passage)
+            budget = None if scope is None else scope.remaining()
+            if budget is not None and budget <= 0:
+                raise doors[-1].refuse("deadline_spent")
+        try:
+            for door in doors:
+                self.slots.append((door, door.check_out(wait, budget=budget)))
+        except BaseException:
+            self.give_back()
+            raise
 
     def give_back(self) -> None:
         """Gives the slots back, each once."""
         while self.slots:
             door, slot = self.slots.pop()
             door.check_in(slot)
-
-    def __del__(self) -> None:
-        self.give_back()  # of a thread that ended with its connection open
-
-
-def check_out(guard: Guard, *, sorts: bool) -> Checkout:
-    """Takes the slots of one connection, waiting for them in this thread.
-
-    Args:
-        guard: The pool's guard.
-        sorts: Whether a checkout outside every compartment belongs to the one of its route.
-
-    Raises:
-        RejectedError: There is none for it.
-    """
-    scope = current()
-    inner = innermost(guard)
-    if sorts and inner is guard:
-        request = None if scope is None else scope.request
-        inner = workload(guard, (request.template() if request else None) or DEFAULT)
-    touch(scope, inner.passage)
-    budget = None if scope is None else scope.remaining()
-    if budget is not None and budget <= 0:
-        raise guard.passage.doors[-1].refuse("deadline_spent")
-    checkout = Checkout(inner)
-    try:
-        for door in inner.passage.doors:
-            checkout.slots.append((door, door.check_out(None, budget=budget)))
-    except BaseException:
-        checkout.give_back()
-        raise
-    return checkout

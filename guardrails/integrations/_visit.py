@@ -10,7 +10,7 @@ import math
 
 from guardrails._deadline import Clock, RequestScope, Scope, current, ranked
 from guardrails._fork import ForkedLock
-from guardrails.integrations._edge import Edge, doors_of
+from guardrails.integrations._edge import Edge
 from guardrails.integrations._http import Problem
 from guardrails.integrations._routes import Route
 
@@ -88,7 +88,7 @@ class Views:
                 view = self._known.setdefault(id(endpoint), view)
         usual = self._edge.standing(view.habits)
         learned = [door for habit in usual for door in habit.passage.doors]
-        needed = dict.fromkeys((*doors_of(view.requires), *learned))
+        needed = dict.fromkeys((*view.doors, *learned))
         problem = None if not needed or self._edge.is_exempt(path) else self._edge.missing(needed)
         scope = current()
         visit = None if scope is None else scope.request

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
-from guardrails._deadline import ambient, current, touch
-from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError
-from guardrails.integrations._budget import innermost
+from guardrails.integrations._checkouts import Checkout as Slots
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -26,26 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["Admission", "Checkout", "capacity", "guard_of"]
 
 
-class Checkout:
+class Checkout(Slots):
     """One connection out of the pool.
 
     Attributes:
-        guard: The guard it was made through: the engine's own, or a compartment of it.
-        slots: The doors it passed, the engine's own last, each with the number of its slot there.
         lent: What stops the work of who has asked for the driver's own connection; None if nobody has, or has
             all the time in the world.
-        spoilt: Whether work on it was stopped: a late order to stop would hit whoever has it next.
         below: The checkout that had the connection before, and still has: a StaticPool lets the same one
             out several times.
     """
 
-    __slots__ = ("below", "guard", "lent", "slots", "spoilt")
+    __slots__ = ("below", "lent")
 
     def __init__(self, guard: Guard) -> None:
-        self.guard = guard
-        self.spoilt = False
+        super().__init__(guard)
         self.lent: Limit | None = None
-        self.slots: list[tuple[Door, int]] = []
         self.below: Checkout | None = None
 
     def take_back(self) -> bool:
@@ -53,12 +46,6 @@ class Checkout:
         if self.lent is not None and self.lent.end():
             self.spoilt = True
         return not self.spoilt
-
-    def give_back(self) -> None:
-        """Gives the slots back, each once."""
-        while self.slots:
-            door, slot = self.slots.pop()
-            door.check_in(slot)
 
 
 def capacity(pool: Pool) -> int | None:
@@ -127,10 +114,11 @@ class Admission:
         return None
 
     def _guarded(self, base: type[Pool], proxy: Proxy) -> type[Pool]:
-        enter, leave, out = self._enter, self._leave, self._out
+        guard, wait, leave, out = self._guard, self._wait, self._leave, self._out
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
-            checkout = enter()
+            checkout = Checkout(guard)
+            checkout.take_slots(wait)
             try:
                 record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
             except BaseException:
@@ -164,22 +152,6 @@ class Admission:
             "_guardrails": self._guard,
         }
         return type(f"Guarded{base.__name__}", (base,), own)
-
-    def _enter(self) -> Checkout:
-        checkout, budget = Checkout(innermost(self._guard)), None
-        if ambient.get() is not None:
-            scope = current()
-            touch(scope, checkout.guard.passage)
-            budget = None if scope is None else scope.remaining()
-            if budget is not None and budget <= 0:
-                raise self._door.refuse("deadline_spent")
-        try:
-            for door in checkout.guard.passage.doors:
-                checkout.slots.append((door, door.check_out(self._wait, budget=budget)))
-        except BaseException:
-            checkout.give_back()
-            raise
-        return checkout
 
     def _leave(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)

@@ -131,7 +131,7 @@ class Worker:
                 checkout.spoilt = True
             raise self._timed_out(guard, seconds, commit=commit) from stopped.__cause__
         except BaseException as error:
-            outcome = self._judge(error)
+            outcome = self._judge(error, checkout, ending=ending)
             raise
         finally:
             for door, ticket in tickets:
@@ -213,7 +213,11 @@ class Worker:
         note_trouble(error)
         return error
 
-    def _judge(self, error: BaseException) -> Outcome:
+    def _judge(self, error: BaseException, checkout: Checkout | None, *, ending: bool) -> Outcome:
+        if checkout is not None and not isinstance(error, Exception):
+            checkout.deserted = True
+        elif checkout is not None and checkout.deserted and ending:
+            return _ABANDONED
         policy = self._guard.passage.policy
         outcome = classify(error, None if policy is None else policy.is_failure)
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):

@@ -19,7 +19,7 @@ from django.utils.module_loading import import_string
 from guardrails._checks import Faults
 from guardrails._guard import Guard, attach, sort_calls
 from guardrails.errors import CallTimeoutError
-from guardrails.integrations._checkouts import Checkout, check_out
+from guardrails.integrations._checkouts import Checkout
 from guardrails.integrations.django.postgresql._cursors import ENDINGS, WorkingCursor
 from guardrails.integrations.django.postgresql._pools import FromPool, LendingPool
 from guardrails.integrations.sqlalchemy._drivers.psycopg import Psycopg
@@ -46,6 +46,15 @@ def _as_it_is(connection: Any) -> Any:
     return connection
 
 
+class _Checkout(Checkout):
+    """One that a thread may leave behind when it ends with its connection open."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.give_back()
+
+
 class _Protection:
     """What the connections of all threads to one database have in common.
 
@@ -54,10 +63,9 @@ class _Protection:
         on: Whether the guard is still attached.
     """
 
-    def __init__(self, guard: Guard, most: int | None, *, sorts: bool) -> None:
+    def __init__(self, guard: Guard, most: int | None) -> None:
         self.guard = guard
         self.most = most
-        self.sorts = sorts
         self.on = True
         driver = Psycopg() if most is None else FromPool()
         self.worker = Worker(guard, driver, _as_it_is, is_async=False, errors=_ANSWERS)
@@ -90,7 +98,7 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._checkout: Checkout | None = None
+        self._checkout: _Checkout | None = None
         self._lending: LendingPool | None = None
         self._protection = self._protect()
 
@@ -111,9 +119,8 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
             slots = guard.snapshot().max_concurrent_calls
             faults.count(f"the slots of guard {guard.name!r}", slots, most=most)
             faults.raise_if_any()
-            sorts = compartments == "auto"
-            _protections[guard] = protection = _Protection(guard, most, sorts=sorts)
-            if sorts:
+            _protections[guard] = protection = _Protection(guard, most)
+            if compartments == "auto":
                 sort_calls(guard)
             attach(guard, protection)
         return _protections[guard]
@@ -184,7 +191,9 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
     def _enter(self) -> None:
         protection = self._protection
         if protection.on:
-            self._checkout = check_out(protection.guard, sorts=protection.sorts)
+            checkout = _Checkout(protection.guard)
+            checkout.take_slots()
+            self._checkout = checkout
 
     def _leave(self) -> None:
         checkout, self._checkout = self._checkout, None
