@@ -133,6 +133,14 @@ def test_a_full_queue_sheds_the_last_of_the_lowest():
     assert gate.rejected["shed"] == 2
 
 
+def test_where_nobody_may_wait_nobody_is_shed_for_another():
+    """A queue of no places has no last of the lowest."""
+    gate = make_gate(limit=1, max_waiting=0)
+    crowd(gate, SHEDDABLE)
+    assert gate.enter(0.0, Place(), CRITICAL) == Refusal("bulkhead_full", None)
+    assert woken(gate) == []
+
+
 @pytest.mark.parametrize(
     ("above", "rank", "reason"),
     [
