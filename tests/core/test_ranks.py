@@ -8,6 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker
 from guardrails._core.bulkhead import HURRIED_WAIT, STANDING, Bulkhead, Place
 from guardrails._core.gate import Gate, Refusal
@@ -119,6 +120,66 @@ def test_the_queue_is_by_class_and_then_in_order():
         ticket = gate.woken(0.0, heirs[0]) if heirs else None
     assert [places.index(place) for place in order] == [4, 6, 1, 3, 2, 0, 5]
     assert gate.bulkhead.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("waiting", "newcomer", "admitted"),
+    [(CRITICAL, CRITICAL, False), (SHEDDABLE, CRITICAL, True), (CRITICAL_PLUS, CRITICAL, True)],
+)
+def test_a_newcomer_overtakes_nobody_of_its_own_class(waiting, newcomer, admitted):
+    """Not even where a slot is free for it; of a class below, or within what it can count on, it may."""
+    gate = make_gate()
+    crowd(gate, SHEDDABLE, count=1)
+    place = Place()
+    place.rank = waiting
+    gate.bulkhead.try_queue_ranked(gate.bulkhead.ranks, place, 0.0)
+    assert isinstance(gate.enter(0.0, None, newcomer), int) is admitted
+
+
+def test_a_newcomer_beyond_its_share_does_not_overtake_a_higher_class():
+    """The free slot is for whoever waits there."""
+    gate = make_gate()
+    crowd(gate, SHEDDABLE, count=1)
+    place = Place()
+    place.rank = CRITICAL
+    gate.bulkhead.try_queue_ranked(gate.bulkhead.ranks, place, 0.0)
+    assert gate.enter(0.0, None, SHEDDABLE) == Refusal("bulkhead_full", None)
+
+
+def granted(gate, rank):
+    """A place of a class that waited and has a slot now, the only one, which it has not claimed yet."""
+    (ticket,) = crowd(gate, rank)
+    place = wait_for_slot(gate, rank)
+    assert end(gate, ticket) == [place]
+    return place
+
+
+def test_a_slot_granted_to_a_class_goes_back_to_it_if_nobody_comes_for_it():
+    """Because the caller went away, or the circuit opened in between."""
+    gate = make_gate(limit=1)
+    gate.abandon(0.0, granted(gate, SHEDDABLE))
+    assert gate.bulkhead.ranks.held == [0, 0, 0, 0]
+    place = granted(gate, SHEDDABLE)
+    gate.turn(0.0, "forced_open")
+    assert gate.woken(0.0, place) == Refusal("circuit_open", None)
+    assert gate.bulkhead.ranks.held == [0, 0, 0, 0]
+
+
+def test_who_waited_is_counted_with_its_class():
+    """As those are who did not wait: by it a guard of batches alone is known."""
+    gate = make_gate(limit=1)
+    for count in (2, 4):
+        gate.leave(0.0, gate.woken(0.0, granted(gate, SHEDDABLE)), Outcome.SUCCESS)
+        assert (gate.admitted, gate.classed) == (count, count)
+
+
+def test_no_class_waits_in_half_open():
+    """A probe that finds no slot is no probe."""
+    gate = Gate(Breaker(BreakerPolicy(), lambda: 0.5), Bulkhead(1, 10))
+    gate.turn(0.0, "half_open")
+    crowd(gate, SHEDDABLE, count=1)
+    assert gate.enter(0.0, Place(), CRITICAL) == Refusal("bulkhead_full", None)
+    assert not gate.bulkhead.queue
 
 
 def test_a_full_queue_sheds_the_last_of_the_lowest():
