@@ -533,3 +533,14 @@ def test_a_hand_to_half_open_keeps_the_failures_in_a_row():
     gate.turn(0, "half_open")
     gate.leave(0, gate.enter(0, None), F)
     assert gate.breaker.state == "open"
+
+
+@pytest.mark.parametrize("later", [1.0, 10.0])
+def test_a_clock_that_goes_back_reopens_no_quick_way(later):
+    """A call is due to be overdue at 1.0: from then on somebody must look, whatever the clock says next."""
+    policy = BreakerPolicy(slow_call_duration_threshold=1)
+    gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(5, 0))
+    gate.enter(0.0, None)
+    assert gate.quick_begin(0.5)
+    gate.adopt(later, 1)
+    assert gate.quick_begin(0.5) == 0
