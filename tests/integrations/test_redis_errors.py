@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import pathlib
+import threading
 
 import pytest
 import redis
@@ -134,6 +136,33 @@ def test_orphaned_replica(cache, server, root, setting, code, work):
         says(cache, server, code, work, FAULT, lambda: setting(replica_serve_stale_data="no"))
     finally:
         root.replicaof("NO", "ONE")
+
+
+def test_busy_script(cache, server, root):
+    """BUSY: a script holds everybody up."""
+
+    def hold_up():
+        with contextlib.suppress(redis.RedisError):  # it is killed in the end
+            root.eval("while true do end", 0)
+
+    endless = threading.Thread(target=hold_up)
+    with redis.Redis(port=server.port, socket_timeout=30) as other:
+
+        def is_busy():
+            try:
+                other.get("key")
+            except redis.RedisError:
+                return True
+
+        def begin():
+            endless.start()
+            poll(is_busy, "the script holds the server", 20)
+
+        try:
+            says(cache, server, "BUSY", get, FAULT, begin)
+        finally:
+            other.script_kill()
+            endless.join()
 
 
 def test_too_many_clients(cache, server, setting):
