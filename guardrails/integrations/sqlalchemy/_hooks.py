@@ -6,6 +6,7 @@ reset on return, a ping or a connect.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepoin
 from guardrails._checks import Faults
 from guardrails.errors import CallTimeoutError, CommitUnknownError
 from guardrails.integrations.sqlalchemy._cursors import ServerCursor, SteppedCursor
-from guardrails.integrations.sqlalchemy._pool import Admission
+from guardrails.integrations.sqlalchemy._pool import Admission, Checkout
 from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["TIMEOUT_OPTION", "Hooks"]
@@ -140,7 +141,8 @@ class Hooks:
                     return run(fetch, size, connection, checkout, timeout=timeout)
 
                 if context._is_server_side:  # noqa: SLF001
-                    finish = partial(self._finish_stream, context.root_connection, connection, timeout)
+                    user = context.root_connection
+                    finish = partial(self._finish_stream, user, connection, checkout, timeout)
                     context.cursor = ServerCursor(context.cursor, step, finish)
                 else:
                     context.cursor = SteppedCursor(context.cursor, step)
@@ -149,12 +151,21 @@ class Hooks:
         return execute
 
     def _finish_stream(
-        self, user: Connection, connection: Any, timeout: float | None, close: Callable[[], Any]
+        self,
+        user: Connection,
+        connection: Any,
+        checkout: Checkout | None,
+        timeout: float | None,
+        close: Callable[[], Any],
     ) -> Any:
         try:
             return self._worker.bounds(close, (), connection, timeout)
         except CallTimeoutError as error:
             user.invalidate(error)  # SQLAlchemy logs what goes wrong here and goes on
+            raise
+        except asyncio.CancelledError:
+            if checkout is not None:
+                checkout.deserted = True
             raise
 
     def _around_commit(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
