@@ -11,7 +11,7 @@ import redis
 
 from guardrails._deadline import current, note_trouble, touch
 from guardrails._door import Door
-from guardrails._guard import Guard
+from guardrails._guard import Guard, sorts_calls
 from guardrails._outcome import Outcome, classify
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations._budget import innermost, time_allowed
@@ -126,7 +126,7 @@ class Work:
         checkout.slots = []
         scope = current()
         if scope is None:
-            checkout.guard = self._guard
+            checkout.guard = innermost(self._guard) if sorts_calls(self._guard) else self._guard
             if self._timeout is not None:
                 checkout.seconds = self._timeout
                 checkout.at = monotonic() + self._timeout

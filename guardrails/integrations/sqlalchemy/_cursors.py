@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
-__all__ = ["RawCursor", "ServerCursor", "SteppedCursor"]
+__all__ = ["DroppedCursor", "RawCursor", "ServerCursor", "SteppedCursor"]
 
 _PEP_249 = {"callproc", "executemany", "nextset", "scroll"}
 _PSYCOPG2 = {"copy_expert", "copy_from", "copy_to"}
@@ -68,6 +69,19 @@ class ServerCursor(SteppedCursor):
     def close(self) -> Any:
         """See PEP 249."""
         return self._finish(self._cursor.close)
+
+
+class DroppedCursor(ServerCursor):
+    """One whose driver reads all that is still to come when it is dropped half-read, however long that takes.
+
+    So it is closed before that, within the time of a piece of work.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # nobody is there to hear it; the connection is invalidated
+            self.close()
 
 
 class RawCursor(ServerCursor):

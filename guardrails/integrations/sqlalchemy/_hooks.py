@@ -17,7 +17,7 @@ from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepoin
 
 from guardrails._checks import Faults
 from guardrails.errors import CallTimeoutError, CommitUnknownError
-from guardrails.integrations.sqlalchemy._cursors import ServerCursor, SteppedCursor
+from guardrails.integrations.sqlalchemy._cursors import DroppedCursor, ServerCursor, SteppedCursor
 from guardrails.integrations.sqlalchemy._pool import Admission, Checkout
 from guardrails.integrations.sqlalchemy._work import Worker
 
@@ -116,6 +116,7 @@ class Hooks:
     def _around_statement(self, original: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
         run, checkout_of = self._worker.run, self._admission.checkout_of
         steps_in_fetch, allow = self._worker.fetches, self._worker.allow
+        streaming = DroppedCursor if self._worker.reads_when_dropped else ServerCursor
 
         def execute(*args: Any, **kwargs: Any) -> Any:
             if kwargs:
@@ -143,7 +144,7 @@ class Hooks:
                 if context._is_server_side:  # noqa: SLF001
                     user = context.root_connection
                     finish = partial(self._finish_stream, user, connection, checkout, timeout)
-                    context.cursor = ServerCursor(context.cursor, step, finish)
+                    context.cursor = streaming(context.cursor, step, finish)
                 else:
                     context.cursor = SteppedCursor(context.cursor, step)
             return result

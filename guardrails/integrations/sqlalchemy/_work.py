@@ -70,6 +70,11 @@ class Worker:
         """Whether fetching rows from an ordinary cursor makes the database work."""
         return getattr(self._driver, "works_in_fetch", False)
 
+    @property
+    def reads_when_dropped(self) -> bool:
+        """Whether a cursor that is dropped half-read makes the database work."""
+        return getattr(self._driver, "reads_when_dropped", False)
+
     def allow(self, statement: str, timeout: float | None, *, streams: bool = False) -> str:
         """The statement, worded so that the backstop does not end it before ``timeout`` seconds.
 

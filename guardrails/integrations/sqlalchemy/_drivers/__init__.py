@@ -23,7 +23,8 @@ class Driver(Protocol):
         backstop_spans_streams: Whether the server's backstop runs from a stream's first row to its last.
 
     A driver may also have ``prepare(connection, seconds)``, called before each piece of work, and
-    ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched.
+    ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched, and
+    ``reads_when_dropped = True`` where a cursor that is dropped half-read first reads all that is to come.
     """
 
     interrupts_task: bool

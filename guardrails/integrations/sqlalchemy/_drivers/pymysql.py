@@ -26,6 +26,7 @@ class PyMySQL(Plain):
     """See Driver."""
 
     backstop_spans_streams = True
+    reads_when_dropped = True
 
     def open(
         self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
