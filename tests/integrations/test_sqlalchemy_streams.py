@@ -36,7 +36,8 @@ WIDE = "repeat('x', 4000)"
 """MariaDB collects 16 KiB before it sends a row."""
 
 STUCK = f"select n, pg_sleep(case when n = 400 then 30 else 0 end), {WIDE} from generate_series(1, 1000) n"
-MANY = f"select n, {WIDE} from generate_series(1, 1000) n"
+MANY = f"select n, {WIDE} from generate_series(1, 8000) n"
+"""32 MB: more than what the sockets between a frozen server and us may hold already."""
 SLOW = f"select n, pg_sleep(0.01), {WIDE} from generate_series(1, 1000) n"
 
 
