@@ -86,7 +86,8 @@ def test_shutdown_is_a_failure(lab):
     """A statement that the server's going down cuts short did not get its answer."""
     lab.protect(guard={"timeout": 30})
     with lab.meanwhile(lambda: lab.query("select pg_sleep(20)")) as results:
-        poll(lambda: lab.pause(0.01) or lab.running() == 1, "the statement runs")
+        asleep = "state = 'active' and query like '%pg_sleep(20%' and query not like '%pg_stat_activity%'"
+        poll(lambda: lab.pause(0.01) or lab.server_side(asleep) == 1, "the statement runs, not a BEGIN")
         lab.server.restart()
     assert isinstance(results[0], DBAPIError)
     # Some drivers only see that they are alone; asyncpg has a word of its own for it (08003).
