@@ -66,11 +66,9 @@ class Crossing:
         voices.turned(turns)
         if isinstance(verdict, Ticket):
             return verdict
-        error = CircuitOpenError(voices.label(), "circuit_open", verdict.retry_after)
         if voices.listeners:
             voices.rejected(verdict.retry_after)
-        note_trouble(error)
-        raise error
+        raise note_trouble(CircuitOpenError(voices.label(), "circuit_open", verdict.retry_after))
 
     def succeeded(self, ticket: Ticket) -> None:
         """Ends a call that returned."""

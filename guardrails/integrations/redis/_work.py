@@ -11,7 +11,7 @@ import redis
 
 from guardrails._deadline import current, note_trouble, touch
 from guardrails._door import Door
-from guardrails._guard import Guard, sorts_calls
+from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations._budget import innermost, time_allowed
@@ -125,13 +125,12 @@ class Work:
         checkout = Checkout()
         checkout.slots = []
         scope = current()
+        checkout.guard = innermost(self._guard)
         if scope is None:
-            checkout.guard = innermost(self._guard) if sorts_calls(self._guard) else self._guard
             if self._timeout is not None:
                 checkout.seconds = self._timeout
                 checkout.at = monotonic() + self._timeout
         else:
-            checkout.guard = innermost(self._guard)
             touch(scope, checkout.guard.passage)
             self._allow(checkout)
         return checkout
@@ -198,9 +197,7 @@ class Work:
         """
         if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
             self._learn(checkout, Outcome.FAILURE if checkout.own else Outcome.ABANDONED)
-            late = CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0)
-            note_trouble(late)
-            return late
+            return note_trouble(CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0))
         self._learn(checkout, self._judge(error, connecting=connecting))
         return None
 

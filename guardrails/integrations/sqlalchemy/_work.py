@@ -214,9 +214,7 @@ class Worker:
         return GRACE
 
     def _timed_out(self, guard: Guard, seconds: float | None, *, commit: bool = False) -> CallTimeoutError:
-        error = (CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0)
-        note_trouble(error)
-        return error
+        return note_trouble((CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0))
 
     def _judge(self, error: BaseException, checkout: Checkout | None, *, ending: bool) -> Outcome:
         if checkout is not None and not isinstance(error, Exception):
