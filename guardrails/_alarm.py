@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
+from typing import ClassVar
 
 __all__ = ["Alarm", "Alarms", "alarms", "alarms_of"]
 
@@ -37,7 +38,11 @@ class Alarms:
         monotonic: Whether the loop's time is `time.monotonic`, so that a deadline need not be converted.
         armed: The alarms that wait for their moment, in no order.
         planned: When they will be looked through.
+        latest: The loop that was asked for last, and its alarms: most processes have one. A pair, so that no
+            thread reads a loop with another one's alarms.
     """
+
+    latest: ClassVar[tuple[asyncio.AbstractEventLoop | None, Alarms | None]] = (None, None)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.monotonic = type(loop).time is asyncio.BaseEventLoop.time
@@ -82,7 +87,6 @@ class Alarms:
             self.plan(loop, min(alarm.due for alarm in self.armed))
 
 
-_latest: tuple[asyncio.AbstractEventLoop | None, Alarms | None] = (None, None)
 # A planned timer refers to its loop, so a strong reference here would keep every loop that was closed
 # with one alive for ever. The loop itself keeps its alarms for as long as one of them is planned.
 _everywhere: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Alarms]] = (
@@ -97,14 +101,13 @@ def alarms() -> Alarms:
 
 def alarms_of(loop: asyncio.AbstractEventLoop) -> Alarms:
     """The alarms of a loop, which must be the running one."""
-    global _latest  # noqa: PLW0603 - most processes have one loop; the last one asked for is remembered
-    latest, found = _latest
-    if latest is loop and found is not None:
+    last, found = Alarms.latest
+    if last is loop and found is not None:
         return found
     known = _everywhere.get(loop)
     found = None if known is None else known()
     if found is None:
         found = Alarms(loop)
         _everywhere[loop] = weakref.ref(found)
-    _latest = (loop, found)
+    Alarms.latest = (loop, found)
     return found

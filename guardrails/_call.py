@@ -43,7 +43,7 @@ class Call(Ringing):
         call = cls()
         call.passage, call.timeout = passage, timeout
         call.at = call.outer = call.request = None
-        call.closed = False
+        call.closed = call.armed = False
         call._ticket, call._verdict = 0, _SUCCESS
         return call
 
@@ -74,13 +74,15 @@ class Call(Ringing):
         self._check_new()
         if not self.slip_in(self.passage, self.timeout):
             await self.come_in_async()
-        self.set_alarm()
+        if self.at is not None and not self.passage.attached:
+            self.arm()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leave_async(error)
+        if error is not None or not self.slip_out():
+            self.leave_async(error)
 
     def _check_new(self) -> None:
         if hasattr(self, "owner"):
@@ -98,7 +100,7 @@ class Call(Ringing):
         self.guard = self.owner = passage.owner
         self.clock = clock = passage.clock
         self.at = self.request = None
-        self.closed = False
+        self.closed = self.armed = False
         self.alarmed = self._ticket = 0
         self._verdict = _SUCCESS
         door, outer = passage.only_door, _get_ambient()
@@ -152,6 +154,8 @@ class Call(Ringing):
         door, ticket = self.passage.only_door, self._ticket
         if door is None or not ticket or self._verdict is not _SUCCESS or door.tells_of_calls:
             return False
+        if self.armed and self.rung:
+            return False
         gate, lock = door.gate, door.lock
         breaker = gate.breaker
         try:
@@ -177,17 +181,13 @@ class Call(Ringing):
             door.let_go()
             self._settle(Outcome.ABANDONED)
             raise
+        if self.armed and self.closed:
+            del self.alarms.armed[self]
         return self.closed
 
-    def set_alarm(self) -> None:
-        """Has the running asyncio task cancelled when time is up."""
-        self.armed = False
-        if self.at is not None and (self._ticket or self._held):
-            try:
-                self.arm()
-            except BaseException:
-                self._settle(Outcome.ABANDONED)
-                raise
+    def unarmed(self) -> None:
+        """See Ringing: a call without its alarm does not start."""
+        self._settle(Outcome.ABANDONED)
 
     # --- the long way --------------------------------------------------------------------------
 
@@ -236,8 +236,7 @@ class Call(Ringing):
             CallTimeoutError: The task was cancelled by this call's own alarm.
         """
         if not self.armed or not self.silence(error):
-            if error is not None or not self.slip_out():
-                self.leave(error)
+            self.leave(error)
             return
         # Only a deadline this guard set itself says anything about the dependency.
         own = self.owner is self.passage.owner

@@ -156,11 +156,14 @@ def _wrap_async(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> 
         call = Call()
         if not call.slip_in(passage, passage.timeout if timeout is None else timeout):
             await call.come_in_async()
-        call.set_alarm()
+        if call.at is not None and not passage.attached:
+            call.arm()
         try:
             result = await fn(*args, **kwargs)
             if passage.judges:
                 call.judge(result)
+            if call.slip_out():
+                return result
         except BaseException as error:
             call.leave_async(error)
             raise

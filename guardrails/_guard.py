@@ -169,11 +169,14 @@ class Guard:
         passage, call = self.passage, Call()
         if not call.slip_in(passage, passage.timeout):
             await call.come_in_async()
-        call.set_alarm()
+        if call.at is not None and not passage.attached:
+            call.arm()
         try:
             result = await fn(*args, **kwargs)
             if passage.judges:
                 call.judge(result)
+            if call.slip_out():
+                return result
         except BaseException as error:
             call.leave_async(error)
             raise

@@ -20,15 +20,16 @@ class Ringing(Scope, Alarm):
     Attributes:
         armed: Whether the alarm was set. It fills in what only an asyncio call has.
         rung: Whether time was up before the work was over.
+        alarms: Where it was set.
         given: Seconds there were when it was armed, where the deadline is an enclosing scope's.
     """
 
-    __slots__ = ("_alarms", "_cancelled_before", "_task", "armed", "due", "given", "rung")
+    __slots__ = ("_cancelled_before", "_task", "alarms", "armed", "due", "given", "rung")
 
     armed: bool
     rung: bool
     given: float
-    _alarms: Alarms
+    alarms: Alarms
     _cancelled_before: int
     _task: asyncio.Task[Any]
 
@@ -38,28 +39,37 @@ class Ringing(Scope, Alarm):
         Raises:
             RuntimeError: No task is running.
         """
-        task = _current_task()
-        if task is None:
-            raise RuntimeError("a guarded call must run inside an asyncio task")
-        if self.alarmed and self.alarmed == id(task):
-            return  # an enclosing call's own alarm rings in this task at that moment
-        at = self.at or 0.0
-        if self.owner is not self.guard:
-            self.given = max(0.0, at - self.clock())
-        loop = task.get_loop()
-        alarms = alarms_of(loop)
-        if not alarms.monotonic or self.clock is not _monotonic:
-            at = loop.time() + max(0.0, at - self.clock())
-        self._alarms = alarms
-        self._task = task
-        self._cancelled_before = task.cancelling()
-        self.alarmed = id(task)
-        self.due = at
-        self.rung = False
-        self.armed = True
-        alarms.armed[self] = None
-        if at < alarms.planned:
-            alarms.plan(loop, at)
+        try:
+            task = _current_task()
+            if task is None:
+                raise RuntimeError("a guarded call must run inside an asyncio task")  # noqa: TRY301
+            if self.alarmed and self.alarmed == id(task):
+                return  # an enclosing call's own alarm rings in this task at that moment
+            at = self.at or 0.0
+            if self.owner is not self.guard:
+                self.given = max(0.0, at - self.clock())
+            loop = task.get_loop()
+            latest, alarms = Alarms.latest
+            if alarms is None or latest is not loop:
+                alarms = alarms_of(loop)
+            if not alarms.monotonic or self.clock is not _monotonic:
+                at = loop.time() + max(0.0, at - self.clock())
+            self.alarms = alarms
+            self._task = task
+            self._cancelled_before = task.cancelling()
+            self.due = at
+            self.rung = False
+            alarms.armed[self] = None
+            self.armed = True
+            self.alarmed = id(task)
+            if at < alarms.planned:
+                alarms.plan(loop, at)
+        except BaseException:
+            self.unarmed()
+            raise
+
+    def unarmed(self) -> None:
+        """Told when the alarm could not be set."""
 
     def ring(self) -> None:
         """See Alarm."""
@@ -72,7 +82,7 @@ class Ringing(Scope, Alarm):
         A cancellation from outside in the same tick wins. A body that swallowed ours is still late.
         """
         if not self.rung:
-            self._alarms.armed.pop(self, None)
+            self.alarms.armed.pop(self, None)
             return False
         ours = self._task.uncancel() <= self._cancelled_before
         return ours and (error is None or isinstance(error, asyncio.CancelledError))
