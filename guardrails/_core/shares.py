@@ -56,10 +56,11 @@ class Shares:
 
     def _forget_idle(self, now: float) -> None:
         # In the order of asking, so the first that asked lately ends the search.
-        while True:
-            part, asked = next(iter(self.active.items()))
+        idle = []
+        for part, asked in self.active.items():
             if now - asked < ACTIVE:
-                return
+                break
+            if not part.taken and not part.queue:
+                idle.append(part)
+        for part in idle:
             del self.active[part]
-            if part.taken or part.queue:
-                self.active[part] = now

@@ -53,7 +53,7 @@ def test_only_parts_whose_limit_is_another_are_named():
 
 @given(held=st.booleans())
 def test_who_holds_or_waits_is_active_for_as_long(held):
-    """A long report keeps its right to a second slot, and a caller in a queue its hope."""
+    """A long report keeps its right to a second slot, and a caller in a queue its hope, and no longer."""
     shares = Shares(10)
     report, orders = Bulkhead(7, 1), Bulkhead(7, 1)
     shares.ask(0, report)
@@ -64,7 +64,7 @@ def test_who_holds_or_waits_is_active_for_as_long(held):
     assert shares.limit(orders) == 7
     report.taken = 0
     report.queue.clear()
-    shares.ask(100 + ACTIVE, orders)
+    shares.ask(101, orders)
     assert shares.limit(orders) == 10
 
 
