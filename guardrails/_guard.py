@@ -73,11 +73,9 @@ class Guard:
     __slots__ = (
         "__weakref__",
         "_attachment",
-        "_door",
-        "_name",
+        "_max_waiting",
         "_parent",
         "_parts",
-        "_settings",
         "_share",
         "_sharing",
         "_timeout",
@@ -100,20 +98,20 @@ class Guard:
     ) -> None:
         for option in unknown:
             raise unknown_option("Guard", option, _OPTIONS)
-        self._name = name
         self._timeout = timeout
+        self._max_waiting = max_waiting
         heard: Any = listeners
         heard = tuple(heard) if isinstance(heard, Iterable) else heard
-        self._settings = (max_wait_duration, max_waiting, timeout, breaker, heard, clock, random)
-        _check(name, max_concurrent_calls, self._inherited())
+        settings = (max_wait_duration, max_waiting, timeout, breaker, heard, clock, random)
+        _check(name, max_concurrent_calls, dict(zip(_INHERITED, settings, strict=True)))
         queue = max_concurrent_calls if max_waiting is None else max_waiting
         gate = Gate(Breaker(breaker, random), Bulkhead(max_concurrent_calls, queue))
-        self._door = Door(name, gate, clock=clock, max_wait=max_wait_duration, listeners=heard)
-        self.passage = Passage(self, name, (self._door,), breaker, timeout)
+        door = Door(name, gate, clock=clock, max_wait=max_wait_duration, listeners=heard)
+        self.passage = Passage(self, name, (door,), breaker, timeout)
         self._parent: Guard | None = None
         self._share: int | None = None
         self._sharing: Sharing | None = None
-        self._parts: dict[str, Guard] = {}
+        self._parts: tuple[Guard, ...] = ()
         self._attachment: Attachment | None = None
 
     # --- passing through -----------------------------------------------------------------------
@@ -131,7 +129,7 @@ class Guard:
             ConfigurationError: ``timeout`` is not a number above 0.
         """
         if timeout is not None:
-            faults = Faults(f"guard {self._name!r}")
+            faults = Faults(f"guard {self.name!r}")
             faults.seconds("timeout", timeout)
             faults.raise_if_any()
         return Call.waiting(self.passage, self.passage.timeout if timeout is None else timeout)
@@ -188,7 +186,7 @@ class Guard:
     @property
     def name(self) -> str:
         """The label."""
-        return self._name
+        return self.passage.name
 
     @property
     def timeout(self) -> float | None:
@@ -204,13 +202,17 @@ class Guard:
         """The figures of this moment. Reading them changes nothing."""
         door = self._door
         with door.lock:
-            return take(door.clock(), self._name, door.gate)
+            return take(door.clock(), self.name, door.gate)
+
+    @property
+    def _door(self) -> Door:
+        return self.passage.doors[0]
 
     def __repr__(self) -> str:
         gate = self._door.gate
         slots = gate.bulkhead
         return (
-            f"<Guard {self._name!r} {gate.breaker.state}, {slots.taken}/{slots.limit} busy, "
+            f"<Guard {self.name!r} {gate.breaker.state}, {slots.taken}/{slots.limit} busy, "
             f"{len(slots.queue)} waiting>"
         )
 
@@ -244,7 +246,7 @@ class Guard:
         Raises:
             ConfigurationError: Not a whole number above 0, or above what the parent has.
         """
-        faults = Faults(f"guard {self._name!r}")
+        faults = Faults(f"guard {self.name!r}")
         most = self._attachment.most if self._attachment else None
         if self._parent is not None:
             most = self._parent.snapshot().max_concurrent_calls
@@ -278,10 +280,10 @@ class Guard:
         Raises:
             ConfigurationError: An argument is wrong, or the name is taken.
         """
-        if name in self._parts:
+        if known := self._part(name):
             if max_concurrent_calls is None and not options:
-                return self._parts[name]
-            raise ConfigurationError(f"guard {self._name!r} has a compartment {name!r} already")
+                return known
+            raise ConfigurationError(f"guard {self.name!r} has a compartment {name!r} already")
         total = self._door.gate.bulkhead.limit
         faults = Faults(f"compartment {name!r}")
         faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=total)
@@ -293,28 +295,45 @@ class Guard:
         )
         part._parent = self
         part._share = max_concurrent_calls
+        door = part._door
         if self._sharing is not None:
             own = part._inherited()
-            part._door = self._sharing.door(
+            door = self._sharing.door(
                 name,
-                part._door.gate,
+                door.gate,
                 elastic=max_concurrent_calls is None,
                 clock=own["clock"],
                 max_wait=own["max_wait_duration"],
                 listeners=own["listeners"],
             )
-        doors = (part._door, *self.passage.doors)
+        doors = (door, *self.passage.doors)
         part.passage = Passage(part, name, doors, part.passage.policy, part._timeout)
         attach(part, self._attachment)
-        return self._parts.setdefault(name, part)  # two threads may have come here at once
+        with self._door.lock:  # two threads may have come here at once
+            known = self._part(name)
+            if known is None:
+                self._parts += (part,)
+        return known or part
+
+    def _part(self, name: str) -> Guard | None:
+        return next((part for part in self._parts if part.name == name), None)
 
     def _inherited(self) -> dict[str, Any]:
-        return dict(zip(_INHERITED, self._settings, strict=True))
+        door = self._door
+        return {
+            "max_wait_duration": door.max_wait,
+            "max_waiting": self._max_waiting,
+            "timeout": self._timeout,
+            "breaker": self.passage.policy,
+            "listeners": door.listeners,
+            "clock": door.clock,
+            "random": door.gate.breaker.random,
+        }
 
     @property
     def compartments(self) -> tuple[Guard, ...]:
         """The parts, in the order they were made."""
-        return tuple(self._parts.values())
+        return self._parts
 
     # --- attached to a pool --------------------------------------------------------------------
 
@@ -325,7 +344,7 @@ class Guard:
             ConfigurationError: This guard is not attached to anything, or is a compartment.
         """
         if self._attachment is None or self._parent is not None:
-            raise ConfigurationError(f"guard {self._name!r} is not attached to anything")
+            raise ConfigurationError(f"guard {self.name!r} is not attached to anything")
         self._attachment.detach()
         attach(self, None)
 
@@ -365,7 +384,7 @@ def workload(guard: Guard, key: str, name: str | None = None) -> Guard:
         return guard
 
     def form(found: str) -> Guard:
-        taken = name is None or name in guard._parts or found == OTHER
+        taken = name is None or found == OTHER or guard._part(name) is not None
         return guard.compartment(found if taken or name is None else name)
 
     part: Guard = guard._sharing.find(key, form)

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from guardrails._core.window import FAILED, SLOW, CountWindow, TimeWindow, Window
+from guardrails._core.window import FAILED, NEVER, SLOW, CountWindow, TimeWindow, Window
 from guardrails._outcome import Outcome
 from guardrails._policy import BreakerPolicy
 
@@ -55,6 +55,10 @@ class Tally:
         self.calls = self.failures = self.slow = 0
 
 
+_NO_ROUND = Tally()
+"""What a circuit has that was never half-open: nothing is ever added to it."""
+
+
 class Breaker:
     """Decides from what calls did whether the next one may start.
 
@@ -70,6 +74,7 @@ class Breaker:
         quiet_until: Before this moment no call in flight can become overdue.
         unwritten: Successes of this moment's slice of the window that no move has written down yet.
         changes: Transitions since the caller last emptied the list.
+        random: Where jitter comes from.
         slots: With a number, that many overdue calls at once are a stall; see ``_judge_closed``.
     """
 
@@ -77,7 +82,6 @@ class Breaker:
         "_basis",
         "_failure_rate",
         "_home",
-        "_jitter",
         "_least",
         "_openings",
         "_policy",
@@ -95,6 +99,7 @@ class Breaker:
         "open_until",
         "overdue",
         "quiet_until",
+        "random",
         "round",
         "slots",
         "slow",
@@ -106,11 +111,11 @@ class Breaker:
         "window",
     )
 
-    def __init__(self, policy: BreakerPolicy | None, jitter: Callable[[], float]) -> None:
+    def __init__(self, policy: BreakerPolicy | None, random: Callable[[], float]) -> None:
         """Starts closed, or, without a policy, disabled for good."""
         self._home: State = "closed" if policy is not None else "disabled"
         self._policy = policy = policy or BreakerPolicy()
-        self._jitter = jitter
+        self.random = random
         self._least = policy.minimum_number_of_calls
         self.window: Window
         if policy.sliding_window_type == "count":
@@ -128,9 +133,8 @@ class Breaker:
         self.in_flight: dict[int, float] = {}
         self.overdue: dict[int, tuple[float, int | None]] = {}
         self.leases: dict[int, float] = {}
-        self.quiet_until = -math.inf
-        self.open_until = -math.inf
-        self.round = Tally()
+        self.quiet_until = self.open_until = NEVER
+        self.round = _NO_ROUND
         self._basis: Window | Tally = self.window
         self.changes: list[Change] = []
         self.slots: int | None = None
@@ -245,7 +249,7 @@ class Breaker:
         spotless = not (window.failures or window.slow or self.overdue)
         if self.state == "closed" and (spotless or (window.calls >= self._least and not self._why_open())):
             return min(self.quiet_until, window.until)
-        return -math.inf
+        return NEVER
 
     def _learn(self, outcome: Outcome, *, place: int | None, now: float) -> None:
         failed = outcome is Outcome.FAILURE
@@ -409,7 +413,7 @@ class Breaker:
                 wait = math.inf
         if policy.open_backoff_multiplier > 1:
             wait = min(wait, max(policy.max_wait_duration_in_open_state, policy.wait_duration_in_open_state))
-        wait *= 1 + policy.open_jitter * (2 * self._jitter() - 1)
+        wait *= 1 + policy.open_jitter * (2 * self.random() - 1)
         self.open_until = now + wait
         self._go(now, "open", cause, wait)
 

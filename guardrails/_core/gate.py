@@ -6,13 +6,12 @@ it has let go of its lock: places to wake and transitions to tell. Nothing here 
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from guardrails._core.breaker import Breaker, Change, Ended
 from guardrails._core.bulkhead import Bulkhead, Place
 from guardrails._core.ranks import Ranks
+from guardrails._core.window import NEVER
 from guardrails._criticality import CRITICAL
 from guardrails._outcome import Outcome
 
@@ -80,12 +79,12 @@ class Gate:
     def __init__(self, breaker: Breaker, bulkhead: Bulkhead) -> None:
         self.breaker = breaker
         self.bulkhead = bulkhead
-        self.last = -math.inf
+        self.last = NEVER
         self.admitted = self.adopted = self.classed = 0
         self.leaving: int | None = None
         self.checkouts: dict[int, tuple[float, int]] = {}
         self.reserved: dict[int, None] = {}
-        self._refusals: Counter[str] = Counter()
+        self._refusals: dict[str, int] = {}
         self.turned_away = 0
         self.outbox: list[Place | Change] = []
         self._done(None)
@@ -105,7 +104,7 @@ class Gate:
 
     def pause(self) -> None:
         """Closes the quick ways until the next move's end, for whoever may interrupt this one."""
-        self.free_until = self.calm_until = self.shut_until = -math.inf
+        self.free_until = self.calm_until = self.shut_until = NEVER
 
     # --- a plain call: a slot and evidence -----------------------------------------------------
 
@@ -459,7 +458,7 @@ class Gate:
         return self._refuse("circuit_open", self.breaker.retry_after(now))
 
     def _refuse(self, reason: Reason, retry_after: float | None) -> Refusal:
-        self._refusals[reason] += 1
+        self._refusals[reason] = self._refusals.get(reason, 0) + 1
         return Refusal(reason, retry_after)
 
     def _pass_on(self, rank: int = CRITICAL) -> None:
@@ -494,4 +493,4 @@ class Gate:
 
     def _ahead(self, moment: float) -> float:
         # A clock that goes back must not reopen a moment that has passed.
-        return moment if moment > self.last else -math.inf
+        return moment if moment > self.last else NEVER

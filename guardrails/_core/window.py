@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-__all__ = ["FAILED", "SLOW", "CountWindow", "TimeWindow", "Window"]
+__all__ = ["FAILED", "NEVER", "SLOW", "CountWindow", "TimeWindow", "Window"]
 
 FAILED = 1
 SLOW = 2
 """The two marks of a call; a call carries none, one or both."""
+
+NEVER = -math.inf
+"""A moment before all time. (One number for all who need it, not one each.)"""
 
 
 class Window(Protocol):
@@ -103,6 +106,8 @@ class CountWindow:
         self.calls = self.failures = self.slow = 0
 
 
+_NONE = (0, 0)
+
 SLICES = 10
 """A time window forgets in tenths of its length: constant memory, constant cost, 10 % resolution."""
 
@@ -114,16 +119,15 @@ class TimeWindow:
     nine tenths of ``size`` and ``size`` seconds.
     """
 
-    __slots__ = ("_failures", "_index", "_size", "_slow", "_totals", "calls", "failures", "slow", "until")
+    __slots__ = ("_index", "_marks", "_size", "_totals", "calls", "failures", "slow", "until")
 
     def __init__(self, size: float) -> None:
         self._size = size
         self._totals = [0] * SLICES
-        self._failures = [0] * SLICES
-        self._slow = [0] * SLICES
+        self._marks: dict[int, tuple[int, int]] = {}  # failures and slow calls, of the slices that have any
         self._index: int | None = None
         self.calls = self.failures = self.slow = 0
-        self.until = -math.inf
+        self.until = NEVER
 
     def advance(self, now: float) -> None:
         """See Window. A clock that went back leaves everything as it is."""
@@ -138,9 +142,10 @@ class TimeWindow:
             self._index += 1
             at = self._index % SLICES
             self.calls -= self._totals[at]
-            self.failures -= self._failures[at]
-            self.slow -= self._slow[at]
-            self._totals[at] = self._failures[at] = self._slow[at] = 0
+            self._totals[at] = 0
+            failures, slow = self._marks.pop(at, _NONE)
+            self.failures -= failures
+            self.slow -= slow
         self.until = (self._index + 1) * self._size / SLICES
 
     def add(self, mark: int) -> int:
@@ -172,11 +177,12 @@ class TimeWindow:
 
     def _mark(self, at: int, mark: int) -> None:
         failed, slow = mark & FAILED, mark >> 1
-        self._failures[at] += failed
+        failures_here, slow_here = self._marks.get(at, _NONE)
+        self._marks[at] = (failures_here + failed, slow_here + slow)
         self.failures += failed
-        self._slow[at] += slow
         self.slow += slow
 
     def _wipe(self) -> None:
-        self._totals[:] = self._failures[:] = self._slow[:] = [0] * SLICES
+        self._totals[:] = [0] * SLICES
+        self._marks.clear()
         self.calls = self.failures = self.slow = 0
