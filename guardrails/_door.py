@@ -17,13 +17,13 @@ from guardrails._core.bulkhead import Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._criticality import CRITICAL
 from guardrails._deadline import current, note_trouble, rank_of, ranked
-from guardrails._fork import survive_fork
+from guardrails._fork import survive_fork, survivors
 from guardrails._outcome import Outcome
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
 from guardrails.errors import BulkheadFullError, DeadlineSpentError, Reason, RejectedError, ShedError
 from guardrails.events import CallFinished, CallRejected, Event, Listener, StateChanged
 
-__all__ = ["Door"]
+__all__ = ["Door", "all_doors"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -452,6 +452,11 @@ class Door:
             cause=change.cause,
             retry_after=change.retry_after,
         )
+
+
+def all_doors() -> list[Door]:
+    """The doors of all guards there are in this process, in no order."""
+    return [survivor for survivor in survivors() if isinstance(survivor, Door)]
 
 
 def _reserved_here() -> dict[object, int]:

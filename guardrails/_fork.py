@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["ForkedLock", "survive_fork"]
+__all__ = ["ForkedLock", "survive_fork", "survivors"]
 
 _PATIENCE = 1.0
 """Seconds a fork waits for one lock. Steps take microseconds; a thread that died inside one is no reason
@@ -34,6 +34,11 @@ _paused: list[Survivor] = []
 def survive_fork(survivor: Survivor) -> None:
     """Looks after an object in every fork of this process, for as long as it lives."""
     _survivors.add(survivor)
+
+
+def survivors() -> list[Survivor]:
+    """What is looked after now, in no order."""
+    return list(_survivors)
 
 
 class ForkedLock:
@@ -63,7 +68,7 @@ class ForkedLock:
 
 
 def _before() -> None:
-    _paused.extend(survivor for survivor in list(_survivors) if survivor.pause(_PATIENCE))
+    _paused.extend(survivor for survivor in survivors() if survivor.pause(_PATIENCE))
 
 
 def _in_parent() -> None:
@@ -73,7 +78,7 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     _in_parent()
-    for survivor in list(_survivors):
+    for survivor in survivors():
         survivor.start_afresh()
 
 

@@ -11,8 +11,8 @@ import pytest
 from flavours import AsyncFlavour, SyncFlavour
 from hypothesis import Phase, settings
 
-from guardrails import Guard, _deadline, _fork
-from guardrails._door import Door
+from guardrails import Guard, _deadline
+from guardrails._door import all_doors
 from guardrails.testing.clock import FakeClock
 
 settings.register_profile("suite", deadline=None, max_examples=60)
@@ -28,10 +28,10 @@ _seen = weakref.WeakSet()
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
     """After each test no slot is taken, nobody waits, no deadline holds, and no thread runs on."""
-    _seen.update(_doors())
+    _seen.update(all_doors())
     threads = set(threading.enumerate())
     yield
-    for door in _doors():
+    for door in all_doors():
         if door not in _seen:
             slots = door.gate.bulkhead
             assert (slots.taken, len(slots.queue)) == (0, 0), (
@@ -43,10 +43,6 @@ def nothing_left_behind():
         if not thread.daemon:
             thread.join(5)
             assert not thread.is_alive(), f"{thread.name} runs on"
-
-
-def _doors():
-    return [survivor for survivor in list(_fork._survivors) if isinstance(survivor, Door)]
 
 
 @pytest.fixture

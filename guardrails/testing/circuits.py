@@ -1,0 +1,49 @@
+"""Circuits in a state that a test wants. Knows guards, no faults."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from guardrails._guard import Guard
+
+__all__ = ["open_circuit"]
+
+
+class _Opened:
+    """What `open_circuit` leaves, for ``with``."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def __enter__(self) -> Guard:
+        return self._guard
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guard.reset()
+
+
+def open_circuit(guard: Guard) -> _Opened:
+    """Opens a guard's circuit as if it had tripped, without a single failure.
+
+    ::
+
+        with open_circuit(db):
+            assert client.get("/orders").status_code == 503
+
+    It stays open for the policy's ``wait_duration_in_open_state``, then lets probes through as ever; a
+    circuit that must stay open longer is a case for ``guard.force_open()``, whose refusals know no
+    ``retry_after``. Used with ``with``, the circuit is closed and empty (`Guard.reset`) at the block's end.
+
+    Args:
+        guard: The guard, or a compartment of one.
+
+    Raises:
+        TypeError: It is no guard.
+    """
+    if not isinstance(guard, Guard):
+        raise TypeError(f"open_circuit() takes a Guard, got {type(guard).__name__}")
+    door = guard.passage.doors[0]
+    door.step(door.gate.turn, "open")
+    return _Opened(guard)
