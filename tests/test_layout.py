@@ -31,7 +31,7 @@ SHELL_ORDER = [
     {"_guard", "_circuitbreaker"},
     {"_bulkhead", "_decorator", "_protect", "_recovery"},
 ]
-TOOLS = {"cli", "demo", "testing"}
+TOOLS = {"cli", "demo", "pools", "testing"}
 
 IMPURE = {"asyncio", "contextvars", "logging", "os", "random", "threading", "time"}
 

@@ -1,0 +1,119 @@
+"""``guardrails size``: how large a pool must be, and whether the server has as many connections.
+
+Knows flags and words; the arithmetic is in `guardrails.pools.sizing`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import sys
+
+import click
+
+from guardrails.errors import ConfigurationError
+from guardrails.pools.sizing import RESERVED, Demand, Fleet, Pool, pools, room_for, wanted
+
+__all__ = ["size"]
+
+_AROUND = 2
+"""Pools shown on each side of the one that is advised."""
+
+
+@click.command(help="Says how many connections a pool needs for a load, and whether the server has them.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    required=True,
+    metavar="PER_S",
+    help="Checkouts per second, all processes together.",
+)
+@click.option(
+    "--hold", type=float, required=True, metavar="SECONDS", help="How long a request holds its connection."
+)
+@click.option(
+    "--target-wait",
+    type=float,
+    default=0.05,
+    show_default=True,
+    metavar="SECONDS",
+    help="What 99 % of the requests may wait for a connection at most.",
+)
+@click.option(
+    "--workers", type=int, default=1, show_default=True, metavar="N", help="Processes of the service."
+)
+@click.option("--max-connections", type=int, metavar="N", help="What the database server allows.")
+@click.option(
+    "--reserved",
+    type=int,
+    default=RESERVED,
+    show_default=True,
+    metavar="N",
+    help="Of these, what is kept for superusers, migrations and other services.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Prints one JSON object.")
+def size(
+    *,
+    rate: float,
+    hold: float,
+    target_wait: float,
+    workers: int,
+    max_connections: int | None,
+    reserved: int,
+    as_json: bool,
+) -> None:
+    """The command."""
+    try:
+        fleet = Fleet(workers, max_connections, reserved)
+        demand = Demand(rate / workers, hold, target_wait)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+    pool = wanted(demand)
+    fits = fleet.share is None or pool.size <= fleet.share
+    most = None if fits or not fleet.share else room_for(demand, fleet.share) * workers
+    print(_as_json(fleet, demand, pool, most) if as_json else _as_text(fleet, demand, pool, most))
+    sys.exit(0 if fits else 1)
+
+
+def _as_json(fleet: Fleet, demand: Demand, pool: Pool, most: float | None) -> str:
+    answer = {
+        "pool_size": pool.size,
+        "busy_on_average": demand.load,
+        "pool": dataclasses.asdict(pool),
+        "connections_of_all_workers": pool.size * fleet.workers,
+        "connections_for_each_worker": fleet.share,
+        "fits": fleet.share is None or pool.size <= fleet.share,
+        "rate_that_fits": most,
+    }
+    return json.dumps(answer, indent=2)
+
+
+def _as_text(fleet: Fleet, demand: Demand, pool: Pool, most: float | None) -> str:
+    of_each = " in each process" if fleet.workers > 1 else ""
+    lines = [
+        f"pool_size={pool.size}, max_overflow=0{of_each}: {demand.load:.1f} connections are busy on average.",
+        "",
+        "  pool   busy   find none free   99 % wait at most",
+    ]
+    smallest = max(1, pool.size - _AROUND)
+    for each in itertools.islice(pools(demand, smallest), pool.size + _AROUND - smallest + 1):
+        wait = "for ever" if math.isinf(each.wait) else f"{each.wait * 1000:.0f} ms"
+        mark = "  <- this one" if each.size == pool.size else ""
+        lines.append(f"  {each.size:4}  {each.busy:4.0%}   {each.waiting:14.1%}   {wait:>17}{mark}")
+    if fleet.share is not None:
+        lines += ["", *_verdict(fleet, pool, most)]
+    return "\n".join(lines)
+
+
+def _verdict(fleet: Fleet, pool: Pool, most: float | None) -> list[str]:
+    total, limit = pool.size * fleet.workers, fleet.max_connections
+    sum_up = f"{fleet.workers} x {pool.size} = {total} of {limit} connections, {fleet.reserved} reserved"
+    if fleet.share is not None and pool.size <= fleet.share:
+        return [f"It fits: {sum_up}."]
+    lines = [f"It does not fit: {sum_up}. Each process can have {fleet.share}."]
+    if most is not None:
+        lines.append(f"With these, {most:.0f} per second are served in time, all processes together.")
+    lines.append("Hold connections for less time, run fewer processes, or put a pooler in between.")
+    return lines
