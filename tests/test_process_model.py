@@ -65,6 +65,14 @@ def test_a_guard_on_uvloop(check):
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("check", ["pool", "blocking_pool", "single_connection"])
+def test_a_guarded_redis_client_is_forked(check):
+    """P1, D9: parent and child share no socket, and the child begins with no slot taken."""
+    ended = run("forked_redis.py", check)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
 def test_a_process_ends_while_guards_are_in_use():
     """P9: nobody says a word, nobody hangs, and what runs at exit may still use them."""
     began = time.monotonic()

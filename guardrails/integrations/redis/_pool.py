@@ -13,6 +13,7 @@ import redis.asyncio
 import redis.connection
 import redis.utils
 
+from guardrails._fork import survive_fork
 from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
@@ -56,6 +57,7 @@ class Admission:
         self._classes: dict[type, type] = {}
         self._plain_class: type = pool.connection_class
         self._discovery = Discovery(pool, self._work)
+        self._kept: _Kept | None = None
 
     def attach(self) -> None:
         """Swaps the classes of the pool and of its connections.
@@ -83,10 +85,12 @@ class Admission:
         """Guards the one connection a client keeps for itself."""
         self.take_over(connection)
         connection.checkout = self._work.adopt()
+        if not self._is_async:  # an event loop cannot be carried over a fork, either
+            self._kept = _Kept(connection)
 
     def detach(self) -> None:
         """Puts the classes back; what is out now returns as if nothing had been."""
-        pool = self._pool
+        pool, self._kept = self._pool, None
         self._discovery.detach()
         pool.connection_class = self._plain_class
         if "_guardrails" in vars(type(pool)):
@@ -113,6 +117,31 @@ class Admission:
         """Guards a connection that comes back from a checkout older than the guard, and ends that."""
         self.take_over(connection)
         return self._work.adopt()
+
+
+class _Kept:
+    """The one connection of a client that keeps it. redis-py looks for a fork at its pools only.
+
+    Args:
+        connection: What two processes would read each other's replies from.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        survive_fork(self)
+
+    def pause(self, seconds: float) -> bool:  # noqa: ARG002
+        """See Survivor."""
+        return True
+
+    def unpause(self) -> None:
+        """See Survivor."""
+
+    def start_afresh(self) -> None:
+        """Leaves the socket to the parent: the child's next command opens one of its own, in a slot anew."""
+        self._connection.disconnect()
+        if self._connection.checkout is not None:
+            self._connection.checkout.slots.clear()
 
 
 def _unwarned(method: Any) -> Any:
