@@ -90,12 +90,30 @@ def test_commands_and_pipelines_pass(secure):
     assert "SSLConnection" in cache.pool.connection_class.__name__
 
 
-def test_frozen_server_does_not_hold_the_caller(secure, valkey):
-    """Warm: the wire is alive, and nothing comes."""
+WHEN = pytest.mark.parametrize("when", ["cold", "warm"])
+"""Whether the connection has yet to be opened, TLS handshake and all."""
+
+
+@WHEN
+def test_frozen_server_does_not_hold_the_caller(secure, valkey, when):
+    """The wire is alive, TLS too, and nothing comes."""
     cache, _ = secure
-    warm(cache)
+    if when == "warm":
+        warm(cache)
     with frozen(valkey):
         is_stopped_in_time(cache, lambda client: client.get("key"))
+    warm(cache)
+
+
+@WHEN
+def test_late_wire_does_not_hold_the_caller(secure, when):
+    """Every byte arrives, too late: in the TLS handshake or after it."""
+    cache, wire = secure
+    if when == "warm":
+        warm(cache)
+    wire.delay(GIVEN * 2, towards="client")
+    is_stopped_in_time(cache, lambda client: client.get("key"))
+    wire.heal()
     warm(cache)
 
 
@@ -109,7 +127,7 @@ def test_handshake_with_nobody_is_bounded(secure):
     warm(cache)
 
 
-@pytest.mark.parametrize("when", ["cold", "warm"])
+@WHEN
 def test_trickling_wire_cannot_extend_the_deadline(secure, when):
     """A byte of a TLS record now and then is no progress, in the handshake or after it."""
     cache, wire = secure
