@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import redis
@@ -12,7 +14,7 @@ from conftest import poll
 from redis.backoff import ConstantBackoff
 from redis_lab import LATE, Stopwatch, frozen, nimble
 
-from guardrails import CallTimeoutError, CircuitOpenError, DeadlineSpentError, deadline
+from guardrails import CallTimeoutError, CircuitOpenError, DeadlineSpentError, GuardrailsError, deadline
 
 SHAPES = {
     "command": lambda client: client.get("key"),
@@ -341,3 +343,47 @@ def test_write_to_a_replica_is_the_servers_fault(cache, valkey):
         finally:
             other.replicaof("NO", "ONE")
     assert guard.snapshot().failed == 1
+
+
+# --- what an error leaves behind ---------------------------------------------------------------
+
+
+def is_gone(cache, work):
+    """Whether the guard's error is, as soon as it has been handled, without the collector's help."""
+    seen = []
+
+    def sync_work(client):
+        try:
+            work(client)
+        except GuardrailsError as error:
+            seen.append(weakref.ref(error))
+
+    async def async_work(client):
+        try:
+            await work(client)
+        except GuardrailsError as error:
+            seen.append(weakref.ref(error))
+
+    gc.collect()
+    gc.disable()
+    try:
+        cache.do(async_work if cache.is_async else sync_work)
+        return seen[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("when", ["cold", "warm"])
+def test_a_timeout_is_gone_when_it_has_been_handled(cache, valkey, work, when):
+    """No frame that its traceback keeps may keep the error in turn, with the client's buffers and all."""
+    cache.protect(guard={"timeout": 0.2})
+    if when == "warm":
+        warm(cache)
+    with frozen(valkey):
+        assert is_gone(cache, work)
+
+
+def test_a_refusal_is_gone_when_it_has_been_handled(cache, work):
+    """Of these there are more."""
+    cache.protect().force_open()
+    assert is_gone(cache, work)

@@ -98,9 +98,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
     async def _give_up(self, checkout: Checkout, error: BaseException, *, stopped: bool) -> None:
         if not leaves_clean(error):
             await self._abort()
-        late = self.work.fail(checkout, error, connecting=self._connecting, stopped=stopped)
-        if late is not None:
-            raise late from error
+        self.work.fail(checkout, error, connecting=self._connecting, stopped=stopped)
 
     async def _try(
         self,

@@ -166,9 +166,7 @@ class GuardedConnection(Guarded, AbstractConnection):
     def _give_up(self, checkout: Checkout, error: BaseException) -> None:
         if not leaves_clean(error):
             self.disconnect()  # type: ignore[no-untyped-call]
-        late = self.work.fail(checkout, error, connecting=self._connecting)
-        if late is not None:
-            raise late from error
+        self.work.fail(checkout, error, connecting=self._connecting)
 
     def _once(self, do: Callable[[], Any], fail: Callable[..., Any], *, counts: bool) -> Any:
         try:

@@ -183,7 +183,7 @@ class Work:
 
     def fail(
         self, checkout: Checkout, error: BaseException, *, connecting: bool = False, stopped: bool = False
-    ) -> CallTimeoutError | None:
+    ) -> None:
         """Ends a piece of work that raised.
 
         Args:
@@ -192,14 +192,13 @@ class Work:
             connecting: Whether there is no connection for it.
             stopped: Whether its task was cancelled at the deadline.
 
-        Returns:
-            The error to raise instead, where it was the deadline that ended it.
+        Raises:
+            CallTimeoutError: It was the deadline that ended it.
         """
         if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
             self._learn(checkout, Outcome.FAILURE if checkout.own else Outcome.ABANDONED)
-            return note_trouble(CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0))
+            raise note_trouble(CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0)) from error
         self._learn(checkout, self._judge(error, connecting=connecting))
-        return None
 
     def is_late(self, checkout: Checkout) -> bool:
         """Whether the work's time is up."""
