@@ -89,8 +89,11 @@ class SyncLab:
         self.client = None
         self.guard = None
 
-    def make(self, *, blocking_pool=False, **options):
-        """Builds a client; its pool is closed at the end."""
+    def make(self, *, url=None, blocking_pool=False, **options):
+        """Builds a client, of a URL if there is one; its pool is closed at the end."""
+        if url is not None:
+            self.client = self.module.Redis.from_url(url, socket_timeout=20, **options)
+            return self.client
         options = {"port": self.port, "socket_timeout": 20, "socket_connect_timeout": 20} | options
         if blocking_pool:
             options = {"connection_pool": self.module.BlockingConnectionPool(**options)}

@@ -89,4 +89,4 @@ def test_a_server_that_loads_opens_the_circuit_and_it_heals(cache, server):
             assert cache.do(SHAPES[0]) == b"value"
         return guard.state == "closed"
 
-    poll(try_again, "the circuit has closed by itself", OPEN_WAIT + 1.0 + LATE)
+    poll(try_again, "the circuit has closed by itself", OPEN_WAIT + 1.0 + 4 * LATE)
