@@ -84,6 +84,25 @@ def test_out_of_memory(cache, server, setting):
     says(cache, server, "OutOfMemory", put, FAULT, lambda: setting(maxmemory=1))
 
 
+def test_out_of_memory_among_replies(cache, server, setting):
+    """OOM as one reply of several, which nobody raises; a wrong question there is still an answer."""
+    cache.port = server.port
+    guard = cache.protect(guard={"timeout": 10})
+
+    def errors_among_replies(client):
+        pipe = client.pipeline(transaction=False).get("key").lpush("key", "x").set("key", "other")
+        return pipe.execute(raise_on_error=False)
+
+    def kinds():
+        return [type(reply) for reply in cache.do(errors_among_replies)]
+
+    assert kinds() == [bytes, redis.ResponseError, bool]
+    assert (guard.snapshot().succeeded, guard.snapshot().failed) == ANSWER
+    setting(maxmemory=1)
+    assert kinds() == [bytes, redis.OutOfMemoryError, redis.OutOfMemoryError]
+    assert guard.snapshot().failed == 1
+
+
 def test_no_replicas(cache, server, setting):
     """NOREPLICAS: fewer copies than the server insists on."""
     says(cache, server, "NOREPLICAS", put, FAULT, lambda: setting(min_replicas_to_write=1))

@@ -92,7 +92,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         if stopped:  # the alarm rang, and something in between swallowed it
             await self._give_up(checkout, asyncio.CancelledError(), stopped=True)
         if not self._connecting or under_way.get() is not checkout:  # else it is the first half of something
-            self.work.succeed(checkout)
+            self.work.succeed(checkout, result)
         return result
 
     async def _give_up(self, checkout: Checkout, error: BaseException, *, stopped: bool) -> None:

@@ -160,7 +160,7 @@ class GuardedConnection(Guarded, AbstractConnection):
             self._busy = self._bounds.patient = False
             self._bounds.at = None
         if not self._connecting or under_way.get() is not checkout:  # else it is the first half of something
-            self.work.succeed(checkout)
+            self.work.succeed(checkout, result)
         return result
 
     def _give_up(self, checkout: Checkout, error: BaseException) -> None:

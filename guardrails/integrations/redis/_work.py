@@ -172,10 +172,11 @@ class Work:
             checkout.at = monotonic() + checkout.seconds
             checkout.own = True
 
-    def succeed(self, checkout: Checkout) -> None:
+    def succeed(self, checkout: Checkout, answer: object = None) -> None:
         """Ends a piece of work that got its answer."""
-        if checkout.patient:
-            self._learn(checkout, _SUCCESS)
+        outcome = self._judge_replies(answer) if type(answer) is list else _SUCCESS
+        if checkout.patient or outcome is not _SUCCESS:
+            self._learn(checkout, outcome)
             return
         tickets, checkout.tickets = checkout.tickets, ()
         for door, ticket in tickets:
@@ -222,6 +223,14 @@ class Work:
         checkout.give_back()
         for door in checkout.guard.passage.doors:
             checkout.slots.append((door, door.check_out_now()))
+
+    def _judge_replies(self, replies: list[object]) -> Outcome:
+        """Looks for errors among replies: ``execute(raise_on_error=False)`` hands them out like any other."""
+        if any(issubclass(kind, Exception) for kind in set(map(type, replies))):  # without a step for each
+            for reply in replies:
+                if isinstance(reply, Exception) and self._judge(reply, connecting=False) is not _SUCCESS:
+                    return Outcome.FAILURE
+        return _SUCCESS
 
     def _judge(self, error: BaseException, *, connecting: bool) -> Outcome:
         policy = self._guard.passage.policy
