@@ -81,12 +81,12 @@ class BoundedSocket:
 
     # Each asks for itself whether the timeout in force will do: two calls for each command are worth that.
 
-    def recv(self, *args: Any) -> bytes:
+    def recv(self, size: int, flags: int = 0) -> bytes:
         """See socket.socket."""
         at = self._bounds.at
         if at is None or not self._least <= at - monotonic() <= self._most:
             self._bound()
-        return self._raw.recv(*args)
+        return self._raw.recv(size, flags)
 
     def recv_into(self, *args: Any) -> int:
         """See socket.socket."""
@@ -95,12 +95,12 @@ class BoundedSocket:
             self._bound()
         return self._raw.recv_into(*args)
 
-    def sendall(self, *args: Any) -> None:
+    def sendall(self, data: Any, flags: int = 0) -> None:
         """See socket.socket."""
         at = self._bounds.at
         if at is None or not self._least <= at - monotonic() <= self._most:
             self._bound()
-        self._raw.sendall(*args)
+        self._raw.sendall(data, flags)
 
     def settimeout(self, seconds: float | None) -> None:
         """See socket.socket; in force from the next read or write on."""

@@ -11,7 +11,7 @@ import redis
 
 from guardrails._deadline import current, note_trouble, touch
 from guardrails._door import Door
-from guardrails._guard import Guard
+from guardrails._guard import Guard, sorts_calls
 from guardrails._outcome import Outcome, classify
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations._budget import innermost, time_allowed
@@ -84,6 +84,7 @@ class Work:
         self._guard = guard
         self._door: Door = guard.passage.doors[-1]
         self._timeout = guard.timeout
+        self._sorts = sorts_calls(guard)
 
     # --- slots ---------------------------------------------------------------------------------
 
@@ -125,7 +126,8 @@ class Work:
         checkout = Checkout()
         checkout.slots = []
         scope = current()
-        checkout.guard = innermost(self._guard)
+        alone = scope is None and not self._sorts  # then it can only be the client's own: three frames less
+        checkout.guard = self._guard if alone else innermost(self._guard)
         if scope is None:
             if self._timeout is not None:
                 checkout.seconds = self._timeout
