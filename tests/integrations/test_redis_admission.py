@@ -81,12 +81,12 @@ def test_open_circuit_refuses_without_a_connection(cache):
 
 def test_subscriber_holds_a_slot_and_is_never_slow(cache):
     """A subscriber may be silent past every threshold; its messages arrive, and its slot comes back."""
-    guard = cache.protect(guard={"timeout": 0.2, "breaker": nimble(slow_call_duration_threshold=0.05)})
+    guard = cache.protect(guard={"timeout": 1.0, "breaker": nimble(slow_call_duration_threshold=0.9)})
 
     def sync_work(client):
         with client.pubsub(ignore_subscribe_messages=True) as listener:
             listener.subscribe("news")
-            assert listener.get_message(timeout=0.5) is None
+            assert listener.get_message(timeout=1.5) is None
             assert guard.snapshot().in_use == 1
             client.publish("news", "hello")
             return listener.get_message(timeout=5)
@@ -94,7 +94,7 @@ def test_subscriber_holds_a_slot_and_is_never_slow(cache):
     async def async_work(client):
         async with client.pubsub(ignore_subscribe_messages=True) as listener:
             await listener.subscribe("news")
-            assert await listener.get_message(timeout=0.5) is None
+            assert await listener.get_message(timeout=1.5) is None
             assert guard.snapshot().in_use == 1
             await client.publish("news", "hello")
             return await listener.get_message(timeout=5)
