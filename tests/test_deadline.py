@@ -447,6 +447,59 @@ def test_an_error_raised_while_being_cancelled_comes_out_as_it_is():
     assert guard.snapshot().failed == 1
 
 
+def test_a_cleanup_after_the_deadline_is_let_finish_and_keeps_its_slot():
+    """T4: it is not cancelled a second time, is still inside, and can start nothing that is guarded."""
+    guard = Guard("db", max_concurrent_calls=1, timeout=0.02)
+    other = Guard("other", max_concurrent_calls=1, timeout=HANG)
+    seen = []
+
+    @contextlib.asynccontextmanager
+    async def transaction():
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0.1)
+            seen.append(guard.snapshot().in_use)
+            with pytest.raises(DeadlineSpentError):
+                await other.run_async(hang)
+            seen.append("rolled back")
+
+    async def main():
+        with pytest.raises(CallTimeoutError, match="'db'"):
+            async with guard.call(), transaction():
+                await hang()
+        assert asyncio.current_task().cancelling() == 0
+
+    asyncio.run(main())
+    assert seen == [1, "rolled back"]
+    assert (guard.snapshot().in_use, guard.snapshot().failed) == (0, 1)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["thread_is_the_call", "waiting_is_the_call"])
+def test_work_that_a_thread_goes_on_with_keeps_the_slot_of_its_own_call(inside):
+    """T7: nobody can stop a thread; only a call made inside it says how long it really takes."""
+    guard = Guard("db", max_concurrent_calls=1, max_wait_duration=0, timeout=HANG)
+    began, release = threading.Event(), threading.Event()
+
+    def work():
+        began.set()
+        release.wait(HANG)
+
+    async def main():
+        waiting = asyncio.to_thread(guard.run, work) if inside else guard.run_async(asyncio.to_thread, work)
+        task = asyncio.create_task(waiting)
+        await asyncio.to_thread(began.wait, HANG)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        taken = guard.snapshot().in_use
+        release.set()
+        return taken
+
+    assert asyncio.run(main()) == inside
+    wait_until(lambda: guard.snapshot().in_use == 0)
+
+
 def test_a_task_group_inside_a_deadline_ends_as_one_timeout():
     """No double conversion: the group's children are cancelled, the block raises one CallTimeoutError."""
     guard = Guard("db", max_concurrent_calls=1, timeout=0.02)

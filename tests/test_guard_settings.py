@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import pytest
 from sqlalchemy import create_engine
+from verbs import be_refused, fail, succeed, trip, tripping
 
 from guardrails import BreakerPolicy, ConfigurationError, Guard, protect
 
@@ -106,6 +107,40 @@ def test_a_misspelt_option_names_the_nearest_one():
         Guard("db", max_concurrent_calls=1, max_wait_durations=1)
     with pytest.raises(ConfigurationError, match="the options are breaker, clock"):
         Guard("db", max_concurrent_calls=1, zzz=1)
+
+
+def test_a_round_of_more_probes_than_slots_is_passed_one_after_the_other(run, make_guard, clock):
+    """C5: probes do not wait for a slot, so the round takes as long as it takes, and ends."""
+    guard = make_guard(
+        max_concurrent_calls=1, breaker=tripping(permitted_calls_in_half_open_state=4, open_jitter=0)
+    )
+    trip(run, guard, clock, wait=5)
+    finish = run.start(guard)
+    be_refused(run, guard, "bulkhead_full")
+    finish()
+    succeed(run, guard, times=2)
+    assert guard.state == "half_open"
+    succeed(run, guard)
+    assert guard.state == "closed"
+
+
+def test_a_timeout_below_the_slow_threshold_still_opens(run, make_guard, clock):
+    """C5: no call lives long enough to be slow, but each that comes back late has failed."""
+    guard = make_guard(timeout=1, breaker=tripping(slow_call_duration_threshold=60))
+    run(guard, clock.advance, 2)
+    now = guard.snapshot()
+    assert (now.state, now.failures, now.slow_calls) == ("open", 1, 0)
+
+
+def test_a_longest_wait_below_the_first_one_shortens_nothing(run, make_guard, clock):
+    """C5: it bounds how the wait grows."""
+    policy = tripping(open_backoff_multiplier=10, max_wait_duration_in_open_state=1)
+    guard = make_guard(breaker=policy)
+    trip(run, guard)
+    assert be_refused(run, guard).retry_after == 5
+    clock.advance(5)
+    fail(run, guard, times=2)
+    assert be_refused(run, guard).retry_after == 5
 
 
 def test_what_cannot_be_protected_is_refused():

@@ -92,6 +92,50 @@ def test_one_failure_opens_with_a_minimum_of_one():
     assert moves(breaker) == [("closed", "open", "failure_rate")]
 
 
+@pytest.mark.parametrize(("least", "opens"), [(1, True), (2, False), (10, False)])
+def test_a_first_failure_after_silence_opens_only_by_a_minimum_of_one(least, opens):
+    """W10: a rate of one call is no rate, unless that was asked for."""
+    breaker = make(sliding_window_type="time", minimum_number_of_calls=least)
+    breaker.tick(1000)
+    call(breaker, F, now=1000)
+    assert breaker.state == ("open" if opens else "closed")
+
+
+def test_a_minimum_that_is_never_met_never_opens_and_is_seen():
+    """W10: one call a second and a window of five; whoever looks finds too few for a rate."""
+    options = {"sliding_window_type": "time", "sliding_window_size": 5, "minimum_number_of_calls": 10}
+    breaker, strict = make(**options), make(**options, consecutive_failures=3)
+    for second in range(100):
+        call(breaker, F, now=second)
+        assert breaker.state == "closed"
+    *figures, enough = breaker.evidence(99)
+    assert (figures, enough) == ([5, 5, 0], False)
+    for second in range(3):
+        call(strict, F, now=second)
+    assert strict.state == "open", "what helps where calls are few"
+
+
+def test_an_hours_pause_ages_the_evidence_and_opens_nothing():
+    """W9: of a machine that was suspended only the calls then under way are slow, and too few for a verdict."""
+    breaker = make(sliding_window_type="time", minimum_number_of_calls=10)
+    for _ in range(9):
+        call(breaker, F)
+    under_way = [breaker.begin(0) for _ in range(4)]
+    call(breaker, F, now=3600)
+    assert (breaker.state, breaker.evidence(3600)[:3]) == ("closed", (5, 1, 4))
+    for ticket in under_way:
+        breaker.end(ticket, S, 3600)
+    assert (breaker.state, breaker.evidence(3600)[:3]) == ("closed", (5, 1, 4))
+
+
+def test_a_pause_while_open_is_part_of_the_wait():
+    """W9: the first who knocks after it is a probe."""
+    breaker = make()
+    call(breaker, F)
+    assert breaker.knock(3600)
+    assert breaker.state == "half_open"
+
+
 def test_consecutive_failures_open_below_the_minimum():
     """pybreaker's rule, in addition to the rates; a success starts the count again, an abandoned call not."""
     breaker = make(minimum_number_of_calls=100, sliding_window_size=100, consecutive_failures=3)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
+import time
+import tracemalloc
+from collections import deque
 from fractions import Fraction
 
 import pytest
@@ -263,3 +267,59 @@ def test_a_slice_before_the_clocks_zero_ends_there():
     window = TimeWindow(10)
     window.advance(-0.5)
     assert window.until == 0
+
+
+def test_sums_do_not_drift():
+    """W6: after a hundred thousand calls they are those of the calls remembered, and of none they are zero."""
+    dice = random.Random(6)
+    counted, timed, now = CountWindow(997), TimeWindow(10), 0.0
+    last, lately = deque(maxlen=997), deque()
+    for _ in range(100_000):
+        mark = dice.choice([0, 0, FAILED, SLOW, BOTH])
+        now += dice.choice([0, 0.125, 0.375])
+        timed.advance(now)
+        timed.add(mark)
+        counted.add(mark)
+        last.append(mark)
+        lately.append((int(now), mark))
+        while int(now) - lately[0][0] >= SLICES:
+            lately.popleft()
+    for window, marks in ((counted, list(last)), (timed, [mark for _, mark in lately])):
+        failures, slow = (sum(bool(mark & kind) for mark in marks) for kind in (FAILED, SLOW))
+        assert figures(window) == (len(marks), failures, slow)
+    counted.add_unmarked(997)
+    timed.advance(now + SLICES)
+    assert (figures(counted), figures(timed)) == ((997, 0, 0), (0, 0, 0))
+    assert {type(figure) for figure in figures(counted) + figures(timed)} == {int}
+
+
+def test_a_window_of_a_million_calls_takes_a_megabyte():
+    """W8: a byte for each call from the start, and nothing more for each one that is made."""
+    tracemalloc.start()
+    try:
+        window = CountWindow(10**6)
+        made, _ = tracemalloc.get_traced_memory()
+        for _ in range(10_000):
+            window.add(BOTH)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert made < 1.01 * 10**6
+    assert used - made < 1000
+
+
+def test_a_large_window_costs_each_call_what_a_small_one_does():
+    """W8: nobody goes through a million places to remember a call, or to look."""
+
+    def cost(size):
+        window = CountWindow(size)
+        window.add_unmarked(size)
+        began = time.thread_time()
+        for _ in range(1000):
+            window.amend(window.add(SLOW), FAILED)
+            window.advance(0)
+            figures(window)
+        return time.thread_time() - began
+
+    small, large = (min(cost(size) for _ in range(5)) for size in (10, 10**6))
+    assert large < 10 * small
