@@ -1,4 +1,4 @@
-"""Other worlds than a thread of CPython: gevent, uvloop, a pre-forking server, a process that ends.
+"""Other worlds than a thread of CPython: gevent, uvloop, servers, other interpreters, a process that ends.
 
 Each check is a process of its own, with a script of ``tests/processes``.
 """
@@ -9,26 +9,31 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from verbs import wait_until
 
+import guardrails
 from guardrails.testing._ground import free_port
 from guardrails.testing._processes import end
 
 PROCESSES = pathlib.Path(__file__).parent / "processes"
+PACKAGE = pathlib.Path(guardrails.__file__).parent
 
 
-def run(*words):
+def run(*words, **variables):
     """Runs a script, in which every warning is an error, to its end."""
     return subprocess.run(
         [sys.executable, "-W", "error", *words],
         cwd=PROCESSES,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -84,6 +89,56 @@ def test_a_process_ends_while_guards_are_in_use():
     ]
     assert (ended.stderr, ended.returncode) == ("", 0)
     assert time.monotonic() - began < 60
+
+
+def test_a_wall_clock_that_leaps_changes_nothing():
+    """SM1: neither an open circuit nor a closed one, no deadline, no budget, no drop-in."""
+    ended = run("wall_clock.py")
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
+def test_a_second_interpreter_has_guards_of_its_own():
+    """P7: what the first one holds, and its deadline, are not there."""
+    ended = run("subinterpreter.py")
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_package_imported_twice_is_two_packages():
+    """P10: reloaded, and imported again after it was forgotten; a fork looks after both."""
+    ended = run("imported_twice.py")
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
+@pytest.fixture(scope="module")
+def story():
+    """What a guard does in a process started as usual."""
+    ended = run("switches.py", str(PACKAGE.parent))
+    assert (ended.stdout.split()[0], ended.stderr, ended.returncode) == ("True", "", 0)
+    return ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("switches", "variables"),
+    [
+        (["-O"], {}),
+        (["-OO"], {}),
+        (["-X", "dev"], {}),
+        (["-b", "-X", "utf8=0"], {"PYTHONASYNCIODEBUG": "1", "PYTHONDONTWRITEBYTECODE": "1"}),
+    ],
+    ids=["O", "OO", "dev", "asyncio_debug"],
+)
+def test_a_guard_does_the_same_whatever_the_switches(story, switches, variables):
+    """P10: no rule hangs on an assertion or a docstring, and no mode has anything to complain of."""
+    ended = run(*switches, "switches.py", str(PACKAGE.parent), **variables)
+    assert (ended.stdout, ended.stderr, ended.returncode) == (story, "", 0)
+
+
+def test_a_copy_somewhere_else_does_the_same(story, tmp_path):
+    """P10: vendored, as a directory that comes first on the path."""
+    shutil.copytree(PACKAGE, tmp_path / "guardrails", ignore=shutil.ignore_patterns("__pycache__"))
+    ended = run("switches.py", str(tmp_path), PYTHONPATH=str(tmp_path))
+    assert (ended.stdout, ended.stderr, ended.returncode) == (story, "", 0)
 
 
 @pytest.fixture
@@ -146,3 +201,35 @@ def test_workers_forked_from_a_full_guard_start_empty(preloaded):
 
     wait_until(both_shown, 60)
     assert states == {pid: "forced_open" if pid == opened else "closed" for pid in workers}
+
+
+@pytest.fixture
+def draining(tmp_path):
+    """A uvicorn, its port and its log; the test ends it."""
+    port, log = free_port(), tmp_path / "log"
+    words = f"uvicorn draining:app --host 127.0.0.1 --port {port} --lifespan off".split()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words], cwd=PROCESSES, stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: answers(port) or process.poll() is not None, 60)
+        assert process.poll() is None, log.read_text()
+        yield process, port, log
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+
+
+def test_a_server_that_is_told_to_stop_serves_who_is_inside_and_who_waits(draining):
+    """P3: the queue drains slot by slot, and then the process ends."""
+    process, port, log = draining
+    with ThreadPoolExecutor(3) as clients:
+        slow = [clients.submit(ask, port, "/slow") for _ in range(3)]
+        wait_until(lambda: ask(port, "/") == {"in_use": 1, "waiting": 2}, 30)
+        process.send_signal(signal.SIGTERM)
+        ends = [answer.result(60) for answer in slow]
+    assert sorted((now["waiting"], now["in_use"]) for now in ends) == [(0, 0), (0, 1), (1, 1)]
+    process.wait(30)
+    assert "Traceback" not in log.read_text()

@@ -116,7 +116,7 @@ def test_a_minimum_that_is_never_met_never_opens_and_is_seen():
 
 
 def test_an_hours_pause_ages_the_evidence_and_opens_nothing():
-    """W9: of a machine that was suspended only the calls then under way are slow, and too few for a verdict."""
+    """W9: of a machine that was suspended only the calls then under way count, as slow; too few here."""
     breaker = make(sliding_window_type="time", minimum_number_of_calls=10)
     for _ in range(9):
         call(breaker, F)

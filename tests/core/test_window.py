@@ -270,7 +270,7 @@ def test_a_slice_before_the_clocks_zero_ends_there():
 
 
 def test_sums_do_not_drift():
-    """W6: after a hundred thousand calls they are those of the calls remembered, and of none they are zero."""
+    """W6: after a hundred thousand calls they are those of the calls remembered; of none they are 0."""
     dice = random.Random(6)
     counted, timed, now = CountWindow(997), TimeWindow(10), 0.0
     last, lately = deque(maxlen=997), deque()
