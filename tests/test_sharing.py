@@ -10,7 +10,7 @@ from verbs import fail, tripping
 from guardrails import RejectedError
 from guardrails._core.gate import Refusal
 from guardrails._core.shares import ACTIVE, share
-from guardrails._guard import attach, sort_calls, workload
+from guardrails._guard import attach, sort_calls, sorts_calls, workload
 from guardrails._outcome import Outcome
 from guardrails._sharing import DEFAULT, MOST, OTHER
 
@@ -40,6 +40,16 @@ def a_checkout(door):
     return lambda: door.check_in(slot)
 
 
+def a_tasks_checkout(door):
+    slot = asyncio.run(door.check_out_async())
+    return lambda: door.check_in(slot)
+
+
+def a_checkout_without_waiting(door):
+    slot = door.check_out_now()
+    return lambda: door.check_in(slot)
+
+
 def a_request(door):
     slot = asyncio.run(door.reserve())
     if isinstance(slot, Refusal):
@@ -47,7 +57,7 @@ def a_request(door):
     return lambda: door.give_back(slot)
 
 
-WAYS = [a_call, a_tasks_call, a_checkout, a_request]
+WAYS = [a_call, a_tasks_call, a_checkout, a_tasks_checkout, a_checkout_without_waiting, a_request]
 
 
 def hold(guard, way=a_call, most=99):
@@ -84,8 +94,10 @@ def test_a_workload_is_known_by_its_key_and_called_by_a_name_nobody_else_has(db)
     assert db.compartments == (first, second, workload(db, DEFAULT))
 
 
-def test_a_guard_that_does_not_sort_calls_is_its_own_only_workload(make_guard):
+def test_a_guard_that_does_not_sort_calls_is_its_own_only_workload(make_guard, db):
+    """Asked which it is, it says so: nobody has to find out where its calls come from."""
     guard = make_guard()
+    assert (sorts_calls(guard), sorts_calls(db)) == (False, True)
     assert workload(guard, "shop.load", "load") is guard
     assert guard.compartments == ()
 
