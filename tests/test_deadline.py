@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 
+import anyio
 import pytest
 from verbs import Boom, be_refused, succeed, wait_until
 
@@ -512,6 +513,35 @@ def test_a_task_group_inside_a_deadline_ends_as_one_timeout():
 
     asyncio.run(main())
     assert guard.snapshot().failed == 1
+
+
+def test_a_scope_of_anyio_and_a_deadline_each_end_what_is_theirs():
+    """T9: whichever is the smaller, inside or outside of the other, and only that one says so."""
+    guard = Guard("db", max_concurrent_calls=1, timeout=HANG)
+    seen = []
+
+    async def main():
+        with anyio.move_on_after(0.02) as scope:
+            await guard.run_async(hang)
+        seen.append(scope.cancelled_caught)
+        async with guard.call():
+            with anyio.move_on_after(0.02) as scope:
+                await hang()
+            seen.append(scope.cancelled_caught)
+        with pytest.raises(CallTimeoutError), anyio.move_on_after(HANG) as scope:
+            async with guard.call(timeout=0.02):
+                await hang()
+        seen.append(scope.cancelled_caught)
+        with pytest.raises(CallTimeoutError):
+            async with guard.call(timeout=0.02), anyio.create_task_group() as group:
+                group.start_soon(hang)
+                await hang()
+        assert asyncio.current_task().cancelling() == 0
+
+    asyncio.run(main())
+    now = guard.snapshot()
+    assert seen == [True, True, False]
+    assert (now.abandoned, now.succeeded, now.failed, now.in_use) == (1, 1, 2, 0)
 
 
 def test_a_call_entered_outside_a_task_gives_its_slot_back():
