@@ -51,7 +51,7 @@ def main():
         assert told == "(1, True) 2 circuit_open None", told
         assert remaining() > 0
         assert (guard.state, guard.snapshot().in_use) == ("closed", 1)
-    if sys.version_info[:2] != (3, 12):  # 3.12 crashes where an interpreter ends that has imported asyncio
+    if sys.version_info[:2] != (3, 12):  # 3.12.1 crashes where an interpreter ends that has imported asyncio
         interpreters.destroy(other)
         guard.run(int)
     print("fine", flush=True)
