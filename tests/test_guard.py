@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 import sys
 
 import pytest
@@ -170,6 +171,26 @@ def test_a_clock_that_breaks_while_entering_holds_no_slot(run, reading):
     with contextlib.suppress(ZeroDivisionError):
         run.start(guard)()
     assert guard.snapshot().in_use == 0
+
+
+@pytest.mark.parametrize("leaving", [False, True], ids=["entering", "leaving"])
+@pytest.mark.parametrize(
+    "reading", [math.nan, math.inf, -math.inf, 1e308, 10**400, "5", None], ids=lambda it: str(it)[:9]
+)
+def test_a_clock_that_tells_no_time_for_a_while_spoils_nothing(run, clock, reading, leaving):
+    """W5: once it tells the time again the guard works as before, and no slot is lost."""
+    guard = Guard("db", max_concurrent_calls=1, clock=clock, timeout=None)
+    run(guard, clock.advance, 1)
+    with contextlib.suppress(Exception):
+        if not leaving:
+            clock.set(reading)
+        finish = run.start(guard)
+        clock.set(reading)
+        finish()
+    clock.set(2)
+    assert run(guard, lambda: "fine") == "fine"
+    now = guard.snapshot()
+    assert (now.state, now.in_use, now.failures, now.oldest_in_flight) == ("closed", 0, 0, None)
 
 
 def test_a_call_that_the_collector_ends_in_the_middle_of_a_step_ends_after_it(run, make_guard):
