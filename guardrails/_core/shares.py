@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from guardrails._core.bulkhead import Bulkhead
 
 __all__ = ["Shares", "share"]
@@ -56,11 +58,6 @@ class Shares:
 
     def _forget_idle(self, now: float) -> None:
         # In the order of asking, so the first that asked lately ends the search.
-        idle = []
-        for part, asked in self.active.items():
-            if now - asked < ACTIVE:
-                break
-            if not part.taken and not part.queue:
-                idle.append(part)
-        for part in idle:
+        long_ago = takewhile(lambda part: now - self.active[part] >= ACTIVE, self.active)
+        for part in [part for part in long_ago if not part.taken and not part.queue]:
             del self.active[part]
