@@ -429,6 +429,28 @@ def test_a_body_that_swallows_the_cancellation_is_still_late():
     assert guard.snapshot().failed == 1
 
 
+def test_a_call_whose_alarm_has_rung_is_late_whatever_its_clock_says(clock):
+    """The guard's clock may be behind the loop's, here it stands still: cancelled is cancelled."""
+    guard = Guard("db", max_concurrent_calls=1, timeout=0.02, clock=clock)
+
+    async def stubborn():
+        with contextlib.suppress(asyncio.CancelledError):
+            await hang()
+
+    async def main():
+        await guard.run_async(asyncio.sleep, 0)  # from now on calls come in the quick way
+        with pytest.raises(CallTimeoutError):
+            await guard.run_async(stubborn)
+        await guard.run_async(asyncio.sleep, 0)
+        with pytest.raises(CallTimeoutError):
+            async with guard.call():
+                await stubborn()
+        assert asyncio.current_task().cancelling() == 0
+
+    asyncio.run(main())
+    assert (guard.snapshot().succeeded, guard.snapshot().failed) == (2, 2)
+
+
 def test_an_error_raised_while_being_cancelled_comes_out_as_it_is():
     """The cleanup's own error is what happened."""
     guard = Guard("db", max_concurrent_calls=1, timeout=0.02)

@@ -530,6 +530,20 @@ def test_compartments_by_name(make_guard):
         guard.detach()
 
 
+def test_two_who_make_the_same_compartment_at_once_get_the_same(make_guard):
+    """As two threads may; here the second comes while the first one's listeners are being read."""
+    guard = make_guard()
+    made = []
+
+    def listeners():
+        made.append(guard.compartment("part"))
+        yield made.append
+
+    made.append(guard.compartment("part", listeners=listeners()))
+    assert made[0] is made[1]
+    assert guard.compartments == (made[0],)
+
+
 def test_a_bulkhead_has_slots_and_nothing_else(run, clock):
     """R19: no circuit, no timeout; by default nobody waits."""
     bulkhead = Bulkhead("reports", 2, clock=clock)
