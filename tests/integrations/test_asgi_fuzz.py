@@ -1,4 +1,7 @@
-"""A hundred thousand hostile requests: no crash, no injection, no double answer, nothing held afterwards."""
+"""A hundred thousand hostile requests: no crash, no injection, no double answer, nothing held afterwards.
+
+One in eight is from a client that is gone: `receive` says so, and some `send` fails.
+"""
 
 from __future__ import annotations
 
@@ -100,9 +103,11 @@ class Hostile:
         ]
         self.dice = dice
 
-    async def __call__(self, _scope, _receive, send):
+    async def __call__(self, _scope, receive, send):
         assert 0 <= remaining() <= CAP
         dice = self.dice
+        for _ in range(dice.randrange(3)):
+            await receive()
         phase, error = dice.randrange(6), dice.choice(self.errors)
         if phase >= 4 and error is not None:
             self._call_and_swallow()
@@ -137,8 +142,28 @@ def request(dice):
     return scope
 
 
-def check_answer(scope, sent, raised):
+class Client:
+    """Who asked; one that is gone takes so many messages and no more."""
+
+    def __init__(self, dice):
+        self.sent = []
+        self.error = OSError("the client is gone")
+        self.patience = dice.randrange(4) if dice.random() < 0.125 else None
+
+    async def receive(self):
+        if self.patience is not None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(self, message):
+        if len(self.sent) == self.patience:
+            raise self.error
+        self.sent.append(message)
+
+
+def check_answer(scope, client, raised):
     """What may be on the wire, whatever was asked and whatever the application did."""
+    sent = client.sent
     types = [message["type"] for message in sent]
     assert types[:1] in ([], ["http.response.start"])
     assert types.count("http.response.start") <= 1
@@ -147,6 +172,9 @@ def check_answer(scope, sent, raised):
         assert not set(b"".join(header)) & set(b"\r\n\0<>\"'")
     if b"cache-control" not in headers:  # the application's own answer, or its exception
         assert sent or raised is not None
+        return
+    if raised is client.error:  # our own answer, to a client who did not take all of it
+        assert len(sent) == client.patience < 2
         return
     assert (len(sent), raised) == (2, None)
     assert sent[0]["status"] in {503, 504}
@@ -176,24 +204,18 @@ async def play(dice, name, times):
         clock=lambda: next(clock) * 1e-6,
         random=dice.random,
     )
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
     for number in range(times):
         if number % 100 == 0:
             guard.reset()
         elif number % 100 == 90:
             guard.force_open()
-        scope, raised = request(dice), None
-        sent.clear()
+        scope, client, raised = request(dice), Client(dice), None
         try:
-            await middleware(scope, None, send)
+            await middleware(scope, client.receive, client.send)
         except Exception as error:
             raised = error
         assert not isinstance(raised, AssertionError), raised
-        check_answer(scope, sent, raised)
+        check_answer(scope, client, raised)
         assert (middleware.in_flight, current(), guard.snapshot().in_use) == (0, None, 0)
 
 

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from wire import BODY_OF_10_MB, GET, Client, wait_until
@@ -284,6 +285,26 @@ def test_vanishing_clients_leave_nothing(serve):
     wait_until(lambda: meeting.middleware.in_flight == 0 and meeting.db.snapshot().in_use == 0)
     figures = meeting.db.snapshot()
     assert (figures.state, figures.failed) == ("closed", 0)
+
+
+def test_background_work_outlives_its_client(serve):
+    """Who leaves with the answer in hand does not take along what was to be done after it."""
+    db, leave, done = Guard("db", max_concurrent_calls=1), threading.Event(), threading.Event()
+
+    def send_mail():
+        leave.wait(10)
+        db.run(done.set)
+
+    async def orders(_request):
+        return PlainTextResponse("fine", background=BackgroundTask(send_mail))
+
+    app = GuardrailsMiddleware(Starlette(routes=[Route("/orders", orders)]), requires=[db], max_in_flight=5)
+    with Client(serve(app)) as client:
+        client.send(GET % b"/orders")
+        assert client.response()[::2] == (200, b"fine")
+    leave.set()
+    wait_until(done.is_set)
+    wait_until(lambda: app.in_flight == 0)
 
 
 HANDSHAKE = (
