@@ -11,7 +11,11 @@ import pytest
 from asgi_client import ask, fine, http
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
+from guardrails import Guard
 from guardrails._deadline import current
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem, budget, prefers_html, retry_seconds
 from guardrails.integrations.asgi import GuardrailsMiddleware
@@ -43,6 +47,32 @@ def test_hostile_guard_name_cannot_inject(name, accept):
     if not accept:
         assert json.loads(answer.body)["guard"] == name[:100]
         assert not set(answer.body) & set(b"\r\n\0<")
+
+
+def test_pages_of_other_sites_may_read_a_refusal():
+    """With the framework's own CORS middleware outside: it answers preflights, and adds to our answers."""
+    db = Guard("db", max_concurrent_calls=1)
+    db.force_open()
+    app = Starlette(
+        middleware=[
+            Middleware(CORSMiddleware, allow_origins=["https://shop.example"], allow_methods=["PUT"]),
+            Middleware(GuardrailsMiddleware, requires=[db]),
+        ]
+    )
+    origin = ("origin", "https://shop.example")
+    preflight = ask(app, http(method="OPTIONS", headers=[origin, ("access-control-request-method", "PUT")]))
+    refused = ask(app, http(method="PUT", headers=[origin]))
+    assert (preflight.status, refused.status) == (200, 503)
+    for seen in (preflight, refused):
+        assert seen.headers["access-control-allow-origin"] == "https://shop.example"
+
+
+def test_a_preflight_without_one_is_a_request_like_any_other():
+    """`OPTIONS` is refused where the path is, with a body."""
+    db = Guard("db", max_concurrent_calls=1)
+    db.force_open()
+    refused = ask(GuardrailsMiddleware(fine, requires=[db]), http(method="OPTIONS"))
+    assert (refused.status, refused.problem["code"]) == (503, "circuit_open")
 
 
 @given(st.text(), st.sampled_from(["shed", "timeout"]), st.integers(1, 120) | st.none())
