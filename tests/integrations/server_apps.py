@@ -10,7 +10,9 @@
 | ``/slow`` | takes one of five slots for three seconds (WSGI only) |
 | ``/figures`` | what is inside now, and which paths the application has been asked for |
 | ``/class`` | how much the request matters |
-| any other | ``fine`` |
+| any other | ``fine``; for a websocket, one word and the end |
+
+The lifespan is the application's own, and ``/figures`` says how far it has come.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ closed.force_open()
 streams = Guard("streams", max_concurrent_calls=5, timeout=None)
 slow = Guard("slow", max_concurrent_calls=5, max_wait_duration=0, breaker=None)
 asked = []
+lived = []
 
 SETTINGS = {
     "requires": {"/edge": [closed]},
@@ -57,6 +60,7 @@ def figures(in_flight):
         "failed": slots.failed,
         "slow": slow.snapshot().in_use,
         "asked": asked,
+        "lived": lived,
     }
     return json.dumps(said).encode()
 
@@ -70,12 +74,16 @@ def body_of(path, middleware):
 
 async def asgi_app(scope, receive, send):
     """Speaks ASGI without a framework."""
-    if scope["type"] != "http":
+    if scope["type"] == "lifespan":
+        await _live(receive, send)
         return
     path = scope["path"]
     if path != "/figures":
         asked.append(path)
     trouble(path)
+    if scope["type"] == "websocket":
+        await _talk(receive, send)
+        return
     if path == "/stream":
         await _stream(receive, send)
         return
@@ -88,6 +96,20 @@ async def asgi_app(scope, receive, send):
     await send({"type": "http.response.body", "body": body, "more_body": path == "/cut"})
     if path == "/cut":
         closed.run(len, "x")
+
+
+async def _live(receive, send):
+    while "shutdown" not in lived:
+        phase = (await receive())["type"].removeprefix("lifespan.")
+        lived.append(phase)
+        await send({"type": f"lifespan.{phase}.complete"})
+
+
+async def _talk(receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": "fine"})
+    await send({"type": "websocket.close"})
 
 
 async def _stream(receive, send):

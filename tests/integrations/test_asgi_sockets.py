@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
-from wire import BODY_OF_10_MB, GET, Client, wait_until
+from wire import BODY_OF_10_MB, GET, HANDSHAKE, Client, wait_until
 
 from guardrails import Guard
 from guardrails.integrations.asgi import GuardrailsMiddleware
@@ -307,17 +307,11 @@ def test_background_work_outlives_its_client(serve):
     wait_until(lambda: app.in_flight == 0)
 
 
-HANDSHAKE = (
-    b"GET /orders HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-
-
 def test_websocket_handshake_is_refused(serve):
     """A websocket to what is refused gets a real 503 instead of an upgrade."""
     pytest.importorskip("websockets", reason="uvicorn needs websockets to speak it")
     with Client(serve(edge(), ws="websockets-sansio")) as client:
-        client.send(HANDSHAKE)
+        client.send(HANDSHAKE % b"/orders")
         status, headers, body = client.response()
     assert (status, headers["content-type"]) == (503, "application/problem+json")
     assert json.loads(body)["code"] == "circuit_open"

@@ -12,7 +12,9 @@ from collections import Counter
 
 import pytest
 from server_process import Server
-from wire import BODY_OF_10_MB, GET, Client, wait_until
+from wire import BODY_OF_10_MB, GET, HANDSHAKE, Client, wait_until
+
+GET_AND_CLOSE = GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
 
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "frameworks.md"
@@ -21,7 +23,7 @@ SERVERS = {
     "uvicorn, h11": "uvicorn server_apps:asgi --host 127.0.0.1 --port {port} --http h11",
     "uvicorn, httptools": "uvicorn server_apps:asgi --host 127.0.0.1 --port {port} --http httptools",
     "hypercorn": "hypercorn server_apps:asgi --bind 127.0.0.1:{port}",
-    "granian, ASGI": "granian server_apps:asgi --interface asginl --host 127.0.0.1 --port {port}",
+    "granian, ASGI": "granian server_apps:asgi --interface asgi --host 127.0.0.1 --port {port}",
     "gunicorn, uvicorn worker": (
         "gunicorn server_apps:asgi --worker-class uvicorn_worker.UvicornWorker --bind 127.0.0.1:{port}"
     ),
@@ -56,6 +58,9 @@ def servers(tmp_path_factory):
 def server(request, servers):
     """Each of the servers."""
     return servers(request.param)
+
+
+ASGI = [name for name, command in SERVERS.items() if ":asgi" in command]
 
 
 @pytest.fixture(scope="session")
@@ -280,6 +285,50 @@ def test_body_sent_without_leave_is_never_a_request(server, path):
     assert "/evil" not in server.figures()["asked"]
 
 
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+def test_two_lengths_are_the_server_s_business(server, version):
+    """A request that can be read in two ways is read in the same way whether it is refused or served."""
+    followed = []
+    for path in (b"/edge", b"/inside", b"/ok"):
+        before = server.figures()["asked"].count("/smuggled")
+        with Client(server.address) as client:
+            client.send(
+                b"POST %s %s\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+                % (path, version)
+                + GET_AND_CLOSE % b"/smuggled"
+            )
+            client.ended()
+        followed.append(server.figures()["asked"].count("/smuggled") - before)
+    assert followed[0] == followed[1] == followed[2]
+
+
+# --- what is no request ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ASGI)
+def test_lifespan_is_the_application_s(servers, name):
+    """It starts up once, though a guard is open from the beginning."""
+    assert servers(name).figures()["lived"] == ["startup"]
+
+
+@pytest.mark.parametrize("name", ASGI)
+@pytest.mark.parametrize(("path", "status"), [(b"/edge", 503), (b"/inside", 503), (b"/late", 504)])
+def test_handshake_is_refused(servers, name, path, status):
+    """With the same answer as any request: all of these servers can say more than 403."""
+    with Client(servers(name).address) as client:
+        client.send(HANDSHAKE % path)
+        refusal(client, status)
+
+
+@pytest.mark.parametrize("name", ASGI)
+def test_other_handshakes_are_accepted(servers, name):
+    """And what is said then is the application's."""
+    with Client(servers(name).address) as client:
+        client.send(HANDSHAKE % b"/ok")
+        assert client.response()[0] == 101
+        assert client.reader.read(6) == b"\x81\x04fine"
+
+
 # --- clients that leave --------------------------------------------------------------------------------
 
 
@@ -310,11 +359,13 @@ def test_client_that_leaves_a_stream_leaves_nothing(server):
     assert server.figures()["failed"] == 0
 
 
-def test_client_that_leaves_its_body_leaves_nothing(server):
-    """Half a body, then nothing: before the answer, or instead of reading it."""
+@pytest.mark.parametrize("path", [b"/edge", b"/inside", b"/ok"])
+@pytest.mark.parametrize("body", [b"", b"half"], ids=["no body", "half a body"])
+def test_client_that_leaves_its_body_leaves_nothing(server, path, body):
+    """What was promised never comes: before the answer, or instead of reading it."""
     for _ in range(3):
         with Client(server.address) as client:
-            client.send(POST % (b"/inside", 1000) + b"half")
+            client.send(POST % (path, 1000) + body)
     wait_until(nothing_is_inside(server), seconds=30)
 
 

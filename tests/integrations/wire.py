@@ -7,6 +7,11 @@ import time
 
 GET = b"GET %s HTTP/1.1\r\nhost: a\r\n\r\n"
 
+HANDSHAKE = (
+    b"GET %s HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
 BODY_OF_10_MB = (GET % b"/evil").ljust(64, b".") * 160_000
 """A server that took it for requests would serve the first line of each."""
 
