@@ -8,6 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from guardrails.testing.servers import PostgresServer
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -145,3 +148,54 @@ def test_django_app():
     assert run.stdout.splitlines() == ["{'suggestions': ['cats']}", "503 circuit_open", "{'ping': 'pong'}"], (
         run.stderr
     )
+
+
+VISIT = """
+import json
+from wsgiref.util import setup_testing_defaults
+from django.db import connection
+from django_postgresql import application, db, reports
+
+def get(path):
+    environ, said = {"PATH_INFO": path}, []
+    setup_testing_defaults(environ)
+    body = application(environ, lambda status, headers, *error: said.append(status))
+    told = json.loads(b"".join(body))
+    body.close()
+    print(said[-1][:3], told.get("code", told), db.snapshot().in_use)
+
+get("/items")
+get("/reports/1")
+get("/reports/9")
+reports.force_open()
+get("/reports/1")
+get("/items")
+db.force_open()
+get("/items")
+get("/ping")
+connection.close_pool()
+"""
+
+
+def test_django_postgresql():
+    """A report that takes too long is stopped, one workload is refused, then the whole database."""
+    with PostgresServer.start() as server:
+        told = conninfo_to_dict(server.url(""))
+        run = subprocess.run(
+            [sys.executable, "-W", "error", "-c", VISIT],
+            cwd=EXAMPLES,
+            env=os.environ | {f"PG{word.upper()}": told[word] for word in ("host", "port", "user")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert run.stdout.splitlines() == [
+        "200 {'items': 1} 0",
+        "200 {'report': 1} 0",
+        "504 timeout 0",
+        "503 circuit_open 0",
+        "200 {'items': 1} 0",
+        "503 circuit_open 0",
+        "200 {'ping': 'pong'} 0",
+    ], run.stderr

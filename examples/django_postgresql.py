@@ -1,0 +1,66 @@
+"""A Django service in one file, whose PostgreSQL may lock up.
+
+PGDATABASE=shop gunicorn --worker-class gthread --threads 40 examples.django_postgresql:application
+"""
+
+from __future__ import annotations
+
+import os
+
+import django
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.db import connection
+from django.http import HttpRequest, JsonResponse
+from django.urls import path
+
+from guardrails import Guard, guarded
+
+CONNECTIONS = 10
+
+db = Guard("db", max_concurrent_calls=CONNECTIONS, timeout=2.0)
+reports = db.compartment("reports")
+
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF=__name__,
+    MIDDLEWARE=["guardrails.integrations.django.GuardrailsMiddleware"],
+    GUARDRAILS={"guards": [db], "exempt": ["/ping"], "request_timeout": 5.0},
+    DATABASES={
+        "default": {
+            "ENGINE": "guardrails.integrations.django.postgresql",  # instead of django.db.backends.postgresql
+            "NAME": os.environ.get("PGDATABASE", "postgres"),  # host, port and user: PGHOST, PGPORT, PGUSER
+            "OPTIONS": {"guard": db, "pool": {"min_size": 1, "max_size": CONNECTIONS}},
+        }
+    },
+)
+django.setup(set_prefix=False)
+
+
+def ask(sql: str, *parameters: int) -> int:
+    """Takes a slot, until the request is over, and two seconds at most, which the server is told, too."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        answer: int = cursor.fetchone()[0]
+        return answer
+
+
+def items(_request: HttpRequest) -> JsonResponse:
+    """Goes on while the reports' table is locked."""
+    return JsonResponse({"items": ask("select 1")})
+
+
+@guarded(reports, timeout=1.0)
+def monthly_report(_request: HttpRequest, month: int) -> JsonResponse:
+    """At most 70 % of the slots, one second for all its statements, a circuit of its own."""
+    return JsonResponse({"report": ask("select %s from pg_sleep(%s)", month, month - 1)})
+
+
+def ping(_request: HttpRequest) -> JsonResponse:
+    """Needs nothing and never waits for it."""
+    return JsonResponse({"ping": "pong"})
+
+
+urlpatterns = [path("items", items), path("reports/<int:month>", monthly_report), path("ping", ping)]
+
+application = get_wsgi_application()
