@@ -235,8 +235,12 @@ def checked_guards(faults: Faults, field: str, value: object) -> tuple[Guard, ..
     """A setting that lists guards; what is none of them is noted as a fault."""
     items = _several(value)
     guards = tuple(item for item in items or () if isinstance(item, Guard))
-    if items is None or len(guards) != len(items):
-        faults.add(field, value, "a list of Guard objects")
+    wanted = "a list of Guard objects"
+    if items is None:
+        faults.add(field, value, wanted, ": put it into brackets" if isinstance(value, Guard) else "")
+    elif len(guards) != len(items):
+        odd = next(item for item in items if not isinstance(item, Guard))
+        faults.add(field, odd, wanted, " in it")
     return guards
 
 

@@ -43,15 +43,12 @@ class Importance:
         self.header = header.lower().encode() if isinstance(header, str) and header.isascii() else None
 
     @classmethod
-    def checked(
-        cls, faults: Faults, app: object, clock: object, routes: object, header: object
-    ) -> Importance | None:
+    def checked(cls, faults: Faults, clock: object, routes: object, header: object) -> Importance | None:
         """Reads a middleware's settings; None where no request matters more than another.
 
         Raises:
             ConfigurationError: One or more of them are wrong; all are named at once.
         """
-        faults.callable("app", app, none=False)
         faults.callable("clock", clock, none=False)
         importance = cls(faults, routes, header)
         faults.raise_if_any()

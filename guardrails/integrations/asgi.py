@@ -15,6 +15,7 @@ from guardrails._criticality import Criticality
 from guardrails._deadline import Clock, close, current, enter
 from guardrails._door import Door
 from guardrails._guard import Guard
+from guardrails.integrations._application import ASGI, check_application
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._exchange import (
     ASGIApp,
@@ -105,7 +106,8 @@ class GuardrailsMiddleware:
         random: Callable[[], float] = _random.random,
     ) -> None:
         faults = Faults("GuardrailsMiddleware")
-        self._importance = Importance.checked(faults, app, clock, criticality, criticality_header)
+        check_application(faults, app, ASGI)
+        self._importance = Importance.checked(faults, clock, criticality, criticality_header)
         self.app = app
         self._clock = clock
         self._edge = Edge(

@@ -16,6 +16,7 @@ from guardrails._checks import Faults, unknown_option
 from guardrails._criticality import Criticality
 from guardrails._deadline import Clock, current
 from guardrails._guard import Guard
+from guardrails.integrations._application import WSGI, check_application
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._environ import budgets_of, path_of, rank_in, status_line
 from guardrails.integrations._http import Problem, as_json
@@ -90,7 +91,8 @@ class GuardrailsMiddleware:
             raise unknown_option("GuardrailsMiddleware", option, _OPTIONS)
         faults = Faults("GuardrailsMiddleware")
         faults.count("threads", threads, least=2, none=True)
-        self._importance = Importance.checked(faults, app, clock, criticality, criticality_header)
+        check_application(faults, app, WSGI)
+        self._importance = Importance.checked(faults, clock, criticality, criticality_header)
         self.app = app
         self._clock = clock
         self._edge = Edge(

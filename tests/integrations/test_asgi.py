@@ -8,6 +8,7 @@ import contextlib
 import pytest
 from asgi_client import CHUNK, END, START, ask, fine, http, raising, websocket
 from fastapi import FastAPI
+from flask import Flask
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -598,7 +599,8 @@ def test_nothing_leaks_into_the_next_request():
         ({"request_timeout": 0}, "request_timeout must be a number of seconds above 0"),
         ({"request_timeout": float("nan")}, "got nan"),
         ({"guards": "db"}, "guards must be a list of Guard objects, got 'db'"),
-        ({"guards": ["db"]}, "guards must be a list of Guard objects"),
+        ({"guards": ["db"]}, "guards must be a list of Guard objects, got 'db' in it"),
+        ({"guards": Guard("db", max_concurrent_calls=1)}, "got a Guard: put it into brackets"),
         ({"guards": 5}, "guards must be"),
         ({"requires": ["/orders"]}, "requires must be a list of Guard objects"),
         ({"requires": {"/orders": ["db"]}}, "requires['/orders'] must be a list of Guard objects"),
@@ -631,6 +633,18 @@ def test_app_must_be_callable():
     """A forgotten application is told as such."""
     with pytest.raises(ConfigurationError, match="app must be callable, got None"):
         GuardrailsMiddleware(None)
+
+
+def test_an_application_of_another_kind_is_told_its_middleware():
+    """Flask's is WSGI, Django's handlers are neither; one that does not say what it takes is believed."""
+    wsgi = "got a Flask, which takes 2: guardrails.integrations.wsgi.GuardrailsMiddleware is made for it"
+    with pytest.raises(ConfigurationError, match=wsgi):
+        GuardrailsMiddleware(Flask("shop"))
+    with pytest.raises(ConfigurationError, match=r"which takes 1: guardrails\.integrations\.django"):
+        GuardrailsMiddleware(lambda request: None)
+    with pytest.raises(ConfigurationError, match="app must be an application that takes 3 arguments, got"):
+        GuardrailsMiddleware(lambda: None)
+    assert GuardrailsMiddleware(type).app is type
 
 
 def test_all_faults_are_named_together():

@@ -324,10 +324,17 @@ def test_detached_it_is_djangos_own(shop, db):
     [
         ({}, r"DATABASES\['wrong'\].*OPTIONS\['guard'\] must be a Guard or its dotted name, got None"),
         ({"guard": 7}, "must be a Guard or its dotted name, got 7"),
+        ({"guard": "no_such_shop.db"}, r"OPTIONS\['guard'\]: 'no_such_shop.db' cannot be imported"),
         ({"guard": Guard("x", max_concurrent_calls=4), "pool": POOL}, "slots of guard 'x' must be .* to 3"),
         ({"guard": Guard("x", max_concurrent_calls=4), "compartments": "all"}, "'declared' or 'auto'"),
     ],
-    ids=["no guard", "no guard either", "more slots than connections", "unknown compartments"],
+    ids=[
+        "no guard",
+        "no guard either",
+        "nothing of that name",
+        "more slots than connections",
+        "unknown compartments",
+    ],
 )
 def test_wrong_settings_are_named(options, words):
     """When the database is first used."""

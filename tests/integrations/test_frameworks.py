@@ -386,6 +386,11 @@ def test_django_stream_counts_until_it_is_closed(project):
     [
         ({"guard": []}, "settings.GUARDRAILS has no option 'guard'; did you mean 'guards'?"),
         ({"guards": "db"}, "guards must be a list of Guard objects"),
+        (
+            {"guards": ["no_such_shop.db"]},
+            "GUARDRAILS: 'no_such_shop.db' cannot be imported: No module named",
+        ),
+        ({"requires": {"/": ["json.db"]}}, "GUARDRAILS: 'json.db' cannot be imported"),
         ({"clock": 1}, "clock must be callable"),
         ({"max_in_flight": 0, "request_timeout": -1}, r"request_timeout must be .*max_in_flight must be"),
         ({"requires": "db"}, "requires must be "),

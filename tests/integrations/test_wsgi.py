@@ -12,6 +12,7 @@ import flask
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 from wsgi_client import PLAIN, Request, ask, environment, fine
 
 from guardrails import (
@@ -738,6 +739,7 @@ def test_slots_that_can_take_every_thread_are_warned_of(caplog, slots, threads, 
         ({"threads": 8}, "guards must be named where threads is given"),
         ({"clock": 3}, "clock must be callable"),
         ({"app": None}, "app must be callable"),
+        ({"app": Starlette()}, "takes 3: guardrails.integrations.asgi.GuardrailsMiddleware is made for it"),
         (
             {"max_in_flight": 0, "exempt": "/x", "request_timeout": -1},
             "exempt must be .*request_timeout must be .*max_in",

@@ -12,7 +12,6 @@ try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction
     from django.conf import settings
     from django.http import HttpRequest, HttpResponse
-    from django.utils.module_loading import import_string
 except ImportError as error:
     raise ImportError("Django is missing: pip install django") from error
 
@@ -25,6 +24,7 @@ from guardrails.integrations._http import Problem
 from guardrails.integrations._importance import Importance
 from guardrails.integrations._routes import requires
 from guardrails.integrations._visit import Views, Visit
+from guardrails.integrations.django._names import named
 
 __all__ = ["GuardrailsMiddleware", "requires"]
 
@@ -71,7 +71,7 @@ class GuardrailsMiddleware:
         self._clock = options.pop("clock")
         learns = options.pop("learn_routes")
         said = options.pop("criticality"), options.pop("criticality_header")
-        self._importance = Importance.checked(Faults(_WHERE), get_response, self._clock, *said)
+        self._importance = Importance.checked(Faults(_WHERE), self._clock, *said)
         self._edge = Edge(_WHERE, **options)
         self._views = Views(self._edge, learns=learns)
         self.get_response = get_response
@@ -225,4 +225,4 @@ def _found(guards: object) -> object:
     """Guards by their dotted names; whatever is no list is left to be refused with the rest."""
     if not isinstance(guards, Iterable) or isinstance(guards, str):
         return guards
-    return [import_string(guard) if isinstance(guard, str) else guard for guard in guards]
+    return [named(_WHERE, guard) for guard in guards]

@@ -14,12 +14,12 @@ from typing import Any, cast
 from django.db import utils
 from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
-from django.utils.module_loading import import_string
 
 from guardrails._checks import Faults
 from guardrails._guard import Guard, attach, sort_calls
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations._checkouts import Checkout
+from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._cursors import ENDINGS, WorkingCursor
 from guardrails.integrations.django.postgresql._pools import FromPool, LendingPool
 from guardrails.integrations.sqlalchemy._drivers.psycopg import Psycopg
@@ -105,9 +105,7 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
     def _protect(self) -> _Protection:
         options = self.settings_dict["OPTIONS"]
         faults = Faults(f"DATABASES[{self.alias!r}]")
-        guard = options.get("guard")
-        if isinstance(guard, str):
-            guard = import_string(guard)
+        guard = named(f"DATABASES[{self.alias!r}]: OPTIONS['guard']", options.get("guard"))
         if not isinstance(guard, Guard):
             faults.add("OPTIONS['guard']", guard, "a Guard or its dotted name")
             faults.raise_if_any()
