@@ -171,10 +171,17 @@ def _problem_details(code: str, guard: str | None, retry_after: int | None) -> b
     return as_json(fields)
 
 
-def as_json(fields: dict[str, object]) -> bytes:
+def as_json(fields: dict[str, object], *, indent: int | None = None) -> bytes:
     """JSON in which names can do no harm."""
     # In JSON text "<" stands only inside strings; escaped, no client that guesses types sees a tag.
-    return json.dumps(fields).replace("<", "\\u003c").encode("ascii")
+    return json.dumps(fields, indent=indent).replace("<", "\\u003c").encode("ascii")
+
+
+_STYLE = (
+    ":root{color-scheme:light dark}"
+    "body{font:1.125rem/1.5 system-ui,sans-serif;max-width:36rem;margin:20vh auto 0;padding:0 1.5rem}"
+)
+"""Readable on a telephone and in the dark; where a site's policy forbids it, the page is plain."""
 
 
 def _page(code: str, retry_after: int | None) -> bytes:
@@ -184,7 +191,7 @@ def _page(code: str, retry_after: int | None) -> bytes:
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<h1>{title}</h1>\n<p>{detail}</p>\n{again}</html>\n"
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n<h1>{title}</h1>\n<p>{detail}</p>\n{again}</html>\n"
     ).encode("ascii")
 
 

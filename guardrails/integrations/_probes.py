@@ -13,7 +13,7 @@ from guardrails._guard import Guard
 from guardrails.integrations._edge import checked_guards
 from guardrails.integrations._http import as_json
 
-__all__ = ["HEADERS", "Page", "Probes", "figures"]
+__all__ = ["HEADERS", "Page", "Probes", "as_page", "figures"]
 
 _log = logging.getLogger("guardrails")
 
@@ -74,18 +74,18 @@ class Probes:
 
     def live(self) -> Page:
         """Says that the process answers; looks at nothing."""
-        return Page(200, as_json({"live": True}))
+        return Page(200, as_page({"live": True}))
 
     def ready(self) -> Page:
         """Says whether this process should get requests, and if not, why."""
         reasons = self._reasons()
-        return Page(503 if reasons else 200, as_json({"ready": not reasons, "reasons": reasons}))
+        return Page(503 if reasons else 200, as_page({"ready": not reasons, "reasons": reasons}))
 
     def status(self) -> Page:
         """The figures of every guard."""
         reasons = self._reasons()
         guards = [figures(guard) for guard in self.guards]
-        return Page(200, as_json({"ready": not reasons, "reasons": reasons, "guards": guards}))
+        return Page(200, as_page({"ready": not reasons, "reasons": reasons, "guards": guards}))
 
     def _reasons(self) -> list[str]:
         with self._lock:
@@ -97,6 +97,11 @@ class Probes:
         if changed:
             _log.warning("readiness: %s", "; ".join(map(ascii, reasons)) or "ready")
         return reasons
+
+
+def as_page(fields: dict[str, object]) -> bytes:
+    """JSON for programs and for whoever reads it in a terminal."""
+    return as_json(fields, indent=2) + b"\n"
 
 
 def figures(guard: Guard) -> dict[str, object]:

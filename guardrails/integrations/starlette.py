@@ -17,8 +17,7 @@ except ImportError as error:
 from guardrails._checks import Faults
 from guardrails._guard import Guard
 from guardrails.integrations._edge import with_parts
-from guardrails.integrations._http import as_json
-from guardrails.integrations._probes import HEADERS, Page, Probes, figures
+from guardrails.integrations._probes import HEADERS, Page, Probes, as_page, figures
 
 try:
     from guardrails.integrations import prometheus
@@ -126,7 +125,7 @@ def _controlling(guards: Iterable[Guard], auth: Auth) -> Callable[[Request], Awa
         if len(named) != 1:
             return _fault(409, "several guards have this name") if named else _fault(404, "no such guard")
         move(named[0])
-        return _response(200, as_json(figures(named[0])))
+        return _response(200, as_page(figures(named[0])))
 
     return endpoint
 
@@ -145,7 +144,7 @@ def _named(guards: Iterable[Guard], name: str) -> Iterator[Guard]:
 
 
 def _fault(status: int, why: str) -> Response:
-    return _response(status, as_json({"error": why}))
+    return _response(status, as_page({"error": why}))
 
 
 def _response(status: int, body: bytes, kind: str = "application/json") -> Response:

@@ -19,9 +19,9 @@ from guardrails._guard import Guard
 from guardrails.integrations._application import WSGI, check_application
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._environ import budgets_of, path_of, rank_in, status_line
-from guardrails.integrations._http import Problem, as_json
+from guardrails.integrations._http import Problem
 from guardrails.integrations._importance import Importance
-from guardrails.integrations._probes import HEADERS, Probes
+from guardrails.integrations._probes import HEADERS, Probes, as_page
 from guardrails.integrations._visit import Views
 from guardrails.integrations._wsgi import Exchange
 
@@ -171,9 +171,9 @@ class StatusApp:
         method = environ["REQUEST_METHOD"]
         headers = [(name.title(), value) for name, value in HEADERS]
         if page is None:
-            status, body = 404, as_json({"error": "no such page"})
+            status, body = 404, as_page({"error": "no such page"})
         elif method not in {"GET", "HEAD"}:
-            status, body = 405, as_json({"error": "only to be read"})
+            status, body = 405, as_page({"error": "only to be read"})
             headers.append(("Allow", "GET, HEAD"))
         else:
             status, body = page()

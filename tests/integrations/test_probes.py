@@ -109,7 +109,8 @@ def test_hostile_names_stay_text(pages, make_guard):
     name = "</script><script>\r\n\ud800"
     _, headers, body = pages([make_guard(name)]).visit("/status.json")
     assert json.loads(body)["guards"][0]["name"] == name
-    assert not set(body) & set(b"<\r\n")
+    assert not set(body) & set(b"<\r")
+    assert rb"\u003c/script>\u003cscript>\r\n\ud800" in body, "on one line"
     assert headers["x-content-type-options"] == "nosniff"
 
 
@@ -122,8 +123,16 @@ def test_pages_are_only_to_be_read(pages, path, method):
 
 def test_head_has_the_length(pages):
     """For load balancers that ask with HEAD."""
-    status, headers, _ = pages([]).visit("/livez", "HEAD")
-    assert (status, int(headers["content-length"])) == (200, len(b'{"live": true}'))
+    probes = pages([])
+    status, headers, _ = probes.visit("/livez", "HEAD")
+    assert (status, int(headers["content-length"])) == (200, len(probes.visit("/livez")[2]))
+
+
+def test_pages_are_made_to_be_read(pages, make_guard):
+    """In a terminal, by somebody who was woken up: a figure on each line, and an end of the last."""
+    body = pages([make_guard("db")]).visit("/status.json")[2]
+    assert b'\n      "state": "closed",\n' in body
+    assert body.endswith(b"\n}\n")
 
 
 def test_other_pages_are_not_there(pages, make_guard):
