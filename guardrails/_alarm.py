@@ -8,11 +8,15 @@ rings what is due, and plans for the earliest of the rest.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import weakref
 from typing import ClassVar
 
 __all__ = ["Alarm", "Alarms", "alarms", "alarms_of"]
+
+
+_log = logging.getLogger("guardrails")
 
 
 class Alarm:
@@ -77,7 +81,11 @@ class Alarms:
         for alarm in [alarm for alarm in self.armed if alarm.due <= now]:
             if alarm not in self.armed:
                 continue  # disarmed by one that rang before it
-            again = alarm.ring()
+            try:
+                again = alarm.ring()
+            except Exception:  # noqa: BLE001 - logged; the other deadlines of the loop must not hang on this one
+                _log.exception("a deadline could not be kept")
+                again = None
             if again is None:
                 self.armed.pop(alarm, None)
             else:

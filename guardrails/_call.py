@@ -43,8 +43,7 @@ class Call(Ringing):
         call = cls()
         call.passage, call.timeout = passage, timeout
         call.at = call.outer = call.request = None
-        call.closed = call.armed = False
-        call._ticket, call._verdict = 0, _SUCCESS
+        call.closed, call.armed, call._ticket, call._verdict = False, False, 0, _SUCCESS
         return call
 
     def remaining(self) -> float | None:
@@ -285,14 +284,17 @@ class Call(Ringing):
     def _settle(self, outcome: Outcome) -> None:
         close(self)
         if self._ticket:
-            self._held = [(self.passage.doors[0], self._ticket)]
-            self._ticket = 0
+            self._held, self._ticket = [(self.passage.doors[0], self._ticket)], 0
         held = getattr(self, "_held", [])
         while held:
             door, ticket = held[-1]
             try:
                 door.leave(ticket, outcome)
             except BaseException:  # Ctrl-C: once more, as nothing is settled twice; then the other doors
-                self._settle(outcome)
+                try:
+                    door.leave(ticket, outcome)
+                finally:
+                    held.pop()
+                    self._settle(outcome)
                 raise
             held.pop()

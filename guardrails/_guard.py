@@ -204,6 +204,12 @@ class Guard:
         with door.lock:
             return take(door.clock(), self.name, door.gate)
 
+    def __reduce__(self) -> Never:
+        """Refuses to be pickled or copied: slots and circuits are of one process."""
+        raise TypeError(
+            f"guard {self.name!r} cannot be pickled or copied: make one in each process, where it is imported"
+        )
+
     @property
     def _door(self) -> Door:
         return self.passage.doors[0]

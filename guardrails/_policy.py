@@ -11,6 +11,10 @@ from guardrails._checks import Faults, unknown_option
 __all__ = ["BreakerPolicy"]
 
 
+_LARGEST_RING = 10**7
+"""Calls that a window may remember: a byte each."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy:
     """When a circuit opens, how long it stays open, and what closes it again.
@@ -73,7 +77,7 @@ class BreakerPolicy:
         faults.seconds("slow_call_duration_threshold", self.slow_call_duration_threshold)
         faults.choice("sliding_window_type", self.sliding_window_type, ("time", "count"))
         if self.sliding_window_type == "count":
-            faults.count("sliding_window_size", self.sliding_window_size)
+            faults.count("sliding_window_size", self.sliding_window_size, most=_LARGEST_RING)
         else:
             faults.number("sliding_window_size", self.sliding_window_size, 0.001, 10**9)
         faults.count("minimum_number_of_calls", self.minimum_number_of_calls)

@@ -751,3 +751,31 @@ def test_calls_after_a_timeout_are_as_before(run, make_guard):
     succeed(run, guard, times=3)
     guard.force_open()
     be_refused(run, guard)
+
+
+def test_an_alarm_that_raises_stops_no_other(caplog):
+    """It is logged, and what was armed beside it and after it still rings."""
+    rung = []
+
+    class Note(_alarm.Alarm):
+        __slots__ = ("due", "name")
+
+        def __init__(self, name):
+            self.name = name
+
+        def ring(self):
+            rung.append(self.name)
+            if self.name == "broken":
+                raise ZeroDivisionError
+
+    async def main():
+        alarms = _alarm.alarms()
+        for name, delay in (("broken", 0.01), ("beside", 0.01), ("later", 0.03)):
+            alarms.arm(Note(name), delay)
+        while len(rung) < 3:
+            await asyncio.sleep(0.005)
+        assert not alarms.armed
+
+    asyncio.run(main())
+    assert rung == ["broken", "beside", "later"]
+    assert "could not be kept" in caplog.text

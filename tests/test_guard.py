@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import itertools
 import logging
 import math
+import pickle
 import sys
 
 import pytest
@@ -15,6 +17,7 @@ from flavours import SyncFlavour
 from verbs import Boom, abandon, be_refused, boom, counting, fail, play, succeed, trip, tripping
 
 from guardrails import BreakerPolicy, Bulkhead, CircuitOpenError, ConfigurationError, Guard
+from guardrails._door import Door
 from guardrails._outcome import Outcome, classify
 from guardrails._waiting import Waiting
 from guardrails.errors import DeadlineSpentError
@@ -581,3 +584,29 @@ def test_settings_of_two_guards_are_their_own():
     """The default policy is shared and frozen; nothing else is."""
     with pytest.raises(AttributeError):
         BreakerPolicy().minimum_number_of_calls = 3
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_guard_has_no_copies(make_guard, duplicate):
+    """P2: slots and circuit are of one process; who tries is told what to do instead."""
+    with pytest.raises(TypeError, match="guard 'db' cannot be pickled or copied: make one in each process"):
+        duplicate(make_guard())
+
+
+def test_a_way_out_that_never_works_ends(monkeypatch, make_guard):
+    """The slot cannot be saved then; but the error comes out, and it is tried twice, not for ever."""
+    guard = make_guard()
+    tries = []
+
+    def broken(self, ticket, outcome):
+        tries.append(ticket)
+        raise ZeroDivisionError
+
+    call = guard.call()
+    call.__enter__()
+    with monkeypatch.context() as patched:
+        patched.setattr(Door, "leave", broken)
+        with pytest.raises(ZeroDivisionError):
+            call.leave(Boom())
+    assert len(tries) <= 4
+    guard._door.gate.forget_everyone()

@@ -346,15 +346,17 @@ class Breaker:
         window = self.window
         if self.streak >= self._streak_limit:
             return "consecutive_failures"
-        if window.calls < self._least:
-            return None
-        if _reaches(window.failures, window.calls, self._failure_rate):
+        enough = window.calls >= self._least
+        if enough and _reaches(window.failures, window.calls, self._failure_rate):
             return "failure_rate"
-        if _reaches(window.slow, window.calls, self._slow_rate):
+        if enough and _reaches(window.slow, window.calls, self._slow_rate):
             return "slow_call_rate"
         # A pool's slots are all the evidence there can be: once each of them is held by an overdue
-        # call, old successes would keep the rate low until they age out, for the whole window.
-        if self.slots is not None and self._overdue_now() >= self.slots:
+        # call, old successes would keep the rate low until they age out, for the whole window; and a
+        # pool smaller than the minimum would never reach it. A round of probes is enough for a verdict,
+        # so that many slots are, too; one or two prove nothing by themselves.
+        enough = enough or (self.slots or 0) >= self._policy.permitted_calls_in_half_open_state
+        if enough and self.slots is not None and self._overdue_now() >= self.slots:
             return "stalled"
         return None
 
@@ -413,7 +415,9 @@ class Breaker:
                 wait = math.inf
         if policy.open_backoff_multiplier > 1:
             wait = min(wait, max(policy.max_wait_duration_in_open_state, policy.wait_duration_in_open_state))
-        wait *= 1 + policy.open_jitter * (2 * self.random() - 1)
+        dice = self.random()
+        if 0 <= dice <= 1:  # a wait that is no number would never be over
+            wait *= 1 + policy.open_jitter * (2 * dice - 1)
         self.open_until = now + wait
         self._go(now, "open", cause, wait)
 

@@ -22,6 +22,9 @@ __all__ = ["Gate", "Refusal"]
 
 _T = TypeVar("_T")
 
+_LATEST = 1e15
+"""Seconds. No clock that works gets there, and with less every sum stays finite."""
+
 
 class Refusal(NamedTuple):
     """Why a call may not start, and in how many seconds one may (None: nobody can tell)."""
@@ -249,58 +252,6 @@ class Gate:
         self._own(-slot, rank)
         return self._done(slot)
 
-    # --- the quick ways ------------------------------------------------------------------------
-    # While the circuit is closed and nobody waits, a move that goes well changes a few numbers. Each of
-    # these does what its namesake above would do then, or nothing at all; the tests hold them to that.
-    # They exist because every statement of every request comes through here. (A plain call's are in
-    # ``_call``, with the lock around them.) None calls anything once it has begun to change the gate, so
-    # neither a signal nor a garbage collection can come in between.
-
-    def quick_begin(self, now: float) -> int:
-        """``begin``: the ticket, or 0 where the long way must be taken."""
-        if now >= self.free_until:
-            return 0
-        if now > self.last:
-            self.last = now
-        breaker = self.breaker
-        ticket = breaker.issued = breaker.issued + 1
-        breaker.in_flight[ticket] = self.last
-        return ticket
-
-    def quick_end(self, now: float, ticket: int) -> bool:
-        """``end`` with SUCCESS: whether it was done."""
-        breaker = self.breaker
-        if now >= self.calm_until or ticket <= breaker.era or ticket not in breaker.in_flight:
-            return False
-        if now > self.last:
-            self.last = now
-        del breaker.in_flight[ticket]
-        breaker.unwritten += 1
-        return True
-
-    def quick_check_out(self, now: float) -> int:
-        """``check_out``: the slot, or 0 where the long way must be taken."""
-        bulkhead = self.bulkhead
-        if now >= self.free_until or bulkhead.taken >= bulkhead.limit:
-            return 0
-        if now > self.last:
-            self.last = now
-        slot = self.admitted = self.admitted + 1
-        self.checkouts[slot] = (self.last, 0)
-        bulkhead.taken += 1
-        return slot
-
-    def quick_check_in(self, now: float, slot: int) -> bool:
-        """``check_in``: whether it was done. Not for a probe's connection, whose lease must be looked at."""
-        checkouts = self.checkouts
-        if now >= self.free_until or slot not in checkouts or checkouts[slot][1]:
-            return False
-        if now > self.last:
-            self.last = now
-        del checkouts[slot]
-        self.bulkhead.taken -= 1
-        return True
-
     # --- without a slot ------------------------------------------------------------------------
 
     def abandon(self, now: float, place: Place) -> None:
@@ -382,8 +333,11 @@ class Gate:
     # --- rules ---------------------------------------------------------------------------------
 
     def _at(self, now: float) -> float:
-        self.last = now = max(self.last, now)
-        return now
+        if self.last < now < _LATEST:  # neither a step back nor NaN
+            self.last = now
+        elif self.last == NEVER:  # a clock that has never told a time
+            self.last = 0.0
+        return self.last
 
     def _take_slot(self, now: float, place: Place | None, rank: int) -> bool | Refusal | None:
         allowed = self.breaker.knock(now)

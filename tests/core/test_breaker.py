@@ -230,6 +230,25 @@ def test_all_slots_overdue_is_a_stall():
     assert moves(breaker) == [("closed", "open", "stalled")]
 
 
+@pytest.mark.parametrize(("slots", "state"), [(2, "closed"), (3, "open"), (4, "closed")])
+def test_a_small_pool_stalls_below_the_minimum(slots, state):
+    """Three overdue calls are a verdict where they hold all slots and a round of probes is as many."""
+    breaker = make(minimum_number_of_calls=10, permitted_calls_in_half_open_state=3)
+    breaker.slots = slots
+    for _ in range(min(slots, 3)):
+        breaker.begin(0)
+    breaker.tick(2)
+    assert breaker.state == state
+
+
+@pytest.mark.parametrize(("dice", "wait"), [(float("nan"), 2), (float("inf"), 2), (-1, 2), (0, 1), (1, 3)])
+def test_dice_that_are_none_change_no_wait(dice, wait):
+    """An open period that is no number would never be over."""
+    breaker = make(lambda: dice, open_jitter=0.5, wait_duration_in_open_state=2)
+    breaker.open(0)
+    assert breaker.open_until == wait
+
+
 # --- late results --------------------------------------------------------------------------------
 
 

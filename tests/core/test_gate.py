@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from shell import QuickWays
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, Change
@@ -310,11 +311,11 @@ def test_a_tainted_window_takes_the_quick_way_only_once_the_minimum_is_met(outco
     tainted = gate.enter(0.0, None)
     gate.leave(0.5 if outcome is F else 1.5, tainted, outcome)
     for _ in range(3):
-        ticket = gate.quick_begin(1.6) or gate.begin(1.6, 0)
-        assert not gate.quick_end(1.7, ticket)
+        ticket = QuickWays(gate).begin(1.6) or gate.begin(1.6, 0)
+        assert not QuickWays(gate).end(1.7, ticket)
         assert gate.end(1.7, ticket, S) is not None
-    ticket = gate.quick_begin(1.8)
-    assert gate.quick_end(1.8, ticket)
+    ticket = QuickWays(gate).begin(1.8)
+    assert QuickWays(gate).end(1.8, ticket)
     assert gate.breaker.evidence(1.8)[0] == 5
 
 
@@ -395,66 +396,66 @@ def calm(gate):
 
 def test_the_quick_ways_end_when_a_call_becomes_overdue(calm):
     """To the moment: from 1 on something else may have to be done."""
-    slot, ticket = calm.quick_check_out(0.1), calm.quick_begin(0.1)
+    slot, ticket = QuickWays(calm).check_out(0.1), QuickWays(calm).begin(0.1)
     assert slot
     assert ticket
-    assert not calm.quick_check_in(1, slot)
-    assert not calm.quick_end(1, ticket)
-    assert calm.quick_begin(1) == 0
-    assert calm.quick_end(0.9, ticket)
-    assert calm.quick_check_in(0.9, slot)
-    assert calm.quick_check_out(1) == 0
+    assert not QuickWays(calm).check_in(1, slot)
+    assert not QuickWays(calm).end(1, ticket)
+    assert QuickWays(calm).begin(1) == 0
+    assert QuickWays(calm).end(0.9, ticket)
+    assert QuickWays(calm).check_in(0.9, slot)
+    assert QuickWays(calm).check_out(1) == 0
 
 
 def test_a_quick_move_is_remembered_as_the_latest_moment(calm):
     """A clock that goes back stands still."""
-    slot = calm.quick_check_out(0.3)
+    slot = QuickWays(calm).check_out(0.3)
     assert calm.last == 0.3
     assert calm.checkouts[slot] == (0.3, 0)
-    ticket = calm.quick_begin(0.2)
+    ticket = QuickWays(calm).begin(0.2)
     assert (calm.last, calm.breaker.in_flight[ticket]) == (0.3, 0.3)
-    calm.quick_begin(0.4)
+    QuickWays(calm).begin(0.4)
     assert calm.last == 0.4
-    calm.quick_end(0.5, ticket)
+    QuickWays(calm).end(0.5, ticket)
     assert calm.last == 0.5
-    calm.quick_check_in(0.6, slot)
+    QuickWays(calm).check_in(0.6, slot)
     assert calm.last == 0.6
     assert calm.bulkhead.taken == 1
 
 
 def test_the_quick_way_in_takes_no_slot_that_is_not_there(calm):
     """A full guard is asked the long way, which may wait."""
-    assert calm.quick_check_out(0.1)
-    assert calm.quick_check_out(0.1) == 0
+    assert QuickWays(calm).check_out(0.1)
+    assert QuickWays(calm).check_out(0.1) == 0
     assert calm.bulkhead.taken == calm.bulkhead.limit
 
 
 def test_quick_successes_are_counted_one_by_one(calm):
     """However many before anybody writes them down."""
     for _ in range(3):
-        assert calm.quick_end(0.1, calm.quick_begin(0.1))
+        assert QuickWays(calm).end(0.1, QuickWays(calm).begin(0.1))
     calm.refresh(0.1)
     assert calm.breaker.succeeded == 3
 
 
 def test_the_quick_ways_settle_nothing_twice_and_nothing_unknown(calm):
     """Such a ticket or slot goes the long way, which knows that it changes nothing."""
-    slot, ticket = calm.quick_check_out(0.1), calm.quick_begin(0.1)
-    assert calm.quick_end(0.1, ticket)
-    assert not calm.quick_end(0.1, ticket)
-    assert not calm.quick_end(0.1, ticket + 1)
-    assert calm.quick_check_in(0.1, slot)
-    assert not calm.quick_check_in(0.1, slot)
-    assert not calm.quick_check_in(0.1, slot + 1)
+    slot, ticket = QuickWays(calm).check_out(0.1), QuickWays(calm).begin(0.1)
+    assert QuickWays(calm).end(0.1, ticket)
+    assert not QuickWays(calm).end(0.1, ticket)
+    assert not QuickWays(calm).end(0.1, ticket + 1)
+    assert QuickWays(calm).check_in(0.1, slot)
+    assert not QuickWays(calm).check_in(0.1, slot)
+    assert not QuickWays(calm).check_in(0.1, slot + 1)
     assert (calm.bulkhead.taken, calm.breaker.unwritten) == (1, 1)
 
 
 def test_a_late_success_goes_the_long_way(calm):
     """Also that of the last call before the transition: it decides nothing, and is counted as late."""
-    ticket = calm.quick_begin(0.1)
+    ticket = QuickWays(calm).begin(0.1)
     calm.turn(0.2, "reset")
     assert ticket == calm.breaker.era
-    assert not calm.quick_end(0.3, ticket)
+    assert not QuickWays(calm).end(0.3, ticket)
     calm.end(0.3, ticket, S)
     assert calm.breaker.late == 1
 
@@ -466,7 +467,7 @@ def test_a_probes_connection_goes_back_the_long_way(gate):
     gate.end(5, gate.begin(5, slot), S)
     gate.refresh(5)
     assert gate.calm
-    assert not gate.quick_check_in(5, slot)
+    assert not QuickWays(gate).check_in(5, slot)
     gate.check_in(5, slot)
     assert gate.bulkhead.taken == 0
 
@@ -517,7 +518,7 @@ def test_an_open_circuit_refuses_the_quick_way_until_a_probe_is_due(gate):
     assert gate.shut_until > 0
     gate.turn(1, "disabled")
     gate.refresh(1)
-    assert gate.quick_end(1, gate.quick_begin(1))
+    assert QuickWays(gate).end(1, QuickWays(gate).begin(1))
 
 
 def test_a_hand_to_half_open_keeps_the_failures_in_a_row():
@@ -541,6 +542,6 @@ def test_a_clock_that_goes_back_reopens_no_quick_way(later):
     policy = BreakerPolicy(slow_call_duration_threshold=1)
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(5, 0))
     gate.enter(0.0, None)
-    assert gate.quick_begin(0.5)
+    assert QuickWays(gate).begin(0.5)
     gate.adopt(later, 1)
-    assert gate.quick_begin(0.5) == 0
+    assert QuickWays(gate).begin(0.5) == 0

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 from explorer import World, explore
+from shell import QuickWays
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker
@@ -84,7 +85,7 @@ def borrower(world):
     if isinstance(slot, Refusal):
         return
     yield "runs a statement"
-    ticket = world.gate.quick_begin(world.now) or world.gate.begin(world.now, slot)
+    ticket = QuickWays(world.gate).begin(world.now) or world.gate.begin(world.now, slot)
     world.gate.end(world.now, ticket, F)
     yield "checks in"
     world.check_in(slot)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from naive import Naive
-from shell import Shell
+from shell import QuickWays, Shell
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, Change
@@ -207,10 +207,12 @@ class Driver:
         if move == "enter":
             self.keep(self.calls, (self.shell if self.quick else gate).enter(now, None))
         elif move == "check_out":
-            self.keep(self.slots, (self.quick and gate.quick_check_out(now)) or gate.check_out(now, None))
+            self.keep(
+                self.slots, (self.quick and QuickWays(gate).check_out(now)) or gate.check_out(now, None)
+            )
         else:
             slot = self.slots[choice % len(self.slots)] if self.slots else 0
-            self.tickets.append((self.quick and gate.quick_begin(now)) or gate.begin(now, slot))
+            self.tickets.append((self.quick and QuickWays(gate).begin(now)) or gate.begin(now, slot))
 
     def stop(self, move, number):
         gate, now = self.gate, self.now
@@ -222,9 +224,9 @@ class Driver:
             else:
                 gate.leave(now, number, Outcome.SUCCESS)
         elif move == "check_in":
-            if not (self.quick and gate.quick_check_in(now, number)):
+            if not (self.quick and QuickWays(gate).check_in(now, number)):
                 gate.check_in(now, number)
-        elif not (self.quick and gate.quick_end(now, number)):
+        elif not (self.quick and QuickWays(gate).end(now, number)):
             gate.end(now, number, Outcome.SUCCESS)
 
     def keep(self, where, verdict):
