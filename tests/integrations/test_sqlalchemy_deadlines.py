@@ -227,9 +227,9 @@ def test_tiny_limit_is_a_limit(lab, tiny):
     """Less than a millisecond is never rounded to no limit at all."""
     lab.protect()
     with Stopwatch() as watch, pytest.raises(CallTimeoutError):
-        # Not for long: the order to stop may be there before the statement, and then nobody stops it.
-        lab.query("select pg_sleep(3)", timeout=tiny)
+        lab.query("select pg_sleep(30)", timeout=tiny)
     assert watch.seconds < LATE + 0.25
+    poll(lambda: lab.running() == 0, "the statement has ended on the server", 1.0 + LATE)
     assert lab.query("select 42") == 42
 
 

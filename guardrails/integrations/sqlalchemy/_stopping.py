@@ -1,4 +1,4 @@
-"""Stopping driver work at its deadline: asked first, cut a grace later. Knows no guards and no evidence."""
+"""Stopping driver work at its deadline: asked, asked again, cut. Knows no guards and no evidence."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
 from guardrails._alarm import Alarm, Alarms, alarms_of
 from guardrails._waiting import on_event_loop
 from guardrails.integrations.sqlalchemy._drivers import Driver
-from guardrails.integrations.sqlalchemy._watchdog import GRACE, watch
+from guardrails.integrations.sqlalchemy._watchdog import AGAIN, GRACE, watch
 
 __all__ = ["Bounds", "Limit", "StoppedError"]
 
@@ -59,6 +60,11 @@ class _Verbs:
         """See Driver."""
         if self._driver is not None and self._own is not None:
             self._driver.cancel(self._own(connection), within)
+
+    def insist(self, connection: Any, within: float) -> None:
+        """See Driver."""
+        if self._driver is not None and self._own is not None:
+            self._driver.insist(self._own(connection), within)
 
     def kill(self, connection: Any) -> None:
         """See Driver."""
@@ -154,7 +160,7 @@ class Bounds:
 
 
 class _OnLoop(Alarm):
-    """Stops driver work on an event loop: asks at the deadline, cuts a grace later. Made by `_ring`.
+    """Stops driver work on an event loop: asks at the deadline, again, and cuts. Made by `_ring`.
 
     The work runs inside SQLAlchemy's greenlet, where a cancellation of the task arrives as any error.
     """
@@ -176,18 +182,25 @@ class _OnLoop(Alarm):
     def ring(self) -> float | None:
         """See Alarm."""
         self.rung += 1
-        if self.rung > 1:
-            self.verbs.kill(self.connection)
-            return None
-        self.verbs.cancel(self.connection, GRACE)
-        if self.task is not None:
-            self.task.cancel()
-        return self.due + GRACE
+        if self.rung == 1:
+            self._order(self.verbs.cancel)
+            if self.task is not None:
+                self.task.cancel()
+            return self.due + AGAIN
+        if self.rung == 2:  # noqa: PLR2004 - see AGAIN
+            self._order(self.verbs.insist)
+            return self.due - AGAIN + GRACE
+        self.verbs.kill(self.connection)
+        return None
+
+    def _order(self, verb: Callable[[Any, float], None]) -> None:
+        with suppress(Exception):  # it may have been closed meanwhile, past all hooks
+            verb(self.connection, GRACE)
 
     def end(self) -> bool:
         """See Limit. False, too, if the task was cancelled from outside as well.
 
-        Once it was asked to stop the second stage stays armed: it bounds the closing of a connection
+        Once it was asked to stop what follows stays armed: it bounds the closing of a connection
         whose server does not answer, and that connection is never used again.
         """
         if not self.rung:

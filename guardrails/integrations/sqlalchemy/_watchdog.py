@@ -11,15 +11,22 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-__all__ = ["GRACE", "Watched", "watch"]
+__all__ = ["AGAIN", "GRACE", "Watched", "watch"]
 
 _monotonic = time.monotonic
 
 GRACE = 0.25
 """Seconds between asking the server to stop and cutting the connection."""
+
+AGAIN = 0.15
+"""Seconds between asking the server to stop and asking again.
+
+An order that overtakes its statement finds nothing to stop and is lost. After the cut nobody could repeat it.
+"""
 
 
 class Stop(Protocol):
@@ -27,6 +34,9 @@ class Stop(Protocol):
 
     def cancel(self, connection: Any, within: float) -> None:
         """Asks it to stop; may block, so it gets a thread of its own."""
+
+    def insist(self, connection: Any, within: float) -> None:
+        """Asks again; likewise."""
 
     def kill(self, connection: Any) -> None:
         """Makes it fail at once; never blocks."""
@@ -39,15 +49,15 @@ class Watched:
         at: When its deadline is, on ``time.monotonic``.
         stop: How it is stopped.
         connection: What it runs on.
-        fired: True once it was asked to stop.
+        asked: How often it was asked to stop.
     """
 
-    __slots__ = ("at", "connection", "fired", "stop")
+    __slots__ = ("asked", "at", "connection", "stop")
 
+    asked: int
     at: float
     stop: Stop
     connection: Any
-    fired: bool
 
     @property
     def late(self) -> bool:
@@ -82,7 +92,7 @@ class _Watchdog:
         call.at = at = _monotonic() + seconds
         call.stop = stop
         call.connection = connection
-        call.fired = False
+        call.asked = 0
         if self._thread is None:
             self._start()
         self.armed[call] = None
@@ -95,7 +105,7 @@ class _Watchdog:
         """Ends the watch of a call that is not armed any more; True if that is because it was late."""
         with self._lock:  # a hard stop in progress ends before the caller may close the connection
             self._asked.pop(call, None)
-        return call.fired
+        return call.asked > 0
 
     def _start(self) -> None:
         with self._lock:
@@ -113,30 +123,46 @@ class _Watchdog:
             self._bell.wait(wait)
 
     def _look(self, now: float) -> float:
-        late = [call for call in list(self.armed) if call.at <= now]
-        for call in late:
-            self._ask(call)
+        for call in [call for call in list(self.armed) if call.at <= now]:
+            if self._take_over(call):
+                _send(call.stop.cancel, call.connection)
+        overtaken: list[Watched] = []
         with self._lock:
-            for call, last in list(self._asked.items()):
-                if last <= now:
+            for call in [call for call, due in self._asked.items() if due <= now]:
+                if call.asked == 1:
+                    call.asked = 2
+                    self._asked[call] = call.at + GRACE
+                    overtaken.append(call)
+                else:
                     del self._asked[call]
                     call.stop.kill(call.connection)
             moments = [*self._asked.values(), *(call.at for call in list(self.armed))]
+        for call in overtaken:
+            _send(call.stop.insist, call.connection)
         return min(moments, default=math.inf)
 
-    def _ask(self, call: Watched) -> None:
+    def _take_over(self, call: Watched) -> bool:
         with self._lock:
             if self.armed.pop(call, self) is not None:
-                return  # it has just ended by itself
-            call.fired = True
-            self._asked[call] = call.at + GRACE
-        threading.Thread(target=_quietly, args=(call,), daemon=True, name="guardrails-cancel").start()
+                return False  # it has just ended by itself
+            call.asked = 1
+            self._asked[call] = call.at + AGAIN
+        return True
 
 
-def _quietly(call: Watched) -> None:
+def _send(order: Callable[[Any, float], None], connection: Any) -> None:
+    """Has an order to stop sent, by a thread of its own."""
+    messenger = threading.Thread(
+        target=_quietly, args=(order, connection), daemon=True, name="guardrails-cancel"
+    )
+    with suppress(RuntimeError):  # no thread to be had: the hard stop must come all the same
+        messenger.start()
+
+
+def _quietly(order: Callable[[Any, float], None], connection: Any) -> None:
     # The server may be gone, or the call over: the hard stop follows in either case.
     with suppress(Exception):
-        call.stop.cancel(call.connection, GRACE)
+        order(connection, GRACE)
 
 
 _watchdog = _Watchdog()

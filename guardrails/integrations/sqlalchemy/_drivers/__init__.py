@@ -34,6 +34,12 @@ class Driver(Protocol):
     def cancel(self, connection: Any, within: float) -> None:
         """Asks the server to stop the statement under way; may take ``within`` seconds."""
 
+    def insist(self, connection: Any, within: float) -> None:
+        """Asks again, a moment before ``kill``: an order that overtakes its statement is lost.
+
+        The call may be over by then, and its connection closed.
+        """
+
     def kill(self, connection: Any) -> None:
         """Makes whoever waits on the connection fail now, server or no server. Never blocks."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -21,7 +21,7 @@ from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 __all__ = ["MySQLAsync"]
 
 
-class MySQLAsync(Plain, ABC):
+class MySQLAsync(Plain):
     """See Driver."""
 
     backstop_spans_streams = True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 __all__ = ["Plain"]
 
 
-class Plain:
+class Plain(ABC):
     """The parts of Driver that do nothing special."""
 
     interrupts_task = False
@@ -25,9 +26,17 @@ class Plain:
         """See Driver."""
         return connect(**arguments)
 
+    @abstractmethod
+    def cancel(self, connection: Any, within: float) -> None:
+        """See Driver."""
+
+    def insist(self, connection: Any, within: float) -> None:
+        """See Driver."""
+        self.cancel(connection, within)
+
     def allow(self, statement: str, seconds: float | None) -> str:  # noqa: ARG002 - there is no backstop to lift
         """See Driver."""
         return statement
 
-    def abandon(self, connection: Any) -> None:
+    def abandon(self, connection: Any) -> None:  # noqa: B027 - it need not be said again
         """See Driver. Cancelling the task is enough."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
+from guardrails.integrations.sqlalchemy._drivers._background import Background
 from guardrails.integrations.sqlalchemy._drivers._postgres import (
     SETTING,
     PostgresDriver,
@@ -20,8 +22,18 @@ class Asyncpg(PostgresDriver):
 
     interrupts_task = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._background = Background()
+
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. The task is cancelled instead."""
+
+    def insist(self, connection: Any, within: float) -> None:
+        """See Driver. asyncpg sends one request for a task and waits, closing, for what that comes to."""
+        if not connection._transport.is_closing():  # noqa: SLF001 - the connection says it is closed too early
+            sent = asyncio.get_running_loop().create_future()
+            self._background.run(connection._cancel(sent), within)  # noqa: SLF001 - it has no public name
 
     def kill(self, connection: Any) -> None:
         """See Driver."""
