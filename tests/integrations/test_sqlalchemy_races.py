@@ -1,19 +1,12 @@
-"""Deadlines and cancellations that race with what they stop: no slot, answer or order goes astray."""
+"""Deadlines that race with what they stop: no slot, answer or order goes astray."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import itertools
 import os
 import threading
 import time
-import types
 
-import anyio
-import pytest
-from conftest import on_loops, poll
 from sqlalchemy import create_engine, text
 
 from guardrails import CallTimeoutError, protect
@@ -57,118 +50,6 @@ def test_transactions_as_long_as_their_limit(lab):
     assert lab.server_side("true") <= 6
 
 
-class Sweep:
-    """Awaits a coroutine and does something at one of its await points."""
-
-    def __init__(self, point, act):
-        self.point = point
-        self.act = act
-        self.points = 0
-
-    @types.coroutine
-    def run(self, coroutine):
-        """Everything the loop sends in or takes out passes through here."""
-        step = lambda: coroutine.send(None)
-        while True:
-            try:
-                awaited = step()
-            except StopIteration as end:
-                return end.value
-            self.points += 1
-            if self.points == self.point:
-                self.act()
-            try:
-                sent = yield awaited
-                step = lambda sent=sent: coroutine.send(sent)
-            except BaseException as thrown:
-                step = lambda thrown=thrown: coroutine.throw(thrown)
-
-
-async def by_cancel(coroutine, point):
-    """Cancels the task at an await point; returns how many were reached."""
-    sweep = Sweep(point, lambda: asyncio.current_task().cancel())
-    task = asyncio.ensure_future(_as_coroutine(sweep.run(coroutine)))
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    return sweep.points
-
-
-async def by_scope(coroutine, point):
-    """The same with an anyio scope, which cancels again and again until it is left."""
-    with anyio.CancelScope() as scope:
-        sweep = Sweep(point, scope.cancel)
-        await sweep.run(coroutine)
-    return sweep.points
-
-
-async def by_timeout(coroutine, point):
-    """The same with the standard library's timeout."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(None) as limit:
-            sweep = Sweep(point, lambda: limit.reschedule(0))
-            await sweep.run(coroutine)
-    return sweep.points
-
-
-async def _as_coroutine(awaitable):
-    return await awaitable
-
-
-async def transaction(lab):
-    """The shortest there is."""
-    async with lab.engine.connect() as connection:
-        await connection.execute(text("select 1"))
-        await connection.commit()
-
-
-async def journey(lab):
-    """A ping, savepoints, a stream that ends and one that is left, a ROLLBACK."""
-    numbers = text(lab.backend.say("select n from generate_series(1, 5) n"))
-    async with lab.engine.connect() as connection:
-        async with connection.begin_nested():
-            await connection.execute(text("select 1"))
-        savepoint = await connection.begin_nested()
-        await savepoint.rollback()
-        streamed = await connection.stream(numbers, execution_options={"yield_per": 2})
-        assert [row[0] async for row in streamed] == [1, 2, 3, 4, 5]
-        left = await connection.stream(numbers, execution_options={"yield_per": 2})
-        assert (await left.fetchone())[0] == 1
-        await left.close()
-        await connection.rollback()
-
-
-@on_loops
-@pytest.mark.parametrize("how", [by_cancel, by_scope, by_timeout])
-@pytest.mark.parametrize(
-    ("pool", "work"),
-    [("cold", transaction), ("warm", transaction), ("warm", journey)],
-    ids=lambda it: getattr(it, "__name__", it),
-)
-# SQLAlchemy logs, and the drivers warn about, what a cancelled connect leaves to the collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_cancellation_at_every_await_point(lab, how, pool, work):
-    """Wherever a task is cancelled, the slot and the connection are back and the next answer is right."""
-    lab.protect(pool_size=1, max_overflow=1, pool_pre_ping=work is journey)
-
-    async def sweep():
-        for point in itertools.count(1):
-            if pool == "cold":
-                await lab.engine.dispose()
-            reached = await how(work(lab), point)
-            assert asyncio.current_task().cancelling() == 0
-            assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0), f"at point {point}"
-            async with lab.engine.connect() as connection:
-                assert (await connection.execute(text(f"select {point}"))).scalar() == point
-            if reached < point:
-                return point
-
-    points = lab.runner.run(sweep())
-    gc.collect()  # a driver whose connect was cancelled leaves a socket in a cycle
-    assert points > 3
-    assert lab.guard.snapshot().failed == 0
-    poll(lambda: lab.server_side("true") <= 2, "only the pool's connections are left")
-
-
 def test_many_deadlines_share_one_thread(tmp_path, monkeypatch):
     """Ten thousand statements with a deadline: no thread for each, no entry left, and hardly a wake-up."""
     looks = []
@@ -206,3 +87,34 @@ def test_many_deadlines_share_one_timer(monkeypatch):
         return len(sweeps)
 
     assert asyncio.run(main()) <= 10
+
+
+def test_order_that_cannot_be_given_stops_no_other():
+    """A connection that was closed behind our back does not take the loop's other deadlines with it."""
+    orders = []
+
+    class Broken(Asyncpg):
+        interrupts_task = False
+
+        def cancel(self, connection, within):
+            orders.append("cancel")
+            raise ValueError("no active connection")
+
+        def insist(self, connection, within):
+            orders.append("insist")
+            raise ValueError("no active connection")
+
+        def kill(self, connection):
+            orders.append("kill")
+            raise ValueError("no active connection")
+
+    async def main():
+        bounds = _stopping.Bounds(Broken(), lambda connection: connection, is_async=True)
+        for _ in range(2):
+            bounds.lend("a connection", 0.01)
+            end = time.monotonic() + 5
+            while alarms().armed and time.monotonic() < end:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert orders == ["cancel", "insist", "kill"] * 2

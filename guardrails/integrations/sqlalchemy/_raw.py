@@ -103,8 +103,10 @@ class _GuardedConnection(_ConnectionFairy):
     def _end(self, work: Callable[..., Any], *args: Any) -> Any:
         try:
             return work(self, *args)
-        except CallTimeoutError as error:
-            self.invalidate(error)
+        except BaseException as error:
+            # Whoever was cancelled or interrupted in the middle of it leaves it in any state.
+            if isinstance(error, CallTimeoutError) or not isinstance(error, Exception):
+                self.invalidate(error)
             raise
 
 

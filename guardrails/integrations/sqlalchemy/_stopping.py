@@ -182,20 +182,16 @@ class _OnLoop(Alarm):
     def ring(self) -> float | None:
         """See Alarm."""
         self.rung += 1
-        if self.rung == 1:
-            self._order(self.verbs.cancel)
-            if self.task is not None:
-                self.task.cancel()
-            return self.due + AGAIN
-        if self.rung == 2:  # noqa: PLR2004 - see AGAIN
-            self._order(self.verbs.insist)
-            return self.due - AGAIN + GRACE
-        self.verbs.kill(self.connection)
-        return None
-
-    def _order(self, verb: Callable[[Any, float], None]) -> None:
-        with suppress(Exception):  # it may have been closed meanwhile, past all hooks
-            verb(self.connection, GRACE)
+        with suppress(Exception):  # it may have been closed meanwhile
+            if self.rung == 1:
+                self.verbs.cancel(self.connection, GRACE)
+            elif self.rung == 2:  # noqa: PLR2004 - see AGAIN
+                self.verbs.insist(self.connection, GRACE)
+            else:
+                self.verbs.kill(self.connection)
+        if self.rung == 1 and self.task is not None:
+            self.task.cancel()
+        return {1: self.due + AGAIN, 2: self.due - AGAIN + GRACE}.get(self.rung)
 
     def end(self) -> bool:
         """See Limit. False, too, if the task was cancelled from outside as well.

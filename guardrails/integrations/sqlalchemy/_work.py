@@ -217,6 +217,10 @@ class Worker:
         return note_trouble((CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0))
 
     def _judge(self, error: BaseException, checkout: Checkout | None, *, ending: bool) -> Outcome:
+        if checkout is not None and isinstance(error, AssertionError):
+            # The driver has lost track of its connection: psycopg, when an executemany() is cancelled early.
+            checkout.spoilt = True
+            return _ABANDONED
         if checkout is not None and not isinstance(error, Exception):
             checkout.deserted = True
         elif checkout is not None and checkout.deserted and ending:

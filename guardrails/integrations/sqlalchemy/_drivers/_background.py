@@ -25,4 +25,5 @@ class Background:
 
 async def _quietly(errand: Coroutine[Any, Any, None], within: float) -> None:
     with suppress(Exception):
-        await asyncio.wait_for(errand, within)
+        async with asyncio.timeout(within):  # wait_for() would begin it a turn of the loop later
+            await errand

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.util import await_only
 
+from guardrails.integrations.sqlalchemy._drivers._background import Background
 from guardrails.integrations.sqlalchemy._drivers._plain import Plain
 
 __all__ = ["Aiosqlite", "Sqlite"]
@@ -26,6 +27,9 @@ _FAULTS = frozenset(
     }
 )
 """Every other code is an answer about the statement."""
+
+_PATIENCE = 1.0
+"""Seconds anybody stays for the ROLLBACK of a task that was cancelled; the thread does it in any case."""
 
 
 class Sqlite(Plain):
@@ -78,6 +82,10 @@ class Aiosqlite(Sqlite):
 
     works_in_fetch = False  # SQLAlchemy fetches all rows in that thread, as part of the statement
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._background = Background()
+
     def _ask(self, connection: Any, pragma: str) -> int:
         async def ask() -> int:
             async with connection.cursor() as cursor:
@@ -89,4 +97,14 @@ class Aiosqlite(Sqlite):
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver."""
-        super().cancel(connection._conn, within)  # noqa: SLF001 - see the class
+        with suppress(ValueError):  # closed meanwhile
+            super().cancel(connection._conn, within)  # noqa: SLF001 - see the class
+
+    def abandon(self, connection: Any) -> None:
+        """See Driver. What a cancelled task had asked for would run on, and closing wait behind it.
+
+        The transaction would hold its lock until the collector comes by: SQLite keeps a closed connection
+        whole while there is a cursor of it, and the cancellation's traceback refers to one.
+        """
+        self.cancel(connection, 0.0)
+        self._background.run(connection.rollback(), _PATIENCE)
