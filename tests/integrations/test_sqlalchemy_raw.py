@@ -14,6 +14,7 @@ import time
 import pytest
 from conftest import on_loops, on_postgres, poll
 from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 
@@ -452,8 +453,7 @@ def test_deadline_of_the_drivers_own_connection(lab, frozen):
     """What nobody can hook ends at the ambient deadline all the same, and its connection is dropped."""
     lab.protect()
     idle = lab.query("select pg_backend_pid()")
-    # asyncpg's is only cut off: the server goes on until it notices.
-    seconds = 0 if frozen else 2 if lab.driver == "asyncpg" else 30
+    seconds = 0 if frozen else 30
     start = time.monotonic()
     with contextlib.ExitStack() as block:
         if frozen:
@@ -463,7 +463,29 @@ def test_deadline_of_the_drivers_own_connection(lab, frozen):
         assert LIMIT <= time.monotonic() - start < LIMIT + LATE
     assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
     assert lab.query("select pg_backend_pid()") != idle
-    poll(lambda: lab.running() == 0, "the statement has ended on the server", 2.0 + LATE)
+    poll(lambda: lab.running() == 0, "the statement has ended on the server", 1.0 + LATE)
+
+
+@pytest.mark.parametrize("lab", ["asyncpg"], indirect=True)
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_copy_of_asyncpg(lab, table, way):
+    """asyncpg copies on its own connection only; that ends at the ambient deadline, on the server too."""
+    lab.protect()
+    lab.query("select 1")
+
+    def copy(own):
+        if way == "in":  # waits for the lock
+            return own.copy_records_to_table(table, records=[(1,)])
+        return own.copy_from_query("select pg_sleep(30)", output=io.BytesIO())
+
+    with lab.locked(table):
+        start = time.monotonic()
+        with deadline(LIMIT), pytest.raises(Exception, match=r"cancel|clos"):
+            on_driver(lab, copy)
+        assert LIMIT <= time.monotonic() - start < LIMIT + LATE
+        poll(lambda: lab.running() == 0, "the COPY has ended on the server", 1.0 + LATE)
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert lab.query(f"select count(*) from {table}") == 0
 
 
 def test_drivers_own_connection_that_is_back_in_time(lab):
@@ -555,3 +577,43 @@ def test_sqlite_rows_and_statements_are_interrupted(tmp_path):
     with engine.connect() as connection:
         assert connection.execute(text("select 4")).scalar() == 4
     engine.dispose()
+
+
+SCRIPT = """
+    create table if not exists pages (n int);
+    insert into pages with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n;
+"""
+
+
+def test_script_of_sqlite_is_interrupted(tmp_path):
+    """executescript() of a raw cursor has the limit as a whole."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db")
+    db = protect(engine, timeout=LIMIT)
+    start = time.monotonic()
+    with contextlib.closing(engine.raw_connection()) as connection, pytest.raises(CallTimeoutError):
+        connection.cursor().executescript(SCRIPT)
+    assert LIMIT <= time.monotonic() - start < LIMIT + LATE
+    assert (db.snapshot().in_use, db.snapshot().failed, engine.pool.checkedout()) == (0, 1, 0)
+    with engine.connect() as connection:
+        assert connection.execute(text("select count(*) from pages")).scalar() == 0
+    engine.dispose()
+
+
+def test_script_of_aiosqlite_is_interrupted(tmp_path):
+    """aiosqlite's is a method of its own connection, so it ends at the ambient deadline."""
+
+    async def main():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/db")
+        db = protect(engine)
+        raw = await engine.raw_connection()
+        start = time.monotonic()
+        with deadline(LIMIT), pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            await raw.driver_connection.executescript(SCRIPT)
+        assert LIMIT <= time.monotonic() - start < LIMIT + LATE
+        await greenlet_spawn(raw.close)
+        assert (db.snapshot().in_use, engine.pool.checkedout()) == (0, 0)
+        async with engine.connect() as connection:
+            assert (await connection.execute(text("select count(*) from pages"))).scalar() == 0
+        await engine.dispose()
+
+    asyncio.run(main())
