@@ -545,3 +545,22 @@ def test_a_clock_that_goes_back_reopens_no_quick_way(later):
     assert QuickWays(gate).begin(0.5)
     gate.adopt(later, 1)
     assert QuickWays(gate).begin(0.5) == 0
+
+
+def test_a_woken_call_begins_when_it_wakes(gate):
+    """Its wait in the queue is no part of its duration."""
+    first, *_ = (gate.enter(0, None) for _ in range(gate.bulkhead.limit))
+    place = Place()
+    assert gate.enter(0, place) is None
+    gate.leave(0.2, first, S)
+    ticket = gate.woken(0.3, place)
+    assert gate.leave(0.7, ticket, S).duration == pytest.approx(0.4)
+
+
+def test_without_a_circuit_nothing_is_slow():
+    """A bulkhead alone has no threshold, and looks for no overdue call."""
+    gate = Gate(Breaker(None, lambda: 0.5), Bulkhead(3, 0))
+    ticket = gate.enter(0, None)
+    gate.refresh(10_000)
+    assert not gate.breaker.overdue
+    assert not gate.leave(10_000, ticket, S).slow

@@ -413,3 +413,13 @@ class Slots(RuleBasedStateMachine):
 
 
 TestSlots = Slots.TestCase
+
+
+def test_who_matters_less_and_leaves_hurries_nobody():
+    """As long as a CRITICAL caller waits, the queue stands since it came."""
+    gate = make_gate(limit=1, max_waiting=5)
+    crowd(gate, SHEDDABLE)
+    wait_for_slot(gate, CRITICAL, 1.0)
+    low = wait_for_slot(gate, SHEDDABLE, 1.1)
+    gate.abandon(1.2, low)
+    assert gate.bulkhead.standing_since == 1.0
