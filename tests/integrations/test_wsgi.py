@@ -746,7 +746,7 @@ def test_slots_that_can_take_every_thread_are_warned_of(caplog, slots, threads, 
         ),
         ({"guards": "db"}, "guards must be a list of Guard objects"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_wrong_settings_are_named(options, words):
     """All that is wrong, with what is allowed."""
