@@ -1,4 +1,4 @@
-"""A gate with a lock, a clock and listeners: each move is one step. Knows no deadlines and no callers' code.
+"""A gate with a lock and a clock: each move is one step. Knows no callers' code.
 
 A step is: lock, read the clock, decide, unlock, act. Waking waiters, telling listeners, logging and
 raising happen after the lock has been let go.
@@ -6,7 +6,6 @@ raising happen after the lock has been let go.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -19,9 +18,10 @@ from guardrails._criticality import CRITICAL
 from guardrails._deadline import current, note_trouble, rank_of, ranked
 from guardrails._fork import survive_fork, survivors
 from guardrails._outcome import Outcome
+from guardrails._telling import Telling, log
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
 from guardrails.errors import BulkheadFullError, DeadlineSpentError, Reason, RejectedError, ShedError
-from guardrails.events import CallFinished, CallRejected, Event, Listener, StateChanged
+from guardrails.events import CallFinished, CallRejected, Listener
 
 __all__ = ["Door", "all_doors"]
 
@@ -29,9 +29,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
-
-_log = logging.getLogger("guardrails")
-_log.addHandler(logging.NullHandler())
 
 # An exception's own constructor has all there is to do; what the class adds are names for it.
 _new_error = CircuitOpenError.__new__
@@ -45,31 +42,17 @@ _ERRORS: dict[Reason, type[RejectedError]] = {
 }
 
 
-class Door:
+class Door(Telling):
     """One guard's gate, shared by threads and event loops.
 
     Attributes:
-        name: The guard's name.
         gate: The state; touched only in a step.
         clock: Where the time comes from.
         max_wait: Seconds a caller may queue for a slot.
-        listeners: Who is told.
         postponed: Moves that came up in the middle of a step and wait for its end.
-        tells_of_calls: Whether a listener wants to know of each call's end.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_seq",
-        "clock",
-        "gate",
-        "listeners",
-        "lock",
-        "max_wait",
-        "name",
-        "postponed",
-        "tells_of_calls",
-    )
+    __slots__ = ("__weakref__", "clock", "gate", "max_wait", "postponed")
 
     def __init__(
         self,
@@ -80,15 +63,11 @@ class Door:
         max_wait: float,
         listeners: Iterable[Listener] = (),
     ) -> None:
-        self.name = name
+        super().__init__(name, listeners)
         self.gate = gate
         self.clock = clock
         self.max_wait = max_wait
-        self.lock = threading.RLock()
         self.postponed: list[Callable[[float], object]] = []
-        self._seq = 0
-        self.listeners = tuple(listeners)
-        self.tells_of_calls = self.wanted(CallFinished)
         survive_fork(self)
 
     # --- one step ------------------------------------------------------------------------------
@@ -118,7 +97,7 @@ class Door:
             if inside_another:
                 gate.pause()  # a signal handler's step, in the middle of one that goes on
             if gate.outbox:
-                todo = [(self._number(), item) for item in gate.outbox]
+                todo = [(self.next_number(), item) for item in gate.outbox]
                 gate.outbox.clear()
         # Who has a slot now does not wait for the listeners.
         for _, item in todo:
@@ -126,14 +105,14 @@ class Door:
                 self.step(gate.abandon, item)  # its event loop is gone: pass the slot on
         for seq, item in todo:
             if isinstance(item, Change):
-                self._tell_change(seq, item)
+                self.tell_change(seq, item)
         return result
 
     def _moment(self) -> float:
         try:
             return self.clock() + 0.0  # what is no number cannot be added
         except Exception:  # noqa: BLE001 - logged; a slot goes back whatever the user's clock does
-            _log.exception("the clock of guard %r raised; for this step time stands still", self.name)
+            log.exception("the clock of guard %r raised; for this step time stands still", self.name)
             return self.gate.last
 
     def _in_a_step(self) -> bool:
@@ -361,7 +340,7 @@ class Door:
         if self.wanted(CallRejected):
             reason, retry_after = refusal
             self.tell(
-                CallRejected, at=self.clock(), seq=self._number(), reason=reason, retry_after=retry_after
+                CallRejected, at=self.clock(), seq=self.next_number(), reason=reason, retry_after=retry_after
             )
 
     def refuse(self, reason: Reason) -> RejectedError:
@@ -463,7 +442,7 @@ class Door:
 
     def _tell_end(self, outcome: Outcome, ended: Ended | None) -> None:
         if self.tells_of_calls and ended is not None:
-            now, seq = self.gate.last, self._number()
+            now, seq = self.gate.last, self.next_number()
             self.tell(
                 CallFinished, at=now, seq=seq, outcome=outcome, duration=ended.duration, slow=ended.slow
             )
@@ -484,43 +463,6 @@ class Door:
         self.postponed.clear()
         self.gate.forget_everyone()
 
-    # --- listeners -----------------------------------------------------------------------------
-
-    def wanted(self, kind: type[Event]) -> bool:
-        """Whether any listener wants this kind of event."""
-        return any(_wants(listener, kind) for listener in self.listeners)
-
-    def _number(self) -> int:
-        with self.lock:
-            self._seq += 1
-            return self._seq
-
-    def tell(self, kind: type[Event], **fields: Any) -> None:
-        """Builds an event and hands it to who wants it. What a listener raises is logged, no more."""
-        event = kind(guard=self.name, **fields)
-        for listener in self.listeners:
-            if _wants(listener, kind):
-                try:
-                    listener(event)
-                except Exception:  # noqa: BLE001 - logged; a listener cannot break a call
-                    _log.exception("a listener of guard %r raised", self.name)
-
-    def _tell_change(self, seq: int, change: Change) -> None:
-        if change.old == change.new:
-            _log.warning("circuit %r would have opened: %s", self.name, change.cause)
-        else:
-            level = logging.WARNING if change.new in {"open", "forced_open"} else logging.INFO
-            _log.log(level, "circuit %r: %s -> %s (%s)", self.name, change.old, change.new, change.cause)
-        self.tell(
-            StateChanged,
-            at=change.at,
-            seq=seq,
-            old=change.old,
-            new=change.new,
-            cause=change.cause,
-            retry_after=change.retry_after,
-        )
-
 
 def all_doors() -> list[Door]:
     """The doors of all guards there are in this process, in no order."""
@@ -532,8 +474,3 @@ def _reserved_here() -> dict[object, int]:
     scope = current()
     request = None if scope is None else scope.request
     return {} if request is None else request.reserved
-
-
-def _wants(listener: Listener, kind: type[Event]) -> bool:
-    wanted = getattr(listener, "events", None)
-    return wanted is None or kind in wanted

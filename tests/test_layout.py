@@ -24,7 +24,7 @@ WORDS = {
 }
 SHELL_ORDER = [
     # Each may import what stands before it.
-    {"_deadline", "_alarm", "_fork", "_waiting", "_snapshot", "_budget", "_again"},
+    {"_deadline", "_alarm", "_fork", "_telling", "_waiting", "_snapshot", "_budget", "_again"},
     {"_door", "_ringing", "_consecutive", "_voices", "_retry_loop", "_retry_rules", "_retrying", "_fallback"},
     {"_passage", "_crossing", "_sharing"},
     {"_call", "_slot"},
@@ -37,7 +37,7 @@ IMPURE = {"asyncio", "contextvars", "logging", "os", "random", "threading", "tim
 
 LARGE = {
     "_core/breaker.py": "one state machine; halves of it would each need the other half's numbers",
-    "_core/gate.py": "one door: each move stands beside its quick way, which must stay its equal",
+    "_core/gate.py": "one door: circuit and slots change together, move by move",
     "_door.py": "one lock; everything that may touch the gate is here, so that nothing else does",
     "_guard.py": "the public class; half of it is its documentation",
 }
