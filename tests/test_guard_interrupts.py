@@ -10,6 +10,7 @@ from verbs import Boom, boom, tripping
 
 from guardrails import Bulkhead, CircuitOpenError, Guard, deadline
 from guardrails._deadline import ambient, current
+from guardrails.integrations._checkouts import Checkout
 
 
 def warm():
@@ -60,6 +61,14 @@ def through_a_deadline(guard):
         guard.run(int)
 
 
+def through_a_pool(guard):
+    checkout = Checkout(guard)
+    try:
+        checkout.take_slots()
+    finally:
+        checkout.give_back()
+
+
 def what_is_lost(make, call):
     """Where an interrupt loses a slot or a scope; and that it never costs more than that one."""
     lost, places = [], 0
@@ -90,6 +99,7 @@ def what_is_lost(make, call):
         (warm_bulkhead, through_run, set()),
         (warm_bulkhead, through_a_failure, {"_leave"}),
         (opened, through_a_refusal, set()),
+        (warm, through_a_pool, {"give_back"}),
     ],
 )
 def test_an_interrupt_loses_nothing_on_the_quick_way(make, call, known):

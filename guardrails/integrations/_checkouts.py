@@ -60,5 +60,14 @@ class Checkout:
     def give_back(self) -> None:
         """Gives the slots back, each once."""
         while self.slots:
-            door, slot = self.slots.pop()
-            door.check_in(slot)
+            door, slot = self.slots[-1]
+            try:
+                door.check_in(slot)
+                self.slots.pop()
+            except BaseException:  # Ctrl-C: once more, as a number is given back once; then the others
+                if self.slots and self.slots[-1] == (door, slot):
+                    self.slots.pop()
+                    if slot:
+                        door.check_in(slot)
+                self.give_back()
+                raise
