@@ -9,7 +9,7 @@ import time
 
 import pytest
 from conftest import in_threads, poll
-from sqlalchemy import Column, Integer, MetaData, Table, insert, text
+from sqlalchemy import Column, Integer, MetaData, Table, event, insert, text
 from sqlalchemy.exc import DBAPIError
 
 from guardrails import CallTimeoutError, CommitUnknownError, RejectedError, deadline
@@ -133,6 +133,33 @@ def test_connecting_over_a_bad_wire(lab, wire, fault):
     ]()
     with stopped(lab):
         lab.query("select 1")
+    wire.heal()
+    assert lab.query("select 42") == 42
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "opened_again"])
+def test_what_a_listener_asks_of_a_new_connection_is_bounded(lab, wire, again):
+    """Neither SQLAlchemy's hooks nor ours see it; it ends in time all the same, and nothing is left."""
+    lab.protect(guard={"timeout": LIMIT})
+    asked = []
+
+    @event.listens_for(getattr(lab.engine, "sync_engine", lab.engine), "connect")
+    def ask(connection, record):
+        cursor = connection.cursor()
+        if again == bool(asked):
+            wire.hang("client")
+        asked.append(1)
+        cursor.execute("select 1")
+        cursor.close()
+
+    if again:
+        assert lab.query("select 41") == 41
+        lab.dispose()
+    with stopped(lab):
+        lab.query("select 1")
+    assert len(asked) == 1 + again
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    event.remove(getattr(lab.engine, "sync_engine", lab.engine), "connect", ask)
     wire.heal()
     assert lab.query("select 42") == 42
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import sys
 import time
 
+import aiosqlite
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -49,6 +51,37 @@ def test_endless_statement_of_aiosqlite_is_interrupted(tmp_path):
         assert db.snapshot().in_use == 0
         async with engine.connect() as connection:
             assert (await connection.execute(text("select 3"))).scalar() == 3
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("comes", [False, True], ids=["never", "late"])
+def test_connecting_that_forgets_its_cancellation_is_cancelled_again(tmp_path, comes):
+    """As `asyncio.wait_for` of Python 3.11 does at times. What comes after all is used."""
+    forgotten = []
+
+    async def connect(*_, **__):
+        while not forgotten:
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                forgotten.append(1)
+        if not comes:
+            await asyncio.sleep(30)
+        return await aiosqlite.connect(tmp_path / "db")
+
+    async def main():
+        engine = create_async_engine("sqlite+aiosqlite://", connect_args={"async_creator_fn": connect})
+        db = protect(engine, max_concurrent_calls=3, timeout=0.2)
+        start = time.monotonic()
+        with contextlib.nullcontext() if comes else pytest.raises(CallTimeoutError):
+            async with engine.connect() as connection:
+                assert (await connection.execute(text("select 3"))).scalar() == 3
+        assert 0.2 <= time.monotonic() - start < 0.45 + LATE
+        assert asyncio.current_task().cancelling() == 0
+        await asyncio.sleep(0.3)  # nothing rings any more
+        assert db.snapshot().in_use == 0
         await engine.dispose()
 
     asyncio.run(main())

@@ -188,7 +188,7 @@ def test_cancellation_at_every_await_point(lab, how, pool, work):
     lab.protect(pool_size=1, max_overflow=1, pool_pre_ping=work is journey)
     points = lab.runner.run(sweep(lab.engine, lab.guard, how, work, cold=pool == "cold"))
     gc.collect()  # a driver whose connect was cancelled leaves a socket in a cycle
-    assert points > 3
+    assert points >= 3
     poll(lambda: lab.server_side("true") <= 2, "only the pool's connections are left")
 
 

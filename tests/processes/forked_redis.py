@@ -73,7 +73,8 @@ def pool(kind=ConnectionPool):
             for connection in held:
                 client.connection_pool.release(connection)
             held.clear()
-            gc.collect()  # what the parent had lent out, too
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # what the parent had lent out, too: its copy of that socket is nobody's here
             assert guard.snapshot().in_use == 0
 
         running = forked(child)

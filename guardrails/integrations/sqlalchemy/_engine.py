@@ -112,10 +112,11 @@ class _EngineAttachment:
         self.most = capacity(engine.pool)
         wait = await_only if engine.dialect.is_async else None
         self._admission = Admission(guard, wait)
+        self._worker = worker
         self._hooks = Hooks(engine, self._admission, worker)
 
     def attach(self) -> None:
-        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks))
+        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._worker)
         self._hooks.attach()
         event.listen(self._engine, "handle_error", _keep_the_others)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from guardrails.integrations.sqlalchemy._raw import Proxy
     from guardrails.integrations.sqlalchemy._stopping import Limit
+    from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["Admission", "Checkout", "capacity", "guard_of"]
 
@@ -80,19 +81,20 @@ class Admission:
         self._out: dict[Any, Checkout] = {}
         self.checkout_of: Callable[[object], Checkout | None] = self._out.get
 
-    def attach(self, pool: Pool, proxy: Proxy) -> None:
+    def attach(self, pool: Pool, proxy: Proxy, worker: Worker) -> None:
         """Swaps the pool's class.
 
         Args:
             pool: The live pool.
             proxy: The class of the connections it hands out from now on.
+            worker: Bounds the setting up of new ones.
 
         Raises:
             ConfigurationError: The pool's class cannot be derived from.
         """
         base = type(pool)
         try:
-            pool.__class__ = self._guarded(base, proxy)
+            pool.__class__ = self._guarded(base, proxy, worker)
         except TypeError as error:
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
         # What is out already has no slot of its own; its return gives back an adopted one.
@@ -113,7 +115,7 @@ class Admission:
                 return checkout
         return None
 
-    def _guarded(self, base: type[Pool], proxy: Proxy) -> type[Pool]:
+    def _guarded(self, base: type[Pool], proxy: Proxy, worker: Worker) -> type[Pool]:
         guard, wait, leave, out = self._guard, self._wait, self._leave, self._out
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
@@ -138,18 +140,13 @@ class Admission:
             finally:
                 leave(record)
 
-        def connect(self: Pool) -> PoolProxiedConnection:
-            fairy = base.connect(self)
-            fairy.__class__ = proxy
-            return fairy
-
         # A single base and empty slots, or CPython refuses the swap ("object layout differs").
         own = {
             "__slots__": (),
-            "connect": connect,
             "_do_get": _do_get,
             "_do_return_conn": _do_return_conn,
             "_guardrails": self._guard,
+            **_with_new_connections(base, proxy, worker),
         }
         return type(f"Guarded{base.__name__}", (base,), own)
 
@@ -161,3 +158,38 @@ class Admission:
         if checkout.below is not None:
             self._out[record] = checkout.below
         checkout.give_back()
+
+
+def _with_new_connections(base: type[Pool], proxy: Proxy, worker: Worker) -> dict[str, Any]:
+    """A pool's methods around its new connections, whose setting up the worker bounds."""
+
+    def connect(self: Pool) -> PoolProxiedConnection:
+        try:
+            fairy = base.connect(self)
+        except BaseException as error:
+            if worker.setting_up:
+                worker.ready(error)
+            raise
+        if worker.setting_up:
+            try:
+                worker.ready()
+            except BaseException as error:
+                fairy.invalidate(error)
+                raise
+        fairy.__class__ = proxy
+        return fairy
+
+    def creator(self: Pool) -> Callable[[ConnectionPoolEntry], Any]:
+        invoke = vars(self)["_invoke_creator"]
+
+        def create(record: ConnectionPoolEntry) -> Any:
+            connection = invoke(record)
+            worker.set_up(connection)
+            return connection
+
+        return create
+
+    def keep(self: Pool, invoke: object) -> None:
+        vars(self)["_invoke_creator"] = invoke
+
+    return {"connect": connect, "_invoke_creator": property(creator, keep)}

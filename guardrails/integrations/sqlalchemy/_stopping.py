@@ -44,40 +44,35 @@ class _Verbs:
     """A driver's verbs, said of a connection as SQLAlchemy has it: the driver's own is looked up when needed.
 
     Args:
-        driver: How its calls are stopped; None only cancels the task that waits.
+        driver: How its calls are stopped; None where nobody asks for it.
         own: Gives the driver's own connection.
         interrupts_task: Whether to cancel the task, too; see Driver.
     """
 
-    def __init__(
-        self, driver: Driver | None, own: Callable[[Any], Any] | None, *, interrupts_task: bool
-    ) -> None:
+    def __init__(self, driver: Driver | None, own: Callable[[Any], Any], *, interrupts_task: bool) -> None:
         self._driver = driver
         self._own = own
         self.interrupts_task = interrupts_task
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver."""
-        if self._driver is not None and self._own is not None:
+        if self._driver is not None:
             self._driver.cancel(self._own(connection), within)
 
     def insist(self, connection: Any, within: float) -> None:
         """See Driver."""
-        if self._driver is not None and self._own is not None:
+        if self._driver is not None:
             self._driver.insist(self._own(connection), within)
 
     def kill(self, connection: Any) -> None:
         """See Driver."""
-        if self._driver is not None and self._own is not None:
+        if self._driver is not None:
             self._driver.kill(self._own(connection))
 
     def abandon(self, connection: Any) -> None:
         """See Driver."""
-        if self._driver is not None and self._own is not None:
+        if self._driver is not None:
             self._driver.abandon(self._own(connection))
-
-
-_NO_VERBS = _Verbs(None, None, interrupts_task=True)
 
 
 class Bounds:
@@ -230,17 +225,49 @@ def _ring(verbs: _Verbs, connection: Any, seconds: float) -> _OnLoop:
     return limit
 
 
+class _Cancelling(Alarm):
+    """Cancels a task at its deadline, and again each grace after it until the work is over.
+
+    A cancellation can get lost: ``asyncio.wait_for`` of Python 3.11 forgets one that comes at the moment its
+    work is done, and a driver may handle one and go on. Here is no connection yet that could be cut instead.
+    """
+
+    __slots__ = ("alarms", "before", "due", "rung", "task")
+
+    def __init__(self, seconds: float) -> None:
+        loop = _get_running_loop()
+        self.task = asyncio.current_task(loop)
+        self.before = 0 if self.task is None else self.task.cancelling()
+        self.rung = 0
+        self.alarms = alarms_of(loop)
+        self.alarms.arm(self, seconds)
+
+    def ring(self) -> float | None:
+        """See Alarm."""
+        self.rung += 1
+        if self.task is not None:
+            self.task.cancel()
+        return self.due + GRACE
+
+    def end(self) -> bool:
+        """Disarms, and takes back what it did; True if that is all that was done to the task."""
+        self.alarms.disarm(self)
+        left = self.before
+        for _ in range(self.rung):
+            left = 0 if self.task is None else self.task.uncancel()
+        return self.rung > 0 and left <= self.before
+
+
 def _in_task(call: _Call, seconds: float) -> Any:
     """Runs work of a task that ends well when the task is cancelled."""
-    limit = _ring(_NO_VERBS, None, seconds)
+    limit = _Cancelling(seconds)
     try:
         result = call()
     except BaseException as error:
-        if limit.failed(error):
+        if limit.end() and isinstance(error, Exception | asyncio.CancelledError):
             raise StoppedError from error
         raise
-    if limit.end():
-        raise StoppedError
+    limit.end()  # it came late, but it came
     return result
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ from guardrails._deadline import ambient, current, note_trouble
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
-from guardrails.errors import CallTimeoutError, CommitUnknownError
+from guardrails.errors import CallTimeoutError, CommitUnknownError, GuardrailsError
 from guardrails.integrations._budget import time_allowed
 from guardrails.integrations.sqlalchemy._drivers import Driver
 from guardrails.integrations.sqlalchemy._stopping import Bounds, Limit, StoppedError
@@ -38,6 +40,9 @@ class Worker:
         errors: The error classes of the DBAPI that are answers about the statement.
         backstop: Seconds after which the server should end a statement by itself; None leaves it to the
             driver whether there is such a limit.
+
+    Attributes:
+        setting_up: What bounds the new connections that are not ready yet, by who waits for one.
     """
 
     def __init__(
@@ -55,8 +60,10 @@ class Worker:
         self._door: Door = guard.passage.doors[0]
         self._driver = driver
         self._bounds = Bounds(driver, own, is_async=is_async)
+        self._is_async = is_async
         self._errors = errors
         self._backstop = backstop
+        self.setting_up: dict[int, Limit] = {}
         if (
             backstop is None
             and guard.timeout is not None
@@ -206,6 +213,37 @@ class Worker:
         finally:
             door.end(ticket, outcome)
         return connection
+
+    def set_up(self, connection: Any) -> None:
+        """Bounds what is asked of a new connection before anybody has it, past all hooks, until `ready`.
+
+        SQLAlchemy, the driver and the user's own listeners do so, in statements of their own.
+        """
+        seconds, _ = time_allowed(self._guard)
+        if seconds is not None:
+            limit = self._bounds.lend(connection, max(seconds, GRACE))
+            if limit is not None:
+                self.setting_up[self._caller()] = limit
+
+    def ready(self, error: BaseException | None = None) -> None:
+        """The connection this caller waited for is there, or will not be.
+
+        Args:
+            error: What came instead.
+
+        Raises:
+            CallTimeoutError: Its setting up was stopped.
+        """
+        limit = self.setting_up.pop(self._caller(), None)
+        if limit is None or not limit.end() or isinstance(error, GuardrailsError):
+            return
+        if error is None or isinstance(error, Exception):
+            seconds, own = time_allowed(self._guard)
+            self._door.end(self._door.begin(0), Outcome.FAILURE if own else _ABANDONED)
+            raise self._timed_out(self._guard, seconds) from error
+
+    def _caller(self) -> int:
+        return id(asyncio.current_task()) if self._is_async else threading.get_ident()
 
     def _spent(self, *, ending: bool) -> float:
         """The time work gets when there is none: what ends something gets a little, the rest is refused."""
