@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 
 import pytest
 from verbs import Boom, boom, fail, trip, tripping
@@ -300,3 +302,51 @@ def test_a_door_paused_for_a_fork_waits_for_the_step_under_way(run, guard):
     guard._door.unpause()
     fail(run, guard)
     assert guard.state == "open"
+
+
+class RingingLock:
+    """A lock in whose n-th use Ctrl-C is pressed: before it is taken, or before it is given back."""
+
+    def __init__(self, use, number):
+        self._lock, self._use, self._left = threading.RLock(), use, number
+
+    def _count(self, use):
+        if use == self._use:
+            self._left -= 1
+            if self._left == -1:
+                raise Interruption
+
+    def acquire(self, *args, **kwargs):
+        self._count("acquire")
+        return self._lock.acquire(*args, **kwargs)
+
+    def release(self):
+        self._count("release")
+        self._lock.release()
+
+    def _is_owned(self):
+        return self._lock._is_owned()
+
+    def __enter__(self):
+        self._lock.acquire()
+
+    def __exit__(self, *exc):
+        self._lock.release()
+
+
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("use", ["acquire", "release"])
+@pytest.mark.parametrize("step", STEPS)
+def test_ctrl_c_in_a_pools_quick_step_loses_nothing(guard, step, use, number):
+    """No slot, no statement, no lock; what was under way is given back or ended."""
+    door = guard._door
+    slot = door.check_out(None)
+    door.lock = RingingLock(use, number)
+    with contextlib.suppress(Interruption):
+        STEPS[step](door, slot)
+    door.lock = threading.RLock()
+    door.check_in(slot)
+    assert door.gate.bulkhead.taken == 0
+    assert not door.gate.breaker.in_flight
+    assert not door.gate.reserved
+    guard.run(int)

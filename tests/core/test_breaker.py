@@ -241,6 +241,14 @@ def test_a_small_pool_stalls_below_the_minimum(slots, state):
     assert breaker.state == state
 
 
+def test_without_slots_nothing_stalls():
+    """A guard that no pool is behind has other evidence."""
+    breaker = make(minimum_number_of_calls=10, permitted_calls_in_half_open_state=1)
+    breaker.begin(0)
+    breaker.tick(2)
+    assert (breaker.state, len(breaker.overdue)) == ("closed", 1)
+
+
 @pytest.mark.parametrize(("dice", "wait"), [(float("nan"), 2), (float("inf"), 2), (-1, 2), (0, 1), (1, 3)])
 def test_dice_that_are_none_change_no_wait(dice, wait):
     """An open period that is no number would never be over."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from shell import QuickWays
 
@@ -564,3 +566,13 @@ def test_without_a_circuit_nothing_is_slow():
     gate.refresh(10_000)
     assert not gate.breaker.overdue
     assert not gate.leave(10_000, ticket, S).slow
+
+
+def test_what_no_clock_reads_is_no_moment(gate):
+    """W5: before the first reading time begins at zero; the largest number is none, and one below it is."""
+    gate.refresh(math.nan)
+    assert gate.last == 0
+    gate.refresh(1e15)
+    assert gate.last == 0
+    gate.refresh(1e15 - 1)
+    assert gate.last == 1e15 - 1
