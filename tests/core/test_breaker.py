@@ -249,7 +249,9 @@ def test_without_slots_nothing_stalls():
     assert (breaker.state, len(breaker.overdue)) == ("closed", 1)
 
 
-@pytest.mark.parametrize(("dice", "wait"), [(float("nan"), 2), (float("inf"), 2), (-1, 2), (0, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("dice", "wait"), [(float("nan"), 2), (float("inf"), 2), (1.5, 2), (-1, 2), (0, 1), (1, 3)]
+)
 def test_dice_that_are_none_change_no_wait(dice, wait):
     """An open period that is no number would never be over."""
     breaker = make(lambda: dice, open_jitter=0.5, wait_duration_in_open_state=2)
