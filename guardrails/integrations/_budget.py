@@ -54,7 +54,7 @@ def innermost(guard: Guard) -> Guard:
     Where compartments form by themselves, code outside all of them belongs to the one of its request's route.
     """
     door, sorts = guard.passage.doors[-1], sorts_calls(guard)
-    scope = here = current()
+    scope = ambient.get()
     while scope is not None:
         inside: Guard | None = scope.guard
         ours = not scope.closed and inside is not None and inside.passage.doors[-1] is door
@@ -63,6 +63,7 @@ def innermost(guard: Guard) -> Guard:
         scope = scope.outer
     if not sorts:
         return guard
+    here = current()
     request = None if here is None else here.request
     return workload(guard, (request.template() if request else None) or DEFAULT)
 

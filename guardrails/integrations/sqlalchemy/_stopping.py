@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from guardrails._alarm import Alarm, Alarms, alarms_of
 from guardrails._waiting import on_event_loop
 from guardrails.integrations.sqlalchemy._drivers import Driver
+from guardrails.integrations.sqlalchemy._opening import Connecting, StoppedError, within_task
 from guardrails.integrations.sqlalchemy._watchdog import AGAIN, GRACE, watch
 
 __all__ = ["Bounds", "Limit", "StoppedError"]
@@ -20,10 +20,6 @@ __all__ = ["Bounds", "Limit", "StoppedError"]
 _Call = Callable[[], Any]
 
 _get_running_loop, _current_task, _monotonic = asyncio.get_running_loop, asyncio.current_task, time.monotonic
-
-
-class StoppedError(Exception):
-    """Work was stopped at its deadline; the cause is what the driver said to it."""
 
 
 class Limit(Protocol):
@@ -146,8 +142,8 @@ class Bounds:
             return connect(**arguments)
         call = partial(driver.open, connect, arguments, seconds, backstop)
         if self._is_async:
-            return _in_task(call, seconds)
-        return _Connecting(call).within(seconds) if driver.connects_anywhere else call()
+            return within_task(call, seconds)
+        return Connecting(call).within(seconds) if driver.connects_anywhere else call()
 
     def _gave_up(self, error: BaseException, limit: Limit) -> bool:
         """Whether the driver ended its work by itself, as it had been prepared to."""
@@ -223,87 +219,3 @@ def _ring(verbs: _Verbs, connection: Any, seconds: float) -> _OnLoop:
     if due < alarms.planned:
         alarms.plan(loop, due)
     return limit
-
-
-class _Cancelling(Alarm):
-    """Cancels a task at its deadline, and again each grace after it until the work is over.
-
-    A cancellation can get lost: ``asyncio.wait_for`` of Python 3.11 forgets one that comes at the moment its
-    work is done, and a driver may handle one and go on. Here is no connection yet that could be cut instead.
-    """
-
-    __slots__ = ("alarms", "before", "due", "rung", "task")
-
-    def __init__(self, seconds: float) -> None:
-        loop = _get_running_loop()
-        self.task = asyncio.current_task(loop)
-        self.before = 0 if self.task is None else self.task.cancelling()
-        self.rung = 0
-        self.alarms = alarms_of(loop)
-        self.alarms.arm(self, seconds)
-
-    def ring(self) -> float | None:
-        """See Alarm."""
-        self.rung += 1
-        if self.task is not None:
-            self.task.cancel()
-        return self.due + GRACE
-
-    def end(self) -> bool:
-        """Disarms, and takes back what it did; True if that is all that was done to the task."""
-        self.alarms.disarm(self)
-        left = self.before
-        for _ in range(self.rung):
-            left = 0 if self.task is None else self.task.uncancel()
-        return self.rung > 0 and left <= self.before
-
-
-def _in_task(call: _Call, seconds: float) -> Any:
-    """Runs work of a task that ends well when the task is cancelled."""
-    limit = _Cancelling(seconds)
-    try:
-        result = call()
-    except BaseException as error:
-        if limit.end() and isinstance(error, Exception | asyncio.CancelledError):
-            raise StoppedError from error
-        raise
-    limit.end()  # it came late, but it came
-    return result
-
-
-class _Connecting:
-    """A blocking connect in a thread of its own, because no driver can be told to give up."""
-
-    def __init__(self, call: _Call) -> None:
-        self._call = call
-        self._done = threading.Event()
-        self._lock = threading.Lock()
-        self._given_up = False
-        self._connection: Any = None
-        self._error: BaseException | None = None
-
-    def within(self, seconds: float) -> Any:
-        threading.Thread(target=self._connect, daemon=True, name="guardrails-connect").start()
-        self._done.wait(seconds)
-        with self._lock:
-            if not self._done.is_set():
-                self._given_up = True
-                raise StoppedError
-        if self._error is not None:
-            raise self._error
-        return self._connection
-
-    def _connect(self) -> None:
-        try:
-            connection = self._call()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            self._error = error
-        else:
-            with self._lock:
-                self._connection = connection
-                late = self._given_up
-                self._done.set()
-            if late:
-                connection.close()
-        finally:
-            self._done.set()
