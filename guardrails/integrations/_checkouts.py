@@ -10,10 +10,37 @@ from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.integrations._budget import innermost
 
-__all__ = ["Checkout"]
+__all__ = ["Checkout", "Slots"]
 
 
-class Checkout:
+class Slots:
+    """What holds slots, and gives them back.
+
+    Attributes:
+        slots: The doors that were passed, the pool's own last, each with the number of its slot there.
+    """
+
+    __slots__ = ()
+
+    slots: list[tuple[Door, int]]
+
+    def give_back(self) -> None:
+        """Gives the slots back, each once."""
+        while self.slots:
+            door, slot = self.slots[-1]
+            try:
+                door.check_in(slot)
+                self.slots.pop()
+            except BaseException:  # Ctrl-C: once more, as a number is given back once; then the others
+                if self.slots and self.slots[-1] == (door, slot):
+                    self.slots.pop()
+                    if slot:
+                        door.check_in(slot)
+                self.give_back()
+                raise
+
+
+class Checkout(Slots):
     """One connection out of its pool.
 
     Args:
@@ -21,7 +48,6 @@ class Checkout:
 
     Attributes:
         guard: The guard it is made through: the pool's own, or a compartment of it.
-        slots: The doors it passed, the pool's own last, each with the number of its slot there.
         spoilt: Whether work on it was stopped: a late order to stop would hit whoever has it next.
         deserted: Whether its caller was cancelled in the middle of some work. What tidies up after that may
             find the connection in any state, and says nothing about the database.
@@ -56,18 +82,3 @@ class Checkout:
         except BaseException:
             self.give_back()
             raise
-
-    def give_back(self) -> None:
-        """Gives the slots back, each once."""
-        while self.slots:
-            door, slot = self.slots[-1]
-            try:
-                door.check_in(slot)
-                self.slots.pop()
-            except BaseException:  # Ctrl-C: once more, as a number is given back once; then the others
-                if self.slots and self.slots[-1] == (door, slot):
-                    self.slots.pop()
-                    if slot:
-                        door.check_in(slot)
-                self.give_back()
-                raise

@@ -15,6 +15,7 @@ from guardrails._guard import Guard, sorts_calls
 from guardrails._outcome import Outcome, classify
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations._budget import innermost, time_allowed
+from guardrails.integrations._checkouts import Slots
 from guardrails.integrations.redis._answers import server_failed
 
 __all__ = ["Checkout", "Work", "under_way"]
@@ -27,7 +28,7 @@ _CLOSE_ENOUGH = 0.005
 """Seconds: a read gives up a little before its deadline as often as a little after."""
 
 
-class Checkout:
+class Checkout(Slots):
     """One connection out of the pool.
 
     What is evidence is what the caller asked for: opening the connection, if that is needed, and the
@@ -35,7 +36,6 @@ class Checkout:
 
     Attributes:
         guard: The guard it was made through: the client's own, or a compartment of it.
-        slots: The doors it passed, the client's own last, each with the number of its slot there.
         tickets: The evidence under way.
         at: When the work must be over, on `time.monotonic`; None is never.
         seconds: What it was given.
@@ -50,7 +50,6 @@ class Checkout:
     at: float | None = None
     seconds: float | None = None
     own = True
-    slots: list[tuple[Door, int]]
     tickets: Sequence[tuple[Door, int]] = ()
     used = patient = subscriber = False
 
@@ -64,9 +63,7 @@ class Checkout:
         """Gives the slots back, each once; work that was begun and not ended is no evidence."""
         if self.tickets:
             self.end(Outcome.ABANDONED)
-        while self.slots:
-            door, slot = self.slots.pop()
-            door.check_in(slot)
+        super().give_back()
 
 
 under_way: ContextVar[Checkout | None] = ContextVar("guardrails_redis_checkout", default=None)
