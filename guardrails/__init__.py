@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from guardrails._budget import RetryBudget
 from guardrails._deadline import deadline, remaining
+from guardrails._lazily import on_use
 from guardrails._policy import BreakerPolicy
 from guardrails._snapshot import GuardSnapshot
 from guardrails.errors import (
@@ -72,9 +72,4 @@ _ON_USE = {
 }
 """Names that need pybreaker, which imports redis where that is installed (0.3 s), or asyncio."""
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _ON_USE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_ON_USE[name]), name)
-    return value
+__getattr__ = on_use(__name__, _ON_USE)

@@ -20,6 +20,7 @@ WORDS = {
     "_circuit_open",
     "_identity",
     "_callables",
+    "_lazily",
     "_criticality",
 }
 SHELL_ORDER = [

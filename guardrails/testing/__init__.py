@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from guardrails._lazily import on_use
 
 if TYPE_CHECKING:
     from guardrails.testing.circuits import open_circuit
@@ -18,9 +19,4 @@ _ON_USE = {
     "open_circuit": "guardrails.testing.circuits",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _ON_USE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_ON_USE[name]), name)
-    return value
+__getattr__ = on_use(__name__, _ON_USE)
