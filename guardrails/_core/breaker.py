@@ -75,7 +75,7 @@ class Breaker:
         unwritten: Successes of this moment's slice of the window that no move has written down yet.
         changes: Transitions since the caller last emptied the list.
         random: Where jitter comes from.
-        slots: With a number, that many overdue calls at once are a stall; see ``_judge_closed``.
+        slots: With a number, that many overdue calls at once are a stall; see ``_why_open``.
     """
 
     __slots__ = (
