@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import threading
 import time
 
@@ -35,7 +36,11 @@ ARGUMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
+KNOWN_CRASH = re.compile(r"FATAL @src/.*\bbad (?:client |server )?state: \d+")
+"""pgbouncer 1.18 and 1.19 may end like that when a cancel request comes (its issues 801, 822 and 904)."""
+
+
+@pytest.fixture
 def bouncer(postgres):
     """A pgbouncer with four server connections, fewer than its clients have."""
     if not PgBouncer.installed():
@@ -59,8 +64,10 @@ def tally(number, result, wrong):
     return 0
 
 
-def check(served, wrong, guards, pools):
+def check(bouncer, served, wrong, guards, pools):
     """What must be so when all is over."""
+    if wrong and not bouncer.pids() and (crash := KNOWN_CRASH.search(bouncer._log.read_text())):
+        pytest.xfail(f"pgbouncer has crashed of its own bug: {crash[0]}")
     print(f"{TRANSACTIONS} transactions, {served} served, {len(wrong)} wrong")
     assert wrong == []
     assert served["patient"] == TRANSACTIONS // 2  # nobody else's deadline, cancel or setting reached it
@@ -100,7 +107,7 @@ def test_two_applications_do_not_meet_in_threads(bouncer, postgres, driver):
         thread.start()
     for thread in threads:
         thread.join()
-    check(served, wrong, guards.values(), [engine.pool for engine in engines.values()])
+    check(bouncer, served, wrong, guards.values(), [engine.pool for engine in engines.values()])
     for engine in engines.values():
         engine.dispose()
     assert_no_setting_is_left(bouncer)
@@ -133,7 +140,7 @@ def test_two_applications_do_not_meet_in_tasks(bouncer, postgres, driver):
                 assert asyncio.current_task().cancelling() == 0
 
         await asyncio.gather(*(work(name) for name in CLIENTS for _ in range(3)))
-        check(served, wrong, guards.values(), [engine.pool for engine in engines.values()])
+        check(bouncer, served, wrong, guards.values(), [engine.pool for engine in engines.values()])
         for engine in engines.values():
             await engine.dispose()
 
