@@ -2,25 +2,20 @@
 
     python tests/benchmarks/bench_sqlalchemy.py [--rounds N] [--json FILE]
 
-Prints medians in microseconds, the ratio protected / bare, and how many functions the guard adds, Python's
-and C's, which are counted and so the same on every machine. Rounds of the two alternate, so that a machine
-that slows down slows both. Each statement has the guard's deadline armed. Needs the ``test`` extra; starts
-its own PostgreSQL.
+Prints medians in microseconds and the ratio protected / bare, by the wall and in processor time, and how many
+functions the guard adds. Rounds of the two alternate, so that a machine that slows down slows both. Each
+statement has the guard's deadline armed. Needs the ``test`` extra; starts its own PostgreSQL.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
-import functools
 import json
 import pathlib
-import statistics
-import sys
 import tempfile
-import time
 
+from pairs import HEAD, compare, timed, timed_async
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -28,14 +23,6 @@ from guardrails import protect
 from guardrails.testing.servers import PostgresServer
 
 SELECT = text("select 1")
-
-
-def timed_sync(body, engine, turns):
-    """Microseconds per turn of a synchronous body."""
-    start = time.perf_counter_ns()
-    for _ in range(turns):
-        body(engine)
-    return (time.perf_counter_ns() - start) / turns / 1e3
 
 
 def checkout(engine):
@@ -56,83 +43,29 @@ async def statement_on_checkout_async(engine):
 
 
 def statements(engine, turns):
-    """Microseconds per statement on one checkout."""
+    """A statement, many on one checkout."""
     with engine.connect() as connection:
-        start = time.perf_counter_ns()
-        for _ in range(turns):
-            connection.execute(SELECT)
-        return (time.perf_counter_ns() - start) / turns / 1e3
+        return timed(connection, lambda connection: connection.execute(SELECT), turns)
 
 
 async def statements_async(engine, turns):
     """The same on an event loop."""
     async with engine.connect() as connection:
-        start = time.perf_counter_ns()
-        for _ in range(turns):
-            await connection.execute(SELECT)
-        return (time.perf_counter_ns() - start) / turns / 1e3
-
-
-async def timed_async(body, engine, turns):
-    """Microseconds per turn of an asynchronous body."""
-    start = time.perf_counter_ns()
-    for _ in range(turns):
-        await body(engine)
-    return (time.perf_counter_ns() - start) / turns / 1e3
-
-
-def counted(measure, engine, turns=20):
-    """Functions called in a turn: Python's, and C's."""
-    counts = collections.Counter()
-
-    def note(_frame, event, _argument):
-        counts[event] += 1
-
-    def measure_once(turns):
-        counts.clear()
-        sys.setprofile(note)
-        try:
-            measure(engine, turns)
-        finally:
-            sys.setprofile(None)
-        return counts["call"], counts["c_call"]
-
-    few, many = measure_once(turns), measure_once(2 * turns)
-    return [(after - before) / turns for before, after in zip(few, many, strict=True)]
-
-
-def compare(name, bare, protected, measure, options):
-    """Alternates the two and returns a row of the table."""
-    turns = options.turns
-    measure(bare, turns), measure(protected, turns)
-    pairs = [(measure(bare, turns), measure(protected, turns)) for _ in range(options.rounds)]
-    calls = zip(counted(measure, bare), counted(measure, protected), strict=True)
-    python, c = (round(after - before) for before, after in calls)
-    row = {
-        "what": name,
-        "bare_us": statistics.median(pair[0] for pair in pairs),
-        "protected_us": statistics.median(pair[1] for pair in pairs),
-        "added_us": statistics.median(pair[1] - pair[0] for pair in pairs),
-        "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
-        "python_calls_added": python,
-        "c_calls_added": c,
-    }
-    times = f"{row['bare_us']:9.1f} {row['protected_us']:12.1f} {row['added_us']:8.1f} {row['ratio']:7.3f}"
-    print(f"{name:34} {times} {python:9} {c:5}")
-    return row
+        return await timed_async(connection, lambda connection: connection.execute(SELECT), turns)
 
 
 def sync_rows(label, make, options):
     """The rows of a synchronous engine."""
     bare, protected = make(), make()
     protect(protected)
+
+    def row(what, measure):
+        return compare(f"{label} {what}", bare, protected, measure, options.rounds, options.turns)
+
     rows = [
-        compare(f"{label} {what}", bare, protected, measure, options)
-        for what, measure in (
-            ("checkout", functools.partial(timed_sync, checkout)),
-            ("checkout + select", functools.partial(timed_sync, statement_on_checkout)),
-            ("select", statements),
-        )
+        row("checkout", lambda engine, turns: timed(engine, checkout, turns)),
+        row("checkout + select", lambda engine, turns: timed(engine, statement_on_checkout, turns)),
+        row("select", statements),
     ]
     bare.dispose()
     protected.dispose()
@@ -145,15 +78,18 @@ def async_rows(label, make, options):
         bare, protected = make(), make()
         protect(protected)
 
-        def both(engine, turns):
-            return runner.run(timed_async(statement_on_checkout_async, engine, turns))
+        def row(what, measure):
+            def run(engine, turns):
+                return runner.run(measure(engine, turns))
 
-        def alone(engine, turns):
-            return runner.run(statements_async(engine, turns))
+            return compare(f"{label} {what}", bare, protected, run, options.rounds, options.turns)
 
         rows = [
-            compare(f"{label} {what}", bare, protected, measure, options)
-            for what, measure in (("checkout + select", both), ("select", alone))
+            row(
+                "checkout + select",
+                lambda engine, turns: timed_async(engine, statement_on_checkout_async, turns),
+            ),
+            row("select", statements_async),
         ]
         runner.run(bare.dispose())
         runner.run(protected.dispose())
@@ -167,8 +103,7 @@ def main():
     parser.add_argument("--turns", type=int, default=300)
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
-    title = f"median of {options.rounds} rounds"
-    print(f"{title:34}   bare us protected us added us   ratio  + Python   + C")
+    print(HEAD)
     with PostgresServer.start() as server, tempfile.TemporaryDirectory() as home:
         file = f"{home}/db"
         rows = sync_rows("sqlite", lambda: create_engine(f"sqlite:///{file}"), options)

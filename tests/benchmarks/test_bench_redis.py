@@ -22,5 +22,6 @@ def test_every_row_has_its_figures(tmp_path):
             assert row["bare_us"] > 0
             assert row["protected_us"] > 0
             assert row["ratio"] > 0
+            assert row["cpu_ratio"] > 0
             assert f"{row['ratio']:7.3f}" in done.stdout
     assert not rows
