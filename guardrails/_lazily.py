@@ -10,18 +10,24 @@ from typing import Any
 __all__ = ["on_use"]
 
 
-def on_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+def on_use(package: str, homes: Mapping[str, str], missing: str | None = None) -> Callable[[str], Any]:
     """Makes a package's ``__getattr__`` (PEP 562).
 
     Args:
         package: The package's own name.
         homes: The module that has each name.
+        missing: What to say where a module cannot be imported for want of another.
     """
 
     def __getattr__(name: str) -> Any:  # noqa: N807 - what Python calls it
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(homes[name]), name)
+        try:
+            value = getattr(importlib.import_module(homes[name]), name)
+        except ImportError as error:
+            if missing is None:
+                raise
+            raise ImportError(missing) from error
         setattr(sys.modules[package], name, value)
         return value
 

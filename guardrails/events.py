@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from guardrails._outcome import Outcome
     from guardrails.errors import Reason
 
-__all__ = ["CallFinished", "CallRejected", "Event", "Listener", "StateChanged"]
+__all__ = ["CallFinished", "CallRejected", "Event", "LeakFound", "Listener", "StateChanged"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,25 @@ class CallFinished(Event):
     outcome: Outcome
     duration: float
     slow: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakFound(Event):
+    """A connection seems to have been forgotten. Told once of each checkout, by a thread of its own.
+
+    Attributes:
+        cause: ``"held"``: it was out for ``leak_after`` seconds and nothing runs on it. ``"dropped"``: the
+            garbage collector found it, given up by everybody and given back by nobody.
+        seconds: How long it has been out.
+        where: The application's own lines that asked for it, such as ``"shop/orders.py:42 in load"``, the
+            innermost first.
+        route: The template of the route it was for, under the middleware; else None.
+    """
+
+    cause: Literal["held", "dropped"]
+    seconds: float
+    where: tuple[str, ...]
+    route: str | None
 
 
 Listener = Callable[[Event], None]

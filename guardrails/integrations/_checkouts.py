@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from guardrails._deadline import ambient, current, touch
+from guardrails._deadline import RequestScope, ambient, current, touch
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.integrations._budget import innermost
@@ -48,16 +48,20 @@ class Checkout(Slots):
 
     Attributes:
         guard: The guard it is made through: the pool's own, or a compartment of it.
+        under_way: The evidence under way, by door; empty while nothing runs on the connection.
+        request: The request it is for, or None.
         spoilt: Whether work on it was stopped: a late order to stop would hit whoever has it next.
         deserted: Whether its caller was cancelled in the middle of some work. What tidies up after that may
             find the connection in any state, and says nothing about the database.
     """
 
-    __slots__ = ("deserted", "guard", "slots", "spoilt")
+    __slots__ = ("deserted", "guard", "request", "slots", "spoilt", "under_way")
 
     def __init__(self, guard: Guard) -> None:
         self.guard = innermost(guard)
         self.slots: list[tuple[Door, int]] = []
+        self.under_way: Sequence[tuple[Door, int]] = ()
+        self.request: RequestScope | None = None
         self.spoilt = self.deserted = False
 
     def take_slots(self, wait: Callable[[Any], Any] | None = None) -> None:
@@ -73,7 +77,8 @@ class Checkout(Slots):
         if ambient.get() is not None:
             scope = current()
             touch(scope, self.guard.passage)
-            budget = None if scope is None else scope.remaining()
+            if scope is not None:
+                self.request, budget = scope.request, scope.remaining()
             if budget is not None and budget <= 0:
                 raise doors[-1].refuse("deadline_spent")
         try:

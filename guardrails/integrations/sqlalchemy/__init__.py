@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from guardrails._lazily import on_use
 
 if TYPE_CHECKING:
     from guardrails.integrations.sqlalchemy._engine import guard_engine
+    from guardrails.integrations.sqlalchemy._status import PoolSettings, leaks, pool_status
 
-__all__ = ["guard_engine"]
+__all__ = ["PoolSettings", "guard_engine", "leaks", "pool_status"]
 
+# On use: Django's statements are stopped by what is in here too, and Django needs no SQLAlchemy.
+_ON_USE = {
+    "PoolSettings": f"{__name__}._status",
+    "guard_engine": f"{__name__}._engine",
+    "leaks": f"{__name__}._status",
+    "pool_status": f"{__name__}._status",
+}
 
-def __getattr__(name: str) -> Any:
-    # On use: Django's statements are stopped by what is in here too, and Django needs no SQLAlchemy.
-    if name != "guard_engine":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return importlib.import_module(f"{__name__}._engine").guard_engine
-    except ImportError as error:
-        raise ImportError("SQLAlchemy is missing: pip install 'guardrails-db[sqlalchemy]'") from error
+__getattr__ = on_use(__name__, _ON_USE, "SQLAlchemy is missing: pip install 'guardrails-db[sqlalchemy]'")

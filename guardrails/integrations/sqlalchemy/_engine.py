@@ -30,6 +30,7 @@ def guard_engine(
     name: str | None = None,
     backstop: float | None = None,
     compartments: str = "declared",
+    leak_after: float | None = 60.0,
     **options: Any,
 ) -> Guard:
     """Attaches a guard to an engine; what `guardrails.protect` calls.
@@ -43,6 +44,8 @@ def guard_engine(
         compartments: ``"declared"``: those made with ``guard.compartment()``. ``"auto"``: each guarded
             function and each route also gets one by itself, which may not hold more than 70 % of the slots
             while another one is active.
+        leak_after: Seconds after which a connection that is out and on which nothing runs is told of, in the
+            log and as a `LeakFound`; None tells of none.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to what the pool can hold.
 
     Raises:
@@ -54,24 +57,22 @@ def guard_engine(
         raise ConfigurationError(
             f"guard_engine: expected an Engine or AsyncEngine, got {type(engine).__name__}"
         )
-    dialect = sync_engine.dialect
+    dialect, pool = sync_engine.dialect, sync_engine.pool
     name = dialect.name if name is None else name
-    if guard_of(sync_engine.pool) is not None:
-        raise ConfigurationError(
-            f"protect: this engine is guarded already, by {guard_of(sync_engine.pool)!r}"
-        )
-    pool = sync_engine.pool
+    if guard_of(pool) is not None:
+        raise ConfigurationError(f"protect: this engine is guarded already, by {guard_of(pool)!r}")
     slots = slots_for(
         name, options.pop("max_concurrent_calls", None), capacity(pool), f"a {type(pool).__name__}"
     )
     sorts = sorted_by_itself(name, compartments)
+    _check_limit(name, "leak_after", leak_after)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     driver = find_driver(dialect.driver, is_async=dialect.is_async)
     if driver is None and guard.timeout is not None:
         raise unsupported(dialect.driver)
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
-    attachment = _EngineAttachment(sync_engine, guard, _worker(guard, driver, dialect, backstop))
+    attachment = _EngineAttachment(sync_engine, guard, _worker(guard, driver, dialect, backstop), leak_after)
     if sorts:
         sort_calls(guard)
     attachment.attach()
@@ -95,23 +96,27 @@ def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> Non
     where = f"guard {guard.name!r}"
     if driver is None or guard.timeout is None:
         raise ConfigurationError(f"{where}: a backstop needs a timeout")
-    faults = Faults(where)
-    faults.seconds("backstop", backstop)
-    faults.raise_if_any()
+    _check_limit(guard.name, "backstop", backstop)
     if backstop <= guard.timeout:
         raise ConfigurationError(
             f"{where}: backstop must be above the timeout of {guard.timeout:g} s, got {backstop!r}"
         )
 
 
+def _check_limit(name: str, setting: str, seconds: float | None) -> None:
+    faults = Faults(f"guard {name!r}")
+    faults.seconds(setting, seconds, none=True)
+    faults.raise_if_any()
+
+
 class _EngineAttachment:
     """The hooks on one engine: the pool's class, the dialect's methods, one error listener."""
 
-    def __init__(self, engine: Engine, guard: Guard, worker: Worker) -> None:
+    def __init__(self, engine: Engine, guard: Guard, worker: Worker, leak_after: float | None) -> None:
         self._engine = engine
         self.most = capacity(engine.pool)
         wait = await_only if engine.dialect.is_async else None
-        self._admission = Admission(guard, wait)
+        self._admission = Admission(guard, wait, leak_after)
         self._worker = worker
         self._hooks = Hooks(engine, self._admission, worker)
 

@@ -6,14 +6,16 @@ and ``engine.dispose()`` makes the next pool of the same class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
 from guardrails._guard import Guard
-from guardrails.errors import ConfigurationError
+from guardrails.errors import BulkheadFullError, ConfigurationError
 from guardrails.integrations._checkouts import Checkout as Slots
+from guardrails.integrations.sqlalchemy._ledger import Ledger
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     from guardrails.integrations.sqlalchemy._raw import Proxy
     from guardrails.integrations.sqlalchemy._stopping import Limit
     from guardrails.integrations.sqlalchemy._work import Worker
+    from guardrails.pools.frames import Caller, Site
 
-__all__ = ["Admission", "Checkout", "capacity", "guard_of"]
+__all__ = ["Admission", "Checkout", "capacity", "guard_of", "ledger_of"]
 
 
 class Checkout(Slots):
@@ -33,14 +36,23 @@ class Checkout(Slots):
             all the time in the world.
         below: The checkout that had the connection before, and still has: a StaticPool lets the same one
             out several times.
+        site: The application's code that asked for it.
+        who: Who ran that.
+        nested: Whether its holder was refused a second connection.
+        told: Whether it was told of as forgotten.
+        proxy: What the user has of it, weakly; None until it is made.
     """
 
-    __slots__ = ("below", "lent")
+    __slots__ = ("below", "lent", "nested", "proxy", "site", "told", "who")
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, site: Site, who: Caller) -> None:
         super().__init__(guard)
         self.lent: Limit | None = None
         self.below: Checkout | None = None
+        self.site = site
+        self.who = who
+        self.nested = self.told = False
+        self.proxy: Callable[[], object] | None = None
 
     def take_back(self) -> bool:
         """Ends the work past our hooks; False if the connection must not be used again."""
@@ -63,22 +75,30 @@ def guard_of(pool: Pool) -> Guard | None:
     return guard
 
 
+def ledger_of(pool: Pool) -> Ledger | None:
+    """Who holds a guarded pool's connections; None of one without a guard."""
+    ledger: Ledger | None = getattr(pool, "_guardrails_ledger", None)
+    return ledger
+
+
 class Admission:
     """Lets connections out through a guard and takes their slots back, each exactly once.
 
     Args:
         guard: The engine's guard.
         wait: Runs a coroutine from inside SQLAlchemy's greenlet; None for a synchronous engine.
+        leak_after: Seconds after which a connection on which nothing runs is told of; None is never.
 
     Attributes:
         checkout_of: Gives the checkout a pool's record is in; None for one made before the guard was there.
     """
 
-    def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None) -> None:
+    def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None, leak_after: float | None) -> None:
         self._guard = guard
         self._door = guard.passage.doors[0]
         self._wait = wait
         self._out: dict[Any, Checkout] = {}
+        self._ledger = Ledger(guard, self._out, leak_after, is_async=wait is not None)
         self.checkout_of: Callable[[object], Checkout | None] = self._out.get
 
     def attach(self, pool: Pool, proxy: Proxy, worker: Worker) -> None:
@@ -116,11 +136,28 @@ class Admission:
         return None
 
     def _guarded(self, base: type[Pool], proxy: Proxy, worker: Worker) -> type[Pool]:
-        guard, wait, leave, out = self._guard, self._wait, self._leave, self._out
+        # A single base and empty slots, or CPython refuses the swap ("object layout differs").
+        own = {
+            "__slots__": (),
+            "_do_get": self._getter(base),
+            "_do_return_conn": self._returner(base),
+            "_guardrails": self._guard,
+            "_guardrails_ledger": self._ledger,
+            **_with_new_connections(base, proxy, worker, self._out),
+        }
+        return type(f"Guarded{base.__name__}", (base,), own)
+
+    def _getter(self, base: type[Pool]) -> Callable[[Pool], ConnectionPoolEntry]:
+        guard, wait, out, ledger = self._guard, self._wait, self._out, self._ledger
+        site, caller = ledger.site, ledger.caller
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
-            checkout = Checkout(guard)
-            checkout.take_slots(wait)
+            checkout = Checkout(guard, site(_getframe(1)), caller())
+            try:
+                checkout.take_slots(wait)
+            except BulkheadFullError:
+                ledger.refused(self)
+                raise
             try:
                 record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
             except BaseException:
@@ -128,7 +165,14 @@ class Admission:
                 raise
             checkout.below = out.get(record)
             out[record] = checkout
+            if not ledger.watched:
+                ledger.watch()
             return record
+
+        return _do_get
+
+    def _returner(self, base: type[Pool]) -> Callable[[Pool, ConnectionPoolEntry], None]:
+        leave, out = self._leave, self._out
 
         def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
             try:
@@ -140,15 +184,7 @@ class Admission:
             finally:
                 leave(record)
 
-        # A single base and empty slots, or CPython refuses the swap ("object layout differs").
-        own = {
-            "__slots__": (),
-            "_do_get": _do_get,
-            "_do_return_conn": _do_return_conn,
-            "_guardrails": self._guard,
-            **_with_new_connections(base, proxy, worker),
-        }
-        return type(f"Guarded{base.__name__}", (base,), own)
+        return _do_return_conn
 
     def _leave(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)
@@ -157,11 +193,19 @@ class Admission:
             return
         if checkout.below is not None:
             self._out[record] = checkout.below
+            # Or SQLAlchemy would think that it is back already, and not say so when it comes.
+            record.fairy_ref = checkout.below.proxy  # type: ignore[attr-defined] # of its own records
+        if checkout.told:
+            self._ledger.returned(checkout)
+        elif checkout.proxy is not None and checkout.proxy() is None:
+            self._ledger.dropped(checkout)
         checkout.give_back()
 
 
-def _with_new_connections(base: type[Pool], proxy: Proxy, worker: Worker) -> dict[str, Any]:
-    """A pool's methods around its new connections, whose setting up the worker bounds."""
+def _with_new_connections(
+    base: type[Pool], proxy: Proxy, worker: Worker, out: Mapping[Any, Checkout]
+) -> dict[str, Any]:
+    """A pool's methods around what it hands out, and around new connections, whose setting up is bounded."""
 
     def connect(self: Pool) -> PoolProxiedConnection:
         try:
@@ -177,6 +221,10 @@ def _with_new_connections(base: type[Pool], proxy: Proxy, worker: Worker) -> dic
                 fairy.invalidate(error)
                 raise
         fairy.__class__ = proxy
+        record = fairy._connection_record  # noqa: SLF001
+        checkout = out.get(record)
+        if checkout is not None:
+            checkout.proxy = record.fairy_ref
         return fairy
 
     def creator(self: Pool) -> Callable[[ConnectionPoolEntry], Any]:

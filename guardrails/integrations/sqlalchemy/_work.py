@@ -129,8 +129,9 @@ class Worker:
             seconds, own = time_allowed(guard, timeout)
         if seconds is not None and seconds <= 0:
             seconds = self._spent(ending=ending)
-        slots = self._no_checkout if checkout is None else checkout.slots
-        tickets: list[tuple[Door, int]] = []
+        slots, tickets = self._no_checkout, list[tuple[Door, int]]()
+        if checkout is not None:
+            slots, checkout.under_way = checkout.slots, tickets
         outcome = _ABANDONED
         try:
             for door, slot in slots:
@@ -139,14 +140,13 @@ class Worker:
             outcome = _SUCCESS
         except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else _ABANDONED
-            if checkout is not None:
-                checkout.spoilt = True
-            raise self._timed_out(guard, seconds, commit=commit) from stopped.__cause__
+            raise self._timed_out(guard, seconds, checkout, commit=commit) from stopped.__cause__
         except BaseException as error:
             outcome = self._judge(error, checkout, ending=ending)
             raise
         finally:
-            for door, ticket in tickets:
+            while tickets:
+                door, ticket = tickets.pop()
                 door.end(ticket, outcome)
         return result
 
@@ -251,7 +251,11 @@ class Worker:
             raise self._door.refuse("deadline_spent")
         return GRACE
 
-    def _timed_out(self, guard: Guard, seconds: float | None, *, commit: bool = False) -> CallTimeoutError:
+    def _timed_out(
+        self, guard: Guard, seconds: float | None, checkout: Checkout | None = None, *, commit: bool = False
+    ) -> CallTimeoutError:
+        if checkout is not None:
+            checkout.spoilt = True
         return note_trouble((CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0))
 
     def _judge(self, error: BaseException, checkout: Checkout | None, *, ending: bool) -> Outcome:

@@ -1,0 +1,221 @@
+"""Where code is: the lines that asked for something, and those it has come to since. Knows frames, no pools.
+
+What is kept of a frame is its code and an offset, never the frame: a frame keeps every local variable alive.
+Files and lines are looked up when somebody wants to read them, which is seldom; the stack is walked at every
+checkout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import sys
+import sysconfig
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import BuiltinFunctionType, CodeType, FrameType
+from typing import Any
+
+__all__ = ["Caller", "Site", "callers", "lines", "site", "site_outside", "stack_of"]
+
+Site = tuple[tuple[CodeType, int], ...]
+"""Code and the offset in it, the innermost first."""
+
+Caller = int | weakref.ref[Any]
+"""Who runs some code: a thread, by its number; an asyncio task; or a greenlet, as gevent's."""
+
+_DEPTH = 3
+"""Frames of the application's own that are kept. The first says what, those around it for whom."""
+
+_FARTHEST = 80
+"""Frames that are looked at for them. Frameworks need up to fifty."""
+
+_MOST_CODES = 4096
+
+_PLUMBING = {
+    "_pytest",
+    "aiohttp",
+    "anyio",
+    "asgiref",
+    "bottle",
+    "django",
+    "fastapi",
+    "flask",
+    "flask_sqlalchemy",
+    "gevent",
+    "granian",
+    "greenlet",
+    "gunicorn",
+    "hypercorn",
+    "litestar",
+    "pluggy",
+    "pybreaker",
+    "pytest",
+    "redis",
+    "sqlalchemy",
+    "sqlmodel",
+    "starlette",
+    "tenacity",
+    "uvicorn",
+    "uvloop",
+    "waitress",
+    "werkzeug",
+}
+"""Packages between a line that wants a connection and the pool, or between the server and the application."""
+
+_OWN = str(pathlib.Path(__file__).absolute().parents[1]) + os.sep
+_STDLIB = tuple(sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib"))
+_INSTALLED = ("site-packages", "dist-packages")
+
+_passed_over: dict[int, bool] = {}
+"""What `_is_plumbing` has said of code, by its ``id``: the hash of code is made of all that is in it."""
+
+_seen: list[CodeType] = []
+"""The code it has been asked about, which must live for as long as its ``id`` is known."""
+
+
+def callers(*, is_async: bool) -> Callable[[], Caller]:
+    """What says who runs it, for code in tasks or in threads."""
+    if is_async:
+        return _this_task
+    # gevent puts a function of its own there; a thread is many callers then.
+    return threading.get_ident if isinstance(threading.get_ident, BuiltinFunctionType) else _this_greenlet
+
+
+def site(frame: FrameType) -> Site:
+    """The application's own frames from this one outwards.
+
+    Where there are none, as in a service that is nothing but plumbing, the outermost is better than nothing.
+    """
+    found: list[tuple[CodeType, int]] = []
+    known, outer, left = _passed_over, frame, _FARTHEST
+    at: FrameType | None = frame
+    while at is not None and left:
+        code = at.f_code
+        passed_over = known.get(id(code))
+        if passed_over is None:
+            passed_over = _look_at(code)
+        if not passed_over:
+            found.append((code, at.f_lasti))
+            if len(found) == _DEPTH:
+                break
+        outer, at, left = at, at.f_back, left - 1
+    return tuple(found) or ((outer.f_code, outer.f_lasti),)
+
+
+def site_outside(frame: FrameType) -> Site:
+    """The same from inside the greenlet in which SQLAlchemy's asyncio works: who awaits it is outside."""
+    greenlet = _greenlet()
+    around = None if greenlet is None or greenlet.parent is None else greenlet.parent.gr_frame
+    return site(frame if around is None else around)
+
+
+def stack_of(who: Caller) -> Site | None:
+    """All of the application's frames that a caller is in now, the innermost first; None if it has ended."""
+    if isinstance(who, int):
+        frame = sys._current_frames().get(who)  # noqa: SLF001 - documented
+        return None if frame is None else tuple(_own(_outwards(frame)))
+    running = who()
+    if running is None:
+        return None
+    if running is _current_task() or running is _greenlet():
+        return tuple(_own(_outwards(sys._getframe())))  # noqa: SLF001 - likewise
+    if isinstance(running, asyncio.Future):
+        task: Any = running
+        return None if task.done() else tuple(_own(reversed([*_inwards(task.get_coro())])))
+    return None if running.dead else tuple(_own(_outwards(running.gr_frame)))
+
+
+def lines(where: Site) -> tuple[str, ...]:
+    """The frames in words, such as ``"shop/orders.py:42 in Orders.load"``."""
+    return tuple(f"{_short(code.co_filename)}:{_line(code, at)} in {code.co_qualname}" for code, at in where)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    return None if asyncio._get_running_loop() is None else asyncio.current_task()  # noqa: SLF001 - documented
+
+
+def _greenlet() -> Any:
+    module = sys.modules.get("greenlet")
+    return None if module is None else module.getcurrent()
+
+
+def _outwards(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
+    while frame is not None:
+        yield frame.f_code, frame.f_lasti
+        frame = frame.f_back
+
+
+def _inwards(waiting: Any) -> Iterator[tuple[CodeType, int]]:
+    """What a suspended task is in: its coroutine, what that awaits, and so on."""
+    for _ in range(_FARTHEST):
+        frame = next(
+            (
+                getattr(waiting, name)
+                for name in ("cr_frame", "gi_frame", "ag_frame")
+                if hasattr(waiting, name)
+            ),
+            None,
+        )
+        if frame is None:
+            return
+        yield frame.f_code, frame.f_lasti
+        waiting = next(
+            (
+                getattr(waiting, name)
+                for name in ("cr_await", "gi_yieldfrom", "ag_await")
+                if hasattr(waiting, name)
+            ),
+            None,
+        )
+
+
+def _this_task() -> Caller:
+    task = _current_task()
+    return threading.get_ident() if task is None else weakref.ref(task)
+
+
+def _this_greenlet() -> Caller:
+    greenlet = _greenlet()
+    return threading.get_ident() if greenlet is None else weakref.ref(greenlet)
+
+
+def _own(frames: Iterable[tuple[CodeType, int]]) -> Iterator[tuple[CodeType, int]]:
+    return ((code, at) for code, at in frames if not _is_plumbing(code.co_filename))
+
+
+def _look_at(code: CodeType) -> bool:
+    if len(_seen) >= _MOST_CODES:  # code can be made without end
+        _passed_over.clear()
+        _seen.clear()
+    verdict = _is_plumbing(code.co_filename)
+    _seen.append(code)
+    _passed_over[id(code)] = verdict
+    return verdict
+
+
+def _is_plumbing(filename: str) -> bool:
+    if filename.startswith(("<", _OWN)):
+        return True
+    parts = filename.replace("\\", "/").split("/")
+    for folder in _INSTALLED:
+        if folder in parts:
+            package = parts[parts.index(folder) + 1]
+            return package.removesuffix(".py") in _PLUMBING
+    return filename.startswith(_STDLIB)
+
+
+def _short(filename: str) -> str:
+    """The file below the folder it was imported from: no installation's folders, which differ everywhere."""
+    folders = [folder.rstrip(os.sep) + os.sep for folder in sys.path if folder]
+    below = [filename[len(folder) :] for folder in folders if filename.startswith(folder)]
+    return min(below, key=len, default="/".join(pathlib.Path(filename).parts[-2:]))
+
+
+def _line(code: CodeType, at: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= at < end and line is not None:
+            return line
+    return code.co_firstlineno

@@ -1,0 +1,110 @@
+"""Who holds a pool's connections, and what that says about it. Knows checkouts and code, no database."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Cause", "Doing", "Holder", "PoolStatus", "cause_of"]
+
+Doing = Literal["statement", "other_work", "nested", "gone"]
+"""What a holder does with its connection: a statement runs on it; its code is busy with something else; it
+has another connection of the same pool, or asked for one; or it has ended, and not given it back."""
+
+Cause = Literal["free", "slow_calls", "held_idle", "nested", "leak"]
+"""Why a pool has nothing left to give; ``"free"`` where it has."""
+
+_POINTS_TO: dict[Doing, Cause] = {
+    "gone": "leak",
+    "nested": "nested",
+    "other_work": "held_idle",
+    "statement": "slow_calls",
+}
+"""What many holders of a kind mean, what is surest first: of as many of each, that decides."""
+
+_ADVICE: dict[Cause, str] = {
+    "free": "the pool has connections left",
+    "slow_calls": "statements take long: look for locks in the database; a larger pool makes it worse",
+    "held_idle": "connections are held while their code does something else: end the transaction before that",
+    "nested": "code that holds a connection asks for a second one: pass the first on, or use another engine",
+    "leak": "connections were not given back: close them in a with block",
+}
+
+
+_WORDS: dict[Doing, str] = {
+    "statement": "in a statement",
+    "other_work": "busy with something else",
+    "nested": "in want of a second one",
+    "gone": "gone",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """One connection that is out of its pool.
+
+    Attributes:
+        seconds: How long it has been out.
+        doing: What its holder does: ``"statement" "other_work" "nested" "gone"``.
+        where: Where it was asked for: lines such as ``"shop/orders.py:42 in load"`` of the application's own
+            code, the innermost first. Not known of what was out before the guard was there.
+        now: Where its holder's code has come to since; empty once that has ended.
+        route: The template of the route it serves, under the middleware; else None.
+        compartment: The compartment it belongs to, or None.
+    """
+
+    seconds: float
+    doing: Doing
+    where: tuple[str, ...]
+    now: tuple[str, ...]
+    route: str | None
+    compartment: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatus:
+    """One pool at one moment.
+
+    Attributes:
+        name: The guard's name.
+        capacity: Connections the guard lets out at once.
+        checked_out: Connections that are out.
+        idle: Connections that are open and wait to be used.
+        waiting: Callers that queue for a connection.
+        holders: Who has those that are out, the longest first.
+        cause: Why there is none left: ``"slow_calls" "held_idle" "nested" "leak"``; ``"free"`` if there is.
+    """
+
+    name: str
+    capacity: int
+    checked_out: int
+    idle: int
+    waiting: int
+    holders: tuple[Holder, ...]
+    cause: Cause
+
+    def __str__(self) -> str:
+        full = f"{self.checked_out} of {self.capacity} connections out, {self.waiting} callers waiting"
+        return "\n".join([f"pool {self.name!r}: {full}: {_ADVICE[self.cause]}", *self._places()])
+
+    def _places(self) -> list[str]:
+        """Who holds how many, for how long, where: one line for each place and state."""
+        alike: dict[tuple[str, Doing], list[Holder]] = {}
+        for holder in self.holders:
+            alike.setdefault((holder.where[0] if holder.where else "unknown", holder.doing), []).append(
+                holder
+            )
+        return [
+            f"  {len(group)} x {_WORDS[doing]}, out for up to {group[0].seconds:.1f} s, taken at {where}"
+            for (where, doing), group in sorted(alike.items(), key=lambda item: -len(item[1]))
+        ]
+
+
+def cause_of(holders: Sequence[Holder], capacity: int) -> Cause:
+    """Why a pool is exhausted: what most of its holders do; ``"free"`` if it is not."""
+    if len(holders) < capacity:
+        return "free"
+    count = Counter(holder.doing for holder in holders)
+    return _POINTS_TO[max(_POINTS_TO, key=lambda doing: count[doing])]  # the first of equals
