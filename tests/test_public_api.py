@@ -9,6 +9,7 @@ import pytest
 
 import guardrails
 from guardrails import _identity, errors, events
+from guardrails._lazily import on_use
 
 
 @pytest.mark.parametrize("module", [guardrails, errors, events], ids=lambda module: module.__name__)
@@ -40,6 +41,18 @@ def test_import_needs_nothing_and_starts_nothing():
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert run.stdout.split() == ["nothing", "1", "True"]
+
+
+def test_a_name_whose_library_is_missing_says_what_to_install():
+    """An extra that is not there is told by the extra's name; without one the import's own error stays."""
+    homes = {"Thing": "guardrails._no_such_module"}
+    with pytest.raises(ImportError, match="pip install 'guardrails-db\\[thing\\]'") as told:
+        on_use("guardrails", homes, "Thing is missing: pip install 'guardrails-db[thing]'")("Thing")
+    assert isinstance(told.value.__cause__, ModuleNotFoundError)
+    with pytest.raises(ModuleNotFoundError, match="_no_such_module"):
+        on_use("guardrails", homes)("Thing")
+    with pytest.raises(AttributeError, match="module 'guardrails' has no attribute 'Other'"):
+        on_use("guardrails", homes)("Other")
 
 
 def test_errors_survive_a_process_boundary():
