@@ -1,0 +1,249 @@
+"""``guardrails diagnose`` on real servers in trouble: what it finds, what it says, what it never shows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import psycopg
+import pytest
+import redis
+from click.testing import CliRunner
+from conftest import BACKENDS, poll
+from sqlalchemy import make_url
+
+from guardrails.cli.diagnose import diagnose
+from guardrails.diagnosis.databases import _with_driver
+from guardrails.diagnosis.findings import Facts, Session, judge
+from guardrails.testing.servers import ValkeyServer
+
+CANARY = "canary-7b2e"
+
+
+def run(*words, env=None):
+    """Runs the command; its exit code and what it printed."""
+    done = CliRunner().invoke(diagnose, [*map(str, words)], env={"DATABASE_URL": None, **(env or {})})
+    assert CANARY not in done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done.exit_code, done.output
+
+
+def found(url, *words):
+    """The kinds of what was found, and each finding."""
+    code, output = run(url, "--json", *words)
+    findings = {finding["kind"]: finding for finding in json.loads(output)["findings"]}
+    assert code == bool(findings)
+    return findings
+
+
+@contextlib.contextmanager
+def another(server, statement, name="shop"):
+    """A session in a transaction of its own, which has just said something; and the same in a thread."""
+    with psycopg.connect(server.url(""), application_name=name) as connection:
+        connection.execute(statement)
+        yield connection
+        connection.rollback()
+
+
+@contextlib.contextmanager
+def at_work(server, statement, name="shop"):
+    """A session whose statement is under way; it is cancelled at the end."""
+    with psycopg.connect(server.url(""), application_name=name, autocommit=True) as connection:
+
+        def work():
+            with contextlib.suppress(psycopg.Error):
+                connection.execute(statement)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            connection.cancel()
+            thread.join()
+
+
+@pytest.fixture
+def table(postgres):
+    """A table to lock."""
+    with psycopg.connect(postgres.url(""), autocommit=True) as connection:
+        connection.execute("create table crowded (id int)")
+        yield
+        connection.execute("drop table crowded")
+
+
+def test_healthy_server_has_nothing(postgres):
+    """Exit 0 and one line, whatever driver the application uses."""
+    for driver in ("psycopg", "asyncpg", "psycopg2"):
+        assert run(postgres.url(driver)) == (0, "PostgreSQL: nothing found.\n")
+    assert run(env={"DATABASE_URL": postgres.url("asyncpg")})[0] == 0
+
+
+def test_who_holds_a_lock_is_named(postgres, table):
+    """Two wait behind one: it is named, with what it does, and so is the table."""
+    lock = "lock table crowded in access exclusive mode"
+    with another(postgres, lock, "migration") as blocker:
+        pid = blocker.info.backend_pid
+        with at_work(postgres, f"select '{CANARY}' from crowded"), at_work(postgres, "select 1 from crowded"):
+            poll(lambda: "locks: 2," in found(postgres.url()).get("locks", {}).get("what", ""), "both wait")
+            finding = found(postgres.url())["locks"]
+            code, output = run(postgres.url())
+    assert f"2 behind session {pid} of 'migration', idle in transaction for" in finding["details"][0]
+    assert finding["details"][1] == "for 'crowded'"
+    assert code == 1
+    assert "PostgreSQL: sessions waiting for locks: 2, for up to" in output
+    assert "-> end the transaction that holds them" in output
+
+
+def test_idle_transactions_are_named(postgres):
+    """A session that began something and does something else."""
+    with another(postgres, f"select '{CANARY}'", "worker"):
+        time.sleep(0.15)
+        finding = found(postgres.url(), "--slow", "0.1")["idle_in_transaction"]
+        assert "of 'worker'" in finding["details"][0]
+        assert "idle_in_transaction" not in found(postgres.url(), "--slow", "60")
+
+
+def test_slow_statements_are_named(postgres):
+    """By session and time, without their text."""
+    with at_work(postgres, f"select pg_sleep(30), '{CANARY}'", "report"):
+        time.sleep(0.15)
+        finding = found(postgres.url(), "--slow", "0.1")["slow"]
+        assert finding["what"] == "statements running for 0.1 s or more: 1"
+        assert "of 'report'" in finding["details"][0]
+
+
+def test_few_connections_left_are_counted(postgres):
+    """From four fifths on, with who has them."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(80):
+            stack.enter_context(psycopg.connect(postgres.url(""), application_name="shop"))
+        finding = found(postgres.url())["connections"]
+    assert finding["what"] == "connections in use: 80 of 97"
+    assert finding["details"] == ["80 x 'shop'"]
+
+
+def test_names_cannot_write_on_the_terminal(postgres):
+    """What a client calls itself is shown without control characters."""
+    with at_work(postgres, "select pg_sleep(30)", "\x1b[31mred"):
+        time.sleep(0.15)
+        assert "\x1b" not in run(postgres.url(), "--slow", "0.1")[1]
+
+
+def test_mariadb_is_asked_too(mariadb):
+    """A row lock, who holds it, and an open transaction that does nothing."""
+    backend = BACKENDS["mariadb"](mariadb)
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(backend.connect()) for _ in range(2))
+        backend.run(first, "create table crowded (id int primary key) engine=innodb")
+        backend.run(first, "insert into crowded values (1)")
+        backend.run(first, "begin")
+        backend.run(first, "update crowded set id = 1")
+        pid = backend.run(first, "select connection_id()")
+        waiting = threading.Thread(target=lambda: backend.run(second, "update crowded set id = 1"))
+        waiting.start()
+        url = f"mysql+aiomysql://root@127.0.0.1:{mariadb.port}/guardrails"
+        try:
+            poll(lambda: "locks" in found(url, "--slow", "1"), "somebody waits for a lock")
+            poll(lambda: "idle_in_transaction" in found(url, "--slow", "1"), "somebody does nothing", 10)
+            findings = found(url, "--slow", "1")
+            assert f"1 behind session {pid} of 'root', idle in transaction" in findings["locks"]["details"][0]
+        finally:
+            backend.run(first, "rollback")
+            waiting.join()
+        backend.run(first, "drop table crowded")
+    poll(lambda: run(url) == (0, "MariaDB: nothing found.\n"), "it is well again")
+
+
+def test_valkey_is_asked_too():
+    """Slow commands by their names, clients against their limit, memory against its limit."""
+    with ValkeyServer.start("--maxclients", "8", "--enable-debug-command", "yes") as valkey:
+        url = f"redis://127.0.0.1:{valkey.port}"
+        assert run(url) == (0, "Valkey: nothing found.\n")
+        client = redis.Redis(port=valkey.port)
+        client.execute_command("DEBUG", "SLEEP", "0.15")
+        finding = found(url, "--slow", "0.1")["slow"]
+        assert finding["details"][0].startswith("'DEBUG', 0.1")
+        client.set(CANARY, CANARY * 1000)
+        client.config_set("maxmemory", client.info()["used_memory"])
+        assert "%, policy noeviction" in found(url)["memory"]["what"]
+        client.config_set("maxmemory", 0)
+        others = [redis.Redis(port=valkey.port) for _ in range(6)]
+        for other in others:
+            other.ping()
+        assert found(url)["connections"]["what"] == "connections in use: 7 of 8"
+        for other in [client, *others]:
+            other.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://{CANARY}:{CANARY}@127.0.0.1:{{port}}/{CANARY}",
+        f"mysql://{CANARY}:{CANARY}@127.0.0.1:{{port}}/{CANARY}",
+        f"redis://{CANARY}:{CANARY}@127.0.0.1:{{port}}",
+    ],
+)
+def test_server_that_is_not_there_is_a_finding(url):
+    """The kind of error, and neither address nor user nor password."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    code, output = run(url.format(port=port))
+    assert code == 1
+    assert "it does not answer: " in output
+    assert str(port) not in output
+
+
+def test_silent_server_is_given_up(monkeypatch):
+    """One that takes the connection and says nothing costs its seconds, no more."""
+    monkeypatch.setattr("guardrails.diagnosis.databases.PATIENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        code, output = run(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x")
+        assert time.monotonic() - start < 3
+    assert (code, "it does not answer: CallTimeoutError" in output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "say which server"),
+        ([f"no-url-{CANARY}"], "this is no URL of a server"),
+        ([f"redis://127.0.0.1:{CANARY}"], "this is no URL of a server"),
+        ([f"sqlite:///{CANARY}"], "sqlite cannot be asked"),
+        (["postgresql://127.0.0.1/x", "--slow", "-1"], "--slow"),
+        (["postgresql://127.0.0.1/x", "--slow", "often"], "--slow"),
+    ],
+)
+def test_what_is_wrong_with_the_words_is_said(words, said):
+    """Exit 2, with the name of what is wrong."""
+    code, output = run(*words)
+    assert code == 2
+    assert said in output
+
+
+def test_every_way_of_waiting_leads_to_who_holds_it():
+    """Chains are followed to their end; a circle of waiters and a session that has gone are no trouble."""
+    sessions = (
+        Session(1, "a", "waiting", 3, (2,)),
+        Session(2, "b", "waiting", 4, (3,)),
+        Session(3, "c", "active", 9),
+        Session(4, "d", "waiting", 1, (5,)),
+        Session(5, "d", "waiting", 1, (4,)),
+        Session(6, "e", "waiting", 1, (99,)),
+    )
+    (locks, slow) = judge(Facts("PostgreSQL", 100, 3, sessions), slow=5)
+    assert locks.what == "sessions waiting for locks: 5, for up to 4 s"
+    assert locks.details == ("2 behind session 3 of 'c', active for 9 s", "1 behind session 99")
+    assert slow.details == ("session 3 of 'c', 9 s",)
+
+
+def test_urls_of_asynchronous_drivers_are_understood():
+    """A driver's own settings do not stop the one that asks."""
+    url = _with_driver(make_url("postgresql+asyncpg://u@h/d?prepared_statement_cache_size=0"), "postgresql")
+    assert (url.drivername, dict(url.query)) == ("postgresql+psycopg", {})
+    url = _with_driver(make_url("postgresql+psycopg2://u@h/d?sslmode=require"), "postgresql")
+    assert dict(url.query) == {"sslmode": "require"}
