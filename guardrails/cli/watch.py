@@ -1,0 +1,233 @@
+"""``guardrails watch``: the figures of a running service, again and again.
+
+Knows flags, HTTP and the status page that `guardrails.integrations` serves; no guard.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["watch"]
+
+_PATIENCE = 3.0
+"""Seconds for one page."""
+
+_LARGEST = 4_000_000
+"""Bytes of one page; one guard with its 64 compartments has some thirty thousand."""
+
+_WIDE = 160
+"""Characters of a line where it is no terminal that says."""
+
+_COLOURS = {"closed": "green", "open": "red", "forced_open": "red", "half_open": "yellow"}
+
+
+@click.command(help="Shows the figures of a running service's guards, from its /status.json.")
+@click.argument("url")
+@click.option(
+    "--every",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often.",
+)
+@click.option("--times", type=click.IntRange(1), metavar="N", help="How many times; else until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Prints one JSON object a line.")
+def watch(*, url: str, every: float, times: int | None, as_json: bool) -> None:
+    """The command."""
+    address = _address(url)
+    fine = True
+    try:
+        with _Screen(as_json=as_json) as screen:
+            for look in _looks(address, every, times):
+                screen.show(look)
+                fine = look.fine
+    except KeyboardInterrupt:
+        pass
+    sys.exit(0 if fine else 1)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One guard or compartment on the page.
+
+    Attributes:
+        path: Its name, after those it is a part of.
+        state: Of its circuit.
+        busy: Slots taken, of how many.
+        waiting: Callers that queue.
+        oldest: Seconds of the oldest call, or None.
+        totals: What has been counted since the process began, by name.
+    """
+
+    path: str
+    state: str
+    busy: str
+    waiting: int
+    oldest: float | None
+    totals: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One reading.
+
+    Attributes:
+        trouble: Why there is none, or None.
+        page: The page; empty if there is none.
+        rows: What is on it.
+        rates: By path, what has been added a second since the reading before.
+    """
+
+    trouble: str | None
+    page: Mapping[str, Any]
+    rows: Sequence[_Row]
+    rates: Mapping[str, Mapping[str, float]]
+
+    @property
+    def fine(self) -> bool:
+        """Whether the service is there, ready, and no circuit of it open."""
+        is_open = any(row.state in {"open", "forced_open"} for row in self.rows)
+        return self.trouble is None and bool(self.page["ready"]) and not is_open
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        good = False
+    if not good or parts.username or parts.password:
+        raise click.UsageError("this is no address of a service, such as http://127.0.0.1:8000/internal")
+    path = parts.path if parts.path.endswith(".json") else parts.path.rstrip("/") + "/status.json"
+    return parts._replace(path=path, fragment="").geturl()
+
+
+def _looks(address: str, every: float, times: int | None) -> Iterator[_Look]:
+    before: Mapping[str, _Row] = {}
+    moment = time.monotonic()
+    for number in itertools.count(1):
+        page, rows, trouble = _read(address)
+        now = time.monotonic()
+        yield _Look(trouble, page, rows, _rates(before, rows, now - moment))
+        if number == times:
+            return
+        before, moment = {row.path: row for row in rows}, now
+        time.sleep(every)
+
+
+def _read(address: str) -> tuple[Mapping[str, Any], Sequence[_Row], str | None]:
+    request = urllib.request.Request(address, headers={"accept": "application/json"})  # noqa: S310 - http(s) only
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310 - likewise
+            page = json.loads(answer.read(_LARGEST))
+        page = {"ready": bool(page["ready"]), "reasons": list(page["reasons"]), "guards": page["guards"]}
+        return page, list(_rows("", page["guards"])), None
+    except urllib.error.HTTPError as error:
+        error.close()
+        return {}, (), f"it answers {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        cause = getattr(error, "reason", error)
+        return {}, (), f"it does not answer: {type(cause).__name__}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}, (), "this is no status page of guardrails"
+
+
+def _rows(above: str, guards: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
+    for guard in guards:
+        path, oldest = f"{above}{guard['name']}", guard["oldest_in_flight"]
+        totals = {"in": guard["admitted"], "refused": sum(guard["rejected"].values())}
+        totals |= {"failed": guard["failed"], "slow": guard["slow"]}
+        yield _Row(
+            path=path,
+            state=str(guard["state"]),
+            busy=f"{int(guard['in_use'])}/{int(guard['max_concurrent_calls'])}",
+            waiting=int(guard["waiting"]),
+            oldest=None if oldest is None else float(oldest),
+            totals={name: int(total) for name, total in totals.items()},
+        )
+        yield from _rows(path + "/", guard["compartments"])
+
+
+def _rates(
+    before: Mapping[str, _Row], rows: Sequence[_Row], seconds: float
+) -> Mapping[str, Mapping[str, float]]:
+    return {
+        # A process that began anew counts from zero.
+        row.path: {
+            name: max(0, total - before[row.path].totals[name]) / seconds
+            for name, total in row.totals.items()
+        }
+        for row in rows
+        if row.path in before and seconds > 0
+    }
+
+
+class _Screen:
+    """Where readings are shown: a table that stays where it is, or one after the other."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._stays = not as_json and self._console.is_terminal
+
+    def __enter__(self) -> Self:
+        if self._stays:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stays:
+            self._live.stop()
+
+    def show(self, look: _Look) -> None:
+        """Shows one reading."""
+        if self._as_json:
+            print(json.dumps({"trouble": look.trouble, "rates": look.rates, **look.page}), flush=True)
+        elif self._stays:
+            self._live.update(_table(look), refresh=True)
+        else:
+            self._console.print(_table(look))
+
+
+def _table(look: _Look) -> Table:
+    reasons = ", ".join(map(str, look.page.get("reasons", ())))
+    title = look.trouble or ("ready" if look.page["ready"] else f"not ready: {reasons}")
+    table = Table(title=escape(_plain(title)), title_style="green" if look.fine else "bold red")
+    for column in ("guard", "circuit"):
+        table.add_column(column)
+    for column in ("busy", "waiting", "in/s", "refused/s", "failed/s", "slow/s", "oldest"):
+        table.add_column(column, justify="right")
+    for row in look.rows:
+        rates = look.rates.get(row.path, {})
+        table.add_row(
+            escape(_plain(row.path)),
+            f"[{_COLOURS.get(row.state, 'cyan')}]{escape(_plain(row.state))}[/]",
+            row.busy,
+            str(row.waiting),
+            *(f"{rates[name]:.1f}" if rates else "" for name in ("in", "refused", "failed", "slow")),
+            "" if row.oldest is None else f"{row.oldest:.1f} s",
+        )
+    return table
+
+
+def _plain(text: str) -> str:
+    """Without what would write elsewhere on a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)

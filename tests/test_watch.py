@@ -1,0 +1,169 @@
+"""``guardrails watch`` on a service that runs: the figures, their change, and what else may come."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import socket
+import threading
+
+import pytest
+import uvicorn
+from click.testing import CliRunner
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from guardrails import Guard
+from guardrails.cli.watch import watch
+from guardrails.integrations.starlette import status_app
+
+
+def run(*words):
+    """Runs the command; its exit code and what it printed."""
+    done = CliRunner().invoke(watch, [*map(str, words)])
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done.exit_code, done.output
+
+
+def pages(*words):
+    """The readings of a run with ``--json``."""
+    code, output = run("--json", "--every", "0.1", *words)
+    return code, [json.loads(line) for line in output.splitlines()]
+
+
+@contextlib.contextmanager
+def served(*guards):
+    """A service with these guards; yields the address of its pages."""
+    app = Starlette(routes=[Mount("/internal", status_app(guards))])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/internal"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
+def answering(status, body):
+    """A service that is none of ours."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_figures_and_their_change():
+    """The page, and what was added a second between two readings of it."""
+    guard = Guard("orders", max_concurrent_calls=5)
+    part = guard.compartment("reports")
+    with served(guard) as address:
+        stop = threading.Event()
+
+        def work():
+            while not stop.wait(0.002):
+                part.run(int)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            code, (first, second) = pages(address, "--times", "2")
+        finally:
+            stop.set()
+            worker.join()
+    assert code == 0
+    assert first["rates"] == {}
+    assert second["ready"] is True
+    assert set(second["rates"]) == {"orders", "orders/reports"}
+    assert 0 < second["rates"]["orders"]["in"] < 600
+    added = second["guards"][0]["admitted"] - first["guards"][0]["admitted"]
+    assert added > 0
+
+
+def test_table_for_people():
+    """One row for each guard and compartment; an open circuit is exit code 1."""
+    guard = Guard("orders", max_concurrent_calls=5)
+    guard.compartment("reports").force_open()
+    with served(guard) as address:
+        code, output = run(address, "--times", "1")
+        assert code == 1
+        assert "ready" in output
+        rows = [line for line in output.splitlines() if "0/" in line]
+        assert ["orders" in rows[0], "closed" in rows[0], "0/5" in rows[0]] == [True] * 3
+        assert ["orders/reports" in rows[1], "forced_open" in rows[1]] == [True] * 2
+        assert run(address + "/status.json", "--times", "1")[0] == 1
+
+
+def test_names_cannot_write_on_the_terminal():
+    """Neither control characters nor the table's own markup."""
+    with served(Guard("a\x1b[31m[bold]b", max_concurrent_calls=1)) as address:
+        code, output = run(address, "--times", "1")
+    assert code == 0
+    assert "\x1b[31m" not in output
+    assert "a?[31m[bold]b" in output
+
+
+def test_service_that_is_not_there():
+    """Said, and looked for again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    code, readings = pages(f"127.0.0.1:{port}", "--times", "2")
+    assert code == 1
+    assert [each["trouble"] for each in readings] == ["it does not answer: ConnectionRefusedError"] * 2
+    assert "it does not answer" in run(f"127.0.0.1:{port}", "--times", "1")[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (404, b"", "it answers 404"),
+        (200, b"<html>", "this is no status page of guardrails"),
+        (200, b"[]", "this is no status page of guardrails"),
+        (200, b'{"guards": [{"name": 1}]}', "this is no status page of guardrails"),
+        (200, b'{"guards": []}', "this is no status page of guardrails"),
+        (200, b'{"guards": [{"name": "a"}], "ready": true, "reasons": []}', "this is no status page"),
+    ],
+)
+def test_pages_that_are_none_of_ours(status, body, said):
+    """Exit 1 and one line, whatever comes."""
+    with answering(status, body) as address:
+        code, (reading,) = pages(address, "--times", "1")
+    assert code == 1
+    assert said in reading["trouble"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ftp://127.0.0.1/"],
+        ["http://"],
+        ["http://127.0.0.1:no/"],
+        ["http://user:secret@127.0.0.1/"],
+        ["127.0.0.1:1", "--every", "0"],
+        ["127.0.0.1:1", "--times", "0"],
+        [],
+    ],
+)
+def test_what_is_wrong_with_the_words_is_said(words):
+    """Exit 2, and no password."""
+    code, output = run(*words)
+    assert code == 2
+    assert "secret" not in output
