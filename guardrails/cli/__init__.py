@@ -19,12 +19,14 @@ def main() -> None:
         sys.exit(1)
     from guardrails.cli.demo import demo  # noqa: PLC0415 - needs click
     from guardrails.cli.diagnose import diagnose  # noqa: PLC0415 - likewise
+    from guardrails.cli.doctor import doctor  # noqa: PLC0415
     from guardrails.cli.size import size  # noqa: PLC0415
     from guardrails.cli.watch import watch  # noqa: PLC0415
 
     group = click.Group("guardrails", help="Keeps a web service up when its database slows down.")
     group.add_command(demo)
     group.add_command(diagnose)
+    group.add_command(doctor)
     group.add_command(size)
     group.add_command(watch)
     group(prog_name="guardrails")

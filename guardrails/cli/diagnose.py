@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from guardrails.cli._telling import as_text
 from guardrails.diagnosis.findings import Finding, judge
 from guardrails.errors import ConfigurationError, GuardrailsError
 
@@ -40,7 +41,7 @@ def diagnose(*, url: str | None, slow: float, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"product": product, "findings": [dataclasses.asdict(each) for each in findings]}))
     else:
-        print(_as_text(product, findings))
+        print(as_text(product, findings))
     sys.exit(1 if findings else 0)
 
 
@@ -100,14 +101,3 @@ def _bad_url() -> click.UsageError:
 def _missing(extra: str) -> NoReturn:
     print(f"guardrails: this needs: pip install 'guardrails-db[{extra}]'", file=sys.stderr)
     sys.exit(2)
-
-
-def _as_text(product: str, findings: Sequence[Finding]) -> str:
-    if not findings:
-        return f"{product}: nothing found."
-    lines = []
-    for finding in findings:
-        lines.append(f"{product}: {finding.what}")
-        lines += [f"    {detail}" for detail in finding.details]
-        lines.append(f"  -> {finding.advice}")
-    return "\n".join(lines)

@@ -61,8 +61,9 @@ class Finding:
     """Something that is wrong.
 
     Attributes:
-        kind: Which of the things that can be wrong: ``"unreachable" "connections" "locks"
-            "idle_in_transaction" "slow" "memory" "loading"``.
+        kind: Which of the things that can be wrong: of a server ``"unreachable" "connections" "locks"
+            "idle_in_transaction" "slow" "memory" "loading"``; of a service ``"unguarded" "no_middleware"
+            "unbounded" "ladder" "threads" "budget"``.
         what: One line that says it.
         details: Further lines.
         advice: What to do about it.

@@ -37,8 +37,12 @@ _MOST_CODES = 4096
 _PLUMBING = {
     "_pytest",
     "aiohttp",
+    "aiomysql",
+    "aiosqlite",
     "anyio",
     "asgiref",
+    "asyncmy",
+    "asyncpg",
     "bottle",
     "django",
     "fastapi",
@@ -51,7 +55,10 @@ _PLUMBING = {
     "hypercorn",
     "litestar",
     "pluggy",
+    "psycopg",
+    "psycopg2",
     "pybreaker",
+    "pymysql",
     "pytest",
     "redis",
     "sqlalchemy",
@@ -62,8 +69,9 @@ _PLUMBING = {
     "uvloop",
     "waitress",
     "werkzeug",
+    "wsgiref",
 }
-"""Packages between a line that wants a connection and the pool, or between the server and the application."""
+"""Packages between a line that wants something of a database and the database, or between server and line."""
 
 _OWN = str(pathlib.Path(__file__).absolute().parents[1]) + os.sep
 _STDLIB = tuple(sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib"))

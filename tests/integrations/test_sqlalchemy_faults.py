@@ -381,4 +381,8 @@ def test_protection_costs_no_round_trip(lab, wire):
     lab.dispose()
     lab.protect()
     turns()
-    assert turns() == bare
+    guarded = turns()
+    assert guarded[0] == bare[0]
+    # asyncpg counts its statements in hexadecimal through the whole process: a name may be a letter longer.
+    room = 12 if lab.driver == "asyncpg" else 0
+    assert abs(guarded[1] - bare[1]) <= room

@@ -1,0 +1,195 @@
+"""What will go wrong with a service: its settings, looked at in the process that has them.
+
+Knows applications by what they are made of, engines and clients by their guards. Asks no server.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from guardrails._checks import Faults
+from guardrails._guard import Guard
+from guardrails.diagnosis.findings import Finding
+from guardrails.pools.sizing import RESERVED
+
+__all__ = ["Surroundings", "examine"]
+
+_GRACE = 1.0
+"""Seconds between a statement's deadline and the moment its request is answered at the latest."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the service runs in, which its code does not say.
+
+    Attributes:
+        workers: Processes.
+        threads: Threads of one process that run synchronous endpoints.
+        worker_timeout: Seconds after which a supervisor kills a worker that does not answer; None is never.
+        max_connections: What the database server allows; None does not ask.
+
+    Raises:
+        ConfigurationError: One or more are out of range.
+    """
+
+    workers: int = 1
+    threads: int = 40
+    worker_timeout: float | None = None
+    max_connections: int | None = None
+
+    def __post_init__(self) -> None:
+        faults = Faults("doctor")
+        faults.count("workers", self.workers)
+        faults.count("threads", self.threads)
+        faults.seconds("worker_timeout", self.worker_timeout, none=True)
+        faults.count("max_connections", self.max_connections, none=True)
+        faults.raise_if_any()
+
+
+def examine(app: object, around: Surroundings) -> list[Finding]:
+    """What is wrong with an application and with everything its process has made so far.
+
+    Args:
+        app: The application, as a server gets it.
+        around: What it runs in.
+    """
+    targets = list(_targets())
+    guards = [guard for _, _, guard in targets if guard is not None]
+    return [
+        *_unguarded(targets),
+        *_unanswered(app, guards),
+        *_unbounded(guards),
+        *_ladder(guards, around),
+        *_threads(targets, around),
+        *_budget(targets, around),
+    ]
+
+
+Target = tuple[str, Any, Guard | None]
+"""What kind it is, the engine or client, and its guard."""
+
+
+def _targets() -> Iterator[Target]:
+    """The engines and clients there are. They say themselves what they are; none is called."""
+    kinds = list(_kinds())
+    for each in gc.get_objects():
+        for kind, cls, guard_of in kinds:
+            if issubclass(type(each), cls):
+                yield kind, each, guard_of(each)
+
+
+def _kinds() -> Iterator[tuple[str, type, Any]]:
+    # Only what the service itself has imported can be there.
+    if "sqlalchemy" in sys.modules:
+        from sqlalchemy import Engine  # noqa: PLC0415 - of an extra
+
+        from guardrails.integrations.sqlalchemy._pool import guard_of  # noqa: PLC0415 - likewise
+
+        yield "engine", Engine, lambda engine: guard_of(engine.pool)
+    if "redis" in sys.modules:
+        import redis  # noqa: PLC0415 - likewise
+
+        from guardrails.integrations.redis._pool import guard_of as guard_of_pool  # noqa: PLC0415
+
+        for cls in (redis.Redis, redis.asyncio.Redis):
+            yield "Redis client", cls, lambda client: guard_of_pool(client.connection_pool)
+
+
+def _unguarded(targets: Iterable[Target]) -> Iterator[Finding]:
+    bare = [f"{kind} of {_said(target)}" for kind, target, guard in targets if guard is None]
+    if bare:
+        yield Finding(
+            "unguarded",
+            f"made and not protected: {len(bare)}",
+            tuple(bare),
+            "db = protect(engine), once, where it is made",
+        )
+
+
+def _said(target: Any) -> str:
+    dialect = getattr(target, "dialect", None)
+    return type(target).__module__.partition(".")[0] if dialect is None else str(dialect.name)
+
+
+def _unanswered(app: object, guards: list[Guard]) -> Iterator[Finding]:
+    if guards and _has_middleware(app) is False:
+        yield Finding(
+            "no_middleware",
+            "refusals and timeouts become status 500: the application has no GuardrailsMiddleware",
+            (),
+            "app.add_middleware(GuardrailsMiddleware, guards=[...]); see docs/frameworks.md",
+        )
+
+
+def _has_middleware(app: object) -> bool | None:
+    """None where nobody can see it from outside."""
+    if type(app).__module__.startswith("guardrails."):
+        return True
+    added = getattr(app, "user_middleware", None)  # Starlette, FastAPI
+    if isinstance(added, list):
+        return any(getattr(each.cls, "__module__", "").startswith("guardrails.") for each in added)
+    extensions = getattr(app, "extensions", None)  # Flask
+    return "guardrails" in extensions if isinstance(extensions, dict) else None
+
+
+def _unbounded(guards: Iterable[Guard]) -> Iterator[Finding]:
+    for guard in guards:
+        if guard.timeout is None:
+            yield Finding(
+                "unbounded",
+                f"guard {guard.name!a} has no timeout: a hung server holds its connections for ever",
+                (),
+                "protect(engine, timeout=5.0), or a deadline around every request",
+            )
+
+
+def _ladder(guards: Iterable[Guard], around: Surroundings) -> Iterator[Finding]:
+    limit = around.worker_timeout
+    for guard in guards:
+        if limit is not None and guard.timeout is not None and guard.timeout + _GRACE >= limit:
+            yield Finding(
+                "ladder",
+                f"guard {guard.name!a} gives a call {guard.timeout:g} s, a worker has {limit:g} s to live",
+                (),
+                "each limit must be below the one around it: statement, request, worker, load balancer",
+            )
+
+
+def _threads(targets: Iterable[Target], around: Surroundings) -> Iterator[Finding]:
+    blocking = [
+        guard
+        for kind, target, guard in targets
+        if guard is not None and kind == "engine" and not target.dialect.is_async
+    ]
+    slots = sum(guard.snapshot().max_concurrent_calls for guard in blocking)
+    if slots >= around.threads:
+        yield Finding(
+            "threads",
+            f"{slots} slots of synchronous engines can take all {around.threads} threads of a process",
+            tuple(f"{guard.name!a}: {guard.snapshot().max_concurrent_calls}" for guard in blocking),
+            "protect(engine, max_concurrent_calls=...) below the number of threads, or more threads",
+        )
+
+
+def _budget(targets: Iterable[Target], around: Surroundings) -> Iterator[Finding]:
+    if around.max_connections is None:
+        return
+    guarded = [(target, guard) for kind, target, guard in targets if kind == "engine" and guard is not None]
+    of_server: dict[tuple[Any, ...], list[Guard]] = {}
+    for engine, guard in guarded:
+        address = (engine.url.get_backend_name(), engine.url.host, engine.url.port)
+        of_server.setdefault(address, []).append(guard)
+    for guards in of_server.values():
+        each = sum(guard.snapshot().max_concurrent_calls for guard in guards)
+        room = around.max_connections - RESERVED
+        if each * around.workers > room:
+            yield Finding(
+                "budget",
+                f"{around.workers} x {each} connections are more than the {room} there are for applications",
+                tuple(f"{guard.name!a}: {guard.snapshot().max_concurrent_calls}" for guard in guards),
+                "smaller pools (guardrails size), fewer processes, or a pooler in between",
+            )

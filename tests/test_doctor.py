@@ -1,0 +1,145 @@
+"""``guardrails doctor`` on services as people write them, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CANARY = "canary-91d4"
+
+GOOD = """
+from sqlalchemy import create_engine
+from starlette.applications import Starlette
+from guardrails import protect
+from guardrails.integrations.asgi import GuardrailsMiddleware
+url = "postgresql+psycopg://u:canary-91d4@canary-91d4/canary-91d4"
+engine = create_engine(url, pool_size=5, max_overflow=5)
+db = protect(engine)
+app = Starlette()
+app.add_middleware(GuardrailsMiddleware, guards=[db])
+"""
+
+
+@pytest.fixture
+def doctor(tmp_path):
+    """Runs the command on a service of this text; its exit code and what it printed."""
+
+    def run(service, *words, app="shop:app"):
+        (tmp_path / "shop.py").write_text(service)
+        command = [sys.executable, "-W", "error", "-m", "guardrails.cli", "doctor", "--app", app, *words]
+        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert CANARY not in done.stdout + done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def found(doctor):
+    """The findings by their kinds."""
+
+    def run(service, *words, **options):
+        code, output = doctor(service, "--json", *words, **options)
+        findings = {finding["kind"]: finding for finding in json.loads(output)["findings"]}
+        assert code == bool(findings)
+        return findings
+
+    return run
+
+
+def test_good_service_has_nothing(doctor):
+    """Exit 0 and one line."""
+    assert doctor(GOOD) == (0, "shop:app: nothing found.\n")
+    words = ("--workers", "4", "--max-connections", "100", "--worker-timeout", "30")
+    assert doctor(GOOD, *words)[0] == 0
+
+
+def test_what_nobody_protects_is_found(found):
+    """Engines and Redis clients that the service has made, sync and asyncio."""
+    findings = found(GOOD + "other = create_engine('sqlite://')\nimport redis\ncache = redis.Redis()\n")
+    assert set(findings) == {"unguarded"}
+    assert sorted(findings["unguarded"]["details"]) == ["Redis client of redis", "engine of sqlite"]
+    protected = "import redis.asyncio\ncache = redis.asyncio.Redis(max_connections=5)\nprotect(cache)\n"
+    assert found(GOOD + protected) == {}
+
+
+def test_missing_middleware_is_found(found):
+    """Of Starlette, FastAPI and Flask; where it cannot be seen from outside, nothing is said."""
+    bare = GOOD.replace("app.add_middleware(GuardrailsMiddleware, guards=[db])", "")
+    assert set(found(bare)) == {"no_middleware"}
+    assert found(bare + "app = GuardrailsMiddleware(app, guards=[db])") == {}
+    fastapi = bare.replace(
+        "from starlette.applications import Starlette", "from fastapi import FastAPI as Starlette"
+    )
+    assert set(found(fastapi)) == {"no_middleware"}
+    flask = bare + "from flask import Flask\napp = Flask('shop')\n"
+    assert set(found(flask)) == {"no_middleware"}
+    flask += "from guardrails.integrations.flask import Guardrails\nGuardrails(app, guards=[db])\n"
+    assert found(flask) == {}
+    assert found(bare + "async def app(scope, receive, send): ...") == {}
+
+
+def test_limits_are_compared(found):
+    """Of a call with a worker's, of slots with threads, of all processes with the server's."""
+    findings = found(GOOD, "--worker-timeout", "5")
+    assert findings["ladder"]["what"] == "guard 'postgresql' gives a call 5 s, a worker has 5 s to live"
+    findings = found(GOOD, "--threads", "10")
+    assert findings["threads"]["what"].startswith("10 slots of synchronous engines can take all 10 threads")
+    findings = found(GOOD, "--workers", "10", "--max-connections", "100")
+    assert findings["budget"]["what"] == "10 x 10 connections are more than the 97 there are for applications"
+    assert set(found(GOOD.replace("protect(engine)", "protect(engine, timeout=None)"))) == {"unbounded"}
+
+
+def test_engines_of_one_server_share_its_connections(found):
+    """Two databases of one server are added up, those of two servers are not."""
+    second = "second = create_engine('postgresql+psycopg://u@{}/other', pool_size=5, max_overflow=5)\n"
+    second += "protect(second)\n"
+    words = ("--workers", "6", "--max-connections", "100", "--threads", "100")
+    assert set(found(GOOD + second.format(CANARY), *words)) == {"budget"}
+    assert found(GOOD + second.format("elsewhere"), *words) == {}
+
+
+def test_asynchronous_engines_take_no_threads(found):
+    """A task that waits has none."""
+    service = GOOD.replace(
+        "from sqlalchemy import create_engine",
+        "from sqlalchemy.ext.asyncio import create_async_engine as create_engine",
+    )
+    assert found(service, "--threads", "1") == {}
+
+
+def test_findings_for_people(doctor):
+    """A line each, what to look at, what to do."""
+    code, output = doctor(GOOD, "--threads", "10")
+    assert code == 1
+    assert "shop:app: 10 slots of synchronous engines" in output
+    assert "    'postgresql': 10" in output
+    assert "  -> protect(engine, max_concurrent_calls=...)" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "app", "said"),
+    [
+        ([], "shop", "--app must be MODULE:ATTR"),
+        ([], "nowhere:app", "cannot be imported: ModuleNotFoundError"),
+        ([], "shop:nothing", "cannot be imported: AttributeError"),
+        (["--workers", "0"], "shop:app", "workers must be a whole number from 1"),
+        (["--threads", "-1"], "shop:app", "threads must be a whole number from 1"),
+        (["--worker-timeout", "nan"], "shop:app", "worker_timeout must be a number of seconds above 0"),
+    ],
+)
+def test_what_is_wrong_with_the_words_is_said(doctor, words, app, said):
+    """Exit 2, with the name of what is wrong."""
+    code, output = doctor(GOOD, *words, app=app)
+    assert code == 2
+    assert said in " ".join(output.replace("│", " ").split())
+
+
+def test_service_that_raises_shows_no_secret(doctor):
+    """What its modules raise may hold a password; where they raised it does not."""
+    code, output = doctor(f"def connect():\n    raise RuntimeError('{CANARY}')\nconnect()\n")
+    assert code == 2
+    assert "cannot be imported: RuntimeError in connect, line 2" in " ".join(output.split())
