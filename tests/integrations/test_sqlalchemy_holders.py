@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -128,15 +130,24 @@ def test_slow_calls(make_engine):
     assert pool_status(engine).idle == 2
 
 
+def went_on(holder):
+    """How many lines a holder's code is behind the one that asked."""
+    first, now = (int(lines[0].split(":")[1].split()[0]) for lines in (holder.where, holder.now))
+    return now - first
+
+
+def both_wait(engine):
+    """Waits until two have come to the other service."""
+    full(engine)
+    poll(lambda: [went_on(holder) for holder in pool_status(engine).holders] == [2, 2], "both wait there")
+
+
 def test_held_idle(make_engine):
     """Connections that wait for something else; where their holders are now is told."""
     engine, _ = make_engine()
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
-        full(engine)
-        poll(lambda: pool_status(engine).cause == "held_idle", "both are in the other service")
-        holder = pool_status(engine).holders[0]
-        first, now = (int(lines[0].split(":")[1].split()[0]) for lines in (holder.where, holder.now))
-        assert now == first + 2  # the line with go_on.wait()
+        both_wait(engine)
+        assert pool_status(engine).cause == "held_idle"
         assert [found.doing for found in leaks(engine, older_than=0)] == ["other_work"] * 2
 
 
@@ -351,7 +362,7 @@ def test_exhausted_pool_is_diagnosed_in_the_log(make_engine, caplog):
     """By whoever is refused first; then not again for a while."""
     engine, _ = make_engine(max_wait_duration=0)
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
-        full(engine)
+        both_wait(engine)
         for _ in range(3):
             with pytest.raises(BulkheadFullError):
                 engine.connect()
@@ -368,7 +379,7 @@ def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog
     monkeypatch.setattr(ledger_module, "_PACE", 0.05)
     engine, guard = make_engine(max_wait_duration=0)
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
-        full(engine)
+        both_wait(engine)
         asyncio.run(guard._door.reserve())
         poll(lambda: caplog.records, "the log has it")
     assert "2 x busy with something else" in caplog.records[0].getMessage()
@@ -422,6 +433,49 @@ def test_nothing_secret_is_told(make_engine, caplog):
         said += [record.getMessage() for record in caplog.records]
     assert len(said) == 6
     assert not [words for words in said if CANARY in words]
+
+
+def test_full_compartment_does_not_look_through_stacks(make_engine, monkeypatch):
+    """It refuses a thousand times a second where others are served."""
+    engine, guard = make_engine(max_wait_duration=0)
+    part = guard.compartment("reports", max_concurrent_calls=1)
+    looks = []
+    monkeypatch.setattr(ledger_module, "stack_of", looks.append)
+    with part.call(), engine.connect():
+        for _ in range(10):
+            with part.call(), pytest.raises(BulkheadFullError):
+                engine.connect()
+    assert not looks
+
+
+FORKING = """
+import os, sys, time
+from sqlalchemy import create_engine
+from guardrails import protect
+found = []
+engine = create_engine("sqlite:///" + sys.argv[1])
+protect(engine, leak_after=0.1, listeners=[found.append])
+engine.connect().close()
+kept = engine.connect()
+kept.close()
+time.sleep(0.05)
+child = os.fork()
+if child == 0:
+    kept = engine.connect()
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        time.sleep(0.01)
+        if any(type(event).__name__ == "LeakFound" for event in found):
+            os._exit(0)
+    os._exit(1)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_child_of_a_fork_is_looked_after(tmp_path):
+    """It has not the parent's thread, and gets one of its own."""
+    subprocess.run([sys.executable, "-c", FORKING, tmp_path / "db"], check=True, timeout=30)
 
 
 # --- around it -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from guardrails._fork import survive_fork
 from guardrails._guard import Guard
 from guardrails.events import LeakFound
 from guardrails.pools.frames import Caller, Site, callers, lines, site, site_outside, stack_of
@@ -65,9 +66,10 @@ class Ledger:
         self._leak_after = leak_after
         self._dropped: deque[dict[str, Any]] = deque()
         self._told: dict[tuple[str, ...], float] = {}
-        self._diagnosed = -math.inf
+        self._next_diagnosis = -math.inf
         self._refused = 0
         self.watched = False
+        survive_fork(self)
 
     # --- who has what --------------------------------------------------------------------------
 
@@ -162,12 +164,14 @@ class Ledger:
         self._diagnose(pool)
 
     def _diagnose(self, pool: Pool | None) -> None:
-        now = time.monotonic()
-        if now - self._diagnosed < _QUIET:
+        # Stacks are looked through for it: not for each refusal of a compartment that has used up its share.
+        slots, now = self._door.gate.bulkhead, time.monotonic()
+        if slots.taken < slots.limit or now < self._next_diagnosis:
             return
         status = self.status(pool)
-        if status.cause != "free":  # or a compartment has used up its share
-            self._diagnosed = now
+        is_free = status.cause == "free"  # as when all of them are older than the guard
+        self._next_diagnosis = now + (_PACE if is_free else _QUIET)
+        if not is_free:
             _log.warning("%s", str(status).replace("\n  ", "; "))
 
     def _look(self) -> float | None:
@@ -212,6 +216,20 @@ class Ledger:
             self._told.clear()
         self._told[place] = now
         _log.warning(_WORDS[found["cause"]], self._guard.name, found["seconds"], " < ".join(place))
+
+    # --- forks ---------------------------------------------------------------------------------
+
+    def pause(self, seconds: float) -> bool:  # noqa: ARG002
+        """See Survivor."""
+        return True
+
+    def unpause(self) -> None:
+        """See Survivor."""
+
+    def start_afresh(self) -> None:
+        """In the child: nobody looks there, and what is out is the parent's."""
+        self.watched = False
+        self._dropped.clear()
 
 
 _WORDS = {
