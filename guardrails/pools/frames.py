@@ -29,8 +29,8 @@ Caller = int | weakref.ref[Any]
 _DEPTH = 3
 """Frames of the application's own that are kept. The first says what, those around it for whom."""
 
-_FARTHEST = 80
-"""Frames that are looked at for them. Frameworks need up to fifty."""
+_FARTHEST = range(80)
+"""The frames that are looked at for them. Frameworks need up to fifty."""
 
 _MOST_CODES = 4096
 
@@ -73,11 +73,12 @@ _PLUMBING = {
 }
 """Packages between a line that wants something of a database and the database, or between server and line."""
 
-_OWN = str(pathlib.Path(__file__).absolute().parents[1]) + os.sep
+_OURS = str(pathlib.Path(__file__).absolute().parents[1]) + os.sep
 _STDLIB = tuple(sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 
-_passed_over: dict[int, bool] = {}
+_plumbing: set[int] = set()
+_own: set[int] = set()
 """What `_is_plumbing` has said of code, by its ``id``: the hash of code is made of all that is in it."""
 
 _seen: list[CodeType] = []
@@ -98,18 +99,19 @@ def site(frame: FrameType) -> Site:
     Where there are none, as in a service that is nothing but plumbing, the outermost is better than nothing.
     """
     found: list[tuple[CodeType, int]] = []
-    known, outer, left = _passed_over, frame, _FARTHEST
+    plumbing, own, outer, left = _plumbing, _own, frame, _DEPTH
     at: FrameType | None = frame
-    while at is not None and left:
-        code = at.f_code
-        passed_over = known.get(id(code))
-        if passed_over is None:
-            passed_over = _look_at(code)
-        if not passed_over:
+    for _ in _FARTHEST:
+        if at is None:
+            break
+        outer, code = at, at.f_code
+        number = id(code)
+        if number not in plumbing and (number in own or not _look_at(code)):
             found.append((code, at.f_lasti))
-            if len(found) == _DEPTH:
+            left -= 1
+            if not left:
                 break
-        outer, at, left = at, at.f_back, left - 1
+        at = at.f_back
     return tuple(found) or ((outer.f_code, outer.f_lasti),)
 
 
@@ -124,16 +126,16 @@ def stack_of(who: Caller) -> Site | None:
     """All of the application's frames that a caller is in now, the innermost first; None if it has ended."""
     if isinstance(who, int):
         frame = sys._current_frames().get(who)  # noqa: SLF001 - documented
-        return None if frame is None else tuple(_own(_outwards(frame)))
+        return None if frame is None else tuple(_owned(_outwards(frame)))
     running = who()
     if running is None:
         return None
     if running is _current_task() or running is _greenlet():
-        return tuple(_own(_outwards(sys._getframe())))  # noqa: SLF001 - likewise
+        return tuple(_owned(_outwards(sys._getframe())))  # noqa: SLF001 - likewise
     if isinstance(running, asyncio.Future):
         task: Any = running
-        return None if task.done() else tuple(_own(reversed([*_inwards(task.get_coro())])))
-    return None if running.dead else tuple(_own(_outwards(running.gr_frame)))
+        return None if task.done() else tuple(_owned(reversed([*_inwards(task.get_coro())])))
+    return None if running.dead else tuple(_owned(_outwards(running.gr_frame)))
 
 
 def lines(where: Site) -> tuple[str, ...]:
@@ -158,7 +160,7 @@ def _outwards(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
 
 def _inwards(waiting: Any) -> Iterator[tuple[CodeType, int]]:
     """What a suspended task is in: its coroutine, what that awaits, and so on."""
-    for _ in range(_FARTHEST):
+    for _ in _FARTHEST:
         frame = next(
             (
                 getattr(waiting, name)
@@ -190,22 +192,20 @@ def _this_greenlet() -> Caller:
     return threading.get_ident() if greenlet is None else weakref.ref(greenlet)
 
 
-def _own(frames: Iterable[tuple[CodeType, int]]) -> Iterator[tuple[CodeType, int]]:
+def _owned(frames: Iterable[tuple[CodeType, int]]) -> Iterator[tuple[CodeType, int]]:
     return ((code, at) for code, at in frames if not _is_plumbing(code.co_filename))
 
 
 def _look_at(code: CodeType) -> bool:
-    if len(_seen) >= _MOST_CODES:  # code can be made without end
-        _passed_over.clear()
-        _seen.clear()
     verdict = _is_plumbing(code.co_filename)
-    _seen.append(code)
-    _passed_over[id(code)] = verdict
+    if len(_seen) < _MOST_CODES:  # code can be made without end
+        _seen.append(code)
+        (_plumbing if verdict else _own).add(id(code))
     return verdict
 
 
 def _is_plumbing(filename: str) -> bool:
-    if filename.startswith(("<", _OWN)):
+    if filename.startswith(("<", _OURS)):
         return True
     parts = filename.replace("\\", "/").split("/")
     for folder in _INSTALLED:
