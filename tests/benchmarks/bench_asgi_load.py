@@ -1,4 +1,4 @@
-"""The edge under load, over sockets, with the figures of the issue. It prints; it asserts nothing.
+"""The edge under load, over sockets: starvation, overload, what is refused. It prints; it asserts nothing.
 
     python tests/benchmarks/bench_asgi_load.py [starvation] [overload] [utilisation] [vanish]
 
