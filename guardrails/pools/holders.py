@@ -49,7 +49,7 @@ class Holder:
         seconds: How long it has been out.
         doing: What its holder does: ``"statement" "other_work" "nested" "gone"``.
         where: Where it was asked for: lines such as ``"shop/orders.py:42 in load"`` of the application's own
-            code, the innermost first. Not known of what was out before the guard was there.
+            code, the innermost first.
         now: Where its holder's code has come to since; empty once that has ended.
         route: The template of the route it serves, under the middleware; else None.
         compartment: The compartment it belongs to, or None.

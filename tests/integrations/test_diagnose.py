@@ -107,6 +107,22 @@ def test_idle_transactions_are_named(postgres):
         assert "idle_in_transaction" not in found(postgres.url(), "--slow", "60")
 
 
+def test_user_without_rights_sees_no_others(postgres):
+    """PostgreSQL hides what they do; the page says which right it takes."""
+    with psycopg.connect(postgres.url(""), autocommit=True) as connection:
+        connection.execute("create role plain login")
+        try:
+            with another(postgres, "select 1", "worker"):
+                time.sleep(0.15)
+                url = postgres.url().replace("postgres@", "plain@")
+                assert "idle_in_transaction" in found(postgres.url(), "--slow", "0.1")
+                assert found(url, "--slow", "0.1") == {}
+                connection.execute("grant pg_monitor to plain")
+                assert "idle_in_transaction" in found(url, "--slow", "0.1")
+        finally:
+            connection.execute("drop role plain")
+
+
 def test_slow_statements_are_named(postgres):
     """By session and time, without their text."""
     with at_work(postgres, f"select pg_sleep(30), '{CANARY}'", "report"):

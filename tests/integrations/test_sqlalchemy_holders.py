@@ -16,7 +16,7 @@ import greenlet
 import httpx
 import pytest
 from conftest import poll
-from sqlalchemy import StaticPool, create_engine, text
+from sqlalchemy import StaticPool, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -372,6 +372,25 @@ def test_exhausted_pool_is_diagnosed_in_the_log(make_engine, caplog):
     assert "2 x busy with something else" in record.getMessage()
     assert " in call_another_service" in record.getMessage()
     assert "\n" not in record.getMessage()
+
+
+def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, caplog):
+    """The first refusal comes before anybody holds a connection; it may stay the only one."""
+    engine, _ = make_engine(max_wait_duration=0)
+    connecting = threading.Event()
+
+    @event.listens_for(engine, "do_connect")
+    def linger(*_):
+        connecting.wait()
+
+    with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
+        poll(lambda: engine.pool.checkedout() == 2, "both connect")
+        with pytest.raises(BulkheadFullError):
+            engine.connect()
+        assert not caplog.records
+        connecting.set()
+        poll(lambda: caplog.records, "the log has it", 3)
+    assert "2 x busy with something else" in caplog.records[0].getMessage()
 
 
 def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog, monkeypatch):

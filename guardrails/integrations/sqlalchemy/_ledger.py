@@ -28,6 +28,9 @@ _log = logging.getLogger("guardrails")
 _PACE = 5.0
 """Seconds between two looks at what is out, while anything is."""
 
+_SOON = 0.5
+"""Seconds after which a pool that ran out while its connections were being opened is looked at again."""
+
 _QUIET = 30.0
 """Seconds between two diagnoses of one pool in the log."""
 
@@ -169,10 +172,14 @@ class Ledger:
         if slots.taken < slots.limit or now < self._next_diagnosis:
             return
         status = self.status(pool)
-        is_free = status.cause == "free"  # as when all of them are older than the guard
-        self._next_diagnosis = now + (_PACE if is_free else _QUIET)
-        if not is_free:
+        if status.cause != "free":
+            self._next_diagnosis = now + _QUIET
             _log.warning("%s", str(status).replace("\n  ", "; "))
+            return
+        # Some are still being opened, and have no holder yet. (Or they are older than the guard.)
+        self._next_diagnosis = now + _SOON / 2
+        if pool is not None:
+            look_in(self._look, _SOON)
 
     def _look(self) -> float | None:
         """Tells of what looks forgotten or exhausted; the seconds until the next look."""

@@ -14,7 +14,7 @@ from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
 from guardrails._guard import Guard
 from guardrails.errors import BulkheadFullError, ConfigurationError
-from guardrails.integrations._checkouts import Checkout as Slots
+from guardrails.integrations import _checkouts
 from guardrails.integrations.sqlalchemy._ledger import Ledger
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Admission", "Checkout", "capacity", "guard_of", "ledger_of"]
 
 
-class Checkout(Slots):
+class Checkout(_checkouts.Checkout):
     """One connection out of the pool.
 
     Attributes:
