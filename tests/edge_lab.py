@@ -1,9 +1,8 @@
-"""A small service in a process of its own, and crowds that visit it, for tests and benchmarks of the edge.
+"""A small service in a process of its own, for tests and benchmarks of the edge.
 
-The service has ``/query`` and ``/batch`` (take a connection and so many seconds), ``/stream`` (sends
-rows for ever) and ``/health`` (needs no database), as thread endpoints or as coroutines, and ``/busy``
-(answers 503 and does nothing else: what a refusal costs without us). Arrivals are an open loop: they are
-decided beforehand and wait for nobody.
+It has ``/query`` and ``/batch`` (take a connection and so many seconds), ``/stream`` (sends rows for ever)
+and ``/health`` (needs no database), as thread endpoints or as coroutines, and ``/busy`` (answers 503 and
+does nothing else: what a refusal costs without us).
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -30,13 +27,6 @@ from starlette.routing import Route
 
 from guardrails import protect
 from guardrails.integrations.asgi import GuardrailsMiddleware
-
-SECONDS = 2.0
-"""How long a client waits for an answer before it counts as none (status 0)."""
-
-
-# --- the service -----------------------------------------------------------------------------------
-
 
 SLEEP = text("select pg_sleep(:seconds)")
 
@@ -151,9 +141,14 @@ def main():
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     with socket.socket(fileno=settings["socket"]) as listener:
         config = uvicorn.Config(
-            build(settings), log_level="critical", access_log=False, http=settings["http"], lifespan="off"
+            build(settings),
+            log_level="critical",
+            access_log=False,
+            http=settings["http"],
+            loop=settings["loop"],
+            lifespan="off",
         )
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _leave_with_parent():
@@ -173,6 +168,7 @@ def service(url, **settings):
         "guard": {},
         "edge": {"requires": ["/query"]},
         "http": "httptools",
+        "loop": "asyncio",
     }
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
         argument = json.dumps(chosen | settings | {"socket": listener.fileno()})
@@ -184,203 +180,6 @@ def service(url, **settings):
         finally:
             process.stdin.close()
             process.wait(30)
-
-
-# --- the crowd -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One request: when it was meant to be sent, and what came of it (status 0: nothing in time)."""
-
-    path: str
-    at: float
-    seconds: float
-    status: int
-
-
-class _Line(asyncio.Protocol):
-    """One connection to the service, used for one request after the other."""
-
-    def __init__(self):
-        self.answer = None
-        self.transport = None
-        self._read = b""
-
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def ask(self, path):
-        self.answer = asyncio.get_running_loop().create_future()
-        self.transport.write(b"GET %s HTTP/1.1\r\nhost: lab\r\n\r\n" % path.encode())
-        return self.answer
-
-    def data_received(self, data):
-        self._read += data
-        head, end, body = self._read.partition(b"\r\n\r\n")
-        if end:
-            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            if len(body) >= int(length):
-                self._read = b""
-                self._tell(int(head[9:12]), body)
-
-    def connection_lost(self, _error):
-        self._tell(0, b"")
-
-    def _tell(self, status, body):
-        if self.answer is not None and not self.answer.done():
-            self.answer.set_result((status, body))
-
-
-class Crowd:
-    """Clients of one service, who share their idle connections."""
-
-    def __init__(self, address):
-        self._address = address
-        self._idle = []
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *exc):
-        while self._idle:
-            self._idle.pop().transport.close()
-        await asyncio.sleep(0)
-
-    async def get(self, path, patience=SECONDS):
-        """One request: its status and body; 0 when nothing comes in time."""
-        line = None
-        while self._idle and (line is None or line.transport.is_closing()):
-            line = self._idle.pop()
-        if line is None or line.transport.is_closing():
-            _, line = await asyncio.get_running_loop().create_connection(_Line, *self._address)
-        try:
-            async with asyncio.timeout(patience):
-                status, body = await line.ask(path)
-        except BaseException as error:
-            line.transport.close()
-            if isinstance(error, TimeoutError):
-                return 0, b""
-            raise
-        if status:
-            self._idle.append(line)
-        return status, body
-
-    async def connect(self, clients):
-        """Opens so many connections beforehand, so that no visit has to wait for its own."""
-        await asyncio.gather(*[self.get("/lab", 20) for _ in range(clients)])
-
-    async def lab(self):
-        """What the service holds."""
-        return json.loads((await self.get("/lab", 20))[1])
-
-    async def visit(self, arrivals, patience=SECONDS):
-        """Sends everybody at the appointed times; returns their visits in the order of arrival."""
-        began = asyncio.get_running_loop().time()
-        now = asyncio.get_running_loop().time
-
-        async def one(at, path):
-            status, _ = await self.get(path, patience)
-            return Visit(path, at, now() - began - at, status)
-
-        async with asyncio.TaskGroup() as visits:
-            tasks = []
-            for at, path in arrivals:
-                ahead = at - (now() - began)
-                if ahead > 0:
-                    await asyncio.sleep(ahead)
-                tasks.append(visits.create_task(one(at, path)))
-        return [task.result() for task in tasks]
-
-    async def saturate(self, path, clients, seconds):
-        """Good answers a second when so many clients do nothing but ask: the capacity, once it is warm."""
-        end = asyncio.get_running_loop().time() + seconds
-        served = 0
-
-        async def ask_on():
-            nonlocal served
-            while asyncio.get_running_loop().time() < end:
-                status, _ = await self.get(path, 10)
-                served += status == 200
-
-        await asyncio.gather(*[ask_on() for _ in range(clients)])
-        return served / seconds
-
-
-async def leave_in_mid_stream(address, clients, at_once=20):
-    """Opens so many streams, reads the beginning of each and is gone without a word."""
-    gate = asyncio.Semaphore(at_once)
-
-    async def one():
-        async with gate:
-            while not await _begin_and_leave(address):
-                await asyncio.sleep(0.02)  # refused: all connections are taken
-        return True
-
-    return sum(await asyncio.gather(*[one() for _ in range(clients)]))
-
-
-async def _begin_and_leave(address):
-    reader, writer = await asyncio.open_connection(*address)
-    try:
-        writer.write(b"GET /stream HTTP/1.1\r\nhost: lab\r\n\r\n")
-        head = await reader.readuntil(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 200"):
-            return False
-        await reader.readline()
-        return True
-    finally:
-        writer.transport.abort()
-
-
-async def settled(crowd, seconds=10.0):
-    """What the service holds once it holds nothing for anybody, or at the end of patience."""
-    end = time.monotonic() + seconds
-    while True:
-        held = await crowd.lab()
-        busy = [held[what] for what in ("in_use", "checked_out", "waiting", "in_flight")]
-        if time.monotonic() > end or not any(busy):
-            return held
-        await asyncio.sleep(0.05)
-
-
-def poisson(path, rate, seconds, seed=1, begin=0.0):
-    """Arrivals at random times, so many a second on the average."""
-    dice = random.Random(seed)
-    at = begin
-    while (at := at + dice.expovariate(rate)) < begin + seconds:
-        yield at, path
-
-
-def together(*processes):
-    """Several arrival processes as one."""
-    return sorted(arrival for process in processes for arrival in process)
-
-
-def quantile(visits, share):
-    """The time within which so many of the visits were over, in seconds; 0 for none."""
-    ordered = sorted(visit.seconds for visit in visits)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
-
-
-def of(visits, path=None, status=None):
-    """Those of one path, or of one status, or both."""
-    return [
-        visit
-        for visit in visits
-        if (path is None or visit.path == path) and (status is None or visit.status == status)
-    ]
-
-
-async def ready(crowd, seconds=60.0):
-    """Waits until the service answers."""
-    end = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError):
-            if (await crowd.get("/health", 5))[0] == 200:
-                return
-        assert time.monotonic() < end, "the service does not start"
-        await asyncio.sleep(0.02)
 
 
 if __name__ == "__main__":

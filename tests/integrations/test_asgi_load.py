@@ -10,7 +10,7 @@ import asyncio
 
 import edge_lab
 import pytest
-from edge_lab import Crowd, of, poisson, quantile, ready, together
+from crowd import Crowd, leave_in_mid_stream, of, poisson, quantile, ready, settled, together
 
 QUERY = 2.5
 """Seconds; far longer than anything that a busy machine does to a request which waits for no query."""
@@ -72,7 +72,7 @@ def test_overload_costs_the_good_answers_nothing(postgres, driver, times):
                 poisson("/health", 10, 2 * seconds, seed=7),
             )
         )
-        return capacity, visits, await edge_lab.settled(crowd)
+        return capacity, visits, await settled(crowd)
 
     endpoints = "async" if driver == "asyncpg" else "sync"
     capacity, visits, held = visiting(
@@ -96,7 +96,7 @@ def test_a_flood_of_batches_leaves_the_people_alone(postgres):
         arrivals = together(
             *[[(n / rate, path) for n in range(int(seconds * rate))] for path, rate in rates.items()]
         )
-        return await crowd.visit(arrivals, 30), await edge_lab.settled(crowd)
+        return await crowd.visit(arrivals, 30), await settled(crowd)
 
     rates = {"/query": capacity / 4, "/batch": 5 * capacity}
     visits, held = visiting(
@@ -121,8 +121,8 @@ def test_clients_who_vanish_in_mid_stream_leave_nothing(postgres):
 
     async def story(crowd, address):
         before = await crowd.lab()
-        assert await edge_lab.leave_in_mid_stream(address, 500) == 500
-        return before, await edge_lab.settled(crowd, 30.0)
+        assert await leave_in_mid_stream(address, 500) == 500
+        return before, await settled(crowd, 30.0)
 
     before, after = visiting(
         postgres.url("asyncpg"), story, endpoints="async", pool=20, edge={"requires": ["/stream"]}

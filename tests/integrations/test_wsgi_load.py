@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from crowd import Crowd, of, ready, together
 from crowd_app import SECONDS, SLOTS
-from edge_lab import Crowd, of, ready, together
 from server_process import Server
 from wire import wait_until
 
