@@ -180,14 +180,20 @@ def test_growing_wakes_who_waits(make_guard):
 
 
 def test_a_standing_queue_hurries_newcomers(make_guard, clock):
-    """Overload that lasts: from then on a newcomer waits 5 ms."""
+    """Overload that lasts: from then on a newcomer waits 5 ms, and only if the queue moves at all."""
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=LONG, max_waiting=10)
+    done = threading.Event()
     with guard.call():
-        patient = start(lambda: guard.run(lambda: None))
-        wait_until(lambda: waiting(guard) == 1)
+        patient = start(*[lambda: guard.run(done.wait)] * 2)
+        wait_until(lambda: waiting(guard) == 2)
         clock.advance(0.5)
+        with pytest.raises(BulkheadFullError, match="the queue is full"):
+            guard.run(lambda: None)
+        guard.resize(2)
+        wait_until(lambda: waiting(guard) == 1)
         with pytest.raises(BulkheadFullError, match="in time"):
             guard.run(lambda: None)
+        done.set()
     join(patient)
 
 

@@ -44,9 +44,10 @@ class Gate:
 
     Attributes:
         last: The latest moment seen; a clock that goes back is taken to stand still.
-        free_until: Until then a free slot is all a call needs to start: the circuit lets everybody in, nobody
-            waits, no call becomes overdue. Every move keeps it up to date, for the quick ways; before all
-            time when it is not so.
+        admits_until: Until then only the bulkhead refuses: the circuit lets everybody in, no call becomes
+            overdue, all calls matter the same. Every move keeps it up to date, for the quick ways; before
+            all time when it is not so.
+        free_until: Likewise, until then a free slot is all a call needs to start: nobody waits, either.
         calm_until: Likewise, until then a call's success decides nothing either.
         shut_until: Likewise, until then the open circuit refuses every call.
         admitted: Slots given out.
@@ -58,11 +59,13 @@ class Gate:
         adopted: Slots taken before the guard was there.
         reserved: Of the checkouts, the slots taken for a request before its work: nothing uses them yet.
         turned_away: Refusals of the open circuit by the quick way, which ``rejected`` counts in.
+        crowded_out: Likewise of the full bulkhead.
         outbox: Places to wake and changes to tell.
     """
 
     __slots__ = (
         "_refusals",
+        "admits_until",
         "admitted",
         "adopted",
         "breaker",
@@ -70,6 +73,7 @@ class Gate:
         "calm_until",
         "checkouts",
         "classed",
+        "crowded_out",
         "free_until",
         "last",
         "leaving",
@@ -88,7 +92,7 @@ class Gate:
         self.checkouts: dict[int, tuple[float, int]] = {}
         self.reserved: dict[int, None] = {}
         self._refusals: dict[str, int] = {}
-        self.turned_away = 0
+        self.turned_away = self.crowded_out = 0
         self.outbox: list[Place | Change] = []
         self._done(None)
 
@@ -98,16 +102,18 @@ class Gate:
         counts: dict[str, int] = {**self._refusals}
         if self.turned_away:
             counts["circuit_open"] = counts.get("circuit_open", 0) + self.turned_away
+        if self.crowded_out:
+            counts["bulkhead_full"] = counts.get("bulkhead_full", 0) + self.crowded_out
         return counts
 
     @property
     def calm(self) -> bool:
         """Whether the circuit lets everybody in, as far as was known at the latest moment seen."""
-        return self.last < self.free_until
+        return self.last < self.admits_until
 
     def pause(self) -> None:
         """Closes the quick ways until the next move's end, for whoever may interrupt this one."""
-        self.free_until = self.calm_until = self.shut_until = NEVER
+        self.admits_until = self.free_until = self.calm_until = self.shut_until = NEVER
 
     # --- a plain call: a slot and evidence -----------------------------------------------------
 
@@ -440,9 +446,11 @@ class Gate:
             bulkhead.ranks = None
         if breaker.state == "open":
             self.shut_until = self._ahead(min(breaker.open_until, breaker.quiet_until))
-        elif breaker.state in {"closed", "disabled"} and not bulkhead.queue and bulkhead.ranks is None:
-            self.free_until = self._ahead(breaker.quiet_until)
-            self.calm_until = self._ahead(breaker.steady_until())
+        elif breaker.state in {"closed", "disabled"} and bulkhead.ranks is None:
+            self.admits_until = self._ahead(breaker.quiet_until)
+            if not bulkhead.queue:
+                self.free_until = self.admits_until
+                self.calm_until = self._ahead(breaker.steady_until())
         return result
 
     def _ahead(self, moment: float) -> float:

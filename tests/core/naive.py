@@ -50,6 +50,8 @@ class Naive:
     issued: int = 0
     taken: int = 0
     queue: list[object] = field(default_factory=list)
+    queued_at: int = 0
+    served: int = 0
     granted: list[object] = field(default_factory=list)
     sent_away: list[object] = field(default_factory=list)
     changes: list[tuple[str, str, str]] = field(default_factory=list)
@@ -65,8 +67,10 @@ class Naive:
         if not self.queue and self.taken < self.limit:
             self.taken += 1
             return self.begin()
-        if place is None or self.state == "half_open" or len(self.queue) >= self.max_waiting:
+        if place is None or self.state == "half_open" or len(self.queue) >= self.room():
             return "bulkhead_full"
+        if not self.queue:
+            self.queued_at, self.served = self.now, 0
         self.queue.append(place)
         return None
 
@@ -114,6 +118,7 @@ class Naive:
         self.limit = limit
         while self.queue and self.taken < limit:
             self.taken += 1
+            self.served += 1
             self.granted.append(self.queue.pop(0))
 
     def turn(self, transition):
@@ -284,9 +289,16 @@ class Naive:
 
     def pass_on(self):
         if self.queue and self.taken <= self.limit:
+            self.served += 1
             self.granted.append(self.queue.pop(0))
         else:
             self.taken -= 1
+
+    def room(self):
+        if not self.queue or self.now == self.queued_at:
+            return self.max_waiting
+        # A second is long enough to call a queue a standing one, which serves no more than this in 5 ms.
+        return min(self.max_waiting, 1 + Fraction(2 * 5 * self.served, 1000 * (self.now - self.queued_at)))
 
     # --- looking ----------------------------------------------------------------------------
 

@@ -111,3 +111,50 @@ def test_an_empty_queue_ends_the_hurry():
         assert bulkhead.patience(1.0, 99) == 1.0
         queue(bulkhead, 1, now=99)
         assert bulkhead.patience(1.0, 99) == 1.0
+
+
+def test_a_standing_queue_lets_in_who_has_hope():
+    """The first always; then as many as twice the queue's own pace serves within HURRIED_WAIT."""
+    bulkhead = full(5, 10)
+    queue(bulkhead, 10, now=0)
+    for _ in range(10):
+        bulkhead.leave()
+        queue(bulkhead, 1, now=STANDING / 2)
+    assert bulkhead.served == 10
+    assert bulkhead.room(STANDING - 0.001) == 10
+    hopeful = 10 * HURRIED_WAIT / STANDING
+    assert bulkhead.room(STANDING) == pytest.approx(1 + 2 * hopeful)
+    assert bulkhead.room(10 * STANDING) == pytest.approx(1 + 2 * hopeful / 10)
+    assert not bulkhead.try_queue(Place(), STANDING)
+
+
+def test_a_queue_that_serves_fast_is_as_long_as_it_may_be():
+    """More than may wait could be served in time; and a queue of none stays one of none."""
+    bulkhead = full(5, 3)
+    queue(bulkhead, 3, now=0)
+    for _ in range(1000):
+        bulkhead.leave()
+        queue(bulkhead, 1, now=STANDING / 2)
+    assert bulkhead.room(STANDING) == 3
+    assert full(5, 0).room(STANDING) == 0
+
+
+def test_when_nothing_moves_only_the_first_waits():
+    """All slots hang: nobody else has any hope, so nobody else is kept."""
+    bulkhead = full(5, 5)
+    queue(bulkhead, 1, now=0)
+    assert not bulkhead.try_queue(Place(), STANDING)
+    bulkhead.withdraw(next(iter(bulkhead.queue)))
+    assert bulkhead.room(99) == 5
+    queue(bulkhead, 5, now=99)
+
+
+def test_the_pace_of_a_queue_is_its_own():
+    """What an earlier queue was served says nothing about this one; a grown bulkhead serves, too."""
+    bulkhead = full(1, 3)
+    queue(bulkhead, 1, now=0)
+    bulkhead.leave()
+    queue(bulkhead, 2, now=1)
+    assert bulkhead.served == 0
+    bulkhead.resize(2)
+    assert bulkhead.served == 1

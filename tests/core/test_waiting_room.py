@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from collections import Counter
 
 import pytest
 
@@ -57,22 +58,37 @@ class Room:
 
 
 def refused(slots, seconds, utilisation, max_wait=MAX_WAIT, arrivals=30_000):
-    """The share of Poisson arrivals that are refused."""
+    """By reason, the share of Poisson arrivals that are refused."""
     room, dice, now = Room(slots, seconds, max_wait), random.Random(7), 0.0
     for _ in range(arrivals):
         now += dice.expovariate(utilisation * slots / seconds)
         room.pass_until(now)
         room.arrive(now)
-    return sum(room.gate.rejected.values()) / arrivals
+    return Counter({reason: count / arrivals for reason, count in room.gate.rejected.items()})
 
 
 @pytest.mark.parametrize("seconds", [0.005, 0.01, 0.02, 0.05])
 def test_hardly_anybody_is_refused_at_80_percent(seconds):
     """SQLAlchemy's default pool of 15, and queries as they usually are: fewer than one in a thousand."""
-    assert refused(15, seconds, 0.8) < 0.001
+    assert refused(15, seconds, 0.8).total() < 0.001
 
 
 def test_without_a_queue_many_are_refused():
     """What the queue is for: Erlang's formula says 8.0 % here, and 2.0 % at 60 %."""
-    assert refused(15, 0.02, 0.8, max_wait=0) == pytest.approx(0.080, abs=0.01)
-    assert refused(15, 0.02, 0.6, max_wait=0) == pytest.approx(0.020, abs=0.005)
+    assert refused(15, 0.02, 0.8, max_wait=0).total() == pytest.approx(0.080, abs=0.01)
+    assert refused(15, 0.02, 0.6, max_wait=0).total() == pytest.approx(0.020, abs=0.005)
+
+
+@pytest.mark.parametrize("slots", [4, 10, 50])
+@pytest.mark.parametrize("times", [1.5, 3, 10])
+def test_overload_leaves_no_slot_idle_and_few_wait_in_vain(slots, times):
+    """Every slot is busy all the time, and most of those who cannot be served are told so at once."""
+    reasons = refused(slots, 0.05, times)
+    assert times * (1 - reasons.total()) > 0.98
+    if times == 10:
+        assert reasons["queue_timeout"] < 0.1
+
+
+def test_a_dependency_that_hangs_keeps_nobody_waiting():
+    """Of 1,000 callers a second one at a time waits, 5 ms long."""
+    assert refused(10, 1000.0, 1_000_000, arrivals=10_000)["queue_timeout"] < 0.25
