@@ -33,6 +33,9 @@ _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 # An exception's own constructor has all there is to do; what the class adds are names for it.
 _new_error = CircuitOpenError.__new__
 
+_CROWDED = Refusal("bulkhead_full", None)
+_NO_ROOM = -1
+
 _ERRORS: dict[Reason, type[RejectedError]] = {
     "circuit_open": CircuitOpenError,
     "bulkhead_full": BulkheadFullError,
@@ -141,10 +144,11 @@ class Door(Telling):
             self.step(self.gate.refresh)
 
     # --- the quick ways ------------------------------------------------------------------------
-    # While the circuit is closed and nobody waits, a move of a pool that goes well changes a few numbers.
-    # `_slip_in`, `check_in`, `begin` and `end` are ``Gate.check_out`` and so on, written out for that; the
-    # tests hold them to it. They exist because every statement of every request comes through here. As in
-    # `_call`, the lock is taken by hand, and from the first number changed to the last nothing is called.
+    # While the circuit is closed and nobody waits, a move of a pool that goes well changes a few numbers; and
+    # so does a refusal, while the bulkhead has no room or the circuit is open. `_slip_in`, `preview`,
+    # `check_in`, `begin` and `end` are ``Gate.check_out`` and so on, written out for that; the tests hold
+    # them to it. They exist because every statement comes through here, and under overload every request. As
+    # in `_call`, the lock is taken by hand, and from the first number changed to the last nothing is called.
 
     # --- coming in -----------------------------------------------------------------------------
 
@@ -202,6 +206,8 @@ class Door(Telling):
             return slot
         rank = rank_of(current()) if ranked else CRITICAL
         if rank == CRITICAL and (slot := self._slip_in(reserve=False)):
+            if slot == _NO_ROOM:
+                raise self.refused(_CROWDED)
             return slot
         if wait is None:
             return self.enter(checkout=True, budget=budget)
@@ -213,7 +219,8 @@ class Door(Telling):
         return self._admitted(verdict)
 
     def _slip_in(self, *, reserve: bool) -> int:
-        gate, lock, slot = self.gate, self.lock, 0
+        """The number of a slot the quick way, or `_NO_ROOM`; 0 where it does not lead."""
+        gate, lock, slot, crowded = self.gate, self.lock, 0, False
         bulkhead = gate.bulkhead
         try:
             lock.acquire()
@@ -226,6 +233,11 @@ class Door(Telling):
                 bulkhead.taken += 1
                 if reserve:
                     gate.reserved[slot] = None
+            elif now < gate.admits_until:
+                if now > gate.last:
+                    gate.last = now
+                crowded = self.max_wait <= 0 or len(bulkhead.queue) >= bulkhead.room(gate.last)
+                gate.crowded_out += crowded
             lock.release()
         except BaseException:
             self.let_go()
@@ -234,7 +246,7 @@ class Door(Telling):
             raise
         if self.postponed:
             self.catch_up()
-        return slot
+        return _NO_ROOM if crowded else slot
 
     async def check_out_async(self, *, budget: float | None = None) -> int:
         """Takes a slot for an asyncio pool's checkout; see ``check_out``."""
@@ -252,7 +264,7 @@ class Door(Telling):
         gate = self.gate
         rank = rank_of(current()) if ranked else CRITICAL
         if rank == CRITICAL and (slot := self._slip_in(reserve=reserve)):
-            return slot
+            return _CROWDED if slot == _NO_ROOM else slot
         place = TaskPlace() if self.max_wait > 0 else None
         verdict = self.step(gate.check_out, place, rank)
         if verdict is None and place is not None:
@@ -260,7 +272,7 @@ class Door(Telling):
             verdict = self.step(gate.woken_checkout, place, late)
         if reserve and isinstance(verdict, int):
             self.step(gate.reserve, verdict)
-        return verdict or Refusal("bulkhead_full", None)
+        return verdict or _CROWDED
 
     # --- for a request, before the work in it --------------------------------------------------
 
@@ -288,10 +300,24 @@ class Door(Telling):
 
     def preview(self) -> Refusal | None:
         """Refuses what the circuit would refuse anyway; a request that has a slot here has asked before."""
-        gate = self.gate
+        gate, lock, refusal = self.gate, self.lock, None
         if gate.reserved and self in _reserved_here():
             return None
-        return self.step(gate.preview)
+        try:
+            lock.acquire()
+            now = self.clock()
+            if now < gate.shut_until:
+                if now > gate.last:
+                    gate.last = now
+                refusal = Refusal("circuit_open", gate.breaker.open_until - gate.last)
+                gate.turned_away += 1
+            lock.release()
+        except BaseException:
+            self.let_go()
+            raise
+        if self.postponed:
+            self.catch_up()
+        return refusal or self.step(gate.preview)
 
     def _take_over(self, *, checkout: bool) -> int:
         slot = _reserved_here().pop(self, 0)
@@ -321,7 +347,7 @@ class Door(Telling):
     def _admitted(self, verdict: int | Refusal | None) -> int:
         if isinstance(verdict, int):
             return verdict
-        raise self.refused(verdict or Refusal("bulkhead_full", None))
+        raise self.refused(verdict or _CROWDED)
 
     def shut_out(self, retry_after: float) -> CircuitOpenError:
         """Like ``refused``, for the one refusal that there may be many of."""
@@ -337,7 +363,7 @@ class Door(Telling):
 
     def tell_refusal(self, refusal: Refusal) -> None:
         """Tells the listeners of a refusal that nobody raises."""
-        if self.wanted(CallRejected):
+        if self.listeners and self.wanted(CallRejected):
             reason, retry_after = refusal
             self.tell(
                 CallRejected, at=self.clock(), seq=self.next_number(), reason=reason, retry_after=retry_after

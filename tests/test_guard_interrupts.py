@@ -9,7 +9,7 @@ import pytest
 from interrupts import interrupted_everywhere
 from verbs import Boom, boom, tripping
 
-from guardrails import Bulkhead, CircuitOpenError, Guard, deadline
+from guardrails import Bulkhead, BulkheadFullError, CircuitOpenError, Guard, deadline
 from guardrails._deadline import ambient, current
 from guardrails.integrations._checkouts import Checkout
 from guardrails.integrations.redis._work import Work
@@ -115,6 +115,42 @@ def test_an_interrupt_loses_nothing_on_the_quick_way(make, call, known):
     places, lost = what_is_lost(make, call)
     assert places >= 8
     assert Counter(function for _, function in lost) <= Counter(known)
+
+
+def full():
+    """A pool's guard with its only slot taken, where nobody waits."""
+    guard = Guard("db", max_concurrent_calls=1, max_wait_duration=0)
+    guard._door.check_out(None)
+    return guard
+
+
+def out_of_the_pool(guard):
+    with contextlib.suppress(BulkheadFullError):
+        guard._door.check_out(None)
+
+
+def at_first_sight(guard):
+    guard._door.preview()
+
+
+@pytest.mark.parametrize(
+    ("make", "refuse", "reason"),
+    [(full, out_of_the_pool, "bulkhead_full"), (opened, at_first_sight, "circuit_open")],
+)
+def test_an_interrupt_of_a_quick_refusal_keeps_nothing(make, refuse, reason):
+    """Neither the lock nor a slot; and a refusal is counted once, or was none."""
+    places, made = 0, []
+    for where, guard in interrupted_everywhere(lambda: made.append(make()) or made[-1], refuse):
+        places += 1
+        door = guard._door
+        assert not door.lock._is_owned(), f"the lock is held after an interrupt at {where}"
+        counted = guard.snapshot().rejected.get(reason, 0)
+        refuse(guard)
+        assert guard.snapshot().rejected[reason] == counted + 1
+        assert door.gate.bulkhead.taken == (make is full)
+    assert places >= 4
+    for guard in made:
+        guard._door.gate.forget_everyone()
 
 
 def test_an_interrupt_of_a_long_admission_loses_one_slot_at_most():

@@ -71,6 +71,7 @@ class Edge:
         # Requests inside. Each is there once or not at all, so none is counted or released twice.
         self._inside: set[object] = set()
         self._drains: dict[Door, Drain] = {}
+        self._answered: set[str] = set()
         self.selective = max_in_flight is not None or bool(self._requires)
         self.timed = request_timeout is not None or bool(self._headers)
 
@@ -127,7 +128,7 @@ class Edge:
 
     def is_exempt(self, path: str) -> bool:
         """Whether a path is let in whatever happens."""
-        return bool(self._exempt) and self._exempt.find(path) is not None
+        return self._exempt.find(path) is not None
 
     def required(self, path: str) -> tuple[Door, ...]:
         """The doors that a request of this path has to pass."""
@@ -157,11 +158,12 @@ class Edge:
     def standing(self, habits: Habits) -> list[Habit]:
         """What a route is known to need of the guards that are answered for here."""
         # What was learnt of a pool says nothing about a guard that was taken off it since.
-        return [
-            habit
-            for habit in habits.usual
-            if habit.attached is habit.passage.attached and self.answers_for(habit.passage.name)
-        ]
+        standing = []
+        for habit in habits.usual:
+            passage = habit.passage
+            if habit.attached is passage.attached and self.answers_for(passage.name):
+                standing.append(habit)
+        return standing
 
     def _drain(self, door: Door, reason: str) -> float | None:
         if reason not in _FULL:
@@ -194,8 +196,11 @@ class Edge:
 
     def answers_for(self, name: str) -> bool:
         """Whether a guard of this name is one whose refusals are answered here."""
-        # Looked up each time: compartments may be made after the middleware.
-        return not self._guards or any(guard.name == name for guard in with_parts(self._guards))
+        if not self._guards or name in self._answered:
+            return True
+        # Who is not known is looked for each time: compartments may be made after the middleware.
+        self._answered = {guard.name for guard in with_parts(self._guards)}
+        return name in self._answered
 
 
 # --- guards and errors -----------------------------------------------------------------------------

@@ -14,7 +14,18 @@ from guardrails._door import Door
 from guardrails.integrations._http import Problem
 from guardrails.integrations._routes import RouteTable
 
-__all__ = ["ASGIApp", "ASGIScope", "Exchange", "Handshake", "Receive", "Send", "answer", "deny", "path_of"]
+__all__ = [
+    "ASGIApp",
+    "ASGIScope",
+    "Exchange",
+    "Handshake",
+    "Receive",
+    "Send",
+    "answer",
+    "deny",
+    "path_of",
+    "server_timing",
+]
 
 Message = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -109,7 +120,7 @@ class Exchange(RequestScope):
         if kind == "http.response.start":
             self._start()
             if self.timed:
-                message = {**message, "headers": [*message.get("headers", ()), self.timing()]}
+                message = {**message, "headers": [*message.get("headers", ()), self._timing()]}
         return self._send(message)
 
     async def _hold(self, message: Message) -> None:
@@ -142,10 +153,12 @@ class Exchange(RequestScope):
         if self.at is not None:
             self.lift()
 
-    def timing(self) -> tuple[bytes, bytes]:
-        """The header that says where the time went: milliseconds in our queue, and in the application."""
-        waited, worked = self.let_in - self.began, self.clock() - self.let_in
-        return b"server-timing", b"wait;dur=%.1f, app;dur=%.1f" % (waited * 1e3, worked * 1e3)
+    def timing(self) -> tuple[bytes, bytes] | None:
+        """The header that says where the time went, if it is to be said."""
+        return self._timing() if self.timed else None
+
+    def _timing(self) -> tuple[bytes, bytes]:
+        return server_timing(self.let_in - self.began, self.clock() - self.let_in)
 
 
 class Handshake:
@@ -176,12 +189,17 @@ def path_of(scope: ASGIScope) -> str:
     return below if path.startswith(root) and below[:1] in {"", "/"} else path
 
 
-async def answer(problem: Problem, scope: ASGIScope, send: Send, exchange: Exchange) -> None:
-    """Answers an HTTP request."""
+def server_timing(waited: float, worked: float) -> tuple[bytes, bytes]:
+    """The header that says where the time went: milliseconds in our queue, and in the application."""
+    return b"server-timing", b"wait;dur=%.1f, app;dur=%.1f" % (waited * 1e3, worked * 1e3)
+
+
+async def answer(problem: Problem, scope: ASGIScope, send: Send, timing: tuple[bytes, bytes] | None) -> None:
+    """Answers an HTTP request, and says where its time went if there is anything to say."""
     accept, expect = _accept_and_expect(scope)
     status, headers, body = problem.answer(accept)
-    if exchange.timed:
-        headers.append(exchange.timing())
+    if timing is not None:
+        headers.append(timing)
     if expect and scope["http_version"].startswith("1"):
         # The client waits to be told to send its body, and may now leave it out. Only a closed
         # connection tells the two cases apart.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from guardrails._checks import Faults, unknown_option
 from guardrails._criticality import Criticality
-from guardrails._deadline import Clock, close, current, enter
+from guardrails._deadline import Clock, Scope, close, current, enter
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.integrations._application import ASGI, check_application
@@ -27,6 +27,7 @@ from guardrails.integrations._exchange import (
     answer,
     deny,
     path_of,
+    server_timing,
 )
 from guardrails.integrations._http import Problem
 from guardrails.integrations._importance import Importance
@@ -138,39 +139,53 @@ class GuardrailsMiddleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        now = self._clock()
+        now, needed = self._clock(), None
+        table = self._table if self._looked and self._routes is None else self._look(scope)
+        if self._selective or table.demanding:
+            needed, problem = self._at_first_sight(scope, table)
+            if problem is not None:
+                timing = server_timing(0.0, self._clock() - now) if self._server_timing else None
+                await answer(problem, scope, send, timing)
+                return
         at = self._until(now, scope) if self._timed else None
         mattering = self._importance.enter(scope["headers"], path_of(scope)) if self._importance else None
         exchange = enter(Exchange(at, now, self._clock, current(), send))
-        table = self._table if self._looked and self._routes is None else self._look(scope)
         exchange.timed, exchange.asgi, exchange.table = self._server_timing, scope, table
         inside = False
         try:
             problem = None
-            if self._selective or table.demanding:
-                problem = await self._come_in(exchange, scope, table)
+            if needed is not None:
+                problem = (needed and await self._reserve(exchange, needed)) or self._edge.count(exchange)
             if problem is None:
                 inside = True
                 await self.app(scope, receive, exchange.send)
                 problem = await self._unsaid(exchange) if exchange.held else None
             if problem is not None:
-                await answer(problem, scope, send, exchange)
+                await answer(problem, scope, send, exchange.timing())
         except Exception as error:
             problem = None if exchange.started else self._edge.problem(error)
             if problem is None:
                 await exchange.give_up()
                 raise
-            await answer(problem, scope, send, exchange)
+            await answer(problem, scope, send, exchange.timing())
         finally:
             close(exchange)
-            exchange.give_back()
-            if mattering is not None:
-                close(mattering)
-            if self._selective:
-                self._edge.release(exchange)
-            if inside and self._learns and self._routes is not None:
-                troubled = exchange.trouble is not None
-                table.learn(scope.get("endpoint"), exchange.touched, exchange.let_in, troubled=troubled)
+            self._let_out(exchange, mattering, inside=inside)
+
+    def _let_out(self, exchange: Exchange, mattering: Scope | None, *, inside: bool) -> None:
+        """Gives back what a request has not used, and learns what it came to if it was inside."""
+        exchange.give_back()
+        if mattering is not None:
+            close(mattering)
+        if self._selective:
+            self._edge.release(exchange)
+        if inside and self._learns and self._routes is not None:
+            exchange.table.learn(
+                exchange.asgi.get("endpoint"),
+                exchange.touched,
+                exchange.let_in,
+                troubled=exchange.trouble is not None,
+            )
 
     # --- coming in -----------------------------------------------------------------------------
 
@@ -179,33 +194,40 @@ class GuardrailsMiddleware:
         budget = self._edge.budget(scope["headers"])
         return None if budget is None else now + budget
 
-    async def _come_in(self, exchange: Exchange, scope: ASGIScope, table: RouteTable) -> Problem | None:
-        """Gets a request what it needs, or says why it cannot be served."""
+    def _at_first_sight(
+        self, scope: ASGIScope, table: RouteTable
+    ) -> tuple[tuple[Door, ...] | None, Problem | None]:
+        """Says at which doors a request needs a slot (None: it is exempt), or why it cannot be served.
+
+        Most of those that cannot are told so here, before anything has been made for them. The circuits are
+        asked first, all of them: nobody waits for a slot in front of what is closed anyway.
+        """
         edge, path = self._edge, path_of(scope)
         if edge.is_exempt(path):
-            return None
+            return None, None
         held, late = self._needs(table, path, scope["method"])
-        # The circuits first, all of them: nobody waits for a slot in front of what is closed anyway.
-        problem = edge.missing(held) or edge.missing(late) or edge.full()
-        if problem is not None:
-            return problem
-        for door in held:
+        return held, edge.missing(held) or (late and edge.missing(late)) or edge.full()
+
+    async def _reserve(self, exchange: Exchange, needed: tuple[Door, ...]) -> Problem | None:
+        """Waits for the slots a request needs, or says why it cannot have them."""
+        for door in needed:
             refusal = await exchange.reserve(door)
             exchange.let_in = self._clock()
             if refusal is not None:
-                return edge.turned_away(door, refusal)
-        return edge.count(exchange)
+                return self._edge.turned_away(door, refusal)
+        return None
 
     def _needs(self, table: RouteTable, path: str, method: str) -> tuple[tuple[Door, ...], tuple[Door, ...]]:
         """The doors at which a request needs a slot, and those it will come to too late to hold one for."""
-        held, late = self._edge.required(path), ()
+        declared = self._edge.required(path)
         route = table.find(path, method) if table.demanding else None
-        if route is None:
-            return held, late
-        learned: dict[bool, list[Door]] = {True: [*held, *route.doors], False: []}
+        if route is None or not (route.doors or route.habits.usual):
+            return declared, ()
+        held: list[Door] = [*declared, *route.doors]
+        late: list[Door] = []
         for habit in self._edge.standing(route.habits):
-            learned[habit.prompt] += habit.passage.doors
-        return tuple(dict.fromkeys(learned[True])), tuple(learned[False])
+            (held if habit.prompt else late).extend(habit.passage.doors)
+        return tuple(dict.fromkeys(held)), tuple(late)
 
     def _look(self, scope: ASGIScope) -> RouteTable:
         """Reads the application's routes at the first request, and again when there are more of them."""

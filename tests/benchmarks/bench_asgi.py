@@ -7,6 +7,7 @@ cold caches; of several rounds, taken in turns, the best.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
@@ -17,7 +18,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from guardrails import Guard, guarded
+from guardrails import BreakerPolicy, Guard, guarded
 from guardrails.integrations.asgi import GuardrailsMiddleware
 
 SCOPE = {
@@ -149,10 +150,22 @@ async def passing():
     table(quick | slow, base="bare app")
 
 
+SHUT_FOR_AN_HOUR = BreakerPolicy(
+    consecutive_failures=1, wait_duration_in_open_state=3600, max_wait_duration_in_open_state=3600
+)
+
+
+def fail():
+    """Opens the circuit."""
+    raise ConnectionError
+
+
 async def refusing():
     """Requests that are refused: at the edge, and by the call inside an endpoint."""
-    db = Guard("db", max_concurrent_calls=15)
-    db.force_open()
+    db = Guard("db", max_concurrent_calls=15, breaker=SHUT_FOR_AN_HOUR)
+    with contextlib.suppress(ConnectionError):
+        db.run(fail)
+    assert db.snapshot().state == "open"
     inside = guarded_fastapi(db)
     inside.add_middleware(GuardrailsMiddleware, guards=[db], learn_routes=False)
     table(

@@ -88,14 +88,22 @@ class Shell:
 class QuickWays:
     """A door's quick ways through a gate, and nothing at all where they do not lead."""
 
+    max_wait = 1
+
     def __init__(self, gate):
         self.gate, self.lock, self.postponed = gate, threading.RLock(), ()
         self.tells_of_calls = False
 
     def check_out(self, now):
-        """The number of a slot, or 0."""
+        """The number of a slot, a refusal, or 0."""
         self.now = now
-        return Door._slip_in(self, reserve=False)
+        slot = Door._slip_in(self, reserve=False)
+        return Refusal("bulkhead_full", None) if slot < 0 else slot
+
+    def preview(self, now):
+        """The open circuit's refusal, or None."""
+        self.now = now
+        return Door.preview(self) or None
 
     def check_in(self, now, slot):
         """Whether the slot went back."""

@@ -9,7 +9,7 @@ from shell import QuickWays
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, Change
-from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.bulkhead import STANDING, Bulkhead, Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._outcome import Outcome
 
@@ -430,6 +430,55 @@ def test_the_quick_way_in_takes_no_slot_that_is_not_there(calm):
     assert QuickWays(calm).check_out(0.1)
     assert QuickWays(calm).check_out(0.1) == 0
     assert calm.bulkhead.taken == calm.bulkhead.limit
+
+
+def test_a_full_bulkhead_refuses_the_quick_way(calm):
+    """While only the bulkhead refuses and its queue has no room; one by one, and at their moments."""
+    QuickWays(calm).check_out(0.1)
+    places = [Place(), Place()]
+    assert [calm.enter(0.2, place) for place in places] == [None, None]
+    full = Refusal("bulkhead_full", None)
+    assert [QuickWays(calm).check_out(now) for now in (0.25, 0.3)] == [full, full]
+    assert (calm.last, calm.rejected) == (0.3, {"bulkhead_full": 2})
+    assert calm.check_out(0.35, None) == full
+    assert calm.rejected == {"bulkhead_full": 3}
+    assert QuickWays(calm).check_out(1) == 0
+    calm.woken(0.4, places[0])
+    assert QuickWays(calm).check_out(0.45) == 0
+    assert QuickWays(calm).check_out(0.2 + STANDING) == full
+    assert calm.rejected == {"bulkhead_full": 4, "queue_timeout": 1}
+
+
+def test_a_full_bulkhead_without_a_queue_refuses_the_quick_way(calm):
+    """However many might wait, if they would not wait at all."""
+    quick = QuickWays(calm)
+    quick.max_wait = 0
+    assert quick.check_out(0.1)
+    assert quick.check_out(0.1) == Refusal("bulkhead_full", None)
+
+
+@pytest.mark.parametrize("transition", ["open", "half_open", "forced_open", "metrics_only"])
+def test_a_circuit_that_may_refuse_is_asked_first(calm, transition):
+    """Nobody is told that there is no room who would be told that the circuit is open."""
+    QuickWays(calm).check_out(0.1)
+    for _ in range(2):
+        calm.enter(0.1, Place())
+    calm.turn(0.2, transition)
+    assert QuickWays(calm).check_out(0.3) == 0
+
+
+def test_an_open_circuit_refuses_at_first_sight_the_quick_way(gate):
+    """One by one, with the wait that remains; from the moment a probe is due the long way decides."""
+    quick = QuickWays(gate)
+    trip(gate)
+    gate.refresh(0)
+    waits = [quick.preview(now).retry_after for now in (0.25, 0.5, 0.25)]
+    assert (waits, gate.last, gate.rejected) == ([4.75, 4.5, 4.5], 0.5, {"circuit_open": 3})
+    assert quick.preview(5) is None
+    for hand in ("half_open", "forced_open", "reset"):
+        gate.turn(0.6, hand)
+        assert quick.preview(0.7) is None
+    assert gate.rejected == {"circuit_open": 3}
 
 
 def test_quick_successes_are_counted_one_by_one(calm):
