@@ -1,8 +1,9 @@
 """A small service in a process of its own, for tests and benchmarks of the edge.
 
 It has ``/query`` and ``/batch`` (take a connection and so many seconds), ``/stream`` (sends rows for ever)
-and ``/health`` (needs no database), as thread endpoints or as coroutines, and ``/busy`` (answers 503 and
-does nothing else: what a refusal costs without us).
+and ``/health`` (needs no database), as thread endpoints or as coroutines; ``/busy`` (answers 503 and does
+nothing else: what a refusal costs without us); and ``/sleep`` (as long as a query, in a guard of its own with
+as many slots, and with next to no work for the processor).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from guardrails import protect
+from guardrails import Guard, protect
 from guardrails.integrations.asgi import GuardrailsMiddleware
 
 SLEEP = text("select pg_sleep(:seconds)")
@@ -38,10 +39,11 @@ def build(settings):
     engine = make(settings["url"], pool_size=settings["pool"], max_overflow=0, pool_timeout=1)
     db = None if settings["guard"] is None else protect(engine, name="db", **settings["guard"])
     query = query_on_loop(engine, settings) if on_loop else query_in_thread(engine, settings)
+    sleepers = Guard("sleepers", max_concurrent_calls=settings["pool"])
     routes = [Route("/query", query), Route("/batch", query), Route("/health", health), Route("/busy", busy)]
-    app = inside = Starlette(routes=routes)
+    app = inside = Starlette(routes=[*routes, Route("/sleep", sleep(sleepers, settings))])
     if db is not None:
-        edge = {"learn_routes": False} if settings["edge"] is None else _edge(settings["edge"], db)
+        edge = {"learn_routes": False} if settings["edge"] is None else _edge(settings["edge"], db, sleepers)
         app = GuardrailsMiddleware(inside, **edge)
     routes = [Route("/stream", stream(engine)), Route("/lab", lab(engine, db, app))]
     inside.router.routes.extend(routes)
@@ -68,6 +70,16 @@ def query_on_loop(engine, settings):
 
 def _asked(request, settings):
     return {"seconds": float(request.query_params.get("seconds", settings["query"]))}
+
+
+def sleep(guard, settings):
+    """What a query is to the guard, without the query."""
+
+    async def endpoint(request):
+        await guard.run_async(asyncio.sleep, _asked(request, settings)["seconds"])
+        return PlainTextResponse("fine")
+
+    return endpoint
 
 
 def stream(engine):
@@ -124,11 +136,11 @@ def lab(engine, db, app):
     return endpoint
 
 
-def _edge(options, db):
+def _edge(options, db, sleepers):
     declared = options.pop("requires", None)
     if declared:
-        options["requires"] = {path: [db] for path in declared}
-    return {"guards": [db], "max_in_flight": 5000, "exempt": ["/lab", "/health"], **options}
+        options["requires"] = {path: [db] for path in declared} | {"/sleep": [sleepers]}
+    return {"guards": [db, sleepers], "max_in_flight": 5000, "exempt": ["/lab", "/health"], **options}
 
 
 def _resident():
