@@ -115,17 +115,17 @@ def test_an_empty_queue_ends_the_hurry():
 
 def test_a_standing_queue_lets_in_who_has_hope():
     """The first always; then as many as twice the queue's own pace serves within HURRIED_WAIT."""
-    bulkhead = full(5, 10)
-    queue(bulkhead, 10, now=0)
+    bulkhead, began = full(5, 10), 7
+    queue(bulkhead, 10, now=began)
     for _ in range(10):
         bulkhead.leave()
-        queue(bulkhead, 1, now=STANDING / 2)
+        queue(bulkhead, 1, now=began + STANDING / 2)
     assert bulkhead.served == 10
-    assert bulkhead.room(STANDING - 0.001) == 10
-    hopeful = 10 * HURRIED_WAIT / STANDING
-    assert bulkhead.room(STANDING) == pytest.approx(1 + 2 * hopeful)
-    assert bulkhead.room(10 * STANDING) == pytest.approx(1 + 2 * hopeful / 10)
-    assert not bulkhead.try_queue(Place(), STANDING)
+    assert bulkhead.room(began + STANDING - 0.001) == 10
+    hopeful = 10 * HURRIED_WAIT / 0.5
+    assert bulkhead.room(began + 0.5) == pytest.approx(1 + 2 * hopeful)
+    assert bulkhead.room(began + 5) == pytest.approx(1 + 2 * hopeful / 10)
+    assert not bulkhead.try_queue(Place(), began + 0.5)
 
 
 def test_a_queue_that_serves_fast_is_as_long_as_it_may_be():
