@@ -153,6 +153,7 @@ def guard(collector):
 STEPS = {
     "check out": lambda door, slot: door.check_in(door.check_out(None)),
     "check out in a task": lambda door, slot: door.check_in(by_a_task(door)),
+    "look": lambda door, slot: door.preview(),
     "check in": lambda door, slot: door.check_in(slot),
     "begin": lambda door, slot: door.end(door.begin(slot), Outcome.ABANDONED),
     "end": lambda door, slot: door.end(door.begin(slot), Outcome.SUCCESS),
