@@ -16,6 +16,8 @@ except ImportError as error:
 
 from guardrails._checks import Faults
 from guardrails._guard import Guard
+from guardrails.integrations._dashboard import HEADERS as DASHBOARD_HEADERS
+from guardrails.integrations._dashboard import PAGE
 from guardrails.integrations._edge import with_parts
 from guardrails.integrations._probes import HEADERS, Page, Probes, as_page, figures
 
@@ -52,6 +54,8 @@ class StatusApp(Starlette):
             ]
             for slash in ("", "/")
         ]
+        # Not without the slash, where a browser would look for the figures one step too high.
+        routes.append(Route("/", _dashboard))
         if auth is not None:
             control = _controlling(probes.guards, auth)
             # A guard may have any name, one with a slash included.
@@ -73,8 +77,9 @@ def status_app(
 ) -> StatusApp:
     """Makes the application with ``/livez``, ``/readyz``, ``/status.json`` and ``/metrics``, to mount.
 
-    These are open to everybody who can reach them and show the guards' names and figures, nothing
-    else. Mount them outside what sheds load, or name the mount in the middleware's ``exempt``.
+    At ``/`` there is a page for browsers, which shows what ``/status.json`` says every two seconds. All of
+    them are open to everybody who can reach them and show the guards' names and figures, nothing else. Mount
+    them outside what sheds load, or name the mount in the middleware's ``exempt``.
 
     Args:
         guards: The guards to show, each with its compartments.
@@ -101,6 +106,10 @@ def _showing(page: Callable[[], Page]) -> Callable[[Request], Awaitable[Response
         return _response(status, body)
 
     return endpoint
+
+
+async def _dashboard(_request: Request) -> Response:
+    return Response(PAGE, headers=DASHBOARD_HEADERS)
 
 
 def _scraping(guards: Iterable[Guard]) -> Callable[[Request], Awaitable[Response]]:

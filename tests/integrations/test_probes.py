@@ -140,7 +140,7 @@ def test_other_pages_are_not_there(pages, make_guard):
     site = pages([make_guard()])
     for method in ("GET", "POST"):
         assert site.visit("/control/db/force-open", method)[0] == 404
-        assert site.visit("/", method)[0] == 404
+        assert site.visit("/other", method)[0] == 404
 
 
 # --- readiness -------------------------------------------------------------------------------------
