@@ -14,9 +14,10 @@ HOSTILE = "</script><img src=x onerror=document.title='lost'>"
 
 db, cache, hostile = (Guard(name, max_concurrent_calls=2) for name in ("orders-db", "cache", HOSTILE))
 db.compartment("reports")
+twin = Guard("orders-db", max_concurrent_calls=3)
 cache.force_open()
 for _ in range(3):
     with contextlib.suppress(RejectedError):
         cache.run(int)
 
-app = Starlette(routes=[Mount("/internal", status_app([db, cache, hostile]))])
+app = Starlette(routes=[Mount("/internal", status_app([db, cache, hostile, twin]))])

@@ -74,3 +74,5 @@ def test_a_browser_shows_every_guard_and_runs_nothing_of_theirs(tmp_path):
     for word in ("orders-db", "orders-db/reports", "closed", "forced_open", "refused: circuit_open 3", "0/2"):
         assert f"|{word}|" in words
     assert HOSTILE in words
+    assert "|orders-db (2)|" in words
+    assert "NaN" not in words
