@@ -6,6 +6,8 @@ import base64
 import hashlib
 from importlib.resources import files
 
+from guardrails.integrations import _probes
+
 __all__ = ["HEADERS", "PAGE"]
 
 _TEXT = files(__package__).joinpath("dashboard.html").read_text(encoding="utf-8")
@@ -18,10 +20,8 @@ def _hash_of(tag: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode() + "'"
 
 
-HEADERS = {
+HEADERS = dict(_probes.HEADERS) | {
     "content-type": "text/html; charset=utf-8",
-    "cache-control": "no-store",
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     # The page's own style and script and the figures beside it, and nothing else, whatever a guard is called.
     "content-security-policy": (

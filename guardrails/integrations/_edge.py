@@ -158,12 +158,11 @@ class Edge:
     def standing(self, habits: Habits) -> list[Habit]:
         """What a route is known to need of the guards that are answered for here."""
         # What was learnt of a pool says nothing about a guard that was taken off it since.
-        standing = []
-        for habit in habits.usual:
-            passage = habit.passage
-            if habit.attached is passage.attached and self.answers_for(passage.name):
-                standing.append(habit)
-        return standing
+        return [
+            habit
+            for habit in habits.usual
+            if habit.attached is habit.passage.attached and self.answers_for(habit.passage.name)
+        ]
 
     def _drain(self, door: Door, reason: str) -> float | None:
         if reason not in _FULL:

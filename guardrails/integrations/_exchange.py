@@ -120,7 +120,7 @@ class Exchange(RequestScope):
         if kind == "http.response.start":
             self._start()
             if self.timed:
-                message = {**message, "headers": [*message.get("headers", ()), self._timing()]}
+                message = {**message, "headers": [*message.get("headers", ()), self.timing()]}
         return self._send(message)
 
     async def _hold(self, message: Message) -> None:
@@ -155,9 +155,8 @@ class Exchange(RequestScope):
 
     def timing(self) -> tuple[bytes, bytes] | None:
         """The header that says where the time went, if it is to be said."""
-        return self._timing() if self.timed else None
-
-    def _timing(self) -> tuple[bytes, bytes]:
+        if not self.timed:
+            return None
         return server_timing(self.let_in - self.began, self.clock() - self.let_in)
 
 

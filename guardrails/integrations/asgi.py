@@ -206,7 +206,7 @@ class GuardrailsMiddleware:
         if edge.is_exempt(path):
             return None, None
         held, late = self._needs(table, path, scope["method"])
-        return held, edge.missing(held) or (late and edge.missing(late)) or edge.full()
+        return held, edge.missing(held) or edge.missing(late) or edge.full()
 
     async def _reserve(self, exchange: Exchange, needed: tuple[Door, ...]) -> Problem | None:
         """Waits for the slots a request needs, or says why it cannot have them."""
