@@ -16,6 +16,7 @@ from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, uns
 from guardrails.integrations.sqlalchemy._hooks import Hooks
 from guardrails.integrations.sqlalchemy._pool import Admission, capacity, guard_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
+from guardrails.integrations.sqlalchemy._second import SecondConnection
 from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["guard_engine"]
@@ -72,6 +73,8 @@ def guard_engine(
         raise unsupported(dialect.driver)
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
+    if driver is not None:
+        driver.second = SecondConnection(sync_engine)
     attachment = _EngineAttachment(sync_engine, guard, _worker(guard, driver, dialect, backstop), leak_after)
     if sorts:
         sort_calls(guard)

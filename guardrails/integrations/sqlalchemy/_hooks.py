@@ -19,6 +19,7 @@ from guardrails._checks import Faults
 from guardrails.errors import CallTimeoutError, CommitUnknownError
 from guardrails.integrations.sqlalchemy._cursors import DroppedCursor, ServerCursor, SteppedCursor
 from guardrails.integrations.sqlalchemy._pool import Admission, Checkout
+from guardrails.integrations.sqlalchemy._second import redirected
 from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["TIMEOUT_OPTION", "Hooks"]
@@ -213,6 +214,9 @@ class Hooks:
         connect = self._worker.connect
 
         def connect_within(*args: Any, **kwargs: Any) -> Any:
+            second = redirected(kwargs)
+            if second is not None:
+                return original(*args, **second)
             return connect(partial(original, *args), kwargs)
 
         return connect_within

@@ -14,6 +14,16 @@ from guardrails.errors import ConfigurationError
 __all__ = ["Driver", "find_driver", "unsupported"]
 
 
+class SecondConnection(Protocol):
+    """The engine's own way of connecting, for a connection outside its pool."""
+
+    def open(self, **settings: Any) -> Any:
+        """Opens one, with some of the engine's arguments replaced."""
+
+    async def open_async(self, **settings: Any) -> Any:
+        """Opens one of an asynchronous driver."""
+
+
 class Driver(Protocol):
     """What the deadline needs from a driver. ``connection`` is always the driver's own object.
 
@@ -21,6 +31,8 @@ class Driver(Protocol):
         interrupts_task: Whether ``cancel`` works by cancelling the asyncio task that waits.
         connects_anywhere: Whether a connection may be opened in one thread and used in another.
         backstop_spans_streams: Whether the server's backstop runs from a stream's first row to its last.
+        second: Opens a second connection the way the engine opens its own; None where there is no engine.
+        failed_cancels: Number of orders to stop that did not reach the server.
 
     A driver may also have ``prepare(connection, seconds)``, called before each piece of work, and
     ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched, and
@@ -30,6 +42,8 @@ class Driver(Protocol):
     interrupts_task: bool
     connects_anywhere: bool
     backstop_spans_streams: bool
+    second: SecondConnection | None
+    failed_cancels: int
 
     def cancel(self, connection: Any, within: float) -> None:
         """Asks the server to stop the statement under way; may take ``within`` seconds."""

@@ -27,7 +27,7 @@ class MySQLAsync(Plain):
     backstop_spans_streams = True
 
     def __init__(self) -> None:
-        self._background = Background()
+        self._background = Background(self.cancel_failed)
         self._opened: WeakKeyDictionary[Any, tuple[Target, str]] = WeakKeyDictionary()
 
     @abstractmethod
@@ -35,8 +35,15 @@ class MySQLAsync(Plain):
         """The connection's transport."""
 
     @abstractmethod
+    async def _log_in_again(self, connection: Any, host: str) -> Any:
+        """Opens a second connection to the same server, at ``host``, with the first one's password."""
+
     async def _another(self, connection: Any, host: str) -> Any:
-        """Opens a second connection to the same server, at ``host``."""
+        """A second connection to the same server."""
+        if self.second is not None:
+            with suppress(Exception):  # the engine's own way may not lead to this server, or no longer
+                return await self.second.open_async(host=host, init_command=None)
+        return await self._log_in_again(connection, host)
 
     def open(
         self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None

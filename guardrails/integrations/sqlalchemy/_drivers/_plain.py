@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 __all__ = ["Plain"]
+
+_log = logging.getLogger("guardrails")
+
+_QUOTED = re.compile(r"""(["']).*?\1""")
+"""Names of hosts, users and databases in a server's refusal."""
 
 
 class Plain(ABC):
@@ -15,6 +22,17 @@ class Plain(ABC):
     interrupts_task = False
     connects_anywhere = True
     backstop_spans_streams = False
+    second: Any = None
+    failed_cancels = 0
+
+    def cancel_failed(self, error: BaseException) -> None:
+        """Counts an order to stop that did not reach the server, and logs the first one."""
+        self.failed_cancels += 1
+        if self.failed_cancels == 1:
+            _log.warning(
+                "a statement past its deadline could not be cancelled on the server, where it may run on: %s",
+                _cause(error),
+            )
 
     def open(
         self,
@@ -40,3 +58,13 @@ class Plain(ABC):
 
     def abandon(self, connection: Any) -> None:  # noqa: B027 - it need not be said again
         """See Driver. Cancelling the task is enough."""
+
+
+def _cause(error: BaseException) -> str:
+    """An error's class, with the server's refusal or number, and without any name or address."""
+    name = type(error).__name__
+    _, refused, reason = str(error).partition("FATAL:")
+    if refused:
+        return f"{name}: {_QUOTED.sub('...', reason.strip().splitlines()[0])}"
+    number = error.args[0] if error.args else None
+    return f"{name} {number}" if isinstance(number, int) else name

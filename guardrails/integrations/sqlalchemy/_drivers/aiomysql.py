@@ -17,7 +17,7 @@ class Aiomysql(MySQLAsync):
     def _transport(self, connection: Any) -> Any:
         return connection._writer.transport  # noqa: SLF001 - it has no public name
 
-    async def _another(self, connection: Any, host: str) -> Any:
+    async def _log_in_again(self, connection: Any, host: str) -> Any:
         return await aiomysql.connect(
             host=host,
             port=connection.port,

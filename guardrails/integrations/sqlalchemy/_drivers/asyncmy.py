@@ -17,7 +17,7 @@ class Asyncmy(MySQLAsync):
     def _transport(self, connection: Any) -> Any:
         return connection._transport  # noqa: SLF001 - see the class
 
-    async def _another(self, connection: Any, host: str) -> Any:
+    async def _log_in_again(self, connection: Any, host: str) -> Any:
         return await asyncmy.connect(
             host=host,
             port=connection._port,  # noqa: SLF001

@@ -24,7 +24,7 @@ class Asyncpg(PostgresDriver):
 
     def __init__(self) -> None:
         super().__init__()
-        self._background = Background()
+        self._background = Background(lambda _: None)  # it repeats what asyncpg has sent
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. The task is cancelled instead."""

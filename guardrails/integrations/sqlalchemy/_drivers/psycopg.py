@@ -17,7 +17,10 @@ class Psycopg(PostgresDriver):
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Blocks, so it runs in a thread of its own."""
-        connection.cancel_safe(timeout=within)
+        try:
+            connection.cancel_safe(timeout=within)
+        except Exception as error:  # noqa: BLE001 - the cut follows
+            self.cancel_failed(error)
 
     def kill(self, connection: Any) -> None:
         """See Driver. libpq sits in poll()."""
@@ -34,7 +37,7 @@ class PsycopgAsync(Psycopg):
 
     def __init__(self) -> None:
         super().__init__()
-        self._background = Background()
+        self._background = Background(self.cancel_failed)
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Not by cancelling the task: psycopg would then wait up to 10 s for the server."""

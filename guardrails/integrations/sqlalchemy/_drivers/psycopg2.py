@@ -42,10 +42,36 @@ class Psycopg2(PostgresDriver):
         Not by ``connection.cancel()``: that waits for the server without letting go of the interpreter,
         so that one frozen server would freeze this whole process.
         """
-        target = (connection.info.backend_pid, _own_port(connection))
-        settings = {**connection.info.dsn_parameters, "password": connection.info.password}
-        with closing(psycopg2.connect(**{**settings, "connect_timeout": _PATIENCE})) as messenger:
-            messenger.cursor().execute(_CANCEL, target)
+        port, server = _ends(connection)
+        target = (connection.info.backend_pid, port)
+        try:
+            with closing(self._another(connection, server)) as messenger:
+                messenger.cursor().execute(_CANCEL, target)
+        except Exception as error:  # noqa: BLE001 - the cut follows
+            self.cancel_failed(error)
+
+    def _another(self, connection: Any, server: str) -> Any:
+        """A second connection to the same server."""
+        info = connection.info
+        # One host, where the first connection went: there may have been several, or several addresses of one.
+        where = {
+            "host": info.host,
+            "hostaddr": server,
+            "port": info.port,
+            "target_session_attrs": "any",
+            "connect_timeout": _PATIENCE,
+        }
+        if self.second is not None:
+            with suppress(Exception):  # the engine's own way may not lead to this server, or no longer
+                messenger = self.second.open(**where)
+                if (messenger.info.host, messenger.info.port, _ends(messenger)[1]) == (
+                    info.host,
+                    info.port,
+                    server,
+                ):
+                    return messenger
+                messenger.close()
+        return psycopg2.connect(**{**info.dsn_parameters, "password": info.password, **where})
 
     def kill(self, connection: Any) -> None:
         """See Driver. libpq sits in poll()."""
@@ -57,9 +83,8 @@ class Psycopg2(PostgresDriver):
         return server_failed(getattr(error, "pgcode", None))
 
 
-def _own_port(connection: Any) -> int:
+def _ends(connection: Any) -> tuple[int, str]:
+    """Our port and the server's address; -1, as the server shows it, and nothing for a Unix socket."""
     with socket.socket(fileno=os.dup(connection.fileno())) as handle:
-        name = handle.getsockname()
-    # The server shows -1 for a Unix socket.
-    port: int = name[1] if isinstance(name, tuple) else -1
-    return port
+        ours, theirs = handle.getsockname(), handle.getpeername()
+    return (ours[1], theirs[0]) if isinstance(ours, tuple) else (-1, "")

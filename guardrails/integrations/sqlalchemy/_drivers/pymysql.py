@@ -21,6 +21,8 @@ from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["PyMySQL"]
 
+_LIMITS = {"connect_timeout": PATIENCE, "read_timeout": PATIENCE, "write_timeout": PATIENCE}
+
 
 class PyMySQL(Plain):
     """See Driver."""
@@ -46,10 +48,25 @@ class PyMySQL(Plain):
     def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
         """See Driver. Blocks, so it runs in a thread of its own."""
         target = _target(connection)
-        with _another(connection) as messenger, messenger.cursor() as cursor:
-            cursor.execute(target.question)
-            if target.is_among(cursor.fetchall(), _target(messenger)):
-                cursor.execute(target.order)
+        try:
+            with self._another(connection) as messenger, messenger.cursor() as cursor:
+                cursor.execute(target.question)
+                if target.is_among(cursor.fetchall(), _target(messenger)):
+                    cursor.execute(target.order)
+        except Exception as error:  # noqa: BLE001 - the cut follows
+            self.cancel_failed(error)
+
+    def _another(self, connection: Any) -> Any:
+        """A second connection to the same server."""
+        sock = connection._sock  # noqa: SLF001
+        encrypted = isinstance(sock, ssl.SSLSocket)
+        # Where this connection went, not where its name leads by now; a certificate wants the name.
+        named = encrypted or connection.unix_socket
+        where = {"host": connection.host if named else sock.getpeername()[0], **_LIMITS}
+        if self.second is not None:
+            with suppress(Exception):  # the engine's own way may not lead to this server, or no longer
+                return self.second.open(**where, init_command=None)
+        return _log_in_again(connection, where, encrypted=encrypted)
 
     def kill(self, connection: Any) -> None:
         """See Driver."""
@@ -66,14 +83,10 @@ def _target(connection: Any) -> Target:
     return Target(connection.thread_id(), address[1] if isinstance(address, tuple) else None)
 
 
-def _another(connection: Any) -> Any:
-    """A second connection to the same server."""
-    sock = connection._sock  # noqa: SLF001
-    encrypted = isinstance(sock, ssl.SSLSocket)
-    # Where this connection went, not where its name leads by now; a certificate wants the name.
-    named = encrypted or connection.unix_socket
+def _log_in_again(connection: Any, where: dict[str, Any], *, encrypted: bool) -> Any:
+    """A second connection with the first one's password."""
     return pymysql.connect(
-        host=connection.host if named else sock.getpeername()[0],
+        **where,
         port=connection.port,
         user=connection.user,
         password=connection.password,
@@ -82,7 +95,4 @@ def _another(connection: Any) -> Any:
         ssl=connection.ctx if encrypted else None,
         ssl_disabled=not encrypted,
         server_public_key=connection.server_public_key,
-        connect_timeout=PATIENCE,
-        read_timeout=PATIENCE,
-        write_timeout=PATIENCE,
     )

@@ -84,7 +84,7 @@ class Aiosqlite(Sqlite):
 
     def __init__(self) -> None:
         super().__init__()
-        self._background = Background()
+        self._background = Background(self.cancel_failed)
 
     def _ask(self, connection: Any, pragma: str) -> int:
         async def ask() -> int:
