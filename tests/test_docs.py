@@ -12,7 +12,7 @@ from sqlalchemy import create_engine
 from starlette.applications import Starlette
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def snippets(page):
