@@ -43,8 +43,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         listeners: pybreaker's listener objects, or callables as in `guardrails.events`.
         state_storage: Where state and counters live; None keeps them in memory.
         name: A label for errors, events and logs.
-        throw_new_error_on_trip: True replaces the error of the call that opens the circuit by a
-            `pybreaker.CircuitBreakerError`. That is pybreaker's default; ours is the call's own error.
+        throw_new_error_on_trip: True, pybreaker's default, replaces the error of the call that opens the
+            circuit by a `pybreaker.CircuitBreakerError`, whose cause it becomes. False raises the call's own.
         clock: Where the time comes from; a monotonic reading in seconds.
 
     Raises:
@@ -60,7 +60,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         listeners: Sequence[Any] | None = None,
         state_storage: pybreaker.CircuitBreakerStorage | None = None,
         name: str | None = None,
-        throw_new_error_on_trip: bool = False,  # noqa: FBT001, FBT002 - pybreaker's signature
+        throw_new_error_on_trip: bool = True,  # noqa: FBT001, FBT002 - pybreaker's signature
         *,
         clock: Callable[[], float] = time.monotonic,
         **misspelt: Never,

@@ -93,7 +93,7 @@ def around(say):
 
     guard.force_open()
     say(end_of(fail), fail.__name__)
-    breaker = CircuitBreaker(fail_max=2, reset_timeout=60)
+    breaker = CircuitBreaker(fail_max=2, reset_timeout=60, throw_new_error_on_trip=False)
     say([end_of(breaker.call, boom) for _ in range(3)], breaker.current_state)
     say(end_of(lambda: Guard("db", max_concurrent_calls=0, timeout=-1)))
     say(issubclass(ConfigurationError, ValueError), issubclass(RejectedError, Exception))
