@@ -54,8 +54,9 @@ class RejectedError(GuardrailsError):
         "shed": "shed under load for its criticality",
     }
 
-    # What it says is kept in ``args``, where every exception has a place for it already. So the one refusal
-    # of which there may be many can be made without a constructor: `Door.shut_out`.
+    # ``args`` holds what the constructor takes, and the properties read it: pickle, copy, multiprocessing and
+    # Celery rebuild an error as ``type(error)(*error.args)``. So the one refusal of which there may be many
+    # can also be made without a constructor: `Door.shut_out`.
 
     args: tuple[str, Reason, float | None]
 
@@ -96,20 +97,28 @@ class ShedError(RejectedError):
 
 
 class CallTimeoutError(GuardrailsError, TimeoutError):
-    """The call started and did not finish in time: whether it took effect is unknown.
+    """The call started and did not finish in time: whether it took effect is unknown."""
 
-    Attributes:
-        guard: Name of the guard whose call was stopped.
-        timeout: Seconds the call was given.
-    """
+    # As in RejectedError, ``args`` holds what the constructor takes: pickle, copy, multiprocessing and Celery
+    # rebuild an error as ``type(error)(*error.args)``.
+
+    args: tuple[str, float]
 
     def __init__(self, guard: str, timeout: float) -> None:
-        super().__init__(f"{guard!r} stopped the call: it was given {timeout:.3g} s")
-        self.guard = guard
-        self.timeout = timeout
+        self.args = (guard, timeout)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.guard, self.timeout)
+    @property
+    def guard(self) -> str:
+        """Name of the guard whose call was stopped."""
+        return self.args[0]
+
+    @property
+    def timeout(self) -> float:
+        """Seconds the call was given."""
+        return self.args[1]
+
+    def __str__(self) -> str:
+        return f"{self.guard!r} stopped the call: it was given {self.timeout:.3g} s"
 
 
 class CommitUnknownError(CallTimeoutError):
