@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from numbers import Number, Real
@@ -12,10 +13,16 @@ from numbers import Number, Real
 import guardrails._identity  # noqa: F401 - everything of ours comes through here, and nothing may start mixed
 from guardrails.errors import ConfigurationError
 
-__all__ = ["Faults", "finite", "refuse_unknown", "unknown_option"]
+__all__ = ["Faults", "finite", "refuse_unknown", "shown", "unknown_option"]
 
 _LONGEST = 10**9
 """Seconds, or calls. About thirty years; keeps every sum finite and every lock's timeout legal."""
+
+_SHOWN = 40
+"""Characters of a given value that a message shows."""
+
+_ADDRESS = re.compile(r"://|:[^@\s]*@|\b\w*(password|passwd|pwd|secret|token|host|dsn)\w*\s*=", re.IGNORECASE)
+"""A URL, ``user:password@host``, or one of libpq's and ODBC's ``key=value`` texts."""
 
 
 def finite(value: object) -> bool:
@@ -28,26 +35,33 @@ def finite(value: object) -> bool:
         return False
 
 
-def unknown_option(where: str, name: str, known: Iterable[str]) -> ConfigurationError:
+def unknown_option(where: str, name: object, known: Iterable[str]) -> ConfigurationError:
     """Builds the error for a misspelt option; it names the nearest real one."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(names)}"
-    return ConfigurationError(f"{where} has no option {name!r}{hint}")
+    return ConfigurationError(f"{where} has no option {shown(name)}{hint}")
 
 
-def _shown(value: object) -> str:
-    """A value as a message may show it: an engine, a client or a URL could tell a host or a password."""
+def shown(value: object) -> str:
+    """Words a value for a message: at most `_SHOWN` characters of a text, none of what may be an address.
+
+    An engine, a client or a URL could tell a host or a password, and a text in the wrong place could be one.
+    """
     if isinstance(value, type):
-        return f"the class {value.__name__}"
+        return f"the class {_cut(value.__name__)}"
     if not isinstance(value, str | bytes | Number | timedelta | None):
-        return f"a {type(value).__name__}"
-    shown = repr(value)
-    if "://" in shown:
-        return "a URL"
-    if len(shown) > 80:  # noqa: PLR2004 - a line of text; 10**400 must not fill a screen
-        return f"{shown[:60]}... ({type(value).__name__})"
-    return shown
+        return f"a {_cut(type(value).__name__)}"
+    if isinstance(value, str | bytes):
+        text = value if isinstance(value, str) else value.decode("latin-1")
+        if _ADDRESS.search(text):
+            return "a URL" if "://" in text else "a text that looks like an address or a password"
+        return repr(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!r}..."
+    return _cut(repr(value))  # 10**400 must not fill a screen
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def refuse_unknown(where: str, given: Iterable[str], taker: Callable[..., object]) -> None:
@@ -69,7 +83,7 @@ class Faults:
 
     def add(self, field: str, value: object, allowed: str, hint: str = "") -> None:
         """Notes one fault."""
-        self._found.append(f"{field} must be {allowed}, got {_shown(value)}{hint}")
+        self._found.append(f"{field} must be {allowed}, got {shown(value)}{hint}")
 
     def seconds(self, field: str, value: object, *, zero: bool = False, none: bool = False) -> None:
         """Checks a duration: a finite number of seconds above 0 (or from 0 on)."""

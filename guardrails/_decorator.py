@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar, cast, overload
 
 from guardrails._call import Call
-from guardrails._callables import is_async, is_generator, label, not_run
+from guardrails._callables import FINISHED, check_finished, check_guardable, is_async, label
 from guardrails._checks import Faults, refuse_unknown
 from guardrails._criticality import CLASSES, Criticality
 from guardrails._deadline import RankScope, close, current, enter
@@ -85,9 +84,10 @@ def guarded(
 
     Raises:
         ConfigurationError: ``timeout`` is not a number above 0, or another argument is wrong.
-        TypeError: The function is a generator: between two ``yield`` the caller runs, who would hold
-            the slot. Guard the step that does the work, or open ``guard.call()`` where it is used.
-            Or it is synchronous, and its fallback is not.
+        TypeError: What it decorates is no function, or a generator: between two ``yield`` the caller runs,
+            who would hold the slot. Guard the step that does the work, or open ``guard.call()`` where it is
+            used. Or it is synchronous, and its fallback is not. A call raises it for a result that is work
+            still to be done: a coroutine, a generator, a task or future, a context manager of contextlib's.
     """
     refuse_unknown("guarded", _misspelt, guarded)
     if not isinstance(guard, Guard):
@@ -98,7 +98,7 @@ def guarded(
     def decorate(fn: Callable[P, T]) -> Callable[P, T]:
         if isinstance(fn, staticmethod | classmethod):
             return cast("Callable[P, T]", type(fn)(decorate(fn.__func__)))
-        _refuse_generators(fn)
+        check_guardable(fn)
         own = _own_compartment(guard, fn)
         wrapped: Any = _wrapper_for(own, timeout, fn)(own, timeout, fn)
         return cast("Callable[P, T]", wrapped if rank is None else _mattering(wrapped, rank))
@@ -133,8 +133,8 @@ def _wrap_sync(guard: Guard, timeout: float | None, fn: Callable[P, T]) -> Calla
             call.come_in()
         try:
             result = fn(*args, **kwargs)
-            if type(result) is CoroutineType:
-                raise not_run(fn, result, "make it an async def")  # noqa: TRY301
+            if type(result) not in FINISHED:
+                check_finished(fn, result, "make it an async def")
             if passage.judges:
                 call.judge(result)
             if call.slip_out():
@@ -160,6 +160,8 @@ def _wrap_async(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> 
             call.arm()
         try:
             result = await fn(*args, **kwargs)
+            if type(result) not in FINISHED:
+                check_finished(fn, result, "await it inside the function")
             if passage.judges:
                 call.judge(result)
             if call.slip_out():
@@ -210,11 +212,3 @@ def _own_compartment(guard: Guard, fn: Callable[..., Any]) -> Guard:
 def _wraps(fn: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     # A partial or a callable object has no __name__; functools.wraps copies what there is.
     return functools.wraps(fn)
-
-
-def _refuse_generators(fn: Callable[..., Any]) -> None:
-    if is_generator(fn):
-        raise TypeError(
-            f"cannot guard the generator {label(fn)}: its slot would be held while the caller runs. "
-            "Guard the function that does one step, or use guard.call() around the loop."
-        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random as _random
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from types import CoroutineType
 from typing import Any, Never, ParamSpec, Protocol, TypeVar
 
 from guardrails._call import Call
-from guardrails._callables import not_run
-from guardrails._checks import Faults, unknown_option
+from guardrails._callables import FINISHED, check_finished
+from guardrails._checks import Faults, shown, unknown_option
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.gate import Gate
@@ -145,8 +145,8 @@ class Guard:
             call.come_in()
         try:
             result = fn(*args, **kwargs)
-            if type(result) is CoroutineType:
-                raise not_run(fn, result, "await run_async() instead of run()")  # noqa: TRY301
+            if type(result) not in FINISHED:
+                check_finished(fn, result, "await run_async() instead of run()")
             if passage.judges:
                 call.judge(result)
             if call.slip_out():
@@ -171,6 +171,8 @@ class Guard:
             call.arm()
         try:
             result = await fn(*args, **kwargs)
+            if type(result) not in FINISHED:
+                check_finished(fn, result, "await it inside the function")
             if passage.judges:
                 call.judge(result)
             if call.slip_out():
@@ -291,7 +293,7 @@ class Guard:
                 return known
             raise ConfigurationError(f"guard {self.name!r} has a compartment {name!r} already")
         total = self._door.gate.bulkhead.limit
-        faults = Faults(f"compartment {name!r}")
+        faults = Faults(f"compartment {shown(name)}")
         faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=total)
         faults.raise_if_any()
         part = Guard(
@@ -391,23 +393,32 @@ def workload(guard: Guard, key: str, name: str | None = None) -> Guard:
 
     def form(found: str) -> Guard:
         taken = name is None or found == OTHER or guard._part(name) is not None
-        return guard.compartment(found if taken or name is None else name)
+        return guard.compartment(_fitting(found if taken or name is None else name))
 
     part: Guard = guard._sharing.find(key, form)
     return part
 
 
+def _fitting(name: str) -> str:
+    """A compartment's name that is no longer than a guard's may be, and still its own."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 9]}~{zlib.crc32(name.encode(errors='replace')):08x}"
+
+
 _INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listeners", "clock", "random")
 """What a compartment takes over from its guard, unless it is given its own."""
+
+_LONGEST_NAME = 200
+"""Characters of a guard's name: it is in every error, log line and metric."""
 
 _OPTIONS = ("name", "max_concurrent_calls", *_INHERITED)
 
 
 def _check(name: object, limit: object, settings: Mapping[str, Any]) -> None:
-    shown = name if isinstance(name, str) else type(name).__name__
-    faults = Faults(f"guard {shown[:80]!r}")
-    if not isinstance(name, str) or not name:
-        faults.add("name", name, "a text that is not empty")
+    faults = Faults(f"guard {shown(name)}")
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+        faults.add("name", name, f"a text of 1 to {_LONGEST_NAME} characters")
     faults.count("max_concurrent_calls", limit)
     faults.seconds("max_wait_duration", settings["max_wait_duration"], zero=True)
     faults.count("max_waiting", settings["max_waiting"], least=0, none=True)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import CoroutineType
 from typing import Any
 
-from guardrails._callables import not_run
+from guardrails._callables import FINISHED, check_finished
 from guardrails._deadline import ambient
 from guardrails._door import Door
 from guardrails._outcome import Outcome
@@ -67,8 +66,8 @@ def run_in_slot(  # noqa: C901, PLR0912 - written out
         return otherwise(passage.owner, fn, *args, **kwargs)
     try:
         result = fn(*args, **kwargs)
-        if type(result) is CoroutineType:
-            raise not_run(fn, result, "await run_async(), or decorate an async def")  # noqa: TRY301
+        if type(result) not in FINISHED:
+            check_finished(fn, result, "await run_async(), or decorate an async def")
     except BaseException as error:
         _leave(passage, door, ticket, error)
         raise

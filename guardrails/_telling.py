@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from guardrails._core.breaker import Change
-from guardrails.events import CallFinished, Event, Listener, StateChanged
+from guardrails.events import CallFinished, Event, Listener, StateChanged, wants
 
 __all__ = ["Telling", "log"]
 
@@ -26,18 +26,22 @@ class Telling:
         tells_of_calls: Whether a listener wants to know of each call's end.
     """
 
-    __slots__ = ("_seq", "listeners", "lock", "name", "tells_of_calls")
+    __slots__ = ("_seq", "_wanted", "listeners", "lock", "name", "tells_of_calls")
 
     def __init__(self, name: str, listeners: Iterable[Listener]) -> None:
         self.name = name
         self.lock = threading.RLock()
         self.listeners = tuple(listeners)
-        self.tells_of_calls = self.wanted(CallFinished)
+        self._wanted: dict[type[Event], tuple[Listener, ...]] = {}
+        self.tells_of_calls = bool(self.wanted(CallFinished))
         self._seq = 0
 
-    def wanted(self, kind: type[Event]) -> bool:
-        """Whether any listener wants this kind of event."""
-        return any(_wants(listener, kind) for listener in self.listeners)
+    def wanted(self, kind: type[Event]) -> tuple[Listener, ...]:
+        """The listeners that want this kind of event."""
+        found = self._wanted.get(kind)
+        if found is None:
+            found = self._wanted[kind] = tuple(each for each in self.listeners if wants(each, kind))
+        return found
 
     def next_number(self) -> int:
         """An event's place in the order of this guard's events."""
@@ -48,12 +52,11 @@ class Telling:
     def tell(self, kind: type[Event], **fields: Any) -> None:
         """Builds an event and hands it to who wants it. What a listener raises is logged, no more."""
         event = kind(guard=self.name, **fields)
-        for listener in self.listeners:
-            if _wants(listener, kind):
-                try:
-                    listener(event)
-                except Exception:  # a listener cannot break a call
-                    log.exception("a listener of guard %r raised", self.name)
+        for listener in self.wanted(kind):
+            try:
+                listener(event)
+            except Exception:  # a listener cannot break a call
+                log.exception("a listener of guard %r raised", self.name)
 
     def tell_change(self, number: int, change: Change) -> None:
         """Tells of a transition of the circuit, or of one that there would have been."""
@@ -71,8 +74,3 @@ class Telling:
             cause=change.cause,
             retry_after=change.retry_after,
         )
-
-
-def _wants(listener: Listener, kind: type[Event]) -> bool:
-    wanted = getattr(listener, "events", None)
-    return wanted is None or kind in wanted

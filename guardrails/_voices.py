@@ -11,7 +11,7 @@ import pybreaker
 
 from guardrails._consecutive import Turn
 from guardrails._outcome import Outcome
-from guardrails.events import CallFinished, CallRejected, Event, StateChanged
+from guardrails.events import CallFinished, CallRejected, Event, StateChanged, wants
 
 __all__ = ["Voices", "is_old"]
 
@@ -84,8 +84,7 @@ class Voices:
     def _report(self, kind: type[Event], **fields: Any) -> None:
         event = None
         for listener in tuple(self.listeners):
-            wanted = getattr(listener, "events", None)
-            if is_old(listener) or (wanted is not None and kind not in wanted):
+            if is_old(listener) or not wants(listener, kind):
                 continue
             event = event or kind(guard=self.label(), seq=next(self._seq), **fields)
             self._safely(listener, event)

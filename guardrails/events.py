@@ -1,14 +1,16 @@
 """What a guard tells its listeners.
 
 A listener is any callable that takes one of these records. Give it an attribute
-``events = (StateChanged, ...)`` and it gets only those; an event that nobody wants is not built.
+``events = (StateChanged, ...)`` and it gets only those; an event that no listener wants is not built.
+A listener whose ``events`` is no collection of event classes gets every event.
 Listeners run after every lock has been let go, in the order of ``seq`` within one thread; what they
 raise is logged and goes no further.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -100,3 +102,17 @@ class LeakFound(Event):
 
 
 Listener = Callable[[Event], None]
+
+
+def wants(listener: object, kind: type[Event]) -> bool:
+    """Whether a listener wants this kind of event."""
+    try:
+        asked = getattr(listener, "events", None)
+        if isinstance(asked, str) or not isinstance(asked, Sequence | AbstractSet | Mapping):
+            return True
+        classes = tuple(asked)
+    except Exception:  # noqa: BLE001 - a proxy or a mock: it does not say what it wants
+        return True
+    if not all(isinstance(each, type) and issubclass(each, Event) for each in classes):
+        return True
+    return issubclass(kind, classes)

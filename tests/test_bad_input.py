@@ -13,6 +13,8 @@ from decimal import Decimal
 import fakeredis
 import pytest
 import sqlalchemy
+import sqlalchemy.ext.asyncio
+import sqlalchemy.orm
 from redis import Redis
 
 from guardrails import (
@@ -195,6 +197,96 @@ def test_a_misspelt_setting_is_refused_and_the_nearest_named(subject):
         misspelt = setting[:-2] + setting[-1]
         with pytest.raises(ConfigurationError, match=f"no option '{misspelt}'; did you mean '{setting}'"):
             give(subject, **{misspelt: None})
+
+
+SECRETS = {
+    "long": "hunter2-" * 12,
+    "long bytes": b"hunter2-" * 12,
+    "url": "postgresql://app:hunter2@db.internal/shop",
+    "address": "app:hunter2@db.internal",
+    "dsn": "host=db.internal password=hunter2",
+}
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize(("subject", "setting", "cells"), SETTINGS)
+def test_a_text_is_shown_in_part_and_an_address_not_at_all(subject, setting, cells, secret):
+    """C7: at most 40 characters, also of the name that the message begins with."""
+    given = SECRETS[secret]
+    kept = cells.split()[5] == "ok" and isinstance(given, str)  # a name is a text
+    with pytest.raises(ConfigurationError) if not kept else contextlib.nullcontext() as refusal:
+        give(subject, **{setting: given})
+    if refusal is not None:
+        shown = str(refusal.value)
+        assert shown.count("hunter2") <= (5 * (1 + (setting == "name")) if secret.startswith("long") else 0)
+        assert "internal" not in shown
+    if setting == "name" and secret not in {"long", "long bytes"}:
+        with pytest.raises(ConfigurationError) as refusal:
+            give(subject, name=given, **{"fail_max" if subject is CircuitBreaker else "max_waiting": -1})
+        assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("subject", [Guard, Guard.compartment, protect])
+def test_a_misspelt_setting_shows_as_little(subject):
+    """A name of an option may be the value, by mistake."""
+    with pytest.raises(ConfigurationError, match="has no option") as refusal:
+        give(subject, **{SECRETS["url"]: 1})
+    assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("make", [Guard, Bulkhead])
+def test_a_name_has_at_most_200_characters(make):
+    """It is a label of metrics and stands in every line of the log."""
+    assert make("n" * 200, max_concurrent_calls=1).name == "n" * 200
+    for name in ("n" * 201, ""):
+        with pytest.raises(ConfigurationError, match="name must be a text of 1 to 200 characters") as refusal:
+            make(name, max_concurrent_calls=1)
+        assert "n" * 41 not in str(refusal.value)
+
+
+class Base(sqlalchemy.orm.DeclarativeBase):
+    """A service's own."""
+
+
+def _flask_sqlalchemy():
+    """As Flask-SQLAlchemy's ``db``, which is of no class of SQLAlchemy's."""
+    return type("SQLAlchemy", (), {"__module__": "flask_sqlalchemy.extension"})()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        sqlalchemy.orm.Session,
+        sqlalchemy.orm.Session(),
+        sqlalchemy.orm.sessionmaker(),
+        sqlalchemy.orm.scoped_session(sqlalchemy.orm.sessionmaker()),
+        sqlalchemy.ext.asyncio.AsyncSession,
+        sqlalchemy.ext.asyncio.async_sessionmaker(),
+        sqlalchemy.Connection,
+        Base,
+        Base.metadata,
+        _flask_sqlalchemy(),
+        type(_flask_sqlalchemy()),
+    ],
+    ids=lambda target: getattr(target, "__name__", type(target).__name__),
+)
+def test_protect_says_to_pass_the_engine(target):
+    """What has an engine is not it."""
+    with pytest.raises(ConfigurationError, match="pass its engine"):
+        protect(target)
+
+
+def test_protect_says_to_pass_a_live_object_and_not_its_class():
+    """Classes are nothing to guard."""
+    for cls in (sqlalchemy.Engine, sqlalchemy.ext.asyncio.AsyncEngine):
+        with pytest.raises(ConfigurationError, match=r"the class \w+ cannot be guarded; pass an engine"):
+            protect(cls)
+    with pytest.raises(ConfigurationError, match="the class Redis cannot be guarded; pass a client"):
+        protect(Redis)
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as connection, pytest.raises(ConfigurationError, match="pass its engine"):
+        protect(connection)
+    engine.dispose()
 
 
 def test_rules_that_are_iterables_are_read_once():

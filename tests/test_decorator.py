@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
+import gc
 import inspect
+import weakref
 
 import pytest
 from verbs import Boom
@@ -147,6 +151,120 @@ def test_generators_are_refused_where_they_are_written(make_guard):
             guarded(make_guard())(form)
     with pytest.raises(TypeError, match="generator"):
         guarded(make_guard())(staticmethod(generator))
+
+
+@contextlib.contextmanager
+def transaction():
+    yield
+
+
+@contextlib.asynccontextmanager
+async def transaction_async():
+    yield
+
+
+class Page:
+    """What else stands where a function is expected."""
+
+    @property
+    def size(self):
+        return 3
+
+    length = functools.cached_property(len)
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        (Page, "the class Page"),
+        (None, "NoneType, which is no function"),
+        (3, "int, which is no function"),
+        ("load", "str, which is no function"),
+        (vars(Page)["size"], "below @property"),
+        (vars(Page)["length"], "below @property"),
+        (functools.partialmethod(load), "partialmethod, which is no function"),
+        (transaction, "context manager transaction"),
+        (transaction_async, "context manager transaction_async"),
+        (functools.partial(transaction), "context manager"),
+        (staticmethod(transaction), "context manager"),
+        (classmethod(Page), "the class Page"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"fallback": lambda error: None}, {"timeout": 1}])
+def test_what_is_no_function_is_refused_where_it_is_written(make_guard, form, why, options):
+    """With a fallback around it, too."""
+    with pytest.raises(TypeError, match=f"cannot guard .*{why}"):
+        guarded(make_guard(), **options)(form)
+
+
+class Later(asyncio.Future):
+    """A future of a class of its own."""
+
+
+def rows():
+    yield 1
+
+
+async def rows_async():
+    yield 1
+
+
+UNFINISHED = {
+    "coroutine": (lambda: load_async(1), "a coroutine"),
+    "generator": (rows, "a generator"),
+    "generator expression": (lambda: (row for row in [1]), "a generator"),
+    "async generator": (rows_async, "an async generator"),
+    "context manager": (transaction, "a context manager"),
+    "async context manager": (transaction_async, "a context manager"),
+    "future of a thread": (concurrent.futures.Future, "a future"),
+    "future of a class of its own": (lambda: Later(loop=asyncio.get_running_loop()), "a future"),
+    "task": (lambda: asyncio.ensure_future(asyncio.sleep(0)), "a future"),
+}
+
+
+@pytest.mark.parametrize("form", UNFINISHED)
+@pytest.mark.parametrize("kind", ["run", "decorated", "bulkhead", "run_async", "decorated async", "fallback"])
+def test_a_call_that_returns_unfinished_work_is_refused_and_no_failure(make_guard, form, kind):
+    """It would be guarded in name only. The dependency has done nothing wrong, and no fallback hides it."""
+    make, what = UNFINISHED[form]
+    guard = Bulkhead("db", 1) if kind == "bulkhead" else make_guard()
+
+    def make_plain():
+        return make()
+
+    async def make_async():
+        return make()
+
+    async def main():
+        for _ in range(2):
+            with pytest.raises(TypeError, match=f"returned {what}, which would run outside the guard"):
+                if kind in {"run", "bulkhead"}:
+                    guard.run(make_plain)
+                elif kind == "decorated":
+                    guarded(guard)(make_plain)()
+                elif kind == "fallback":
+                    guarded(guard, fallback=lambda error: None)(make_plain)()
+                elif kind == "run_async":
+                    await guard.run_async(make_async)
+                else:
+                    await guarded(guard)(make_async)()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    seen = guard.snapshot()
+    assert (seen.failed, seen.succeeded, seen.abandoned, seen.in_use) == (0, 0, 2, 0)
+
+
+def test_results_of_many_classes_are_looked_at_and_let_go(make_guard):
+    """Classes without end are not kept."""
+    guard = make_guard()
+    classes = [type("Row", (), {}) for _ in range(1000)]
+    seen = [weakref.ref(cls) for cls in classes]
+    for cls in classes:
+        guard.run(cls)
+    del cls, classes
+    gc.collect()
+    assert sum(ref() is not None for ref in seen) < 300
 
 
 def test_a_function_that_returns_a_coroutine_is_refused_when_it_does(run, make_guard):

@@ -11,17 +11,18 @@ import logging
 import math
 import pickle
 import sys
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from flavours import SyncFlavour
 from verbs import Boom, abandon, be_refused, boom, counting, fail, play, succeed, trip, tripping
 
-from guardrails import BreakerPolicy, Bulkhead, CircuitOpenError, ConfigurationError, Guard
+from guardrails import BreakerPolicy, Bulkhead, CircuitBreaker, CircuitOpenError, ConfigurationError, Guard
 from guardrails._door import Door
 from guardrails._outcome import Outcome, classify
 from guardrails._waiting import Waiting
 from guardrails.errors import DeadlineSpentError
-from guardrails.events import CallFinished, CallRejected, StateChanged
+from guardrails.events import CallFinished, CallRejected, Event, StateChanged
 
 
 def totals(guard):
@@ -372,6 +373,86 @@ def test_listeners_get_what_they_ask_for(run, make_guard):
     quiet = make_guard(breaker=tripping(), listeners=[Changes()])
     fail(run, quiet)
     assert [type(event) for event in told] == [StateChanged] * 2
+
+
+class Odd:
+    """A listener whose ``events`` says nothing that can be used."""
+
+    def __init__(self, events):
+        self.events = events
+        self.heard = []
+
+    def __call__(self, event):
+        self.heard.append(type(event))
+
+
+class Touchy(Odd):
+    """One whose ``events`` cannot be read."""
+
+    events = property(lambda self: 1 / 0, lambda self, value: None)
+
+
+ODD_EVENTS = [
+    5,
+    "StateChanged",
+    "",
+    ["StateChanged"],
+    [StateChanged, None],
+    StateChanged,
+    (int,),
+    Mock(),
+    MagicMock(),
+    iter([StateChanged]),
+]
+
+
+@pytest.mark.parametrize(
+    "events", ODD_EVENTS, ids=[type(events).__name__ + str(n) for n, events in enumerate(ODD_EVENTS)]
+)
+@pytest.mark.parametrize("kind", [Odd, Touchy])
+def test_a_listener_that_does_not_say_what_it_wants_gets_every_event(run, make_guard, clock, events, kind):
+    """Nothing raises in the middle of a call."""
+    listener = kind(events)
+    guard = make_guard(listeners=[listener])
+    run(guard, lambda: 1)
+    guard.force_open()
+    with pytest.raises(CircuitOpenError):
+        run(guard, lambda: 1)
+    assert listener.heard == [CallFinished, StateChanged, CallRejected]
+    listener.heard.clear()
+    breaker = CircuitBreaker(listeners=[listener], clock=clock)
+    breaker.call(int)
+    breaker.open()
+    assert listener.heard == [CallFinished, StateChanged]
+
+
+@pytest.mark.parametrize("make", [Mock, MagicMock])
+def test_a_mock_is_a_listener(run, make_guard, make):
+    """It has every attribute, ``events`` too."""
+    listener = make()
+    guard = make_guard(listeners=[listener])
+    run(guard, lambda: 1)
+    guard.force_open()
+    assert [type(call.args[0]) for call in listener.call_args_list] == [CallFinished, StateChanged]
+
+
+@pytest.mark.parametrize(
+    ("events", "heard"),
+    [
+        ((), []),
+        ({StateChanged}, [StateChanged]),
+        ([CallFinished, StateChanged], [CallFinished, StateChanged]),
+        ({CallFinished: None}.keys(), [CallFinished]),
+        ((Event,), [CallFinished, StateChanged]),
+    ],
+)
+def test_a_listener_says_what_it_wants_by_any_collection_of_classes(run, make_guard, events, heard):
+    """A base class stands for all that derive from it."""
+    listener = Odd(events)
+    guard = make_guard(listeners=[listener])
+    run(guard, lambda: 1)
+    guard.force_open()
+    assert listener.heard == heard
 
 
 def test_a_listener_may_do_what_it_likes(run, make_guard, caplog):

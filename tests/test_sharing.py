@@ -192,3 +192,13 @@ def test_a_detached_guard_forgets_who_was_inside(db):
     assert pool.detached
     assert (db.snapshot().in_use, shop.snapshot().in_use) == (0, 0)
     assert db.run(lambda: "fine") == shop.run(lambda: "fine") == "fine"
+
+
+def test_a_name_that_is_too_long_for_a_guard_is_cut_and_stays_its_own(db):
+    """Routes and functions have names of any length; nothing raises in the middle of a request."""
+    routes = ["/" + "r" * 300 + end for end in ("a", "b")]
+    parts = [workload(db, route) for route in routes]
+    assert [len(part.name) for part in parts] == [200, 200]
+    assert len({part.name for part in parts}) == 2
+    assert [workload(db, route) for route in routes] == parts
+    assert workload(db, "key", "n" * 201).name != workload(db, "other key", "n" * 202).name

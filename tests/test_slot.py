@@ -77,7 +77,7 @@ def test_whatever_a_call_does_its_slot_comes_back(slots):
         slots.run(give_up)
     with pytest.raises(TypeError, match="run_async"):
         slots.run(forgotten)
-    assert totals(slots) == (0, 1, 2, 1, 0)
+    assert totals(slots) == (0, 1, 1, 2, 0)
 
 
 def test_two_inside_and_the_third_is_refused(slots):

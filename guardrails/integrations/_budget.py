@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guardrails._checks import Faults
+from guardrails._checks import Faults, shown
 from guardrails._deadline import ambient, current
 from guardrails._guard import Guard, sorts_calls, workload
 from guardrails._sharing import DEFAULT
@@ -23,14 +23,14 @@ def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int
     Raises:
         ConfigurationError: More was asked for than the pool has, or nothing of a pool without a limit.
     """
-    faults = Faults(f"guard {name!r}")
+    faults = Faults(f"guard {shown(name)}")
     faults.count("max_concurrent_calls", asked, none=True, most=most)
     faults.raise_if_any()
     if isinstance(asked, int):
         return asked
     if most is None:
         raise ConfigurationError(
-            f"guard {name!r}: {unlimited} lets out any number of connections; "
+            f"guard {shown(name)}: {unlimited} lets out any number of connections; "
             "say how many calls may run at once with max_concurrent_calls=..."
         )
     return most
@@ -42,7 +42,7 @@ def sorted_by_itself(name: str, compartments: object) -> bool:
     Raises:
         ConfigurationError: It is neither ``"declared"`` nor ``"auto"``.
     """
-    faults = Faults(f"guard {name!r}")
+    faults = Faults(f"guard {shown(name)}")
     faults.choice("compartments", compartments, ("declared", "auto"))
     faults.raise_if_any()
     return compartments == "auto"

@@ -404,6 +404,15 @@ def test_django_wrong_settings_are_named(project, options, words):
         project(**options)
 
 
+@pytest.mark.parametrize("name", ["redis://:hunter2@cache.internal/0", "hunter2." * 12])
+def test_django_a_dotted_name_that_is_none_is_not_repeated(project, name):
+    """It may be an address with a password, in the wrong setting."""
+    with pytest.raises(ConfigurationError, match="GUARDRAILS: .* cannot be imported: .*Error$") as refusal:
+        project(guards=[name])
+    assert str(refusal.value).count("hunter2") <= 5 * ("://" not in name)
+    assert refusal.value.__suppress_context__
+
+
 # --- Litestar --------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.utils.module_loading import import_string
 
+from guardrails._checks import shown
 from guardrails.errors import ConfigurationError
 
 __all__ = ["named"]
@@ -23,4 +24,8 @@ def named(where: str, value: object) -> Any:
     try:
         return import_string(value)
     except ImportError as error:
+        if shown(value) != repr(value):  # what was given is no name, and the import's error would show it
+            raise ConfigurationError(
+                f"{where}: {shown(value)} cannot be imported: {type(error).__name__}"
+            ) from None
         raise ConfigurationError(f"{where}: {value!r} cannot be imported: {error}") from error

@@ -8,8 +8,9 @@ from sqlalchemy import Dialect, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.util import await_only
 
-from guardrails._checks import Faults
+from guardrails._checks import Faults, shown
 from guardrails._guard import Guard, attach, sort_calls
+from guardrails._protect import unsuited
 from guardrails.errors import CallTimeoutError, ConfigurationError
 from guardrails.integrations._budget import slots_for, sorted_by_itself
 from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
@@ -55,9 +56,7 @@ def guard_engine(
     """
     sync_engine = getattr(engine, "sync_engine", engine)
     if not isinstance(sync_engine, Engine):
-        raise ConfigurationError(
-            f"guard_engine: expected an Engine or AsyncEngine, got {type(engine).__name__}"
-        )
+        raise unsuited(engine)
     dialect, pool = sync_engine.dialect, sync_engine.pool
     name = dialect.name if name is None else name
     if guard_of(pool) is not None:
@@ -102,12 +101,12 @@ def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> Non
     _check_limit(guard.name, "backstop", backstop)
     if backstop <= guard.timeout:
         raise ConfigurationError(
-            f"{where}: backstop must be above the timeout of {guard.timeout:g} s, got {backstop!r}"
+            f"{where}: backstop must be above the timeout of {guard.timeout:g} s, got {shown(backstop)}"
         )
 
 
 def _check_limit(name: str, setting: str, seconds: float | None) -> None:
-    faults = Faults(f"guard {name!r}")
+    faults = Faults(f"guard {shown(name)}")
     faults.seconds(setting, seconds, none=True)
     faults.raise_if_any()
 
