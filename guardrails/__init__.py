@@ -9,32 +9,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from guardrails._budget import RetryBudget
-from guardrails._deadline import deadline, remaining
+import guardrails._identity  # noqa: F401 - nothing may start where another distribution's files are mixed in
 from guardrails._lazily import on_use
-from guardrails._policy import BreakerPolicy
-from guardrails._snapshot import GuardSnapshot
-from guardrails.errors import (
-    BulkheadFullError,
-    CallTimeoutError,
-    CommitUnknownError,
-    ConfigurationError,
-    DeadlineSpentError,
-    GuardrailsError,
-    RejectedError,
-    ShedError,
-)
 
+TYPE_CHECKING = False  # as type checkers know it; ``typing`` alone would be most of this import's time
 if TYPE_CHECKING:
+    from guardrails import errors as errors
+    from guardrails import events as events
+    from guardrails._budget import RetryBudget
     from guardrails._bulkhead import Bulkhead
     from guardrails._circuit_open import CircuitOpenError
     from guardrails._circuitbreaker import CircuitBreaker
+    from guardrails._deadline import deadline, remaining
     from guardrails._decorator import guarded
     from guardrails._guard import Guard
+    from guardrails._policy import BreakerPolicy
     from guardrails._protect import protect
     from guardrails._retrying import retrying
+    from guardrails._snapshot import GuardSnapshot
+    from guardrails.errors import (
+        BulkheadFullError,
+        CallTimeoutError,
+        CommitUnknownError,
+        ConfigurationError,
+        DeadlineSpentError,
+        GuardrailsError,
+        RejectedError,
+        ShedError,
+    )
 
 __all__ = [
     "BreakerPolicy",
@@ -62,14 +64,26 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ON_USE = {
+    **dict.fromkeys(("errors", "events"), None),
+    **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "guardrails.errors"),
+    "BreakerPolicy": "guardrails._policy",
     "Bulkhead": "guardrails._bulkhead",
     "CircuitBreaker": "guardrails._circuitbreaker",
     "CircuitOpenError": "guardrails._circuit_open",
     "Guard": "guardrails._guard",
+    "GuardSnapshot": "guardrails._snapshot",
+    "RetryBudget": "guardrails._budget",
+    "deadline": "guardrails._deadline",
     "guarded": "guardrails._decorator",
     "protect": "guardrails._protect",
+    "remaining": "guardrails._deadline",
     "retrying": "guardrails._retrying",
 }
-"""Names that need pybreaker, which imports redis where that is installed (0.3 s), or asyncio."""
+"""The module that has each public name. A name is imported when it is first used: some need pybreaker, which
+imports redis where that is installed (0.3 s), and the commands must take hold of Ctrl-C in milliseconds."""
 
 __getattr__ = on_use(__name__, _ON_USE)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

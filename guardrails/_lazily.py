@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+
+TYPE_CHECKING = False  # see the package's own module
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 __all__ = ["on_use"]
 
 
-def on_use(package: str, homes: Mapping[str, str], missing: str | None = None) -> Callable[[str], Any]:
+def on_use(package: str, homes: Mapping[str, str | None], missing: str | None = None) -> Callable[[str], Any]:
     """Makes a package's ``__getattr__`` (PEP 562).
 
     Args:
         package: The package's own name.
-        homes: The module that has each name.
+        homes: The module that has each name; None for a name that is a module of the package.
         missing: What to say where a module cannot be imported for want of another.
     """
 
@@ -23,7 +25,9 @@ def on_use(package: str, homes: Mapping[str, str], missing: str | None = None) -
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
-            value = getattr(importlib.import_module(homes[name]), name)
+            home = homes[name] or f"{package}.{name}"
+            __import__(home)
+            value = sys.modules[home] if homes[name] is None else getattr(sys.modules[home], name)
         except ImportError as error:
             if missing is None:
                 raise
