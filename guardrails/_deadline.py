@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from guardrails._checks import Faults, finite
 from guardrails._criticality import CRITICAL
-from guardrails.errors import GuardrailsError
+from guardrails._mishap import Mishap
+from guardrails.errors import CallTimeoutError, RejectedError
 
 __all__ = [
     "RankScope",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound="Scope")
-E = TypeVar("E", bound=GuardrailsError)
+E = TypeVar("E", bound=RejectedError | CallTimeoutError)
 
 Clock = Callable[[], float]
 
@@ -131,13 +132,12 @@ class RequestScope(Scope):
     it they have in common.
 
     Attributes:
-        trouble: The last refusal or timeout of any guard inside it. A framework's own error handler
-            may have turned the exception into a 500 before the middleware could see it.
+        mishap: What is known of the refusals and timeouts inside it; None while there was none.
         touched: When each guard was first asked for something inside it, on ``clock``, by passage.
         reserved: The slots taken for it that nothing inside it uses yet, by door.
     """
 
-    __slots__ = ("reserved", "touched", "trouble")
+    __slots__ = ("mishap", "reserved", "touched")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
         shared = None
@@ -149,7 +149,7 @@ class RequestScope(Scope):
         else:
             self.begin(at, None, clock, outer)
             shared = self.request
-        self.trouble: GuardrailsError | None = None
+        self.mishap: Mishap | None = None
         self.touched: dict[Any, float] = {} if shared is None else shared.touched
         self.reserved: dict[Any, int] = {} if shared is None else shared.reserved
         self.request = self
@@ -159,8 +159,26 @@ class RequestScope(Scope):
 
         A template such as ``/orders/{id}``, never the path that a client sent: there are few of those.
         """
-        outer = None if self.outer is None else self.outer.request
+        outer = self._enclosing()
         return None if outer is None else outer.template()
+
+    def went_wrong(self) -> Mishap:
+        """The record of what went wrong, begun if there is none; shared with the enclosing middlewares."""
+        if self.mishap is None:
+            outer = self._enclosing()
+            self.mishap = Mishap() if outer is None else outer.went_wrong()
+        return self.mishap
+
+    def forget_error(self) -> None:
+        """Drops the unhandled exception at the end: its traceback holds this request's frames.
+
+        The outermost middleware does it, since an inner one may leave the exception to an outer one.
+        """
+        if self.mishap is not None and self._enclosing() is None:
+            self.mishap.unhandled = None
+
+    def _enclosing(self) -> RequestScope | None:
+        return None if self.outer is None else self.outer.request
 
 
 def touch(scope: Scope | None, passage: Any) -> None:
@@ -169,16 +187,18 @@ def touch(scope: Scope | None, passage: Any) -> None:
         request = scope.request
         if passage not in request.touched:
             request.touched[passage] = request.clock()
+        elif request.mishap is not None:
+            request.mishap.failing.difference_update(door.name for door in passage.doors)
 
 
 def note_trouble(error: E) -> E:
-    """Leaves a guard's error with the request it happened in, if there is one, and returns it to be raised.
+    """Notes a guard's error with the request it happened in, if there is one, and returns it to be raised.
 
-    Raised from a variable, an error would be kept alive by the very frame that its traceback keeps.
+    Only the guard's name is kept: an error kept by its request would be a reference cycle.
     """
     scope = current()
     if scope is not None and scope.request is not None:
-        scope.request.trouble = error
+        scope.request.went_wrong().failing.add(error.guard)
     return error
 
 

@@ -22,6 +22,7 @@ WORDS = {
     "_callables",
     "_lazily",
     "_criticality",
+    "_mishap",
 }
 SHELL_ORDER = [
     # Each may import what stands before it.

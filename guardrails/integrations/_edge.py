@@ -9,6 +9,7 @@ from guardrails._core.gate import Refusal
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails.integrations._causes import note_fatal
 from guardrails.integrations._drain import Drain
 from guardrails.integrations._habits import Habit, Habits
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem, budget, retry_seconds
@@ -17,6 +18,8 @@ from guardrails.integrations._paths import ALLOWED, PathTable, is_path
 __all__ = ["Edge", "doors_of"]
 
 _FULL = ("bulkhead_full", "queue_timeout")
+_FORESEEN = (*_FULL, "circuit_open")
+"""The refusals that can be foreseen before a request is let in; others are about its time and rank."""
 
 _Reader = Callable[[bytes], float | None]
 
@@ -122,10 +125,6 @@ class Edge:
         """Lets a request out; one that was never counted changes nothing."""
         self._inside.discard(request)
 
-    def refuse(self, path: str) -> Problem | None:
-        """Like `admit`, without counting: for what is not one request and one answer."""
-        return None if self.is_exempt(path) else self._missing(path)
-
     def is_exempt(self, path: str) -> bool:
         """Whether a path is let in whatever happens."""
         return self._exempt.find(path) is not None
@@ -155,14 +154,17 @@ class Edge:
             wait = self._drain(door, reason)
         return Problem(reason, door.name, retry_seconds(reason, wait, self._random))
 
-    def standing(self, habits: Habits) -> list[Habit]:
-        """What a route is known to need of the guards that are answered for here."""
+    def needs(self, habits: Habits, now: float) -> list[Habit]:
+        """What a route has shown to need of the guards that are answered for here; see `Habits`."""
         # What was learnt of a pool says nothing about a guard that was taken off it since.
-        return [
+        needed = [
             habit
             for habit in habits.usual
             if habit.attached is habit.passage.attached and self.answers_for(habit.passage.name)
         ]
+        if any(_may_refuse(door) for habit in needed for door in habit.passage.doors) and habits.due(now):
+            return []
+        return needed
 
     def _drain(self, door: Door, reason: str) -> float | None:
         if reason not in _FULL:
@@ -187,6 +189,8 @@ class Edge:
                 first = leaf
         if first is None:
             return None
+        if isinstance(first, RejectedError) and first.reason in _FORESEEN:
+            note_fatal(first.guard)
         if isinstance(first, RejectedError) and first.reason in _FULL and first.retry_after is None:
             for guard in with_parts(self._guards):
                 if guard.name == first.guard:
@@ -208,6 +212,11 @@ class Edge:
 def doors_of(guards: Iterable[Guard]) -> tuple[Door, ...]:
     """The doors of several guards, each once, in the order in which they are passed."""
     return tuple(dict.fromkeys(door for guard in guards for door in guard.passage.doors))
+
+
+def _may_refuse(door: Door) -> bool:
+    bulkhead = door.gate.bulkhead
+    return not door.gate.calm or bulkhead.taken >= bulkhead.limit
 
 
 def with_parts(guards: Iterable[Guard]) -> Iterator[Guard]:

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from guardrails._core.gate import Refusal
-from guardrails._deadline import Clock, RequestScope, Scope, close, note_trouble
+from guardrails._deadline import Clock, RequestScope, Scope
 from guardrails._door import Door
+from guardrails.integrations._causes import note_caught
 from guardrails.integrations._http import Problem
 from guardrails.integrations._routes import RouteTable
 
@@ -40,12 +41,13 @@ class Exchange(RequestScope):
     """One request and its response, as far as it has come.
 
     A framework's outermost handler may answer 500 for a guard's error before the error gets here. A
-    500 in a request that had trouble is therefore held back until the application ends and it is
-    known what the trouble was to it.
+    500 in a request in which a guard refused or stopped something is therefore held back until the
+    application ends and it is known which exception became the 500.
 
     Attributes:
         started: Whether a response has been passed on; from then on nothing else can be answered.
         held: The messages of the 500 that is held back.
+        served: Whether the answer was no 5xx, in spite of a guard's refusal or timeout before it.
         began: When it came.
         let_in: When its wait for slots was over, and the application got it or it was refused.
         mine: The doors at which it reserved a slot, until it has given back what nothing used.
@@ -54,7 +56,7 @@ class Exchange(RequestScope):
         table: The routes of the application, as far as they can be seen.
     """
 
-    __slots__ = ("_send", "asgi", "began", "held", "let_in", "mine", "started", "table", "timed")
+    __slots__ = ("_send", "asgi", "began", "held", "let_in", "mine", "served", "started", "table", "timed")
 
     asgi: ASGIScope
     table: RouteTable
@@ -63,7 +65,7 @@ class Exchange(RequestScope):
         RequestScope.__init__(self, at, clock, outer)  # super() takes longer than all it calls here
         self._send = send
         self.mine: list[Door] | None = None
-        self.started = self.timed = False
+        self.started = self.timed = self.served = False
         self.held: list[Message] = []
         self.began = self.let_in = began
 
@@ -113,11 +115,14 @@ class Exchange(RequestScope):
 
     def _begin(self, message: Message) -> Awaitable[None]:
         kind = message["type"]
-        if self.held or (
-            kind == "http.response.start" and message["status"] == 500 and self.trouble is not None  # noqa: PLR2004
-        ):
+        if self.held:
             return self._hold(message)
         if kind == "http.response.start":
+            if self.mishap is not None:
+                if message["status"] == 500:  # noqa: PLR2004
+                    note_caught()
+                    return self._hold(message)
+                self.served = message["status"] < 500  # noqa: PLR2004
             self._start()
             if self.timed:
                 message = {**message, "headers": [*message.get("headers", ()), self.timing()]}
@@ -135,14 +140,6 @@ class Exchange(RequestScope):
         messages, self.held = self.held, []
         for message in messages:
             await self._send(message)
-
-    async def give_up(self) -> None:
-        """Leaves the application's exception to whoever is outside."""
-        if self.held:
-            await self.let_go()
-        if self.trouble is not None and self.outer is not None:
-            close(self)
-            note_trouble(self.trouble)
 
     def _start(self) -> None:
         # The budget is for the first byte: a stream may be long, and a background task is nobody's wait.

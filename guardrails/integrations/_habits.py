@@ -1,10 +1,17 @@
-"""What the requests of one route usually touch, learnt from those that were served. Knows no HTTP."""
+"""Learns which guards the requests of one route cannot be answered without. Must not import HTTP.
+
+A route *needs* a guard when nearly all of its requests come to it, and a refusal of it became the answer of
+one of them. Until then the route may have a fallback, an ``except`` or a second source. So its requests are
+let in, and the guard refuses inside, where the application can handle that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import NamedTuple
 
+from guardrails._deadline import RequestScope
+from guardrails._mishap import Mishap
 from guardrails._passage import Passage
 
 __all__ = ["Habit", "Habits"]
@@ -21,9 +28,17 @@ else first, it would be missing to the others for all that time."""
 
 MOST_GUARDS = 16
 
+FORGIVEN = ENOUGH
+"""Requests. An answer in spite of a guard's refusal or timeout ends the need for that guard at once. After it,
+so many refusals in a row must become the answer before the guard is needed again."""
+
+TRIAL = 1.0
+"""Seconds. While a needed guard refuses, one request of the route is let in each time this has passed. It
+shows whether the route still needs the guard, and costs at most one thread a second."""
+
 
 class Habit(NamedTuple):
-    """A guard that nearly all requests touch, and whether nearly all of them do so promptly."""
+    """A guard that the route needs, and whether nearly all requests come to it promptly."""
 
     passage: Passage
     attached: bool
@@ -31,36 +46,39 @@ class Habit(NamedTuple):
 
 
 class _Count:
-    __slots__ = ("prompt", "seen", "touched")
+    __slots__ = ("balance", "prompt", "seen", "touched")
 
     def __init__(self, seen: int) -> None:
         self.seen = seen
         self.touched = self.prompt = 0
+        self.balance = 0  # above 0: its last refusals were the answer
 
 
 class Habits:
     """The habits of one route.
 
     Attributes:
-        usual: What nearly all of its requests touch, as last looked at.
+        usual: The guards it needs, as last looked at.
     """
 
-    __slots__ = ("_counts", "_requests", "usual")
+    __slots__ = ("_counts", "_requests", "_tried", "usual")
 
     def __init__(self) -> None:
         self._counts: dict[Passage, _Count] = {}
         self._requests = 0
+        self._tried = -math.inf
         self.usual: tuple[Habit, ...] = ()
 
-    def learn(self, touched: Mapping[Passage, float], began: float, *, troubled: bool) -> None:
-        """Learns from a request that has been served.
+    def learn(self, request: RequestScope, began: float, *, served: bool) -> None:
+        """Learns from a request that is over.
 
         Args:
-            touched: The guards it came to, and when.
+            request: What it has touched, and what went wrong. After a refusal or a timeout it says nothing
+                about the guards it did not get to.
             began: When the application got it.
-            troubled: Whether a guard refused it or stopped it. It then says nothing about the guards
-                it did not get to.
+            served: Whether it was answered well.
         """
+        touched, mishap = request.touched, request.mishap
         counts = self._counts
         for passage in touched:
             if passage not in counts and len(counts) < MOST_GUARDS:
@@ -71,18 +89,45 @@ class Habits:
                 count.seen += 1
                 count.touched += 1
                 count.prompt += at - began <= PROMPT
-            elif not troubled:
+            elif mishap is None:
                 count.seen += 1
         self._requests += 1
+        if mishap is not None:
+            self._weigh(request, mishap, served=served)
         if self._requests % ENOUGH == 0:
             self._look()
+            self._fade()
+
+    def due(self, now: float) -> bool:
+        """Whether a request should be let in although a needed guard refuses; says so once in `TRIAL`."""
+        if now - self._tried < TRIAL:
+            return False
+        self._tried = now
+        return True
+
+    def _weigh(self, request: RequestScope, mishap: Mishap, *, served: bool) -> None:
+        """Looks at what a request that had a refusal or a timeout came to."""
+        for passage in request.touched:
+            count = self._counts.get(passage)
+            names = {door.name for door in passage.doors}
+            if count is None:
+                continue
+            if mishap.fatal in names:
+                count.balance = min(1, count.balance + 1)
+            elif served and names & mishap.failing:
+                count.balance = -FORGIVEN
+        if mishap.fatal is not None:
+            self._tried = request.clock()
+        self._look()
 
     def _look(self) -> None:
         self.usual = tuple(
             Habit(passage, passage.attached, _nearly(count.prompt, count.seen))
             for passage, count in self._counts.items()
-            if count.seen >= ENOUGH // 2 and _nearly(count.touched, count.seen)
+            if count.balance > 0 and count.seen >= ENOUGH // 2 and _nearly(count.touched, count.seen)
         )
+
+    def _fade(self) -> None:
         if self._requests >= MEMORY:
             self._requests //= 2
             for passage, count in list(self._counts.items()):

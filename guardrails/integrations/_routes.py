@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from guardrails._deadline import RequestScope
 from guardrails._guard import Guard
 from guardrails.integrations._edge import doors_of
 from guardrails.integrations._habits import Habits
@@ -73,7 +74,7 @@ class Route:
         endpoint: What the framework calls; kept, so that its ``id`` stays its own.
         template: Its path as the application wrote it down, mounts included, such as ``/orders/{id}``.
         doors: Those of the guards it was marked with.
-        habits: What its requests usually touch.
+        habits: The guards its requests need, learnt from them.
     """
 
     __slots__ = ("doors", "endpoint", "habits", "template")
@@ -134,11 +135,11 @@ class RouteTable:
         route = self.known.get(id(endpoint)) or self.find(path, method)
         return None if route is None else route.template
 
-    def learn(self, endpoint: object, touched: Mapping[Any, float], began: float, *, troubled: bool) -> None:
+    def learn(self, endpoint: object, request: RequestScope, began: float, *, served: bool) -> None:
         """Learns from a request that has come to an endpoint; see `Habits.learn`."""
         route = self.known.get(id(endpoint))
         if route is not None:
-            route.habits.learn(touched, began, troubled=troubled)
+            route.habits.learn(request, began, served=served)
             if route.habits.usual:
                 self.demanding = True
 

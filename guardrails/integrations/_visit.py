@@ -23,13 +23,15 @@ class Visit(RequestScope):
     Attributes:
         rank: How much it matters, if anybody has said; see `guardrails._criticality`.
         view: The endpoint it has come to, as soon as somebody says.
+        served: Whether its answer was no 5xx, in spite of a guard's refusal or timeout before it.
     """
 
-    __slots__ = ("rank", "view")
+    __slots__ = ("rank", "served", "view")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None, rank: int | None) -> None:
         super().__init__(at, clock, outer)
         self.view: View | None = None
+        self.served = False
         self.rank = rank
         if rank is not None:
             ranked.add(rank)
@@ -53,7 +55,7 @@ class View(Route):
         """Learns from a request that is over."""
         with self._lock:
             # It had its thread already, so no slot was held for it and none is wanted promptly.
-            self.habits.learn(visit.touched, -math.inf, troubled=visit.trouble is not None)
+            self.habits.learn(visit, -math.inf, served=visit.served)
 
 
 class Views:
@@ -61,14 +63,16 @@ class Views:
 
     Args:
         edge: Decides.
+        clock: Where the time comes from.
         learns: Whether to learn what they touch; else only what they were marked with counts.
     """
 
     MOST = 4096
     """Endpoints. An application that makes new ones as it goes must not fill the memory with them."""
 
-    def __init__(self, edge: Edge, *, learns: bool) -> None:
+    def __init__(self, edge: Edge, clock: Clock, *, learns: bool) -> None:
         self._edge = edge
+        self._clock = clock
         self._learns = learns
         self._known: dict[int, View] = {}
         self._lock = ForkedLock()
@@ -86,7 +90,7 @@ class Views:
             view = View(endpoint, template, self._lock)
             if len(self._known) < self.MOST:
                 view = self._known.setdefault(id(endpoint), view)
-        usual = self._edge.standing(view.habits)
+        usual = self._edge.needs(view.habits, self._clock()) if view.habits.usual else []
         learned = [door for habit in usual for door in habit.passage.doors]
         needed = dict.fromkeys((*view.doors, *learned))
         problem = None if not needed or self._edge.is_exempt(path) else self._edge.missing(needed)

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from guardrails._deadline import Clock, Scope, close, note_trouble, swap
+from guardrails._deadline import Clock, Scope, close, swap
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._environ import answer_of, status_line, template_in
 from guardrails.integrations._http import Problem
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 
 _ExcInfo = Any
-_Start = tuple[str, list[tuple[str, str]], _ExcInfo]
 
 
 class Exchange(Visit):
@@ -30,8 +28,8 @@ class Exchange(Visit):
     The scope is current only while the application's own code runs: in its call, in each step of its
     body and in ``close``. In between the thread is the server's, which may serve others with it.
 
-    A framework may answer 500 for a guard's error before the error gets here. A 500 in a request that
-    had trouble is therefore held back until it is known whether that is all it had to say.
+    A framework may answer 500 for a guard's error before the error gets here. It reports the error before
+    that, by a signal or with ``exc_info``, so such a 500 is never announced: ours takes its place.
 
     Attributes:
         place: Stands for the request in the count of requests inside. The count does not hold the
@@ -45,8 +43,8 @@ class Exchange(Visit):
         "_chunks",
         "_edge",
         "_environ",
-        "_held",
         "_inner",
+        "_instead",
         "_server_start",
         "_server_write",
         "place",
@@ -67,7 +65,7 @@ class Exchange(Visit):
         self.place = object()
         self.started = False
         self._announced = False  # whether the server knows of a status
-        self._held: _Start | None = None
+        self._instead: tuple[Problem, _ExcInfo] | None = None  # what to answer for the application's 500
         self._edge = edge
         self._environ = environ
         self._server_start: Callable[..., Callable[[bytes], object]] = start_response
@@ -88,7 +86,9 @@ class Exchange(Visit):
         over = True
         try:
             self._body = app(self._environ, self._start)
-            over = self._held is None and self._needs_nothing_more()
+            if self._instead is not None:
+                self._chunks = iter(self.answer(*self._instead))
+            over = self._chunks is None and self._needs_nothing_more()
         except Exception as error:
             answer = self._answer_for(error)
             if answer is None:
@@ -109,18 +109,22 @@ class Exchange(Visit):
     def _start(
         self, status: str, headers: list[tuple[str, str]], exc_info: _ExcInfo = None, /
     ) -> Callable[[bytes], object]:
-        first = not self._announced and self._held is None
-        if status[:3] == "500" and self.trouble is not None and not self.started and (first or exc_info):
-            self._held = status, headers, exc_info
-        elif self._held is not None and exc_info:
+        problem = None
+        if self.mishap is not None and not self.started and (exc_info or not self._announced):
+            if status[:3] == "500":
+                error = exc_info[1] if exc_info else self.mishap.unhandled
+                problem = None if error is None else self._edge.problem(error)
+            self.served = status[:1] < "5"
+        if problem is None:
+            self._instead = None
             self._announce(status, headers, exc_info)
         else:
-            self._let_go()
-            self._announce(status, headers, exc_info)
+            self._instead = problem, exc_info
         return self._write
 
     def _write(self, data: bytes) -> None:
-        self._let_go()
+        if self._instead is not None:
+            return
         self._begin()
         if self._server_write is not None:
             self._server_write(data)
@@ -163,7 +167,7 @@ class Exchange(Visit):
     def _end(self) -> None:
         close(self)
         self.learn()
-        self.trouble = None  # its traceback holds this request's frames, and they hold this
+        self.forget_error()
         self._edge.release(self.place)
 
     # --- as long as nothing is sent ------------------------------------------------------------
@@ -174,9 +178,9 @@ class Exchange(Visit):
             if self._chunks is None:
                 self._chunks = iter(self._body)
             chunk = next(self._chunks, None)
-            if self._held is None:
+            if self._instead is None:
                 return chunk
-            self._chunks = self._settle(chunk, self._chunks)
+            self._chunks = iter(self.answer(*self._instead))
         except Exception as error:
             answer = self._answer_for(error)
             if answer is None:
@@ -184,55 +188,25 @@ class Exchange(Visit):
             self._chunks = iter(answer)
         return next(self._chunks, None)
 
-    def _settle(self, chunk: bytes | None, rest: Iterator[bytes]) -> Iterator[bytes]:
-        """Decides about a 500 that was held back: sent in one piece, it is an error handler's."""
-        pieces: list[bytes] = []
-        whole = True
-        while whole and chunk is not None:
-            whole = not (chunk and any(pieces))
-            pieces.append(chunk)
-            chunk = next(rest, None) if whole else None
-        problem = self._edge.problem(self.trouble) if whole and self.trouble is not None else None
-        if problem is not None:
-            return iter(self.answer(problem))
-        self._let_go()
-        return chain(pieces, rest)
-
     def _answer_for(self, error: Exception) -> list[bytes] | None:
+        self.served = False
         problem = None if self.started else self._edge.problem(error)
-        if problem is None:
-            self._hand_on()
-            return None
-        return self.answer(problem, sys.exc_info())
+        return None if problem is None else self.answer(problem, sys.exc_info())
 
     def answer(self, problem: Problem, exc_info: _ExcInfo = None) -> list[bytes]:
         """Says what is wrong, in place of whatever was announced so far."""
-        held, self._held = self._held, None
+        self._instead = None
         status, headers, body = answer_of(problem, self._environ)
         # With exc_info the server forgets an earlier status, or raises it when that was sent already.
-        again = (exc_info or (held and held[2])) if self._announced else None
-        self._announce(status_line(status), headers, again)
+        self._announce(status_line(status), headers, exc_info if self._announced else None)
         return [] if self._environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
     def _announce(self, status: str, headers: list[tuple[str, str]], exc_info: _ExcInfo) -> None:
         self._announced = True
-        self._held = None
         if exc_info:
             self._server_write = self._server_start(status, headers, exc_info)
         else:
             self._server_write = self._server_start(status, headers)
-
-    def _let_go(self) -> None:
-        if self._held is not None:
-            self._hand_on()
-            self._announce(*self._held)
-
-    def _hand_on(self) -> None:
-        # Another middleware further out may answer for the guard this one does not.
-        if self.trouble is not None:
-            inner = swap(self.outer)
-            note_trouble(self.trouble)
-            swap(inner)
 
     def _begin(self) -> None:
         # The budget is for the first byte: a stream may be long.

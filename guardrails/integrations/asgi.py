@@ -16,6 +16,7 @@ from guardrails._deadline import Clock, Scope, close, current, enter
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails.integrations._application import ASGI, check_application
+from guardrails.integrations._causes import follow_frameworks
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._exchange import (
     ASGIApp,
@@ -121,6 +122,7 @@ class GuardrailsMiddleware:
             deadline_headers=deadline_headers,
             random=random,
         )
+        follow_frameworks()
         self._timed = self._edge.timed
         self._selective = self._edge.selective
         self._server_timing = server_timing
@@ -142,7 +144,7 @@ class GuardrailsMiddleware:
         now, needed = self._clock(), None
         table = self._table if self._looked and self._routes is None else self._look(scope)
         if self._selective or table.demanding:
-            needed, problem = self._at_first_sight(scope, table)
+            needed, problem = self._at_first_sight(scope, table, now)
             if problem is not None:
                 timing = server_timing(0.0, self._clock() - now) if self._server_timing else None
                 await answer(problem, scope, send, timing)
@@ -164,8 +166,10 @@ class GuardrailsMiddleware:
                 await answer(problem, scope, send, exchange.timing())
         except Exception as error:
             problem = None if exchange.started else self._edge.problem(error)
+            exchange.served = False
             if problem is None:
-                await exchange.give_up()
+                if exchange.held:
+                    await exchange.let_go()
                 raise
             await answer(problem, scope, send, exchange.timing())
         finally:
@@ -180,12 +184,10 @@ class GuardrailsMiddleware:
         if self._selective:
             self._edge.release(exchange)
         if inside and self._learns and self._routes is not None:
-            exchange.table.learn(
-                exchange.asgi.get("endpoint"),
-                exchange.touched,
-                exchange.let_in,
-                troubled=exchange.trouble is not None,
-            )
+            endpoint = exchange.asgi.get("endpoint")
+            exchange.table.learn(endpoint, exchange, exchange.let_in, served=exchange.served)
+        if exchange.mishap is not None:
+            exchange.forget_error()
 
     # --- coming in -----------------------------------------------------------------------------
 
@@ -195,7 +197,7 @@ class GuardrailsMiddleware:
         return None if budget is None else now + budget
 
     def _at_first_sight(
-        self, scope: ASGIScope, table: RouteTable
+        self, scope: ASGIScope, table: RouteTable, now: float
     ) -> tuple[tuple[Door, ...] | None, Problem | None]:
         """Says at which doors a request needs a slot (None: it is exempt), or why it cannot be served.
 
@@ -205,7 +207,7 @@ class GuardrailsMiddleware:
         edge, path = self._edge, path_of(scope)
         if edge.is_exempt(path):
             return None, None
-        held, late = self._needs(table, path, scope["method"])
+        held, late = self._needs(table, path, scope["method"], now)
         return held, edge.missing(held) or edge.missing(late) or edge.full()
 
     async def _reserve(self, exchange: Exchange, needed: tuple[Door, ...]) -> Problem | None:
@@ -217,7 +219,9 @@ class GuardrailsMiddleware:
                 return self._edge.turned_away(door, refusal)
         return None
 
-    def _needs(self, table: RouteTable, path: str, method: str) -> tuple[tuple[Door, ...], tuple[Door, ...]]:
+    def _needs(
+        self, table: RouteTable, path: str, method: str, now: float
+    ) -> tuple[tuple[Door, ...], tuple[Door, ...]]:
         """The doors at which a request needs a slot, and those it will come to too late to hold one for."""
         declared = self._edge.required(path)
         route = table.find(path, method) if table.demanding else None
@@ -225,7 +229,7 @@ class GuardrailsMiddleware:
             return declared, ()
         held: list[Door] = [*declared, *route.doors]
         late: list[Door] = []
-        for habit in self._edge.standing(route.habits):
+        for habit in self._edge.needs(route.habits, now):
             (held if habit.prompt else late).extend(habit.passage.doors)
         return tuple(dict.fromkeys(held)), tuple(late)
 
@@ -242,7 +246,8 @@ class GuardrailsMiddleware:
 
     async def _unsaid(self, exchange: Exchange) -> Problem | None:
         # Frameworks that answer 500 for an unhandled exception and keep the exception to themselves.
-        problem = None if exchange.trouble is None else self._edge.problem(exchange.trouble)
+        error = None if exchange.mishap is None else exchange.mishap.unhandled
+        problem = None if error is None else self._edge.problem(error)
         if problem is None:
             await exchange.let_go()
         return problem
@@ -272,7 +277,7 @@ class GuardrailsMiddleware:
         table, path = self._look(scope), path_of(scope)
         if not (self._selective or table.demanding) or self._edge.is_exempt(path):
             return None
-        held, _ = self._needs(table, path, WEBSOCKET)
+        held, _ = self._needs(table, path, WEBSOCKET, self._clock())
         return self._edge.missing(held)
 
 

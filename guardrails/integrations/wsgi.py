@@ -17,6 +17,7 @@ from guardrails._criticality import Criticality
 from guardrails._deadline import Clock, current
 from guardrails._guard import Guard
 from guardrails.integrations._application import WSGI, check_application
+from guardrails.integrations._causes import follow_frameworks
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._environ import budgets_of, path_of, rank_in, status_line
 from guardrails.integrations._http import Problem
@@ -105,6 +106,7 @@ class GuardrailsMiddleware:
             deadline_headers=deadline_headers,
             random=random,
         )
+        follow_frameworks()
         self._timed = self._edge.timed
         self._selective = self._edge.selective
         if threads is not None:
@@ -117,7 +119,7 @@ class GuardrailsMiddleware:
 
     def views(self, *, learns: bool) -> Views:
         """The endpoints behind this middleware, for a framework that says when a request has come to one."""
-        return Views(self._edge, learns=learns)
+        return Views(self._edge, self._clock, learns=learns)
 
     def problem(self, error: BaseException) -> Problem | None:
         """What this middleware would answer for an exception; None for one it leaves alone.

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from guardrails import CallTimeoutError, CommitUnknownError, ConfigurationError, Guard, deadline, guarded
 from guardrails._deadline import current
-from guardrails.errors import BulkheadFullError, DeadlineSpentError, ShedError
+from guardrails.errors import BulkheadFullError, CircuitOpenError, DeadlineSpentError, ShedError
 from guardrails.integrations.asgi import GuardrailsMiddleware
 
 ABOVE = {"random": lambda: 0.0}
@@ -256,18 +256,23 @@ def test_translated_refusal_stands(build, install, make_endpoint):
     assert (seen.status, seen.raised) == (502, None)
 
 
-def test_500_with_the_refusal_swallowed_is_503():
-    """Frameworks that turn an exception into a 500 and keep it are answered for as well."""
+@pytest.mark.parametrize("inside", [True, False], ids=["in the except block", "after it"])
+def test_own_500_after_a_swallowed_refusal_stands(inside):
+    """The application has handled the refusal, and says 500 by itself."""
     db = refusing()
 
     async def swallowing(_scope, _receive, send):
-        with contextlib.suppress(Exception):
+        try:
             db.run(len, "x")
-        await send(START | {"status": 500})
+        except CircuitOpenError:
+            if inside:
+                await send(START | {"status": 500})
+        if not inside:
+            await send(START | {"status": 500})
         await send(END)
 
-    assert ask(GuardrailsMiddleware(swallowing)).status == 503
-    assert ask(GuardrailsMiddleware(swallowing, guards=[refusing("other")])).status == 500
+    seen = ask(GuardrailsMiddleware(swallowing))
+    assert seen.sent == [START | {"status": 500}, END]
 
 
 def test_streamed_500_is_let_go():

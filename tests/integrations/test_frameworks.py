@@ -335,15 +335,16 @@ def test_django_compartments_form_by_templates(project, view, tmp_path):
 
 
 @pytest.mark.parametrize("view", ["orders", "orders-async"])
-def test_django_view_that_lives_of_a_guard_is_not_called_while_that_refuses(project, view):
-    """Once enough of its requests have come to the guard; not where learning is switched off."""
+def test_django_view_that_lives_of_a_guard_is_not_called_while_that_refuses(project, view, clock):
+    """Once enough of its requests have come to the guard, and one was refused by it; not where it is off."""
     for settings_of_project, expected in [({}, 0), ({"learn_routes": False}, 1)]:
         db, called = Guard("db", max_concurrent_calls=3), []
         PLACE["work"] = lambda db=db, called=called: called.append(1) or db.run(len, "four")
-        site = project(guards=[db], **settings_of_project)
+        site = project(guards=[db], clock=clock, **settings_of_project)
         for number in range(20):
             assert site.get(f"/{view}/{number}").body == b"4"
         db.force_open()
+        assert site.get(f"/{view}/7").problem["code"] == "circuit_open"
         called.clear()
         assert site.get(f"/{view}/7").problem["code"] == "circuit_open"
         assert len(called) == expected

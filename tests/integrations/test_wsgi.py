@@ -257,22 +257,32 @@ def swallow_a_refusal():
         refusing().run(len, "x")
 
 
-@pytest.mark.parametrize("pieces", [(), (b"",), (b"oops",), (b"", b"oops", b"")], ids=repr)
-def test_500_in_one_piece_after_a_refusal_is_503(pieces):
-    """It is what error handlers make of an error that nobody caught."""
-    answer = ask(wrapped(answering("500 Oh no", *pieces, before=swallow_a_refusal)))
+def failing(*pieces, way=list):
+    """An application that reports its error to the server, as PEP 3333 shows."""
+
+    def app(_environ, start_response):
+        try:
+            refusing().run(len, "x")
+        except CircuitOpenError:
+            start_response("500 Oh no", PLAIN, sys.exc_info())
+        return way(pieces)
+
+    return app
+
+
+@pytest.mark.parametrize("pieces", [(), (b"",), (b"oops",), (b"one", b"two")], ids=repr)
+@pytest.mark.parametrize("way", [list, iter])
+def test_500_reported_with_the_refusal_is_503(pieces, way):
+    """The application says itself which error the 500 is for."""
+    answer = ask(wrapped(failing(*pieces, way=way)))
     assert (answer.status, answer.problem["code"]) == (503, "circuit_open")
 
 
-def test_500_of_a_list_is_held_back_too():
-    """Also when the body is there all at once."""
-
-    def app(_environ, start_response):
-        swallow_a_refusal()
-        start_response("500 Oh no", PLAIN)
-        return [b"oops"]
-
-    assert ask(wrapped(app)).status == 503
+@pytest.mark.parametrize("pieces", [(), (b"",), (b"oops",), (b"", b"oops", b"")], ids=repr)
+def test_own_500_after_a_swallowed_refusal_stands(pieces):
+    """The application has handled the refusal, and says 500 by itself."""
+    answer = ask(wrapped(answering("500 Oh no", *pieces, before=swallow_a_refusal)))
+    assert (answer.sent[0], answer.body) == ("500 Oh no", b"".join(pieces))
 
 
 def test_streamed_500_is_let_go():
@@ -308,15 +318,17 @@ def test_500_without_trouble_is_at_once_on_its_way():
     request.close()
 
 
-def test_bug_behind_a_held_500_is_the_bug():
-    """An application that fails while its 500 is held back has not answered."""
+def test_bug_behind_a_replaced_500_is_the_bug():
+    """An application that fails while its 500 is being replaced has not answered."""
     bug = Bug()
 
     def app(_environ, start_response):
-        swallow_a_refusal()
-        start_response("500 Oh no", PLAIN)
-        yield b"oops"
+        try:
+            refusing().run(len, "x")
+        except CircuitOpenError:
+            start_response("500 Oh no", PLAIN, sys.exc_info())
         raise bug
+        yield
 
     answer = ask(GuardrailsMiddleware(app))
     assert (answer.raised, answer.sent) == (bug, None)
@@ -325,7 +337,7 @@ def test_bug_behind_a_held_500_is_the_bug():
 # --- exc_info --------------------------------------------------------------------------------------
 
 
-def restarting(*pieces, trouble=lambda: None):
+def restarting(*pieces, trouble=lambda: None, caught=Bug):
     """An application that begins with 200, fails, and starts again as PEP 3333 shows."""
 
     def app(_environ, start_response):
@@ -334,7 +346,7 @@ def restarting(*pieces, trouble=lambda: None):
         try:
             trouble()
             raise Bug
-        except Bug:
+        except caught:
             start_response("500 Mine", PLAIN, sys.exc_info())
             yield b"mine"
 
@@ -354,9 +366,15 @@ def test_restart_after_the_first_byte_is_raised_by_the_server():
     assert (answer.status, answer.body) == (200, b"part")
 
 
-def test_restart_with_500_after_trouble_is_the_trouble_s_answer():
-    """It is held back like any 500, and replaced as the protocol wants it: with its exc_info."""
+def test_restart_for_an_error_of_its_own_stands():
+    """The refusal before it was handled."""
     answer = ask(wrapped(restarting(b"", trouble=swallow_a_refusal)))
+    assert (answer.raised, answer.sent[0], answer.body) == (None, "500 Mine", b"mine")
+
+
+def test_restart_for_a_refusal_is_503():
+    """Ours takes the place of the 200 as the protocol wants it: with exc_info."""
+    answer = ask(wrapped(restarting(b"", trouble=lambda: refusing().run(len, "x"), caught=CircuitOpenError)))
     assert (answer.raised, answer.status, answer.problem["code"]) == (None, 503, "circuit_open")
 
 
@@ -473,12 +491,7 @@ def test_replaced_body_is_closed():
     """What the application had to clean up is cleaned up when its answer was not used."""
     body = Body([b"oops"])
 
-    def app(_environ, start_response):
-        swallow_a_refusal()
-        start_response("500 Oh no", PLAIN)
-        return body
-
-    answer = ask(wrapped(app))
+    answer = ask(wrapped(failing(way=lambda _: body)))
     assert (answer.status, body.closes) == (503, 1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 
 import bottle
 import flask
@@ -17,6 +18,7 @@ from wsgi_client import ask, environment
 
 from guardrails import Guard, protect
 from guardrails._deadline import close, current, enter
+from guardrails.integrations._causes import note_fatal
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._visit import Views, Visit
 from guardrails.integrations.flask import Guardrails, requires
@@ -106,7 +108,7 @@ def db(make_guard):
 
 
 @pytest.fixture
-def shop(db):
+def shop(db, clock):
     """A Flask application with two views, one of which asks the guard; and which of them were called."""
 
     def make(mark=lambda view: view, **settings):
@@ -123,18 +125,20 @@ def shop(db):
             called.append("ping")
             return "pong"
 
-        Guardrails(app, guards=[db], **settings)
+        Guardrails(app, guards=[db], clock=clock, **settings)
         return (lambda path, method="GET": ask(app, environment(path, method=method))), called
 
     return make
 
 
 def test_a_view_that_lives_of_a_guard_is_not_called_while_that_refuses(shop, db):
-    """What it would do before it gets there is spared; the others are served."""
+    """After one refusal: what it would do before it gets there is spared; the others are served."""
     get, called = shop()
     for number in range(ENOUGH):
         assert (get(f"/orders/{number}").body, get("/ping").body) == (b"4", b"pong")
     db.force_open()
+    called.clear()
+    assert (get("/orders/7").problem["guard"], called) == ("db", ["order"])
     called.clear()
     refused = get("/orders/7")
     assert (refused.status, refused.problem["code"], refused.problem["guard"]) == (503, "circuit_open", "db")
@@ -202,7 +206,7 @@ def test_a_view_may_be_tried_without_a_server(db):
 def test_endpoints_made_without_end_do_not_fill_the_memory(db, monkeypatch):
     """Beyond so many nothing is learnt; what they are marked with counts all the same."""
     monkeypatch.setattr(Views, "MOST", 3)
-    views = Views(edge(), learns=True)
+    views = Views(edge(), time.monotonic, learns=True)
     db.force_open()
     for number in range(10):
         assert views.arrive(lambda: None, f"/made/{number}", "/made") is None
@@ -219,15 +223,16 @@ def edge():
 def test_many_threads_learn_of_one_view():
     """Requests for the same view end at the same moment, and each was at other guards."""
     guards = [Guard(f"guard {number}", max_concurrent_calls=9) for number in range(30)]
-    views, failed = Views(edge(), learns=True), []
+    views, failed = Views(edge(), time.monotonic, learns=True), []
 
     def serve(mine):
         try:
             for number in range(600):
-                visit = enter(Visit(None, float, None, None))
+                visit = enter(Visit(None, time.monotonic, None, None))
                 views.arrive(serve, "/orders", "/orders")
                 for guard in (guards[0], mine[number % len(mine)]):
                     guard.run(len, "x")
+                note_fatal("guard 0")
                 close(visit)
                 visit.learn()
         except Exception as error:

@@ -16,8 +16,8 @@ except ImportError as error:
     raise ImportError("Django is missing: pip install django") from error
 
 from guardrails._checks import Faults, unknown_option
-from guardrails._deadline import close, current, enter, note_trouble
-from guardrails.errors import GuardrailsError
+from guardrails._deadline import close, current, enter
+from guardrails.integrations._causes import follow_frameworks
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._environ import answer_of, budgets_of, rank_in
 from guardrails.integrations._http import Problem
@@ -73,7 +73,8 @@ class GuardrailsMiddleware:
         said = options.pop("criticality"), options.pop("criticality_header")
         self._importance = Importance.checked(Faults(_WHERE), self._clock, *said)
         self._edge = Edge(_WHERE, **options)
-        self._views = Views(self._edge, learns=learns)
+        self._views = Views(self._edge, self._clock, learns=learns)
+        follow_frameworks()
         self.get_response = get_response
         self._asynchronous: bool = iscoroutinefunction(get_response)
         if self._asynchronous:
@@ -157,20 +158,24 @@ class _Visit(Visit):
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         close(self)
-        self.learn()
         if self.response is None:
+            self.learn()
+            self.forget_error()
             self._edge.release(self)
             return
-        if self.response.status_code == _UNHANDLED and self.trouble is not None:
-            self.response = self._instead_of(self.response, self.trouble)
-        self.trouble = None  # its traceback holds this request's frames, and they hold this
+        if self.mishap is not None:
+            if self.response.status_code == _UNHANDLED and self.mishap.unhandled is not None:
+                self.response = self._instead_of(self.response, self.mishap.unhandled)
+            self.served = self.response.status_code < _UNHANDLED
+        self.learn()
+        self.forget_error()
         self._release_at_close(self.response)
 
-    def _instead_of(self, response: HttpResponse, trouble: GuardrailsError) -> HttpResponse:
-        # A refusal in another middleware, which Django has made a 500 of.
-        problem = None if response.streaming else self._edge.problem(trouble)
+    def _instead_of(self, response: HttpResponse, error: BaseException) -> HttpResponse:
+        # A refusal in another middleware, which Django has made a 500 of. One that is not answered for here
+        # may be by a middleware around Django.
+        problem = None if response.streaming else self._edge.problem(error)
         if problem is None:
-            note_trouble(trouble)  # a middleware around Django may answer for that guard
             return response
         response.close()
         return _response(problem, self._request)
