@@ -17,7 +17,7 @@ from guardrails._guard import Guard
 from guardrails.integrations._edge import doors_of
 from guardrails.integrations._habits import Habits
 
-__all__ = ["Route", "RouteTable", "find_routes", "requires"]
+__all__ = ["Route", "RouteTable", "requires", "routes_for"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -101,6 +101,7 @@ class RouteTable:
         routes: The framework's own list.
         before: The table that this one replaces; what was learnt of its endpoints is kept.
         mounted: The template of the mount that the routes are below.
+        by_path: Whether the middleware sees the paths that the router compares its routes with.
 
     Attributes:
         size: How long the list was.
@@ -108,8 +109,16 @@ class RouteTable:
         demanding: Whether any route was ever known to need a guard; before that, nobody has to look.
     """
 
-    def __init__(self, routes: Sequence[object], before: RouteTable | None = None, mounted: str = "") -> None:
+    def __init__(
+        self,
+        routes: Sequence[object],
+        before: RouteTable | None = None,
+        mounted: str = "",
+        *,
+        by_path: bool = True,
+    ) -> None:
         self.size = len(routes)
+        self._by_path = by_path
         self._mounted = mounted
         self.known: dict[int, Route] = {} if before is None else before.known
         self._lines: dict[str, list[_Line]] = {}
@@ -118,8 +127,15 @@ class RouteTable:
             self._add(route)
         self.demanding = any(route.doors or route.habits.usual for route in self.known.values())
 
-    def find(self, path: str, method: str) -> Route | None:
-        """The route of a request, or None for one that will be a 404, a 405, or nobody's we know."""
+    def find(self, endpoint: object, path: str, method: str) -> Route | None:
+        """The route of a request: by its endpoint once it has come to one, else by its path.
+
+        None for one that will be a 404 or a 405, and for one whose route is not known.
+        """
+        return self.known.get(id(endpoint)) or (self.match(path, method) if self._by_path else None)
+
+    def match(self, path: str, method: str) -> Route | None:
+        """The first route with this path and method."""
         head = path[1:_LONGEST_HEAD].partition("/")[0]
         for regex, methods, target in self._lines.get(head, self._anywhere):
             match = regex.match(path)
@@ -127,12 +143,12 @@ class RouteTable:
                 continue
             if isinstance(target, Route):
                 return target
-            return target.find("/" + match["path"], method)
+            return target.match("/" + match["path"], method)
         return None
 
     def template(self, endpoint: object, path: str, method: str) -> str | None:
-        """The template of a request's route: by its endpoint once it has come to one, else by its path."""
-        route = self.known.get(id(endpoint)) or self.find(path, method)
+        """The template of a request's route; see `find`."""
+        route = self.find(endpoint, path, method)
         return None if route is None else route.template
 
     def learn(self, endpoint: object, request: RequestScope, began: float, *, served: bool) -> None:
@@ -188,11 +204,30 @@ def _unfold(routes: Sequence[object]) -> Iterator[object]:
     return iter(routes) if tell is None else tell(routes)
 
 
-def find_routes(app: object) -> list[object] | None:
-    """The routes of an application, looked for below the middleware that stand around it."""
+def routes_for(middleware: object, inner: object, outer: object) -> tuple[list[object] | None, bool]:
+    """The routes that a middleware's requests may go to, and whether it sees the paths they are matched with.
+
+    Args:
+        middleware: The middleware.
+        inner: What it calls. The routes below it are the right ones.
+        outer: The framework's application, in case that what is below hides its routes. Those of the outer
+            application have other paths if the middleware stands at a mount or a route of it.
+    """
+    routes = _routes_below(inner)
+    if routes is not None:
+        return routes, True
+    own = any(item is middleware for item in _below(getattr(outer, "middleware_stack", None)))
+    return _routes_below(outer), own
+
+
+def _routes_below(app: object) -> list[object] | None:
+    return next(
+        (item.routes for item in _below(app) if isinstance(getattr(item, "routes", None), list)), None
+    )
+
+
+def _below(app: Any) -> Iterator[Any]:
+    """An application, and what it calls one after the other, as far as it says so."""
     for _ in range(_DEEPEST):
-        routes = getattr(app, "routes", None)
-        if isinstance(routes, list):
-            return routes
+        yield app
         app = getattr(app, "app", None)
-    return None

@@ -32,7 +32,7 @@ from guardrails.integrations._exchange import (
 )
 from guardrails.integrations._http import Problem
 from guardrails.integrations._importance import Importance
-from guardrails.integrations._routes import WEBSOCKET, RouteTable, find_routes, requires
+from guardrails.integrations._routes import WEBSOCKET, RouteTable, requires, routes_for
 
 __all__ = ["GuardrailsMiddleware", "requires"]
 
@@ -130,6 +130,7 @@ class GuardrailsMiddleware:
         self._routes: list[object] | None = None
         self._table = RouteTable(())
         self._looked = False
+        self._by_path = True
 
     @property
     def in_flight(self) -> int:
@@ -207,7 +208,7 @@ class GuardrailsMiddleware:
         edge, path = self._edge, path_of(scope)
         if edge.is_exempt(path):
             return None, None
-        held, late = self._needs(table, path, scope["method"], now)
+        held, late = self._needs(table, scope, path, scope["method"], now)
         return held, edge.missing(held) or edge.missing(late) or edge.full()
 
     async def _reserve(self, exchange: Exchange, needed: tuple[Door, ...]) -> Problem | None:
@@ -220,11 +221,11 @@ class GuardrailsMiddleware:
         return None
 
     def _needs(
-        self, table: RouteTable, path: str, method: str, now: float
+        self, table: RouteTable, scope: ASGIScope, path: str, method: str, now: float
     ) -> tuple[tuple[Door, ...], tuple[Door, ...]]:
         """The doors at which a request needs a slot, and those it will come to too late to hold one for."""
         declared = self._edge.required(path)
-        route = table.find(path, method) if table.demanding else None
+        route = table.find(scope.get("endpoint"), path, method) if table.demanding else None
         if route is None or not (route.doors or route.habits.usual):
             return declared, ()
         held: list[Door] = [*declared, *route.doors]
@@ -237,9 +238,9 @@ class GuardrailsMiddleware:
         """Reads the application's routes at the first request, and again when there are more of them."""
         if not self._looked:
             self._looked = True
-            self._routes = find_routes(scope.get("app")) or find_routes(self.app)
+            self._routes, self._by_path = routes_for(self, self.app, scope.get("app"))
         if self._routes is not None and len(self._routes) != self._table.size:
-            self._table = RouteTable(self._routes, self._table)
+            self._table = RouteTable(self._routes, self._table, by_path=self._by_path)
         return self._table
 
     # --- what else there is to say -------------------------------------------------------------
@@ -277,7 +278,7 @@ class GuardrailsMiddleware:
         table, path = self._look(scope), path_of(scope)
         if not (self._selective or table.demanding) or self._edge.is_exempt(path):
             return None
-        held, _ = self._needs(table, path, WEBSOCKET, self._clock())
+        held, _ = self._needs(table, scope, path, WEBSOCKET, self._clock())
         return self._edge.missing(held)
 
 

@@ -1,5 +1,5 @@
-"""Learned routes: a guard that nearly all requests of an endpoint come to, and that one of them failed without,
-is required of the next, as if declared. One that an endpoint is answered well without is not: see
+"""Learned routes: a guard that nearly all requests of an endpoint come to, and that one of them failed
+without, is required of the next, as if declared. One that an endpoint is answered well without is not: see
 test_handled_refusals.py.
 """
 
@@ -270,7 +270,7 @@ def test_memory_grows_with_routes_and_not_with_paths(db, make_guard, clock):
     guards = iter([make_guard(str(number)) for number in range(3 * MOST_GUARDS)])
     shop.before = lambda: next(guards).run(len, "x")
     visit(app, times=3 * MOST_GUARDS)
-    route = app._table.find("/orders/7", "GET")
+    route = app._table.match("/orders/7", "GET")
     assert len(route.habits._counts) <= MOST_GUARDS
 
 
