@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import re
+import unittest.mock
 
 import pytest
 from asgi_client import CHUNK, END, START, ask, fine, http, raising, websocket
@@ -14,6 +17,7 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
@@ -650,6 +654,86 @@ def test_an_application_of_another_kind_is_told_its_middleware():
     with pytest.raises(ConfigurationError, match="app must be an application that takes 3 arguments, got"):
         GuardrailsMiddleware(lambda: None)
     assert GuardrailsMiddleware(type).app is type
+
+
+def passing_a_request(endpoint):
+    """A decorator that makes an ASGI application of a function of a request, as Starlette does inside."""
+
+    @functools.wraps(endpoint)
+    async def app(scope, receive, send):
+        await endpoint(Request(scope, receive))(scope, receive, send)
+
+    return app
+
+
+class Endpoint:
+    """An application as a class, as an object, and as its methods."""
+
+    def __init__(self, scope=None, receive=None, send=None):
+        pass
+
+    def __await__(self):
+        yield
+
+    @passing_a_request
+    async def decorated(request):  # noqa: N805 - the decorator calls it with a request
+        raise NotImplementedError
+
+    async def __call__(self, *message):
+        raise NotImplementedError
+
+    @staticmethod
+    async def static(scope, receive, send):
+        raise NotImplementedError
+
+
+async def with_an_option(option, scope, receive, send):
+    """An application but for its first argument."""
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        passing_a_request(lambda request: None),
+        Endpoint,
+        Endpoint(),
+        Endpoint.static,
+        Endpoint.decorated,
+        functools.partial(with_an_option, 1),
+        functools.partial(functools.partial(with_an_option), 1),
+        print,
+        unittest.mock.AsyncMock(),
+    ],
+    ids=repr,
+)
+def test_application_is_judged_by_what_is_called(app):
+    """Whatever a decorator has copied from the function inside."""
+    assert GuardrailsMiddleware(app).app is app
+
+
+class ASGI2:
+    """As applications were before ASGI 3."""
+
+    def __init__(self, scope):
+        pass
+
+    async def __call__(self, receive, send):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        (ASGI2, "for ASGI 2, use asgiref.compatibility.guarantee_single_callable"),
+        (ASGI2(None), "which takes 2: guardrails.integrations.wsgi"),
+        (functools.wraps(fine)(lambda request: None), "which takes 1: guardrails.integrations.django"),
+        (functools.partial(fine, None), "which takes 2"),
+    ],
+)
+def test_decorated_application_of_another_kind_is_refused(app, words):
+    """What it copied from an application does not make it one."""
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        GuardrailsMiddleware(app)
 
 
 def test_all_faults_are_named_together():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import io
 import logging
@@ -10,6 +11,7 @@ from wsgiref.validate import validator
 
 import flask
 import pytest
+import werkzeug
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -765,6 +767,30 @@ def test_wrong_settings_are_named(options, words):
     """All that is wrong, with what is allowed."""
     with pytest.raises(ConfigurationError, match=words):
         GuardrailsMiddleware(**({"app": fine} | options))
+
+
+@werkzeug.Request.application
+def hello(request):
+    """Werkzeug's hello world: an application made of a function of a request."""
+    return werkzeug.Response(f"hello {request.path}")
+
+
+class Site:
+    """The same as a method, and as an object that is called."""
+
+    @werkzeug.Request.application
+    def hello(self, request):
+        return hello.__wrapped__(request)
+
+    @werkzeug.Request.application
+    def __call__(self, request):
+        return hello.__wrapped__(request)
+
+
+@pytest.mark.parametrize("app", [hello, Site().hello, Site(), functools.partial(hello)], ids=repr)
+def test_application_made_by_a_decorator_is_served(app):
+    """What is called takes an environ and start_response, whatever the function inside takes."""
+    assert ask(GuardrailsMiddleware(app), environment("/you")).body == b"hello /you"
 
 
 def test_settings_may_be_generators():
