@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import NamedTuple
 
 from guardrails._checks import Faults
 from guardrails._guard import Guard
+from guardrails._snapshot import GuardSnapshot
 from guardrails.integrations._edge import checked_guards
 from guardrails.integrations._http import as_json
 
@@ -64,6 +65,7 @@ class Probes:
         self.pages = {"/livez": self.live, "/readyz": self.ready, "/status.json": self.status}
         self._clock = clock
         self._watches = [_Watch(guard, stuck_after) for guard in self.guards]
+        self._texts: dict[tuple[Guard, str], tuple[GuardSnapshot, str]] = {}
         self._draining = False
         self._reported: list[str] = []
         self._lock = threading.Lock()  # under WSGI two probes may be here at once
@@ -78,20 +80,35 @@ class Probes:
 
     def ready(self) -> Page:
         """Says whether this process should get requests, and if not, why."""
-        reasons = self._reasons()
+        reasons = self._reasons(guard.snapshot() for guard in self.guards)
         return Page(503 if reasons else 200, as_page({"ready": not reasons, "reasons": reasons}))
 
     def status(self) -> Page:
         """The figures of every guard."""
-        reasons = self._reasons()
-        guards = [figures(guard) for guard in self.guards]
-        return Page(200, as_page({"ready": not reasons, "reasons": reasons, "guards": guards}))
+        seen = [guard.snapshot() for guard in self.guards]
+        reasons = self._reasons(seen)
+        shown = zip(self.guards, seen, strict=True)
+        guards = ",".join(self._text(guard, figures, "\n    ") for guard, figures in shown)
+        head = as_json({"ready": not reasons, "reasons": reasons}, between=",\n  ").decode()
+        return Page(200, f'{{\n  {head[1:-1]},\n  "guards": [{guards}\n  ]\n}}\n'.encode())
 
-    def _reasons(self) -> list[str]:
+    def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:
+        """One guard as JSON, a figure on each line. What has not changed since the last time is kept."""
+        below = line + "    "
+        parts = ",".join(self._text(part, part.snapshot(), below) for part in guard.compartments)
+        before, text = self._texts.get((guard, line), (None, ""))
+        if before != seen:
+            figures: dict[str, object] = {name: getattr(seen, name) for name in _FIELDS}
+            text = as_json(figures, between=f",{line}  ").decode()[1:-1]
+            self._texts[guard, line] = seen, text
+        return f'{line}{{{line}  {text},{line}  "compartments": [{parts}]{line}}}'
+
+    def _reasons(self, seen: Iterable[GuardSnapshot]) -> list[str]:
         with self._lock:
             now = self._clock()
             # A list, not a generator: every guard has to be looked at every time.
-            stuck = [watch.guard.name for watch in self._watches if watch.look(now)]
+            looked = zip(self._watches, seen, strict=True)
+            stuck = [watch.guard.name for watch, figures in looked if watch.look(now, figures)]
             reasons = ["draining"] * self._draining + [f"stuck: {name}" for name in stuck]
             changed, self._reported = reasons != self._reported, reasons
         if changed:
@@ -107,6 +124,9 @@ def as_page(fields: dict[str, object]) -> bytes:
 def figures(guard: Guard) -> dict[str, object]:
     """A guard and its compartments as names and numbers."""
     return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in guard.compartments]}
+
+
+_FIELDS = [field.name for field in fields(GuardSnapshot)]
 
 
 class _Watch:
@@ -127,9 +147,8 @@ class _Watch:
         self._last_full = 0.0
         self._standing_since = 0.0
 
-    def look(self, now: float) -> bool:
+    def look(self, now: float, seen: GuardSnapshot) -> bool:
         """Takes one reading, and says whether the guard is stuck."""
-        seen = self.guard.snapshot()
         sick = seen.state in _SICK
         full = seen.in_use >= seen.max_concurrent_calls and not sick
         returned = seen.admitted - seen.in_use
