@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 try:
     from starlette.applications import Starlette
+    from starlette.datastructures import Headers
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
@@ -140,11 +141,32 @@ def _controlling(guards: Iterable[Guard], auth: Auth) -> Callable[[Request], Awa
 
 
 async def _allowed(request: Request, auth: Auth) -> bool:
-    # A page of another site may make a browser send what it is logged in with.
-    if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+    if not _is_same_origin(request.headers):
         return False
     verdict = auth(request)
     return bool(await verdict if inspect.isawaitable(verdict) else verdict)
+
+
+def _is_same_origin(headers: Headers) -> bool:
+    """Refuses what a page of another site makes a browser send, with what that is logged in with.
+
+    Browsers say ``Sec-Fetch-Site``. Older ones do not, but say ``Origin`` with a POST. Other clients say
+    neither, and have no cookies that a page could use.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in {"none", "same-origin"}
+    origins, hosts = headers.getlist("origin"), headers.getlist("host")
+    if not origins:
+        return True
+    if len(origins) != 1 or len(hosts) != 1:
+        return False
+    scheme, _, asked_from = origins[0].lower().partition("://")
+    return bool(asked_from) and asked_from == hosts[0].lower().removesuffix(_DEFAULT_PORTS.get(scheme, ""))
+
+
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+"""What a browser leaves out of an origin, and a proxy may add to the host."""
 
 
 def _named(guards: Iterable[Guard], name: str) -> Iterator[Guard]:

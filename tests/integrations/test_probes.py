@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 from guardrails import ConfigurationError, Guard, GuardSnapshot
-from guardrails.integrations import starlette, wsgi
+from guardrails.integrations import _probes, starlette, wsgi
+from guardrails.integrations._probes import Probes
 from guardrails.integrations.asgi import GuardrailsMiddleware
 
 MOVES = {
@@ -133,6 +134,29 @@ def test_pages_are_made_to_be_read(pages, make_guard):
     body = pages([make_guard("db")]).visit("/status.json")[2]
     assert b'\n      "state": "closed",\n' in body
     assert body.endswith(b"\n}\n")
+
+
+def test_status_of_a_thousand_guards_costs_what_has_changed(make_guard, clock, monkeypatch):
+    """Only a guard whose figures are others than the last time is written anew."""
+    guards = [make_guard(f"guard {number}") for number in range(1000)]
+    part = guards[3].compartment("part")
+    probes = Probes("test", guards, 30.0, clock)
+    written = []
+    write = _probes.as_json
+    monkeypatch.setattr(
+        _probes, "as_json", lambda fields, **how: written.append(fields) or write(fields, **how)
+    )
+    first = json.loads(probes.status().body)
+    assert len(written) == 1 + 1001
+    written.clear()
+    assert json.loads(probes.status().body) == first
+    assert len(written) == 1
+    part.run(len, "x")
+    written.clear()
+    shown = json.loads(probes.status().body)["guards"]
+    assert [fields["name"] for fields in written[:-1]] in (["part", "guard 3"], ["guard 3", "part"])
+    assert shown[3]["succeeded"] == shown[3]["compartments"][0]["succeeded"] == 1
+    assert [guard["name"] for guard in shown] == [guard.name for guard in guards]
 
 
 def test_other_pages_are_not_there(pages, make_guard):
@@ -322,6 +346,70 @@ def test_other_sites_cannot_steer_a_browser(make_guard, auth, site):
     app = starlette.status_app([db], auth=auth)
     seen = steer(app, "/control/db/force-open", headers=[*KEY, ("sec-fetch-site", site)])
     assert (seen.status, db.state) == (403, "closed")
+
+
+HTTPS, HTTP = "https://ops.example", "http://ops.example"
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed"),
+    [
+        (HTTPS, "ops.example", True),
+        (HTTP, "ops.example", True),
+        (HTTPS, "ops.example:443", True),
+        (HTTP, "ops.example:80", True),
+        ("HTTPS://OPS.Example", "ops.EXAMPLE", True),
+        ("http://ops.example:8000", "ops.example:8000", True),
+        ("http://[2001:DB8::1]:8000", "[2001:db8::1]:8000", True),
+        ("http://[2001:db8::1]", "[2001:db8::1]", True),
+        ("https://evil.example", "ops.example", False),
+        ("https://ops.example.evil.example", "ops.example", False),
+        ("https://evil-ops.example", "ops.example", False),
+        ("http://ops.example:8001", "ops.example:8000", False),
+        ("http://ops.example", "ops.example:8000", False),
+        (HTTP, "ops.example:443", False),
+        ("https://ops.example@evil.example", "ops.example", False),
+        ("https://ops.example/", "ops.example", False),
+        ("http://[2001:db8::1]:8000", "[2001:db8::2]:8000", False),
+        ("null", "ops.example", False),
+        ("null", "null", False),
+        ("", "ops.example", False),
+        ("", "", False),
+        ("https://", "", False),
+    ],
+)
+def test_origin_is_compared_with_the_host_where_a_browser_says_no_more(
+    make_guard, auth, origin, host, allowed
+):
+    """Older browsers send no Sec-Fetch-Site, and an Origin with every POST."""
+    db = make_guard()
+    app = starlette.status_app([db], auth=auth)
+    seen = steer(app, "/control/db/force-open", headers=[*KEY, ("origin", origin), ("host", host)])
+    assert (seen.status, db.state) == ((200, "forced_open") if allowed else (403, "closed"))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("origin", HTTPS)],
+        [("origin", HTTPS), ("origin", "https://evil.example"), ("host", "ops.example")],
+        [("origin", HTTPS), ("host", "ops.example"), ("host", "evil.example")],
+    ],
+)
+def test_origin_that_cannot_be_compared_is_foreign(make_guard, auth, headers):
+    """There is none of the two, or more than one."""
+    db = make_guard()
+    seen = steer(starlette.status_app([db], auth=auth), "/control/db/force-open", headers=[*KEY, *headers])
+    assert (seen.status, db.state) == (403, "closed")
+
+
+def test_browser_that_says_same_origin_is_believed_behind_a_proxy(make_guard, auth):
+    """The proxy may have changed the host."""
+    headers = [*KEY, ("sec-fetch-site", "same-origin"), ("origin", HTTPS), ("host", "10.0.0.7:8000")]
+    assert (
+        steer(starlette.status_app([make_guard()], auth=auth), "/control/db/reset", headers=headers).status
+        == 200
+    )
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
