@@ -32,8 +32,9 @@ T = TypeVar("T")
 class Attachment(Protocol):
     """What an integration leaves with the guard it attached to a pool."""
 
-    most: int | None
-    """What the pool can hold, or None."""
+    @property
+    def most(self) -> int | None:
+        """What the pool can hold, or None."""
 
     def detach(self) -> None:
         """Puts the target back as it was."""

@@ -1,44 +1,119 @@
-"""A cursor whose work goes through a guard. Knows PEP 249, no Django and no guard."""
+"""psycopg's cursors with their work run by somebody else. Must not import Django or know a guard."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache
 from typing import Any
 
-__all__ = ["ENDINGS", "WorkingCursor"]
+from psycopg import ServerCursor
 
-_STATEMENTS = frozenset({"callproc", "execute", "executemany"})
-
-_STREAM = frozenset({"close", "fetchall", "fetchmany", "fetchone", "scroll"})
-"""What also asks the server where it keeps the rows."""
-
-ENDINGS = frozenset({"close"})
-"""What only tidies up, and gets a little time however late it is."""
+__all__ = ["Steps", "guard_cursor", "with_attributes"]
 
 
-class WorkingCursor:
-    """The driver's cursor, but for the calls that make the server work.
+class Steps:
+    """Runs the pieces of work of one connection's cursors; filled by the database wrapper."""
 
-    Args:
-        cursor: The driver's cursor, new.
-        run: Runs a call, given its name, the cursor's own method and the arguments.
-        streams: Whether the server keeps its rows.
-    """
+    def admit(self) -> None:
+        """Called before work that is not run step by step."""
+        raise NotImplementedError
 
-    __slots__ = ("_cursor", "_run", "_work")
+    def step(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, ending: bool = False
+    ) -> Any:
+        """Runs one piece of work.
 
-    def __init__(self, cursor: Any, run: Callable[..., Any], *, streams: bool) -> None:
-        work = _STATEMENTS | _STREAM if streams else _STATEMENTS
-        for name, value in (("_cursor", cursor), ("_run", run), ("_work", work)):
-            object.__setattr__(self, name, value)
+        Args:
+            call: The cursor's own method.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+            ending: Whether it only tidies up.
+        """
+        raise NotImplementedError
 
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._cursor, name)
-        return partial(self._run, name, attribute) if name in self._work else attribute
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._cursor, name, value)  # arraysize, itersize, tzinfo_factory
+class _Guarded:
+    """Mixed into a cursor's own class, before it. The rows are at the client: only statements are work."""
+
+    __slots__ = ()
+
+    guardrails: Steps
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """See psycopg."""
+        return self.guardrails.step(super().execute, args, kwargs)  # type: ignore[misc]  # of the other base
+
+    def executemany(self, *args: Any, **kwargs: Any) -> Any:
+        """See psycopg."""
+        return self.guardrails.step(super().executemany, args, kwargs)  # type: ignore[misc]  # likewise
+
+    def copy(self, *args: Any, **kwargs: Any) -> Any:
+        """See psycopg. It needs a slot and has no deadline."""
+        self.guardrails.admit()
+        return super().copy(*args, **kwargs)  # type: ignore[misc]  # likewise
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        """See psycopg. It needs a slot and has no deadline."""
+        self.guardrails.admit()
+        return super().stream(*args, **kwargs)  # type: ignore[misc]  # likewise
+
+
+class _GuardedServerCursor(_Guarded):
+    """The rows are at the server, which works for each fetch."""
+
+    __slots__ = ()
+
+    rows: deque[Any]
+    itersize: int
+
+    def fetchone(self) -> Any:
+        """See psycopg."""
+        return self.guardrails.step(super().fetchone, (), {})  # type: ignore[misc]  # of the other base
+
+    def fetchmany(self, *args: Any, **kwargs: Any) -> Any:
+        """See psycopg."""
+        return self.guardrails.step(super().fetchmany, args, kwargs)  # type: ignore[misc]  # likewise
+
+    def fetchall(self) -> Any:
+        """See psycopg."""
+        return self.guardrails.step(super().fetchall, (), {})  # type: ignore[misc]  # likewise
+
+    def scroll(self, *args: Any, **kwargs: Any) -> Any:
+        """See psycopg."""
+        return self.guardrails.step(super().scroll, args, kwargs)  # type: ignore[misc]  # likewise
+
+    def close(self) -> None:
+        """See psycopg."""
+        self.guardrails.step(super().close, (), {}, ending=True)  # type: ignore[misc]  # likewise
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.fetchone, None)
+        """See psycopg: a page at a time; who stops in the middle of a page and goes on gets its rest."""
+        rows = self.__dict__.setdefault("rows", deque())
+        while rows or rows.extend(self.fetchmany(self.itersize)) or rows:
+            yield rows.popleft()
+
+
+@cache
+def _guarded(cls: type) -> type:
+    mixin = _GuardedServerCursor if issubclass(cls, ServerCursor) else _Guarded
+    return type(cls.__name__, (mixin, cls), {"__slots__": (), "__module__": cls.__module__})
+
+
+def guard_cursor(cursor: Any, steps: Steps) -> Any:
+    """Has a cursor's work run by ``steps``. It stays the same object, of a class derived from its own."""
+    cls: Any = type(cursor)
+    cursor.__class__ = _guarded(cls)
+    cursor.guardrails = steps
+    return cursor
+
+
+def with_attributes(cls: type) -> type:
+    """A class of cursors that can have attributes: ``cls``, or one derived from it."""
+    roomy: Any = cls
+    return cls if cls.__dictoffset__ else _derived(roomy)
+
+
+@cache
+def _derived(cls: type) -> type:
+    return type(cls.__name__, (cls,), {"__module__": cls.__module__})

@@ -1,4 +1,4 @@
-"""psycopg's pool, asked with patience that has an end. Knows pools, no Django."""
+"""psycopg's pool, asked for a connection with a time limit. Must not import Django."""
 
 from __future__ import annotations
 
@@ -8,39 +8,49 @@ from typing import Any
 from guardrails.integrations.sqlalchemy._drivers.psycopg import Psycopg
 from guardrails.integrations.sqlalchemy._stopping import StoppedError
 
-__all__ = ["FromPool", "LendingPool"]
+__all__ = ["FromPool", "Source", "borrow", "largest"]
 
 
-class LendingPool:
-    """A pool that is asked for one connection.
+class Source:
+    """Stands where Django looks for a pool while it opens one connection.
 
     Args:
-        pool: The pool.
-        seconds: How long to wait for a connection; None is the pool's own time.
+        get: Opens the connection, or takes it from the pool that is really there.
+        pool: That pool, or None.
     """
 
-    def __init__(self, pool: Any, seconds: float | None) -> None:
+    def __init__(self, get: Callable[[], Any], pool: Any) -> None:
+        self.getconn = get
         self._pool = pool
-        self._seconds = seconds
 
     def open(self) -> None:
         """See psycopg_pool."""
-        self._pool.open()
+        if self._pool is not None:
+            self._pool.open()
 
-    def getconn(self) -> Any:
-        """See psycopg_pool.
 
-        Raises:
-            StoppedError: There was none in time.
-        """
-        from psycopg_pool import PoolTimeout  # noqa: PLC0415 - only who has a pool has the package
+def borrow(pool: Any, seconds: float | None = None) -> Any:
+    """Takes a connection from a pool, in the caller's own thread.
 
-        try:
-            return self._pool.getconn(self._seconds)
-        except PoolTimeout as error:
-            if self._seconds is None:
-                raise
-            raise StoppedError from error
+    The pool is told how long to wait: a connection that comes too late then stays in the pool. Whoever
+    waited in another thread and gave up would get that connection and lose it.
+
+    Args:
+        pool: The pool.
+        seconds: The longest wait; None is the pool's own.
+
+    Raises:
+        StoppedError: There was none in this time.
+        PoolTimeout: There was none in the pool's own time, which is shorter.
+    """
+    from psycopg_pool import PoolTimeout  # noqa: PLC0415 - only who has a pool has the package
+
+    if seconds is None or pool.timeout <= seconds:
+        return pool.getconn()
+    try:
+        return pool.getconn(seconds)
+    except PoolTimeout as error:
+        raise StoppedError from error
 
 
 class FromPool(Psycopg):
@@ -57,3 +67,17 @@ class FromPool(Psycopg):
     ) -> Any:
         """See Driver."""
         return connect(seconds=seconds, **arguments)
+
+
+_MIN_SIZE = 4
+"""psycopg_pool's default for ``min_size``; ``max_size`` is then the same."""
+
+
+def largest(options: Any) -> int | None:
+    """How many connections a pool with Django's ``OPTIONS["pool"]`` will have; None without a pool."""
+    if not options:
+        return None
+    given = options if isinstance(options, dict) else {}
+    most = given.get("max_size")
+    most = given.get("min_size", _MIN_SIZE) if most is None else most
+    return most if isinstance(most, int) else None  # psycopg_pool refuses it in its own words

@@ -1,49 +1,41 @@
-"""PostgreSQL for Django, behind a guard. Knows Django's backend, and what it asks of a connection.
+"""PostgreSQL for Django, behind a guard: Django's own backend, with an admission and a deadline in it.
 
-A slot is taken with the connection and held as long: from a request's first query until Django gives the
-connection back when the request is over. That is how long Django keeps one of its pool from all others.
+A slot is held from the first work on a connection until Django has no more use for it in this request. What
+Django does to look after connections between requests needs no slot.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
-from django.db import utils
+from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.db.utils import DatabaseErrorWrapper
+from django.utils.functional import cached_property
 
-from guardrails._checks import Faults
-from guardrails._guard import Guard, attach, sort_calls
-from guardrails.errors import CallTimeoutError
+from guardrails._deadline import note_trouble
+from guardrails.errors import CallTimeoutError, GuardrailsError
 from guardrails.integrations._checkouts import Checkout
-from guardrails.integrations.django._names import named
-from guardrails.integrations.django.postgresql._cursors import ENDINGS, WorkingCursor
-from guardrails.integrations.django.postgresql._pools import FromPool, LendingPool
-from guardrails.integrations.sqlalchemy._drivers.psycopg import Psycopg
-from guardrails.integrations.sqlalchemy._work import Worker
-
-__all__ = ["DatabaseWrapper"]
 
 if not is_psycopg3:
     raise ImportError(
         "psycopg 3 is missing, which Django's guarded database needs: pip install 'psycopg[binary]'"
     )
 
-_ANSWERS = tuple(
-    getattr(errors, name)
-    for errors in (base.Database, utils)
-    for name in ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
-)
-"""Errors that say something about the statement and prove that the database is alive: the driver's, and
-Django's for them."""
+from guardrails.integrations.django.postgresql._cursors import Steps, guard_cursor, with_attributes
+from guardrails.integrations.django.postgresql._pools import Source, borrow
+from guardrails.integrations.django.postgresql._protection import Protection, protect
 
+__all__ = ["DatabaseWrapper"]
 
-def _as_it_is(connection: Any) -> Any:
-    """The driver's own connection: Django has no other."""
-    return connection
+_OURS = ("guard", "compartments")
+"""The options that are not the driver's."""
 
 
 class _Checkout(Checkout):
@@ -55,30 +47,17 @@ class _Checkout(Checkout):
         self.give_back()
 
 
-class _Protection:
-    """What the connections of all threads to one database have in common.
+class _ErrorWrapper(DatabaseErrorWrapper):  # type: ignore[misc]  # Django has no types
+    """Leaves the guard's own errors as they are, also those that are a driver's error as well."""
 
-    Attributes:
-        most: How many there can be at once, or None.
-        on: Whether the guard is still attached.
-    """
-
-    def __init__(self, guard: Guard, most: int | None) -> None:
-        self.guard = guard
-        self.most = most
-        self.on = True
-        driver = Psycopg() if most is None else FromPool()
-        self.worker = Worker(guard, driver, _as_it_is, is_async=False, errors=_ANSWERS)
-
-    def detach(self) -> None:
-        """See Attachment."""
-        self.on = False
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and not issubclass(kind, GuardrailsError):
+            super().__exit__(kind, error, traceback)
 
 
-_protections: dict[Guard, _Protection] = {}
-
-
-class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has no types
+class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Django has no types
     """Django's connection to PostgreSQL, with a guard in front of it and a deadline on its statements.
 
     ::
@@ -90,7 +69,8 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
         }}
 
     ``OPTIONS["guard"]`` is a `Guard`, or its dotted name; ``OPTIONS["compartments"]`` is ``"declared"`` or
-    ``"auto"``, as for an engine. Everything else is as in Django's own backend.
+    ``"auto"``, as for an engine. Everything else is as in Django's own backend. The connection with which
+    Django creates and drops databases for tests is not guarded.
 
     Raises:
         ConfigurationError: There is no guard, or it has more slots than the pool has connections.
@@ -99,96 +79,128 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._checkout: _Checkout | None = None
-        self._lending: LendingPool | None = None
-        self._protection = self._protect()
+        self._source: Source | None = None
+        self._ends_savepoint = False
+        self._protection: Protection | None = None
+        if self.alias != NO_DB_ALIAS:
+            self._protection = protect(self.alias, self.settings_dict["OPTIONS"])
 
-    def _protect(self) -> _Protection:
-        options = self.settings_dict["OPTIONS"]
-        faults = Faults(f"DATABASES[{self.alias!r}]")
-        guard = named(f"DATABASES[{self.alias!r}]: OPTIONS['guard']", options.get("guard"))
-        if not isinstance(guard, Guard):
-            faults.add("OPTIONS['guard']", guard, "a Guard or its dotted name")
-            faults.raise_if_any()
-        if guard not in _protections:
-            compartments = options.get("compartments", "declared")
-            faults.choice("OPTIONS['compartments']", compartments, ("declared", "auto"))
-            pool = super().pool
-            most = None if pool is None else pool.max_size
-            slots = guard.snapshot().max_concurrent_calls
-            faults.count(f"the slots of guard {guard.name!r}", slots, most=most)
-            faults.raise_if_any()
-            _protections[guard] = protection = _Protection(guard, most)
-            if compartments == "auto":
-                sort_calls(guard)
-            attach(guard, protection)
-        return _protections[guard]
+    @property
+    def _guarded(self) -> Protection | None:
+        """The protection, while its guard is attached."""
+        protection = self._protection
+        return protection if protection is not None and protection.on else None
 
-    # --- connections ---------------------------------------------------------------------------
+    def copy(self, alias: str | None = None) -> Self:
+        """See Django. Both have the one guard, which cannot be copied."""
+        guard = self.settings_dict["OPTIONS"].get("guard")
+        settings = copy.deepcopy(self.settings_dict, {id(guard): guard})
+        return type(self)(settings, self.alias if alias is None else alias)
+
+    @cached_property  # type: ignore[untyped-decorator]  # likewise
+    def wrap_database_errors(self) -> Any:
+        """See Django."""
+        return _ErrorWrapper(self)
+
+    # --- connections -----------------------------------------------------------------------------
 
     def get_connection_params(self) -> dict[str, Any]:
         """See Django."""
         params: dict[str, Any] = super().get_connection_params()
-        for ours in ("guard", "compartments"):
+        for ours in _OURS:
             params.pop(ours, None)
+        params["cursor_factory"] = with_attributes(params["cursor_factory"])
         return params
 
     @property
     def pool(self) -> Any:
-        """See Django."""
-        return self._lending or super().pool
-
-    def ensure_connection(self) -> None:
-        """See Django. One that stays open between requests needs a slot in each of them."""
-        if self.connection is not None and self._checkout is None and not self.closed_in_transaction:
-            self._enter()
-        super().ensure_connection()
+        """See Django. While it opens a connection, what opens it within its time stands here."""
+        if self._source is not None:
+            return self._source
+        if self.settings_dict["OPTIONS"].get("pool") and self.alias not in self._connection_pools:
+            # A pool keeps the wrapper that made it. This one's thread may end with its connection open: kept
+            # alive, it would never give its slot back.
+            maker = type(self)(self.settings_dict, self.alias)
+            return super(DatabaseWrapper, maker).pool
+        return super().pool
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """See Django."""
-        self._enter()
-        protection, connect = self._protection, super().get_new_connection
-        if not protection.on:
-            return connect(conn_params)
-
-        def open_one(seconds: float | None = None, **params: Any) -> Any:
-            pool = super(DatabaseWrapper, self).pool
-            if pool is None:
-                return connect(params)
-            self._lending = LendingPool(pool, seconds)
-            try:
-                return connect(conn_params)
-            finally:
-                self._lending = None
-
+        """See Django. The pool is the one that Django would take at this moment."""
+        protection = self._guarded
+        if protection is None:
+            return super().get_new_connection(conn_params)
+        pool = self.pool
+        if pool is None:
+            get = partial(protection.direct.connect, self.Database.connect, conn_params)
+        else:
+            protection.serve(self.alias, pool)
+            get = partial(self._borrow, protection, pool)
+        self.admit()
+        self._source = Source(get, pool)
         try:
-            return protection.worker.connect(open_one, {} if protection.most else conn_params)
+            return super().get_new_connection(conn_params)
         except BaseException:
             self._leave()
             raise
+        finally:
+            self._source = None
+
+    @staticmethod
+    def _borrow(protection: Protection, pool: Any) -> Any:
+        from psycopg_pool import PoolTimeout, TooManyRequests  # noqa: PLC0415 - there only with a pool
+
+        from guardrails.integrations.django.postgresql._pool_timeout import PoolTimeoutError  # noqa: PLC0415
+
+        name = protection.guard.name
+        try:
+            return protection.pooled.connect(partial(borrow, pool), {})
+        except CallTimeoutError as error:
+            raise note_trouble(PoolTimeoutError(name, error.timeout)) from error.__cause__
+        except TooManyRequests as error:
+            raise protection.guard.passage.doors[0].refuse("bulkhead_full") from error
+        except PoolTimeout as error:
+            raise note_trouble(PoolTimeoutError(name, pool.timeout)) from error
+
+    def close_if_health_check_failed(self) -> None:
+        """See Django, which calls it before the first work of a request: the check is work already."""
+        if self.connection is not None and self.health_check_enabled and not self.health_check_done:
+            self.admit()
+        super().close_if_health_check_failed()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """See Django, which calls it when a request is over."""
-        super().close_if_unusable_or_obsolete()
-        if not self.in_atomic_block:
-            self._leave()
+        """See Django, which calls it before and after each request."""
+        try:
+            super().close_if_unusable_or_obsolete()
+        finally:
+            if not self.in_atomic_block:
+                self._leave()
 
     def is_usable(self) -> bool:
         """See Django."""
+        protection = self._guarded
+        if protection is None or self.connection is None:
+            return bool(super().is_usable())
         try:
-            usable: bool = self._protection.worker.bounds(super().is_usable, (), self.connection)
+            return bool(protection.direct.bounds(super().is_usable, (), self.connection))
         except CallTimeoutError:
             return False
-        return usable
 
     def _close(self) -> None:
+        protection = self._guarded
         try:
-            super()._close()
+            if protection is None or self.connection is None:
+                super()._close()
+            else:
+                # A pool ends an open transaction first. A connection that is cut meanwhile is closed as well.
+                with suppress(CallTimeoutError):
+                    protection.direct.bounds(super()._close, (), self.connection)
         finally:
             self._leave()
 
-    def _enter(self) -> None:
-        protection = self._protection
-        if protection.on:
+    def admit(self) -> None:
+        """See Steps. Takes a slot for the work to come, unless there is one."""
+        protection = self._guarded
+        if protection is not None and self._checkout is None:
             checkout = _Checkout(protection.guard)
             checkout.take_slots()
             self._checkout = checkout
@@ -196,7 +208,7 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
     def _leave(self) -> None:
         checkout, self._checkout = self._checkout, None
         if checkout is not None:
-            if not self._protection.on:
+            if self._guarded is None:
                 checkout.slots.clear()  # the guard has forgotten them
             checkout.give_back()
 
@@ -204,30 +216,63 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
 
     def create_cursor(self, name: str | None = None) -> Any:
         """See Django."""
-        return WorkingCursor(super().create_cursor(name), self._step, streams=name is not None)
+        cursor = super().create_cursor(name)
+        return cursor if self._guarded is None else guard_cursor(cursor, self)
+
+    def step(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, ending: bool = False
+    ) -> Any:
+        """See Steps."""
+        if kwargs:
+            call = partial(call, **kwargs)
+        return self._work(call, args, ending=ending or self._ends_savepoint)
 
     def _configure_connection(self, connection: Any) -> Any:
-        return self._protection.worker.bounds(super()._configure_connection, (connection,), connection)
+        protection = self._guarded
+        if protection is None:
+            return super()._configure_connection(connection)
+        try:
+            return protection.direct.bounds(super()._configure_connection, (connection,), connection)
+        except CallTimeoutError:
+            if connection is self.connection:
+                self._drop()
+            raise
 
     def _commit(self) -> None:
         if self.connection is not None:
-            self._work(super()._commit, commit=True)
+            self._work(super()._commit, (), commit=True)
 
     def _rollback(self) -> None:
         if self.connection is not None:
             # A connection that is cut rolls back as well.
             with suppress(CallTimeoutError):
-                self._work(super()._rollback, ending=True)
+                self._work(super()._rollback, (), ending=True)
 
-    def _step(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self._work(partial(call, *args, **kwargs), ending=name in ENDINGS)
+    def _savepoint_commit(self, sid: str) -> None:
+        self._end_savepoint(super()._savepoint_commit, sid)
 
-    def _work(self, call: Callable[[], Any], *, ending: bool = False, commit: bool = False) -> Any:
-        run, checkout = self._protection.worker.run, cast("Any", self._checkout)
-        if not self._protection.on:
-            return call()
+    def _savepoint_rollback(self, sid: str) -> None:
+        with suppress(CallTimeoutError):  # the whole transaction is rolled back then
+            self._end_savepoint(super()._savepoint_rollback, sid)
+
+    def _end_savepoint(self, end: Callable[[str], None], sid: str) -> None:
+        self._ends_savepoint = True
         try:
-            return run(call, (), self.connection, checkout, ending=ending, commit=commit)
+            end(sid)
+        finally:
+            self._ends_savepoint = False
+
+    def _work(
+        self, call: Callable[..., Any], args: tuple[Any, ...], *, ending: bool = False, commit: bool = False
+    ) -> Any:
+        protection = self._guarded
+        if protection is None:
+            return call(*args)
+        if self._checkout is None and not ending and not commit:
+            self.admit()
+        checkout = cast("Any", self._checkout)
+        try:
+            return protection.direct.run(call, args, self.connection, checkout, ending=ending, commit=commit)
         except CallTimeoutError:
             self._drop()
             raise

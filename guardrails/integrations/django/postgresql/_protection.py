@@ -1,0 +1,112 @@
+"""One guard and the databases behind it. Must not open, make or look for a pool."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakSet
+
+from django.db import utils
+from django.db.backends.postgresql import base
+
+from guardrails._checks import Faults
+from guardrails._fork import ForkedLock
+from guardrails._guard import Guard, attach, sort_calls
+from guardrails.errors import ConfigurationError
+from guardrails.integrations.django._names import named
+from guardrails.integrations.django.postgresql._pools import FromPool, largest
+from guardrails.integrations.sqlalchemy._drivers.psycopg import Psycopg
+from guardrails.integrations.sqlalchemy._work import Worker
+
+__all__ = ["Protection", "protect"]
+
+_ANSWERS = tuple(
+    getattr(errors, name)
+    for errors in (base.Database, utils)
+    for name in ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
+)
+"""Errors that say something about the statement and prove that the database is alive: the driver's, and
+Django's for them."""
+
+
+def _as_it_is(connection: Any) -> Any:
+    """The driver's own connection: Django has no other."""
+    return connection
+
+
+class Protection:
+    """What the connections of all threads and aliases behind one guard have in common.
+
+    Attributes:
+        guard: The guard.
+        on: Whether the guard is still attached.
+        direct: Runs statements, and opens connections where there is no pool.
+        pooled: Takes connections from a pool.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.on = True
+        self.direct = Worker(guard, Psycopg(), _as_it_is, is_async=False, errors=_ANSWERS)
+        self.pooled = Worker(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
+        self._slots = guard.passage.doors[0].gate.bulkhead
+        self._pools: WeakSet[Any] = WeakSet()
+
+    @property
+    def most(self) -> int | None:
+        """See Attachment: what the smallest pool can hold that was asked so far."""
+        return min((pool.max_size for pool in self._pools if not pool.closed), default=None)
+
+    def detach(self) -> None:
+        """See Attachment."""
+        self.on = False
+
+    def check(self, alias: str, most: int | None) -> None:
+        """Checks that a pool has a connection for each of the guard's slots.
+
+        Raises:
+            ConfigurationError: It has fewer.
+        """
+        if most is not None and self._slots.limit > most:
+            faults = Faults(f"DATABASES[{alias!r}]")
+            faults.count(f"the slots of guard {self.guard.name!r}", self._slots.limit, most=most)
+            faults.raise_if_any()
+
+    def serve(self, alias: str, pool: Any) -> None:
+        """Notes that connections come from a pool, too; see ``check``."""
+        self.check(alias, pool.max_size)
+        self._pools.add(pool)
+
+
+_lock = ForkedLock()
+_protections: dict[Guard, Protection] = {}
+
+
+def protect(alias: str, options: dict[str, Any]) -> Protection:
+    """The protection that an alias asks for in its ``OPTIONS``; the first to ask attaches the guard.
+
+    Raises:
+        ConfigurationError: The options are wrong.
+    """
+    where = f"DATABASES[{alias!r}]"
+    faults = Faults(where)
+    guard = named(f"{where}: OPTIONS['guard']", options.get("guard"))
+    if not isinstance(guard, Guard):
+        faults.add("OPTIONS['guard']", guard, "a Guard or its dotted name")
+    compartments = options.get("compartments", "declared")
+    faults.choice("OPTIONS['compartments']", compartments, ("declared", "auto"))
+    faults.raise_if_any()
+    most = largest(options.get("pool"))
+    with _lock:
+        protection = _protections.get(guard)
+        if protection is not None:
+            protection.check(alias, most)
+            return protection
+        if guard.passage.attached:
+            raise ConfigurationError(f"{where}: guard {guard.name!r} protects something else already")
+        protection = Protection(guard)
+        protection.check(alias, most)
+        _protections[guard] = protection
+        if compartments == "auto":
+            sort_calls(guard)
+        attach(guard, protection)
+    return protection

@@ -1,0 +1,196 @@
+"""Management commands and test runners reach the database they are meant for, and no other.
+
+Production holds rows that must be there afterwards. Its server and a decoy's, which libpq would choose by
+itself, write down every statement; nothing may stand there in the name of production or the decoy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import psycopg
+import pytest
+
+from guardrails.testing.servers import PostgresServer
+
+SITE = pathlib.Path(__file__).parent / "django_site"
+ROOT = pathlib.Path(__file__).parents[2]
+OURS = "guardrails.integrations.django.postgresql"
+BARE = "django.db.backends.postgresql"
+
+CANARIES = ["first", "second", "third"]
+FORBIDDEN = {"production", "production_two", "decoy"}
+LOGGED = {"log_statement": "all", "log_disconnections": "on", "log_line_prefix": "<%d|%a>"}
+
+POOL = {"pool": {"min_size": 1, "max_size": 8, "timeout": 10}}
+ONE, OTHER = {"guard": "shop.guards.db"}, {"guard": "shop.guards.second"}
+
+LAYOUTS = {
+    "no pool": {"default": ONE, "second": OTHER},
+    "pools": {"default": ONE | POOL, "second": OTHER | POOL},
+    "a pool, then none, one guard": {"default": ONE | POOL, "second": ONE},
+    "none, then a pool, one guard": {"default": ONE, "second": ONE | POOL},
+}
+
+RUNS = {
+    "manage.py test": [["manage.py", "test", "--noinput"]],
+    "--keepdb, twice": [["manage.py", "test", "--noinput", "--keepdb"]] * 2,
+    "--parallel 2": [["manage.py", "test", "--noinput", "--parallel", "2"]],
+    "--parallel 2 --keepdb, twice": [["manage.py", "test", "--noinput", "--parallel", "2", "--keepdb"]] * 2,
+    "pytest-django": [["-m", "pytest", "-n", "0"]],
+    "pytest-django, xdist": [["-m", "pytest", "-n", "2"]],
+    "pytest-django, --reuse-db, twice": [["-m", "pytest", "-n", "0", "--reuse-db"]] * 2,
+}
+PYTEST = [
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:randomly",
+    "--ds=site_settings",
+    "-c",
+    "pytest.ini",
+    "pytest_shop.py",
+]
+
+
+class Site:
+    """A production server, a decoy, and what has happened on them."""
+
+    def __init__(self, production, decoy):
+        self.production = production
+        self.decoy = decoy
+        self.databases = {"production": production, "production_two": production, "decoy": decoy}
+
+    def prepare(self):
+        """Databases as they were before anybody made a mistake; what was logged so far is forgotten."""
+        with self.connect(self.production, "postgres") as connection:
+            names = [row[0] for row in connection.execute("select datname from pg_database")]
+            for name in names:
+                if name not in {"postgres", "template0", "template1"}:
+                    connection.execute(f'drop database "{name}" with (force)')
+            for name in ("production", "production_two", "scratch"):
+                connection.execute(f"create database {name}")
+        for name, server in self.databases.items():
+            with self.connect(server, name) as connection:
+                connection.execute("drop table if exists shop_item")
+                connection.execute("create table shop_item (id bigserial primary key, name varchar(40))")
+                for canary in CANARIES:
+                    connection.execute("insert into shop_item (name) values (%s)", (canary,))
+        self.marks = {server: len(log_of(server)) for server in (self.production, self.decoy)}
+
+    def connect(self, server, name):
+        """A connection of the test's own, which the logs tell apart."""
+        return psycopg.connect(server.url("", name), autocommit=True, application_name="canary")
+
+    def canaries(self):
+        """The rows of each database that nobody may touch."""
+        found = {}
+        for name, server in self.databases.items():
+            with self.connect(server, name) as connection:
+                found[name] = [row[0] for row in connection.execute("select name from shop_item order by id")]
+        return found
+
+    def tables(self, name):
+        """The tables of one of the production server's databases."""
+        with self.connect(self.production, name) as connection:
+            question = "select tablename from pg_tables where schemaname = 'public'"
+            return {row[0] for row in connection.execute(question)}
+
+    def seen(self, server):
+        """The databases of a server that somebody came to since ``prepare``, with what was said there."""
+        said = {}
+        for line in log_of(server)[self.marks[server] :].splitlines():
+            database, _, rest = line.removeprefix("<").partition("|")
+            if line.startswith("<") and not rest.startswith("canary>"):
+                said.setdefault(database, []).append(rest)
+        return said
+
+    def environment(self, layout, engine=OURS, names=("production", "production_two"), **more):
+        """The settings, and a decoy for whoever leaves libpq the choice."""
+        entries = {
+            alias: {
+                "ENGINE": engine,
+                "NAME": name,
+                "HOST": "127.0.0.1",
+                "PORT": str(self.production.port),
+                "USER": "postgres",
+                "OPTIONS": {key: value for key, value in options.items() if engine == OURS or key != "guard"},
+                **more,
+            }
+            for (alias, options), name in zip(layout.items(), names, strict=True)
+        }
+        address = {"PGHOST": "127.0.0.1", "PGPORT": str(self.decoy.port), "PGUSER": "postgres"}
+        return (
+            os.environ
+            | address
+            | {
+                "PGDATABASE": "decoy",
+                "PYTHONPATH": str(ROOT),
+                "SITE_DATABASES": json.dumps(entries),
+            }
+        )
+
+    def run(self, words, environment):
+        """Runs one command and returns what it printed."""
+        words = [*words, *PYTEST] if "pytest" in words else words
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=SITE,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def check(self):
+        """Nothing has happened where nothing may happen."""
+        assert self.canaries() == dict.fromkeys(self.databases, CANARIES)
+        reached = {"production server": self.seen(self.production), "decoy": self.seen(self.decoy)}
+        reached["production server"] = {
+            name: said for name, said in reached["production server"].items() if name in FORBIDDEN
+        }
+        reached["decoy"].pop("", None)  # the server's own housekeeping
+        assert reached == {"production server": {}, "decoy": {}}
+
+
+def log_of(server):
+    """What a server has written."""
+    return server._log.read_text(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def servers():
+    """Two servers that write everything down."""
+    with PostgresServer.start(settings=LOGGED) as production, PostgresServer.start(settings=LOGGED) as decoy:
+        with psycopg.connect(decoy.url(""), autocommit=True) as connection:
+            connection.execute("create database decoy")
+        yield production, decoy
+
+
+@pytest.fixture
+def site(servers):
+    """Both, with their canaries."""
+    site = Site(*servers)
+    site.prepare()
+    return site
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("run", RUNS)
+def test_test_runners_leave_production_alone(site, layout, run):
+    """Whatever the order of the aliases, and whether they have pools or share a guard."""
+    environment = site.environment(LAYOUTS[layout])
+    for words in RUNS[run]:
+        printed = site.run(words, environment)
+        assert "OK" in printed or "16 passed" in printed or "8 passed" in printed, printed
+    site.check()
+    assert any(name.startswith("test_production") for name in site.seen(site.production))
