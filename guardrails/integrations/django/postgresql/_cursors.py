@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from psycopg import ServerCursor
 
-__all__ = ["Steps", "guard_cursor", "with_attributes"]
+__all__ = ["Steps", "guard_cursor"]
 
 
 class Steps:
@@ -64,7 +65,6 @@ class _GuardedServerCursor(_Guarded):
 
     __slots__ = ()
 
-    rows: deque[Any]
     itersize: int
 
     def fetchone(self) -> Any:
@@ -89,15 +89,36 @@ class _GuardedServerCursor(_Guarded):
 
     def __iter__(self) -> Iterator[Any]:
         """See psycopg: a page at a time; who stops in the middle of a page and goes on gets its rest."""
-        rows = self.__dict__.setdefault("rows", deque())
+        rows = _pages.setdefault(self, deque())
         while rows or rows.extend(self.fetchmany(self.itersize)) or rows:
             yield rows.popleft()
 
 
+class _Slotted:
+    """For a cursor of a class that takes no attributes."""
+
+    __slots__ = ()
+
+    @property
+    def guardrails(self) -> Steps:
+        """What runs its work."""
+        return _steps[self]
+
+    @guardrails.setter
+    def guardrails(self, steps: Steps) -> None:
+        _steps[self] = steps
+
+
+_steps: WeakKeyDictionary[Any, Steps] = WeakKeyDictionary()
+_pages: WeakKeyDictionary[Any, deque[Any]] = WeakKeyDictionary()
+
+
 @cache
 def _guarded(cls: type) -> type:
-    mixin = _GuardedServerCursor if issubclass(cls, ServerCursor) else _Guarded
-    return type(cls.__name__, (mixin, cls), {"__slots__": (), "__module__": cls.__module__})
+    bases: tuple[type, ...] = (_GuardedServerCursor if issubclass(cls, ServerCursor) else _Guarded, cls)
+    if not cls.__dictoffset__:
+        bases = (_Slotted, *bases)
+    return type(cls.__name__, bases, {"__slots__": (), "__module__": cls.__module__})
 
 
 def guard_cursor(cursor: Any, steps: Steps) -> Any:
@@ -106,14 +127,3 @@ def guard_cursor(cursor: Any, steps: Steps) -> Any:
     cursor.__class__ = _guarded(cls)
     cursor.guardrails = steps
     return cursor
-
-
-def with_attributes(cls: type) -> type:
-    """A class of cursors that can have attributes: ``cls``, or one derived from it."""
-    roomy: Any = cls
-    return cls if cls.__dictoffset__ else _derived(roomy)
-
-
-@cache
-def _derived(cls: type) -> type:
-    return type(cls.__name__, (cls,), {"__module__": cls.__module__})

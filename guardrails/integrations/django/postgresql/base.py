@@ -28,7 +28,7 @@ if not is_psycopg3:
         "psycopg 3 is missing, which Django's guarded database needs: pip install 'psycopg[binary]'"
     )
 
-from guardrails.integrations.django.postgresql._cursors import Steps, guard_cursor, with_attributes
+from guardrails.integrations.django.postgresql._cursors import Steps, guard_cursor
 from guardrails.integrations.django.postgresql._pools import Source, borrow
 from guardrails.integrations.django.postgresql._protection import Protection, protect
 
@@ -109,7 +109,6 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         params: dict[str, Any] = super().get_connection_params()
         for ours in _OURS:
             params.pop(ours, None)
-        params["cursor_factory"] = with_attributes(params["cursor_factory"])
         return params
 
     @property
