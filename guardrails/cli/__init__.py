@@ -1,33 +1,35 @@
 """The ``guardrails`` command: a group that each command joins from a file of its own.
 
-Knows which commands there are; nothing of what they do.
+Depends on the names of the commands; a command's module is imported when that command is run.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
 
+_INTERRUPTED = 130  # written down, because its meaning would have to be imported
+
 
 def main() -> None:
-    """Entry point of the ``guardrails`` script; exits 0 fine, 1 findings, 2 usage."""
+    """Entry point of the ``guardrails`` script; exits 0 fine, 1 findings, 2 usage, 130 interrupted."""
     try:
-        import click  # noqa: F401, PLC0415 - only here can a missing extra become one clear line
-    except ImportError:
+        from guardrails.cli._interrupts import end_at_once  # noqa: PLC0415 - Ctrl-C must be caught while importing
+
+        end_at_once()
+        _run()
+    except KeyboardInterrupt:
+        os._exit(_INTERRUPTED)
+
+
+def _run() -> None:
+    try:
+        from guardrails.cli._commands import commands  # noqa: PLC0415 - only here can a missing extra be one clear line
+    except ImportError as error:
+        if error.name != "click":
+            raise
         print("guardrails: the command line needs: pip install 'guardrails-db[cli]'", file=sys.stderr)
         sys.exit(1)
-    from guardrails.cli._usage import Commands  # noqa: PLC0415 - needs click
-    from guardrails.cli.demo import demo  # noqa: PLC0415 - likewise
-    from guardrails.cli.diagnose import diagnose  # noqa: PLC0415 - likewise
-    from guardrails.cli.doctor import doctor  # noqa: PLC0415
-    from guardrails.cli.size import size  # noqa: PLC0415
-    from guardrails.cli.watch import watch  # noqa: PLC0415
-
-    group = Commands("guardrails", help="Keeps a web service up when its database slows down.")
-    group.add_command(demo)
-    group.add_command(diagnose)
-    group.add_command(doctor)
-    group.add_command(size)
-    group.add_command(watch)
-    group(prog_name="guardrails")
+    commands(prog_name="guardrails")

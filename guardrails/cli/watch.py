@@ -14,14 +14,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import click
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+
+from guardrails.cli._interrupts import interruptible
+from guardrails.cli._missing import missing
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["watch"]
 
@@ -53,13 +55,10 @@ def watch(*, url: str, every: float, times: int | None, as_json: bool) -> None:
     """The command."""
     address = _address(url)
     fine = True
-    try:
-        with _Screen(as_json=as_json) as screen:
-            for look in _looks(address, every, times):
-                screen.show(look)
-                fine = look.fine
-    except KeyboardInterrupt:
-        pass
+    with interruptible(), _Lines() if as_json else _screen() as screen:
+        for look in _looks(address, every, times):
+            screen.show(look)
+            fine = look.fine
     sys.exit(0 if fine else 1)
 
 
@@ -179,14 +178,37 @@ def _rates(
     }
 
 
+class _Lines:
+    """Readings as JSON, one a line."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to put back."""
+
+    def show(self, look: _Look) -> None:
+        """Shows one reading."""
+        print(json.dumps({"trouble": look.trouble, "rates": look.rates, **look.page}), flush=True)
+
+
+def _screen() -> _Screen:
+    try:
+        return _Screen()
+    except ImportError:
+        missing("cli")
+
+
 class _Screen:
     """Where readings are shown: a table that stays where it is, or one after the other."""
 
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 - not for JSON
+        from rich.live import Live  # noqa: PLC0415 - likewise
+
         self._console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
         self._live = Live(console=self._console, auto_refresh=False)
-        self._stays = not as_json and self._console.is_terminal
+        self._stays = self._console.is_terminal
 
     def __enter__(self) -> Self:
         if self._stays:
@@ -199,15 +221,16 @@ class _Screen:
 
     def show(self, look: _Look) -> None:
         """Shows one reading."""
-        if self._as_json:
-            print(json.dumps({"trouble": look.trouble, "rates": look.rates, **look.page}), flush=True)
-        elif self._stays:
+        if self._stays:
             self._live.update(_table(look), refresh=True)
         else:
             self._console.print(_table(look))
 
 
 def _table(look: _Look) -> Table:
+    from rich.markup import escape  # noqa: PLC0415 - not for JSON
+    from rich.table import Table  # noqa: PLC0415 - likewise
+
     reasons = ", ".join(map(str, look.page.get("reasons", ())))
     title = look.trouble or ("ready" if look.page["ready"] else f"not ready: {reasons}")
     table = Table(title=escape(_plain(title)), title_style="green" if look.fine else "bold red")

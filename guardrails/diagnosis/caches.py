@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthorizationError
+from redis.retry import Retry
 
-from guardrails import protect
+from guardrails.diagnosis.asking import CONNECT_TIMEOUT, PATIENCE, refusal, within, words
 from guardrails.diagnosis.findings import Finding, limit_reached
 
-__all__ = ["ask"]
-
-_PATIENCE = 5.0
-"""Seconds that connecting, and each question, may take."""
+__all__ = ["ask", "why_not"]
 
 _FULL = 0.95
 """The share of its memory from which on a server is called full."""
@@ -25,8 +26,8 @@ _RECENT = 600.0
 _SHOWN = 5
 
 
-def ask(url: str, slow: float) -> tuple[str, list[Finding]]:
-    """Asks the server of a URL what it is and what is wrong with it.
+def ask(url: str, slow: float) -> tuple[str, list[Finding], tuple[str, ...]]:
+    """Asks the server of a URL what it is, what is wrong with it, and what it does not show to this user.
 
     Args:
         url: As for ``redis.Redis.from_url``.
@@ -34,19 +35,37 @@ def ask(url: str, slow: float) -> tuple[str, list[Finding]]:
 
     Raises:
         ValueError: It is no such URL.
-        GuardrailsError: There was no answer in time.
+        TimeoutError: There was no answer in time.
         RedisError: It could not be reached, or does not answer this user.
     """
-    client = redis.Redis.from_url(url, max_connections=1)
-    guard = protect(client, timeout=_PATIENCE, breaker=None)
-    try:
-        info: dict[str, Any] = client.info()
-        slowlog: list[dict[str, Any]] = client.slowlog_get(128)
-    finally:
-        guard.detach()
-        client.close()
-    product = "Valkey" if "valkey_version" in info else "Redis"
-    return product, [*_of_info(info), *_of_slowlog(slowlog, slow)]
+    limits = {"socket_timeout": CONNECT_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
+    client = redis.Redis.from_url(url, max_connections=1, retry=Retry(NoBackoff(), 0), **limits)
+
+    def question() -> tuple[str, list[Finding], tuple[str, ...]]:
+        with client:
+            info: dict[str, Any] = client.info()
+            unseen: tuple[str, ...] = ()
+            slowlog: list[dict[str, Any]] = []
+            try:
+                slowlog = client.slowlog_get(128)
+            except redis.ResponseError:  # NOPERM, or a service that does not have it
+                unseen = ("slow commands: that takes the right to SLOWLOG GET",)
+        product = "Valkey" if "valkey_version" in info else "Redis"
+        return product, [*_of_info(info), *_of_slowlog(slowlog, slow)], unseen
+
+    return within(PATIENCE, question)
+
+
+def why_not(error: Exception, url: str) -> Finding:
+    """What an error of `ask` says, in the driver's words without the URL's address and password."""
+    parts = urlsplit(url)
+    port = parts.port or 6379
+    said = words(
+        str(error), [parts.password, parts.hostname, port, parts.path if parts.scheme == "unix" else None]
+    )
+    crowded = "max number of clients" in said
+    answered = isinstance(error, redis.AuthenticationError | redis.ResponseError | AuthorizationError)
+    return refusal(said, answered=answered, crowded=crowded)
 
 
 def _of_info(info: dict[str, Any]) -> Iterator[Finding]:

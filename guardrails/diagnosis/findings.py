@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Facts", "Finding", "Session", "judge", "limit_reached"]
+__all__ = ["Facts", "Finding", "Prepared", "Session", "judge", "limit_reached"]
 
-State = Literal["active", "waiting", "idle_in_transaction", "idle"]
+State = Literal["active", "waiting", "idle_in_transaction", "idle", "unseen"]
 
 _NEARLY = 0.8
 """The share of a server's connections from which on it is told. What is left is gone in one deployment."""
@@ -25,9 +25,9 @@ class Session:
     Attributes:
         pid: What the server calls it.
         name: The application's name, or the user's where there is none.
-        state: What it does; ``"waiting"`` is for a lock.
+        state: What it does; ``"waiting"`` is for a lock, ``"unseen"`` is what this user may not know.
         seconds: How long it has done so.
-        waits_for: The sessions that have what it waits for.
+        waits_for: The sessions that have what it waits for; 0 is a prepared transaction, which has none.
         table: The table it waits for, if the server says so.
     """
 
@@ -40,6 +40,25 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A prepared transaction (the first half of a two-phase commit), which lives on without a session.
+
+    Attributes:
+        name: Its global identifier.
+        owner: The user who prepared it.
+        database: Where it can be ended.
+        seconds: How long ago that was.
+        blocks: Whether a session waits for a lock of it.
+    """
+
+    name: str
+    owner: str
+    database: str
+    seconds: float
+    blocks: bool
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a server said.
 
@@ -48,12 +67,20 @@ class Facts:
         limit: Connections it allows.
         reserved: Of these, what applications cannot have.
         sessions: Those there are, without the one that asked.
+        prepared: Prepared transactions that nobody has ended yet.
+        kill: How a session is ended, with ``{}`` for its number.
+        orphan: How a transaction without a session, which is waited for, is called.
+        unseen: What this user may not see, and which right it takes.
     """
 
     product: str
     limit: int
     reserved: int
     sessions: tuple[Session, ...]
+    prepared: tuple[Prepared, ...] = ()
+    kill: str = "SELECT pg_terminate_backend({})"
+    orphan: str = "a prepared transaction, which has no session"
+    unseen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,9 +88,9 @@ class Finding:
     """Something that is wrong.
 
     Attributes:
-        kind: Which of the things that can be wrong: of a server ``"unreachable" "connections" "locks"
-            "idle_in_transaction" "slow" "memory" "loading"``; of a service ``"unguarded" "no_middleware"
-            "unbounded" "ladder" "threads" "budget"``.
+        kind: Which of the things that can be wrong: of a server ``"unreachable" "denied"
+            "connections" "locks" "prepared" "idle_in_transaction" "slow" "memory" "loading"``; of a service
+            ``"nothing_made" "unguarded" "no_middleware" "unbounded" "ladder" "threads" "budget"``.
         what: One line that says it.
         details: Further lines.
         advice: What to do about it.
@@ -82,7 +109,8 @@ def judge(facts: Facts, slow: float) -> list[Finding]:
         facts: What the server said.
         slow: Seconds from which on a statement, or a transaction in which nothing happens, is long.
     """
-    found = [*_locks(facts), *_idle(facts, slow), *_slow(facts, slow)]
+    roots = _all_roots(facts)
+    found = [*_locks(facts, roots), *_prepared(facts, slow), *_idle(facts, slow, roots), *_slow(facts, slow)]
     return [*_connections(facts), *found]
 
 
@@ -103,23 +131,37 @@ def _connections(facts: Facts) -> Iterator[Finding]:
     return limit_reached(len(facts.sessions), facts.limit - facts.reserved, details)
 
 
-def _locks(facts: Facts) -> Iterator[Finding]:
+def _waiting(facts: Facts) -> list[Session]:
+    return [session for session in facts.sessions if session.waits_for or session.state == "waiting"]
+
+
+def _all_roots(facts: Facts) -> Counter[int]:
+    """Who is waited for and waits for nobody has what all others are after; with how many wait."""
     by_pid = {session.pid: session for session in facts.sessions}
-    waiting = [session for session in facts.sessions if session.waits_for or session.state == "waiting"]
+    return Counter(pid for session in _waiting(facts) for pid in _roots(session, by_pid))
+
+
+def _locks(facts: Facts, roots: Counter[int]) -> Iterator[Finding]:
+    waiting = _waiting(facts)
     if not waiting:
         return
-    # Who is waited for and waits for nobody has what all others are after.
-    roots = Counter(pid for session in waiting for pid in _roots(session, by_pid))
-    details = [_blocker(pid, count, by_pid) for pid, count in roots.most_common(_SHOWN)]
+    by_pid = {session.pid: session for session in facts.sessions}
+    shown = roots.most_common(_SHOWN)
+    details = [
+        _blocker(pid, count, by_pid) if pid else f"{count} behind {facts.orphan}" for pid, count in shown
+    ]
     tables = sorted({session.table for session in waiting if session.table})
     if tables:
         details.append("for " + ", ".join(f"{table!a}" for table in tables[:_SHOWN]))
+    kills = ", ".join(facts.kill.format(pid) for pid, _ in shown if pid)
     longest = max(session.seconds for session in waiting)
     yield Finding(
         "locks",
         f"sessions waiting for locks: {len(waiting)}, for up to {longest:.0f} s",
         tuple(details),
-        "end the transaction that holds them; a migration should set a lock_timeout",
+        "end the transaction that holds them"
+        + (f" if nothing else does: {kills}" if kills else "")
+        + "; a migration should set a lock_timeout",
     )
 
 
@@ -141,19 +183,49 @@ def _blocker(pid: int, count: int, by_pid: dict[int, Session]) -> str:
     session = by_pid.get(pid)
     if session is None:
         return f"{count} behind session {pid}"
+    if session.state == "unseen":
+        return f"{count} behind session {pid} of {session.name!a}"
     state = session.state.replace("_", " ")
     return f"{count} behind session {pid} of {session.name!a}, {state} for {session.seconds:.0f} s"
 
 
-def _idle(facts: Facts, slow: float) -> Iterator[Finding]:
-    idle = _longest(facts, "idle_in_transaction", slow)
-    if idle:
+def _prepared(facts: Facts, slow: float) -> Iterator[Finding]:
+    forgotten = sorted(
+        (each for each in facts.prepared if each.blocks or each.seconds >= slow),
+        key=lambda each: (not each.blocks, -each.seconds),
+    )
+    if forgotten:
         yield Finding(
-            "idle_in_transaction",
-            f"open transactions in which nothing has happened for {slow:g} s or more: {len(idle)}",
-            tuple(_one(session) for session in idle[:_SHOWN]),
-            "the application holds connections while it does something else: pool_status(engine) says where",
+            "prepared",
+            f"prepared transactions that nobody has ended: {len(forgotten)}",
+            tuple(_forgotten(each) for each in forgotten[:_SHOWN]),
+            "they keep their locks, over restarts too, and stop the vacuum: ask their coordinator how they "
+            "ended, then COMMIT PREPARED or ROLLBACK PREPARED each by its name, in its database",
         )
+
+
+def _forgotten(each: Prepared) -> str:
+    locks = ", others wait for its locks" if each.blocks else ""
+    return f"{each.name!a} in {each.database!a}, by {each.owner!a} {each.seconds:.0f} s ago{locks}"
+
+
+def _idle(facts: Facts, slow: float, roots: Counter[int]) -> Iterator[Finding]:
+    idle = _longest(facts, "idle_in_transaction", slow)
+    if not idle:
+        return
+    # Who has just been named as the one in everybody's way needs no second explanation.
+    named = [session for session in idle if session.pid in roots]
+    yield Finding(
+        "idle_in_transaction",
+        f"open transactions in which nothing has happened for {slow:g} s or more: {len(idle)}",
+        tuple(
+            _one(session) + (", which holds the locks above" if session in named else "")
+            for session in idle[:_SHOWN]
+        ),
+        "see the locks: its client has not ended what it began"
+        if len(named) == len(idle)
+        else "their clients do something else meanwhile: in a service, pool_status(engine) says where",
+    )
 
 
 def _slow(facts: Facts, slow: float) -> Iterator[Finding]:

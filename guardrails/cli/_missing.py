@@ -1,0 +1,14 @@
+"""What a command says when a package is missing that it needs."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+__all__ = ["missing"]
+
+
+def missing(extra: str) -> NoReturn:
+    """Names the extra to install and exits with 2."""
+    print(f"guardrails: this needs: pip install 'guardrails-db[{extra}]'", file=sys.stderr)
+    sys.exit(2)
