@@ -43,7 +43,7 @@ def found(doctor):
 
     def run(service, *words, **options):
         code, output = doctor(service, "--json", *words, **options)
-        findings = {finding["kind"]: finding for finding in json.loads(output)["findings"]}
+        findings = {finding["kind"]: finding for finding in json.loads(output.splitlines()[0])["findings"]}
         assert code == bool(findings)
         return findings
 
@@ -111,6 +111,92 @@ def test_asynchronous_engines_take_no_threads(found):
     assert found(service, "--threads", "1") == {}
 
 
+LIFESPAN = """
+import contextlib, pathlib
+from starlette.applications import Starlette
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    from sqlalchemy.ext.asyncio import create_async_engine
+    app.state.engine = create_async_engine("sqlite+aiosqlite://")
+    print("started")
+    yield
+    await app.state.engine.dispose()
+    pathlib.Path("stopped").touch()
+app = Starlette(lifespan=lifespan)
+"""
+
+FASTAPI = LIFESPAN.replace("starlette.applications import Starlette", "fastapi import FastAPI as Starlette")
+
+
+@pytest.mark.parametrize("service", [LIFESPAN, FASTAPI], ids=["starlette", "fastapi"])
+def test_engine_of_a_lifespan_is_found_and_its_lifespan_ended(found, tmp_path, service):
+    """It is started as a server would, looked at, and stopped; what it prints is no finding."""
+    assert found(service)["unguarded"]["details"] == ["engine of sqlite"]
+    assert (tmp_path / "stopped").exists()
+
+
+def test_without_its_lifespan_it_is_looked_at_as_it_was_imported(found, tmp_path):
+    """For where the database is out of reach."""
+    assert set(found(LIFESPAN, "--no-lifespan")) == {"nothing_made"}
+    assert not (tmp_path / "stopped").exists()
+
+
+def test_lifespans_that_fail_are_told_by_their_place(doctor, found):
+    """Exit 2 where it cannot start; a finding where it cannot stop; neither with its words."""
+    code, output = doctor(LIFESPAN.replace("    yield", f"    raise RuntimeError('{CANARY}')\n    yield"))
+    said = " ".join(output.replace("│", " ").split())
+    assert (code, "cannot be started: RuntimeError in lifespan, line 9 of shop.py" in said) == (2, True)
+    findings = found(LIFESPAN.replace("    yield", f"    yield\n    raise RuntimeError('{CANARY}')"))
+    assert "RuntimeError in lifespan, line 10 of shop.py" in findings["shutdown"]["what"]
+
+
+def test_engine_of_a_factory_is_found(found, doctor):
+    """With --factory the function is called; without it there is nothing, and that is said."""
+    lines = GOOD.strip().splitlines()
+    factory = "\n".join(["def make():", *("    " + line for line in lines), "    return app"])
+    assert found(factory, "--factory", app="shop:make") == {}
+    bare = factory.replace("    db = protect(engine)", "    db = None").replace("guards=[db]", "guards=[]")
+    assert set(found(bare, "--factory", app="shop:make")) == {"unguarded"}
+    assert "--factory" in found(factory, app="shop:make")["nothing_made"]["advice"]
+    code, output = doctor("def make(settings):\n    pass\n", "--factory", app="shop:make")
+    assert (code, "cannot be called as a factory: TypeError" in " ".join(output.split())) == (2, True)
+
+
+def test_applications_that_know_no_lifespan_are_looked_at(found):
+    """Those that end, those that raise, and WSGI."""
+    engine = GOOD.partition("app = ")[0]
+    for app in (
+        "async def app(scope, receive, send): ...",
+        "async def app(scope, receive, send):\n    assert scope['type'] == 'http'",
+        "def app(environ, start_response): ...",
+    ):
+        assert found(engine + app) == {}
+
+
+def test_guards_of_other_things_are_something_made(found):
+    """Nothing made is said only where there is nothing at all."""
+    assert set(found("app = None")) == {"nothing_made"}
+    assert (
+        found("from guardrails import Guard\nmail = Guard('mail', max_concurrent_calls=5)\napp = None") == {}
+    )
+    django = "from django.conf import settings\nsettings.configure(DATABASES={'default': {}})\napp = None"
+    assert found(django) == {}
+
+
+def test_one_pool_is_counted_once(found):
+    """An engine, its copies, an engine that was given its pool, two clients of one pool."""
+    copies = GOOD + (
+        "copy = engine.execution_options(isolation_level='AUTOCOMMIT')\n"
+        "other = create_engine(url, pool=engine.pool)\n"
+        "import redis\npool = redis.ConnectionPool(max_connections=5)\n"
+        "caches = [redis.Redis(connection_pool=pool) for _ in range(3)]\n"
+    )
+    words = ("--threads", "11", "--workers", "9", "--max-connections", "100")
+    findings = found(copies, *words)
+    assert set(findings) == {"unguarded"}
+    assert findings["unguarded"]["details"] == ["Redis client of redis"]
+
+
 def test_findings_for_people(doctor):
     """A line each, what to look at, what to do."""
     code, output = doctor(GOOD, "--threads", "10")
@@ -124,8 +210,8 @@ def test_findings_for_people(doctor):
     ("words", "app", "said"),
     [
         ([], "shop", "--app must be MODULE:ATTR"),
-        ([], "nowhere:app", "cannot be imported: ModuleNotFoundError"),
-        ([], "shop:nothing", "cannot be imported: AttributeError"),
+        ([], "nowhere:app", "cannot be imported: ModuleNotFoundError, no module 'nowhere'"),
+        ([], "shop:nothing", "cannot be imported: AttributeError, no attribute 'nothing'"),
         (["--workers", "0"], "shop:app", "workers must be a whole number from 1"),
         (["--threads", "-1"], "shop:app", "threads must be a whole number from 1"),
         (["--worker-timeout", "nan"], "shop:app", "worker_timeout must be a number of seconds above 0"),
@@ -142,4 +228,28 @@ def test_service_that_raises_shows_no_secret(doctor):
     """What its modules raise may hold a password; where they raised it does not."""
     code, output = doctor(f"def connect():\n    raise RuntimeError('{CANARY}')\nconnect()\n")
     assert code == 2
-    assert "cannot be imported: RuntimeError in connect, line 2" in " ".join(output.split())
+    said = "cannot be imported: RuntimeError in connect, line 2 of shop.py (module shop)"
+    assert said in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "import nosuch_driver",
+            "ModuleNotFoundError, no module 'nosuch_driver' in <module>, line 1 of db.py",
+        ),
+        ("from json import nosuch", "ImportError, no module 'json' in <module>, line 1 of db.py (module db)"),
+        ("def f(:", "SyntaxError in line 1 of db.py"),
+        ("import sys\nsys.exit('canary-91d4')", "SystemExit in <module>, line 2 of db.py (module db)"),
+        (
+            "import sqlalchemy\nsqlalchemy.create_engine('canary-91d4')",
+            "ArgumentError in <module>, line 2 of db.py",
+        ),
+    ],
+)
+def test_an_error_of_an_import_is_told_by_module_and_file(doctor, tmp_path, text, said):
+    """The service's own file, also where the error comes out of a library."""
+    (tmp_path / "db.py").write_text(text)
+    code, output = doctor("import db\napp = None\n")
+    assert (code, said in " ".join(output.split())) == (2, True), output

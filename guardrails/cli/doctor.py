@@ -1,21 +1,19 @@
 """``guardrails doctor``: looks at a service's settings before anything goes wrong.
 
-Knows flags, and how an application is imported; what is wrong with it knows `guardrails.diagnosis.service`.
+Depends on flags; `guardrails.cli._service` starts the service, `guardrails.diagnosis.service` judges it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import json
 import sys
-import traceback
 
 import click
 
+from guardrails.cli._interrupts import interruptible
 from guardrails.cli._telling import as_text
-from guardrails.diagnosis.service import Surroundings, examine
+from guardrails.diagnosis.findings import Finding
 from guardrails.errors import ConfigurationError
 
 __all__ = ["doctor"]
@@ -23,6 +21,13 @@ __all__ = ["doctor"]
 
 @click.command(help="Looks for what will go wrong: unprotected engines, limits in the wrong order.")
 @click.option("--app", "where", required=True, metavar="MODULE:ATTR", help="The application.")
+@click.option("--factory", is_flag=True, help="The attribute is a function that makes the application.")
+@click.option(
+    "--lifespan/--no-lifespan",
+    default=True,
+    show_default=True,
+    help="Starts the application's lifespan, looks, and stops it again.",
+)
 @click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes.")
 @click.option(
     "--threads",
@@ -43,6 +48,8 @@ __all__ = ["doctor"]
 def doctor(
     *,
     where: str,
+    factory: bool,
+    lifespan: bool,
     workers: int,
     threads: int,
     worker_timeout: float | None,
@@ -50,11 +57,25 @@ def doctor(
     as_json: bool,
 ) -> None:
     """The command."""
+    from guardrails.cli import _service  # noqa: PLC0415 - imports asyncio, which no other command needs
+    from guardrails.diagnosis.service import Surroundings, examine  # noqa: PLC0415 - imports guards
+
+    if not all(where.partition(":")):
+        raise click.UsageError(f"--app must be MODULE:ATTR, such as shop.main:app, got {where!a}")
     try:
         around = Surroundings(workers, threads, worker_timeout, max_connections)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
-    findings = examine(_load(where), around)
+    try:
+        app = _service.load(where, factory=factory)
+        if lifespan:
+            with interruptible():
+                findings, trouble = _service.while_started(app, lambda: examine(app, around))
+            findings += _shutdown(trouble)
+        else:
+            findings = examine(app, around)
+    except _service.ServiceError as error:
+        raise click.UsageError(f"--app {where!a} {error}") from None
     if as_json:
         print(json.dumps({"app": where, "findings": [dataclasses.asdict(each) for each in findings]}))
     else:
@@ -62,17 +83,11 @@ def doctor(
     sys.exit(1 if findings else 0)
 
 
-def _load(where: str) -> object:
-    module, _, attribute = where.partition(":")
-    if not module or not attribute:
-        raise click.UsageError(f"--app must be MODULE:ATTR, such as shop.main:app, got {where!a}")
-    sys.path.insert(0, "")  # as servers do
-    try:
-        app: object = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except Exception as error:  # noqa: BLE001 - whatever the service's modules raise
-        # Its message may show what it could not connect to, password included.
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise click.UsageError(
-            f"--app {where!a} cannot be imported: {type(error).__name__} in {at.name}, line {at.lineno}"
-        ) from None
-    return app
+def _shutdown(trouble: str | None) -> list[Finding]:
+    if trouble is None:
+        return []
+    return [
+        Finding(
+            "shutdown", f"its lifespan does not end well: {trouble}", (), "what it holds is lost, not closed"
+        )
+    ]

@@ -90,7 +90,8 @@ class Finding:
     Attributes:
         kind: Which of the things that can be wrong: of a server ``"unreachable" "denied"
             "connections" "locks" "prepared" "idle_in_transaction" "slow" "memory" "loading"``; of a service
-            ``"nothing_made" "unguarded" "no_middleware" "unbounded" "ladder" "threads" "budget"``.
+            ``"nothing_made" "unguarded" "no_middleware" "unbounded" "ladder" "threads" "budget"
+            "shutdown"``.
         what: One line that says it.
         details: Further lines.
         advice: What to do about it.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,9 @@ def examine(app: object, around: Surroundings) -> list[Finding]:
         around: What it runs in.
     """
     targets = list(_targets())
-    guards = [guard for _, _, guard in targets if guard is not None]
+    guards = list({id(guard): guard for _, _, guard in targets if guard is not None}.values())
     return [
+        *_nothing_made(targets),
         *_unguarded(targets),
         *_unanswered(app, guards),
         *_unbounded(guards),
@@ -74,29 +75,46 @@ Target = tuple[str, Any, Guard | None]
 
 
 def _targets() -> Iterator[Target]:
-    """The engines and clients there are. They say themselves what they are; none is called."""
-    kinds = list(_kinds())
+    """The engines and clients there are, one for each pool. They say what they are; none is called.
+
+    An engine, its copies by ``execution_options()`` and whoever was given its pool have the same connections.
+    """
+    kinds, seen = list(_kinds()), set()
     for each in gc.get_objects():
-        for kind, cls, guard_of in kinds:
-            if issubclass(type(each), cls):
-                yield kind, each, guard_of(each)
+        for kind, cls, pool_of in kinds:
+            if issubclass(type(each), cls) and id(pool := pool_of(each)) not in seen:
+                seen.add(id(pool))
+                yield kind, each, getattr(pool, "_guardrails", None)
 
 
-def _kinds() -> Iterator[tuple[str, type, Any]]:
+def _kinds() -> Iterator[tuple[str, type, Callable[[Any], object]]]:
     # Only what the service itself has imported can be there.
     if "sqlalchemy" in sys.modules:
         from sqlalchemy import Engine  # noqa: PLC0415 - of an extra
 
-        from guardrails.integrations.sqlalchemy._pool import guard_of  # noqa: PLC0415 - likewise
-
-        yield "engine", Engine, lambda engine: guard_of(engine.pool)
+        yield "engine", Engine, lambda engine: engine.pool
     if "redis" in sys.modules:
         import redis  # noqa: PLC0415 - likewise
 
-        from guardrails.integrations.redis._pool import guard_of as guard_of_pool  # noqa: PLC0415
-
         for cls in (redis.Redis, redis.asyncio.Redis):
-            yield "Redis client", cls, lambda client: guard_of_pool(client.connection_pool)
+            yield "Redis client", cls, lambda client: getattr(client, "connection_pool", client)
+
+
+def _nothing_made(targets: Iterable[Target]) -> Iterator[Finding]:
+    if targets or any(issubclass(type(each), Guard) for each in gc.get_objects()) or _has_django_databases():
+        return
+    yield Finding(
+        "nothing_made",
+        "no engine and no Redis client was made, so that there was nothing to look at",
+        (),
+        "is the application made by a function (--factory)? An engine of the first request is made too late",
+    )
+
+
+def _has_django_databases() -> bool:
+    # Their connections are made by each thread when it needs one.
+    django = sys.modules.get("django.conf")
+    return django is not None and django.settings.configured and bool(django.settings.DATABASES)
 
 
 def _unguarded(targets: Iterable[Target]) -> Iterator[Finding]:

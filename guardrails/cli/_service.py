@@ -1,0 +1,153 @@
+"""A service as its server would have it: imported, made by its factory, started, and stopped again.
+
+Depends on Python and ASGI alone; what is looked at meanwhile is not its business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["ServiceError", "load", "while_started"]
+
+PATIENCE = 30.0
+"""Seconds that a lifespan may take to start, and to stop."""
+
+T = TypeVar("T")
+
+
+class ServiceError(Exception):
+    """A service cannot be imported, made or started; the message says where, and no secret."""
+
+
+def load(where: str, *, factory: bool) -> object:
+    """Imports an application.
+
+    Args:
+        where: ``MODULE:ATTR``.
+        factory: Whether the attribute is a function that makes the application.
+
+    Raises:
+        ServiceError: The service's modules or its factory raised something.
+    """
+    module, _, attribute = where.partition(":")
+    sys.path.insert(0, "")  # as servers do
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            app: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the service's modules raise
+            raise ServiceError(f"cannot be imported: {_place(error)}") from None
+        if not factory:
+            return app
+        try:
+            return app()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - likewise
+            raise ServiceError(f"cannot be called as a factory: {_place(error)}") from None
+
+
+def while_started(app: object, look: Callable[[], T]) -> tuple[T, str | None]:
+    """Looks while the lifespan of an ASGI application is on; others have none.
+
+    Returns:
+        What was seen, and what went wrong when it was stopped, or None.
+
+    Raises:
+        ServiceError: It did not start.
+    """
+    call = app if inspect.isfunction(app) else getattr(app, "__call__", None)  # noqa: B004 - as uvicorn asks
+    if not inspect.iscoroutinefunction(call):
+        return look(), None
+    with contextlib.redirect_stdout(sys.stderr):
+        return asyncio.run(_Lifespan(app).run(look))
+
+
+class _Lifespan:
+    """One lifespan of an ASGI application, from the server's side."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._orders: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        self._said: asyncio.Queue[str] = asyncio.Queue()
+
+    async def run(self, look: Callable[[], T]) -> tuple[T, str | None]:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+        task = asyncio.ensure_future(self._app(scope, self._orders.get, self._hear))
+        try:
+            answer = await self._order("startup", task)
+            if answer not in {"lifespan.startup.complete", None}:
+                raise ServiceError(f"cannot be started: {self._why(task)}")
+            seen = look()
+            if answer is None:  # it knows no lifespan
+                return seen, None
+            answer = await self._order("shutdown", task)
+            trouble = None if answer == "lifespan.shutdown.complete" else self._why(task)
+            return seen, trouble
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _hear(self, message: dict[str, Any]) -> None:
+        self._said.put_nowait(message["type"])
+
+    async def _order(self, what: str, task: asyncio.Future[Any]) -> str | None:
+        """What the application answers; None if it ends without a word, empty if it takes too long."""
+        self._orders.put_nowait({"type": f"lifespan.{what}"})
+        answer = asyncio.ensure_future(self._said.get())
+        try:
+            await asyncio.wait({answer, task}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done() or not self._said.empty():
+                # Who says that it has failed raises why right afterwards.
+                await asyncio.wait({task}, timeout=0.1 if (await answer).endswith("failed") else 0)
+                return answer.result()
+            return None if task.done() else ""
+        finally:
+            answer.cancel()
+
+    def _why(self, task: asyncio.Future[Any]) -> str:
+        if task.done() and not task.cancelled() and (error := task.exception()):
+            return _place(error)
+        return "its lifespan says so" if task.done() else f"its lifespan takes more than {PATIENCE:g} s"
+
+
+def _place(error: BaseException) -> str:
+    """The kind of an error and the place in the service's own code it comes from.
+
+    Its message may hold what could not be connected to, password included. A name of a module or an
+    attribute does not.
+    """
+    kind = type(error).__name__
+    if isinstance(error, ImportError | AttributeError) and error.name:
+        kind += f", {'no module' if isinstance(error, ImportError) else 'no attribute'} {error.name!a}"
+    if isinstance(error, SyntaxError):
+        return f"{kind} in line {error.lineno} of {_relative(error.filename or '?')}"
+    frames = [
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if _is_own(frame.f_code.co_filename)
+    ]
+    if not frames:
+        return kind
+    frame, line = frames[-1]
+    code, module = frame.f_code, frame.f_globals.get("__name__", "?")
+    return f"{kind} in {code.co_name}, line {line} of {_relative(code.co_filename)} (module {module})"
+
+
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def _is_own(file: str) -> bool:
+    return not file.startswith((*_LIBRARIES, "<")) and Path(file) != Path(__file__)
+
+
+def _relative(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
