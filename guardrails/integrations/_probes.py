@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
@@ -89,7 +91,9 @@ class Probes:
         reasons = self._reasons(seen)
         shown = zip(self.guards, seen, strict=True)
         guards = ",".join(self._text(guard, figures, "\n    ") for guard, figures in shown)
-        head = as_json({"ready": not reasons, "reasons": reasons}, between=",\n  ").decode()
+        # Where several workers answer, a reader can tell whose figures these are.
+        process = {"pid": os.getpid(), "host": socket.gethostname()}
+        head = as_json({"ready": not reasons, "reasons": reasons, **process}, between=",\n  ").decode()
         return Page(200, f'{{\n  {head[1:-1]},\n  "guards": [{guards}\n  ]\n}}\n'.encode())
 
     def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:

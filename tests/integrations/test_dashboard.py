@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 
 import pytest
@@ -44,6 +47,47 @@ def test_only_to_be_read():
     assert ask(app, http("/internal/", method="POST")).status == 405
 
 
+def test_the_figures_say_whose_they_are():
+    """Of several workers each has figures of its own."""
+    page = json.loads(ask(app, http("/internal/status.json")).body)
+    assert (page["pid"], page["host"]) == (os.getpid(), socket.gethostname())
+
+
+def looked_at(address, profile, *words, budget=5000):
+    """What a browser makes of the page."""
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *(f"--user-data-dir={profile}", f"--virtual-time-budget={budget}", "--dump-dom", *words),
+            address,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_guard_that_refuses_half_of_its_calls_is_not_green(tmp_path):
+    """Its circuit is closed, for its slots are full; the page says how many it refuses, at its head too."""
+    command = "uvicorn crowded_app:app --log-level warning --port {port}"
+    server = Server("uvicorn", command, tmp_path / "log")
+    try:
+        host, port = server.wait().address
+        seen = looked_at(f"http://{host}:{port}/internal/", tmp_path / "profile", budget=9000)
+    finally:
+        server.stop()
+    assert "<title>ready, one guard refuses calls - guardrails</title>" in seen
+    assert re.search(
+        r'<span class="between">closed</span><small class="bad">refuses \d+ % of its calls', seen
+    )
+    assert '<span class="good">closed</span>' in seen  # the other guard's
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_shows_every_guard_and_runs_nothing_of_theirs(tmp_path):
     """Readiness, states, reasons, compartments; a name that is a tag stays a name."""
@@ -51,22 +95,7 @@ def test_a_browser_shows_every_guard_and_runs_nothing_of_theirs(tmp_path):
     server = Server("uvicorn", command, tmp_path / "log")
     try:
         host, port = server.wait().address
-        seen = subprocess.run(
-            [
-                CHROMIUM,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                f"--user-data-dir={tmp_path}/profile",
-                "--virtual-time-budget=5000",
-                "--dump-dom",
-                f"http://{host}:{port}/internal/",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=True,
-        ).stdout
+        seen = looked_at(f"http://{host}:{port}/internal/", tmp_path / "profile")
     finally:
         server.stop()
     assert "<title>ready, one circuit is open - guardrails</title>" in seen
@@ -76,3 +105,4 @@ def test_a_browser_shows_every_guard_and_runs_nothing_of_theirs(tmp_path):
     assert HOSTILE in words
     assert "|orders-db (2)|" in words
     assert "NaN" not in words
+    assert 'data-name="refused/s"' in seen  # what a narrow screen shows beside the figure
