@@ -56,7 +56,7 @@ LARGE = {
 LONG = {
     "_call.py: slip_in": "the way every call goes: a function called from it would cost as much as its rules",
     "_slot.py: run_in_slot": "likewise, for a bulkhead",
-    "demo/report.py: _charts": "three charts, written down one after the other",
+    "demo/report.py: _charts": "four charts, written down one after the other",
 }
 
 

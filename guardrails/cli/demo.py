@@ -9,10 +9,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from guardrails.cli._interrupts import interruptible
 from guardrails.demo.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _LONGEST = 600
+_NOT_VALID = 3
+"""Exit code of a run whose figures say more of the machine than of the apps."""
 
 
 class _Output(click.Path):
@@ -97,7 +100,7 @@ def demo(
         if database_url is not None:
             conduct.async_url(database_url)
         run = _perform(options, live=sys.stdout.isatty() and not headless)
-        _write(run, report, json_file)
+        sums = _write(run, report, json_file)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--database-url") from None
     except ImportError as error:
@@ -108,6 +111,8 @@ def demo(
         _give_up(str(error))
     except OSError as error:
         _give_up(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    if headless and sums["check"]["valid"] is False:
+        sys.exit(_NOT_VALID)
 
 
 def _perform(options: Options, *, live: bool) -> Run:
@@ -119,17 +124,20 @@ def _perform(options: Options, *, live: bool) -> Run:
         return conduct.perform(options, terminal.PlainLines(click.echo))
     from rich.console import Console  # noqa: PLC0415 - a pipe needs no rich
 
-    with terminal.LiveTable(Console()).open() as table:
+    with interruptible(), terminal.LiveTable(Console()).open() as table:
         return conduct.perform(options, table)
 
 
-def _write(run: Run, report: Path | None, json_file: Path | None) -> None:
+def _write(run: Run, report: Path | None, json_file: Path | None) -> dict[str, Any]:
     from guardrails.demo import figures, terminal  # noqa: PLC0415 - as above
     from guardrails.demo.report import page  # noqa: PLC0415
 
     sums = figures.figures(run)
     click.echo()
-    for line in terminal.scorecard_lines(sums):
+    for line in (*terminal.validity_lines(sums), *terminal.scorecard_lines(sums)):
+        click.echo(line)
+    click.echo()
+    for line in terminal.closing_lines(sums):
         click.echo(line)
     if json_file is not None:
         json_file.write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
@@ -137,6 +145,7 @@ def _write(run: Run, report: Path | None, json_file: Path | None) -> None:
     if report is not None:
         report.write_text(page(run, sums), encoding="utf-8")
         click.echo(f"report:  {report}")
+    return sums
 
 
 def _missing(error: ImportError) -> str:

@@ -21,8 +21,10 @@ from guardrails.demo.database import Database, UnreachableError, async_url, plac
 from guardrails.demo.faults import fault
 from guardrails.demo.interrupts import InterruptedRunError, Interrupts
 from guardrails.demo.load import Client, arrivals, send_all
+from guardrails.demo.origin import origin
 from guardrails.demo.records import Run
 from guardrails.demo.scenarios import BYSTANDER, NODB, Scenario
+from guardrails.demo.selfcheck import Meter
 from guardrails.demo.stage import App, StageError, require_packages
 from guardrails.testing.servers import PostgresServer, ServerError, ValkeyServer
 
@@ -74,6 +76,13 @@ class Options:
     seed: int
     database_url: str | None = None
     compartments: str = "declared"
+
+    @property
+    def command(self) -> str:
+        """What to type for such a run again, without the URL and without names of files."""
+        words = f"--scenario {self.scenario.name} --seconds {self.seconds} --seed {self.seed}"
+        words += f" --compartments {self.compartments}"
+        return f"guardrails demo {words}" + (" --database-url ..." if self.database_url else "")
 
 
 def perform(options: Options, screen: Screen) -> Run:
@@ -177,6 +186,8 @@ async def _run_the_load(
     people = arrivals(scenario, seconds, options.seed)
     run = Run(scenario.name, seconds, options.seed, scenario.fault_starts, scenario.fault_ends, people)
     run.compartments = options.compartments
+    run.origin = origin(options.command)
+    meter = Meter(owns_database=options.database_url is None)
     epoch = time.monotonic() + _LEAD_IN
 
     def clock() -> float:
@@ -190,8 +201,11 @@ async def _run_the_load(
         async with asyncio.TaskGroup() as around:
             watch = around.create_task(_watch(run, apps, control, screen, clock, epoch))
             trouble = around.create_task(_cause_trouble(run, database, cache, apps, control, clock))
+            measure = around.create_task(meter.watch())
             await send_all(people, clients, clock)
             await trouble
+            run.check = meter.check()
+            measure.cancel()
             watch.cancel()
     await asyncio.sleep(_LEFT_RUNNING_AFTER)
     for app, twin in zip(apps, run.twins, strict=True):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from guardrails.demo.records import Arrival, Run, Twin, User
 
-__all__ = ["after_the_fault", "figures", "percentile", "recovered_after"]
+__all__ = ["after_the_fault", "figures", "percentile", "recovered_after", "seconds_without_good"]
 
 PHASES = ("healthy", "fault", "recovery")
 _ENOUGH = 0.95
@@ -34,7 +34,24 @@ def figures(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "offered_per_s": round(offered / run.seconds, 1),
         "fault": {"start_s": round(run.fault_starts, 2), "end_s": round(run.fault_ends, 2)},
+        "check": _of_check(run),
+        "origin": run.origin,
         **{twin.name: _of_twin(run, twin) for twin in run.twins},
+    }
+
+
+def _of_check(run: Run) -> dict[str, Any]:
+    check = run.check
+    if check is None:
+        return {"valid": None, "disturbed_by": []}
+    return {
+        "valid": not check.disturbances,
+        "disturbed_by": check.disturbances,
+        "lag_p99_ms": round(check.lag * 1000.0, 1),
+        "lag_max_ms": round(check.worst_lag * 1000.0, 1),
+        "machine_busy": round(check.busy, 3),
+        "machine_steal": round(check.steal, 3),
+        "machine_others": None if check.others is None else round(check.others, 3),
     }
 
 
@@ -71,8 +88,32 @@ def _of_twin(run: Run, twin: Twin) -> dict[str, Any]:
         "max_checked_out": twin.max_checked_out,
         "recovered_after_s": recovered_after(*after_the_fault(run, main)),
         "first_shed_after_s": None if first_shed is None else round(first_shed - run.fault_starts, 3),
+        "seconds_without_good": seconds_without_good(run, twin),
         "queries_left_running": twin.queries_left_running,
     }
+
+
+def seconds_without_good(run: Run, twin: Twin) -> int | None:
+    """Counts the seconds since the fault began in which users came and none got a good answer.
+
+    Seconds are whole ones from the beginning of the fault; an answer counts to the second in which it came.
+    """
+    length = int(run.seconds - run.fault_starts)
+    came = {
+        int(user.at - run.fault_starts) for user in run.arrivals if _is_main_after(run, user.path, user.at)
+    }
+    good = {
+        int(one.ended_at - run.fault_starts)
+        for user in twin.users
+        for one in user.tries
+        if one.answer == "ok" and _is_main_after(run, user.arrival.path, one.ended_at)
+    }
+    silent = [second for second in range(length) if second in came and second not in good]
+    return len(silent) if came else None
+
+
+def _is_main_after(run: Run, path: str, at: float) -> bool:
+    return path in MAINS and at >= run.fault_starts
 
 
 def _of_endpoint(run: Run, twin: Twin, name: str, path: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Frame:
         waiting: Requests inside the app that wait for a connection, at the last look.
         state: State of the circuit of the part in trouble, and of the whole pool's where that is not
             closed; None on the plain twin.
+        pool_is_open: Whether the whole pool's circuit is not closed.
     """
 
     good: int
@@ -40,6 +41,7 @@ class Frame:
     checked_out: int
     waiting: int
     state: str | None
+    pool_is_open: bool = False
 
 
 def frame(run: Run, twin: Twin, now: float) -> Frame:
@@ -66,6 +68,7 @@ def frame(run: Run, twin: Twin, now: float) -> Frame:
         look.checked_out if look else 0,
         look.waiting if look else 0,
         _circuit(run, look.states) if look else None,
+        look is not None and look.states.get("db", "closed") != "closed",
     )
 
 

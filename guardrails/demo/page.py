@@ -24,12 +24,13 @@ p { max-width: 75ch; margin: 0 0 12px; }
 .card { padding: 10px 16px 12px; }
 .what { font-size: .9rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; }
-.pair b { display: block; font-size: 2rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.pair b { display: block; font-size: clamp(1.4rem, 6vw, 2rem); white-space: nowrap;
+  line-height: 1.2; font-variant-numeric: tabular-nums; }
 .pair span { font-size: .85rem; }
 .legend { margin: 16px 0 6px; font-size: .9rem; }
 .legend i { display: inline-block; width: 18px; height: 3px; margin: 0 4px 4px 0; background: currentColor; }
 .legend i + i, .legend i.guarded { margin-left: 14px; }
-.charts { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); }
+.charts { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
 figure { margin: 0; padding: 10px 8px 4px; }
 figcaption { padding: 0 8px 4px; font-weight: 600; font-size: .95rem; }
 figcaption small { display: block; font-weight: 400; min-height: 1.5em; }
@@ -39,6 +40,10 @@ svg .grid { stroke: var(--edge); stroke-width: 1; } svg .fault { fill: var(--fau
 svg .rule { stroke: var(--soft); stroke-width: 1; }
 svg path { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 svg path.tail { stroke-width: 1.5; stroke-dasharray: 1 4; }
+.warning { border-left: 4px solid var(--plain); padding: 8px 14px; background: var(--sheet); }
+dl { margin: 0; } dl div { display: flex; flex-wrap: wrap; gap: 0 12px; }
+dt { min-width: 7.5em; color: var(--soft); } dd { margin: 0; min-width: 0;
+  overflow-wrap: anywhere; flex: 1 1 16em; }
 .columns { display: grid; gap: 0 24px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .columns > div { min-width: 0; }

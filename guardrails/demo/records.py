@@ -7,7 +7,10 @@ All instants are seconds from the start of the load.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from guardrails.demo.selfcheck import Check
 
 __all__ = ["Arrival", "Change", "Look", "Run", "Try", "Twin", "User"]
 
@@ -111,7 +114,12 @@ class Twin:
 
 @dataclass(slots=True)
 class Run:
-    """One performance: its settings, the fault as it really was, and the twins."""
+    """One performance: its settings, the fault as it really was, and the twins.
+
+    Attributes:
+        check: Whether its figures can be believed; None where nobody looked.
+        origin: What made them; see `guardrails.demo.origin`.
+    """
 
     scenario: str
     seconds: int
@@ -120,6 +128,8 @@ class Run:
     fault_ends: float
     arrivals: list[Arrival]
     compartments: str = "declared"
+    check: Check | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
     plain: Twin = field(default_factory=lambda: Twin("plain"))
     guarded: Twin = field(default_factory=lambda: Twin("guarded"))
 

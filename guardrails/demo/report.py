@@ -1,4 +1,4 @@
-"""The run as one HTML page that needs nothing else: numbers first, then three charts, then how.
+"""The run as one HTML page that needs nothing else: numbers first, then four charts, then how.
 
 Knows layout and words; `guardrails.demo.figures` does the sums and `guardrails.demo.charts` the lines.
 """
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from guardrails.demo.charts import Chart, Line, draw
 from guardrails.demo.figures import percentile
 from guardrails.demo.page import STYLE
-from guardrails.demo.scenarios import POOL_CAPACITY, SCENARIOS
+from guardrails.demo.scenarios import BYSTANDER, POOL_CAPACITY, SCENARIOS
 from guardrails.demo.terminal import scorecard
 from guardrails.demo.twin import difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from guardrails.demo.records import Change, Run, Try, Twin
 
@@ -33,12 +33,14 @@ def page(run: Run, figures: dict[str, Any]) -> str:
     scenario = SCENARIOS[run.scenario]
     parts = [
         f"<h1>{escape(_sentence(scenario.title))}</h1>",
+        _warning(figures),
         _lead(scenario.caption, figures),
         _headline(figures),
         _charts(run),
         f"<div class=columns><div>{_table(figures)}</div>",
         f"<div>{_difference(run.compartments)}{_timeline(run)}</div></div>",
         _notes(run),
+        _origin(figures["origin"]),
     ]
     body = "\n".join(parts)
     return (
@@ -46,6 +48,13 @@ def page(run: Run, figures: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>guardrails demo: {escape(scenario.title)}</title>\n<style>{STYLE}</style>\n"
         f"</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _warning(figures: dict[str, Any]) -> str:
+    why = figures["check"]["disturbed_by"]
+    return (
+        f"<p class=warning><b>These figures are not valid:</b> {escape('; '.join(why))}.</p>" if why else ""
     )
 
 
@@ -60,20 +69,31 @@ def _lead(caption: str, figures: dict[str, Any]) -> str:
     )
 
 
+_USUAL_CARDS = {
+    "users served: after the fault": "users served after the fault",
+    "good again after the fault": "good again after",
+    "other table served in the fault": "other table served during the fault",
+}
+
+_CARDS = {
+    "redis-freeze": {
+        "answer during the fault, p99": "slowest of 100 answers during the fault",
+        "seconds without a good answer": "seconds without a good answer",
+        "users served: during the fault": "users served during the fault",
+    }
+}
+"""What the difference is of a scenario in which both apps serve everybody in the end."""
+
+
 def _headline(figures: dict[str, Any]) -> str:
-    """The three numbers that matter most, plain against guarded."""
-    wanted = (
-        "users served: after the fault",
-        "good again after the fault",
-        "other table served in the fault",
-    )
-    names = ("users served after the fault", "good again after", "other table served during the fault")
+    """The three numbers that matter most in this scenario, plain against guarded."""
+    wanted = _CARDS.get(figures["scenario"], _USUAL_CARDS)
     rows = {what: (plain, guarded) for what, plain, guarded in scorecard(figures)}
     cards = [
         f"<div class=card><div class=what>{name}</div>"
         f"<div class=pair><div><b class=plain>{rows[what][0]}</b><span>plain</span></div>"
         f"<div><b class=guarded>{rows[what][1]}</b><span>guarded</span></div></div></div>"
-        for what, name in zip(wanted, names, strict=True)
+        for what, name in wanted.items()
     ]
     return f"<section class=cards>{''.join(cards)}</section>"
 
@@ -90,9 +110,9 @@ def _table(figures: dict[str, Any]) -> str:
 def _charts(run: Run) -> str:
     end = float(run.seconds)
     shaded = (run.fault_starts, run.fault_ends)
-    goodput = [Line(twin.name, _by_second(twin, end, _good)) for twin in run.twins]
+    goodput = [Line(twin.name, _by_second(twin.tries, end, _good)) for twin in run.twins]
     latency = [
-        Line(f"{twin.name} {name}", _by_second(twin, end, read))
+        Line(f"{twin.name} {name}", _by_second(twin.tries, end, read))
         for twin in run.twins
         for name, read in (("tail", _slowest), ("middle", _median))
     ]
@@ -103,6 +123,7 @@ def _charts(run: Run) -> str:
         )
         for twin in run.twins
     ]
+    other = [Line(twin.name, _by_second(_tries_at(twin, BYSTANDER), end, _good)) for twin in run.twins]
     charts = [
         (
             "Good answers per second",
@@ -128,6 +149,17 @@ def _charts(run: Run) -> str:
             ),
         ),
         (
+            "Other table: good answers per second",
+            "through the same pool",
+            Chart(
+                name="good answers of the other table per second over time",
+                lines=other,
+                seconds=end,
+                shaded=shaded,
+                label=_count,
+            ),
+        ),
+        (
             "Using or awaiting a connection",
             f"the pool holds {POOL_CAPACITY} (thin line)",
             Chart(
@@ -150,13 +182,17 @@ def _charts(run: Run) -> str:
 
 
 def _by_second(
-    twin: Twin, end: float, read: Callable[[list[Try]], float | None]
+    counted: Iterable[Try], end: float, read: Callable[[list[Try]], float | None]
 ) -> list[tuple[float, float | None]]:
     seconds: list[list[Try]] = [[] for _ in range(int(end))]
-    for one in twin.tries:
+    for one in counted:
         if 0 <= one.ended_at < len(seconds):
             seconds[int(one.ended_at)].append(one)
     return [(second + 0.5, read(tries)) for second, tries in enumerate(seconds)]
+
+
+def _tries_at(twin: Twin, path: str) -> Iterable[Try]:
+    return (one for user in twin.users if user.arrival.path == path for one in user.tries)
 
 
 def _good(tries: list[Try]) -> float:
@@ -200,6 +236,22 @@ def _told(change: Change) -> str:
     new = f'<b class="{escape(change.new)}">{escape(change.new.replace("_", "-"))}</b>'
     old = escape(change.old.replace("_", "-"))
     return f"<time>{change.at:.2f} s</time> {escape(change.guard)}: {old} → {new}"
+
+
+def _origin(origin: dict[str, Any]) -> str:
+    if not origin:
+        return ""
+    libraries = ", ".join(f"{name} {version}" for name, version in origin["libraries"].items())
+    machine = origin["machine"]
+    rows = {
+        "command": f"<code>{escape(origin['command'])}</code>",
+        "guardrails-db": escape(origin["guardrails"]),
+        "Python": escape(origin["python"]),
+        "with": escape(libraries),
+        "machine": escape(f"{machine['cores']} cores, {machine['system']}"),
+    }
+    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows.items())
+    return f"<h2>What made these figures</h2><dl>{items}</dl>"
 
 
 def _notes(run: Run) -> str:

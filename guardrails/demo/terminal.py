@@ -6,6 +6,7 @@ Knows how things look in characters; never what they mean.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from guardrails.demo.frames import Frame, frame
@@ -18,17 +19,28 @@ if TYPE_CHECKING:
 
     from guardrails.demo.records import Run
 
-__all__ = ["LiveTable", "PlainLines", "opening", "scorecard"]
+__all__ = [
+    "LiveTable",
+    "PlainLines",
+    "closing_lines",
+    "opening",
+    "scorecard",
+    "scorecard_lines",
+    "validity_lines",
+    "verdict",
+]
 
 _BAR = 20
 _HISTORY = 16
+_WIDTH = 79
+"""Characters of a line that the narrowest usual terminal, of 80 columns, neither cuts nor wraps."""
 
 
 def opening(scenario: Scenario, difference: Sequence[tuple[bool, str]]) -> list[str]:
     """What is said before anything starts: the story, and the lines that make the difference."""
     return [
         f"guardrails demo: {scenario.title}",
-        scenario.caption,
+        *wrap(scenario.caption, _WIDTH),
         "The same app twice. All that the guarded one has more:",
         *(f"    {'+' if added else ' '} {line}" for added, line in difference),
     ]
@@ -57,24 +69,36 @@ class PlainLines:
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._next = 0.0
+        self._phase = ""
 
     def say(self, line: str) -> None:
         """One line of what is going on before and after the load."""
         self._write(line)
 
     def show(self, run: Run, now: float) -> None:
-        """One line, if a second has passed since the last."""
+        """One line, if a second has passed since the last; headings wherever a phase begins."""
         if now < self._next:
             return
         self._next = now + 0.9
-        sides = [_side(twin.name, frame(run, twin, now)) for twin in run.twins]
-        self._write(f"{now:5.0f} s  {'  |  '.join(sides)}  |  {_caption(run, now)}")
+        phase = "end" if now > run.seconds else run.phase(now)
+        if phase != self._phase:
+            self._phase = phase
+            self._write(f"-- {_caption(run, now)}")
+            self._write(f"{'':8s}{' plain'.center(28, '-')}  {' guarded'.center(28, '-')}")
+            self._write(f"{'':8s}{_HEADINGS}  {_HEADINGS}  circuit")
+        plain, guarded = (frame(run, twin, now) for twin in run.twins)
+        circuit = "pool open" if guarded.pool_is_open else (guarded.state or "-")
+        self._write(f"{now:5.0f} s {_side(plain)}  {_side(guarded)}  {circuit[:_STATE]}")
 
 
-def _side(name: str, now: Frame) -> str:
-    state = f" {now.state}" if now.state else ""
-    pool = f"pool {now.checked_out:2d}/{POOL_CAPACITY} +{now.waiting:<4d}"
-    return f"{name} {now.good:3d} ok/s {now.refused:3d} refused {now.lost:3d} lost  {pool}{state}"
+_HEADINGS = f"{'ok/s':>5s}{'refused':>8s}{'lost':>5s}{'pool':>10s}"
+_STATE = 13
+
+
+def _side(now: Frame) -> str:
+    return (
+        f"{now.good:5d}{now.refused:8d}{now.lost:5d}{f'{now.checked_out}/{POOL_CAPACITY}+{now.waiting}':>10s}"
+    )
 
 
 class LiveTable:
@@ -125,10 +149,15 @@ class LiveTable:
         history = Table(box=None, padding=(0, 2), header_style="dim")
         for heading in ("t", "plain ok/s", "guarded ok/s", "guarded refused"):
             history.add_column(heading, no_wrap=True)
+        longest = max(
+            4, min(_BAR, (self._console.width - 44) // 2)
+        )  # besides the bars a line has 44 characters
         most = max(1, *(max(one.good, other.good) for _, one, other in self._history))
         for at, one, other in self._history:
             refused = f"{other.refused:3d} in {_ms(other.refused_seconds)}" if other.refused else "-"
-            history.add_row(f"{at:3.0f}", _bar(one.good, most), _bar(other.good, most), refused)
+            history.add_row(
+                f"{at:3.0f}", _bar(one.good, most, longest), _bar(other.good, most, longest), refused
+            )
         heading = f"[b]{now:4.0f} s[/b] of {run.seconds}   {offered} users/s arriving   {_caption(run, now)}"
         return Group(heading, sides, history)
 
@@ -138,10 +167,10 @@ def _card(now: Frame) -> RenderableType:
 
     card = Table.grid(padding=(0, 2))
     used = "#" * now.checked_out + "-" * (POOL_CAPACITY - now.checked_out)
-    card.add_row("good answers", f"[b]{now.good}[/b] /s   {_ms(now.good_seconds)}")
-    card.add_row("refused (503)", f"{now.refused} /s   {_ms(now.refused_seconds)}")
-    card.add_row("lost", f"{now.lost} /s   (2 s for nothing, or a 500)")
-    card.add_row("pool", f"{used} {now.checked_out}/{POOL_CAPACITY} +{now.waiting} waiting")
+    card.add_row("good", f"[b]{now.good}[/b] /s   {_ms(now.good_seconds)}")
+    card.add_row("refused", f"{now.refused} /s   {_ms(now.refused_seconds)}")
+    card.add_row("lost", f"{now.lost} /s   (2 s, or a 500)")
+    card.add_row("pool", f"{used} {now.checked_out}/{POOL_CAPACITY} +{now.waiting}")
     card.add_row("circuit", now.state or "-")
     return card
 
@@ -152,8 +181,8 @@ def _colour(now: Frame, offered: int) -> str:
     return "red" if now.lost > now.good else "yellow"
 
 
-def _bar(value: int, most: int) -> str:
-    return f"{value:4d} {'█' * round(_BAR * value / most)}"
+def _bar(value: int, most: int, longest: int) -> str:
+    return f"{value:4d} {'█' * round(longest * value / most)}"
 
 
 def scorecard(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -169,6 +198,8 @@ def scorecard(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         row("users served: after the fault", lambda twin: _percent(twin["users_ok_ratio"]["recovery"])),
         row("good again after the fault", lambda twin: _after(twin["recovered_after_s"])),
         row("answer during the fault, p50", lambda twin: _figure(twin["answer_p50_ms"]["fault"], "ms")),
+        row("answer during the fault, p99", lambda twin: _figure(twin["answer_p99_ms"]["fault"], "ms")),
+        row("seconds without a good answer", lambda twin: _figure(twin["seconds_without_good"])),
         row("refusals (503 + Retry-After)", lambda twin: _figure(twin["rejections"]["count"])),
         row("a refusal takes, p50", lambda twin: _figure(twin["rejections"]["p50_ms"], "ms")),
         row("first refusal after", lambda twin: _figure(twin["first_shed_after_s"], "s")),
@@ -185,6 +216,44 @@ def scorecard_lines(figures: dict[str, Any]) -> list[str]:
     """The scorecard as plain text."""
     rows = [("", "plain", "guarded"), *scorecard(figures)]
     return [f"{what:34s}{plain:>12s}{guarded:>12s}" for what, plain, guarded in rows]
+
+
+def validity_lines(figures: dict[str, Any]) -> list[str]:
+    """What stands above the scorecard if its figures cannot be believed."""
+    why = figures["check"]["disturbed_by"]
+    return [*wrap(f"THESE FIGURES ARE NOT VALID: {'; '.join(why)}.", _WIDTH), ""] if why else []
+
+
+def closing_lines(figures: dict[str, Any]) -> list[str]:
+    """The verdict in a sentence, and what to do next."""
+    return [*wrap(verdict(figures), _WIDTH), *wrap(_next_step(figures), _WIDTH)]
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    """What the figures come to."""
+    plain, guarded = figures["plain"], figures["guarded"]
+    if figures["scenario"] == "redis-freeze":
+        silent = [_figure(twin["seconds_without_good"]) for twin in (plain, guarded)]
+        slowest = [_figure(twin["answer_p99_ms"]["fault"], "ms") for twin in (plain, guarded)]
+        return (
+            f"From the freeze on the plain app spent {silent[0]} seconds without one good answer, the guarded"
+            f" one {silent[1]}; the slowest of a hundred took {slowest[0]} plain, {slowest[1]} guarded."
+        )
+    after = [_percent(twin["users_ok_ratio"]["recovery"]) for twin in (plain, guarded)]
+    other = [_percent(twin["bystander_ok_ratio"]["fault"]) for twin in (plain, guarded)]
+    return (
+        f"Once the fault was over the guarded app served {after[1]} of its users, the plain one {after[0]};"
+        f" during it, {other[1]} and {other[0]} of those who came for another table."
+    )
+
+
+def _next_step(figures: dict[str, Any]) -> str:
+    if figures["check"]["valid"] is False:
+        return "Run it again when nothing else runs here: what was measured is the machine."
+    return (
+        "Next: protect(engine) and the middleware in your own application, then"
+        " guardrails doctor --app MODULE:ATTR."
+    )
 
 
 def _percent(ratio: float | None) -> str:

@@ -91,7 +91,7 @@ def test_the_report_is_one_page_without_requests():
     assert "@import" not in text
     assert "url(" not in text
     assert "<script" not in text
-    assert outline.seen.count("svg") == 3
+    assert outline.seen.count("svg") == 4
     assert "&lt;db&gt;" in text
     assert "@guarded(orders)" in text
 
