@@ -18,8 +18,8 @@ def main() -> None:
     try:
         from guardrails.cli._interrupts import end_at_once  # noqa: PLC0415 - Ctrl-C must be caught while importing
 
-        end_at_once()
-        _run()
+        with end_at_once():
+            _run()
     except KeyboardInterrupt:
         os._exit(_INTERRUPTED)
 

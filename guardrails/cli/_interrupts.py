@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -14,14 +15,26 @@ INTERRUPTED = 128 + signal.SIGINT
 """What shells say of a program that was ended by Ctrl-C."""
 
 
-def end_at_once() -> None:
-    """From now on Ctrl-C ends the process as it is. For as long as it has nothing to clean up.
+@contextmanager
+def end_at_once() -> Iterator[None]:
+    """Makes Ctrl-C end the process as it is, in the block and at exit, where there is nothing to clean up.
 
     While modules are imported a KeyboardInterrupt may be raised anywhere: in the import system's own
     callbacks, which print it and go on, or in code that catches everything. Nothing is raised here.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, as under nohup
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as under nohup
+        yield
+        return
+    atexit.register(_take)
+    _take()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _take() -> None:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 
 @contextmanager

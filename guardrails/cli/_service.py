@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from guardrails._checks import shown
+
 __all__ = ["ServiceError", "load", "while_started"]
 
 PATIENCE = 30.0
@@ -126,7 +128,7 @@ def _place(error: BaseException) -> str:
     """
     kind = type(error).__name__
     if isinstance(error, ImportError | AttributeError) and error.name:
-        kind += f", {'no module' if isinstance(error, ImportError) else 'no attribute'} {error.name!a}"
+        kind += f", {'no module' if isinstance(error, ImportError) else 'no attribute'} {shown(error.name)}"
     if isinstance(error, SyntaxError):
         return f"{kind} in line {error.lineno} of {_relative(error.filename or '?')}"
     frames = [
