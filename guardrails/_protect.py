@@ -25,7 +25,7 @@ def protect(target: object, *, name: str | None = None, **guard_options: Any) ->
 
     Args:
         target: An ``Engine`` or ``AsyncEngine``; a ``redis.Redis`` or ``redis.asyncio.Redis``.
-        name: The guard's label; None takes the kind of database, or "redis".
+        name: The guard's label; None takes the database's name, or "redis".
         **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
 
     Returns:

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine
 from starlette.applications import Starlette
 from guardrails import protect
 from guardrails.integrations.asgi import GuardrailsMiddleware
-url = "postgresql+psycopg://u:canary-91d4@canary-91d4/canary-91d4"
+url = "postgresql+psycopg://u:canary-91d4@canary-91d4/orders"
 engine = create_engine(url, pool_size=5, max_overflow=5)
 db = protect(engine)
 app = Starlette()
@@ -85,7 +85,7 @@ def test_missing_middleware_is_found(found):
 def test_limits_are_compared(found):
     """Of a call with a worker's, of slots with threads, of all processes with the server's."""
     findings = found(GOOD, "--worker-timeout", "5")
-    assert findings["ladder"]["what"] == "guard 'postgresql' gives a call 5 s, a worker has 5 s to live"
+    assert findings["ladder"]["what"] == "guard 'orders' gives a call 5 s, a worker has 5 s to live"
     findings = found(GOOD, "--threads", "10")
     assert findings["threads"]["what"].startswith("10 slots of synchronous engines can take all 10 threads")
     findings = found(GOOD, "--workers", "10", "--max-connections", "100")
@@ -202,7 +202,7 @@ def test_findings_for_people(doctor):
     code, output = doctor(GOOD, "--threads", "10")
     assert code == 1
     assert "shop:app: 10 slots of synchronous engines" in output
-    assert "    'postgresql': 10" in output
+    assert "    'orders': 10" in output
     assert "  -> protect(engine, max_concurrent_calls=...)" in output
 
 
@@ -210,8 +210,8 @@ def test_findings_for_people(doctor):
     ("words", "app", "said"),
     [
         ([], "shop", "--app must be MODULE:ATTR"),
-        ([], "nowhere:app", "cannot be imported: ModuleNotFoundError, no module 'nowhere'"),
-        ([], "shop:nothing", "cannot be imported: AttributeError, no attribute 'nothing'"),
+        ([], "nowhere:app", "cannot be imported: ModuleNotFoundError"),
+        ([], "shop:nothing", "cannot be imported: AttributeError"),
         (["--workers", "0"], "shop:app", "workers must be a whole number from 1"),
         (["--threads", "-1"], "shop:app", "threads must be a whole number from 1"),
         (["--worker-timeout", "nan"], "shop:app", "worker_timeout must be a number of seconds above 0"),

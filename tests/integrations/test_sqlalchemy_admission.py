@@ -414,3 +414,25 @@ def test_threads_and_slots_are_conserved_under_churn(postgres):
     with engine.connect() as connection:
         assert connection.execute(text("select 1")).scalar() == 1
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql+psycopg://u:secret@db.internal/orders", "orders"),
+        ("mysql+pymysql://u:secret@db.internal/shop", "shop"),
+        ("postgresql+psycopg://u@db.internal", "postgresql"),
+        ("postgresql+psycopg://u@db.internal/", "postgresql"),
+        ("sqlite:////var/lib/shop/orders.sqlite3", "orders"),
+        ("sqlite://", "sqlite"),
+        ("sqlite:///:memory:", "sqlite"),
+        ("sqlite:///file:orders?mode=memory&uri=true", "sqlite"),
+        (f"postgresql+psycopg://u@db.internal/{'x' * 300}", "x" * 200),
+    ],
+)
+def test_an_engine_is_named_after_its_database(url, name):
+    """Neither host nor user nor path; the kind of database where there is no name."""
+    engine = create_engine(url)
+    guard = protect(engine, max_concurrent_calls=1)
+    assert guard.name == name
+    guard.detach()

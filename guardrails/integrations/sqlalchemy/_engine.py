@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from sqlalchemy import Dialect, Engine, event
@@ -22,6 +23,9 @@ from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["guard_engine"]
 
+_LONGEST_NAME = 200
+"""Characters that a guard's name may have."""
+
 _ANSWERS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
 """Errors of the DBAPI that say something about the statement and prove that the database is alive."""
 
@@ -39,7 +43,8 @@ def guard_engine(
 
     Args:
         engine: An ``Engine`` or ``AsyncEngine``, or one made of it by ``execution_options()``.
-        name: The guard's label; None takes the kind of database, such as ``"postgresql"``.
+        name: The guard's label; None takes the database's name, such as ``"orders"``, of a file that without
+            its folder and ending, and where there is none the kind of database, such as ``"postgresql"``.
         backstop: Seconds after which the server ends a statement by itself, for the time when the network is
             cut and it cannot be told; must be above ``timeout``, and no statement can ask for more. None:
             four timeouts on MariaDB, whose statements can ask for more, and nothing on PostgreSQL.
@@ -58,7 +63,7 @@ def guard_engine(
     if not isinstance(sync_engine, Engine):
         raise unsuited(engine)
     dialect, pool = sync_engine.dialect, sync_engine.pool
-    name = dialect.name if name is None else name
+    name = _name_of(sync_engine) if name is None else name
     if guard_of(pool) is not None:
         raise ConfigurationError(f"protect: this engine is guarded already, by {guard_of(pool)!r}")
     slots = slots_for(
@@ -80,6 +85,14 @@ def guard_engine(
     attachment.attach()
     attach(guard, attachment)
     return guard
+
+
+def _name_of(engine: Engine) -> str:
+    """The database's name: two engines of one service are more often of one kind than of one database."""
+    database = engine.url.database or ""
+    if engine.dialect.name == "sqlite":
+        database = "" if database == ":memory:" or database.startswith("file:") else PurePath(database).stem
+    return database[:_LONGEST_NAME] or engine.dialect.name
 
 
 def _worker(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: float | None) -> Worker:
