@@ -47,7 +47,7 @@ def load(where: str, *, factory: bool) -> object:
         try:
             app: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the service's modules raise
-            raise ServiceError(f"cannot be imported: {_place(error)}") from None
+            raise ServiceError(f"cannot be imported: {_place(error, where)}") from None
         if not factory:
             return app
         try:
@@ -120,14 +120,14 @@ class _Lifespan:
         return "its lifespan says so" if task.done() else f"its lifespan takes more than {PATIENCE:g} s"
 
 
-def _place(error: BaseException) -> str:
+def _place(error: BaseException, where: str = "") -> str:
     """The kind of an error and the place in the service's own code it comes from.
 
     Its message may hold what could not be connected to, password included. A name of a module or an
-    attribute does not.
+    attribute does not; what was asked for is named already.
     """
     kind = type(error).__name__
-    if isinstance(error, ImportError | AttributeError) and error.name:
+    if isinstance(error, ImportError | AttributeError) and error.name and error.name not in where:
         kind += f", {'no module' if isinstance(error, ImportError) else 'no attribute'} {shown(error.name)}"
     if isinstance(error, SyntaxError):
         return f"{kind} in line {error.lineno} of {_relative(error.filename or '?')}"

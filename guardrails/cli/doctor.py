@@ -60,12 +60,12 @@ def doctor(
     from guardrails.cli import _service  # noqa: PLC0415 - imports asyncio, which no other command needs
     from guardrails.diagnosis.service import Surroundings, examine  # noqa: PLC0415 - imports guards
 
-    if not all(where.partition(":")):
-        raise click.UsageError(f"--app must be MODULE:ATTR, such as shop.main:app, got {where!a}")
     try:
         around = Surroundings(workers, threads, worker_timeout, max_connections)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
+    if not all(where.partition(":")):
+        raise click.UsageError(f"--app must be MODULE:ATTR, such as shop.main:app, got {where!a}")
     try:
         app = _service.load(where, factory=factory)
         if lifespan:

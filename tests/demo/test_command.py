@@ -68,11 +68,16 @@ def test_a_short_run_from_end_to_end(tmp_path):
     code, out, err = run(
         tmp_path, *("--headless", "--seconds", "20", "--json", "out.json", "--report", "out.html")
     )
-    assert (code, err) == (0, "")
+    sums = json.loads((tmp_path / "out.json").read_text())
+    # Whether the machine is quiet is not the demo's doing; that it says so is.
+    assert (code, err) == (0 if sums["check"]["valid"] else 3, "")
+    assert ("THESE FIGURES ARE NOT VALID" in out) == (code == 3)
+    assert ("guardrails doctor --app" in out) == (code == 0)
+    assert max(len(line) for line in out.splitlines()) <= 110  # the paths of the files; see test_terminal.py
     assert "@guarded(orders)" in out
     assert "\x1b" not in out
     assert "users served: after the fault" in out
-    sums = json.loads((tmp_path / "out.json").read_text())
+    assert sums["origin"]["command"].startswith("guardrails demo --scenario lock --seconds 20 --seed 1")
     assert (sums["scenario"], sums["seconds"]) == ("lock", 20)
     assert sums["fault"]["start_s"] == pytest.approx(5.0, abs=0.5)
     assert sums["fault"]["end_s"] == pytest.approx(15.0, abs=1.0)
@@ -95,7 +100,7 @@ def test_the_bystander_lives_without_a_declared_compartment(tmp_path):
     """Compartments that form by themselves keep the other table's endpoint alive through the lock."""
     words = ("--headless", "--seconds", "20", "--compartments", "auto", "--json", "out.json")
     code, out, err = run(tmp_path, *words)
-    assert (code, err) == (0, "")
+    assert (code in {0, 3}, err) == (True, "")
     assert 'compartments="auto"' in out
     assert "@guarded" not in out
     sums = json.loads((tmp_path / "out.json").read_text())
