@@ -42,7 +42,10 @@ class _Output(click.Path):
         return path
 
 
-@click.command(help="Runs one app twice, plain and guarded, through a fault, and shows what becomes of each.")
+@click.command(
+    short_help="Runs one app twice, plain and guarded, through a fault.",
+    help="Runs one app twice, plain and guarded, through a fault, and shows what becomes of each.",
+)
 @click.option(
     "--scenario",
     type=click.Choice(list(SCENARIOS)),

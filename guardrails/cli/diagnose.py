@@ -25,7 +25,10 @@ _Answer = tuple[str, Sequence[Finding], Sequence[str]]
 _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
 
 
-@click.command(help="Asks a database or Redis who holds its connections, who waits and what is slow.")
+@click.command(
+    short_help="Asks a database or Redis who waits for whom.",
+    help="Asks a database or Redis who holds its connections, who waits and what is slow.",
+)
 @click.argument("url", envvar="DATABASE_URL", required=False)
 @click.option(
     "--slow",

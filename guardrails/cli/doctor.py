@@ -19,7 +19,10 @@ from guardrails.errors import ConfigurationError
 __all__ = ["doctor"]
 
 
-@click.command(help="Looks for what will go wrong: unprotected engines, limits in the wrong order.")
+@click.command(
+    short_help="Looks at a service for what will go wrong.",
+    help="Looks for what will go wrong: unprotected engines, limits in the wrong order.",
+)
 @click.option("--app", "where", required=True, metavar="MODULE:ATTR", help="The application.")
 @click.option("--factory", is_flag=True, help="The attribute is a function that makes the application.")
 @click.option(

@@ -22,7 +22,10 @@ _AROUND = 2
 """Pools shown on each side of the one that is advised."""
 
 
-@click.command(help="Says how many connections a pool needs for a load, and whether the server has them.")
+@click.command(
+    short_help="Says how many connections a pool needs.",
+    help="Says how many connections a pool needs for a load, and whether the server has them.",
+)
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),

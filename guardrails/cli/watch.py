@@ -39,7 +39,10 @@ _WIDE = 160
 _COLOURS = {"closed": "green", "open": "red", "forced_open": "red", "half_open": "yellow"}
 
 
-@click.command(help="Shows the figures of a running service's guards, from its /status.json.")
+@click.command(
+    short_help="Shows the figures of a running service.",
+    help="Shows the figures of a running service's guards, from its /status.json.",
+)
 @click.argument("url")
 @click.option(
     "--every",
