@@ -91,7 +91,8 @@ def _name_of(engine: Engine) -> str:
     """The database's name: two engines of one service are more often of one kind than of one database."""
     database = engine.url.database or ""
     if engine.dialect.name == "sqlite":
-        database = "" if database == ":memory:" or database.startswith("file:") else PurePath(database).stem
+        path = database.removeprefix("file:")
+        database = "" if path.startswith(":memory:") else PurePath(path).stem
     return database[:_LONGEST_NAME] or engine.dialect.name
 
 
