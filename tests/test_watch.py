@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import json
 import socket
 import threading
@@ -11,11 +12,12 @@ import threading
 import pytest
 import uvicorn
 from click.testing import CliRunner
+from rich.console import Console
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from guardrails import Guard
-from guardrails.cli.watch import watch
+from guardrails.cli.watch import _Look, _Row, _table, watch
 from guardrails.integrations.starlette import status_app
 
 
@@ -110,6 +112,21 @@ def test_table_for_people():
         assert ["orders" in rows[0], "closed" in rows[0], "0/5" in rows[0]] == [True] * 3
         assert ["orders/reports" in rows[1], "forced_open" in rows[1]] == [True] * 2
         assert run(address + "/status.json", "--times", "1")[0] == 1
+
+
+def test_no_figure_is_cut_at_80_columns():
+    """A long name is broken over lines; all else is whole, with the largest figures there are."""
+    rates = {"in": 12345.6, "refused": 12345.6, "failed": 12345.6, "slow": 12345.6}
+    row = _Row("orders-db/GET /reports/{month}", "forced_open", "100/100", 1000, 1234.5, {})
+    look = _Look(None, {"ready": True, "reasons": []}, [row], {row.path: rates})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(_table(look, console.width))
+    text = console.export_text()
+    assert "…" not in text
+    assert "".join(line[:10].strip() for line in text.splitlines()[2:]).startswith("orders-db/")
+    for word in ("forced_open", "100/100", "1000", "1234.5 s"):
+        assert word in text
+    assert text.count("12345.6") == 4
 
 
 def test_names_cannot_write_on_the_terminal():

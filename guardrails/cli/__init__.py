@@ -1,6 +1,7 @@
 """The ``guardrails`` command: a group that each command joins from a file of its own.
 
-Depends on the names of the commands; a command's module is imported when that command is run.
+Depends on the names of the commands; a command's module is imported when that command is run. Ctrl-C is
+ours from `main` on: before it there are Python's own start and the installer's script, and two light modules.
 """
 
 from __future__ import annotations

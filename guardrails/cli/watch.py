@@ -36,6 +36,9 @@ _LARGEST = 4_000_000
 _WIDE = 160
 """Characters of a line where it is no terminal that says."""
 
+_ROOMY = 120
+"""Characters of a line that hold the table with its lines and a guard's name of usual length."""
+
 _COLOURS = {"closed": "green", "open": "red", "forced_open": "red", "half_open": "yellow"}
 
 
@@ -225,22 +228,26 @@ class _Screen:
     def show(self, look: _Look) -> None:
         """Shows one reading."""
         if self._stays:
-            self._live.update(_table(look), refresh=True)
+            self._live.update(_table(look, self._console.width), refresh=True)
         else:
-            self._console.print(_table(look))
+            self._console.print(_table(look, self._console.width))
 
 
-def _table(look: _Look) -> Table:
+def _table(look: _Look, width: int) -> Table:
     from rich.markup import escape  # noqa: PLC0415 - not for JSON
     from rich.table import Table  # noqa: PLC0415 - likewise
 
     reasons = ", ".join(map(str, look.page.get("reasons", ())))
     title = look.trouble or ("ready" if look.page["ready"] else f"not ready: {reasons}")
     table = Table(title=escape(_plain(title)), title_style="green" if look.fine else "bold red")
-    for column in ("guard", "circuit"):
-        table.add_column(column)
-    for column in ("busy", "waiting", "in/s", "refused/s", "failed/s", "slow/s", "oldest"):
-        table.add_column(column, justify="right")
+    names = ("busy", "waiting", "in/s", "refused/s", "failed/s", "slow/s", "oldest")
+    if width < _ROOMY:  # no lines and short names, so that a name is broken and no figure is cut
+        table.box, table.padding = None, (0, 1, 0, 0)
+        names = ("busy", "wait", "in/s", "ref/s", "fail/s", "slow/s", "oldest")
+    table.add_column("guard", overflow="fold")
+    table.add_column("circuit", no_wrap=True)
+    for column in names:
+        table.add_column(column, justify="right", no_wrap=True)
     for row in look.rows:
         rates = look.rates.get(row.path, {})
         table.add_row(
