@@ -123,6 +123,7 @@ def test_no_figure_is_cut_at_80_columns():
     console.print(_table(look, console.width))
     text = console.export_text()
     assert "…" not in text
+    assert "ready, guards that refuse calls: 1" in text
     assert "".join(line[:10].strip() for line in text.splitlines()[2:]).startswith("orders-db/")
     for word in ("forced_open", "100/100", "1000", "1234.5 s"):
         assert word in text

@@ -36,6 +36,9 @@ _LARGEST = 4_000_000
 _WIDE = 160
 """Characters of a line where it is no terminal that says."""
 
+_FEW = 0.05
+"""The share of its calls that a guard may refuse and be called well, as on the page for browsers."""
+
 _ROOMY = 120
 """Characters of a line that hold the table with its lines and a guard's name of usual length."""
 
@@ -110,6 +113,11 @@ class _Look:
         """Whether the service is there, ready, and no circuit of it open."""
         is_open = any(row.state in {"open", "forced_open"} for row in self.rows)
         return self.trouble is None and bool(self.page["ready"]) and not is_open
+
+    def refuses(self, row: _Row) -> bool:
+        """Whether a guard refuses more than a few of its calls, whatever its circuit's state is."""
+        rates = self.rates.get(row.path, {"in": 0.0, "refused": 0.0})
+        return rates["refused"] > _FEW * (rates["in"] + rates["refused"])
 
 
 def _address(url: str) -> str:
@@ -239,7 +247,11 @@ def _table(look: _Look, width: int) -> Table:
 
     reasons = ", ".join(map(str, look.page.get("reasons", ())))
     title = look.trouble or ("ready" if look.page["ready"] else f"not ready: {reasons}")
-    table = Table(title=escape(_plain(title)), title_style="green" if look.fine else "bold red")
+    refusing = sum(look.refuses(row) for row in look.rows)
+    if refusing:
+        title += f", guards that refuse calls: {refusing}"
+    well = "yellow" if refusing else "green"
+    table = Table(title=escape(_plain(title)), title_style=well if look.fine else "bold red")
     names = ("busy", "waiting", "in/s", "refused/s", "failed/s", "slow/s", "oldest")
     if width < _ROOMY:  # no lines and short names, so that a name is broken and no figure is cut
         table.box, table.padding = None, (0, 1, 0, 0)
@@ -250,9 +262,10 @@ def _table(look: _Look, width: int) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in look.rows:
         rates = look.rates.get(row.path, {})
+        colour = "yellow" if row.state == "closed" and look.refuses(row) else _COLOURS.get(row.state, "cyan")
         table.add_row(
             escape(_plain(row.path)),
-            f"[{_COLOURS.get(row.state, 'cyan')}]{escape(_plain(row.state))}[/]",
+            f"[{colour}]{escape(_plain(row.state))}[/]",
             row.busy,
             str(row.waiting),
             *(f"{rates[name]:.1f}" if rates else "" for name in ("in", "refused", "failed", "slow")),
