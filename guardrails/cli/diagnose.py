@@ -72,8 +72,10 @@ def _ask_database(url: str, slow: float) -> _Answer:
         facts = ask(address)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
-    except (SQLAlchemyError, TimeoutError) as error:
+    except (SQLAlchemyError, OSError) as error:
         return address.get_backend_name(), [why_not(error, address)], ()
+    except (TypeError, ValueError):  # an option that its driver does not have
+        raise _bad_url() from None
     return facts.product, judge(facts, slow), facts.unseen
 
 

@@ -110,7 +110,8 @@ select pid, coalesce(nullif(application_name, ''), usename, '') as name, state,
     pg_blocking_pids(pid) as blocking, l.relation as "table"
 from pg_stat_activity a
 left join lateral (
-    select l.pid, l.relation::regclass::text as relation{waitstart} from pg_locks l
+    select l.pid, case when d.datname is not null then l.relation::regclass::text end as relation{waitstart}
+    from pg_locks l left join pg_database d on d.oid = l.database and d.datname = current_database()
     where l.pid = a.pid and not l.granted limit 1
 ) l using (pid)
 where usesysid is not null and coalesce(backend_type, 'client backend') = 'client backend'

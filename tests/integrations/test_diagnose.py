@@ -179,6 +179,28 @@ def test_who_is_named_as_the_blocker_is_not_blamed_again(postgres, table):
             assert "pool_status(engine)" in findings["idle_in_transaction"]["advice"]
 
 
+def test_a_table_of_another_database_has_no_name_here(postgres):
+    """Its number would be that of another table, or of none."""
+    with psycopg.connect(postgres.url(""), autocommit=True) as connection:
+        connection.execute("create database elsewhere")
+        try:
+            with psycopg.connect(postgres.url("", "elsewhere"), autocommit=True) as other:
+                other.execute("create table crowded (id int)")
+                with other.transaction():
+                    other.execute("lock table crowded in access exclusive mode")
+                    waiting = psycopg.connect(postgres.url("", "elsewhere"))
+                    thread = threading.Thread(target=lambda: waiting.execute("select 1 from crowded"))
+                    thread.start()
+                    poll(lambda: "locks" in found(postgres.url()), "it waits")
+                    details = found(postgres.url())["locks"]["details"]
+                thread.join()
+                waiting.close()
+            assert len(details) == 1
+            assert " behind session " in details[0]
+        finally:
+            connection.execute("drop database elsewhere with (force)")
+
+
 def test_prepared_transaction_without_a_session_is_named(table, postgres):
     """The server calls it session 0; its name is what ends it."""
     with PostgresServer.start(settings={"max_prepared_transactions": "2"}) as server:
@@ -408,6 +430,7 @@ def test_silent_server_is_given_up(monkeypatch):
         ([], "say which server"),
         ([f"no-url-{CANARY}"], "this is no URL of a server"),
         ([f"redis://127.0.0.1:{CANARY}"], "this is no URL of a server"),
+        ([f"mysql://127.0.0.1/x?{CANARY}=1"], "this is no URL of a server"),
         ([f"sqlite:///{CANARY}"], "sqlite cannot be asked"),
         (["postgresql://127.0.0.1/x", "--slow", "-1"], "--slow"),
         (["postgresql://127.0.0.1/x", "--slow", "often"], "--slow"),
