@@ -11,6 +11,7 @@ from guardrails._door import Door
 from guardrails._outcome import Outcome
 from guardrails._passage import Passage
 from guardrails._ringing import Ringing
+from guardrails._timeouts import budget_of, set_deadline
 from guardrails.errors import CallTimeoutError
 
 __all__ = ["Call"]
@@ -145,7 +146,7 @@ class Call(Ringing):
         """Whether an enclosing scope brings no deadline, no slot and no rank along."""
         self.request = request = outer.request
         touch(outer, self.passage)
-        plain = outer.at is None and not (request is not None and request.reserved)
+        plain = outer.at is None and outer.guard is None and not (request is not None and request.reserved)
         return plain and (not ranked or rank_of(outer) == CRITICAL)
 
     def slip_out(self) -> bool:
@@ -244,7 +245,7 @@ class Call(Ringing):
         raise note_trouble(CallTimeoutError(self.passage.name, given)) from error
 
     def _check_budget(self) -> float | None:
-        budget = None if self.outer is None else self.outer.remaining()
+        budget = None if self.outer is None else budget_of(self)
         if budget is not None and budget <= 0:
             raise self.passage.doors[0].refuse("deadline_spent")
         return budget
@@ -267,9 +268,7 @@ class Call(Ringing):
         # Waiting at the parent's door is not the dependency's slowness.
         for door, ticket in held[:-1]:
             door.step(door.gate.restart, ticket)
-        if self.timeout is not None:
-            self.at = now + self.timeout
-        self.bound_by(self.outer)
+        set_deadline(self, now)
         if held and self.owner is not self.passage.owner and self.at is not None and self.at <= now:
             raise self.passage.doors[0].refuse("deadline_spent")  # it passed while the call queued
         enter(self)

@@ -51,6 +51,7 @@ class Scope:
         at: When time is up on ``clock``, the enclosing scopes included; None is never.
         owner: The guard whose timeout ``at`` is; None for a `deadline` block.
         guard: The guard this block was opened for; None for a `deadline` block.
+        limit: When its own time is up, where an enclosing scope's is up sooner.
         clock: What ``at`` is measured with.
         outer: The enclosing scope.
         closed: True once the block has ended.
@@ -59,11 +60,12 @@ class Scope:
             long as the scope is open, so nobody else has its id, and a mere number keeps nothing alive.
     """
 
-    __slots__ = ("alarmed", "at", "clock", "closed", "guard", "outer", "owner", "request")
+    __slots__ = ("alarmed", "at", "clock", "closed", "guard", "limit", "outer", "owner", "request")
 
     rank: int | None = None  # of the few scopes that say how much the block matters; the others ask outside
     at: float | None
     guard: Any
+    limit: float | None
     owner: Any
     clock: Clock
     outer: Scope | None
@@ -84,19 +86,24 @@ class Scope:
 
     def bound_by(self, outer: Scope | None) -> None:
         """Takes the enclosing scope's deadline if that is the sooner one."""
-        if outer is None or outer.at is None:
-            return
-        clock = self.clock
-        bound = outer.at if outer.clock is clock else clock() + (outer.at - outer.clock())
+        if outer is not None and outer.at is not None:
+            self.bound_at(outer.at, outer.clock, outer.owner, outer.alarmed)
+
+    def bound_at(self, at: float, clock: Clock, owner: Any, alarmed: int = 0) -> None:
+        """Takes a deadline from outside if that is the sooner one."""
+        own = self.clock
+        bound = at if clock is own else own() + (at - clock())
         if self.at is None or bound <= self.at:
+            self.limit = self.at
             self.at = bound
-            self.owner = outer.owner
-            self.alarmed = outer.alarmed
+            self.owner = owner
+            self.alarmed = alarmed
 
     def lift(self) -> None:
         """Takes this scope's own limit away; an enclosing one still holds."""
         if self.at is not None:
             outer = self.outer
+            self.limit = None
             self.at = None if outer is None else outer.at
             if outer is not None:
                 self.owner, self.clock = outer.owner, outer.clock

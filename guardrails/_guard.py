@@ -317,6 +317,7 @@ class Guard:
             )
         doors = (door, *self.passage.doors)
         part.passage = Passage(part, name, doors, part.passage.policy, part._timeout)
+        part.passage.has_own_timeout = "timeout" in options or self.passage.has_own_timeout
         attach(part, self._attachment)
         with self._door.lock:  # two threads may have come here at once
             known = self._part(name)

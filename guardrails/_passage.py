@@ -20,6 +20,7 @@ class Passage:
         judges: Whether it has a rule for returned values.
         clock: What deadlines are measured with.
         timeout: Seconds for a call that is given none of its own.
+        has_own_timeout: Whether its timeout was given to this compartment, or to one that it is a part of.
         attached: Whether a pool's checkouts take the slots, so that a call only opens a scope.
         only_door: The door of a guard that is neither attached nor a compartment: there is a quick way
             through it. None where there is not.
@@ -30,6 +31,7 @@ class Passage:
         "attached",
         "clock",
         "doors",
+        "has_own_timeout",
         "judges",
         "name",
         "only_door",
@@ -53,6 +55,7 @@ class Passage:
         self.policy = policy
         self.judges = policy is not None and policy.is_failure_result is not None
         self.clock = doors[0].clock
+        self.has_own_timeout = False
         self.attach(timeout, attached=False)
 
     def attach(self, timeout: float | None, *, attached: bool) -> None:

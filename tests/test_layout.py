@@ -27,7 +27,17 @@ WORDS = {
 SHELL_ORDER = [
     # Each may import what stands before it.
     {"_deadline", "_alarm", "_fork", "_telling", "_waiting", "_snapshot", "_budget", "_again"},
-    {"_door", "_ringing", "_consecutive", "_voices", "_retry_loop", "_retry_rules", "_retrying", "_fallback"},
+    {
+        "_door",
+        "_ringing",
+        "_timeouts",
+        "_consecutive",
+        "_voices",
+        "_retry_loop",
+        "_retry_rules",
+        "_retrying",
+        "_fallback",
+    },
     {"_passage", "_crossing", "_sharing"},
     {"_call", "_slot"},
     {"_guard", "_circuitbreaker"},

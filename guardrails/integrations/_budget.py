@@ -6,6 +6,7 @@ from guardrails._checks import Faults, shown
 from guardrails._deadline import ambient, current
 from guardrails._guard import Guard, sorts_calls, workload
 from guardrails._sharing import DEFAULT
+from guardrails._timeouts import UNSAID, asked, seconds_left
 from guardrails.errors import ConfigurationError
 
 __all__ = ["innermost", "slots_for", "sorted_by_itself", "time_allowed"]
@@ -73,16 +74,19 @@ def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | No
 
     Args:
         guard: Whose work it is; a compartment's is its whole guard's, too.
-        timeout: What this work asked for instead of the guard's timeout.
+        timeout: What this work asked for instead of all other timeouts of the guard.
     """
-    own = guard.timeout if timeout is None else timeout
     scope = ambient.get()
     while scope is not None and scope.closed:  # as `current` does, without its frame: every statement asks
         scope = scope.outer
-    if scope is None or scope.at is None:
+    own = guard.timeout if timeout is None else timeout
+    if scope is None:
         return own, True
-    left = scope.at - scope.clock()
-    if own is not None and own <= left:
+    door = guard.passage.doors[-1]
+    if timeout is None and (scope.guard is not None or scope.outer is not None):
+        given = asked(scope, door)
+        own = own if given == UNSAID else given
+    left = None if scope.at is None else seconds_left(scope, door)
+    if left is None or (own is not None and own <= left):
         return own, True
-    owner = scope.owner
-    return left, owner is not None and owner.passage.doors[-1] is guard.passage.doors[-1]
+    return left, False

@@ -408,7 +408,7 @@ def test_django_wrong_settings_are_named(project, options, words):
 @pytest.mark.parametrize("name", ["redis://:hunter2@cache.internal/0", "hunter2." * 12])
 def test_django_a_dotted_name_that_is_none_is_not_repeated(project, name):
     """It may be an address with a password, in the wrong setting."""
-    with pytest.raises(ConfigurationError, match="GUARDRAILS: .* cannot be imported: .*Error$") as refusal:
+    with pytest.raises(ConfigurationError, match=r"GUARDRAILS: .* cannot be imported: .*Error$") as refusal:
         project(guards=[name])
     assert str(refusal.value).count("hunter2") <= 5 * ("://" not in name)
     assert refusal.value.__suppress_context__

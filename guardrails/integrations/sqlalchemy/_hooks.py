@@ -75,6 +75,8 @@ class Hooks:
 
     def allow(self, statement: Any, timeout: float | None) -> Any:
         """See ProxyWork."""
+        if timeout is None and self._worker.lifts_backstop:
+            timeout = self._worker.time_in_scope(None)
         if timeout is None or not isinstance(statement, str):
             return statement
         return self._worker.allow(statement, timeout)
@@ -117,6 +119,7 @@ class Hooks:
     def _around_statement(self, original: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
         run, checkout_of = self._worker.run, self._admission.checkout_of
         steps_in_fetch, allow = self._worker.fetches, self._worker.allow
+        in_scope = self._worker.time_in_scope if self._worker.lifts_backstop else None
         streaming = DroppedCursor if self._worker.reads_when_dropped else ServerCursor
 
         def execute(*args: Any, **kwargs: Any) -> Any:
@@ -130,9 +133,10 @@ class Hooks:
             streams = context._is_server_side  # noqa: SLF001 - likewise
             if timeout is not None:
                 timeout = _checked(timeout)
-            if (streams or timeout is not None) and not many:
-                args = (args[0], allow(args[1], timeout, streams=streams), *args[2:])
             connection, checkout = fairy.dbapi_connection, checkout_of(fairy._connection_record)  # noqa: SLF001 - likewise
+            given = in_scope(checkout) if timeout is None and in_scope is not None else timeout
+            if (streams or given is not None) and not many:
+                args = (args[0], allow(args[1], given, streams=streams), *args[2:])
             compiled = context.compiled
             ending = compiled is not None and isinstance(compiled.statement, _SAVEPOINT_ENDS)
             result = run(original, args, connection, checkout, timeout=timeout, ending=ending)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,20 @@ class Worker:
         """Whether a cursor that is dropped half-read makes the database work."""
         return getattr(self._driver, "reads_when_dropped", False)
 
+    @property
+    def lifts_backstop(self) -> bool:
+        """Whether a statement has to be worded for a time above the backstop that its scope gives it."""
+        on_request = getattr(self._driver, "backstop_on_request", False)
+        return self._driver is not None and self._backstop is not None and not on_request
+
+    def time_in_scope(self, checkout: Checkout | None) -> float | None:
+        """Seconds of a statement that asks for none, where they may not be the guard's own; inf without end."""
+        guard = self._guard if checkout is None else checkout.guard
+        if ambient.get() is None and guard is self._guard:
+            return None
+        seconds, _ = time_allowed(guard)
+        return math.inf if seconds is None else seconds
+
     def allow(self, statement: str, timeout: float | None, *, streams: bool = False) -> str:
         """The statement, worded so that the backstop does not end it before ``timeout`` seconds.
 
@@ -93,7 +108,7 @@ class Worker:
             return self._driver.allow(statement, None)
         if timeout is None or timeout <= self._backstop:
             return statement
-        return self._driver.allow(statement, timeout)
+        return self._driver.allow(statement, None if timeout == math.inf else timeout)
 
     def run(
         self,
