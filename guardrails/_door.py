@@ -16,7 +16,7 @@ from guardrails._core.bulkhead import Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._criticality import CRITICAL
 from guardrails._deadline import current, note_trouble, rank_of, ranked
-from guardrails._fork import survive_fork, survivors
+from guardrails._fork import check_process, survive_fork, survivors
 from guardrails._outcome import Outcome
 from guardrails._telling import Telling, log
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
@@ -90,6 +90,7 @@ class Door(Telling):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
+        check_process()
         todo: list[tuple[int, Place | Change]] = []
         gate, inside_another = self.gate, self._in_a_step()
         with self.lock:

@@ -1,13 +1,21 @@
-"""What a fork leaves behind: fresh locks and nobody inside. Knows things with a lock, not what they guard."""
+"""A child process starts with fresh locks, no calls and no threads. Must not import what it looks after.
+
+Python's at-fork hooks see to it. A server that forks in C without calling them, such as uWSGI without
+``--py-call-osafterfork``, is noticed by `check_process`, wherever a lock is taken for more than a quick step, or
+a thread is relied on.
+"""
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
+import time
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
-__all__ = ["ForkedLock", "survive_fork", "survivors"]
+__all__ = ["ForkedLock", "check_process", "in_child", "survive_fork", "survivors"]
 
 _PATIENCE = 1.0
 """Seconds a fork waits for one lock. Steps take microseconds; a thread that died inside one is no reason
@@ -27,6 +35,40 @@ class Survivor(Protocol):
         """In the child: makes a new lock and forgets every call, since none of their threads exists."""
 
 
+_WIPE_ON_FORK = 18
+"""Linux's ``MADV_WIPEONFORK``: a child process finds zeros in such memory, whoever has forked it."""
+
+
+class _Mark:
+    """The same for other systems, by the number of the process: a system call for each look."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
+    def __getitem__(self, index: int) -> int:
+        return self._process == os.getpid()
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._process = os.getpid()
+
+
+def _new_mark() -> Any:
+    try:
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page.madvise(_WIPE_ON_FORK)
+    except (AttributeError, OSError, ValueError):
+        return _Mark()
+    page[0] = 1
+    return page
+
+
+_mark = _new_mark()
+"""Its first byte is 1 in the process whose locks and calls these are, 0 in a child that has yet to notice."""
+
+_in_child_too: list[Callable[[], None]] = []
+_notices: dict[int, int] = {}
+"""By the number of a process that no hook was run in: the thread that has noticed."""
+
 _survivors: weakref.WeakSet[Survivor] = weakref.WeakSet()
 _paused: list[Survivor] = []
 
@@ -34,6 +76,17 @@ _paused: list[Survivor] = []
 def survive_fork(survivor: Survivor) -> None:
     """Looks after an object in every fork of this process, for as long as it lives."""
     _survivors.add(survivor)
+
+
+def in_child(forget: Callable[[], None]) -> None:
+    """Has a function called in every child process, for as long as this one lives."""
+    _in_child_too.append(forget)
+
+
+def check_process() -> None:
+    """Starts afresh if this is a child that no hook was run in."""
+    if not _mark[0]:
+        _notice()
 
 
 def survivors() -> list[Survivor]:
@@ -49,6 +102,7 @@ class ForkedLock:
         survive_fork(self)
 
     def __enter__(self) -> None:
+        check_process()
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -80,6 +134,20 @@ def _in_child() -> None:
     _in_parent()
     for survivor in survivors():
         survivor.start_afresh()
+    for forget in _in_child_too:
+        forget()
+    _mark[0] = 1
+
+
+def _notice() -> None:
+    me, child = threading.get_ident(), os.getpid()
+    # One thread starts afresh. The others wait for it: a lock that they took now would be replaced.
+    if _notices.setdefault(child, me) == me:
+        _in_child()
+        return
+    until = time.monotonic() + _PATIENCE
+    while not _mark[0] and time.monotonic() < until:
+        time.sleep(0.0005)
 
 
 if hasattr(os, "register_at_fork"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from guardrails._deadline import RequestScope, ambient, current, touch
 from guardrails._door import Door
+from guardrails._fork import check_process
 from guardrails._guard import Guard
 from guardrails.integrations._budget import innermost
 
@@ -73,6 +74,7 @@ class Checkout(Slots):
         Raises:
             RejectedError: There is none for it.
         """
+        check_process()
         doors, budget = self.guard.passage.doors, None
         if ambient.get() is not None:
             scope = current()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+
+from guardrails._fork import check_process, in_child
 
 __all__ = ["look_in"]
 
@@ -29,6 +30,7 @@ class _Patrol:
 
     def look_in(self, look: Look, seconds: float) -> None:
         """Has something looked at in so many seconds, in a thread of its own."""
+        check_process()
         self._asked.put((time.monotonic() + seconds, look))
         if self._thread is None:
             self._thread = threading.Thread(
@@ -65,6 +67,6 @@ def _look(look: Look) -> float | None:
 
 _patrol = _Patrol()
 
-os.register_at_fork(after_in_child=_patrol.forget)
+in_child(_patrol.forget)
 
 look_in = _patrol.look_in

@@ -11,6 +11,7 @@ import redis
 
 from guardrails._deadline import current, note_trouble, touch
 from guardrails._door import Door
+from guardrails._fork import check_process
 from guardrails._guard import Guard, sorts_calls
 from guardrails._outcome import Outcome, classify
 from guardrails.errors import CallTimeoutError
@@ -120,6 +121,7 @@ class Work:
         return checkout
 
     def _admissible(self) -> Checkout:
+        check_process()
         checkout = Checkout()
         checkout.slots = []
         scope = current()

@@ -8,12 +8,13 @@ connections), sleeps until the earliest is due, and is woken only for one that i
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
+
+from guardrails._fork import check_process, in_child
 
 __all__ = ["AGAIN", "GRACE", "Watched", "watch"]
 
@@ -88,6 +89,7 @@ class _Watchdog:
 
     def watch(self, stop: Stop, connection: Any, seconds: float) -> Watched:
         """Watches a call that may take some seconds from now, until it is told that it ended."""
+        check_process()
         call = Watched()  # no constructor: one frame less for each statement
         call.at = at = _monotonic() + seconds
         call.stop = stop
@@ -167,6 +169,6 @@ def _quietly(order: Callable[[Any, float], None], connection: Any) -> None:
 
 _watchdog = _Watchdog()
 
-os.register_at_fork(after_in_child=_watchdog.forget)
+in_child(_watchdog.forget)
 
 watch = _watchdog.watch

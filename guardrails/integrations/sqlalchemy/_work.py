@@ -90,7 +90,7 @@ class Worker:
         return self._driver is not None and self._backstop is not None and not on_request
 
     def time_in_scope(self, checkout: Checkout | None) -> float | None:
-        """Seconds of a statement that asks for none, where they may not be the guard's own; inf without end."""
+        """Seconds of a statement that asks for none, where they may not be the guard's; inf without end."""
         guard = self._guard if checkout is None else checkout.guard
         if ambient.get() is None and guard is self._guard:
             return None
