@@ -29,8 +29,8 @@ else first, it would be missing to the others for all that time."""
 MOST_GUARDS = 16
 
 FORGIVEN = ENOUGH
-"""Requests. An answer in spite of a guard's refusal or timeout ends the need for that guard at once. After it,
-so many refusals in a row must become the answer before the guard is needed again."""
+"""Requests. An answer in spite of a guard's refusal or timeout ends the need for that guard at once. Then so
+many refusals in a row must become the answer before the guard is needed again."""
 
 TRIAL = 1.0
 """Seconds. While a needed guard refuses, one request of the route is let in each time this has passed. It
