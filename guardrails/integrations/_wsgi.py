@@ -168,6 +168,8 @@ class Exchange(Visit):
         close(self)
         self.learn()
         self.forget_error()
+        # The server may hold the body on, and what it gave would hold the server's own objects.
+        self._server_start, self._server_write = _over, None
         self._edge.release(self.place)
 
     # --- as long as nothing is sent ------------------------------------------------------------
@@ -212,3 +214,7 @@ class Exchange(Visit):
         # The budget is for the first byte: a stream may be long.
         self.started = True
         self.lift()
+
+
+def _over(*_: object) -> Callable[[bytes], object]:
+    raise AssertionError("start_response was called after the request was over")

@@ -1,11 +1,14 @@
-"""The WSGI middleware as a Flask extension. Knows Flask, and nothing of what the guards protect."""
+"""The WSGI middleware as a Flask extension. Depends on Flask; must not import what the guards protect."""
 
 from __future__ import annotations
 
-from typing import Any
+import types
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 try:
-    from flask import Flask, Response, request
+    from flask import Flask, Response, current_app, request
 except ImportError as error:
     raise ImportError("Flask is missing: pip install flask") from error
 
@@ -14,6 +17,9 @@ from guardrails.integrations._environ import answer_of
 from guardrails.integrations._http import Problem
 from guardrails.integrations._routes import requires
 from guardrails.integrations.wsgi import GuardrailsMiddleware
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 __all__ = ["Guardrails", "requires"]
 
@@ -54,14 +60,15 @@ class Guardrails:
             raise ConfigurationError("this Flask application has guardrails already")
         settings = app.config.get_namespace("GUARDRAILS_") | self._settings
         learns = settings.pop("learn_routes", True)
-        middleware = GuardrailsMiddleware(app.wsgi_app, **settings)
+        wrapped = "wsgi_app" in vars(app)  # by another middleware, which keeps the application alive itself
+        middleware = GuardrailsMiddleware(app.wsgi_app if wrapped else _Unwrapped(app), **settings)
         views = middleware.views(learns=learns)
 
         def arrive() -> Response | None:
             rule = request.url_rule
             if rule is None:
                 return None  # on its way to a 404
-            problem = views.arrive(app.view_functions[rule.endpoint], rule.rule, request.path)
+            problem = views.arrive(current_app.view_functions[rule.endpoint], rule.rule, request.path)
             return None if problem is None else _response(problem)
 
         def answer(error: GuardrailsError) -> Response:
@@ -74,7 +81,39 @@ class Guardrails:
         for kind in (RejectedError, CallTimeoutError):
             app.register_error_handler(kind, answer)
         app.extensions[_KEY] = middleware
-        app.wsgi_app = middleware  # type: ignore[method-assign]  # the way Flask documents
+        if wrapped:
+            app.wsgi_app = middleware  # type: ignore[method-assign]  # the way Flask documents
+        else:
+            app.__class__ = _guarded(type(app))
+
+
+class _Unwrapped:
+    """An application's own ``wsgi_app``; it does not keep the application alive."""
+
+    def __init__(self, app: Flask) -> None:
+        self._method = weakref.WeakMethod(app.wsgi_app)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method = self._method()
+        if method is None:
+            raise RuntimeError("the Flask application of this middleware is gone: keep the application")
+        return method(environ, start_response)
+
+
+def _wsgi_app(app: Flask, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Serves one request, through the middleware."""
+    answer: Iterable[bytes] = app.extensions[_KEY](environ, start_response)
+    return answer
+
+
+def _guarded(kind: type[Flask]) -> type[Flask]:
+    # A class and not an attribute of the application: an attribute would be a reference cycle, and the
+    # application would outlive its last name.
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    guarded: type[Flask] = types.new_class(kind.__name__, (kind,))
+    for name, value in {"wsgi_app": _wsgi_app, **names}.items():
+        setattr(guarded, name, value)
+    return guarded
 
 
 def _response(problem: Problem) -> Response:

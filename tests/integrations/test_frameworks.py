@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import weakref
 
 import asgi_client
 import django_lab  # noqa: F401 - configures Django
@@ -139,6 +140,74 @@ def test_flask_routes_have_a_class():
     client = app.test_client()
     assert [client.get(where).text for where in ("/reports", "/orders")] == ["SHEDDABLE", "CRITICAL"]
     assert client.get("/reports", headers={"X-Criticality": "CRITICAL_PLUS"}).text == "CRITICAL_PLUS"
+
+
+class Shop(flask.Flask):
+    """An application as a class, as in Flask's documentation on large applications."""
+
+    def wsgi_app(self, environ, start_response):
+        environ["shop.seen"] = True
+        return super().wsgi_app(environ, start_response)
+
+
+@pytest.mark.parametrize("kind", [flask.Flask, Shop])
+@pytest.mark.parametrize("served", [True, False])
+def test_flask_application_is_freed_with_its_last_name(kind, served):
+    """Flask's own promise (test_app_freed_on_zero_refcount): no reference cycle, also after a request."""
+    gc.collect()
+    gc.disable()
+    try:
+        app = kind("shop", static_folder="static")
+        app.add_url_rule("/", view_func=lambda: "fine")
+        Guardrails(app)
+        if served:
+            assert wsgi_client.ask(app, wsgi_client.environment("/")).body == b"fine"
+        there = weakref.ref(app)
+        del app
+        assert there() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", [flask.Flask, Shop])
+def test_flask_application_stays_what_it_was(kind):
+    """Its name and kind, what it does, and what is around it; its wsgi_app alone keeps it alive."""
+    db = refusing()
+    app, bare = kind("shop"), kind("shop")
+    app.add_url_rule("/", view_func=lambda: str(db.run(len, "x")) + flask.request.environ["shop"])
+    Guardrails(app, guards=[db])
+    assert (repr(app), type(app).__name__, type(app).__module__, type(app).__doc__) == (
+        repr(bare),
+        kind.__name__,
+        kind.__module__,
+        kind.__doc__,
+    )
+    assert isinstance(app, kind)
+    assert app.extensions["guardrails"].in_flight == 0
+    served = app.wsgi_app
+    del app
+    gc.collect()
+    around = lambda environ, start: served(environ | {"shop": "!"}, start)
+    assert wsgi_client.ask(around, wsgi_client.environment("/")).problem["guard"] == "db"
+    db.reset()
+    assert wsgi_client.ask(around, wsgi_client.environment("/")).body == b"1!"
+
+
+@pytest.mark.parametrize("first", ["the other middleware", "guardrails"])
+def test_flask_other_middlewares_stay_where_they_are(first):
+    """Installed before or after: outside of the application, in their order."""
+    db, order = refusing(), []
+    app = shop(db)
+
+    def install():
+        inner = app.wsgi_app
+        app.wsgi_app = lambda environ, start: order.append("other") or inner(environ, start)
+
+    steps = [install, lambda: Guardrails(app, guards=[db])]
+    for step in steps if first == "the other middleware" else reversed(steps):
+        step()
+    assert app.test_client().get("/orders").json["guard"] == "db"
+    assert order == ["other"]
 
 
 def test_flask_wrong_settings_are_named():
