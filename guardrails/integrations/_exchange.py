@@ -5,6 +5,8 @@ Knows no settings and no framework.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -22,6 +24,7 @@ __all__ = [
     "Handshake",
     "Receive",
     "Send",
+    "UnreadBody",
     "answer",
     "deny",
     "path_of",
@@ -157,6 +160,37 @@ class Exchange(RequestScope):
         return server_timing(self.let_in - self.began, self.clock() - self.let_in)
 
 
+class UnreadBody:
+    """The body of a request over HTTP/2 or 3, where the requests of one connection are served side by side.
+
+    hypercorn ends the connection, and with it the others, when a piece arrives after the answer. So a small
+    body is read and dropped before an answer that does not wait for it.
+    """
+
+    MOST = 1 << 20
+    PATIENCE = 1.0
+    """Bytes and seconds to read; then the answer is sent all the same."""
+
+    __slots__ = ("_ended", "_receive")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._ended = not message.get("more_body", False)  # an end of the body, or of the client
+        return message
+
+    async def skip(self) -> None:
+        """Reads what is left of a small body."""
+        left = self.MOST
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.PATIENCE):
+                while left > 0 and not self._ended:
+                    left -= len((await self()).get("body", b""))
+
+
 class Handshake:
     """A websocket's opening.
 
@@ -190,8 +224,19 @@ def server_timing(waited: float, worked: float) -> tuple[bytes, bytes]:
     return b"server-timing", b"wait;dur=%.1f, app;dur=%.1f" % (waited * 1e3, worked * 1e3)
 
 
-async def answer(problem: Problem, scope: ASGIScope, send: Send, timing: tuple[bytes, bytes] | None) -> None:
-    """Answers an HTTP request, and says where its time went if there is anything to say."""
+async def answer(
+    problem: Problem,
+    scope: ASGIScope,
+    receive: Receive,
+    send: Send,
+    timing: tuple[bytes, bytes] | None,
+) -> None:
+    """Answers an HTTP request, and says where its time went if there is anything to say.
+
+    What is left of its body is read first where an unread body would end the connection.
+    """
+    if isinstance(receive, UnreadBody):
+        await receive.skip()
     accept, expect = _accept_and_expect(scope)
     status, headers, body = problem.answer(accept)
     if timing is not None:

@@ -25,6 +25,7 @@ from guardrails.integrations._exchange import (
     Handshake,
     Receive,
     Send,
+    UnreadBody,
     answer,
     deny,
     path_of,
@@ -45,10 +46,10 @@ class GuardrailsMiddleware:
         app.add_middleware(GuardrailsMiddleware, guards=[db])   # Starlette, FastAPI
         app = GuardrailsMiddleware(app, guards=[db])            # around any ASGI application
 
-    Both ways give the same answers. Durations are seconds. A *path* in a setting covers itself and all
-    below it: ``/orders`` covers ``/orders`` and ``/orders/7``, not ``/orders-old``. A *template* covers
-    the paths of its form: ``/orders/{id}``. They are compared with the request's path below
-    ``root_path``: the templates first, in their order, then the longest path.
+    Durations are seconds. A *path* in a setting covers itself and all below it: ``/orders`` covers
+    ``/orders`` and ``/orders/7``, not ``/orders-old``. A *template* covers the paths of its form:
+    ``/orders/{id}``. They are compared with the request's path below ``root_path``: the templates
+    first, in their order, then the longest path.
 
     Args:
         app: The application.
@@ -58,8 +59,8 @@ class GuardrailsMiddleware:
             list of guards holds for every request. Such a request waits for its slots on the event loop,
             before its body is read and before a thread is taken, and is answered there and then if a
             circuit or a full bulkhead refuses. The first checkout or call inside takes the slot over.
-        learn_routes: Whether to learn which guards nearly all requests of an endpoint touch, and treat
-            them as required. Works where the routes can be seen: Starlette, FastAPI and their mounts.
+        learn_routes: Whether to learn which guards an endpoint cannot be answered without, and treat them
+            as required. Works where the routes can be seen: Starlette, FastAPI and their mounts.
         exempt: Paths that none of this and no ``max_in_flight`` holds for, such as health checks.
         request_timeout: What each request is given until it starts to answer; None is unbounded. The
             rest of it bounds every guarded call; the application itself is not interrupted.
@@ -143,12 +144,13 @@ class GuardrailsMiddleware:
             await self._other(scope, receive, send)
             return
         now, needed = self._clock(), None
+        receive = receive if scope["http_version"] < "2" else UnreadBody(receive)
         table = self._table if self._looked and self._routes is None else self._look(scope)
         if self._selective or table.demanding:
             needed, problem = self._at_first_sight(scope, table, now)
             if problem is not None:
                 timing = server_timing(0.0, self._clock() - now) if self._server_timing else None
-                await answer(problem, scope, send, timing)
+                await answer(problem, scope, receive, send, timing)
                 return
         at = self._until(now, scope) if self._timed else None
         mattering = self._importance.enter(scope["headers"], path_of(scope)) if self._importance else None
@@ -164,7 +166,7 @@ class GuardrailsMiddleware:
                 await self.app(scope, receive, exchange.send)
                 problem = await self._unsaid(exchange) if exchange.held else None
             if problem is not None:
-                await answer(problem, scope, send, exchange.timing())
+                await answer(problem, scope, receive, send, exchange.timing())
         except Exception as error:
             problem = None if exchange.started else self._edge.problem(error)
             exchange.served = False
@@ -172,7 +174,7 @@ class GuardrailsMiddleware:
                 if exchange.held:
                     await exchange.let_go()
                 raise
-            await answer(problem, scope, send, exchange.timing())
+            await answer(problem, scope, receive, send, exchange.timing())
         finally:
             close(exchange)
             self._let_out(exchange, mattering, inside=inside)
