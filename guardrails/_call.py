@@ -67,6 +67,8 @@ class Call(Ringing):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if _get_ambient() is not self and (self.at is not None or not self._ticket):
+            self.check_seen()
         if error is not None or not self.slip_out():
             self.leave(error)
 
@@ -192,11 +194,7 @@ class Call(Ringing):
     # --- the long way --------------------------------------------------------------------------
 
     def come_in(self) -> None:
-        """Passes the doors, waiting where there is a queue.
-
-        Raises:
-            RejectedError: The call may not start.
-        """
+        """Passes the doors, waiting where there is a queue, or raises the RejectedError."""
         try:
             self._held = []
             budget = self._check_budget()

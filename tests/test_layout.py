@@ -23,6 +23,7 @@ WORDS = {
     "_lazily",
     "_criticality",
     "_mishap",
+    "_unseen",
 }
 SHELL_ORDER = [
     # Each may import what stands before it.
