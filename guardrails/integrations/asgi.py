@@ -53,8 +53,7 @@ class GuardrailsMiddleware:
 
     Args:
         app: The application.
-        guards: Whose refusals and timeouts to answer, compartments included, compared by name. Empty
-            is every guard.
+        guards: Whose refusals and timeouts to answer, compartments included, by name. Empty is every guard.
         requires: For a path or a template, the guards without which its requests cannot be served; a
             list of guards holds for every request. Such a request waits for its slots on the event loop,
             before its body is read and before a thread is taken, and is answered there and then if a

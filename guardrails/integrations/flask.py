@@ -66,8 +66,8 @@ class Guardrails:
 
         def arrive() -> Response | None:
             rule = request.url_rule
-            if rule is None:
-                return None  # on its way to a 404
+            if rule is None or (request.method == "OPTIONS" and rule.provide_automatic_options):
+                return None  # on its way to a 404, or answered by Flask itself, such as a preflight
             problem = views.arrive(current_app.view_functions[rule.endpoint], rule.rule, request.path)
             return None if problem is None else _response(problem)
 

@@ -26,9 +26,9 @@ from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 
-db = Guard("db", max_concurrent_calls=3, timeout=2.0)
-unbounded = Guard("unbounded", max_concurrent_calls=3, timeout=None)
-attached = Guard("attached", max_concurrent_calls=3)
+db = Guard("db", max_concurrent_calls=9, timeout=2.0)
+unbounded = Guard("unbounded", max_concurrent_calls=9, timeout=None)
+attached = Guard("attached", max_concurrent_calls=9)
 attached.passage.attach(None, attached=True)
 reports = attached.compartment("reports")
 reports.passage.attach(None, attached=True)

@@ -176,6 +176,16 @@ def test_a_view_may_say_so_itself(shop, db):
         assert called == expected
 
 
+def test_preflight_of_a_view_is_answered_all_the_same(shop, db):
+    """Flask answers it without the view; a browser could not read the refusal of the view otherwise."""
+    db.force_open()
+    get, called = shop(requires(db))
+    allowed = get("/orders/7", "OPTIONS").headers["allow"]
+    assert set(allowed.split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert get("/orders/7").status == 503
+    assert called == []
+
+
 def test_learning_can_be_switched_off(shop, db):
     """By an argument here; the configuration can say it too."""
     get, called = shop(learn_routes=False)
