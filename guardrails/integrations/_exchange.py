@@ -134,7 +134,8 @@ class Exchange(RequestScope):
     async def _hold(self, message: Message) -> None:
         self.held.append(message)
         whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if len(self.held) > 1 and not (whole and len(self.held) == 2):  # noqa: PLR2004
+        reported = self.mishap is not None and self.mishap.unhandled is not None
+        if len(self.held) > 1 and not reported and not (whole and len(self.held) == 2):  # noqa: PLR2004
             await self.let_go()  # a stream is no error handler's answer, and might be long
 
     async def let_go(self) -> None:

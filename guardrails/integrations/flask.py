@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Guardrails", "requires"]
 
 _KEY = "guardrails"
+_AUTOMATIC = "provide_automatic_options"  # an attribute that Flask adds to a rule of Werkzeug's
 
 
 class Guardrails:
@@ -66,7 +67,7 @@ class Guardrails:
 
         def arrive() -> Response | None:
             rule = request.url_rule
-            if rule is None or (request.method == "OPTIONS" and rule.provide_automatic_options):
+            if rule is None or (request.method == "OPTIONS" and getattr(rule, _AUTOMATIC, False)):
                 return None  # on its way to a 404, or answered by Flask itself, such as a preflight
             problem = views.arrive(current_app.view_functions[rule.endpoint], rule.rule, request.path)
             return None if problem is None else _response(problem)

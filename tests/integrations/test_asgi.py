@@ -11,7 +11,7 @@ import unittest.mock
 import pytest
 from asgi_client import CHUNK, END, START, ask, fine, http, raising, websocket
 from fastapi import FastAPI
-from flask import Flask
+from flask import Flask, got_request_exception
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -277,6 +277,27 @@ def test_own_500_after_a_swallowed_refusal_stands(inside):
 
     seen = ask(GuardrailsMiddleware(swallowing))
     assert seen.sent == [START | {"status": 500}, END]
+
+
+@pytest.mark.parametrize("pieces", [[END], [CHUNK, END], [CHUNK, CHUNK, END]], ids=len)
+@pytest.mark.parametrize("mine", [True, False])
+def test_500_that_a_framework_reports_is_503(pieces, mine):
+    """As Quart does: by a signal, and then with its page in several pieces. Another guard's stays a 500."""
+    db = refusing()
+
+    async def reporting(_scope, _receive, send):
+        try:
+            db.run(len, "x")
+        except CircuitOpenError as error:
+            got_request_exception.send(None, exception=error)
+        for message in (START | {"status": 500}, *pieces):
+            await send(message)
+
+    seen = ask(GuardrailsMiddleware(reporting, guards=[db if mine else refusing("other")]))
+    if mine:
+        assert (seen.status, seen.problem["guard"]) == (503, "db")
+    else:
+        assert seen.sent == [START | {"status": 500}, *pieces]
 
 
 def test_streamed_500_is_let_go():
