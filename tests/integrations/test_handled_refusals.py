@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass
 
 import asgi_client
@@ -12,6 +13,7 @@ import django_lab  # noqa: F401 - configures Django
 import flask
 import litestar
 import pytest
+import redis
 import wsgi_client
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
@@ -20,14 +22,16 @@ from django.test import override_settings
 from django.urls import path
 from fastapi import FastAPI
 from litestar.middleware import DefineMiddleware
+from redis_lab import frozen
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from guardrails import CallTimeoutError, Guard, RejectedError, guarded
+from guardrails import BreakerPolicy, CallTimeoutError, Guard, RejectedError, guarded, protect
 from guardrails.integrations._habits import ENOUGH, FORGIVEN, TRIAL
 from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.flask import Guardrails
+from guardrails.integrations.redis import stale_if_error
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 
 
@@ -519,3 +523,44 @@ def test_catch_all_of_the_application_has_its_way(make_guard):
     app.add_middleware(CatchAll)
     app.add_middleware(ASGIMiddleware, guards=[db])
     assert asgi(app)().body == b'{"error":"ours"}'
+
+
+# --- with a server that hangs ------------------------------------------------------------------------
+
+
+def remembered(client, cache):
+    read = stale_if_error(max_age=300)(guarded(cache)(lambda: client.get("key")))
+    return lambda: Answer(str(read()))
+
+
+def caught(client, _cache):
+    def work():
+        try:
+            return Answer(str(client.get("key")))
+        except (RejectedError, CallTimeoutError):
+            return Answer("fallback")
+
+    return work
+
+
+def replaced(client, cache):
+    read = guarded(cache, fallback=lambda _error: "fallback")(lambda: client.get("key"))
+    return lambda: Answer(str(read()))
+
+
+@pytest.mark.parametrize("handled", [remembered, caught, replaced])
+@pytest.mark.parametrize("way", ["in fastapi", "in flask", "in django, WSGI", "in django, ASGI"])
+def test_frozen_cache_that_fails_open_never_refuses_a_route(build, valkey, way, handled):
+    """A real one: first timeouts, then an open circuit, then probes that time out as well."""
+    with contextlib.closing(redis.Redis.from_url(valkey.url())) as client:
+        policy = BreakerPolicy(minimum_number_of_calls=3, wait_duration_in_open_state=0.3)
+        cache = protect(client, name="cache", timeout=0.1, breaker=policy)
+        ask = build(way, handled(client, cache), guards=[cache])
+        assert {ask().status for _ in range(ENOUGH + 5)} == {200}
+        with frozen(valkey):
+            began = time.monotonic()
+            seen = {ask().status for _ in range(ENOUGH)}
+            while time.monotonic() < began + 1.5:
+                seen.add(ask().status)
+        assert seen == {200}
+        assert cache.snapshot().rejected["circuit_open"] > 0
