@@ -95,7 +95,7 @@ class _Lifespan:
             return seen, trouble
         finally:
             task.cancel()
-            await asyncio.wait({task})
+            await asyncio.gather(task, return_exceptions=True)  # what it raised is told, or no trouble
 
     async def _hear(self, message: dict[str, Any]) -> None:
         self._said.put_nowait(message["type"])
@@ -117,7 +117,7 @@ class _Lifespan:
     def _why(self, task: asyncio.Future[Any]) -> str:
         if task.done() and not task.cancelled() and (error := task.exception()):
             return _place(error)
-        return "its lifespan says so" if task.done() else f"its lifespan takes more than {PATIENCE:g} s"
+        return "it says that it failed" if task.done() else f"its lifespan takes more than {PATIENCE:g} s"
 
 
 def _place(error: BaseException, where: str = "") -> str:
