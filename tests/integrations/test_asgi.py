@@ -715,17 +715,16 @@ async def with_an_option(option, scope, receive, send):
 @pytest.mark.parametrize(
     "app",
     [
-        passing_a_request(lambda request: None),
-        Endpoint,
-        Endpoint(),
-        Endpoint.static,
-        Endpoint.decorated,
-        functools.partial(with_an_option, 1),
-        functools.partial(functools.partial(with_an_option), 1),
-        print,
-        unittest.mock.AsyncMock(),
+        pytest.param(passing_a_request(lambda request: None), id="decorated function"),
+        pytest.param(Endpoint, id="class"),
+        pytest.param(Endpoint(), id="object"),
+        pytest.param(Endpoint.static, id="static method"),
+        pytest.param(Endpoint.decorated, id="decorated method"),
+        pytest.param(functools.partial(with_an_option, 1), id="partial"),
+        pytest.param(functools.partial(functools.partial(with_an_option), 1), id="partial of a partial"),
+        pytest.param(print, id="written in C"),
+        pytest.param(unittest.mock.AsyncMock(), id="mock"),
     ],
-    ids=repr,
 )
 def test_application_is_judged_by_what_is_called(app):
     """Whatever a decorator has copied from the function inside."""

@@ -787,7 +787,11 @@ class Site:
         return hello.__wrapped__(request)
 
 
-@pytest.mark.parametrize("app", [hello, Site().hello, Site(), functools.partial(hello)], ids=repr)
+@pytest.mark.parametrize(
+    "app",
+    [hello, Site().hello, Site(), functools.partial(hello)],
+    ids=["function", "method", "object", "partial"],
+)
 def test_application_made_by_a_decorator_is_served(app):
     """What is called takes an environ and start_response, whatever the function inside takes."""
     assert ask(GuardrailsMiddleware(app), environment("/you")).body == b"hello /you"
