@@ -12,6 +12,7 @@ from guardrails._outcome import Outcome
 from guardrails._passage import Passage
 from guardrails._ringing import Ringing
 from guardrails._timeouts import budget_of, set_deadline
+from guardrails._unseen import check_seen
 from guardrails.errors import CallTimeoutError
 
 __all__ = ["Call"]
@@ -68,7 +69,7 @@ class Call(Ringing):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if _get_ambient() is not self and (self.at is not None or not self._ticket):
-            self.check_seen()
+            check_seen(self, _get_ambient())
         if error is not None or not self.slip_out():
             self.leave(error)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from guardrails._checks import Faults, finite
 from guardrails._criticality import CRITICAL
 from guardrails._mishap import Mishap
-from guardrails._unseen import warn_unseen
+from guardrails._unseen import check_seen
 from guardrails.errors import CallTimeoutError, RejectedError
 
 __all__ = [
@@ -108,14 +108,6 @@ class Scope:
             self.at = None if outer is None else outer.at
             if outer is not None:
                 self.owner, self.clock = outer.owner, outer.clock
-
-    def check_seen(self) -> None:
-        """Warns if this scope ends in a context that it was not entered in: nothing between saw it."""
-        inner = ambient.get()
-        while inner is not None and inner is not self:
-            inner = inner.outer
-        if inner is None:
-            warn_unseen()
 
     def remaining(self) -> float | None:
         """Seconds left, negative when time is up, or None without a deadline."""
@@ -293,8 +285,7 @@ def deadline(seconds: float, *, clock: Clock = time.monotonic) -> Iterator[None]
     try:
         yield
     finally:
-        if ambient.get() is not scope:
-            scope.check_seen()
+        check_seen(scope, ambient.get())
         close(scope)
 
 

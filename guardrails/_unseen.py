@@ -5,19 +5,33 @@ from __future__ import annotations
 import inspect
 import logging
 from types import CodeType
+from typing import Any
 
-__all__ = ["warn_unseen"]
+__all__ = ["check_seen"]
 
 _log = logging.getLogger("guardrails")
 _BETWEEN = ("guardrails", "contextlib")
 _told: set[CodeType] = set()
 
 
-def warn_unseen() -> None:
-    """Names the generator whose block is just ending in another context than it began in, once for each.
+def check_seen(scope: object, inner: Any) -> None:
+    """Warns if a scope ends in a context that it was not entered in: nothing between saw it.
 
-    Nothing is said of other callers: who enters a block by hand may leave it somewhere else.
+    The warning names the generator around whose ``yield`` the scope was, once for each. Nothing is said of
+    other callers: code that enters a block by hand may leave it somewhere else.
+
+    Args:
+        scope: The scope that ends.
+        inner: The innermost scope of the context in which it ends.
     """
+    while inner is not scope:
+        if inner is None:
+            _warn()
+            return
+        inner = inner.outer
+
+
+def _warn() -> None:
     generator = _outermost_generator()
     if generator is None or generator in _told:
         return

@@ -123,14 +123,12 @@ class GuardrailsMiddleware:
             random=random,
         )
         follow_frameworks()
-        self._timed = self._edge.timed
-        self._selective = self._edge.selective
+        self._timed, self._selective = self._edge.timed, self._edge.selective
         self._server_timing = server_timing
         self._learns = learn_routes
         self._routes: list[object] | None = None
         self._table = RouteTable(())
-        self._looked = False
-        self._by_path = True
+        self._looked, self._by_path = False, True
 
     @property
     def in_flight(self) -> int:
