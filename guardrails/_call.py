@@ -241,6 +241,7 @@ class Call(Ringing):
         own = self.owner is self.passage.owner
         self._settle(Outcome.FAILURE if own else Outcome.ABANDONED)
         given = self.timeout if own and self.timeout is not None else self.given
+        self.passage.doors[-1].report.note_stopped()
         raise note_trouble(CallTimeoutError(self.passage.name, given)) from error
 
     def _check_budget(self) -> float | None:

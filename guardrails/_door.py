@@ -18,7 +18,8 @@ from guardrails._criticality import CRITICAL
 from guardrails._deadline import current, note_trouble, rank_of, ranked
 from guardrails._fork import check_process, survive_fork, survivors
 from guardrails._outcome import Outcome
-from guardrails._telling import Telling, log
+from guardrails._reports import Report, log
+from guardrails._telling import Telling
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
 from guardrails.errors import BulkheadFullError, DeadlineSpentError, Reason, RejectedError, ShedError
 from guardrails.events import CallFinished, CallRejected, Listener
@@ -55,7 +56,7 @@ class Door(Telling):
         postponed: Moves that came up in the middle of a step and wait for its end.
     """
 
-    __slots__ = ("__weakref__", "clock", "gate", "max_wait", "postponed")
+    __slots__ = ("__weakref__", "clock", "max_wait", "postponed")
 
     def __init__(
         self,
@@ -71,7 +72,13 @@ class Door(Telling):
         self.clock = clock
         self.max_wait = max_wait
         self.postponed: list[Callable[[float], object]] = []
+        self.report.doors.add(self)
         survive_fork(self)
+
+    def join(self, report: Report) -> None:
+        """Has this door's refusals told with those of the guard that it is a compartment of."""
+        self.report = report
+        report.doors.add(self)
 
     # --- one step ------------------------------------------------------------------------------
 
@@ -352,6 +359,8 @@ class Door(Telling):
 
     def shut_out(self, retry_after: float) -> CircuitOpenError:
         """Like ``refused``, for the one refusal that there may be many of."""
+        if not self.report.scheduled:
+            self.report.schedule()
         if self.listeners:
             self.tell_refusal(Refusal("circuit_open", retry_after))
         return _new_error(CircuitOpenError, self.name, "circuit_open", retry_after)
@@ -364,6 +373,8 @@ class Door(Telling):
 
     def tell_refusal(self, refusal: Refusal) -> None:
         """Tells the listeners of a refusal that nobody raises."""
+        if not self.report.scheduled:
+            self.report.schedule()
         if self.listeners and self.wanted(CallRejected):
             reason, retry_after = refusal
             self.tell(
@@ -488,6 +499,7 @@ class Door(Telling):
         """In the child of a fork: a lock nobody holds, and no calls, since none of their threads exists."""
         self.lock = threading.RLock()
         self.postponed.clear()
+        self.report.scheduled = False
         self.gate.forget_everyone()
 
 

@@ -1,8 +1,8 @@
 """A child process starts with fresh locks, no calls and no threads. Must not import what it looks after.
 
 Python's at-fork hooks see to it. A server that forks in C without calling them, such as uWSGI without
-``--py-call-osafterfork``, is noticed by `check_process`, wherever a lock is taken for more than a quick step, or
-a thread is relied on.
+``--py-call-osafterfork``, is noticed by `check_process`, wherever a lock is taken for more than a quick step,
+or a thread is relied on.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from guardrails._core.shares import share
 from guardrails._door import Door
 from guardrails._passage import Passage
 from guardrails._policy import BreakerPolicy
+from guardrails._reports import log
 from guardrails._sharing import OTHER, Sharing
 from guardrails._snapshot import GuardSnapshot, take
 from guardrails.errors import ConfigurationError
@@ -317,6 +318,7 @@ class Guard:
             )
         doors = (door, *self.passage.doors)
         part.passage = Passage(part, name, doors, part.passage.policy, part._timeout)
+        door.join(self._door.report)
         part.passage.has_own_timeout = "timeout" in options or self.passage.has_own_timeout
         attach(part, self._attachment)
         with self._door.lock:  # two threads may have come here at once
@@ -362,6 +364,8 @@ class Guard:
 def attach(guard: Guard, attachment: Attachment | None) -> None:
     """Notes what a guard and all its parts are attached to; None for nothing any more."""
     guard._attachment = attachment
+    if attachment is not None and guard._parent is None:
+        _announce(guard)
     guard.passage.attach(guard._timeout, attached=attachment is not None)
     door = guard.passage.doors[0]
     door.step(door.gate.watch_for_stalls, on=attachment is not None)
@@ -369,6 +373,18 @@ def attach(guard: Guard, attachment: Attachment | None) -> None:
         door.step(lambda _: door.gate.forget_everyone())
     for part in guard.compartments:
         attach(part, attachment)
+
+
+def _announce(guard: Guard) -> None:
+    slots, policy, timeout = guard._door.gate.bulkhead.limit, guard.passage.policy, guard._timeout
+    circuit = "no circuit"
+    if policy is not None:
+        circuit = (
+            f"the circuit opens at {policy.failure_rate_threshold:.0%} failed or "
+            f"{policy.slow_call_rate_threshold:.0%} slower than {policy.slow_call_duration_threshold:g} s"
+        )
+    limit = "no timeout" if timeout is None else f"timeout {timeout:g} s"
+    log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit)
 
 
 def sort_calls(guard: Guard) -> None:

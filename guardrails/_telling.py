@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from guardrails._core.breaker import Change
+from guardrails._core.gate import Gate
+from guardrails._reports import Report, log, why_open
 from guardrails.events import CallFinished, Event, Listener, StateChanged, wants
 
 __all__ = ["Telling", "log"]
-
-log = logging.getLogger("guardrails")
-log.addHandler(logging.NullHandler())
 
 
 class Telling:
@@ -22,11 +21,15 @@ class Telling:
     Attributes:
         name: The guard's name.
         lock: Whose steps the events are numbered in.
+        gate: The guard's gate.
         listeners: Who is told.
+        report: What is written of refused and stopped calls; a compartment shares its guard's.
         tells_of_calls: Whether a listener wants to know of each call's end.
     """
 
-    __slots__ = ("_seq", "_wanted", "listeners", "lock", "name", "tells_of_calls")
+    __slots__ = ("_seq", "_wanted", "gate", "listeners", "lock", "name", "report", "tells_of_calls")
+
+    gate: Gate
 
     def __init__(self, name: str, listeners: Iterable[Listener]) -> None:
         self.name = name
@@ -35,6 +38,7 @@ class Telling:
         self._wanted: dict[type[Event], tuple[Listener, ...]] = {}
         self.tells_of_calls = bool(self.wanted(CallFinished))
         self._seq = 0
+        self.report = Report(name)
 
     def wanted(self, kind: type[Event]) -> tuple[Listener, ...]:
         """The listeners that want this kind of event."""
@@ -55,15 +59,29 @@ class Telling:
         for listener in self.wanted(kind):
             try:
                 listener(event)
-            except Exception:  # a listener cannot break a call
+            except Exception:  # noqa: BLE001 - a listener cannot break a call
                 log.exception("a listener of guard %r raised", self.name)
+
+    def _why(self, change: Change) -> str:
+        holders = None
+        try:
+            if self.report.holders is not None and change.cause != "manual":
+                holders = self.report.holders(self.name, self.gate.bulkhead.limit)
+        except Exception:  # noqa: BLE001 - a line of the log must not break a call
+            log.debug("the holders of %r could not be found out", self.name, exc_info=True)
+        with self.lock:
+            return why_open(self.gate, change, holders)
 
     def tell_change(self, number: int, change: Change) -> None:
         """Tells of a transition of the circuit, or of one that there would have been."""
         if change.old == change.new:
-            log.warning("circuit %r would have opened: %s", self.name, change.cause)
+            log.warning("circuit %r would have opened (%s): %s", self.name, change.cause, self._why(change))
+        elif change.new == "open":
+            log.warning(
+                "circuit %r: %s -> open (%s): %s", self.name, change.old, change.cause, self._why(change)
+            )
         else:
-            level = logging.WARNING if change.new in {"open", "forced_open"} else logging.INFO
+            level = logging.WARNING if change.new == "forced_open" else logging.INFO
             log.log(level, "circuit %r: %s -> %s (%s)", self.name, change.old, change.new, change.cause)
         self.tell(
             StateChanged,

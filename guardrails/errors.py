@@ -68,6 +68,11 @@ class RejectedError(GuardrailsError):
         """Name of the guard that refused."""
         return self.args[0]
 
+    @classmethod
+    def words_for(cls, reason: str) -> str:
+        """A reason in words."""
+        return cls._wording.get(reason, reason)
+
     @property
     def reason(self) -> Reason:
         """One of ``circuit_open bulkhead_full queue_timeout deadline_spent shed``."""

@@ -481,10 +481,13 @@ def test_the_log_tells_of_transitions(run, make_guard, caplog):
     guard.metrics_only()
     fail(run, guard)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "circuit 'db': closed -> open (failure_rate)"),
+        (
+            "WARNING",
+            "circuit 'db': closed -> open (failure_rate): 1 of 1 calls failed; refusing for 5 s",
+        ),
         ("INFO", "circuit 'db': open -> closed (manual)"),
         ("INFO", "circuit 'db': closed -> metrics_only (manual)"),
-        ("WARNING", "circuit 'db' would have opened: failure_rate"),
+        ("WARNING", "circuit 'db' would have opened (failure_rate): 1 of 1 calls failed"),
     ]
 
 

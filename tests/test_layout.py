@@ -27,7 +27,8 @@ WORDS = {
 }
 SHELL_ORDER = [
     # Each may import what stands before it.
-    {"_deadline", "_alarm", "_fork", "_telling", "_waiting", "_snapshot", "_budget", "_again"},
+    {"_deadline", "_alarm", "_fork", "_patrol", "_reports", "_telling"},
+    {"_waiting", "_snapshot", "_budget", "_again"},
     {
         "_door",
         "_ringing",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FrameType
 from typing import Any
 
-__all__ = ["Caller", "Site", "callers", "lines", "site", "site_outside", "stack_of"]
+__all__ = ["Caller", "Site", "callers", "is_plumbing", "lines", "site", "site_outside", "stack_of"]
 
 Site = tuple[tuple[CodeType, int], ...]
 """Code and the offset in it, the innermost first."""
@@ -141,6 +141,11 @@ def stack_of(who: Caller) -> Site | None:
 def lines(where: Site) -> tuple[str, ...]:
     """The frames in words, such as ``"shop/orders.py:42 in Orders.load"``."""
     return tuple(f"{_short(code.co_filename)}:{_line(code, at)} in {code.co_qualname}" for code, at in where)
+
+
+def is_plumbing(code: CodeType) -> bool:
+    """Whether code is none of the application's own: a framework's, a server's, a driver's."""
+    return _is_plumbing(code.co_filename)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Cause", "Doing", "Holder", "PoolStatus", "cause_of"]
+__all__ = ["WORDS", "Cause", "Doing", "Holder", "PoolStatus", "cause_of"]
 
 Doing = Literal["statement", "other_work", "nested", "gone"]
 """What a holder does with its connection: a statement runs on it; its code is busy with something else; it
@@ -33,7 +33,7 @@ _ADVICE: dict[Cause, str] = {
 }
 
 
-_WORDS: dict[Doing, str] = {
+WORDS: dict[Doing, str] = {
     "statement": "in a statement",
     "other_work": "busy with something else",
     "nested": "in want of a second one",
@@ -97,7 +97,7 @@ class PoolStatus:
                 holder
             )
         return [
-            f"  {len(group)} x {_WORDS[doing]}, out for up to {group[0].seconds:.1f} s, taken at {where}"
+            f"  {len(group)} x {WORDS[doing]}, out for up to {group[0].seconds:.1f} s, taken at {where}"
             for (where, doing), group in sorted(alike.items(), key=lambda item: -len(item[1]))
         ]
 

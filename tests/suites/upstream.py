@@ -109,7 +109,7 @@ def read_junit(path, printed):
     """Outcomes by test, from JUnit XML as pytest writes it."""
     assert path.exists(), printed[-4000:]
     outcomes = {}
-    for case in ET.parse(path).iter("testcase"):  # noqa: S314 - written by the run we started
+    for case in ET.parse(path).iter("testcase"):
         kinds = [child.tag for child in case if child.tag in {"failure", "error", "skipped"}]
         outcomes[f"{case.get('classname')}::{case.get('name')}"] = kinds[0] if kinds else "passed"
     assert outcomes, printed[-4000:]

@@ -199,6 +199,7 @@ class Work:
         """
         if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
             self._learn(checkout, Outcome.FAILURE if checkout.own else Outcome.ABANDONED)
+            self._door.report.note_stopped()
             raise note_trouble(CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0)) from error
         self._learn(checkout, self._judge(error, connecting=connecting))
 

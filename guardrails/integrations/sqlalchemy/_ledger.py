@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from guardrails._fork import survive_fork
 from guardrails._guard import Guard
 from guardrails.events import LeakFound
-from guardrails.pools.frames import Caller, Site, callers, lines, site, site_outside, stack_of
-from guardrails.pools.holders import Doing, Holder, PoolStatus, cause_of
+from guardrails.pools.frames import Caller, Site, callers, is_plumbing, lines, site, site_outside, stack_of
+from guardrails.pools.holders import WORDS, Doing, Holder, PoolStatus, cause_of
 from guardrails.pools.patrol import look_in
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Ledger:
         self._next_diagnosis = -math.inf
         self._refused = 0
         self.watched = False
+        report = self._door.report
+        report.line_of_code, report.holders = self._asking_line, self.in_words
         survive_fork(self)
 
     # --- who has what --------------------------------------------------------------------------
@@ -135,6 +138,22 @@ class Ledger:
         slots = checkout.slots
         # The gate has written it down; given back meanwhile, it is nobody's any more.
         return now - self._door.gate.checkouts.get(slots[-1][1], (now, 0))[0] if slots else 0.0
+
+    def in_words(self, name: str, limit: int) -> str | None:
+        """Who has most slots of the guard, or of a compartment of this name, in one line."""
+        holders = [each for each in self.holders() if name in {self._guard.name, each.compartment}]
+        if not holders:
+            return None
+        self._next_diagnosis = time.monotonic() + _QUIET  # this is one
+        alike = Counter((each.doing, each.where[:1], each.route) for each in holders)
+        (doing, where, route), count = alike.most_common(1)[0]
+        busy = f"{count} of {limit} slots {WORDS[doing]} for up to {holders[0].seconds:.1f} s"
+        return ", ".join(filter(None, [busy, *where, route]))
+
+    def _asking_line(self) -> str | None:
+        """The application's line that asks; None where there is nothing but servers and frameworks."""
+        where = self.site(sys._getframe(1))  # noqa: SLF001 - documented
+        return None if is_plumbing(where[0][0]) else lines(where)[0]
 
     # --- what is told of it --------------------------------------------------------------------
 

@@ -271,6 +271,7 @@ class Worker:
     ) -> CallTimeoutError:
         if checkout is not None:
             checkout.spoilt = True
+        self._door.report.note_stopped()
         return note_trouble((CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0))
 
     def _judge(self, error: BaseException, checkout: Checkout | None, *, ending: bool) -> Outcome:
