@@ -16,8 +16,8 @@ import redis
 from guardrails._alarm import alarms
 from guardrails._ringing import Ringing, cancel_at
 from guardrails.integrations.redis._answers import leaves_clean
-from guardrails.integrations.redis._blocking import BLOCKING
-from guardrails.integrations.redis._guarded import Guarded
+from guardrails.integrations.redis._giving_back import GRACE
+from guardrails.integrations.redis._guarded import NOTEWORTHY, Guarded
 from guardrails.integrations.redis._work import Checkout, under_way
 
 if TYPE_CHECKING:
@@ -46,6 +46,24 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             finally:
                 self._connecting = False
 
+    async def connect_check_health(
+        self,
+        check_health: bool = True,  # noqa: FBT001, FBT002 - redis-py's signature
+        retry_socket_connect: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        """See the synchronous twin."""
+        if self._busy or self._connecting or self.checkout is None or self.is_connected:
+            await self.plain.connect_check_health(self, check_health, retry_socket_connect)
+            return
+        self._connecting = True
+        try:
+            await self.call_with_retry(
+                lambda: self.plain.connect_check_health(self, check_health, retry_socket_connect=False),
+                lambda error: self.disconnect(error=error),
+            )
+        finally:
+            self._connecting = False
+
     async def can_read(self, *args: Any) -> bool:  # fakeredis gives it a timeout
         """See the synchronous twin."""
         ready: bool = await self.plain.can_read(self, *args)
@@ -70,7 +88,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         """
         checkout = self.checkout
         if checkout is None or (checkout.subscriber and not self._connecting):
-            return await self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
+            return await self.policy.run(do, fail, is_retryable, with_failure_count)
         if self._busy:  # a connect or a ping inside a larger piece of work, which is tried again as a whole
             return await self._try(do, fail, counts=with_failure_count, until=None)
         self.work.begin(checkout)
@@ -126,12 +144,37 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
 
     async def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        if not self._busy or args[0] in BLOCKING:
+        if not self._busy or args[0] in NOTEWORTHY:
+            if self._unwatches(args):
+                await self._unwatch()
+                return
             self._look_at(args)
         await self.plain.send_command(self, *args, **kwargs)
 
+    async def _unwatch(self) -> None:
+        """See the synchronous twin."""
+        until = asyncio.get_running_loop().time() + GRACE
+        await self._in_time(self.plain.send_command(self, "UNWATCH", check_health=False), until)
+
+        async def read_response() -> Any:
+            del self.__dict__["read_response"]
+            return await self._in_time(self.plain.read_response(self), until)
+
+        self.__dict__["read_response"] = read_response
+
+    async def _in_time(self, work: Awaitable[Any], until: float) -> Any:
+        try:
+            async with asyncio.timeout_at(until):
+                return await work
+        except (TimeoutError, redis.TimeoutError) as error:
+            await self._abort()
+            raise redis.ConnectionError("UNWATCH was not answered in time") from error
+
     def _be_patient(self, checkout: Checkout) -> None:
         self.socket_timeout = None
+        self._reschedule(checkout)
+
+    def _reschedule(self, checkout: Checkout) -> None:
         if self._alarm is not None:
             alarms().disarm(self._alarm)
             if checkout.at is not None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from operator import itemgetter
 from typing import Any
 
 __all__ = ["BLOCKING", "patience", "patience_of_all"]
 
 _Args = Sequence[Any]
-
-_name = itemgetter(0)
 
 
 def _last(args: _Args) -> float:
@@ -79,8 +76,6 @@ def patience(args: _Args) -> float | None:
 
 def patience_of_all(commands: Iterable[_Args]) -> float | None:
     """The same for a pipeline. Inside MULTI nothing waits, so a transaction has none."""
-    if BLOCKING.isdisjoint(map(_name, commands)):  # without a step of Python's for each command
-        return None
     total = None
     for args in commands:
         if args[0] == "MULTI":

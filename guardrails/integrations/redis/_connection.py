@@ -15,8 +15,8 @@ import redis
 from redis._parsers.socket import SocketBuffer
 
 from guardrails.integrations.redis._answers import leaves_clean
-from guardrails.integrations.redis._blocking import BLOCKING
-from guardrails.integrations.redis._guarded import Guarded
+from guardrails.integrations.redis._giving_back import GRACE
+from guardrails.integrations.redis._guarded import NOTEWORTHY, Guarded
 from guardrails.integrations.redis._socket import BoundedSocket, Bounds
 from guardrails.integrations.redis._work import Checkout, under_way
 
@@ -34,12 +34,8 @@ class GuardedConnection(Guarded, AbstractConnection):
     _bounds: Bounds
     _opening = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._bounds = Bounds()
-        self.plain.__init__(self, *args, **kwargs)
-
     def guard(self) -> None:
-        """Takes over a connection that was made before. It must not be in the middle of anything."""
+        """Takes over a connection. It must not be in the middle of anything."""
         Guarded.guard(self)
         self._bounds = Bounds()
         if isinstance(self._sock, socket.socket):
@@ -58,6 +54,23 @@ class GuardedConnection(Guarded, AbstractConnection):
                 self.plain.connect(self)
             finally:
                 self._connecting = False
+
+    def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:  # noqa: FBT001, FBT002
+        """See redis-py, which comes here past `connect` when it sends something on a closed connection.
+
+        Outside a piece of work, as in the health check of a PubSub, opening it is one by itself.
+        """
+        if self._busy or self._connecting or self.checkout is None or self._sock is not None:
+            self.plain.connect_check_health(self, check_health, retry_socket_connect)
+            return
+        self._connecting = True
+        try:
+            self.call_with_retry(
+                lambda: self.plain.connect_check_health(self, check_health, retry_socket_connect=False),
+                lambda error: self.disconnect(error=error),  # type: ignore[no-untyped-call]
+            )
+        finally:
+            self._connecting = False
 
     def _connect(self) -> Any:
         self._opening = True
@@ -134,7 +147,7 @@ class GuardedConnection(Guarded, AbstractConnection):
         """
         checkout = self.checkout
         if checkout is None or (checkout.subscriber and not self._connecting):
-            return self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
+            return self.policy.run(do, fail, is_retryable, with_failure_count)
         if self._busy:  # a connect or a ping inside a larger piece of work, which is tried again as a whole
             return self._once(do, fail, counts=with_failure_count)
         self.work.begin(checkout)
@@ -184,12 +197,46 @@ class GuardedConnection(Guarded, AbstractConnection):
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        if not self._busy or args[0] in BLOCKING:
+        if not self._busy or args[0] in NOTEWORTHY:
+            if self._unwatches(args):
+                self._unwatch()
+                return
             self._look_at(args)
         self.plain.send_command(self, *args, **kwargs)
 
+    def _unwatch(self) -> None:
+        """Sends UNWATCH, and has its answer read, in a little time of its own.
+
+        Raises:
+            ConnectionError: It took longer. redis-py then closes the connection, which has the same effect.
+        """
+        self._bounds.at = time.monotonic() + GRACE
+        self.__dict__["read_response"] = self._read_unwatched
+        try:
+            self.plain.send_command(self, "UNWATCH", check_health=False)
+        except BaseException as error:
+            self._end_unwatch()
+            if isinstance(error, redis.TimeoutError):
+                raise redis.ConnectionError("UNWATCH could not be sent in time") from error
+            raise
+
+    def _read_unwatched(self) -> Any:
+        try:
+            return self.plain.read_response(self)
+        except redis.TimeoutError as error:
+            raise redis.ConnectionError("UNWATCH was not answered in time") from error
+        finally:
+            self._end_unwatch()
+
+    def _end_unwatch(self) -> None:
+        self._bounds.at = None
+        del self.__dict__["read_response"]
+
     def _be_patient(self, checkout: Checkout) -> None:
-        self._bounds.at = checkout.at
         self._bounds.patient = True
+        self._reschedule(checkout)
+
+    def _reschedule(self, checkout: Checkout) -> None:
+        self._bounds.at = checkout.at
         if isinstance(self._sock, BoundedSocket):
             self._sock.reconsider()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -43,7 +44,7 @@ class _Asking(GuardedConnection):
         if self._busy:
             return self._once(do, fail, counts=with_failure_count)
         if share is None:
-            return self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
+            return self.policy.run(do, fail, is_retryable, with_failure_count)
         self._busy = True
         self._bounds.at = monotonic() + share
         try:
@@ -71,7 +72,7 @@ class _AskingAsync(GuardedAsyncConnection):
         if self._busy:
             return await self._try(do, fail, counts=with_failure_count, until=None)
         if share is None:
-            return await self.policy.policy.call_with_retry(do, fail, is_retryable, with_failure_count)
+            return await self.policy.run(do, fail, is_retryable, with_failure_count)
         self._busy = True
         try:
             async with asyncio.timeout(share):
@@ -103,29 +104,40 @@ class Discovery:
         manager = getattr(pool, "sentinel_manager", None)
         self._sentinels: list[Any] = [] if manager is None else list(manager.sentinels)
         self._work = work
-        self._plain: list[tuple[Any, type]] = []
+        self._classes: dict[type, Any] = {}
+        self._pools: list[Any] = []
 
     def attach(self) -> None:
         """Swaps the classes of their connections."""
         for sentinel in self._sentinels:
             pool = sentinel.connection_pool
-            plain = pool.connection_class
-            if hasattr(plain, "plain"):
+            if "make_connection" in vars(pool):
                 continue  # another client of the same Sentinel is guarded, too
-            behaviour = _AskingAsync if isinstance(pool, redis.asyncio.ConnectionPool) else _Asking
-            pool.connection_class = guarded = derive(plain, behaviour, self._work)
-            # Connecting and asking, for each sentinel, and the server after that.
-            guarded.shares = 2 * len(self._sentinels) + 1
-            self._plain.append((pool, plain))
+            pool.make_connection = partial(self._make, pool.make_connection)
+            self._pools.append(pool)
             for connection in pool._available_connections:  # noqa: SLF001 - there is no public getter
-                connection.__class__ = guarded
-                connection.guard()
+                self._take_over(connection)
+
+    def _make(self, make_plain: Callable[[], Any]) -> Any:
+        connection = make_plain()
+        self._take_over(connection)
+        return connection
+
+    def _take_over(self, connection: Any) -> None:
+        plain = type(connection)
+        if plain not in self._classes:
+            on_loop = issubclass(plain, redis.asyncio.connection.AbstractConnection)
+            self._classes[plain] = derive(plain, _AskingAsync if on_loop else _Asking, self._work)
+            # Connecting and asking, for each sentinel, and the server after that.
+            self._classes[plain].shares = 2 * len(self._sentinels) + 1
+        connection.__class__ = self._classes[plain]
+        connection.guard()
 
     def detach(self) -> None:
         """Puts the classes back."""
-        for pool, plain in self._plain:
-            pool.connection_class = plain
+        for pool in self._pools:
+            del pool.make_connection
             for connection in [*pool._available_connections, *pool._in_use_connections]:  # noqa: SLF001
                 if is_guarded(connection):
                     connection.__class__ = type(connection).plain
-        self._plain.clear()
+        self._pools.clear()

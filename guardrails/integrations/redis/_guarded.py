@@ -7,15 +7,22 @@ connection is its own ``retry``: that is the one place that sees where a piece o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 import redis
 
-from guardrails.integrations.redis._blocking import patience, patience_of_all
+from guardrails.integrations.redis._blocking import BLOCKING, patience, patience_of_all
+from guardrails.integrations.redis._giving_back import GIVING_BACK, remember
 from guardrails.integrations.redis._retries import RetryPolicy
 from guardrails.integrations.redis._work import Checkout, Work
 
-__all__ = ["Guarded", "derive", "is_guarded"]
+__all__ = ["NOTEWORTHY", "Guarded", "derive", "derived", "is_guarded"]
+
+NOTEWORTHY = BLOCKING | GIVING_BACK
+"""First words of the commands that get more time than others, and are looked at before they are sent."""
+
+_name = itemgetter(0)
 
 
 class Guarded:
@@ -30,15 +37,17 @@ class Guarded:
         policy: When they are tried again.
         checkout: Whose connection it is; None in the pool.
         meets_callers: Whether it learns from the pool whom it is handed to.
-        by_hand: Whether somebody sent commands past redis-py's clients, and may have left replies unread.
+        closes: Whether it is closed when it is given back: it is not one of the pool's, or somebody sent
+            commands past redis-py's clients and may have left replies unread.
     """
 
     plain: Any
     work: Work
     policy: RetryPolicy
+    is_connected: Any
     checkout: Checkout | None = None
     meets_callers = True
-    by_hand = False
+    closes = False
     _busy = False
     _connecting = False
 
@@ -68,6 +77,24 @@ class Guarded:
         policy.update_supported_errors(errors)
         self.policy = RetryPolicy(policy)
 
+    def update_retries(self, value: int) -> None:
+        """See redis.retry.Retry."""
+        policy = self.policy.policy
+        policy.update_retries(value)
+        self.policy = RetryPolicy(policy)
+
+    @property
+    def _retries(self) -> Any:
+        return self.policy.policy._retries  # noqa: SLF001 - what redis-py's own code reads of a Retry
+
+    @property
+    def _backoff(self) -> Any:
+        return self.policy.policy._backoff  # noqa: SLF001
+
+    @property
+    def _supported_errors(self) -> Any:
+        return self.policy.policy._supported_errors  # noqa: SLF001
+
     # --- whose it is ---------------------------------------------------------------------------
 
     def register_connect_callback(self, callback: Any) -> None:
@@ -93,19 +120,31 @@ class Guarded:
     def _look_at(self, args: tuple[Any, ...]) -> None:
         """Looks at a command before it is sent."""
         checkout = self.checkout
-        if self._busy:
+        if not self._busy:
+            self.closes = self.closes or (checkout is not None and not checkout.subscriber)
+        elif args[0] in GIVING_BACK:
+            remember(args)
+            self._note_giving_back([args])
+        else:
             self._note_patience(patience(args))
-        elif checkout is not None and not checkout.subscriber:
-            if args == ("UNWATCH",):
-                # A transaction is given up. On a server that does not answer this would wait once more,
-                # and closing the connection forgets the watched keys just as well: so does redis-py then.
-                raise redis.ConnectionError("not sent: the connection is closed instead")
-            self.by_hand = True
+
+    def _unwatches(self, args: tuple[Any, ...]) -> bool:
+        """Whether redis-py gives a transaction up: it sends this past its retries.
+
+        Raises:
+            ConnectionError: The connection is closed, so the server has forgotten the watched keys.
+        """
+        if self._busy or args != ("UNWATCH",) or self.checkout is None or self.checkout.subscriber:
+            return False
+        if not self.is_connected:
+            raise redis.ConnectionError("not sent: nothing is watched on a closed connection")
+        return True
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         """See redis-py. What it packs is a pipeline or a transaction."""
         commands = list(commands)
-        if self._busy:
+        if self._busy and not NOTEWORTHY.isdisjoint(map(_name, commands)):  # no step of Python's for each
+            self._note_giving_back([args for args in commands if args[0] not in {"MULTI", "EXEC"}])
             self._note_patience(patience_of_all(commands))
         return self.plain.pack_commands(self, commands)
 
@@ -114,7 +153,14 @@ class Guarded:
             self.work.wait_patiently(self.checkout, seconds)
             self._be_patient(self.checkout)
 
+    def _note_giving_back(self, commands: list[Any]) -> None:
+        if self.checkout is not None and self.work.prolong(self.checkout, commands):
+            self._reschedule(self.checkout)
+
     def _be_patient(self, checkout: Checkout) -> None:
+        raise NotImplementedError
+
+    def _reschedule(self, checkout: Checkout) -> None:
         raise NotImplementedError
 
 
@@ -126,8 +172,13 @@ def derive(plain: type, behaviour: type[Guarded], work: Work) -> Any:
     own: dict[str, Any] = {}
     for cls in reversed(behaviour.__mro__[:-1]):
         own |= {name: part for name, part in vars(cls).items() if name not in _OF_THE_CLASS}
-    names = {"__module__": plain.__module__, "plain": plain, "work": work}
-    return type(f"Guarded{plain.__name__}", (plain,), own | names)
+    return derived(plain, own | {"plain": plain, "work": work})
+
+
+def derived(plain: type, parts: dict[str, Any]) -> type:
+    """A class with more parts, by the same name: what redis-py shows and logs stays as it was."""
+    kept = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+    return type(plain)(plain.__name__, (plain,), kept | parts)
 
 
 def is_guarded(connection: object) -> bool:

@@ -7,6 +7,7 @@ see it. Connections, made before or later, get a class of their own the same way
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import redis.asyncio
@@ -15,12 +16,14 @@ import redis.utils
 
 from guardrails._fork import survive_fork
 from guardrails._guard import Guard
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
 from guardrails.integrations.redis._connection import GuardedConnection
 from guardrails.integrations.redis._discovery import Discovery
-from guardrails.integrations.redis._guarded import derive, is_guarded
-from guardrails.integrations.redis._work import Checkout, Work, under_way
+from guardrails.integrations.redis._giving_back import gives_back
+from guardrails.integrations.redis._guarded import derive, derived, is_guarded
+from guardrails.integrations.redis._reserve import AsyncReserve, Reserve
+from guardrails.integrations.redis._work import Checkout, Work, instead_of, under_way
 
 __all__ = ["Admission", "capacity", "guard_of"]
 
@@ -55,22 +58,22 @@ class Admission:
         self._pool = pool
         self._is_async = isinstance(pool, redis.asyncio.ConnectionPool)
         self._classes: dict[type, type] = {}
-        self._plain_class: type = pool.connection_class
         self._discovery = Discovery(pool, self._work)
         self._kept: _Kept | None = None
 
     def attach(self) -> None:
         """Swaps the classes of the pool and of its connections.
 
+        ``connection_class`` stays what it is; a connection gets its guarded class when it has been made.
+
         Raises:
             ConfigurationError: They cannot be derived from.
         """
         pool = self._pool
-        hooks = _async_hooks(self) if self._is_async else _hooks(self)
         base = type(pool)
         try:
-            guarded = type(f"Guarded{base.__name__}", (base,), {"_guardrails": self._guard, **hooks})
-            pool.connection_class = self._guarded(self._plain_class)
+            guarded = derived(base, {"_guardrails": self._guard, **_hooks(self)})
+            self._guarded(pool.connection_class)
             for connection in _idle(pool):
                 self.take_over(connection)
             pool.__class__ = guarded
@@ -92,7 +95,6 @@ class Admission:
         """Puts the classes back; what is out now returns as if nothing had been."""
         pool, self._kept = self._pool, None
         self._discovery.detach()
-        pool.connection_class = self._plain_class
         if "_guardrails" in vars(type(pool)):
             pool.__class__ = type(pool).__bases__[0]
         for connection in [*_idle(pool), *_out(pool)]:
@@ -101,14 +103,21 @@ class Admission:
 
     # --- for the hooks -------------------------------------------------------------------------
 
+    @cached_property
+    def reserve(self) -> Any:
+        """Connections for calls that give something back and find the guard closed to them."""
+        return (AsyncReserve if self._is_async else Reserve)(self._pool, self._work, self.take_over)
+
     def take_over(self, connection: Any) -> None:
-        """Guards a connection that was made before."""
+        """Guards a connection."""
         if not is_guarded(connection):
             connection.__class__ = self._guarded(type(connection))
             connection.guard()
 
     def _guarded(self, plain: type) -> type:
         if plain not in self._classes:
+            if not plain.__dictoffset__:
+                raise TypeError(f"a {plain.__name__} has no room for a checkout")
             behaviour = GuardedAsyncConnection if self._is_async else GuardedConnection
             self._classes[plain] = derive(plain, behaviour, self._work)
         return self._classes[plain]
@@ -152,11 +161,33 @@ def _unwarned(method: Any) -> Any:
 
 def _hooks(admission: Admission) -> dict[str, Any]:
     base = type(admission._pool)  # noqa: SLF001 - a part of it that is not a method
+    if admission._is_async:  # noqa: SLF001
+        get_connection, release = _async_getter(admission, base), _async_releaser(admission, base)
+    else:
+        get_connection, release = _getter(admission, base), _releaser(admission, base)
+
+    def make_connection(self: Any) -> Any:
+        connection = base.make_connection(self)
+        admission.take_over(connection)
+        return connection
+
+    return {"get_connection": get_connection, "release": release, "make_connection": make_connection}
+
+
+def _getter(admission: Admission, base: Any) -> Any:
     work = admission._work  # noqa: SLF001
     get_plain = _unwarned(base.get_connection)
 
     def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
-        checkout = work.enter()
+        try:
+            checkout = work.enter()
+        except RejectedError as refusal:
+            if not gives_back():
+                raise
+            connection = admission.reserve.lend()
+            if connection is None:
+                raise instead_of(refusal) or refusal  # noqa: B904 - either was there before
+            return connection
         entering = under_way.set(checkout)
         try:
             return get_plain(self)
@@ -166,30 +197,44 @@ def _hooks(admission: Admission) -> dict[str, Any]:
         finally:
             under_way.reset(entering)
 
+    return get_connection
+
+
+def _releaser(admission: Admission, base: Any) -> Any:
     def release(self: Any, connection: Any) -> None:
         if hasattr(connection, "checkout"):
             checkout, connection.checkout = connection.checkout, None
         else:
             checkout = admission.adopt_late(connection)
-        if connection.by_hand:
-            connection.by_hand = False
+        if connection.closes:
+            connection.closes = False
             connection.disconnect()
+            if checkout is not None and checkout.extra:
+                admission.reserve.release(connection)
+                return
         try:
             base.release(self, connection)
         finally:
             if checkout is not None:
                 checkout.give_back()
 
-    return {"get_connection": get_connection, "release": release}
+    return release
 
 
-def _async_hooks(admission: Admission) -> dict[str, Any]:
-    base = type(admission._pool)  # noqa: SLF001
+def _async_getter(admission: Admission, base: Any) -> Any:
     work = admission._work  # noqa: SLF001
     get_plain = _unwarned(base.get_connection)
 
     async def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
-        checkout = await work.enter_async()
+        try:
+            checkout = await work.enter_async()
+        except RejectedError as refusal:
+            if not gives_back():
+                raise
+            connection = await admission.reserve.lend()
+            if connection is None:
+                raise instead_of(refusal) or refusal  # noqa: B904 - either was there before
+            return connection
         entering = under_way.set(checkout)
         try:
             return await get_plain(self)
@@ -199,21 +244,28 @@ def _async_hooks(admission: Admission) -> dict[str, Any]:
         finally:
             under_way.reset(entering)
 
+    return get_connection
+
+
+def _async_releaser(admission: Admission, base: Any) -> Any:
     async def release(self: Any, connection: Any) -> None:
         if hasattr(connection, "checkout"):
             checkout, connection.checkout = connection.checkout, None
         else:
             checkout = admission.adopt_late(connection)
         try:
-            if connection.by_hand:
-                connection.by_hand = False
+            if connection.closes:
+                connection.closes = False
                 await connection.disconnect(nowait=True)
+                if checkout is not None and checkout.extra:
+                    await admission.reserve.release(connection)
+                    return
             await base.release(self, connection)
         finally:
             if checkout is not None:
                 checkout.give_back()
 
-    return {"get_connection": get_connection, "release": release}
+    return release
 
 
 def _idle(pool: Any) -> Iterable[Any]:

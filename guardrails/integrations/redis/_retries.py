@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import redis
 import redis.asyncio
+
+from guardrails.errors import GuardrailsError
 
 __all__ = ["RetryPolicy"]
 
@@ -37,6 +40,24 @@ class RetryPolicy:
         self.policy = policy
         self.most: int = 0 if policy in _DEFAULTS else policy.get_retries()
         self.errors: tuple[type[Exception], ...] = policy._supported_errors  # noqa: SLF001
+
+    def run(
+        self,
+        do: Callable[[], Any],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None,
+        with_failure_count: bool,  # noqa: FBT001 - redis-py's signature
+    ) -> Any:
+        """Runs what no guard times, as redis-py would; an error of a guard's is not tried again.
+
+        Returns:
+            What redis-py's method returns: a coroutine for asyncio.
+        """
+
+        def retryable(error: Exception) -> bool:
+            return not isinstance(error, GuardrailsError) and (is_retryable is None or is_retryable(error))
+
+        return self.policy.call_with_retry(do, fail, retryable, with_failure_count)
 
     def pause(self, failures: int, until: float | None) -> float | None:
         """Seconds to wait before the next try; None when there is none, or no time for it."""

@@ -14,12 +14,13 @@ from guardrails._door import Door
 from guardrails._fork import check_process
 from guardrails._guard import Guard, sorts_calls
 from guardrails._outcome import Outcome, classify
-from guardrails.errors import CallTimeoutError
+from guardrails.errors import CallTimeoutError, GuardrailsError, RejectedError
 from guardrails.integrations._budget import innermost, time_allowed
 from guardrails.integrations._checkouts import Slots
 from guardrails.integrations.redis._answers import server_failed
+from guardrails.integrations.redis._giving_back import GRACE, error_of_block, gives_back, is_marked
 
-__all__ = ["Checkout", "Work", "under_way"]
+__all__ = ["Checkout", "Work", "instead_of", "under_way"]
 
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
@@ -44,6 +45,7 @@ class Checkout(Slots):
         used: Whether a piece of work has been done on it.
         patient: Whether the work waits on the server on purpose.
         subscriber: Whether it belongs to a PubSub, which may be silent for hours.
+        extra: Whether its connection is not one of the pool's, but one to give something back with.
     """
 
     # No constructor: what most commands leave as it is stays with the class, and one frame less each.
@@ -52,7 +54,7 @@ class Checkout(Slots):
     seconds: float | None = None
     own = True
     tickets: Sequence[tuple[Door, int]] = ()
-    used = patient = subscriber = False
+    used = patient = subscriber = extra = False
 
     def end(self, outcome: Outcome) -> None:
         """Ends the evidence under way."""
@@ -120,6 +122,16 @@ class Work:
         checkout.used = True
         return checkout
 
+    def extra(self) -> Checkout:
+        """A checkout without a slot, for a call that gives something back and that the guard has refused."""
+        checkout = Checkout()
+        checkout.guard = self._guard
+        checkout.slots = []
+        checkout.extra = True
+        checkout.seconds = GRACE
+        checkout.at = monotonic() + GRACE
+        return checkout
+
     def _admissible(self) -> Checkout:
         check_process()
         checkout = Checkout()
@@ -138,10 +150,13 @@ class Work:
 
     def _allow(self, checkout: Checkout) -> None:
         """Looks up how long the next piece of work may take."""
-        checkout.seconds, checkout.own = time_allowed(checkout.guard)
-        checkout.at = None if checkout.seconds is None else monotonic() + checkout.seconds
-        if checkout.seconds is not None and checkout.seconds <= 0:
+        seconds, checkout.own = time_allowed(checkout.guard)
+        if seconds is not None and seconds < GRACE and (is_marked() or (seconds <= 0 and gives_back())):
+            seconds = GRACE
+        if seconds is not None and seconds <= 0:
             raise self._door.refuse("deadline_spent")
+        checkout.seconds = seconds
+        checkout.at = None if seconds is None else monotonic() + seconds
 
     # --- evidence ------------------------------------------------------------------------------
 
@@ -154,8 +169,15 @@ class Work:
         if checkout.tickets:
             return
         if checkout.used:
+            if checkout.extra:
+                return
             self._allow(checkout)
-            self._renew(checkout)
+            try:
+                self._renew(checkout)
+            except RejectedError:
+                if not gives_back():
+                    raise
+                return
         checkout.used = True
         checkout.tickets = tickets = []
         for door, slot in checkout.slots:
@@ -172,6 +194,14 @@ class Work:
             checkout.seconds = seconds + checkout.guard.timeout
             checkout.at = monotonic() + checkout.seconds
             checkout.own = True
+
+    def prolong(self, checkout: Checkout, commands: list[Sequence[object]]) -> bool:
+        """Gives work a little time of its own if it only gives something back; whether it needed that."""
+        soonest = monotonic() + GRACE
+        if checkout.at is None or checkout.at >= soonest or checkout.extra or not gives_back(commands):
+            return False
+        checkout.at, checkout.seconds = soonest, GRACE
+        return True
 
     def succeed(self, checkout: Checkout, answer: object = None) -> None:
         """Ends a piece of work that got its answer."""
@@ -199,9 +229,14 @@ class Work:
         """
         if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
             self._learn(checkout, Outcome.FAILURE if checkout.own else Outcome.ABANDONED)
-            self._door.report.note_stopped()
-            raise note_trouble(CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0)) from error
+            raise self._timed_out(checkout, error)
         self._learn(checkout, self._judge(error, connecting=connecting))
+
+    def _timed_out(self, checkout: Checkout, cause: BaseException) -> BaseException:
+        self._door.report.note_stopped()
+        error = CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0)
+        error.__cause__ = cause
+        return instead_of(error) or note_trouble(error)
 
     def is_late(self, checkout: Checkout) -> bool:
         """Whether the work's time is up."""
@@ -218,13 +253,20 @@ class Work:
         """Admits one more piece of work on a connection that is kept: in a transaction, or for good.
 
         While the circuit is closed the slot it has is as good as any. Otherwise it may be no time for
-        work, or the slot may have to be a probe's.
+        work, or the slot may have to be a probe's. Refused work keeps a slot, because its connection stays
+        out of the pool: without one, a caller would be admitted for whom the pool has no connection.
         """
         if self._guard.state in {"closed", "disabled", "metrics_only"} and checkout.slots:
             return
         checkout.give_back()
-        for door in checkout.guard.passage.doors:
-            checkout.slots.append((door, door.check_out_now()))
+        try:
+            for door in checkout.guard.passage.doors:
+                checkout.slots.append((door, door.check_out_now()))
+        except BaseException:
+            checkout.give_back()
+            self._door.step(self._door.gate.adopt, 1)
+            checkout.slots.append((self._door, 0))
+            raise
 
     def _judge_replies(self, replies: list[object]) -> Outcome:
         """Looks for errors among replies: ``execute(raise_on_error=False)`` hands them out like any other."""
@@ -240,3 +282,11 @@ class Work:
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
             return outcome
         return Outcome.FAILURE if server_failed(error, connecting=connecting) else Outcome.SUCCESS
+
+
+def instead_of(error: GuardrailsError) -> BaseException | None:
+    """The error that a ``with lock:`` block is being left with, which ours must not replace; or None."""
+    body = error_of_block()
+    if body is not None:
+        body.add_note(f"Besides, its lock was not released: {error}")
+    return body
