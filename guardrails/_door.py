@@ -7,8 +7,8 @@ raising happen after the lock has been let go.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from guardrails._circuit_open import CircuitOpenError
 from guardrails._core.breaker import Change, Ended
@@ -21,10 +21,18 @@ from guardrails._outcome import Outcome
 from guardrails._reports import Report, log
 from guardrails._telling import Telling
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
-from guardrails.errors import BulkheadFullError, DeadlineSpentError, Reason, RejectedError, ShedError
+from guardrails.errors import (
+    BulkheadFullError,
+    CallTimeoutError,
+    CommitUnknownError,
+    DeadlineSpentError,
+    Reason,
+    RejectedError,
+    ShedError,
+)
 from guardrails.events import CallFinished, CallRejected, Listener
 
-__all__ = ["Door", "all_doors"]
+__all__ = ["Door", "ErrorClasses", "all_doors"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,18 +40,43 @@ T = TypeVar("T")
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 # An exception's own constructor has all there is to do; what the class adds are names for it.
-_new_error = CircuitOpenError.__new__
+_new_error: Callable[..., RejectedError] = CircuitOpenError.__new__
 
 _CROWDED = Refusal("bulkhead_full", None)
 _NO_ROOM = -1
 
-_ERRORS: dict[Reason, type[RejectedError]] = {
-    "circuit_open": CircuitOpenError,
-    "bulkhead_full": BulkheadFullError,
-    "queue_timeout": BulkheadFullError,
-    "deadline_spent": DeadlineSpentError,
-    "shed": ShedError,
-}
+
+class ErrorClasses(NamedTuple):
+    """The classes of the errors that one guard raises."""
+
+    rejected: Mapping[Reason, type[RejectedError]]
+    timeout: type[CallTimeoutError]
+    commit_unknown: type[CommitUnknownError]
+
+    @classmethod
+    def of(
+        cls,
+        circuit_open: type[CircuitOpenError],
+        bulkhead_full: type[BulkheadFullError],
+        deadline_spent: type[DeadlineSpentError],
+        shed: type[ShedError],
+        timeout: type[CallTimeoutError],
+        commit_unknown: type[CommitUnknownError],
+    ) -> ErrorClasses:
+        """Sorts the classes by the reason of a refusal."""
+        rejected: dict[Reason, type[RejectedError]] = {
+            "circuit_open": circuit_open,
+            "bulkhead_full": bulkhead_full,
+            "queue_timeout": bulkhead_full,
+            "deadline_spent": deadline_spent,
+            "shed": shed,
+        }
+        return cls(rejected, timeout, commit_unknown)
+
+
+OWN_ERRORS = ErrorClasses.of(
+    CircuitOpenError, BulkheadFullError, DeadlineSpentError, ShedError, CallTimeoutError, CommitUnknownError
+)
 
 
 class Door(Telling):
@@ -54,9 +87,10 @@ class Door(Telling):
         clock: Where the time comes from.
         max_wait: Seconds a caller may queue for a slot.
         postponed: Moves that came up in the middle of a step and wait for its end.
+        errors: The classes of the errors it raises.
     """
 
-    __slots__ = ("__weakref__", "clock", "max_wait", "postponed")
+    __slots__ = ("__weakref__", "clock", "errors", "max_wait", "postponed")
 
     def __init__(
         self,
@@ -71,6 +105,7 @@ class Door(Telling):
         self.gate = gate
         self.clock = clock
         self.max_wait = max_wait
+        self.errors = OWN_ERRORS
         self.postponed: list[Callable[[float], object]] = []
         self.report.doors.add(self)
         survive_fork(self)
@@ -357,19 +392,19 @@ class Door(Telling):
             return verdict
         raise self.refused(verdict or _CROWDED)
 
-    def shut_out(self, retry_after: float) -> CircuitOpenError:
+    def shut_out(self, retry_after: float) -> RejectedError:
         """Like ``refused``, for the one refusal that there may be many of."""
         if not self.report.scheduled:
             self.report.schedule()
         if self.listeners:
             self.tell_refusal(Refusal("circuit_open", retry_after))
-        return _new_error(CircuitOpenError, self.name, "circuit_open", retry_after)
+        return _new_error(self.errors.rejected["circuit_open"], self.name, "circuit_open", retry_after)
 
     def refused(self, refusal: Refusal) -> RejectedError:
         """Tells the listeners of a refusal and builds its error, a new one each time."""
         self.tell_refusal(refusal)
         reason, retry_after = refusal
-        return note_trouble(_ERRORS[reason](self.name, reason, retry_after))
+        return note_trouble(self.errors.rejected[reason](self.name, reason, retry_after))
 
     def tell_refusal(self, refusal: Refusal) -> None:
         """Tells the listeners of a refusal that nobody raises."""

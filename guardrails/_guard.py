@@ -316,6 +316,7 @@ class Guard:
                 max_wait=own["max_wait_duration"],
                 listeners=own["listeners"],
             )
+        door.errors = self._door.errors
         doors = (door, *self.passage.doors)
         part.passage = Passage(part, name, doors, part.passage.policy, part._timeout)
         door.join(self._door.report)

@@ -9,7 +9,7 @@ from guardrails._sharing import DEFAULT
 from guardrails._timeouts import UNSAID, asked, seconds_left
 from guardrails.errors import ConfigurationError
 
-__all__ = ["innermost", "slots_for", "sorted_by_itself", "time_allowed"]
+__all__ = ["innermost", "raises_as_driver", "slots_for", "sorted_by_itself", "time_allowed"]
 
 
 def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
@@ -47,6 +47,18 @@ def sorted_by_itself(name: str, compartments: object) -> bool:
     faults.choice("compartments", compartments, ("declared", "auto"))
     faults.raise_if_any()
     return compartments == "auto"
+
+
+def raises_as_driver(name: str, raise_as: object) -> bool:
+    """Reads the setting ``raise_as``: whether a pool's guard raises errors of the library's own kinds, too.
+
+    Raises:
+        ConfigurationError: It is neither ``"guardrails"`` nor ``"driver"``.
+    """
+    faults = Faults(f"guard {name!r}")
+    faults.choice("raise_as", raise_as, ("guardrails", "driver"))
+    faults.raise_if_any()
+    return raise_as == "driver"
 
 
 def innermost(guard: Guard) -> Guard:

@@ -11,7 +11,8 @@ from redis.client import Pipeline
 
 from guardrails._guard import Guard, attach, sort_calls
 from guardrails.errors import ConfigurationError
-from guardrails.integrations._budget import slots_for, sorted_by_itself
+from guardrails.integrations._budget import raises_as_driver, slots_for, sorted_by_itself
+from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import Admission, capacity, guard_of
 
 __all__ = ["guard_client"]
@@ -20,7 +21,12 @@ _POOLS = (redis.ConnectionPool, redis.asyncio.ConnectionPool)
 
 
 def guard_client(
-    client: object, *, name: str | None = None, compartments: str = "declared", **options: Any
+    client: object,
+    *,
+    name: str | None = None,
+    compartments: str = "declared",
+    raise_as: str = "guardrails",
+    **options: Any,
 ) -> Guard:
     """Attaches a guard to a client; what `guardrails.protect` calls.
 
@@ -33,6 +39,9 @@ def guard_client(
         compartments: ``"declared"``: those made with ``guard.compartment()``. ``"auto"``: each guarded
             function and each route also gets one by itself, which may not hold more than 70 % of the slots
             while another one is active.
+        raise_as: ``"guardrails"``: refusals and timeouts are this library's errors only. ``"driver"``: a
+            refusal is also a ``redis.RedisError``, a timeout a ``redis.TimeoutError``, for code that expects
+            those.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's ``max_connections``.
 
     Raises:
@@ -47,9 +56,12 @@ def guard_client(
     kind = f"a {type(pool).__name__} without max_connections"
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     sorts = sorted_by_itself(name, compartments)
+    as_driver = raises_as_driver(name, raise_as)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     if sorts:
         sort_calls(guard)
+    if as_driver:
+        guard.passage.doors[-1].errors = DRIVER_ERRORS
     attachment = _ClientAttachment(client, guard, pool)
     attachment.attach()
     attach(guard, attachment)

@@ -14,7 +14,7 @@ from guardrails._door import Door
 from guardrails._fork import check_process
 from guardrails._guard import Guard, sorts_calls
 from guardrails._outcome import Outcome, classify
-from guardrails.errors import CallTimeoutError, GuardrailsError, RejectedError
+from guardrails.errors import GuardrailsError, RejectedError
 from guardrails.integrations._budget import innermost, time_allowed
 from guardrails.integrations._checkouts import Slots
 from guardrails.integrations.redis._answers import server_failed
@@ -234,7 +234,7 @@ class Work:
 
     def _timed_out(self, checkout: Checkout, cause: BaseException) -> BaseException:
         self._door.report.note_stopped()
-        error = CallTimeoutError(checkout.guard.name, checkout.seconds or 0.0)
+        error = self._door.errors.timeout(checkout.guard.name, checkout.seconds or 0.0)
         error.__cause__ = cause
         return instead_of(error) or note_trouble(error)
 

@@ -13,8 +13,9 @@ from guardrails._checks import Faults, shown
 from guardrails._guard import Guard, attach, sort_calls
 from guardrails._protect import unsuited
 from guardrails.errors import CallTimeoutError, ConfigurationError
-from guardrails.integrations._budget import slots_for, sorted_by_itself
+from guardrails.integrations._budget import raises_as_driver, slots_for, sorted_by_itself
 from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
+from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._hooks import Hooks
 from guardrails.integrations.sqlalchemy._pool import Admission, capacity, guard_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
@@ -37,6 +38,7 @@ def guard_engine(
     backstop: float | None = None,
     compartments: str = "declared",
     leak_after: float | None = 60.0,
+    raise_as: str = "guardrails",
     **options: Any,
 ) -> Guard:
     """Attaches a guard to an engine; what `guardrails.protect` calls.
@@ -53,6 +55,8 @@ def guard_engine(
             while another one is active.
         leak_after: Seconds after which a connection that is out and on which nothing runs is told of, in the
             log and as a `LeakFound`; None tells of none.
+        raise_as: ``"guardrails"``: refusals and timeouts are this library's errors only. ``"driver"``: each
+            is also a ``sqlalchemy.exc.OperationalError``, for code that handles that.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to what the pool can hold.
 
     Raises:
@@ -70,8 +74,11 @@ def guard_engine(
         name, options.pop("max_concurrent_calls", None), capacity(pool), f"a {type(pool).__name__}"
     )
     sorts = sorted_by_itself(name, compartments)
+    as_driver = raises_as_driver(name, raise_as)
     _check_limit(name, "leak_after", leak_after)
     guard = Guard(name, max_concurrent_calls=slots, **options)
+    if as_driver:
+        guard.passage.doors[-1].errors = DRIVER_ERRORS
     driver = find_driver(dialect.driver, is_async=dialect.is_async)
     if driver is None and guard.timeout is not None:
         raise unsupported(dialect.driver)

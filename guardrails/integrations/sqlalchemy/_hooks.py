@@ -185,13 +185,15 @@ class Hooks:
         return commit
 
     def _around_second_phase(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        unknown = self._worker.unknown
+
         def commit(*args: Any, **kwargs: Any) -> Any:
             try:
                 return original(*args, **kwargs)  # it arrives at the hooks as a statement
             except CommitUnknownError:
                 raise
             except CallTimeoutError as error:
-                raise CommitUnknownError(error.guard, error.timeout) from error.__cause__
+                raise unknown(error) from error.__cause__
 
         return commit
 

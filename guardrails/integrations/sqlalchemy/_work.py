@@ -272,7 +272,12 @@ class Worker:
         if checkout is not None:
             checkout.spoilt = True
         self._door.report.note_stopped()
-        return note_trouble((CommitUnknownError if commit else CallTimeoutError)(guard.name, seconds or 0.0))
+        errors = self._door.errors
+        return note_trouble((errors.commit_unknown if commit else errors.timeout)(guard.name, seconds or 0.0))
+
+    def unknown(self, error: CallTimeoutError) -> CommitUnknownError:
+        """The error of a COMMIT that timed out as a statement."""
+        return self._door.errors.commit_unknown(error.guard, error.timeout)
 
     def _judge(self, error: BaseException, checkout: Checkout | None, *, ending: bool) -> Outcome:
         if checkout is not None and isinstance(error, AssertionError):

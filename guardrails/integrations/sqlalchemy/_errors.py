@@ -1,0 +1,65 @@
+"""The errors of a guard with ``raise_as="driver"``: SQLAlchemy's own kinds, too, by the same names.
+
+SQLAlchemy itself must not take them for its server's: it looks for lost connections among the errors of the
+DBAPI only, and wraps no error with ``DontWrapMixin``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.exc import DontWrapMixin, OperationalError
+
+from guardrails import errors
+from guardrails._circuit_open import CircuitOpenError as _CircuitOpenError
+from guardrails._door import ErrorClasses
+
+__all__ = ["DRIVER_ERRORS"]
+
+
+class _DriverError(OperationalError, DontWrapMixin):
+    """An error for code that handles ``OperationalError``; there is no error of the DBAPI behind it."""
+
+    # What SQLAlchemy's constructor would set; ours are made without it.
+    statement = params = orig = ismulti = None
+    hide_parameters = True
+
+    @property
+    def detail(self) -> list[str]:  # type: ignore[override]
+        """What somebody added with ``add_detail``."""
+        found: list[str] = self.__dict__.setdefault("_detail", [])
+        return found
+
+
+class _RefusedError(_DriverError):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
+class CircuitOpenError(_CircuitOpenError, _RefusedError):
+    """See guardrails.errors."""
+
+
+class BulkheadFullError(errors.BulkheadFullError, _RefusedError):
+    """See guardrails.errors."""
+
+
+class DeadlineSpentError(errors.DeadlineSpentError, _RefusedError):
+    """See guardrails.errors."""
+
+
+class ShedError(errors.ShedError, _RefusedError):
+    """See guardrails.errors."""
+
+
+class CallTimeoutError(errors.CallTimeoutError, _DriverError):
+    """See guardrails.errors."""
+
+
+class CommitUnknownError(errors.CommitUnknownError, CallTimeoutError):
+    """See guardrails.errors."""
+
+
+DRIVER_ERRORS = ErrorClasses.of(
+    CircuitOpenError, BulkheadFullError, DeadlineSpentError, ShedError, CallTimeoutError, CommitUnknownError
+)
