@@ -7,9 +7,9 @@ import pytest
 import redis
 import redis.asyncio
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis_lab import QUIET
+from redis_lab import LATE, QUIET, Stopwatch, frozen
 
-from guardrails import protect
+from guardrails import CallTimeoutError, protect
 
 
 def connection_of(cache):
@@ -98,3 +98,15 @@ def test_fake_connections_keep_their_kind():
     client.ping()
     assert client.connection_pool.connection_class is kind
     assert {type(each).__name__ for each in client.connection_pool._available_connections} == {kind.__name__}
+
+
+def test_a_second_guard_bounds_the_connections_of_the_first(cache, valkey):
+    """After ``detach`` and ``protect`` a connection that stayed open has the new guard's deadlines."""
+    cache.protect(max_connections=1)
+    number = cache.do(lambda client: client.client_id())
+    cache.guard.detach()
+    cache.guard = protect(cache.client, name="cache", timeout=0.3, breaker=QUIET)
+    assert cache.do(lambda client: client.client_id()) == number
+    with frozen(valkey), Stopwatch() as watch, pytest.raises(CallTimeoutError):
+        cache.do(lambda client: client.get("key"))
+    assert watch.seconds < 0.3 + LATE

@@ -111,3 +111,57 @@ def test_frozen_sentinels_do_not_hold_the_caller(shop, sentinels):
     assert watch.seconds < 1.0 + LATE
     assert guard.snapshot().failed == 1
     assert ask(lambda client: client.echo("mine")) == b"mine"
+
+
+def test_a_lock_is_released_while_the_circuit_is_open(shop):
+    """The reserve finds the server as the pool does."""
+    ask, guard = shop
+
+    def acquire(client):
+        lock = client.lock("given by a sentinel", timeout=60)
+        locks.append(lock)
+        return lock.acquire()
+
+    locks = []
+    assert ask(acquire)
+    guard.force_open()
+    ask(lambda _: locks[0].release())
+    guard.reset()
+    assert ask(lambda client: client.get("given by a sentinel")) is None
+
+
+@pytest.mark.parametrize("first", ["the sentinels", "the client"])
+@pytest.mark.parametrize("kind", [redis.sentinel.Sentinel, redis.asyncio.sentinel.Sentinel])
+def test_sentinels_may_be_guarded_themselves(sentinels, answering, kind, first):
+    """In either order; each guard sees what is its own."""
+    manager = kind([("127.0.0.1", server.port) for server in sentinels], socket_timeout=20)
+    client = manager.master_for("shop", socket_timeout=20)
+    targets = [*manager.sentinels, client]
+    for number, target in enumerate(targets if first == "the sentinels" else reversed(targets)):
+        protect(target, name=f"guard {number}", timeout=1.0, breaker=QUIET)
+
+    async def main():
+        for one in (client, *manager.sentinels):
+            made = one.echo("mine")
+            assert (await made if inspect.isawaitable(made) else made) == b"mine"
+        for one in (client, *manager.sentinels):
+            made = one.aclose() if hasattr(one, "aclose") else one.close()
+            assert (await made if inspect.isawaitable(made) else made) is None
+
+    asyncio.run(main())
+
+
+def test_a_sentinel_of_the_users_own_making_is_left_alone(valkey, answering):
+    """What answers for a sentinel in a test need be no Redis client."""
+
+    class Fake:
+        def sentinel_masters(self):
+            return masters(valkey.port)
+
+    manager = redis.sentinel.Sentinel([])
+    manager.sentinels = [Fake()]
+    client = manager.master_for("shop", socket_timeout=20)
+    guard = protect(client, name="shop")
+    assert client.echo("mine") == b"mine"
+    guard.detach()
+    client.close()

@@ -37,6 +37,9 @@ class GuardedConnection(Guarded, AbstractConnection):
     def guard(self) -> None:
         """Takes over a connection. It must not be in the middle of anything."""
         Guarded.guard(self)
+        if isinstance(self._sock, BoundedSocket):  # from an earlier guard
+            self._bounds = self._sock.bounds
+            return
         self._bounds = Bounds()
         if isinstance(self._sock, socket.socket):
             self._sock = self._bounded(self._sock)

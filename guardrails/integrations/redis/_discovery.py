@@ -12,6 +12,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+import redis
 import redis.asyncio
 
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
@@ -19,7 +20,10 @@ from guardrails.integrations.redis._connection import GuardedConnection
 from guardrails.integrations.redis._guarded import derive, is_guarded
 from guardrails.integrations.redis._work import Work, under_way
 
-__all__ = ["Discovery"]
+__all__ = ["Discovery", "leave"]
+
+_POOLS = (redis.ConnectionPool, redis.asyncio.ConnectionPool)
+_MAKE = "make_connection"
 
 
 class _Asking(GuardedConnection):
@@ -84,6 +88,11 @@ class _AskingAsync(GuardedAsyncConnection):
             self._busy = False
 
 
+def leave(pool: Any) -> None:
+    """Has a sentinel's pool make its own connections again: its client gets a guard of its own."""
+    vars(pool).pop(_MAKE, None)
+
+
 def _share(shares: int) -> float | None:
     """Seconds one sentinel may take; None where nobody's deadline asks."""
     checkout = under_way.get()
@@ -110,10 +119,10 @@ class Discovery:
     def attach(self) -> None:
         """Swaps the classes of their connections."""
         for sentinel in self._sentinels:
-            pool = sentinel.connection_pool
-            if "make_connection" in vars(pool):
-                continue  # another client of the same Sentinel is guarded, too
-            pool.make_connection = partial(self._make, pool.make_connection)
+            pool = getattr(sentinel, "connection_pool", None)
+            if not isinstance(pool, _POOLS) or hasattr(pool, "_guardrails") or _MAKE in vars(pool):
+                continue  # it is guarded itself, or another client of the same Sentinel is
+            vars(pool)[_MAKE] = partial(self._make, pool.make_connection)
             self._pools.append(pool)
             for connection in pool._available_connections:  # noqa: SLF001 - there is no public getter
                 self._take_over(connection)
@@ -124,6 +133,8 @@ class Discovery:
         return connection
 
     def _take_over(self, connection: Any) -> None:
+        if is_guarded(connection):
+            return
         plain = type(connection)
         if plain not in self._classes:
             on_loop = issubclass(plain, redis.asyncio.connection.AbstractConnection)
@@ -136,8 +147,8 @@ class Discovery:
     def detach(self) -> None:
         """Puts the classes back."""
         for pool in self._pools:
-            del pool.make_connection
+            leave(pool)
             for connection in [*pool._available_connections, *pool._in_use_connections]:  # noqa: SLF001
-                if is_guarded(connection):
+                if type(connection) in self._classes.values():
                     connection.__class__ = type(connection).plain
         self._pools.clear()

@@ -19,7 +19,7 @@ from guardrails._guard import Guard
 from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
 from guardrails.integrations.redis._connection import GuardedConnection
-from guardrails.integrations.redis._discovery import Discovery
+from guardrails.integrations.redis._discovery import Discovery, leave
 from guardrails.integrations.redis._giving_back import gives_back
 from guardrails.integrations.redis._guarded import derive, derived, is_guarded
 from guardrails.integrations.redis._reserve import AsyncReserve, Reserve
@@ -71,6 +71,7 @@ class Admission:
         """
         pool = self._pool
         base = type(pool)
+        leave(pool)
         try:
             guarded = derived(base, {"_guardrails": self._guard, **_hooks(self)})
             self._guarded(pool.connection_class)
@@ -110,9 +111,12 @@ class Admission:
 
     def take_over(self, connection: Any) -> None:
         """Guards a connection."""
-        if not is_guarded(connection):
-            connection.__class__ = self._guarded(type(connection))
-            connection.guard()
+        if is_guarded(connection):
+            if connection.work is self._work:
+                return
+            connection.__class__ = type(connection).plain  # of a sentinel, whose client now gets a guard
+        connection.__class__ = self._guarded(type(connection))
+        connection.guard()
 
     def _guarded(self, plain: type) -> type:
         if plain not in self._classes:

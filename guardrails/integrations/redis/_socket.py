@@ -63,15 +63,16 @@ class BoundedSocket:
         timeout: What each may take.
 
     Attributes:
+        bounds: The same.
         poll: Looks for something to read, an end of file too, for so many milliseconds; what it returns is
             empty if there is none. None where one look cannot tell.
     """
 
-    __slots__ = ("_bounds", "_least", "_most", "_raw", "_timeout", "poll")
+    __slots__ = ("_least", "_most", "_raw", "_timeout", "bounds", "poll")
 
     def __init__(self, raw: socket.socket, bounds: Bounds, timeout: float | None) -> None:
         self._raw = raw
-        self._bounds = bounds
+        self.bounds = bounds
         self.poll: Callable[[float], list[Any]] | None = None
         if type(raw) is socket.socket and hasattr(select, "poll"):  # TLS may have read ahead
             poll = select.poll()
@@ -83,21 +84,21 @@ class BoundedSocket:
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """See socket.socket."""
-        at = self._bounds.at
+        at = self.bounds.at
         if at is None or not self._least <= at - monotonic() <= self._most:
             self._bound()
         return self._raw.recv(size, flags)
 
     def recv_into(self, *args: Any) -> int:
         """See socket.socket."""
-        at = self._bounds.at
+        at = self.bounds.at
         if at is None or not self._least <= at - monotonic() <= self._most:
             self._bound()
         return self._raw.recv_into(*args)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """See socket.socket."""
-        at = self._bounds.at
+        at = self.bounds.at
         if at is None or not self._least <= at - monotonic() <= self._most:
             self._bound()
         self._raw.sendall(data, flags)
@@ -119,7 +120,7 @@ class BoundedSocket:
         return getattr(self._raw, name)
 
     def _bound(self) -> None:
-        bounds = self._bounds
+        bounds = self.bounds
         timeout = bounds.within(self._timeout)
         if self._raw.gettimeout() != timeout:
             self._raw.settimeout(timeout)
