@@ -465,8 +465,15 @@ def valkey():
         yield server
 
 
+@pytest.fixture
+def parser(request, monkeypatch):
+    """What redis-py reads replies with: what it takes by itself, or what a test asks for."""
+    if hasattr(request, "param"):
+        redis_lab.use_parser(request.param, monkeypatch)
+
+
 @pytest.fixture(params=[redis_lab.SyncLab, redis_lab.AsyncLab], ids=["sync", "async"])
-def cache(request, valkey):
+def cache(request, valkey, parser):
     """A place for a Redis client of each flavour; the client and what it holds are gone afterwards."""
     with request.param(valkey.port) as lab:
         yield lab

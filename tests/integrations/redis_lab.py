@@ -39,6 +39,34 @@ def nimble(**settings):
     )
 
 
+PARSERS = ["hiredis", "python"]
+"""What reads replies, and what packs commands for threads. redis-py takes hiredis where that is installed."""
+
+with_each_parser = pytest.mark.parametrize("parser", PARSERS, indirect=True)
+"""For tests of faults on the wire; they need the fixture ``parser``. All others take what redis-py takes."""
+
+
+def use_parser(name, monkeypatch):
+    """Has the connections that are made from now on read with one of them."""
+    if name == "hiredis":
+        pytest.importorskip("hiredis")
+        return
+
+    def choose(plain, classes):
+        return lambda self, _: plain(self, classes[self.protocol])
+
+    for module, kinds in (
+        (redis.connection, {2: redis.connection._RESP2Parser, 3: redis.connection._RESP3Parser}),
+        (
+            redis.asyncio.connection,
+            {2: redis.asyncio.connection._AsyncRESP2Parser, 3: redis.asyncio.connection._AsyncRESP3Parser},
+        ),
+    ):
+        cls = module.AbstractConnection
+        monkeypatch.setattr(cls, "set_parser", choose(cls.set_parser, kinds))
+    monkeypatch.setattr(redis.connection, "HIREDIS_AVAILABLE", False)
+
+
 class Stopwatch:
     """Measures a block."""
 

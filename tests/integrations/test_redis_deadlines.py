@@ -12,7 +12,7 @@ import pytest
 import redis
 from conftest import poll
 from redis.backoff import ConstantBackoff
-from redis_lab import LATE, Stopwatch, frozen, nimble
+from redis_lab import LATE, Stopwatch, frozen, nimble, with_each_parser
 
 from guardrails import CallTimeoutError, CircuitOpenError, DeadlineSpentError, GuardrailsError, deadline
 
@@ -45,6 +45,7 @@ def late_by(cache, work, given=0.3):
     assert cache.guard.snapshot().in_use == 0
 
 
+@with_each_parser
 def test_frozen_server_does_not_hold_the_caller(cache, valkey, work):
     """With a warm connection a call is back at its deadline, and the next has its own answer."""
     cache.protect(guard={"timeout": 0.3})
@@ -55,6 +56,7 @@ def test_frozen_server_does_not_hold_the_caller(cache, valkey, work):
     assert cache.guard.snapshot().failed == 1
 
 
+@with_each_parser
 def test_connecting_to_a_frozen_server_is_bounded(cache, valkey, work):
     """Opening the connection and the handshake have the same deadline as the command they are for."""
     cache.protect(guard={"timeout": 0.3})
@@ -83,6 +85,7 @@ def test_single_connection_is_bounded_and_recovers(cache, valkey):
     assert cache.do(lambda client: client.get("key")) == b"value"
 
 
+@with_each_parser
 def test_trickling_server_cannot_extend_the_deadline(cache, wire, work):
     """A byte now and then is no progress: the time left is measured again for each read."""
     cache.protect(guard={"timeout": 0.4})
@@ -94,6 +97,7 @@ def test_trickling_server_cannot_extend_the_deadline(cache, wire, work):
     assert cache.do(lambda client: client.set("key", "value"))
 
 
+@with_each_parser
 @pytest.mark.parametrize("fault", ["hang", "reset", "half_close", "refuse", "truncate"])
 def test_broken_wire_ends_in_time(cache, wire, work, fault):
     """Whatever the network does, a call is over by its deadline, and the next one after it is healed."""

@@ -10,7 +10,7 @@ import threading
 import pytest
 import redis
 from conftest import poll
-from redis_lab import LATE, RedisServer, Stopwatch, frozen, nimble
+from redis_lab import LATE, RedisServer, Stopwatch, frozen, nimble, with_each_parser
 
 from guardrails import CallTimeoutError, CircuitOpenError
 from guardrails.testing.proxy import FaultProxy
@@ -154,6 +154,7 @@ def server(request):
         yield server
 
 
+@with_each_parser
 @pytest.mark.parametrize(
     ("server", "fault"),
     [(ValkeyServer, fault) for fault in FAULTS]

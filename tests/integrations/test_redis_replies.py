@@ -13,10 +13,12 @@ import pytest
 import redis
 import redis.asyncio
 from redis.connection import Connection
-from redis_lab import QUIET
+from redis_lab import QUIET, with_each_parser
 
 from guardrails import CallTimeoutError, RejectedError, deadline, protect
 from guardrails.testing.proxy import FaultProxy
+
+pytestmark = [pytest.mark.usefixtures("parser"), with_each_parser]
 
 CALLS = int(os.environ.get("GUARDRAILS_REDIS_CALLS", "1200"))
 """Per flavour; a release runs 10,000."""
