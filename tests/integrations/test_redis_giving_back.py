@@ -467,6 +467,38 @@ def test_a_health_check_that_is_due_does_not_hold_up_unwatch(cache, bare):
     assert cache.do(lambda client: client.client_id()) == before
 
 
+def test_an_interrupt_between_unwatch_and_its_answer_spoils_no_later_command(cache, bare):
+    """The connection is closed at its next checkout, and no old moment bounds what is read then."""
+    cache.protect(max_connections=1)
+    cache.do(lambda client: client.set("key", "value"))
+    connection = cache.finish(cache.pool.get_connection)
+    cache.finish(lambda: connection.send_command("UNWATCH"))
+    cache.finish(lambda: cache.pool.release(connection))
+    time.sleep(GRACE + 0.05)
+    for _ in range(2):
+        assert cache.do(lambda client: client.get("key")) == b"value"
+
+
+def test_what_replaces_the_reading_of_one_connection_is_called(cache, bare):
+    """As redis-py's own tests do it."""
+    cache.protect(max_connections=1)
+    called = []
+
+    def watch(connection):
+        plain = connection.read_response
+
+        def read_response(*args, **kwargs):
+            called.append(True)
+            return plain(*args, **kwargs)
+
+        connection.read_response = read_response
+
+    watch_and_leave(cache, lambda: watch(next(iter(cache.pool._in_use_connections))))
+    assert called == [True]
+    assert cache.do(lambda client: client.ping())
+    assert called == [True, True]
+
+
 def test_a_cancelled_task_leaves_no_unread_answer(cache, wire):
     """A task that is cancelled while UNWATCH is under way closes the connection."""
     if not cache.is_async:

@@ -40,6 +40,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         if self.meets_callers and self.checkout is None:
             self.checkout = under_way.get()
         if not self.is_connected:
+            self._read_plainly()
             self._connecting = True
             try:
                 await self.plain.connect(self)
@@ -154,18 +155,13 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
     async def _unwatch(self) -> None:
         """See the synchronous twin."""
         until = asyncio.get_running_loop().time() + GRACE
-        await self._in_time(self.plain.send_command(self, "UNWATCH", check_health=False), until)
+        await self._in_time(until, lambda: self.plain.send_command(self, "UNWATCH", check_health=False))
+        self._once_read(lambda read: self._in_time(until, read))
 
-        async def read_response() -> Any:
-            del self.__dict__["read_response"]
-            return await self._in_time(self.plain.read_response(self), until)
-
-        self.__dict__["read_response"] = read_response
-
-    async def _in_time(self, work: Awaitable[Any], until: float) -> Any:
+    async def _in_time(self, until: float, work: Callable[[], Awaitable[Any]]) -> Any:
         try:
             async with asyncio.timeout_at(until):
-                return await work
+                return await work()
         except (TimeoutError, redis.TimeoutError) as error:
             await self._abort()
             raise redis.ConnectionError("UNWATCH was not answered in time") from error

@@ -27,6 +27,9 @@ else:
 
 __all__ = ["GuardedConnection"]
 
+_Socket = socket.socket
+"""As it was when this was imported: tests put something else in its place."""
+
 
 class GuardedConnection(Guarded, AbstractConnection):
     """See Guarded."""
@@ -41,7 +44,7 @@ class GuardedConnection(Guarded, AbstractConnection):
             self._bounds = self._sock.bounds
             return
         self._bounds = Bounds()
-        if isinstance(self._sock, socket.socket):
+        if isinstance(self._sock, _Socket):
             self._sock = self._bounded(self._sock)
             self._parser.on_connect(self)  # it keeps the socket, too
 
@@ -52,6 +55,7 @@ class GuardedConnection(Guarded, AbstractConnection):
         if self.meets_callers and self.checkout is None:
             self.checkout = under_way.get()
         if self._sock is None:
+            self._read_plainly()
             self._connecting = True
             try:
                 self.plain.connect(self)
@@ -85,11 +89,7 @@ class GuardedConnection(Guarded, AbstractConnection):
 
     def _bounded(self, raw: Any) -> Any:
         # fakeredis answers from memory, through something that is no socket and never waits.
-        return (
-            raw
-            if not isinstance(raw, socket.socket)
-            else BoundedSocket(raw, self._bounds, self.socket_timeout)
-        )
+        return raw if not isinstance(raw, _Socket) else BoundedSocket(raw, self._bounds, self.socket_timeout)
 
     @property
     def socket_timeout(self) -> float | None:
@@ -213,27 +213,18 @@ class GuardedConnection(Guarded, AbstractConnection):
         Raises:
             ConnectionError: It took longer. redis-py then closes the connection, which has the same effect.
         """
-        self._bounds.at = time.monotonic() + GRACE
-        self.__dict__["read_response"] = self._read_unwatched
-        try:
-            self.plain.send_command(self, "UNWATCH", check_health=False)
-        except BaseException as error:
-            self._end_unwatch()
-            if isinstance(error, redis.TimeoutError):
-                raise redis.ConnectionError("UNWATCH could not be sent in time") from error
-            raise
+        until = time.monotonic() + GRACE
+        self._in_time(until, lambda: self.plain.send_command(self, "UNWATCH", check_health=False))
+        self._once_read(lambda read: self._in_time(until, read))
 
-    def _read_unwatched(self) -> Any:
+    def _in_time(self, until: float, work: Callable[[], Any]) -> Any:
+        self._bounds.at = until
         try:
-            return self.plain.read_response(self)
+            return work()
         except redis.TimeoutError as error:
             raise redis.ConnectionError("UNWATCH was not answered in time") from error
         finally:
-            self._end_unwatch()
-
-    def _end_unwatch(self) -> None:
-        self._bounds.at = None
-        del self.__dict__["read_response"]
+            self._bounds.at = None
 
     def _be_patient(self, checkout: Checkout) -> None:
         self._bounds.patient = True

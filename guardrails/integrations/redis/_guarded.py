@@ -6,7 +6,7 @@ connection is its own ``retry``: that is the one place that sees where a piece o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any
 
@@ -45,11 +45,13 @@ class Guarded:
     work: Work
     policy: RetryPolicy
     is_connected: Any
+    read_response: Any
     checkout: Checkout | None = None
     meets_callers = True
     closes = False
     _busy = False
     _connecting = False
+    _reads_once = False
 
     def guard(self) -> None:
         """Takes over a connection that was made before. It must not be in the middle of anything."""
@@ -139,6 +141,25 @@ class Guarded:
         if not self.is_connected:
             raise redis.ConnectionError("not sent: nothing is watched on a closed connection")
         return True
+
+    def _once_read(self, within: Callable[[Callable[[], Any]], Any]) -> None:
+        """Has the next answer read by ``within``, which is given what would read it."""
+        self._read_plainly()  # after an interrupt
+        own, read = self.__dict__.get("read_response"), self.read_response
+
+        def read_response() -> Any:
+            self._read_plainly()
+            if own is not None:  # somebody has replaced it on this one connection
+                self.__dict__["read_response"] = own
+            return within(read)
+
+        self._reads_once = True
+        self.__dict__["read_response"] = read_response
+
+    def _read_plainly(self) -> None:
+        if self._reads_once:
+            self._reads_once = False
+            del self.__dict__["read_response"]
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         """See redis-py. What it packs is a pipeline or a transaction."""
