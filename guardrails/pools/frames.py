@@ -18,7 +18,17 @@ from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FrameType
 from typing import Any
 
-__all__ = ["Caller", "Site", "callers", "is_plumbing", "lines", "site", "site_outside", "stack_of"]
+__all__ = [
+    "Caller",
+    "Site",
+    "callers",
+    "in_driver",
+    "is_plumbing",
+    "lines",
+    "site",
+    "site_outside",
+    "stack_of",
+]
 
 Site = tuple[tuple[CodeType, int], ...]
 """Code and the offset in it, the innermost first."""
@@ -73,13 +83,15 @@ _PLUMBING = {
 }
 """Packages between a line that wants something of a database and the database, or between server and line."""
 
+_DRIVERS = {"aiomysql", "aiosqlite", "asyncmy", "asyncpg", "psycopg", "pymysql"}
+
 _OURS = str(pathlib.Path(__file__).absolute().parents[1]) + os.sep
 _STDLIB = tuple(sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 
 _plumbing: set[int] = set()
 _own: set[int] = set()
-"""What `_is_plumbing` has said of code, by its ``id``: the hash of code is made of all that is in it."""
+"""What `is_plumbing` has said of code, by its ``id``: the hash of code is made of all that is in it."""
 
 _seen: list[CodeType] = []
 """The code it has been asked about, which must live for as long as its ``id`` is known."""
@@ -124,18 +136,32 @@ def site_outside(frame: FrameType) -> Site:
 
 def stack_of(who: Caller) -> Site | None:
     """All of the application's frames that a caller is in now, the innermost first; None if it has ended."""
+    frames = _frames_of(who)
+    return None if frames is None else tuple(_owned(frames))
+
+
+def in_driver(who: Caller) -> bool:
+    """Whether a caller is in code of a database driver now, where that is written in Python."""
+    frames = _frames_of(who)
+    files = () if frames is None else (code.co_filename for code, _ in frames)
+    innermost = next((file for file in files if not file.startswith(_STDLIB)), "")
+    return _package(innermost) in _DRIVERS
+
+
+def _frames_of(who: Caller) -> Iterable[tuple[CodeType, int]] | None:
+    """All frames that a caller is in now, the innermost first; None if it has ended."""
     if isinstance(who, int):
         frame = sys._current_frames().get(who)  # noqa: SLF001 - documented
-        return None if frame is None else tuple(_owned(_outwards(frame)))
+        return None if frame is None else _outwards(frame)
     running = who()
     if running is None:
         return None
     if running is _current_task() or running is _greenlet():
-        return tuple(_owned(_outwards(sys._getframe())))  # noqa: SLF001 - likewise
+        return _outwards(sys._getframe())  # noqa: SLF001 - likewise
     if isinstance(running, asyncio.Future):
         task: Any = running
-        return None if task.done() else tuple(_owned(reversed([*_inwards(task.get_coro())])))
-    return None if running.dead else tuple(_owned(_outwards(running.gr_frame)))
+        return None if task.done() else reversed([*_inwards(task.get_coro())])
+    return None if running.dead else _outwards(running.gr_frame)
 
 
 def lines(where: Site) -> tuple[str, ...]:
@@ -198,26 +224,32 @@ def _this_greenlet() -> Caller:
 
 
 def _owned(frames: Iterable[tuple[CodeType, int]]) -> Iterator[tuple[CodeType, int]]:
-    return ((code, at) for code, at in frames if not _is_plumbing(code.co_filename))
+    return ((code, at) for code, at in frames if not is_plumbing(code.co_filename))
 
 
 def _look_at(code: CodeType) -> bool:
-    verdict = _is_plumbing(code.co_filename)
+    verdict = is_plumbing(code.co_filename)
     if len(_seen) < _MOST_CODES:  # code can be made without end
         _seen.append(code)
         (_plumbing if verdict else _own).add(id(code))
     return verdict
 
 
-def _is_plumbing(filename: str) -> bool:
+def is_plumbing(filename: str) -> bool:
+    """Whether a file is of a framework, a driver or the standard library, not of the application."""
     if filename.startswith(("<", _OURS)):
         return True
+    package = _package(filename)
+    return filename.startswith(_STDLIB) if package is None else package in _PLUMBING
+
+
+def _package(filename: str) -> str | None:
+    """The installed package that a file belongs to, or None."""
     parts = filename.replace("\\", "/").split("/")
     for folder in _INSTALLED:
         if folder in parts:
-            package = parts[parts.index(folder) + 1]
-            return package.removesuffix(".py") in _PLUMBING
-    return filename.startswith(_STDLIB)
+            return parts[parts.index(folder) + 1].removesuffix(".py")
+    return None
 
 
 def _short(filename: str) -> str:

@@ -10,8 +10,8 @@ from typing import Literal
 __all__ = ["WORDS", "Cause", "Doing", "Holder", "PoolStatus", "cause_of"]
 
 Doing = Literal["statement", "other_work", "nested", "gone"]
-"""What a holder does with its connection: a statement runs on it; its code is busy with something else; it
-has another connection of the same pool, or asked for one; or it has ended, and not given it back."""
+"""What a holder does with its connection: something runs on it; its code does other work, or waits suspended;
+it has another connection of the same pool, or asked for one; or it has ended, and not given it back."""
 
 Cause = Literal["free", "slow_calls", "held_idle", "nested", "leak"]
 """Why a pool has nothing left to give; ``"free"`` where it has."""
@@ -27,7 +27,7 @@ _POINTS_TO: dict[Doing, Cause] = {
 _ADVICE: dict[Cause, str] = {
     "free": "the pool has connections left",
     "slow_calls": "statements take long: look for locks in the database; a larger pool makes it worse",
-    "held_idle": "connections are held while their code does something else: end the transaction before that",
+    "held_idle": "connections are held across other work: end the transaction or close the session before it",
     "nested": "code that holds a connection asks for a second one: pass the first on, or use another engine",
     "leak": "connections were not given back: close them in a with block",
 }
@@ -35,7 +35,7 @@ _ADVICE: dict[Cause, str] = {
 
 WORDS: dict[Doing, str] = {
     "statement": "in a statement",
-    "other_work": "busy with something else",
+    "other_work": "held across other work",
     "nested": "in want of a second one",
     "gone": "gone",
 }
@@ -50,7 +50,8 @@ class Holder:
         doing: What its holder does: ``"statement" "other_work" "nested" "gone"``.
         where: Where it was asked for: lines such as ``"shop/orders.py:42 in load"`` of the application's own
             code, the innermost first.
-        now: Where its holder's code has come to since; empty once that has ended.
+        now: Where its holder's code has come to since, or the line at which it is suspended; empty once it
+            has ended.
         route: The template of the route it serves, under the middleware; else None.
         compartment: The compartment it belongs to, or None.
     """
@@ -97,9 +98,15 @@ class PoolStatus:
                 holder
             )
         return [
-            f"  {len(group)} x {WORDS[doing]}, out for up to {group[0].seconds:.1f} s, taken at {where}"
+            f"  {len(group)} x {WORDS[doing]}{_since(group[0])}, out for up to {group[0].seconds:.1f} s, "
+            f"taken at {where}"
             for (where, doing), group in sorted(alike.items(), key=lambda item: -len(item[1]))
         ]
+
+
+def _since(holder: Holder) -> str:
+    """The line at which a holder does other work."""
+    return f" at {holder.now[0]}" if holder.doing == "other_work" and holder.now else ""
 
 
 def cause_of(holders: Sequence[Holder], capacity: int) -> Cause:

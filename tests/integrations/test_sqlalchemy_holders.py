@@ -369,7 +369,7 @@ def test_exhausted_pool_is_diagnosed_in_the_log(make_engine, caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "pool 'db': 2 of 2 connections out" in record.getMessage()
-    assert "2 x busy with something else" in record.getMessage()
+    assert "2 x held across other work" in record.getMessage()
     assert " in call_another_service" in record.getMessage()
     assert "\n" not in record.getMessage()
 
@@ -390,7 +390,7 @@ def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, capl
         assert not caplog.records
         connecting.set()
         poll(lambda: caplog.records, "the log has it", 3)
-    assert "2 x busy with something else" in caplog.records[0].getMessage()
+    assert "2 x held across other work" in caplog.records[0].getMessage()
 
 
 def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog, monkeypatch):
@@ -401,7 +401,7 @@ def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog
         both_wait(engine)
         asyncio.run(guard._door.reserve())
         poll(lambda: caplog.records, "the log has it")
-    assert "2 x busy with something else" in caplog.records[0].getMessage()
+    assert "2 x held across other work" in caplog.records[0].getMessage()
 
 
 def test_share_of_a_compartment_is_no_exhaustion(make_engine, caplog):

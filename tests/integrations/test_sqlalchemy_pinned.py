@@ -1,0 +1,240 @@
+"""A connection that code holds while it does other work is no leak: the line that holds it is named."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+from asgi_client import ask, http
+from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi.responses import StreamingResponse
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from guardrails import protect
+from guardrails.integrations.asgi import GuardrailsMiddleware
+from guardrails.integrations.sqlalchemy import pool_status
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """A pool of one connection."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db", pool_size=1, max_overflow=0)
+    protect(engine, name="db")
+    yield engine
+    engine.dispose()
+
+
+class Pinned:
+    """What `pool_status` says at one moment inside a request."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.seen = []
+
+    def look(self):
+        """Asks from a thread of its own, as the housekeeper does."""
+        asking = threading.Thread(target=lambda: self.seen.append(pool_status(self.engine)))
+        asking.start()
+        asking.join()
+
+    def check(self, line):
+        """Held across other work, at a line in the function that is named."""
+        (status,) = self.seen
+        (holder,) = status.holders
+        assert (status.cause, holder.doing) == ("held_idle", "other_work")
+        assert f" in {line}" in holder.now[0], holder.now
+        assert "held across other work at " in str(status)
+        assert "leak" not in str(status)
+        assert pool_status(self.engine).holders == ()
+
+
+def query_deep_down(session):
+    """The three innermost lines of the application, which are kept of a checkout, end with it."""
+
+    def first():
+        return second()
+
+    def second():
+        return third()
+
+    def third():
+        return session.execute(text("select 1")).scalar()
+
+    return first()
+
+
+def serve(app, path="/"):
+    """One request."""
+    answer = ask(app, http(path))
+    assert answer.raised is None
+    assert answer.status == 200
+
+
+def application(engine):
+    """An application with a session for each request."""
+    app = FastAPI()
+
+    def get_session():
+        with Session(engine) as session:
+            yield session
+
+    return app, Depends(get_session)
+
+
+def test_streaming_response(engine):
+    """A session that lives until a stream's end is held by its dependency."""
+    pinned = Pinned(engine)
+    app, session = application(engine)
+
+    @app.get("/")
+    def endpoint(session: Session = session):
+        query_deep_down(session)
+
+        def rows():
+            pinned.look()
+            yield b"1"
+
+        return StreamingResponse(rows())
+
+    serve(app)
+    pinned.check("application.<locals>.get_session")
+
+
+def test_server_sent_events(engine):
+    """Likewise of events, from an asynchronous endpoint."""
+    pinned = Pinned(engine)
+    app, session = application(engine)
+
+    @app.get("/")
+    async def endpoint(session: Session = session):
+        query_deep_down(session)
+
+        async def events():
+            await asyncio.to_thread(pinned.look)
+            yield b"data: 1\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    serve(app)
+    pinned.check("application.<locals>.get_session")
+
+
+def test_background_task(engine):
+    """A task that runs after the response holds what it was given."""
+    pinned = Pinned(engine)
+    app = FastAPI()
+
+    def work(session):
+        pinned.look()
+        session.close()
+
+    @app.get("/")
+    def endpoint(tasks: BackgroundTasks):
+        session = Session(engine)
+        query_deep_down(session)
+        tasks.add_task(work, session)
+        return 1
+
+    serve(app)
+    pinned.check("test_background_task.<locals>.work")
+
+
+def test_slow_call_to_another_service(engine):
+    """Code whose helpers have run their queries holds the connection while it waits elsewhere."""
+    pinned = Pinned(engine)
+
+    def handle():
+        with Session(engine) as session:
+            query_deep_down(session)
+            call_elsewhere()
+
+    def call_elsewhere():
+        pinned.look()
+
+    worker = threading.Thread(target=handle)
+    worker.start()
+    worker.join()
+    pinned.check("test_slow_call_to_another_service.<locals>.handle")
+
+
+def test_generator_that_is_suspended(engine):
+    """A generator in the middle of its block holds the connection, whoever runs."""
+    pinned = Pinned(engine)
+
+    def rows():
+        with engine.connect() as connection:
+            query_deep_down(connection)
+            yield 1
+
+    generator = rows()
+    first = threading.Thread(target=next, args=(generator,))
+    first.start()
+    first.join()
+    pinned.look()
+    generator.close()
+    pinned.check("test_generator_that_is_suspended.<locals>.rows")
+
+
+def test_asynchronous_generator(tmp_path):
+    """An asynchronous one, too, whose first step ran in a task that has ended."""
+
+    async def main():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/db", pool_size=1, max_overflow=0)
+        protect(engine, name="db")
+        pinned = Pinned(engine)
+
+        @contextlib.asynccontextmanager
+        async def scope():
+            async with AsyncSession(engine) as session:
+                yield session
+
+        manager = scope()
+        session = await manager.__aenter__()
+        await asyncio.create_task(session.execute(text("select 1")))
+        await asyncio.to_thread(pinned.look)
+        await manager.__aexit__(None, None, None)
+        pinned.check("test_asynchronous_generator.<locals>.main")
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_forgotten_connection_is_a_leak(engine):
+    """What no code holds any more is called a leak, even while others wait."""
+    forgotten = []
+
+    def leak():
+        forgotten.append(engine.connect())
+
+    thread = threading.Thread(target=leak)
+    thread.start()
+    thread.join()
+    looked = Pinned(engine)
+    looked.look()
+    (status,) = looked.seen
+    assert (status.cause, status.holders[0].doing, status.holders[0].now) == ("leak", "gone", ())
+    forgotten.pop().close()
+
+
+def test_request_that_is_under_way_holds_what_it_took(engine):
+    """Inside a middleware's request a connection is not gone before the request is."""
+    kept, seen = {}, []
+
+    async def app(_scope, _receive, send):
+        kept["session"] = await asyncio.to_thread(take)
+        seen.append(await asyncio.to_thread(pool_status, engine))
+        kept.pop("session").close()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def take():
+        session = Session(engine)
+        query_deep_down(session)
+        return session
+
+    serve(GuardrailsMiddleware(app))
+    assert (seen[0].cause, seen[0].holders[0].doing) == ("held_idle", "other_work")
