@@ -65,6 +65,11 @@ class _Verbs:
         if self._driver is not None:
             self._driver.kill(self._own(connection))
 
+    def retire(self, connection: Any) -> None:
+        """See Driver."""
+        if self._driver is not None:
+            self._driver.retire(self._own(connection))
+
     def abandon(self, connection: Any) -> None:
         """See Driver."""
         if self._driver is not None:
@@ -112,6 +117,25 @@ class Bounds:
             raise
         if limit.end():
             # It finished, but the server may still get our cancel request, for whatever runs next.
+            raise StoppedError
+        return result
+
+    def around(self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float) -> Any:
+        """Runs what may consist of several pieces of work, each with a limit of its own.
+
+        Raises:
+            StoppedError: It was asked to stop. The connection must not be used again.
+        """
+        limit = self.lend(connection, seconds)
+        if limit is None:
+            return call(*args)
+        try:
+            result = call(*args)
+        except BaseException as error:
+            if limit.failed(error):
+                raise StoppedError from error
+            raise
+        if limit.end():
             raise StoppedError
         return result
 
@@ -193,6 +217,8 @@ class _OnLoop(Alarm):
         if not self.rung:
             self.alarms.armed.pop(self, None)
             return False
+        with suppress(Exception):  # it may have been closed meanwhile
+            self.verbs.retire(self.connection)
         return self.task is None or self.task.uncancel() <= self.before
 
     def failed(self, error: BaseException) -> bool:

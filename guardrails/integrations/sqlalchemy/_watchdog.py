@@ -42,6 +42,9 @@ class Stop(Protocol):
     def kill(self, connection: Any) -> None:
         """Makes it fail at once; never blocks."""
 
+    def retire(self, connection: Any) -> None:
+        """Closes it for good, once the call is over; never blocks."""
+
 
 class Watched:
     """One blocking call and how to stop it; made by `watch`.
@@ -107,7 +110,11 @@ class _Watchdog:
         """Ends the watch of a call that is not armed any more; True if that is because it was late."""
         with self._lock:  # a hard stop in progress ends before the caller may close the connection
             self._asked.pop(call, None)
-        return call.asked > 0
+        if not call.asked:
+            return False
+        with suppress(Exception):  # it may have been closed meanwhile
+            call.stop.retire(call.connection)
+        return True
 
     def _start(self) -> None:
         with self._lock:

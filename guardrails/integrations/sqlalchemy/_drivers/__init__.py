@@ -57,6 +57,12 @@ class Driver(Protocol):
     def kill(self, connection: Any) -> None:
         """Makes whoever waits on the connection fail now, server or no server. Never blocks."""
 
+    def retire(self, connection: Any) -> None:
+        """Closes a connection that was told to stop for good, whoever it belongs to. Never blocks.
+
+        A late order would hit the next user of it, and ``close()`` of a pool's connection may return it.
+        """
+
     def abandon(self, connection: Any) -> None:
         """Tells the server that a task was cancelled from outside, where the driver itself does not."""
 

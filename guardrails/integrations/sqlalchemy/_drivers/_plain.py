@@ -56,6 +56,9 @@ class Plain(ABC):
         """See Driver."""
         return statement
 
+    def retire(self, connection: Any) -> None:  # noqa: B027 - its close() will do
+        """See Driver."""
+
     def abandon(self, connection: Any) -> None:  # noqa: B027 - it need not be said again
         """See Driver. Cancelling the task is enough."""
 

@@ -27,6 +27,11 @@ class Psycopg(PostgresDriver):
         with suppress(Exception):  # closed meanwhile
             cut(connection.pgconn.socket)
 
+    def retire(self, connection: Any) -> None:
+        """See Driver. psycopg_pool's ``close_returns`` would give it to the next one who asks."""
+        with suppress(Exception):
+            connection.pgconn.finish()
+
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""
         return server_failed(getattr(error, "sqlstate", None))
