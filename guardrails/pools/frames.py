@@ -169,11 +169,6 @@ def lines(where: Site) -> tuple[str, ...]:
     return tuple(f"{_short(code.co_filename)}:{_line(code, at)} in {code.co_qualname}" for code, at in where)
 
 
-def is_plumbing(code: CodeType) -> bool:
-    """Whether code is none of the application's own: a framework's, a server's, a driver's."""
-    return _is_plumbing(code.co_filename)
-
-
 def _current_task() -> asyncio.Task[Any] | None:
     return None if asyncio._get_running_loop() is None else asyncio.current_task()  # noqa: SLF001 - documented
 

@@ -27,7 +27,7 @@ from guardrails.testing.servers import PostgresServer, ValkeyServer
 @pytest.fixture(scope="session")
 def postgres():
     """One PostgreSQL for the whole run."""
-    with PostgresServer.start(max_connections=100) as server:
+    with PostgresServer.start(max_connections=100, settings={"max_prepared_transactions": "20"}) as server:
         yield server
 
 

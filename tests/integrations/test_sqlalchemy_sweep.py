@@ -13,7 +13,7 @@ import types
 import anyio
 import pytest
 from conftest import on_loops, poll
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
@@ -135,6 +135,33 @@ async def raw_cursors(engine):
         await greenlet_spawn(raw.close)
 
 
+def ask(connection, *_):
+    """A listener's own statement, below all hooks."""
+    cursor = connection.cursor()
+    cursor.execute("select 1")
+    cursor.fetchall()
+    cursor.close()
+    connection.rollback()
+
+
+def ask_on_return(connection, record, state):
+    """Likewise, where a connection that comes back may be used."""
+    if state.asyncio_safe:
+        ask(connection)
+
+
+async def listened(engine):
+    """A statement of another isolation level, with listeners that ask the server around it."""
+    listeners = engine.sync_engine
+    if not event.contains(listeners, "checkout", ask):
+        event.listen(listeners, "checkout", ask)
+        event.listen(listeners, "reset", ask_on_return)
+    async with engine.connect() as connection:
+        connection = await connection.execution_options(isolation_level="SERIALIZABLE")
+        await connection.execute(text("select 1"))
+        await connection.commit()
+
+
 async def sweep(engine, db, how, work, *, cold=False, tidy=lambda: None):
     """Cancels a piece of work at its first await point, at its second, and so on; returns how many it has."""
     for point in itertools.count(1):
@@ -170,6 +197,7 @@ every_work = pytest.mark.parametrize(
         ("cold", transaction),
         ("warm", transaction),
         ("warm", journey),
+        ("warm", listened),
         ("warm", batch),
         ("warm", raw_cursors),
         ("cold", raw_cursors),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
-__all__ = ["DroppedCursor", "RawCursor", "ServerCursor", "SteppedCursor"]
+__all__ = ["SteppedCursor", "raw_cursor"]
 
 _PEP_249 = {"callproc", "executemany", "nextset", "scroll"}
 _PSYCOPG2 = {"copy_expert", "copy_from", "copy_to"}
@@ -32,6 +31,11 @@ class SteppedCursor:
         self._cursor = cursor
         self._step = step
 
+    @property
+    def bare(self) -> Any:
+        """The driver's cursor."""
+        return self._cursor
+
     def fetchone(self) -> Any:
         """See PEP 249."""
         return self._step(self._cursor.fetchone)
@@ -51,40 +55,7 @@ class SteppedCursor:
         return getattr(self._cursor, name)
 
 
-class ServerCursor(SteppedCursor):
-    """A cursor that the server keeps, so that closing it may mean to ask the server.
-
-    Args:
-        cursor: The driver's cursor, after its statement was executed.
-        step: Runs a fetch with its arguments.
-        finish: Runs what closes it.
-    """
-
-    __slots__ = ("_finish",)
-
-    def __init__(self, cursor: Any, step: _Step, finish: _Step) -> None:
-        super().__init__(cursor, step)
-        self._finish = finish
-
-    def close(self) -> Any:
-        """See PEP 249."""
-        return self._finish(self._cursor.close)
-
-
-class DroppedCursor(ServerCursor):
-    """One whose driver reads all that is still to come when it is dropped half-read, however long that takes.
-
-    So it is closed before that, within the time of a piece of work.
-    """
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        with suppress(Exception):  # nobody is there to hear it; the connection is invalidated
-            self.close()
-
-
-class RawCursor(ServerCursor):
+class RawCursor(SteppedCursor):
     """A cursor of a raw connection: whatever it asks of the server goes through ``step``.
 
     Args:
@@ -94,7 +65,7 @@ class RawCursor(ServerCursor):
         allow: Words a statement so that the server gives it the time it has.
     """
 
-    __slots__ = ("_allow",)
+    __slots__ = ("_allow", "_finish")
 
     def __init__(self, cursor: Any, step: _Step, finish: _Step, allow: Callable[[Any], Any]) -> None:
         for name, value in (("_cursor", cursor), ("_step", step), ("_finish", finish), ("_allow", allow)):
@@ -105,6 +76,10 @@ class RawCursor(ServerCursor):
         if args:
             args = (self._allow(args[0]), *args[1:])
         return self._work(self._cursor.execute, *args, **kwargs)
+
+    def close(self) -> Any:
+        """See PEP 249. The server may have to be asked, where it keeps the cursor."""
+        return self._finish(self._cursor.close)
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """What psycopg adds to PEP 249: COPY, block by block."""
@@ -126,6 +101,9 @@ class RawCursor(ServerCursor):
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._cursor, name, value)  # arraysize, row_factory, itersize
 
+    def __repr__(self) -> str:
+        return repr(self._cursor)
+
     def __next__(self) -> Any:
         row = self.fetchone()
         if row is None:
@@ -142,6 +120,22 @@ class RawCursor(ServerCursor):
     def _work(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = self._step(call, *args, **kwargs)
         return self if result is self._cursor else result  # some return themselves, for chaining
+
+
+_kinds: dict[type, type[RawCursor]] = {}
+"""The class of raw cursors for each class of the driver's."""
+
+
+def raw_cursor(
+    cursor: Any, step: Callable[..., Any], finish: Callable[..., Any], allow: Callable[[Any], Any]
+) -> Any:
+    """A raw cursor around a driver's, whose name and kind it keeps; see RawCursor for the arguments."""
+    kind = type(cursor)
+    if kind not in _kinds:
+        # isinstance() asks for __class__, too.
+        own = {"__slots__": (), "__module__": kind.__module__, "__class__": property(lambda _: kind)}
+        _kinds[kind] = type(kind.__name__, (RawCursor,), own)
+    return _kinds[kind](cursor, step, finish, allow)
 
 
 class SteppedCopy:

@@ -6,13 +6,12 @@ from pathlib import PurePath
 from typing import Any
 
 from sqlalchemy import Dialect, Engine, event
-from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.util import await_only
 
 from guardrails._checks import Faults, shown
 from guardrails._guard import Guard, attach, sort_calls
 from guardrails._protect import unsuited
-from guardrails.errors import CallTimeoutError, ConfigurationError
+from guardrails.errors import ConfigurationError
 from guardrails.integrations._budget import raises_as_driver, slots_for, sorted_by_itself
 from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
@@ -79,9 +78,10 @@ def guard_engine(
     guard = Guard(name, max_concurrent_calls=slots, **options)
     if as_driver:
         guard.passage.doors[-1].errors = DRIVER_ERRORS
-    driver = find_driver(dialect.driver, is_async=dialect.is_async)
+    named = getattr(dialect, "driver", None) or dialect.name  # a dialect of somebody's own may have none
+    driver = find_driver(named, is_async=dialect.is_async)
     if driver is None and guard.timeout is not None:
-        raise unsupported(dialect.driver)
+        raise unsupported(named)
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
     if driver is not None:
@@ -104,13 +104,14 @@ def _name_of(engine: Engine) -> str:
 
 
 def _worker(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: float | None) -> Worker:
-    dbapi = dialect.loaded_dbapi
+    dbapi = dialect.dbapi  # a dialect of somebody's own may have none
+    answers = [getattr(dbapi, answer, None) for answer in _ANSWERS]
     return Worker(
         guard,
         driver,
         dialect.get_driver_connection,
         is_async=dialect.is_async,
-        errors=tuple(getattr(dbapi, answer) for answer in _ANSWERS if hasattr(dbapi, answer)),
+        errors=tuple(answer for answer in answers if isinstance(answer, type)),
         backstop=backstop,
     )
 
@@ -146,17 +147,25 @@ class _EngineAttachment:
     def attach(self) -> None:
         self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._worker)
         self._hooks.attach()
-        event.listen(self._engine, "handle_error", _keep_the_others)
+        event.listen(self._engine, "handle_error", self._hooks.handle_error)
+        self._root = root = _root(self._engine)
+        listened = root._has_events  # noqa: SLF001 - no public way
+        event.listen(root, "engine_disposed", self._disposed)
+        root._has_events = listened  # noqa: SLF001 - or each statement asks for listeners
+
+    def _disposed(self, engine: Engine) -> None:
+        self._admission.disposed(engine.pool)
 
     def detach(self) -> None:
         """See Attachment."""
-        event.remove(self._engine, "handle_error", _keep_the_others)
+        event.remove(self._root, "engine_disposed", self._disposed)
+        event.remove(self._engine, "handle_error", self._hooks.handle_error)
         self._hooks.detach()
         self._admission.detach(self._engine.pool)
 
 
-def _keep_the_others(context: ExceptionContext) -> None:
-    """A stopped call costs its own connection; by default SQLAlchemy would drop every idle one too."""
-    if isinstance(context.original_exception, CallTimeoutError):
-        context.is_disconnect = True
-        context.invalidate_pool_on_disconnect = False
+def _root(engine: Engine) -> Engine:
+    """The engine that an engine with other execution options was made of."""
+    while (proxied := getattr(engine, "_proxied", None)) is not None:
+        engine = proxied
+    return engine

@@ -6,28 +6,25 @@ reset on return, a ping or a connect.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.engine import ExecutionContext
-from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause
+from sqlalchemy import Engine
+from sqlalchemy.engine import ExceptionContext
 
-from guardrails._checks import Faults
 from guardrails.errors import CallTimeoutError, CommitUnknownError
-from guardrails.integrations.sqlalchemy._cursors import DroppedCursor, ServerCursor, SteppedCursor
-from guardrails.integrations.sqlalchemy._pool import Admission, Checkout
+from guardrails.integrations.sqlalchemy._pool import Admission
+from guardrails.integrations.sqlalchemy._raw import held
 from guardrails.integrations.sqlalchemy._second import redirected
+from guardrails.integrations.sqlalchemy._statements import Statements, checked
 from guardrails.integrations.sqlalchemy._work import Worker
 
-__all__ = ["TIMEOUT_OPTION", "Hooks"]
+if TYPE_CHECKING:
+    from guardrails.integrations.sqlalchemy._checkout import Checkout
+    from guardrails.integrations.sqlalchemy._stopping import Limit
 
-TIMEOUT_OPTION = "guardrails_timeout"
-"""Execution option with the seconds one statement may take, and each fetch of a stream."""
-
-_SAVEPOINT_ENDS = (ReleaseSavepointClause, RollbackToSavepointClause)
+__all__ = ["Hooks"]
 
 
 class Hooks:
@@ -44,22 +41,27 @@ class Hooks:
         self._admission = admission
         self._worker = worker
         self._hooked: list[str] = []
+        self.checkout_of = admission.checkout_of
         self.commit = self._around_commit(engine.dialect.do_commit)
         self.rollback = self._around_rollback(engine.dialect.do_rollback)
 
     def attach(self) -> None:
         """Replaces the methods."""
+        statements = Statements(self._dialect, self._admission, self._worker)
+        self._replace("execution_ctx_cls", statements.contexts(self._dialect.execution_ctx_cls))
         for method in ("do_execute", "do_execute_no_params"):
-            self._hook(method, self._around_statement)
+            self._hook(method, statements.around)
         # PyMySQL makes one INSERT of many only if the statement begins with the word.
-        self._hook("do_executemany", partial(self._around_statement, many=True))
+        self._hook("do_executemany", partial(statements.around, many=True))
         self._replace("do_commit", self.commit)
-        self._hook("do_commit_twophase", self._around_second_phase)
         self._replace("do_rollback", self.rollback)
+        self._hook("do_commit_twophase", partial(self._around_second_phase, commit=True))
+        self._hook("do_rollback_twophase", partial(self._around_second_phase, commit=False))
+        for method in ("get_isolation_level", "set_isolation_level", "reset_isolation_level"):
+            self._hook(method, self._around_isolation_level)
         self._hook("do_ping", self._around_ping)
         self._hook("connect", self._around_connect)
         self._hook("initialize", self._around_questions)
-        self._replace("execution_ctx_cls", _with_own_cursors(self._dialect.execution_ctx_cls))
         if hasattr(self._dialect, "_hstore_oids"):  # what psycopg2's dialect asks behind its own back
             self._hook("_hstore_oids", self._around_questions)
 
@@ -71,7 +73,7 @@ class Hooks:
 
     def check_timeout(self, timeout: Any) -> float:
         """See ProxyWork."""
-        return _checked(timeout)
+        return checked(timeout)
 
     def allow(self, statement: Any, timeout: float | None) -> Any:
         """See ProxyWork."""
@@ -92,22 +94,72 @@ class Hooks:
         """See ProxyWork."""
         if kwargs:
             call = partial(call, **kwargs)
-        record = fairy._connection_record  # noqa: SLF001 - no public way
-        return self._worker.run(
-            call, args, fairy.dbapi_connection, self._admission.checkout_of(record), timeout=timeout
-        )
+        return self._worker.run(call, args, held(fairy), self._checkout_of(fairy), timeout=timeout)
+
+    def end(self, fairy: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool) -> Any:
+        """See ProxyWork."""
+        run = self._worker.run
+        return run(call, args, held(fairy), self._checkout_of(fairy), commit=commit, ending=not commit)
 
     def lend(self, fairy: Any) -> None:
         """See ProxyWork."""
-        checkout = self._admission.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
+        checkout = self._checkout_of(fairy)
         if checkout is not None and checkout.lent is None:
-            checkout.lent = self._worker.lend(fairy.dbapi_connection)
+            checkout.lent = self._worker.lend(held(fairy))
 
     def finish(
         self, fairy: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Any:
         """See ProxyWork."""
-        return self._worker.bounds(close, args, fairy.dbapi_connection, timeout)
+        return self._worker.bounds(close, args, held(fairy), timeout)
+
+    def checking_in(self, fairy: Any) -> Limit | None:
+        """See ProxyWork."""
+        record, connection = fairy._connection_record, held(fairy)  # noqa: SLF001 - no public way
+        self._admission.put_on_top(record, fairy)
+        checkout = self.checkout_of(record)
+        if checkout is None or connection is None:
+            return None
+        return self._worker.watch_check_in(connection, checkout)
+
+    def checked_in(self, fairy: Any, record: Any, limit: Limit | None, error: BaseException | None) -> None:
+        """See ProxyWork."""
+        checkout = self.checkout_of(record)
+        if error is not None and checkout is not None and checkout.is_of(fairy):
+            # SQLAlchemy leaves it out for ever when a listener raises.
+            record.invalidate(error)
+            fairy._pool._return_conn(record)  # noqa: SLF001 - no public way
+            fairy.dbapi_connection = fairy._connection_record = None  # noqa: SLF001 - likewise
+        if limit is None:
+            return
+        try:
+            self._worker.settle(limit, error)
+        except CallTimeoutError:
+            if error is not None:  # else SQLAlchemy has logged what came of it, and dropped the connection
+                raise
+
+    def handle_error(self, context: ExceptionContext) -> None:
+        """Makes the timeout of a listener's work one of ours; a stopped call costs its own connection alone.
+
+        By default SQLAlchemy would drop every idle one, too.
+        """
+        error: BaseException = context.original_exception
+        connection = context.connection
+        fairy = None if connection is None else connection._dbapi_connection  # noqa: SLF001 - likewise
+        checkout = None if fairy is None else self._checkout_of(fairy)
+        try:
+            if checkout is not None and checkout.bracket is not None:
+                self._worker.end_bracket(checkout, error)
+        except CallTimeoutError as late:
+            error = late
+            raise
+        finally:
+            if isinstance(error, CallTimeoutError):
+                context.is_disconnect = True
+                context.invalidate_pool_on_disconnect = False
+
+    def _checkout_of(self, fairy: Any) -> Checkout | None:
+        return self.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
 
     def _hook(self, method: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         self._replace(method, around(getattr(self._dialect, method)))
@@ -116,93 +168,67 @@ class Hooks:
         self._hooked.append(name)
         setattr(self._dialect, name, ours)
 
-    def _around_statement(self, original: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
-        run, checkout_of = self._worker.run, self._admission.checkout_of
-        steps_in_fetch, allow = self._worker.fetches, self._worker.allow
-        in_scope = self._worker.time_in_scope if self._worker.lifts_backstop else None
-        streaming = DroppedCursor if self._worker.reads_when_dropped else ServerCursor
-
-        def execute(*args: Any, **kwargs: Any) -> Any:
-            if kwargs:
-                args = (*args, kwargs["context"])
-            context = args[-1]
-            if context is None:
-                return original(*args)
-            fairy = context.root_connection._dbapi_connection  # noqa: SLF001 - no public way that costs nothing
-            timeout = context.execution_options.get(TIMEOUT_OPTION)
-            streams = context._is_server_side  # noqa: SLF001 - likewise
-            if timeout is not None:
-                timeout = _checked(timeout)
-            connection, checkout = fairy.dbapi_connection, checkout_of(fairy._connection_record)  # noqa: SLF001 - likewise
-            given = in_scope(checkout) if timeout is None and in_scope is not None else timeout
-            if (streams or given is not None) and not many:
-                args = (args[0], allow(args[1], given, streams=streams), *args[2:])
-            compiled = context.compiled
-            ending = compiled is not None and isinstance(compiled.statement, _SAVEPOINT_ENDS)
-            result = run(original, args, connection, checkout, timeout=timeout, ending=ending)
-            stepped = steps_in_fetch and context.cursor.description and not context.executemany
-            if stepped or streams:
-
-                def step(fetch: Callable[..., Any], *size: int) -> Any:
-                    return run(fetch, size, connection, checkout, timeout=timeout)
-
-                if context._is_server_side:  # noqa: SLF001
-                    user = context.root_connection
-                    finish = partial(self._finish_stream, user, connection, checkout, timeout)
-                    context.cursor = streaming(context.cursor, step, finish)
-                else:
-                    context.cursor = SteppedCursor(context.cursor, step)
-            return result
-
-        return execute
-
-    def _finish_stream(
-        self,
-        user: Connection,
-        connection: Any,
-        checkout: Checkout | None,
-        timeout: float | None,
-        close: Callable[[], Any],
-    ) -> Any:
-        try:
-            return self._worker.bounds(close, (), connection, timeout)
-        except CallTimeoutError as error:
-            user.invalidate(error)  # SQLAlchemy logs what goes wrong here and goes on
-            raise
-        except asyncio.CancelledError:
-            if checkout is not None:
-                checkout.deserted = True
-            raise
-
     def _around_commit(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         run, checkout_of = self._worker.run, self._admission.checkout_of
 
         def commit(fairy: Any) -> Any:
-            connection = fairy.dbapi_connection
+            connection = held(fairy)
             record = fairy._connection_record  # noqa: SLF001 - no public way
             return run(original, (connection,), connection, checkout_of(record), commit=True)
 
         return commit
 
-    def _around_second_phase(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _around_second_phase(self, original: Callable[..., Any], *, commit: bool) -> Callable[..., Any]:
+        """How a two-phase transaction ends: in one call of PEP 249's, or in statements."""
         unknown = self._worker.unknown
 
-        def commit(*args: Any, **kwargs: Any) -> Any:
+        def end(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            fairy = connection.connection
+            call = partial(original, connection, **kwargs)
+            if hasattr(held(fairy), "tpc_commit"):
+                return fairy.guardrails_end(call, *args, commit=commit)
+            checkout = self._checkout_of(fairy)
             try:
-                return original(*args, **kwargs)  # it arrives at the hooks as a statement
+                if checkout is not None:
+                    checkout.ends = not commit
+                return call(*args)  # it arrives at the hooks as statements
             except CommitUnknownError:
                 raise
             except CallTimeoutError as error:
+                if not commit:
+                    raise
                 raise unknown(error) from error.__cause__
+            finally:
+                if checkout is not None:
+                    checkout.ends = False
 
-        return commit
+        return end
+
+    def _around_isolation_level(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What asks for a connection's isolation level or sets it; resetting it is a part of a check-in."""
+        run, checkout_with = self._worker.run, self._admission.checkout_with
+
+        def bounded(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            call, checkout = partial(original, connection, **kwargs), checkout_with(connection)
+            try:
+                return run(call, args, connection, checkout, ending=True)
+            except BaseException as error:
+                # SQLAlchemy does not ask what became of the connection; nor does it give it back.
+                stopped = isinstance(error, CallTimeoutError) or not isinstance(error, Exception)
+                if stopped and checkout is not None and checkout.proxy is not None:
+                    proxy: Any = checkout.proxy()
+                    if proxy is not None and proxy.is_valid and not checkout.checking_in:
+                        proxy.invalidate(error)
+                raise
+
+        return bounded
 
     def _around_rollback(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         run, checkout_of = self._worker.run, self._admission.checkout_of
 
         def rollback(fairy: Any) -> Any:
-            # The collector returns connections without their fairy.
-            connection = getattr(fairy, "dbapi_connection", fairy)
+            # The driver's own comes from what SQLAlchemy asks a new connection.
+            connection = held(fairy)
             record = getattr(fairy, "_connection_record", None)
             return run(original, (connection,), connection, checkout_of(record), ending=True)
 
@@ -233,23 +259,6 @@ class Hooks:
 
         def ask(connection: Any) -> Any:
             fairy = getattr(connection, "connection", None)  # SQLAlchemy's connection, or the driver's
-            return bounds(original, (connection,), fairy.dbapi_connection if fairy else connection)
+            return bounds(original, (connection,), held(fairy) if fairy else connection)
 
         return ask
-
-
-def _with_own_cursors(context: type[ExecutionContext]) -> type[ExecutionContext]:
-    """The class of execution contexts, but with the driver's cursors: their work is hooked above."""
-
-    def create_cursor(self: Any) -> Any:
-        self._dbapi_connection = self._dbapi_connection.dbapi_connection
-        return context.create_cursor(self)
-
-    return type(context.__name__, (context,), {"create_cursor": create_cursor})
-
-
-def _checked(timeout: Any) -> float:
-    faults = Faults("execution_options")
-    faults.seconds(TIMEOUT_OPTION, timeout)
-    faults.raise_if_any()
-    return float(timeout)

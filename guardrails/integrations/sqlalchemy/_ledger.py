@@ -7,20 +7,32 @@ import math
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import MutableMapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardrails._fork import survive_fork
 from guardrails._guard import Guard
 from guardrails.events import LeakFound
-from guardrails.pools.frames import Caller, Site, callers, is_plumbing, lines, site, site_outside, stack_of
+from guardrails.pools.frames import (
+    Caller,
+    Site,
+    callers,
+    in_driver,
+    is_plumbing,
+    lines,
+    site,
+    site_outside,
+    stack_of,
+)
 from guardrails.pools.holders import WORDS, Doing, Holder, PoolStatus, cause_of
+from guardrails.pools.keepers import keepers
 from guardrails.pools.patrol import look_in
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
-    from guardrails.integrations.sqlalchemy._pool import Checkout
+    from guardrails.integrations.sqlalchemy._checkout import Checkout
 
 __all__ = ["Ledger"]
 
@@ -60,7 +72,7 @@ class Ledger:
     """
 
     def __init__(
-        self, guard: Guard, out: Mapping[Any, Checkout], leak_after: float | None, *, is_async: bool
+        self, guard: Guard, out: MutableMapping[Any, Checkout], leak_after: float | None, *, is_async: bool
     ) -> None:
         self.caller = callers(is_async=is_async)
         self.site = site_outside if is_async else site
@@ -79,9 +91,14 @@ class Ledger:
 
     # --- who has what --------------------------------------------------------------------------
 
-    def status(self, pool: Pool | None) -> PoolStatus:
-        """The pool at this moment; without it nobody knows how many connections are idle."""
-        holders = self.holders()
+    def status(self, pool: Pool | None, *, search: bool = True) -> PoolStatus:
+        """The pool at this moment.
+
+        Args:
+            pool: The live pool; without it the number of idle connections is not known.
+            search: As for `holders`.
+        """
+        holders = self.holders(search=search)
         seen = self._guard.snapshot()
         checked_in = getattr(pool, "checkedin", None)
         return PoolStatus(
@@ -94,12 +111,39 @@ class Ledger:
             cause=cause_of(holders, seen.max_concurrent_calls),
         )
 
-    def holders(self) -> tuple[Holder, ...]:
-        """Who has the connections that are out, the longest first."""
-        out = list(self._out.values())
+    def holders(self, *, search: bool = True) -> tuple[Holder, ...]:
+        """Who has the connections that are out, the longest first.
+
+        Args:
+            search: Whether to look through the process for the code that holds what its caller has left.
+        """
+        out = [checkout for checkout in list(self._out.values()) if not checkout.disposed]
         of_each = Counter(_key(checkout.who) for checkout in out)
         holders = [self._holder(checkout, nested=of_each[_key(checkout.who)] > 1) for checkout in out]
+        if search:
+            self._look_for_keepers(out, holders)
         return tuple(sorted(holders, key=lambda holder: -holder.seconds))
+
+    def _look_for_keepers(self, out: list[Checkout], holders: list[Holder]) -> None:
+        """Whose code has gone on may still be in a block of a generator that is suspended, or of a caller."""
+        now = time.monotonic()
+        gone = [
+            (index, proxy)
+            for index, checkout in enumerate(out)
+            if holders[index].doing == "gone"
+            and checkout.next_search <= now
+            and (proxy := checkout.proxy and checkout.proxy()) is not None
+        ]
+        if not gone:
+            return
+        me = self.caller()
+        mine = [place for place, (index, _) in enumerate(gone) if out[index].who == me]
+        for (index, _), where in zip(gone, keepers([proxy for _, proxy in gone], mine), strict=True):
+            request = out[index].request
+            if where is not None or (request is not None and not request.closed):
+                holders[index] = replace(holders[index], doing="other_work", now=lines(where or ()))
+            else:
+                out[index].next_search = now + _PACE
 
     def forgotten(self, older_than: float | None) -> tuple[Holder, ...]:
         """The holders of connections that seem forgotten, the longest first.
@@ -118,7 +162,7 @@ class Ledger:
     def _holder(self, checkout: Checkout, *, nested: bool) -> Holder:
         now = stack_of(checkout.who)
         doing: Doing = "other_work"
-        if checkout.under_way:
+        if checkout.under_way or checkout.busy_outside or in_driver(checkout.who):
             doing = "statement"
         elif not _is_in(checkout.site, now):
             doing, now = "gone", None
@@ -153,7 +197,7 @@ class Ledger:
     def _asking_line(self) -> str | None:
         """The application's line that asks; None where there is nothing but servers and frameworks."""
         where = self.site(sys._getframe(1))  # noqa: SLF001 - documented
-        return None if is_plumbing(where[0][0]) else lines(where)[0]
+        return None if is_plumbing(where[0][0].co_filename) else lines(where)[0]
 
     # --- what is told of it --------------------------------------------------------------------
 
@@ -190,7 +234,11 @@ class Ledger:
         slots, now = self._door.gate.bulkhead, time.monotonic()
         if slots.taken < slots.limit or now < self._next_diagnosis:
             return
-        status = self.status(pool)
+        # A refused caller does not wait for a search; the housekeeper does it.
+        status = self.status(pool, search=pool is None)
+        if pool is not None and any(holder.doing == "gone" for holder in status.holders):
+            look_in(self._look, 0.0)
+            return
         if status.cause != "free":
             self._next_diagnosis = now + _QUIET
             _log.warning("%s", str(status).replace("\n  ", "; "))
@@ -256,6 +304,7 @@ class Ledger:
         """In the child: nobody looks there, and what is out is the parent's."""
         self.watched = False
         self._dropped.clear()
+        self._out.clear()
 
 
 _WORDS = {

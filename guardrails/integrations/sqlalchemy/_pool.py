@@ -6,7 +6,9 @@ and ``engine.dispose()`` makes the next pool of the same class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable
+from functools import partial
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
@@ -14,51 +16,17 @@ from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
 from guardrails._guard import Guard
 from guardrails.errors import BulkheadFullError, ConfigurationError
-from guardrails.integrations import _checkouts
+from guardrails.integrations.sqlalchemy._checkout import Checkout
 from guardrails.integrations.sqlalchemy._ledger import Ledger
+from guardrails.integrations.sqlalchemy._raw import listens_to_check_in
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from guardrails.integrations.sqlalchemy._raw import Proxy
-    from guardrails.integrations.sqlalchemy._stopping import Limit
     from guardrails.integrations.sqlalchemy._work import Worker
-    from guardrails.pools.frames import Caller, Site
 
-__all__ = ["Admission", "Checkout", "capacity", "guard_of", "ledger_of"]
-
-
-class Checkout(_checkouts.Checkout):
-    """One connection out of the pool.
-
-    Attributes:
-        lent: What stops the work of who has asked for the driver's own connection; None if nobody has, or has
-            all the time in the world.
-        below: The checkout that had the connection before, and still has: a StaticPool lets the same one
-            out several times.
-        site: The application's code that asked for it.
-        who: Who ran that.
-        nested: Whether its holder was refused a second connection.
-        told: Whether it was told of as forgotten.
-        proxy: What the user has of it, weakly; None until it is made.
-    """
-
-    __slots__ = ("below", "lent", "nested", "proxy", "site", "told", "who")
-
-    def __init__(self, guard: Guard, site: Site, who: Caller) -> None:
-        super().__init__(guard)
-        self.lent: Limit | None = None
-        self.below: Checkout | None = None
-        self.site = site
-        self.who = who
-        self.nested = self.told = False
-        self.proxy: Callable[[], object] | None = None
-
-    def take_back(self) -> bool:
-        """Ends the work past our hooks; False if the connection must not be used again."""
-        if self.lent is not None and self.lent.end():
-            self.spoilt = True
-        return not self.spoilt
+__all__ = ["Admission", "capacity", "guard_of", "ledger_of"]
 
 
 def capacity(pool: Pool) -> int | None:
@@ -128,6 +96,37 @@ class Admission:
             checkout.take_back()  # or its deadline would come for whoever has the connection next
         self._out.clear()
 
+    def disposed(self, pool: Pool) -> None:
+        """The engine has got a new pool, and so all of its connections: a slot belongs to one pool.
+
+        Args:
+            pool: The new pool.
+        """
+        for checkout in list(self._out.values()):
+            each: Checkout | None = checkout
+            while each is not None:
+                if each.pool is not pool:
+                    each.surrender()
+                each = each.below
+        for _ in range(self._door.gate.adopted):
+            self._door.check_in(0)
+
+    def put_on_top(self, record: Any, proxy: object) -> None:
+        """Makes the checkout of a proxy the one that leaves next, where one connection is out several times.
+
+        Args:
+            record: The pool's record of the connection.
+            proxy: What the user has of it.
+        """
+        top = above = self._out.get(record)
+        while above is not None and above.below is not None:
+            checkout = above.below
+            if checkout.is_of(proxy):
+                above.below, checkout.below = checkout.below, top
+                self._out[record] = checkout
+                return
+            above = checkout
+
     def checkout_with(self, connection: object) -> Checkout | None:
         """The checkout that holds a DBAPI connection, for hooks that are handed nothing else."""
         for record, checkout in list(self._out.items()):
@@ -137,22 +136,26 @@ class Admission:
 
     def _guarded(self, base: type[Pool], proxy: Proxy, worker: Worker) -> type[Pool]:
         # A single base and empty slots, or CPython refuses the swap ("object layout differs").
+        # The name stays: SQLAlchemy names its loggers after the class.
         own = {
             "__slots__": (),
-            "_do_get": self._getter(base),
+            "__module__": base.__module__,
+            "__doc__": base.__doc__,
+            "_do_get": self._getter(base, worker),
             "_do_return_conn": self._returner(base),
+            "connect": self._connector(base, proxy, worker),
+            "_invoke_creator": _creator_of(worker),
             "_guardrails": self._guard,
             "_guardrails_ledger": self._ledger,
-            **_with_new_connections(base, proxy, worker, self._out),
         }
-        return type(f"Guarded{base.__name__}", (base,), own)
+        return type(base.__name__, (base,), own)
 
-    def _getter(self, base: type[Pool]) -> Callable[[Pool], ConnectionPoolEntry]:
+    def _getter(self, base: type[Pool], worker: Worker) -> Callable[[Pool], ConnectionPoolEntry]:
         guard, wait, out, ledger = self._guard, self._wait, self._out, self._ledger
         site, caller = ledger.site, ledger.caller
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
-            checkout = Checkout(guard, site(_getframe(1)), caller())
+            checkout = Checkout(guard, self, site(_getframe(1)), caller())
             try:
                 checkout.take_slots(wait)
             except BulkheadFullError:
@@ -167,6 +170,12 @@ class Admission:
             out[record] = checkout
             if not ledger.watched:
                 ledger.watch()
+            # A new connection is bounded until it is handed out, and so are the listeners of an old one.
+            listening = self.dispatch.checkout
+            if listening.listeners or listening.parent_listeners:
+                connection = record.dbapi_connection
+                if connection is not None:
+                    worker.set_up(connection)
             return record
 
         return _do_get
@@ -178,13 +187,66 @@ class Admission:
             try:
                 # SQLAlchemy has seen to it already, unless it was told not to ask about errors.
                 checkout = out.get(record)
-                if checkout is not None and (checkout.lent or checkout.spoilt) and not checkout.take_back():
+                if (
+                    checkout is not None
+                    and (checkout.spoilt or checkout.lent or checkout.bracket)
+                    and not checkout.take_back()
+                ):
                     record.invalidate()
                 base._do_return_conn(self, record)  # noqa: SLF001
             finally:
                 leave(record)
 
         return _do_return_conn
+
+    def _connector(
+        self, base: type[Pool], proxy: Proxy, worker: Worker
+    ) -> Callable[[Pool], PoolProxiedConnection]:
+        admission, out = self, self._out
+
+        def connect(self: Pool) -> PoolProxiedConnection:
+            try:
+                fairy = base.connect(self)
+            except BaseException as error:
+                if worker.setting_up:
+                    worker.ready(error)
+                raise
+            if worker.setting_up:
+                try:
+                    worker.ready()
+                except BaseException as error:
+                    fairy.invalidate(error)
+                    raise
+            fairy.__class__ = proxy
+            record = fairy._connection_record  # noqa: SLF001
+            checkout = out.get(record)
+            if checkout is not None:
+                checkout.proxy = record.fairy_ref
+                if checkout.below is not None:
+                    admission._superseded(record, checkout.below)
+                elif listens_to_check_in(self):
+                    # Called before SQLAlchemy's own callback: the latest is first.
+                    clean_up = partial(_watch_check_in, worker, record, checkout)
+                    checkout.finalizer = weakref.ref(fairy, clean_up)
+            return fairy
+
+        return connect
+
+    def _superseded(self, record: Any, checkout: Checkout) -> None:
+        """Looks after a checkout whose connection is out once more: SQLAlchemy forgets its first proxy."""
+        first = None if checkout.proxy is None else checkout.proxy()
+        if first is not None:
+            checkout.finalizer = weakref.ref(first, partial(self._drop, record, checkout))
+
+    def _drop(self, record: Any, checkout: Checkout, _: object) -> None:
+        """The proxy of a checkout is gone; of the one on top SQLAlchemy takes care."""
+        above = self._out.get(record)
+        while above is not None and above.below is not checkout:
+            above = above.below
+        if above is not None:
+            above.below = checkout.below
+            self._ledger.dropped(checkout)
+            checkout.give_back()
 
     def _leave(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)
@@ -195,6 +257,7 @@ class Admission:
             self._out[record] = checkout.below
             # Or SQLAlchemy would think that it is back already, and not say so when it comes.
             record.fairy_ref = checkout.below.proxy  # type: ignore[attr-defined] # of its own records
+        checkout.finalizer = None
         if checkout.told:
             self._ledger.returned(checkout)
         elif checkout.proxy is not None and checkout.proxy() is None:
@@ -202,33 +265,20 @@ class Admission:
         checkout.give_back()
 
 
-def _with_new_connections(
-    base: type[Pool], proxy: Proxy, worker: Worker, out: Mapping[Any, Checkout]
-) -> dict[str, Any]:
-    """A pool's methods around what it hands out, and around new connections, whose setting up is bounded."""
+def _watch_check_in(worker: Worker, record: Any, checkout: Checkout, _: object) -> None:
+    """Bounds what listeners do with a connection that the garbage collector gives back."""
+    if record.dbapi_connection is not None:
+        worker.watch_check_in(record.dbapi_connection, checkout)
 
-    def connect(self: Pool) -> PoolProxiedConnection:
-        try:
-            fairy = base.connect(self)
-        except BaseException as error:
-            if worker.setting_up:
-                worker.ready(error)
-            raise
-        if worker.setting_up:
-            try:
-                worker.ready()
-            except BaseException as error:
-                fairy.invalidate(error)
-                raise
-        fairy.__class__ = proxy
-        record = fairy._connection_record  # noqa: SLF001
-        checkout = out.get(record)
-        if checkout is not None:
-            checkout.proxy = record.fairy_ref
-        return fairy
+
+def _creator_of(worker: Worker) -> property:
+    """A pool's function that opens connections, whose setting up is bounded until they are handed out."""
 
     def creator(self: Pool) -> Callable[[ConnectionPoolEntry], Any]:
-        invoke = vars(self)["_invoke_creator"]
+        try:
+            invoke = vars(self)["_invoke_creator"]
+        except KeyError:
+            raise AttributeError("_invoke_creator") from None
 
         def create(record: ConnectionPoolEntry) -> Any:
             connection = invoke(record)
@@ -240,4 +290,10 @@ def _with_new_connections(
     def keep(self: Pool, invoke: object) -> None:
         vars(self)["_invoke_creator"] = invoke
 
-    return {"connect": connect, "_invoke_creator": property(creator, keep)}
+    def forget(self: Pool) -> None:
+        try:
+            del vars(self)["_invoke_creator"]
+        except KeyError:
+            raise AttributeError("_invoke_creator") from None
+
+    return property(creator, keep, forget)

@@ -1,23 +1,36 @@
 """A pool's connection as its user sees it: cursors, COMMIT and ROLLBACK are driver work. Knows no statements.
 
-SQLAlchemy calls it a fairy, makes it itself and lets nobody choose its class; so a guarded pool swaps the
-class of what it hands out, as the guard does with the pool's own.
+SQLAlchemy calls it a fairy, makes it itself and offers no way to choose its class; so a guarded pool swaps
+the class of what it hands out, as the guard does with the pool's own. The class keeps its name.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionFairy
 
+from guardrails._deadline import ambient
 from guardrails.errors import CallTimeoutError
-from guardrails.integrations.sqlalchemy._cursors import RawCursor
+from guardrails.integrations.sqlalchemy._cursors import raw_cursor
 
-__all__ = ["Proxy", "ProxyWork", "guarded_proxy"]
+if TYPE_CHECKING:
+    from guardrails.integrations.sqlalchemy._checkout import Checkout
+    from guardrails.integrations.sqlalchemy._stopping import Limit
+
+__all__ = ["Proxy", "ProxyWork", "get_held", "guarded_proxy", "held", "listens_to_check_in"]
 
 Proxy = type[PoolProxiedConnection]
+
+_slot: Any = _ConnectionFairy.dbapi_connection
+get_held, _set_slot = _slot.__get__, _slot.__set__
+
+_TWO_PHASE = frozenset({"tpc_begin", "tpc_prepare", "tpc_recover"})
+"""What PEP 249 asks of a connection, past its cursors. The two ends have methods below."""
 
 
 class ProxyWork(Protocol):
@@ -53,12 +66,27 @@ class ProxyWork(Protocol):
     def rollback(self, connection: Any) -> None:
         """Rolls back on a proxied connection."""
 
+    def end(self, connection: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool) -> Any:
+        """Runs what ends a two-phase transaction."""
+
+    checkout_of: Callable[[Any], Checkout | None]
+    """Gives the checkout that a pool's record is in."""
+
+    def checking_in(self, connection: Any) -> Limit | None:
+        """Bounds the listeners of a check-in that begins; None where none listens."""
+
+    def checked_in(
+        self, connection: Any, record: Any, limit: Limit | None, error: BaseException | None
+    ) -> None:
+        """Ends a check-in, and gives back what an error in it left out."""
+
 
 class _GuardedConnection(_ConnectionFairy):
     # Empty slots, or CPython refuses the swap ("object layout differs").
     __slots__ = ()
 
     _work: ClassVar[ProxyWork]
+    _bare: ClassVar[Proxy]
 
     @property
     def guardrails_timeout(self) -> float | None:
@@ -77,8 +105,26 @@ class _GuardedConnection(_ConnectionFairy):
             self._work.lend(self)
         return super().driver_connection
 
+    @property
+    def is_valid(self) -> bool:
+        return get_held(self) is not None
+
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        return RawCursor(super().cursor(*args, **kwargs), self._step, self._finish, self._allow)
+        return raw_cursor(get_held(self).cursor(*args, **kwargs), self._step, self._finish, self._allow)
+
+    def _checkin(self, transaction_was_reset: bool = False) -> None:  # noqa: FBT001, FBT002
+        self.__class__ = self._bare  # type: ignore[assignment] # from here on it is SQLAlchemy that reads its attributes
+        record, limit = self._connection_record, None
+        checkout = self._work.checkout_of(record)
+        if checkout is not None and (checkout.below is not None or listens_to_check_in(self._pool)):
+            limit = self._work.checking_in(self)
+        try:
+            super()._checkin(transaction_was_reset)
+        except BaseException as error:
+            self._work.checked_in(self, record, limit, error)
+            raise
+        if limit is not None:
+            self._work.checked_in(self, record, limit, None)
 
     def commit(self) -> None:
         self._end(self._work.commit)
@@ -97,6 +143,12 @@ class _GuardedConnection(_ConnectionFairy):
             return close(*error)
         return self._end(self._work.finish, close, error, self.guardrails_timeout)
 
+    def guardrails_end(self, call: Callable[..., Any], *args: Any, commit: bool) -> Any:
+        """Runs what ends a two-phase transaction."""
+        if not self.is_valid:
+            return call(*args)
+        return self._end(partial(self._work.end, commit=commit), call, args)
+
     def _allow(self, statement: Any) -> Any:
         return self._work.allow(statement, self.guardrails_timeout)
 
@@ -110,6 +162,58 @@ class _GuardedConnection(_ConnectionFairy):
             raise
 
 
+class _LentConnection(_GuardedConnection):
+    """One whose user may take the driver's connection, which is a way past all hooks."""
+
+    __slots__ = ()
+
+    def _lend(self) -> Any:
+        """The DBAPI connection. It is stopped at the ambient deadline if it is not back by then."""
+        connection = get_held(self)
+        # SQLAlchemy reads it for its own work, which is hooked.
+        if ambient.get() is not None and connection is not None and not _read_by_sqlalchemy():
+            self._work.lend(self)
+        return connection
+
+    dbapi_connection = property(_lend, _set_slot)
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(get_held(self), name)
+        if name in _TWO_PHASE:
+            return partial(self._step, attribute)
+        if name in {"tpc_commit", "tpc_rollback"}:
+            return partial(self.guardrails_end, attribute, commit=name == "tpc_commit")
+        if ambient.get() is not None and callable(attribute) and not _read_by_sqlalchemy():
+            self._work.lend(self)
+        return attribute
+
+
 def guarded_proxy(work: ProxyWork) -> Proxy:
     """The class of connections whose work is done by ``work``."""
-    return type("GuardedConnection", (_GuardedConnection,), {"__slots__": (), "_work": work})
+    own = {"__slots__": (), "__module__": _ConnectionFairy.__module__, "_work": work}
+    name = _ConnectionFairy.__name__
+    bare: Any = type(name, (_GuardedConnection,), own)
+    bare._bare = bare  # noqa: SLF001 - one that was invalidated is given back once more
+    return type(name, (_LentConnection,), {**own, "_bare": bare})
+
+
+def listens_to_check_in(pool: Any) -> bool:
+    """Whether anybody wants to see the connections that come back to a pool."""
+    reset, check_in = pool.dispatch.reset, pool.dispatch.checkin
+    # Without the truth of the collections, which are functions of Python: every checkout asks.
+    return bool(reset.listeners or reset.parent_listeners or check_in.listeners or check_in.parent_listeners)
+
+
+def held(connection: Any) -> Any:
+    """The DBAPI connection that a pool's connection holds, without lending it."""
+    try:
+        return get_held(connection)
+    except TypeError:
+        # SQLAlchemy's stand-in for one, or the DBAPI connection itself.
+        return getattr(connection, "dbapi_connection", connection)
+
+
+def _read_by_sqlalchemy() -> bool:
+    """Whether the code that reads an attribute is SQLAlchemy's."""
+    name: str = sys._getframe(2).f_globals.get("__name__", "")  # noqa: SLF001 - documented
+    return name.startswith("sqlalchemy.")

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from guardrails._deadline import ambient, current, note_trouble
+from guardrails._deadline import ambient
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
-from guardrails.errors import CallTimeoutError, CommitUnknownError, GuardrailsError
 from guardrails.integrations._budget import time_allowed
 from guardrails.integrations.sqlalchemy._drivers import Driver
-from guardrails.integrations.sqlalchemy._stopping import Bounds, Limit, StoppedError
+from guardrails.integrations.sqlalchemy._outside import OutsideWork
+from guardrails.integrations.sqlalchemy._stopping import Bounds, StoppedError
 from guardrails.integrations.sqlalchemy._watchdog import GRACE
 
 if TYPE_CHECKING:
-    from guardrails.integrations.sqlalchemy._pool import Checkout
+    from guardrails.integrations.sqlalchemy._checkout import Checkout
 
 __all__ = ["Worker"]
 
@@ -30,7 +28,7 @@ _BACKSTOP = 4
 """How many timeouts of the guard the server gives a statement when nobody can tell it to stop."""
 
 
-class Worker:
+class Worker(OutsideWork):
     """Runs pieces of driver work for one engine.
 
     Args:
@@ -41,9 +39,6 @@ class Worker:
         errors: The error classes of the DBAPI that are answers about the statement.
         backstop: Seconds after which the server should end a statement by itself; None leaves it to the
             driver whether there is such a limit.
-
-    Attributes:
-        setting_up: What bounds the new connections that are not ready yet, by who waits for one.
     """
 
     def __init__(
@@ -56,15 +51,11 @@ class Worker:
         errors: tuple[type[Exception], ...],
         backstop: float | None = None,
     ) -> None:
-        self._guard = guard
+        super().__init__(guard, Bounds(driver, own, is_async=is_async), is_async=is_async)
         self._timeout = guard.timeout
-        self._door: Door = guard.passage.doors[0]
         self._driver = driver
-        self._bounds = Bounds(driver, own, is_async=is_async)
-        self._is_async = is_async
         self._errors = errors
         self._backstop = backstop
-        self.setting_up: dict[int, Limit] = {}
         if (
             backstop is None
             and guard.timeout is not None
@@ -155,7 +146,7 @@ class Worker:
             outcome = _SUCCESS
         except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else _ABANDONED
-            raise self._timed_out(guard, seconds, checkout, commit=commit) from stopped.__cause__
+            raise self.timed_out(guard, seconds, checkout, commit=commit) from stopped.__cause__
         except BaseException as error:
             outcome = self._judge(error, checkout, ending=ending)
             raise
@@ -182,23 +173,14 @@ class Worker:
             CallTimeoutError: It was stopped. The connection must not be used again.
         """
         seconds, _ = time_allowed(self._guard, timeout)
-        if seconds is None or self._driver is None or self._driver.interrupts_task:
-            # A task that both an outer and an inner alarm cancel could not tell whose turn it is.
+        if seconds is None or self._driver is None:
             return call(*args)
+        # A task that both an outer and an inner alarm cancel could not tell which of them did it.
+        run = self._bounds.around if self._driver.interrupts_task else self._bounds.run
         try:
-            return self._bounds.run(call, args, connection, max(seconds, GRACE))
+            return run(call, args, connection, max(seconds, GRACE))
         except StoppedError as stopped:
-            raise self._timed_out(self._guard, seconds) from stopped.__cause__
-
-    def lend(self, connection: Any) -> Limit | None:
-        """Stops what is done with a connection past all hooks when the ambient deadline has come.
-
-        Returns:
-            What is to be told when the connection comes back; None without a deadline.
-        """
-        scope = current()
-        left = None if scope is None else scope.remaining()
-        return None if left is None else self._bounds.lend(connection, max(left, GRACE))
+            raise self.timed_out(self._guard, seconds) from stopped.__cause__
 
     def connect(self, connect: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Opens a connection as evidence, within the time that is left.
@@ -221,7 +203,7 @@ class Worker:
             outcome = Outcome.SUCCESS
         except StoppedError as stopped:
             outcome = Outcome.FAILURE if own else Outcome.ABANDONED
-            raise self._timed_out(self._guard, seconds) from stopped.__cause__
+            raise self.timed_out(self._guard, seconds) from stopped.__cause__
         except BaseException as error:
             outcome = classify(error, None)  # whatever kept us from connecting is the server's fault
             raise
@@ -229,55 +211,11 @@ class Worker:
             door.end(ticket, outcome)
         return connection
 
-    def set_up(self, connection: Any) -> None:
-        """Bounds what is asked of a new connection before anybody has it, past all hooks, until `ready`.
-
-        SQLAlchemy, the driver and the user's own listeners do so, in statements of their own.
-        """
-        seconds, _ = time_allowed(self._guard)
-        if seconds is not None:
-            limit = self._bounds.lend(connection, max(seconds, GRACE))
-            if limit is not None:
-                self.setting_up[self._caller()] = limit
-
-    def ready(self, error: BaseException | None = None) -> None:
-        """The connection this caller waited for is there, or will not be.
-
-        Args:
-            error: What came instead.
-
-        Raises:
-            CallTimeoutError: Its setting up was stopped.
-        """
-        limit = self.setting_up.pop(self._caller(), None)
-        if limit is None or not limit.end() or isinstance(error, GuardrailsError):
-            return
-        if error is None or isinstance(error, Exception):
-            seconds, own = time_allowed(self._guard)
-            self._door.end(self._door.begin(0), Outcome.FAILURE if own else _ABANDONED)
-            raise self._timed_out(self._guard, seconds) from error
-
-    def _caller(self) -> int:
-        return id(asyncio.current_task()) if self._is_async else threading.get_ident()
-
     def _spent(self, *, ending: bool) -> float:
         """The time work gets when there is none: what ends something gets a little, the rest is refused."""
         if not ending:
             raise self._door.refuse("deadline_spent")
         return GRACE
-
-    def _timed_out(
-        self, guard: Guard, seconds: float | None, checkout: Checkout | None = None, *, commit: bool = False
-    ) -> CallTimeoutError:
-        if checkout is not None:
-            checkout.spoilt = True
-        self._door.report.note_stopped()
-        errors = self._door.errors
-        return note_trouble((errors.commit_unknown if commit else errors.timeout)(guard.name, seconds or 0.0))
-
-    def unknown(self, error: CallTimeoutError) -> CommitUnknownError:
-        """The error of a COMMIT that timed out as a statement."""
-        return self._door.errors.commit_unknown(error.guard, error.timeout)
 
     def _judge(self, error: BaseException, checkout: Checkout | None, *, ending: bool) -> Outcome:
         if checkout is not None and isinstance(error, AssertionError):

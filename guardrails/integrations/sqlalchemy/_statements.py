@@ -1,0 +1,205 @@
+"""SQLAlchemy's statements: one execution context, one cursor and the fetches of one result are driver work.
+
+The cursor is the driver's own from the beginning to the end, so listeners see the object they expect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Dialect
+from sqlalchemy.engine import ExecutionContext
+from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause
+
+from guardrails._checks import Faults
+from guardrails.errors import CallTimeoutError
+from guardrails.integrations.sqlalchemy._fetching import fetch_batches, fetch_in_steps
+from guardrails.integrations.sqlalchemy._pool import Admission
+from guardrails.integrations.sqlalchemy._raw import get_held, held
+from guardrails.integrations.sqlalchemy._work import Worker
+
+if TYPE_CHECKING:
+    from guardrails.integrations.sqlalchemy._checkout import Checkout
+
+__all__ = ["TIMEOUT_OPTION", "Statements", "checked"]
+
+TIMEOUT_OPTION = "guardrails_timeout"
+"""Execution option with the seconds one statement may take, and each fetch of a stream."""
+
+_SAVEPOINT_ENDS = (ReleaseSavepointClause, RollbackToSavepointClause)
+
+
+class Statements:
+    """Puts the statements of a dialect through a worker.
+
+    Args:
+        dialect: The engine's dialect.
+        admission: Knows which checkout a connection is in.
+        worker: Runs the work.
+    """
+
+    def __init__(self, dialect: Dialect, admission: Admission, worker: Worker) -> None:
+        self._dispatch: Any = dialect.dispatch
+        self._checkout_of = admission.checkout_of
+        self._worker = worker
+        self._special: type[ExecutionContext] = ExecutionContext
+
+    def contexts(self, base: type[ExecutionContext]) -> type[ExecutionContext]:
+        """The class of execution contexts, with the driver's cursors: their work is hooked."""
+        worker, checkout_of, dispatch = self._worker, self._checkout_of, self._dispatch
+        ours: Any = type(base.__name__, (base,), {"__module__": base.__module__})
+        self._special = special = _special_contexts(ours, worker)
+
+        def create_cursor(self: Any) -> Any:
+            fairy = self._dbapi_connection
+            try:
+                connection = get_held(fairy)
+            except TypeError:
+                connection = held(fairy)
+            root, one, many = self.root_connection, dispatch.do_execute, dispatch.do_executemany
+            if (
+                root._has_events  # noqa: SLF001 - no public way
+                or root.engine._has_events  # noqa: SLF001 - likewise
+                or one.listeners
+                or one.parent_listeners
+                or many.listeners
+                or many.parent_listeners
+            ):
+                checkout = checkout_of(fairy._connection_record)  # noqa: SLF001 - likewise
+                if checkout is not None:
+                    # They get the cursor, and may use it before and after its statement, or instead.
+                    self.__class__ = special
+                    self.guardrails_checkout = checkout
+                    worker.open_bracket(connection, checkout, self.execution_options.get(TIMEOUT_OPTION))
+            if "cursor" in getattr(fairy, "__dict__", ()):  # somebody's own
+                cursor = base.create_cursor(self)
+                self._dbapi_connection = connection
+                return cursor
+            self._dbapi_connection = connection
+            return base.create_cursor(self)
+
+        ours.create_cursor = create_cursor
+        return ours  # type: ignore[no-any-return]
+
+    def around(self, original: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
+        """A dialect's method that executes a statement, as a piece of work."""
+        run, checkout_of, allow = self._worker.run, self._checkout_of, self._worker.allow
+        run_listened, steps_in_fetch = self._run_listened, self._worker.fetches
+        watch_stream, finish = self._watch_stream, self._finish_stream
+        in_scope = self._worker.time_in_scope if self._worker.lifts_backstop else None
+
+        def execute(*args: Any, **kwargs: Any) -> Any:
+            if kwargs:
+                args = (*args, kwargs["context"])
+            context = args[-1]
+            if context is None:
+                return original(*args)
+            timeout = context.execution_options.get(TIMEOUT_OPTION)
+            streams = context._is_server_side  # noqa: SLF001 - no public way that costs nothing
+            if timeout is not None:
+                timeout = checked(timeout)
+            connection = context._dbapi_connection  # noqa: SLF001 - likewise
+            checkout = checkout_of(context.root_connection._dbapi_connection._connection_record)  # noqa: SLF001
+            given = in_scope(checkout) if timeout is None and in_scope is not None else timeout
+            if (streams or given is not None) and not many:
+                args = (args[0], allow(args[1], given, streams=streams), *args[2:])
+            compiled = context.compiled
+            ending = compiled is not None and isinstance(compiled.statement, _SAVEPOINT_ENDS)
+            work: Callable[..., Any] = run
+            if checkout is not None:
+                ending = ending or checkout.ends
+                work = run if checkout.bracket is None else run_listened
+            result = work(original, args, connection, checkout, timeout=timeout, ending=ending)
+            if streams or (steps_in_fetch and not context.executemany):
+
+                def step(fetch: Callable[..., Any], *size: int) -> Any:
+                    return run(fetch, size, connection, checkout, timeout=timeout)
+
+                if streams:
+                    watch_stream(context, step, partial(finish, checkout=checkout, timeout=timeout))
+                else:
+                    fetch_in_steps(context, step)
+            return result
+
+        return execute
+
+    def _run_listened(
+        self,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        connection: Any,
+        checkout: Checkout,
+        *,
+        timeout: float | None,
+        **how: bool,
+    ) -> Any:
+        """Runs a statement between its listeners, which have its time once before and once after it."""
+        self._worker.end_bracket(checkout)
+        result = self._worker.run(call, args, connection, checkout, timeout=timeout, **how)
+        self._worker.open_bracket(connection, checkout, timeout)
+        return result
+
+    def _watch_stream(self, context: Any, step: Callable[..., Any], finish: Callable[..., Any]) -> None:
+        """Lets the result that SQLAlchemy will make of a stream fetch in steps; its first fetch, too."""
+        finish = partial(finish, context.root_connection, context._dbapi_connection)  # noqa: SLF001 - likewise
+        context.__class__ = self._special
+        context.guardrails_fetching = partial(
+            fetch_batches, step=step, finish=finish, drops=self._worker.reads_when_dropped
+        )
+
+    def _finish_stream(
+        self,
+        user: Connection,
+        connection: Any,
+        close: Callable[[], Any],
+        *,
+        checkout: Checkout | None,
+        timeout: float | None,
+    ) -> Any:
+        try:
+            return self._worker.bounds(close, (), connection, timeout)
+        except CallTimeoutError as error:
+            user.invalidate(error)  # SQLAlchemy logs what goes wrong here and goes on
+            raise
+        except asyncio.CancelledError:
+            if checkout is not None:
+                checkout.deserted = True
+            raise
+
+
+def _special_contexts(base: type[ExecutionContext], worker: Worker) -> type[ExecutionContext]:
+    """The class of those contexts whose statement is listened to, or whose rows come as they are fetched."""
+
+    def post_exec(self: Any) -> None:
+        base.post_exec(self)
+        if self.guardrails_checkout is not None and self.guardrails_checkout.bracket is not None:
+            worker.end_bracket(self.guardrails_checkout)
+
+    def _setup_result_proxy(self: Any) -> Any:
+        if self.guardrails_fetching is not None:
+            self.guardrails_fetching(self)
+        return base._setup_result_proxy(self)  # noqa: SLF001 - no public way
+
+    own = {
+        "__module__": base.__module__,
+        "_setup_result_proxy": _setup_result_proxy,
+        "guardrails_checkout": None,
+        "guardrails_fetching": None,
+        "post_exec": post_exec,
+    }
+    return type(base.__name__, (base,), own)
+
+
+def checked(timeout: Any) -> float:
+    """The seconds a statement asks for.
+
+    Raises:
+        ConfigurationError: It is no positive number.
+    """
+    faults = Faults("execution_options")
+    faults.seconds(TIMEOUT_OPTION, timeout)
+    faults.raise_if_any()
+    return float(timeout)
