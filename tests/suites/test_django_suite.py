@@ -42,10 +42,33 @@ MEANT = {}
 POOL = {"pool": {"min_size": 1, "max_size": 20}}
 
 
+UUID = {
+    "uuid-ossp.control": "default_version = '1.1'\n",
+    "uuid-ossp--1.1.sql": (
+        "create function uuid_generate_v4() returns uuid language sql as 'select gen_random_uuid()';\n"
+    ),
+}
+"""The one extension that Django's tests ask for and the server's wheel is built without."""
+
+
+def start_server():
+    """A server with all that Django's tests ask of it."""
+    server = PostgresServer.start()
+    folder = server.home / "extension"
+    folder.mkdir(mode=0o755)
+    for name, text in UUID.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o644)
+    with psycopg.connect(server.url(""), autocommit=True) as connection:
+        connection.execute(f"alter system set extension_control_path = '$system:{server.home}'")
+        connection.execute("select pg_reload_conf()")
+    return server
+
+
 @pytest.fixture(scope="module")
 def server():
-    """One server, with a database for each of the settings' names that no test may touch."""
-    with PostgresServer.start() as server:
+    """One server for all runs."""
+    with start_server() as server:
         yield server
 
 

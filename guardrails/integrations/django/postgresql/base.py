@@ -123,6 +123,11 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
             return super(DatabaseWrapper, maker).pool
         return super().pool
 
+    def close_pool(self) -> None:
+        """See Django, which would make a pool in order to close it."""
+        if self.alias in self._connection_pools:
+            super().close_pool()
+
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """See Django. The pool is the one that Django would take at this moment."""
         protection = self._guarded
