@@ -4,10 +4,15 @@
 |---|---|
 | ``/items`` | one quick query |
 | ``/async`` | the same in an asynchronous view |
+| ``/ask`` | one quick query, given a second |
 | ``/slow`` | a query that is not done in time |
 | ``/hold`` | a query that takes two seconds |
+| ``/wait`` | a query that waits for the advisory lock 7 |
 | ``/ping`` | ``fine`` |
 | ``/figures`` | what is inside now, and the compartments that have formed |
+| ``/circuit/<state>`` | opens the circuit by hand, or resets it |
+
+How connections are kept is in the environment: ``DATABASE_KEEPS`` is ``pool`` or a number for ``CONN_MAX_AGE``.
 """
 
 from __future__ import annotations
@@ -28,6 +33,9 @@ from guardrails import BreakerPolicy, Guard, guarded
 patient = BreakerPolicy(slow_call_duration_threshold=20.0)  # the circuit is no matter here
 db = Guard("db", max_concurrent_calls=3, max_wait_duration=0, timeout=10.0, breaker=patient)
 
+keeps = os.environ.get("DATABASE_KEEPS", "pool")
+pool = {"pool": {"min_size": 1, "max_size": 3}} if keeps == "pool" else {}
+
 settings.configure(
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
@@ -35,7 +43,7 @@ settings.configure(
         "guardrails.integrations.django.GuardrailsMiddleware",
         "django.middleware.common.CommonMiddleware",
     ],
-    GUARDRAILS={"guards": [db], "exempt": ["/figures"], "max_in_flight": 20},
+    GUARDRAILS={"guards": [db], "exempt": ["/figures", "/circuit/{state}"], "max_in_flight": 20},
     DATABASES={
         "default": {
             "ENGINE": "guardrails.integrations.django.postgresql",
@@ -43,7 +51,12 @@ settings.configure(
             "HOST": os.environ.get("DATABASE_HOST"),
             "PORT": os.environ.get("DATABASE_PORT"),
             "USER": os.environ.get("DATABASE_USER"),
-            "OPTIONS": {"guard": db, "pool": {"min_size": 1, "max_size": 3}, "compartments": "auto"},
+            "CONN_MAX_AGE": 0 if keeps == "pool" else int(keeps),
+            "OPTIONS": {
+                "guard": db,
+                "compartments": os.environ.get("DATABASE_COMPARTMENTS", "auto"),
+                **pool,
+            },
         }
     },
 )
@@ -70,6 +83,15 @@ def slow(_request):
     return HttpResponse(ask("select pg_sleep(30)"))
 
 
+@guarded(db, timeout=1.0)
+def ask_quickly(_request):
+    return HttpResponse(ask("select 1"))
+
+
+def wait(_request):
+    return HttpResponse(ask("select 1 from pg_advisory_xact_lock_shared(7)"))
+
+
 def hold(_request):
     return HttpResponse(ask("select 1 from pg_sleep(2)"))
 
@@ -84,7 +106,15 @@ def figures(_request):
     return JsonResponse(said | {"compartments": sorted(part.name for part in db.compartments)})
 
 
+def circuit(_request, state):
+    {"open": db.force_open, "reset": db.reset}[state]()
+    return HttpResponse(state)
+
+
 urlpatterns = [
+    path("ask", ask_quickly),
+    path("wait", wait),
+    path("circuit/<str:state>", circuit),
     path("items/<int:number>", items),
     path("async", items_async),
     path("slow", slow),

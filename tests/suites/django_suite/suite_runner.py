@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import unittest
 
 from django.test.runner import DiscoverRunner
@@ -21,7 +22,7 @@ class Result(unittest.TextTestResult):
         self.write(test.id(), self.outcome)
 
     def write(self, name, outcome):
-        with open(os.environ["SUITE_OUTCOMES"], "a") as file:
+        with pathlib.Path(os.environ["SUITE_OUTCOMES"]).open("a") as file:
             file.write(json.dumps([name, outcome]) + "\n")
 
     def addError(self, test, error):

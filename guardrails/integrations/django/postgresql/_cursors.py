@@ -90,8 +90,12 @@ class _GuardedServerCursor(_Guarded):
     def __iter__(self) -> Iterator[Any]:
         """See psycopg: a page at a time; who stops in the middle of a page and goes on gets its rest."""
         rows = _pages.setdefault(self, deque())
-        while rows or rows.extend(self.fetchmany(self.itersize)) or rows:
+        while rows or self._turn_page(rows):
             yield rows.popleft()
+
+    def _turn_page(self, rows: deque[Any]) -> bool:
+        rows.extend(self.fetchmany(self.itersize))
+        return bool(rows)
 
 
 class _Slotted:

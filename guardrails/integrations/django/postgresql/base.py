@@ -119,7 +119,9 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         if self.settings_dict["OPTIONS"].get("pool") and self.alias not in self._connection_pools:
             # A pool keeps the wrapper that made it. This one's thread may end with its connection open: kept
             # alive, it would never give its slot back.
-            maker = type(self)(self.settings_dict, self.alias)
+            options = {**self.settings_dict["OPTIONS"], "pool": None}  # its size is checked when it is opened
+            maker = type(self)({**self.settings_dict, "OPTIONS": options}, self.alias)
+            maker.settings_dict = self.settings_dict
             return super(DatabaseWrapper, maker).pool
         return super().pool
 
