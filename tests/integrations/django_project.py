@@ -12,7 +12,7 @@
 | ``/figures`` | what is inside now, and the compartments that have formed |
 | ``/circuit/<state>`` | opens the circuit by hand, or resets it |
 
-How connections are kept is in the environment: ``DATABASE_KEEPS`` is ``pool`` or a number for ``CONN_MAX_AGE``.
+``DATABASE_KEEPS`` in the environment is ``pool``, or a number for ``CONN_MAX_AGE``.
 """
 
 from __future__ import annotations

@@ -268,7 +268,12 @@ def test_a_pool_whose_queue_is_full_refuses_as_a_guard_does(busy):
     """503 and not 500."""
     connection, pool, _, _ = busy
     pool.max_waiting = 1
-    waiting = threading.Thread(target=lambda: pytest.raises(PoolTimeout, pool.getconn, 2))
+
+    def wait():
+        with pytest.raises(PoolTimeout):
+            pool.getconn(2)
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
     poll(lambda: pool.get_stats().get("requests_waiting"), "somebody waits in the pool")
     with pytest.raises(BulkheadFullError) as raised:
@@ -376,10 +381,12 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced(postgres, db):
     with django_lab.configured("shop", entry) as connection:
         pid = ask(connection, "select pg_backend_pid()")
         request_finished.send(sender=None)
+        failed = db.snapshot().failed
         with psycopg.connect(postgres.url(""), autocommit=True) as plain:
             plain.execute("select pg_terminate_backend(%s)", (pid,))
         poll(lambda: ask(connection, "select pg_backend_pid()") != pid, "another connection")
         assert db.snapshot().in_use == 1
+        assert db.snapshot().failed == failed + 1
 
 
 # --- cursors and transactions ------------------------------------------------------------------------------
@@ -387,17 +394,16 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced(postgres, db):
 
 def test_cursors_are_psycopgs_own_kind(postgres, db):
     """By class, by name, and where a class has no room for attributes."""
-    options = {"guard": db, "cursor_factory": psycopg.Cursor}
-    with django_lab.configured("slotted", django_lab.database(postgres, options)) as connection:
-        with connection.cursor() as cursor:
+    for alias, options, cls in (
+        ("shop", {}, Cursor),
+        ("slotted", {"cursor_factory": psycopg.Cursor}, psycopg.Cursor),
+    ):
+        entry = django_lab.database(postgres, {"guard": db, **options})
+        with django_lab.configured(alias, entry) as connection, connection.cursor() as cursor:
             cursor.execute("select %s::int", [7])
             assert cursor.fetchone() == (7,)
-            assert isinstance(cursor.cursor, psycopg.Cursor)
+            assert isinstance(cursor.cursor, cls)
             assert type(cursor.cursor).__name__ == "Cursor"
-    with django_lab.configured("shop", django_lab.database(postgres, {"guard": db})) as connection:
-        with connection.cursor() as cursor:
-            assert isinstance(cursor.cursor, Cursor)
-            assert type(cursor.cursor).__qualname__ == "Cursor"
 
 
 def test_pages_of_a_server_side_cursor_are_read_once(kept):

@@ -182,14 +182,20 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
                 self._leave()
 
     def is_usable(self) -> bool:
-        """See Django."""
+        """See Django. No slot is needed; a check that fails or is slow is evidence."""
         protection = self._guarded
         if protection is None or self.connection is None:
             return bool(super().is_usable())
+        checkout = cast("Any", self._checkout)
         try:
-            return bool(protection.direct.bounds(super().is_usable, (), self.connection))
-        except CallTimeoutError:
+            protection.direct.run(self._ping, (), self.connection, checkout, ending=True)
+        except (self.Database.Error, CallTimeoutError):
             return False
+        return True
+
+    def _ping(self) -> None:
+        with self.connection.cursor() as cursor:  # the driver's own, as Django does it
+            cursor.execute("SELECT 1")
 
     def _close(self) -> None:
         protection = self._guarded
