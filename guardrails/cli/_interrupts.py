@@ -30,11 +30,13 @@ def end_at_once() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as after an interrupted run of the demo
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _take() -> None:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, before)
+        before = signal.SIG_IGN  # a second one must not change the answer
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from guardrails.cli._interrupts import interruptible
 from guardrails.demo.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -121,14 +120,15 @@ def demo(
 def _perform(options: Options, *, live: bool) -> Run:
     from guardrails.demo import conduct, terminal, twin  # noqa: PLC0415 - as above
 
-    for line in terminal.opening(options.scenario, twin.difference(options.compartments)):
-        click.echo(line)
-    if not live:
-        return conduct.perform(options, terminal.PlainLines(click.echo))
-    from rich.console import Console  # noqa: PLC0415 - a pipe needs no rich
+    with conduct.Interrupts() as interrupts:
+        for line in terminal.opening(options.scenario, twin.difference(options.compartments)):
+            click.echo(line)
+        if not live:
+            return conduct.perform(options, terminal.PlainLines(click.echo), interrupts)
+        from rich.console import Console  # noqa: PLC0415 - a pipe needs no rich
 
-    with interruptible(), terminal.LiveTable(Console()).open() as table:
-        return conduct.perform(options, table)
+        with terminal.LiveTable(Console()).open() as table:
+            return conduct.perform(options, table, interrupts)
 
 
 def _write(run: Run, report: Path | None, json_file: Path | None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InterruptedRunError",
+    "Interrupts",
     "Options",
     "Screen",
     "ServerError",
@@ -85,8 +86,13 @@ class Options:
         return f"guardrails demo {words}" + (" --database-url ..." if self.database_url else "")
 
 
-def perform(options: Options, screen: Screen) -> Run:
+def perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:
     """Starts everything, runs the scenario, stops everything.
+
+    Args:
+        options: What to run.
+        screen: Where it is shown.
+        interrupts: Entered; a signal that has come before ends the run, too.
 
     Raises:
         ImportError: A package of the demo extra is missing.
@@ -96,13 +102,13 @@ def perform(options: Options, screen: Screen) -> Run:
     """
     require_packages(database=options.database_url is None)
     _allow_many_sockets()
-    with Interrupts() as interrupts:
-        try:
-            return _perform(options, screen, interrupts)
-        except (ServerError, StageError):
-            # A child that was being started when the signal came to the whole group dies of it, too.
-            interrupts.check()
-            raise
+    interrupts.check()
+    try:
+        return _perform(options, screen, interrupts)
+    except (ServerError, StageError):
+        # A child that was being started when the signal came to the whole group dies of it, too.
+        interrupts.check()
+        raise
 
 
 def _perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:

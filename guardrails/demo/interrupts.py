@@ -52,7 +52,8 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._usual.items():
-            signal.signal(number, handler)
+            # Once interrupted the process is about to say so and to end: no later signal changes its answer.
+            signal.signal(number, handler if self._caught is None else signal.SIG_IGN)
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self._caught is None:
