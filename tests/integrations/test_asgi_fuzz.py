@@ -28,7 +28,7 @@ NAMES = [
     "<script>alert(1)</script>",
     '"}],"guard":"other',
     "\0\x1b[31m\u202e\ud83d\ude00",
-    "n" * 10_240,
+    "n" * 200,
     "\ud800",  # half of a character
     "ключ",
 ]
