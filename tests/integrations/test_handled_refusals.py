@@ -553,7 +553,7 @@ def replaced(client, cache):
 def test_frozen_cache_that_fails_open_never_refuses_a_route(build, valkey, way, handled):
     """A real one: first timeouts, then an open circuit, then probes that time out as well."""
     with contextlib.closing(redis.Redis.from_url(valkey.url())) as client:
-        policy = BreakerPolicy(minimum_number_of_calls=3, wait_duration_in_open_state=0.3)
+        policy = BreakerPolicy(failure_rate_threshold=0.1, wait_duration_in_open_state=0.3)
         cache = protect(client, name="cache", timeout=0.1, breaker=policy)
         ask = build(way, handled(client, cache), guards=[cache])
         assert {ask().status for _ in range(ENOUGH + 5)} == {200}
