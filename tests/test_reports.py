@@ -33,9 +33,7 @@ def refuse(guard, count):
 
 
 def lines(caplog):
-    return [
-        record.getMessage() for record in caplog.records if record.getMessage().startswith("guard 'shop'")
-    ]
+    return [message for message in caplog.messages if message.startswith("guard 'shop'")]
 
 
 def test_refusals_are_told_in_one_line_with_their_counts(caplog):
