@@ -114,7 +114,7 @@ def test_a_locked_table_reads_calmly_on_stderr_where_logging_is_not_configured(p
     assert all(line.startswith(("circuit ", "guard ", "pool ")) for line in written), ended.stderr
     assert len(written) <= seconds * 1.5 + 3
     opened = [line for line in written if "closed -> open" in line]
-    name = "reports" if part else "postgresql"
+    name = "reports" if part else "postgres"
     slots = r"7 of 7" if part else r"10 of 10"
     assert len(opened) == 1
     assert re.search(
