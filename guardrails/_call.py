@@ -10,6 +10,7 @@ from guardrails._deadline import Scope, ambient, close, enter, note_trouble, ran
 from guardrails._door import Door
 from guardrails._outcome import Outcome
 from guardrails._passage import Passage
+from guardrails._pulse import pulse
 from guardrails._ringing import Ringing
 from guardrails._timeouts import budget_of, set_deadline
 from guardrails._unseen import check_seen
@@ -96,7 +97,7 @@ class Call(Ringing):
     # the first number changed to the last nothing is called, so no signal and no collection comes between.
     # The lock is taken by hand: ``with`` costs as much again. `Door.let_go` is for an interrupt just then.
 
-    def slip_in(self, passage: Passage, timeout: float | None) -> bool:
+    def slip_in(self, passage: Passage, timeout: float | None) -> bool:  # noqa: C901 - written out
         """Begins the call; False if it must ask `come_in`, and CircuitOpenError if it may not start."""
         self.passage = passage
         self.timeout = timeout
@@ -125,6 +126,8 @@ class Call(Ringing):
                 gate.last = last
                 self._ticket = ticket = breaker.issued = breaker.issued + 1
                 breaker.in_flight[ticket] = last
+                if door.part is not None:
+                    breaker.owners[ticket] = door.part
                 gate.admitted += 1
                 bulkhead.taken += 1
             elif now < gate.shut_until:
@@ -174,6 +177,10 @@ class Call(Ringing):
                     gate.last = now
                 del breaker.in_flight[ticket]
                 breaker.unwritten += 1
+                if door.part is not None and (part := breaker.owners.pop(ticket, None)) is not None:
+                    part.unwritten += 1
+                    part.bad = 0
+                    part.good_at = gate.last
                 gate.bulkhead.taken -= 1
                 # Whoever still has the scope, this context included, steps over it from now on.
                 self.closed = True
@@ -239,7 +246,8 @@ class Call(Ringing):
             return
         # Only a deadline this guard set itself says anything about the dependency.
         own = self.owner is self.passage.owner
-        self._settle(Outcome.FAILURE if own else Outcome.ABANDONED)
+        missed = self.timeout is not None and pulse.missed(self.timeout)
+        self._settle(Outcome.FAILURE if own and not missed else Outcome.ABANDONED)
         given = self.timeout if own and self.timeout is not None else self.given
         self.passage.doors[-1].report.note_stopped()
         raise note_trouble(CallTimeoutError(self.passage.name, given)) from error

@@ -6,18 +6,22 @@ raising happen after the lock has been let go.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from time import monotonic as _monotonic
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from guardrails._circuit_open import CircuitOpenError
 from guardrails._core.breaker import Change, Ended
 from guardrails._core.bulkhead import Place
 from guardrails._core.gate import Gate, Refusal
+from guardrails._core.workloads import Workload
 from guardrails._criticality import CRITICAL
 from guardrails._deadline import current, note_trouble, rank_of, ranked
 from guardrails._fork import check_process, survive_fork, survivors
 from guardrails._outcome import Outcome
+from guardrails._pulse import pulse
 from guardrails._reports import Report, log
 from guardrails._telling import Telling
 from guardrails._waiting import TaskPlace, ThreadPlace, Waiting, on_event_loop
@@ -37,7 +41,8 @@ __all__ = ["Door", "ErrorClasses", "all_doors"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
+# Looked up once: an enum's members are slow to reach in Python 3.11.
+_SUCCESS, _NEUTRAL = Outcome.SUCCESS, Outcome.NEUTRAL
 
 # An exception's own constructor has all there is to do; what the class adds are names for it.
 _new_error: Callable[..., RejectedError] = CircuitOpenError.__new__
@@ -84,13 +89,16 @@ class Door(Telling):
 
     Attributes:
         gate: The state; touched only in a step.
+        part: The workload whose calls pass here; None where there are no compartments.
+        lanes: The lanes of its compartments.
+        above: Of a compartment, its lane through the parent's door.
         clock: Where the time comes from.
         max_wait: Seconds a caller may queue for a slot.
         postponed: Moves that came up in the middle of a step and wait for its end.
         errors: The classes of the errors it raises.
     """
 
-    __slots__ = ("__weakref__", "clock", "errors", "max_wait", "postponed")
+    __slots__ = ("__weakref__", "above", "clock", "errors", "lanes", "max_wait", "part", "postponed")
 
     def __init__(
         self,
@@ -107,6 +115,9 @@ class Door(Telling):
         self.max_wait = max_wait
         self.errors = OWN_ERRORS
         self.postponed: list[Callable[[float], object]] = []
+        self.part: Workload | None = None
+        self.above: Lane | None = None
+        self.lanes: list[Lane] = []
         self.report.doors.add(self)
         survive_fork(self)
 
@@ -114,6 +125,14 @@ class Door(Telling):
         """Has this door's refusals told with those of the guard that it is a compartment of."""
         self.report = report
         report.doors.add(self)
+
+    def lane(self, below: Door) -> Lane:
+        """The way through this door for the calls of a compartment, given its own door."""
+        lane = below.above = Lane(self, self.step(self.gate.split, below.gate.breaker))
+        with self.lock:
+            self.part = self.gate.breaker.direct
+            self.lanes.append(lane)
+        return lane
 
     # --- one step ------------------------------------------------------------------------------
 
@@ -137,7 +156,14 @@ class Door(Telling):
         gate, inside_another = self.gate, self._in_a_step()
         with self.lock:
             gate.pause()
-            result = move(clock(), *args, **kwargs)
+            breaker, now = gate.breaker, clock()
+            if now >= breaker.quiet_until and self.clock is _monotonic:
+                self._look_back(now)
+            outside, breaker.asking = breaker.asking, self.part
+            try:
+                result = move(now, *args, **kwargs)
+            finally:
+                breaker.asking = outside
             while self.postponed and not inside_another:
                 self.postponed.pop(0)(self._moment())
             if inside_another:
@@ -152,7 +178,16 @@ class Door(Telling):
         for seq, item in todo:
             if isinstance(item, Change):
                 self.tell_change(seq, item)
+                if self.above is not None and item.new == "open":
+                    self.above.step(self.above.gate.consider)
         return result
+
+    def _look_back(self, now: float) -> None:
+        """Before calls become overdue: takes back the time in which this process could not look."""
+        breaker = self.gate.breaker
+        breaker.forgive(*pulse.latest(now))
+        if breaker.slow_after < math.inf:
+            pulse.wake(now + 2 * breaker.slow_after + 1)
 
     def _moment(self) -> float:
         try:
@@ -472,6 +507,8 @@ class Door(Telling):
                 breaker = gate.breaker
                 ticket = breaker.issued = breaker.issued + 1
                 breaker.in_flight[ticket] = gate.last
+                if self.part is not None:
+                    breaker.owners[ticket] = self.part
             lock.release()
         except BaseException:
             self.let_go()
@@ -482,11 +519,11 @@ class Door(Telling):
             self.catch_up()
         return ticket or self.step(gate.begin, slot)
 
-    def end(self, ticket: int, outcome: Outcome) -> None:
+    def end(self, ticket: int, outcome: Outcome) -> None:  # noqa: C901 - written out
         """Ends a statement."""
         gate, lock, done = self.gate, self.lock, False
-        if outcome is _SUCCESS and not self.tells_of_calls:
-            breaker = gate.breaker
+        if (outcome is _SUCCESS or outcome is _NEUTRAL) and not self.tells_of_calls:
+            breaker, good = gate.breaker, outcome is _SUCCESS
             try:
                 lock.acquire()
                 now = self.clock()
@@ -494,7 +531,16 @@ class Door(Telling):
                     if now > gate.last:
                         gate.last = now
                     del breaker.in_flight[ticket]
-                    breaker.unwritten += 1
+                    part = None if self.part is None else breaker.owners.pop(ticket, None)
+                    if good:
+                        breaker.unwritten += 1
+                        breaker.back_at = gate.last
+                        if part is not None:
+                            part.unwritten += 1
+                            part.bad = 0
+                            part.good_at = gate.last
+                    else:
+                        breaker.succeeded += 1
                     done = True
                 lock.release()
             except Exception:  # noqa: BLE001 - likewise
@@ -533,9 +579,51 @@ class Door(Telling):
     def start_afresh(self) -> None:
         """In the child of a fork: a lock nobody holds, and no calls, since none of their threads exists."""
         self.lock = threading.RLock()
+        for lane in self.lanes:
+            lane.lock = self.lock
         self.postponed.clear()
         self.report.scheduled = False
         self.gate.forget_everyone()
+
+
+class Lane(Door):
+    """A door as the calls of one compartment pass it: the same gate, lock and listeners, its own workload.
+
+    Args:
+        door: The parent's door.
+        part: The compartment's workload.
+    """
+
+    __slots__ = ("door",)
+
+    def __init__(self, door: Door, part: Workload) -> None:  # the door itself looks after forks
+        self.name = door.name
+        self.lock = door.lock
+        self.listeners = door.listeners
+        self._wanted = door._wanted
+        self.tells_of_calls = door.tells_of_calls
+        self.report = door.report
+        self.errors = door.errors
+        self.gate = door.gate
+        self.clock = door.clock
+        self.max_wait = door.max_wait
+        self.postponed = door.postponed
+        self.lanes = []
+        self.above = door.above
+        self.part = part
+        self.door = door
+
+    def next_number(self) -> int:
+        """See Telling."""
+        return self.door.next_number()
+
+    # A slot that is reserved at the door is reserved for whoever comes by any lane.
+
+    def __eq__(self, other: object) -> bool:
+        return self.door is (other.door if isinstance(other, Lane) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.door)
 
 
 def all_doors() -> list[Door]:

@@ -278,7 +278,7 @@ class Guard:
         """A part of this guard for one workload, so that it cannot sink the rest.
 
         A call through it needs a slot in both and is evidence in both; each has its own circuit, and
-        this guard's opens only when the evidence across all of its calls says so. On a guard attached
+        this guard's opens only for trouble that is more than one workload's. On a guard attached
         to a pool, checkouts made inside the compartment's calls belong to it.
 
         Args:
@@ -317,7 +317,7 @@ class Guard:
                 listeners=own["listeners"],
             )
         door.errors = self._door.errors
-        doors = (door, *self.passage.doors)
+        doors = (door, *self._lanes(door))
         part.passage = Passage(part, name, doors, part.passage.policy, part._timeout)
         door.join(self._door.report)
         part.passage.has_own_timeout = "timeout" in options or self.passage.has_own_timeout
@@ -327,6 +327,11 @@ class Guard:
             if known is None:
                 self._parts += (part,)
         return known or part
+
+    def _lanes(self, door: Door) -> tuple[Door, ...]:
+        """The ways of a compartment's calls through the doors of this guard: evidence of its own workload."""
+        own, *further = self.passage.doors
+        return (own.lane(door), *further)
 
     def _part(self, name: str) -> Guard | None:
         return next((part for part in self._parts if part.name == name), None)

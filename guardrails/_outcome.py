@@ -14,7 +14,7 @@ _log = logging.getLogger("guardrails")
 
 
 class Outcome(enum.IntEnum):
-    """The three things a finished call can mean. Being *slow* is a separate mark on any of them."""
+    """What a finished call can mean. Being *slow* is a separate mark on any of them."""
 
     SUCCESS = 0
     """The dependency answered: a result, or an error that proves it is alive."""
@@ -22,6 +22,8 @@ class Outcome(enum.IntEnum):
     """The dependency's fault, or our own deadline."""
     ABANDONED = 2
     """The caller left, or somebody else has already counted it: no evidence either way."""
+    NEUTRAL = 3
+    """It worked, and proves nothing: a COMMIT, a ping, a login. Counted as succeeded; no evidence."""
 
 
 def classify(error: BaseException | None, is_failure: Callable[[BaseException], object] | None) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guardrails._door import Door
+from guardrails._door import Door, Lane
 from guardrails._outcome import Outcome, classify, classify_result
 from guardrails._policy import BreakerPolicy
 
@@ -14,6 +14,7 @@ class Passage:
 
     Attributes:
         owner: The guard, as scopes know it.
+        root: The door of the outermost guard, which all compartments have in common.
         name: Its name.
         doors: The doors to pass, the innermost compartment's first.
         policy: What says which ends are failures.
@@ -37,6 +38,7 @@ class Passage:
         "only_door",
         "owner",
         "policy",
+        "root",
         "slot_door",
         "timeout",
     )
@@ -52,6 +54,8 @@ class Passage:
         self.owner = owner
         self.name = name
         self.doors = doors
+        last = doors[-1]
+        self.root = last.door if isinstance(last, Lane) else last
         self.policy = policy
         self.judges = policy is not None and policy.is_failure_result is not None
         self.clock = doors[0].clock

@@ -31,7 +31,8 @@ class GuardSnapshot:
         oldest_in_flight: Age in seconds of the oldest call (for a pool, checkout) under way, or None.
         retry_after: Seconds until a refused caller may try again, or None.
         admitted: Slots given out since the guard was made.
-        succeeded: Calls that ended well; for a guarded pool, statements.
+        succeeded: Calls that ended well; for a guarded pool, statements, and the COMMITs, pings and the like
+            whose success is no evidence and is not among ``calls``.
         failed: Calls that failed.
         slow: Calls that were slow, whichever way they ended.
         abandoned: Calls that ended without evidence.

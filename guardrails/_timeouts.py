@@ -32,7 +32,7 @@ def asked(scope: Scope | None, door: object) -> float | None:
         if scope.guard is not None and not scope.closed:
             call: Any = scope  # only calls have a guard
             passage = call.passage
-            if passage.doors[-1] is door:
+            if passage.root is door:
                 if call.timeout is not None and call.timeout is not passage.timeout:
                     left: float = _own_limit(scope) - scope.clock()
                     return max(0.0, left)
@@ -84,14 +84,14 @@ def seconds_left(scope: Scope | None, door: object) -> float | None:
 def budget_of(call: Any) -> float | None:
     """Seconds that a call has before it begins, by what is around it."""
     if _replaces(call):
-        return seconds_left(call.outer, call.passage.doors[-1])
+        return seconds_left(call.outer, call.passage.root)
     left: float | None = call.outer.remaining()
     return left
 
 
 def set_deadline(call: Any, now: float) -> None:
     """Sets the deadline of a call that begins inside ``call.outer``."""
-    outer, door = call.outer, call.passage.doors[-1]
+    outer, door = call.outer, call.passage.root
     is_default = call.timeout is call.passage.timeout and not call.passage.has_own_timeout
     if outer is not None and call.timeout is not None and is_default:
         given = asked(outer, door)
@@ -112,7 +112,7 @@ def _replaces(call: Any) -> bool:
 
 def _is_of(guard: Any, door: object) -> bool:
     passage = guard.passage
-    return passage.attached and passage.doors[-1] is door
+    return passage.attached and passage.root is door
 
 
 def _own_limit(scope: Scope) -> Any:

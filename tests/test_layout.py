@@ -28,7 +28,7 @@ WORDS = {
 SHELL_ORDER = [
     # Each may import what stands before it.
     {"_deadline", "_alarm", "_fork", "_patrol", "_reports", "_telling"},
-    {"_waiting", "_snapshot", "_budget", "_again"},
+    {"_waiting", "_snapshot", "_budget", "_again", "_pulse"},
     {
         "_door",
         "_ringing",
@@ -62,12 +62,14 @@ IMPURE = {"asyncio", "contextvars", "logging", "os", "random", "threading", "tim
 LARGE = {
     "_core/breaker.py": "one state machine; halves of it would each need the other half's numbers",
     "_core/gate.py": "one door: circuit and slots change together, move by move",
+    "_call.py": "the quick way of a call is written out beside the long one, which means the same",
     "_door.py": "one lock; everything that may touch the gate is here, so that nothing else does",
     "_guard.py": "the public class; half of it is its documentation",
 }
 LONG = {
     "_call.py: slip_in": "the way every call goes: a function called from it would cost as much as its rules",
     "_slot.py: run_in_slot": "likewise, for a bulkhead",
+    "integrations/sqlalchemy/_work.py: run": "likewise, for every statement",
     "demo/report.py: _charts": "four charts, written down one after the other",
 }
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from guardrails._core.window import FAILED, NEVER, SLOW, CountWindow, TimeWindow, Window
+from guardrails._core.workloads import Ratio, Workload, has_spread, is_everybodys, reaches, spreads
 from guardrails._outcome import Outcome
 from guardrails._policy import BreakerPolicy
 
@@ -75,21 +76,33 @@ class Breaker:
         unwritten: Successes of this moment's slice of the window that no move has written down yet.
         changes: Transitions since the caller last emptied the list.
         random: Where jitter comes from.
-        slots: With a number, that many overdue calls at once are a stall; see ``_why_open``.
+        slots: With a number, that many overdue calls at once may be a stall; see ``_plan_stall``.
+        back_at: When a call came back well last.
+        workloads: Of a circuit with compartments, what is known of each; see `guardrails._core.workloads`.
+        direct: The workload of calls past all compartments; None where there are none.
+        owners: Whose each call under way is, by ticket.
+        asking: Whose move is being made.
     """
 
     __slots__ = (
         "_basis",
+        "_by_hand",
         "_failure_rate",
+        "_forgiven",
         "_home",
         "_least",
         "_openings",
         "_policy",
+        "_seen",
         "_slow_rate",
+        "_stall_at",
         "_streak_limit",
         "_warned",
         "abandoned",
+        "asking",
+        "back_at",
         "changes",
+        "direct",
         "era",
         "failed",
         "in_flight",
@@ -98,6 +111,7 @@ class Breaker:
         "leases",
         "open_until",
         "overdue",
+        "owners",
         "quiet_until",
         "random",
         "round",
@@ -109,6 +123,7 @@ class Breaker:
         "succeeded",
         "unwritten",
         "window",
+        "workloads",
     )
 
     def __init__(self, policy: BreakerPolicy | None, random: Callable[[], float]) -> None:
@@ -117,13 +132,9 @@ class Breaker:
         self._policy = policy = policy or BreakerPolicy()
         self.random = random
         self._least = policy.minimum_number_of_calls
-        self.window: Window
+        self.window = _window(policy)
         if policy.sliding_window_type == "count":
-            size = int(policy.sliding_window_size)
-            self.window = CountWindow(size)
-            self._least = min(self._least, size)
-        else:
-            self.window = TimeWindow(policy.sliding_window_size)
+            self._least = min(self._least, int(policy.sliding_window_size))
         self._failure_rate = _ratio(policy.failure_rate_threshold)
         self._slow_rate = _ratio(policy.slow_call_rate_threshold)
         self._streak_limit = policy.consecutive_failures or math.inf
@@ -138,6 +149,13 @@ class Breaker:
         self._basis: Window | Tally = self.window
         self.changes: list[Change] = []
         self.slots: int | None = None
+        self.back_at = self._seen = self._forgiven = NEVER
+        self._stall_at = math.inf
+        self.workloads: list[Workload] = []
+        self.direct: Workload | None = None
+        self.owners: dict[int, Workload] = {}
+        self.asking: Workload | None = None
+        self._by_hand = False
         self.streak = 0
         self.unwritten = 0
         self._openings = 0
@@ -152,19 +170,31 @@ class Breaker:
         if self.state == "open" and now >= self.open_until:
             self._go(now, "half_open", "wait_over")
         if self.state == "half_open":
-            return len(self.leases) + self.round.calls < self._policy.permitted_calls_in_half_open_state
-        return self.state not in {"open", "forced_open"}
+            return self._has_room() or self.trusts(self.asking)
+        return self.state not in {"open", "forced_open"} or self.trusts(self.asking)
+
+    def trusts(self, asking: Workload | None) -> bool:
+        """Whether a circuit that opened for the trouble of other workloads lets this one's calls pass."""
+        watched = self.state in {"open", "half_open"} and not self._by_hand
+        return watched and asking is not None and asking.trusted
+
+    def _has_room(self) -> bool:
+        return len(self.leases) + self.round.calls < self._policy.permitted_calls_in_half_open_state
 
     def begin(self, now: float) -> int:
         """Starts a call and returns its ticket. In half-open it is a probe and takes a lease."""
         ticket = self.lease(now) or self._issue()
-        self.in_flight[ticket] = now
-        return ticket
+        return self._take_off(ticket, now)
 
     def begin_unleased(self, now: float, lease: int) -> int:
         """Starts a call on what was admitted before: the leased probe itself, or one that is none."""
         ticket = lease if lease in self.leases and lease not in self.in_flight else self._issue()
+        return self._take_off(ticket, now)
+
+    def _take_off(self, ticket: int, now: float) -> int:
         self.in_flight[ticket] = now
+        if self.asking is not None:
+            self.owners[ticket] = self.asking
         return ticket
 
     def lease(self, now: float) -> int:
@@ -172,11 +202,17 @@ class Breaker:
 
         The probe's clock starts with ``resume``, or with ``begin`` which does both.
         """
-        if self.state != "half_open":
+        if self.state != "half_open" or not self._has_room():
             return 0
         ticket = self._issue()
         self.leases[ticket] = now + self._policy.max_wait_duration_in_half_open_state
+        if self.asking is not None:
+            self.owners[ticket] = self.asking
         return ticket
+
+    def idle_lease(self) -> int:
+        """A leased probe that has not begun, or whose work so far was none; 0 if there is none."""
+        return next((ticket for ticket in self.leases if ticket not in self.in_flight), 0)
 
     def resume(self, ticket: int, now: float) -> None:
         """Starts the clock of a leased probe; a ticket in flight starts again from ``now``."""
@@ -205,31 +241,75 @@ class Breaker:
         counted = self.overdue.pop(ticket, None)
         # The tick has moved every call that crossed the threshold, this one included.
         since = counted[0] if counted is not None else started
+        if outcome is Outcome.NEUTRAL and started is not None and ticket in self.leases:
+            self.succeeded += 1  # the place in the round is for the work that follows
+            return Ended(now - started, slow=False)
+        part = self.owners.pop(ticket, None)
         if since is None:
             self.leases.pop(ticket, None)  # a probe that never began gives its place back
             return None
         self._count(outcome)
         if ticket <= self.era:
             self.late += 1
-        elif self.state == "half_open":
-            in_round = counted is not None and counted[1] == _IN_ROUND
-            self._end_probe(ticket, outcome, counted=in_round, now=now)
-        elif self.state in {"closed", "metrics_only"}:
-            self._learn(outcome, place=counted[1] if counted else None, now=now)
+        else:
+            self._note_end(part, ticket, outcome, counted, now)
+        if part is not None:
+            part.places.pop(ticket, None)
         return Ended(now - since, counted is not None)
+
+    def _note_end(
+        self,
+        part: Workload | None,
+        ticket: int,
+        outcome: Outcome,
+        counted: tuple[float, int | None] | None,
+        now: float,
+    ) -> None:
+        if counted is not None:
+            self._stall_at = math.inf
+        if outcome is Outcome.SUCCESS:
+            self.back_at = now
+        learns = self.state in {"closed", "metrics_only"}
+        if part is not None and outcome is Outcome.SUCCESS:
+            part.succeed(now, slow=counted is not None)
+        if part is not None and outcome is Outcome.FAILURE and counted is None:
+            part.complain(now)
+        if self.state == "half_open":
+            in_round = counted is not None and counted[1] == _IN_ROUND
+            self._end_probe(ticket, outcome, part, counted=in_round, now=now)
+        elif learns:
+            if part is not None:
+                self._teach(part, ticket, outcome)
+            self._learn(outcome, place=counted[1] if counted else None, now=now)
+
+    def _teach(self, part: Workload, ticket: int, outcome: Outcome) -> None:
+        failed = outcome is Outcome.FAILURE
+        if ticket in part.places:
+            if failed:
+                part.window.amend(part.places[ticket], FAILED)
+        elif failed or outcome is Outcome.SUCCESS:
+            part.learn(FAILED * failed)
 
     def tick(self, now: float) -> None:
         """Counts what has become true by ``now`` alone: overdue calls and lost probes."""
+        self._seen = now
         if self.unwritten:
             self._write_down()
         if self.state in {"closed", "metrics_only"}:
-            self.window.advance(now)
-            if self._warned and self._why_open() is None:
+            if now >= self.window.until:
+                self._advance(now)
+            if self._warned and self._verdict(bad=True) is None:
                 self._warned = False  # what was warned of is over; the next time is worth a word again
         if now >= self.quiet_until:
             self._count_overdue(now)
         if self.leases:
             self._expire_leases(now)
+
+    def _advance(self, now: float) -> None:
+        self.window.advance(now)
+        for one in self.workloads:  # all in step: a place in one window is a place in each
+            one.write_down()
+            one.window.advance(now)
 
     def _write_down(self) -> None:
         count, self.unwritten = self.unwritten, 0
@@ -256,16 +336,20 @@ class Breaker:
         if place is not None:
             if failed:
                 self.window.amend(place, FAILED)
-        elif outcome is not Outcome.ABANDONED:
+        elif failed or outcome is Outcome.SUCCESS:
             self.window.add(FAILED * failed)
         self._follow_streak(outcome)
-        self._judge_closed(now)
+        self._judge_closed(now, bad=failed)
 
-    def _end_probe(self, ticket: int, outcome: Outcome, *, counted: bool, now: float) -> None:
+    def _end_probe(
+        self, ticket: int, outcome: Outcome, part: Workload | None, *, counted: bool, now: float
+    ) -> None:
         leased = self.leases.pop(ticket, None) is not None
         if not leased and not counted:
             return  # begun in half-open without a lease: inside a connection that was out before
-        if leased and outcome is not Outcome.ABANDONED:
+        if outcome is Outcome.FAILURE and not counted and self._is_its_own(part):
+            return
+        if leased and outcome in {Outcome.SUCCESS, Outcome.FAILURE}:
             self.round.calls += 1
         if outcome is Outcome.FAILURE:
             self.round.failures += 1
@@ -279,12 +363,12 @@ class Breaker:
             self.streak = 0
 
     def _count(self, outcome: Outcome) -> None:
-        if outcome is Outcome.SUCCESS:
-            self.succeeded += 1
-        elif outcome is Outcome.FAILURE:
+        if outcome is Outcome.FAILURE:
             self.failed += 1
-        else:
+        elif outcome is Outcome.ABANDONED:
             self.abandoned += 1
+        else:
+            self.succeeded += 1
 
     def _count_overdue(self, now: float) -> None:
         # In order of start, so the first call that is not overdue ends the search.
@@ -296,23 +380,54 @@ class Breaker:
                 break
             del self.in_flight[ticket]
             self.slow += 1
-            place = None
-            if ticket <= self.era:
-                pass
-            elif self.state in {"closed", "metrics_only"}:
-                place = self.window.add(SLOW)
-            elif self.leases.pop(ticket, None) is not None:
-                self._lose_probe()
-                place = _IN_ROUND
-            self.overdue[ticket] = (started, place)
+            self.overdue[ticket] = (started, self._mark_slow(ticket, started))
         else:
             self.quiet_until = now + self.slow_after
-        if len(self.overdue) == before:
+        news = len(self.overdue) > before
+        if self.slots is not None:
+            self._plan_stall(news=news)
+            news |= self._stall_at <= now
+            if self._stall_at > now:
+                self.quiet_until = min(self.quiet_until, self._stall_at)
+        if not news:
             return  # no verdict without new evidence: when one is due must not hang on who looks, and when
         if self.state == "half_open":
             self._judge_round(now)
         else:
-            self._judge_closed(now)
+            self._judge_closed(now, bad=True)
+
+    def _mark_slow(self, ticket: int, started: float) -> int | None:
+        """Makes an overdue call evidence; returns the place of its mark."""
+        part = self.owners.get(ticket)
+        if ticket <= self.era:
+            return None
+        if part is not None:
+            part.complain(started)
+        if self.state in {"closed", "metrics_only"}:
+            if part is not None:
+                part.places[ticket] = part.learn(SLOW)
+            return self.window.add(SLOW)
+        if self.leases.pop(ticket, None) is not None and not self._is_its_own(part):
+            self._lose_probe()
+            return _IN_ROUND
+        return None
+
+    def _is_its_own(self, part: Workload | None) -> bool:
+        """Whether a probe's trouble is its compartment's, whose circuit is open while others do well."""
+        return part is not None and part.sick and any(one.heard and one.trusted for one in self.workloads)
+
+    def _plan_stall(self, *, news: bool) -> None:
+        """Finds out when the overdue calls are a stall, if they hold every slot.
+
+        Slow calls that happen to run at once look the same at first, so two thresholds must pass in which
+        none comes back: one for the calls to be overdue, one for the first of them to end all the same.
+        """
+        if self._overdue_now() < (self.slots or 0):
+            self._stall_at = math.inf
+        elif news:
+            starts = [started for ticket, (started, _) in self.overdue.items() if ticket > self.era]
+            since = max(self.back_at, min(starts))
+            self._stall_at = max(max(starts) + self.slow_after, since + 2 * self.slow_after)
 
     def _expire_leases(self, now: float) -> None:
         lost = [ticket for ticket, until in self.leases.items() if now >= until]
@@ -320,6 +435,9 @@ class Breaker:
             del self.leases[ticket]
             self.slow += 1
             started = self.in_flight.pop(ticket, now)
+            if self._is_its_own(self.owners.get(ticket)):
+                self.overdue[ticket] = (started, None)
+                continue
             self.overdue[ticket] = (started, _IN_ROUND)
             self._lose_probe()
         if lost:
@@ -329,11 +447,16 @@ class Breaker:
         self.round.calls += 1
         self.round.slow += 1
 
+    def consider(self, now: float) -> None:
+        """Judges anew: the circuit of a compartment has opened."""
+        self.tick(now)
+        self._judge_closed(now, bad=True)
+
     # --- verdicts ------------------------------------------------------------------------------
 
-    def _judge_closed(self, now: float) -> None:
+    def _judge_closed(self, now: float, *, bad: bool) -> None:
         """Opens the circuit, or in metrics_only says once that it would have."""
-        cause = self._why_open() if self.state in {"closed", "metrics_only"} else None
+        cause = self._verdict(bad=bad) if self.state in {"closed", "metrics_only"} else None
         if cause is None:
             self._warned = False
         elif self.state == "closed":
@@ -342,21 +465,43 @@ class Breaker:
             self._warned = True
             self.changes.append(Change(now, self.state, self.state, cause, None))
 
+    def _verdict(self, *, bad: bool) -> str | None:
+        """Why the circuit must open, or None.
+
+        Where there are compartments, the figures of all calls together may be those of one workload; see
+        `guardrails._core.workloads`.
+
+        Args:
+            bad: Whether something bad has just become known.
+        """
+        cause = self._why_open()
+        if self.direct is None or (cause is None and not bad):
+            return cause
+        heard = [one for one in self.workloads if one.heard]
+        for one in heard:
+            one.write_down()
+        if has_spread(heard, self._seen, self.slow_after, self._least if cause is None else 0):
+            return cause or ("failure_rate" if self.window.failures > self.window.slow else "slow_call_rate")
+        rates = self._failure_rate, self._slow_rate
+        if cause is None or not is_everybodys(heard, self._seen, self.slow_after, self._least, *rates):
+            return None
+        return cause
+
     def _why_open(self) -> str | None:
         window = self.window
         if self.streak >= self._streak_limit:
             return "consecutive_failures"
         enough = window.calls >= self._least
-        if enough and _reaches(window.failures, window.calls, self._failure_rate):
+        if enough and reaches(window.failures, window.calls, self._failure_rate):
             return "failure_rate"
-        if enough and _reaches(window.slow, window.calls, self._slow_rate):
+        if enough and reaches(window.slow, window.calls, self._slow_rate):
             return "slow_call_rate"
-        # A pool's slots are all the evidence there can be: once each of them is held by an overdue
-        # call, old successes would keep the rate low until they age out, for the whole window; and a
+        # A pool's slots are all the evidence there can be: once overdue calls hold them all and none comes
+        # back, old successes would keep the rate low until they age out, for the whole window; and a
         # pool smaller than the minimum would never reach it. A round of probes is enough for a verdict,
         # so that many slots are, too; one or two prove nothing by themselves.
         enough = enough or (self.slots or 0) >= self._policy.permitted_calls_in_half_open_state
-        if enough and self.slots is not None and self._overdue_now() >= self.slots:
+        if enough and self._stall_at <= self._seen:
             return "stalled"
         return None
 
@@ -368,8 +513,8 @@ class Breaker:
         # closed circuit lets everybody in, so one more probe is the cheaper mistake.
         tally, probes = self.round, self._policy.permitted_calls_in_half_open_state
         if (
-            _reaches(tally.failures, probes, self._failure_rate)
-            or _reaches(tally.slow, probes, self._slow_rate)
+            reaches(tally.failures, probes, self._failure_rate)
+            or reaches(tally.slow, probes, self._slow_rate)
             or (tally.failures and self.streak >= self._streak_limit)
         ):
             self._open(now, "probes_failed")
@@ -391,14 +536,14 @@ class Breaker:
     def hold(self, state: State, now: float) -> None:
         """Goes to a state that only a hand leaves: forced_open, disabled or metrics_only."""
         if self.state != state:
-            self.window.clear()
-            self.streak = 0
-            self._warned = False
+            self._forget_figures()
             self._go(now, state, "manual")
 
     def reset(self, now: float) -> None:
         """Back to closed with nothing remembered; calls in flight decide nothing any more."""
         self._forget()
+        for one in self.workloads:
+            one.forget_all()
         if self.state != self._home:
             self._go(now, self._home, "manual")
         else:
@@ -419,6 +564,8 @@ class Breaker:
         if 0 <= dice <= 1:  # a wait that is no number would never be over
             wait *= 1 + policy.open_jitter * (2 * dice - 1)
         self.open_until = now + wait
+        for one in self.workloads:
+            one.suspect |= one.bad > 0 or spreads((one,), self._failure_rate, self._slow_rate)
         self._go(now, "open", cause, wait)
 
     def _close(self, now: float, cause: str) -> None:
@@ -426,15 +573,31 @@ class Breaker:
         self._go(now, "closed", cause)
 
     def _forget(self) -> None:
+        self._forget_figures()
+        self._openings = 0
+
+    def _forget_figures(self) -> None:
         self.window.clear()
         self.streak = 0
-        self._openings = 0
         self._warned = False
+        for one in self.workloads:
+            one.forget()
+            one.suspect = False
+
+    def watch_workload(self, circuit: Breaker | None, now: float) -> Workload:
+        """Starts to tell the calls of one workload from all others."""
+        self.tick(now)
+        one = Workload(circuit, _window(self._policy))
+        one.window.advance(now)
+        self.workloads.append(one)
+        return one
 
     def _go(self, now: float, new: State, cause: str, retry_after: float | None = None) -> None:
         self.changes.append(Change(now, self.state, new, cause, retry_after))
         self.state = new
         self.era = self.issued
+        self._stall_at = math.inf
+        self._by_hand = cause == "manual"
         self.leases.clear()
         if new == "half_open":
             self._basis = self.round = Tally()
@@ -444,6 +607,29 @@ class Breaker:
     def _issue(self) -> int:
         self.issued += 1
         return self.issued
+
+    def forgive(self, since: float, until: float) -> None:
+        """Lets the clocks of calls under way stand still between two moments, in which nobody could look.
+
+        What is overdue stays so, and no moment is taken back twice.
+        """
+        since, self._forgiven = max(since, self._forgiven), max(until, self._forgiven)
+        if until <= since:
+            return
+        for ticket, started in self.in_flight.items():
+            if started < until:
+                self.in_flight[ticket] = started + until - max(since, started)
+        for ticket, ends in self.leases.items():
+            if ends > since:
+                self.leases[ticket] = ends + until - since
+
+    def forget_calls(self) -> None:
+        """Drops every call under way, without evidence."""
+        for calls in (self.in_flight, self.overdue, self.leases, self.owners):
+            calls.clear()
+        self._stall_at = math.inf
+        for one in self.workloads:
+            one.places.clear()
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -464,13 +650,13 @@ class Breaker:
         return starts
 
 
+def _window(policy: BreakerPolicy) -> Window:
+    if policy.sliding_window_type == "count":
+        return CountWindow(int(policy.sliding_window_size))
+    return TimeWindow(policy.sliding_window_size)
+
+
 @lru_cache(maxsize=64)
-def _ratio(threshold: float) -> tuple[int, int]:
+def _ratio(threshold: float) -> Ratio:
     nearest = Fraction(threshold).limit_denominator(_FINEST_RATE)
     return nearest.as_integer_ratio() if nearest else (1, _FINEST_RATE)
-
-
-def _reaches(part: int, whole: int, threshold: tuple[int, int]) -> bool:
-    """``part / whole >= threshold`` in whole numbers, where no rounding can flip a verdict."""
-    numerator, denominator = threshold
-    return part * denominator >= numerator * whole > 0

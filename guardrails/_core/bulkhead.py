@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from guardrails._core.ranks import Ranks
+from guardrails._core.workloads import Workload
 from guardrails._criticality import CRITICAL
 
 __all__ = ["Bulkhead", "Place"]
@@ -27,15 +29,17 @@ class Place:
     """One caller's place in the queue.
 
     Attributes:
+        owner: The workload it is for, where a circuit tells them apart.
         rank: How much the caller matters; see `guardrails._criticality`.
         verdict: None while waiting, then ``"granted"`` (a slot is theirs), ``"sent_away"``, or ``"shed"``
             (sent away for somebody who matters more); and ``"settled"`` once the caller has left the queue
             or taken its slot over.
     """
 
-    __slots__ = ("rank", "verdict")
+    __slots__ = ("owner", "rank", "verdict")
 
     def __init__(self) -> None:
+        self.owner: Workload | None = None
         self.rank = CRITICAL
         self.verdict: Literal["granted", "sent_away", "shed", "settled"] | None = None
 
@@ -114,12 +118,12 @@ class Bulkhead:
         place.verdict = "settled"
         return True
 
-    def send_away(self) -> list[Place]:
-        """Empties the queue and returns who was in it."""
-        sent = list(self.queue)
+    def send_away(self, stays: Callable[[Workload | None], bool] | None = None) -> list[Place]:
+        """Empties the queue of all but those whose workload stays; returns who was sent away."""
+        sent = [place for place in self.queue if stays is None or not stays(place.owner)]
         for place in sent:
             place.verdict = "sent_away"
-        self.queue.clear()
+            del self.queue[place]
         self._note_empty()
         return sent
 

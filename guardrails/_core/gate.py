@@ -12,15 +12,19 @@ from guardrails._core.breaker import Breaker, Change, Ended
 from guardrails._core.bulkhead import Bulkhead, Place
 from guardrails._core.ranks import Ranks
 from guardrails._core.window import NEVER
+from guardrails._core.workloads import Workload
 from guardrails._criticality import CRITICAL
 from guardrails._outcome import Outcome
 
 if TYPE_CHECKING:
     from guardrails.errors import Reason
 
-__all__ = ["Gate", "Refusal"]
+__all__ = ["OPENING", "Gate", "Refusal"]
 
 _T = TypeVar("_T")
+
+OPENING = -1
+"""The slot of work that opens a connection: whose it will be is not known yet."""
 
 _LATEST = 1e15
 """Seconds. No clock that works gets there, and with less every sum stays finite."""
@@ -201,10 +205,15 @@ class Gate:
         self._done(None)
 
     def begin(self, now: float, slot: int) -> int:
-        """Starts evidence on a checked-out connection; the first on a probe's connection is the probe."""
+        """Starts evidence on a checked-out connection; the first on a probe's connection is the probe.
+
+        `OPENING` in place of a slot is a new connection for a checkout: in half-open, for a probe.
+        """
         now = self._at(now)
         self.breaker.tick(now)
         _, lease = self.checkouts.get(slot, (now, 0))
+        if slot == OPENING:
+            lease = self.breaker.idle_lease()
         ticket = self.breaker.begin_unleased(now, lease)
         self._follow_circuit()
         return self._done(ticket)
@@ -290,12 +299,23 @@ class Gate:
         self.breaker.slots = self.bulkhead.limit if on else None
         self._done(None)
 
+    def split(self, now: float, part: Breaker) -> Workload:
+        """Tells the calls of a compartment from all others from now on; ``part`` is its own circuit."""
+        breaker, now = self.breaker, self._at(now)
+        if breaker.direct is None:
+            breaker.direct = breaker.watch_workload(None, now)
+        return self._done(breaker.watch_workload(part, now))
+
+    def consider(self, now: float) -> None:
+        """Judges anew: the circuit of a compartment has opened."""
+        self.breaker.consider(self._at(now))
+        self._follow_circuit()
+        self._done(None)
+
     def forget_everyone(self) -> None:
         """Drops every call and every waiter: for the child of a fork, where none of them exists."""
         breaker, bulkhead = self.breaker, self.bulkhead
-        breaker.in_flight.clear()
-        breaker.overdue.clear()
-        breaker.leases.clear()
+        breaker.forget_calls()
         bulkhead.queue.clear()
         bulkhead.standing_since = bulkhead.ranks = None
         bulkhead.taken = self.adopted = 0
@@ -359,17 +379,21 @@ class Gate:
         if self.bulkhead.try_enter():
             self.admitted += 1
             return True
-        # Nobody waits in half-open: a probe that finds no slot is no probe.
-        if place is None or self.breaker.state == "half_open" or not self.bulkhead.try_queue(place, now):
+        if place is None or not self._may_wait(place) or not self.bulkhead.try_queue(place, now):
             return self._refuse("bulkhead_full", None)
         return None
+
+    def _may_wait(self, place: Place) -> bool:
+        # Nobody waits in half-open: a probe that finds no slot is no probe.
+        place.owner = self.breaker.asking
+        return self.breaker.state != "half_open" or self.breaker.trusts(place.owner)
 
     def _take_ranked(self, ranks: Ranks, now: float, place: Place | None, rank: int) -> bool | Refusal | None:
         if self.bulkhead.try_enter_ranked(ranks, rank, now):
             self.admitted += 1
             self.classed += rank != CRITICAL
             return True
-        if place is not None and self.breaker.state != "half_open":
+        if place is not None and self._may_wait(place):
             place.rank = rank
             queued, shed = self.bulkhead.try_queue_ranked(ranks, place, now)
             if shed is not None:
@@ -437,14 +461,14 @@ class Gate:
             self.outbox.extend(changes)
             changes.clear()
             if self.breaker.state in {"open", "half_open", "forced_open"}:
-                self.outbox.extend(self.bulkhead.send_away())
+                self.outbox.extend(self.bulkhead.send_away(self.breaker.trusts))
 
     def _done(self, result: _T) -> _T:
         self.pause()
         breaker, bulkhead = self.breaker, self.bulkhead
         if bulkhead.ranks is not None and not bulkhead.queue and bulkhead.ranks.over(self.last):
             bulkhead.ranks = None
-        if breaker.state == "open":
+        if breaker.state == "open" and breaker.direct is None:
             self.shut_until = self._ahead(min(breaker.open_until, breaker.quiet_until))
         elif breaker.state in {"closed", "disabled"} and bulkhead.ranks is None:
             self.admits_until = self._ahead(breaker.quiet_until)

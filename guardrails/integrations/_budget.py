@@ -66,11 +66,11 @@ def innermost(guard: Guard) -> Guard:
 
     Where compartments form by themselves, code outside all of them belongs to the one of its request's route.
     """
-    door, sorts = guard.passage.doors[-1], sorts_calls(guard)
+    door, sorts = guard.passage.root, sorts_calls(guard)
     scope = ambient.get()
     while scope is not None:
         inside: Guard | None = scope.guard
-        ours = not scope.closed and inside is not None and inside.passage.doors[-1] is door
+        ours = not scope.closed and inside is not None and inside.passage.root is door
         if inside is not None and ours and not (sorts and inside is guard):
             return inside
         scope = scope.outer
@@ -94,7 +94,7 @@ def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | No
     own = guard.timeout if timeout is None else timeout
     if scope is None:
         return own, True
-    door = guard.passage.doors[-1]
+    door = guard.passage.root
     if timeout is None and (scope.guard is not None or scope.outer is not None):
         given = asked(scope, door)
         own = own if given == UNSAID else given

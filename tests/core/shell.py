@@ -35,6 +35,7 @@ class Shell:
             lock=threading.RLock(),
             clock=lambda: self.now,
             postponed=(),
+            part=gate.breaker.direct,
             tells_of_calls=False,
             leave=lambda ticket, outcome: gate.leave(self.now, ticket, outcome),
             shut_out=lambda retry_after: CircuitOpenError("db", "circuit_open", retry_after),
@@ -92,7 +93,7 @@ class QuickWays:
 
     def __init__(self, gate):
         self.gate, self.lock, self.postponed = gate, threading.RLock(), ()
-        self.tells_of_calls = False
+        self.tells_of_calls, self.part = False, gate.breaker.direct
 
     def check_out(self, now):
         """The number of a slot, a refusal, or 0."""
@@ -116,10 +117,10 @@ class QuickWays:
         self.now = now
         return Door.begin(self, 0)
 
-    def end(self, now, ticket):
+    def end(self, now, ticket, outcome=Outcome.SUCCESS):
         """Whether the success was noted."""
         self.now, self.led = now, True
-        Door.end(self, ticket, Outcome.SUCCESS)
+        Door.end(self, ticket, outcome)
         return self.led
 
     # What a door's quick ways ask of it: the time, and the long ways, which here are closed.

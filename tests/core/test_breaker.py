@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrails import BreakerPolicy
-from guardrails._core.breaker import Breaker, _ratio, _reaches
+from guardrails._core.breaker import Breaker, _ratio
+from guardrails._core.workloads import reaches as _reaches
 from guardrails._outcome import Outcome
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED

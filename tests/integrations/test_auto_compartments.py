@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from guardrails import ConfigurationError, guarded, protect
-from guardrails._core.shares import share
+from guardrails._core.shares import ACTIVE, share
 from guardrails._sharing import MOST
 from guardrails.integrations.asgi import GuardrailsMiddleware
 
@@ -111,7 +111,7 @@ def test_a_compartment_alone_may_use_every_slot_and_one_of_two_its_share(db, poo
         assert hold(stack, pool) == share(10) == 7
         with reports.call():
             assert hold(stack, pool) == 3
-    clock.advance(10)
+    clock.advance(ACTIVE)
     with contextlib.ExitStack() as stack:
         assert hold(stack, pool) == 10
 

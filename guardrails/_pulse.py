@@ -1,0 +1,95 @@
+"""When this process could look at its clock, and when it could not. Knows no guards and no calls.
+
+A process that is stopped (SIGSTOP, ``docker pause``, a debugger, a frozen function) finds at its thaw that
+seconds have passed, and that every call under way took them. A thread that only sleeps a moment, again and
+again, was late for the same reason, and notes it. It runs while calls are made and for a while after.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+__all__ = ["BEAT", "Gap", "Pulse", "pulse"]
+
+BEAT = 0.25
+"""Seconds between two beats."""
+
+_LATE = 1.0
+"""Seconds between two beats that are no longer a busy machine's, but a time in which nobody could look."""
+
+_MOST = 60.0
+"""Seconds of a gap that are forgiven. After a longer one the connections deserve a new look."""
+
+
+class Gap(NamedTuple):
+    """A time in which nobody could look."""
+
+    since: float
+    until: float
+
+
+class Pulse:
+    """Beats in a thread of its own, once woken.
+
+    Attributes:
+        last: When it beat last; None while it sleeps.
+        gap: The latest gap.
+    """
+
+    def __init__(self) -> None:
+        self.last: float | None = None
+        self.gap = Gap(0.0, 0.0)
+        self._until = 0.0
+        self._pid = 0
+        self._bell: SimpleQueue[None] = SimpleQueue()
+
+    def wake(self, until: float) -> None:
+        """Sees to it that the pulse beats until some moment, on `time.monotonic`."""
+        self._until = max(self._until, until)
+        if self._pid != os.getpid():  # the first time, or in the child of a fork, which has no such thread
+            self._pid = os.getpid()
+            self._bell = SimpleQueue()
+            self.last = None
+            thread = threading.Thread(
+                target=self._run, args=(self._bell,), daemon=True, name="guardrails-pulse"
+            )
+            with suppress(RuntimeError):  # no thread to be had, as at the exit: then there is no pulse
+                thread.start()
+        if self.last is None:
+            self._bell.put(None)  # legal in a signal handler, and where the collector runs
+
+    def latest(self, now: float) -> Gap:
+        """The latest time in which nobody could look, one that ends just now included."""
+        last = self.last
+        if last is not None and now - last > _LATE:
+            return Gap(max(last, now - _MOST), now)
+        return self.gap
+
+    def missed(self, seconds: float) -> bool:
+        """Whether nobody could look for a part of the last seconds."""
+        now = time.monotonic()
+        gap = self.latest(now)
+        return gap.until > gap.since and now - gap.until < seconds
+
+    def _run(self, bell: SimpleQueue[None]) -> None:
+        while bell is self._bell:
+            if self.last is None:
+                bell.get()
+            self._beat(time.monotonic())
+            with suppress(Empty):
+                bell.get(timeout=BEAT)
+
+    def _beat(self, now: float) -> None:
+        last = self.last
+        if last is not None and now - last > _LATE:
+            self.gap = Gap(max(last, now - _MOST), now)
+        self.last = now if now < self._until else None
+
+
+pulse = Pulse()
+"""The pulse of this process."""
