@@ -600,7 +600,7 @@ class Lane(Door):
         self.name = door.name
         self.lock = door.lock
         self.listeners = door.listeners
-        self._wanted = door._wanted
+        self._wanted = door._wanted  # noqa: SLF001 - the same door
         self.tells_of_calls = door.tells_of_calls
         self.report = door.report
         self.errors = door.errors

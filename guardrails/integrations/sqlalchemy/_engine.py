@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sqlalchemy import Dialect, Engine, event
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.util import await_only
 
 from guardrails._checks import Faults, shown
@@ -111,7 +112,7 @@ def _worker(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: flo
         driver,
         dialect.get_driver_connection,
         is_async=dialect.is_async,
-        errors=tuple(answer for answer in answers if isinstance(answer, type)),
+        errors=(MissingGreenlet, *(answer for answer in answers if isinstance(answer, type))),
         backstop=backstop,
     )
 

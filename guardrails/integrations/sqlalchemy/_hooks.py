@@ -238,7 +238,7 @@ class Hooks:
         run, checkout_with = self._worker.run, self._admission.checkout_with
 
         def ping(connection: Any) -> Any:
-            return run(original, (connection,), connection, checkout_with(connection))
+            return run(original, (connection,), connection, checkout_with(connection), proves=False)
 
         return ping
 
@@ -255,10 +255,15 @@ class Hooks:
 
     def _around_questions(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """What a dialect asks the first connection, some of it past its own hooks."""
-        bounds = self._worker.bounds
+        bounds, questioned = self._worker.bounds, self._worker.questioned
 
         def ask(connection: Any) -> Any:
             fairy = getattr(connection, "connection", None)  # SQLAlchemy's connection, or the driver's
-            return bounds(original, (connection,), held(fairy) if fairy else connection)
+            asked = held(fairy) if fairy else connection
+            questioned.append(asked)
+            try:
+                return bounds(original, (connection,), asked)
+            finally:
+                questioned.remove(asked)
 
         return ask

@@ -13,6 +13,7 @@ from guardrails._deadline import current, note_trouble
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome
+from guardrails._pulse import pulse
 from guardrails.errors import CallTimeoutError, CommitUnknownError, GuardrailsError
 from guardrails.integrations._budget import time_allowed
 from guardrails.integrations.sqlalchemy._stopping import Bounds, Limit
@@ -21,7 +22,7 @@ from guardrails.integrations.sqlalchemy._watchdog import GRACE
 if TYPE_CHECKING:
     from guardrails.integrations.sqlalchemy._checkout import Checkout
 
-__all__ = ["OutsideWork"]
+__all__ = ["OutsideWork", "too_late"]
 
 
 class OutsideWork:
@@ -83,7 +84,7 @@ class OutsideWork:
             return
         if error is None or isinstance(error, Exception):
             seconds, own = time_allowed(self._guard)
-            self._door.end(self._door.begin(0), Outcome.FAILURE if own else Outcome.ABANDONED)
+            self._door.end(self._door.begin(0), too_late(seconds, own=own))
             raise self.timed_out(self._guard, seconds, checkout) from error
 
     def watch_check_in(self, connection: Any, checkout: Checkout) -> Limit | None:
@@ -162,3 +163,8 @@ class OutsideWork:
 
     def _caller(self) -> int:
         return id(asyncio.current_task()) if self._is_async else threading.get_ident()
+
+
+def too_late(seconds: float | None, *, own: bool) -> Outcome:
+    """What a deadline means: nothing if it was the caller's, or if this process stood still meanwhile."""
+    return Outcome.FAILURE if own and not pulse.missed(seconds or 0.0) else Outcome.ABANDONED

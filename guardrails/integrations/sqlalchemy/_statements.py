@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Dialect
 from sqlalchemy.engine import ExecutionContext
-from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause
+from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from guardrails._checks import Faults
 from guardrails.errors import CallTimeoutError
@@ -89,6 +89,7 @@ class Statements:
         run, checkout_of, allow = self._worker.run, self._checkout_of, self._worker.allow
         run_listened, steps_in_fetch = self._run_listened, self._worker.fetches
         watch_stream, finish = self._watch_stream, self._finish_stream
+        questioned = self._worker.questioned
         in_scope = self._worker.time_in_scope if self._worker.lifts_backstop else None
 
         def execute(*args: Any, **kwargs: Any) -> Any:
@@ -107,12 +108,14 @@ class Statements:
             if (streams or given is not None) and not many:
                 args = (args[0], allow(args[1], given, streams=streams), *args[2:])
             compiled = context.compiled
-            ending = compiled is not None and isinstance(compiled.statement, _SAVEPOINT_ENDS)
+            element = None if compiled is None else compiled.statement
+            ending = isinstance(element, _SAVEPOINT_ENDS)
+            proves = not (isinstance(element, SavepointClause) or (questioned and connection in questioned))
             work: Callable[..., Any] = run
             if checkout is not None:
                 ending = ending or checkout.ends
                 work = run if checkout.bracket is None else run_listened
-            result = work(original, args, connection, checkout, timeout=timeout, ending=ending)
+            result = work(original, args, connection, checkout, timeout=timeout, ending=ending, proves=proves)
             if streams or (steps_in_fetch and not context.executemany):
 
                 def step(fetch: Callable[..., Any], *size: int) -> Any:

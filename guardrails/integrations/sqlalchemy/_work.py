@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from guardrails._core.gate import OPENING
 from guardrails._deadline import ambient
 from guardrails._door import Door
 from guardrails._guard import Guard
 from guardrails._outcome import Outcome, classify
-from guardrails.integrations._budget import time_allowed
+from guardrails.integrations._budget import innermost, time_allowed
 from guardrails.integrations.sqlalchemy._drivers import Driver
-from guardrails.integrations.sqlalchemy._outside import OutsideWork
+from guardrails.integrations.sqlalchemy._outside import OutsideWork, too_late
 from guardrails.integrations.sqlalchemy._stopping import Bounds, StoppedError
 from guardrails.integrations.sqlalchemy._watchdog import GRACE
 
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Worker"]
 
 # Looked up once: every statement comes by. (An enum's members are slow to reach in Python 3.11.)
-_SUCCESS, _ABANDONED = Outcome.SUCCESS, Outcome.ABANDONED
+_SUCCESS, _ABANDONED, _NEUTRAL = Outcome.SUCCESS, Outcome.ABANDONED, Outcome.NEUTRAL
+
+_RAISED_BEFORE = (ArithmeticError, TypeError, ValueError)
+"""What Python raises where a parameter cannot be sent: a number too large, a lone surrogate, a NUL. A lost
+connection may raise RuntimeError and AttributeError, so they are not among these."""
 
 _BACKSTOP = 4
 """How many timeouts of the guard the server gives a statement when nobody can tell it to stop."""
@@ -36,9 +41,13 @@ class Worker(OutsideWork):
         driver: How its calls are stopped; None where deadlines are off.
         own: Gives the driver's own connection for SQLAlchemy's.
         is_async: Whether the work runs on an event loop.
-        errors: The error classes of the DBAPI that are answers about the statement.
+        errors: The error classes of the DBAPI that are answers about the statement, or, without a code of
+            the server's, the driver's own refusal to send it.
         backstop: Seconds after which the server should end a statement by itself; None leaves it to the
             driver whether there is such a limit.
+
+    Attributes:
+        questioned: New connections that the dialect is asking about the server, which proves nothing.
     """
 
     def __init__(
@@ -54,7 +63,9 @@ class Worker(OutsideWork):
         super().__init__(guard, Bounds(driver, own, is_async=is_async), is_async=is_async)
         self._timeout = guard.timeout
         self._driver = driver
-        self._errors = errors
+        self.questioned: list[Any] = []
+        self._unsent = (*errors, *_RAISED_BEFORE)
+        self._refused: Callable[[BaseException], bool] = getattr(driver, "unsent", lambda _: False)
         self._backstop = backstop
         if (
             backstop is None
@@ -111,6 +122,7 @@ class Worker(OutsideWork):
         timeout: float | None = None,
         ending: bool = False,
         commit: bool = False,
+        proves: bool = True,
     ) -> Any:
         """Runs one piece of work on a connection.
 
@@ -123,11 +135,14 @@ class Worker(OutsideWork):
             ending: Whether it ends a transaction, a savepoint or a checkout: it then gets a little time of
                 its own however late it is, because an unfinished one costs the connection.
             commit: Whether it is a COMMIT, whose timeout leaves the outcome unknown.
+            proves: Whether its success is evidence. That of a ping, or of the end of a transaction, is none:
+                they work while every statement fails.
 
         Raises:
             DeadlineSpentError: No time was left and the work did not start.
             CallTimeoutError: It was stopped.
         """
+        proves = proves and not (ending or commit)
         guard = self._guard if checkout is None else checkout.guard
         if ambient.get() is None and guard is self._guard:
             seconds, own = self._timeout if timeout is None else timeout, True
@@ -143,12 +158,12 @@ class Worker(OutsideWork):
             for door, slot in slots:
                 tickets.append((door, door.begin(slot)))
             result = self._bounds.run(call, args, connection, seconds)
-            outcome = _SUCCESS
+            outcome = _SUCCESS if proves else _NEUTRAL
         except StoppedError as stopped:
-            outcome = Outcome.FAILURE if own else _ABANDONED
+            outcome = too_late(seconds, own=own)
             raise self.timed_out(guard, seconds, checkout, commit=commit) from stopped.__cause__
         except BaseException as error:
-            outcome = self._judge(error, checkout, ending=ending)
+            outcome = self._judge(error, checkout, ending=ending, proves=proves)
             raise
         finally:
             while tickets:
@@ -195,20 +210,24 @@ class Worker(OutsideWork):
         seconds, own = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
             raise self._door.refuse("deadline_spent")
-        door = self._door
-        ticket = door.begin(0)
+        # The connection will be somebody's: a new one is opened for a checkout that is under way.
+        tickets = list[tuple[Door, int]]()
         outcome = Outcome.ABANDONED
         try:
+            for door in innermost(self._guard).passage.doors:
+                tickets.append((door, door.begin(OPENING)))
             connection = self._bounds.connect(connect, arguments, seconds, self._backstop)
-            outcome = Outcome.SUCCESS
+            outcome = _NEUTRAL
         except StoppedError as stopped:
-            outcome = Outcome.FAILURE if own else Outcome.ABANDONED
+            outcome = too_late(seconds, own=own)
             raise self.timed_out(self._guard, seconds) from stopped.__cause__
         except BaseException as error:
             outcome = classify(error, None)  # whatever kept us from connecting is the server's fault
             raise
         finally:
-            door.end(ticket, outcome)
+            while tickets:
+                door, ticket = tickets.pop()
+                door.end(ticket, outcome)
         return connection
 
     def _spent(self, *, ending: bool) -> float:
@@ -217,7 +236,9 @@ class Worker(OutsideWork):
             raise self._door.refuse("deadline_spent")
         return GRACE
 
-    def _judge(self, error: BaseException, checkout: Checkout | None, *, ending: bool) -> Outcome:
+    def _judge(
+        self, error: BaseException, checkout: Checkout | None, *, ending: bool, proves: bool
+    ) -> Outcome:
         if checkout is not None and isinstance(error, AssertionError):
             # The driver has lost track of its connection: psycopg, when an executemany() is cancelled early.
             checkout.spoilt = True
@@ -228,9 +249,10 @@ class Worker(OutsideWork):
             return _ABANDONED
         policy = self._guard.passage.policy
         outcome = classify(error, None if policy is None else policy.is_failure)
+        answered = _SUCCESS if proves else _NEUTRAL
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
-            return outcome
+            return answered if outcome is _SUCCESS else outcome
         failed = None if self._driver is None else self._driver.failed(error)
-        if failed is None:
-            failed = not isinstance(error, self._errors)
-        return Outcome.FAILURE if failed else Outcome.SUCCESS
+        if failed is None and (isinstance(error, self._unsent) or self._refused(error)):
+            return _ABANDONED  # without a word of the server's it is the driver's own: nothing was sent
+        return answered if failed is False else Outcome.FAILURE

@@ -36,7 +36,8 @@ class Driver(Protocol):
 
     A driver may also have ``prepare(connection, seconds)``, called before each piece of work, and
     ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched, and
-    ``reads_when_dropped = True`` where a cursor that is dropped half-read first reads all that is to come.
+    ``reads_when_dropped = True`` where a cursor that is dropped half-read first reads all that is to come,
+    and ``unsent(error)``, which tells an error of the driver's own encoders from the server's.
     """
 
     interrupts_task: bool

@@ -6,6 +6,8 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+import asyncpg
+
 from guardrails.integrations.sqlalchemy._drivers._background import Background
 from guardrails.integrations.sqlalchemy._drivers._postgres import (
     SETTING,
@@ -40,8 +42,15 @@ class Asyncpg(PostgresDriver):
         with suppress(Exception):
             connection.terminate()
 
+    def unsent(self, error: BaseException) -> bool:
+        """Whether asyncpg's own encoder raised it. Unlike a server's it has no severity."""
+        cause = error if isinstance(error, asyncpg.PostgresError) else error.__cause__
+        return isinstance(cause, asyncpg.DataError) and getattr(cause, "severity", None) is None
+
     def failed(self, error: BaseException) -> bool | None:
         """See Driver. SQLAlchemy's wrapper carries the state of the error it wraps."""
+        if self.unsent(error):
+            return None
         return server_failed(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None))
 
     def _limited(self, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""A server that fails at every statement, and answers every ROLLBACK, ping and login: the circuit opens."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import drivers, lab_with, on_postgres
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from guardrails import BreakerPolicy, CircuitOpenError, protect
+
+lab = lab_with(drivers())
+
+FULL = "do $$ begin raise exception 'disk full' using errcode = '53100'; end $$"
+FULL_MARIADB = "signal sqlstate 'HY000' set mysql_errno = 1021"
+
+UNHURRIED = BreakerPolicy(sliding_window_size=60)
+
+
+def fails(lab):
+    return FULL if lab.backend.server.__class__.__name__ == "PostgresServer" else FULL_MARIADB
+
+
+@pytest.mark.parametrize("good", [0, 1], ids=["failing at once", "after one that works"])
+@pytest.mark.parametrize("options", [{}, {"pool_pre_ping": True}], ids=["plain", "pre-ping"])
+def test_circuit_opens_when_every_statement_fails(lab, options, good):
+    """The rate is that of the statements: 1, or one half with a good one first."""
+    guard = lab.protect(guard={"breaker": UNHURRIED}, **options)
+
+    def work(session):
+        for _ in range(good):
+            session.execute("select 1")
+        session.execute(fails(lab))
+
+    for _ in range(20):
+        with pytest.raises((DBAPIError, CircuitOpenError)):
+            lab.run(work)
+    assert guard.state == "open"
+    assert guard.snapshot().failure_rate >= 0.5
+
+
+def test_successes_of_transaction_ends_are_counted_and_no_evidence(lab):
+    """A statement and the ROLLBACK after it: two that succeeded, one call for the verdict."""
+    guard = lab.protect(guard={"breaker": BreakerPolicy(minimum_number_of_calls=100)})
+    lab.query("select 1")
+    before = guard.snapshot()
+    lab.run(lambda session: (session.execute("select 1"), session.commit()))
+    after = guard.snapshot()
+    assert after.succeeded - before.succeeded >= 2
+    assert after.calls - before.calls == 1
+    assert after.abandoned == 0
+
+
+@on_postgres
+def test_savepoints_that_work_prove_nothing(lab):
+    """SAVEPOINT, a statement that fails, ROLLBACK TO SAVEPOINT: one failure of one."""
+    guard = lab.protect(guard={"breaker": BreakerPolicy(minimum_number_of_calls=100)})
+
+    def work(session):
+        for _ in range(5):
+            with pytest.raises(DBAPIError), session.connection.begin_nested():
+                session.execute(FULL)
+
+    lab.run(work)
+    assert (guard.snapshot().calls, guard.snapshot().failures) == (5, 5)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_circuit_opens_for_an_orm_session_whose_statements_all_time_out(postgres, driver):
+    """The server's own statement_timeout ends each; the session rolls back twice."""
+    engine = create_engine(postgres.url(driver), connect_args={"options": "-c statement_timeout=20"})
+    guard = protect(engine, breaker=UNHURRIED)
+    for _ in range(12):
+        with pytest.raises((DBAPIError, CircuitOpenError)), Session(engine) as session:
+            session.execute(text("select pg_sleep(9)"))
+    assert guard.state == "open"
+    engine.dispose()
+
+
+def test_circuit_opens_when_every_statement_is_slow(lab):
+    """Likewise."""
+    slow = BreakerPolicy(slow_call_duration_threshold=0.02, sliding_window_size=60)
+    guard = lab.protect(guard={"breaker": slow}, pool_pre_ping=True)
+    lab.query("select 1")
+    guard.reset()
+    for _ in range(12):
+        try:
+            lab.query("select pg_sleep(0.04)")
+        except CircuitOpenError:
+            break
+    assert guard.state == "open"
+
+
+def test_a_ping_is_no_probe(lab):
+    """Half-open: what a probe's checkout asks for itself closes nothing; its first statement is the probe."""
+    policy = BreakerPolicy(permitted_calls_in_half_open_state=1, max_wait_duration_in_half_open_state=30)
+    guard = lab.protect(guard={"breaker": policy}, pool_pre_ping=True)
+    lab.query("select 1")
+    guard.passage.doors[0].step(guard.passage.doors[0].gate.turn, "half_open")
+    lab.run(lambda session: None)
+    assert guard.state == "half_open"
+    lab.query("select 1")
+    assert guard.state == "closed"
+
+
+def test_a_refused_connect_is_a_failed_probe(lab):
+    """Half-open, and the server refuses new connections: the circuit opens again."""
+    policy = BreakerPolicy(permitted_calls_in_half_open_state=1, minimum_number_of_calls=1000)
+    guard = protect(create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none"), breaker=policy)
+    door = guard.passage.doors[0]
+    door.step(door.gate.turn, "half_open")
+    with pytest.raises(DBAPIError):
+        guard._attachment._engine.connect()
+    assert guard.state == "open"
