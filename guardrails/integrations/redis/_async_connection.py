@@ -17,7 +17,7 @@ from guardrails._alarm import alarms
 from guardrails._ringing import Ringing, cancel_at
 from guardrails.integrations.redis._answers import leaves_clean
 from guardrails.integrations.redis._giving_back import GRACE
-from guardrails.integrations.redis._guarded import NOTEWORTHY, Guarded
+from guardrails.integrations.redis._guarded import LOOKED_AT, Guarded
 from guardrails.integrations.redis._work import Checkout, under_way
 
 if TYPE_CHECKING:
@@ -91,7 +91,11 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         if checkout is None or (checkout.subscriber and not self._connecting):
             return await self.policy.run(do, fail, is_retryable, with_failure_count)
         if self._busy:  # a connect or a ping inside a larger piece of work, which is tried again as a whole
-            return await self._try(do, fail, counts=with_failure_count, until=None)
+            outside, self._nested = self._nested, True
+            try:
+                return await self._try(do, fail, counts=with_failure_count, until=None)
+            finally:
+                self._nested = outside
         self.work.begin(checkout)
         self._busy = True
         self._alarm = None if checkout.at is None else cancel_at(checkout.at)
@@ -145,7 +149,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
 
     async def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        if not self._busy or args[0] in NOTEWORTHY:
+        if not self._busy or args[0] in LOOKED_AT:
             if self._unwatches(args):
                 await self._unwatch()
                 return

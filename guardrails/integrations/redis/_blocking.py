@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["BLOCKING", "patience", "patience_of_all"]
+__all__ = ["BLOCKING", "PROVES_NOTHING", "patience", "patience_of_all"]
 
 _Args = Sequence[Any]
 
@@ -59,6 +59,9 @@ _KNOWN: dict[str | bytes, Callable[[_Args], float | None]] = {
 }
 
 BLOCKING = frozenset(_KNOWN)
+
+PROVES_NOTHING = frozenset({"AUTH", "CLIENT", "DISCARD", "HELLO", "READONLY", "SELECT", "UNWATCH", "WATCH"})
+"""Commands that a server answers while it fails at every other: their success is no evidence."""
 """The first words of all of them, as they may be spelt."""
 
 

@@ -16,7 +16,7 @@ from redis._parsers.socket import SocketBuffer
 
 from guardrails.integrations.redis._answers import leaves_clean
 from guardrails.integrations.redis._giving_back import GRACE
-from guardrails.integrations.redis._guarded import NOTEWORTHY, Guarded
+from guardrails.integrations.redis._guarded import LOOKED_AT, Guarded
 from guardrails.integrations.redis._socket import BoundedSocket, Bounds
 from guardrails.integrations.redis._work import Checkout, under_way
 
@@ -185,11 +185,14 @@ class GuardedConnection(Guarded, AbstractConnection):
         self.work.fail(checkout, error, connecting=self._connecting)
 
     def _once(self, do: Callable[[], Any], fail: Callable[..., Any], *, counts: bool) -> Any:
+        outside, self._nested = self._nested, True
         try:
             return do()
         except self.policy.errors as error:
             self._clean_up(error, 1, fail, counts=counts)
             raise
+        finally:
+            self._nested = outside
 
     def _clean_up(self, error: Exception, failures: int, fail: Callable[..., Any], *, counts: bool) -> None:
         try:
@@ -200,7 +203,7 @@ class GuardedConnection(Guarded, AbstractConnection):
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        if not self._busy or args[0] in NOTEWORTHY:
+        if not self._busy or args[0] in LOOKED_AT:
             if self._unwatches(args):
                 self._unwatch()
                 return

@@ -12,15 +12,18 @@ from typing import Any
 
 import redis
 
-from guardrails.integrations.redis._blocking import BLOCKING, patience, patience_of_all
+from guardrails.integrations.redis._blocking import BLOCKING, PROVES_NOTHING, patience, patience_of_all
 from guardrails.integrations.redis._giving_back import GIVING_BACK, remember
 from guardrails.integrations.redis._retries import RetryPolicy
 from guardrails.integrations.redis._work import Checkout, Work
 
-__all__ = ["NOTEWORTHY", "Guarded", "derive", "derived", "is_guarded"]
+__all__ = ["LOOKED_AT", "Guarded", "derive", "derived", "is_guarded"]
 
 NOTEWORTHY = BLOCKING | GIVING_BACK
 """First words of the commands that get more time than others, and are looked at before they are sent."""
+
+LOOKED_AT = NOTEWORTHY | PROVES_NOTHING
+"""The same, and those whose success is no evidence."""
 
 _name = itemgetter(0)
 
@@ -49,7 +52,7 @@ class Guarded:
     checkout: Checkout | None = None
     meets_callers = True
     closes = False
-    _busy = False
+    _busy = _nested = False
     _connecting = False
     _reads_once = False
 
@@ -103,6 +106,7 @@ class Guarded:
         """See redis-py. Only a PubSub asks for it: from now on the connection is that subscriber's."""
         if self.checkout is not None:
             self.checkout.subscriber = True
+            self.checkout.proves = False
             self.work.succeed(self.checkout)
         self.plain.register_connect_callback(self, callback)
 
@@ -124,7 +128,12 @@ class Guarded:
         checkout = self.checkout
         if not self._busy:
             self.closes = self.closes or (checkout is not None and not checkout.subscriber)
-        elif args[0] in GIVING_BACK:
+            return
+        if args[0] in PROVES_NOTHING and checkout is not None and not (self._connecting or self._nested):
+            checkout.proves = (
+                False  # what redis-py asks by itself in the middle of a caller's work is left out
+            )
+        if args[0] in GIVING_BACK:
             remember(args)
             self._note_giving_back([args])
         else:

@@ -14,6 +14,7 @@ from guardrails._door import Door
 from guardrails._fork import check_process
 from guardrails._guard import Guard, sorts_calls
 from guardrails._outcome import Outcome, classify
+from guardrails._pulse import pulse
 from guardrails.errors import GuardrailsError, RejectedError
 from guardrails.integrations._budget import innermost, time_allowed
 from guardrails.integrations._checkouts import Slots
@@ -25,6 +26,8 @@ __all__ = ["Checkout", "Work", "instead_of", "under_way"]
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 _LOST = (redis.TimeoutError, redis.ConnectionError, TimeoutError)
+
+_RAISED_BEFORE = (redis.DataError, ArithmeticError, TypeError, ValueError)
 
 _CLOSE_ENOUGH = 0.005
 """Seconds: a read gives up a little before its deadline as often as a little after."""
@@ -43,6 +46,7 @@ class Checkout(Slots):
         seconds: What it was given.
         own: Whether it is the guard's own timeout that says so.
         used: Whether a piece of work has been done on it.
+        proves: Whether the success of its work is evidence; that of a ping or an UNWATCH is none.
         patient: Whether the work waits on the server on purpose.
         subscriber: Whether it belongs to a PubSub, which may be silent for hours.
         extra: Whether its connection is not one of the pool's, but one to give something back with.
@@ -52,13 +56,14 @@ class Checkout(Slots):
     guard: Guard
     at: float | None = None
     seconds: float | None = None
-    own = True
+    own = proves = True
     tickets: Sequence[tuple[Door, int]] = ()
     used = patient = subscriber = extra = False
 
     def end(self, outcome: Outcome) -> None:
         """Ends the evidence under way."""
         tickets, self.tickets = self.tickets, ()
+        self.proves = True
         for door, ticket in tickets:
             door.end(ticket, outcome)
 
@@ -206,6 +211,9 @@ class Work:
     def succeed(self, checkout: Checkout, answer: object = None) -> None:
         """Ends a piece of work that got its answer."""
         outcome = self._judge_replies(answer) if type(answer) is list else _SUCCESS
+        if not checkout.proves:
+            checkout.proves = True
+            outcome = Outcome.NEUTRAL if outcome is _SUCCESS else outcome
         if checkout.patient or outcome is not _SUCCESS:
             self._learn(checkout, outcome)
             return
@@ -228,7 +236,8 @@ class Work:
             CallTimeoutError: It was the deadline that ended it.
         """
         if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
-            self._learn(checkout, Outcome.FAILURE if checkout.own else Outcome.ABANDONED)
+            missed = pulse.missed(checkout.seconds or 0.0)  # this process stood still meanwhile
+            self._learn(checkout, Outcome.FAILURE if checkout.own and not missed else Outcome.ABANDONED)
             raise self._timed_out(checkout, error)
         self._learn(checkout, self._judge(error, connecting=connecting))
 
@@ -245,7 +254,7 @@ class Work:
     def _learn(self, checkout: Checkout, outcome: Outcome) -> None:
         if checkout.patient:
             checkout.patient = False
-            if outcome is not Outcome.ABANDONED:  # what it says counts, how long it took does not
+            if outcome in {_SUCCESS, Outcome.FAILURE}:  # what it says counts, how long it took does not
                 checkout.tickets = [(door, door.begin(slot)) for door, slot in checkout.slots]
         checkout.end(outcome)
 
@@ -281,7 +290,10 @@ class Work:
         outcome = classify(error, None if policy is None else policy.is_failure)
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
             return outcome
-        return Outcome.FAILURE if server_failed(error, connecting=connecting) else Outcome.SUCCESS
+        if server_failed(error, connecting=connecting):
+            return Outcome.FAILURE
+        # What redis-py or Python could not encode was never sent.
+        return Outcome.ABANDONED if isinstance(error, _RAISED_BEFORE) else _SUCCESS
 
 
 def instead_of(error: GuardrailsError) -> BaseException | None:
