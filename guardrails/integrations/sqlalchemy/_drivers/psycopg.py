@@ -11,6 +11,9 @@ from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["Psycopg", "PsycopgAsync"]
 
+_PATIENCE = 1.0
+"""Seconds a pool may take to get its connection back."""
+
 
 class Psycopg(PostgresDriver):
     """See Driver."""
@@ -28,9 +31,14 @@ class Psycopg(PostgresDriver):
             cut(connection.pgconn.socket)
 
     def retire(self, connection: Any) -> None:
-        """See Driver. psycopg_pool's ``close_returns`` would give it to the next one who asks."""
-        with suppress(Exception):
-            connection.pgconn.finish()
+        """See Driver. A psycopg_pool with ``close_returns`` gets it back, closed, and opens another."""
+        connection.pgconn.finish()
+        owner = getattr(connection, "_pool", None)
+        if getattr(owner, "close_returns", False):
+            self._give_back(owner, connection)
+
+    def _give_back(self, owner: Any, connection: Any) -> None:
+        owner.putconn(connection)
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""
@@ -43,6 +51,9 @@ class PsycopgAsync(Psycopg):
     def __init__(self) -> None:
         super().__init__()
         self._background = Background(self.cancel_failed)
+
+    def _give_back(self, owner: Any, connection: Any) -> None:
+        self._background.run(owner.putconn(connection), _PATIENCE)
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Not by cancelling the task: psycopg would then wait up to 10 s for the server."""
