@@ -8,15 +8,14 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import MutableMapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardrails._fork import survive_fork
 from guardrails._guard import Guard
 from guardrails.events import LeakFound
+from guardrails.integrations.sqlalchemy._searching import is_in, search_for_gone
 from guardrails.pools.frames import (
     Caller,
-    Site,
     callers,
     in_driver,
     is_plumbing,
@@ -26,7 +25,6 @@ from guardrails.pools.frames import (
     stack_of,
 )
 from guardrails.pools.holders import WORDS, Doing, Holder, PoolStatus, cause_of
-from guardrails.pools.keepers import keepers
 from guardrails.pools.patrol import look_in
 
 if TYPE_CHECKING:
@@ -121,29 +119,8 @@ class Ledger:
         of_each = Counter(_key(checkout.who) for checkout in out)
         holders = [self._holder(checkout, nested=of_each[_key(checkout.who)] > 1) for checkout in out]
         if search:
-            self._look_for_keepers(out, holders)
+            search_for_gone(out, holders, self.caller())
         return tuple(sorted(holders, key=lambda holder: -holder.seconds))
-
-    def _look_for_keepers(self, out: list[Checkout], holders: list[Holder]) -> None:
-        """Whose code has gone on may still be in a block of a generator that is suspended, or of a caller."""
-        now = time.monotonic()
-        gone = [
-            (index, proxy)
-            for index, checkout in enumerate(out)
-            if holders[index].doing == "gone"
-            and checkout.next_search <= now
-            and (proxy := checkout.proxy and checkout.proxy()) is not None
-        ]
-        if not gone:
-            return
-        me = self.caller()
-        mine = [place for place, (index, _) in enumerate(gone) if out[index].who == me]
-        for (index, _), where in zip(gone, keepers([proxy for _, proxy in gone], mine), strict=True):
-            request = out[index].request
-            if where is not None or (request is not None and not request.closed):
-                holders[index] = replace(holders[index], doing="other_work", now=lines(where or ()))
-            else:
-                out[index].next_search = now + _PACE
 
     def forgotten(self, older_than: float | None) -> tuple[Holder, ...]:
         """The holders of connections that seem forgotten, the longest first.
@@ -164,7 +141,7 @@ class Ledger:
         doing: Doing = "other_work"
         if checkout.under_way or checkout.busy_outside or in_driver(checkout.who):
             doing = "statement"
-        elif not _is_in(checkout.site, now):
+        elif not is_in(checkout.site, now):
             doing, now = "gone", None
         elif nested or checkout.nested:
             doing = "nested"
@@ -185,7 +162,8 @@ class Ledger:
 
     def in_words(self, name: str, limit: int) -> str | None:
         """Who has most slots of the guard, or of a compartment of this name, in one line."""
-        holders = [each for each in self.holders() if name in {self._guard.name, each.compartment}]
+        here = self.holders(search=False)
+        holders = [each for each in here if name in {self._guard.name, each.compartment}]
         if not holders:
             return None
         self._next_diagnosis = time.monotonic() + _QUIET  # this is one
@@ -311,12 +289,6 @@ _WORDS = {
     "held": "a connection of %r has been out for %.1f s and nothing runs on it; it was taken at %s",
     "dropped": "a connection of %r was dropped after %.1f s and not given back; it was taken at %s",
 }
-
-
-def _is_in(asked: Site, now: Site | None) -> bool:
-    """Whether a caller is still in code that asked for a connection."""
-    codes = {code for code, _ in now or ()}
-    return any(code in codes for code, _ in asked)
 
 
 def _key(who: Caller) -> int:
