@@ -157,7 +157,7 @@ async def listened(engine):
         event.listen(listeners, "checkout", ask)
         event.listen(listeners, "reset", ask_on_return)
     async with engine.connect() as connection:
-        connection = await connection.execution_options(isolation_level="SERIALIZABLE")
+        await connection.execution_options(isolation_level="SERIALIZABLE")
         await connection.execute(text("select 1"))
         await connection.commit()
 

@@ -79,14 +79,9 @@ def guard_engine(
     guard = Guard(name, max_concurrent_calls=slots, **options)
     if as_driver:
         guard.passage.doors[-1].errors = DRIVER_ERRORS
-    named = getattr(dialect, "driver", None) or dialect.name  # a dialect of somebody's own may have none
-    driver = find_driver(named, is_async=dialect.is_async)
-    if driver is None and guard.timeout is not None:
-        raise unsupported(named)
+    driver = _driver_of(sync_engine, guard)
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
-    if driver is not None:
-        driver.second = SecondConnection(sync_engine)
     attachment = _EngineAttachment(sync_engine, guard, _worker(guard, driver, dialect, backstop), leak_after)
     if sorts:
         sort_calls(guard)
@@ -102,6 +97,18 @@ def _name_of(engine: Engine) -> str:
         path = database.removeprefix("file:")
         database = "" if path.startswith(":memory:") else PurePath(path).stem
     return database[:_LONGEST_NAME] or engine.dialect.name
+
+
+def _driver_of(engine: Engine, guard: Guard) -> Driver | None:
+    """How the engine's calls are stopped; None where they need not be."""
+    dialect = engine.dialect
+    named = getattr(dialect, "driver", None) or dialect.name  # a dialect of somebody's own may have none
+    driver = find_driver(named, is_async=dialect.is_async)
+    if driver is not None:
+        driver.second = SecondConnection(engine)
+    elif guard.timeout is not None:
+        raise unsupported(named)
+    return driver
 
 
 def _worker(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: float | None) -> Worker:

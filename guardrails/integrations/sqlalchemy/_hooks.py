@@ -15,7 +15,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from guardrails.errors import CallTimeoutError, CommitUnknownError
 from guardrails.integrations.sqlalchemy._pool import Admission
-from guardrails.integrations.sqlalchemy._raw import held
+from guardrails.integrations.sqlalchemy._raw import get_held, held
 from guardrails.integrations.sqlalchemy._second import redirected
 from guardrails.integrations.sqlalchemy._statements import Statements, checked
 from guardrails.integrations.sqlalchemy._work import Worker
@@ -228,7 +228,10 @@ class Hooks:
 
         def rollback(fairy: Any) -> Any:
             # The driver's own comes from what SQLAlchemy asks a new connection.
-            connection = held(fairy)
+            try:
+                connection = get_held(fairy)
+            except TypeError:
+                connection = held(fairy)
             record = getattr(fairy, "_connection_record", None)
             return run(original, (connection,), connection, checkout_of(record), ending=True)
 

@@ -18,7 +18,6 @@ from guardrails._guard import Guard
 from guardrails.errors import BulkheadFullError, ConfigurationError
 from guardrails.integrations.sqlalchemy._checkout import Checkout
 from guardrails.integrations.sqlalchemy._ledger import Ledger
-from guardrails.integrations.sqlalchemy._raw import listens_to_check_in
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -222,9 +221,10 @@ class Admission:
             checkout = out.get(record)
             if checkout is not None:
                 checkout.proxy = record.fairy_ref
+                reset, back = self.dispatch.reset, self.dispatch.checkin
                 if checkout.below is not None:
                     admission._superseded(record, checkout.below)
-                elif listens_to_check_in(self):
+                elif reset.listeners or reset.parent_listeners or back.listeners or back.parent_listeners:
                     # Called before SQLAlchemy's own callback: the latest is first.
                     clean_up = partial(_watch_check_in, worker, record, checkout)
                     checkout.finalizer = weakref.ref(fairy, clean_up)

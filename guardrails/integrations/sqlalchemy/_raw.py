@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from guardrails.integrations.sqlalchemy._checkout import Checkout
     from guardrails.integrations.sqlalchemy._stopping import Limit
 
-__all__ = ["Proxy", "ProxyWork", "get_held", "guarded_proxy", "held", "listens_to_check_in"]
+__all__ = ["Proxy", "ProxyWork", "get_held", "guarded_proxy", "held"]
 
 Proxy = type[PoolProxiedConnection]
 
@@ -115,8 +115,13 @@ class _GuardedConnection(_ConnectionFairy):
     def _checkin(self, transaction_was_reset: bool = False) -> None:  # noqa: FBT001, FBT002
         self.__class__ = self._bare  # type: ignore[assignment] # from here on it is SQLAlchemy that reads its attributes
         record, limit = self._connection_record, None
+        reset, returned = self._pool.dispatch.reset, self._pool.dispatch.checkin
         checkout = self._work.checkout_of(record)
-        if checkout is not None and (checkout.below is not None or listens_to_check_in(self._pool)):
+        # Without the truth of the collections, which are functions of Python.
+        listened = (
+            reset.listeners or reset.parent_listeners or returned.listeners or returned.parent_listeners
+        )
+        if checkout is not None and (checkout.below is not None or listened):
             limit = self._work.checking_in(self)
         try:
             super()._checkin(transaction_was_reset)
@@ -195,13 +200,6 @@ def guarded_proxy(work: ProxyWork) -> Proxy:
     bare: Any = type(name, (_GuardedConnection,), own)
     bare._bare = bare  # noqa: SLF001 - one that was invalidated is given back once more
     return type(name, (_LentConnection,), {**own, "_bare": bare})
-
-
-def listens_to_check_in(pool: Any) -> bool:
-    """Whether anybody wants to see the connections that come back to a pool."""
-    reset, check_in = pool.dispatch.reset, pool.dispatch.checkin
-    # Without the truth of the collections, which are functions of Python: every checkout asks.
-    return bool(reset.listeners or reset.parent_listeners or check_in.listeners or check_in.parent_listeners)
 
 
 def held(connection: Any) -> Any:
