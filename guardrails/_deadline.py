@@ -141,11 +141,12 @@ class RequestScope(Scope):
 
     Attributes:
         mishap: What is known of the refusals and timeouts inside it; None while there was none.
+        name: Its method and the template of its route, such as ``GET /orders/{id}``, as soon as it is known.
         touched: When each guard was first asked for something inside it, on ``clock``, by passage.
         reserved: The slots taken for it that nothing inside it uses yet, by door.
     """
 
-    __slots__ = ("mishap", "reserved", "touched")
+    __slots__ = ("mishap", "name", "reserved", "touched")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
         shared = None
@@ -158,6 +159,7 @@ class RequestScope(Scope):
             self.begin(at, None, clock, outer)
             shared = self.request
         self.mishap: Mishap | None = None
+        self.name: str | None = None
         self.touched: dict[Any, float] = {} if shared is None else shared.touched
         self.reserved: dict[Any, int] = {} if shared is None else shared.reserved
         self.request = self
@@ -169,6 +171,11 @@ class RequestScope(Scope):
         """
         outer = self._enclosing()
         return None if outer is None else outer.template()
+
+    def find_name(self) -> str | None:
+        """The request's method with its template; None as long as its route is not known."""
+        outer = self._enclosing()
+        return None if outer is None else outer.find_name()
 
     def went_wrong(self) -> Mishap:
         """The record of what went wrong, begun if there is none; shared with the enclosing middlewares."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random as _random
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Never, ParamSpec, Protocol, TypeVar
 
 from guardrails._call import Call
@@ -19,12 +19,25 @@ from guardrails._door import Door
 from guardrails._passage import Passage
 from guardrails._policy import BreakerPolicy
 from guardrails._reports import log
-from guardrails._sharing import OTHER, Sharing
+from guardrails._sharing import OTHER, PartDoor, Sharing
 from guardrails._snapshot import GuardSnapshot, take
+from guardrails._workload_names import WorkloadName
 from guardrails.errors import ConfigurationError
 from guardrails.events import Listener
 
-__all__ = ["Attachment", "Guard", "attach", "sort_calls", "workload"]
+__all__ = [
+    "COMPARTMENTS",
+    "Attachment",
+    "Guard",
+    "attach",
+    "divide",
+    "shown_parts",
+    "sort_calls",
+    "sorts_calls",
+    "turn",
+    "with_parts",
+    "workload",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +88,7 @@ class Guard:
     __slots__ = (
         "__weakref__",
         "_attachment",
+        "_divisible",
         "_max_waiting",
         "_parent",
         "_parts",
@@ -113,6 +127,7 @@ class Guard:
         self._parent: Guard | None = None
         self._share: int | None = None
         self._sharing: Sharing | None = None
+        self._divisible = True
         self._parts: tuple[Guard, ...] = ()
         self._attachment: Attachment | None = None
 
@@ -230,22 +245,19 @@ class Guard:
 
     def force_open(self) -> None:
         """Refuses every call until `reset` or another manual state."""
-        self._turn("forced_open")
+        turn(self, "forced_open")
 
     def disable(self) -> None:
         """Lets every call pass the circuit and learns nothing; the bulkhead still holds."""
-        self._turn("disabled")
+        turn(self, "disabled")
 
     def metrics_only(self) -> None:
         """Records and never opens; says once when it would have (a StateChanged with ``old == new``)."""
-        self._turn("metrics_only")
+        turn(self, "metrics_only")
 
     def reset(self) -> None:
-        """Back to closed, with empty windows."""
-        self._turn("reset")
-
-    def _turn(self, transition: str) -> None:
-        self._door.step(self._door.gate.turn, transition)
+        """Back to closed, with empty windows; likewise the compartments that formed by themselves."""
+        turn(self, "reset")
 
     def resize(self, max_concurrent_calls: int) -> None:
         """Changes the number of slots at once, without waiting.
@@ -283,17 +295,29 @@ class Guard:
 
         Args:
             name: Its label. Asked for again without options, the same compartment is returned.
-            max_concurrent_calls: Its slots; None is 70 % of this guard's, rounded down, at least 1. Where
-                compartments form by themselves, one that is active alone may then use all of them.
+            max_concurrent_calls: Its slots; None is 70 % of this guard's, rounded down, at least 1.
             **options: As for `Guard`; what is not given is this guard's own.
 
         Raises:
-            ConfigurationError: An argument is wrong, or the name is taken.
+            ConfigurationError: An argument is wrong, the name is taken, or this guard has no compartments.
         """
+        if not self._divisible:
+            raise ConfigurationError(
+                f"guard {self.name!r} was made with compartments='none'; "
+                "with 'declared' or 'auto' it can have some"
+            )
         if known := self._part(name):
             if max_concurrent_calls is None and not options:
                 return known
             raise ConfigurationError(f"guard {self.name!r} has a compartment {name!r} already")
+        part = self._new_part(name, max_concurrent_calls, options, elastic=False)
+        if self._sharing is not None:
+            self._sharing.divide()
+        return part
+
+    def _new_part(
+        self, name: str, max_concurrent_calls: int | None, options: dict[str, Any], *, elastic: bool
+    ) -> Guard:
         total = self._door.gate.bulkhead.limit
         faults = Faults(f"compartment {shown(name)}")
         faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=total)
@@ -305,20 +329,16 @@ class Guard:
         )
         part._parent = self
         part._share = max_concurrent_calls
-        door = part._door
-        if self._sharing is not None:
-            own = part._inherited()
-            door = self._sharing.door(
-                name,
-                door.gate,
-                elastic=max_concurrent_calls is None,
-                clock=own["clock"],
-                max_wait=own["max_wait_duration"],
-                listeners=own["listeners"],
-            )
+        own = part._inherited()
+        door = PartDoor(
+            name,
+            part._door.gate,
+            clock=own["clock"],
+            max_wait=own["max_wait_duration"],
+            listeners=own["listeners"],
+        )
+        part.passage = Passage(part, name, (door, *self._lanes(door)), part.passage.policy, part._timeout)
         door.errors = self._door.errors
-        doors = (door, *self._lanes(door))
-        part.passage = Passage(part, name, doors, part.passage.policy, part._timeout)
         door.join(self._door.report)
         part.passage.has_own_timeout = "timeout" in options or self.passage.has_own_timeout
         attach(part, self._attachment)
@@ -326,6 +346,8 @@ class Guard:
             known = self._part(name)
             if known is None:
                 self._parts += (part,)
+        if known is None and self._sharing is not None:
+            self._sharing.admit(door, elastic=elastic)
         return known or part
 
     def _lanes(self, door: Door) -> tuple[Door, ...]:
@@ -367,6 +389,15 @@ class Guard:
         attach(self, None)
 
 
+def turn(guard: Guard, transition: str) -> None:
+    """Changes the state of a guard's circuit by hand, and with it those of what formed by itself."""
+    guard._door.step(guard._door.gate.turn, transition)
+    if guard._sharing is not None:
+        guard._sharing.turn(transition)
+    if guard._parent is not None and guard._parent._sharing is not None:
+        guard._parent._sharing.divide()  # or its calls would not notice
+
+
 def attach(guard: Guard, attachment: Attachment | None) -> None:
     """Notes what a guard and all its parts are attached to; None for nothing any more."""
     guard._attachment = attachment
@@ -393,10 +424,28 @@ def _announce(guard: Guard) -> None:
     log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit)
 
 
+# --- compartments that form by themselves ------------------------------------------------------
+
+COMPARTMENTS = ("auto", "declared", "none")
+"""What the setting ``compartments`` of a pool's guard may be; the first is the default."""
+
+
+def divide(guard: Guard, how: str) -> None:
+    """Sets where a guard's compartments come from: one of `COMPARTMENTS`."""
+    guard._divisible = how != "none"
+    if how == "auto":
+        sort_calls(guard)
+
+
 def sort_calls(guard: Guard) -> None:
-    """Has a guard without compartments make them by itself, one for each `workload`."""
-    door = guard._door
-    guard._sharing = Sharing(door.gate.bulkhead.limit, door.clock)
+    """Makes a guard form its compartments by itself, one for each `workload`."""
+    guard._sharing = sharing = Sharing(guard._door)
+    guard.passage.sharing = sharing
+    for part in guard._parts:
+        door = part._door
+        if isinstance(door, PartDoor):
+            sharing.admit(door, elastic=False)
+        sharing.divide()
 
 
 def sorts_calls(guard: Guard) -> bool:
@@ -416,8 +465,11 @@ def workload(guard: Guard, key: str, name: str | None = None) -> Guard:
         return guard
 
     def form(found: str) -> Guard:
-        taken = name is None or found == OTHER or guard._part(name) is not None
-        return guard.compartment(_fitting(found if taken or name is None else name))
+        wanted = _fitting(found if name is None or found == OTHER else name)
+        if guard._part(wanted) is not None:
+            wanted = _fitting(found)
+        known = guard._part(wanted)
+        return known or guard._new_part(WorkloadName(wanted, guard.name), None, {}, elastic=True)
 
     part: Guard = guard._sharing.find(key, form)
     return part
@@ -428,6 +480,19 @@ def _fitting(name: str) -> str:
     if len(name) <= _LONGEST_NAME:
         return name
     return f"{name[: _LONGEST_NAME - 9]}~{zlib.crc32(name.encode(errors='replace')):08x}"
+
+
+def with_parts(guards: Iterable[Guard]) -> Iterator[Guard]:
+    """The guards, each followed by all its compartments."""
+    for guard in guards:
+        yield guard
+        yield from with_parts(guard._parts)
+
+
+def shown_parts(guard: Guard) -> tuple[Guard, ...]:
+    """The compartments to show beside a guard: none as long as the guard is its only workload."""
+    sharing = guard._sharing
+    return guard._parts if sharing is None or sharing.divided else ()
 
 
 _INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listeners", "clock", "random")

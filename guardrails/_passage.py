@@ -5,6 +5,7 @@ from __future__ import annotations
 from guardrails._door import Door, Lane
 from guardrails._outcome import Outcome, classify, classify_result
 from guardrails._policy import BreakerPolicy
+from guardrails._sharing import Sharing
 
 __all__ = ["Passage"]
 
@@ -25,6 +26,7 @@ class Passage:
         attached: Whether a pool's checkouts take the slots, so that a call only opens a scope.
         only_door: The door of a guard that is neither attached nor a compartment: there is a quick way
             through it. None where there is not.
+        sharing: What compartments that form by themselves have in common; None where none do.
         slot_door: That door, if a slot is all its calls need: no circuit, no deadline, nobody to tell.
     """
 
@@ -39,6 +41,7 @@ class Passage:
         "owner",
         "policy",
         "root",
+        "sharing",
         "slot_door",
         "timeout",
     )
@@ -57,6 +60,7 @@ class Passage:
         last = doors[-1]
         self.root = last.door if isinstance(last, Lane) else last
         self.policy = policy
+        self.sharing: Sharing | None = None
         self.judges = policy is not None and policy.is_failure_result is not None
         self.clock = doors[0].clock
         self.has_own_timeout = False

@@ -23,6 +23,7 @@ WORDS = {
     "_lazily",
     "_criticality",
     "_mishap",
+    "_workload_names",
     "_unseen",
 }
 SHELL_ORDER = [
@@ -63,6 +64,7 @@ LARGE = {
     "_core/breaker.py": "one state machine; halves of it would each need the other half's numbers",
     "_core/gate.py": "one door: circuit and slots change together, move by move",
     "_call.py": "the quick way of a call is written out beside the long one, which means the same",
+    "_deadline.py": "the one ambient state, with each kind of scope that there is",
     "_door.py": "one lock; everything that may touch the gate is here, so that nothing else does",
     "_guard.py": "the public class; half of it is its documentation",
 }

@@ -1,12 +1,11 @@
-"""How many slots each part of a bulkhead may have while others want some. Knows no circuit and no lock."""
+"""How many slots each part of a bulkhead may have while others want some. No circuit, no lock."""
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 from guardrails._core.bulkhead import Bulkhead
+from guardrails._core.window import NEVER
 
-__all__ = ["Shares", "share"]
+__all__ = ["Member", "Shares", "share"]
 
 _SHARE = 7, 10
 """A part's slots of the whole, as a fraction: enough for one workload to use the pool well, and three
@@ -17,6 +16,10 @@ ACTIVE = 60.0
 requests of a quiet endpoint: between two of them a busy one must not take what keeps the quiet one alive.
 (Requests that come at random six times a minute leave a gap of a minute once in 400 times.)"""
 
+QUICK = 0.1
+"""Seconds. A part alone may exceed its share while its oldest call is younger than this. A slot that is lent
+to quick calls is back when somebody else wants it; one lent to a call that waits for a lock is not."""
+
 
 def share(total: int) -> int:
     """A part's slots while there are others."""
@@ -24,41 +27,82 @@ def share(total: int) -> int:
     return max(1, total * part // whole)
 
 
-class Shares:
-    """Says who is active: a part alone may have every slot, one of several its share.
+class Member:
+    """One part, as the others see it.
 
-    A part is *active* when it asked for a slot in the last `ACTIVE` seconds, or holds one, or waits for
-    one. Whoever asks becomes active before it gets anything, so from then on no other part gets a slot
-    beyond its share; what one already holds beyond it, it keeps until it gives it back.
+    Attributes:
+        bulkhead: Its slots.
+        asked: When it asked for one last.
+    """
+
+    __slots__ = ("asked", "bulkhead")
+
+    def __init__(self, bulkhead: Bulkhead) -> None:
+        self.bulkhead = bulkhead
+        self.asked = NEVER
+
+    def is_active(self, now: float) -> bool:
+        """Whether it asked for a slot in the last `ACTIVE` seconds, or holds one, or waits for one."""
+        bulkhead = self.bulkhead
+        return now - self.asked < ACTIVE or bulkhead.taken > 0 or bool(bulkhead.queue)
+
+
+class Shares:
+    """Decides who may have how much: a part alone may have every slot, one of several its share.
+
+    Whoever asks becomes active before it gets anything. So from then on no other part gets a slot beyond its
+    share; what one already holds beyond it, it keeps until it gives it back.
 
     Attributes:
         total: Slots of the whole.
         alone: The one part that may have them all, if there is such a one.
-        active: When each active part asked last, longest ago first.
+        parts: All of them.
     """
 
-    __slots__ = ("active", "alone", "total")
+    __slots__ = ("_company", "alone", "parts", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.alone: Bulkhead | None = None
-        self.active: dict[Bulkhead, float] = {}
+        self.alone: Member | None = None
+        self.parts: list[Member] = []
+        self._company: Member | None = None
 
-    def ask(self, now: float, part: Bulkhead) -> tuple[Bulkhead, ...]:
-        """Notes that a part wants a slot; returns the parts whose `limit` is another one now."""
-        self.active.pop(part, None)
-        self.active[part] = now
-        self._forget_idle(now)
-        alone = part if len(self.active) == 1 else None
-        before, self.alone = self.alone, alone
-        return () if alone is before else tuple(one for one in (before, alone) if one is not None)
+    def join(self, bulkhead: Bulkhead) -> Member:
+        """Adds a part."""
+        part = Member(bulkhead)
+        self.parts.append(part)
+        return part
 
-    def limit(self, part: Bulkhead) -> int:
-        """The slots that a part may have now."""
-        return self.total if part is self.alone else share(self.total)
+    def nothing_changes(self, part: Member) -> bool:
+        """Whether a part that asks now changes nobody's `limit`. Needs no lock; may say False in doubt."""
+        alone, bulkhead = self.alone, part.bulkhead
+        if bulkhead.taken >= bulkhead.limit:
+            return False
+        return alone is None or (alone is part and bulkhead.taken < share(self.total))
 
-    def _forget_idle(self, now: float) -> None:
-        # In the order of asking, so the first that asked lately ends the search.
-        long_ago = takewhile(lambda part: now - self.active[part] >= ACTIVE, self.active)
-        for part in [part for part in long_ago if not part.taken and not part.queue]:
-            del self.active[part]
+    def ask(self, now: float, part: Member) -> tuple[Member, ...]:
+        """Notes that a part wants a slot; returns the parts whose `limit` may be another one now."""
+        part.asked = now
+        before = self.alone
+        # First, so that one who becomes active this very moment sees it and comes here after us.
+        self.alone = part
+        if self._has_company(now, part):
+            self.alone = None
+        return tuple({one: None for one in (before, self.alone) if one is not None})
+
+    def limit(self, part: Member, oldest: float | None = None) -> int:
+        """The slots that a part may have now.
+
+        Args:
+            part: The part.
+            oldest: Seconds for which its oldest call has been under way; None without one.
+        """
+        lent = part is self.alone and (oldest is None or oldest < QUICK)
+        return self.total if lent else share(self.total)
+
+    def _has_company(self, now: float, part: Member) -> bool:
+        company = self._company  # who was there the last time is so still, as a rule
+        if company is not None and company is not part and company.is_active(now):
+            return True
+        self._company = next((one for one in self.parts if one is not part and one.is_active(now)), None)
+        return self._company is not None

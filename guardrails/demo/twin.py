@@ -28,7 +28,7 @@ __all__ = ["difference", "main", "shop_source"]
 _MARK = "  # guardrails"
 _DECLARED = ", declared"
 _UNDECLARED = {
-    "none": {"guarded, protect": "protect"},
+    "none": {"guarded, protect": "protect", 'name="db")': 'name="db", compartments="none")'},
     "auto": {"guarded, protect": "protect", 'name="db")': 'name="db", compartments="auto")'},
 }
 """What the marked lines say instead where no compartment is declared."""

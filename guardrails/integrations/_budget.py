@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from guardrails._checks import Faults, shown
-from guardrails._deadline import ambient, current
-from guardrails._guard import Guard, sorts_calls, workload
+from guardrails._deadline import RequestScope, ambient
+from guardrails._guard import COMPARTMENTS, Guard, workload
 from guardrails._sharing import DEFAULT
 from guardrails._timeouts import UNSAID, asked, seconds_left
 from guardrails.errors import ConfigurationError
 
-__all__ = ["innermost", "raises_as_driver", "slots_for", "sorted_by_itself", "time_allowed"]
+__all__ = ["check_compartments", "innermost", "raises_as_driver", "slots_for", "time_allowed"]
 
 
 def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
@@ -37,16 +37,16 @@ def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int
     return most
 
 
-def sorted_by_itself(name: str, compartments: object) -> bool:
-    """Reads the setting ``compartments``: whether a pool's guard has its compartments form by themselves.
+def check_compartments(name: str, compartments: object) -> str:
+    """Reads the setting ``compartments`` of a pool's guard.
 
     Raises:
-        ConfigurationError: It is neither ``"declared"`` nor ``"auto"``.
+        ConfigurationError: It is none of `COMPARTMENTS`.
     """
     faults = Faults(f"guard {shown(name)}")
-    faults.choice("compartments", compartments, ("declared", "auto"))
+    faults.choice("compartments", compartments, COMPARTMENTS)
     faults.raise_if_any()
-    return compartments == "auto"
+    return str(compartments)
 
 
 def raises_as_driver(name: str, raise_as: object) -> bool:
@@ -62,23 +62,38 @@ def raises_as_driver(name: str, raise_as: object) -> bool:
 
 
 def innermost(guard: Guard) -> Guard:
-    """The compartment of ``guard`` whose call this code runs in, or ``guard`` itself.
+    """The compartment of ``guard`` that this code runs in, or ``guard`` itself.
 
-    Where compartments form by themselves, code outside all of them belongs to the one of its request's route.
+    Where compartments form by themselves, code outside all others belongs to that of its request's route.
     """
-    door, sorts = guard.passage.root, sorts_calls(guard)
+    passage, request, part = guard.passage, None, None
+    root, sharing = passage.root, passage.sharing
     scope = ambient.get()
     while scope is not None:
-        inside: Guard | None = scope.guard
-        ours = not scope.closed and inside is not None and inside.passage.root is door
-        if inside is not None and ours and not (sorts and inside is guard):
-            return inside
+        if not scope.closed:
+            inside: Guard | None = scope.guard
+            if inside is not None and inside.passage.root is root:
+                if sharing is None:
+                    return inside
+                if inside is not guard:
+                    part = inside
+                    break
+            if request is None:
+                request = scope.request
         scope = scope.outer
-    if not sorts:
+    if sharing is None:
         return guard
-    here = current()
-    request = None if here is None else here.request
-    return workload(guard, (request.template() if request else None) or DEFAULT)
+    if part is None:
+        part = _of_request(guard, request)
+    return part if sharing.divided or sharing.is_divided_for(part.passage.doors[0]) else guard
+
+
+def _of_request(guard: Guard, request: RequestScope | None) -> Guard:
+    """The compartment of the route a request goes to."""
+    name = DEFAULT if request is None else request.name or request.find_name() or DEFAULT
+    sharing = guard.passage.sharing
+    known: Guard | None = None if sharing is None else sharing.formed.get(name)
+    return known or workload(guard, name)
 
 
 def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | None, bool]:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from guardrails._checks import Faults
 from guardrails._core.gate import Refusal
 from guardrails._door import Door
-from guardrails._guard import Guard
+from guardrails._guard import Guard, with_parts
+from guardrails._workload_names import whole_of
 from guardrails.errors import CallTimeoutError, RejectedError
 from guardrails.integrations._causes import note_fatal
 from guardrails.integrations._drain import Drain
+from guardrails.integrations._environ import Mounts
 from guardrails.integrations._habits import Habit, Habits
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem, budget, retry_seconds
 from guardrails.integrations._paths import ALLOWED, PathTable, is_path
@@ -75,6 +77,7 @@ class Edge:
         self._inside: set[object] = set()
         self._drains: dict[Door, Drain] = {}
         self._answered: set[str] = set()
+        self.mounts = Mounts()
         self.selective = max_in_flight is not None or bool(self._requires)
         self.timed = request_timeout is not None or bool(self._headers)
 
@@ -193,12 +196,13 @@ class Edge:
             note_fatal(first.guard)
         if isinstance(first, RejectedError) and first.reason in _FULL and first.retry_after is None:
             for guard in with_parts(self._guards):
-                if guard.name == first.guard:
+                if guard.name == first.guard and whole_of(guard.name) == whole_of(first.guard):
                     return self.turned_away(guard.passage.doors[0], Refusal(first.reason, None))
         return Problem.of(first, self._random)
 
     def answers_for(self, name: str) -> bool:
         """Whether a guard of this name is one whose refusals are answered here."""
+        name = whole_of(name)  # every guard may have a compartment for the same route
         if not self._guards or name in self._answered:
             return True
         # Who is not known is looked for each time: compartments may be made after the middleware.
@@ -217,13 +221,6 @@ def doors_of(guards: Iterable[Guard]) -> tuple[Door, ...]:
 def _may_refuse(door: Door) -> bool:
     bulkhead = door.gate.bulkhead
     return not door.gate.calm or bulkhead.taken >= bulkhead.limit
-
-
-def with_parts(guards: Iterable[Guard]) -> Iterator[Guard]:
-    """The guards, each followed by its compartments."""
-    for guard in guards:
-        yield guard
-        yield from with_parts(guard.compartments)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -11,7 +11,7 @@ from guardrails.integrations._importance import Importance
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
-__all__ = ["answer_of", "budgets_of", "path_of", "rank_in", "status_line", "template_in"]
+__all__ = ["Mounts", "answer_of", "budgets_of", "path_of", "rank_in", "status_line", "template_in"]
 
 
 def _key(header: str) -> str:
@@ -42,6 +42,27 @@ def template_in(environ: WSGIEnvironment) -> str | None:
         if isinstance(found, str):
             return found
     return None
+
+
+class Mounts:
+    """Where applications are mounted, as far as requests have told: two may have the same routes."""
+
+    MOST = 32
+    """They are the application's own, but behind some proxies a client can make them up."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def of(self, environ: WSGIEnvironment) -> str:
+        """The mount that a request goes to; empty for none, and for one too many."""
+        mount = environ.get("SCRIPT_NAME")
+        if not isinstance(mount, str) or not mount:
+            return ""
+        if mount not in self._known:
+            if len(self._known) >= self.MOST:
+                return ""
+            self._known.add(mount)
+        return mount
 
 
 def status_line(status: int) -> str:

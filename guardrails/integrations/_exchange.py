@@ -14,8 +14,8 @@ from guardrails._core.gate import Refusal
 from guardrails._deadline import Clock, RequestScope, Scope
 from guardrails._door import Door
 from guardrails.integrations._causes import note_caught
+from guardrails.integrations._destination import ASGIScope, RoutedRequest
 from guardrails.integrations._http import Problem
-from guardrails.integrations._routes import RouteTable
 
 __all__ = [
     "ASGIApp",
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 Message = MutableMapping[str, Any]
-ASGIScope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
@@ -40,7 +39,7 @@ ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 _TRY_AGAIN_LATER = 1013
 
 
-class Exchange(RequestScope):
+class Exchange(RoutedRequest):
     """One request and its response, as far as it has come.
 
     A framework's outermost handler may answer 500 for a guard's error before the error gets here. A
@@ -55,14 +54,9 @@ class Exchange(RequestScope):
         let_in: When its wait for slots was over, and the application got it or it was refused.
         mine: The doors at which it reserved a slot, until it has given back what nothing used.
         timed: Whether to say in ``Server-Timing`` how long it waited and worked.
-        asgi: The request's scope in the meaning of ASGI.
-        table: The routes of the application, as far as they can be seen.
     """
 
-    __slots__ = ("_send", "asgi", "began", "held", "let_in", "mine", "served", "started", "table", "timed")
-
-    asgi: ASGIScope
-    table: RouteTable
+    __slots__ = ("_send", "began", "held", "let_in", "mine", "served", "started", "timed")
 
     def __init__(self, at: float | None, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
         RequestScope.__init__(self, at, clock, outer)  # super() takes longer than all it calls here
@@ -71,12 +65,6 @@ class Exchange(RequestScope):
         self.started = self.timed = self.served = False
         self.held: list[Message] = []
         self.began = self.let_in = began
-
-    def template(self) -> str | None:
-        """See RequestScope."""
-        asgi = self.asgi
-        found = self.table.template(asgi.get("endpoint"), path_of(asgi), asgi["method"])
-        return super().template() if found is None else found
 
     # --- slots held for it ---------------------------------------------------------------------
 

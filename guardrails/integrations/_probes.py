@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import NamedTuple
 
 from guardrails._checks import Faults
-from guardrails._guard import Guard
+from guardrails._guard import Guard, shown_parts
 from guardrails._snapshot import GuardSnapshot
 from guardrails.integrations._edge import checked_guards
 from guardrails.integrations._http import as_json
@@ -99,7 +99,7 @@ class Probes:
     def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:
         """One guard as JSON, a figure on each line. What has not changed since the last time is kept."""
         below = line + "    "
-        parts = ",".join(self._text(part, part.snapshot(), below) for part in guard.compartments)
+        parts = ",".join(self._text(part, part.snapshot(), below) for part in shown_parts(guard))
         before, text = self._texts.get((guard, line), (None, ""))
         if before != seen:
             figures: dict[str, object] = {name: getattr(seen, name) for name in _FIELDS}
@@ -126,8 +126,8 @@ def as_page(fields: dict[str, object]) -> bytes:
 
 
 def figures(guard: Guard) -> dict[str, object]:
-    """A guard and its compartments as names and numbers."""
-    return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in guard.compartments]}
+    """A guard and the compartments to show with it, as names and numbers."""
+    return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in shown_parts(guard)]}
 
 
 _FIELDS = [field.name for field in fields(GuardSnapshot)]

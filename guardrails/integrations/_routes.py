@@ -75,15 +75,17 @@ class Route:
         template: Its path as the application wrote it down, mounts included, such as ``/orders/{id}``.
         doors: Those of the guards it was marked with.
         habits: The guards its requests need, learnt from them.
+        elsewhere: Whether the same endpoint stands at another path, too.
     """
 
-    __slots__ = ("doors", "endpoint", "habits", "template")
+    __slots__ = ("doors", "elsewhere", "endpoint", "habits", "template")
 
     def __init__(self, endpoint: object, template: str) -> None:
         self.endpoint = endpoint
         self.template = template
         self.doors = doors_of(required_by(endpoint))
         self.habits = Habits()
+        self.elsewhere = False
 
 
 class _Line(NamedTuple):
@@ -92,6 +94,7 @@ class _Line(NamedTuple):
     regex: Any
     methods: frozenset[str] | None
     target: Route | RouteTable
+    template: str
 
 
 class RouteTable:
@@ -136,20 +139,29 @@ class RouteTable:
 
     def match(self, path: str, method: str) -> Route | None:
         """The first route with this path and method."""
-        head = path[1:_LONGEST_HEAD].partition("/")[0]
-        for regex, methods, target in self._lines.get(head, self._anywhere):
-            match = regex.match(path)
-            if match is None or not (methods is None or method in methods):
-                continue
-            if isinstance(target, Route):
-                return target
-            return target.match("/" + match["path"], method)
-        return None
+        line = self._line(path, method)
+        return line.target if line is not None and isinstance(line.target, Route) else None
 
     def template(self, endpoint: object, path: str, method: str) -> str | None:
         """The template of a request's route; see `find`."""
-        route = self.find(endpoint, path, method)
-        return None if route is None else route.template
+        route = self.known.get(id(endpoint))
+        if route is not None and not route.elsewhere:
+            return route.template
+        line = self._line(path, method) if self._by_path else None
+        if line is None:
+            return None if route is None else route.template
+        return line.template
+
+    def _line(self, path: str, method: str) -> _Line | None:
+        head = path[1:_LONGEST_HEAD].partition("/")[0]
+        for line in self._lines.get(head, self._anywhere):
+            match = line.regex.match(path)
+            if match is None or not (line.methods is None or method in line.methods):
+                continue
+            if isinstance(line.target, Route):
+                return line
+            return line.target._line("/" + match["path"], method)  # noqa: SLF001 - of its own class
+        return None
 
     def learn(self, endpoint: object, request: RequestScope, began: float, *, served: bool) -> None:
         """Learns from a request that has come to an endpoint; see `Habits.learn`."""
@@ -170,10 +182,11 @@ class RouteTable:
             target = RouteTable(below, self, template)
         else:
             target = self.known.setdefault(id(endpoint), Route(endpoint, template))
+            target.elsewhere |= target.template != template
         methods = getattr(route, "methods", None)
         if _is_websocket(route):
             methods = {WEBSOCKET}
-        line = _Line(regex, None if methods is None else frozenset(methods), target)
+        line = _Line(regex, None if methods is None else frozenset(methods), target, template)
         head = _head(getattr(route, "path", None))
         if head is None:
             self._anywhere.append(line)

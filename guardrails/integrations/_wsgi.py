@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from guardrails._deadline import Clock, Scope, close, swap
+from guardrails._workload_names import request_name
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._environ import answer_of, status_line, template_in
 from guardrails.integrations._http import Problem
@@ -76,7 +77,16 @@ class Exchange(Visit):
 
     def template(self) -> str | None:
         """See RequestScope."""
-        return template_in(self._environ) or super().template()
+        found = template_in(self._environ)
+        return super().template() if found is None else self._edge.mounts.of(self._environ) + found
+
+    def find_name(self) -> str | None:
+        """See RequestScope."""
+        # Kept, since a framework forgets the request before the last pieces of its body are made.
+        template = self.template()
+        if template is not None:
+            self.name = request_name(self._environ.get("REQUEST_METHOD"), template)
+        return self.name
 
     # --- the application's side ----------------------------------------------------------------
 
@@ -109,6 +119,8 @@ class Exchange(Visit):
     def _start(
         self, status: str, headers: list[tuple[str, str]], exc_info: _ExcInfo = None, /
     ) -> Callable[[bytes], object]:
+        if self.name is None:
+            self.find_name()  # the last moment at which Flask knows
         problem = None
         if self.mishap is not None and not self.started and (exc_info or not self._announced):
             if status[:3] == "500":

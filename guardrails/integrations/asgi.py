@@ -152,10 +152,10 @@ class GuardrailsMiddleware:
         at = self._until(now, scope) if self._timed else None
         mattering = self._importance.enter(scope["headers"], path_of(scope)) if self._importance else None
         exchange = enter(Exchange(at, now, self._clock, current(), send))
-        exchange.timed, exchange.asgi, exchange.table = self._server_timing, scope, table
-        inside = False
+        exchange.timed = self._server_timing
+        exchange.goes_to(scope, table, by_path=self._by_path)
+        inside, problem = False, None
         try:
-            problem = None
             if needed is not None:
                 problem = (needed and await self._reserve(exchange, needed)) or self._edge.count(exchange)
             if problem is None:

@@ -16,10 +16,9 @@ except ImportError as error:
     raise ImportError("Starlette is missing: pip install 'guardrails-db[starlette]'") from error
 
 from guardrails._checks import Faults
-from guardrails._guard import Guard
+from guardrails._guard import Guard, with_parts
 from guardrails.integrations._dashboard import HEADERS as DASHBOARD_HEADERS
 from guardrails.integrations._dashboard import PAGE
-from guardrails.integrations._edge import with_parts
 from guardrails.integrations._probes import HEADERS, Page, Probes, as_page, figures
 
 try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from guardrails._guard import Guard
+from guardrails._guard import Guard, turn
 
 __all__ = ["open_circuit"]
 
@@ -44,6 +44,5 @@ def open_circuit(guard: Guard) -> _Opened:
     """
     if not isinstance(guard, Guard):
         raise TypeError(f"open_circuit() takes a Guard, got {type(guard).__name__}")
-    door = guard.passage.doors[0]
-    door.step(door.gate.turn, "open")
+    turn(guard, "open")
     return _Opened(guard)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from guardrails._core.bulkhead import Bulkhead
-from guardrails._core.shares import ACTIVE, Shares, share
+from guardrails._core.shares import ACTIVE, QUICK, Shares, share
 
 NAMES = ("orders", "items", "reports")
 
@@ -19,53 +19,100 @@ def test_a_share_is_seven_tenths(total, expected):
     assert share(total) == expected
 
 
+def ask(shares, now, part):
+    """Asks for a slot as a door does: nobody is bothered where nothing changes."""
+    part.asked = now
+    if shares.nothing_changes(part):
+        return ()
+    changed = shares.ask(now, part)
+    for one in changed:
+        one.bulkhead.limit = shares.limit(one)
+    return changed
+
+
+def full(part):
+    """A part that has all the slots it may have, so that its next question counts."""
+    part.bulkhead.taken = part.bulkhead.limit
+    return part
+
+
 @pytest.mark.parametrize(
-    ("asks", "limits"),
+    ("asks", "most"),
     [
-        ([(0, "orders")], {"orders": 10}),
-        ([(0, "orders"), (0, "items")], {"orders": 7, "items": 7}),
-        ([(0, "orders"), (ACTIVE - 1, "items")], {"orders": 7, "items": 7}),
-        ([(0, "orders"), (ACTIVE, "items")], {"orders": 7, "items": 10}),
-        ([(0, "orders"), (0, "items"), (ACTIVE, "orders")], {"orders": 10, "items": 7}),
-        ([(0, "orders"), (1, "items"), (ACTIVE, "orders")], {"orders": 7, "items": 7}),
-        ([(0, "orders"), (0, "items"), (0, "reports")], {"orders": 7, "items": 7, "reports": 7}),
-        ([(0, "orders"), (0, "items"), (5, "orders"), (ACTIVE, "orders")], {"orders": 10, "items": 7}),
+        ([(0, "orders")], 10),
+        ([(0, "items"), (0, "orders")], 7),
+        ([(0, "items"), (ACTIVE - 1, "orders")], 7),
+        ([(0, "items"), (ACTIVE, "orders")], 10),
+        ([(0, "orders"), (0, "items"), (ACTIVE, "orders")], 10),
+        ([(0, "orders"), (1, "items"), (ACTIVE, "orders")], 7),
+        ([(0, "orders"), (0, "items"), (0, "reports"), (ACTIVE, "orders")], 10),
+        ([(0, "items"), (5, "items"), (ACTIVE, "orders")], 7),
     ],
 )
-def test_who_asked_when(asks, limits):
-    """A part is active for a while after it asked; the one active part may have every slot."""
-    parts = {name: Bulkhead(7, 0) for name in NAMES}
+def test_a_part_gets_every_slot_while_no_other_is_active(asks, most):
+    """Active is who asked a while ago at most. The last to ask takes all it can get."""
     shares = Shares(10)
+    parts = {name: shares.join(Bulkhead(7, 0)) for name in NAMES}
     for now, name in asks:
-        for changed in shares.ask(now, parts[name]):
-            changed.limit = shares.limit(changed)
-    assert {name: parts[name].limit for name in limits} == limits
+        ask(shares, now, parts[name])
+    part = parts[name]
+    while part.bulkhead.try_enter():
+        ask(shares, now, part)
+    assert part.bulkhead.taken == most
 
 
-def test_only_parts_whose_limit_is_another_are_named():
-    """Others need not be touched: one that asks again is as it was."""
-    shares, orders, items = Shares(10), Bulkhead(7, 0), Bulkhead(7, 0)
-    assert shares.ask(0, orders) == (orders,)
-    assert shares.ask(1, orders) == ()
-    assert shares.ask(2, items) == (orders,)
-    assert shares.ask(3, items) == ()
+def test_the_one_that_had_every_slot_is_cut_back_before_another_gets_one():
+    """By the very question of the other; what it holds it keeps."""
+    shares = Shares(10)
+    orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
+    assert ask(shares, 0, full(orders)) == (orders,)
+    assert orders.bulkhead.limit == 10
+    assert ask(shares, 1, items) == (orders,)
+    assert (orders.bulkhead.limit, items.bulkhead.limit) == (7, 7)
+    assert orders.bulkhead.taken == 7
+
+
+def test_nothing_is_done_while_the_shares_stay_as_they_are():
+    """For one of several with slots left, and for one alone within its share."""
+    shares = Shares(10)
+    orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
+    for part in (orders, items, orders):
+        part.asked = 0
+        assert shares.nothing_changes(part)
+    ask(shares, 20, full(orders))
+    orders.bulkhead.taken = 6
+    assert shares.nothing_changes(orders)
+    orders.bulkhead.taken = 7
+    assert not shares.nothing_changes(orders)
+    assert not shares.nothing_changes(items)
+
+
+@pytest.mark.parametrize(
+    ("oldest", "most"), [(None, 10), (0.0, 10), (QUICK - 0.01, 10), (QUICK, 7), (5.0, 7)]
+)
+def test_slots_beyond_the_share_are_for_quick_calls(oldest, most):
+    """A call that waits for a lock would still hold its slot when somebody else comes."""
+    shares = Shares(10)
+    part = shares.join(Bulkhead(7, 0))
+    shares.ask(0, part)
+    assert shares.limit(part, oldest) == most
 
 
 @given(held=st.booleans())
 def test_who_holds_or_waits_is_active_for_as_long(held):
     """A long report keeps its right to a second slot, and a caller in a queue its hope, and no longer."""
     shares = Shares(10)
-    report, orders = Bulkhead(7, 1), Bulkhead(7, 1)
-    shares.ask(0, report)
-    report.taken = int(held)
+    report, orders = shares.join(Bulkhead(7, 1)), shares.join(Bulkhead(7, 1))
+    ask(shares, 0, report)
+    report.bulkhead.taken = int(held)
     if not held:
-        report.queue[object()] = None
-    shares.ask(100, orders)
-    assert shares.limit(orders) == 7
-    report.taken = 0
-    report.queue.clear()
-    shares.ask(101, orders)
-    assert shares.limit(orders) == 10
+        report.bulkhead.queue[object()] = None
+    ask(shares, 100, full(orders))
+    assert orders.bulkhead.limit == 7
+    report.bulkhead.taken = 0
+    report.bulkhead.queue.clear()
+    ask(shares, 101, full(orders))
+    assert orders.bulkhead.limit == 10
 
 
 class SharedPool(RuleBasedStateMachine):
@@ -76,12 +123,14 @@ class SharedPool(RuleBasedStateMachine):
         self.now = 0
         self.shares = Shares(total)
         self.pool = Bulkhead(total, 0)
-        self.parts = {name: Bulkhead(share(total), 0) for name in NAMES}
+        self.parts = {name: self.shares.join(Bulkhead(share(total), 0)) for name in NAMES}
         self.asked = {}
 
     def active(self):
         return {
-            n for n, part in self.parts.items() if part.taken or self.now - self.asked.get(n, -99) < ACTIVE
+            n
+            for n, part in self.parts.items()
+            if part.bulkhead.taken or self.now - self.asked.get(n, -99) < ACTIVE
         }
 
     @rule(seconds=st.sampled_from([0, 1, 4, 9, 10, 30]))
@@ -95,20 +144,19 @@ class SharedPool(RuleBasedStateMachine):
             self.asked[name] = self.now
             alone = self.active() == {name}
             part = self.parts[name]
-            before = part.taken
-            for changed in self.shares.ask(self.now, part):
-                changed.limit = self.shares.limit(changed)
-            if part.try_enter() and not self.pool.try_enter():
-                part.leave()
+            slots = part.bulkhead
+            before, others = slots.taken, sum(other.bulkhead.taken for other in self.parts.values())
+            ask(self.shares, self.now, part)
+            if slots.try_enter() and not self.pool.try_enter():
+                slots.leave()
             allowed = self.pool.limit if alone else share(self.pool.limit)
-            free = sum(other.taken for other in self.parts.values()) - part.taken + before < self.pool.limit
-            assert part.taken - before == int(free and before < allowed)
+            assert slots.taken - before == int(others < self.pool.limit and before < allowed)
 
     @precondition(lambda self: self.pool.taken)
     @rule(data=st.data())
     def give_back(self, data):
-        name = data.draw(st.sampled_from([name for name, part in self.parts.items() if part.taken]))
-        self.parts[name].leave()
+        name = data.draw(st.sampled_from([name for name, part in self.parts.items() if part.bulkhead.taken]))
+        self.parts[name].bulkhead.leave()
         self.pool.leave()
 
     @rule(total=st.integers(1, 20))
@@ -116,14 +164,14 @@ class SharedPool(RuleBasedStateMachine):
         self.shares.total = total
         self.pool.resize(total)
         for part in self.parts.values():
-            part.resize(self.shares.limit(part))
+            part.bulkhead.resize(self.shares.limit(part))
 
     @invariant()
     def at_most_one_has_more_than_its_share(self):
         if hasattr(self, "parts"):
-            generous = [part for part in self.parts.values() if part.limit > share(self.pool.limit)]
+            generous = [part for part in self.parts.values() if part.bulkhead.limit > share(self.pool.limit)]
             assert generous in ([], [self.shares.alone])
-            assert sum(part.taken for part in self.parts.values()) == self.pool.taken
+            assert sum(part.bulkhead.taken for part in self.parts.values()) == self.pool.taken
 
 
 TestSharedPool = SharedPool.TestCase

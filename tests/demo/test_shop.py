@@ -45,7 +45,7 @@ def test_without_declared_compartments_no_function_is_touched():
         'prices = protect(cache, name="prices", timeout=0.2, breaker=in_a_row)',
         "app.add_middleware(GuardrailsMiddleware, guards=[db])",
     ]
-    assert 'db = protect(engine, name="db")' in [line for _, line in difference("none")]
+    assert 'db = protect(engine, name="db", compartments="none")' in [line for _, line in difference("none")]
     compile(shop_source(guarded=True, compartments="none"), "shop.py", "exec")
 
 

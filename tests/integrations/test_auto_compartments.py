@@ -159,10 +159,26 @@ def test_no_more_than_so_many_form(db, pool):
 
 
 def test_a_misspelt_choice_is_refused(pool):
-    """The message names both words, and the engine stays as it was."""
-    with pytest.raises(ConfigurationError, match="compartments must be 'declared' or 'auto', got 'none'"):
-        protect(pool, name="db", compartments="none")
+    """The message names the words, and the engine stays as it was."""
+    words = "compartments must be 'auto' or 'declared' or 'none', got 'declare'"
+    with pytest.raises(ConfigurationError, match=words):
+        protect(pool, name="db", compartments="declare")
     protect(pool, name="db").detach()
+
+
+def test_compartments_form_by_themselves_unless_told_otherwise(pool):
+    """Where only declared ones are wanted, none forms; where none are, none can be declared."""
+    for options, formed in [({}, 2), ({"compartments": "declared"}, 0), ({"compartments": "none"}, 0)]:
+        db = protect(pool, **options)
+        guarded(db)(lambda: use(pool))()
+        use(pool)
+        assert len(db.compartments) == formed
+        if options.get("compartments") == "none":
+            with pytest.raises(ConfigurationError, match="made with compartments='none'"):
+                db.compartment("reports")
+        else:
+            assert db.compartment("reports").name == "reports"
+        db.detach()
 
 
 def test_after_detaching_a_decorated_function_goes_on(db, pool):
@@ -173,6 +189,7 @@ def test_after_detaching_a_decorated_function_goes_on(db, pool):
         use(pool)
 
     load()
+    use(pool)
     db.detach()
     load()
     assert part(db, load.__qualname__).snapshot().admitted == 2
@@ -243,9 +260,9 @@ def test_requests_are_sorted_by_their_route_never_by_their_path(db, pool):
     assert [ask(app, http(path)).status for path in paths] == [200, 200, 200, 200, 404]
     assert {one.name: one.snapshot().admitted for one in db.compartments} == {
         load.__qualname__: 1,
-        "/orders/{id:int}": 4,
-        "/api/orders/{id:int}": 2,
-        "/function": 1,
+        "GET /orders/{id:int}": 4,
+        "GET /api/orders/{id:int}": 2,
+        "GET /function": 1,
         "default": 1,
     }
 
@@ -292,6 +309,8 @@ def test_a_locked_table_leaves_the_other_endpoint_alive(postgres):
     db, changes, locked, bystander = asyncio.run(main())
     assert bystander[200] >= 0.99 * bystander.total() == 0.99 * 120
     assert locked[200] < 30
-    assert {change.guard for change in changes if getattr(change, "new", None) == "open"} == {"/auto_a/{id}"}
-    assert part(db, "/auto_a/{id}").snapshot().max_concurrent_calls == 7
+    assert {change.guard for change in changes if getattr(change, "new", None) == "open"} == {
+        "GET /auto_a/{id}"
+    }
+    assert part(db, "GET /auto_a/{id}").snapshot().max_concurrent_calls == 7
     poll(lambda: db.snapshot().in_use == 0, "every slot is back")

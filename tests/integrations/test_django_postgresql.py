@@ -326,7 +326,7 @@ def test_detached_it_is_djangos_own(shop, db):
         ({"guard": 7}, "must be a Guard or its dotted name, got 7"),
         ({"guard": "no_such_shop.db"}, r"OPTIONS\['guard'\]: 'no_such_shop.db' cannot be imported"),
         ({"guard": Guard("x", max_concurrent_calls=4), "pool": POOL}, "slots of guard 'x' must be .* to 3"),
-        ({"guard": Guard("x", max_concurrent_calls=4), "compartments": "all"}, "'declared' or 'auto'"),
+        ({"guard": Guard("x", max_concurrent_calls=4), "compartments": "all"}, "'declared' or 'none'"),
     ],
     ids=[
         "no guard",

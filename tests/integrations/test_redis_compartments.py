@@ -20,8 +20,8 @@ def guard(cache):
 class Request(RequestScope):
     """A request on its way to a route, as the middleware would have opened it."""
 
-    def template(self):
-        return "/carts/{id}"
+    def find_name(self):
+        return "GET /carts/{id}"
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def test_a_command_belongs_to_its_function_else_to_its_route_else_to_default(cac
     cache.do(lambda client: client.ping())
     assert {one.name: one.snapshot().succeeded for one in guard.compartments} == {
         load.__qualname__: 1,
-        "/carts/{id}": 1,
+        "GET /carts/{id}": 1,
         "default": 1,
     }
     assert guard.snapshot().succeeded == 3
@@ -90,12 +90,12 @@ def test_one_workload_leaves_the_others_their_connections(cache, guard):
     assert len(shared) == 7
     cache.do(lambda client: client.ping())
     release(cache, shared)
-    assert guard.snapshot().in_use == part(guard, "/carts/{id}").snapshot().in_use == 0
+    assert guard.snapshot().in_use == part(guard, "GET /carts/{id}").snapshot().in_use == 0
 
 
 def test_a_misspelt_choice_is_refused(cache):
-    """The message names both words, and the client stays as it was."""
+    """The message names the words, and the client stays as it was."""
     client = cache.make()
-    with pytest.raises(ConfigurationError, match="compartments must be 'declared' or 'auto'"):
+    with pytest.raises(ConfigurationError, match="compartments must be 'auto' or 'declared' or 'none'"):
         protect(client, compartments="automatic")
     assert cache.do(lambda client: client.ping())

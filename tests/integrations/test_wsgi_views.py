@@ -63,9 +63,9 @@ def around_bottle(work):
 @pytest.mark.parametrize(
     ("framework", "template"),
     [
-        (with_the_extension, "/shop/orders/<int:number>"),
-        (around_flask, "/shop/orders/<int:number>"),
-        (around_bottle, "/shop/orders/<number:int>"),
+        (with_the_extension, "GET /shop/orders/<int:number>"),
+        (around_flask, "GET /shop/orders/<int:number>"),
+        (around_bottle, "GET /shop/orders/<number:int>"),
     ],
 )
 def test_compartments_form_by_templates(framework, template, tmp_path):
@@ -80,7 +80,7 @@ def test_compartments_form_by_templates(framework, template, tmp_path):
             200 if path[-1].isdigit() or path == "/reports" else 404
         )
     admitted = {part.name: part.snapshot().admitted for part in db.compartments}
-    assert admitted == {template: 30, "/reports": 1}
+    assert admitted == {template: 30, "GET /reports": 1}
     engine.dispose()
 
 

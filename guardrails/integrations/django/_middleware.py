@@ -17,6 +17,7 @@ except ImportError as error:
 
 from guardrails._checks import Faults, unknown_option
 from guardrails._deadline import close, current, enter
+from guardrails._workload_names import request_name
 from guardrails.integrations._causes import follow_frameworks
 from guardrails.integrations._edge import Edge
 from guardrails.integrations._environ import answer_of, budgets_of, rank_in
@@ -25,6 +26,7 @@ from guardrails.integrations._importance import Importance
 from guardrails.integrations._routes import requires
 from guardrails.integrations._visit import Views, Visit
 from guardrails.integrations.django._names import named
+from guardrails.integrations.django._streams import keep_route
 
 __all__ = ["GuardrailsMiddleware", "requires"]
 
@@ -147,6 +149,13 @@ class _Visit(Visit):
         """See RequestScope."""
         return _template_of(self._request) or super().template()
 
+    def find_name(self) -> str | None:
+        """See RequestScope."""
+        template = self.template()
+        if template is not None:
+            self.name = request_name(self._request.method, template)
+        return self.name
+
     def __enter__(self) -> Self:
         problem = self._edge.admit(self, self._request.path_info) if self._edge.selective else None
         if problem is not None:
@@ -169,6 +178,7 @@ class _Visit(Visit):
             self.served = self.response.status_code < _UNHANDLED
         self.learn()
         self.forget_error()
+        keep_route(self.response, self.clock, self)
         self._release_at_close(self.response)
 
     def _instead_of(self, response: HttpResponse, error: BaseException) -> HttpResponse:

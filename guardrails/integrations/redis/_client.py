@@ -9,9 +9,9 @@ import redis.asyncio
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.client import Pipeline
 
-from guardrails._guard import Guard, attach, sort_calls
+from guardrails._guard import Guard, attach, divide
 from guardrails.errors import ConfigurationError
-from guardrails.integrations._budget import raises_as_driver, slots_for, sorted_by_itself
+from guardrails.integrations._budget import check_compartments, raises_as_driver, slots_for
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import Admission, capacity, guard_of
 
@@ -24,7 +24,7 @@ def guard_client(
     client: object,
     *,
     name: str | None = None,
-    compartments: str = "declared",
+    compartments: str = "auto",
     raise_as: str = "guardrails",
     **options: Any,
 ) -> Guard:
@@ -36,9 +36,9 @@ def guard_client(
         client: A ``redis.Redis`` or ``redis.asyncio.Redis``, with a pool of any kind or a single
             connection, made by hand, from a URL, or by a Sentinel.
         name: The guard's label; None is ``"redis"``.
-        compartments: ``"declared"``: those made with ``guard.compartment()``. ``"auto"``: each guarded
-            function and each route also gets one by itself, which may not hold more than 70 % of the slots
-            while another one is active.
+        compartments: ``"auto"``: each guarded function and each route gets one by itself, with a circuit of
+            its own and not more than 70 % of the slots while another one is active. ``"declared"``: only
+            those made with ``guard.compartment()``. ``"none"``: not even those.
         raise_as: ``"guardrails"``: refusals and timeouts are this library's errors only. ``"driver"``: a
             refusal is also a ``redis.RedisError``, a timeout a ``redis.TimeoutError``, for code that expects
             those.
@@ -55,11 +55,10 @@ def guard_client(
         raise ConfigurationError(f"protect: this client's pool is guarded already, by {known!r}")
     kind = f"a {type(pool).__name__} without max_connections"
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
-    sorts = sorted_by_itself(name, compartments)
+    how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
     guard = Guard(name, max_concurrent_calls=slots, **options)
-    if sorts:
-        sort_calls(guard)
+    divide(guard, how)
     if as_driver:
         guard.passage.doors[-1].errors = DRIVER_ERRORS
     attachment = _ClientAttachment(client, guard, pool)

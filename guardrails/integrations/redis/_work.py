@@ -142,7 +142,7 @@ class Work:
         checkout = Checkout()
         checkout.slots = []
         scope = current()
-        alone = scope is None and not self._sorts  # then it can only be the client's own: three frames less
+        alone = scope is None and not self._sorts  # then it can only be the client's own: a frame less
         checkout.guard = self._guard if alone else innermost(self._guard)
         if scope is None:
             if self._timeout is not None:

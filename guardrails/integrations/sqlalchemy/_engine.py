@@ -10,10 +10,10 @@ from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.util import await_only
 
 from guardrails._checks import Faults, shown
-from guardrails._guard import Guard, attach, sort_calls
+from guardrails._guard import Guard, attach, divide
 from guardrails._protect import unsuited
 from guardrails.errors import ConfigurationError
-from guardrails.integrations._budget import raises_as_driver, slots_for, sorted_by_itself
+from guardrails.integrations._budget import check_compartments, raises_as_driver, slots_for
 from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._hooks import Hooks
@@ -36,7 +36,7 @@ def guard_engine(
     *,
     name: str | None = None,
     backstop: float | None = None,
-    compartments: str = "declared",
+    compartments: str = "auto",
     leak_after: float | None = 60.0,
     raise_as: str = "guardrails",
     **options: Any,
@@ -50,9 +50,9 @@ def guard_engine(
         backstop: Seconds after which the server ends a statement by itself, for the time when the network is
             cut and it cannot be told; must be above ``timeout``, and no statement can ask for more. None:
             four timeouts on MariaDB, whose statements can ask for more, and nothing on PostgreSQL.
-        compartments: ``"declared"``: those made with ``guard.compartment()``. ``"auto"``: each guarded
-            function and each route also gets one by itself, which may not hold more than 70 % of the slots
-            while another one is active.
+        compartments: ``"auto"``: each guarded function and each route gets one by itself, with a circuit of
+            its own and not more than 70 % of the slots while another one is active. ``"declared"``: only
+            those made with ``guard.compartment()``. ``"none"``: not even those.
         leak_after: Seconds after which a connection that is out and on which nothing runs is told of, in the
             log and as a `LeakFound`; None tells of none.
         raise_as: ``"guardrails"``: refusals and timeouts are this library's errors only. ``"driver"``: each
@@ -73,7 +73,7 @@ def guard_engine(
     slots = slots_for(
         name, options.pop("max_concurrent_calls", None), capacity(pool), f"a {type(pool).__name__}"
     )
-    sorts = sorted_by_itself(name, compartments)
+    how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
     _check_limit(name, "leak_after", leak_after)
     guard = Guard(name, max_concurrent_calls=slots, **options)
@@ -83,8 +83,7 @@ def guard_engine(
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
     attachment = _EngineAttachment(sync_engine, guard, _worker(guard, driver, dialect, backstop), leak_after)
-    if sorts:
-        sort_calls(guard)
+    divide(guard, how)
     attachment.attach()
     attach(guard, attachment)
     return guard

@@ -10,7 +10,7 @@ from django.db.backends.postgresql import base
 
 from guardrails._checks import Faults
 from guardrails._fork import ForkedLock
-from guardrails._guard import Guard, attach, sort_calls
+from guardrails._guard import COMPARTMENTS, Guard, attach, divide
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._pools import FromPool, largest
@@ -92,8 +92,8 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
     guard = named(f"{where}: OPTIONS['guard']", options.get("guard"))
     if not isinstance(guard, Guard):
         faults.add("OPTIONS['guard']", guard, "a Guard or its dotted name")
-    compartments = options.get("compartments", "declared")
-    faults.choice("OPTIONS['compartments']", compartments, ("declared", "auto"))
+    compartments = options.get("compartments", COMPARTMENTS[0])
+    faults.choice("OPTIONS['compartments']", compartments, COMPARTMENTS)
     faults.raise_if_any()
     most = largest(options.get("pool"))
     with _lock:
@@ -106,7 +106,6 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
         protection = Protection(guard)
         protection.check(alias, most)
         _protections[guard] = protection
-        if compartments == "auto":
-            sort_calls(guard)
+        divide(guard, compartments)
         attach(guard, protection)
     return protection

@@ -68,9 +68,9 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
             "OPTIONS": {"guard": "shop.guards.db", "pool": {"max_size": 10}},
         }}
 
-    ``OPTIONS["guard"]`` is a `Guard`, or its dotted name; ``OPTIONS["compartments"]`` is ``"declared"`` or
-    ``"auto"``, as for an engine. Everything else is as in Django's own backend. The connection with which
-    Django creates and drops databases for tests is not guarded.
+    ``OPTIONS["guard"]`` is a `Guard`, or its dotted name; ``OPTIONS["compartments"]`` is ``"auto"``,
+    ``"declared"`` or ``"none"``, as for an engine. Everything else is as in Django's own backend. The
+    connection with which Django creates and drops databases for tests is not guarded.
 
     Raises:
         ConfigurationError: There is no guard, or it has more slots than the pool has connections.

@@ -1,0 +1,47 @@
+"""The names of workloads: those of HTTP requests, and of compartments that form by themselves."""
+
+from __future__ import annotations
+
+from typing import Self
+
+__all__ = ["WorkloadName", "request_name", "whole_of"]
+
+_METHODS = {
+    **{method: method for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY")},
+    "HEAD": "GET",
+}
+
+
+def request_name(method: str | None, template: str) -> str:
+    """The name that all requests of a route have in common, such as ``GET /orders/{id}``."""
+    # A client may send any word as its method; a HEAD is served by what serves the GET.
+    known = _METHODS.get(method or "")
+    return template if known is None else f"{known} {template}"
+
+
+class WorkloadName(str):
+    """The name of a compartment that has formed by itself, which those of other guards may have, too.
+
+    It is a text as any other. Messages, which show its ``repr``, say whose compartment it is.
+
+    Attributes:
+        whole: The name of the guard.
+    """
+
+    __slots__ = ("whole",)
+
+    whole: str
+
+    def __new__(cls, name: str, whole: str = "") -> Self:
+        """Makes the name of a compartment of the guard ``whole``."""
+        made = super().__new__(cls, name)
+        made.whole = whole
+        return made
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} of {self.whole!r}"
+
+
+def whole_of(name: str) -> str:
+    """The guard's name for a compartment that has formed by itself; every other name as it is."""
+    return name.whole if isinstance(name, WorkloadName) else name
