@@ -372,11 +372,11 @@ def test_a_script_releases_if_it_compares_and_removes_and_takes_nothing(script, 
 
 def test_redis_py_has_the_functions_and_names_that_are_looked_for():
     """A release of redis-py that renames them must be looked at."""
-    for code in _giving_back._SENDS_ONE:
+    for code in _giving_back._SENDS_ONE.values():
         assert "args" in code.co_varnames + code.co_cellvars
-    for code in _giving_back._SENDS_MANY:
+    for code in _giving_back._SENDS_MANY.values():
         assert "stack" in code.co_varnames + code.co_cellvars
-    for code in _giving_back._ENDS_BLOCK:
+    for code in _giving_back._ENDS_BLOCK.values():
         assert "exc_value" in code.co_varnames
     assert len(_giving_back._SENDS_ONE) == 4
 

@@ -57,22 +57,27 @@ _MOST_SCRIPTS = 1000
 _DEEPEST = 40
 
 
-def _code(function: Any) -> CodeType:
-    code: CodeType = inspect.unwrap(function).__code__
-    return code
+_Codes = dict[int, CodeType]
+"""Functions by the ``id`` of their code, whose hash takes a microsecond each time."""
 
 
-_SENDS_ONE = frozenset(
-    {
-        _code(redis.Redis._execute_command),  # noqa: SLF001 - there is no public place that all commands pass
-        _code(redis.asyncio.Redis.execute_command),
-        _code(Pipeline.immediate_execute_command),
-        _code(AsyncPipeline.immediate_execute_command),
-    }
+def _codes(*functions: Any) -> _Codes:
+    # What traces commands wraps redis-py's functions, and need not leave a Python function behind.
+    found = (getattr(inspect.unwrap(function), "__code__", None) for function in functions)
+    return {id(code): code for code in found if code is not None}
+
+
+_SENDS_ONE = _codes(
+    redis.Redis._execute_command,  # noqa: SLF001 - there is no public place that all commands pass
+    redis.asyncio.Redis.execute_command,
+    Pipeline.immediate_execute_command,
+    AsyncPipeline.immediate_execute_command,
 )
-_SENDS_MANY = frozenset({_code(Pipeline.execute), _code(AsyncPipeline.execute)})
-_RUNS_SCRIPT = frozenset({_code(Script.__call__), _code(AsyncScript.__call__)})
-_ENDS_BLOCK = frozenset({_code(Lock.__exit__), _code(AsyncLock.__aexit__)})
+_SENDS_MANY = _codes(Pipeline.execute, AsyncPipeline.execute)
+_SENDS = _SENDS_ONE | _SENDS_MANY
+_RUNS_SCRIPT = _codes(Script.__call__, AsyncScript.__call__)
+_KNOWS_SCRIPTS = _RUNS_SCRIPT | _SENDS_MANY
+_ENDS_BLOCK = _codes(Lock.__exit__, AsyncLock.__aexit__)
 
 
 @contextmanager
@@ -107,32 +112,32 @@ def gives_back(commands: Iterable[Sequence[Any]] | None = None) -> bool:
     """
     if _marked.get():
         return True
-    sent = list(_under_way() if commands is None else commands)
+    if commands is None:
+        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - documented, and the only way to look up
+        if frame is None or id(frame.f_code) not in _SENDS_ONE:  # most refusals are of one command
+            frame = _find(_SENDS, frame)
+        if frame is None:
+            return False
+        if id(frame.f_code) in _SENDS_ONE:
+            args: Any = frame.f_locals.get("args")
+            return bool(args) and args[0] in GIVING_BACK and _gives_back(args)
+        commands = [args for args, _ in frame.f_locals.get("stack", ())]
+    sent = list(commands)
     return bool(sent) and all(map(_gives_back, sent))
 
 
 def error_of_block() -> BaseException | None:
     """The error that a ``with lock:`` block is being left with, if its lock is being released just now."""
-    frame = _find(_ENDS_BLOCK)
+    frame = _find(_ENDS_BLOCK, sys._getframe(1))  # noqa: SLF001
     return None if frame is None else frame.f_locals.get("exc_value")
 
 
-def _find(codes: frozenset[CodeType]) -> FrameType | None:
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - documented, and the only way to look up
+def _find(codes: _Codes, frame: FrameType | None) -> FrameType | None:
     for _ in range(_DEEPEST):
-        if frame is None or frame.f_code in codes:
+        if frame is None or id(frame.f_code) in codes:
             return frame
         frame = frame.f_back
     return None
-
-
-def _under_way() -> list[Sequence[Any]]:
-    frame = _find(_SENDS_ONE | _SENDS_MANY)
-    if frame is None:
-        return []
-    if frame.f_code in _SENDS_ONE:
-        return [frame.f_locals.get("args", ())]
-    return [args for args, _ in frame.f_locals.get("stack", ())]
 
 
 def _gives_back(args: Sequence[Any]) -> bool:
@@ -153,10 +158,10 @@ _known: dict[str, bool] = {}
 def _releases(sha: Any) -> bool:
     sha = sha.decode() if isinstance(sha, bytes) else sha
     if sha not in _known:
-        frame = _find(_RUNS_SCRIPT | _SENDS_MANY)
+        frame = _find(_KNOWS_SCRIPTS, sys._getframe(1))  # noqa: SLF001
         if frame is not None:
             caller = frame.f_locals["self"]
-            for script in [caller] if frame.f_code in _RUNS_SCRIPT else caller.scripts:
+            for script in [caller] if id(frame.f_code) in _RUNS_SCRIPT else caller.scripts:
                 _learn(script.script)
     return _known.get(sha, False)
 
