@@ -91,7 +91,9 @@ def guard_engine(
 
 def _name_of(engine: Engine) -> str:
     """The database's name: two engines of one service are more often of one kind than of one database."""
-    database = engine.url.database or ""
+    database = engine.url.database
+    if not isinstance(database, str):
+        return engine.dialect.name
     if engine.dialect.name == "sqlite":
         path = database.removeprefix("file:")
         database = "" if path.startswith(":memory:") else PurePath(path).stem
