@@ -72,6 +72,7 @@ LONG = {
     "_call.py: slip_in": "the way every call goes: a function called from it would cost as much as its rules",
     "_slot.py: run_in_slot": "likewise, for a bulkhead",
     "integrations/sqlalchemy/_work.py: run": "likewise, for every statement",
+    "integrations/sqlalchemy/_statements.py: around": "likewise; what it makes runs for every statement",
     "demo/report.py: _charts": "four charts, written down one after the other",
 }
 

@@ -26,8 +26,7 @@ __all__ = ["Checkout", "Work", "instead_of", "under_way"]
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 _LOST = (redis.TimeoutError, redis.ConnectionError, TimeoutError)
-
-_RAISED_BEFORE = (redis.DataError, ArithmeticError, TypeError, ValueError)
+_NEVER_SENT = (redis.DataError, ArithmeticError, TypeError, ValueError)
 
 _CLOSE_ENOUGH = 0.005
 """Seconds: a read gives up a little before its deadline as often as a little after."""
@@ -211,9 +210,8 @@ class Work:
     def succeed(self, checkout: Checkout, answer: object = None) -> None:
         """Ends a piece of work that got its answer."""
         outcome = self._judge_replies(answer) if type(answer) is list else _SUCCESS
-        if not checkout.proves:
-            checkout.proves = True
-            outcome = Outcome.NEUTRAL if outcome is _SUCCESS else outcome
+        if not checkout.proves and outcome is _SUCCESS:
+            outcome = Outcome.NEUTRAL
         if checkout.patient or outcome is not _SUCCESS:
             self._learn(checkout, outcome)
             return
@@ -236,8 +234,8 @@ class Work:
             CallTimeoutError: It was the deadline that ended it.
         """
         if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
-            missed = pulse.missed(checkout.seconds or 0.0)  # this process stood still meanwhile
-            self._learn(checkout, Outcome.FAILURE if checkout.own and not missed else Outcome.ABANDONED)
+            ours = checkout.own and not pulse.missed(checkout.seconds or 0.0)  # or the process stood still
+            self._learn(checkout, Outcome.FAILURE if ours else Outcome.ABANDONED)
             raise self._timed_out(checkout, error)
         self._learn(checkout, self._judge(error, connecting=connecting))
 
@@ -290,10 +288,8 @@ class Work:
         outcome = classify(error, None if policy is None else policy.is_failure)
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
             return outcome
-        if server_failed(error, connecting=connecting):
-            return Outcome.FAILURE
-        # What redis-py or Python could not encode was never sent.
-        return Outcome.ABANDONED if isinstance(error, _RAISED_BEFORE) else _SUCCESS
+        answer = Outcome.ABANDONED if isinstance(error, _NEVER_SENT) else _SUCCESS
+        return Outcome.FAILURE if server_failed(error, connecting=connecting) else answer
 
 
 def instead_of(error: GuardrailsError) -> BaseException | None:
