@@ -155,9 +155,11 @@ class Guarded:
         """Has the next answer read by ``within``, which is given what would read it."""
         self._read_plainly()  # after an interrupt
         own, read = self.__dict__.get("read_response"), self.read_response
+        closes, self.closes = self.closes, True  # if it is given back with the answer unread
 
         def read_response() -> Any:
             self._read_plainly()
+            self.closes = closes
             if own is not None:  # somebody has replaced it on this one connection
                 self.__dict__["read_response"] = own
             return within(read)
