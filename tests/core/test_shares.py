@@ -79,7 +79,7 @@ def test_nothing_is_done_while_the_shares_stay_as_they_are():
     for part in (orders, items, orders):
         part.asked = 0
         assert shares.nothing_changes(part)
-    ask(shares, 20, full(orders))
+    ask(shares, 2 * ACTIVE, full(orders))
     orders.bulkhead.taken = 6
     assert shares.nothing_changes(orders)
     orders.bulkhead.taken = 7
