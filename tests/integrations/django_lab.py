@@ -29,9 +29,16 @@ def database(server, options, **more):
 @contextlib.contextmanager
 def configured(alias, entry):
     """The database of an alias; gives its connection in this thread."""
+    with known(alias, entry):
+        yield connections[alias]
+
+
+@contextlib.contextmanager
+def known(alias, entry):
+    """The same, and no connection object is made for it."""
     connections.settings[alias] = ConnectionHandler({"default": {}, alias: entry}).settings[alias]
     try:
-        yield connections[alias]
+        yield
     finally:
         leave(alias)
         connection = connections[alias]

@@ -15,6 +15,7 @@ from django.test.client import RequestFactory
 from django.urls import path
 
 from guardrails import Guard
+from guardrails.integrations.django import GuardrailsMiddleware
 
 KEPT = {"CONN_MAX_AGE": None}
 POOL = {"pool": {"min_size": 1, "max_size": 3}}
@@ -149,6 +150,17 @@ def test_a_connection_that_was_lost_between_requests_costs_one_request(project, 
     request_finished.send(sender=None)
     assert busy() == (0, 0)
     assert project("/query") == [(0, 0), (1, 0)]
+
+
+def test_the_middleware_attaches_the_guards_of_all_databases(postgres):
+    """Before the first request: a guarded view and its first query then need one slot, not two."""
+    narrow = Guard("narrow", max_concurrent_calls=1, max_wait_duration=0)
+    entry = django_lab.database(postgres, {"guard": narrow})
+    with django_lab.known("narrow", entry):
+        GuardrailsMiddleware(lambda request: request)
+        with narrow.call():
+            ask("narrow")
+            assert narrow.snapshot().in_use == 1
 
 
 @every

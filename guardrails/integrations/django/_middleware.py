@@ -1,4 +1,4 @@
-"""The middleware in Django's own style, for WSGI and ASGI alike. Knows Django, and no database."""
+"""The middleware in Django's own style, for WSGI and ASGI alike. Must not import the database backend."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Self
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction
     from django.conf import settings
+    from django.db import connections
     from django.http import HttpRequest, HttpResponse
 except ImportError as error:
     raise ImportError("Django is missing: pip install django") from error
@@ -77,6 +78,7 @@ class GuardrailsMiddleware:
         self._edge = Edge(_WHERE, **options)
         self._views = Views(self._edge, self._clock, learns=learns)
         follow_frameworks()
+        _attach_guards()
         self.get_response = get_response
         self._asynchronous: bool = iscoroutinefunction(get_response)
         if self._asynchronous:
@@ -234,6 +236,17 @@ def _options(given: object) -> dict[str, Any]:
     else:
         options["requires"] = _found(required)
     return options
+
+
+def _attach_guards() -> None:
+    """Makes Django construct its guarded databases, which opens no connection.
+
+    Their guards are attached then. Otherwise the first guarded view would take a slot for itself, and its
+    first query another one.
+    """
+    for alias in connections:
+        if "guard" in connections.settings[alias].get("OPTIONS", {}):
+            _ = connections[alias]
 
 
 def _found(guards: object) -> object:
