@@ -118,10 +118,10 @@ class Faults:
         if not finite(value) or not least <= float(value) <= most:  # type: ignore[arg-type]
             self.add(field, value, f"a number in [{least:g}, {most:g}]")
 
-    def choice(self, field: str, value: object, allowed: tuple[str, ...]) -> None:
-        """Checks that a value is one of a few words."""
+    def choice(self, field: str, value: object, allowed: tuple[str | None, ...]) -> None:
+        """Checks that a value is one of a few words, or None where that is allowed."""
         if value not in allowed:
-            self.add(field, value, " or ".join(repr(word) for word in allowed))
+            self.add(field, value, " or ".join(map(repr, allowed)))
 
     def callable(self, field: str, value: object, *, none: bool = True) -> None:
         """Checks that a value can be called."""

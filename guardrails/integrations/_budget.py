@@ -53,10 +53,10 @@ def raises_as_driver(name: str, raise_as: object) -> bool:
     """Reads the setting ``raise_as``: whether a pool's guard raises errors of the library's own kinds, too.
 
     Raises:
-        ConfigurationError: It is neither ``"guardrails"`` nor ``"driver"``.
+        ConfigurationError: It is neither None nor ``"driver"``.
     """
     faults = Faults(f"guard {name!r}")
-    faults.choice("raise_as", raise_as, ("guardrails", "driver"))
+    faults.choice("raise_as", raise_as, (None, "driver"))
     faults.raise_if_any()
     return raise_as == "driver"
 

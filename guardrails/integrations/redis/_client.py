@@ -25,7 +25,7 @@ def guard_client(
     *,
     name: str | None = None,
     compartments: str = "auto",
-    raise_as: str = "guardrails",
+    raise_as: str | None = None,
     **options: Any,
 ) -> Guard:
     """Attaches a guard to a client; what `guardrails.protect` calls.
@@ -39,7 +39,7 @@ def guard_client(
         compartments: ``"auto"``: each guarded function and each route gets one by itself, with a circuit of
             its own and not more than 70 % of the slots while another one is active. ``"declared"``: only
             those made with ``guard.compartment()``. ``"none"``: not even those.
-        raise_as: ``"guardrails"``: refusals and timeouts are this library's errors only. ``"driver"``: a
+        raise_as: None: refusals and timeouts are this library's errors only. ``"driver"``: a
             refusal is also a ``redis.RedisError``, a timeout a ``redis.TimeoutError``, for code that expects
             those.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's ``max_connections``.

@@ -38,7 +38,7 @@ def guard_engine(
     backstop: float | None = None,
     compartments: str = "auto",
     leak_after: float | None = 60.0,
-    raise_as: str = "guardrails",
+    raise_as: str | None = None,
     **options: Any,
 ) -> Guard:
     """Attaches a guard to an engine; what `guardrails.protect` calls.
@@ -55,7 +55,7 @@ def guard_engine(
             those made with ``guard.compartment()``. ``"none"``: not even those.
         leak_after: Seconds after which a connection that is out and on which nothing runs is told of, in the
             log and as a `LeakFound`; None tells of none.
-        raise_as: ``"guardrails"``: refusals and timeouts are this library's errors only. ``"driver"``: each
+        raise_as: None: refusals and timeouts are this library's errors only. ``"driver"``: each
             is also a ``sqlalchemy.exc.OperationalError``, for code that handles that.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to what the pool can hold.
 
