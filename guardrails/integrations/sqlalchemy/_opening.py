@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from guardrails._alarm import Alarm, alarms_of
+from guardrails._fork import survive_fork
 from guardrails.integrations.sqlalchemy._watchdog import GRACE
 
-__all__ = ["Connecting", "StoppedError", "within_task"]
+__all__ = ["Connecting", "Openings", "StoppedError", "within_task"]
 
 
 class StoppedError(Exception):
@@ -67,15 +69,55 @@ def within_task(call: Callable[[], Any], seconds: float) -> Any:
     return result
 
 
+class Openings:
+    """The places of blocking connects that are under way, given up or not.
+
+    A server that answers nothing keeps each of them, its thread and its socket, until the driver gives up.
+
+    Args:
+        limit: How many there may be at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._free = threading.Semaphore(limit)
+        survive_fork(self)
+
+    def pause(self, seconds: float) -> bool:  # noqa: ARG002 - a semaphore is never left half-taken
+        """See Survivor."""
+        return True
+
+    def unpause(self) -> None:
+        """See Survivor."""
+
+    def start_afresh(self) -> None:
+        """See Survivor: the parent's threads do not exist here."""
+        self._free = threading.Semaphore(self._limit)
+
+    def take(self, seconds: float) -> Callable[[], None]:
+        """Takes a place; what is returned gives it back.
+
+        Raises:
+            StoppedError: There was none in time.
+        """
+        free = self._free
+        if not free.acquire(timeout=max(seconds, 0.0)):
+            raise StoppedError
+        return free.release
+
+
 class Connecting:
     """A blocking connect in a thread of its own, because no driver can be told to give up.
 
     Args:
         call: Opens the connection.
+        openings: The places there are for it.
     """
 
-    def __init__(self, call: Callable[[], Any]) -> None:
+    def __init__(self, call: Callable[[], Any], openings: Openings) -> None:
         self._call = call
+        self._openings = openings
+        self._leave: Callable[[], None] = _nothing
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._given_up = False
@@ -88,8 +130,14 @@ class Connecting:
         Raises:
             StoppedError: There is none yet. One that comes later is closed.
         """
-        threading.Thread(target=self._connect, daemon=True, name="guardrails-connect").start()
-        self._done.wait(seconds)
+        until = time.monotonic() + seconds
+        self._leave = self._openings.take(seconds)
+        try:
+            threading.Thread(target=self._connect, daemon=True, name="guardrails-connect").start()
+        except BaseException:
+            self._leave()
+            raise
+        self._done.wait(max(0.0, until - time.monotonic()))
         with self._lock:
             if not self._done.is_set():
                 self._given_up = True
@@ -111,4 +159,9 @@ class Connecting:
             if late:
                 connection.close()
         finally:
+            self._leave()
             self._done.set()
+
+
+def _nothing() -> None:
+    """Gives back no place."""

@@ -12,12 +12,15 @@ from typing import Any, Protocol
 from guardrails._alarm import Alarm, Alarms, alarms_of
 from guardrails._waiting import on_event_loop
 from guardrails.integrations.sqlalchemy._drivers import Driver
-from guardrails.integrations.sqlalchemy._opening import Connecting, StoppedError, within_task
+from guardrails.integrations.sqlalchemy._opening import Connecting, Openings, StoppedError, within_task
 from guardrails.integrations.sqlalchemy._watchdog import AGAIN, GRACE, watch
 
 __all__ = ["Bounds", "Limit", "StoppedError"]
 
 _Call = Callable[[], Any]
+
+_SPARE = 2
+"""Openings that may be under way beyond the guard's slots: those of given-up connects hold places, too."""
 
 _get_running_loop, _current_task, _monotonic = asyncio.get_running_loop, asyncio.current_task, time.monotonic
 
@@ -83,9 +86,13 @@ class Bounds:
         driver: How its calls are stopped; None leaves them unbounded.
         own: Gives the driver's own connection for SQLAlchemy's.
         is_async: Whether the work runs on an event loop, inside SQLAlchemy's greenlet.
+        slots: The guard's slots, which bound how many connections are opened at once.
     """
 
-    def __init__(self, driver: Driver | None, own: Callable[[Any], Any], *, is_async: bool) -> None:
+    def __init__(
+        self, driver: Driver | None, own: Callable[[Any], Any], *, is_async: bool, slots: int
+    ) -> None:
+        self._openings = Openings(slots + _SPARE)
         self._driver = driver
         self._own = own
         self._is_async = is_async
@@ -167,7 +174,7 @@ class Bounds:
         call = partial(driver.open, connect, arguments, seconds, backstop)
         if self._is_async:
             return within_task(call, seconds)
-        return Connecting(call).within(seconds) if driver.connects_anywhere else call()
+        return Connecting(call, self._openings).within(seconds) if driver.connects_anywhere else call()
 
     def _gave_up(self, error: BaseException, limit: Limit) -> bool:
         """Whether the driver ended its work by itself, as it had been prepared to."""

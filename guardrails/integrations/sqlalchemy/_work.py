@@ -60,7 +60,8 @@ class Worker(OutsideWork):
         errors: tuple[type[Exception], ...],
         backstop: float | None = None,
     ) -> None:
-        super().__init__(guard, Bounds(driver, own, is_async=is_async), is_async=is_async)
+        slots = guard.passage.doors[0].gate.bulkhead.limit
+        super().__init__(guard, Bounds(driver, own, is_async=is_async, slots=slots), is_async=is_async)
         self._timeout = guard.timeout
         self._driver = driver
         self.questioned: list[Any] = []

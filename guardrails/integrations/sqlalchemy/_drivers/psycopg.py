@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -11,12 +13,22 @@ from guardrails.integrations.sqlalchemy._drivers._sockets import cut
 
 __all__ = ["Psycopg", "PsycopgAsync"]
 
-_PATIENCE = 1.0
+_PATIENCE = 2
+"""The fewest seconds psycopg gives the opening of a connection; it takes whole ones only."""
+
+_RETURN = 1.0
 """Seconds a pool may take to get its connection back."""
 
 
 class Psycopg(PostgresDriver):
     """See Driver."""
+
+    def open(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
+    ) -> Any:
+        """See Driver. Without a limit of its own, psycopg gives up after 130 s."""
+        patience = max(_PATIENCE, math.ceil(seconds))
+        return super().open(connect, {"connect_timeout": patience, **arguments}, seconds, backstop)
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Blocks, so it runs in a thread of its own."""
@@ -53,7 +65,7 @@ class PsycopgAsync(Psycopg):
         self._background = Background(self.cancel_failed)
 
     def _give_back(self, owner: Any, connection: Any) -> None:
-        self._background.run(owner.putconn(connection), _PATIENCE)
+        self._background.run(owner.putconn(connection), _RETURN)
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Not by cancelling the task: psycopg would then wait up to 10 s for the server."""
