@@ -447,3 +447,31 @@ def test_a_new_connection_that_cannot_be_set_up_in_time_is_dropped(postgres):
         finally:
             plain.execute("rollback")
             plain.execute("drop role helper")
+
+
+def test_a_connection_is_given_back_in_time_in_the_middle_of_a_transaction(postgres):
+    """A pool asks the server to roll back first; a frozen one does not answer."""
+    hasty = Guard("hasty", max_concurrent_calls=1, max_wait_duration=0, timeout=0.5)
+    entry = django_lab.database(postgres, {"guard": hasty, "pool": {"min_size": 1, "max_size": 1}})
+    with django_lab.configured("shop", entry) as connection:
+        connection.set_autocommit(False)
+        ask(connection)
+        postgres.freeze()
+        try:
+            began = time.monotonic()
+            connection.close()
+            assert 0.4 < time.monotonic() - began < 5
+        finally:
+            postgres.thaw()
+        assert hasty.snapshot().in_use == 0
+        poll(lambda: answers(connection), "the pool has another connection", seconds=20)
+
+
+def answers(connection):
+    """Whether the database answers."""
+    try:
+        return ask(connection, "select 1") == 1
+    except (CallTimeoutError, CircuitOpenError):
+        return False
+    finally:
+        connection.rollback()
