@@ -80,7 +80,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         super().__init__(*args, **kwargs)
         self._checkout: _Checkout | None = None
         self._source: Source | None = None
-        self._ends_savepoint = False
+        self._at_savepoint = self._ends_savepoint = False
         self._protection: Protection | None = None
         if self.alias != NO_DB_ALIAS:
             self._protection = protect(self.alias, self.settings_dict["OPTIONS"])
@@ -243,10 +243,13 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         protection = self._guarded
         if protection is None:
             return super()._configure_connection(connection)
+        ours = connection is self.connection  # or a pool's, in a thread of the pool
+        checkout = cast("Any", self._checkout if ours else None)
+        call = super()._configure_connection
         try:
-            return protection.direct.bounds(super()._configure_connection, (connection,), connection)
+            return protection.direct.run(call, (connection,), connection, checkout, ending=True)
         except CallTimeoutError:
-            if connection is self.connection:
+            if ours:
                 self._drop()
             raise
 
@@ -260,19 +263,22 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
             with suppress(CallTimeoutError):
                 self._work(super()._rollback, (), ending=True)
 
+    def _savepoint(self, sid: str) -> None:
+        self._with_savepoint(super()._savepoint, sid, ending=False)
+
     def _savepoint_commit(self, sid: str) -> None:
-        self._end_savepoint(super()._savepoint_commit, sid)
+        self._with_savepoint(super()._savepoint_commit, sid, ending=True)
 
     def _savepoint_rollback(self, sid: str) -> None:
         with suppress(CallTimeoutError):  # the whole transaction is rolled back then
-            self._end_savepoint(super()._savepoint_rollback, sid)
+            self._with_savepoint(super()._savepoint_rollback, sid, ending=True)
 
-    def _end_savepoint(self, end: Callable[[str], None], sid: str) -> None:
-        self._ends_savepoint = True
+    def _with_savepoint(self, call: Callable[[str], None], sid: str, *, ending: bool) -> None:
+        self._at_savepoint, self._ends_savepoint = True, ending
         try:
-            end(sid)
+            call(sid)
         finally:
-            self._ends_savepoint = False
+            self._at_savepoint = self._ends_savepoint = False
 
     def _work(
         self, call: Callable[..., Any], args: tuple[Any, ...], *, ending: bool = False, commit: bool = False
@@ -284,7 +290,15 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
             self.admit()
         checkout = cast("Any", self._checkout)
         try:
-            return protection.direct.run(call, args, self.connection, checkout, ending=ending, commit=commit)
+            return protection.direct.run(
+                call,
+                args,
+                self.connection,
+                checkout,
+                ending=ending,
+                commit=commit,
+                proves=not self._at_savepoint,
+            )
         except CallTimeoutError:
             self._drop()
             raise
