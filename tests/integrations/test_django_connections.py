@@ -429,7 +429,7 @@ def test_the_end_of_a_savepoint_is_given_time_when_there_is_none(kept, db):
 
 @pytest.mark.parametrize("settings", [{}, KEPT], ids=["no pool", "kept"])
 def test_the_circuit_opens_when_every_statement_fails(postgres, settings):
-    """Connecting, savepoints, ROLLBACK and pings prove nothing: they work on a server that is out of memory."""
+    """Connecting, savepoints, ROLLBACK and pings prove nothing: they work without memory."""
     judge = BreakerPolicy(minimum_number_of_calls=10, wait_duration_in_open_state=60)
     sick = Guard("sick", max_concurrent_calls=2, breaker=judge)
     entry = django_lab.database(postgres, {"guard": sick}, CONN_HEALTH_CHECKS=True, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
@@ -11,13 +12,14 @@ from django.db.backends.postgresql import base
 from guardrails._checks import Faults
 from guardrails._fork import ForkedLock
 from guardrails._guard import COMPARTMENTS, Guard, attach, divide
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, GuardrailsError
+from guardrails.integrations._checkouts import Checkout
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._pools import FromPool, largest
 from guardrails.integrations.sqlalchemy._drivers.psycopg import Psycopg
 from guardrails.integrations.sqlalchemy._work import Worker
 
-__all__ = ["Protection", "protect"]
+__all__ = ["ErrorWrapper", "Protection", "ThreadCheckout", "protect"]
 
 _ANSWERS = tuple(
     getattr(errors, name)
@@ -31,6 +33,25 @@ Django's for them."""
 def _as_it_is(connection: Any) -> Any:
     """The driver's own connection: Django has no other."""
     return connection
+
+
+class ThreadCheckout(Checkout):
+    """One that a thread may leave behind when it ends with its connection open."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.give_back()
+
+
+class ErrorWrapper(utils.DatabaseErrorWrapper):  # type: ignore[misc]  # Django has no types
+    """Leaves the guard's own errors as they are, also those that are a driver's error as well."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and not issubclass(kind, GuardrailsError):
+            super().__exit__(kind, error, traceback)
 
 
 class Protection:

@@ -10,18 +10,15 @@ import copy
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, cast
 
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
-from django.db.utils import DatabaseErrorWrapper
 from django.utils.functional import cached_property
 
 from guardrails._deadline import note_trouble
-from guardrails.errors import CallTimeoutError, GuardrailsError
-from guardrails.integrations._checkouts import Checkout
+from guardrails.errors import CallTimeoutError
 
 if not is_psycopg3:
     raise ImportError(
@@ -30,31 +27,17 @@ if not is_psycopg3:
 
 from guardrails.integrations.django.postgresql._cursors import Steps, guard_cursor
 from guardrails.integrations.django.postgresql._pools import Source, borrow
-from guardrails.integrations.django.postgresql._protection import Protection, protect
+from guardrails.integrations.django.postgresql._protection import (
+    ErrorWrapper,
+    Protection,
+    ThreadCheckout,
+    protect,
+)
 
 __all__ = ["DatabaseWrapper"]
 
 _OURS = ("guard", "compartments")
 """The options that are not the driver's."""
-
-
-class _Checkout(Checkout):
-    """One that a thread may leave behind when it ends with its connection open."""
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        self.give_back()
-
-
-class _ErrorWrapper(DatabaseErrorWrapper):  # type: ignore[misc]  # Django has no types
-    """Leaves the guard's own errors as they are, also those that are a driver's error as well."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None and not issubclass(kind, GuardrailsError):
-            super().__exit__(kind, error, traceback)
 
 
 class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Django has no types
@@ -78,7 +61,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._checkout: _Checkout | None = None
+        self._checkout: ThreadCheckout | None = None
         self._source: Source | None = None
         self._at_savepoint = self._ends_savepoint = False
         self._protection: Protection | None = None
@@ -100,7 +83,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
     @cached_property  # type: ignore[untyped-decorator]  # likewise
     def wrap_database_errors(self) -> Any:
         """See Django."""
-        return _ErrorWrapper(self)
+        return ErrorWrapper(self)
 
     # --- connections -----------------------------------------------------------------------------
 
@@ -213,7 +196,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         """See Steps. Takes a slot for the work to come, unless there is one."""
         protection = self._guarded
         if protection is not None and self._checkout is None:
-            checkout = _Checkout(protection.guard)
+            checkout = ThreadCheckout(protection.guard)
             checkout.take_slots()
             self._checkout = checkout
 
