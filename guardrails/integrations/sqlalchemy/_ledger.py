@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from guardrails._fork import survive_fork
 from guardrails._guard import Guard
+from guardrails._patrol import look_in
 from guardrails.events import LeakFound
 from guardrails.integrations.sqlalchemy._searching import is_in, search_for_gone
 from guardrails.pools.frames import (
@@ -25,7 +26,6 @@ from guardrails.pools.frames import (
     stack_of,
 )
 from guardrails.pools.holders import WORDS, Doing, Holder, PoolStatus, cause_of
-from guardrails.pools.patrol import look_in
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
