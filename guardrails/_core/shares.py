@@ -17,9 +17,9 @@ requests of a quiet endpoint: between two of them a busy one must not take what 
 (Requests that come at random six times a minute leave a gap of a minute once in 400 times.)"""
 
 QUICK = 0.5
-"""Seconds, half of what is slow by default. A part alone may exceed its share while its oldest call is younger
-than this. A slot that is lent to quick calls is back when somebody else wants it; one lent to a call that waits
-for a lock is not."""
+"""Seconds, half of what is slow by default. A part alone may exceed its share while its oldest call is
+younger than this. A slot that is lent to quick calls is back when somebody else wants it; one lent to a call
+that waits for a lock is not."""
 
 
 def share(total: int) -> int:

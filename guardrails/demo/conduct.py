@@ -6,10 +6,8 @@ Knows the order of things; how each is done is next door.
 from __future__ import annotations
 
 import asyncio
-import gc
-import resource
 import time
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from guardrails.demo.database import Database, UnreachableError, async_url, place, reason
 from guardrails.demo.faults import fault
 from guardrails.demo.interrupts import InterruptedRunError, Interrupts
+from guardrails.demo.limits import allow_many_sockets, quiet_collector
 from guardrails.demo.load import Client, arrivals, send_all
 from guardrails.demo.origin import origin
 from guardrails.demo.records import Run
@@ -29,7 +28,7 @@ from guardrails.demo.stage import App, StageError, require_packages
 from guardrails.testing.servers import PostgresServer, ServerError, ValkeyServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 __all__ = [
     "InterruptedRunError",
@@ -47,7 +46,6 @@ _LOOK_EVERY = 0.5
 _LEFT_RUNNING_AFTER = 1.0
 _LEAD_IN = 0.2
 _LAST_LOOK = 5.0
-_OPEN_FILES = 16_384
 
 
 class Screen(Protocol):
@@ -101,7 +99,7 @@ def perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:
         ServerError, StageError: A server or an app did not start or died.
     """
     require_packages(database=options.database_url is None)
-    _allow_many_sockets()
+    allow_many_sockets()
     interrupts.check()
     try:
         return _perform(options, screen, interrupts)
@@ -203,7 +201,7 @@ async def _run_the_load(
         Client(crowd, app.address, twin, clock, options.seed)
         for crowd, app, twin in zip(crowds, apps, run.twins, strict=True)
     ]
-    with _quiet_collector():
+    with quiet_collector():
         async with asyncio.TaskGroup() as around:
             watch = around.create_task(_watch(run, apps, control, screen, clock, epoch))
             trouble = around.create_task(_cause_trouble(run, database, cache, apps, control, clock))
@@ -280,25 +278,3 @@ def _session() -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
     )
-
-
-def _allow_many_sockets() -> None:
-    # Clients that wait 2 s at 400 tries a second hold 800 sockets; the usual soft limit is 1024 for all.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """Fewer collections: a pause here would be counted as the twins' latency."""
-    usual = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 1_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
-        gc.unfreeze()
