@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from guardrails._core.gate import Refusal
@@ -27,6 +27,7 @@ __all__ = [
     "UnreadBody",
     "answer",
     "deny",
+    "headers_of",
     "path_of",
     "server_timing",
 ]
@@ -198,6 +199,12 @@ class Handshake:
         return self._send(message)
 
 
+def headers_of(scope: ASGIScope) -> Iterable[tuple[bytes, bytes]]:
+    """The headers of a request; a scope made by hand, as in tests, may have none."""
+    headers: Iterable[tuple[bytes, bytes]] = scope.get("headers", ())
+    return headers
+
+
 def path_of(scope: ASGIScope) -> str:
     """The request's path below the application's mount."""
     path: str = scope["path"]
@@ -230,7 +237,7 @@ async def answer(
     status, headers, body = problem.answer(accept)
     if timing is not None:
         headers.append(timing)
-    if expect and scope["http_version"].startswith("1"):
+    if expect and scope.get("http_version", "1.1").startswith("1"):
         # The client waits to be told to send its body, and may now leave it out. Only a closed
         # connection tells the two cases apart.
         headers.append((b"connection", b"close"))
@@ -250,7 +257,7 @@ async def deny(problem: Problem, scope: ASGIScope, send: Send) -> None:
 
 def _accept_and_expect(scope: ASGIScope) -> tuple[bytes, bytes]:
     accept = expect = b""
-    for name, value in scope["headers"]:
+    for name, value in headers_of(scope):
         if name == b"accept":
             accept = accept + b"," + value if accept else value
         elif name == b"expect":

@@ -28,6 +28,7 @@ from guardrails.integrations._exchange import (
     UnreadBody,
     answer,
     deny,
+    headers_of,
     path_of,
     server_timing,
 )
@@ -110,8 +111,7 @@ class GuardrailsMiddleware:
         faults = Faults("GuardrailsMiddleware")
         check_application(faults, app, ASGI)
         self._importance = Importance.checked(faults, clock, criticality, criticality_header)
-        self.app = app
-        self._clock = clock
+        self.app, self._clock = app, clock
         self._edge = Edge(
             "GuardrailsMiddleware",
             guards=guards,
@@ -141,7 +141,7 @@ class GuardrailsMiddleware:
             await self._other(scope, receive, send)
             return
         now, needed = self._clock(), None
-        receive = receive if scope["http_version"] < "2" else UnreadBody(receive)
+        receive = receive if scope.get("http_version", "1.1") < "2" else UnreadBody(receive)
         table = self._table if self._looked and self._routes is None else self._look(scope)
         if self._selective or table.demanding:
             needed, problem = self._at_first_sight(scope, table, now)
@@ -150,7 +150,7 @@ class GuardrailsMiddleware:
                 await answer(problem, scope, receive, send, timing)
                 return
         at = self._until(now, scope) if self._timed else None
-        mattering = self._importance.enter(scope["headers"], path_of(scope)) if self._importance else None
+        mattering = self._importance.enter(headers_of(scope), path_of(scope)) if self._importance else None
         exchange = enter(Exchange(at, now, self._clock, current(), send))
         exchange.timed = self._server_timing
         exchange.goes_to(scope, table, by_path=self._by_path)
@@ -193,7 +193,7 @@ class GuardrailsMiddleware:
 
     def _until(self, now: float, scope: ASGIScope) -> float | None:
         """When a request's time is up."""
-        budget = self._edge.budget(scope["headers"])
+        budget = self._edge.budget(headers_of(scope))
         return None if budget is None else now + budget
 
     def _at_first_sight(
@@ -259,7 +259,9 @@ class GuardrailsMiddleware:
         handshake = Handshake(send)
         problem = self._refuse_handshake(scope)
         if problem is None:
-            mattering = self._importance.enter(scope["headers"], path_of(scope)) if self._importance else None
+            mattering = (
+                self._importance.enter(headers_of(scope), path_of(scope)) if self._importance else None
+            )
             try:
                 await self.app(scope, receive, handshake.send)
             except Exception as error:

@@ -205,6 +205,20 @@ def test_waiting_body_closes_the_connection(version, expect, closes):
     assert ("connection" in seen.headers) is closes
 
 
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_scope_without_version_and_headers_is_served_as_any_other(kind, refused):
+    """Applications are called with such scopes in tests, where a server would always say both."""
+    db = Guard("db", max_concurrent_calls=1)
+    if refused:
+        db.force_open()
+    settings = {"requires": [db], "deadline_headers": ["X-Request-Timeout-Ms"], "request_timeout": 9.0}
+    app = GuardrailsMiddleware(fine, criticality_header="x-matters", **settings)
+    whole = websocket() if kind == "websocket" else http(method="POST")
+    bare = {key: value for key, value in whole.items() if key not in {"http_version", "headers"}}
+    assert ask(app, bare).sent == ask(app, whole).sent
+
+
 # --- what is left alone ----------------------------------------------------------------------------
 
 
