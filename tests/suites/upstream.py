@@ -3,9 +3,11 @@
 To add a suite:
 
 1. Write ``test_<library>_suite.py``. Call `sdist` for the source distribution of the installed version.
-2. Start the suite's own runner with `start`, twice, with an environment that tells bare from guarded. Have
-   it write its outcomes as JSON lines (`Outcomes` reads them), or let pytest write JUnit XML (`read_junit`).
-3. Call `differences` with both and with the list of the differences that are meant, each with its reason.
+2. If pytest runs the suite, write a plugin in ``plugins/`` that puts guards where the tests make what can
+   be guarded, and call `run_pytest`. Otherwise start the suite's own runner with `start`, twice, with an
+   environment that tells bare from guarded, and have it write its outcomes for `read_lines`.
+3. Assert how much was run and guarded, and that `differences` finds none but those that are meant, each
+   with its reason.
 
 Must not know any library.
 """
@@ -13,18 +15,40 @@ Must not know any library.
 from __future__ import annotations
 
 import fnmatch
-import functools
 import importlib.metadata
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
+import typing
 import xml.etree.ElementTree as ET
 
 import pytest
 
-__all__ = ["Run", "differences", "read_junit", "read_lines", "sdist", "start"]
+__all__ = [
+    "Outcomes",
+    "Run",
+    "chosen",
+    "differences",
+    "packages",
+    "read_junit",
+    "read_lines",
+    "run_pytest",
+    "sdist",
+    "start",
+]
+
+NO_PAGES = shutil.ignore_patterns("doc", "docs")
+PLUGINS = pathlib.Path(__file__).parent / "plugins"
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def chosen(pinned, whole):
+    """The pinned selection, or the whole one with GUARDRAILS_SUITES=whole in the environment."""
+    return whole if os.environ.get("GUARDRAILS_SUITES") == "whole" else pinned
 
 
 def sdist(name, cache):
@@ -37,26 +61,33 @@ def sdist(name, cache):
     version = importlib.metadata.version(name)
     unpacked = cache / f"{name}-{version}"
     if not unpacked.exists():
-        archive = _download(name, version, cache)
-        with tarfile.open(archive) as tar:
+        _pip("download", "--no-binary", name, "--no-deps", "--dest", str(cache), f"{name}=={version}")
+        with tarfile.open(cache / f"{name}-{version}.tar.gz") as tar:
             tar.extractall(cache, filter="data")
     return unpacked
 
 
-@functools.cache
-def _download(name, version, cache):
-    words = ["download", "--quiet", "--no-binary", ":all:", "--no-deps", f"{name}=={version}"]
+def packages(names, cache):
+    """A folder for PYTHONPATH with packages that only a suite needs; a visible skip where there is no index.
+
+    Our own environment stays without them, and so without their plugins for pytest.
+    """
+    folder = cache / "-".join(names)
+    if not folder.exists():
+        _pip("install", "--target", str(folder), *names)
+    return str(folder)
+
+
+def _pip(*words):
     done = subprocess.run(
-        [sys.executable, "-m", "pip", *words, "--dest", str(cache)],
+        [sys.executable, "-m", "pip", "--quiet", *words],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    archives = [*cache.glob(f"{name}-{version}.tar.gz")]
-    if done.returncode or not archives:
-        pytest.skip(f"the source of {name} {version} cannot be downloaded: {done.stderr.strip()[-200:]}")
-    return archives[0]
+    if done.returncode:
+        pytest.skip(f"pip cannot fetch what the suite needs: {done.stderr.strip()[-200:]}")
 
 
 class Run:
@@ -103,6 +134,56 @@ def read_lines(path, printed):
     outcomes = dict(json.loads(line) for line in path.read_text().splitlines())
     assert outcomes, printed[-4000:]
     return outcomes
+
+
+class Outcomes(typing.NamedTuple):
+    """Outcomes by test, bare and guarded, and the number of things that the plugin guarded."""
+
+    bare: dict[str, str]
+    guarded: dict[str, str]
+    guards: int
+
+    @property
+    def passed(self):
+        """How many tests pass bare; those that fail prove nothing."""
+        return [*self.bare.values()].count("passed")
+
+
+def run_pytest(source, plugin, words, folder, *, seconds, path=(), environment=None):
+    """Runs tests with pytest, bare and guarded side by side.
+
+    None of the plugins of our own environment is loaded.
+
+    Args:
+        source: The folder of the source; pytest runs in a copy of it.
+        plugin: The module in ``plugins/`` that guards what the tests make.
+        words: pytest's arguments, or those by ``"bare"`` and ``"guarded"``, where each has its own server.
+        folder: Where reports and logs are written.
+        seconds: After so long, a run is killed and the test fails.
+        path: More folders for PYTHONPATH.
+        environment: More for the environment of both.
+    """
+    counted = folder / "guards"
+    counted.write_text("0")
+    runs, outcomes = {}, {}
+    for kind, told in {"bare": {}, "guarded": {"SUITE_GUARDS": str(counted)}}.items():
+        options = ["-p", plugin, "-p", "no:cacheprovider", "-q", f"--junitxml={folder}/{kind}.xml"]
+        selection = words[kind] if isinstance(words, dict) else words
+        told |= {
+            "PYTEST_ADDOPTS": "",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTHONPATH": os.pathsep.join([*path, str(ROOT), str(PLUGINS)]),
+            **(environment or {}),
+        }
+        tree = shutil.copytree(source, folder / kind, ignore=NO_PAGES)  # tests write files beside them
+        runs[kind] = start(["-m", "pytest", *options, *selection], tree, told, folder / f"{kind}.log")
+    try:
+        for kind, run in runs.items():
+            outcomes[kind] = read_junit(folder / f"{kind}.xml", run.wait(seconds))
+    finally:
+        for run in runs.values():
+            run.stop()
+    return Outcomes(**outcomes, guards=int(counted.read_text()))
 
 
 def read_junit(path, printed):
