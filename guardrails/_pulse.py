@@ -8,10 +8,10 @@ again, was late for the same reason, and notes it. It runs while calls are made 
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 __all__ = ["BEAT", "Gap", "Pulse", "pulse"]
@@ -46,14 +46,15 @@ class Pulse:
         self.gap = Gap(0.0, 0.0)
         self._until = 0.0
         self._pid = 0
-        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def wake(self, until: float) -> None:
         """Sees to it that the pulse beats until some moment, on `time.monotonic`."""
         self._until = max(self._until, until)
         if self._pid != os.getpid():  # the first time, or in the child of a fork, which has no such thread
             self._pid = os.getpid()
-            self._bell = SimpleQueue()
+            # Looked up now: gevent replaces it together with the kind of thread that waits for it.
+            self._bell = queue.SimpleQueue()
             self.last = None
             thread = threading.Thread(
                 target=self._run, args=(self._bell,), daemon=True, name="guardrails-pulse"
@@ -76,12 +77,12 @@ class Pulse:
         gap = self.latest(now)
         return gap.until > gap.since and now - gap.until < seconds
 
-    def _run(self, bell: SimpleQueue[None]) -> None:
+    def _run(self, bell: queue.SimpleQueue[None]) -> None:
         while bell is self._bell:
             if self.last is None:
                 bell.get()
             self._beat(time.monotonic())
-            with suppress(Empty):
+            with suppress(queue.Empty):
                 bell.get(timeout=BEAT)
 
     def _beat(self, now: float) -> None:
