@@ -69,9 +69,15 @@ class Call(Ringing):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if _get_ambient() is not self and (self.at is not None or not self._ticket):
-            check_seen(self, _get_ambient())
-        if error is not None or not self.slip_out():
+        # First of all the slot: an interrupt at a line before it would lose it.
+        if error is None and self.slip_out():
+            if self.at is not None and _get_ambient() is not self:
+                check_seen(self, _get_ambient())
+            return
+        try:
+            if _get_ambient() is not self and (self.at is not None or not self._ticket):
+                check_seen(self, _get_ambient())
+        finally:
             self.leave(error)
 
     async def __aenter__(self) -> Self:
