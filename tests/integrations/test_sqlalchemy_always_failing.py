@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
-from conftest import drivers, lab_with, on_postgres
+from conftest import drivers, in_threads, lab_with, on_postgres
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -75,6 +77,37 @@ def test_circuit_opens_for_an_orm_session_whose_statements_all_time_out(postgres
         with pytest.raises((DBAPIError, CircuitOpenError)), Session(engine) as session:
             session.execute(text("select pg_sleep(9)"))
     assert guard.state == "open"
+    engine.dispose()
+
+
+@in_threads  # tasks have no raw cursors
+@pytest.mark.parametrize("fetch", ["fetchall", "fetchone", "fetchmany"])
+def test_circuit_opens_for_raw_cursors_that_fetch_between_failures(lab, fetch):
+    """A fetch of rows that the driver has already proves nothing: one good statement, one that fails."""
+    guard = lab.protect(guard={"breaker": UNHURRIED})
+    for _ in range(20):
+        with contextlib.suppress(Exception), contextlib.closing(lab.engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            cursor.execute("select 1 union all select 2 union all select 3")
+            while getattr(cursor, fetch)():
+                pass
+            cursor.execute(fails(lab))
+    assert guard.state == "open"
+    assert guard.snapshot().failure_rate == 0.5
+
+
+@pytest.mark.parametrize("driver", ["psycopg"])
+def test_blocks_of_a_copy_and_rows_of_a_stream_are_one_success_each(postgres, driver):
+    """What follows a statement is counted, and is no evidence."""
+    engine = create_engine(postgres.url(driver))
+    guard = protect(engine, breaker=BreakerPolicy(minimum_number_of_calls=1000))
+    with contextlib.closing(engine.raw_connection()) as connection:
+        before = guard.snapshot()
+        assert len(list(connection.cursor().stream("select generate_series(1, 50)"))) == 50
+        assert guard.snapshot().calls - before.calls == 1
+        with connection.cursor().copy("copy (select generate_series(1, 50)) to stdout") as copy:
+            assert len(list(copy)) == 50
+        assert guard.snapshot().calls - before.calls == 3  # its beginning and its end
     engine.dispose()
 
 

@@ -60,15 +60,19 @@ class RawCursor(SteppedCursor):
 
     Args:
         cursor: The driver's cursor, new.
-        step: Runs a call with its arguments.
+        run: Runs a statement with its arguments.
+        step: Runs what follows a statement, such as a fetch, with its arguments.
         finish: Runs what closes it.
         allow: Words a statement so that the server gives it the time it has.
     """
 
-    __slots__ = ("_allow", "_finish")
+    __slots__ = ("_allow", "_finish", "_run")
 
-    def __init__(self, cursor: Any, step: _Step, finish: _Step, allow: Callable[[Any], Any]) -> None:
-        for name, value in (("_cursor", cursor), ("_step", step), ("_finish", finish), ("_allow", allow)):
+    def __init__(
+        self, cursor: Any, run: _Step, step: _Step, finish: _Step, allow: Callable[[Any], Any]
+    ) -> None:
+        own = {"_cursor": cursor, "_run": run, "_step": step, "_finish": finish, "_allow": allow}
+        for name, value in own.items():
             object.__setattr__(self, name, value)
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,14 +87,17 @@ class RawCursor(SteppedCursor):
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """What psycopg adds to PEP 249: COPY, block by block."""
-        return SteppedCopy(self._cursor.copy(self._allow(statement), *args, **kwargs), self._step)
+        copy = self._cursor.copy(self._allow(statement), *args, **kwargs)
+        return SteppedCopy(copy, self._run, self._step)
 
     def stream(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """What psycopg adds to PEP 249: rows as they come, without a cursor on the server."""
         rows = self._cursor.stream(self._allow(statement), *args, **kwargs)
+        step = self._run  # the first one sends the statement
         try:
-            while (row := self._step(next, rows, None)) is not None:
+            while (row := step(next, rows, None)) is not None:
                 yield row
+                step = self._step
         finally:
             self._finish(rows.close)  # psycopg cancels the rest by itself, and gives that five seconds
 
@@ -118,7 +125,7 @@ class RawCursor(SteppedCursor):
         return self._finish(self._cursor.__exit__, *error)
 
     def _work(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = self._step(call, *args, **kwargs)
+        result = self._run(call, *args, **kwargs)
         return self if result is self._cursor else result  # some return themselves, for chaining
 
 
@@ -126,30 +133,30 @@ _kinds: dict[type, type[RawCursor]] = {}
 """The class of raw cursors for each class of the driver's."""
 
 
-def raw_cursor(
-    cursor: Any, step: Callable[..., Any], finish: Callable[..., Any], allow: Callable[[Any], Any]
-) -> Any:
+def raw_cursor(cursor: Any, run: _Step, step: _Step, finish: _Step, allow: Callable[[Any], Any]) -> Any:
     """A raw cursor around a driver's, whose name and kind it keeps; see RawCursor for the arguments."""
     kind = type(cursor)
     if kind not in _kinds:
         # isinstance() asks for __class__, too.
         own = {"__slots__": (), "__module__": kind.__module__, "__class__": property(lambda _: kind)}
         _kinds[kind] = type(kind.__name__, (RawCursor,), own)
-    return _kinds[kind](cursor, step, finish, allow)
+    return _kinds[kind](cursor, run, step, finish, allow)
 
 
 class SteppedCopy:
-    """A COPY of psycopg's: beginning it, each block and finishing it go through ``step``.
+    """A COPY of psycopg's: beginning and finishing it go through ``run``, each block through ``step``.
 
     Args:
         copy: psycopg's context manager for it, new.
-        step: Runs a call with its arguments.
+        run: Runs a call with its arguments.
+        step: Runs a part of the work with its arguments.
     """
 
-    __slots__ = ("_copy", "_manager", "_step")
+    __slots__ = ("_copy", "_manager", "_run", "_step")
 
-    def __init__(self, copy: Any, step: _Step) -> None:
+    def __init__(self, copy: Any, run: _Step, step: _Step) -> None:
         self._manager = copy
+        self._run = run
         self._step = step
 
     def read(self) -> Any:
@@ -179,8 +186,8 @@ class SteppedCopy:
         return getattr(self._copy, name)  # set_types
 
     def __enter__(self) -> Self:
-        self._copy = self._step(self._manager.__enter__)
+        self._copy = self._run(self._manager.__enter__)
         return self
 
     def __exit__(self, *error: object) -> Any:
-        return self._step(self._manager.__exit__, *error)
+        return self._run(self._manager.__exit__, *error)

@@ -90,11 +90,14 @@ class Hooks:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         timeout: float | None,
+        *,
+        proves: bool,
     ) -> Any:
         """See ProxyWork."""
         if kwargs:
             call = partial(call, **kwargs)
-        return self._worker.run(call, args, held(fairy), self._checkout_of(fairy), timeout=timeout)
+        checkout = self._checkout_of(fairy)
+        return self._worker.run(call, args, held(fairy), checkout, timeout=timeout, proves=proves)
 
     def end(self, fairy: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool) -> Any:
         """See ProxyWork."""

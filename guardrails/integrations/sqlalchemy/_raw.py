@@ -49,8 +49,10 @@ class ProxyWork(Protocol):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         timeout: float | None,
+        *,
+        proves: bool,
     ) -> Any:
-        """Runs a call of a proxied connection's cursor."""
+        """Runs a call of a proxied connection's cursor; ``proves``: whether its success is evidence."""
 
     def lend(self, connection: Any) -> None:
         """Notes that somebody is about to work with the driver's own connection."""
@@ -110,7 +112,8 @@ class _GuardedConnection(_ConnectionFairy):
         return get_held(self) is not None
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        return raw_cursor(get_held(self).cursor(*args, **kwargs), self._step, self._finish, self._allow)
+        cursor = get_held(self).cursor(*args, **kwargs)
+        return raw_cursor(cursor, self._run, self._step, self._finish, self._allow)
 
     def _checkin(self, transaction_was_reset: bool = False) -> None:  # noqa: FBT001, FBT002
         self.__class__ = self._bare  # type: ignore[assignment] # from here on it is SQLAlchemy that reads its attributes
@@ -138,10 +141,20 @@ class _GuardedConnection(_ConnectionFairy):
         if self.is_valid:  # what was stopped has been dropped, and its transaction with it
             self._end(self._work.rollback)
 
+    def _run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._work_on(call, args, kwargs, proves=True)
+
     def _step(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # Most drivers have all rows already, so a fetch works while every statement fails.
+        return self._work_on(call, args, kwargs, proves=False)
+
+    def _work_on(
+        self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, proves: bool
+    ) -> Any:
         if not self.is_valid:
             return call(*args, **kwargs)  # returned or dropped: the driver says what it thinks of it
-        return self._end(self._work.run, call, args, kwargs, self.guardrails_timeout)
+        work = partial(self._work.run, proves=proves)
+        return self._end(work, call, args, kwargs, self.guardrails_timeout)
 
     def _finish(self, close: Callable[..., Any], *error: object) -> Any:
         if not self.is_valid:
@@ -185,7 +198,7 @@ class _LentConnection(_GuardedConnection):
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(get_held(self), name)
         if name in _TWO_PHASE:
-            return partial(self._step, attribute)
+            return partial(self._run, attribute)
         if name in {"tpc_commit", "tpc_rollback"}:
             return partial(self.guardrails_end, attribute, commit=name == "tpc_commit")
         if ambient.get() is not None and callable(attribute) and not _read_by_sqlalchemy():
