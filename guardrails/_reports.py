@@ -39,7 +39,8 @@ class Report:
         doors: The doors of the guard and its compartments.
         stopped: Calls that were stopped at their deadline.
         line_of_code: Says which line of the application asks, such as ``"shop/orders.py:42 in load"``.
-        holders: Says who has the slots of a guard or compartment, by its name and number of slots.
+        holders: Says who has the slots of a guard or compartment, by its name and how many slots
+            are taken, of how many.
     """
 
     __slots__ = (
@@ -61,7 +62,7 @@ class Report:
         self.stopped = 0
         self.doors: weakref.WeakSet[Any] = weakref.WeakSet()
         self.line_of_code: Callable[[], str | None] | None = None
-        self.holders: Callable[[str, int], str | None] | None = None
+        self.holders: Callable[[str, int, int], str | None] | None = None
         self._told: Counter[str] = Counter()
         self._since = 0.0
         self._where = ""
@@ -144,6 +145,9 @@ def why_open(gate: Gate, change: Change, holders: str | None) -> str:
         "probes_failed": "the probes failed: it is not well yet",
         "manual": "by hand",
     }
+    # Judged across workloads, a circuit may open long before the rate is reached.
+    if change.cause in {"failure_rate", "slow_call_rate"} and not breaker.reached(failures, slow, calls):
+        words[change.cause] += ", and none has come back well since"
     parts = [words.get(change.cause, change.cause)]
     if change.cause != "manual" and (holders or age > breaker.slow_after / 2):
         busy = f"{bulkhead.taken} of {bulkhead.limit} slots in use for up to {age:.1f} s"

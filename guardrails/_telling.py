@@ -66,7 +66,8 @@ class Telling:
         holders = None
         try:
             if self.report.holders is not None and change.cause != "manual":
-                holders = self.report.holders(self.name, self.gate.bulkhead.limit)
+                bulkhead = self.gate.bulkhead
+                holders = self.report.holders(self.name, bulkhead.taken, bulkhead.limit)
         except Exception:  # noqa: BLE001 - a line of the log must not break a call
             log.debug("the holders of %r could not be found out", self.name, exc_info=True)
         with self.lock:

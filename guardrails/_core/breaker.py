@@ -643,6 +643,10 @@ class Breaker:
         least = self._policy.permitted_calls_in_half_open_state if seen is self.round else self._least
         return seen.calls, seen.failures, seen.slow, seen.calls >= (1 if self.state == "open" else least)
 
+    def reached(self, failures: int, slow: int, calls: int) -> bool:
+        """Whether one of the two rates is reached by so many calls."""
+        return reaches(failures, calls, self._failure_rate) or reaches(slow, calls, self._slow_rate)
+
     def under_way(self) -> list[float]:
         """When the calls now under way began; of those in time, only the oldest."""
         starts = [started for started, _ in self.overdue.values()]

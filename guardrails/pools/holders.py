@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["WORDS", "Cause", "Doing", "Holder", "PoolStatus", "cause_of"]
+__all__ = ["WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "cause_of"]
 
 Doing = Literal["statement", "other_work", "nested", "gone"]
 """What a holder does with its connection: something runs on it; its code does other work, or waits suspended;
@@ -41,6 +41,10 @@ WORDS: dict[Doing, str] = {
 }
 
 
+_BRIEF = 0.05
+"""Seconds. A connection held for less is not the trouble: its call has just failed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
     """One connection that is out of its pool.
@@ -62,6 +66,25 @@ class Holder:
     now: tuple[str, ...]
     route: str | None
     compartment: str | None
+
+
+def busiest(holders: Sequence[Holder], taken: int, limit: int) -> str:
+    """Where most of these connections are, in one line.
+
+    Args:
+        holders: Who has them; at least one.
+        taken: Slots that are taken, those included that have no connection yet.
+        limit: Slots there are.
+    """
+    alike = Counter((each.doing, each.where[:1], each.route) for each in holders)
+    (doing, where, route), count = alike.most_common(1)[0]
+    place = ", ".join(filter(None, [*where, route]))
+    longest = max(each.seconds for each in holders if (each.doing, each.where[:1]) == (doing, where))
+    if longest < _BRIEF:
+        return place and f"such as {place}"
+    busy = f"{count} of {limit} slots {WORDS[doing]} for up to {longest:.1f} s, {place}".removesuffix(", ")
+    waiting = taken - len(holders)
+    return f"{busy}; {waiting} without a connection yet" if waiting > 0 else busy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

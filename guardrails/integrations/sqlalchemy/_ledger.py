@@ -25,7 +25,7 @@ from guardrails.pools.frames import (
     site_outside,
     stack_of,
 )
-from guardrails.pools.holders import WORDS, Doing, Holder, PoolStatus, cause_of
+from guardrails.pools.holders import Doing, Holder, PoolStatus, busiest, cause_of
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
@@ -160,17 +160,14 @@ class Ledger:
         # The gate has written it down; given back meanwhile, it is nobody's any more.
         return now - self._door.gate.checkouts.get(slots[-1][1], (now, 0))[0] if slots else 0.0
 
-    def in_words(self, name: str, limit: int) -> str | None:
+    def in_words(self, name: str, taken: int, limit: int) -> str | None:
         """Who has most slots of the guard, or of a compartment of this name, in one line."""
         here = self.holders(search=False)
         holders = [each for each in here if name in {self._guard.name, each.compartment}]
         if not holders:
             return None
         self._next_diagnosis = time.monotonic() + _QUIET  # this is one
-        alike = Counter((each.doing, each.where[:1], each.route) for each in holders)
-        (doing, where, route), count = alike.most_common(1)[0]
-        busy = f"{count} of {limit} slots {WORDS[doing]} for up to {holders[0].seconds:.1f} s"
-        return ", ".join(filter(None, [busy, *where, route]))
+        return busiest(holders, taken, limit)
 
     def _asking_line(self) -> str | None:
         """The application's line that asks; None where there is nothing but servers and frameworks."""
