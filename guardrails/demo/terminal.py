@@ -84,20 +84,21 @@ class PlainLines:
         if phase != self._phase:
             self._phase = phase
             self._write(f"-- {_caption(run, now)}")
-            self._write(f"{'':8s}{' plain'.center(28, '-')}  {' guarded'.center(28, '-')}")
-            self._write(f"{'':8s}{_HEADINGS}  {_HEADINGS}  circuit")
+            self._write(f"{'':8s}{' plain '.center(_SIDE, '-')} {' guarded '.center(_SIDE, '-')}")
+            self._write(f"{'':8s}{_HEADINGS} {_HEADINGS} circuit")
         plain, guarded = (frame(run, twin, now) for twin in run.twins)
         circuit = "pool open" if guarded.pool_is_open else (guarded.state or "-")
-        self._write(f"{now:5.0f} s {_side(plain)}  {_side(guarded)}  {circuit[:_STATE]}")
+        self._write(f"{now:5.0f} s {_side(plain)} {_side(guarded)} {circuit[:_STATE]}")
 
 
-_HEADINGS = f"{'ok/s':>5s}{'refused':>8s}{'lost':>5s}{'pool':>10s}"
-_STATE = 13
+_HEADINGS = f"{'ok/s':>5s}{'refused':>8s}{'lost':>5s}{'pool':>11s}"
+_SIDE = len(_HEADINGS)
+_STATE = 12
 
 
 def _side(now: Frame) -> str:
     return (
-        f"{now.good:5d}{now.refused:8d}{now.lost:5d}{f'{now.checked_out}/{POOL_CAPACITY}+{now.waiting}':>10s}"
+        f"{now.good:5d}{now.refused:8d}{now.lost:5d}{f'{now.checked_out}/{POOL_CAPACITY}+{now.waiting}':>11s}"
     )
 
 

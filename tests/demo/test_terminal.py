@@ -50,6 +50,17 @@ def test_no_line_of_a_pipe_is_longer_than_80_columns(scenario):
     assert sum(line.startswith("-- ") for line in lines) == 4  # a heading for each phase
 
 
+def test_a_queue_of_thousands_stays_apart_from_the_column_before_it():
+    run = crowded()
+    run.twins[0].looks = [Look(13.5, 9999, 15, 9984, {})]
+    lines: list[str] = []
+    PlainLines(lines.append).show(run, 14.0)
+    *_, heading, line = lines
+    assert "15/15+9984" in line.split()
+    assert len(heading) <= 80
+    assert len(line) <= 80
+
+
 def test_the_live_table_is_not_cut_at_80_columns():
     out = io.StringIO()
     console = Console(file=out, width=80, height=40, force_terminal=True, color_system=None)
