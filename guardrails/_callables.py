@@ -1,4 +1,4 @@
-"""What kind of callable a decorator was given, and what calling it gave. Must not import guards."""
+"""The kinds of callables that decorators are given, and of what a call returns. Must not import guards."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Attachment(Protocol):
 
     @property
     def most(self) -> int | None:
-        """What the pool can hold, or None."""
+        """The pool's capacity, or None."""
 
     def detach(self) -> None:
         """Puts the target back as it was."""
@@ -427,7 +427,7 @@ def _announce(guard: Guard) -> None:
 # --- compartments that form by themselves ------------------------------------------------------
 
 COMPARTMENTS = ("auto", "declared", "none")
-"""What the setting ``compartments`` of a pool's guard may be; the first is the default."""
+"""The allowed values of a pool's setting ``compartments``; the first is the default."""
 
 
 def divide(guard: Guard, how: str) -> None:

@@ -14,7 +14,7 @@ _log = logging.getLogger("guardrails")
 
 
 class Outcome(enum.IntEnum):
-    """What a finished call can mean. Being *slow* is a separate mark on any of them."""
+    """The meaning of a finished call. Being *slow* is a separate mark on any of them."""
 
     SUCCESS = 0
     """The dependency answered: a result, or an error that proves it is alive."""

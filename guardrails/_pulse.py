@@ -1,4 +1,4 @@
-"""When this process could look at its clock, and when it could not. Knows no guards and no calls.
+"""The times in which this process stood still and could not read its clock. Knows no guards and no calls.
 
 A process that is stopped (SIGSTOP, ``docker pause``, a debugger, a frozen function) finds at its thaw that
 seconds have passed, and that every call under way took them. A thread that only sleeps a moment, again and
@@ -72,7 +72,7 @@ class Pulse:
         return self.gap
 
     def missed(self, seconds: float) -> bool:
-        """Whether nobody could look for a part of the last seconds."""
+        """True if nobody could look for a part of the last seconds."""
         now = time.monotonic()
         gap = self.latest(now)
         return gap.until > gap.since and now - gap.until < seconds

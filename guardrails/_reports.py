@@ -1,4 +1,4 @@
-"""What a guard writes to the log: refused and stopped calls in one line a second, and why a circuit opened.
+"""A guard's lines in the log: refused and stopped calls in one line a second, and why a circuit opened.
 
 Depends on gates and on the thread that looks in; must not import guards. No text here holds SQL, a value, a
 header or an address.
@@ -111,7 +111,7 @@ class Report:
         return _PACE
 
     def _caller(self) -> str:
-        """Where a call came from: the route's template and the application's line, as far as known."""
+        """The place a call came from: the route's template and the application's line, as far as known."""
         try:
             scope = current()
             request = None if scope is None else scope.request

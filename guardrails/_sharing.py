@@ -73,7 +73,7 @@ class Sharing:
             return self.formed[key]
 
     def is_divided_for(self, door: Door) -> bool:
-        """Whether a call of a compartment passes the compartment's own door; if not, only the guard's.
+        """True if a call of a compartment passes the compartment's own door; if not, only the guard's.
 
         The second compartment that is used divides the guard. What nothing is known about makes room for the
         first that has a name: the queries of a start-up are no workload of their own.

@@ -1,4 +1,4 @@
-"""Which timeout counts, where several were given. Depends on scopes; must not import guards.
+"""The timeout that counts where several were given. Depends on scopes; must not import guards.
 
 The timeout nearest to the call wins over those further out of the same guard. Everything else around the call
 bounds it from outside: a `deadline()` block, a request, a call of another guard.
@@ -105,7 +105,7 @@ def set_deadline(call: Any, now: float) -> None:
 
 
 def _replaces(call: Any) -> bool:
-    """Whether what a call says about time replaces what its guard's calls around it have said."""
+    """True if what a call says about time replaces what its guard's calls around it have said."""
     passage = call.passage
     return bool(passage.attached and (call.timeout is not None or passage.has_own_timeout))
 
@@ -116,5 +116,5 @@ def _is_of(guard: Any, door: object) -> bool:
 
 
 def _own_limit(scope: Scope) -> Any:
-    """When a scope's own time is up, whatever is around it."""
+    """The moment a scope's own time is up, whatever is around it."""
     return scope.at if scope.owner is scope.guard else scope.limit

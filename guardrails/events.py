@@ -105,7 +105,7 @@ Listener = Callable[[Event], None]
 
 
 def wants(listener: object, kind: type[Event]) -> bool:
-    """Whether a listener wants this kind of event."""
+    """True if a listener wants this kind of event."""
     try:
         asked = getattr(listener, "events", None)
         if isinstance(asked, str) or not isinstance(asked, Sequence | AbstractSet | Mapping):

@@ -174,7 +174,7 @@ class Breaker:
         return self.state not in {"open", "forced_open"} or self.trusts(self.asking)
 
     def trusts(self, asking: Workload | None) -> bool:
-        """Whether a circuit that opened for the trouble of other workloads lets this one's calls pass."""
+        """True if a circuit that opened for the trouble of other workloads lets this one's calls pass."""
         watched = self.state in {"open", "half_open"} and not self._by_hand
         return watched and asking is not None and asking.trusted
 
@@ -413,7 +413,7 @@ class Breaker:
         return None
 
     def _is_its_own(self, part: Workload | None) -> bool:
-        """Whether a probe's trouble is its compartment's, whose circuit is open while others do well."""
+        """True if a probe's trouble is its compartment's, whose circuit is open while others do well."""
         return part is not None and part.sick and any(one.heard and one.trusted for one in self.workloads)
 
     def _plan_stall(self, *, news: bool) -> None:

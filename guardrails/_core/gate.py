@@ -300,7 +300,7 @@ class Gate:
         self._done(None)
 
     def split(self, now: float, part: Breaker) -> Workload:
-        """Tells the calls of a compartment from all others from now on; ``part`` is its own circuit."""
+        """Counts a compartment's calls apart from all others from now on; ``part`` is its own circuit."""
         breaker, now = self.breaker, self._at(now)
         if breaker.direct is None:
             breaker.direct = breaker.watch_workload(None, now)

@@ -1,4 +1,4 @@
-"""How many slots each part of a bulkhead may have while others want some. No circuit, no lock."""
+"""The limit of each part of a bulkhead while other parts want slots. No circuit, no lock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Member:
         self.asked = NEVER
 
     def is_active(self, now: float) -> bool:
-        """Whether it asked for a slot in the last `ACTIVE` seconds, or holds one, or waits for one."""
+        """True if it asked for a slot in the last `ACTIVE` seconds, or holds one, or waits for one."""
         bulkhead = self.bulkhead
         return now - self.asked < ACTIVE or bulkhead.taken > 0 or bool(bulkhead.queue)
 
@@ -75,7 +75,7 @@ class Shares:
         return part
 
     def nothing_changes(self, part: Member) -> bool:
-        """Whether a part that asks now changes nobody's `limit`. Needs no lock; may say False in doubt."""
+        """True if a part that asks now changes nobody's `limit`. Needs no lock; may say False in doubt."""
         alone, bulkhead = self.alone, part.bulkhead
         if bulkhead.taken >= bulkhead.limit:
             return False

@@ -16,7 +16,7 @@ Ratio = tuple[int, int]
 
 
 class Workload:
-    """What the parent's circuit knows of one compartment's calls, or of those made past all compartments.
+    """The parent circuit's record of one compartment's calls, or of those made past all compartments.
 
     Args:
         circuit: The compartment's own circuit; None for the direct calls.
@@ -77,25 +77,25 @@ class Workload:
 
     @property
     def heard(self) -> bool:
-        """Whether it has said anything yet."""
+        """True if it has said anything yet."""
         return self.bad > 0 or self.good_at != NEVER
 
     @property
     def sick(self) -> bool:
-        """Whether its own circuit has opened."""
+        """True if its own circuit has opened."""
         return self.circuit is not None and self.circuit.state in {"open", "half_open"}
 
     @property
     def trusted(self) -> bool:
-        """Whether nothing speaks against it, so that its parent's open circuit does not refuse it."""
+        """True if nothing speaks against it, so that its parent's open circuit does not refuse it."""
         return not self.bad and not self.suspect and not self.sick
 
     def silent(self, now: float, slow_after: float) -> bool:
-        """Whether nothing has come back for a whole slow-call threshold, and something should have."""
+        """True if nothing has come back for a whole slow-call threshold, and something should have."""
         return self.bad > 0 and now - self.good_at >= slow_after
 
     def in_trouble(self, now: float, slow_after: float, least: int, failure: Ratio, slow: Ratio) -> bool:
-        """Whether its own calls alone say that it does not work."""
+        """True if its own calls alone say that it does not work."""
         if self.sick or self.silent(now, slow_after):
             return True
         return self.window.calls >= least and spreads((self,), failure, slow)
@@ -104,7 +104,7 @@ class Workload:
 def is_everybodys(
     heard: list[Workload], now: float, slow_after: float, least: int, failure: Ratio, slow: Ratio
 ) -> bool:
-    """Whether a rate that was reached by all workloads together is more than the trouble of some.
+    """True if a rate that was reached by all workloads together is more than the trouble of some.
 
     What remains without those in trouble and without the worst of the others must reach it, too.
     """
@@ -117,7 +117,7 @@ def is_everybodys(
 
 
 def has_spread(heard: Iterable[Workload], now: float, slow_after: float, least: int) -> bool:
-    """Whether trouble has reached two workloads, or all, and no other has come back since.
+    """True if trouble has reached two workloads, or all, and no other has come back since.
 
     Args:
         heard: The workloads that have said anything yet.
@@ -137,7 +137,7 @@ def has_spread(heard: Iterable[Workload], now: float, slow_after: float, least: 
 
 
 def spreads(workloads: Iterable[Workload], failure: Ratio, slow: Ratio) -> bool:
-    """Whether the calls of these workloads together reach one of the two rates."""
+    """True if the calls of these workloads together reach one of the two rates."""
     calls = failures = slow_calls = 0
     for one in workloads:
         calls += one.window.calls

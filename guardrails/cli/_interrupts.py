@@ -12,7 +12,7 @@ from contextlib import contextmanager
 __all__ = ["INTERRUPTED", "end_at_once", "interruptible"]
 
 INTERRUPTED = 128 + signal.SIGINT
-"""What shells say of a program that was ended by Ctrl-C."""
+"""The exit code by which shells report a program ended by Ctrl-C."""
 
 
 @contextmanager

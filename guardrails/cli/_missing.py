@@ -1,4 +1,4 @@
-"""What a command says when a package is missing that it needs."""
+"""The message of a command that needs a package which is missing."""
 
 from __future__ import annotations
 

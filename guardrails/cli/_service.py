@@ -101,7 +101,7 @@ class _Lifespan:
         self._said.put_nowait(message["type"])
 
     async def _order(self, what: str, task: asyncio.Future[Any]) -> str | None:
-        """What the application answers; None if it ends without a word, empty if it takes too long."""
+        """The application's answer; None if it ends without a word, empty if it takes too long."""
         self._orders.put_nowait({"type": f"lifespan.{what}"})
         answer = asyncio.ensure_future(self._said.get())
         try:

@@ -20,7 +20,7 @@ from guardrails.errors import ConfigurationError
 __all__ = ["diagnose"]
 
 _Answer = tuple[str, Sequence[Finding], Sequence[str]]
-"""Which product it is, what is wrong with it, and what this user may not see."""
+"""The product's name, its findings, and what this user may not see."""
 
 _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
 

@@ -115,7 +115,7 @@ class _Look:
         return self.trouble is None and bool(self.page["ready"]) and not is_open
 
     def refuses(self, row: _Row) -> bool:
-        """Whether a guard refuses more than a few of its calls, whatever its circuit's state is."""
+        """True if a guard refuses more than a few of its calls, whatever its circuit's state is."""
         rates = self.rates.get(row.path, {"in": 0.0, "refused": 0.0})
         return rates["refused"] > _FEW * (rates["in"] + rates["refused"])
 

@@ -78,7 +78,7 @@ class Options:
 
     @property
     def command(self) -> str:
-        """What to type for such a run again, without the URL and without names of files."""
+        """The command that repeats such a run, without the URL and without names of files."""
         words = f"--scenario {self.scenario.name} --seconds {self.seconds} --seed {self.seed}"
         words += f" --compartments {self.compartments}"
         return f"guardrails demo {words}" + (" --database-url ..." if self.database_url else "")

@@ -1,4 +1,4 @@
-"""Where a run's figures come from: versions, machine, command. Must name no host, no user and no path."""
+"""The origin of a run's figures: versions, machine, command. Must name no host, no user and no path."""
 
 from __future__ import annotations
 

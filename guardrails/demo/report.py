@@ -82,7 +82,7 @@ _CARDS = {
         "users served: during the fault": "users served during the fault",
     }
 }
-"""What the difference is of a scenario in which both apps serve everybody in the end."""
+"""The figures that differ in a scenario in which both apps serve everybody in the end."""
 
 
 def _headline(figures: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Whether the figures can be believed: how late the demo itself was, and what else the machine did meanwhile.
+"""The check of the demo's own figures: how late the demo itself was, and what else the machine did meanwhile.
 
 Depends on psutil and the event loop; knows neither scenarios nor twins.
 """
@@ -34,7 +34,7 @@ OTHERS_BOUND = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a meter has seen.
+    """The readings of a meter.
 
     Attributes:
         lag: Seconds by which the demo's own timers were late, p99.
@@ -88,7 +88,7 @@ class Meter:
             self._lags.append(max(0.0, self.clock() - due))
 
     def check(self) -> Check | None:
-        """What has been seen since `watch` began; None if it never did."""
+        """The readings since `watch` began; None if it never did."""
         if self._began is None or not self._lags:
             return None
         return _compare(self._began, _read(), self._lags, owns_database=self.owns_database)

@@ -220,7 +220,7 @@ def scorecard_lines(figures: dict[str, Any]) -> list[str]:
 
 
 def validity_lines(figures: dict[str, Any]) -> list[str]:
-    """What stands above the scorecard if its figures cannot be believed."""
+    """The lines above the scorecard if its figures cannot be believed."""
     why = figures["check"]["disturbed_by"]
     return [*wrap(f"THESE FIGURES ARE NOT VALID: {'; '.join(why)}.", _WIDTH), ""] if why else []
 
@@ -231,7 +231,7 @@ def closing_lines(figures: dict[str, Any]) -> list[str]:
 
 
 def verdict(figures: dict[str, Any]) -> str:
-    """What the figures come to."""
+    """The conclusion from the figures."""
     plain, guarded = figures["plain"], figures["guarded"]
     if figures["scenario"] == "redis-freeze":
         silent = [_figure(twin["seconds_without_good"]) for twin in (plain, guarded)]

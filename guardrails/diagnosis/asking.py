@@ -1,4 +1,4 @@
-"""How a server is asked: within a time, and what its refusal says. Depends on no driver."""
+"""Questions to a server: their time limit, and the words of a refusal. Depends on no driver."""
 
 from __future__ import annotations
 

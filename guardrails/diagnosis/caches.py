@@ -57,7 +57,7 @@ def ask(url: str, slow: float) -> tuple[str, list[Finding], tuple[str, ...]]:
 
 
 def why_not(error: Exception, url: str) -> Finding:
-    """What an error of `ask` says, in the driver's words without the URL's address and password."""
+    """The text of an error of `ask`, in the driver's words without the URL's address and password."""
     parts = urlsplit(url)
     port = parts.port or 6379
     said = words(

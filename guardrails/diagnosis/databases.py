@@ -53,7 +53,7 @@ def ask(url: URL) -> Facts:
 
 
 def why_not(error: Exception, url: URL) -> Finding:
-    """What an error of `ask` says, in the driver's words without the URL's address and password."""
+    """The text of an error of `ask`, in the driver's words without the URL's address and password."""
     original = getattr(error, "orig", None) or error
     hosts = str(url.host or "").split(",")
     said = words(_message(original), [url.password, *hosts, url.port, *map(str, url.query.values())])
@@ -197,7 +197,7 @@ join performance_schema.threads blocking on blocking.thread_id = w.blocking_thre
 
 
 _MYSQL_RIGHTS = {1044, 1142, 1227}
-"""What the server says to a user without the right to see something."""
+"""The error codes for a user without the right to see something."""
 
 
 def _ask_mysql(connection: Connection) -> Facts:

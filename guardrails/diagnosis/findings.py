@@ -137,7 +137,7 @@ def _waiting(facts: Facts) -> list[Session]:
 
 
 def _all_roots(facts: Facts) -> Counter[int]:
-    """Who is waited for and waits for nobody has what all others are after; with how many wait."""
+    """Finds each session that others wait for and that waits for none itself; with how many wait."""
     by_pid = {session.pid: session for session in facts.sessions}
     return Counter(pid for session in _waiting(facts) for pid in _roots(session, by_pid))
 

@@ -46,7 +46,7 @@ def _takes(app: object, arguments: int) -> bool:
 
 
 def _binds(called: Any, args: tuple[object, ...], keywords: dict[str, object]) -> bool:
-    """Whether what is really called takes these arguments, whatever a decorator has copied onto it."""
+    """True if what is really called takes these arguments, whatever a decorator has copied onto it."""
     if isinstance(called, functools.partial):
         return _binds(called.func, (*called.args, *args), {**called.keywords, **keywords})
     if isinstance(called, MethodType):

@@ -1,4 +1,4 @@
-"""Where an ASGI request is going: its route, with the mounts it passes. Depends on no response."""
+"""The destination of an ASGI request: its route, with the mounts it passes. Depends on no response."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class Edge:
         return Problem(reason, door.name, retry_seconds(reason, wait, self._random))
 
     def needs(self, habits: Habits, now: float) -> list[Habit]:
-        """What a route has shown to need of the guards that are answered for here; see `Habits`."""
+        """The guards, of those answered for here, that a route has shown to need; see `Habits`."""
         # What was learnt of a pool says nothing about a guard that was taken off it since.
         needed = [
             habit

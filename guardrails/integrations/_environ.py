@@ -45,7 +45,7 @@ def template_in(environ: WSGIEnvironment) -> str | None:
 
 
 class Mounts:
-    """Where applications are mounted, as far as requests have told: two may have the same routes."""
+    """The mounts of applications, as far as requests have told: two may have the same routes."""
 
     MOST = 32
     """They are the application's own, but behind some proxies a client can make them up."""

@@ -99,7 +99,7 @@ class Habits:
             self._fade()
 
     def due(self, now: float) -> bool:
-        """Whether a request should be let in although a needed guard refuses; says so once in `TRIAL`."""
+        """True once in `TRIAL` seconds: a request is let in although a needed guard refuses."""
         if now - self._tried < TRIAL:
             return False
         self._tried = now

@@ -165,7 +165,7 @@ def _is_same_origin(headers: Headers) -> bool:
 
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-"""What a browser leaves out of an origin, and a proxy may add to the host."""
+"""The default ports: a browser leaves them out of an origin, a proxy may add them to the host."""
 
 
 def _named(guards: Iterable[Guard], name: str) -> Iterator[Guard]:

@@ -91,7 +91,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 _plumbing: set[int] = set()
 _own: set[int] = set()
-"""What `is_plumbing` has said of code, by its ``id``: the hash of code is made of all that is in it."""
+"""The answers of `is_plumbing` by the code's ``id``: the hash of code is made of all that is in it."""
 
 _seen: list[CodeType] = []
 """The code it has been asked about, which must live for as long as its ``id`` is known."""
@@ -141,7 +141,7 @@ def stack_of(who: Caller) -> Site | None:
 
 
 def in_driver(who: Caller) -> bool:
-    """Whether a caller is in code of a database driver now, where that is written in Python."""
+    """True if a caller is in code of a database driver now, where that is written in Python."""
     frames = _frames_of(who)
     files = () if frames is None else (code.co_filename for code, _ in frames)
     innermost = next((file for file in files if not file.startswith(_STDLIB)), "")
@@ -231,7 +231,7 @@ def _look_at(code: CodeType) -> bool:
 
 
 def is_plumbing(filename: str) -> bool:
-    """Whether a file is of a framework, a driver or the standard library, not of the application."""
+    """True if a file is of a framework, a driver or the standard library, not of the application."""
     if filename.startswith(("<", _OURS)):
         return True
     package = _package(filename)

@@ -10,7 +10,7 @@ from typing import Literal
 __all__ = ["WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "cause_of"]
 
 Doing = Literal["statement", "other_work", "nested", "gone"]
-"""What a holder does with its connection: something runs on it; its code does other work, or waits suspended;
+"""The activity of a holder: something runs on it; its code does other work, or waits suspended;
 it has another connection of the same pool, or asked for one; or it has ended, and not given it back."""
 
 Cause = Literal["free", "slow_calls", "held_idle", "nested", "leak"]

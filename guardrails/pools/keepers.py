@@ -1,4 +1,4 @@
-"""Which code keeps an object alive: a suspended generator or coroutine, or a frame that runs. Knows no pools.
+"""The code that keeps an object alive: suspended generators or coroutines, or running frames. Knows no pools.
 
 It looks through all objects of the process, once for each step from the object outwards. That is for a
 diagnosis, never for a call.
@@ -89,12 +89,12 @@ def _suspended(each: object) -> FrameType | None:
 
 
 def _runs(each: Any) -> bool:
-    """Whether a generator or coroutine is not suspended."""
+    """True if a generator or coroutine is not suspended."""
     return any(getattr(each, name, False) for name in ("gi_running", "cr_running", "ag_running"))
 
 
 def _is_dead_end(each: Any) -> bool:
-    """Whether an object refers to much that it does not hold: modules, functions, classes, old frames."""
+    """True if an object refers to much that it does not hold: modules, functions, classes, old frames."""
     if isinstance(each, ModuleType | FunctionType | FrameType | type):
         return True
     return type(each) is dict and "__builtins__" in each

@@ -100,12 +100,12 @@ def giving_back() -> Iterator[None]:
 
 
 def is_marked() -> bool:
-    """Whether this code runs inside `giving_back`."""
+    """True if this code runs inside `giving_back`."""
     return _marked.get()
 
 
 def gives_back(commands: Iterable[Sequence[Any]] | None = None) -> bool:
-    """Whether all of the commands only give something back.
+    """True if all of the commands only give something back.
 
     Args:
         commands: Their arguments; None reads those that the calling redis-py function is about to send.
@@ -152,7 +152,7 @@ def _gives_back(args: Sequence[Any]) -> bool:
 
 
 _known: dict[str, bool] = {}
-"""Whether a script releases something, by its SHA1."""
+"""True if a script releases something, by its SHA1."""
 
 
 def _releases(sha: Any) -> bool:

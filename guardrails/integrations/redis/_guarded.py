@@ -140,7 +140,7 @@ class Guarded:
             self._note_patience(patience(args))
 
     def _unwatches(self, args: tuple[Any, ...]) -> bool:
-        """Whether redis-py gives a transaction up: it sends this past its retries.
+        """True if redis-py gives a transaction up: it sends this past its retries.
 
         Raises:
             ConnectionError: The connection is closed, so the server has forgotten the watched keys.

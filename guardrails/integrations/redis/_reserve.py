@@ -20,7 +20,7 @@ from guardrails.integrations.redis._work import Work, under_way
 __all__ = ["AsyncReserve", "Reserve"]
 
 RESERVE = 2
-"""How many connections a guarded client may have besides the pool's. A release takes about a millisecond."""
+"""Connections that a guarded client may have besides the pool's. A release takes about a millisecond."""
 
 
 class Reserve(BlockingConnectionPool):

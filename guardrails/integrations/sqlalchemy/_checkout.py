@@ -80,11 +80,11 @@ class Checkout(_checkouts.Checkout):
 
     @property
     def busy_outside(self) -> bool:
-        """Whether it is being opened, checked or given back, or listeners have it: work past our hooks."""
+        """True if it is being opened, checked or given back, or listeners have it: work past our hooks."""
         return self.proxy is None or self.checking_in or self.bracket is not None
 
     def is_of(self, proxy: object) -> bool:
-        """Whether a connection as its user has it is this checkout's."""
+        """True if a connection as its user has it is this checkout's."""
         return self.proxy is not None and self.proxy() is proxy
 
     def take_back(self) -> bool:

@@ -101,7 +101,7 @@ def _name_of(engine: Engine) -> str:
 
 
 def _driver_of(engine: Engine, guard: Guard) -> Driver | None:
-    """How the engine's calls are stopped; None where they need not be."""
+    """The driver that stops the engine's calls; None where they need not be."""
     dialect = engine.dialect
     named = getattr(dialect, "driver", None) or dialect.name  # a dialect of somebody's own may have none
     driver = find_driver(named, is_async=dialect.is_async)

@@ -26,7 +26,7 @@ class _DriverError(OperationalError, DontWrapMixin):
 
     @property
     def detail(self) -> list[str]:  # type: ignore[override]
-        """What somebody added with ``add_detail``."""
+        """The details added with ``add_detail``."""
         found: list[str] = self.__dict__.setdefault("_detail", [])
         return found
 

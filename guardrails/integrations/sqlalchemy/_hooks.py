@@ -182,7 +182,7 @@ class Hooks:
         return commit
 
     def _around_second_phase(self, original: Callable[..., Any], *, commit: bool) -> Callable[..., Any]:
-        """How a two-phase transaction ends: in one call of PEP 249's, or in statements."""
+        """Bounds the end of a two-phase transaction: one call of PEP 249's, or statements."""
         unknown = self._worker.unknown
 
         def end(connection: Any, *args: Any, **kwargs: Any) -> Any:
@@ -208,7 +208,7 @@ class Hooks:
         return end
 
     def _around_isolation_level(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """What asks for a connection's isolation level or sets it; resetting it is a part of a check-in."""
+        """Bounds the calls that read or set an isolation level; resetting it is a part of a check-in."""
         run, checkout_with = self._worker.run, self._admission.checkout_with
 
         def bounded(connection: Any, *args: Any, **kwargs: Any) -> Any:

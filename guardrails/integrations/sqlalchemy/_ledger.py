@@ -110,7 +110,7 @@ class Ledger:
         )
 
     def holders(self, *, search: bool = True) -> tuple[Holder, ...]:
-        """Who has the connections that are out, the longest first.
+        """The holders of the connections that are out, the longest first.
 
         Args:
             search: Whether to look through the process for the code that holds what its caller has left.
@@ -161,7 +161,7 @@ class Ledger:
         return now - self._door.gate.checkouts.get(slots[-1][1], (now, 0))[0] if slots else 0.0
 
     def in_words(self, name: str, taken: int, limit: int) -> str | None:
-        """Who has most slots of the guard, or of a compartment of this name, in one line."""
+        """The largest group of holders in the guard, or in a compartment of this name, in one line."""
         here = self.holders(search=False)
         holders = [each for each in here if name in {self._guard.name, each.compartment}]
         if not holders:

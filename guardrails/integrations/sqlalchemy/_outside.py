@@ -166,5 +166,5 @@ class OutsideWork:
 
 
 def too_late(seconds: float | None, *, own: bool) -> Outcome:
-    """What a deadline means: nothing if it was the caller's, or if this process stood still meanwhile."""
+    """The outcome of a passed deadline: ABANDONED if it was the caller's, or this process stood still."""
     return Outcome.FAILURE if own and not pulse.missed(seconds or 0.0) else Outcome.ABANDONED

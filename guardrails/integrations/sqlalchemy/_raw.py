@@ -30,7 +30,7 @@ _slot: Any = _ConnectionFairy.dbapi_connection
 get_held, _set_slot = _slot.__get__, _slot.__set__
 
 _TWO_PHASE = frozenset({"tpc_begin", "tpc_prepare", "tpc_recover"})
-"""What PEP 249 asks of a connection, past its cursors. The two ends have methods below."""
+"""PEP 249's methods of a connection, past its cursors. The two ends have methods below."""
 
 
 class ProxyWork(Protocol):
@@ -225,6 +225,6 @@ def held(connection: Any) -> Any:
 
 
 def _read_by_sqlalchemy() -> bool:
-    """Whether the code that reads an attribute is SQLAlchemy's."""
+    """True if the code that reads an attribute is SQLAlchemy's."""
     name: str = sys._getframe(2).f_globals.get("__name__", "")  # noqa: SLF001 - documented
     return name.startswith("sqlalchemy.")

@@ -20,7 +20,7 @@ _AGAIN = 5.0
 
 
 def is_in(asked: Site, now: Site | None) -> bool:
-    """Whether a caller is still in code that asked for a connection."""
+    """True if a caller is still in code that asked for a connection."""
     codes = {code for code, _ in now or ()}
     return any(code in codes for code, _ in asked)
 

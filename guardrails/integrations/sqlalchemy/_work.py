@@ -26,7 +26,7 @@ __all__ = ["Worker"]
 _SUCCESS, _ABANDONED, _NEUTRAL = Outcome.SUCCESS, Outcome.ABANDONED, Outcome.NEUTRAL
 
 _RAISED_BEFORE = (ArithmeticError, TypeError, ValueError)
-"""What Python raises where a parameter cannot be sent: a number too large, a lone surrogate, a NUL. A lost
+"""The errors of Python where a parameter cannot be sent: a number too large, a lone surrogate, a NUL. A lost
 connection may raise RuntimeError and AttributeError, so they are not among these."""
 
 _BACKSTOP = 4
@@ -88,7 +88,7 @@ class Worker(OutsideWork):
 
     @property
     def lifts_backstop(self) -> bool:
-        """Whether a statement has to be worded for a time above the backstop that its scope gives it."""
+        """True if a statement has to be worded for a time above the backstop that its scope gives it."""
         on_request = getattr(self._driver, "backstop_on_request", False)
         return self._driver is not None and self._backstop is not None and not on_request
 

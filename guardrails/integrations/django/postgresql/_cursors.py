@@ -105,7 +105,7 @@ class _Slotted:
 
     @property
     def guardrails(self) -> Steps:
-        """What runs its work."""
+        """The runner of its work."""
         return _steps[self]
 
     @guardrails.setter

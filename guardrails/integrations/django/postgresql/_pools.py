@@ -74,7 +74,7 @@ _MIN_SIZE = 4
 
 
 def largest(options: Any) -> int | None:
-    """How many connections a pool with Django's ``OPTIONS["pool"]`` will have; None without a pool."""
+    """The size of a pool with Django's ``OPTIONS["pool"]``; None without a pool."""
     if not options:
         return None
     given = options if isinstance(options, dict) else {}

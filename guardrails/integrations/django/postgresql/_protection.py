@@ -55,7 +55,7 @@ class ErrorWrapper(utils.DatabaseErrorWrapper):  # type: ignore[misc]  # Django 
 
 
 class Protection:
-    """What the connections of all threads and aliases behind one guard have in common.
+    """The state that the connections of all threads and aliases behind one guard have in common.
 
     Attributes:
         guard: The guard.

@@ -43,7 +43,7 @@ class Asyncpg(PostgresDriver):
             connection.terminate()
 
     def unsent(self, error: BaseException) -> bool:
-        """Whether asyncpg's own encoder raised it. Unlike a server's it has no severity."""
+        """True if asyncpg's own encoder raised it. Unlike a server's it has no severity."""
         cause = error if isinstance(error, asyncpg.PostgresError) else error.__cause__
         return isinstance(cause, asyncpg.DataError) and getattr(cause, "severity", None) is None
 
