@@ -117,25 +117,19 @@ def _perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:
             screen.say(f"using the PostgreSQL at {place(database.url)}, schema {database.schema}")
         try:
             return interrupts.run(_play(options, database, cache, screen))
-        except BaseExceptionGroup as group:
-            raise _told(_first(group), database) from None
-        except (aiohttp.ClientError, OSError, SQLAlchemyError) as error:
+        except (BaseExceptionGroup, aiohttp.ClientError, OSError, SQLAlchemyError) as error:
             raise _told(error, database) from None
 
 
 def _told(error: BaseException, database: Database) -> BaseException:
-    """What went wrong in the middle of a run, as something a person can act on."""
+    """The error of the middle of a run, as something a person can act on."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]  # the rest of a task group's troubles follow from the first
     if isinstance(error, (aiohttp.ClientError, TimeoutError)):
         return StageError("an app did not answer the demo's own question in time")
     if isinstance(error, (OSError, SQLAlchemyError)):
         return UnreachableError(f"the database at {place(database.url)} was lost: {reason(error)}")
     return error
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first; the rest of a task group's troubles follow from it."""
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _private_database(stack: ExitStack, interrupts: Interrupts, screen: Screen) -> str:
@@ -242,11 +236,10 @@ async def _cause_trouble(
         await asyncio.gather(*[app.ask(control, "mend", _LAST_LOOK) for app in apps])
 
     await asyncio.sleep(run.fault_starts - clock())
-    ends = run.fault_ends
     begins = clock()
     async with fault(run.scenario, database, cache, mend):
         run.fault_starts = begins
-        await asyncio.sleep(ends - clock())
+        await asyncio.sleep(run.fault_ends - clock())
         # The order, not its completion: closing our own connection is no part of the fault.
         run.fault_ends = clock()
 
