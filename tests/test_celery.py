@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from guardrails import CallTimeoutError, CircuitOpenError
 from guardrails.testing._processes import end
 from guardrails.testing.servers import PostgresServer, ValkeyServer
 
@@ -52,3 +53,13 @@ def test_deadlines_hold_in_forked_workers(tasks):
     assert all(0.9 < seconds < 3 for _, _, seconds, _ in seen)
     assert {in_use for *_, in_use in seen} == {0}
     assert len({pid for pid, *_ in seen}) == 2
+
+
+def test_errors_reach_the_caller_with_their_type_and_attributes(tasks):
+    """The result backend keeps a class and its ``args``, and builds the error again."""
+    with pytest.raises(CallTimeoutError) as stopped:
+        tasks("sleep", 5).get(timeout=60)
+    assert (stopped.value.guard, stopped.value.timeout) == ("orders", 1.0)
+    with pytest.raises(CircuitOpenError) as refused:
+        tasks("refuse").get(timeout=60)
+    assert (refused.value.guard, refused.value.reason) == ("orders", "circuit_open")
