@@ -82,7 +82,9 @@ class Telling:
                 "circuit %r: %s -> open (%s): %s", self.name, change.old, change.cause, self._why(change)
             )
         else:
-            level = logging.WARNING if change.new == "forced_open" else logging.INFO
+            # Whoever was woken by the opening must see the end of it, too.
+            recovered = change.new == "closed" and change.cause != "manual"
+            level = logging.WARNING if recovered or change.new == "forced_open" else logging.INFO
             log.log(level, "circuit %r: %s -> %s (%s)", self.name, change.old, change.new, change.cause)
         self.tell(
             StateChanged,

@@ -116,14 +116,15 @@ def test_a_locked_table_reads_calmly_on_stderr_where_logging_is_not_configured(p
     opened = [line for line in written if "closed -> open" in line]
     name = "reports" if part else "postgres"
     slots = r"7 of 7" if part else r"10 of 10"
-    assert len(opened) == 1
+    # With no other workload to be spared, the whole guard's circuit opens after the compartment's.
+    assert len(opened) == (2 if part else 1)
     assert re.search(
         rf"circuit '{name}': closed -> open .*{slots} slots in a statement for up to \d\.\d s, "
         r"locked_shop.py:\d+ in load; refusing for [\d.]+ s; ask the database: guardrails diagnose",
         opened[0],
     )
     assert any(
-        re.search(r"guard 'postgresql': in \d\.\d s \d+ refused .*locked_shop.py:\d+ in load", line)
+        re.search(r"guard 'postgres': in \d\.\d s \d+ refused .*locked_shop.py:\d+ in load", line)
         for line in written
     )
     for secret in ("orders where", "select", "127.0.0.1", str(postgres.port)):
