@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import django_lab
 import psycopg
 import pytest
@@ -66,7 +68,23 @@ def stream(_request):
     return StreamingHttpResponse(rows())
 
 
-urlpatterns = [path("idle", idle), path("query", query), path("both", both), path("stream", stream)]
+def failing(_request):
+    def rows():
+        ask()
+        raise KeyError("of the application")
+        yield b"never"
+
+    return StreamingHttpResponse(rows())
+
+
+urlpatterns = [
+    path("idle", idle),
+    path("query", query),
+    path("both", both),
+    path("stream", stream),
+    path("failing", failing),
+    path("empty", lambda _request: StreamingHttpResponse(())),
+]
 
 
 @pytest.fixture
@@ -111,6 +129,56 @@ def test_from_the_first_query_to_the_end_of_the_request(project):
 def test_a_streamed_response_holds_it_to_its_last_byte(project):
     """Django closes the response then."""
     assert project("/stream") == [(1, 0), (1, 0)]
+
+
+@pytest.fixture
+def handler(project):
+    """Django's handler with the middleware in it."""
+    with override_settings(
+        MIDDLEWARE=["guardrails.integrations.django.GuardrailsMiddleware"],
+        GUARDRAILS={"guards": [db], "max_in_flight": 1, "exempt": ["/idle"]},
+    ):
+        yield WSGIHandler()
+
+
+def answer(handler, where):
+    """Status and body; closes the response whatever happens."""
+    response = handler(RequestFactory().get(where).environ, lambda *_: None)
+    try:
+        return response.status_code, b"".join(response)
+    finally:
+        response.close()
+
+
+@pytest.mark.parametrize("project", [({}, {}), ({}, KEPT), (POOL, {})], indirect=True)
+@pytest.mark.parametrize("how", ["open", "full"])
+def test_stream_whose_first_piece_is_refused_is_503(handler, project, how):
+    """The server has sent nothing yet; it would make a 500 of the error."""
+    assert answer(handler, "/stream") == (200, b"onetwo")
+    with contextlib.ExitStack() as taken:
+        if how == "open":
+            db.force_open()
+            taken.callback(db.reset)
+        else:
+            door = db.passage.doors[0]
+            for _ in range(3):
+                taken.callback(door.check_in, door.check_out_now())
+        for _ in range(2):  # the second finds that the first has given back its place in flight
+            status, body = answer(handler, "/stream")
+            assert (status, b'"title"' in body) == (503, True), body
+        assert answer(handler, "/idle") == (200, b"idle")
+    assert answer(handler, "/stream") == (200, b"onetwo")
+    assert busy() == (0, 0)
+
+
+@pytest.mark.parametrize("project", [({}, {})], indirect=True)
+def test_error_of_the_application_in_the_first_piece_is_left_to_the_server(handler, project):
+    """It comes out where the server asks for the piece, as without the middleware."""
+    for _ in range(2):
+        with pytest.raises(KeyError, match="of the application"):
+            answer(handler, "/failing")
+        assert busy() == (0, 0)
+    assert answer(handler, "/empty") == (200, b"")
 
 
 @every

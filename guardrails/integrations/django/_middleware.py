@@ -27,7 +27,7 @@ from guardrails.integrations._importance import Importance
 from guardrails.integrations._routes import requires
 from guardrails.integrations._visit import Views, Visit
 from guardrails.integrations.django._names import named
-from guardrails.integrations.django._streams import keep_route
+from guardrails.integrations.django._streams import begin, keep_route
 
 __all__ = ["GuardrailsMiddleware", "requires"]
 
@@ -124,7 +124,7 @@ class GuardrailsMiddleware:
         budget = self._edge.budget(budgets_of(request.META)) if self._edge.timed else None
         at = None if budget is None else self._clock() + budget
         rank = rank_in(request.META, self._importance, request.path_info)
-        return _Visit(at, self._clock, rank, self._edge, request)
+        return _Visit(at, self._clock, rank, self._edge, request, begins=not self._asynchronous)
 
 
 class _Visit(Visit):
@@ -141,11 +141,14 @@ class _Visit(Visit):
         rank: int | None,
         edge: Edge,
         request: HttpRequest,
+        *,
+        begins: bool,
     ) -> None:
         super().__init__(at, clock, current(), rank)
         self.response: HttpResponse | None = None
         self._edge = edge
         self._request = request
+        self._begins = begins
 
     def template(self) -> str | None:
         """See RequestScope."""
@@ -181,12 +184,27 @@ class _Visit(Visit):
         self.learn()
         self.forget_error()
         keep_route(self.response, self.clock, self)
+        if self._begins:
+            self.response = self._begun(self.response)
         self._release_at_close(self.response)
 
     def _instead_of(self, response: HttpResponse, error: BaseException) -> HttpResponse:
         # A refusal in another middleware, which Django has made a 500 of. One that is not answered for here
         # may be by a middleware around Django.
         problem = None if response.streaming else self._edge.problem(error)
+        if problem is None:
+            return response
+        response.close()
+        return _response(problem, self._request)
+
+    def _begun(self, response: HttpResponse) -> HttpResponse:
+        # A WSGI server sends the headers with the first piece: until then a refusal has an answer.
+        try:
+            error = begin(response)
+        except BaseException:  # the end of the worker, or the time limit of a coroutine
+            self._edge.release(self)
+            raise
+        problem = None if error is None else self._edge.problem(error)
         if problem is None:
             return response
         response.close()
