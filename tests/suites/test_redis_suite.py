@@ -9,7 +9,7 @@ import upstream
 
 from guardrails.testing.servers import ValkeyServer
 
-SECONDS = 900
+SECONDS = upstream.chosen(600, 2400)
 
 PINNED = [
     "test_background.py",

@@ -12,7 +12,7 @@ import upstream
 from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer
 
-SECONDS = 600
+SECONDS = upstream.chosen(600, 2400)
 
 ENGINE = [
     "test/engine/test_pool.py",
