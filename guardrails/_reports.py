@@ -143,6 +143,7 @@ def why_open(gate: Gate, change: Change, holders: str | None) -> str:
         "consecutive_failures": f"failures in a row: {breaker.streak}",
         "stalled": f"every slot has been in a call for longer than {threshold}, and none came back",
         "probes_failed": "the probes failed: it is not well yet",
+        "divided": "as the whole guard's was, whose first workload it is",
         "manual": "by hand",
     }
     # Judged across workloads, a circuit may open long before the rate is reached.

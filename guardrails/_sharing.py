@@ -96,7 +96,7 @@ class Sharing:
                 door = self.sole
                 door.step(_take_over_the_past, door.gate, self._door)
                 if door.gate.breaker.state == "open":  # what opened the guard's says nothing about the others
-                    self._door.step(self._door.gate.turn, "reset")
+                    self._door.step(self._door.gate.turn, "reset", "divided")
                 door.member.asked = self._door.clock()
                 if door.member in self._elastic:
                     self.moving = door.member  # what it holds now, it holds of the guard alone
@@ -267,4 +267,4 @@ def _take_over_the_past(now: float, gate: Gate, whole: Door) -> None:
             setattr(ours, count, getattr(theirs, count))
         gate.admitted = whole.gate.admitted
     if theirs.state in {"open", "half_open"}:
-        gate.turn(now, "open")
+        gate.turn(now, "open", "divided")

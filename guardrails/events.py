@@ -44,7 +44,8 @@ class StateChanged(Event):
         old: State before, such as ``"closed"``.
         new: State after, such as ``"open"``.
         cause: What decided it: ``"failure_rate" "slow_call_rate" "consecutive_failures" "stalled"
-            "probes_failed" "probes_passed" "wait_over" "manual"``.
+            "probes_failed" "probes_passed" "wait_over" "manual" "divided"``. The last: the whole
+            guard's circuit went over to its first compartment, when there came to be a second one.
         retry_after: Seconds the circuit stays open, for ``new == "open"``.
     """
 

@@ -523,10 +523,10 @@ class Breaker:
 
     # --- transitions ---------------------------------------------------------------------------
 
-    def open(self, now: float) -> None:
+    def open(self, now: float, cause: str = "manual") -> None:
         """Opens by hand, for one open period."""
         if self.state != "open":
-            self._open(now, "manual")
+            self._open(now, cause)
 
     def half_open(self, now: float) -> None:
         """Starts a round of probes by hand."""
@@ -539,13 +539,13 @@ class Breaker:
             self._forget_figures()
             self._go(now, state, "manual")
 
-    def reset(self, now: float) -> None:
+    def reset(self, now: float, cause: str = "manual") -> None:
         """Back to closed with nothing remembered; calls in flight decide nothing any more."""
         self._forget()
         for one in self.workloads:
             one.forget_all()
         if self.state != self._home:
-            self._go(now, self._home, "manual")
+            self._go(now, self._home, cause)
         else:
             self.era = self.issued
 

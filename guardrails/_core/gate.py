@@ -340,15 +340,21 @@ class Gate:
             self.breaker.slots = limit
         self._done(None)
 
-    def turn(self, now: float, transition: str) -> None:
-        """Makes a transition by hand: ``reset``, ``open``, ``half_open`` or a state to hold."""
+    def turn(self, now: float, transition: str, cause: str = "manual") -> None:
+        """Makes a transition by hand: ``reset``, ``open``, ``half_open`` or a state to hold.
+
+        Args:
+            now: The moment.
+            transition: Which one.
+            cause: Of the first two, ``"divided"`` where compartments took the circuit over.
+        """
         now = self._at(now)
         breaker = self.breaker
         breaker.tick(now)
         if transition == "reset":
-            breaker.reset(now)
+            breaker.reset(now, cause)
         elif transition == "open":
-            breaker.open(now)
+            breaker.open(now, cause)
         elif transition == "half_open":
             breaker.half_open(now)
         else:
