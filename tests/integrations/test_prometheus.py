@@ -15,7 +15,7 @@ from guardrails import ConfigurationError, RejectedError
 from guardrails.integrations.prometheus import GuardCollector
 from guardrails.integrations.starlette import status_app
 
-HOSTILE = ['a"b', "back\\slash", "line\nfeed", "<script>", "\x00\x1b[31m", "\ud800", "ünï", "n" * 10_000]
+HOSTILE = ['a"b', "back\\slash", "line\nfeed", "<script>", "\x00\x1b[31m", "\ud800", "ünï", "n" * 200]
 
 
 def scrape(*guards):

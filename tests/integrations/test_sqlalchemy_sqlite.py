@@ -261,15 +261,18 @@ def test_quick_way_to_the_time_of_a_statement(make_engine, monkeypatch, timeout,
 
 
 def calls_of(body):
-    """Python functions that are called in a body."""
-    calls = []
-    before = sys.getprofile()
-    sys.setprofile(lambda _frame, event, _argument: calls.append(event == "call"))
-    try:
-        body()
-    finally:
-        sys.setprofile(before)
-    return sum(calls)
+    """Python functions that are called in a body that has run before; the collector's own are not its."""
+    counts = []
+    for _ in range(5):
+        calls = []
+        before = sys.getprofile()
+        sys.setprofile(lambda _frame, event, _argument, calls=calls: calls.append(event == "call"))
+        try:
+            body()
+        finally:
+            sys.setprofile(before)
+        counts.append(sum(calls))
+    return min(counts)
 
 
 def test_what_a_statement_costs(make_engine):

@@ -73,7 +73,10 @@ def guard_ways(guard):
 
 def our_circuit_breaker(end):
     """The pybreaker drop-in."""
-    return CircuitBreaker(fail_max=failures_to_open(end), reset_timeout=AN_HOUR, name="bench")
+    # The failure that opens it is to come out as it is, as from all the others but pybreaker.
+    return CircuitBreaker(
+        fail_max=failures_to_open(end), reset_timeout=AN_HOUR, name="bench", throw_new_error_on_trip=False
+    )
 
 
 def circuit_breaker_ways(breaker):
