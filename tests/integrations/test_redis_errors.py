@@ -10,6 +10,7 @@ import redis
 from conftest import poll
 from redis_lab import RedisServer
 
+from guardrails import BreakerPolicy
 from guardrails.testing.servers import ValkeyServer
 
 
@@ -77,6 +78,32 @@ def get(client):
 def put(client):
     """A write."""
     return client.set("key", "other")
+
+
+@pytest.mark.parametrize(
+    ("options", "fresh"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"client_name": "shop", "db": 1}, True),
+        ({"health_check_interval": 1}, False),
+    ],
+    ids=["kept", "new each time", "named and selected each time", "checked"],
+)
+def test_circuit_opens_when_every_write_is_refused(cache, server, setting, options, fresh):
+    """Connecting, HELLO, CLIENT, SELECT and the pings of health checks work all the while: no evidence."""
+    cache.port = server.port
+    policy = BreakerPolicy(minimum_number_of_calls=10, wait_duration_in_open_state=60)
+    guard = cache.protect(guard={"timeout": 10, "breaker": policy}, **options)
+    setting(maxmemory="1")
+    for _ in range(10):
+        assert guard.state == "closed"
+        with pytest.raises(redis.OutOfMemoryError):
+            cache.do(put)
+        if fresh:
+            cache.do(lambda client: client.connection_pool.disconnect())
+    assert guard.state == "open"
+    assert guard.snapshot().failure_rate == 1.0
 
 
 def test_out_of_memory(cache, server, setting):
