@@ -152,7 +152,8 @@ def test_service_that_is_not_there():
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (404, b"", "it answers 404"),
+        (404, b"", "it answers 404; the URL must lead to status_app, as /internal may"),
+        (500, b"", "it answers 500"),
         (200, b"<html>", "this is no status page of guardrails"),
         (200, b"[]", "this is no status page of guardrails"),
         (200, b'{"guards": [{"name": 1}]}', "this is no status page of guardrails"),

@@ -120,6 +120,9 @@ class _Look:
         return rates["refused"] > _FEW * (rates["in"] + rates["refused"])
 
 
+_NOT_FOUND = 404
+
+
 def _address(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
@@ -154,7 +157,8 @@ def _read(address: str) -> tuple[Mapping[str, Any], Sequence[_Row], str | None]:
         return page, list(_rows("", page["guards"])), None
     except urllib.error.HTTPError as error:
         error.close()
-        return {}, (), f"it answers {error.code}"
+        hint = "; the URL must lead to status_app, as /internal may" if error.code == _NOT_FOUND else ""
+        return {}, (), f"it answers {error.code}{hint}"
     except (OSError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)
         return {}, (), f"it does not answer: {type(cause).__name__}"
