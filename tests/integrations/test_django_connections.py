@@ -29,7 +29,7 @@ from guardrails import (
     Guard,
     deadline,
 )
-from guardrails.integrations.sqlalchemy._opening import Connecting, StoppedError
+from guardrails.integrations.sqlalchemy._opening import Connecting, Openings, StoppedError
 
 KEPT = {"CONN_MAX_AGE": None}
 
@@ -231,7 +231,7 @@ def test_a_wait_abandoned_in_another_thread_would_cost_one(postgres):
         pool.wait()
         held = pool.getconn()
         with pytest.raises(StoppedError):
-            Connecting(partial(pool.getconn, 10)).within(0.1)
+            Connecting(partial(pool.getconn, 10), Openings(1)).within(0.1)
         pool.putconn(held)
         poll(lambda: pool.get_stats()["requests_waiting"] == 0, "the abandoned wait has got it")
         for thread in threading.enumerate():
