@@ -7,7 +7,6 @@ or a thread is relied on.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import time
@@ -54,9 +53,11 @@ class _Mark:
 
 def _new_mark() -> Any:
     try:
+        import mmap  # noqa: PLC0415 - a second interpreter of the process may not import it
+
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)
-    except (AttributeError, OSError, ValueError):
+    except (ImportError, AttributeError, OSError, ValueError):
         return _Mark()
     page[0] = 1
     return page

@@ -56,11 +56,11 @@ class Pulse:
             # Looked up now: gevent replaces it together with the kind of thread that waits for it.
             self._bell = queue.SimpleQueue()
             self.last = None
-            thread = threading.Thread(
-                target=self._run, args=(self._bell,), daemon=True, name="guardrails-pulse"
-            )
-            with suppress(RuntimeError):  # no thread to be had, as at the exit: then there is no pulse
-                thread.start()
+            # No thread is to be had at the exit, and in a second interpreter: then there is no pulse.
+            with suppress(RuntimeError):
+                threading.Thread(
+                    target=self._run, args=(self._bell,), daemon=True, name="guardrails-pulse"
+                ).start()
         if self.last is None:
             self._bell.put(None)  # legal in a signal handler, and where the collector runs
 
