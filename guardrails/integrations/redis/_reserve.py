@@ -23,8 +23,8 @@ RESERVE = 2
 """Connections that a guarded client may have besides the pool's. A release takes about a millisecond."""
 
 
-class Reserve(BlockingConnectionPool):
-    """A pool of its own for the same server.
+class _GuardedPool:
+    """A pool of its own for the server of another one; stands before redis-py's pool class.
 
     Args:
         pool: The pool of a guarded client.
@@ -33,10 +33,20 @@ class Reserve(BlockingConnectionPool):
     """
 
     def __init__(self, pool: Any, work: Work, take_over: Callable[[Any], None]) -> None:
-        super().__init__(**_settings(pool))  # type: ignore[no-untyped-call]
+        super().__init__(**_settings(pool))
         self.connection_kwargs = pool.connection_kwargs  # one dictionary: what changes later holds for both
         self._work = work
         self._take_over = take_over
+
+    def make_connection(self) -> Any:
+        """See redis-py."""
+        connection = super().make_connection()  # type: ignore[misc]  # of the pool class that follows
+        self._take_over(connection)
+        return connection
+
+
+class Reserve(_GuardedPool, BlockingConnectionPool):
+    """The reserve of a synchronous client."""
 
     def lend(self) -> Any:
         """An open connection, or None if all of them are out for the time that the call has.
@@ -58,12 +68,6 @@ class Reserve(BlockingConnectionPool):
         connection.closes = True
         return connection
 
-    def make_connection(self) -> Any:
-        """See redis-py."""
-        connection = super().make_connection()  # type: ignore[no-untyped-call]
-        self._take_over(connection)
-        return connection
-
     def release(self, connection: Any) -> None:
         """See redis-py."""
         connection.disconnect()
@@ -71,14 +75,8 @@ class Reserve(BlockingConnectionPool):
         super().release(connection)  # type: ignore[no-untyped-call]
 
 
-class AsyncReserve(AsyncBlockingPool):
+class AsyncReserve(_GuardedPool, AsyncBlockingPool):
     """The same on an event loop."""
-
-    def __init__(self, pool: Any, work: Work, take_over: Callable[[Any], None]) -> None:
-        super().__init__(**_settings(pool))
-        self.connection_kwargs = pool.connection_kwargs
-        self._work = work
-        self._take_over = take_over
 
     async def lend(self) -> Any:
         """See the synchronous twin."""
@@ -93,12 +91,6 @@ class AsyncReserve(AsyncBlockingPool):
         finally:
             under_way.reset(entering)
         connection.closes = True
-        return connection
-
-    def make_connection(self) -> Any:
-        """See redis-py."""
-        connection = super().make_connection()  # type: ignore[no-untyped-call]
-        self._take_over(connection)
         return connection
 
     async def release(self, connection: Any) -> None:
