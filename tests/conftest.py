@@ -8,12 +8,12 @@ import threading
 import weakref
 
 import pytest
-from flavours import AsyncFlavour, SyncFlavour
 from hypothesis import Phase, settings
 
 from guardrails import Guard, _deadline
 from guardrails._door import all_doors
 from guardrails.testing.clock import FakeClock
+from support.flavours import AsyncFlavour, SyncFlavour
 
 settings.register_profile("suite", deadline=None, max_examples=60)
 settings.register_profile(

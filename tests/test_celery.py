@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -14,10 +13,9 @@ import pytest
 from guardrails import CallTimeoutError, CircuitOpenError
 from guardrails.testing._processes import end
 from guardrails.testing.servers import PostgresServer, ValkeyServer
+from support.paths import PROCESSES
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("celery"), reason="celery is not installed")
-
-PROCESSES = pathlib.Path(__file__).parent / "processes"
 
 
 @pytest.fixture(scope="module", params=["psycopg", "psycopg2"])

@@ -6,18 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import guardrails
+from support.paths import ROOT
 
-ROOT = str(Path(__file__).parents[1])
 NOWHERE = "postgresql://u:p@127.0.0.1:1/x"
 RUN = "import sys; sys.argv = ['guardrails', *sys.argv[1:]]; from guardrails.cli import main; {}main()"
 
 
-def run(*words, before="", path=ROOT, **more):
+def run(*words, before="", path=str(ROOT), **more):
     """Runs the command in a process of its own; ``before`` is code that runs when all but main() is done."""
     env = os.environ | {"PYTHONPATH": path} | more
     command = [sys.executable, "-c", RUN.format(before), *words]
@@ -34,7 +33,7 @@ def without(tmp_path, *modules):
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Hidden())\n"
     )
-    return os.pathsep.join([str(tmp_path), ROOT])
+    return os.pathsep.join([str(tmp_path), str(ROOT)])
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ def test_ctrl_c_at_work_is_130_without_a_word_of_pythons(tmp_path, words):
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": ROOT},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         with process:
             if words[0] == "watch":

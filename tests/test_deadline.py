@@ -15,7 +15,6 @@ from decimal import Decimal
 
 import anyio
 import pytest
-from verbs import Boom, be_refused, succeed, wait_until
 
 from guardrails import (
     BreakerPolicy,
@@ -29,6 +28,8 @@ from guardrails import (
     deadline,
     remaining,
 )
+from support.calls import Boom, be_refused, succeed
+from support.polling import wait_until
 
 HANG = 30
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 import types
 
@@ -11,7 +10,8 @@ import pytest
 from sqlalchemy import create_engine
 from starlette.applications import Starlette
 
-ROOT = pathlib.Path(__file__).parents[1]
+from support.paths import ROOT
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 

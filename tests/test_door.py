@@ -7,11 +7,11 @@ import contextlib
 import threading
 
 import pytest
-from verbs import Boom, boom, fail, trip, tripping
 
 from guardrails import BulkheadFullError, CircuitOpenError, Guard
 from guardrails._outcome import Outcome
 from guardrails.events import CallFinished, StateChanged
+from support.calls import Boom, boom, fail, trip, tripping
 
 LONG = 30
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -11,8 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from guardrails.testing.servers import PostgresServer
-
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+from support.paths import EXAMPLES
 
 
 def told_by(example):

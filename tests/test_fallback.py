@@ -7,16 +7,6 @@ import functools
 
 import pytest
 import tenacity
-from test_decorator import FORMS, result_of
-from verbs import (
-    Boom,
-    IntegrityError,
-    OperationalError,
-    ProgrammingError,
-    boom,
-    raised_from,
-    raised_while_handling,
-)
 
 from guardrails import (
     BreakerPolicy,
@@ -30,6 +20,16 @@ from guardrails import (
     retrying,
 )
 from guardrails._fallback import Fallback
+from support.callables import FORMS, result_of
+from support.calls import (
+    Boom,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    boom,
+    raised_from,
+    raised_while_handling,
+)
 
 
 def raising(error):

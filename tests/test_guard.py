@@ -14,8 +14,6 @@ import sys
 from unittest.mock import MagicMock, Mock
 
 import pytest
-from flavours import SyncFlavour
-from verbs import Boom, abandon, be_refused, boom, counting, fail, play, succeed, trip, tripping
 
 from guardrails import BreakerPolicy, Bulkhead, CircuitBreaker, CircuitOpenError, ConfigurationError, Guard
 from guardrails._door import Door
@@ -23,6 +21,8 @@ from guardrails._outcome import Outcome, classify
 from guardrails._waiting import Waiting
 from guardrails.errors import DeadlineSpentError
 from guardrails.events import CallFinished, CallRejected, Event, StateChanged
+from support.calls import Boom, abandon, be_refused, boom, counting, fail, play, succeed, trip, tripping
+from support.flavours import SyncFlavour
 
 
 def totals(guard):

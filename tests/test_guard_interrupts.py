@@ -6,13 +6,13 @@ import contextlib
 from collections import Counter
 
 import pytest
-from interrupts import interrupted_everywhere
-from verbs import Boom, boom, tripping
 
 from guardrails import Bulkhead, BulkheadFullError, CircuitOpenError, Guard, deadline
 from guardrails._deadline import ambient, current
 from guardrails.integrations._checkouts import Checkout
 from guardrails.integrations.redis._work import Work
+from support.calls import Boom, boom, tripping
+from support.interrupts import interrupted_everywhere
 
 
 def warm():

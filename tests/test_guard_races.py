@@ -17,7 +17,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from verbs import Boom, counting, fail, trip, tripping, wait_until
 
 from guardrails import (
     BreakerPolicy,
@@ -30,6 +29,8 @@ from guardrails import (
     _fork,
 )
 from guardrails.events import StateChanged
+from support.calls import Boom, counting, fail, trip, tripping
+from support.polling import wait_until
 
 LONG = 30
 

@@ -11,9 +11,9 @@ from fractions import Fraction
 
 import pytest
 from sqlalchemy import create_engine
-from verbs import be_refused, fail, succeed, trip, tripping
 
 from guardrails import BreakerPolicy, ConfigurationError, Guard, protect
+from support.calls import be_refused, fail, succeed, trip, tripping
 
 NAN, INF = float("nan"), float("inf")
 NOT_NUMBERS = [NAN, INF, -INF, "5", "5s", [], Decimal("0.5"), timedelta(seconds=1), 10**400, 1j, object()]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import pathlib
 import sys
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "guardrails"
+from support.paths import PACKAGE
+
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 WORDS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neighbourhood import Service, frozen, generator, locked, quick, refuses, services
 
 from guardrails import BreakerPolicy
 from guardrails._outcome import Outcome
+from support.simulated_service import Service, frozen, generator, locked, quick, refuses, services
 
 RATES = (0.1, 0.2, 0.4, 1, 2, 4, 10)
 COMPARTMENTS = ("declared", "auto")

@@ -12,9 +12,9 @@ import contextlib
 import threading
 
 import pytest
-from verbs import abandon, be_refused, fail, give_up, play, succeed
 
 from guardrails import BreakerPolicy
+from support.calls import abandon, be_refused, fail, give_up, play, succeed
 
 
 def rolling(**options):

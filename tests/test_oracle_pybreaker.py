@@ -13,10 +13,10 @@ from functools import partial
 
 import pybreaker
 import pytest
-from verbs import Boom, boom, play
 
 from guardrails import CircuitBreaker, CircuitOpenError, ConfigurationError
 from guardrails.events import CallFinished, CallRejected, StateChanged
+from support.calls import Boom, boom, play
 
 
 class Ours(CircuitBreaker):

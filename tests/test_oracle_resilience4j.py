@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from verbs import Boom, abandon, be_refused, boom, counting, fail, play, succeed, trip, tripping
 
 from guardrails import BreakerPolicy, ConfigurationError
 from guardrails.events import CallFinished, StateChanged
+from support.calls import Boom, abandon, be_refused, boom, counting, fail, play, succeed, trip, tripping
 
 
 @pytest.fixture

@@ -6,26 +6,19 @@ Each check is a process of its own, with a script of ``tests/processes``.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from verbs import wait_until
 
-import guardrails
-from guardrails.testing._ground import free_port
-from guardrails.testing._processes import end
-
-PROCESSES = pathlib.Path(__file__).parent / "processes"
-PACKAGE = pathlib.Path(guardrails.__file__).parent
+from support.paths import PACKAGE, PROCESSES
+from support.polling import wait_until
+from support.server_process import Server
 
 
 def run(*words, **variables):
@@ -146,59 +139,32 @@ def test_a_copy_somewhere_else_does_the_same(story, tmp_path):
 
 @pytest.fixture
 def preloaded(tmp_path):
-    """The port of a gunicorn whose two workers were forked after the application had been imported."""
-    from gunicorn.config import KNOWN_SETTINGS  # noqa: PLC0415 - only where it is started
-
-    port, log = free_port(), tmp_path / "log"
-    words = f"gunicorn preloaded:app --preload --workers 2 --bind 127.0.0.1:{port}".split()
-    if any(setting.name == "control_socket_disable" for setting in KNOWN_SETTINGS):
-        words.append("--no-control-socket")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=PROCESSES, stdout=output, stderr=output
-        )
-    try:
-        wait_until(lambda: answers(port) or process.poll() is not None, 60)
-        assert process.poll() is None, log.read_text()
-        yield port
-    finally:
-        end(process.pid, signal.SIGTERM)
-        process.wait(10)
-
-
-def ask(port, path):
-    """What one of the workers answers."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
-        return json.load(answer)
-
-
-def answers(port):
-    try:
-        return ask(port, "/")
-    except OSError:
-        return None
+    """A gunicorn whose two workers were forked after the application had been imported."""
+    command = "gunicorn preloaded:app --preload --workers 2 --bind 127.0.0.1:{port}"
+    with Server("gunicorn", command, tmp_path / "log", folder=PROCESSES) as server:
+        yield server.wait("/")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.timeout(180)
 def test_workers_forked_from_a_full_guard_start_empty(preloaded):
     """P1: no slot, no waiter and no lock of the master's; and each has a circuit of its own."""
-    first = ask(preloaded, "/")
+    first = preloaded.ask("/")
     assert (first["in_use"], first["waiting"], first["oldest"], first["part"]) == (0, 0, None, 0)
     workers = {first["pid"]}
 
     def both_served():
-        used = ask(preloaded, "/use")
+        used = preloaded.ask("/use")
         assert (used["in_use"], used["part"], used["state"]) == (0, 0, "closed")
         workers.add(used["pid"])
         return len(workers) == 2
 
     wait_until(both_served, 60)
-    opened = ask(preloaded, "/open")["pid"]
+    opened = preloaded.ask("/open")["pid"]
     states = {}
 
     def both_shown():
-        shown = ask(preloaded, "/")
+        shown = preloaded.ask("/")
         states[shown["pid"]] = shown["state"]
         return len(states) == 2
 
@@ -208,31 +174,19 @@ def test_workers_forked_from_a_full_guard_start_empty(preloaded):
 
 @pytest.fixture
 def draining(tmp_path):
-    """A uvicorn, its port and its log; the test ends it."""
-    port, log = free_port(), tmp_path / "log"
-    words = f"uvicorn draining:app --host 127.0.0.1 --port {port} --lifespan off".split()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=PROCESSES, stdout=output, stderr=output
-        )
-    try:
-        wait_until(lambda: answers(port) or process.poll() is not None, 60)
-        assert process.poll() is None, log.read_text()
-        yield process, port, log
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
+    """A uvicorn; the test ends it."""
+    command = "uvicorn draining:app --host 127.0.0.1 --port {port} --lifespan off"
+    with Server("uvicorn", command, tmp_path / "log", folder=PROCESSES) as server:
+        yield server.wait("/")
 
 
 def test_a_server_that_is_told_to_stop_serves_who_is_inside_and_who_waits(draining):
     """P3: the queue drains slot by slot, and then the process ends."""
-    process, port, log = draining
     with ThreadPoolExecutor(3) as clients:
-        slow = [clients.submit(ask, port, "/slow") for _ in range(3)]
-        wait_until(lambda: ask(port, "/") == {"in_use": 1, "waiting": 2}, 30)
-        process.send_signal(signal.SIGTERM)
+        slow = [clients.submit(draining.ask, "/slow") for _ in range(3)]
+        wait_until(lambda: draining.ask("/") == {"in_use": 1, "waiting": 2}, 30)
+        draining.process.send_signal(signal.SIGTERM)
         ends = [answer.result(60) for answer in slow]
     assert sorted((now["waiting"], now["in_use"]) for now in ends) == [(0, 0), (0, 1), (1, 1)]
-    process.wait(30)
-    assert "Traceback" not in log.read_text()
+    draining.process.wait(30)
+    assert "Traceback" not in draining.log.read_text()

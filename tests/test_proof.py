@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import pathlib
 import re
 
 import pytest
 
-TESTS = pathlib.Path(__file__).parent
-PAGE = TESTS.parent / "docs" / "proof.md"
+from support.paths import DOCS, TESTS
+
+PAGE = DOCS / "proof.md"
 CASES = re.findall(r"^\| ([A-Z]+)(\d+) \| [^|]+ \| (`.+`) \|$", PAGE.read_text(), re.MULTILINE)
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
-from verbs import wait_until
 
 from guardrails import BreakerPolicy, CallTimeoutError, Guard, RejectedError
 from guardrails.testing.servers import PostgresServer
-
-PROCESSES = pathlib.Path(__file__).parent / "processes"
+from support.paths import PROCESSES
+from support.polling import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import time
 import weakref
 
 import pytest
-from verbs import tripping
 
 from guardrails import BulkheadFullError, CircuitOpenError, Guard
 from guardrails._core.gate import Refusal
 from guardrails._deadline import RequestScope, close, current, enter
 from guardrails.events import CallRejected
+from support.calls import tripping
 
 
 @pytest.fixture(params=["sync", "async"])

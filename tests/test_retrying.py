@@ -16,16 +16,6 @@ import pytest
 import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
-from test_decorator import FORMS, result_of
-from verbs import (
-    Boom,
-    IntegrityError,
-    OperationalError,
-    ProgrammingError,
-    raised_from,
-    raised_while_handling,
-    tripping,
-)
 
 from guardrails import (
     BulkheadFullError,
@@ -44,6 +34,16 @@ from guardrails import (
 )
 from guardrails._retry_loop import retried
 from guardrails.testing.clock import FakeClock
+from support.callables import FORMS, result_of
+from support.calls import (
+    Boom,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    raised_from,
+    raised_while_handling,
+    tripping,
+)
 
 
 class Script:

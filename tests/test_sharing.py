@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from verbs import fail, tripping
 
 from guardrails import ConfigurationError, RejectedError
 from guardrails._core.gate import Refusal
@@ -16,6 +15,7 @@ from guardrails._sharing import DEFAULT, MOST, OTHER
 from guardrails.events import CallFinished, StateChanged
 from guardrails.integrations._checkouts import Checkout
 from guardrails.testing import open_circuit
+from support.calls import fail, tripping
 
 TOTAL = 10
 

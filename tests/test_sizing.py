@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import pathlib
 import random
 import re
 import subprocess
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from guardrails import ConfigurationError
 from guardrails.pools.sizing import Demand, Fleet, pools, room_for, wanted
+from support.paths import DOCS
 
 
 def pool_of(demand, size):
@@ -122,7 +122,7 @@ def size(*words):
 
 def test_the_page_shows_what_the_command_prints():
     """The settings, what is around them, and the sum over all processes."""
-    page = (pathlib.Path(__file__).parents[1] / "docs" / "pool.md").read_text()
+    page = (DOCS / "pool.md").read_text()
     command, printed = re.search(
         r"```sh\nguardrails size (.*?)\n```\n\n```text\n(.*?)```", page, re.DOTALL
     ).groups()

@@ -6,9 +6,9 @@ import asyncio
 import contextvars
 
 import pytest
-from verbs import Boom, boom, give_up
 
 from guardrails import Bulkhead, BulkheadFullError, deadline, remaining
+from support.calls import Boom, boom, give_up
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from support.paths import ROOT
 
 CHECKERS = {
     "mypy": ["mypy", "tests/typing"],

@@ -19,10 +19,9 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import edge_lab
-from crowd import Crowd, leave_in_mid_stream, of, poisson, quantile, ready, settled, together
-
 from guardrails.testing.servers import PostgresServer
+from support import edge_service
+from support.http_load import Crowd, leave_in_mid_stream, of, poisson, quantile, ready, settled, together
 
 THREADS = 40
 PATIENT = 40.0
@@ -82,7 +81,7 @@ async def starvation(url):
     """
     for name, (burst, warm, path, settings) in STARVATION.items():
         print(f"starvation: {name}")
-        with edge_lab.service(url, query=2.0, loop="uvloop", **settings) as address:
+        with edge_service.service(url, query=2.0, loop="uvloop", **settings) as address:
             async with Crowd(address) as crowd:
                 await ready(crowd)
                 await crowd.connect(burst + 20)
@@ -110,7 +109,7 @@ async def overload(url, seconds=8.0, pool=10):
         settings = {"endpoints": endpoints, "pool": pool, "query": query}
         for guarded in (True, False):
             bare = {} if guarded else {"guard": None, "edge": None}
-            with edge_lab.service(driver, loop="uvloop", **settings, **bare) as address:
+            with edge_service.service(driver, loop="uvloop", **settings, **bare) as address:
                 async with Crowd(address) as crowd:
                     await ready(crowd)
                     await crowd.connect(150)
@@ -177,7 +176,7 @@ async def utilisation(url, seconds=30.0, pool=15):
     """
     asynchronous = url.replace("+psycopg", "+asyncpg")
     for query in (0.02, 0.05):
-        with edge_lab.service(
+        with edge_service.service(
             asynchronous, endpoints="async", pool=pool, query=query, loop="uvloop"
         ) as address:
             async with Crowd(address) as crowd:
@@ -198,7 +197,7 @@ async def utilisation(url, seconds=30.0, pool=15):
 async def vanish(url, clients=500):
     """Clients who leave in the middle of a stream."""
     asynchronous = url.replace("+psycopg", "+asyncpg")
-    with edge_lab.service(
+    with edge_service.service(
         asynchronous, endpoints="async", pool=20, edge={"requires": ["/stream"]}, loop="uvloop"
     ) as address:
         async with Crowd(address) as crowd:

@@ -20,8 +20,9 @@ from core_bench.questions import Scale, questions
 from core_bench.tables import Table, as_text, from_json
 from core_bench.timing import BARE, Effort, compare
 
+from support.paths import DOCS
+
 HERE = pathlib.Path(__file__).parent
-DOCS = HERE.parents[1] / "docs"
 
 TINY = Scale(
     calls=Effort(repetitions=3, slice_ns=20_000, warm_ns=0),

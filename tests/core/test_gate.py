@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from shell import QuickWays
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, Change
 from guardrails._core.bulkhead import STANDING, Bulkhead, Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._outcome import Outcome
+from support.shell import QuickWays
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
 

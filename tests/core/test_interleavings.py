@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from explorer import World, explore
-from shell import QuickWays
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker
 from guardrails._core.bulkhead import Bulkhead, Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._outcome import Outcome
+from support.explorer import World, explore
+from support.shell import QuickWays
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
 POLICY = BreakerPolicy(

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from naive import Naive
-from shell import QuickWays, Shell
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, Change
 from guardrails._core.bulkhead import Bulkhead, Place
 from guardrails._core.gate import Gate, Refusal
 from guardrails._outcome import Outcome
+from support.naive import Naive
+from support.shell import QuickWays, Shell
 
 EXAMPLES = settings.default.max_examples
 OUTCOMES = {"success": Outcome.SUCCESS, "failure": Outcome.FAILURE, "abandoned": Outcome.ABANDONED}

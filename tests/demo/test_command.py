@@ -9,15 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 
 from guardrails.testing.servers import PostgresServer, free_port
+from support.paths import ROOT
 
-ROOT = str(Path(__file__).parents[2])
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -25,7 +24,7 @@ def environment(tmp_path):
     """A temporary directory of its own, so that whatever is left can be seen."""
     (tmp_path / "tmp").mkdir(exist_ok=True)
     (tmp_path / "tmp").chmod(0o755)
-    return os.environ | {"PYTHONPATH": ROOT, "TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}
 
 
 def start(tmp_path, *words, **more):
@@ -214,7 +213,7 @@ def test_a_missing_extra_is_one_clear_line(tmp_path, module, hint):
         f"            raise ModuleNotFoundError(f'No module named {{name!r}}', name={module!r})\n"
         "sys.meta_path.insert(0, Hidden())\n"
     )
-    path = os.pathsep.join([str(tmp_path), ROOT])
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
     code, _, err = run(tmp_path, "--headless", "--seconds", "20", PYTHONPATH=path)
     assert code == 1
     assert err.count("\n") == 1

@@ -9,7 +9,6 @@ import re
 import unittest.mock
 
 import pytest
-from asgi_client import CHUNK, END, START, ask, fine, http, raising, websocket
 from fastapi import FastAPI
 from flask import Flask, got_request_exception
 from starlette.applications import Starlette
@@ -25,6 +24,7 @@ from guardrails import CallTimeoutError, CommitUnknownError, ConfigurationError,
 from guardrails._deadline import current
 from guardrails.errors import BulkheadFullError, CircuitOpenError, DeadlineSpentError, ShedError
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import CHUNK, END, START, ask, fine, http, raising, websocket
 
 ABOVE = {"random": lambda: 0.0}
 

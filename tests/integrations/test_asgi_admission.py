@@ -6,14 +6,14 @@ import asyncio
 import random
 
 import pytest
-from asgi_client import CHUNK, END, START, ask, cancel, fine, http, raising, serve, start, websocket
-from verbs import tripping
 
 from guardrails import CallTimeoutError, Guard
 from guardrails._deadline import current, note_trouble
 from guardrails.errors import ShedError
 from guardrails.events import CallRejected
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import CHUNK, END, START, ask, cancel, fine, http, raising, serve, start, websocket
+from support.calls import tripping
 
 
 class Hall:

@@ -8,7 +8,6 @@ import math
 import random
 
 import pytest
-from asgi_client import ask, fine, http
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -19,6 +18,7 @@ from guardrails import Guard
 from guardrails._deadline import current
 from guardrails.integrations._http import DEADLINE_HEADERS, Problem, budget, prefers_html, retry_seconds
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import ask, fine, http
 
 WANTED = {name.encode(): reader for name, reader in DEADLINE_HEADERS.items()}
 

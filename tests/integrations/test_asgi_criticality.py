@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from asgi_client import ask, fine, http, serve, websocket
 
 from guardrails import ConfigurationError, Guard, ShedError
 from guardrails._criticality import CLASSES
 from guardrails._deadline import current, rank_of
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import ask, fine, http, serve, websocket
 
 
 def classes(*requests, **settings):

@@ -11,12 +11,12 @@ import random
 import time
 
 import pytest
-from asgi_client import CHUNK, END, START, http
 
 from guardrails import CallTimeoutError, Guard
 from guardrails._deadline import current, remaining
 from guardrails.errors import DeadlineSpentError, ShedError
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import CHUNK, END, START, http
 
 REQUESTS = 100_000
 CAP = 5.0

@@ -9,16 +9,16 @@ import asyncio
 import contextlib
 
 import pytest
-from asgi_client import ask, fine, http, serve, start
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
-from verbs import tripping
 
 from guardrails import Guard
 from guardrails.integrations._habits import ENOUGH, MEMORY, MOST_GUARDS, PROMPT
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import ask, fine, http, serve, start
+from support.calls import tripping
 
 
 class Shop:

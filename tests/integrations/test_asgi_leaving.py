@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 
 import pytest
-from asgi_client import CHUNK, END, START, ask, http, serve, websocket
 
 from guardrails import Guard
 from guardrails._deadline import current
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import CHUNK, END, START, ask, http, serve, websocket
 
 GONE = {"type": "http.disconnect"}
 

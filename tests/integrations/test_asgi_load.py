@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 
-import edge_lab
 import pytest
-from crowd import Crowd, leave_in_mid_stream, of, poisson, quantile, ready, settled, together
+
+from support import edge_service
+from support.http_load import Crowd, leave_in_mid_stream, of, poisson, quantile, ready, settled, together
 
 QUERY = 2.5
 """Seconds; far longer than anything that a busy machine does to a request which waits for no query."""
@@ -20,7 +21,7 @@ def visiting(url, story, **settings):
     """Runs the service and tells a story to its crowd."""
 
     async def main():
-        with edge_lab.service(url, **settings) as address:
+        with edge_service.service(url, **settings) as address:
             async with Crowd(address) as crowd:
                 await ready(crowd)
                 return await story(crowd, address)

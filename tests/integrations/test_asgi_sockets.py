@@ -15,10 +15,11 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
-from wire import BODY_OF_10_MB, GET, HANDSHAKE, Client, wait_until
 
 from guardrails import Guard
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.http_client import BODY_OF_10_MB, GET, HANDSHAKE, Client
+from support.polling import wait_until
 
 
 @pytest.fixture(params=["h11", "httptools"])

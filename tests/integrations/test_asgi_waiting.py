@@ -7,7 +7,6 @@ import contextlib
 import threading
 
 import pytest
-from asgi_client import CHUNK, END, START, ask, cancel, fine, http, raising, serve, start, websocket
 from fastapi import FastAPI
 from sqlalchemy import create_engine, text
 from starlette.applications import Starlette
@@ -18,6 +17,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from guardrails import Guard, protect
 from guardrails.integrations.asgi import GuardrailsMiddleware, requires
+from support.asgi_client import CHUNK, END, START, ask, cancel, fine, http, raising, serve, start, websocket
 
 NEVER_ENTERED = raising(AssertionError("entered"))
 

@@ -9,8 +9,6 @@ import threading
 from collections import Counter
 
 import pytest
-from asgi_client import ask, http, serve
-from conftest import poll
 from sqlalchemy import QueuePool, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
@@ -21,6 +19,8 @@ from guardrails import ConfigurationError, guarded, protect
 from guardrails._core.shares import ACTIVE, share
 from guardrails._sharing import MOST
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import ask, http, serve
+from support.polling import poll
 
 
 @pytest.fixture

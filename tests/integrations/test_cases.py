@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 
-TESTS = pathlib.Path(__file__).parents[1]
-PAGE = TESTS.parent / "docs" / "asgi.md"
+from support.paths import DOCS, TESTS
+
+PAGE = DOCS / "asgi.md"
 
 
 def named():

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 
 import pytest
-from server_process import Server
+
+from support.server_process import Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -13,9 +13,10 @@ import socket
 import subprocess
 
 import pytest
-from asgi_client import ask, http
-from dashboard_app import HOSTILE, app
-from server_process import Server
+
+from support.apps.dashboard_app import HOSTILE, app
+from support.asgi_client import ask, http
+from support.server_process import Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -13,7 +13,6 @@ import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
-from conftest import BACKENDS, poll
 from sqlalchemy import make_url
 
 from guardrails.cli.diagnose import diagnose
@@ -21,6 +20,8 @@ from guardrails.diagnosis.asking import words
 from guardrails.diagnosis.databases import _with_driver
 from guardrails.diagnosis.findings import Facts, Session, judge
 from guardrails.testing.servers import PostgresServer, ValkeyServer
+from support.polling import poll
+from support.sql_lab import BACKENDS
 
 CANARY = "canary-7b2e"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 
-import django_lab  # noqa: F401 - configures Django
 import pytest
 from django.core.cache import CacheHandler
 
 from guardrails import BulkheadFullError, protect
+from support import django_lab  # noqa: F401 - configures Django
 
 OURS = "guardrails.integrations.django.cache.RedisCache"
 BARE = "django.core.cache.backends.redis.RedisCache"

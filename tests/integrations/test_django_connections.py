@@ -9,10 +9,8 @@ import threading
 import time
 from functools import partial
 
-import django_lab
 import psycopg
 import pytest
-from conftest import poll
 from django.core.signals import request_finished, request_started
 from django.db import OperationalError, connections, transaction
 from django.db.backends.postgresql.base import Cursor, DatabaseWrapper
@@ -30,6 +28,8 @@ from guardrails import (
     deadline,
 )
 from guardrails.integrations.sqlalchemy._opening import Connecting, Openings, StoppedError
+from support import django_lab
+from support.polling import poll
 
 KEPT = {"CONN_MAX_AGE": None}
 

@@ -9,10 +9,8 @@ import sys
 import threading
 import time
 
-import django_lab
 import psycopg
 import pytest
-from conftest import poll
 from django.core.signals import request_finished
 from django.db import IntegrityError, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
@@ -29,6 +27,8 @@ from guardrails import (
     deadline,
     guarded,
 )
+from support import django_lab
+from support.polling import poll
 
 SLOTS = 3
 POOL = {"min_size": 1, "max_size": SLOTS}

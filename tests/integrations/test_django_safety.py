@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 
 import psycopg
 import pytest
-from conftest import poll
 
 from guardrails.testing.servers import PostgresServer
+from support.paths import ROOT, SUPPORT
+from support.polling import poll
 
-SITE = pathlib.Path(__file__).parent / "django_site"
-ROOT = pathlib.Path(__file__).parents[2]
+SITE = SUPPORT / "django_site"
 OURS = "guardrails.integrations.django.postgresql"
 BARE = "django.db.backends.postgresql"
 

@@ -7,46 +7,17 @@ import json
 from collections import Counter
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict
-from server_process import Server
-from wire import GET, Client, wait_until
 
-SERVERS = {
-    "gunicorn, gthread": (
-        "gunicorn django_project:wsgi --worker-class gthread --threads 8 --bind 127.0.0.1:{port}"
-    ),
-    "uvicorn": "uvicorn django_project:asgi --host 127.0.0.1 --port {port} --lifespan off",
-}
+from support.django_servers import SERVERS, get, project_behind
+from support.http_client import GET, Client
+from support.polling import wait_until
 
 
 @pytest.fixture(scope="module", params=SERVERS)
 def project(request, postgres, tmp_path_factory):
     """The project behind each of the servers."""
-    told = conninfo_to_dict(postgres.url(""))
-    environ = {f"DATABASE_{word.upper()}": told[word] for word in ("host", "port", "user")}
-    log = tmp_path_factory.mktemp("django") / "log"
-    server = Server(request.param, SERVERS[request.param], log, environ)
-    try:
-        wait_until(lambda: serves(server.wait()), seconds=90)
+    with project_behind(request.param, postgres, tmp_path_factory.mktemp("django")) as server:
         yield server
-    finally:
-        server.stop()
-
-
-def serves(server):
-    """Whether it has come up: gunicorn takes connections before its worker has imported anything."""
-    try:
-        return get(server, b"/items/1") == (200, b"1")
-    except OSError:
-        return False
-
-
-def get(server, path):
-    """One request on a connection of its own."""
-    with Client(server.address) as client:
-        client.send(GET % path)
-        status, _, body = client.response()
-        return status, body
 
 
 def test_requests_are_served_and_give_their_connection_back(project):

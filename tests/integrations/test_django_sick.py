@@ -10,10 +10,10 @@ import contextlib
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
-from server_process import Server
-from test_django_servers import SERVERS, get, serves
-from wire import GET, Client, wait_until
+
+from support.django_servers import SERVERS, get, project_behind
+from support.http_client import GET, Client
+from support.polling import wait_until
 
 KEEPS = {"CONN_MAX_AGE 0": "0", "CONN_MAX_AGE 60": "60", "pool": "pool"}
 
@@ -27,16 +27,10 @@ def keeps(request):
 @pytest.fixture(scope="module", params=SERVERS)
 def project(request, keeps, postgres, tmp_path_factory):
     """The project behind each of the servers, with each way of keeping connections."""
-    told = conninfo_to_dict(postgres.url(""))
-    environ = {f"DATABASE_{word.upper()}": told[word] for word in ("host", "port", "user")}
-    environ |= {"DATABASE_KEEPS": keeps, "DATABASE_COMPARTMENTS": "declared"}
-    log = tmp_path_factory.mktemp("django") / "log"
-    server = Server(request.param, SERVERS[request.param], log, environ)
-    try:
-        wait_until(lambda: serves(server.wait()), seconds=90)
+    environ = {"DATABASE_KEEPS": keeps, "DATABASE_COMPARTMENTS": "declared"}
+    folder = tmp_path_factory.mktemp("django")
+    with project_behind(request.param, postgres, folder, **environ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def at_once(project, paths):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-import django_lab
 import psycopg
 import pytest
-from conftest import poll
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished
 from django.db import connections
@@ -18,6 +16,8 @@ from django.urls import path
 
 from guardrails import Guard
 from guardrails.integrations.django import GuardrailsMiddleware
+from support import django_lab
+from support.polling import poll
 
 KEPT = {"CONN_MAX_AGE": None}
 POOL = {"pool": {"min_size": 1, "max_size": 3}}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from asgi_client import ask, fine, raising
 
 from guardrails import BulkheadFullError, Guard
 from guardrails.integrations._drain import SPAN, STALE, Drain
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import ask, fine, raising
 
 
 def test_nothing_is_known_at_first():

@@ -7,12 +7,9 @@ import gc
 import logging
 import weakref
 
-import asgi_client
-import django_lab  # noqa: F401 - configures Django
 import flask
 import litestar
 import pytest
-import wsgi_client
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
@@ -29,6 +26,11 @@ from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.django import requires
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
+from support import (
+    asgi_client,
+    django_lab,  # noqa: F401 - configures Django
+    wsgi_client,
+)
 
 
 def refusing(name="db"):

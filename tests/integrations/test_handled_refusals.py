@@ -7,14 +7,11 @@ import contextlib
 import time
 from dataclasses import dataclass
 
-import asgi_client
 import bottle
-import django_lab  # noqa: F401 - configures Django
 import flask
 import litestar
 import pytest
 import redis
-import wsgi_client
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse
@@ -22,7 +19,6 @@ from django.test import override_settings
 from django.urls import path
 from fastapi import FastAPI
 from litestar.middleware import DefineMiddleware
-from redis_lab import frozen
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
@@ -33,6 +29,12 @@ from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.redis import stale_if_error
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
+from support import (
+    asgi_client,
+    django_lab,  # noqa: F401 - configures Django
+    wsgi_client,
+)
+from support.redis_lab import frozen
 
 
 @dataclass

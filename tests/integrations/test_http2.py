@@ -6,16 +6,16 @@ import asyncio
 import socket
 import time
 
-import asgi_client
 import h2.config
 import h2.connection
 import h2.events
 import pytest
-from server_process import Server
 
 from guardrails import Guard
 from guardrails.integrations._exchange import UnreadBody
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support import asgi_client
+from support.server_process import Server
 
 
 class Client2:

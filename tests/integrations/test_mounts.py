@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 
-import asgi_client
-import django_lab  # noqa: F401 - configures Django
 import flask
 import pytest
 import uvicorn
-import wsgi_client
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse
@@ -22,13 +19,19 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, Router
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from wire import GET, Client, wait_until
 
 from guardrails import Guard
 from guardrails.integrations.asgi import GuardrailsMiddleware, requires
 from guardrails.integrations.django import requires as django_requires
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.flask import requires as flask_requires
+from support import (
+    asgi_client,
+    django_lab,  # noqa: F401 - configures Django
+    wsgi_client,
+)
+from support.http_client import GET, Client
+from support.polling import wait_until
 
 
 class Opaque:

@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from wsgiref.validate import validator
 
 import pytest
-import wsgi_client
-from asgi_client import ask, http
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount
@@ -21,6 +19,8 @@ from guardrails import ConfigurationError, Guard, GuardSnapshot
 from guardrails.integrations import _probes, starlette, wsgi
 from guardrails.integrations._probes import Probes
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support import wsgi_client
+from support.asgi_client import ask, http
 
 MOVES = {
     "force-open": "forced_open",

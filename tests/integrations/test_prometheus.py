@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from asgi_client import ask, http
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from guardrails import ConfigurationError, RejectedError
 from guardrails.integrations.prometheus import GuardCollector
 from guardrails.integrations.starlette import status_app
+from support.asgi_client import ask, http
 
 HOSTILE = ['a"b', "back\\slash", "line\nfeed", "<script>", "\x00\x1b[31m", "\ud800", "ünï", "n" * 200]
 

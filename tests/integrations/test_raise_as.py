@@ -8,10 +8,7 @@ import pickle
 import pytest
 import redis
 import redis.asyncio
-from asgi_client import ask, raising
-from conftest import on_postgres, poll
 from redis.backoff import NoBackoff
-from redis_lab import QUIET, frozen
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -30,6 +27,10 @@ from guardrails import (
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.redis._errors import DRIVER_ERRORS as REDIS
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS as SQLALCHEMY
+from support.asgi_client import ask, raising
+from support.polling import poll
+from support.redis_lab import QUIET, frozen
+from support.sql_lab import on_postgres
 
 AS_DRIVER = {"raise_as": "driver", "breaker": QUIET}
 

@@ -12,7 +12,6 @@ import fakeredis
 import pytest
 import redis
 import redis.asyncio
-from redis_lab import QUIET, Stopwatch, frozen, nimble
 
 from guardrails import (
     BreakerPolicy,
@@ -23,6 +22,7 @@ from guardrails import (
     Guard,
     protect,
 )
+from support.redis_lab import QUIET, Stopwatch, frozen, nimble
 
 # --- slots -------------------------------------------------------------------------------------
 

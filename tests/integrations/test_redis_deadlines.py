@@ -10,11 +10,11 @@ import weakref
 
 import pytest
 import redis
-from conftest import poll
 from redis.backoff import ConstantBackoff
-from redis_lab import LATE, Stopwatch, frozen, nimble, with_each_parser
 
 from guardrails import CallTimeoutError, CircuitOpenError, DeadlineSpentError, GuardrailsError, deadline
+from support.polling import poll
+from support.redis_lab import LATE, Stopwatch, frozen, nimble, with_each_parser
 
 SHAPES = {
     "command": lambda client: client.get("key"),

@@ -7,11 +7,11 @@ import threading
 
 import pytest
 import redis
-from conftest import poll
-from redis_lab import RedisServer
 
 from guardrails import BreakerPolicy
 from guardrails.testing.servers import ValkeyServer
+from support.polling import poll
+from support.redis_lab import RedisServer
 
 
 @pytest.fixture(scope="module", params=[ValkeyServer, RedisServer], ids=["Valkey", "Redis"])

@@ -12,11 +12,11 @@ import pytest
 import redis
 import redis.asyncio.sentinel
 import redis.sentinel
-from conftest import poll
-from redis_lab import frozen, nimble
 
 from guardrails import CallTimeoutError, CircuitOpenError, protect
 from guardrails.testing.servers import ValkeyServer
+from support.polling import poll
+from support.redis_lab import frozen, nimble
 
 GIVEN, LATE = 1.5, 3.0
 """Seconds for a call, and by which it may be late on a busy machine; unguarded it would wait for 20."""

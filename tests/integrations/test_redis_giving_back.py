@@ -11,12 +11,12 @@ from functools import partial
 import pytest
 import redis
 import redis.asyncio
-from redis_lab import LATE, QUIET, Stopwatch, frozen
 
 from guardrails import BulkheadFullError, CallTimeoutError, CircuitOpenError, DeadlineSpentError, deadline
 from guardrails.integrations.redis import _giving_back, giving_back
 from guardrails.integrations.redis._giving_back import GRACE
 from guardrails.integrations.redis._reserve import RESERVE
+from support.redis_lab import LATE, QUIET, Stopwatch, frozen
 
 REFUSALS = ["open circuit", "full pool", "spent deadline", "all three"]
 

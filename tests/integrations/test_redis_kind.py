@@ -7,9 +7,9 @@ import pytest
 import redis
 import redis.asyncio
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis_lab import LATE, QUIET, Stopwatch, frozen
 
 from guardrails import CallTimeoutError, protect
+from support.redis_lab import LATE, QUIET, Stopwatch, frozen
 
 
 def connection_of(cache):

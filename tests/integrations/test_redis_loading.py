@@ -7,11 +7,11 @@ import threading
 
 import pytest
 import redis
-from conftest import poll
-from redis_lab import LATE, RedisServer, Stopwatch, nimble
 
 from guardrails import CallTimeoutError, CircuitOpenError
 from guardrails.testing.servers import ValkeyServer
+from support.polling import poll
+from support.redis_lab import LATE, RedisServer, Stopwatch, nimble
 
 KEYS, EACH, PAUSE = 60, 1_050_000, 50_000
 """Values, the bytes of one, and the microseconds reading it takes: three seconds together. A server that

@@ -9,12 +9,13 @@ import threading
 
 import pytest
 import redis
-from conftest import poll
-from redis_lab import LATE, RedisServer, Stopwatch, frozen, nimble, with_each_parser
 
 from guardrails import CallTimeoutError, CircuitOpenError
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import ValkeyServer
+from support.paths import DOCS
+from support.polling import poll
+from support.redis_lab import LATE, RedisServer, Stopwatch, frozen, nimble, with_each_parser
 
 GIVEN = 0.5
 """Seconds for a call."""
@@ -189,7 +190,7 @@ def test_calls_end_the_circuit_opens_and_heals(cache, server, fault):
         poll(healed, "the circuit has closed by itself", OPEN_WAIT + 1.0 + 4 * LATE)
 
 
-PAGE = (HERE.parents[1] / "docs" / "redis.md").read_text()
+PAGE = (DOCS / "redis.md").read_text()
 
 
 def test_the_page_names_every_fault_and_no_test_that_is_not():

@@ -13,10 +13,10 @@ import pytest
 import redis
 import redis.asyncio
 from redis.connection import Connection
-from redis_lab import QUIET, with_each_parser
 
 from guardrails import CallTimeoutError, RejectedError, deadline, protect
 from guardrails.testing.proxy import FaultProxy
+from support.redis_lab import QUIET, with_each_parser
 
 pytestmark = [pytest.mark.usefixtures("parser"), with_each_parser]
 

@@ -9,10 +9,10 @@ import pytest
 import redis
 import redis.asyncio.sentinel
 import redis.sentinel
-from redis_lab import LATE, QUIET, Stopwatch, frozen
 
 from guardrails import CallTimeoutError, protect
 from guardrails.testing.servers import ValkeyServer
+from support.redis_lab import LATE, QUIET, Stopwatch, frozen
 
 
 @pytest.fixture(scope="module")

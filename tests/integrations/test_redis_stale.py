@@ -8,11 +8,11 @@ import threading
 
 import pytest
 import redis
-from redis_lab import QUIET, frozen, nimble
 
 from guardrails import CallTimeoutError, CircuitOpenError, ConfigurationError, guarded
 from guardrails.integrations.redis import stale_if_error
 from guardrails.testing.clock import FakeClock
+from support.redis_lab import QUIET, frozen, nimble
 
 
 def reader(cache, **options):

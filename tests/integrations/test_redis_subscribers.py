@@ -6,10 +6,10 @@ import contextlib
 
 import pytest
 import redis
-from conftest import poll
-from redis_lab import LATE, QUIET, Stopwatch, frozen, nimble
 
 from guardrails import CallTimeoutError, CircuitOpenError
+from support.polling import poll
+from support.redis_lab import LATE, QUIET, Stopwatch, frozen, nimble
 
 MOST = 2
 

@@ -11,11 +11,11 @@ import pytest
 import redis
 import redis.asyncio
 import trustme
-from redis_lab import QUIET, Stopwatch, frozen
-from tls_relay import TlsRelay
 
 from guardrails import CallTimeoutError, protect
 from guardrails.testing.proxy import FaultProxy
+from support.redis_lab import QUIET, Stopwatch, frozen
+from support.tls_relay import TlsRelay
 
 GIVEN = 1.0
 """Seconds for a call: a handshake takes several turns of each side, of which a busy machine has few."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import redis
-from redis_lab import LATE, Stopwatch, frozen
 
 from guardrails import CallTimeoutError
 from guardrails.testing.servers import ValkeyServer
+from support.redis_lab import LATE, Stopwatch, frozen
 
 GIVEN = 0.3
 """Seconds for a call."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from asgi_client import CHUNK, END, START, ask, fine, http, raising
 
 from guardrails import Guard
 from guardrails.errors import ShedError
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from support.asgi_client import CHUNK, END, START, ask, fine, http, raising
 
 
 def timing(app):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pathlib
 import socket
 import threading
 import time
 from collections import Counter
 
 import pytest
-from server_process import Server
-from wire import BODY_OF_10_MB, GET, HANDSHAKE, Client, wait_until
+
+from support.http_client import BODY_OF_10_MB, GET, HANDSHAKE, Client
+from support.paths import DOCS
+from support.polling import wait_until
+from support.server_process import Server
 
 GET_AND_CLOSE = GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
 
-HERE = pathlib.Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "frameworks.md"
+PAGE = DOCS / "frameworks.md"
 
 SERVERS = {
     "uvicorn, h11": "uvicorn server_apps:asgi --host 127.0.0.1 --port {port} --http h11",

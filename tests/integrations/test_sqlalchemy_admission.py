@@ -10,7 +10,6 @@ import time
 import warnings
 
 import pytest
-from conftest import poll
 from sqlalchemy import NullPool, StaticPool, create_engine, text
 from sqlalchemy.exc import OperationalError, SAWarning
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -25,6 +24,7 @@ from guardrails import (
     protect,
 )
 from guardrails.events import StateChanged
+from support.polling import poll
 
 
 def test_slots_are_the_pools_capacity(lab):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from conftest import drivers, in_threads, lab_with, on_postgres
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from guardrails import BreakerPolicy, CircuitOpenError, protect
+from support.sql_lab import drivers, in_threads, lab_with, on_postgres
 
 lab = lab_with(drivers())
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from conftest import drivers, lab_with
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import ConfigurationError, protect
 from guardrails.testing.pgbouncer import PgBouncer
+from support.sql_lab import drivers, lab_with
 
 lab = lab_with(drivers("postgres"))
 

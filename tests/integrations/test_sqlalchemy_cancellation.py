@@ -13,10 +13,11 @@ import random
 
 import anyio
 import pytest
-from conftest import drivers, lab_with, poll
 from sqlalchemy import text
 
 from guardrails import BulkheadFullError
+from support.polling import poll
+from support.sql_lab import drivers, lab_with
 
 TRANSACTIONS = 120
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from conftest import DRIVERS
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import MissingGreenlet, StatementError
 
 from guardrails import protect
+from support.sql_lab import DRIVERS
 
 REFUSALS = (StatementError, ValueError, TypeError, OverflowError)
 NUL, SURROGATE, UNKNOWN = "a\x00b", "\ud800", {"a": object()}

@@ -7,10 +7,11 @@ import signal
 import time
 
 import pytest
-from conftest import drivers, laboratory, poll
 
 from guardrails import BreakerPolicy, CallTimeoutError, CircuitOpenError
 from guardrails.testing.servers import PostgresServer
+from support.polling import poll
+from support.sql_lab import drivers, laboratory
 
 TIMEOUT = 20.0
 AT_ONCE = 5.0

@@ -7,11 +7,12 @@ import contextlib
 import time
 
 import pytest
-from conftest import on_loops, poll
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from guardrails import CallTimeoutError, CommitUnknownError, ConfigurationError, DeadlineSpentError, deadline
+from support.polling import poll
+from support.sql_lab import on_loops
 
 LATE = 0.25 + 0.1 + 0.25
 """Seconds after its deadline by which a call must be back: grace, promise, and room for a busy machine."""

@@ -6,12 +6,13 @@ import contextlib
 
 import asyncpg
 import pytest
-from conftest import drivers, lab_with, poll
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from guardrails import BreakerPolicy, protect
 from guardrails.integrations.sqlalchemy._drivers import _postgres
+from support.polling import poll
+from support.sql_lab import drivers, lab_with
 
 ANSWERS = {
     "unique violation": "23505",

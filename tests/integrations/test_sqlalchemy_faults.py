@@ -8,12 +8,13 @@ import threading
 import time
 
 import pytest
-from conftest import in_threads, poll
 from sqlalchemy import Column, Integer, MetaData, Table, event, insert, text
 from sqlalchemy.exc import DBAPIError
 
 from guardrails import CallTimeoutError, CommitUnknownError, RejectedError, deadline
 from guardrails.testing.proxy import FaultProxy
+from support.polling import poll
+from support.sql_lab import in_threads
 
 LIMIT = 0.3
 LATE = 0.25 + 0.1 + 0.25

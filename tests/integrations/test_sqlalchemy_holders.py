@@ -15,7 +15,6 @@ import warnings
 import greenlet
 import httpx
 import pytest
-from conftest import poll
 from sqlalchemy import StaticPool, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from starlette.applications import Starlette
@@ -28,6 +27,7 @@ from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.sqlalchemy import PoolSettings, leaks, pool_status
 from guardrails.integrations.sqlalchemy import _ledger as ledger_module
 from guardrails.integrations.sqlalchemy._pool import ledger_of
+from support.polling import poll
 
 HERE = "test_sqlalchemy_holders.py:"
 CANARY = "canary-3f1c"

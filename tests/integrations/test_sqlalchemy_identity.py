@@ -13,7 +13,6 @@ from unittest import mock
 
 import pytest
 import sqlalchemy
-from conftest import on_postgres
 from sqlalchemy import event, text
 from sqlalchemy.engine import default
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -23,6 +22,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from guardrails import BulkheadFullError, ConfigurationError, protect
 from guardrails.integrations.sqlalchemy import leaks, pool_status
+from support.sql_lab import on_postgres
 
 made = []
 

@@ -7,12 +7,12 @@ import functools
 import time
 
 import pytest
-from conftest import in_threads, lab_with, on_loops, on_postgres
 from sqlalchemy import event, text
 
 from guardrails import CallTimeoutError, deadline
 from guardrails.integrations.sqlalchemy import pool_status
 from guardrails.testing.proxy import FaultProxy
+from support.sql_lab import in_threads, lab_with, on_loops, on_postgres
 
 LIMIT = 0.4
 LATE = 0.25 + 0.1 + 0.4

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import re
 import threading
 import time
 
 import pymysql
 import pytest
-from conftest import MariaDB, drivers, laboratory, poll
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from guardrails import CallTimeoutError, protect
 from guardrails.integrations.sqlalchemy._drivers._mysql import Target, server_failed
 from guardrails.testing.mariadb import MariaDBServer
+from support.paths import DOCS
+from support.polling import poll
+from support.sql_lab import MariaDB, drivers, laboratory
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_codes_that_are_none():
 
 def test_the_page_lists_the_codes_of_failures():
     """docs/sqlalchemy.md and the code know the same ones."""
-    page = (pathlib.Path(__file__).parents[2] / "docs" / "sqlalchemy.md").read_text()
+    page = (DOCS / "sqlalchemy.md").read_text()
     table = page.split("| failures | codes |")[1].split("\n\n")[0]
     listed = set()
     for first, last in re.findall(r"(\d{4})(?:-(\d{4}))?", table):

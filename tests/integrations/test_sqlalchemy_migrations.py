@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from conftest import drivers, lab_with, poll
 
 from guardrails import CallTimeoutError
+from support.polling import poll
+from support.sql_lab import drivers, lab_with
 
 lab = lab_with(drivers("postgres"))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from conftest import drivers, lab_with, poll
 from sqlalchemy.exc import SQLAlchemyError
 
 from guardrails import CallTimeoutError, RejectedError
+from support.polling import poll
+from support.sql_lab import drivers, lab_with
 
 lab = lab_with(drivers(is_async=False))
 

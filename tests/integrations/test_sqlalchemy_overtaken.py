@@ -10,11 +10,11 @@ import threading
 import time
 
 import pytest
-from conftest import poll
 
 from guardrails import CallTimeoutError
 from guardrails.integrations.sqlalchemy import _stopping, _watchdog
 from guardrails.integrations.sqlalchemy._drivers import find_driver
+from support.polling import poll
 
 LIMIT = 0.2
 LATE = 0.25 + 0.1 + 0.25

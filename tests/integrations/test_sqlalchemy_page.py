@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections import defaultdict
 
-from conftest import DRIVERS, drivers
+from support.paths import DOCS, ROOT
+from support.sql_lab import DRIVERS, drivers
 
 HERE = pathlib.Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "sqlalchemy.md"
+PAGE = DOCS / "sqlalchemy.md"
 WORDS = {
     "all": drivers(),
     "threads": drivers(is_async=False),
@@ -38,9 +39,7 @@ def collected(rooms):
     """The tests there are, each with the drivers it is run for."""
     files = [str(HERE / f"test_sqlalchemy_{room}.py") for room in rooms]
     words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--numprocesses=0", *files]
-    listed = subprocess.run(
-        words, cwd=HERE.parents[1], capture_output=True, text=True, check=True, timeout=100
-    )
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
     found = defaultdict(set)
     pattern = r"test_sqlalchemy_(\w+)\.py::(\w+)(?:\[(.*)\])?$"
     for room, test, parameters in re.findall(pattern, listed.stdout, re.MULTILINE):

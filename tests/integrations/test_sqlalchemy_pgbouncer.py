@@ -12,12 +12,12 @@ import time
 
 import psycopg
 import pytest
-from conftest import poll
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import CallTimeoutError, protect
 from guardrails.testing.pgbouncer import PgBouncer
+from support.polling import poll
 
 TRANSACTIONS = int(os.environ.get("GUARDRAILS_TRANSACTIONS", "1200"))
 """With each driver, of both applications together; the promise is made for 3000."""

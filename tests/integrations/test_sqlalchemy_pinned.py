@@ -7,7 +7,6 @@ import contextlib
 import threading
 
 import pytest
-from asgi_client import ask, http
 from fastapi import BackgroundTasks, Depends, FastAPI
 from fastapi.responses import StreamingResponse
 from sqlalchemy import create_engine, text
@@ -17,6 +16,7 @@ from sqlalchemy.orm import Session
 from guardrails import protect
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.sqlalchemy import pool_status
+from support.asgi_client import ask, http
 
 
 @pytest.fixture

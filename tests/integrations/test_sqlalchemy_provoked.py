@@ -7,10 +7,11 @@ import re
 import resource
 
 import pytest
-from conftest import drivers, laboratory, poll
 from sqlalchemy.exc import DBAPIError
 
 from guardrails.testing.servers import PostgresServer
+from support.polling import poll
+from support.sql_lab import drivers, laboratory
 
 ENOUGH = 17 * 2**20 + 100
 """Bytes of the longest file: more than a segment of the log, and no whole number of pages."""

@@ -12,7 +12,6 @@ import sqlite3
 import time
 
 import pytest
-from conftest import on_loops, on_postgres, poll
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
@@ -28,6 +27,8 @@ from guardrails import (
 )
 from guardrails.integrations.sqlalchemy import _watchdog
 from guardrails.testing.proxy import FaultProxy
+from support.polling import poll
+from support.sql_lab import on_loops, on_postgres
 
 LIMIT = 0.3
 LATE = 0.25 + 0.1 + 0.25

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import SyncLab
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from guardrails import CallTimeoutError, DeadlineSpentError, deadline, guarded, retrying
+from support.sql_lab import SyncLab
 
 DIE = "select pg_terminate_backend(pg_backend_pid())"
 LATE = 0.25 + 0.1 + 1.0

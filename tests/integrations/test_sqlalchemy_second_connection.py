@@ -6,11 +6,12 @@ import contextlib
 import time
 
 import pytest
-from conftest import laboratory, poll
 from sqlalchemy import create_engine, event, text
 
 from guardrails import CallTimeoutError, protect
 from guardrails.testing.servers import PostgresServer
+from support.polling import poll
+from support.sql_lab import laboratory
 
 NEED_A_LOGIN = ["psycopg2", "pymysql", "aiomysql", "asyncmy"]
 """Drivers that log in a second time to cancel; the others send a cancel request."""

@@ -7,12 +7,13 @@ import gc
 import time
 
 import pytest
-from conftest import in_threads, on_loops, poll
 from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, PendingRollbackError
 
 from guardrails import CallTimeoutError, DeadlineSpentError, deadline
 from guardrails.testing.proxy import FaultProxy
+from support.polling import poll
+from support.sql_lab import in_threads, on_loops
 
 # SQLAlchemy leaves the server-side cursor of a connection it drops to the collector, guarded or not.
 pytestmark = pytest.mark.filterwarnings(

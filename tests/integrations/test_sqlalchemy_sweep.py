@@ -12,12 +12,13 @@ import types
 
 import anyio
 import pytest
-from conftest import on_loops, poll
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from guardrails import protect
+from support.polling import poll
+from support.sql_lab import on_loops
 
 BATCH = (1, 2, 3)
 NUMBERS = text(" union all ".join(f"select {number}" for number in range(5)))

@@ -7,9 +7,10 @@ from collections import Counter
 
 import psycopg
 import pytest
-from server_process import Server
-from three_lines import TABLES
-from wire import wait_until
+
+from support.apps.three_lines import TABLES
+from support.polling import wait_until
+from support.server_process import Server
 
 UVICORN = "uvicorn --factory three_lines:{app} --host 127.0.0.1 --port {{port}} --log-level warning"
 GUNICORN = "gunicorn three_lines:{app}() --worker-class gthread --threads 40 --bind 127.0.0.1:{{port}}"

@@ -7,11 +7,8 @@ import contextlib
 import logging
 import threading
 
-import asgi_client
-import django_lab  # noqa: F401 - configures Django
 import flask
 import pytest
-import wsgi_client
 from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpResponse
 from django.test import override_settings
@@ -25,6 +22,11 @@ from guardrails import Guard, _unseen, deadline, remaining
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
+from support import (
+    asgi_client,
+    django_lab,  # noqa: F401 - configures Django
+    wsgi_client,
+)
 
 db = Guard("db", max_concurrent_calls=9, timeout=2.0)
 unbounded = Guard("unbounded", max_concurrent_calls=9, timeout=None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from redis_lab import frozen
 
 from guardrails import CallTimeoutError, deadline, guarded
+from support.redis_lab import frozen
 
 DEFAULT, SHORT, LONG = 0.3, 0.12, 0.6
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import pickle
 
-import asgi_client
-import django_lab  # noqa: F401 - configures Django
 import fastapi
 import flask
 import pytest
-import wsgi_client
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
@@ -29,6 +26,11 @@ from guardrails import CircuitOpenError, guarded, protect
 from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
+from support import (
+    asgi_client,
+    django_lab,  # noqa: F401 - configures Django
+    wsgi_client,
+)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import werkzeug
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
-from wsgi_client import PLAIN, Request, ask, environment, fine
 
 from guardrails import (
     BreakerPolicy,
@@ -28,6 +27,7 @@ from guardrails import (
 from guardrails._deadline import current
 from guardrails.errors import BulkheadFullError, CircuitOpenError, DeadlineSpentError, ShedError
 from guardrails.integrations.wsgi import GuardrailsMiddleware
+from support.wsgi_client import PLAIN, Request, ask, environment, fine
 
 
 class Bug(Exception):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextvars
 
 import pytest
-from wsgi_client import PLAIN, Request, ask, environment, fine
 
 from guardrails import ConfigurationError, guarded
 from guardrails._criticality import CLASSES
 from guardrails._deadline import current, rank_of
 from guardrails.integrations.wsgi import GuardrailsMiddleware
+from support.wsgi_client import PLAIN, Request, ask, environment, fine
 
 
 def class_here():

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from crowd import Crowd, of, ready, together
-from crowd_app import SECONDS, SLOTS
-from server_process import Server
-from wire import wait_until
+
+from support.apps.crowd_app import SECONDS, SLOTS
+from support.http_load import Crowd, of, ready, together
+from support.polling import wait_until
+from support.server_process import Server
 
 SERVERS = {
     "gunicorn, gthread": (

@@ -14,7 +14,6 @@ import bottle
 import flask
 import pytest
 from sqlalchemy import QueuePool, create_engine
-from wsgi_client import ask, environment
 
 from guardrails import Guard, protect
 from guardrails._deadline import close, current, enter
@@ -23,6 +22,7 @@ from guardrails.integrations._edge import Edge
 from guardrails.integrations._visit import Views, Visit
 from guardrails.integrations.flask import Guardrails, requires
 from guardrails.integrations.wsgi import GuardrailsMiddleware
+from support.wsgi_client import ask, environment
 
 ENOUGH = 20
 """Requests after which something is known of a view."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 
 import psycopg
 import pytest
-import upstream
 
 from guardrails.testing.servers import PostgresServer
+from support import upstream
+from support.paths import ROOT, SUPPORT
 
-HERE = pathlib.Path(__file__).parent / "django_suite"
-ROOT = pathlib.Path(__file__).parents[2]
 ENGINES = {"bare": "django.db.backends.postgresql", "guarded": "guardrails.integrations.django.postgresql"}
 
 WHOLE = [
@@ -105,7 +103,7 @@ def environment(server, kind, options, outcomes):
     return {
         "SUITE_DATABASES": json.dumps(databases),
         "SUITE_OUTCOMES": str(outcomes),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT / "django_suite")]),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import upstream
+
+from support import upstream
 
 SECONDS = 200
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-import upstream
 
 from guardrails.testing.servers import ValkeyServer
+from support import upstream
 
 SECONDS = upstream.chosen(600, 2400)
 

@@ -7,10 +7,10 @@ import contextlib
 import psycopg
 import pymysql
 import pytest
-import upstream
 
 from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer
+from support import upstream
 
 SECONDS = upstream.chosen(600, 2400)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import upstream
+from support import upstream
 
 BARE = {"a": "passed", "b": "passed", "c": "failure"}
 

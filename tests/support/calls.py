@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -113,11 +112,3 @@ def tripping(**options):
 def counting(size, **options):
     """A policy that judges the last ``size`` calls."""
     return BreakerPolicy(sliding_window_type="count", sliding_window_size=size, open_jitter=0, **options)
-
-
-def wait_until(true, seconds=10.0):
-    """Waits for another thread to have done something; fails rather than hangs."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.0005)

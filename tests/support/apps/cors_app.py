@@ -5,7 +5,6 @@ The page is asked for as 127.0.0.1 and asks localhost, so all of it is of anothe
 
 from __future__ import annotations
 
-import django_lab  # noqa: F401 - configures Django
 import flask
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
@@ -22,6 +21,7 @@ from guardrails.integrations.asgi import GuardrailsMiddleware, requires
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.flask import requires as flask_requires
 from guardrails.testing import open_circuit
+from support import django_lab  # noqa: F401 - configures Django
 
 db = Guard("db", max_concurrent_calls=1, breaker=BreakerPolicy(wait_duration_in_open_state=600.0))
 open_circuit(db)

@@ -7,11 +7,10 @@ the next yield, as the shell makes each of them under one lock.
 
 from __future__ import annotations
 
-from shell import QuickWays, Shell
-
 from guardrails._core.breaker import Change
 from guardrails._core.gate import Refusal
 from guardrails._outcome import Outcome
+from support.shell import QuickWays, Shell
 
 
 class World:

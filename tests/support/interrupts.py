@@ -12,9 +12,9 @@ import itertools
 import pathlib
 import sys
 
-import guardrails
+from support.paths import PACKAGE
 
-PACKAGE = str(pathlib.Path(guardrails.__file__).parent)
+OURS = str(PACKAGE)
 JUMPS_BACK = {code for name, code in dis.opmap.items() if "BACKWARD" in name and "NO_INTERRUPT" not in name}
 CALLS = {dis.opmap[name] for name in ("CALL", "CALL_KW", "CALL_FUNCTION_EX") if name in dis.opmap}
 SPREADING_CALL = dis.opmap["CALL_FUNCTION_EX"]
@@ -60,7 +60,7 @@ class Interrupter:
         caller = frame.f_back
         if self._before.get(caller) != SPREADING_CALL and frame.f_code.co_name != "__init__":
             self._before[caller] = None  # one Python function called another: no look at its return
-        if self.hit is not None or not frame.f_code.co_filename.startswith(PACKAGE):
+        if self.hit is not None or not frame.f_code.co_filename.startswith(OURS):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         code, at = frame.f_code.co_code, frame.f_lasti

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 
 GET = b"GET %s HTTP/1.1\r\nhost: a\r\n\r\n"
 
@@ -14,14 +13,6 @@ HANDSHAKE = (
 
 BODY_OF_10_MB = (GET % b"/evil").ljust(64, b".") * 160_000
 """A server that took it for requests would serve the first line of each."""
-
-
-def wait_until(true, seconds=10.0):
-    """Waits for another thread or process to have done something; fails rather than hangs."""
-    give_up = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.002)
 
 
 class Client:

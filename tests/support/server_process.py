@@ -8,53 +8,68 @@ import pathlib
 import signal
 import subprocess
 import sys
-
-from wire import GET, Client, wait_until
+import urllib.request
 
 from guardrails.testing._ground import free_port
 from guardrails.testing._processes import end
-
-HERE = pathlib.Path(__file__).parent
+from support.http_client import GET, Client
+from support.paths import APPS, python_path
+from support.polling import wait_until
 
 
 class Server:
-    """A server in a process of its own, which serves an application of this folder.
+    """A server in a process of its own, which serves an application of ``support/apps``.
 
     Args:
         name: What it is called.
-        command: Its command line, with a place for the port.
+        command: Its command line, with a place for the port: a module to run, or the path of a program.
         log: Where it writes.
         environ: What it finds in its environment besides.
+        folder: Its current folder.
     """
 
-    def __init__(self, name, command, log, environ=None):
+    def __init__(self, name, command, log, environ=None, folder=APPS):
         self.name = name
         self.address = "127.0.0.1", free_port()
         self.log = log
         words = command.format(port=self.address[1]).split()
         if words[0] == "gunicorn" and _has_control_socket():
             words.append("--no-control-socket")
+        program = [] if pathlib.Path(words[0]).is_absolute() else [sys.executable, "-m"]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *words],
-                cwd=HERE,
+                [*program, *words],
+                cwd=folder,
                 stdout=output,
                 stderr=output,
-                env=os.environ | (environ or {}),
+                env=os.environ | {"PYTHONPATH": python_path()} | (environ or {}),
             )
 
-    def wait(self):
-        """Returns when it serves, or fails with what it had to say."""
-        wait_until(lambda: self._serves() or self.process.poll() is not None, seconds=60)
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def wait(self, path=None):
+        """Returns when it takes connections, or answers a path; fails with what it had to say."""
+        wait_until(lambda: self._serves(path) or self.process.poll() is not None, seconds=60)
         assert self.process.poll() is None, self.log.read_text(errors="replace")
         return self
 
-    def _serves(self):
+    def _serves(self, path):
         try:
+            if path is not None:
+                self.ask(path)
             with Client(self.address):
                 return True
         except OSError:
             return False
+
+    def ask(self, path):
+        """The JSON that it answers, on a connection of its own."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.address[1]}{path}", timeout=30) as answer:
+            return json.load(answer)
 
     def figures(self):
         """What is inside now, and which paths the application has been asked for."""
@@ -63,8 +78,10 @@ class Server:
             return json.loads(client.response()[2])
 
     def stop(self):
-        end(self.process.pid, signal.SIGTERM)
-        self.process.wait(10)
+        """Ends it, if it still runs."""
+        if self.process.poll() is None:
+            end(self.process.pid, signal.SIGTERM)
+        self.process.wait(20)
 
 
 def _has_control_socket():

@@ -3,7 +3,7 @@
 To add a suite:
 
 1. Write ``test_<library>_suite.py``. Call `sdist` for the source distribution of the installed version.
-2. If pytest runs the suite, write a plugin in ``plugins/`` that puts guards where the tests make what can
+2. If pytest runs the suite, write a plugin in ``suite_plugins/`` that puts guards where the tests make what can
    be guarded, and call `run_pytest`. Otherwise start the suite's own runner with `start`, twice, with an
    environment that tells bare from guarded, and have it write its outcomes for `read_lines`.
 3. Assert how much was run and guarded, and that `differences` finds none but those that are meant, each
@@ -18,7 +18,6 @@ import fnmatch
 import importlib.metadata
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,8 @@ import typing
 import xml.etree.ElementTree as ET
 
 import pytest
+
+from support.paths import ROOT, SUPPORT
 
 __all__ = [
     "Outcomes",
@@ -42,8 +43,7 @@ __all__ = [
 ]
 
 NO_PAGES = shutil.ignore_patterns("doc", "docs")
-PLUGINS = pathlib.Path(__file__).parent / "plugins"
-ROOT = pathlib.Path(__file__).parents[2]
+PLUGINS = SUPPORT / "suite_plugins"
 
 
 def chosen(pinned, whole):
@@ -156,7 +156,7 @@ def run_pytest(source, plugin, words, folder, *, seconds, path=(), environment=N
 
     Args:
         source: The folder of the source; pytest runs in a copy of it.
-        plugin: The module in ``plugins/`` that guards what the tests make.
+        plugin: The module in ``suite_plugins/`` that guards what the tests make.
         words: pytest's arguments, or those by ``"bare"`` and ``"guarded"``, where each has its own server.
         folder: Where reports and logs are written.
         seconds: After so long, a run is killed and the test fails.

@@ -1,0 +1,1 @@
+"""What tests share: clients, servers, applications, scripts of other processes. It holds no tests."""

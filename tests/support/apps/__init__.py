@@ -1,0 +1,1 @@
+"""Applications for the servers that tests start."""
