@@ -117,6 +117,14 @@ def test_failed_cancel_is_logged_once_with_its_cause_and_no_secret(rotating, cap
     assert not any(secret in said for secret in ("first", "second", user, "127.0.0.1"))
 
 
+def test_server_ends_what_it_cannot_be_told_to(rotating):
+    """No way leads in any more: PostgreSQL notices that its client is gone, MariaDB has its backstop."""
+    lab, user, change = rotating
+    lab.protect(guard={"timeout": 0.5})
+    hang(lab, lambda: lab.aside(change))
+    poll(lambda: statements_of(lab, user) == 0, "the server has ended the statement", 3.0)
+
+
 def warnings(caplog):
     return [
         record.getMessage() for record in caplog.records if "could not be cancelled" in record.getMessage()

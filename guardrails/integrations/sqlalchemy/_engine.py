@@ -49,7 +49,8 @@ def guard_engine(
             its folder and ending, and where there is none the kind of database, such as ``"postgresql"``.
         backstop: Seconds after which the server ends a statement by itself, for the time when the network is
             cut and it cannot be told; must be above ``timeout``, and no statement can ask for more. None:
-            four timeouts on MariaDB, whose statements can ask for more, and nothing on PostgreSQL.
+            four timeouts on MariaDB, whose statements can ask for more; PostgreSQL ends the statements of a
+            client that is gone.
         compartments: ``"auto"``: each guarded function and each route gets one by itself, with a circuit of
             its own and not more than 70 % of the slots while another one is active. ``"declared"``: only
             those made with ``guard.compartment()``. ``"none"``: not even those.

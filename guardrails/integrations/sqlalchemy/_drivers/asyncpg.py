@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import asyncpg
 
 from guardrails.integrations.sqlalchemy._drivers._background import Background
-from guardrails.integrations.sqlalchemy._drivers._postgres import (
-    SETTING,
-    PostgresDriver,
-    milliseconds,
-    server_failed,
-)
+from guardrails.integrations.sqlalchemy._drivers._postgres import PostgresDriver, server_failed
 
 __all__ = ["Asyncpg"]
 
@@ -53,8 +49,11 @@ class Asyncpg(PostgresDriver):
             return None
         return server_failed(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None))
 
-    def _limited(self, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:
-        settings = arguments.get("server_settings") or {}
-        if SETTING in settings:
-            return arguments
-        return {**arguments, "server_settings": {**settings, SETTING: str(milliseconds(seconds))}}
+    def _with_settings(
+        self,
+        connect: Callable[..., Any],  # noqa: ARG002 - it takes no connection string
+        arguments: dict[str, Any],
+        offer: Mapping[str, str],
+    ) -> dict[str, Any]:
+        given = arguments.get("server_settings") or {}
+        return {**arguments, "server_settings": {**offer, **given}} if offer else arguments
