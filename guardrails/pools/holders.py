@@ -99,6 +99,8 @@ class PoolStatus:
         waiting: Callers that queue for a connection.
         holders: Who has those that are out, the longest first.
         cause: Why there is none left: ``"slow_calls" "held_idle" "nested" "leak"``; ``"free"`` if there is.
+        failed_cancels: Number of orders to cancel a statement that did not reach the server since the guard
+            was attached. 0 with a driver that does not tell, such as asyncpg.
     """
 
     name: str
@@ -108,10 +110,13 @@ class PoolStatus:
     waiting: int
     holders: tuple[Holder, ...]
     cause: Cause
+    failed_cancels: int = 0
 
     def __str__(self) -> str:
         full = f"{self.checked_out} of {self.capacity} connections out, {self.waiting} callers waiting"
-        return "\n".join([f"pool {self.name!r}: {full}: {_ADVICE[self.cause]}", *self._places()])
+        failed = [f"  orders to cancel that did not reach the server: {self.failed_cancels}"]
+        lines = [*self._places(), *(failed if self.failed_cancels else [])]
+        return "\n".join([f"pool {self.name!r}: {full}: {_ADVICE[self.cause]}", *lines])
 
     def _places(self) -> list[str]:
         """Who holds how many, for how long, where: one line for each place and state."""

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import create_engine, event, text
 
 from guardrails import CallTimeoutError, protect
+from guardrails.integrations.sqlalchemy import pool_status
 from guardrails.testing.servers import PostgresServer
 from support.polling import poll
 from support.sql_lab import laboratory
@@ -108,6 +109,7 @@ def test_failed_cancel_is_logged_once_with_its_cause_and_no_secret(rotating, cap
     """No way leads in any more: the log says so once, and the driver counts each."""
     lab, user, change = rotating
     lab.protect()
+    assert pool_status(lab.engine).failed_cancels == 0
     hang(lab, lambda: lab.aside(change))
     poll(lambda: warnings(caplog), "the failed cancel was logged")
     time.sleep(0.3)  # the order is given twice
@@ -115,6 +117,9 @@ def test_failed_cancel_is_logged_once_with_its_cause_and_no_secret(rotating, cap
     assert "OperationalError" in said
     assert ("password authentication failed" if lab.driver == "psycopg2" else "1045") in said
     assert not any(secret in said for secret in ("first", "second", user, "127.0.0.1"))
+    status = pool_status(lab.engine)
+    assert 1 <= status.failed_cancels <= 2
+    assert str(status).endswith(f"orders to cancel that did not reach the server: {status.failed_cancels}")
 
 
 def test_server_ends_what_it_cannot_be_told_to(rotating):

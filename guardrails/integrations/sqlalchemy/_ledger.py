@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardrails._fork import survive_fork
@@ -65,6 +65,7 @@ class Ledger:
 
     Attributes:
         caller: Says who runs it.
+        failed_cancels: Counts the orders to stop that did not reach the server.
         site: Says which code of the application is around a frame of the pool's.
         watched: Whether somebody will look at what is out.
     """
@@ -73,6 +74,7 @@ class Ledger:
         self, guard: Guard, out: MutableMapping[Any, Checkout], leak_after: float | None, *, is_async: bool
     ) -> None:
         self.caller = callers(is_async=is_async)
+        self.failed_cancels: Callable[[], int] = int  # none
         self.site = site_outside if is_async else site
         self._guard = guard
         self._door = guard.passage.doors[0]
@@ -106,6 +108,7 @@ class Ledger:
             idle=checked_in() if callable(checked_in) else 0,
             waiting=seen.waiting,
             holders=holders,
+            failed_cancels=self.failed_cancels(),
             cause=cause_of(holders, seen.max_concurrent_calls),
         )
 

@@ -80,6 +80,7 @@ class Admission:
             ConfigurationError: The pool's class cannot be derived from.
         """
         base = type(pool)
+        self._ledger.failed_cancels = worker.failed_cancels
         try:
             pool.__class__ = self._guarded(base, proxy, worker)
         except TypeError as error:

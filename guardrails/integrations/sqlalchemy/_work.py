@@ -76,6 +76,10 @@ class Worker(OutsideWork):
             self._backstop = guard.timeout * _BACKSTOP
         self._no_checkout = [(self._door, 0)]
 
+    def failed_cancels(self) -> int:
+        """Number of orders to stop that did not reach the server."""
+        return getattr(self._driver, "failed_cancels", 0)
+
     @property
     def fetches(self) -> bool:
         """Whether fetching rows from an ordinary cursor makes the database work."""
