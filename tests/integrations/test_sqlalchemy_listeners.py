@@ -7,9 +7,10 @@ import functools
 import time
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, text
+from sqlalchemy.event.attr import _ListenerCollection
 
-from guardrails import CallTimeoutError, deadline
+from guardrails import CallTimeoutError, CommitUnknownError, deadline
 from guardrails.integrations.sqlalchemy import pool_status
 from guardrails.testing.proxy import FaultProxy
 from support.sql_lab import in_threads, lab_with, on_loops, on_postgres
@@ -131,6 +132,180 @@ def test_listener_of_a_statement_is_bounded(wired, moment):
         wired.query("select 1")
     asking.clear()
     well_again(wired)
+
+
+MOMENTS = {
+    "begin": lambda user: user.exec_driver_sql("select 1"),
+    "commit": lambda user: user.commit(),
+    "rollback": lambda user: user.rollback(),
+    "savepoint": lambda user: user.begin_nested(),
+    "rollback_savepoint": lambda user: user.get_nested_transaction().rollback(),
+    "release_savepoint": lambda user: user.get_nested_transaction().commit(),
+    "before_execute": lambda user: user.execute(text("select 1")),
+    "after_execute": lambda user: user.execute(text("select 1")),
+    "set_connection_execution_options": lambda user: user.execution_options(mark=1),
+}
+"""What calls the listeners of an event."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_listener_of_a_transaction_is_bounded(wired, moment):
+    """A listener that asks a silent server on the driver's connection costs its caller one timeout."""
+    check_listener(wired, moment, "engine")
+
+
+@pytest.mark.parametrize("lab", ["psycopg", "aiomysql"], indirect=True)
+@pytest.mark.parametrize("where", ["class", "copy"])
+def test_listener_of_all_engines_is_bounded(wired, where):
+    """Whether it listens to the class of engines, or its engine is a copy with other options."""
+    check_listener(wired, "commit", where)
+
+
+def check_listener(wired, moment, where):
+    """Registers a listener, calls it and sees it stopped."""
+    wired.protect(guard={"timeout": LIMIT})
+    asking = []
+
+    def listener(user, *_rest):
+        if asking:
+            wired.wire.hang()
+            ask(user.connection.dbapi_connection)
+
+    registered = Engine if where == "class" else target(wired)
+    event.listen(registered, moment, listener)
+    bare = wired.engine
+    if where == "copy":
+        wired.engine = bare.execution_options(mark=1)
+
+    def work(session):
+        user = session.connection
+        if moment != "begin":
+            session.execute("select 1")
+        if "_savepoint" in moment:
+            user.begin_nested()
+        asking.append(True)
+        MOMENTS[moment](user)
+
+    try:
+        with in_time(wired, times=2), pytest.raises(CallTimeoutError) as caught:
+            wired.run(work)
+        assert not isinstance(caught.value, CommitUnknownError)  # no COMMIT was sent
+        assert wired.guard.snapshot().failed == 1
+    finally:
+        asking.clear()
+        event.remove(registered, moment, listener)
+        wired.engine = bare
+    well_again(wired)
+
+
+@pytest.mark.parametrize("lab", ["psycopg", "asyncpg"], indirect=True)
+@pytest.mark.parametrize("moment", ["begin", "prepare", "commit", "rollback"])
+def test_listener_of_a_two_phase_transaction_is_bounded(wired, moment):
+    """Before each of its phases; none of them has been sent when the listener is stopped."""
+    wired.protect(guard={"timeout": LIMIT})
+    wired.query("select 1")
+
+    def listener(user, *_rest):
+        wired.wire.hang()
+        ask(user.connection.dbapi_connection)
+
+    event.listen(target(wired), f"{moment}_twophase", listener)
+
+    def work(session):
+        transaction = session.connection.begin_twophase()
+        session.execute("select 1")
+        getattr(transaction, moment)()
+
+    with in_time(wired, times=2), pytest.raises(CallTimeoutError) as caught:
+        wired.run(work)
+    assert not isinstance(caught.value, CommitUnknownError)
+    event.remove(target(wired), f"{moment}_twophase", listener)
+    well_again(wired)
+
+
+def test_listener_of_a_checked_out_connection_is_bounded(wired):
+    """One that asks a silent server as soon as somebody has a connection costs its caller one timeout."""
+    wired.protect(guard={"timeout": LIMIT})
+    asking = []
+
+    def listener(user):
+        if asking:
+            wired.wire.hang()
+            ask(user.connection.dbapi_connection)
+
+    event.listen(target(wired), "engine_connect", listener)
+    wired.query("select 1")
+    asking.append(True)
+    with in_time(wired, times=2), pytest.raises(CallTimeoutError):
+        wired.query("select 1")
+    asking.clear()
+    well_again(wired)
+
+
+@on_postgres
+def test_hooked_work_of_a_listener_has_its_own_time(lab):
+    """A statement with a longer limit in a listener has that; what follows it is bounded again."""
+    lab.protect(guard={"timeout": LIMIT})
+    asking = []
+
+    def listener(user):
+        if asking:
+            slow, longer = f"select 7 from pg_sleep({2 * LIMIT})", {"guardrails_timeout": 5}
+            assert user.execute(text(slow), execution_options=longer).scalar() == 7
+            proxy = user.connection
+            proxy.guardrails_timeout = 5
+            cursor = proxy.cursor()
+            cursor.execute(slow)
+            cursor.close()
+            asking.append("came so far")
+            cursor = proxy.dbapi_connection.cursor()
+            cursor.execute("select pg_sleep(20)")
+
+    event.listen(target(lab), "commit", listener)
+
+    def work(session):
+        session.execute("select 1")
+        asking.append(True)
+        session.commit()
+
+    with in_time(lab, times=8), pytest.raises(CallTimeoutError):
+        lab.run(work)
+    assert asking == [True, "came so far"]
+    assert lab.guard.snapshot().failed == 1
+
+
+def test_listeners_of_transactions_are_called_as_before(lab):
+    """With their arguments, in their order, and their errors are theirs; after `detach()` as ever."""
+    lab.protect()
+    seen = []
+    event.listen(target(lab), "commit", lambda user: seen.append(("first", user.in_transaction())))
+    event.listen(target(lab), "commit", lambda conn: seen.append(("named", conn.closed)), named=True)
+
+    def replace(_user, _clause, many, parameters, _options):
+        return text("select 5"), many, parameters
+
+    event.listen(target(lab), "before_execute", replace, retval=True)
+
+    def work(session):
+        result = session.execute("select 1")
+        session.commit()
+        return result
+
+    assert lab.run(work) == 5
+    assert seen == [("first", True), ("named", False)]
+    seen.clear()
+
+    def refuse(_user):
+        raise ValueError("no")
+
+    event.listen(target(lab), "commit", refuse)
+    with pytest.raises(ValueError, match="no"):
+        lab.run(work)
+    event.remove(target(lab), "commit", refuse)
+    lab.guard.detach()
+    assert lab.run(work) == 5
+    assert len(seen) == 4
+    assert type(target(lab).dispatch.commit) is _ListenerCollection
 
 
 def test_listener_that_executes_instead_of_the_dialect_is_bounded(wired):

@@ -35,6 +35,7 @@ class Checkout(_checkouts.Checkout):
         disposed: Whether its pool was disposed of, and its slots with it.
         ends: Whether the statements under way end a two-phase transaction.
         finalizer: Called when the proxy is dropped, where SQLAlchemy's own callback is not enough.
+        listening: Whether a listener of its connection's events runs.
         lent: Stops the work of a user who has asked for the driver's own connection; None if none has, or
             has all the time in the world.
         nested: Whether its holder was refused a second connection.
@@ -54,6 +55,7 @@ class Checkout(_checkouts.Checkout):
         "ends",
         "finalizer",
         "lent",
+        "listening",
         "nested",
         "next_search",
         "pool",
@@ -72,7 +74,7 @@ class Checkout(_checkouts.Checkout):
         self.site = site
         self.who = who
         self.next_search = 0.0
-        self.checking_in = self.disposed = self.ends = self.nested = self.told = False
+        self.checking_in = self.disposed = self.ends = self.listening = self.nested = self.told = False
         self.proxy: Callable[[], object] | None = None
 
     bracket: Limit | None

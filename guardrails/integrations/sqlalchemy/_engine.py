@@ -159,9 +159,10 @@ class _EngineAttachment:
         self._hooks.attach()
         event.listen(self._engine, "handle_error", self._hooks.handle_error)
         self._root = root = _root(self._engine)
-        listened = root._has_events  # noqa: SLF001 - no public way
+        listened = "_has_events" in vars(root)
         event.listen(root, "engine_disposed", self._disposed)
-        root._has_events = listened  # noqa: SLF001 - or each statement asks for listeners
+        if not listened:  # or each statement asks for listeners; those of the class are asked for as ever
+            del root._has_events  # noqa: SLF001 - no public way
 
     def _disposed(self, engine: Engine) -> None:
         self._admission.disposed(engine.pool)

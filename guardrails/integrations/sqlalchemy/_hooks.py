@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import ExceptionContext
 
 from guardrails.errors import CallTimeoutError, CommitUnknownError
+from guardrails.integrations.sqlalchemy._listeners import Listeners
 from guardrails.integrations.sqlalchemy._pool import Admission
 from guardrails.integrations.sqlalchemy._raw import get_held, held
 from guardrails.integrations.sqlalchemy._second import redirected
@@ -42,19 +43,21 @@ class Hooks:
         self._worker = worker
         self._hooked: list[str] = []
         self.checkout_of = admission.checkout_of
-        self.commit = self._around_commit(engine.dialect.do_commit)
-        self.rollback = self._around_rollback(engine.dialect.do_rollback)
+        self._commit = self._around_commit(engine.dialect.do_commit)
+        self._rollback = self._around_rollback(engine.dialect.do_rollback)
+        self._listeners = Listeners(engine, admission.checkout_of, worker)
 
     def attach(self) -> None:
         """Replaces the methods."""
+        self._listeners.attach()
         statements = Statements(self._dialect, self._admission, self._worker)
         self._replace("execution_ctx_cls", statements.contexts(self._dialect.execution_ctx_cls))
         for method in ("do_execute", "do_execute_no_params"):
             self._hook(method, statements.around)
         # PyMySQL makes one INSERT of many only if the statement begins with the word.
         self._hook("do_executemany", partial(statements.around, many=True))
-        self._replace("do_commit", self.commit)
-        self._replace("do_rollback", self.rollback)
+        self._replace("do_commit", self._commit)
+        self._replace("do_rollback", self._rollback)
         self._hook("do_commit_twophase", partial(self._around_second_phase, commit=True))
         self._hook("do_rollback_twophase", partial(self._around_second_phase, commit=False))
         for method in ("get_isolation_level", "set_isolation_level", "reset_isolation_level"):
@@ -67,6 +70,7 @@ class Hooks:
 
     def detach(self) -> None:
         """Brings the dialect's own methods back."""
+        self._listeners.detach()
         for method in self._hooked:
             delattr(self._dialect, method)
         self._hooked.clear()
@@ -96,13 +100,25 @@ class Hooks:
         """See ProxyWork."""
         if kwargs:
             call = partial(call, **kwargs)
-        checkout = self._checkout_of(fairy)
-        return self._worker.run(call, args, held(fairy), checkout, timeout=timeout, proves=proves)
+        connection, checkout = held(fairy), self._checkout_of(fairy)
+        if checkout is None or checkout.bracket is None:
+            return self._worker.run(call, args, connection, checkout, timeout=timeout, proves=proves)
+        work = partial(self._worker.run, call, args, connection, checkout, timeout=timeout, proves=proves)
+        return self._listeners.apart(fairy, work)
+
+    def commit(self, fairy: Any) -> None:
+        """See ProxyWork."""
+        self._listeners.apart(fairy, partial(self._commit, fairy))
+
+    def rollback(self, fairy: Any) -> None:
+        """See ProxyWork."""
+        self._listeners.apart(fairy, partial(self._rollback, fairy))
 
     def end(self, fairy: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool) -> Any:
         """See ProxyWork."""
-        run = self._worker.run
-        return run(call, args, held(fairy), self._checkout_of(fairy), commit=commit, ending=not commit)
+        target = (held(fairy), self._checkout_of(fairy))
+        work = partial(self._worker.run, call, args, *target, commit=commit, ending=not commit)
+        return self._listeners.apart(fairy, work)
 
     def lend(self, fairy: Any) -> None:
         """See ProxyWork."""
@@ -151,8 +167,10 @@ class Hooks:
         fairy = None if connection is None else connection._dbapi_connection  # noqa: SLF001 - likewise
         checkout = None if fairy is None else self._checkout_of(fairy)
         try:
-            if checkout is not None and checkout.bracket is not None:
+            if checkout is not None:
                 self._worker.end_bracket(checkout, error)
+                if checkout.listening and not checkout.spoilt:
+                    self._worker.open_bracket(held(fairy), checkout, None)
         except CallTimeoutError as late:
             error = late
             raise

@@ -178,8 +178,11 @@ def _special_contexts(base: type[ExecutionContext], worker: Worker) -> type[Exec
 
     def post_exec(self: Any) -> None:
         base.post_exec(self)
-        if self.guardrails_checkout is not None and self.guardrails_checkout.bracket is not None:
-            worker.end_bracket(self.guardrails_checkout)
+        checkout = self.guardrails_checkout
+        if checkout is not None and checkout.bracket is not None:
+            worker.end_bracket(checkout)
+            if checkout.listening:
+                worker.open_bracket(self._dbapi_connection, checkout, None)
 
     def _setup_result_proxy(self: Any) -> Any:
         if self.guardrails_fetching is not None:
