@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import weakref
@@ -13,13 +14,33 @@ from hypothesis import Phase, settings
 from guardrails import Guard, _deadline
 from guardrails._door import all_doors
 from guardrails.testing.clock import FakeClock
+from support import selection
 from support.flavours import AsyncFlavour, SyncFlavour
 
-settings.register_profile("suite", deadline=None, max_examples=60)
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("full", deadline=None, max_examples=200)
 settings.register_profile(
     "mutants", deadline=None, max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate]
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Leaves the thousands of collected tests out of every later collection of garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Before pytest chooses by the marks."""
+    selection.mark(items)
+
 
 _seen = weakref.WeakSet()
 """Doors of earlier tests: a failed test's traceback may keep its doors alive, and must not fail the next."""

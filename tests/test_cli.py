@@ -126,6 +126,7 @@ INTERRUPT = (
 )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", ["demo", "diagnose", "doctor", "size", "watch", "--help"])
 def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path, command):
     """At the first import and at later ones: nothing is printed, and the code is 130, every time."""
@@ -149,6 +150,7 @@ def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path, command):
     assert interrupted >= 3
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "words", [["watch", "{}"], ["watch", "{}", "--json"], ["doctor", "--app", "slow:app"]]
 )

@@ -44,6 +44,7 @@ def down(service, rates, how, seed=None, until=30.0):
     return service
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", [None, 1, 2])
 @pytest.mark.parametrize("neighbour", ["other", "direct"])
 @pytest.mark.parametrize("rate", RATES)

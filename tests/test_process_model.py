@@ -50,6 +50,7 @@ def test_a_guard_among_greenlets(check):
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
 
+@pytest.mark.sampled(1)
 @needs("gevent")
 @pytest.mark.parametrize("check", ["redis", "psycopg"])
 def test_a_guarded_pool_among_greenlets(check):
@@ -114,6 +115,7 @@ def story():
     return ended.stdout
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("switches", "variables"),
     [

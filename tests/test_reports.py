@@ -95,6 +95,7 @@ def test_a_circuit_says_why_it_has_opened_and_for_how_long(
     assert line.endswith(f": {words}; refusing for 2 s")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("part", ["", "compartment"])
 def test_a_locked_table_reads_calmly_on_stderr_where_logging_is_not_configured(postgres, part):
     """About one line a second; which line, why, how long; no SQL, no address."""

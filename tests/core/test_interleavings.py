@@ -133,6 +133,7 @@ def told_by(*actors, **parts):
     return story
 
 
+@pytest.mark.sampled(60)
 @pytest.mark.parametrize("limit", [1, 2])
 @pytest.mark.parametrize("actors", STORIES, ids=lambda actors: "-".join(actor.__name__ for actor in actors))
 def test_every_order_of_moves(actors, limit):

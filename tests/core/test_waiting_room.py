@@ -67,6 +67,7 @@ def refused(slots, seconds, utilisation, max_wait=MAX_WAIT, arrivals=30_000):
     return Counter({reason: count / arrivals for reason, count in room.gate.rejected.items()})
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seconds", [0.005, 0.01, 0.02, 0.05])
 def test_hardly_anybody_is_refused_at_80_percent(seconds):
     """SQLAlchemy's default pool of 15, and queries as they usually are: fewer than one in a thousand."""
@@ -79,6 +80,7 @@ def test_without_a_queue_many_are_refused():
     assert refused(15, 0.02, 0.6, max_wait=0).total() == pytest.approx(0.020, abs=0.005)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("slots", [4, 10, 50])
 @pytest.mark.parametrize("times", [1.5, 3, 10])
 def test_overload_leaves_no_slot_idle_and_few_wait_in_vain(slots, times):

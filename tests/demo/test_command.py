@@ -95,6 +95,7 @@ def test_a_short_run_from_end_to_end(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_bystander_lives_without_a_declared_compartment(tmp_path):
     """Compartments that form by themselves keep the other table's endpoint alive through the lock."""
     words = ("--headless", "--seconds", "20", "--compartments", "auto", "--json", "out.json")
@@ -109,6 +110,7 @@ def test_the_bystander_lives_without_a_declared_compartment(tmp_path):
     assert sums["guarded"]["queries_left_running"] == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("moment", "signum"),
     [
@@ -174,6 +176,7 @@ def test_an_unreachable_database_is_one_clear_line(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_database_of_ones_own_is_left_as_it_was(tmp_path):
     """Interrupted in the middle of the fault, too, the schema goes."""
     with PostgresServer.start() as server:
@@ -192,6 +195,7 @@ def test_a_database_of_ones_own_is_left_as_it_was(tmp_path):
     assert (schemas, others) == ((0,), (0,))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("module", "hint"),
     [
@@ -221,6 +225,7 @@ def test_a_missing_extra_is_one_clear_line(tmp_path, module, hint):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_read_only_home_does_not_matter(tmp_path):
     home = tmp_path / "home"
     home.mkdir(mode=0o500)
@@ -232,6 +237,7 @@ def test_a_read_only_home_does_not_matter(tmp_path):
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_database_lost_on_the_way_is_one_clear_line(tmp_path):
     with (
         PostgresServer.start() as server,

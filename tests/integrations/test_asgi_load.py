@@ -29,6 +29,7 @@ def visiting(url, story, **settings):
     return asyncio.run(main())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -57,6 +58,7 @@ def test_slow_queries_do_not_take_the_threads(postgres, settings):
     assert quantile(refused, 0.9) < QUERY / 2
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 @pytest.mark.parametrize("times", [3, 10])
 def test_overload_costs_the_good_answers_nothing(postgres, driver, times):
@@ -117,6 +119,7 @@ def test_a_flood_of_batches_leaves_the_people_alone(postgres):
     assert (held["in_use"], held["checked_out"], held["in_flight"], held["state"]) == (0, 0, 0, "closed")
 
 
+@pytest.mark.slow
 def test_clients_who_vanish_in_mid_stream_leave_nothing(postgres):
     """No slot, no task, no connection, no request; and they are no evidence against the database."""
 

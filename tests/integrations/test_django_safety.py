@@ -185,12 +185,7 @@ def site(servers):
     return site
 
 
-QUICK = {
-    *(("manage.py test", layout) for layout in LAYOUTS),
-    ("--keepdb, twice", "none, then a pool, one guard"),
-    ("--parallel 2 --keepdb, twice", "pools"),
-    ("pytest-django, xdist", "a pool, then none, one guard"),
-}
+QUICK = {("manage.py test", "pools"), ("pytest-django, xdist", "a pool, then none, one guard")}
 """What is always run; the rest of the table is marked slow."""
 
 CASES = [
@@ -211,6 +206,7 @@ def test_test_runners_leave_production_alone(site, run, layout):
     assert {name.partition("_production")[0] for name in reached if "production" in name} == {"test"}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("layout", ["no pool", "pools"])
 def test_djangos_own_backend_passes_the_same_test(site, layout):
     """So that what is asked for above is no more than what Django itself does."""
@@ -228,6 +224,7 @@ def test_whoever_reaches_production_is_noticed(site):
         site.check()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("pool", [{}, POOL], ids=["no pool", "pool"])
 def test_commands_reach_the_alias_they_are_told(site, pool):
     """And no other: one that is emptied, filled, read and looked at."""

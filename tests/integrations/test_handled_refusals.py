@@ -550,6 +550,7 @@ def replaced(client, cache):
     return lambda: Answer(str(read()))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("handled", [remembered, caught, replaced])
 @pytest.mark.parametrize("way", ["in fastapi", "in flask", "in django, WSGI", "in django, ASGI"])
 def test_frozen_cache_that_fails_open_never_refuses_a_route(build, valkey, way, handled):

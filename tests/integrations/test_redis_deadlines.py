@@ -97,6 +97,7 @@ def test_trickling_server_cannot_extend_the_deadline(cache, wire, work):
     assert cache.do(lambda client: client.set("key", "value"))
 
 
+@pytest.mark.sampled
 @with_each_parser
 @pytest.mark.parametrize("fault", ["hang", "reset", "half_close", "refuse", "truncate"])
 def test_broken_wire_ends_in_time(cache, wire, work, fault):
@@ -209,6 +210,7 @@ def test_blocking_pop_waits_as_long_as_it_asked(cache):
     assert (snapshot.state, snapshot.failed, snapshot.slow) == ("closed", 0, 0)
 
 
+@pytest.mark.slow
 def test_blocking_pop_of_seven_seconds_under_a_second(cache):
     """The case of the default client: BLPOP 7 under a timeout of 1, which redis-py alone fails after 5."""
     cache.protect(guard={"timeout": 1.0}, socket_timeout=5)
@@ -377,6 +379,7 @@ def is_gone(cache, work):
         gc.enable()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("when", ["cold", "warm"])
 def test_a_timeout_is_gone_when_it_has_been_handled(cache, valkey, work, when):
     """No frame that its traceback keeps may keep the error in turn, with the client's buffers and all."""

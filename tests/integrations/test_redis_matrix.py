@@ -155,6 +155,7 @@ def server(request):
         yield server
 
 
+@pytest.mark.sampled
 @with_each_parser
 @pytest.mark.parametrize(
     ("server", "fault"),

@@ -239,6 +239,7 @@ def test_the_page_lists_the_codes_of_failures():
 # --- a server that dies ------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 def test_a_killed_server_fails_at_once_and_is_found_again(own_lab):
     """kill -9: statements under way fail at once; after the restart the pool serves again."""
     lab = own_lab
@@ -257,6 +258,7 @@ def test_a_killed_server_fails_at_once_and_is_found_again(own_lab):
     assert lab.pool.checkedout() == lab.guard.snapshot().in_use == 0
 
 
+@pytest.mark.sampled(1)
 def test_shutdown_is_a_failure(own_lab):
     """A statement that the server's going down cuts short did not get its answer."""
     lab = own_lab
@@ -269,6 +271,7 @@ def test_shutdown_is_a_failure(own_lab):
     assert lab.query("select 42") == 42
 
 
+@pytest.mark.sampled(1)
 def test_a_restarted_server_costs_one_failure_and_no_slot(own_lab):
     """Idle connections the restart has closed are found out on their next use, or by a pre-ping."""
     lab = own_lab
@@ -319,6 +322,7 @@ def test_only_our_own_connection_is_recognised(rows, port, messenger, ours):
     assert Target(7, port).is_among(rows, Target(9, messenger)) is ours
 
 
+@pytest.mark.sampled(1)
 def test_kills_never_hit_an_innocent(maria_lab):
     """Statements about as long as their limit beside others that have time: those all come through."""
     lab = maria_lab
@@ -346,6 +350,7 @@ def test_kills_never_hit_an_innocent(maria_lab):
 # --- the backstop ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 def test_the_server_ends_what_nobody_can_kill(own_lab):
     """With no connection left for a KILL the socket is cut, and the backstop ends the statement."""
     lab = own_lab

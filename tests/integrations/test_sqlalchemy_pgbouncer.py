@@ -76,6 +76,7 @@ def check(bouncer, served, wrong, guards, pools):
     assert [pool.checkedout() for pool in pools] == [0, 0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 def test_two_applications_do_not_meet_in_threads(bouncer, postgres, driver):
     """Transactions of two engines with different timeouts: each gets its own answers and limits."""
@@ -113,6 +114,7 @@ def test_two_applications_do_not_meet_in_threads(bouncer, postgres, driver):
     assert_no_setting_is_left(bouncer)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_two_applications_do_not_meet_in_tasks(bouncer, postgres, driver):
     """The same on an event loop; no cancellation is left behind either."""

@@ -3,8 +3,8 @@
 To add a suite:
 
 1. Write ``test_<library>_suite.py``. Call `sdist` for the source distribution of the installed version.
-2. If pytest runs the suite, write a plugin in ``suite_plugins/`` that puts guards where the tests make what can
-   be guarded, and call `run_pytest`. Otherwise start the suite's own runner with `start`, twice, with an
+2. If pytest runs the suite, write a plugin in ``suite_plugins/`` that puts guards where the tests make what
+   can be guarded, and call `run_pytest`. Otherwise start the suite's own runner with `start`, twice, with an
    environment that tells bare from guarded, and have it write its outcomes for `read_lines`.
 3. Assert how much was run and guarded, and that `differences` finds none but those that are meant, each
    with its reason.

@@ -1,0 +1,79 @@
+"""Which tests need servers, and which cases of a large table run by default; the others are marked ``slow``.
+
+- A test that takes a driver runs with one driver for threads and one for event loops. The pair follows from
+  the test's name, so that every driver has its share of the tests, and a test the same pair in every run.
+- A test marked ``sampled`` runs with so few of its cases that each value of each parameter has come;
+  ``sampled(3)`` runs three of them.
+- A test marked ``every_driver`` runs with all.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+
+import pytest
+
+from support.sql_lab import DRIVERS
+
+SERVER_FIXTURES = {"postgres", "mariadb", "valkey"}
+SERVER_CLASSES = {"PostgresServer", "MariaDBServer", "ValkeyServer", "RedisServer"}
+
+
+def mark(items):
+    """Marks what needs a server as ``server``, and the cases that have no turn as ``slow``."""
+    tests = defaultdict(list)
+    for item in items:
+        if SERVER_FIXTURES & set(item.fixturenames) or SERVER_CLASSES & vars(item.module).keys():
+            item.add_marker(pytest.mark.server)
+        if hasattr(item, "callspec"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for cases in tests.values():
+        for item in _without_turn(cases):
+            item.add_marker(pytest.mark.slow)
+
+
+def _without_turn(cases):
+    sampled = cases[0].get_closest_marker("sampled")
+    if sampled is not None:
+        return set(cases) - set(_sample(cases, *sampled.args))
+    if cases[0].get_closest_marker("every_driver") is not None:
+        return set()
+    return {item for item in cases if not _has_turn(item, cases)}
+
+
+def _sample(cases, most=None):
+    """The cases with the most new values, one after the other, until no value is new."""
+    left, seen = sorted(cases, key=_number), set()
+    while left and most != 0:
+        best = max(left, key=lambda item: len(_values(item) - seen))
+        if not _values(best) - seen and most is None:
+            return
+        yield best
+        left.remove(best)
+        seen |= _values(best)
+        most = most and most - 1
+
+
+def _has_turn(item, cases):
+    """Whether it is the turn of the case's driver among those for the same kind of caller."""
+    driver = _driver(item)
+    if driver is None:
+        return True
+    same = item.nodeid.replace(driver, "*")
+    rivals = {_driver(other) for other in cases if other.nodeid.replace(str(_driver(other)), "*") == same}
+    kind = sorted(name for name in rivals if DRIVERS[name][2] == DRIVERS[driver][2])
+    return driver == kind[zlib.crc32(same.rpartition("::")[2].encode()) % len(kind)]
+
+
+def _driver(item):
+    params = item.callspec.params.values()
+    return next((param for param in params if isinstance(param, str) and param in DRIVERS), None)
+
+
+def _values(item):
+    return {(name, id(value)) for name, value in item.callspec.params.items()}
+
+
+def _number(item):
+    return zlib.crc32(item.name.encode())
