@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
-import re
 import threading
 
 import pytest
@@ -13,7 +11,6 @@ import redis
 from guardrails import CallTimeoutError, CircuitOpenError
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import ValkeyServer
-from support.paths import DOCS
 from support.polling import poll
 from support.redis_lab import LATE, RedisServer, Stopwatch, frozen, nimble, with_each_parser
 
@@ -30,8 +27,6 @@ SHAPES = [
 ]
 
 ANSWERS = [True, [True, b"value"], [True, b"value"]]
-
-HERE = pathlib.Path(__file__).parent
 
 
 def answers(client):
@@ -189,16 +184,3 @@ def test_calls_end_the_circuit_opens_and_heals(cache, server, fault):
                 return [cache.do(work) for work in SHAPES] == ANSWERS and guard.state == "closed"
 
         poll(healed, "the circuit has closed by itself", OPEN_WAIT + 1.0 + 4 * LATE)
-
-
-PAGE = (DOCS / "redis.md").read_text()
-
-
-def test_the_page_names_every_fault_and_no_test_that_is_not():
-    """The table of the page is what these tests do."""
-    rows = re.findall(r"^\| [^|]+ \| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert rows == FAULTS
-    named = re.findall(r"`(test_redis_\w+\.py)::(test_\w+)`", PAGE)
-    assert len(named) >= len(FAULTS)
-    for file, test in named:
-        assert f"\ndef {test}(" in (HERE / file).read_text(), f"{file} has no {test}"
