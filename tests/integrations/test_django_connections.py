@@ -27,7 +27,7 @@ from guardrails import (
     Guard,
     deadline,
 )
-from guardrails.integrations.sqlalchemy._opening import Connecting, Openings, StoppedError
+from guardrails.integrations.sqlalchemy._opening import InThread, Openings, StoppedError
 from support import django_lab
 from support.polling import poll
 
@@ -231,7 +231,7 @@ def test_a_wait_abandoned_in_another_thread_would_cost_one(postgres):
         pool.wait()
         held = pool.getconn()
         with pytest.raises(StoppedError):
-            Connecting(partial(pool.getconn, 10), Openings(1)).within(0.1)
+            Openings(lambda: 1).open(InThread(partial(pool.getconn, 10), None, 0.1))
         pool.putconn(held)
         poll(lambda: pool.get_stats()["requests_waiting"] == 0, "the abandoned wait has got it")
         for thread in threading.enumerate():
@@ -412,6 +412,18 @@ def test_pages_of_a_server_side_cursor_are_read_once(kept):
         cursor.execute("select generate_series(1, 25)")
         assert next(iter(cursor.cursor)) == (1,)
         assert [row[0] for row in cursor.cursor] == list(range(2, 26))
+
+
+def test_a_refused_commit_is_rolled_back(kept):
+    """Else the next COMMIT on the connection would be for its rows, too."""
+    with kept.cursor() as cursor:
+        cursor.execute("create temporary table refused (n int)")
+    with pytest.raises(DeadlineSpentError), deadline(0.2), transaction.atomic(using="shop"):
+        ask(kept, "insert into refused values (1) returning n")
+        time.sleep(0.25)
+    with transaction.atomic(using="shop"):
+        ask(kept, "insert into refused values (2) returning n")
+    assert ask(kept, "select sum(n) from refused") == 2
 
 
 def test_the_end_of_a_savepoint_is_given_time_when_there_is_none(kept, db):

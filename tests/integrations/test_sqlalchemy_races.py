@@ -77,7 +77,7 @@ def test_many_deadlines_share_one_timer(monkeypatch):
     monkeypatch.setattr(Alarms, "_sweep", lambda self: sweeps.append(1) or sweep(self))
 
     async def main():
-        bounds = _stopping.Bounds(Asyncpg(), lambda connection: connection, is_async=True, slots=5)
+        bounds = _stopping.Bounds(Asyncpg(), lambda connection: connection, is_async=True, slots=lambda: 5)
         for number in range(10_000):
             assert bounds.run(int, (number,), None, 5.0) == number
             if number % 100 == 0:
@@ -109,7 +109,7 @@ def test_order_that_cannot_be_given_stops_no_other():
             raise ValueError("no active connection")
 
     async def main():
-        bounds = _stopping.Bounds(Broken(), lambda connection: connection, is_async=True, slots=5)
+        bounds = _stopping.Bounds(Broken(), lambda connection: connection, is_async=True, slots=lambda: 5)
         for _ in range(2):
             bounds.lend("a connection", 0.01)
             end = time.monotonic() + 5

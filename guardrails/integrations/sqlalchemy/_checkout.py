@@ -33,7 +33,7 @@ class Checkout(_checkouts.Checkout):
         bracket: Stops listeners that use the connection; None while no listener runs.
         checking_in: Whether listeners see its return.
         disposed: Whether its pool was disposed of, and its slots with it.
-        ends: Whether the statements under way end a two-phase transaction.
+        ends: Whether the statements under way are of a phase that must not be given up in the middle.
         finalizer: Called when the proxy is dropped, where SQLAlchemy's own callback is not enough.
         listening: Whether a listener of its connection's events runs.
         lent: Stops the work of a user who has asked for the driver's own connection; None if none has, or

@@ -12,15 +12,12 @@ from typing import Any, Protocol
 from guardrails._alarm import Alarm, Alarms, alarms_of
 from guardrails._waiting import on_event_loop
 from guardrails.integrations.sqlalchemy._drivers import Driver
-from guardrails.integrations.sqlalchemy._opening import Connecting, Openings, StoppedError, within_task
+from guardrails.integrations.sqlalchemy._opening import InThread, Openings, StoppedError, lasting
 from guardrails.integrations.sqlalchemy._watchdog import AGAIN, GRACE, watch
 
 __all__ = ["Bounds", "Limit", "StoppedError"]
 
 _Call = Callable[[], Any]
-
-_SPARE = 2
-"""Openings that may be under way beyond the guard's slots: those of given-up connects hold places, too."""
 
 _get_running_loop, _current_task, _monotonic = asyncio.get_running_loop, asyncio.current_task, time.monotonic
 
@@ -86,13 +83,13 @@ class Bounds:
         driver: How its calls are stopped; None leaves them unbounded.
         own: Gives the driver's own connection for SQLAlchemy's.
         is_async: Whether the work runs on an event loop, inside SQLAlchemy's greenlet.
-        slots: The guard's slots, which bound how many connections are opened at once.
+        slots: Gives the guard's number of slots, which bounds how many connections are opened at once.
     """
 
     def __init__(
-        self, driver: Driver | None, own: Callable[[Any], Any], *, is_async: bool, slots: int
+        self, driver: Driver | None, own: Callable[[Any], Any], *, is_async: bool, slots: Callable[[], int]
     ) -> None:
-        self._openings = Openings(slots + _SPARE)
+        self._openings = Openings(slots)
         self._driver = driver
         self._own = own
         self._is_async = is_async
@@ -166,15 +163,31 @@ class Bounds:
         """Opens a connection; see Driver.open for the arguments.
 
         Raises:
-            StoppedError: There is none yet. One that comes later is closed.
+            StoppedError: There is none yet. The next caller may get it.
         """
         driver = self._driver
         if seconds is None or driver is None:
             return connect(**arguments)
-        call = partial(driver.open, connect, arguments, seconds, backstop)
-        if self._is_async:
-            return within_task(call, seconds)
-        return Connecting(call, self._openings).within(seconds) if driver.connects_anywhere else call()
+        if not driver.connects_anywhere:
+            # A file, or a pool with a time limit of its own: there is no server that keeps what was given up.
+            call = partial(driver.open, connect, arguments, seconds, backstop)
+            return self._in_task().within_task(call, seconds) if self._is_async else call()
+        # With several hosts the driver goes from one that is silent to the next, which must not take long.
+        patience = seconds if _several(arguments.get("host")) else lasting(seconds)
+        call = partial(driver.open, connect, arguments, patience, backstop)
+        called = (connect.func, connect.args) if isinstance(connect, partial) else connect
+        if not self._is_async:
+            return self._openings.open(InThread(call, (called, arguments), seconds))
+        if not self._in_task().in_greenlet():
+            return call()
+        return self._openings.open(self._in_task().InTask(call, (called, arguments), seconds))
+
+    @staticmethod
+    def _in_task() -> Any:
+        # Imported when needed: Django's users need not have SQLAlchemy.
+        from guardrails.integrations.sqlalchemy import _opening_in_task  # noqa: PLC0415
+
+        return _opening_in_task
 
     def _gave_up(self, error: BaseException, limit: Limit) -> bool:
         """Whether the driver ended its work by itself, as it had been prepared to."""
@@ -252,3 +265,8 @@ def _ring(verbs: _Verbs, connection: Any, seconds: float) -> _OnLoop:
     if due < alarms.planned:
         alarms.plan(loop, due)
     return limit
+
+
+def _several(host: object) -> bool:
+    """Whether a driver is given more than one host."""
+    return (isinstance(host, str) and "," in host) or (isinstance(host, list | tuple) and len(host) > 1)

@@ -60,8 +60,9 @@ class Worker(OutsideWork):
         errors: tuple[type[Exception], ...],
         backstop: float | None = None,
     ) -> None:
-        slots = guard.passage.doors[0].gate.bulkhead.limit
-        super().__init__(guard, Bounds(driver, own, is_async=is_async, slots=slots), is_async=is_async)
+        door = guard.passage.doors[0]
+        bounds = Bounds(driver, own, is_async=is_async, slots=lambda: door.gate.bulkhead.limit)
+        super().__init__(guard, bounds, is_async=is_async)
         self._timeout = guard.timeout
         self._driver = driver
         self.questioned: list[Any] = []
@@ -210,7 +211,7 @@ class Worker(OutsideWork):
             arguments: What the engine gives it.
 
         Raises:
-            CallTimeoutError: There is no connection yet. One that comes later is closed.
+            CallTimeoutError: There is no connection yet. The next caller may get it.
         """
         seconds, own = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
@@ -234,6 +235,16 @@ class Worker(OutsideWork):
                 door, ticket = tickets.pop()
                 door.end(ticket, outcome)
         return connection
+
+    def check_time_left(self) -> None:
+        """Checks that there is time for what must not be given up in the middle.
+
+        Raises:
+            DeadlineSpentError: There is none.
+        """
+        seconds, _ = time_allowed(self._guard)
+        if seconds is not None and seconds <= 0:
+            raise self._door.refuse("deadline_spent")
 
     def _spent(self, *, ending: bool) -> float:
         """The time work gets when there is none: what ends something gets a little, the rest is refused."""

@@ -75,7 +75,7 @@ class Driver(Protocol):
         Args:
             connect: What opens one, given keyword arguments.
             arguments: What the engine gives it.
-            seconds: How long anybody waits for it. A thread that opens one should end soon after.
+            seconds: How long it may take. A thread that opens one should end soon after.
             backstop: Seconds after which the server should end any statement by itself, for the time
                 when it cannot be told; None for no such limit.
         """
