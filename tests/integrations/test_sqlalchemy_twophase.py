@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from guardrails import CallTimeoutError, CircuitOpenError, CommitUnknownError, deadline
 from guardrails.testing.proxy import FaultProxy
+from support.prepared import tidy
 
 LIMIT = 0.5
 LATE = 0.25 + 0.1 + 0.4
@@ -28,20 +29,6 @@ def wired(lab):
         wire.heal()
         lab.dispose()
     tidy(lab)
-
-
-def tidy(lab):
-    """Rolls back what a test left prepared."""
-    if lab.driver in {"pymysql", "aiomysql", "asyncmy"}:
-        with lab.backend.connect() as connection, connection.cursor() as cursor:
-            cursor.execute("xa recover")
-            for row in cursor.fetchall():
-                with contextlib.suppress(Exception):
-                    cursor.execute(f"xa rollback '{row[3]}'")
-        return
-    with lab.backend.connect() as connection:
-        for (name,) in connection.execute("select gid from pg_prepared_xacts").fetchall():
-            connection.execute(f"rollback prepared '{name}'")
 
 
 PHASES = {
@@ -74,7 +61,7 @@ def prepared(connection):
 def test_phase_on_a_silent_wire_ends(wired, phase):
     """Each phase ends by its deadline; a commit that hung may have happened, and is called so."""
     wired.protect(guard={"timeout": LIMIT}, pool_size=1, max_overflow=0)
-    wired.query("select 1")
+    wired.soon()
     error = CommitUnknownError if phase.startswith("commit") else CallTimeoutError
     start = None
 
@@ -93,7 +80,7 @@ def test_phase_on_a_silent_wire_ends(wired, phase):
     assert (wired.pool.checkedout(), wired.guard.snapshot().in_use) == (0, 0)
     assert wired.guard.snapshot().failed >= 1
     wired.wire.heal()
-    assert wired.query("select 42") == 42
+    assert wired.soon() == 42
 
 
 def test_ends_pass_a_closed_door(lab):

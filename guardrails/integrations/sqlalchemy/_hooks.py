@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 from sqlalchemy.engine import ExceptionContext
 
-from guardrails.errors import CallTimeoutError, CommitUnknownError
+from guardrails.errors import CallTimeoutError, RejectedError
 from guardrails.integrations.sqlalchemy._listeners import Listeners
 from guardrails.integrations.sqlalchemy._pool import Admission
 from guardrails.integrations.sqlalchemy._raw import get_held, held
 from guardrails.integrations.sqlalchemy._second import redirected
 from guardrails.integrations.sqlalchemy._statements import Statements, checked
+from guardrails.integrations.sqlalchemy._two_phase import TwoPhase
 from guardrails.integrations.sqlalchemy._work import Worker
 
 if TYPE_CHECKING:
@@ -56,10 +57,12 @@ class Hooks:
             self._hook(method, statements.around)
         # PyMySQL makes one INSERT of many only if the statement begins with the word.
         self._hook("do_executemany", partial(statements.around, many=True))
-        self._replace("do_commit", self._commit)
+        self._replace("do_commit", self._around_commit_of_sqlalchemy)
         self._replace("do_rollback", self._rollback)
-        self._hook("do_commit_twophase", partial(self._around_second_phase, commit=True))
-        self._hook("do_rollback_twophase", partial(self._around_second_phase, commit=False))
+        phases = TwoPhase(self._dialect, self._admission, self._worker)
+        self._hook("do_prepare_twophase", phases.around_prepare)
+        self._hook("do_commit_twophase", partial(phases.around_end, commit=True))
+        self._hook("do_rollback_twophase", partial(phases.around_end, commit=False))
         for method in ("get_isolation_level", "set_isolation_level", "reset_isolation_level"):
             self._hook(method, self._around_isolation_level)
         self._hook("do_ping", self._around_ping)
@@ -114,10 +117,12 @@ class Hooks:
         """See ProxyWork."""
         self._listeners.apart(fairy, partial(self._rollback, fairy))
 
-    def end(self, fairy: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool) -> Any:
+    def end(
+        self, fairy: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool, ending: bool
+    ) -> Any:
         """See ProxyWork."""
         target = (held(fairy), self._checkout_of(fairy))
-        work = partial(self._worker.run, call, args, *target, commit=commit, ending=not commit)
+        work = partial(self._worker.run, call, args, *target, commit=commit, ending=ending)
         return self._listeners.apart(fairy, work)
 
     def lend(self, fairy: Any) -> None:
@@ -199,31 +204,17 @@ class Hooks:
 
         return commit
 
-    def _around_second_phase(self, original: Callable[..., Any], *, commit: bool) -> Callable[..., Any]:
-        """Bounds the end of a two-phase transaction: one call of PEP 249's, or statements."""
-        unknown = self._worker.unknown
+    def _around_commit_of_sqlalchemy(self, fairy: Any) -> Any:
+        """Commits, and rolls back if that is refused.
 
-        def end(connection: Any, *args: Any, **kwargs: Any) -> Any:
-            fairy = connection.connection
-            call = partial(original, connection, **kwargs)
-            if hasattr(held(fairy), "tpc_commit"):
-                return fairy.guardrails_end(call, *args, commit=commit)
-            checkout = self._checkout_of(fairy)
-            try:
-                if checkout is not None:
-                    checkout.ends = not commit
-                return call(*args)  # it arrives at the hooks as statements
-            except CommitUnknownError:
-                raise
-            except CallTimeoutError as error:
-                if not commit:
-                    raise
-                raise unknown(error) from error.__cause__
-            finally:
-                if checkout is not None:
-                    checkout.ends = False
-
-        return end
+        SQLAlchemy takes a transaction for ended whose COMMIT has raised, and gives its connection back as it
+        is: whoever has it next would commit both.
+        """
+        try:
+            return self._commit(fairy)
+        except RejectedError:
+            self._rollback(fairy)
+            raise
 
     def _around_isolation_level(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Bounds the calls that read or set an isolation level; resetting it is a part of a check-in."""

@@ -68,8 +68,10 @@ class ProxyWork(Protocol):
     def rollback(self, connection: Any) -> None:
         """Rolls back on a proxied connection."""
 
-    def end(self, connection: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool) -> Any:
-        """Runs what ends a two-phase transaction."""
+    def end(
+        self, connection: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool, ending: bool
+    ) -> Any:
+        """Runs what ends a two-phase transaction; ``ending``: even when no time is left."""
 
     checkout_of: Callable[[Any], Checkout | None]
     """Gives the checkout that a pool's record is in."""
@@ -161,11 +163,14 @@ class _GuardedConnection(_ConnectionFairy):
             return close(*error)
         return self._end(self._work.finish, close, error, self.guardrails_timeout)
 
-    def guardrails_end(self, call: Callable[..., Any], *args: Any, commit: bool) -> Any:
-        """Runs what ends a two-phase transaction."""
+    def guardrails_end(
+        self, call: Callable[..., Any], *args: Any, commit: bool, ending: bool | None = None
+    ) -> Any:
+        """Runs what ends a two-phase transaction; ``ending``: even when no time is left."""
         if not self.is_valid:
             return call(*args)
-        return self._end(partial(self._work.end, commit=commit), call, args)
+        ending = not commit if ending is None else ending
+        return self._end(partial(self._work.end, commit=commit, ending=ending), call, args)
 
     def _allow(self, statement: Any) -> Any:
         return self._work.allow(statement, self.guardrails_timeout)

@@ -18,7 +18,7 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.utils.functional import cached_property
 
 from guardrails._deadline import note_trouble
-from guardrails.errors import CallTimeoutError
+from guardrails.errors import CallTimeoutError, RejectedError
 
 if not is_psycopg3:
     raise ImportError(
@@ -238,7 +238,11 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
 
     def _commit(self) -> None:
         if self.connection is not None:
-            self._work(super()._commit, (), commit=True)
+            try:
+                self._work(super()._commit, (), commit=True)
+            except RejectedError:
+                self._rollback()  # which Django does for the database's own errors only
+                raise
 
     def _rollback(self) -> None:
         if self.connection is not None:
