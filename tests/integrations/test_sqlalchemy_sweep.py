@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import itertools
 import threading
@@ -17,8 +18,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from guardrails import protect
+from support.foreign_pool import foreign_pool
 from support.polling import poll
-from support.sql_lab import on_loops
+from support.prepared import tidy
+from support.sql_lab import lab_with, on_loops
 
 BATCH = (1, 2, 3)
 NUMBERS = text(" union all ".join(f"select {number}" for number in range(5)))
@@ -112,8 +115,13 @@ async def journey(engine):
 async def batch(engine):
     """Many rows in one call, and a COMMIT."""
     async with engine.connect() as connection:
-        await connection.execute(text("insert into batches values (:n)"), [{"n": n} for n in BATCH])
-        await connection.commit()
+        await batch_on(connection)
+
+
+async def batch_on(connection):
+    """Likewise on a connection."""
+    await connection.execute(text("insert into batches values (:n)"), [{"n": n} for n in BATCH])
+    await connection.commit()
 
 
 async def raw_cursors(engine):
@@ -163,15 +171,37 @@ async def listened(engine):
         await connection.commit()
 
 
+def in_two_phases(connection):
+    """Many rows, prepared and committed."""
+    with connection.begin_twophase() as transaction:
+        connection.execute(text("insert into batches values (:n)"), [{"n": n} for n in BATCH])
+        transaction.prepare()
+        transaction.commit()
+
+
+async def two_phases(engine):
+    """The same in a transaction of two phases, whose orphans keep their rows locked."""
+    async with engine.connect() as connection:
+        await connection.run_sync(in_two_phases)
+
+
+async def of_a_level(engine):
+    """A statement and a COMMIT of an isolation level, which ends with the checkout."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="SERIALIZABLE")
+        await batch_on(connection)
+
+
 async def sweep(engine, db, how, work, *, cold=False, tidy=lambda: None):
     """Cancels a piece of work at its first await point, at its second, and so on; returns how many it has."""
+    checked_out = getattr(engine.pool, "checkedout", lambda: 0)  # a NullPool does not count
     for point in itertools.count(1):
         if cold:
             await engine.dispose()
         reached = await how(work(engine), point)
         tidy()
         assert asyncio.current_task().cancelling() == 0
-        assert (engine.pool.checkedout(), db.snapshot().in_use) == (0, 0), f"at point {point}"
+        assert (checked_out(), db.snapshot().in_use) == (0, 0), f"at point {point}"
         async with engine.connect() as connection:
             assert (await connection.execute(text(f"select {point}"))).scalar() == point
         if reached < point:
@@ -185,9 +215,12 @@ async def sweep(engine, db, how, work, *, cold=False, tidy=lambda: None):
 
 @pytest.fixture
 def batches(lab):
-    """The table that is written to."""
+    """The table that is written to; afterwards no transaction is left prepared that keeps it locked."""
     lab.aside("drop table if exists batches", "create table batches (n int)")
     yield
+    lab.dispose()
+    poll(lambda: lab.server_side("true") == 0, "the test's connections are gone from the server", 10)
+    tidy(lab)
     lab.aside("drop table batches")
 
 
@@ -220,6 +253,51 @@ def test_cancellation_at_every_await_point(lab, how, pool, work):
     gc.collect()  # a driver whose connect was cancelled leaves a socket in a cycle
     assert points >= 3
     poll(lambda: lab.server_side("true") <= 2, "only the pool's connections are left")
+
+
+@on_loops
+@every_way
+@pytest.mark.parametrize("work", [two_phases, of_a_level], ids=lambda it: it.__name__)
+@pytest.mark.usefixtures("batches")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_cancellation_at_every_await_point_of_phases_and_levels(lab, how, work):
+    """Likewise where a transaction has two phases, or an isolation level of its own."""
+    lab.protect(pool_size=1, max_overflow=1)
+    usual = lab.run(lambda session: session.connection.get_isolation_level())
+    orphans = functools.partial(tidy, lab) if work is two_phases else lambda: None
+    assert lab.runner.run(sweep(lab.engine, lab.guard, how, work, tidy=orphans)) >= 3
+    assert lab.run(lambda session: session.connection.get_isolation_level()) == usual
+    gc.collect()
+    poll(lambda: lab.server_side("true") <= 2, "only the pool's connections are left")
+
+
+foreign_lab = lab_with(["psycopg_async"])
+
+
+# Not by a scope: it cancels the closing, too, in which a psycopg_pool would get its connection back.
+@pytest.mark.parametrize("how", [by_cancel, by_timeout])
+@pytest.mark.parametrize("work", [transaction, batch], ids=lambda it: it.__name__)
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_cancellation_at_every_await_point_over_a_foreign_pool(foreign_lab, how, work):
+    """Likewise where the connections belong to a psycopg_pool, which has each of them back in the end."""
+    lab = foreign_lab
+    lab.aside("drop table if exists batches", "create table batches (n int)")
+    with foreign_pool(lab, size=2) as pool:
+        lab.engine = lab.make_engine()
+        lab.guard = lab.guard_engine(timeout=5)
+        orphans = functools.partial(tidy, lab)
+        assert lab.runner.run(sweep(lab.engine, lab.guard, how, work, tidy=orphans)) >= 3
+        gc.collect()
+        lab.runner.run(back(pool, 2))
+    tidy(lab)
+    lab.aside("drop table batches")
+
+
+async def back(pool, size):
+    """Waits until all connections of a pool are in it."""
+    async with asyncio.timeout(10):
+        while pool.get_stats()["pool_available"] != size:
+            await asyncio.sleep(0.01)
 
 
 @every_way
