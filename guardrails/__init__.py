@@ -9,24 +9,24 @@
 
 from __future__ import annotations
 
-import guardrails._identity  # noqa: F401 - nothing may start where another distribution's files are mixed in
-from guardrails._lazily import on_use
+import guardrails._util.identity  # noqa: F401 - nothing may start where another distribution's files are mixed in
+from guardrails._util.lazy import on_use
 
 TYPE_CHECKING = False  # as type checkers know it; ``typing`` alone would be most of this import's time
 if TYPE_CHECKING:
     from guardrails import errors as errors
     from guardrails import events as events
-    from guardrails._budget import RetryBudget
-    from guardrails._bulkhead import Bulkhead
     from guardrails._circuit_open import CircuitOpenError
-    from guardrails._circuitbreaker import CircuitBreaker
-    from guardrails._deadline import deadline, remaining
-    from guardrails._decorator import guarded
-    from guardrails._guard import Guard
-    from guardrails._policy import BreakerPolicy
-    from guardrails._protect import protect
-    from guardrails._retrying import retrying
-    from guardrails._snapshot import GuardSnapshot
+    from guardrails._core.policy import BreakerPolicy
+    from guardrails._guard.bulkhead import Bulkhead
+    from guardrails._guard.decorator import guarded
+    from guardrails._guard.guard import Guard
+    from guardrails._guard.protect import protect
+    from guardrails._guard.snapshot import GuardSnapshot
+    from guardrails._pybreaker.breaker import CircuitBreaker
+    from guardrails._retry.budget import RetryBudget
+    from guardrails._retry.retrying import retrying
+    from guardrails._runtime.scope import deadline, remaining
     from guardrails.errors import (
         BulkheadFullError,
         CallTimeoutError,
@@ -66,18 +66,18 @@ __version__ = "0.1.0"
 _ON_USE = {
     **dict.fromkeys(("errors", "events"), None),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "guardrails.errors"),
-    "BreakerPolicy": "guardrails._policy",
-    "Bulkhead": "guardrails._bulkhead",
-    "CircuitBreaker": "guardrails._circuitbreaker",
+    "BreakerPolicy": "guardrails._core.policy",
+    "Bulkhead": "guardrails._guard.bulkhead",
+    "CircuitBreaker": "guardrails._pybreaker.breaker",
     "CircuitOpenError": "guardrails._circuit_open",
-    "Guard": "guardrails._guard",
-    "GuardSnapshot": "guardrails._snapshot",
-    "RetryBudget": "guardrails._budget",
-    "deadline": "guardrails._deadline",
-    "guarded": "guardrails._decorator",
-    "protect": "guardrails._protect",
-    "remaining": "guardrails._deadline",
-    "retrying": "guardrails._retrying",
+    "Guard": "guardrails._guard.guard",
+    "GuardSnapshot": "guardrails._guard.snapshot",
+    "RetryBudget": "guardrails._retry.budget",
+    "deadline": "guardrails._runtime.scope",
+    "guarded": "guardrails._guard.decorator",
+    "protect": "guardrails._guard.protect",
+    "remaining": "guardrails._runtime.scope",
+    "retrying": "guardrails._retry.retrying",
 }
 """The module that has each public name. A name is imported when it is first used: some need pybreaker, which
 imports redis where that is installed (0.3 s), and the commands must take hold of Ctrl-C in milliseconds."""

@@ -56,7 +56,7 @@ class RejectedError(GuardrailsError):
 
     # ``args`` holds what the constructor takes, and the properties read it: pickle, copy, multiprocessing and
     # Celery rebuild an error as ``type(error)(*error.args)``. So the one refusal of which there may be many
-    # can also be made without a constructor: `Door.shut_out`.
+    # can also be made without a constructor: `LockedGate.shut_out`.
 
     args: tuple[str, Reason, float | None]
 

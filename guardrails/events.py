@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from guardrails._outcome import Outcome
+    from guardrails._core.outcome import Outcome
     from guardrails.errors import Reason
 
 __all__ = ["CallFinished", "CallRejected", "Event", "LeakFound", "Listener", "StateChanged"]

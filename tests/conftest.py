@@ -11,8 +11,9 @@ import weakref
 import pytest
 from hypothesis import Phase, settings
 
-from guardrails import Guard, _deadline
-from guardrails._door import all_doors
+from guardrails import Guard
+from guardrails._guard.locked_gate import all_gates
+from guardrails._runtime import scope
 from guardrails.testing.clock import FakeClock
 from support import selection
 from support.flavours import AsyncFlavour, SyncFlavour
@@ -43,25 +44,25 @@ def pytest_collection_modifyitems(items):
 
 
 _seen = weakref.WeakSet()
-"""Doors of earlier tests: a failed test's traceback may keep its doors alive, and must not fail the next."""
+"""Gates of earlier tests: a failed test's traceback may keep its gates alive, and must not fail the next."""
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
     """After each test no slot is taken, nobody waits, no deadline holds, and no thread runs on."""
-    _seen.update(all_doors())
+    _seen.update(all_gates())
     threads = set(threading.enumerate())
     yield
-    for door in all_doors():
-        if door not in _seen:
-            door.report.doors.clear()  # its line in the log would come in the middle of the next test
-            door.report.stopped = 0
-            slots = door.gate.bulkhead
+    for gate in all_gates():
+        if gate not in _seen:
+            gate.report.gates.clear()  # its line in the log would come in the middle of the next test
+            gate.report.stopped = 0
+            slots = gate.core.bulkhead
             assert (slots.taken, len(slots.queue)) == (0, 0), (
-                f"{door.name}: {slots.taken} slots not given back"
+                f"{gate.name}: {slots.taken} slots not given back"
             )
-            assert not door.gate.breaker.in_flight, f"{door.name}: calls that never ended"
-    assert _deadline.current() is None, "a deadline was left behind"
+            assert not gate.core.breaker.in_flight, f"{gate.name}: calls that never ended"
+    assert scope.current() is None, "a deadline was left behind"
     for thread in set(threading.enumerate()) - threads:
         if not thread.daemon:
             thread.join(5)

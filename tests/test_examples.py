@@ -129,14 +129,14 @@ def test_flask_app(tmp_path, monkeypatch, caplog):
 
 def test_django_app():
     """A project in one file, in a process of its own because Django's settings are the process's."""
-    visit = (
+    tracked = (
         "from django_app import search; from django.test import Client; client = Client()\n"
         "print(client.get('/suggest/cat').json()); search.force_open()\n"
         "refused = client.get('/suggest/cat'); print(refused.status_code, refused.json()['code'])\n"
         "print(client.get('/ping').json())"
     )
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", visit],
+        [sys.executable, "-W", "error", "-c", tracked],
         cwd=EXAMPLES,
         capture_output=True,
         text=True,

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 import guardrails
-from guardrails import _identity, errors, events
-from guardrails._lazily import on_use
+from guardrails import errors, events
+from guardrails._util import identity
+from guardrails._util.lazy import on_use
 
 
 @pytest.mark.parametrize("module", [guardrails, errors, events], ids=lambda module: module.__name__)
@@ -71,7 +72,7 @@ def test_errors_survive_a_process_boundary():
 
 def test_mixed_installation_is_refused(tmp_path):
     """With guardrails-ai's files among ours nothing starts, and the message says what to do."""
-    _identity.check(tmp_path)
+    identity.check(tmp_path)
     (tmp_path / "guard.py").touch()
     with pytest.raises(ImportError, match="pip uninstall guardrails-ai guardrails-db"):
-        _identity.check(tmp_path)
+        identity.check(tmp_path)

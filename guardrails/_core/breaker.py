@@ -13,12 +13,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from guardrails._core.outcome import Outcome
+from guardrails._core.policy import BreakerPolicy
 from guardrails._core.window import FAILED, NEVER, SLOW, CountWindow, TimeWindow, Window
 from guardrails._core.workloads import Ratio, Workload, has_spread, is_everybodys, reaches, spreads
-from guardrails._outcome import Outcome
-from guardrails._policy import BreakerPolicy
 
-__all__ = ["Breaker", "Change", "State"]
+__all__ = ["Breaker", "State", "Transition"]
 
 State = Literal["closed", "open", "half_open", "forced_open", "disabled", "metrics_only"]
 
@@ -30,7 +30,7 @@ _FINEST_RATE = 10**6
 binary float a hair above it, so that one failure in ten trips."""
 
 
-class Change(NamedTuple):
+class Transition(NamedTuple):
     """A transition, or, with ``old == new``, a threshold crossed in a state that only watches."""
 
     at: float
@@ -103,8 +103,8 @@ class Breaker:
         "back_at",
         "changes",
         "direct",
-        "era",
         "failed",
+        "generation",
         "in_flight",
         "issued",
         "late",
@@ -140,14 +140,14 @@ class Breaker:
         self._streak_limit = policy.consecutive_failures or math.inf
         self.slow_after = policy.slow_call_duration_threshold if self._home == "closed" else math.inf
         self.state: State = self._home
-        self.issued = self.era = 0
+        self.issued = self.generation = 0
         self.in_flight: dict[int, float] = {}
         self.overdue: dict[int, tuple[float, int | None]] = {}
         self.leases: dict[int, float] = {}
         self.quiet_until = self.open_until = NEVER
         self.round = _NO_ROUND
         self._basis: Window | Tally = self.window
-        self.changes: list[Change] = []
+        self.changes: list[Transition] = []
         self.slots: int | None = None
         self.back_at = self._seen = self._forgiven = NEVER
         self._stall_at = math.inf
@@ -164,7 +164,7 @@ class Breaker:
 
     # --- admission -----------------------------------------------------------------------------
 
-    def knock(self, now: float) -> bool:
+    def allow_call(self, now: float) -> bool:
         """Brings the circuit up to ``now`` and says whether a call may start."""
         self.tick(now)
         if self.state == "open" and now >= self.open_until:
@@ -249,7 +249,7 @@ class Breaker:
             self.leases.pop(ticket, None)  # a probe that never began gives its place back
             return None
         self._count(outcome)
-        if ticket <= self.era:
+        if ticket <= self.generation:
             self.late += 1
         else:
             self._note_end(part, ticket, outcome, counted, now)
@@ -399,7 +399,7 @@ class Breaker:
     def _mark_slow(self, ticket: int, started: float) -> int | None:
         """Makes an overdue call evidence; returns the place of its mark."""
         part = self.owners.get(ticket)
-        if ticket <= self.era:
+        if ticket <= self.generation:
             return None
         if part is not None:
             part.complain(started)
@@ -425,7 +425,7 @@ class Breaker:
         if self._overdue_now() < (self.slots or 0):
             self._stall_at = math.inf
         elif news:
-            starts = [started for ticket, (started, _) in self.overdue.items() if ticket > self.era]
+            starts = [started for ticket, (started, _) in self.overdue.items() if ticket > self.generation]
             since = max(self.back_at, min(starts))
             self._stall_at = max(max(starts) + self.slow_after, since + 2 * self.slow_after)
 
@@ -463,7 +463,7 @@ class Breaker:
             self._open(now, cause)
         elif not self._warned:
             self._warned = True
-            self.changes.append(Change(now, self.state, self.state, cause, None))
+            self.changes.append(Transition(now, self.state, self.state, cause, None))
 
     def _verdict(self, *, bad: bool) -> str | None:
         """Why the circuit must open, or None.
@@ -506,7 +506,7 @@ class Breaker:
         return None
 
     def _overdue_now(self) -> int:
-        return sum(ticket > self.era for ticket in self.overdue)
+        return sum(ticket > self.generation for ticket in self.overdue)
 
     def _judge_round(self, now: float) -> None:
         # Reopens as soon as the round cannot be passed any more. Closes only on a whole round: a
@@ -547,7 +547,7 @@ class Breaker:
         if self.state != self._home:
             self._go(now, self._home, cause)
         else:
-            self.era = self.issued
+            self.generation = self.issued
 
     def _open(self, now: float, cause: str) -> None:
         policy = self._policy
@@ -593,9 +593,9 @@ class Breaker:
         return one
 
     def _go(self, now: float, new: State, cause: str, retry_after: float | None = None) -> None:
-        self.changes.append(Change(now, self.state, new, cause, retry_after))
+        self.changes.append(Transition(now, self.state, new, cause, retry_after))
         self.state = new
-        self.era = self.issued
+        self.generation = self.issued
         self._stall_at = math.inf
         self._by_hand = cause == "manual"
         self.leases.clear()

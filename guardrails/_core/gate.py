@@ -1,4 +1,4 @@
-"""Circuit and bulkhead behind one door: who may start, and what follows when one ends.
+"""Circuit and bulkhead behind one gate: who may start, and what follows when one ends.
 
 Each move takes ``now`` first, changes the state and leaves in ``outbox`` what the caller must do once
 it has let go of its lock: places to wake and transitions to tell. Nothing here does any of it.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from guardrails._core.breaker import Breaker, Change, Ended
-from guardrails._core.bulkhead import Bulkhead, Place
-from guardrails._core.ranks import Ranks
+from guardrails._core.breaker import Breaker, Ended, Transition
+from guardrails._core.bulkhead import Bulkhead, Waiter
+from guardrails._core.criticality import CRITICAL
+from guardrails._core.outcome import Outcome
+from guardrails._core.priority_shares import PriorityShares
 from guardrails._core.window import NEVER
 from guardrails._core.workloads import Workload
-from guardrails._criticality import CRITICAL
-from guardrails._outcome import Outcome
 
 if TYPE_CHECKING:
     from guardrails.errors import Reason
@@ -38,7 +38,7 @@ class Refusal(NamedTuple):
 
 
 class Gate:
-    """One dependency's door.
+    """One dependency's gate.
 
     The order is fixed: the circuit is asked, then a slot is taken or queued for, and a queued caller
     asks the circuit again when it is woken. What is admitted holds a slot; what is evidence has a
@@ -49,11 +49,11 @@ class Gate:
     Attributes:
         last: The latest moment seen; a clock that goes back is taken to stand still.
         admits_until: Until then only the bulkhead refuses: the circuit lets everybody in, no call becomes
-            overdue, all calls matter the same. Every move keeps it up to date, for the quick ways; before
+            overdue, all calls matter the same. Every move keeps it up to date, for the fast paths; before
             all time when it is not so.
-        free_until: Likewise, until then a free slot is all a call needs to start: nobody waits, either.
-        calm_until: Likewise, until then a call's success decides nothing either.
-        shut_until: Likewise, until then the open circuit refuses every call.
+        fast_enter_until: Likewise, until then a free slot is all a call needs to start: nobody waits, either.
+        fast_leave_until: Likewise, until then a call's success decides nothing either.
+        fast_refuse_until: Likewise, until then the open circuit refuses every call.
         admitted: Slots given out.
         classed: Those of them that were for calls of another class than CRITICAL.
         leaving: The ticket whose slot is on its way back, or None. A ``leave`` that an interrupt cut short
@@ -62,7 +62,7 @@ class Gate:
             ticket of the probe it stands for (0: none).
         adopted: Slots taken before the guard was there.
         reserved: Of the checkouts, the slots taken for a request before its work: nothing uses them yet.
-        turned_away: Refusals of the open circuit by the quick way, which ``rejected`` counts in.
+        turned_away: Refusals of the open circuit by the fast path, which ``rejected`` counts in.
         crowded_out: Likewise of the full bulkhead.
         outbox: Places to wake and changes to tell.
     """
@@ -74,16 +74,16 @@ class Gate:
         "adopted",
         "breaker",
         "bulkhead",
-        "calm_until",
         "checkouts",
         "classed",
         "crowded_out",
-        "free_until",
+        "fast_enter_until",
+        "fast_leave_until",
+        "fast_refuse_until",
         "last",
         "leaving",
         "outbox",
         "reserved",
-        "shut_until",
         "turned_away",
     )
 
@@ -97,7 +97,7 @@ class Gate:
         self.reserved: dict[int, None] = {}
         self._refusals: dict[str, int] = {}
         self.turned_away = self.crowded_out = 0
-        self.outbox: list[Place | Change] = []
+        self.outbox: list[Waiter | Transition] = []
         self._done(None)
 
     @property
@@ -116,37 +116,37 @@ class Gate:
         return self.last < self.admits_until
 
     def pause(self) -> None:
-        """Closes the quick ways until the next move's end, for whoever may interrupt this one."""
-        self.admits_until = self.free_until = self.calm_until = self.shut_until = NEVER
+        """Closes the fast paths until the next move's end, for whoever may interrupt this one."""
+        self.admits_until = self.fast_enter_until = self.fast_leave_until = self.fast_refuse_until = NEVER
 
     # --- a plain call: a slot and evidence -----------------------------------------------------
 
-    def enter(self, now: float, place: Place | None, rank: int = CRITICAL) -> int | Refusal | None:
+    def enter(self, now: float, waiter: Waiter | None, rank: int = CRITICAL) -> int | Refusal | None:
         """Admits a call.
 
         Args:
             now: The moment.
-            place: Where to wait if there is no free slot; None does not wait.
-            rank: How much it matters; see `guardrails._criticality`.
+            waiter: Where to wait if there is no free slot; None does not wait.
+            rank: How much it matters; see `guardrails._core.criticality`.
 
         Returns:
-            The call's ticket; or a refusal; or None when it now waits at ``place``.
+            The call's ticket; or a refusal; or None when it now waits at ``waiter``.
         """
         now = self._at(now)
-        verdict = self._take_slot(now, place, rank)
+        verdict = self._take_slot(now, waiter, rank)
         return self._done(self._begin_call(now, rank) if verdict is True else verdict)
 
-    def woken(self, now: float, place: Place, late: Reason = "queue_timeout") -> int | Refusal:
-        """Decides about a call whose wait at ``place`` has ended, in whichever way.
+    def woken(self, now: float, waiter: Waiter, late: Reason = "queue_timeout") -> int | Refusal:
+        """Decides about a call whose wait at ``waiter`` has ended, in whichever way.
 
         Args:
             now: The moment.
-            place: The caller's place.
+            waiter: The caller's place.
             late: The reason to give if nobody granted a slot.
         """
         now = self._at(now)
-        verdict = self._inherit(now, place, late)
-        return self._done(self._begin_call(now, place.rank) if verdict is True else verdict)
+        verdict = self._inherit(now, waiter, late)
+        return self._done(self._begin_call(now, waiter.rank) if verdict is True else verdict)
 
     def leave(self, now: float, ticket: int, outcome: Outcome) -> Ended | None:
         """Ends an admitted call: learns from it, then passes its slot on.
@@ -165,17 +165,17 @@ class Gate:
 
     # --- a pool: slots for checkouts, evidence from statements ---------------------------------
 
-    def check_out(self, now: float, place: Place | None, rank: int = CRITICAL) -> int | Refusal | None:
+    def check_out(self, now: float, waiter: Waiter | None, rank: int = CRITICAL) -> int | Refusal | None:
         """Like ``enter``, for a checkout: returns the number of its slot, which is no ticket."""
         now = self._at(now)
-        verdict = self._take_slot(now, place, rank)
+        verdict = self._take_slot(now, waiter, rank)
         return self._done(self._number_slot(now, rank) if verdict is True else verdict)
 
-    def woken_checkout(self, now: float, place: Place, late: Reason = "queue_timeout") -> int | Refusal:
+    def woken_checkout(self, now: float, waiter: Waiter, late: Reason = "queue_timeout") -> int | Refusal:
         """Like ``woken``, for a checkout."""
         now = self._at(now)
-        verdict = self._inherit(now, place, late)
-        return self._done(self._number_slot(now, place.rank) if verdict is True else verdict)
+        verdict = self._inherit(now, waiter, late)
+        return self._done(self._number_slot(now, waiter.rank) if verdict is True else verdict)
 
     def check_in(self, now: float, slot: int) -> None:
         """Gives a checkout's slot back; 0 is any of the adopted ones. A slot goes back once.
@@ -252,7 +252,7 @@ class Gate:
         _, lease = self.checkouts.pop(slot)
         rank = self._disown(-slot)
         # A probe's lease is its leave to start; without one it is knocked for like anything else.
-        allowed = lease in breaker.leases or breaker.knock(now)
+        allowed = lease in breaker.leases or breaker.allow_call(now)
         self._follow_circuit()
         if not allowed:
             self._pass_on(rank)
@@ -269,11 +269,11 @@ class Gate:
 
     # --- without a slot ------------------------------------------------------------------------
 
-    def abandon(self, now: float, place: Place) -> None:
+    def abandon(self, now: float, waiter: Waiter) -> None:
         """For a caller that will not come back to its place: it leaves the queue, or its slot goes on."""
         self._at(now)
-        if not self.bulkhead.withdraw(place) and self.bulkhead.claim(place):
-            self._pass_on(place.rank)
+        if not self.bulkhead.withdraw(waiter) and self.bulkhead.claim(waiter):
+            self._pass_on(waiter.rank)
         self._done(None)
 
     def refuse(self, now: float, reason: Reason) -> Refusal:
@@ -284,12 +284,12 @@ class Gate:
     def preview(self, now: float) -> Refusal | None:
         """Refuses what the circuit would refuse anyway, before anything is spent on it."""
         now = self._at(now)
-        allowed = self.breaker.knock(now)
+        allowed = self.breaker.allow_call(now)
         self._follow_circuit()
         return self._done(None if allowed else self._circuit_open(now))
 
     def restart(self, now: float, ticket: int) -> None:
-        """Starts a call's clock again: it was admitted, but had to wait at another door."""
+        """Starts a call's clock again: it was admitted, but had to wait at another gate."""
         self.breaker.resume(ticket, self._at(now))
         self._done(None)
 
@@ -371,37 +371,39 @@ class Gate:
             self.last = 0.0
         return self.last
 
-    def _take_slot(self, now: float, place: Place | None, rank: int) -> bool | Refusal | None:
-        allowed = self.breaker.knock(now)
+    def _take_slot(self, now: float, waiter: Waiter | None, rank: int) -> bool | Refusal | None:
+        allowed = self.breaker.allow_call(now)
         self._follow_circuit()
         if not allowed:
             return self._circuit_open(now)
         if rank != CRITICAL and self.bulkhead.ranks is None:
-            self.bulkhead.ranks = Ranks(self.bulkhead.taken, self.bulkhead.standing_since, now)
+            self.bulkhead.ranks = PriorityShares(self.bulkhead.taken, self.bulkhead.standing_since, now)
             if self.admitted > self.classed or self.bulkhead.queue:
                 self.bulkhead.ranks.ask(CRITICAL, now)  # nobody noted when; it may have been just now
         if self.bulkhead.ranks is not None:
-            return self._take_ranked(self.bulkhead.ranks, now, place, rank)
+            return self._take_ranked(self.bulkhead.ranks, now, waiter, rank)
         if self.bulkhead.try_enter():
             self.admitted += 1
             return True
-        if place is None or not self._may_wait(place) or not self.bulkhead.try_queue(place, now):
+        if waiter is None or not self._may_wait(waiter) or not self.bulkhead.try_queue(waiter, now):
             return self._refuse("bulkhead_full", None)
         return None
 
-    def _may_wait(self, place: Place) -> bool:
+    def _may_wait(self, waiter: Waiter) -> bool:
         # Nobody waits in half-open: a probe that finds no slot is no probe.
-        place.owner = self.breaker.asking
-        return self.breaker.state != "half_open" or self.breaker.trusts(place.owner)
+        waiter.owner = self.breaker.asking
+        return self.breaker.state != "half_open" or self.breaker.trusts(waiter.owner)
 
-    def _take_ranked(self, ranks: Ranks, now: float, place: Place | None, rank: int) -> bool | Refusal | None:
+    def _take_ranked(
+        self, ranks: PriorityShares, now: float, waiter: Waiter | None, rank: int
+    ) -> bool | Refusal | None:
         if self.bulkhead.try_enter_ranked(ranks, rank, now):
             self.admitted += 1
             self.classed += rank != CRITICAL
             return True
-        if place is not None and self._may_wait(place):
-            place.rank = rank
-            queued, shed = self.bulkhead.try_queue_ranked(ranks, place, now)
+        if waiter is not None and self._may_wait(waiter):
+            waiter.rank = rank
+            queued, shed = self.bulkhead.try_queue_ranked(ranks, waiter, now)
             if shed is not None:
                 self.outbox.append(shed)
             if queued:
@@ -427,21 +429,21 @@ class Gate:
         ranks = self.bulkhead.ranks
         return CRITICAL if ranks is None else ranks.owners.pop(number, CRITICAL)
 
-    def _inherit(self, now: float, place: Place, late: Reason) -> bool | Refusal:
-        allowed = self.breaker.knock(now)
+    def _inherit(self, now: float, waiter: Waiter, late: Reason) -> bool | Refusal:
+        allowed = self.breaker.allow_call(now)
         self._follow_circuit()
         ranks = self.bulkhead.ranks
-        outranked = ranks is not None and ranks.outranked(place.rank)
-        if self.bulkhead.withdraw(place):
+        outranked = ranks is not None and ranks.outranked(waiter.rank)
+        if self.bulkhead.withdraw(waiter):
             return self._refuse("shed" if outranked and late == "queue_timeout" else late, None)
-        if place.verdict == "shed":
+        if waiter.verdict == "shed":
             return self._refuse("shed", None)
-        if self.bulkhead.claim(place):
+        if self.bulkhead.claim(waiter):
             if allowed:
                 self.admitted += 1
-                self.classed += place.rank != CRITICAL
+                self.classed += waiter.rank != CRITICAL
                 return True
-            self._pass_on(place.rank)
+            self._pass_on(waiter.rank)
         return self._circuit_open(now)
 
     def _circuit_open(self, now: float) -> Refusal:
@@ -475,12 +477,12 @@ class Gate:
         if bulkhead.ranks is not None and not bulkhead.queue and bulkhead.ranks.over(self.last):
             bulkhead.ranks = None
         if breaker.state == "open" and breaker.direct is None:
-            self.shut_until = self._ahead(min(breaker.open_until, breaker.quiet_until))
+            self.fast_refuse_until = self._ahead(min(breaker.open_until, breaker.quiet_until))
         elif breaker.state in {"closed", "disabled"} and bulkhead.ranks is None:
             self.admits_until = self._ahead(breaker.quiet_until)
             if not bulkhead.queue:
-                self.free_until = self.admits_until
-                self.calm_until = self._ahead(breaker.steady_until())
+                self.fast_enter_until = self.admits_until
+                self.fast_leave_until = self._ahead(breaker.steady_until())
         return result
 
     def _ahead(self, moment: float) -> float:

@@ -49,10 +49,10 @@ class Window(Protocol):
 class CountWindow:
     """The last ``size`` calls, one byte each in a ring."""
 
-    __slots__ = ("_ring", "_total", "calls", "failures", "slow", "until")
+    __slots__ = ("_fire", "_total", "calls", "failures", "slow", "until")
 
     def __init__(self, size: int) -> None:
-        self._ring = bytearray(size)
+        self._fire = bytearray(size)
         self._total = 0
         self.calls = self.failures = self.slow = 0
         self.until = math.inf
@@ -62,12 +62,12 @@ class CountWindow:
 
     def add(self, mark: int) -> int:
         """See Window."""
-        ring, place = self._ring, self._total
-        at = place % len(ring)
-        old = ring[at]
-        ring[at] = mark
+        fire, place = self._fire, self._total
+        at = place % len(fire)
+        old = fire[at]
+        fire[at] = mark
         self._total = place + 1
-        if self.calls < len(ring):
+        if self.calls < len(fire):
             self.calls += 1
         self.failures += (mark & FAILED) - (old & FAILED)
         self.slow += (mark >> 1) - (old >> 1)
@@ -75,34 +75,34 @@ class CountWindow:
 
     def add_unmarked(self, count: int) -> None:
         """See Window. At most once round the ring, however many."""
-        ring, at = self._ring, self._total % len(self._ring)
+        fire, at = self._fire, self._total % len(self._fire)
         self._total += count
-        self.calls = min(len(ring), self.calls + count)
+        self.calls = min(len(fire), self.calls + count)
         if self.failures or self.slow:  # else there is nothing in the ring to wipe
-            count = min(count, len(ring))
-            self._wipe(at, min(at + count, len(ring)))
-            self._wipe(0, at + count - len(ring))
+            count = min(count, len(fire))
+            self._wipe(at, min(at + count, len(fire)))
+            self._wipe(0, at + count - len(fire))
 
     def _wipe(self, start: int, stop: int) -> None:
-        old = self._ring[start : max(start, stop)]
+        old = self._fire[start : max(start, stop)]
         self.failures -= old.count(FAILED) + old.count(FAILED | SLOW)
         self.slow -= old.count(SLOW) + old.count(FAILED | SLOW)
-        self._ring[start : start + len(old)] = bytes(len(old))
+        self._fire[start : start + len(old)] = bytes(len(old))
 
     def amend(self, place: int, mark: int) -> None:
         """See Window."""
-        ring = self._ring
+        fire = self._fire
         if self._total - self.calls <= place < self._total:
-            at = place % len(ring)
-            new = mark & ~ring[at]
-            ring[at] |= mark
+            at = place % len(fire)
+            new = mark & ~fire[at]
+            fire[at] |= mark
             self.failures += new & FAILED
             self.slow += new >> 1
 
     def clear(self) -> None:
         """See Window."""
-        self._ring = bytearray(len(self._ring))
-        self._total += len(self._ring)  # places handed out before lie outside for ever
+        self._fire = bytearray(len(self._fire))
+        self._total += len(self._fire)  # places handed out before lie outside for ever
         self.calls = self.failures = self.slow = 0
 
 

@@ -42,7 +42,7 @@ class Workload:
         self.places: dict[int, int] = {}
 
     def write_down(self) -> None:
-        """Adds the successes that came the quick way to the window."""
+        """Adds the successes that came the fast path to the window."""
         count, self.unwritten = self.unwritten, 0
         if count:
             self.window.add_unmarked(count)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guardrails._checks import shown
+from guardrails._util.checks import shown
 
 __all__ = ["ServiceError", "load", "while_started"]
 
@@ -91,8 +91,8 @@ class _Lifespan:
             if answer is None:  # it knows no lifespan
                 return seen, None
             answer = await self._order("shutdown", task)
-            trouble = None if answer == "lifespan.shutdown.complete" else self._why(task)
-            return seen, trouble
+            last_guard_error = None if answer == "lifespan.shutdown.complete" else self._why(task)
+            return seen, last_guard_error
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)  # what it raised is told, or no trouble

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from guardrails._checks import shown
+from guardrails._util.checks import shown
 
 __all__ = ["Commands"]
 
 
 class Commands(click.Group):
-    """A group whose errors show of an argument what `guardrails._checks.shown` shows."""
+    """A group whose errors show of an argument what `guardrails._util.checks.shown` shows."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """See click."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import click
 
+from guardrails.cli._findings import as_text
 from guardrails.cli._missing import missing
-from guardrails.cli._telling import as_text
 from guardrails.diagnosis.findings import Finding, judge
 from guardrails.errors import ConfigurationError
 

@@ -11,8 +11,8 @@ import sys
 
 import click
 
+from guardrails.cli._findings import as_text
 from guardrails.cli._interrupts import interruptible
-from guardrails.cli._telling import as_text
 from guardrails.diagnosis.findings import Finding
 from guardrails.errors import ConfigurationError
 
@@ -73,8 +73,8 @@ def doctor(
         app = _service.load(where, factory=factory)
         if lifespan:
             with interruptible():
-                findings, trouble = _service.while_started(app, lambda: examine(app, around))
-            findings += _shutdown(trouble)
+                findings, last_guard_error = _service.while_started(app, lambda: examine(app, around))
+            findings += _shutdown(last_guard_error)
         else:
             findings = examine(app, around)
     except _service.ServiceError as error:
@@ -86,11 +86,14 @@ def doctor(
     sys.exit(1 if findings else 0)
 
 
-def _shutdown(trouble: str | None) -> list[Finding]:
-    if trouble is None:
+def _shutdown(last_guard_error: str | None) -> list[Finding]:
+    if last_guard_error is None:
         return []
     return [
         Finding(
-            "shutdown", f"its lifespan does not end well: {trouble}", (), "what it holds is lost, not closed"
+            "shutdown",
+            f"its lifespan does not end well: {last_guard_error}",
+            (),
+            "what it holds is lost, not closed",
         )
     ]

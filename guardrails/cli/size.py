@@ -1,6 +1,6 @@
 """``guardrails size``: how large a pool must be, and whether the server has as many connections.
 
-Knows flags and words; the arithmetic is in `guardrails.pools.sizing`.
+Knows flags and words; the arithmetic is in `guardrails._pool.sizing`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 
 import click
 
+from guardrails._pool.sizing import RESERVED, Demand, Fleet, Pool, pools, room_for, wanted
 from guardrails.errors import ConfigurationError
-from guardrails.pools.sizing import RESERVED, Demand, Fleet, Pool, pools, room_for, wanted
 
 __all__ = ["size"]
 

@@ -97,13 +97,13 @@ class _Look:
     """One reading.
 
     Attributes:
-        trouble: Why there is none, or None.
+        last_guard_error: Why there is none, or None.
         page: The page; empty if there is none.
         rows: What is on it.
         rates: By path, what has been added a second since the reading before.
     """
 
-    trouble: str | None
+    last_guard_error: str | None
     page: Mapping[str, Any]
     rows: Sequence[_Row]
     rates: Mapping[str, Mapping[str, float]]
@@ -112,7 +112,7 @@ class _Look:
     def fine(self) -> bool:
         """Whether the service is there, ready, and no circuit of it open."""
         is_open = any(row.state in {"open", "forced_open"} for row in self.rows)
-        return self.trouble is None and bool(self.page["ready"]) and not is_open
+        return self.last_guard_error is None and bool(self.page["ready"]) and not is_open
 
     def refuses(self, row: _Row) -> bool:
         """True if a guard refuses more than a few of its calls, whatever its circuit's state is."""
@@ -139,9 +139,9 @@ def _looks(address: str, every: float, times: int | None) -> Iterator[_Look]:
     before: Mapping[str, _Row] = {}
     moment = time.monotonic()
     for number in itertools.count(1):
-        page, rows, trouble = _read(address)
+        page, rows, last_guard_error = _read(address)
         now = time.monotonic()
-        yield _Look(trouble, page, rows, _rates(before, rows, now - moment))
+        yield _Look(last_guard_error, page, rows, _rates(before, rows, now - moment))
         if number == times:
             return
         before, moment = {row.path: row for row in rows}, now
@@ -207,7 +207,7 @@ class _Lines:
 
     def show(self, look: _Look) -> None:
         """Shows one reading."""
-        print(json.dumps({"trouble": look.trouble, "rates": look.rates, **look.page}), flush=True)
+        print(json.dumps({"trouble": look.last_guard_error, "rates": look.rates, **look.page}), flush=True)
 
 
 def _screen() -> _Screen:
@@ -250,7 +250,7 @@ def _table(look: _Look, width: int) -> Table:
     from rich.table import Table  # noqa: PLC0415 - likewise
 
     reasons = ", ".join(map(str, look.page.get("reasons", ())))
-    title = look.trouble or ("ready" if look.page["ready"] else f"not ready: {reasons}")
+    title = look.last_guard_error or ("ready" if look.page["ready"] else f"not ready: {reasons}")
     refusing = sum(look.refuses(row) for row in look.rows)
     if refusing:
         title += f", guards that refuse calls: {refusing}"

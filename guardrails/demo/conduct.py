@@ -198,10 +198,10 @@ async def _run_the_load(
     with quiet_collector():
         async with asyncio.TaskGroup() as around:
             watch = around.create_task(_watch(run, apps, control, screen, clock, epoch))
-            trouble = around.create_task(_cause_trouble(run, database, cache, apps, control, clock))
+            last_guard_error = around.create_task(_cause_trouble(run, database, cache, apps, control, clock))
             measure = around.create_task(meter.watch())
             await send_all(people, clients, clock)
-            await trouble
+            await last_guard_error
             run.check = meter.check()
             measure.cancel()
             watch.cancel()

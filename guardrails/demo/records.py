@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from guardrails.demo.selfcheck import Check
 
-__all__ = ["Arrival", "Change", "Look", "Run", "Try", "Twin", "User"]
+__all__ = ["Arrival", "Look", "Run", "Transition", "Try", "Twin", "User"]
 
 Answer = Literal["ok", "rejected", "error", "timeout"]
 """``ok`` 2xx; ``rejected`` a 503 with problem+json; ``error`` any other answer or a broken
@@ -78,7 +78,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Transition:
     """One change of a guard's state."""
 
     at: float
@@ -106,7 +106,7 @@ class Twin:
     users: list[User] = field(default_factory=list)
     tries: list[Try] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    changes: list[Transition] = field(default_factory=list)
     max_in_flight: int | None = None
     max_checked_out: int | None = None
     queries_left_running: int | None = None

@@ -18,7 +18,7 @@ from guardrails.demo.twin import difference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from guardrails.demo.records import Change, Run, Try, Twin
+    from guardrails.demo.records import Run, Transition, Try, Twin
 
 __all__ = ["page"]
 
@@ -232,7 +232,7 @@ def _timeline(run: Run) -> str:
     return f"{head}<ol class=timeline>{items}</ol>"
 
 
-def _told(change: Change) -> str:
+def _told(change: Transition) -> str:
     new = f'<b class="{escape(change.new)}">{escape(change.new.replace("_", "-"))}</b>'
     old = escape(change.old.replace("_", "-"))
     return f"<time>{change.at:.2f} s</time> {escape(change.guard)}: {old} → {new}"

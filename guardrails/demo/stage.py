@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import aiohttp
 
-from guardrails.demo.records import Change, Look
+from guardrails.demo.records import Look, Transition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,7 +169,9 @@ class App:
         states = {name: guard["state"] for name, guard in said["guards"].items()}
         twin.looks.append(Look(at, said["in_flight"], said["checked_out"], said["waiting"], states))
         # Monotonic clocks of one machine agree across processes, so the app's instants need no shift.
-        twin.changes = [Change(when - epoch, guard, old, new) for when, guard, old, new in said["changes"]]
+        twin.changes = [
+            Transition(when - epoch, guard, old, new) for when, guard, old, new in said["changes"]
+        ]
         twin.max_in_flight = said["max_in_flight"]
         twin.max_checked_out = said["max_checked_out"]
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from guardrails._checks import Faults
-from guardrails._guard import Guard
+from guardrails._guard.guard import Guard
+from guardrails._pool.sizing import RESERVED
+from guardrails._util.checks import Faults
 from guardrails.diagnosis.findings import Finding
-from guardrails.pools.sizing import RESERVED
 
 __all__ = ["Surroundings", "examine"]
 

@@ -10,18 +10,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from guardrails._checks import Faults, unknown_option
-from guardrails._criticality import Criticality
-from guardrails._deadline import Clock, Scope, close, current, enter
-from guardrails._door import Door
-from guardrails._guard import Guard
-from guardrails.integrations._application import ASGI, check_application
-from guardrails.integrations._causes import follow_frameworks
-from guardrails.integrations._edge import Edge
-from guardrails.integrations._exchange import (
+from guardrails._core.criticality import Criticality
+from guardrails._guard.guard import Guard
+from guardrails._guard.locked_gate import LockedGate
+from guardrails._http.answers import Problem
+from guardrails._http.applications import ASGI, check_application
+from guardrails._http.asgi_request import (
     ASGIApp,
+    ASGIRequest,
     ASGIScope,
-    Exchange,
     Handshake,
     Receive,
     Send,
@@ -32,9 +29,12 @@ from guardrails.integrations._exchange import (
     path_of,
     server_timing,
 )
-from guardrails.integrations._http import Problem
-from guardrails.integrations._importance import Importance
-from guardrails.integrations._routes import WEBSOCKET, RouteTable, requires, routes_for
+from guardrails._http.criticality import CriticalityRules
+from guardrails._http.error_causes import follow_frameworks
+from guardrails._http.policy import RequestPolicy
+from guardrails._http.routes import WEBSOCKET, RouteTable, requires, routes_for
+from guardrails._runtime.scope import Clock, Scope, close, current, enter
+from guardrails._util.checks import Faults, unknown_option
 
 __all__ = ["GuardrailsMiddleware", "requires"]
 
@@ -110,9 +110,9 @@ class GuardrailsMiddleware:
     ) -> None:
         faults = Faults("GuardrailsMiddleware")
         check_application(faults, app, ASGI)
-        self._importance = Importance.checked(faults, clock, criticality, criticality_header)
+        self._importance = CriticalityRules.checked(faults, clock, criticality, criticality_header)
         self.app, self._clock = app, clock
-        self._edge = Edge(
+        self._policy = RequestPolicy(
             "GuardrailsMiddleware",
             guards=guards,
             exempt=exempt,
@@ -123,7 +123,7 @@ class GuardrailsMiddleware:
             random=random,
         )
         follow_frameworks()
-        self._timed, self._selective = self._edge.timed, self._edge.selective
+        self._timed, self._selective = self._policy.timed, self._policy.selective
         self._server_timing = server_timing
         self._learns = learn_routes
         self._routes: list[object] | None = None
@@ -133,7 +133,7 @@ class GuardrailsMiddleware:
     @property
     def in_flight(self) -> int:
         """Requests counted against ``max_in_flight`` now."""
-        return self._edge.in_flight
+        return self._policy.in_flight
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serves one request, or passes on what is none."""
@@ -144,93 +144,93 @@ class GuardrailsMiddleware:
         receive = receive if scope.get("http_version", "1.1") < "2" else UnreadBody(receive)
         table = self._table if self._looked and self._routes is None else self._look(scope)
         if self._selective or table.demanding:
-            needed, problem = self._at_first_sight(scope, table, now)
+            needed, problem = self._check_before_body(scope, table, now)
             if problem is not None:
                 timing = server_timing(0.0, self._clock() - now) if self._server_timing else None
                 await answer(problem, scope, receive, send, timing)
                 return
         at = self._until(now, scope) if self._timed else None
         mattering = self._importance.enter(headers_of(scope), path_of(scope)) if self._importance else None
-        exchange = enter(Exchange(at, now, self._clock, current(), send))
-        exchange.timed = self._server_timing
-        exchange.goes_to(scope, table, by_path=self._by_path)
+        request = enter(ASGIRequest(at, now, self._clock, current(), send))
+        request.timed = self._server_timing
+        request.goes_to(scope, table, by_path=self._by_path)
         inside, problem = False, None
         try:
             if needed is not None:
-                problem = (needed and await self._reserve(exchange, needed)) or self._edge.count(exchange)
+                problem = (needed and await self._reserve(request, needed)) or self._policy.count(request)
             if problem is None:
                 inside = True
-                await self.app(scope, receive, exchange.send)
-                problem = await self._unsaid(exchange) if exchange.held else None
+                await self.app(scope, receive, request.send)
+                problem = await self._unsaid(request) if request.held else None
             if problem is not None:
-                await answer(problem, scope, receive, send, exchange.timing())
+                await answer(problem, scope, receive, send, request.timing())
         except Exception as error:
-            problem = None if exchange.started else self._edge.problem(error)
-            exchange.served = False
+            problem = None if request.started else self._policy.problem(error)
+            request.served = False
             if problem is None:
-                if exchange.held:
-                    await exchange.let_go()
+                if request.held:
+                    await request.flush_held_response()
                 raise
-            await answer(problem, scope, receive, send, exchange.timing())
+            await answer(problem, scope, receive, send, request.timing())
         finally:
-            close(exchange)
-            self._let_out(exchange, mattering, inside=inside)
+            close(request)
+            self._let_out(request, mattering, inside=inside)
 
-    def _let_out(self, exchange: Exchange, mattering: Scope | None, *, inside: bool) -> None:
+    def _let_out(self, request: ASGIRequest, mattering: Scope | None, *, inside: bool) -> None:
         """Gives back what a request has not used, and learns what it came to if it was inside."""
-        exchange.give_back()
+        request.give_back()
         if mattering is not None:
             close(mattering)
         if self._selective:
-            self._edge.release(exchange)
+            self._policy.release(request)
         if inside and self._learns and self._routes is not None:
-            endpoint = exchange.asgi.get("endpoint")
-            exchange.table.learn(endpoint, exchange, exchange.let_in, served=exchange.served)
-        if exchange.mishap is not None:
-            exchange.forget_error()
+            endpoint = request.asgi.get("endpoint")
+            request.table.learn(endpoint, request, request.let_in, served=request.served)
+        if request.request_errors is not None:
+            request.forget_error()
 
     # --- coming in -----------------------------------------------------------------------------
 
     def _until(self, now: float, scope: ASGIScope) -> float | None:
         """When a request's time is up."""
-        budget = self._edge.budget(headers_of(scope))
+        budget = self._policy.budget(headers_of(scope))
         return None if budget is None else now + budget
 
-    def _at_first_sight(
+    def _check_before_body(
         self, scope: ASGIScope, table: RouteTable, now: float
-    ) -> tuple[tuple[Door, ...] | None, Problem | None]:
-        """Says at which doors a request needs a slot (None: it is exempt), or why it cannot be served.
+    ) -> tuple[tuple[LockedGate, ...] | None, Problem | None]:
+        """Says at which gates a request needs a slot (None: it is exempt), or why it cannot be served.
 
         Most of those that cannot are told so here, before anything has been made for them. The circuits are
         asked first, all of them: nobody waits for a slot in front of what is closed anyway.
         """
-        edge, path = self._edge, path_of(scope)
-        if edge.is_exempt(path):
+        policy, path = self._policy, path_of(scope)
+        if policy.is_exempt(path):
             return None, None
         held, late = self._needs(table, scope, path, scope["method"], now)
-        return held, edge.missing(held) or edge.missing(late) or edge.full()
+        return held, policy.missing(held) or policy.missing(late) or policy.full()
 
-    async def _reserve(self, exchange: Exchange, needed: tuple[Door, ...]) -> Problem | None:
+    async def _reserve(self, request: ASGIRequest, needed: tuple[LockedGate, ...]) -> Problem | None:
         """Waits for the slots a request needs, or says why it cannot have them."""
-        for door in needed:
-            refusal = await exchange.reserve(door)
-            exchange.let_in = self._clock()
+        for gate in needed:
+            refusal = await request.reserve(gate)
+            request.let_in = self._clock()
             if refusal is not None:
-                return self._edge.turned_away(door, refusal)
+                return self._policy.turned_away(gate, refusal)
         return None
 
     def _needs(
         self, table: RouteTable, scope: ASGIScope, path: str, method: str, now: float
-    ) -> tuple[tuple[Door, ...], tuple[Door, ...]]:
-        """The doors at which a request needs a slot, and those it will come to too late to hold one for."""
-        declared = self._edge.required(path)
+    ) -> tuple[tuple[LockedGate, ...], tuple[LockedGate, ...]]:
+        """The gates at which a request needs a slot, and those it will come to too late to hold one for."""
+        declared = self._policy.required(path)
         route = table.find(scope.get("endpoint"), path, method) if table.demanding else None
-        if route is None or not (route.doors or route.habits.usual):
+        if route is None or not (route.gates or route.stats.usual):
             return declared, ()
-        held: list[Door] = [*declared, *route.doors]
-        late: list[Door] = []
-        for habit in self._edge.needs(route.habits, now):
-            (held if habit.prompt else late).extend(habit.passage.doors)
+        held: list[LockedGate] = [*declared, *route.gates]
+        late: list[LockedGate] = []
+        for needed_guard in self._policy.needs(route.stats, now):
+            (held if needed_guard.prompt else late).extend(needed_guard.call_settings.gates)
         return tuple(dict.fromkeys(held)), tuple(late)
 
     def _look(self, scope: ASGIScope) -> RouteTable:
@@ -244,12 +244,12 @@ class GuardrailsMiddleware:
 
     # --- what else there is to say -------------------------------------------------------------
 
-    async def _unsaid(self, exchange: Exchange) -> Problem | None:
+    async def _unsaid(self, request: ASGIRequest) -> Problem | None:
         # Frameworks that answer 500 for an unhandled exception and keep the exception to themselves.
-        error = None if exchange.mishap is None else exchange.mishap.unhandled
-        problem = None if error is None else self._edge.problem(error)
+        error = None if request.request_errors is None else request.request_errors.unhandled
+        problem = None if error is None else self._policy.problem(error)
         if problem is None:
-            await exchange.let_go()
+            await request.flush_held_response()
         return problem
 
     async def _other(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -265,7 +265,7 @@ class GuardrailsMiddleware:
             try:
                 await self.app(scope, receive, handshake.send)
             except Exception as error:
-                problem = None if handshake.decided else self._edge.problem(error)
+                problem = None if handshake.decided else self._policy.problem(error)
                 if problem is None:
                     raise
             finally:
@@ -277,10 +277,10 @@ class GuardrailsMiddleware:
     def _refuse_handshake(self, scope: ASGIScope) -> Problem | None:
         # A connection may last for hours: nothing is held for it, only the circuits are asked.
         table, path = self._look(scope), path_of(scope)
-        if not (self._selective or table.demanding) or self._edge.is_exempt(path):
+        if not (self._selective or table.demanding) or self._policy.is_exempt(path):
             return None
         held, _ = self._needs(table, scope, path, WEBSOCKET, self._clock())
-        return self._edge.missing(held)
+        return self._policy.missing(held)
 
 
 _OPTIONS = (

@@ -12,10 +12,10 @@ try:
 except ImportError as error:
     raise ImportError("Flask is missing: pip install flask") from error
 
+from guardrails._http.answers import Problem
+from guardrails._http.environ import answer_of
+from guardrails._http.routes import requires
 from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
-from guardrails.integrations._environ import answer_of
-from guardrails.integrations._http import Problem
-from guardrails.integrations._routes import requires
 from guardrails.integrations.wsgi import GuardrailsMiddleware
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ class Guardrails:
         middleware = GuardrailsMiddleware(app.wsgi_app if wrapped else _Unwrapped(app), **settings)
         views = middleware.views(learns=learns)
 
-        def arrive() -> Response | None:
+        def check_view() -> Response | None:
             rule = request.url_rule
             if rule is None or (request.method == "OPTIONS" and getattr(rule, _AUTOMATIC, False)):
                 return None  # on its way to a 404, or answered by Flask itself, such as a preflight
-            problem = views.arrive(current_app.view_functions[rule.endpoint], rule.rule, request.path)
+            problem = views.check_view(current_app.view_functions[rule.endpoint], rule.rule, request.path)
             return None if problem is None else _response(problem)
 
         def answer(error: GuardrailsError) -> Response:
@@ -78,7 +78,7 @@ class Guardrails:
                 raise error
             return _response(problem)
 
-        app.before_request(arrive)
+        app.before_request(check_view)
         for kind in (RejectedError, CallTimeoutError):
             app.register_error_handler(kind, answer)
         app.extensions[_KEY] = middleware

@@ -13,13 +13,13 @@ try:
 except ImportError as error:
     raise ImportError("opentelemetry-api is missing: pip install 'guardrails-db[otel]'") from error
 
-from guardrails._checks import Faults
-from guardrails._guard import Guard
-from guardrails._snapshot import GuardSnapshot
+from guardrails._guard.guard import Guard
+from guardrails._guard.metrics import FIGURES, SETS, Figure, Set, reading
+from guardrails._guard.snapshot import GuardSnapshot
+from guardrails._http.policy import checked_guards
+from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
 from guardrails.events import CallRejected, Event
-from guardrails.integrations._edge import checked_guards
-from guardrails.integrations._figures import FIGURES, SETS, Figure, Set, reading
 
 __all__ = ["SpanListener", "observe"]
 
@@ -65,7 +65,7 @@ def observe(guards: Iterable[Guard], *, meter: Meter | None = None) -> None:
                 meter.create_observable_counter(name, callbacks, figure.unit, figure.meaning)
             else:
                 meter.create_observable_gauge(name, callbacks, figure.unit, figure.meaning)
-    _observe_pools(meter, [guard for guard in checked if guard.passage.attached])
+    _observe_pools(meter, [guard for guard in checked if guard.call_settings.attached])
 
 
 class SpanListener:

@@ -5,9 +5,9 @@ Any client that takes a dict of headers will do: httpx, requests, aiohttp, urlli
 
 from __future__ import annotations
 
-from guardrails._checks import Faults
-from guardrails._deadline import remaining
-from guardrails.integrations._http import OUTGOING_HEADERS
+from guardrails._http.answers import OUTGOING_HEADERS
+from guardrails._runtime.scope import remaining
+from guardrails._util.checks import Faults
 
 __all__ = ["outgoing_headers"]
 

@@ -14,11 +14,11 @@ try:
 except ImportError as error:
     raise ImportError("prometheus-client is missing: pip install 'guardrails-db[prometheus]'") from error
 
-from guardrails._checks import Faults
-from guardrails._guard import Guard
-from guardrails._snapshot import GuardSnapshot
-from guardrails.integrations._edge import checked_guards
-from guardrails.integrations._figures import FIGURES, SETS, Set, reading
+from guardrails._guard.guard import Guard
+from guardrails._guard.metrics import FIGURES, SETS, Set, reading
+from guardrails._guard.snapshot import GuardSnapshot
+from guardrails._http.policy import checked_guards
+from guardrails._util.checks import Faults
 
 __all__ = ["CONTENT_TYPE", "GuardCollector", "page"]
 

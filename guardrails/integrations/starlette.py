@@ -15,11 +15,11 @@ try:
 except ImportError as error:
     raise ImportError("Starlette is missing: pip install 'guardrails-db[starlette]'") from error
 
-from guardrails._checks import Faults
-from guardrails._guard import Guard, with_parts
-from guardrails.integrations._dashboard import HEADERS as DASHBOARD_HEADERS
-from guardrails.integrations._dashboard import PAGE
-from guardrails.integrations._probes import HEADERS, Page, Probes, as_page, figures
+from guardrails._guard.guard import Guard, with_parts
+from guardrails._http.dashboard import HEADERS as DASHBOARD_HEADERS
+from guardrails._http.dashboard import PAGE
+from guardrails._http.status import HEADERS, Page, Probes, as_page, figures
+from guardrails._util.checks import Faults
 
 try:
     from guardrails.integrations import prometheus

@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Never
 
-from guardrails._checks import Faults, unknown_option
-from guardrails._criticality import Criticality
-from guardrails._deadline import Clock, current
-from guardrails._guard import Guard
-from guardrails.integrations._application import WSGI, check_application
-from guardrails.integrations._causes import follow_frameworks
-from guardrails.integrations._edge import Edge
-from guardrails.integrations._environ import budgets_of, path_of, rank_in, status_line
-from guardrails.integrations._http import Problem
-from guardrails.integrations._importance import Importance
-from guardrails.integrations._probes import HEADERS, Probes, as_page
-from guardrails.integrations._visit import Views
-from guardrails.integrations._wsgi import Exchange
+from guardrails._core.criticality import Criticality
+from guardrails._guard.guard import Guard
+from guardrails._http.answers import Problem
+from guardrails._http.applications import WSGI, check_application
+from guardrails._http.criticality import CriticalityRules
+from guardrails._http.environ import budgets_of, path_of, rank_in, status_line
+from guardrails._http.error_causes import follow_frameworks
+from guardrails._http.policy import RequestPolicy
+from guardrails._http.status import HEADERS, Probes, as_page
+from guardrails._http.tracked_request import Views
+from guardrails._http.wsgi_request import WSGIRequest
+from guardrails._runtime.scope import Clock, current
+from guardrails._util.checks import Faults, unknown_option
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -93,10 +93,10 @@ class GuardrailsMiddleware:
         faults = Faults("GuardrailsMiddleware")
         faults.count("threads", threads, least=2, none=True)
         check_application(faults, app, WSGI)
-        self._importance = Importance.checked(faults, clock, criticality, criticality_header)
+        self._importance = CriticalityRules.checked(faults, clock, criticality, criticality_header)
         self.app = app
         self._clock = clock
-        self._edge = Edge(
+        self._policy = RequestPolicy(
             "GuardrailsMiddleware",
             guards=guards,
             exempt=exempt,
@@ -107,36 +107,36 @@ class GuardrailsMiddleware:
             random=random,
         )
         follow_frameworks()
-        self._timed = self._edge.timed
-        self._selective = self._edge.selective
+        self._timed = self._policy.timed
+        self._selective = self._policy.selective
         if threads is not None:
-            _compare(threads, self._edge.slots, max_in_flight)
+            _compare(threads, self._policy.slots, max_in_flight)
 
     @property
     def in_flight(self) -> int:
         """Requests counted against ``max_in_flight`` now."""
-        return self._edge.in_flight
+        return self._policy.in_flight
 
     def views(self, *, learns: bool) -> Views:
         """The endpoints behind this middleware, for a framework that says when a request has come to one."""
-        return Views(self._edge, self._clock, learns=learns)
+        return Views(self._policy, self._clock, learns=learns)
 
     def problem(self, error: BaseException) -> Problem | None:
         """What this middleware would answer for an exception; None for one it leaves alone.
 
         For frameworks that want to be asked before they log an error of their own.
         """
-        return self._edge.problem(error)
+        return self._policy.problem(error)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serves one request."""
-        budget = self._edge.budget(budgets_of(environ)) if self._timed else None
+        budget = self._policy.budget(budgets_of(environ)) if self._timed else None
         at = None if budget is None else self._clock() + budget
         path = path_of(environ)
         rank = rank_in(environ, self._importance, path)
-        exchange = Exchange(at, self._clock, current(), rank, self._edge, environ, start_response)
-        problem = self._edge.admit(exchange.place, path) if self._selective else None
-        return exchange.serve(self.app) if problem is None else exchange.answer(problem)
+        request = WSGIRequest(at, self._clock, current(), rank, self._policy, environ, start_response)
+        problem = self._policy.admit(request.place, path) if self._selective else None
+        return request.serve(self.app) if problem is None else request.answer(problem)
 
 
 def status_app(

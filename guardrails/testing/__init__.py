@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardrails._lazily import on_use
+from guardrails._util.lazy import on_use
 
 if TYPE_CHECKING:
     from guardrails.testing.circuits import open_circuit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from guardrails._guard import Guard, turn
+from guardrails._guard.guard import Guard, turn
 
 __all__ = ["open_circuit"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from guardrails._door import Door
+    from guardrails._guard.locked_gate import LockedGate
 
 __all__: list[str] = []
 
@@ -37,31 +37,31 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Compares what is taken before a test and after it. What its fixtures hold is theirs."""
     if item.get_closest_marker("no_leaks") is None:
         return (yield)
-    before = {door: _held(door) for door in _doors()}
+    before = {gate: _held(gate) for gate in _gates()}
     result = yield
-    lines = [line for door in _doors() for line in _left(door, before.get(door, _Held(0, 0, 0)))]
+    lines = [line for gate in _gates() for line in _left(gate, before.get(gate, _Held(0, 0, 0)))]
     if lines:
         pytest.fail("the test left something behind\n  " + "\n  ".join(lines), pytrace=False)
     return result
 
 
-def _doors() -> list[Door]:
-    room = sys.modules.get("guardrails._door")
-    return [] if room is None else room.all_doors()
+def _gates() -> list[LockedGate]:
+    room = sys.modules.get("guardrails._guard.locked_gate")
+    return [] if room is None else room.all_gates()
 
 
-def _held(door: Door) -> _Held:
-    with door.lock:
-        slots, connections = door.gate.bulkhead, len(door.gate.checkouts)
+def _held(gate: LockedGate) -> _Held:
+    with gate.lock:
+        slots, connections = gate.core.bulkhead, len(gate.core.checkouts)
         return _Held(slots.taken - connections, connections, len(slots.queue))
 
 
-def _left(door: Door, before: _Held) -> Iterator[str]:
-    now = _held(door)
+def _left(gate: LockedGate, before: _Held) -> Iterator[str]:
+    now = _held(gate)
     for count, one, many in (
         (now.calls - before.calls, "a call that has not ended", "calls that have not ended"),
         (now.connections - before.connections, "a connection checked out", "connections checked out"),
         (now.waiting - before.waiting, "a caller still waiting", "callers still waiting"),
     ):
         if count > 0:
-            yield f"guard {door.name!r}: {one if count == 1 else f'{count} {many}'}"
+            yield f"guard {gate.name!r}: {one if count == 1 else f'{count} {many}'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from guardrails._checks import Faults
+from guardrails._util.checks import Faults
 from guardrails.testing._relay import Relay
 from guardrails.testing._wire import Side
 

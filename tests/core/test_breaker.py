@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, _ratio
+from guardrails._core.outcome import Outcome
 from guardrails._core.workloads import reaches as _reaches
-from guardrails._outcome import Outcome
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
 HALF = lambda: 0.5
@@ -33,7 +33,7 @@ def make(jitter=HALF, **options):
 
 
 def call(breaker, outcome, now=0.0, lasting=0.0):
-    assert breaker.knock(now)
+    assert breaker.allow_call(now)
     return breaker.end(breaker.begin(now), outcome, now + lasting)
 
 
@@ -41,7 +41,7 @@ def half_open(**options):
     breaker = make(**options)
     call(breaker, F)
     assert breaker.state == "open"
-    assert breaker.knock(5)
+    assert breaker.allow_call(5)
     assert breaker.state == "half_open"
     return breaker
 
@@ -133,7 +133,7 @@ def test_a_pause_while_open_is_part_of_the_wait():
     """W9: the first who knocks after it is a probe."""
     breaker = make()
     call(breaker, F)
-    assert breaker.knock(3600)
+    assert breaker.allow_call(3600)
     assert breaker.state == "half_open"
 
 
@@ -148,7 +148,7 @@ def test_consecutive_failures_open_below_the_minimum():
 
 
 def test_a_streak_opens_half_open_only_with_a_failure_of_the_round():
-    """The streak that opened the circuit does not close the door on its probes."""
+    """The streak that opened the circuit does not close the gate on its probes."""
     breaker = half_open(
         consecutive_failures=1, failure_rate_threshold=1, permitted_calls_in_half_open_state=4
     )
@@ -198,10 +198,10 @@ def test_a_hung_dependency_opens_the_circuit():
     """No call ever returns: just past the threshold the circuit is open, without anybody's knock let in."""
     breaker = make(minimum_number_of_calls=10, sliding_window_type="time")
     for number in range(10):
-        breaker.knock(number / 100)
+        breaker.allow_call(number / 100)
         breaker.begin(number / 100)
-    assert breaker.knock(1.09)
-    assert not breaker.knock(1.0901)
+    assert breaker.allow_call(1.09)
+    assert not breaker.allow_call(1.0901)
     assert moves(breaker) == [("closed", "open", "slow_call_rate")]
 
 
@@ -268,7 +268,7 @@ def to(breaker, state, now):
         call(breaker, F, now=now)
     else:
         to(breaker, "open", now)
-        assert breaker.knock(now + 5)
+        assert breaker.allow_call(now + 5)
         if state == "closed":
             for _ in range(2):
                 call(breaker, S, now=now + 5)
@@ -289,7 +289,7 @@ def test_a_late_result_changes_nothing(begins_in, ends_in, outcome, lasting):
         call(breaker, F, now=5)  # reopens
         assert breaker.state == "open"
         if ends_in != "open":
-            assert breaker.knock(10)
+            assert breaker.allow_call(10)
             if ends_in == "closed":
                 for _ in range(2):
                     call(breaker, S, now=10)
@@ -358,13 +358,13 @@ def test_exactly_so_many_probes_are_let_in():
     """Under way and done together; one that is abandoned makes room."""
     breaker = half_open(permitted_calls_in_half_open_state=3)
     tickets = []
-    while breaker.knock(5):
+    while breaker.allow_call(5):
         tickets.append(breaker.begin(5))
     assert len(tickets) == 3
     breaker.end(tickets[0], S, 5)
-    assert not breaker.knock(5)
+    assert not breaker.allow_call(5)
     breaker.end(tickets[1], X, 5)
-    assert breaker.knock(5)
+    assert breaker.allow_call(5)
 
 
 def test_a_slow_probe_counts_before_it_ends():
@@ -425,7 +425,7 @@ def test_a_probes_connection_is_the_probe_once():
 
 
 def test_a_waiting_probes_clock_starts_when_it_resumes():
-    """Time at another door is not the dependency's; an overdue call is not taken back."""
+    """Time at another gate is not the dependency's; an overdue call is not taken back."""
     breaker = half_open(permitted_calls_in_half_open_state=3, max_wait_duration_in_half_open_state=60)
     ticket = breaker.begin(5)
     breaker.resume(ticket, 5.9)
@@ -479,7 +479,7 @@ def test_a_wait_of_zero_stays_zero_however_often_it_reopens(multiplier):
     for _ in range(400):
         call(breaker, F, now=1)
     assert breaker.retry_after(1) == 0
-    assert breaker.knock(1)
+    assert breaker.allow_call(1)
 
 
 @pytest.mark.parametrize(("random", "wait"), [(0.0, 4.5), (0.5, 5.0), (0.75, 5.25)])
@@ -529,7 +529,7 @@ def test_a_circuit_without_a_policy_is_disabled_for_good():
         call(breaker, F, lasting=1000)
     assert breaker.state == "disabled"
     breaker.hold("forced_open", 0)
-    assert not breaker.knock(0)
+    assert not breaker.allow_call(0)
     breaker.reset(0)
     assert breaker.state == "disabled"
 
@@ -589,7 +589,7 @@ def test_rates_are_shown_from_the_minimum_on_and_an_open_circuit_keeps_what_open
     call(breaker, F)
     assert breaker.state == "open"
     assert breaker.evidence(4.9) == breaker.evidence(1000) == (2, 2, 0, True)
-    breaker.knock(5)
+    breaker.allow_call(5)
     assert breaker.evidence(5) == (0, 0, 0, False)
     call(breaker, F, now=5)
     assert breaker.evidence(5) == (1, 1, 0, True)
@@ -794,7 +794,7 @@ def test_the_end_of_the_wait_has_the_moment_of_the_knock():
     """Time alone changes nothing until somebody knocks."""
     breaker = make()
     call(breaker, F)
-    breaker.knock(7)
+    breaker.allow_call(7)
     assert breaker.changes[-1][:3] == (7, "open", "half_open")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from guardrails._core.bulkhead import HURRIED_WAIT, STANDING, Bulkhead, Place
+from guardrails._core.bulkhead import CODEL_INTERVAL, CODEL_TARGET, Bulkhead, Waiter
 
 
 def queue(bulkhead, count, now=0.0):
-    places = [Place() for _ in range(count)]
-    assert all(bulkhead.try_queue(place, now) for place in places)
+    places = [Waiter() for _ in range(count)]
+    assert all(bulkhead.try_queue(waiter, now) for waiter in places)
     return places
 
 
@@ -54,8 +54,8 @@ def test_the_queue_is_bounded():
     """One more than ``max_waiting`` is refused; 0 means that nobody waits."""
     bulkhead = full(1, 2)
     queue(bulkhead, 2)
-    assert not bulkhead.try_queue(Place(), 0)
-    assert not full(1, 0).try_queue(Place(), 0)
+    assert not bulkhead.try_queue(Waiter(), 0)
+    assert not full(1, 0).try_queue(Waiter(), 0)
 
 
 def test_who_withdraws_leaves_no_gap():
@@ -92,7 +92,12 @@ def test_shrinking_waits_for_nobody():
 
 @pytest.mark.parametrize(
     ("asked_at", "patience"),
-    [(0, 1.0), (STANDING - 0.001, 1.0), (STANDING, HURRIED_WAIT), (STANDING + 5, HURRIED_WAIT)],
+    [
+        (0, 1.0),
+        (CODEL_INTERVAL - 0.001, 1.0),
+        (CODEL_INTERVAL, CODEL_TARGET),
+        (CODEL_INTERVAL + 5, CODEL_TARGET),
+    ],
 )
 def test_a_standing_queue_waits_less(asked_at, patience):
     """A queue that has not been empty for STANDING is overload, and newcomers wait HURRIED_WAIT."""
@@ -119,13 +124,13 @@ def test_a_standing_queue_lets_in_who_has_hope():
     queue(bulkhead, 10, now=began)
     for _ in range(10):
         bulkhead.leave()
-        queue(bulkhead, 1, now=began + STANDING / 2)
+        queue(bulkhead, 1, now=began + CODEL_INTERVAL / 2)
     assert bulkhead.served == 10
-    assert bulkhead.room(began + STANDING - 0.001) == 10
-    hopeful = 10 * HURRIED_WAIT / 0.5
+    assert bulkhead.room(began + CODEL_INTERVAL - 0.001) == 10
+    hopeful = 10 * CODEL_TARGET / 0.5
     assert bulkhead.room(began + 0.5) == pytest.approx(1 + 2 * hopeful)
     assert bulkhead.room(began + 5) == pytest.approx(1 + 2 * hopeful / 10)
-    assert not bulkhead.try_queue(Place(), began + 0.5)
+    assert not bulkhead.try_queue(Waiter(), began + 0.5)
 
 
 def test_a_queue_that_serves_fast_is_as_long_as_it_may_be():
@@ -134,16 +139,16 @@ def test_a_queue_that_serves_fast_is_as_long_as_it_may_be():
     queue(bulkhead, 3, now=0)
     for _ in range(1000):
         bulkhead.leave()
-        queue(bulkhead, 1, now=STANDING / 2)
-    assert bulkhead.room(STANDING) == 3
-    assert full(5, 0).room(STANDING) == 0
+        queue(bulkhead, 1, now=CODEL_INTERVAL / 2)
+    assert bulkhead.room(CODEL_INTERVAL) == 3
+    assert full(5, 0).room(CODEL_INTERVAL) == 0
 
 
 def test_when_nothing_moves_only_the_first_waits():
     """All slots hang: nobody else has any hope, so nobody else is kept."""
     bulkhead = full(5, 5)
     queue(bulkhead, 1, now=0)
-    assert not bulkhead.try_queue(Place(), STANDING)
+    assert not bulkhead.try_queue(Waiter(), CODEL_INTERVAL)
     bulkhead.withdraw(next(iter(bulkhead.queue)))
     assert bulkhead.room(99) == 5
     queue(bulkhead, 5, now=99)

@@ -1,4 +1,4 @@
-"""Circuit and bulkhead behind one door: the order of decisions, queues, and a pool's checkouts."""
+"""Circuit and bulkhead behind one gate: the order of decisions, queues, and a pool's checkouts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 import pytest
 
 from guardrails import BreakerPolicy
-from guardrails._core.breaker import Breaker, Change
-from guardrails._core.bulkhead import STANDING, Bulkhead, Place
+from guardrails._core.breaker import Breaker, Transition
+from guardrails._core.bulkhead import CODEL_INTERVAL, Bulkhead, Waiter
 from guardrails._core.gate import Gate, Refusal
-from guardrails._outcome import Outcome
+from guardrails._core.outcome import Outcome
 from support.shell import QuickWays
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
@@ -32,7 +32,7 @@ def gate():
 
 
 def drain(gate):
-    items = [item.new if isinstance(item, Change) else item for item in gate.outbox]
+    items = [item.new if isinstance(item, Transition) else item for item in gate.outbox]
     gate.outbox.clear()
     return items
 
@@ -55,23 +55,23 @@ def test_the_circuit_is_asked_before_a_slot(gate):
 def test_when_the_circuit_opens_everybody_queued_is_sent_away(gate):
     """SM19: at once, and the slot that came free goes to nobody."""
     tickets = [gate.enter(0, None) for _ in range(2)]
-    places = [Place(), Place()]
-    assert [gate.enter(0, place) for place in places] == [None, None]
+    places = [Waiter(), Waiter()]
+    assert [gate.enter(0, waiter) for waiter in places] == [None, None]
     gate.leave(0, tickets[0], F)
     assert drain(gate) == ["open", *places]
-    assert [gate.woken(0, place).reason for place in places] == ["circuit_open"] * 2
+    assert [gate.woken(0, waiter).reason for waiter in places] == ["circuit_open"] * 2
     assert gate.bulkhead.taken == 1
 
 
 def test_a_granted_waiter_asks_the_circuit_again(gate):
     """It was granted while closed, and wakes up in an open circuit: the slot goes on."""
     tickets = [gate.enter(0, None) for _ in range(2)]
-    place = Place()
-    gate.enter(0, place)
+    waiter = Waiter()
+    gate.enter(0, waiter)
     gate.leave(0, tickets[0], S)
-    assert drain(gate) == [place]
+    assert drain(gate) == [waiter]
     gate.turn(0, "forced_open")
-    assert gate.woken(0, place) == Refusal("circuit_open", None)
+    assert gate.woken(0, waiter) == Refusal("circuit_open", None)
     gate.leave(0, tickets[1], S)
     assert gate.bulkhead.taken == 0
 
@@ -79,7 +79,7 @@ def test_a_granted_waiter_asks_the_circuit_again(gate):
 def test_a_wait_that_ends_as_the_slot_is_granted_is_granted(gate):
     """B3: exactly one of grant and timeout, and the grant wins if it was first."""
     tickets = [gate.enter(0, None) for _ in range(2)]
-    first, second = Place(), Place()
+    first, second = Waiter(), Waiter()
     gate.enter(0, first)
     gate.enter(0, second)
     gate.leave(0, tickets[0], S)
@@ -91,7 +91,7 @@ def test_a_wait_that_ends_as_the_slot_is_granted_is_granted(gate):
 def test_who_leaves_after_the_grant_passes_the_slot_on(gate):
     """B2: before the grant it only leaves the queue."""
     tickets = [gate.enter(0, None) for _ in range(2)]
-    first, second = Place(), Place()
+    first, second = Waiter(), Waiter()
     gate.enter(0, first)
     gate.enter(0, second)
     gate.leave(0, tickets[0], S)
@@ -106,7 +106,7 @@ def test_nobody_waits_in_half_open(gate):
     """A probe that finds no slot is no probe, and nobody is parked for one."""
     hanging = [gate.enter(0, None) for _ in range(2)]
     gate.turn(0, "half_open")
-    assert gate.enter(0, Place()) == Refusal("bulkhead_full", None)
+    assert gate.enter(0, Waiter()) == Refusal("bulkhead_full", None)
     for ticket in hanging:
         gate.leave(0, ticket, S)
 
@@ -172,10 +172,10 @@ def test_a_reserved_slot_is_counted_once(gate):
 def test_a_reserved_slot_that_is_not_used_goes_to_the_next(gate):
     """It is no evidence, and goes back once."""
     slots = [reserved(gate), reserved(gate)]
-    place = Place()
-    assert gate.check_out(0, place) is None
+    waiter = Waiter()
+    assert gate.check_out(0, waiter) is None
     gate.check_in(1, slots[0])
-    assert (drain(gate), gate.woken_checkout(1, place) in gate.checkouts) == ([place], True)
+    assert (drain(gate), gate.woken_checkout(1, waiter) in gate.checkouts) == ([waiter], True)
     gate.check_in(1, slots[0])
     assert gate.take_over(1, slots[0], checkout=True) is None
     assert (gate.bulkhead.taken, set(gate.reserved)) == (2, {slots[1]})
@@ -233,7 +233,7 @@ def test_adopted_slots_come_back_without_a_number(gate):
 def test_a_waiting_checkout_gets_its_number_when_it_wakes(gate):
     """And who withdraws gets none."""
     slots = [gate.check_out(0, None) for _ in range(2)]
-    first, second = Place(), Place()
+    first, second = Waiter(), Waiter()
     gate.check_out(0, first)
     gate.check_out(0, second)
     gate.check_in(0, slots[0])
@@ -267,7 +267,7 @@ def test_stalls_follow_the_number_of_slots(gate):
 def test_a_child_of_a_fork_starts_empty(gate):
     """Nobody is inside, nobody waits; what the parent's calls would have settled changes nothing."""
     ticket, slot = gate.enter(0, None), reserved(gate)
-    gate.enter(0, Place())
+    gate.enter(0, Waiter())
     gate.forget_everyone()
     assert gate.take_over(0, slot, checkout=True) is None
     assert gate.leave(0, ticket, F) is None
@@ -280,13 +280,13 @@ def test_a_granted_slot_is_claimed_once(gate):
     """Who comes second, of the caller, a waker that found its loop closed and the collector, gets nothing."""
     for first in (Gate.woken, Gate.abandon):
         tickets = [gate.enter(0, None) for _ in range(2)]
-        place = Place()
-        gate.enter(0, place)
+        waiter = Waiter()
+        gate.enter(0, waiter)
         gate.leave(0, tickets[0], S)
-        assert place.verdict == "granted"
-        ticket = first(gate, 0, place)
-        gate.abandon(0, place)
-        gate.abandon(0, place)
+        assert waiter.verdict == "granted"
+        ticket = first(gate, 0, waiter)
+        gate.abandon(0, waiter)
+        gate.abandon(0, waiter)
         if ticket is not None:
             gate.leave(0, ticket, S)
         gate.leave(0, tickets[1], S)
@@ -296,10 +296,10 @@ def test_a_granted_slot_is_claimed_once(gate):
 def test_a_place_is_given_up_once(gate):
     """Also one that was never granted."""
     tickets = [gate.enter(0, None) for _ in range(2)]
-    place = Place()
-    gate.enter(0, place)
-    gate.woken(0, place)
-    gate.abandon(0, place)
+    waiter = Waiter()
+    gate.enter(0, waiter)
+    gate.woken(0, waiter)
+    gate.abandon(0, waiter)
     for ticket in tickets:
         gate.leave(0, ticket, S)
     assert (gate.bulkhead.taken, len(gate.bulkhead.queue)) == (0, 0)
@@ -328,7 +328,7 @@ def test_a_refusal_decided_elsewhere_is_counted_by_its_reason(gate):
 
 
 def test_a_restarted_call_is_slow_from_then_on(gate):
-    """What it waited at another door is not its own time."""
+    """What it waited at another gate is not its own time."""
     ticket = gate.enter(0, None)
     gate.restart(50, ticket)
     assert gate.last == 50
@@ -348,7 +348,7 @@ def test_slots_may_be_adopted_bit_by_bit(gate):
 def test_a_checkout_that_waited_in_vain_says_so(gate):
     """And one that waited with success knows since when it has its slot."""
     slots = [gate.check_out(0, None) for _ in range(2)]
-    first, second = Place(), Place()
+    first, second = Waiter(), Waiter()
     gate.check_out(1, first)
     gate.check_out(1, second)
     gate.check_in(2, slots[0])
@@ -379,20 +379,20 @@ def test_a_statement_on_an_adopted_connection_is_no_probe(gate):
 def test_a_forked_child_has_no_standing_queue(gate):
     """Its first waiter is patient, whoever waited in the parent."""
     for _ in range(3):
-        gate.enter(0, Place())
+        gate.enter(0, Waiter())
     gate.forget_everyone()
     assert gate.bulkhead.patience(1.0, 99) == 1.0
 
 
-# --- the quick ways, move by move ----------------------------------------------------------------
+# --- the fast paths, move by move ----------------------------------------------------------------
 
 
 @pytest.fixture
 def calm(gate):
-    """A gate with a call under way since 0, and so with quick ways until it is overdue at 1."""
+    """A gate with a call under way since 0, and so with fast paths until it is overdue at 1."""
     gate.enter(0, None)
     gate.refresh(0)
-    assert (gate.free_until, gate.calm_until) == (1, 1)
+    assert (gate.fast_enter_until, gate.fast_leave_until) == (1, 1)
     return gate
 
 
@@ -435,8 +435,8 @@ def test_the_quick_way_in_takes_no_slot_that_is_not_there(calm):
 def test_a_full_bulkhead_refuses_the_quick_way(calm):
     """While only the bulkhead refuses and its queue has no room; one by one, and at their moments."""
     QuickWays(calm).check_out(0.1)
-    places = [Place(), Place()]
-    assert [calm.enter(0.2, place) for place in places] == [None, None]
+    places = [Waiter(), Waiter()]
+    assert [calm.enter(0.2, waiter) for waiter in places] == [None, None]
     full = Refusal("bulkhead_full", None)
     assert [QuickWays(calm).check_out(now) for now in (0.25, 0.3)] == [full, full]
     assert (calm.last, calm.rejected) == (0.3, {"bulkhead_full": 2})
@@ -445,7 +445,7 @@ def test_a_full_bulkhead_refuses_the_quick_way(calm):
     assert QuickWays(calm).check_out(1) == 0
     calm.woken(0.4, places[0])
     assert QuickWays(calm).check_out(0.45) == 0
-    assert QuickWays(calm).check_out(0.2 + STANDING) == full
+    assert QuickWays(calm).check_out(0.2 + CODEL_INTERVAL) == full
     assert calm.rejected == {"bulkhead_full": 4, "queue_timeout": 1}
 
 
@@ -462,7 +462,7 @@ def test_a_circuit_that_may_refuse_is_asked_first(calm, transition):
     """Nobody is told that there is no room who would be told that the circuit is open."""
     QuickWays(calm).check_out(0.1)
     for _ in range(2):
-        calm.enter(0.1, Place())
+        calm.enter(0.1, Waiter())
     calm.turn(0.2, transition)
     assert QuickWays(calm).check_out(0.3) == 0
 
@@ -505,7 +505,7 @@ def test_a_late_success_goes_the_long_way(calm):
     """Also that of the last call before the transition: it decides nothing, and is counted as late."""
     ticket = QuickWays(calm).begin(0.1)
     calm.turn(0.2, "reset")
-    assert ticket == calm.breaker.era
+    assert ticket == calm.breaker.generation
     assert not QuickWays(calm).end(0.3, ticket)
     calm.end(0.3, ticket, S)
     assert calm.breaker.late == 1
@@ -536,37 +536,37 @@ def test_a_circuit_that_is_forced_open_sends_the_queue_away(gate):
     """As one that opens by itself."""
     for _ in range(2):
         gate.enter(0, None)
-    place = Place()
-    gate.enter(0, place)
+    waiter = Waiter()
+    gate.enter(0, waiter)
     gate.turn(0, "forced_open")
-    assert place.verdict == "sent_away"
+    assert waiter.verdict == "sent_away"
 
 
 def test_a_queue_stands_from_the_moment_its_first_waiter_came(gate):
     """By which later ones are hurried."""
     for _ in range(2):
         gate.enter(0, None)
-    gate.enter(0.5, Place())
+    gate.enter(0.5, Waiter())
     assert gate.bulkhead.standing_since == 0.5
 
 
 def test_a_slot_that_was_waited_for_is_counted_as_given_out_once(gate):
     """And refusals are counted one by one."""
     tickets = [gate.enter(0, None) for _ in range(2)]
-    place = Place()
-    gate.enter(0, place)
+    waiter = Waiter()
+    gate.enter(0, waiter)
     for _ in range(3):
         gate.enter(0, None)
     gate.leave(0, tickets[0], S)
-    gate.woken(0, place)
+    gate.woken(0, waiter)
     assert (gate.admitted, gate.rejected) == (3, {"bulkhead_full": 3})
 
 
 def test_an_open_circuit_refuses_the_quick_way_until_a_probe_is_due(gate):
-    """A disabled one lets everybody in the quick way."""
+    """A disabled one lets everybody in the fast path."""
     trip(gate)
     gate.refresh(0)
-    assert gate.shut_until > 0
+    assert gate.fast_refuse_until > 0
     gate.turn(1, "disabled")
     gate.refresh(1)
     assert QuickWays(gate).end(1, QuickWays(gate).begin(1))
@@ -601,10 +601,10 @@ def test_a_clock_that_goes_back_reopens_no_quick_way(later):
 def test_a_woken_call_begins_when_it_wakes(gate):
     """Its wait in the queue is no part of its duration."""
     first, *_ = (gate.enter(0, None) for _ in range(gate.bulkhead.limit))
-    place = Place()
-    assert gate.enter(0, place) is None
+    waiter = Waiter()
+    assert gate.enter(0, waiter) is None
     gate.leave(0.2, first, S)
-    ticket = gate.woken(0.3, place)
+    ticket = gate.woken(0.3, waiter)
     assert gate.leave(0.7, ticket, S).duration == pytest.approx(0.4)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker
-from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, Refusal
-from guardrails._outcome import Outcome
+from guardrails._core.outcome import Outcome
 from support.explorer import World, explore
 from support.shell import QuickWays
 
@@ -36,12 +36,12 @@ def make_world(limit=1, gate=Gate, breaker=Breaker, bulkhead=Bulkhead):
 
 def caller(world, outcome=S):
     """Waits until it is told, calls, and leaves."""
-    place = Place()
+    waiter = Waiter()
     yield "enters"
-    ticket = world.enter(place)
+    ticket = world.enter(waiter)
     if ticket is None:
-        yield "wakes up", lambda: place in world.told
-        ticket = world.wake(place)
+        yield "wakes up", lambda: waiter in world.told
+        ticket = world.wake(waiter)
     yield from calling(world, ticket, outcome)
 
 
@@ -52,36 +52,36 @@ def failing(world):
 
 def hurried(world):
     """A caller whose wait may end at any moment, also in the one in which it is granted a slot."""
-    place = Place()
+    waiter = Waiter()
     yield "enters"
-    ticket = world.enter(place)
+    ticket = world.enter(waiter)
     if ticket is None:
         yield "has waited"
-        ticket = world.wake(place)
+        ticket = world.wake(waiter)
     yield from calling(world, ticket, S)
 
 
 def cancelled(world):
     """A caller that is cancelled wherever it is: in the queue, at the grant, in its call."""
-    place = Place()
+    waiter = Waiter()
     yield "enters"
-    ticket = world.enter(place)
+    ticket = world.enter(waiter)
     yield "is cancelled"
     if ticket is None:
-        world.abandon(place)
-        world.gate.abandon(world.now, place)  # who finds it dead may come second
+        world.abandon(waiter)
+        world.gate.abandon(world.now, waiter)  # who finds it dead may come second
     elif not isinstance(ticket, Refusal):
         world.leave(ticket, X)
 
 
 def borrower(world):
     """A pool's checkout with a statement that fails."""
-    place = Place()
+    waiter = Waiter()
     yield "checks out"
-    slot = world.enter(place, checkout=True)
+    slot = world.enter(waiter, checkout=True)
     if slot is None:
-        yield "wakes up", lambda: place in world.told
-        slot = world.wake(place, checkout=True)
+        yield "wakes up", lambda: waiter in world.told
+        slot = world.wake(waiter, checkout=True)
     if isinstance(slot, Refusal):
         return
     yield "runs a statement"
@@ -203,18 +203,18 @@ class FreesAndWakes(Bulkhead):
 class LosesTheRace(Bulkhead):
     """A wait that ends as the slot is granted loses it."""
 
-    def withdraw(self, place):
-        if place.verdict == "granted":
-            place.verdict = "settled"
+    def withdraw(self, waiter):
+        if waiter.verdict == "granted":
+            waiter.verdict = "settled"
             return True
-        return super().withdraw(place)
+        return super().withdraw(waiter)
 
 
 class LetsEverybodyProbe(Breaker):
     """Counts no leases."""
 
-    def knock(self, now):
-        return super().knock(now) or self.state == "half_open"
+    def allow_call(self, now):
+        return super().allow_call(now) or self.state == "half_open"
 
 
 class WaitsInTheOpen(Gate):

@@ -1,4 +1,4 @@
-"""The gate against a naive model, step by step; and the quick ways against the long ones."""
+"""The gate against a naive model, step by step; and the fast paths against the long ones."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from guardrails import BreakerPolicy
-from guardrails._core.breaker import Breaker, Change
-from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.breaker import Breaker, Transition
+from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, Refusal
-from guardrails._outcome import Outcome
+from guardrails._core.outcome import Outcome
 from support.naive import Naive
 from support.shell import QuickWays, Shell
 
@@ -75,11 +75,11 @@ class GateEqualsModel(RuleBasedStateMachine):
 
     @rule(patient=st.booleans())
     def enter(self, patient):
-        place = Place() if patient else None
-        verdict = self.shell.enter(self.now, place)
-        self.same(verdict, self.model.enter(place))
+        waiter = Waiter() if patient else None
+        verdict = self.shell.enter(self.now, waiter)
+        self.same(verdict, self.model.enter(waiter))
         if verdict is None:
-            self.waiting.append(place)
+            self.waiting.append(waiter)
 
     @precondition(lambda self: self.model.flights)
     @rule(data=st.data(), outcome=st.sampled_from(list(OUTCOMES)))
@@ -98,18 +98,18 @@ class GateEqualsModel(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting)
     @rule(data=st.data(), comes_back=st.booleans())
     def stop_waiting(self, data, comes_back):
-        place = data.draw(st.sampled_from(self.waiting))
-        self.waiting.remove(place)
+        waiter = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(waiter)
         if comes_back:
-            self.same(self.gate.woken(self.now, place), self.model.woken(place))
+            self.same(self.gate.woken(self.now, waiter), self.model.woken(waiter))
         else:
-            self.gate.abandon(self.now, place)
-            self.model.abandon(place)
+            self.gate.abandon(self.now, waiter)
+            self.model.abandon(waiter)
 
     @rule()
     def look(self):
         refusal = self.gate.preview(self.now)
-        assert (refusal is None) == self.model.knock()
+        assert (refusal is None) == self.model.allow_call()
 
     @rule(limit=st.integers(1, 5))
     def resize(self, limit):
@@ -134,15 +134,15 @@ class GateEqualsModel(RuleBasedStateMachine):
             return
         gate, model = self.gate, self.model
         breaker, bulkhead = gate.breaker, gate.bulkhead
-        self.changes += [item[1:4] for item in gate.outbox if isinstance(item, Change)]
+        self.changes += [item[1:4] for item in gate.outbox if isinstance(item, Transition)]
         gate.outbox.clear()
         assert self.changes == model.changes
         assert breaker.state == model.state
         assert breaker.evidence(self.now)[:3] == model.evidence()
         assert (bulkhead.taken, list(bulkhead.queue)) == (model.taken, model.queue)
-        assert [place.verdict for place in self.waiting] == [
-            "granted" if place in model.granted else "sent_away" if place in model.sent_away else None
-            for place in self.waiting
+        assert [waiter.verdict for waiter in self.waiting] == [
+            "granted" if waiter in model.granted else "sent_away" if waiter in model.sent_away else None
+            for waiter in self.waiting
         ]
         counted = (breaker.succeeded, breaker.failed, breaker.abandoned, breaker.slow, breaker.late)
         assert counted == tuple(model.totals.values())
@@ -184,7 +184,7 @@ WAITS = (0, 0, 1, 1, 2, -1)
 
 
 class Driver:
-    """Makes moves on a gate, the quick way where it can, or always the long way."""
+    """Makes moves on a gate, the fast path where it can, or always the long way."""
 
     def __init__(self, policy, *, quick, stalls, parts):
         self.gate = make_gate(policy, 3, 2)
@@ -203,9 +203,9 @@ class Driver:
         elif move == "turn":
             self.gate.turn(self.now, TURNS[choice])
         elif move == "queue":
-            place = Place()
-            verdict = self.gate.enter(self.now, place)
-            self.places += [place] if verdict is None else []
+            waiter = Waiter()
+            verdict = self.gate.enter(self.now, waiter)
+            self.places += [waiter] if verdict is None else []
             self.keep(self.calls, verdict)
         elif move == "look":
             return (self.quick and QuickWays(self.gate).preview(self.now)) or self.gate.preview(self.now)
@@ -267,8 +267,8 @@ class Driver:
             "streak": breaker.streak,
             "totals": (breaker.succeeded, breaker.failed, breaker.slow, breaker.late, breaker.abandoned),
             "slots": (gate.bulkhead.taken, gate.admitted, gate.checkouts),
-            "queue": [place.verdict for place in self.places],
-            "told": [item if isinstance(item, Change) else "a place" for item in gate.outbox],
+            "queue": [waiter.verdict for waiter in self.places],
+            "told": [item if isinstance(item, Transition) else "a place" for item in gate.outbox],
             "rejected": gate.rejected,
         } | (self.seen_of_workloads() if breaker.slow_after < float("inf") else {})
 

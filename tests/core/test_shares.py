@@ -20,7 +20,7 @@ def test_a_share_is_seven_tenths(total, expected):
 
 
 def ask(shares, now, part):
-    """Asks for a slot as a door does: nobody is bothered where nothing changes."""
+    """Asks for a slot as a gate does: nobody is bothered where nothing changes."""
     part.asked = now
     if shares.nothing_changes(part):
         return ()

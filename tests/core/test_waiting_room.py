@@ -10,9 +10,9 @@ from collections import Counter
 import pytest
 
 from guardrails._core.breaker import Breaker
-from guardrails._core.bulkhead import Bulkhead, Place
+from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate
-from guardrails._outcome import Outcome
+from guardrails._core.outcome import Outcome
 
 MAX_WAIT = 0.05
 
@@ -29,11 +29,11 @@ class Room:
         self.order = itertools.count()
 
     def arrive(self, now):
-        place = Place()
-        verdict = self.gate.enter(now, place)
+        waiter = Waiter()
+        verdict = self.gate.enter(now, waiter)
         if verdict is None:
-            self.waiting.add(place)
-            self.plan(now + self.gate.bulkhead.patience(self.max_wait, now), place)
+            self.waiting.add(waiter)
+            self.plan(now + self.gate.bulkhead.patience(self.max_wait, now), waiter)
         else:
             self.begin(now, verdict)
 
@@ -52,9 +52,9 @@ class Room:
                 woken, self.gate.outbox = self.gate.outbox, []
             else:
                 woken = [what]
-            for place in self.waiting.intersection(woken):
-                self.waiting.discard(place)
-                self.begin(at, self.gate.woken(at, place))
+            for waiter in self.waiting.intersection(woken):
+                self.waiting.discard(waiter)
+                self.begin(at, self.gate.woken(at, waiter))
 
 
 def refused(slots, seconds, utilisation, max_wait=MAX_WAIT, arrivals=30_000):

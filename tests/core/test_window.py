@@ -76,14 +76,14 @@ def test_a_cleared_window_is_not_amended_through_old_places():
     """A place handed out before ``clear`` means nothing after it."""
     for window in (CountWindow(3), TimeWindow(10)):
         window.advance(0)
-        place = window.add(SLOW)
+        waiter = window.add(SLOW)
         window.clear()
         assert figures(window) == (0, 0, 0)
         if isinstance(window, CountWindow):
-            window.amend(place, FAILED)
+            window.amend(waiter, FAILED)
             assert figures(window) == (0, 0, 0)
             window.add(0)
-            window.amend(place, FAILED)
+            window.amend(waiter, FAILED)
             assert figures(window) == (1, 0, 0)
 
 
@@ -170,14 +170,14 @@ def test_a_time_window_amends_what_it_remembers():
     """The late mark goes to the slice the call was counted in, and is forgotten with it."""
     window = TimeWindow(SLICES)
     window.advance(0)
-    place = window.add(SLOW)
+    waiter = window.add(SLOW)
     window.advance(5)
     window.add(0)
-    window.amend(place, FAILED)
+    window.amend(waiter, FAILED)
     assert figures(window) == (2, 1, 1)
     window.advance(10)
     assert figures(window) == (1, 0, 0)
-    window.amend(place, FAILED)
+    window.amend(waiter, FAILED)
     assert figures(window) == (1, 0, 0)
 
 
@@ -185,10 +185,10 @@ def test_an_amended_call_is_forgotten_with_its_slice():
     """Its mark, too; also where the slices have gone round."""
     window = TimeWindow(10)
     window.advance(25)
-    place = window.add(0)
-    window.amend(place, FAILED)
+    waiter = window.add(0)
+    window.amend(waiter, FAILED)
     window.advance(26)
-    window.amend(place, SLOW)
+    window.amend(waiter, SLOW)
     assert (window.calls, window.failures, window.slow) == (1, 1, 1)
     window.advance(35)
     assert (window.calls, window.failures, window.slow) == (0, 0, 0)
@@ -270,8 +270,8 @@ def test_no_place_is_handed_out_again_after_a_clear():
     window.clear()
     for _ in range(7):
         assert window.add(0) not in old
-        for place in old:
-            window.amend(place, BOTH)
+        for waiter in old:
+            window.amend(waiter, BOTH)
         assert figures(window)[1:] == (0, 0)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from guardrails.demo import figures
 from guardrails.demo.charts import Chart, Line, draw
-from guardrails.demo.records import Change, Look, Run, Try
+from guardrails.demo.records import Look, Run, Transition, Try
 from guardrails.demo.report import page
 from guardrails.demo.twin import difference, shop_source
 
@@ -75,8 +75,8 @@ def a_run():
         twin.tries = [Try(at / 10, 0.2, answer) for at in range(200)]
         twin.looks = [Look(at / 2, 20, 15, at * 10, {}) for at in range(40)]
     run.guarded.changes = [
-        Change(6.0, "orders", "closed", "open"),
-        Change(16.0, "<db>", "half_open", "closed"),
+        Transition(6.0, "orders", "closed", "open"),
+        Transition(16.0, "<db>", "half_open", "closed"),
     ]
     return run
 

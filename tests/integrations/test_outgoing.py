@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guardrails import ConfigurationError, deadline
-from guardrails.integrations._http import DEADLINE_HEADERS, budget
+from guardrails._http.answers import DEADLINE_HEADERS, budget
 from guardrails.integrations.outgoing import outgoing_headers
 
 

@@ -43,8 +43,10 @@ def build(settings):
     routes = [Route("/query", query), Route("/batch", query), Route("/health", health), Route("/busy", busy)]
     app = inside = Starlette(routes=[*routes, Route("/sleep", sleep(sleepers, settings))])
     if db is not None:
-        edge = {"learn_routes": False} if settings["edge"] is None else _edge(settings["edge"], db, sleepers)
-        app = GuardrailsMiddleware(inside, **edge)
+        policy = (
+            {"learn_routes": False} if settings["edge"] is None else _policy(settings["edge"], db, sleepers)
+        )
+        app = GuardrailsMiddleware(inside, **policy)
     routes = [Route("/stream", stream(engine)), Route("/lab", lab(engine, db, app))]
     inside.router.routes.extend(routes)
     return app
@@ -136,7 +138,7 @@ def lab(engine, db, app):
     return endpoint
 
 
-def _edge(options, db, sleepers):
+def _policy(options, db, sleepers):
     declared = options.pop("requires", None)
     if declared:
         options["requires"] = {path: [db] for path in declared} | {"/sleep": [sleepers]}

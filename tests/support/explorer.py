@@ -7,9 +7,9 @@ the next yield, as the shell makes each of them under one lock.
 
 from __future__ import annotations
 
-from guardrails._core.breaker import Change
+from guardrails._core.breaker import Transition
 from guardrails._core.gate import Refusal
-from guardrails._outcome import Outcome
+from guardrails._core.outcome import Outcome
 from support.shell import QuickWays, Shell
 
 
@@ -61,7 +61,7 @@ class World:
         self._stop_waiting(place)
 
     def leave(self, ticket, outcome):
-        """Ends a call, the quick way if it can; twice, of which the second time must do nothing."""
+        """Ends a call, the fast path if it can; twice, of which the second time must do nothing."""
         if outcome is Outcome.ABANDONED:
             self.probes.discard(ticket)
         if outcome is Outcome.SUCCESS:
@@ -102,7 +102,7 @@ class World:
         """Checks everything that must hold between two moves."""
         gate, bulkhead = self.gate, self.gate.bulkhead
         for item in gate.outbox:
-            if isinstance(item, Change):
+            if isinstance(item, Transition):
                 self.probes = set()
             else:
                 assert item not in self.told, "a waiter was woken twice"

@@ -22,7 +22,7 @@ class Flight:
     """A call under way."""
 
     start: int
-    era: int
+    generation: int
     lease: int | None
     counted: Entry | None = None
     overdue: bool = False
@@ -38,7 +38,7 @@ class Naive:
     now: int = 0
     seen: int = 0
     state: str = "closed"
-    era: int = 0
+    generation: int = 0
     streak: int = 0
     openings: int = 0
     open_until: int = 0
@@ -62,7 +62,7 @@ class Naive:
     # --- moves ------------------------------------------------------------------------------
 
     def enter(self, place):
-        if not self.knock():
+        if not self.allow_call():
             return "circuit_open"
         if not self.queue and self.taken < self.limit:
             self.taken += 1
@@ -75,7 +75,7 @@ class Naive:
         return None
 
     def woken(self, place):
-        allowed = self.knock()
+        allowed = self.allow_call()
         if place in self.queue:
             self.queue.remove(place)
             return "queue_timeout"
@@ -101,7 +101,7 @@ class Naive:
         self.tick()
         flight = self.flights.pop(ticket)
         self.totals[outcome] += 1
-        if flight.era != self.era:
+        if flight.generation != self.generation:
             self.totals["late"] += 1
         elif self.state == "half_open":
             self.end_probe(flight, outcome)
@@ -126,7 +126,7 @@ class Naive:
         if transition == "reset":
             self.forget()
             if self.state == "closed":
-                self.era += 1
+                self.generation += 1
             else:
                 self.go("closed", "manual")
         elif transition == "open":
@@ -154,7 +154,7 @@ class Naive:
         for flight in crossed:
             flight.overdue = True
             self.totals["slow"] += 1
-            if flight.era != self.era:
+            if flight.generation != self.generation:
                 continue
             if self.state in ("closed", "metrics_only"):
                 flight.counted = Entry(self.slice(), failed=False, slow=True)
@@ -173,7 +173,7 @@ class Naive:
 
     # --- rules ------------------------------------------------------------------------------
 
-    def knock(self):
+    def allow_call(self):
         self.tick()
         if self.state == "open" and self.now >= self.open_until:
             self.go("half_open", "wait_over")
@@ -187,7 +187,7 @@ class Naive:
         lease = None
         if self.state == "half_open":
             lease = self.now + self.policy.max_wait_duration_in_half_open_state
-        self.flights[self.issued] = Flight(self.now, self.era, lease)
+        self.flights[self.issued] = Flight(self.now, self.generation, lease)
         return self.issued
 
     def lose(self, flight):
@@ -270,7 +270,7 @@ class Naive:
     def go(self, new, cause):
         self.changes.append((self.state, new, cause))
         self.state = new
-        self.era += 1
+        self.generation += 1
         for flight in self.flights.values():
             flight.lease = None
         if new == "half_open":

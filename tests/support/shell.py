@@ -1,4 +1,4 @@
-"""A gate behind a door of nothing but a lock and a clock, for the quick ways that calls take first."""
+"""A gate behind a gate of nothing but a lock and a clock, for the fast paths that calls take first."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 from greenlet import greenlet
 
-from guardrails._call import Call
 from guardrails._core.gate import Refusal
-from guardrails._door import Door
-from guardrails._outcome import Outcome
-from guardrails._passage import Passage
-from guardrails._slot import run_in_slot
+from guardrails._core.outcome import Outcome
+from guardrails._guard.call import Call
+from guardrails._guard.call_settings import CallSettings
+from guardrails._guard.locked_gate import LockedGate
+from guardrails._guard.slot import run_in_slot
 from guardrails.errors import CircuitOpenError
 
 
 class Shell:
-    """Makes a plain call's moves the quick way where it is open, and the long way where it is not.
+    """Makes a plain call's moves the fast path where it is open, and the long way where it is not.
 
     Attributes:
         now: The time.
@@ -30,7 +30,7 @@ class Shell:
         self.now = 0
         self.inside = {}
         self._turns = itertools.count()
-        self._door = SimpleNamespace(
+        self._gate = SimpleNamespace(
             gate=gate,
             lock=threading.RLock(),
             clock=lambda: self.now,
@@ -40,16 +40,16 @@ class Shell:
             leave=lambda ticket, outcome: gate.leave(self.now, ticket, outcome),
             shut_out=lambda retry_after: CircuitOpenError("db", "circuit_open", retry_after),
         )
-        self.passage = Passage(self, "db", (self._door,), None, None)
+        self.call_settings = CallSettings(self, "db", (self._gate,), None, None)
 
     def enter(self, now, place):
-        """A ticket or a refusal the quick way, or what the long way says."""
+        """A ticket or a refusal the fast path, or what the long way says."""
         self.now = now
         if next(self._turns) % 2:
             return self._enter_slot() or self.gate.enter(now, place)
         call = Call()
         try:
-            if call.slip_in(self.passage, None):
+            if call.try_enter_fast(self.call_settings, None):
                 return call._ticket
         except CircuitOpenError as error:
             return Refusal(error.reason, error.retry_after)
@@ -65,7 +65,7 @@ class Shell:
         def work():
             outside.switch(self.gate.breaker.issued)
 
-        inside = greenlet(lambda: run_in_slot(self.passage, lambda *_: None, work, (), {}))
+        inside = greenlet(lambda: run_in_slot(self.call_settings, lambda *_: None, work, (), {}))
         ticket = inside.switch()
         if ticket is not None:
             self.inside[ticket] = inside
@@ -81,13 +81,13 @@ class Shell:
             # This way out reads no clock. What comes later must not look earlier than to the other gate.
             self.gate.last = max(self.gate.last, now)
             return inside.dead
-        call = Call.waiting(self.passage, None)
-        call.clock, call._ticket, call._verdict = self.passage.clock, ticket, Outcome.SUCCESS
-        return call.slip_out() or self.gate.leave(now, ticket, Outcome.SUCCESS)
+        call = Call.waiting(self.call_settings, None)
+        call.clock, call._ticket, call._verdict = self.call_settings.clock, ticket, Outcome.SUCCESS
+        return call.try_exit_fast() or self.gate.leave(now, ticket, Outcome.SUCCESS)
 
 
 class QuickWays:
-    """A door's quick ways through a gate, and nothing at all where they do not lead."""
+    """A gate's fast paths through a gate, and nothing at all where they do not lead."""
 
     max_wait = 1
 
@@ -98,32 +98,32 @@ class QuickWays:
     def check_out(self, now):
         """The number of a slot, a refusal, or 0."""
         self.now = now
-        slot = Door._slip_in(self, reserve=False)
+        slot = LockedGate._try_enter_fast(self, reserve=False)
         return Refusal("bulkhead_full", None) if slot < 0 else slot
 
     def preview(self, now):
         """The open circuit's refusal, or None."""
         self.now = now
-        return Door.preview(self) or None
+        return LockedGate.preview(self) or None
 
     def check_in(self, now, slot):
         """Whether the slot went back."""
         self.now, self.led = now, True
-        Door.check_in(self, slot)
+        LockedGate.check_in(self, slot)
         return self.led
 
     def begin(self, now):
         """A ticket, or 0."""
         self.now = now
-        return Door.begin(self, 0)
+        return LockedGate.begin(self, 0)
 
     def end(self, now, ticket, outcome=Outcome.SUCCESS):
         """Whether the success was noted."""
         self.now, self.led = now, True
-        Door.end(self, ticket, outcome)
+        LockedGate.end(self, ticket, outcome)
         return self.led
 
-    # What a door's quick ways ask of it: the time, and the long ways, which here are closed.
+    # What a gate's fast paths ask of it: the time, and the long ways, which here are closed.
 
     def clock(self):
         return self.now

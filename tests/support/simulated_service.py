@@ -10,8 +10,8 @@ from collections import Counter
 from types import SimpleNamespace
 
 from guardrails import Guard
-from guardrails._guard import attach, sort_calls, workload
-from guardrails._outcome import Outcome
+from guardrails._core.outcome import Outcome
+from guardrails._guard.guard import attach, sort_calls, workload
 from guardrails.errors import RejectedError
 
 QUICK = 0.02
@@ -81,27 +81,27 @@ class Service:
         """One checkout with one statement; where the pool is full it is tried again 25 and 50 ms later."""
         if self.closing:
             return
-        doors, held = self.parts[name].passage.doors, []
+        gates, held = self.parts[name].call_settings.gates, []
         try:
-            for door in doors:
-                held += [(door, door.check_out_now())]
+            for gate in gates:
+                held += [(gate, gate.check_out_now())]
         except RejectedError as error:
-            for door, slot in reversed(held):
-                door.check_in(slot)
+            for gate, slot in reversed(held):
+                gate.check_in(slot)
             if patience and error.reason == "bulkhead_full":
                 self.at(self.now + 0.025, lambda: self.call(name, patience - 1))
             else:
                 self.refused[name, error.guard, error.reason] += 1
             return
-        tickets = [(door, door.begin(slot)) for door, slot in held]
+        tickets = [(gate, gate.begin(slot)) for gate, slot in held]
         duration, outcome = self.answers[name](self.now)
         self.at(self.now + duration, lambda: self.end(name, held, tickets, outcome))
 
     def end(self, name, held, tickets, outcome):
-        for door, ticket in reversed(tickets):
-            door.end(ticket, outcome)
-        for door, slot in reversed(held):
-            door.check_in(slot)
+        for gate, ticket in reversed(tickets):
+            gate.end(ticket, outcome)
+        for gate, slot in reversed(held):
+            gate.check_in(slot)
         self.served[name] += outcome is Outcome.SUCCESS
 
     def run(self, until):

@@ -16,16 +16,16 @@ try:
 except ImportError as error:
     raise ImportError("Django is missing: pip install django") from error
 
-from guardrails._checks import Faults, unknown_option
-from guardrails._deadline import close, current, enter
-from guardrails._workload_names import request_name
-from guardrails.integrations._causes import follow_frameworks
-from guardrails.integrations._edge import Edge
-from guardrails.integrations._environ import answer_of, budgets_of, rank_in
-from guardrails.integrations._http import Problem
-from guardrails.integrations._importance import Importance
-from guardrails.integrations._routes import requires
-from guardrails.integrations._visit import Views, Visit
+from guardrails._guard.workload_names import request_name
+from guardrails._http.answers import Problem
+from guardrails._http.criticality import CriticalityRules
+from guardrails._http.environ import answer_of, budgets_of, rank_in
+from guardrails._http.error_causes import follow_frameworks
+from guardrails._http.policy import RequestPolicy
+from guardrails._http.routes import requires
+from guardrails._http.tracked_request import TrackedRequest, Views
+from guardrails._runtime.scope import close, current, enter
+from guardrails._util.checks import Faults, unknown_option
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django._streams import begin, keep_route
 
@@ -74,9 +74,9 @@ class GuardrailsMiddleware:
         self._clock = options.pop("clock")
         learns = options.pop("learn_routes")
         said = options.pop("criticality"), options.pop("criticality_header")
-        self._importance = Importance.checked(Faults(_WHERE), self._clock, *said)
-        self._edge = Edge(_WHERE, **options)
-        self._views = Views(self._edge, self._clock, learns=learns)
+        self._importance = CriticalityRules.checked(Faults(_WHERE), self._clock, *said)
+        self._policy = RequestPolicy(_WHERE, **options)
+        self._views = Views(self._policy, self._clock, learns=learns)
         follow_frameworks()
         _attach_guards()
         self.get_response = get_response
@@ -84,50 +84,50 @@ class GuardrailsMiddleware:
         if self._asynchronous:
             markcoroutinefunction(self)
         # Of its own kind under each server, or Django would have to take a thread for it.
-        self.process_view = self._arrive_async if self._asynchronous else self._arrive
+        self.process_view = self._check_view_async if self._asynchronous else self._check_view
 
     @property
     def in_flight(self) -> int:
         """Requests counted against ``max_in_flight`` now."""
-        return self._edge.in_flight
+        return self._policy.in_flight
 
     def __call__(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         """Serves one request, in the way of the server."""
         if self._asynchronous:
             return self._serve(request)
-        with self._visit(request) as visit:
-            if visit.response is None:
-                visit.response = self.get_response(request)
-        return visit.response
+        with self._tracked(request) as tracked:
+            if tracked.response is None:
+                tracked.response = self.get_response(request)
+        return tracked.response
 
     async def _serve(self, request: HttpRequest) -> HttpResponse:
-        with self._visit(request) as visit:
-            if visit.response is None:
-                visit.response = await self.get_response(request)
-        return visit.response
+        with self._tracked(request) as tracked:
+            if tracked.response is None:
+                tracked.response = await self.get_response(request)
+        return tracked.response
 
-    def _arrive(
+    def _check_view(
         self, request: HttpRequest, view: Callable[..., Any], _args: object, _kwargs: object
     ) -> HttpResponse | None:
-        problem = self._views.arrive(view, _template_of(request) or "", request.path_info)
+        problem = self._views.check_view(view, _template_of(request) or "", request.path_info)
         return None if problem is None else _response(problem, request)
 
-    async def _arrive_async(self, *args: Any) -> HttpResponse | None:
-        return self._arrive(*args)
+    async def _check_view_async(self, *args: Any) -> HttpResponse | None:
+        return self._check_view(*args)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answers for a view's exception; None leaves it to Django."""
-        problem = self._edge.problem(exception)
+        problem = self._policy.problem(exception)
         return None if problem is None else _response(problem, request)
 
-    def _visit(self, request: HttpRequest) -> _Visit:
-        budget = self._edge.budget(budgets_of(request.META)) if self._edge.timed else None
+    def _tracked(self, request: HttpRequest) -> _TrackedRequest:
+        budget = self._policy.budget(budgets_of(request.META)) if self._policy.timed else None
         at = None if budget is None else self._clock() + budget
         rank = rank_in(request.META, self._importance, request.path_info)
-        return _Visit(at, self._clock, rank, self._edge, request, begins=not self._asynchronous)
+        return _TrackedRequest(at, self._clock, rank, self._policy, request, begins=not self._asynchronous)
 
 
-class _Visit(Visit):
+class _TrackedRequest(TrackedRequest):
     """One request on its way through: a block around everything further in.
 
     Attributes:
@@ -139,14 +139,14 @@ class _Visit(Visit):
         at: float | None,
         clock: Callable[[], float],
         rank: int | None,
-        edge: Edge,
+        policy: RequestPolicy,
         request: HttpRequest,
         *,
         begins: bool,
     ) -> None:
         super().__init__(at, clock, current(), rank)
         self.response: HttpResponse | None = None
-        self._edge = edge
+        self._policy = policy
         self._request = request
         self._begins = begins
 
@@ -162,7 +162,7 @@ class _Visit(Visit):
         return self.name
 
     def __enter__(self) -> Self:
-        problem = self._edge.admit(self, self._request.path_info) if self._edge.selective else None
+        problem = self._policy.admit(self, self._request.path_info) if self._policy.selective else None
         if problem is not None:
             self.response = _response(problem, self._request)
         enter(self)
@@ -175,11 +175,11 @@ class _Visit(Visit):
         if self.response is None:
             self.learn()
             self.forget_error()
-            self._edge.release(self)
+            self._policy.release(self)
             return
-        if self.mishap is not None:
-            if self.response.status_code == _UNHANDLED and self.mishap.unhandled is not None:
-                self.response = self._instead_of(self.response, self.mishap.unhandled)
+        if self.request_errors is not None:
+            if self.response.status_code == _UNHANDLED and self.request_errors.unhandled is not None:
+                self.response = self._instead_of(self.response, self.request_errors.unhandled)
             self.served = self.response.status_code < _UNHANDLED
         self.learn()
         self.forget_error()
@@ -191,7 +191,7 @@ class _Visit(Visit):
     def _instead_of(self, response: HttpResponse, error: BaseException) -> HttpResponse:
         # A refusal in another middleware, which Django has made a 500 of. One that is not answered for here
         # may be by a middleware around Django.
-        problem = None if response.streaming else self._edge.problem(error)
+        problem = None if response.streaming else self._policy.problem(error)
         if problem is None:
             return response
         response.close()
@@ -202,9 +202,9 @@ class _Visit(Visit):
         try:
             error = begin(response)
         except BaseException:  # the end of the worker, or the time limit of a coroutine
-            self._edge.release(self)
+            self._policy.release(self)
             raise
-        problem = None if error is None else self._edge.problem(error)
+        problem = None if error is None else self._policy.problem(error)
         if problem is None:
             return response
         response.close()
@@ -217,7 +217,7 @@ class _Visit(Visit):
             try:
                 closing()
             finally:
-                self._edge.release(self)
+                self._policy.release(self)
 
         response.close = close_and_release  # called by both handlers when all is sent or nobody listens
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.utils.module_loading import import_string
 
-from guardrails._checks import shown
+from guardrails._util.checks import shown
 from guardrails.errors import ConfigurationError
 
 __all__ = ["named"]

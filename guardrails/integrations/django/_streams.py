@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from itertools import chain
 from typing import Any
 
-from guardrails._deadline import Clock, RequestScope, close, swap
+from guardrails._runtime.scope import Clock, RequestScope, close, swap
 
 __all__ = ["begin", "keep_route"]
 

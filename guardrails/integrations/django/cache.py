@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise ImportError("Django or redis is missing: pip install django 'guardrails-db[redis]'") from error
 
-from guardrails._fork import ForkedLock
+from guardrails._runtime.fork import ForkedLock
 
 __all__ = ["RedisCache"]
 

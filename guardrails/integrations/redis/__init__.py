@@ -8,7 +8,7 @@ except ImportError as error:
     raise ImportError("redis-py is missing: pip install 'guardrails-db[redis]'") from error
 
 from guardrails.integrations.redis._client import guard_client
-from guardrails.integrations.redis._giving_back import giving_back
+from guardrails.integrations.redis._releases import giving_back
 from guardrails.integrations.redis._stale import stale_if_error
 
 __all__ = ["giving_back", "guard_client", "stale_if_error"]

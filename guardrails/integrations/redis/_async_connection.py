@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from guardrails._alarm import alarms
-from guardrails._ringing import Ringing, cancel_at
-from guardrails.integrations.redis._answers import leaves_clean
-from guardrails.integrations.redis._giving_back import GRACE
-from guardrails.integrations.redis._guarded import LOOKED_AT, Guarded
-from guardrails.integrations.redis._work import Checkout, under_way
+from guardrails._runtime.loop_timers import timers
+from guardrails._runtime.task_timeout import TaskTimeout, cancel_at
+from guardrails.integrations.redis._commands import Checkout, under_way
+from guardrails.integrations.redis._guarded_connection import LOOKED_AT, Guarded
+from guardrails.integrations.redis._releases import GRACE
+from guardrails.integrations.redis._replies import leaves_clean
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -31,7 +31,7 @@ __all__ = ["GuardedAsyncConnection"]
 class GuardedAsyncConnection(Guarded, AbstractConnection):
     """See Guarded."""
 
-    _alarm: Ringing | None = None
+    _alarm: TaskTimeout | None = None
 
     # --- opening -------------------------------------------------------------------------------
 
@@ -104,15 +104,15 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             self.socket_timeout = None  # redis-py makes a task and a timer of it for each write and read
         try:
             result = await self._try(do, fail, counts=with_failure_count, until=checkout)
-            stopped = self._silence(None)
+            stopped = self._disarm(None)
         except BaseException as error:
-            await self._give_up(checkout, error, stopped=self._silence(error))
+            await self._give_up(checkout, error, stopped=self._disarm(error))
             raise
         finally:
             self._busy = False
             if self.socket_timeout is None:  # else the server has asked for another meanwhile
                 self.socket_timeout = socket_timeout
-        if stopped:  # the alarm rang, and something in between swallowed it
+        if stopped:  # the timer rang, and something in between swallowed it
             await self._give_up(checkout, asyncio.CancelledError(), stopped=True)
         if not self._connecting or under_way.get() is not checkout:  # else it is the first half of something
             self.work.succeed(checkout, result)
@@ -176,13 +176,13 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
 
     def _reschedule(self, checkout: Checkout) -> None:
         if self._alarm is not None:
-            alarms().disarm(self._alarm)
+            timers().disarm(self._alarm)
             if checkout.at is not None:
-                alarms().arm(self._alarm, checkout.at - monotonic())
+                timers().arm(self._alarm, checkout.at - monotonic())
 
-    def _silence(self, error: BaseException | None) -> bool:
+    def _disarm(self, error: BaseException | None) -> bool:
         alarm, self._alarm = self._alarm, None
-        return alarm is not None and alarm.silence(error)
+        return alarm is not None and alarm.disarm(error)
 
     async def _abort(self) -> None:
         """Closes the connection without waiting for a server that may never take what was sent."""

@@ -9,9 +9,9 @@ import redis.asyncio
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.client import Pipeline
 
-from guardrails._guard import Guard, attach, divide
+from guardrails._guard.guard import Guard, attach, divide
+from guardrails._pool.limits import check_compartments, raises_as_driver, slots_for
 from guardrails.errors import ConfigurationError
-from guardrails.integrations._budget import check_compartments, raises_as_driver, slots_for
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import Admission, capacity, guard_of
 
@@ -60,7 +60,7 @@ def guard_client(
     guard = Guard(name, max_concurrent_calls=slots, **options)
     divide(guard, how)
     if as_driver:
-        guard.passage.doors[-1].errors = DRIVER_ERRORS
+        guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     attachment = _ClientAttachment(client, guard, pool)
     attachment.attach()
     attach(guard, attachment)

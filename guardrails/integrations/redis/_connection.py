@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import redis
 from redis._parsers.socket import SocketBuffer
 
-from guardrails.integrations.redis._answers import leaves_clean
-from guardrails.integrations.redis._giving_back import GRACE
-from guardrails.integrations.redis._guarded import LOOKED_AT, Guarded
+from guardrails.integrations.redis._commands import Checkout, under_way
+from guardrails.integrations.redis._guarded_connection import LOOKED_AT, Guarded
+from guardrails.integrations.redis._releases import GRACE
+from guardrails.integrations.redis._replies import leaves_clean
 from guardrails.integrations.redis._socket import BoundedSocket, Bounds
-from guardrails.integrations.redis._work import Checkout, under_way
 
 if TYPE_CHECKING:
     from redis.connection import AbstractConnection

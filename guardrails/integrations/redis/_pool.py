@@ -14,16 +14,16 @@ import redis.asyncio
 import redis.connection
 import redis.utils
 
-from guardrails._fork import survive_fork
-from guardrails._guard import Guard
+from guardrails._guard.guard import Guard
+from guardrails._runtime.fork import renew_after_fork
 from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
+from guardrails.integrations.redis._commands import Checkout, CommandRunner, instead_of, under_way
 from guardrails.integrations.redis._connection import GuardedConnection
-from guardrails.integrations.redis._discovery import Discovery, leave
-from guardrails.integrations.redis._giving_back import gives_back
-from guardrails.integrations.redis._guarded import derive, derived, is_guarded
+from guardrails.integrations.redis._guarded_connection import derive, derived, is_guarded
+from guardrails.integrations.redis._releases import gives_back
 from guardrails.integrations.redis._reserve import AsyncReserve, Reserve
-from guardrails.integrations.redis._work import Checkout, Work, instead_of, under_way
+from guardrails.integrations.redis._sentinel import Discovery, leave
 
 __all__ = ["Admission", "capacity", "guard_of"]
 
@@ -53,8 +53,8 @@ class Admission:
 
     def __init__(self, guard: Guard, pool: Any) -> None:
         self._guard = guard
-        self._door = guard.passage.doors[-1]
-        self._work = Work(guard)
+        self._gate = guard.call_settings.gates[-1]
+        self._work = CommandRunner(guard)
         self._pool = pool
         self._is_async = isinstance(pool, redis.asyncio.ConnectionPool)
         self._classes: dict[type, type] = {}
@@ -83,7 +83,7 @@ class Admission:
             self.detach()
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
         # What is out already has no slot of its own; its return gives back an adopted one.
-        self._door.step(self._door.gate.adopt, len(_out(pool)))
+        self._gate.step(self._gate.core.adopt, len(_out(pool)))
 
     def adopt(self, connection: Any) -> None:
         """Guards the one connection a client keeps for itself."""
@@ -141,7 +141,7 @@ class _Kept:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        survive_fork(self)
+        renew_after_fork(self)
 
     def pause(self, seconds: float) -> bool:  # noqa: ARG002
         """See Survivor."""

@@ -14,8 +14,8 @@ from redis.asyncio.connection import BlockingConnectionPool as AsyncBlockingPool
 from redis.connection import BlockingConnectionPool
 from redis.maint_notifications import MaintNotificationsConfig
 
-from guardrails.integrations.redis._giving_back import GRACE
-from guardrails.integrations.redis._work import Work, under_way
+from guardrails.integrations.redis._commands import CommandRunner, under_way
+from guardrails.integrations.redis._releases import GRACE
 
 __all__ = ["AsyncReserve", "Reserve"]
 
@@ -32,7 +32,7 @@ class _GuardedPool:
         take_over: Guards a new connection.
     """
 
-    def __init__(self, pool: Any, work: Work, take_over: Callable[[Any], None]) -> None:
+    def __init__(self, pool: Any, work: CommandRunner, take_over: Callable[[Any], None]) -> None:
         super().__init__(**_settings(pool))
         self.connection_kwargs = pool.connection_kwargs  # one dictionary: what changes later holds for both
         self._work = work

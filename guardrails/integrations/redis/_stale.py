@@ -8,11 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, ParamSpec, TypeVar, cast
 
-from guardrails._callables import is_async, is_generator, label
-from guardrails._checks import Faults
-from guardrails._fork import ForkedLock
+from guardrails._runtime.fork import ForkedLock
+from guardrails._util.callables import is_async, is_generator, label
+from guardrails._util.checks import Faults
 from guardrails.errors import CallTimeoutError, RejectedError
-from guardrails.integrations.redis._answers import server_failed
+from guardrails.integrations.redis._replies import server_failed
 
 __all__ = ["stale_if_error"]
 

@@ -9,18 +9,18 @@ from sqlalchemy import Dialect, Engine, event
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.util import await_only
 
-from guardrails._checks import Faults, shown
-from guardrails._guard import Guard, attach, divide
-from guardrails._protect import unsuited
+from guardrails._dbapi.drivers import Driver, find_driver, unsupported
+from guardrails._dbapi.runner import StatementRunner
+from guardrails._guard.guard import Guard, attach, divide
+from guardrails._guard.protect import unsuited
+from guardrails._pool.limits import check_compartments, raises_as_driver, slots_for
+from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
-from guardrails.integrations._budget import check_compartments, raises_as_driver, slots_for
-from guardrails.integrations.sqlalchemy._drivers import Driver, find_driver, unsupported
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._hooks import Hooks
 from guardrails.integrations.sqlalchemy._pool import Admission, capacity, guard_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
-from guardrails.integrations.sqlalchemy._second import SecondConnection
-from guardrails.integrations.sqlalchemy._work import Worker
+from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 
 __all__ = ["guard_engine"]
 
@@ -79,11 +79,11 @@ def guard_engine(
     _check_limit(name, "leak_after", leak_after)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     if as_driver:
-        guard.passage.doors[-1].errors = DRIVER_ERRORS
+        guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     driver = _driver_of(sync_engine, guard)
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
-    attachment = _EngineAttachment(sync_engine, guard, _worker(guard, driver, dialect, backstop), leak_after)
+    attachment = _EngineAttachment(sync_engine, guard, _runner(guard, driver, dialect, backstop), leak_after)
     divide(guard, how)
     attachment.attach()
     attach(guard, attachment)
@@ -113,10 +113,10 @@ def _driver_of(engine: Engine, guard: Guard) -> Driver | None:
     return driver
 
 
-def _worker(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: float | None) -> Worker:
+def _runner(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: float | None) -> StatementRunner:
     dbapi = dialect.dbapi  # a dialect of somebody's own may have none
     answers = [getattr(dbapi, answer, None) for answer in _ANSWERS]
-    return Worker(
+    return StatementRunner(
         guard,
         driver,
         dialect.get_driver_connection,
@@ -146,16 +146,18 @@ def _check_limit(name: str, setting: str, seconds: float | None) -> None:
 class _EngineAttachment:
     """The hooks on one engine: the pool's class, the dialect's methods, one error listener."""
 
-    def __init__(self, engine: Engine, guard: Guard, worker: Worker, leak_after: float | None) -> None:
+    def __init__(
+        self, engine: Engine, guard: Guard, worker: StatementRunner, leak_after: float | None
+    ) -> None:
         self._engine = engine
         self.most = capacity(engine.pool)
         wait = await_only if engine.dialect.is_async else None
         self._admission = Admission(guard, wait, leak_after)
-        self._worker = worker
+        self._runner = worker
         self._hooks = Hooks(engine, self._admission, worker)
 
     def attach(self) -> None:
-        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._worker)
+        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner)
         self._hooks.attach()
         event.listen(self._engine, "handle_error", self._hooks.handle_error)
         self._root = root = _root(self._engine)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DontWrapMixin, OperationalError
 
 from guardrails import errors
 from guardrails._circuit_open import CircuitOpenError as _CircuitOpenError
-from guardrails._door import ErrorClasses
+from guardrails._guard.locked_gate import ErrorClasses
 
 __all__ = ["DRIVER_ERRORS"]
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from sqlalchemy.engine.cursor import _DEFAULT_FETCH, BufferedRowCursorFetchStrategy, CursorFetchStrategy
 
-from guardrails.integrations.sqlalchemy._cursors import SteppedCursor
+from guardrails._dbapi.cursors import SteppedCursor
 
 __all__ = ["fetch_batches", "fetch_in_steps"]
 

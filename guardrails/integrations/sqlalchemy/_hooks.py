@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 from sqlalchemy.engine import ExceptionContext
 
+from guardrails._dbapi.runner import StatementRunner
 from guardrails.errors import CallTimeoutError, RejectedError
 from guardrails.integrations.sqlalchemy._listeners import Listeners
 from guardrails.integrations.sqlalchemy._pool import Admission
 from guardrails.integrations.sqlalchemy._raw import get_held, held
-from guardrails.integrations.sqlalchemy._second import redirected
+from guardrails.integrations.sqlalchemy._second_connection import redirected
 from guardrails.integrations.sqlalchemy._statements import Statements, checked
 from guardrails.integrations.sqlalchemy._two_phase import TwoPhase
-from guardrails.integrations.sqlalchemy._work import Worker
 
 if TYPE_CHECKING:
-    from guardrails.integrations.sqlalchemy._checkout import Checkout
-    from guardrails.integrations.sqlalchemy._stopping import Limit
+    from guardrails._dbapi.checkout import Checkout
+    from guardrails._dbapi.stopping import Limit
 
 __all__ = ["Hooks"]
 
@@ -38,10 +38,10 @@ class Hooks:
         worker: Runs the work.
     """
 
-    def __init__(self, engine: Engine, admission: Admission, worker: Worker) -> None:
+    def __init__(self, engine: Engine, admission: Admission, worker: StatementRunner) -> None:
         self._dialect = engine.dialect
         self._admission = admission
-        self._worker = worker
+        self._runner = worker
         self._hooked: list[str] = []
         self.checkout_of = admission.checkout_of
         self._commit = self._around_commit(engine.dialect.do_commit)
@@ -51,7 +51,7 @@ class Hooks:
     def attach(self) -> None:
         """Replaces the methods."""
         self._listeners.attach()
-        statements = Statements(self._dialect, self._admission, self._worker)
+        statements = Statements(self._dialect, self._admission, self._runner)
         self._replace("execution_ctx_cls", statements.contexts(self._dialect.execution_ctx_cls))
         for method in ("do_execute", "do_execute_no_params"):
             self._hook(method, statements.around)
@@ -59,7 +59,7 @@ class Hooks:
         self._hook("do_executemany", partial(statements.around, many=True))
         self._replace("do_commit", self._around_commit_of_sqlalchemy)
         self._replace("do_rollback", self._rollback)
-        phases = TwoPhase(self._dialect, self._admission, self._worker)
+        phases = TwoPhase(self._dialect, self._admission, self._runner)
         self._hook("do_prepare_twophase", phases.around_prepare)
         self._hook("do_commit_twophase", partial(phases.around_end, commit=True))
         self._hook("do_rollback_twophase", partial(phases.around_end, commit=False))
@@ -84,11 +84,11 @@ class Hooks:
 
     def allow(self, statement: Any, timeout: float | None) -> Any:
         """See ProxyWork."""
-        if timeout is None and self._worker.lifts_backstop:
-            timeout = self._worker.time_in_scope(None)
+        if timeout is None and self._runner.lifts_backstop:
+            timeout = self._runner.time_in_scope(None)
         if timeout is None or not isinstance(statement, str):
             return statement
-        return self._worker.allow(statement, timeout)
+        return self._runner.allow(statement, timeout)
 
     def run(
         self,
@@ -105,8 +105,8 @@ class Hooks:
             call = partial(call, **kwargs)
         connection, checkout = held(fairy), self._checkout_of(fairy)
         if checkout is None or checkout.bracket is None:
-            return self._worker.run(call, args, connection, checkout, timeout=timeout, proves=proves)
-        work = partial(self._worker.run, call, args, connection, checkout, timeout=timeout, proves=proves)
+            return self._runner.run(call, args, connection, checkout, timeout=timeout, proves=proves)
+        work = partial(self._runner.run, call, args, connection, checkout, timeout=timeout, proves=proves)
         return self._listeners.apart(fairy, work)
 
     def commit(self, fairy: Any) -> None:
@@ -122,20 +122,20 @@ class Hooks:
     ) -> Any:
         """See ProxyWork."""
         target = (held(fairy), self._checkout_of(fairy))
-        work = partial(self._worker.run, call, args, *target, commit=commit, ending=ending)
+        work = partial(self._runner.run, call, args, *target, commit=commit, ending=ending)
         return self._listeners.apart(fairy, work)
 
     def lend(self, fairy: Any) -> None:
         """See ProxyWork."""
         checkout = self._checkout_of(fairy)
         if checkout is not None and checkout.lent is None:
-            checkout.lent = self._worker.lend(held(fairy))
+            checkout.lent = self._runner.lend(held(fairy))
 
     def finish(
         self, fairy: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Any:
         """See ProxyWork."""
-        return self._worker.bounds(close, args, held(fairy), timeout)
+        return self._runner.bounds(close, args, held(fairy), timeout)
 
     def checking_in(self, fairy: Any) -> Limit | None:
         """See ProxyWork."""
@@ -144,7 +144,7 @@ class Hooks:
         checkout = self.checkout_of(record)
         if checkout is None or connection is None:
             return None
-        return self._worker.watch_check_in(connection, checkout)
+        return self._runner.watch_check_in(connection, checkout)
 
     def checked_in(self, fairy: Any, record: Any, limit: Limit | None, error: BaseException | None) -> None:
         """See ProxyWork."""
@@ -157,7 +157,7 @@ class Hooks:
         if limit is None:
             return
         try:
-            self._worker.settle(limit, error)
+            self._runner.settle(limit, error)
         except CallTimeoutError:
             if error is not None:  # else SQLAlchemy has logged what came of it, and dropped the connection
                 raise
@@ -173,9 +173,9 @@ class Hooks:
         checkout = None if fairy is None else self._checkout_of(fairy)
         try:
             if checkout is not None:
-                self._worker.end_bracket(checkout, error)
-                if checkout.listening and not checkout.spoilt:
-                    self._worker.open_bracket(held(fairy), checkout, None)
+                self._runner.end_bracket(checkout, error)
+                if checkout.listening and not checkout.must_discard:
+                    self._runner.open_bracket(held(fairy), checkout, None)
         except CallTimeoutError as late:
             error = late
             raise
@@ -195,7 +195,7 @@ class Hooks:
         setattr(self._dialect, name, ours)
 
     def _around_commit(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        run, checkout_of = self._worker.run, self._admission.checkout_of
+        run, checkout_of = self._runner.run, self._admission.checkout_of
 
         def commit(fairy: Any) -> Any:
             connection = held(fairy)
@@ -218,7 +218,7 @@ class Hooks:
 
     def _around_isolation_level(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Bounds the calls that read or set an isolation level; resetting it is a part of a check-in."""
-        run, checkout_with = self._worker.run, self._admission.checkout_with
+        run, checkout_with = self._runner.run, self._admission.checkout_with
 
         def bounded(connection: Any, *args: Any, **kwargs: Any) -> Any:
             call, checkout = partial(original, connection, **kwargs), checkout_with(connection)
@@ -236,7 +236,7 @@ class Hooks:
         return bounded
 
     def _around_rollback(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        run, checkout_of = self._worker.run, self._admission.checkout_of
+        run, checkout_of = self._runner.run, self._admission.checkout_of
 
         def rollback(fairy: Any) -> Any:
             # The driver's own comes from what SQLAlchemy asks a new connection.
@@ -250,7 +250,7 @@ class Hooks:
         return rollback
 
     def _around_ping(self, original: Callable[[Any], bool]) -> Callable[[Any], Any]:
-        run, checkout_with = self._worker.run, self._admission.checkout_with
+        run, checkout_with = self._runner.run, self._admission.checkout_with
 
         def ping(connection: Any) -> Any:
             return run(original, (connection,), connection, checkout_with(connection), proves=False)
@@ -258,7 +258,7 @@ class Hooks:
         return ping
 
     def _around_connect(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        connect = self._worker.connect
+        connect = self._runner.connect
 
         def connect_within(*args: Any, **kwargs: Any) -> Any:
             second = redirected(kwargs)
@@ -270,7 +270,7 @@ class Hooks:
 
     def _around_questions(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """What a dialect asks the first connection, some of it past its own hooks."""
-        bounds, questioned = self._worker.bounds, self._worker.questioned
+        bounds, questioned = self._runner.bounds, self._runner.questioned
 
         def ask(connection: Any) -> Any:
             fairy = getattr(connection, "connection", None)  # SQLAlchemy's connection, or the driver's

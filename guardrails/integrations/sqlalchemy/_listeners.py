@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
 
+from guardrails._dbapi.runner import StatementRunner
 from guardrails.integrations.sqlalchemy._raw import held
-from guardrails.integrations.sqlalchemy._work import Worker
 
 if TYPE_CHECKING:
-    from guardrails.integrations.sqlalchemy._checkout import Checkout
+    from guardrails._dbapi.checkout import Checkout
 
 __all__ = ["Listeners"]
 
@@ -50,10 +50,12 @@ class Listeners:
         worker: Bounds the work.
     """
 
-    def __init__(self, engine: Engine, checkout_of: Callable[[Any], Checkout | None], worker: Worker) -> None:
+    def __init__(
+        self, engine: Engine, checkout_of: Callable[[Any], Checkout | None], worker: StatementRunner
+    ) -> None:
         self._engine = engine
         self._checkout_of = checkout_of
-        self._worker = worker
+        self._runner = worker
         self._swapped: list[tuple[Any, type]] = []
 
     def attach(self) -> None:
@@ -77,12 +79,12 @@ class Listeners:
         checkout = self._checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
         if checkout is None or checkout.bracket is None:
             return work()
-        self._worker.end_bracket(checkout)
+        self._runner.end_bracket(checkout)
         try:
             return work()
         finally:
-            if fairy.is_valid and not checkout.spoilt:
-                self._worker.open_bracket(held(fairy), checkout, None)
+            if fairy.is_valid and not checkout.must_discard:
+                self._runner.open_bracket(held(fairy), checkout, None)
 
     def _run(self, listener: Callable[..., Any], user: Connection, *args: Any, **kwargs: Any) -> Any:
         fairy: Any = getattr(user, "_dbapi_connection", None)  # None once it is closed
@@ -92,16 +94,16 @@ class Listeners:
             return listener(user, *args, **kwargs)
         checkout.listening = True
         try:
-            self._worker.open_bracket(connection, checkout, None)
+            self._runner.open_bracket(connection, checkout, None)
             try:
                 result = listener(user, *args, **kwargs)
             except BaseException as error:
-                self._worker.end_bracket(checkout, error)
+                self._runner.end_bracket(checkout, error)
                 raise
-            self._worker.end_bracket(checkout)
+            self._runner.end_bracket(checkout)
         except BaseException as error:
             # SQLAlchemy does not ask what became of the connection, and would roll back on it.
-            if (checkout.spoilt or not isinstance(error, Exception)) and not user.closed:
+            if (checkout.must_discard or not isinstance(error, Exception)) and not user.closed:
                 user.invalidate(error)
             raise
         finally:

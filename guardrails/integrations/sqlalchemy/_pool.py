@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
-from guardrails._guard import Guard
+from guardrails._dbapi.checkout import Checkout
+from guardrails._guard.guard import Guard
 from guardrails.errors import BulkheadFullError, ConfigurationError
-from guardrails.integrations.sqlalchemy._checkout import Checkout
-from guardrails.integrations.sqlalchemy._ledger import Ledger
+from guardrails.integrations.sqlalchemy._holder_registry import HolderRegistry
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+    from guardrails._dbapi.runner import StatementRunner
     from guardrails.integrations.sqlalchemy._raw import Proxy
-    from guardrails.integrations.sqlalchemy._work import Worker
 
-__all__ = ["Admission", "capacity", "guard_of", "ledger_of"]
+__all__ = ["Admission", "capacity", "guard_of", "registry_of"]
 
 
 def capacity(pool: Pool) -> int | None:
@@ -42,10 +42,10 @@ def guard_of(pool: Pool) -> Guard | None:
     return guard
 
 
-def ledger_of(pool: Pool) -> Ledger | None:
+def registry_of(pool: Pool) -> HolderRegistry | None:
     """Who holds a guarded pool's connections; None of one without a guard."""
-    ledger: Ledger | None = getattr(pool, "_guardrails_ledger", None)
-    return ledger
+    registry: HolderRegistry | None = getattr(pool, "_guardrails_ledger", None)
+    return registry
 
 
 class Admission:
@@ -62,13 +62,13 @@ class Admission:
 
     def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None, leak_after: float | None) -> None:
         self._guard = guard
-        self._door = guard.passage.doors[0]
+        self._gate = guard.call_settings.gates[0]
         self._wait = wait
         self._out: dict[Any, Checkout] = {}
-        self._ledger = Ledger(guard, self._out, leak_after, is_async=wait is not None)
+        self._registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None)
         self.checkout_of: Callable[[object], Checkout | None] = self._out.get
 
-    def attach(self, pool: Pool, proxy: Proxy, worker: Worker) -> None:
+    def attach(self, pool: Pool, proxy: Proxy, worker: StatementRunner) -> None:
         """Swaps the pool's class.
 
         Args:
@@ -80,14 +80,14 @@ class Admission:
             ConfigurationError: The pool's class cannot be derived from.
         """
         base = type(pool)
-        self._ledger.failed_cancels = worker.failed_cancels
+        self._registry.failed_cancels = worker.failed_cancels
         try:
             pool.__class__ = self._guarded(base, proxy, worker)
         except TypeError as error:
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
         # What is out already has no slot of its own; its return gives back an adopted one.
         checked_out = getattr(pool, "checkedout", None)
-        self._door.step(self._door.gate.adopt, checked_out() if callable(checked_out) else 0)
+        self._gate.step(self._gate.core.adopt, checked_out() if callable(checked_out) else 0)
 
     def detach(self, pool: Pool) -> None:
         """Puts the pool's own class back; what is out now returns as if nothing had been."""
@@ -108,8 +108,8 @@ class Admission:
                 if each.pool is not pool:
                     each.surrender()
                 each = each.below
-        for _ in range(self._door.gate.adopted):
-            self._door.check_in(0)
+        for _ in range(self._gate.core.adopted):
+            self._gate.check_in(0)
 
     def put_on_top(self, record: Any, proxy: object) -> None:
         """Makes the checkout of a proxy the one that leaves next, where one connection is out several times.
@@ -134,7 +134,7 @@ class Admission:
                 return checkout
         return None
 
-    def _guarded(self, base: type[Pool], proxy: Proxy, worker: Worker) -> type[Pool]:
+    def _guarded(self, base: type[Pool], proxy: Proxy, worker: StatementRunner) -> type[Pool]:
         # A single base and empty slots, or CPython refuses the swap ("object layout differs").
         # The name stays: SQLAlchemy names its loggers after the class.
         own = {
@@ -146,20 +146,20 @@ class Admission:
             "connect": self._connector(base, proxy, worker),
             "_invoke_creator": _creator_of(worker),
             "_guardrails": self._guard,
-            "_guardrails_ledger": self._ledger,
+            "_guardrails_ledger": self._registry,
         }
         return type(base.__name__, (base,), own)
 
-    def _getter(self, base: type[Pool], worker: Worker) -> Callable[[Pool], ConnectionPoolEntry]:
-        guard, wait, out, ledger = self._guard, self._wait, self._out, self._ledger
-        site, caller = ledger.site, ledger.caller
+    def _getter(self, base: type[Pool], worker: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
+        guard, wait, out, registry = self._guard, self._wait, self._out, self._registry
+        site, caller = registry.site, registry.caller
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             checkout = Checkout(guard, self, site(_getframe(1)), caller())
             try:
                 checkout.take_slots(wait)
             except BulkheadFullError:
-                ledger.refused(self)
+                registry.refused(self)
                 raise
             try:
                 record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
@@ -168,8 +168,8 @@ class Admission:
                 raise
             checkout.below = out.get(record)
             out[record] = checkout
-            if not ledger.watched:
-                ledger.watch()
+            if not registry.watched:
+                registry.watch()
             # A new connection is bounded until it is handed out, and so are the listeners of an old one.
             listening = self.dispatch.checkout
             if listening.listeners or listening.parent_listeners:
@@ -189,7 +189,7 @@ class Admission:
                 checkout = out.get(record)
                 if (
                     checkout is not None
-                    and (checkout.spoilt or checkout.lent or checkout.bracket)
+                    and (checkout.must_discard or checkout.lent or checkout.bracket)
                     and not checkout.take_back()
                 ):
                     record.invalidate()
@@ -200,7 +200,7 @@ class Admission:
         return _do_return_conn
 
     def _connector(
-        self, base: type[Pool], proxy: Proxy, worker: Worker
+        self, base: type[Pool], proxy: Proxy, worker: StatementRunner
     ) -> Callable[[Pool], PoolProxiedConnection]:
         admission, out = self, self._out
 
@@ -246,33 +246,33 @@ class Admission:
             above = above.below
         if above is not None:
             above.below = checkout.below
-            self._ledger.dropped(checkout)
+            self._registry.dropped(checkout)
             checkout.give_back()
 
     def _leave(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)
         if checkout is None:
-            self._door.check_in(0)
+            self._gate.check_in(0)
             return
         if checkout.below is not None:
             self._out[record] = checkout.below
             # Or SQLAlchemy would think that it is back already, and not say so when it comes.
             record.fairy_ref = checkout.below.proxy  # type: ignore[attr-defined] # of its own records
         checkout.finalizer = None
-        if checkout.told:
-            self._ledger.returned(checkout)
+        if checkout.reported:
+            self._registry.returned(checkout)
         elif checkout.proxy is not None and checkout.proxy() is None:
-            self._ledger.dropped(checkout)
+            self._registry.dropped(checkout)
         checkout.give_back()
 
 
-def _watch_check_in(worker: Worker, record: Any, checkout: Checkout, _: object) -> None:
+def _watch_check_in(worker: StatementRunner, record: Any, checkout: Checkout, _: object) -> None:
     """Bounds what listeners do with a connection that the garbage collector gives back."""
     if record.dbapi_connection is not None:
         worker.watch_check_in(record.dbapi_connection, checkout)
 
 
-def _creator_of(worker: Worker) -> property:
+def _creator_of(worker: StatementRunner) -> property:
     """A pool's function that opens connections, whose setting up is bounded until they are handed out."""
 
     def creator(self: Pool) -> Callable[[ConnectionPoolEntry], Any]:

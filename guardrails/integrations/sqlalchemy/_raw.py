@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionFairy
 
-from guardrails._deadline import ambient
+from guardrails._dbapi.cursors import raw_cursor
+from guardrails._runtime.scope import ambient
 from guardrails.errors import CallTimeoutError
-from guardrails.integrations.sqlalchemy._cursors import raw_cursor
 
 if TYPE_CHECKING:
-    from guardrails.integrations.sqlalchemy._checkout import Checkout
-    from guardrails.integrations.sqlalchemy._stopping import Limit
+    from guardrails._dbapi.checkout import Checkout
+    from guardrails._dbapi.stopping import Limit
 
 __all__ = ["Proxy", "ProxyWork", "get_held", "guarded_proxy", "held"]
 

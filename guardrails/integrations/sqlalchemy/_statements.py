@@ -14,15 +14,15 @@ from sqlalchemy import Connection, Dialect
 from sqlalchemy.engine import ExecutionContext
 from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
-from guardrails._checks import Faults
+from guardrails._dbapi.runner import StatementRunner
+from guardrails._util.checks import Faults
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations.sqlalchemy._fetching import fetch_batches, fetch_in_steps
 from guardrails.integrations.sqlalchemy._pool import Admission
 from guardrails.integrations.sqlalchemy._raw import get_held, held
-from guardrails.integrations.sqlalchemy._work import Worker
 
 if TYPE_CHECKING:
-    from guardrails.integrations.sqlalchemy._checkout import Checkout
+    from guardrails._dbapi.checkout import Checkout
 
 __all__ = ["TIMEOUT_OPTION", "Statements", "checked"]
 
@@ -41,15 +41,15 @@ class Statements:
         worker: Runs the work.
     """
 
-    def __init__(self, dialect: Dialect, admission: Admission, worker: Worker) -> None:
+    def __init__(self, dialect: Dialect, admission: Admission, worker: StatementRunner) -> None:
         self._dispatch: Any = dialect.dispatch
         self._checkout_of = admission.checkout_of
-        self._worker = worker
+        self._runner = worker
         self._special: type[ExecutionContext] = ExecutionContext
 
     def contexts(self, base: type[ExecutionContext]) -> type[ExecutionContext]:
         """The class of execution contexts, with the driver's cursors: their work is hooked."""
-        worker, checkout_of, dispatch = self._worker, self._checkout_of, self._dispatch
+        worker, checkout_of, dispatch = self._runner, self._checkout_of, self._dispatch
         ours: Any = type(base.__name__, (base,), {"__module__": base.__module__})
         self._special = special = _special_contexts(ours, worker)
 
@@ -86,11 +86,11 @@ class Statements:
 
     def around(self, original: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
         """A dialect's method that executes a statement, as a piece of work."""
-        run, checkout_of, allow = self._worker.run, self._checkout_of, self._worker.allow
-        run_listened, steps_in_fetch = self._run_listened, self._worker.fetches
+        run, checkout_of, allow = self._runner.run, self._checkout_of, self._runner.allow
+        run_listened, steps_in_fetch = self._run_listened, self._runner.fetches
         watch_stream, finish = self._watch_stream, self._finish_stream
-        questioned = self._worker.questioned
-        in_scope = self._worker.time_in_scope if self._worker.lifts_backstop else None
+        questioned = self._runner.questioned
+        in_scope = self._runner.time_in_scope if self._runner.lifts_backstop else None
 
         def execute(*args: Any, **kwargs: Any) -> Any:
             if kwargs:
@@ -140,9 +140,9 @@ class Statements:
         **how: bool,
     ) -> Any:
         """Runs a statement between its listeners, which have its time once before and once after it."""
-        self._worker.end_bracket(checkout)
-        result = self._worker.run(call, args, connection, checkout, timeout=timeout, **how)
-        self._worker.open_bracket(connection, checkout, timeout)
+        self._runner.end_bracket(checkout)
+        result = self._runner.run(call, args, connection, checkout, timeout=timeout, **how)
+        self._runner.open_bracket(connection, checkout, timeout)
         return result
 
     def _watch_stream(self, context: Any, step: Callable[..., Any], finish: Callable[..., Any]) -> None:
@@ -150,7 +150,7 @@ class Statements:
         finish = partial(finish, context.root_connection, context._dbapi_connection)  # noqa: SLF001 - likewise
         context.__class__ = self._special
         context.guardrails_fetching = partial(
-            fetch_batches, step=step, finish=finish, drops=self._worker.reads_when_dropped
+            fetch_batches, step=step, finish=finish, drops=self._runner.reads_when_dropped
         )
 
     def _finish_stream(
@@ -163,17 +163,17 @@ class Statements:
         timeout: float | None,
     ) -> Any:
         try:
-            return self._worker.bounds(close, (), connection, timeout)
+            return self._runner.bounds(close, (), connection, timeout)
         except CallTimeoutError as error:
             user.invalidate(error)  # SQLAlchemy logs what goes wrong here and goes on
             raise
         except asyncio.CancelledError:
             if checkout is not None:
-                checkout.deserted = True
+                checkout.caller_cancelled = True
             raise
 
 
-def _special_contexts(base: type[ExecutionContext], worker: Worker) -> type[ExecutionContext]:
+def _special_contexts(base: type[ExecutionContext], worker: StatementRunner) -> type[ExecutionContext]:
     """The class of those contexts whose statement is listened to, or whose rows come as they are fetched."""
 
     def post_exec(self: Any) -> None:

@@ -7,12 +7,12 @@ from typing import Self
 
 from sqlalchemy import Engine
 
-from guardrails._checks import Faults, finite
+from guardrails._pool.holders import Holder, PoolStatus
+from guardrails._pool.sizing import RESERVED, Demand, Fleet, wanted
+from guardrails._util.checks import Faults, finite
 from guardrails.errors import ConfigurationError
-from guardrails.integrations.sqlalchemy._ledger import Ledger
-from guardrails.integrations.sqlalchemy._pool import ledger_of
-from guardrails.pools.holders import Holder, PoolStatus
-from guardrails.pools.sizing import RESERVED, Demand, Fleet, wanted
+from guardrails.integrations.sqlalchemy._holder_registry import HolderRegistry
+from guardrails.integrations.sqlalchemy._pool import registry_of
 
 __all__ = ["PoolSettings", "leaks", "pool_status"]
 
@@ -28,8 +28,8 @@ def pool_status(engine: object) -> PoolStatus:
     Raises:
         ConfigurationError: It is not one, or nobody guards it.
     """
-    sync_engine, ledger = _ledger("pool_status", engine)
-    return ledger.status(sync_engine.pool)
+    sync_engine, registry = _registry("pool_status", engine)
+    return registry.status(sync_engine.pool)
 
 
 def leaks(engine: object, *, older_than: float | None = None) -> tuple[Holder, ...]:
@@ -47,18 +47,18 @@ def leaks(engine: object, *, older_than: float | None = None) -> tuple[Holder, .
     faults = Faults("leaks")
     faults.seconds("older_than", older_than, none=True, zero=True)
     faults.raise_if_any()
-    _, ledger = _ledger("leaks", engine)
-    return ledger.forgotten(older_than)
+    _, registry = _registry("leaks", engine)
+    return registry.forgotten(older_than)
 
 
-def _ledger(where: str, engine: object) -> tuple[Engine, Ledger]:
+def _registry(where: str, engine: object) -> tuple[Engine, HolderRegistry]:
     sync_engine = getattr(engine, "sync_engine", engine)
     if not isinstance(sync_engine, Engine):
         raise ConfigurationError(f"{where}: expected an Engine or AsyncEngine, got {type(engine).__name__}")
-    ledger = ledger_of(sync_engine.pool)
-    if ledger is None:
+    registry = registry_of(sync_engine.pool)
+    if registry is None:
         raise ConfigurationError(f"{where}: this engine is not guarded; call protect(engine) first")
-    return sync_engine, ledger
+    return sync_engine, registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

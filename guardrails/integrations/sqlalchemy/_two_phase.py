@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import Dialect
 
+from guardrails._dbapi.runner import StatementRunner
 from guardrails.errors import CallTimeoutError, CommitUnknownError, RejectedError
 from guardrails.integrations.sqlalchemy._pool import Admission
 from guardrails.integrations.sqlalchemy._raw import held
-from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["TwoPhase"]
 
@@ -28,10 +28,10 @@ class TwoPhase:
         worker: Runs the work.
     """
 
-    def __init__(self, dialect: Dialect, admission: Admission, worker: Worker) -> None:
+    def __init__(self, dialect: Dialect, admission: Admission, worker: StatementRunner) -> None:
         self._dialect = dialect
         self._checkout_of = admission.checkout_of
-        self._worker = worker
+        self._runner = worker
 
     def around_prepare(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Refuses the first phase before it begins, and not in the middle where it is several statements."""
@@ -39,7 +39,7 @@ class TwoPhase:
         def prepare(connection: Any, xid: Any) -> Any:
             if hasattr(held(connection.connection), "tpc_prepare"):
                 return original(connection, xid)
-            self._worker.check_time_left()
+            self._runner.check_time_left()
             with self._ending(connection):
                 return original(connection, xid)
 
@@ -50,13 +50,13 @@ class TwoPhase:
 
         A prepared transaction keeps its locks until it is ended, so its end is never refused.
         """
-        unknown, dialect = self._worker.unknown, self._dialect
+        unknown, dialect = self._runner.unknown, self._dialect
 
         def end(connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> Any:  # noqa: FBT001, FBT002 - SQLAlchemy's
             fairy, args = connection.connection, (connection, xid, is_prepared, recover)
             if commit and not is_prepared:
                 try:
-                    self._worker.check_time_left()
+                    self._runner.check_time_left()
                 except RejectedError:
                     dialect.do_rollback_twophase(connection, xid, is_prepared=False)
                     raise

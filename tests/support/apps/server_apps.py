@@ -2,7 +2,7 @@
 
 | path | |
 |---|---|
-| ``/edge`` | refused by the middleware, before the application |
+| ``/policy`` | refused by the middleware, before the application |
 | ``/inside`` | refused in the application, before it has read the body |
 | ``/late`` | a guard's timeout, as 504 |
 | ``/cut`` | a refusal behind half of the promised body |
@@ -22,8 +22,8 @@ import json
 import time
 
 from guardrails import CallTimeoutError, Guard
-from guardrails._criticality import CLASSES
-from guardrails._deadline import current, rank_of
+from guardrails._core.criticality import CLASSES
+from guardrails._runtime.scope import current, rank_of
 from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 
@@ -43,7 +43,7 @@ SETTINGS = {
 PIECE = b"x" * 1024
 
 
-def trouble(path):
+def last_guard_error(path):
     """Fails where the path says so."""
     if path == "/inside":
         closed.run(len, "x")
@@ -80,7 +80,7 @@ async def asgi_app(scope, receive, send):
     path = scope["path"]
     if path != "/figures":
         asked.append(path)
-    trouble(path)
+    last_guard_error(path)
     if scope["type"] == "websocket":
         await _talk(receive, send)
         return
@@ -130,7 +130,7 @@ def wsgi_app(environ, start_response):
     path = environ["PATH_INFO"]
     if path != "/figures":
         asked.append(path)
-    trouble(path)
+    last_guard_error(path)
     if path == "/stream":
         start_response("200 OK", [("Content-Type", "text/plain")])
         return _pieces()

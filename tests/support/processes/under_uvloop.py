@@ -27,7 +27,7 @@ def run(main):
         return runner.run(main)
 
 
-async def alarms():
+async def timers():
     """Each of many calls is cancelled at its own deadline, none early, also after the loop was busy."""
     guard = Guard("db", max_concurrent_calls=100, breaker=None)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from guardrails.integrations.sqlalchemy._drivers.psycopg import Psycopg
-from guardrails.integrations.sqlalchemy._stopping import StoppedError
+from guardrails._dbapi.drivers.psycopg import Psycopg
+from guardrails._dbapi.stopping import StoppedError
 
 __all__ = ["FromPool", "Source", "borrow", "largest"]
 

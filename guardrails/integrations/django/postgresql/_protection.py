@@ -9,15 +9,15 @@ from weakref import WeakSet
 from django.db import utils
 from django.db.backends.postgresql import base
 
-from guardrails._checks import Faults
-from guardrails._fork import ForkedLock
-from guardrails._guard import COMPARTMENTS, Guard, attach, divide
+from guardrails._dbapi.drivers.psycopg import Psycopg
+from guardrails._dbapi.runner import StatementRunner
+from guardrails._guard.guard import COMPARTMENTS, Guard, attach, divide
+from guardrails._pool.checkout import Checkout
+from guardrails._runtime.fork import ForkedLock
+from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError, GuardrailsError
-from guardrails.integrations._checkouts import Checkout
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._pools import FromPool, largest
-from guardrails.integrations.sqlalchemy._drivers.psycopg import Psycopg
-from guardrails.integrations.sqlalchemy._work import Worker
 
 __all__ = ["ErrorWrapper", "Protection", "ThreadCheckout", "protect"]
 
@@ -67,9 +67,9 @@ class Protection:
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
         self.on = True
-        self.direct = Worker(guard, Psycopg(), _as_it_is, is_async=False, errors=_ANSWERS)
-        self.pooled = Worker(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
-        self._slots = guard.passage.doors[0].gate.bulkhead
+        self.direct = StatementRunner(guard, Psycopg(), _as_it_is, is_async=False, errors=_ANSWERS)
+        self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
+        self._slots = guard.call_settings.gates[0].core.bulkhead
         self._pools: WeakSet[Any] = WeakSet()
 
     @property
@@ -122,7 +122,7 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
         if protection is not None:
             protection.check(alias, most)
             return protection
-        if guard.passage.attached:
+        if guard.call_settings.attached:
             raise ConfigurationError(f"{where}: guard {guard.name!r} protects something else already")
         protection = Protection(guard)
         protection.check(alias, most)

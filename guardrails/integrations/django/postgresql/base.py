@@ -17,7 +17,7 @@ from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.utils.functional import cached_property
 
-from guardrails._deadline import note_trouble
+from guardrails._runtime.scope import note_guard_error
 from guardrails.errors import CallTimeoutError, RejectedError
 
 if not is_psycopg3:
@@ -144,11 +144,11 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         try:
             return protection.pooled.connect(partial(borrow, pool), {})
         except CallTimeoutError as error:
-            raise note_trouble(PoolTimeoutError(name, error.timeout)) from error.__cause__
+            raise note_guard_error(PoolTimeoutError(name, error.timeout)) from error.__cause__
         except TooManyRequests as error:
-            raise protection.guard.passage.doors[0].refuse("bulkhead_full") from error
+            raise protection.guard.call_settings.gates[0].refuse("bulkhead_full") from error
         except PoolTimeout as error:
-            raise note_trouble(PoolTimeoutError(name, pool.timeout)) from error
+            raise note_guard_error(PoolTimeoutError(name, pool.timeout)) from error
 
     def close_if_health_check_failed(self) -> None:
         """See Django, which calls it before the first work of a request: the check is work already."""

@@ -1,0 +1,93 @@
+"""What a circuit breaker may be told: frozen settings, checked when built. Knows no breaker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+from guardrails._util.checks import Faults, unknown_option
+
+__all__ = ["BreakerPolicy"]
+
+
+_LARGEST_RING = 10**7
+"""Calls that a window may remember: a byte each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerPolicy:
+    """When a circuit opens, how long it stays open, and what closes it again.
+
+    Names follow resilience4j. Durations are seconds, rates are fractions in (0, 1].
+
+    Attributes:
+        failure_rate_threshold: Opens when failures / calls in the window reach this.
+        slow_call_rate_threshold: Opens when slow calls / calls in the window reach this.
+        slow_call_duration_threshold: A call is slow when it takes strictly longer than this many
+            seconds. A call still running counts as soon as it crosses the line.
+        sliding_window_type: ``"time"`` judges the last seconds, ``"count"`` the last calls.
+        sliding_window_size: Seconds (kept in ten slices) or calls.
+        minimum_number_of_calls: No verdict with fewer calls in the window. In a count window that
+            is smaller than this, a full window suffices.
+        wait_duration_in_open_state: Seconds the circuit stays open the first time. 0 lets probes
+            trickle through at once.
+        open_backoff_multiplier: Each reopening in a row waits this many times longer; 1 is constant.
+        max_wait_duration_in_open_state: Upper bound of that growth, in seconds.
+        open_jitter: Share by which each open period is randomly longer or shorter, so that a fleet
+            does not probe in step.
+        permitted_calls_in_half_open_state: Probes that judge whether to close.
+        max_wait_duration_in_half_open_state: A probe's lease in seconds. A probe that has not ended
+            by then is a slow result of its round, so that a lost one cannot keep the circuit half-open.
+        consecutive_failures: Opens after this many failures in a row as well; None is off.
+        is_failure: ``(exception) -> bool``. The default calls every ``Exception`` a failure. What is
+            no failure proves that the dependency answered, and counts as a success.
+        is_failure_result: ``(result) -> bool`` for calls that return their errors.
+
+    Raises:
+        ConfigurationError: One or more fields are wrong; all of them are named at once.
+    """
+
+    failure_rate_threshold: float = 0.5
+    slow_call_rate_threshold: float = 0.5
+    slow_call_duration_threshold: float = 1.0
+    sliding_window_type: Literal["time", "count"] = "time"
+    sliding_window_size: float = 10
+    minimum_number_of_calls: int = 10
+    wait_duration_in_open_state: float = 2.0
+    open_backoff_multiplier: float = 1.0
+    max_wait_duration_in_open_state: float = 60.0
+    open_jitter: float = 0.1
+    permitted_calls_in_half_open_state: int = 3
+    max_wait_duration_in_half_open_state: float = 10.0
+    consecutive_failures: int | None = None
+    is_failure: Callable[[BaseException], object] | None = None
+    is_failure_result: Callable[[Any], object] | None = None
+
+    def __new__(cls, *_: object, **options: object) -> Self:
+        for name in options:
+            if name not in cls.__dataclass_fields__:
+                raise unknown_option("BreakerPolicy", name, (field.name for field in fields(cls)))
+        return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        faults = Faults("BreakerPolicy")
+        faults.rate("failure_rate_threshold", self.failure_rate_threshold)
+        faults.rate("slow_call_rate_threshold", self.slow_call_rate_threshold)
+        faults.seconds("slow_call_duration_threshold", self.slow_call_duration_threshold)
+        faults.choice("sliding_window_type", self.sliding_window_type, ("time", "count"))
+        if self.sliding_window_type == "count":
+            faults.count("sliding_window_size", self.sliding_window_size, most=_LARGEST_RING)
+        else:
+            faults.number("sliding_window_size", self.sliding_window_size, 0.001, 10**9)
+        faults.count("minimum_number_of_calls", self.minimum_number_of_calls)
+        faults.seconds("wait_duration_in_open_state", self.wait_duration_in_open_state, zero=True)
+        faults.number("open_backoff_multiplier", self.open_backoff_multiplier, 1, 1000)
+        faults.seconds("max_wait_duration_in_open_state", self.max_wait_duration_in_open_state)
+        faults.number("open_jitter", self.open_jitter, 0, 1)
+        faults.count("permitted_calls_in_half_open_state", self.permitted_calls_in_half_open_state)
+        faults.seconds("max_wait_duration_in_half_open_state", self.max_wait_duration_in_half_open_state)
+        faults.count("consecutive_failures", self.consecutive_failures, none=True)
+        faults.callable("is_failure", self.is_failure)
+        faults.callable("is_failure_result", self.is_failure_result)
+        faults.raise_if_any()

@@ -1,0 +1,1 @@
+"""Running, bounding and cancelling DBAPI work; must not import SQLAlchemy or Django."""

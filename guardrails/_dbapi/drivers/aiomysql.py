@@ -1,0 +1,28 @@
+"""aiomysql; see MySQLAsync."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiomysql
+
+from guardrails._dbapi.drivers.mysql_async import MySQLAsync
+
+__all__ = ["Aiomysql"]
+
+
+class Aiomysql(MySQLAsync):
+    """See Driver."""
+
+    def _transport(self, connection: Any) -> Any:
+        return connection._writer.transport  # noqa: SLF001 - it has no public name
+
+    async def _log_in_again(self, connection: Any, host: str) -> Any:
+        return await aiomysql.connect(
+            host=host,
+            port=connection.port,
+            user=connection.user,
+            password=connection._password,  # noqa: SLF001 - likewise
+            unix_socket=connection.unix_socket,
+            ssl=connection._ssl_context,  # noqa: SLF001 - likewise
+        )

@@ -1,0 +1,59 @@
+"""asyncpg: cancelling the waiting task makes it send the cancel request; terminate() drops the socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+
+from guardrails._dbapi.drivers.background import Background
+from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
+
+__all__ = ["Asyncpg"]
+
+
+class Asyncpg(PostgresDriver):
+    """See Driver."""
+
+    interrupts_task = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._background = Background(lambda _: None)  # it repeats what asyncpg has sent
+
+    def cancel(self, connection: Any, within: float) -> None:
+        """See Driver. The task is cancelled instead."""
+
+    def insist(self, connection: Any, within: float) -> None:
+        """See Driver. asyncpg sends one request for a task and waits, closing, for what that comes to."""
+        if not connection._transport.is_closing():  # noqa: SLF001 - the connection says it is closed too early
+            sent = asyncio.get_running_loop().create_future()
+            self._background.run(connection._cancel(sent), within)  # noqa: SLF001 - it has no public name
+
+    def kill(self, connection: Any) -> None:
+        """See Driver."""
+        with suppress(Exception):
+            connection.terminate()
+
+    def unsent(self, error: BaseException) -> bool:
+        """True if asyncpg's own encoder raised it. Unlike a server's it has no severity."""
+        cause = error if isinstance(error, asyncpg.PostgresError) else error.__cause__
+        return isinstance(cause, asyncpg.DataError) and getattr(cause, "severity", None) is None
+
+    def failed(self, error: BaseException) -> bool | None:
+        """See Driver. SQLAlchemy's wrapper carries the state of the error it wraps."""
+        if self.unsent(error):
+            return None
+        return server_failed(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None))
+
+    def _with_settings(
+        self,
+        connect: Callable[..., Any],  # noqa: ARG002 - it takes no connection string
+        arguments: dict[str, Any],
+        offer: Mapping[str, str],
+    ) -> dict[str, Any]:
+        given = arguments.get("server_settings") or {}
+        return {**arguments, "server_settings": {**offer, **given}} if offer else arguments

@@ -1,0 +1,101 @@
+"""What aiomysql and asyncmy share: KILL QUERY over a second connection, then the transport is aborted."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from guardrails._dbapi.drivers.background import Background
+from guardrails._dbapi.drivers.mysql import (
+    PATIENCE,
+    Target,
+    allowing,
+    server_failed,
+    with_backstop,
+)
+from guardrails._dbapi.drivers.plain import Plain
+
+__all__ = ["MySQLAsync"]
+
+
+class MySQLAsync(Plain):
+    """See Driver."""
+
+    backstop_spans_streams = True
+
+    def __init__(self) -> None:
+        self._background = Background(self.cancel_failed)
+        self._opened: WeakKeyDictionary[Any, tuple[Target, str]] = WeakKeyDictionary()
+
+    @abstractmethod
+    def _transport(self, connection: Any) -> Any:
+        """The connection's transport."""
+
+    @abstractmethod
+    async def _log_in_again(self, connection: Any, host: str) -> Any:
+        """Opens a second connection to the same server, at ``host``, with the first one's password."""
+
+    async def _another(self, connection: Any, host: str) -> Any:
+        """A second connection to the same server."""
+        if self.second is not None:
+            with suppress(Exception):  # the engine's own way may not lead to this server, or no longer
+                return await self.second.open_async(host=host, init_command=None)
+        return await self._log_in_again(connection, host)
+
+    def open(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
+    ) -> Any:
+        """See Driver."""
+        adapted = super().open(connect, with_backstop(arguments, backstop), seconds, backstop)
+        connection = adapted.driver_connection
+        self._opened[connection] = (self._target(connection), self._host(connection))
+        return adapted
+
+    def allow(self, statement: str, seconds: float | None) -> str:
+        """See Driver."""
+        return allowing(statement, seconds)
+
+    def abandon(self, connection: Any) -> None:
+        """See Driver. A cancelled task has closed its connection; what it asked for would run on."""
+        known = self._opened.get(connection)
+        if known is not None:
+            self._background.run(self._kill_query(connection, *known), PATIENCE)
+
+    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
+        """See Driver. Cancelling the task would leave the statement running on the server."""
+        target, host = self._target(connection), self._host(connection)
+        self._background.run(self._kill_query(connection, target, host), PATIENCE)
+
+    def kill(self, connection: Any) -> None:
+        """See Driver."""
+        with suppress(Exception):  # closed meanwhile
+            self._transport(connection).abort()
+
+    def failed(self, error: BaseException) -> bool | None:
+        """See Driver."""
+        return server_failed(error)
+
+    def _target(self, connection: Any) -> Target:
+        address = self._transport(connection).get_extra_info("sockname")
+        return Target(connection.thread_id(), address[1] if isinstance(address, tuple) else None)
+
+    def _host(self, connection: Any) -> str:
+        # Where this connection went, not where its name leads by now; a certificate wants the name.
+        transport = self._transport(connection)
+        peer = transport.get_extra_info("peername")
+        named = transport.get_extra_info("ssl_object") is not None or not isinstance(peer, tuple)
+        host: str = connection._host if named else peer[0]  # noqa: SLF001 - asyncmy has no public name
+        return host
+
+    async def _kill_query(self, connection: Any, target: Target, host: str) -> None:
+        messenger = await self._another(connection, host)
+        try:
+            async with messenger.cursor() as cursor:
+                await cursor.execute(target.question)
+                if target.is_among(await cursor.fetchall(), self._target(messenger)):
+                    await cursor.execute(target.order)
+        finally:
+            messenger.close()

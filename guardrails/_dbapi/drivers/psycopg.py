@@ -1,0 +1,72 @@
+"""psycopg 3, both flavours: a cancel request over a second connection, then the socket is shut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from guardrails._dbapi.drivers.background import Background
+from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
+from guardrails._dbapi.drivers.sockets import cut
+
+__all__ = ["Psycopg", "PsycopgAsync"]
+
+_PATIENCE = 2
+"""The fewest seconds psycopg gives the opening of a connection; it takes whole ones only."""
+
+_RETURN = 1.0
+"""Seconds a pool may take to get its connection back."""
+
+
+class Psycopg(PostgresDriver):
+    """See Driver."""
+
+    def open(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
+    ) -> Any:
+        """See Driver. Without a limit of its own, psycopg gives up after 130 s."""
+        patience = max(_PATIENCE, math.ceil(seconds))
+        return super().open(connect, {"connect_timeout": patience, **arguments}, seconds, backstop)
+
+    def cancel(self, connection: Any, within: float) -> None:
+        """See Driver. Blocks, so it runs in a thread of its own."""
+        try:
+            connection.cancel_safe(timeout=within)
+        except Exception as error:  # noqa: BLE001 - the cut follows
+            self.cancel_failed(error)
+
+    def kill(self, connection: Any) -> None:
+        """See Driver. libpq sits in poll()."""
+        with suppress(Exception):  # closed meanwhile
+            cut(connection.pgconn.socket)
+
+    def retire(self, connection: Any) -> None:
+        """See Driver. A psycopg_pool with ``close_returns`` gets it back, closed, and opens another."""
+        connection.pgconn.finish()
+        owner = getattr(connection, "_pool", None)
+        if getattr(owner, "close_returns", False):
+            self._give_back(owner, connection)
+
+    def _give_back(self, owner: Any, connection: Any) -> None:
+        owner.putconn(connection)
+
+    def failed(self, error: BaseException) -> bool | None:
+        """See Driver."""
+        return server_failed(getattr(error, "sqlstate", None))
+
+
+class PsycopgAsync(Psycopg):
+    """See Driver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._background = Background(self.cancel_failed)
+
+    def _give_back(self, owner: Any, connection: Any) -> None:
+        self._background.run(owner.putconn(connection), _RETURN)
+
+    def cancel(self, connection: Any, within: float) -> None:
+        """See Driver. Not by cancelling the task: psycopg would then wait up to 10 s for the server."""
+        self._background.run(connection.cancel_safe(timeout=within), within)

@@ -1,0 +1,98 @@
+"""PyMySQL: KILL QUERY over a second connection, then the socket is shut."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pymysql
+
+from guardrails._dbapi.drivers.mysql import (
+    PATIENCE,
+    Target,
+    allowing,
+    server_failed,
+    with_backstop,
+)
+from guardrails._dbapi.drivers.plain import Plain
+from guardrails._dbapi.drivers.sockets import cut
+
+__all__ = ["PyMySQL"]
+
+_LIMITS = {"connect_timeout": PATIENCE, "read_timeout": PATIENCE, "write_timeout": PATIENCE}
+
+
+class PyMySQL(Plain):
+    """See Driver."""
+
+    backstop_spans_streams = True
+    reads_when_dropped = True
+
+    def open(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
+    ) -> Any:
+        """See Driver. ``connect_timeout`` does not cover the handshake; ``read_timeout`` does."""
+        own = arguments.get("read_timeout")
+        # Later than whoever waits gives up, so that it is always our deadline that says so.
+        bounded = {**arguments, "read_timeout": own or seconds + PATIENCE}
+        connection = connect(**with_backstop(bounded, backstop))
+        connection._read_timeout = own  # noqa: SLF001 - from here on deadlines bound every read
+        return connection
+
+    def allow(self, statement: str, seconds: float | None) -> str:
+        """See Driver."""
+        return allowing(statement, seconds)
+
+    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
+        """See Driver. Blocks, so it runs in a thread of its own."""
+        target = _target(connection)
+        try:
+            with self._another(connection) as messenger, messenger.cursor() as cursor:
+                cursor.execute(target.question)
+                if target.is_among(cursor.fetchall(), _target(messenger)):
+                    cursor.execute(target.order)
+        except Exception as error:  # noqa: BLE001 - the cut follows
+            self.cancel_failed(error)
+
+    def _another(self, connection: Any) -> Any:
+        """A second connection to the same server."""
+        sock = connection._sock  # noqa: SLF001
+        encrypted = isinstance(sock, ssl.SSLSocket)
+        # Where this connection went, not where its name leads by now; a certificate wants the name.
+        named = encrypted or connection.unix_socket
+        where = {"host": connection.host if named else sock.getpeername()[0], **_LIMITS}
+        if self.second is not None:
+            with suppress(Exception):  # the engine's own way may not lead to this server, or no longer
+                return self.second.open(**where, init_command=None)
+        return _log_in_again(connection, where, encrypted=encrypted)
+
+    def kill(self, connection: Any) -> None:
+        """See Driver."""
+        with suppress(Exception):  # closed meanwhile
+            cut(connection._sock.fileno())  # noqa: SLF001 - it has no public name
+
+    def failed(self, error: BaseException) -> bool | None:
+        """See Driver."""
+        return server_failed(error)
+
+
+def _target(connection: Any) -> Target:
+    address = connection._sock.getsockname()  # noqa: SLF001
+    return Target(connection.thread_id(), address[1] if isinstance(address, tuple) else None)
+
+
+def _log_in_again(connection: Any, where: dict[str, Any], *, encrypted: bool) -> Any:
+    """A second connection with the first one's password."""
+    return pymysql.connect(
+        **where,
+        port=connection.port,
+        user=connection.user,
+        password=connection.password,
+        unix_socket=connection.unix_socket,
+        bind_address=connection.bind_address,
+        ssl=connection.ctx if encrypted else None,
+        ssl_disabled=not encrypted,
+        server_public_key=connection.server_public_key,
+    )

@@ -1,0 +1,272 @@
+"""Stopping driver work at its deadline: asked, asked again, cut. Knows no guards and no evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+from guardrails._dbapi.connecting import InThread, Openings, StoppedError, lasting
+from guardrails._dbapi.drivers import Driver
+from guardrails._dbapi.watchdog import AGAIN, GRACE, watch
+from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
+from guardrails._runtime.waiters import on_event_loop
+
+__all__ = ["Bounds", "Limit", "StoppedError"]
+
+_Call = Callable[[], Any]
+
+_get_running_loop, _current_task, _monotonic = asyncio.get_running_loop, asyncio.current_task, time.monotonic
+
+
+class Limit(Protocol):
+    """Work under way, with its deadline."""
+
+    @property
+    def late(self) -> bool:
+        """Whether time is up, asked to stop or not."""
+
+    def end(self) -> bool:
+        """The work is over; True if it was asked to stop, so that its connection must not be used again."""
+
+    def failed(self, error: BaseException) -> bool:
+        """The work raised; True if being stopped was the reason."""
+
+
+class _Verbs:
+    """A driver's verbs, said of a connection as SQLAlchemy has it: the driver's own is looked up when needed.
+
+    Args:
+        driver: How its calls are stopped; None where nobody asks for it.
+        own: Gives the driver's own connection.
+        interrupts_task: Whether to cancel the task, too; see Driver.
+    """
+
+    def __init__(self, driver: Driver | None, own: Callable[[Any], Any], *, interrupts_task: bool) -> None:
+        self._driver = driver
+        self._own = own
+        self.interrupts_task = interrupts_task
+
+    def cancel(self, connection: Any, within: float) -> None:
+        """See Driver."""
+        if self._driver is not None:
+            self._driver.cancel(self._own(connection), within)
+
+    def insist(self, connection: Any, within: float) -> None:
+        """See Driver."""
+        if self._driver is not None:
+            self._driver.insist(self._own(connection), within)
+
+    def kill(self, connection: Any) -> None:
+        """See Driver."""
+        if self._driver is not None:
+            self._driver.kill(self._own(connection))
+
+    def retire(self, connection: Any) -> None:
+        """See Driver."""
+        if self._driver is not None:
+            self._driver.retire(self._own(connection))
+
+    def abandon(self, connection: Any) -> None:
+        """See Driver."""
+        if self._driver is not None:
+            self._driver.abandon(self._own(connection))
+
+
+class Bounds:
+    """Runs driver work for at most some seconds.
+
+    Args:
+        driver: How its calls are stopped; None leaves them unbounded.
+        own: Gives the driver's own connection for SQLAlchemy's.
+        is_async: Whether the work runs on an event loop, inside SQLAlchemy's greenlet.
+        slots: Gives the guard's number of slots, which bounds how many connections are opened at once.
+    """
+
+    def __init__(
+        self, driver: Driver | None, own: Callable[[Any], Any], *, is_async: bool, slots: Callable[[], int]
+    ) -> None:
+        self._openings = Openings(slots)
+        self._driver = driver
+        self._own = own
+        self._is_async = is_async
+        interrupts_task = driver is not None and driver.interrupts_task
+        self._verbs = _Verbs(driver, own, interrupts_task=interrupts_task)
+        # Who holds a connection for long may do so in several tasks.
+        self._lending = _Verbs(driver, own, interrupts_task=False)
+        self._limit: Callable[[_Verbs, Any, float], Limit] = _fire if is_async else watch
+        self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
+
+    def run(
+        self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float | None
+    ) -> Any:
+        """Runs work on a connection.
+
+        Raises:
+            StoppedError: It was asked to stop. The connection must not be used again.
+        """
+        if seconds is None or self._driver is None:
+            return call(*args)
+        limit = self._limit(self._verbs, connection, seconds)
+        try:
+            if self._prepare is not None:
+                self._prepare(self._own(connection), seconds)
+            result = call(*args)
+        except BaseException as error:
+            if limit.failed(error) or self._gave_up(error, limit):
+                raise StoppedError from error
+            raise
+        if limit.end():
+            # It finished, but the server may still get our cancel request, for whatever runs next.
+            raise StoppedError
+        return result
+
+    def around(self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float) -> Any:
+        """Runs what may consist of several pieces of work, each with a limit of its own.
+
+        Raises:
+            StoppedError: It was asked to stop. The connection must not be used again.
+        """
+        limit = self.lend(connection, seconds)
+        if limit is None:
+            return call(*args)
+        try:
+            result = call(*args)
+        except BaseException as error:
+            if limit.failed(error):
+                raise StoppedError from error
+            raise
+        if limit.end():
+            raise StoppedError
+        return result
+
+    def lend(self, connection: Any, seconds: float) -> Limit | None:
+        """Stops whatever runs on a connection in some seconds, unless it is ended by then.
+
+        Returns:
+            What to end; None where nothing can be stopped, as for an asynchronous driver off its loop.
+        """
+        if self._driver is None or (self._is_async and not on_event_loop()):
+            return None
+        return self._limit(self._lending, connection, seconds)
+
+    def connect(
+        self,
+        connect: Callable[..., Any],
+        arguments: dict[str, Any],
+        seconds: float | None,
+        backstop: float | None,
+    ) -> Any:
+        """Opens a connection; see Driver.open for the arguments.
+
+        Raises:
+            StoppedError: There is none yet. The next caller may get it.
+        """
+        driver = self._driver
+        if seconds is None or driver is None:
+            return connect(**arguments)
+        if not driver.connects_anywhere:
+            # A file, or a pool with a time limit of its own: there is no server that keeps what was given up.
+            call = partial(driver.open, connect, arguments, seconds, backstop)
+            return self._in_task().within_task(call, seconds) if self._is_async else call()
+        # With several hosts the driver goes from one that is silent to the next, which must not take long.
+        patience = seconds if _several(arguments.get("host")) else lasting(seconds)
+        call = partial(driver.open, connect, arguments, patience, backstop)
+        called = (connect.func, connect.args) if isinstance(connect, partial) else connect
+        if not self._is_async:
+            return self._openings.open(InThread(call, (called, arguments), seconds))
+        if not self._in_task().in_greenlet():
+            return call()
+        return self._openings.open(self._in_task().InTask(call, (called, arguments), seconds))
+
+    @staticmethod
+    def _in_task() -> Any:
+        # Imported when needed: Django's users need not have SQLAlchemy.
+        from guardrails._dbapi import connecting_in_task  # noqa: PLC0415
+
+        return connecting_in_task
+
+    def _gave_up(self, error: BaseException, limit: Limit) -> bool:
+        """Whether the driver ended its work by itself, as it had been prepared to."""
+        return self._prepare is not None and isinstance(error, Exception) and limit.late
+
+
+class _OnLoop(Timer):
+    """Stops driver work on an event loop: asks at the deadline, again, and cuts. Made by `_fire`.
+
+    The work runs inside SQLAlchemy's greenlet, where a cancellation of the task arrives as any error.
+    """
+
+    __slots__ = ("before", "connection", "due", "fired", "task", "timers", "verbs")
+
+    timers: LoopTimers
+    before: int
+    connection: Any
+    fired: int
+    task: asyncio.Task[Any] | None  # the one to cancel, where that is how the work is stopped
+    verbs: _Verbs
+
+    @property
+    def late(self) -> bool:
+        """See Limit."""
+        return _get_running_loop().time() >= self.due
+
+    def fire(self) -> float | None:
+        """See Alarm."""
+        self.fired += 1
+        with suppress(Exception):  # it may have been closed meanwhile
+            if self.fired == 1:
+                self.verbs.cancel(self.connection, GRACE)
+            elif self.fired == 2:  # noqa: PLR2004 - see AGAIN
+                self.verbs.insist(self.connection, GRACE)
+            else:
+                self.verbs.kill(self.connection)
+        if self.fired == 1 and self.task is not None:
+            self.task.cancel()
+        return {1: self.due + AGAIN, 2: self.due - AGAIN + GRACE}.get(self.fired)
+
+    def end(self) -> bool:
+        """See Limit. False, too, if the task was cancelled from outside as well.
+
+        Once it was asked to stop what follows stays armed: it bounds the closing of a connection
+        whose server does not answer, and that connection is never used again.
+        """
+        if not self.fired:
+            self.timers.armed.pop(self, None)
+            return False
+        with suppress(Exception):  # it may have been closed meanwhile
+            self.verbs.retire(self.connection)
+        return self.task is None or self.task.uncancel() <= self.before
+
+    def failed(self, error: BaseException) -> bool:
+        """See Limit."""
+        if self.end() and isinstance(error, Exception | asyncio.CancelledError):
+            return True
+        if isinstance(error, asyncio.CancelledError) and not self.fired:
+            self.verbs.abandon(self.connection)  # from outside; the server may have to be told
+        return False
+
+
+def _fire(verbs: _Verbs, connection: Any, seconds: float) -> _OnLoop:
+    """Stops work on a connection in some seconds from now, unless it has ended by then."""
+    loop = _get_running_loop()
+    limit = _OnLoop()  # no constructor: one frame less for each statement
+    limit.verbs = verbs
+    limit.connection = connection
+    limit.fired = 0
+    limit.task = task = _current_task(loop) if verbs.interrupts_task else None
+    limit.before = 0 if task is None else task.cancelling()
+    limit.timers = timers = timers_of(loop)
+    limit.due = due = (_monotonic() if timers.monotonic else loop.time()) + seconds
+    timers.armed[limit] = None
+    if due < timers.planned:
+        timers.plan(loop, due)
+    return limit
+
+
+def _several(host: object) -> bool:
+    """Whether a driver is given more than one host."""
+    return (isinstance(host, str) and "," in host) or (isinstance(host, list | tuple) and len(host) > 1)

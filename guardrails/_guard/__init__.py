@@ -1,0 +1,1 @@
+"""One dependency at run time: its gate, its calls, its compartments."""

@@ -1,0 +1,60 @@
+"""`protect`: finds the integration a live target belongs to. Knows names of modules, imports none early."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, cast
+
+from guardrails.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from guardrails._guard.guard import Guard
+
+__all__ = ["protect", "unsuited"]
+
+_INTEGRATIONS = {
+    "redis": ("guardrails.integrations.redis", "guard_client"),
+    "sqlalchemy": ("guardrails.integrations.sqlalchemy", "guard_engine"),
+}
+"""Top-level package of the target's class -> where it is guarded. Imported on use, so that
+``import guardrails`` needs none of them."""
+
+
+def protect(target: object, *, name: str | None = None, **guard_options: Any) -> Guard:
+    """Attaches a guard to a live SQLAlchemy engine or Redis client; every caller of it is covered as it is.
+
+    Args:
+        target: An ``Engine`` or ``AsyncEngine``; a ``redis.Redis`` or ``redis.asyncio.Redis``.
+        name: The guard's label; None takes the database's name, or "redis".
+        **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
+
+    Returns:
+        The guard. ``guard.detach()`` undoes it.
+
+    Raises:
+        ConfigurationError: The target cannot be guarded, is guarded already, or an option is wrong.
+    """
+    for cls in type(target).__mro__ if not isinstance(target, type) else ():
+        package = cls.__module__.partition(".")[0]
+        if package in _INTEGRATIONS:
+            module, function = _INTEGRATIONS[package]
+            attach = getattr(importlib.import_module(module), function)
+            return cast("Guard", attach(target, name=name, **guard_options))
+    raise unsuited(target)
+
+
+def unsuited(target: object) -> ConfigurationError:
+    """Builds the error for a target that cannot be guarded; it names what to pass instead."""
+    cls = target if isinstance(target, type) else type(target)
+    what = f"the class {cls.__name__}" if isinstance(target, type) else f"a {cls.__name__}"
+    packages = {each.__module__.partition(".")[0] for each in cls.__mro__}
+    instead = "give it a SQLAlchemy Engine or AsyncEngine or a Redis client, or use Guard() around the calls"
+    if "redis" in packages:
+        instead = "pass a client, a Redis of redis or redis.asyncio"
+    elif packages & {"sqlalchemy", "flask_sqlalchemy", "sqlmodel"}:
+        instead = "pass its engine"
+        if "flask_sqlalchemy" in packages:
+            instead = "pass its engine: db.engine, inside an application context"
+        elif any(each.__name__ in {"Engine", "AsyncEngine"} for each in cls.__mro__):
+            instead = "pass an engine that create_engine() has made"
+    return ConfigurationError(f"protect: {what} cannot be guarded; {instead}")

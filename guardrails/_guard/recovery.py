@@ -1,0 +1,82 @@
+"""What surrounds a guarded function: retries outside the guard, the fallback outside the retries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+
+from guardrails._util.checks import Faults
+
+if TYPE_CHECKING:
+    from tenacity import BaseRetrying
+
+    from guardrails._guard.guard import Guard
+
+__all__ = ["Answered", "AsyncAnswered", "recovering"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+F_co = TypeVar("F_co", covariant=True)
+
+Decorator = Callable[[Any], Any]
+
+
+class Answered(Protocol[F_co]):
+    """A decorator with a fallback: the function may return what the fallback returns, too."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> Callable[P, Coroutine[Any, Any, T | F_co]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, T], /) -> Callable[P, T | F_co]: ...
+    def __call__(self, fn: Any, /) -> Any:
+        """Decorates a function."""
+
+
+class AsyncAnswered(Protocol[F_co]):
+    """A decorator with an async fallback: for async functions only."""
+
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> Callable[P, Coroutine[Any, Any, T | F_co]]:
+        """Decorates a function."""
+
+
+def recovering(
+    decorate: Decorator,
+    guard: Guard,
+    retry: BaseRetrying | None,
+    fallback: Callable[[Exception], Any] | None,
+) -> Decorator:
+    """Builds the decorator that guards a function, then retries it, then answers for it.
+
+    Raises:
+        ConfigurationError: ``retry`` is no tenacity object, or ``fallback`` cannot be called.
+    """
+    layers: list[Decorator] = [decorate]
+    if retry is not None:
+        # tenacity brings asyncio along; who does not retry does not pay for it.
+        from guardrails._retry.loop import check_policy, retried  # noqa: PLC0415
+
+        check_policy("guarded", retry)
+        layers.append(lambda fn: retried(fn, retry))
+    if fallback is not None:
+        from guardrails._retry.fallback import Fallback  # noqa: PLC0415 - as seldom
+
+        faults = Faults("guarded")
+        faults.callable("fallback", fallback)
+        faults.raise_if_any()
+        policy = guard.call_settings.policy
+        layers.append(Fallback(fallback, None if policy is None else policy.is_failure).around)
+
+    def recover(fn: Any) -> Any:
+        if isinstance(fn, staticmethod | classmethod):
+            return type(fn)(recover(fn.__func__))
+        wrapped = fn
+        for layer in layers:
+            wrapped = layer(wrapped)
+        wrapped.__wrapped__ = fn
+        return wrapped
+
+    return recover

@@ -1,0 +1,169 @@
+"""What probes and status pages say. Knows guards by their figures; asks no database, and speaks no HTTP."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
+from typing import NamedTuple
+
+from guardrails._guard.guard import Guard, shown_parts
+from guardrails._guard.snapshot import GuardSnapshot
+from guardrails._http.answers import as_json
+from guardrails._http.policy import checked_guards
+from guardrails._util.checks import Faults
+
+__all__ = ["HEADERS", "Page", "Probes", "as_page", "figures"]
+
+_log = logging.getLogger("guardrails")
+
+HEADERS = (
+    ("content-type", "application/json"),
+    ("cache-control", "no-store"),
+    ("x-content-type-options", "nosniff"),
+)
+
+_SICK = {"open", "half_open", "forced_open"}
+_EASING = 3
+"""A guard that was stuck must have had a free slot for this part of ``stuck_after``: without that a pool
+that limps would take its process in and out of service with every probe."""
+
+
+class Page(NamedTuple):
+    """One answer."""
+
+    status: int
+    body: bytes
+
+
+class Probes:
+    """Liveness, readiness and status of one process.
+
+    Args:
+        where: What error messages call this.
+        guards: The guards to look at.
+        stuck_after: Seconds without a returned slot after which a full guard makes the process unready.
+        clock: Where the time comes from; a monotonic reading in seconds.
+
+    Attributes:
+        guards: The guards, checked.
+        pages: What to say at which path.
+
+    Raises:
+        ConfigurationError: One or more arguments are wrong; all are named at once.
+    """
+
+    def __init__(
+        self, where: str, guards: Iterable[Guard], stuck_after: float, clock: Callable[[], float]
+    ) -> None:
+        faults = Faults(where)
+        self.guards = checked_guards(faults, "guards", guards)
+        faults.seconds("stuck_after", stuck_after)
+        faults.callable("clock", clock, none=False)
+        faults.raise_if_any()
+        self.pages = {"/livez": self.live, "/readyz": self.ready, "/status.json": self.status}
+        self._clock = clock
+        self._watches = [_Watch(guard, stuck_after) for guard in self.guards]
+        self._texts: dict[tuple[Guard, str], tuple[GuardSnapshot, str]] = {}
+        self._draining = False
+        self._reported: list[str] = []
+        self._lock = threading.Lock()  # under WSGI two probes may be here at once
+
+    def drain(self) -> None:
+        """From now on not ready: this process is about to stop."""
+        self._draining = True
+
+    def live(self) -> Page:
+        """Says that the process answers; looks at nothing."""
+        return Page(200, as_page({"live": True}))
+
+    def ready(self) -> Page:
+        """Says whether this process should get requests, and if not, why."""
+        reasons = self._reasons(guard.snapshot() for guard in self.guards)
+        return Page(503 if reasons else 200, as_page({"ready": not reasons, "reasons": reasons}))
+
+    def status(self) -> Page:
+        """The figures of every guard."""
+        seen = [guard.snapshot() for guard in self.guards]
+        reasons = self._reasons(seen)
+        shown = zip(self.guards, seen, strict=True)
+        guards = ",".join(self._text(guard, figures, "\n    ") for guard, figures in shown)
+        # Where several workers answer, a reader can tell whose figures these are.
+        process = {"pid": os.getpid(), "host": socket.gethostname()}
+        head = as_json({"ready": not reasons, "reasons": reasons, **process}, between=",\n  ").decode()
+        return Page(200, f'{{\n  {head[1:-1]},\n  "guards": [{guards}\n  ]\n}}\n'.encode())
+
+    def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:
+        """One guard as JSON, a figure on each line. What has not changed since the last time is kept."""
+        below = line + "    "
+        parts = ",".join(self._text(part, part.snapshot(), below) for part in shown_parts(guard))
+        before, text = self._texts.get((guard, line), (None, ""))
+        if before != seen:
+            figures: dict[str, object] = {name: getattr(seen, name) for name in _FIELDS}
+            text = as_json(figures, between=f",{line}  ").decode()[1:-1]
+            self._texts[guard, line] = seen, text
+        return f'{line}{{{line}  {text},{line}  "compartments": [{parts}]{line}}}'
+
+    def _reasons(self, seen: Iterable[GuardSnapshot]) -> list[str]:
+        with self._lock:
+            now = self._clock()
+            # A list, not a generator: every guard has to be looked at every time.
+            looked = zip(self._watches, seen, strict=True)
+            stuck = [watch.guard.name for watch, figures in looked if watch.look(now, figures)]
+            reasons = ["draining"] * self._draining + [f"stuck: {name}" for name in stuck]
+            changed, self._reported = reasons != self._reported, reasons
+        if changed:
+            _log.warning("readiness: %s", "; ".join(map(ascii, reasons)) or "ready")
+        return reasons
+
+
+def as_page(fields: dict[str, object]) -> bytes:
+    """JSON for programs and for whoever reads it in a terminal."""
+    return as_json(fields, indent=2) + b"\n"
+
+
+def figures(guard: Guard) -> dict[str, object]:
+    """A guard and the compartments to show with it, as names and numbers."""
+    return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in shown_parts(guard)]}
+
+
+_FIELDS = [field.name for field in fields(GuardSnapshot)]
+
+
+class _Watch:
+    """Whether the slots of one guard still come back.
+
+    Stuck is: full, and not one slot returned for ``stuck_after``, while the circuit is closed. An open
+    circuit says that the dependency is at fault; it is so for every process, and none is better off
+    without this one. Two readings that are both full, with as many slots returned at both, were full
+    all the time in between, so the readings may be as far apart as probes are.
+    """
+
+    def __init__(self, guard: Guard, stuck_after: float) -> None:
+        self.guard = guard
+        self._stuck_after = stuck_after
+        self._stuck = False
+        self._full = False
+        self._returned = 0
+        self._last_full = 0.0
+        self._standing_since = 0.0
+
+    def look(self, now: float, seen: GuardSnapshot) -> bool:
+        """Takes one reading, and says whether the guard is stuck."""
+        sick = seen.state in _SICK
+        full = seen.in_use >= seen.max_concurrent_calls and not sick
+        returned = seen.admitted - seen.in_use
+        standing = full and self._full and returned == self._returned
+        self._full, self._returned = full, returned
+        if full:
+            self._last_full = now
+        if not standing:
+            self._standing_since = now
+        if self._stuck:
+            self._stuck = not sick and now - self._last_full < self._stuck_after / _EASING
+        else:
+            self._stuck = standing and now - self._standing_since >= self._stuck_after
+        return self._stuck

@@ -1,0 +1,123 @@
+"""What a pool's integration asks before it works: how many, for whom, and how long. Knows no pools."""
+
+from __future__ import annotations
+
+from guardrails._guard.auto_compartments import DEFAULT
+from guardrails._guard.guard import COMPARTMENTS, Guard, workload
+from guardrails._runtime.scope import RequestScope, ambient
+from guardrails._runtime.timeouts import UNSAID, asked, seconds_left
+from guardrails._util.checks import Faults, shown
+from guardrails.errors import ConfigurationError
+
+__all__ = ["check_compartments", "innermost", "raises_as_driver", "slots_for", "time_allowed"]
+
+
+def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
+    """The slots of a guard in front of a pool: what was asked for, or all that the pool has.
+
+    Args:
+        name: The guard's name.
+        asked: The user's ``max_concurrent_calls``, or None.
+        most: What the pool can let out at once; None is any number.
+        unlimited: What to call a pool that lets out any number.
+
+    Raises:
+        ConfigurationError: More was asked for than the pool has, or nothing of a pool without a limit.
+    """
+    faults = Faults(f"guard {shown(name)}")
+    faults.count("max_concurrent_calls", asked, none=True, most=most)
+    faults.raise_if_any()
+    if isinstance(asked, int):
+        return asked
+    if most is None:
+        raise ConfigurationError(
+            f"guard {shown(name)}: {unlimited} lets out any number of connections; "
+            "say how many calls may run at once with max_concurrent_calls=..."
+        )
+    return most
+
+
+def check_compartments(name: str, compartments: object) -> str:
+    """Reads the setting ``compartments`` of a pool's guard.
+
+    Raises:
+        ConfigurationError: It is none of `COMPARTMENTS`.
+    """
+    faults = Faults(f"guard {shown(name)}")
+    faults.choice("compartments", compartments, COMPARTMENTS)
+    faults.raise_if_any()
+    return str(compartments)
+
+
+def raises_as_driver(name: str, raise_as: object) -> bool:
+    """Reads the setting ``raise_as``: whether a pool's guard raises errors of the library's own kinds, too.
+
+    Raises:
+        ConfigurationError: It is neither None nor ``"driver"``.
+    """
+    faults = Faults(f"guard {name!r}")
+    faults.choice("raise_as", raise_as, (None, "driver"))
+    faults.raise_if_any()
+    return raise_as == "driver"
+
+
+def innermost(guard: Guard) -> Guard:
+    """The compartment of ``guard`` that this code runs in, or ``guard`` itself.
+
+    Where compartments form by themselves, code outside all others belongs to that of its request's route.
+    """
+    call_settings, request, part = guard.call_settings, None, None
+    root, auto_compartments = call_settings.root, call_settings.auto_compartments
+    scope = ambient.get()
+    while scope is not None:
+        if not scope.closed:
+            inside: Guard | None = scope.guard
+            if inside is not None and inside.call_settings.root is root:
+                if auto_compartments is None:
+                    return inside
+                if inside is not guard:
+                    part = inside
+                    break
+            if request is None:
+                request = scope.request
+        scope = scope.outer
+    if auto_compartments is None:
+        return guard
+    if part is None:
+        part = _of_request(guard, request)
+    return (
+        part
+        if auto_compartments.divided or auto_compartments.is_divided_for(part.call_settings.gates[0])
+        else guard
+    )
+
+
+def _of_request(guard: Guard, request: RequestScope | None) -> Guard:
+    """The compartment of the route a request goes to."""
+    name = DEFAULT if request is None else request.name or request.find_name() or DEFAULT
+    auto_compartments = guard.call_settings.auto_compartments
+    known: Guard | None = None if auto_compartments is None else auto_compartments.formed.get(name)
+    return known or workload(guard, name)
+
+
+def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | None, bool]:
+    """Seconds a piece of work may take, and whether it is the guard's own timeout that says so.
+
+    Args:
+        guard: Whose work it is; a compartment's is its whole guard's, too.
+        timeout: What this work asked for instead of all other timeouts of the guard.
+    """
+    scope = ambient.get()
+    while scope is not None and scope.closed:  # as `current` does, without its frame: every statement asks
+        scope = scope.outer
+    own = guard.timeout if timeout is None else timeout
+    if scope is None:
+        return own, True
+    gate = guard.call_settings.root
+    if timeout is None and (scope.guard is not None or scope.outer is not None):
+        given = asked(scope, gate)
+        own = own if given == UNSAID else given
+    left = None if scope.at is None else seconds_left(scope, gate)
+    if left is None or (own is not None and own <= left):
+        return own, True
+    return left, False

@@ -1,0 +1,155 @@
+"""How many connections a pool needs, by queueing theory. Knows rates and seconds, no engine and no server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from guardrails._util.checks import Faults, finite
+
+__all__ = ["RESERVED", "Demand", "Fleet", "Pool", "pools", "room_for", "wanted"]
+
+RESERVED = 3
+"""Connections that PostgreSQL keeps for superusers (``superuser_reserved_connections``)."""
+
+BUSY_AT_MOST = 0.8
+"""A pool is sized so that its connections are busy for no more of the time than this. Real arrivals come in
+bursts, and the formulas know only the steady kind; above it a few per cent more load double the wait."""
+
+WAITERS_IN_TIME = 0.99
+"""The share of callers that get a connection within the target wait."""
+
+_MOST = 10_000
+"""Connections of one pool; no server has as many for one process."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one process asks of its pool.
+
+    Attributes:
+        rate: Checkouts per second.
+        hold: Seconds a connection is held, on average.
+        target_wait: Seconds that 99 % of the callers may wait for one at most.
+
+    Raises:
+        ConfigurationError: One or more are out of range, or more connections than any pool has are busy.
+    """
+
+    rate: float
+    hold: float
+    target_wait: float = 0.05
+
+    def __post_init__(self) -> None:
+        faults = Faults("size")
+        if not finite(self.rate) or self.rate <= 0:
+            faults.add("rate", self.rate, "a number of checkouts per second above 0")
+        faults.seconds("hold", self.hold)
+        faults.seconds("target_wait", self.target_wait, zero=True)
+        faults.raise_if_any()
+        if self.load > _MOST * BUSY_AT_MOST:
+            busy = f"{self.load:,.0f} connections of one process busy at once"
+            faults.add("rate x hold", busy, f"at most {_MOST * BUSY_AT_MOST:,.0f}")
+        faults.raise_if_any()
+
+    @property
+    def load(self) -> float:
+        """Connections busy on average (Little's law: rate times hold)."""
+        return self.rate * self.hold
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a pool of so many connections does with a demand.
+
+    Attributes:
+        size: Its connections.
+        busy: The share of the time that each is in use; above 1 the queue grows without end.
+        waiting: The share of callers that find none free.
+        wait: Seconds that 99 % of the callers wait at most; infinite where the queue grows.
+    """
+
+    size: int
+    busy: float
+    waiting: float
+    wait: float
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What all processes together may ask of the server.
+
+    Attributes:
+        workers: Processes, each with a pool of its own.
+        max_connections: What the server allows.
+        reserved: Of these, what is kept for others.
+
+    Raises:
+        ConfigurationError: One or more are out of range.
+    """
+
+    workers: int = 1
+    max_connections: int | None = None
+    reserved: int = RESERVED
+
+    def __post_init__(self) -> None:
+        faults = Faults("size")
+        faults.count("workers", self.workers)
+        faults.count("max_connections", self.max_connections, none=True)
+        faults.count("reserved", self.reserved, least=0)
+        faults.raise_if_any()
+
+    @property
+    def share(self) -> int | None:
+        """Connections that each process may have, or None if nobody said what the server allows."""
+        if self.max_connections is None:
+            return None
+        return max(0, self.max_connections - self.reserved) // self.workers
+
+
+def pools(demand: Demand, start: int = 1) -> Iterator[Pool]:
+    """Pools for a demand, one connection larger each time, from ``start`` on.
+
+    Callers are taken to come independently of each other and to hold a connection for exponentially
+    distributed times (M/M/c, Erlang's C formula: A. K. Erlang, "Solution of some problems in the theory of
+    probabilities of significance in automatic telephone exchanges", 1917).
+    """
+    load = demand.load
+    blocked = 1.0  # Erlang's B formula, by its recursion from no connection on: no large factorials
+    size = 0
+    while True:
+        size += 1
+        blocked = load * blocked / (size + load * blocked)
+        if size >= start:
+            yield _pool(demand, size, blocked)
+
+
+def _pool(demand: Demand, size: int, blocked: float) -> Pool:
+    load = demand.load
+    busy = load / size
+    if busy >= 1:
+        return Pool(size, busy, 1.0, math.inf)
+    waiting = blocked / (1 - busy * (1 - blocked))
+    late = 1 - WAITERS_IN_TIME
+    # P(wait > t) = waiting * exp(-(size - load) * t / hold)
+    wait = 0.0 if waiting <= late else math.log(waiting / late) * demand.hold / (size - load)
+    return Pool(size, busy, waiting, wait)
+
+
+def wanted(demand: Demand) -> Pool:
+    """The smallest pool that keeps the target wait and is not too busy."""
+    start = max(1, math.ceil(demand.load / BUSY_AT_MOST - 1e-9))
+    return next(pool for pool in pools(demand, start) if pool.wait <= demand.target_wait)
+
+
+def room_for(demand: Demand, size: int) -> float:
+    """The highest rate that a pool of so many connections serves within the target, by bisection."""
+    low, high = 0.0, BUSY_AT_MOST * size / demand.hold
+    for _ in range(60):
+        middle = (low + high) / 2
+        if middle > 0 and wanted(Demand(middle, demand.hold, demand.target_wait)).size > size:
+            high = middle
+        else:
+            low = middle
+    return low

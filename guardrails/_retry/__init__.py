@@ -1,0 +1,1 @@
+"""Retries and fallbacks around a function; must not import guards."""

@@ -1,0 +1,160 @@
+"""A guard's lines in the log: refused and stopped calls in one line a second, and why a circuit opened.
+
+Depends on gates and on the thread that looks in; must not import guards. No text here holds SQL, a value, a
+header or an address.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from guardrails._core.breaker import Transition
+from guardrails._core.gate import Gate
+from guardrails._runtime.housekeeper import look_in
+from guardrails._runtime.scope import current
+from guardrails.errors import RejectedError
+
+__all__ = ["GuardLog", "log", "why_open"]
+
+log = logging.getLogger("guardrails")
+
+_PACE = 1.0
+"""Seconds between two lines of one guard."""
+
+
+class GuardLog:
+    """The refused and stopped calls of one guard and its compartments.
+
+    They are read from the gates' own counters, so a refusal pays for one look at ``scheduled``. The last line
+    comes from the thread that looks in, when no more calls do.
+
+    Attributes:
+        name: The guard's name.
+        scheduled: Whether a line will be written.
+        gates: The gates of the guard and its compartments.
+        stopped: Calls that were stopped at their deadline.
+        line_of_code: Says which line of the application asks, such as ``"shop/orders.py:42 in load"``.
+        holders: Says who has the slots of a guard or compartment, by its name and how many slots
+            are taken, of how many.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_since",
+        "_told",
+        "_where",
+        "gates",
+        "holders",
+        "line_of_code",
+        "name",
+        "scheduled",
+        "stopped",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.scheduled = False
+        self.stopped = 0
+        self.gates: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.line_of_code: Callable[[], str | None] | None = None
+        self.holders: Callable[[str, int, int], str | None] | None = None
+        self._told: Counter[str] = Counter()
+        self._since = 0.0
+        self._where = ""
+
+    def schedule(self) -> None:
+        """Has a line written in a second, unless one is due already."""
+        if self.scheduled:
+            return
+        self.scheduled = True
+        self._since = time.monotonic()
+        self._where = self._caller()
+        try:
+            look_in(self.tell, _PACE)
+        except RuntimeError:  # the interpreter is shutting down: there are no new threads
+            self.tell()
+
+    def note_stopped(self) -> None:
+        """Counts a call that was stopped at its deadline."""
+        self.stopped += 1
+        self.schedule()
+
+    def tell(self) -> float | None:
+        """Writes the line; the seconds until the next one may follow, or None if nothing has happened."""
+        self.scheduled = False  # first: what happens from here on is counted now, or asks for another look
+        counts: Counter[str] = Counter()
+        for gate in list(self.gates):
+            counts.update(gate.core.rejected)
+        counts["stopped"] = self.stopped
+        new = counts - self._told
+        if not new:
+            return None
+        self._told = counts
+        now = time.monotonic()
+        stopped = new.pop("stopped", 0)
+        parts = []
+        if new:
+            reasons = ", ".join(
+                f"{RejectedError.words_for(reason)}: {count}" for reason, count in new.most_common()
+            )
+            parts.append(f"{new.total()} refused ({reasons})")
+        if stopped:
+            parts.append(f"{stopped} stopped at the deadline")
+        log.warning("guard %r: in %.1f s %s%s", self.name, now - self._since, "; ".join(parts), self._where)
+        self._since = now
+        self.scheduled = True
+        return _PACE
+
+    def _caller(self) -> str:
+        """The place a call came from: the route's template and the application's line, as far as known."""
+        try:
+            scope = current()
+            request = None if scope is None else scope.request
+            route = None if request is None else request.template()
+            line = None if self.line_of_code is None else self.line_of_code()
+        except Exception:  # a line of the log must not break a call
+            log.debug("a caller could not be found out", exc_info=True)
+            return ""
+        known = ", ".join(each for each in (line, route) if each)
+        return f"; such as {known}" if known else ""
+
+
+def why_open(core: Gate, change: Transition, holders: str | None) -> str:
+    """Words why a circuit has opened, or would have.
+
+    Args:
+        core: Its gate.
+        change: The transition.
+        holders: Who has the slots, where that is known.
+    """
+    breaker, bulkhead = core.breaker, core.bulkhead
+    calls, failures, slow, _ = breaker.evidence(change.at)
+    starts = breaker.under_way()
+    age = max(0.0, change.at - min(starts)) if starts else 0.0
+    threshold = f"{breaker.slow_after:g} s"
+    words = {
+        "failure_rate": f"{failures} of {calls} calls failed",
+        "slow_call_rate": f"{slow} of {calls} calls took longer than {threshold}, or still do",
+        "consecutive_failures": f"failures in a row: {breaker.streak}",
+        "stalled": f"every slot has been in a call for longer than {threshold}, and none came back",
+        "probes_failed": "the probes failed: it is not well yet",
+        "divided": "as the whole guard's was, whose first workload it is",
+        "manual": "by hand",
+    }
+    # Judged across workloads, a circuit may open long before the rate is reached.
+    if change.cause in {"failure_rate", "slow_call_rate"} and not breaker.reached(failures, slow, calls):
+        words[change.cause] += ", and none has come back well since"
+    parts = [words.get(change.cause, change.cause)]
+    if change.cause != "manual" and (holders or age > breaker.slow_after / 2):
+        busy = f"{bulkhead.taken} of {bulkhead.limit} slots in use for up to {age:.1f} s"
+        parts.append(holders or busy)
+    if change.retry_after is not None:
+        parts.append(f"refusing for {round(change.retry_after, 1):g} s")
+    if holders and change.cause != "manual":
+        parts.append("ask the database: guardrails diagnose")
+    return "; ".join(parts)

@@ -1,0 +1,96 @@
+"""A scope whose asyncio task is cancelled at its deadline. Knows tasks and loops, no guard."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
+from guardrails._runtime.scope import Scope
+
+__all__ = ["TaskTimeout", "cancel_at"]
+
+_current_task, _monotonic = asyncio.current_task, time.monotonic
+
+
+class TaskTimeout(Scope, Timer):
+    """A scope and its timer in one.
+
+    Attributes:
+        armed: Whether the timer was set. It fills in what only an asyncio call has.
+        fired: Whether time was up before the work was over.
+        timers: Where it was set.
+        given: Seconds there were when it was armed, where the deadline is an enclosing scope's.
+    """
+
+    __slots__ = ("_cancelled_before", "_task", "armed", "due", "fired", "given", "timers")
+
+    armed: bool
+    fired: bool
+    given: float
+    timers: LoopTimers
+    _cancelled_before: int
+    _task: asyncio.Task[Any]
+
+    def arm(self) -> None:
+        """Has the running task cancelled at the deadline, which there must be.
+
+        Raises:
+            RuntimeError: No task is running.
+        """
+        try:
+            task = _current_task()
+            if task is None:
+                raise RuntimeError("a guarded call must run inside an asyncio task")  # noqa: TRY301
+            if self.timed_task and self.timed_task == id(task):
+                return  # an enclosing call's own timer rings in this task at that moment
+            at = self.at or 0.0
+            if self.owner is not self.guard:
+                self.given = max(0.0, at - self.clock())
+            loop = task.get_loop()
+            latest, timers = LoopTimers.latest
+            if timers is None or latest is not loop:
+                timers = timers_of(loop)
+            if not timers.monotonic or self.clock is not _monotonic:
+                at = loop.time() + max(0.0, at - self.clock())
+            self.timers = timers
+            self._task = task
+            self._cancelled_before = task.cancelling()
+            self.due = at
+            self.fired = False
+            timers.armed[self] = None
+            self.armed = True
+            self.timed_task = id(task)
+            if at < timers.planned:
+                timers.plan(loop, at)
+        except BaseException:
+            self.unarmed()
+            raise
+
+    def unarmed(self) -> None:
+        """Told when the timer could not be set."""
+
+    def fire(self) -> None:
+        """See Alarm."""
+        self.fired = True
+        self._task.cancel()
+
+    def disarm(self, error: BaseException | None) -> bool:
+        """Disarms, and says whether ``error`` is this timer's own cancellation, which it then takes back.
+
+        A cancellation from outside in the same tick wins. A body that swallowed ours is still late.
+        """
+        if not self.fired:
+            self.timers.armed.pop(self, None)
+            return False
+        ours = self._task.uncancel() <= self._cancelled_before
+        return ours and (error is None or isinstance(error, asyncio.CancelledError))
+
+
+def cancel_at(at: float) -> TaskTimeout:
+    """Has the running task cancelled at a moment of `time.monotonic`; ``disarm`` what is returned."""
+    alarm = TaskTimeout()
+    alarm.begin(at, None, time.monotonic, None)
+    alarm.arm()
+    return alarm

@@ -1,0 +1,120 @@
+"""The timeout that counts where several were given. Depends on scopes; must not import guards.
+
+The timeout nearest to the call wins over those further out of the same guard. Everything else around the call
+bounds it from outside: a `deadline()` block, a request, a call of another guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from guardrails._runtime.scope import Scope
+
+__all__ = ["UNSAID", "asked", "bound", "budget_of", "seconds_left", "set_deadline"]
+
+UNSAID: Final = -1.0
+"""No timeout was given: the guard's default holds."""
+
+
+def asked(scope: Scope | None, gate: object) -> float | None:
+    """The timeout that was given nearest to the code in a scope, of one guard and its compartments.
+
+    Args:
+        scope: The innermost scope, as `current` returns it.
+        gate: The guard's own gate, which its compartments' calls pass, too.
+
+    Returns:
+        Seconds that are left of a call's own timeout, or the seconds that a compartment gives each piece of
+        work (None: all the time in the world); `UNSAID` if there is only the guard's default.
+    """
+    while scope is not None:
+        if scope.guard is not None and not scope.closed:
+            call: Any = scope  # only calls have a guard
+            call_settings = call.call_settings
+            if call_settings.root is gate:
+                if call.timeout is not None and call.timeout is not call_settings.timeout:
+                    left: float = _own_limit(scope) - scope.clock()
+                    return max(0.0, left)
+                if call_settings.has_own_timeout:
+                    given: float | None = call_settings.owner.timeout
+                    return given
+        scope = scope.outer
+    return UNSAID
+
+
+def bound(scope: Scope | None, gate: object) -> tuple[float, Callable[[], float], Any] | None:
+    """The soonest deadline around code in a scope that is not a timeout of one guard's own.
+
+    A plain guard's call ends at its deadline whatever runs inside it, so it bounds that code, too. The calls
+    of a guard that is attached to a pool only say how long the work inside them may take.
+
+    Args:
+        scope: The innermost scope, as `current` returns it.
+        gate: The guard's own gate.
+
+    Returns:
+        The moment, the clock it is measured with, and the guard whose timeout it is; None without one.
+    """
+    if scope is None or scope.at is None:
+        return None
+    if scope.owner is None or not _is_of(scope.owner, gate):
+        return scope.at, scope.clock, scope.owner
+    found: tuple[float, Callable[[], float], Any] | None = None
+    soonest = 0.0
+    while scope is not None:
+        if not scope.closed and (scope.guard is None or not _is_of(scope.guard, gate)):
+            limit = _own_limit(scope)
+            left = None if limit is None else limit - scope.clock()
+            if limit is not None and left is not None and (found is None or left < soonest):
+                found, soonest = (limit, scope.clock, scope.guard), left
+        scope = scope.outer
+    return found
+
+
+def seconds_left(scope: Scope | None, gate: object) -> float | None:
+    """Seconds until that deadline, negative when it has passed; None without one."""
+    found = bound(scope, gate)
+    if found is None:
+        return None
+    at, clock, _ = found
+    return at - clock()
+
+
+def budget_of(call: Any) -> float | None:
+    """Seconds that a call has before it begins, by what is around it."""
+    if _replaces(call):
+        return seconds_left(call.outer, call.call_settings.root)
+    left: float | None = call.outer.remaining()
+    return left
+
+
+def set_deadline(call: Any, now: float) -> None:
+    """Sets the deadline of a call that begins inside ``call.outer``."""
+    outer, gate = call.outer, call.call_settings.root
+    is_default = call.timeout is call.call_settings.timeout and not call.call_settings.has_own_timeout
+    if outer is not None and call.timeout is not None and is_default:
+        given = asked(outer, gate)
+        call.timeout = call.timeout if given == UNSAID else given
+    if call.timeout is not None:
+        call.at = now + call.timeout
+    if not _replaces(call):
+        call.bound_by(outer)
+    elif (outside := bound(outer, gate)) is not None:
+        call.bound_at(*outside)
+
+
+def _replaces(call: Any) -> bool:
+    """True if what a call says about time replaces what its guard's calls around it have said."""
+    call_settings = call.call_settings
+    return bool(call_settings.attached and (call.timeout is not None or call_settings.has_own_timeout))
+
+
+def _is_of(guard: Any, gate: object) -> bool:
+    call_settings = guard.call_settings
+    return call_settings.attached and call_settings.root is gate
+
+
+def _own_limit(scope: Scope) -> Any:
+    """The moment a scope's own time is up, whatever is around it."""
+    return scope.at if scope.owner is scope.guard else scope.limit

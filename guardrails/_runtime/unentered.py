@@ -1,0 +1,58 @@
+"""Warns of a block around a ``yield`` that no code ran in. Depends on frames and the log alone."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from types import CodeType
+from typing import Any
+
+__all__ = ["check_entered"]
+
+_log = logging.getLogger("guardrails")
+_BETWEEN = ("guardrails", "contextlib")
+_told: set[CodeType] = set()
+
+
+def check_entered(scope: object, inner: Any) -> None:
+    """Warns if a scope ends in a context that it was not entered in: nothing between saw it.
+
+    The warning names the generator around whose ``yield`` the scope was, once for each. Nothing is said of
+    other callers: code that enters a block by hand may leave it somewhere else.
+
+    Args:
+        scope: The scope that ends.
+        inner: The innermost scope of the context in which it ends.
+    """
+    while inner is not scope:
+        if inner is None:
+            _warn()
+            return
+        inner = inner.outer
+
+
+def _warn() -> None:
+    generator = _outermost_generator()
+    if generator is None or generator in _told:
+        return
+    _told.add(generator)
+    _log.warning(
+        "the deadline or call around the yield of %s (%s:%d) has no effect: what runs between is in another "
+        "context, as for a def dependency of FastAPI, which runs in a thread; make %s an async def",
+        generator.co_qualname,
+        generator.co_filename,
+        generator.co_firstlineno,
+        generator.co_name,
+    )
+
+
+def _outermost_generator() -> CodeType | None:
+    found, frame = None, inspect.currentframe()
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+            continue
+        if not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            break
+        found = frame.f_code
+    return found

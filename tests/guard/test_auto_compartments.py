@@ -1,0 +1,444 @@
+"""Compartments that form by themselves, without a pool: who they are, and what each may have."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from guardrails import ConfigurationError, RejectedError
+from guardrails._core.gate import Refusal
+from guardrails._core.outcome import Outcome
+from guardrails._core.shares import ACTIVE, share
+from guardrails._guard.auto_compartments import DEFAULT, MOST, OTHER
+from guardrails._guard.guard import attach, divide, shown_parts, sort_calls, sorts_calls, workload
+from guardrails._pool.checkout import Checkout
+from guardrails.events import CallFinished, StateChanged
+from guardrails.testing import open_circuit
+from support.calls import fail, tripping
+
+TOTAL = 10
+
+
+@pytest.fixture
+def db(make_guard):
+    """A guard that sorts calls by itself and lets nobody wait."""
+    guard = make_guard(max_concurrent_calls=TOTAL, max_wait_duration=0)
+    sort_calls(guard)
+    return guard
+
+
+def a_call(gate):
+    ticket = gate.enter()
+    return lambda: gate.leave(ticket, Outcome.SUCCESS)
+
+
+def a_tasks_call(gate):
+    ticket = asyncio.run(gate.enter_async())
+    return lambda: gate.leave(ticket, Outcome.SUCCESS)
+
+
+def a_checkout(gate):
+    slot = gate.check_out(None)
+    return lambda: gate.check_in(slot)
+
+
+def a_tasks_checkout(gate):
+    slot = asyncio.run(gate.check_out_async())
+    return lambda: gate.check_in(slot)
+
+
+def a_checkout_without_waiting(gate):
+    slot = gate.check_out_now()
+    return lambda: gate.check_in(slot)
+
+
+def a_request(gate):
+    slot = asyncio.run(gate.reserve())
+    if isinstance(slot, Refusal):
+        raise gate.refused(slot)
+    return lambda: gate.give_back(slot)
+
+
+WAYS = [a_call, a_tasks_call, a_checkout, a_tasks_checkout, a_checkout_without_waiting, a_request]
+
+
+def hold(guard, way=a_call, most=99):
+    """Takes as many slots of a compartment as can be had; returns how to give each back."""
+    gate, held = guard.call_settings.gates[0], []
+    for _ in range(most):
+        try:
+            held.append(way(gate))
+        except RejectedError:
+            break
+    return held
+
+
+def give_back(*helds):
+    for held in helds:
+        for end in held:
+            end()
+
+
+def sizes(guard):
+    return {part.name: part.snapshot().max_concurrent_calls for part in guard.compartments}
+
+
+# --- who they are --------------------------------------------------------------------------------
+
+
+def test_a_workload_is_known_by_its_key_and_called_by_a_name_nobody_else_has(db):
+    """The same key finds the same compartment; a name that is taken gives way to the key."""
+    first = workload(db, "shop.load", "load")
+    second = workload(db, "admin.load", "load")
+    assert (first.name, second.name) == ("load", "admin.load")
+    assert workload(db, "shop.load", "load") is first
+    assert workload(db, DEFAULT).name == DEFAULT
+    assert db.compartments == (first, second, workload(db, DEFAULT))
+
+
+def test_a_guard_that_does_not_sort_calls_is_its_own_only_workload(make_guard, db):
+    """Asked which it is, it says so: nobody has to find out where its calls come from."""
+    guard = make_guard()
+    assert (sorts_calls(guard), sorts_calls(db)) == (False, True)
+    assert workload(guard, "shop.load", "load") is guard
+    assert guard.compartments == ()
+
+
+def test_beyond_so_many_workloads_the_rest_is_one(db):
+    """Whatever they are called; who formed before keeps its own."""
+    parts = [workload(db, f"m.load_{number}", f"load_{number}") for number in range(MOST + 20)]
+    assert len(set(parts)) == len(db.compartments) == MOST + 1
+    assert {part.name for part in parts[MOST:]} == {OTHER}
+    assert workload(db, "m.load_0") is parts[0]
+
+
+def test_each_has_a_circuit_of_its_own(run, make_guard):
+    """And what the guard itself is given."""
+    db = make_guard(breaker=tripping(), max_wait_duration=0)
+    sort_calls(db)
+    sick, well = workload(db, "sick"), workload(db, "well")
+    fail(run, sick)
+    db.call_settings.gates[0].step(db.call_settings.gates[0].core.turn, "reset")  # it alone
+    assert (sick.state, well.state, db.state) == ("open", "closed", "closed")
+    assert run(well, lambda: "fine") == "fine"
+
+
+def test_a_name_made_of_code_is_never_too_long(db):
+    """It is cut, and what was cut off still tells two apart."""
+    names = ["GET /" + "x" * 300 + end for end in "ab"]
+    parts = [workload(db, name) for name in names]
+    assert len({part.name for part in parts}) == 2
+    assert all(len(part.name) <= 200 and part.name.startswith("GET /xxx") for part in parts)
+    assert [workload(db, name) for name in names] == parts
+
+
+def test_a_guard_may_have_no_compartments_at_all(make_guard):
+    """Asked for one, it says which setting that was."""
+    db = make_guard()
+    divide(db, "none")
+    assert workload(db, "shop.load") is db
+    with pytest.raises(ConfigurationError, match="made with compartments='none'; with 'declared' or 'auto'"):
+        db.compartment("reports")
+
+
+# --- what each may have --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_alone_may_have_every_slot_and_one_of_two_its_share(db, clock, way):
+    """From the moment somebody else asks; and all of it again when nobody has for a while."""
+    shop, admin = workload(db, "shop"), workload(db, "admin")
+    held = hold(shop, way)
+    assert len(held) == TOTAL
+    give_back(held)
+    others = hold(admin, way, most=1)
+    held = hold(shop, way)
+    assert len(held) == share(TOTAL)
+    give_back(held, others)
+    clock.advance(ACTIVE)
+    held = hold(shop, way)
+    assert len(held) == TOTAL
+    give_back(held)
+
+
+def test_what_one_holds_beyond_its_share_it_keeps_until_it_is_given_back(db):
+    """Nobody's call is stopped for it."""
+    shop, admin = workload(db, "shop"), workload(db, "admin")
+    held = hold(shop)
+    others = hold(admin, most=1)
+    assert shop.snapshot().in_use == TOTAL
+    assert hold(shop) == []
+    give_back(held[:4])
+    again = hold(shop)
+    assert len(again) == share(TOTAL) - (TOTAL - 4)
+    give_back(held[4:], again, others)
+
+
+def test_a_size_given_by_hand_stays_and_the_others_follow_the_guard(db, clock):
+    """Given at the start or later; the shares are of the slots there are now."""
+    workload(db, "shop")
+    db.compartment("fixed", max_concurrent_calls=2)
+    workload(db, "by hand").resize(1)
+    for part in db.compartments:
+        give_back(hold(part, most=1))
+        clock.advance(ACTIVE)  # the next is alone, and might have it all
+    db.resize(5)
+    assert sizes(db) == {"shop": share(5), "fixed": 2, "by hand": 1}
+
+
+# --- on a pool -----------------------------------------------------------------------------------
+
+
+class Pool:
+    """What an integration leaves with a guard."""
+
+    most = TOTAL
+
+    def __init__(self):
+        self.detached = False
+
+    def detach(self):
+        self.detached = True
+
+
+@pytest.fixture
+def pooled(make_guard):
+    """Builds a guard in front of a pool, which sorts calls by itself and lets nobody wait."""
+
+    def make(**options):
+        guard = make_guard(**({"max_concurrent_calls": TOTAL, "max_wait_duration": 0} | options))
+        sort_calls(guard)
+        attach(guard, Pool())
+        return guard
+
+    return make
+
+
+def check_out(db, key=DEFAULT, times=1):
+    """Checkouts of a workload, as many as there is room for; returns how to give each back."""
+    held = []
+    for _ in range(times):
+        try:
+            with workload(db, key).call():
+                checkout = Checkout(db)
+                checkout.take_slots()
+        except RejectedError:
+            break
+        held.append(checkout.give_back)
+    return held
+
+
+def statement(db, key, outcome):
+    """One checkout with one statement that ends so; returns whether it could start."""
+    try:
+        with workload(db, key).call():
+            checkout = Checkout(db)
+            checkout.take_slots()
+    except RejectedError:
+        return False
+    for gate, slot in checkout.slots:
+        gate.end(gate.begin(slot), outcome)
+    checkout.give_back()
+    return True
+
+
+def shown(db):
+    return [part.name for part in shown_parts(db)]
+
+
+def test_a_guard_with_one_workload_is_that_workload(pooled):
+    """It passes one gate, has every slot however long its calls take, and is shown as one."""
+    db = pooled()
+    held = check_out(db, "shop", times=99)
+    assert len(held) == db.snapshot().admitted == TOTAL
+    assert ([part.snapshot().admitted for part in db.compartments], shown(db)) == ([0], [])
+    give_back(held)
+
+
+def test_the_second_workload_divides_the_guard(pooled):
+    """From then on both are shown, and the first has taken its figures along."""
+    db = pooled(breaker=tripping(sliding_window_size=10, minimum_number_of_calls=10))
+    for _ in range(3):
+        statement(db, "shop", Outcome.SUCCESS)
+    statement(db, "shop", Outcome.FAILURE)
+    statement(db, "admin", Outcome.SUCCESS)
+    assert shown(db) == ["shop", "admin"]
+    shop, admin = (part.snapshot() for part in db.compartments)
+    assert (shop.admitted, shop.succeeded, shop.failed, shop.calls, shop.failures) == (4, 3, 1, 4, 1)
+    assert (admin.admitted, admin.succeeded, admin.failed, admin.calls) == (1, 1, 0, 1)
+    assert (db.snapshot().admitted, db.snapshot().calls) == (5, 5)
+
+
+def test_what_a_start_up_asks_is_no_workload_of_its_own(pooled):
+    """It makes room for the first that has a name; once it is there again it is one."""
+    db = pooled()
+    statement(db, DEFAULT, Outcome.SUCCESS)
+    statement(db, "shop", Outcome.SUCCESS)
+    assert (shown(db), db.snapshot().admitted) == ([], 2)
+    statement(db, DEFAULT, Outcome.SUCCESS)
+    assert shown(db) == [DEFAULT, "shop"]
+
+
+def test_unknown_work_under_way_is_a_workload(pooled):
+    """It holds a slot when the first with a name comes, and may hold more."""
+    db = pooled()
+    held = check_out(db, DEFAULT)
+    statement(db, "shop", Outcome.SUCCESS)
+    assert shown(db) == [DEFAULT, "shop"]
+    give_back(held)
+
+
+def test_a_newcomer_gets_the_first_slots_that_come_back(pooled):
+    """The one that had them all gets none before it is within its share again."""
+    db = pooled()
+    held = check_out(db, "shop", times=99)
+    assert check_out(db, "admin") == []
+    give_back(held[:3])
+    assert check_out(db, "shop") == []
+    others = check_out(db, "admin", times=99)
+    assert len(others) == 3
+    give_back(held[3:], others)
+    again = check_out(db, "shop", times=99)
+    assert len(again) == share(TOTAL)
+    give_back(again)
+
+
+def test_a_circuit_that_the_only_workload_opened_does_not_refuse_the_second(pooled):
+    """It becomes that workload's own."""
+    db = pooled(breaker=tripping())
+    statement(db, "shop", Outcome.FAILURE)
+    assert db.state == "open"
+    assert not statement(db, "shop", Outcome.SUCCESS)
+    assert statement(db, "admin", Outcome.SUCCESS)
+    assert {part.name: part.state for part in db.compartments} == {"shop": "open", "admin": "closed"}
+    assert db.state == "closed"
+    assert not statement(db, "shop", Outcome.SUCCESS)
+
+
+def test_a_declared_compartment_keeps_its_size_and_divides_the_guard(pooled, clock):
+    """Whether others are active or not; and they know of it."""
+    db = pooled()
+    statement(db, "shop", Outcome.SUCCESS)
+    reports = db.compartment("reports")
+    assert shown(db) == ["shop", "reports"]
+    clock.advance(ACTIVE)
+    with reports.call():
+        held = [Checkout(db) for _ in range(TOTAL)]
+    for checkout in held[: share(TOTAL)]:
+        checkout.take_slots()
+    with pytest.raises(RejectedError):
+        held[-1].take_slots()
+    assert len(check_out(db, "shop", times=99)) == TOTAL - share(TOTAL)
+    for checkout in held:
+        checkout.give_back()
+    db.call_settings.gates[0].step(lambda _: db.call_settings.gates[0].core.forget_everyone())
+    workload(db, "shop").call_settings.gates[0].core.forget_everyone()
+
+
+def test_slow_calls_get_no_slot_beyond_the_share_however_idle_the_others_are(pooled, clock):
+    """Somebody who asks once in a while finds one."""
+    db = pooled()
+    statement(db, "admin", Outcome.SUCCESS)
+    statement(db, "shop", Outcome.SUCCESS)
+    clock.advance(2 * ACTIVE)
+    held = check_out(db, "shop")
+    clock.advance(1)
+    held += check_out(db, "shop", times=99)
+    assert len(held) == share(TOTAL)
+    others = check_out(db, "admin", times=99)
+    assert len(others) == TOTAL - share(TOTAL)
+    give_back(held, others)
+
+
+# --- what is done to the guard by hand -----------------------------------------------------------
+
+
+@pytest.fixture
+def divided(pooled):
+    """A guard with two workloads, each call of which opens its circuit if it fails."""
+    heard = []
+
+    def make():
+        db = pooled(breaker=tripping(), listeners=[heard.append])
+        for key in ("shop", "admin"):
+            statement(db, key, Outcome.SUCCESS)
+        statement(db, "shop", Outcome.FAILURE)
+        db.call_settings.gates[0].step(db.call_settings.gates[0].core.turn, "reset")  # it alone
+        heard.clear()
+        return db, heard
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("move", "state"), [("reset", "closed"), ("disable", "disabled"), ("metrics_only", "metrics_only")]
+)
+def test_what_is_done_to_the_guard_is_done_to_what_formed_by_itself(divided, move, state):
+    """Later ones included. A circuit that was open is told of; those that followed the guard are not."""
+    db, heard = divided()
+    getattr(db, move)()
+    assert {part.state for part in db.compartments} == {db.state} == {state}
+    later = {"closed"} if state == "closed" else {state}
+    assert {workload(db, "later").state} == later
+    assert all(statement(db, key, Outcome.SUCCESS) for key in ("shop", "admin", "later"))
+    told = [(event.guard, event.old, event.new) for event in heard if isinstance(event, StateChanged)]
+    assert told == [("db", "closed", state)] * (state != "closed") + [("shop", "open", state)]
+
+
+def test_a_guard_that_is_forced_open_refuses_all_and_leaves_their_circuits(divided):
+    """As they were; `reset` closes them, too."""
+    db, _ = divided()
+    db.force_open()
+    assert not any(statement(db, key, Outcome.SUCCESS) for key in ("shop", "admin"))
+    assert [part.state for part in db.compartments] == ["open", "closed"]
+    db.reset()
+    assert all(statement(db, key, Outcome.SUCCESS) for key in ("shop", "admin"))
+
+
+def test_the_testing_kit_opens_the_guard_for_all_and_closes_all(divided):
+    """What was open before included."""
+    db, _ = divided()
+    with open_circuit(db):
+        assert not any(statement(db, key, Outcome.SUCCESS) for key in ("shop", "admin"))
+    assert all(statement(db, key, Outcome.SUCCESS) for key in ("shop", "admin"))
+
+
+@pytest.mark.parametrize("move", [lambda part: part.force_open(), lambda part: part.resize(1), open_circuit])
+def test_what_is_done_to_the_only_workload_holds(pooled, move):
+    """It is not passed by for being the only one."""
+    db = pooled()
+    statement(db, "shop", Outcome.SUCCESS)
+    move(workload(db, "shop"))
+    assert len(check_out(db, "shop", times=2)) < 2
+    assert shown(db) == ["shop"]
+    db.call_settings.gates[0].core.forget_everyone()
+    workload(db, "shop").call_settings.gates[0].core.forget_everyone()
+
+
+def test_each_end_of_a_call_is_told_once(divided):
+    """By the guard. A refusal is told by the gate that refused."""
+    db, heard = divided()
+    statement(db, "admin", Outcome.SUCCESS)
+    assert [(type(event), event.guard) for event in heard] == [(CallFinished, "db")]
+
+
+def test_a_detached_guard_forgets_who_was_inside(pooled):
+    """The connections that are out come back to a pool that knows no guard any more."""
+    db = pooled()
+    check_out(db, "shop")
+    check_out(db, "admin")
+    db.detach()
+    shop = workload(db, "shop")
+    assert (db.snapshot().in_use, shop.snapshot().in_use) == (0, 0)
+    assert db.run(lambda: "fine") == shop.run(lambda: "fine") == "fine"
+
+
+def test_a_name_that_is_too_long_for_a_guard_is_cut_and_stays_its_own(db):
+    """Routes and functions have names of any length; nothing raises in the middle of a request."""
+    routes = ["/" + "r" * 300 + end for end in ("a", "b")]
+    parts = [workload(db, route) for route in routes]
+    assert [len(part.name) for part in parts] == [200, 200]
+    assert len({part.name for part in parts}) == 2
+    assert [workload(db, route) for route in routes] == parts
+    assert workload(db, "key", "n" * 201).name != workload(db, "other key", "n" * 202).name

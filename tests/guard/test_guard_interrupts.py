@@ -1,0 +1,162 @@
+"""Ctrl-C, a job's time limit, any exception of a signal handler: raised wherever there can be one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+
+import pytest
+
+from guardrails import Bulkhead, BulkheadFullError, CircuitOpenError, Guard, deadline
+from guardrails._pool.checkout import Checkout
+from guardrails._runtime.scope import ambient, current
+from guardrails.integrations.redis._commands import CommandRunner
+from support.calls import Boom, boom, tripping
+from support.interrupts import interrupted_everywhere
+
+
+def warm():
+    """A guard whose fast paths are open."""
+    guard = Guard("db", max_concurrent_calls=2)
+    for _ in range(2):
+        guard.run(int)
+    return guard
+
+
+def warm_bulkhead():
+    """A bulkhead whose fast path is open."""
+    bulkhead = Bulkhead("db", 2)
+    for _ in range(2):
+        bulkhead.run(int)
+    return bulkhead
+
+
+def opened():
+    """A guard whose circuit is open."""
+    guard = Guard("db", max_concurrent_calls=2, breaker=tripping())
+    with contextlib.suppress(Boom):
+        guard.run(boom)
+    return guard
+
+
+def through_run(guard):
+    guard.run(int)
+
+
+def through_a_block(guard):
+    with guard.call():
+        pass
+
+
+def through_a_failure(guard):
+    with contextlib.suppress(Boom):
+        guard.run(boom)
+
+
+def through_a_refusal(guard):
+    with contextlib.suppress(CircuitOpenError):
+        guard.run(int)
+
+
+def through_a_deadline(guard):
+    with deadline(5):
+        guard.run(int)
+
+
+def through_a_pool(guard):
+    checkout = Checkout(guard)
+    try:
+        checkout.take_slots()
+    finally:
+        checkout.give_back()
+
+
+def through_a_redis_pool(guard):
+    checkout = CommandRunner(guard).enter()
+    checkout.give_back()
+
+
+def what_is_lost(make, call):
+    """Where an interrupt loses a slot or a scope; and that it never costs more than that one."""
+    lost, places = [], 0
+    for where, guard in interrupted_everywhere(make, call):
+        places += 1
+        gate = guard._gate
+        assert not gate.lock._is_owned(), f"the lock is held after an interrupt at {where}"
+        assert not gate.postponed
+        slots = gate.core.bulkhead
+        if slots.taken or current() is not None:
+            lost.append(where)
+        ambient.set(None)
+        assert slots.taken <= 1
+        assert not slots.queue
+        with contextlib.suppress(CircuitOpenError):
+            guard.run(int)  # the other slot still works
+        gate.core.forget_everyone()  # the next test starts with nobody inside
+    return places, lost
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "known"),
+    [
+        (warm, through_run, []),
+        # Nobody can protect the first instruction of an `__exit__` written in Python.
+        (warm, through_a_block, ["__exit__", "try_exit_fast"]),
+        (warm, through_a_failure, ["leave"]),
+        (warm_bulkhead, through_run, []),
+        (warm_bulkhead, through_a_failure, ["_leave"]),
+        (opened, through_a_refusal, []),
+        (warm, through_a_pool, ["give_back"]),
+        (warm, through_a_redis_pool, ["enter", "give_back", "give_back", "give_back"]),
+    ],
+)
+def test_an_interrupt_loses_nothing_on_the_quick_way(make, call, known):
+    """Admission, the way out, a failure, a refusal: the slot and the scope go back, wherever it comes."""
+    places, lost = what_is_lost(make, call)
+    assert places >= 8
+    assert Counter(function for _, function in lost) <= Counter(known)
+
+
+def full():
+    """A pool's guard with its only slot taken, where nobody waits."""
+    guard = Guard("db", max_concurrent_calls=1, max_wait_duration=0)
+    guard._gate.check_out(None)
+    return guard
+
+
+def out_of_the_pool(guard):
+    with contextlib.suppress(BulkheadFullError):
+        guard._gate.check_out(None)
+
+
+def at_first_sight(guard):
+    guard._gate.preview()
+
+
+@pytest.mark.parametrize(
+    ("make", "refuse", "reason"),
+    [(full, out_of_the_pool, "bulkhead_full"), (opened, at_first_sight, "circuit_open")],
+)
+def test_an_interrupt_of_a_quick_refusal_keeps_nothing(make, refuse, reason):
+    """Neither the lock nor a slot; and a refusal is counted once, or was none."""
+    places, made = 0, []
+    for where, guard in interrupted_everywhere(lambda: made.append(make()) or made[-1], refuse):
+        places += 1
+        gate = guard._gate
+        assert not gate.lock._is_owned(), f"the lock is held after an interrupt at {where}"
+        counted = guard.snapshot().rejected.get(reason, 0)
+        refuse(guard)
+        assert guard.snapshot().rejected[reason] == counted + 1
+        assert gate.core.bulkhead.taken == (make is full)
+    assert places >= 4
+    for guard in made:
+        guard._gate.core.forget_everyone()
+
+
+def test_an_interrupt_of_a_long_admission_loses_one_slot_at_most():
+    """Between the moment the slot is taken and that in which the call knows: docs/guard.md says so."""
+    places, lost = what_is_lost(lambda: Guard("db", max_concurrent_calls=2), through_a_deadline)
+    assert places >= 100
+    assert len(lost) <= places / 5
+    ways_out = {"_settle", "_pass_on", "_follow_circuit", "_learn", "_write_down", "_follow_streak"}
+    assert not ways_out & {function for _, function in lost}

@@ -1,0 +1,585 @@
+"""Who holds a pool's connections: four ways to run out of them, and connections that were forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import greenlet
+import httpx
+import pytest
+from sqlalchemy import StaticPool, create_engine, event, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from guardrails import BulkheadFullError, ConfigurationError, protect
+from guardrails.events import LeakFound
+from guardrails.integrations.asgi import GuardrailsMiddleware
+from guardrails.integrations.sqlalchemy import PoolSettings, leaks, pool_status
+from guardrails.integrations.sqlalchemy import _holder_registry as ledger_module
+from guardrails.integrations.sqlalchemy._pool import registry_of
+from support.polling import poll
+
+HERE = "test_sqlalchemy_holders.py:"
+CANARY = "canary-3f1c"
+"""What no page, log or message may show."""
+
+
+def heard_by(events):
+    """A listener that wants to know of leaks alone."""
+
+    def listen(event):
+        events.append(event)
+
+    listen.events = (LeakFound,)
+    return listen
+
+
+@pytest.fixture
+def make_engine(tmp_path):
+    """Engines of a SQLite file with small pools, and their guards."""
+    engines = []
+
+    def make(size=2, **options):
+        engine = create_engine(f"sqlite:///{tmp_path / CANARY}", pool_size=size, max_overflow=0)
+        engines.append(engine)
+        return engine, protect(engine, name="db", **options)
+
+    yield make
+    for engine in engines:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def running(*works):
+    """Works in threads of their own, until the block's end lets them go."""
+    go_on = threading.Event()
+    threads = [threading.Thread(target=work, args=(go_on,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join(10)
+
+
+def full(engine, size=2):
+    """Waits until all connections are out."""
+    poll(lambda: len(pool_status(engine).holders) == size, "all connections are out")
+
+
+def load(engine, go_on):
+    """A statement that takes as long as the block does."""
+
+    def wait():
+        go_on.wait()
+        return 1
+
+    with engine.connect() as connection:
+        connection.connection.driver_connection.create_function("wait", 0, wait)
+        connection.execute(text(f"select wait() /* {CANARY} */"))
+
+
+def call_another_service(engine, go_on):
+    """A connection that is held meanwhile."""
+    with engine.connect() as connection:
+        connection.execute(text("select 1"))
+        go_on.wait()
+
+
+def ask_for_a_second(engine, go_on, over):
+    """A connection, and one that is refused to who has it."""
+    with engine.connect():
+        go_on.wait()
+        with contextlib.suppress(BulkheadFullError):
+            engine.connect()
+        over.wait()
+
+
+def forget(engine, kept):
+    """A connection that outlives the code that asked for it."""
+    kept.append(engine.connect())
+
+
+def test_slow_calls(make_engine):
+    """Everybody is in a statement: the pool is not to blame."""
+    engine, _ = make_engine()
+    with running(*[lambda go_on: load(engine, go_on)] * 2):
+        full(engine)
+        poll(lambda: pool_status(engine).cause == "slow_calls", "both are in a statement")
+        status = pool_status(engine)
+        assert (status.capacity, status.checked_out, status.idle, status.waiting) == (2, 2, 0, 0)
+        assert {holder.doing for holder in status.holders} == {"statement"}
+        assert all(HERE in holder.where[0] for holder in status.holders)
+        assert all(" in load" in holder.where[0] for holder in status.holders)
+        poll(lambda: " in load.<locals>.wait" in pool_status(engine).holders[0].now[0], "where it is now")
+        assert "2 x in a statement" in str(status)
+        assert leaks(engine, older_than=0) == ()
+    assert pool_status(engine).cause == "free"
+    assert pool_status(engine).idle == 2
+
+
+def went_on(holder):
+    """How many lines a holder's code is behind the one that asked."""
+    first, now = (int(lines[0].split(":")[1].split()[0]) for lines in (holder.where, holder.now))
+    return now - first
+
+
+def both_wait(engine):
+    """Waits until two have come to the other service."""
+    full(engine)
+    poll(lambda: [went_on(holder) for holder in pool_status(engine).holders] == [2, 2], "both wait there")
+
+
+def test_held_idle(make_engine):
+    """Connections that wait for something else; where their holders are now is told."""
+    engine, _ = make_engine()
+    with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
+        both_wait(engine)
+        assert pool_status(engine).cause == "held_idle"
+        assert [found.doing for found in leaks(engine, older_than=0)] == ["other_work"] * 2
+
+
+def test_nested(make_engine):
+    """Callers who have one and ask for a second: each would wait for the others."""
+    engine, _ = make_engine()
+    over = threading.Event()
+    with running(*[lambda go_on: ask_for_a_second(engine, go_on, over)] * 2) as go_on:
+        try:
+            full(engine)
+            assert pool_status(engine).cause == "held_idle"
+            go_on.set()
+            poll(lambda: pool_status(engine).cause == "nested", "both have asked in vain")
+        finally:
+            over.set()
+
+
+def test_nested_is_seen_in_two_connections_of_one_caller(make_engine):
+    """Also where the second was granted."""
+    engine, _ = make_engine()
+    with engine.connect(), engine.connect():
+        status = pool_status(engine)
+        assert status.cause == "nested"
+        assert [holder.doing for holder in status.holders] == ["nested"] * 2
+
+
+def test_leak(make_engine):
+    """The code that asked has ended: nobody will give these back."""
+    engine, _ = make_engine()
+    kept = []
+    with running(*[lambda _: forget(engine, kept)] * 2):
+        full(engine)
+    status = pool_status(engine)
+    assert status.cause == "leak"
+    assert [(holder.doing, holder.now) for holder in status.holders] == [("gone", ())] * 2
+    assert all(" in forget" in holder.where[0] for holder in leaks(engine))
+    assert len(leaks(engine)) == 2
+    for connection in kept:
+        connection.close()
+    assert leaks(engine) == ()
+
+
+def test_what_is_most_decides(make_engine):
+    """Of several reasons the one of most holders is named, and each has its line."""
+    engine, _ = make_engine(3)
+    kept = []
+    works = [lambda go_on: load(engine, go_on)] * 2
+    with running(*works, lambda _: forget(engine, kept)):
+        full(engine, 3)
+        poll(lambda: "2 x in a statement" in str(pool_status(engine)), "both are in a statement")
+        poll(lambda: "1 x gone" in str(pool_status(engine)), "the third has ended")
+        assert pool_status(engine).cause == "slow_calls"
+        assert [holder.doing for holder in pool_status(engine).holders].count("gone") == 1
+    kept[0].close()
+
+
+# --- on an event loop ------------------------------------------------------------------------------
+
+
+async def repository(engine, go_on):
+    """A session as a repository has it."""
+    async with AsyncSession(engine) as session:
+        await session.execute(text("select 1"))
+        await go_on.wait()
+
+
+def test_tasks_are_looked_through(tmp_path):
+    """Outside SQLAlchemy's greenlet is the code that asked; what it awaits now is where it is."""
+
+    async def main():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/db", pool_size=1, max_overflow=0)
+        protect(engine, name="db")
+        go_on = asyncio.Event()
+        task = asyncio.create_task(repository(engine, go_on))
+        while not (holders := pool_status(engine).holders) or holders[0].now == holders[0].where[:1]:
+            await asyncio.sleep(0.01)  # the statement is still under way
+        (holder,) = pool_status(engine).holders
+        assert holder.doing == "other_work"
+        assert " in repository" in holder.where[0]
+        assert " in repository" in holder.now[0]
+        go_on.set()
+        await task
+
+        async def forget_it():
+            return await engine.connect()
+
+        connection = await asyncio.create_task(forget_it())
+        assert pool_status(engine).cause == "leak"
+        await connection.close()
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_greenlets_are_told_apart(make_engine, monkeypatch):
+    """As under gevent: the thread goes on with something else, and the greenlet still has it."""
+    monkeypatch.setattr(threading, "get_ident", lambda: id(greenlet.getcurrent()))
+    engine, _ = make_engine()
+    monkeypatch.undo()
+    main = greenlet.getcurrent()
+    one = greenlet.greenlet(lambda: call_another_service(engine, Switch(main)))
+    one.switch()
+    (holder,) = pool_status(engine).holders
+    assert holder.doing == "other_work"
+    assert [line.split()[-1] for line in holder.now[:2]] == ["Switch.wait", "call_another_service"]
+    kept = []
+    greenlet.greenlet(lambda: forget(engine, kept)).switch()
+    assert sorted(holder.doing for holder in pool_status(engine).holders) == ["gone", "other_work"]
+    one.switch()
+    kept[0].close()
+
+
+class Switch:
+    """An event whose wait goes to another greenlet."""
+
+    def __init__(self, elsewhere):
+        self._elsewhere = elsewhere
+
+    def wait(self):
+        self._elsewhere.switch()
+
+
+# --- what is told ----------------------------------------------------------------------------------
+
+
+def told_of(caplog):
+    """What the pool's registry has logged; other lines are of guards, perhaps of another test's."""
+    return [record for record in caplog.records if record.module == "_registry"]
+
+
+def test_held_too_long_is_told_once(make_engine, caplog):
+    """In the log and to listeners; and again in the log when it comes back."""
+    events = []
+    engine, _ = make_engine(leak_after=0.1, listeners=[heard_by(events)])
+    caplog.set_level(logging.INFO, logger="guardrails")
+    with engine.connect():
+        poll(lambda: events, "the leak is told of")
+        time.sleep(0.3)
+    (event,) = events
+    assert (event.guard, event.cause, event.route) == ("db", "held", None)
+    assert 0.1 <= event.seconds < 5
+    assert " in test_held_too_long_is_told_once" in event.where[0]
+    told, back = (record.getMessage() for record in told_of(caplog))
+    assert event.where[0] in told
+    assert "nothing runs on it" in told
+    assert event.where[0] in back
+    assert "came back" in back
+
+
+def test_work_is_no_leak(make_engine):
+    """A statement may take as long as its deadline lets it; what comes after it is looked at."""
+    events = []
+    engine, _ = make_engine(leak_after=0.1, listeners=[heard_by(events)])
+    with running(lambda go_on: load(engine, go_on)):
+        time.sleep(0.4)
+        assert pool_status(engine).holders[0].seconds > 0.2
+        assert not events
+
+
+def test_place_is_logged_once_a_minute(make_engine, caplog):
+    """A loop that forgets connections does not fill the log; the listeners hear of each."""
+    events = []
+    engine, _ = make_engine(3, leak_after=0.1, listeners=[heard_by(events)])
+    kept = []
+    for _ in range(3):
+        forget(engine, kept)
+    poll(lambda: len(events) == 3, "all are told of")
+    assert [record.levelname for record in told_of(caplog)] == ["WARNING"]
+    for connection in kept:
+        connection.close()
+
+
+def test_dropped_connection_is_told(make_engine, caplog):
+    """What the garbage collector gives back was not closed by anybody."""
+    events = []
+    engine, guard = make_engine(listeners=[heard_by(events)])
+    engine.connect().execute(text("select 1"))
+    gc.collect()
+    poll(lambda: events, "the leak is told of")
+    (event,) = events
+    assert event.cause == "dropped"
+    assert " in test_dropped_connection_is_told" in event.where[0]
+    assert "was dropped" in told_of(caplog)[0].getMessage()
+    assert guard.snapshot().in_use == 0
+    engine.connect().close()
+    time.sleep(0.1)
+    assert len(events) == 1
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_dropped_connection_of_a_loop_is_told(driver, postgres):
+    """SQLAlchemy throws it away, and says so itself; its place is told."""
+    events = []
+
+    async def main():
+        engine = create_async_engine(postgres.url(driver))
+        guard = protect(engine, name="db", listeners=[heard_by(events)])
+        connection = await engine.connect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            del connection
+            gc.collect()
+            while not events:
+                await asyncio.sleep(0.01)
+        assert guard.snapshot().in_use == 0
+        await engine.dispose()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asyncio.run(main())
+        gc.collect()
+    assert [event.cause for event in events] == ["dropped"]
+    assert " in test_dropped_connection_of_a_loop_is_told.<locals>.main" in events[0].where[0]
+
+
+def test_exhausted_pool_is_diagnosed_in_the_log(make_engine, caplog):
+    """By whoever is refused first; then not again for a while."""
+    engine, _ = make_engine(max_wait_duration=0)
+    with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
+        both_wait(engine)
+        for _ in range(3):
+            with pytest.raises(BulkheadFullError):
+                engine.connect()
+    (record,) = told_of(caplog)
+    assert record.levelname == "WARNING"
+    assert "pool 'db': 2 of 2 connections out" in record.getMessage()
+    assert "2 x held across other work" in record.getMessage()
+    assert " in call_another_service" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, caplog):
+    """The first refusal comes before anybody holds a connection; it may stay the only one."""
+    engine, _ = make_engine(max_wait_duration=0)
+    connecting = threading.Event()
+
+    @event.listens_for(engine, "do_connect")
+    def linger(*_):
+        connecting.wait()
+
+    with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
+        poll(lambda: engine.pool.checkedout() == 2, "both connect")
+        with pytest.raises(BulkheadFullError):
+            engine.connect()
+        assert not told_of(caplog)
+        connecting.set()
+        poll(lambda: told_of(caplog), "the log has it", 3)
+    assert "2 x held across other work" in told_of(caplog)[0].getMessage()
+
+
+def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog, monkeypatch):
+    """There nobody comes as far as the pool."""
+    monkeypatch.setattr(ledger_module, "_PACE", 0.05)
+    engine, guard = make_engine(max_wait_duration=0)
+    with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
+        both_wait(engine)
+        asyncio.run(guard._gate.reserve())
+        poll(lambda: told_of(caplog), "the log has it")
+    assert "2 x held across other work" in told_of(caplog)[0].getMessage()
+
+
+def test_share_of_a_compartment_is_no_exhaustion(make_engine, caplog):
+    """A compartment that has all it may have says nothing about the pool."""
+    engine, guard = make_engine(max_wait_duration=0)
+    part = guard.compartment("reports", max_concurrent_calls=1)
+    with part.call(), engine.connect():
+        with part.call(), pytest.raises(BulkheadFullError):
+            engine.connect()
+        (holder,) = pool_status(engine).holders
+        assert holder.compartment == "reports"
+    assert not told_of(caplog)
+
+
+def test_route_is_told(make_engine):
+    """Under the middleware each holder says for which route, by its template."""
+    engine, _ = make_engine()
+    seen = []
+
+    def order(request):
+        with engine.connect():
+            seen.extend(pool_status(engine).holders)
+        return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/orders/{number}", order)])
+    app.add_middleware(GuardrailsMiddleware)
+
+    async def main():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.get(f"/orders/{CANARY}")).status_code == 200
+
+    asyncio.run(main())
+    assert [holder.route for holder in seen] == ["/orders/{number}"]
+    assert " in test_route_is_told.<locals>.order" in seen[0].where[0]
+
+
+def test_nothing_secret_is_told(make_engine, caplog):
+    """No statement, no parameter, no file of a database: code and numbers."""
+    events = []
+    engine, _ = make_engine(1, leak_after=0.1, listeners=[heard_by(events)], max_wait_duration=0)
+    with engine.connect() as connection:
+        connection.execute(text(f"select '{CANARY}', :value"), {"value": CANARY})
+        with pytest.raises(BulkheadFullError):
+            engine.connect()
+        poll(lambda: events and len(told_of(caplog)) > 1, "the leak and the exhausted pool are told of")
+        said = [repr(events), repr(pool_status(engine)), str(pool_status(engine)), repr(leaks(engine))]
+        said += [record.getMessage() for record in told_of(caplog)]
+    assert len(said) == 6
+    assert not [words for words in said if CANARY in words]
+
+
+def test_full_compartment_does_not_look_through_stacks(make_engine, monkeypatch):
+    """It refuses a thousand times a second where others are served."""
+    engine, guard = make_engine(max_wait_duration=0)
+    part = guard.compartment("reports", max_concurrent_calls=1)
+    looks = []
+    monkeypatch.setattr(ledger_module, "stack_of", looks.append)
+    with part.call(), engine.connect():
+        for _ in range(10):
+            with part.call(), pytest.raises(BulkheadFullError):
+                engine.connect()
+    assert not looks
+
+
+FORKING = """
+import os, sys, time
+from sqlalchemy import create_engine
+from guardrails import protect
+found = []
+engine = create_engine("sqlite:///" + sys.argv[1])
+protect(engine, leak_after=0.1, listeners=[found.append])
+engine.connect().close()
+kept = engine.connect()
+kept.close()
+time.sleep(0.05)
+child = os.fork()
+if child == 0:
+    kept = engine.connect()
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        time.sleep(0.01)
+        if any(type(event).__name__ == "LeakFound" for event in found):
+            os._exit(0)
+    os._exit(1)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_child_of_a_fork_is_looked_after(tmp_path):
+    """It has not the parent's thread, and gets one of its own."""
+    subprocess.run([sys.executable, "-c", FORKING, tmp_path / "db"], check=True, timeout=30)
+
+
+# --- around it -------------------------------------------------------------------------------------
+
+
+def test_detached_pool_is_not_looked_at(make_engine):
+    """What was out is nobody's business any more."""
+    events = []
+    engine, guard = make_engine(leak_after=0.1, listeners=[heard_by(events)])
+    with engine.connect():
+        guard.detach()
+        time.sleep(0.3)
+        with pytest.raises(ConfigurationError, match="not guarded"):
+            pool_status(engine)
+    assert not events
+
+
+def test_nobody_is_told_without_a_limit(make_engine):
+    """``leak_after=None`` tells of none; asked, it says what is there."""
+    events = []
+    engine, _ = make_engine(leak_after=None, listeners=[heard_by(events)])
+    with engine.connect():
+        time.sleep(0.2)
+        assert leaks(engine) == ()
+        assert len(leaks(engine, older_than=0.1)) == 1
+    assert not events
+
+
+@pytest.mark.parametrize("value", [0, -1, True, float("nan"), float("inf"), "5", 10**400])
+def test_limits_are_checked(make_engine, value):
+    """Each by name, with what is allowed."""
+    with pytest.raises(ConfigurationError, match="leak_after must be a number of seconds above 0"):
+        make_engine(leak_after=value)
+    if value != 0 or value is True:
+        with pytest.raises(ConfigurationError, match="older_than must be a number of seconds from 0"):
+            leaks(create_engine("sqlite://"), older_than=value)
+
+
+@pytest.mark.parametrize("ask", [pool_status, leaks])
+def test_what_is_no_guarded_engine_is_refused(ask):
+    """An engine nobody guards, and something else."""
+    with pytest.raises(ConfigurationError, match=r"this engine is not guarded; call protect\(engine\) first"):
+        ask(create_engine("sqlite://"))
+    with pytest.raises(ConfigurationError, match="expected an Engine or AsyncEngine, got str"):
+        ask(f"sqlite:///{CANARY}")
+
+
+def test_pool_of_one_file_of_static_connections_is_no_surprise():
+    """A StaticPool lets the same connection out to several; each is a holder, the one below comes back."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    guard = protect(engine, max_concurrent_calls=3)
+    with engine.connect(), engine.connect():
+        assert guard.snapshot().in_use == 2
+        assert len(pool_status(engine).holders) == 1
+    assert pool_status(engine).holders == ()
+    assert not registry_of(engine.pool)._out
+
+
+def test_settings_for_a_load():
+    """What ``guardrails size`` says, as the arguments of an engine."""
+    settings = PoolSettings.for_load(rate=240, hold=0.05, workers=4, max_connections=100)
+    assert settings == PoolSettings(pool_size=6)
+    engine = create_engine("sqlite:////tmp/unused", **settings.options())
+    assert (engine.pool.size(), engine.pool._max_overflow, engine.pool._timeout) == (6, 0, 30.0)
+    with pytest.raises(ConfigurationError, match="4 x 6 connections are needed, and each process can have 4"):
+        PoolSettings.for_load(rate=240, hold=0.05, workers=4, max_connections=20)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("pool_size", 0), ("max_overflow", -1), ("pool_timeout", float("nan")), ("pool_recycle", 0)],
+)
+def test_settings_are_checked(field, value):
+    """By name; several at once."""
+    with pytest.raises(ConfigurationError, match=f"PoolSettings: {field} must be"):
+        PoolSettings(**({"pool_size": 5} | {field: value}))
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "5", None])
+def test_loads_are_checked(value):
+    """A rate that is none is refused by name."""
+    with pytest.raises(ConfigurationError, match="rate must be a number of checkouts per second above 0"):
+        PoolSettings.for_load(rate=value, hold=0.05)

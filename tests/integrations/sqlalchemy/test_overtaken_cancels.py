@@ -1,0 +1,105 @@
+"""An order to stop that is there before its statement finds nothing to stop; it must not be the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import pytest
+
+from guardrails import CallTimeoutError
+from guardrails._dbapi import stopping, watchdog
+from guardrails._dbapi.drivers import find_driver
+from support.polling import poll
+
+LIMIT = 0.2
+LATE = 0.25 + 0.1 + 0.25
+NAP = "select pg_sleep(cast(current_setting('lab.nap') as float))"
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Seconds until the second order: more than usual, for what must happen before it on a busy machine."""
+    for module in (watchdog, stopping):
+        monkeypatch.setattr(module, "AGAIN", 1.5)
+        monkeypatch.setattr(module, "GRACE", 3.0)
+    return 1.5
+
+
+def interrupted(pid):
+    """Whether a SIGINT waits for a process, which is how PostgreSQL hands on an order to stop."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    masks = [line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(int(mask, 16) & 1 << signal.SIGINT - 1 for mask in masks)
+
+
+@contextlib.contextmanager
+def busy_elsewhere(pid):
+    """A server process that gets to its statement only after it was told to stop."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def go_on():
+        end = time.monotonic() + 10
+        while not interrupted(pid) and time.monotonic() < end:
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGCONT)
+
+    going_on = threading.Thread(target=go_on)
+    going_on.start()
+    try:
+        yield
+    finally:
+        going_on.join()
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="asks Linux for pending signals")
+@pytest.mark.parametrize("lab", ["psycopg", "psycopg_async", "asyncpg"], indirect=True)
+def test_order_that_overtakes_its_statement(lab, patience):
+    """PostgreSQL forgets an order that finds no statement; the next one ends what came after it."""
+    lab.protect(pool_size=1, max_overflow=0, guard={"breaker": None})
+    pid = lab.query("select pg_backend_pid()")
+
+    def work(session):
+        session.execute("set lab.nap = 0")
+        session.execute(NAP)  # begun and prepared, so that the next time it is one message
+        session.execute("set lab.nap = 30")
+        with busy_elsewhere(pid):
+            session.execute(NAP, timeout=LIMIT)
+
+    start = time.monotonic()
+    with pytest.raises(CallTimeoutError):
+        lab.run(work)
+    poll(lambda: lab.pause(0.01) or lab.running() == 0, "the statement has ended on the server", 3.0)
+    assert time.monotonic() - start > LIMIT + patience / 2, "the first order was not lost"
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert lab.query("select pg_backend_pid()") != pid
+
+
+@pytest.mark.parametrize(
+    "lab", ["psycopg", "psycopg_async", "psycopg2", "pymysql", "aiomysql", "asyncmy"], indirect=True
+)
+def test_order_that_is_lost_on_its_way(lab, monkeypatch):
+    """Whatever became of the first order, the statement has ended on the server a second later."""
+    lab.protect(pool_size=1, max_overflow=0, guard={"breaker": None})
+    number = lab.query("select pg_backend_pid()")
+    driver = type(find_driver(lab.engine.dialect.driver, is_async=lab.engine.dialect.is_async))
+    cancel, orders = driver.cancel, []
+
+    def lose_the_first(self, connection, within):
+        orders.append(within)
+        if len(orders) > 1:
+            cancel(self, connection, within)
+
+    monkeypatch.setattr(driver, "cancel", lose_the_first)
+    start = time.monotonic()
+    with pytest.raises(CallTimeoutError):
+        lab.query("select pg_sleep(30)", timeout=LIMIT)
+    assert time.monotonic() - start < LIMIT + LATE
+    poll(lambda: lab.pause(0.01) or lab.running() == 0, "the statement has ended on the server", 1.0 + LATE)
+    assert len(orders) == 2
+    assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
+    assert lab.query("select pg_backend_pid()") != number

@@ -1,0 +1,156 @@
+"""What a guard writes to the log, where nobody has configured logging and where somebody has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from guardrails import BreakerPolicy, CallTimeoutError, Guard, RejectedError
+from guardrails.testing.servers import PostgresServer
+from support.paths import PROCESSES
+from support.polling import wait_until
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """A server of the module's own."""
+    with PostgresServer.start() as server:
+        yield server
+
+
+def refuse(guard, count):
+    for _ in range(count):
+        with pytest.raises(RejectedError):
+            guard.run(int)
+
+
+def lines(caplog):
+    return [message for message in caplog.messages if message.startswith("guard 'shop'")]
+
+
+def test_refusals_are_told_in_one_line_with_their_counts(caplog):
+    """Compartments with their guard; and the last line comes although nothing calls any more."""
+    guard = Guard("shop", max_concurrent_calls=2, timeout=None)
+    part = guard.compartment("reports")
+    guard.force_open()
+    refuse(guard, 40)
+    refuse(part, 2)
+    assert lines(caplog) == [], "nothing is written before the second is over"
+    wait_until(lambda: lines(caplog), 10)
+    (line,) = lines(caplog)
+    assert re.fullmatch(r"guard 'shop': in \d\.\d s 42 refused \(the circuit is open: 42\)", line)
+    refuse(guard, 3)
+    wait_until(lambda: len(lines(caplog)) == 2, 10)
+    assert " 3 refused" in lines(caplog)[1]
+    wait_until(lambda: not guard._gate.report.scheduled, 10)
+
+
+def test_calls_stopped_at_their_deadline_are_told_too(caplog):
+    """In the same line."""
+    guard = Guard("db", max_concurrent_calls=2, timeout=0.01, breaker=None)
+    for _ in range(2):
+        with pytest.raises(CallTimeoutError):
+            asyncio.run(guard.run_async(asyncio.sleep, 30))
+    wait_until(lambda: "2 stopped at the deadline" in caplog.text, 10)
+    wait_until(lambda: not guard._gate.report.scheduled, 10)
+
+
+@pytest.mark.parametrize(
+    ("policy", "durations", "words"),
+    [
+        (BreakerPolicy(minimum_number_of_calls=2), ["fail", "fail"], "2 of 2 calls failed"),
+        (BreakerPolicy(consecutive_failures=2), ["fail", "fail"], "failures in a row: 2"),
+        (
+            BreakerPolicy(minimum_number_of_calls=2),
+            [3, 3],
+            "2 of 2 calls took longer than 1 s, or still do",
+        ),
+    ],
+)
+def test_a_circuit_says_why_it_has_opened_and_for_how_long(
+    make_guard, clock, caplog, policy, durations, words
+):
+    """A plain guard knows counts and durations."""
+    guard = make_guard(breaker=policy)
+
+    def call(what):
+        if what == "fail":
+            raise LookupError
+        clock.advance(what)
+
+    for what in durations:
+        if what == "fail":
+            with pytest.raises(LookupError):
+                guard.run(call, what)
+        else:
+            guard.run(call, what)
+    (line,) = [each for each in caplog.messages if "closed -> open" in each]
+    assert re.match(r"circuit 'db': closed -> open \(\w+\): ", line)
+    assert line.endswith(f": {words}; refusing for 2 s")
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("part", ["", "compartment"])
+def test_a_locked_table_reads_calmly_on_stderr_where_logging_is_not_configured(postgres, part):
+    """About one line a second; which line, why, how long; no SQL, no address."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "locked_shop.py", part],
+        cwd=PROCESSES,
+        env=os.environ | {"SHOP_DATABASE": postgres.url("psycopg")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    seconds = float(ended.stdout)
+    written = ended.stderr.splitlines()
+    assert all(line.startswith(("circuit ", "guard ", "pool ")) for line in written), ended.stderr
+    assert len(written) <= seconds * 1.5 + 3
+    name = "reports" if part else "postgres"
+    # The whole guard's circuit follows where the compartment is all that is asked for.
+    opened = [line for line in written if line.startswith(f"circuit '{name}': closed -> open")]
+    slots = r"7 of 7" if part else r"10 of 10"
+    assert len(opened) == 1
+    assert re.search(
+        rf"circuit '{name}': closed -> open .*{slots} slots in a statement for up to \d\.\d s, "
+        r"locked_shop.py:\d+ in load; refusing for [\d.]+ s; ask the database: guardrails diagnose",
+        opened[0],
+    )
+    assert any(
+        re.search(r"guard 'postgres': in \d\.\d s \d+ refused .*locked_shop.py:\d+ in load", line)
+        for line in written
+    )
+    for secret in ("orders where", "select", "127.0.0.1", str(postgres.port)):
+        assert secret not in ended.stderr
+
+
+def test_protecting_is_told_in_one_line_of_information(caplog):
+    """Slots, timeout and circuit."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    from guardrails import protect  # noqa: PLC0415
+
+    caplog.set_level(logging.INFO, "guardrails")
+    engine = sqlalchemy.create_engine(
+        "sqlite://", poolclass=sqlalchemy.QueuePool, pool_size=3, max_overflow=2
+    )
+    protect(engine, timeout=2).detach()
+    (record,) = [each for each in caplog.records if "protects" in each.getMessage()]
+    assert record.levelname == "INFO"
+    assert record.getMessage() == (
+        "guard 'sqlite' protects: 5 slots, timeout 2 s, "
+        "the circuit opens at 50% failed or 50% slower than 1 s"
+    )
+
+
+def test_no_handler_switches_pythons_last_resort_off():
+    """Or warnings would reach nobody under the defaults of uvicorn, gunicorn and Django."""
+    code = "import logging, guardrails; guardrails.Guard; print(logging.getLogger('guardrails').handlers)"
+    words = [sys.executable, "-c", code]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout == "[]\n"
