@@ -16,7 +16,6 @@ TYPE_CHECKING = False  # as type checkers know it; ``typing`` alone would be mos
 if TYPE_CHECKING:
     from guardrails import errors as errors
     from guardrails import events as events
-    from guardrails._circuit_open import CircuitOpenError
     from guardrails._core.policy import BreakerPolicy
     from guardrails._guard.bulkhead import Bulkhead
     from guardrails._guard.decorator import guarded
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from guardrails.errors import (
         BulkheadFullError,
         CallTimeoutError,
+        CircuitOpenError,
         CommitUnknownError,
         ConfigurationError,
         DeadlineSpentError,
@@ -69,7 +69,7 @@ _ON_USE = {
     "BreakerPolicy": "guardrails._core.policy",
     "Bulkhead": "guardrails._guard.bulkhead",
     "CircuitBreaker": "guardrails._pybreaker.breaker",
-    "CircuitOpenError": "guardrails._circuit_open",
+    "CircuitOpenError": "guardrails.errors",
     "Guard": "guardrails._guard.guard",
     "GuardSnapshot": "guardrails._guard.snapshot",
     "RetryBudget": "guardrails._retry.budget",

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from guardrails._circuit_open import CircuitOpenError
+    import pybreaker
 
 __all__ = [
     "BulkheadFullError",
@@ -134,11 +134,32 @@ class ConfigurationError(GuardrailsError, ValueError):
     """A setting is wrong; the message names the field, the value and what is allowed."""
 
 
-def __getattr__(name: str) -> Any:
-    # CircuitOpenError derives from pybreaker's error, and importing pybreaker imports redis where it
-    # is installed (0.3 s). Nobody should pay that for `import guardrails`; building a Guard does.
-    if name == "CircuitOpenError":
-        from guardrails._circuit_open import CircuitOpenError  # noqa: PLC0415 - see above
+def _circuit_open_error() -> type[Any]:
+    """Makes the one class that needs pybreaker.
 
-        return CircuitOpenError
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Importing pybreaker imports redis where that is installed, which takes 0.3 s. Making a guard may cost
+    that; ``import guardrails`` must not.
+    """
+    import pybreaker  # noqa: PLC0415 - see above
+
+    class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
+        """The circuit is open, or half-open with all its probes under way.
+
+        Code written for pybreaker keeps working: ``except pybreaker.CircuitBreakerError`` catches it.
+        """
+
+    CircuitOpenError.__qualname__ = "CircuitOpenError"  # pickle looks it up by this name
+    return CircuitOpenError
+
+
+if TYPE_CHECKING:
+
+    class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
+        """Type checkers see this class; `_circuit_open_error` makes the one that exists."""
+
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "CircuitOpenError":
+            return globals().setdefault(name, _circuit_open_error())  # two threads get the same class
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,8 @@ from guardrails.testing.clock import FakeClock
 from support import selection
 from support.flavours import AsyncFlavour, SyncFlavour
 
+pytest_plugins = ["support.server_fixtures"]
+
 settings.register_profile("quick", deadline=None, max_examples=25)
 settings.register_profile("full", deadline=None, max_examples=200)
 settings.register_profile(

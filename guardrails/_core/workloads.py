@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from guardrails._core.window import NEVER, Window
-
-if TYPE_CHECKING:
-    from guardrails._core.breaker import Breaker
 
 __all__ = ["Ratio", "Workload", "is_everybodys", "reaches", "spreads"]
 
 Ratio = tuple[int, int]
+
+
+class Circuit(Protocol):
+    """The circuit of a compartment, as its parent's circuit sees it."""
+
+    @property
+    def state(self) -> str:
+        """The name of its state."""
 
 
 class Workload:
@@ -33,7 +38,7 @@ class Workload:
 
     __slots__ = ("bad", "bad_since", "circuit", "good_at", "places", "suspect", "unwritten", "window")
 
-    def __init__(self, circuit: Breaker | None, window: Window) -> None:
+    def __init__(self, circuit: Circuit | None, window: Window) -> None:
         self.circuit = circuit
         self.window = window
         self.suspect = False

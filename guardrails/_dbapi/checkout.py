@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from guardrails._dbapi.stopping import Limit
 from guardrails._guard.guard import Guard
-from guardrails._pool import checkout as _checkout
+from guardrails._pool.checkout import Checkout
+from guardrails._pool.frames import Caller, Site
 
-if TYPE_CHECKING:
-    from sqlalchemy.pool import Pool
-
-    from guardrails._dbapi.stopping import Limit
-    from guardrails._pool.frames import Caller, Site
-
-__all__ = ["Checkout"]
+__all__ = ["DBAPICheckout"]
 
 
-class Checkout(_checkout.Checkout):
+class DBAPICheckout(Checkout):
     """One connection out of the pool.
 
     Args:
@@ -65,9 +60,9 @@ class Checkout(_checkout.Checkout):
         "site",
     )
 
-    def __init__(self, guard: Guard, pool: Pool, site: Site, caller: Caller) -> None:
+    def __init__(self, guard: Guard, pool: object, site: Site, caller: Caller) -> None:
         super().__init__(guard)
-        self.below: Checkout | None = None
+        self.below: DBAPICheckout | None = None
         self.bracket = self.lent = None
         self.finalizer: object = None
         self.pool = pool

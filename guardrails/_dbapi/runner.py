@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from guardrails._core.gate import OPENING
-from guardrails._core.outcome import Outcome, classify
+from guardrails._core.outcome import Outcome
+from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.stopping import Bounds, StoppedError
 from guardrails._dbapi.unhooked import OutsideWork, too_late
@@ -15,10 +16,8 @@ from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.limits import innermost, time_allowed
+from guardrails._runtime.classify import classify
 from guardrails._runtime.scope import ambient
-
-if TYPE_CHECKING:
-    from guardrails._dbapi.checkout import Checkout
 
 __all__ = ["StatementRunner"]
 
@@ -97,7 +96,7 @@ class StatementRunner(OutsideWork):
         on_request = getattr(self._driver, "backstop_on_request", False)
         return self._driver is not None and self._backstop is not None and not on_request
 
-    def time_in_scope(self, checkout: Checkout | None) -> float | None:
+    def time_in_scope(self, checkout: DBAPICheckout | None) -> float | None:
         """Seconds of a statement that asks for none, where they may not be the guard's; inf without end."""
         guard = self._guard if checkout is None else checkout.guard
         if ambient.get() is None and guard is self._guard:
@@ -123,7 +122,7 @@ class StatementRunner(OutsideWork):
         call: Callable[..., Any],
         args: Sequence[Any],
         connection: Any,
-        checkout: Checkout | None,
+        checkout: DBAPICheckout | None,
         *,
         timeout: float | None = None,
         ending: bool = False,
@@ -253,7 +252,7 @@ class StatementRunner(OutsideWork):
         return GRACE
 
     def _judge(
-        self, error: BaseException, checkout: Checkout | None, *, ending: bool, proves: bool
+        self, error: BaseException, checkout: DBAPICheckout | None, *, ending: bool, proves: bool
     ) -> Outcome:
         if checkout is not None and isinstance(error, AssertionError):
             # The driver has lost track of its connection: psycopg, when an executemany() is cancelled early.

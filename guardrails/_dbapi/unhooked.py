@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from guardrails._core.outcome import Outcome
+from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.stopping import Bounds, Limit
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
@@ -18,9 +19,6 @@ from guardrails._pool.limits import time_allowed
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import current, note_guard_error
 from guardrails.errors import CallTimeoutError, CommitUnknownError, GuardrailsError
-
-if TYPE_CHECKING:
-    from guardrails._dbapi.checkout import Checkout
 
 __all__ = ["OutsideWork", "too_late"]
 
@@ -68,7 +66,7 @@ class OutsideWork:
         return None if seconds is None else self._bounds.lend(connection, max(seconds, GRACE))
 
     def settle(
-        self, limit: Limit, error: BaseException | None = None, checkout: Checkout | None = None
+        self, limit: Limit, error: BaseException | None = None, checkout: DBAPICheckout | None = None
     ) -> None:
         """Ends a limit of what listeners do; that one of them was stopped is evidence.
 
@@ -87,7 +85,7 @@ class OutsideWork:
             self._gate.end(self._gate.begin(0), too_late(seconds, own=own))
             raise self.timed_out(self._guard, seconds, checkout) from error
 
-    def watch_check_in(self, connection: Any, checkout: Checkout) -> Limit | None:
+    def watch_check_in(self, connection: Any, checkout: DBAPICheckout) -> Limit | None:
         """Bounds what listeners do with a connection that comes back, until its pool has it."""
         if checkout.lent is not None and checkout.lent.end():
             checkout.must_discard = True
@@ -95,7 +93,7 @@ class OutsideWork:
         checkout.lent = self.watch(connection)
         return checkout.lent
 
-    def open_bracket(self, connection: Any, checkout: Checkout, timeout: float | None) -> None:
+    def open_bracket(self, connection: Any, checkout: DBAPICheckout, timeout: float | None) -> None:
         """Bounds what listeners do with a checkout's connection, until its next piece of work begins.
 
         Args:
@@ -107,7 +105,7 @@ class OutsideWork:
             self.end_bracket(checkout)
         checkout.bracket = self.watch(connection, timeout)
 
-    def end_bracket(self, checkout: Checkout, error: BaseException | None = None) -> None:
+    def end_bracket(self, checkout: DBAPICheckout, error: BaseException | None = None) -> None:
         """Listeners have done with a checkout's connection.
 
         Args:
@@ -148,7 +146,12 @@ class OutsideWork:
             self.settle(limit, error)
 
     def timed_out(
-        self, guard: Guard, seconds: float | None, checkout: Checkout | None = None, *, commit: bool = False
+        self,
+        guard: Guard,
+        seconds: float | None,
+        checkout: DBAPICheckout | None = None,
+        *,
+        commit: bool = False,
     ) -> CallTimeoutError:
         """The error of work that was stopped, noted with its checkout and its request."""
         if checkout is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from guardrails._core.outcome import Outcome, classify, classify_result
+from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.auto_compartments import AutoCompartments
 from guardrails._guard.locked_gate import Lane, LockedGate
+from guardrails._runtime.classify import classify, classify_result
 
 __all__ = ["CallSettings"]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic as _monotonic
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from guardrails._circuit_open import CircuitOpenError
 from guardrails._core.breaker import Ended, Transition
 from guardrails._core.bulkhead import Waiter
 from guardrails._core.criticality import CRITICAL
@@ -28,6 +27,7 @@ from guardrails._runtime.waiters import TaskWaiter, ThreadWaiter, WakeableWaiter
 from guardrails.errors import (
     BulkheadFullError,
     CallTimeoutError,
+    CircuitOpenError,
     CommitUnknownError,
     DeadlineSpentError,
     Reason,

@@ -52,8 +52,8 @@ class Checkout(Slots):
         under_way: The evidence under way, by gate; empty while nothing runs on the connection.
         request: The request it is for, or None.
         must_discard: Whether work on it was stopped: a late order to stop would hit whoever has it next.
-        caller_cancelled: Whether its caller was cancelled in the middle of some work. What tidies up after that may
-            find the connection in any state, and says nothing about the database.
+        caller_cancelled: Whether its caller was cancelled in the middle of some work. The clean-up after that
+            may find the connection in any state, and is no evidence about the database.
     """
 
     __slots__ = ("caller_cancelled", "guard", "must_discard", "request", "slots", "under_way")

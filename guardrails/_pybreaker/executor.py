@@ -10,11 +10,12 @@ from typing import Any, Self, TypeVar
 
 import pybreaker
 
-from guardrails._circuit_open import CircuitOpenError
-from guardrails._core.outcome import Outcome, classify
+from guardrails._core.outcome import Outcome
 from guardrails._pybreaker.circuit import Circuit, Ticket, Transition
 from guardrails._pybreaker.listeners import PybreakerListeners
+from guardrails._runtime.classify import classify
 from guardrails._runtime.scope import note_guard_error
+from guardrails.errors import CircuitOpenError
 
 __all__ = ["UNFINISHED", "Block", "Executor"]
 

@@ -126,7 +126,7 @@ class Rules:
         return reason is not None and reason is not self._handled and not may_retry(reason, self._handled)
 
     def _give_up(self, state: RetryCallState) -> bool:
-        # tenacity, too, raises the last error now, but from a frame that holds on to it: see `drop_last_error`.
+        # tenacity, too, raises the last error now, but from a frame that keeps it: see `drop_last_error`.
         if self._wants_the_error(state):
             cast("tenacity.Future", state.outcome).result()
         return True

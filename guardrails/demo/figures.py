@@ -6,9 +6,9 @@ Every figure is measured; where nothing was measured it is None. Knows no clock,
 from __future__ import annotations
 
 from collections import Counter
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from guardrails.demo.percentiles import percentile
 from guardrails.demo.scenarios import BYSTANDER, MAINS, NODB
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from guardrails.demo.records import Arrival, Run, Twin, User
 
-__all__ = ["after_the_fault", "figures", "percentile", "recovered_after", "seconds_without_good"]
+__all__ = ["after_the_fault", "figures", "recovered_after", "seconds_without_good"]
 
 PHASES = ("healthy", "fault", "recovery")
 _ENOUGH = 0.95
@@ -151,12 +151,6 @@ def _try_ms(phases: dict[str, list[User]], share: float) -> dict[str, float | No
 def _ms(seconds: Sequence[float], share: float) -> float | None:
     value = percentile(seconds, share)
     return None if value is None else round(value * 1000.0, 2)
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least this share of the values does not exceed (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[max(1, ceil(share * len(ordered))) - 1] if ordered else None
 
 
 def after_the_fault(run: Run, main: Iterable[User]) -> tuple[list[int], list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardrails.demo.figures import percentile
+from guardrails.demo.percentiles import percentile
 
 if TYPE_CHECKING:
     from guardrails.demo.records import Run, Twin

@@ -9,8 +9,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from guardrails.demo.charts import Chart, Line, draw
-from guardrails.demo.figures import percentile
 from guardrails.demo.page import STYLE
+from guardrails.demo.percentiles import percentile
 from guardrails.demo.scenarios import BYSTANDER, POOL_CAPACITY, SCENARIOS
 from guardrails.demo.terminal import scorecard
 from guardrails.demo.twin import difference

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil  # type: ignore[import-untyped] # it ships no types
 
-from guardrails.demo.figures import percentile
+from guardrails.demo.percentiles import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from guardrails.demo.figures import after_the_fault, figures, percentile, recovered_after
+from guardrails.demo.figures import after_the_fault, figures, recovered_after
 from guardrails.demo.frames import frame
+from guardrails.demo.percentiles import percentile
 from guardrails.demo.records import Arrival, Look, Run, Try, User
 from guardrails.demo.terminal import scorecard_lines
 

@@ -16,8 +16,9 @@ from unittest.mock import MagicMock, Mock
 import pytest
 
 from guardrails import BreakerPolicy, Bulkhead, CircuitBreaker, CircuitOpenError, ConfigurationError, Guard
-from guardrails._core.outcome import Outcome, classify
+from guardrails._core.outcome import Outcome
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._runtime.classify import classify
 from guardrails._runtime.waiters import WakeableWaiter
 from guardrails.errors import DeadlineSpentError
 from guardrails.events import CallFinished, CallRejected, Event, StateChanged

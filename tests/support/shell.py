@@ -31,7 +31,7 @@ class Shell:
         self.inside = {}
         self._turns = itertools.count()
         self._gate = SimpleNamespace(
-            gate=gate,
+            core=gate,
             lock=threading.RLock(),
             clock=lambda: self.now,
             postponed=(),
@@ -92,7 +92,7 @@ class QuickWays:
     max_wait = 1
 
     def __init__(self, gate):
-        self.gate, self.lock, self.postponed = gate, threading.RLock(), ()
+        self.core, self.lock, self.postponed = gate, threading.RLock(), ()
         self.tells_of_calls, self.part = False, gate.breaker.direct
 
     def check_out(self, now):

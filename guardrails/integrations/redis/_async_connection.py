@@ -15,7 +15,7 @@ import redis
 
 from guardrails._runtime.loop_timers import timers
 from guardrails._runtime.task_timeout import TaskTimeout, cancel_at
-from guardrails.integrations.redis._commands import Checkout, under_way
+from guardrails.integrations.redis._checkout import RedisCheckout, under_way
 from guardrails.integrations.redis._guarded_connection import LOOKED_AT, Guarded
 from guardrails.integrations.redis._releases import GRACE
 from guardrails.integrations.redis._replies import leaves_clean
@@ -118,7 +118,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             self.work.succeed(checkout, result)
         return result
 
-    async def _give_up(self, checkout: Checkout, error: BaseException, *, stopped: bool) -> None:
+    async def _give_up(self, checkout: RedisCheckout, error: BaseException, *, stopped: bool) -> None:
         if not leaves_clean(error):
             await self._abort()
         self.work.fail(checkout, error, connecting=self._connecting, stopped=stopped)
@@ -129,7 +129,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         fail: Callable[..., Awaitable[Any]],
         *,
         counts: bool,
-        until: Checkout | None,
+        until: RedisCheckout | None,
     ) -> Any:
         failures = 0
         while True:
@@ -170,11 +170,11 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             await self._abort()
             raise redis.ConnectionError("UNWATCH was not answered in time") from error
 
-    def _be_patient(self, checkout: Checkout) -> None:
+    def _be_patient(self, checkout: RedisCheckout) -> None:
         self.socket_timeout = None
         self._reschedule(checkout)
 
-    def _reschedule(self, checkout: Checkout) -> None:
+    def _reschedule(self, checkout: RedisCheckout) -> None:
         if self._alarm is not None:
             timers().disarm(self._alarm)
             if checkout.at is not None:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextvars import ContextVar
 from time import monotonic
 
 import redis
 
-from guardrails._core.outcome import Outcome, classify
+from guardrails._core.outcome import Outcome
 from guardrails._guard.guard import Guard, sorts_calls
 from guardrails._guard.locked_gate import LockedGate
-from guardrails._pool.checkout import Slots
 from guardrails._pool.limits import innermost, time_allowed
+from guardrails._runtime.classify import classify
 from guardrails._runtime.fork import check_process
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import current, note_guard_error, touch
 from guardrails.errors import GuardrailsError, RejectedError
+from guardrails.integrations.redis._checkout import RedisCheckout
 from guardrails.integrations.redis._releases import GRACE, error_of_block, gives_back, is_marked
 from guardrails.integrations.redis._replies import server_failed
 
-__all__ = ["Checkout", "CommandRunner", "instead_of", "under_way"]
+__all__ = ["CommandRunner", "instead_of"]
 
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
@@ -30,51 +30,6 @@ _NEVER_SENT = (redis.DataError, ArithmeticError, TypeError, ValueError)
 
 _CLOSE_ENOUGH = 0.005
 """Seconds: a read gives up a little before its deadline as often as a little after."""
-
-
-class Checkout(Slots):
-    """One connection out of the pool.
-
-    What is evidence is what the caller asked for: opening the connection, if that is needed, and the
-    first command on it are one piece of work with one deadline.
-
-    Attributes:
-        guard: The guard it was made through: the client's own, or a compartment of it.
-        tickets: The evidence under way.
-        at: When the work must be over, on `time.monotonic`; None is never.
-        seconds: What it was given.
-        own: Whether it is the guard's own timeout that says so.
-        used: Whether a piece of work has been done on it.
-        proves: Whether the success of its work is evidence; that of a ping or an UNWATCH is none.
-        patient: Whether the work waits on the server on purpose.
-        subscriber: Whether it belongs to a PubSub, which may be silent for hours.
-        extra: Whether its connection is not one of the pool's, but one to give something back with.
-    """
-
-    # No constructor: what most commands leave as it is stays with the class, and one frame less each.
-    guard: Guard
-    at: float | None = None
-    seconds: float | None = None
-    own = proves = True
-    tickets: Sequence[tuple[LockedGate, int]] = ()
-    used = patient = subscriber = extra = False
-
-    def end(self, outcome: Outcome) -> None:
-        """Ends the evidence under way."""
-        tickets, self.tickets = self.tickets, ()
-        self.proves = True
-        for gate, ticket in tickets:
-            gate.end(ticket, outcome)
-
-    def give_back(self) -> None:
-        """Gives the slots back, each once; work that was begun and not ended is no evidence."""
-        if self.tickets:
-            self.end(Outcome.ABANDONED)
-        super().give_back()
-
-
-under_way: ContextVar[Checkout | None] = ContextVar("guardrails_redis_checkout", default=None)
-"""The checkout a pool is just making, for the connection it will choose."""
 
 
 class CommandRunner:
@@ -92,7 +47,7 @@ class CommandRunner:
 
     # --- slots ---------------------------------------------------------------------------------
 
-    def enter(self) -> Checkout:
+    def enter(self) -> RedisCheckout:
         """Takes a slot for a checkout.
 
         Raises:
@@ -107,7 +62,7 @@ class CommandRunner:
             raise
         return checkout
 
-    async def enter_async(self) -> Checkout:
+    async def enter_async(self) -> RedisCheckout:
         """Takes a slot for a task; see ``enter``."""
         checkout = self._admissible()
         try:
@@ -118,17 +73,17 @@ class CommandRunner:
             raise
         return checkout
 
-    def adopt(self) -> Checkout:
+    def adopt(self) -> RedisCheckout:
         """A checkout that was made before the guard was there."""
-        checkout = Checkout()
+        checkout = RedisCheckout()
         checkout.guard = self._guard
         checkout.slots = [(self._gate, 0)]
         checkout.used = True
         return checkout
 
-    def extra(self) -> Checkout:
+    def extra(self) -> RedisCheckout:
         """A checkout without a slot, for a call that gives something back and that the guard has refused."""
-        checkout = Checkout()
+        checkout = RedisCheckout()
         checkout.guard = self._guard
         checkout.slots = []
         checkout.extra = True
@@ -136,9 +91,9 @@ class CommandRunner:
         checkout.at = monotonic() + GRACE
         return checkout
 
-    def _admissible(self) -> Checkout:
+    def _admissible(self) -> RedisCheckout:
         check_process()
-        checkout = Checkout()
+        checkout = RedisCheckout()
         checkout.slots = []
         scope = current()
         alone = scope is None and not self._sorts  # then it can only be the client's own: a frame less
@@ -152,7 +107,7 @@ class CommandRunner:
             self._allow(checkout)
         return checkout
 
-    def _allow(self, checkout: Checkout) -> None:
+    def _allow(self, checkout: RedisCheckout) -> None:
         """Looks up how long the next piece of work may take."""
         seconds, checkout.own = time_allowed(checkout.guard)
         if seconds is not None and seconds < GRACE and (is_marked() or (seconds <= 0 and gives_back())):
@@ -164,7 +119,7 @@ class CommandRunner:
 
     # --- evidence ------------------------------------------------------------------------------
 
-    def begin(self, checkout: Checkout) -> None:
+    def begin(self, checkout: RedisCheckout) -> None:
         """Starts a piece of work, or goes on with the one that opening the connection began.
 
         Raises:
@@ -187,7 +142,7 @@ class CommandRunner:
         for gate, slot in checkout.slots:
             tickets.append((gate, gate.begin(slot)))
 
-    def wait_patiently(self, checkout: Checkout, seconds: float) -> None:
+    def wait_patiently(self, checkout: RedisCheckout, seconds: float) -> None:
         """Notes that the work waits on the server on purpose, which is neither slow nor a probe."""
         checkout.end(Outcome.ABANDONED)
         checkout.patient = True
@@ -199,7 +154,7 @@ class CommandRunner:
             checkout.at = monotonic() + checkout.seconds
             checkout.own = True
 
-    def prolong(self, checkout: Checkout, commands: list[Sequence[object]]) -> bool:
+    def prolong(self, checkout: RedisCheckout, commands: list[Sequence[object]]) -> bool:
         """Gives work a little time of its own if it only gives something back; whether it needed that."""
         soonest = monotonic() + GRACE
         if checkout.at is None or checkout.at >= soonest or checkout.extra or not gives_back(commands):
@@ -207,7 +162,7 @@ class CommandRunner:
         checkout.at, checkout.seconds = soonest, GRACE
         return True
 
-    def succeed(self, checkout: Checkout, answer: object = None) -> None:
+    def succeed(self, checkout: RedisCheckout, answer: object = None) -> None:
         """Ends a piece of work that got its answer."""
         outcome = self._judge_replies(answer) if type(answer) is list else _SUCCESS
         if not checkout.proves and outcome is _SUCCESS:
@@ -220,7 +175,12 @@ class CommandRunner:
             gate.end(ticket, _SUCCESS)
 
     def fail(
-        self, checkout: Checkout, error: BaseException, *, connecting: bool = False, stopped: bool = False
+        self,
+        checkout: RedisCheckout,
+        error: BaseException,
+        *,
+        connecting: bool = False,
+        stopped: bool = False,
     ) -> None:
         """Ends a piece of work that raised.
 
@@ -234,31 +194,30 @@ class CommandRunner:
             CallTimeoutError: It was the deadline that ended it.
         """
         if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
-            ours = checkout.own and not pause_detector.missed(
-                checkout.seconds or 0.0
-            )  # or the process stood still
+            # A deadline that passed while the process stood still is no evidence.
+            ours = checkout.own and not pause_detector.missed(checkout.seconds or 0.0)
             self._learn(checkout, Outcome.FAILURE if ours else Outcome.ABANDONED)
             raise self._timed_out(checkout, error)
         self._learn(checkout, self._judge(error, connecting=connecting))
 
-    def _timed_out(self, checkout: Checkout, cause: BaseException) -> BaseException:
+    def _timed_out(self, checkout: RedisCheckout, cause: BaseException) -> BaseException:
         self._gate.report.note_stopped()
         error = self._gate.errors.timeout(checkout.guard.name, checkout.seconds or 0.0)
         error.__cause__ = cause
         return instead_of(error) or note_guard_error(error)
 
-    def is_late(self, checkout: Checkout) -> bool:
+    def is_late(self, checkout: RedisCheckout) -> bool:
         """Whether the work's time is up."""
         return checkout.at is not None and monotonic() >= checkout.at - _CLOSE_ENOUGH
 
-    def _learn(self, checkout: Checkout, outcome: Outcome) -> None:
+    def _learn(self, checkout: RedisCheckout, outcome: Outcome) -> None:
         if checkout.patient:
             checkout.patient = False
             if outcome in {_SUCCESS, Outcome.FAILURE}:  # what it says counts, how long it took does not
                 checkout.tickets = [(gate, gate.begin(slot)) for gate, slot in checkout.slots]
         checkout.end(outcome)
 
-    def _renew(self, checkout: Checkout) -> None:
+    def _renew(self, checkout: RedisCheckout) -> None:
         """Admits one more piece of work on a connection that is kept: in a transaction, or for good.
 
         While the circuit is closed the slot it has is as good as any. Otherwise it may be no time for

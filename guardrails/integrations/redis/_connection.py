@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from redis._parsers.socket import SocketBuffer
 
-from guardrails.integrations.redis._commands import Checkout, under_way
+from guardrails.integrations.redis._checkout import RedisCheckout, under_way
 from guardrails.integrations.redis._guarded_connection import LOOKED_AT, Guarded
 from guardrails.integrations.redis._releases import GRACE
 from guardrails.integrations.redis._replies import leaves_clean
@@ -179,7 +179,7 @@ class GuardedConnection(Guarded, AbstractConnection):
             self.work.succeed(checkout, result)
         return result
 
-    def _give_up(self, checkout: Checkout, error: BaseException) -> None:
+    def _give_up(self, checkout: RedisCheckout, error: BaseException) -> None:
         if not leaves_clean(error):
             self.disconnect()  # type: ignore[no-untyped-call]
         self.work.fail(checkout, error, connecting=self._connecting)
@@ -229,11 +229,11 @@ class GuardedConnection(Guarded, AbstractConnection):
         finally:
             self._bounds.at = None
 
-    def _be_patient(self, checkout: Checkout) -> None:
+    def _be_patient(self, checkout: RedisCheckout) -> None:
         self._bounds.patient = True
         self._reschedule(checkout)
 
-    def _reschedule(self, checkout: Checkout) -> None:
+    def _reschedule(self, checkout: RedisCheckout) -> None:
         self._bounds.at = checkout.at
         if isinstance(self._sock, BoundedSocket):
             self._sock.reconsider()

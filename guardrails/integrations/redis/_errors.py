@@ -10,8 +10,8 @@ import redis
 from redis.exceptions import ExceptionType
 
 from guardrails import errors
-from guardrails._circuit_open import CircuitOpenError as _CircuitOpenError
 from guardrails._guard.locked_gate import ErrorClasses
+from guardrails.errors import CircuitOpenError as _CircuitOpenError
 
 __all__ = ["DRIVER_ERRORS"]
 

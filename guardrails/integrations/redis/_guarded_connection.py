@@ -13,7 +13,8 @@ from typing import Any
 import redis
 
 from guardrails.integrations.redis._blocking import BLOCKING, PROVES_NOTHING, patience, patience_of_all
-from guardrails.integrations.redis._commands import Checkout, CommandRunner
+from guardrails.integrations.redis._checkout import RedisCheckout
+from guardrails.integrations.redis._commands import CommandRunner
 from guardrails.integrations.redis._releases import GIVING_BACK, remember
 from guardrails.integrations.redis._retries import RetryPolicy
 
@@ -49,7 +50,7 @@ class Guarded:
     policy: RetryPolicy
     is_connected: Any
     read_response: Any
-    checkout: Checkout | None = None
+    checkout: RedisCheckout | None = None
     meets_callers = True
     closes = False
     _busy = _nested = False
@@ -189,10 +190,10 @@ class Guarded:
         if self.checkout is not None and self.work.prolong(self.checkout, commands):
             self._reschedule(self.checkout)
 
-    def _be_patient(self, checkout: Checkout) -> None:
+    def _be_patient(self, checkout: RedisCheckout) -> None:
         raise NotImplementedError
 
-    def _reschedule(self, checkout: Checkout) -> None:
+    def _reschedule(self, checkout: RedisCheckout) -> None:
         raise NotImplementedError
 
 

@@ -18,7 +18,8 @@ from guardrails._guard.guard import Guard
 from guardrails._runtime.fork import renew_after_fork
 from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
-from guardrails.integrations.redis._commands import Checkout, CommandRunner, instead_of, under_way
+from guardrails.integrations.redis._checkout import RedisCheckout, under_way
+from guardrails.integrations.redis._commands import CommandRunner, instead_of
 from guardrails.integrations.redis._connection import GuardedConnection
 from guardrails.integrations.redis._guarded_connection import derive, derived, is_guarded
 from guardrails.integrations.redis._releases import gives_back
@@ -126,7 +127,7 @@ class Admission:
             self._classes[plain] = derive(plain, behaviour, self._work)
         return self._classes[plain]
 
-    def adopt_late(self, connection: Any) -> Checkout:
+    def adopt_late(self, connection: Any) -> RedisCheckout:
         """Guards a connection that comes back from a checkout older than the guard, and ends that."""
         self.take_over(connection)
         return self._work.adopt()

@@ -14,7 +14,8 @@ from redis.asyncio.connection import BlockingConnectionPool as AsyncBlockingPool
 from redis.connection import BlockingConnectionPool
 from redis.maint_notifications import MaintNotificationsConfig
 
-from guardrails.integrations.redis._commands import CommandRunner, under_way
+from guardrails.integrations.redis._checkout import under_way
+from guardrails.integrations.redis._commands import CommandRunner
 from guardrails.integrations.redis._releases import GRACE
 
 __all__ = ["AsyncReserve", "Reserve"]

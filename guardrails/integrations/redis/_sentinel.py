@@ -16,7 +16,8 @@ import redis
 import redis.asyncio
 
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
-from guardrails.integrations.redis._commands import CommandRunner, under_way
+from guardrails.integrations.redis._checkout import under_way
+from guardrails.integrations.redis._commands import CommandRunner
 from guardrails.integrations.redis._connection import GuardedConnection
 from guardrails.integrations.redis._guarded_connection import derive, is_guarded
 

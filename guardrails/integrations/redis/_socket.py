@@ -19,7 +19,7 @@ _TOO_LONG = 0.02
 _TOO_SHORT = 0.004
 """Seconds by which a timeout in force may miss the time left. Setting one is a system call; most reads come
 microseconds after the write before them, and most commands after one that was given as much, and need none.
-A read that gives up so little early still counts as stopped at the deadline; see ``CommandRunner.is_late``."""
+A read that ends so little early still counts as stopped at the deadline; see ``CommandRunner.is_late``."""
 
 
 class Bounds:

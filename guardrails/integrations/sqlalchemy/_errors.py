@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy.exc import DontWrapMixin, OperationalError
 
 from guardrails import errors
-from guardrails._circuit_open import CircuitOpenError as _CircuitOpenError
 from guardrails._guard.locked_gate import ErrorClasses
+from guardrails.errors import CircuitOpenError as _CircuitOpenError
 
 __all__ = ["DRIVER_ERRORS"]
 

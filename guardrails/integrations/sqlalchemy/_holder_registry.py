@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import time
@@ -10,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._guard.guard import Guard
 from guardrails._pool.frames import (
     Caller,
@@ -23,6 +23,7 @@ from guardrails._pool.frames import (
 )
 from guardrails._pool.holders import Doing, Holder, PoolStatus, busiest, cause_of
 from guardrails._runtime.fork import renew_after_fork
+from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import look_in
 from guardrails.events import LeakFound
 from guardrails.integrations.sqlalchemy._lost_holders import is_in, search_for_gone
@@ -30,17 +31,15 @@ from guardrails.integrations.sqlalchemy._lost_holders import is_in, search_for_g
 if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
-    from guardrails._dbapi.checkout import Checkout
-
 __all__ = ["HolderRegistry"]
-
-_log = logging.getLogger("guardrails")
 
 _PACE = 5.0
 """Seconds between two looks at what is out, while anything is."""
 
 _SOON = 0.5
 """Seconds after which a pool that ran out while its connections were being opened is looked at again."""
+
+CheckedOut = MutableMapping[Any, DBAPICheckout]
 
 _QUIET = 30.0
 """Seconds between two diagnoses of one pool in the log."""
@@ -70,9 +69,7 @@ class HolderRegistry:
         watched: Whether somebody will look at what is out.
     """
 
-    def __init__(
-        self, guard: Guard, out: MutableMapping[Any, Checkout], leak_after: float | None, *, is_async: bool
-    ) -> None:
+    def __init__(self, guard: Guard, out: CheckedOut, leak_after: float | None, *, is_async: bool) -> None:
         self.caller = callers(is_async=is_async)
         self.failed_cancels: Callable[[], int] = int  # none
         self.site = site_outside if is_async else site
@@ -139,7 +136,7 @@ class HolderRegistry:
             if holder.doing == "gone" or (holder.doing != "statement" and holder.seconds >= least)
         )
 
-    def _holder(self, checkout: Checkout, *, nested: bool) -> Holder:
+    def _holder(self, checkout: DBAPICheckout, *, nested: bool) -> Holder:
         now = stack_of(checkout.caller)
         doing: Doing = "other_work"
         if checkout.under_way or checkout.busy_outside or in_driver(checkout.caller):
@@ -157,7 +154,7 @@ class HolderRegistry:
             compartment=None if checkout.guard is self._guard else checkout.guard.name,
         )
 
-    def _age(self, checkout: Checkout) -> float:
+    def _age(self, checkout: DBAPICheckout) -> float:
         now = self._gate.clock()
         slots = checkout.slots
         # The gate has written it down; given back meanwhile, it is nobody's any more.
@@ -184,15 +181,15 @@ class HolderRegistry:
         self.watched = True
         look_in(self._look, _PACE if self._leak_after is None else min(_PACE, self._leak_after))
 
-    def dropped(self, checkout: Checkout) -> None:
+    def dropped(self, checkout: DBAPICheckout) -> None:
         """The garbage collector has given a connection back."""
         # It runs where it likes, even in the middle of a step of the guard. So others do the telling.
         self._dropped.append(self._found("dropped", checkout))
         look_in(self._look, 0.0)
 
-    def returned(self, checkout: Checkout) -> None:
+    def returned(self, checkout: DBAPICheckout) -> None:
         """A connection that was told of has come back."""
-        _log.info(
+        log.info(
             "a connection of %r came back after %.0f s; it was taken at %s",
             self._guard.name,
             self._age(checkout),
@@ -219,7 +216,7 @@ class HolderRegistry:
             return
         if status.cause != "free":
             self._next_diagnosis = now + _QUIET
-            _log.warning("%s", str(status).replace("\n  ", "; "))
+            log.warning("%s", str(status).replace("\n  ", "; "))
             return
         # Some are still being opened, and have no holder yet. (Or they are older than the guard.)
         self._next_diagnosis = now + _SOON / 2
@@ -239,7 +236,7 @@ class HolderRegistry:
         self.watched = bool(left)
         return min([_PACE, *left]) if left else None
 
-    def _left(self, checkout: Checkout) -> float:
+    def _left(self, checkout: DBAPICheckout) -> float:
         """Tells of a connection if it looks forgotten; the seconds until it may."""
         if self._leak_after is None or checkout.reported:
             return _PACE
@@ -250,7 +247,7 @@ class HolderRegistry:
         self._tell(self._found("held", checkout))
         return _PACE
 
-    def _found(self, cause: Literal["held", "dropped"], checkout: Checkout) -> dict[str, Any]:
+    def _found(self, cause: Literal["held", "dropped"], checkout: DBAPICheckout) -> dict[str, Any]:
         return {
             "cause": cause,
             "seconds": self._age(checkout),
@@ -267,7 +264,7 @@ class HolderRegistry:
         if len(self._told) >= _MOST_PLACES:
             self._told.clear()
         self._told[place] = now
-        _log.warning(_WORDS[found["cause"]], self._guard.name, found["seconds"], " < ".join(place))
+        log.warning(_WORDS[found["cause"]], self._guard.name, found["seconds"], " < ".join(place))
 
     # --- forks ---------------------------------------------------------------------------------
 
@@ -296,5 +293,5 @@ def _key(caller: Caller) -> int:
     return caller if isinstance(caller, int) else id(caller)
 
 
-def _route(checkout: Checkout) -> str | None:
+def _route(checkout: DBAPICheckout) -> str | None:
     return None if checkout.request is None else checkout.request.template()

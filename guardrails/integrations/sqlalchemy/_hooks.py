@@ -23,7 +23,7 @@ from guardrails.integrations.sqlalchemy._statements import Statements, checked
 from guardrails.integrations.sqlalchemy._two_phase import TwoPhase
 
 if TYPE_CHECKING:
-    from guardrails._dbapi.checkout import Checkout
+    from guardrails._dbapi.checkout import DBAPICheckout
     from guardrails._dbapi.stopping import Limit
 
 __all__ = ["Hooks"]
@@ -184,7 +184,7 @@ class Hooks:
                 context.is_disconnect = True
                 context.invalidate_pool_on_disconnect = False
 
-    def _checkout_of(self, fairy: Any) -> Checkout | None:
+    def _checkout_of(self, fairy: Any) -> DBAPICheckout | None:
         return self.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
 
     def _hook(self, method: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -15,7 +15,7 @@ from guardrails._dbapi.runner import StatementRunner
 from guardrails.integrations.sqlalchemy._raw import held
 
 if TYPE_CHECKING:
-    from guardrails._dbapi.checkout import Checkout
+    from guardrails._dbapi.checkout import DBAPICheckout
 
 __all__ = ["Listeners"]
 
@@ -51,7 +51,7 @@ class Listeners:
     """
 
     def __init__(
-        self, engine: Engine, checkout_of: Callable[[Any], Checkout | None], worker: StatementRunner
+        self, engine: Engine, checkout_of: Callable[[Any], DBAPICheckout | None], worker: StatementRunner
     ) -> None:
         self._engine = engine
         self._checkout_of = checkout_of

@@ -11,7 +11,7 @@ from guardrails._pool.holders import Holder
 from guardrails._pool.referrers import referrers
 
 if TYPE_CHECKING:
-    from guardrails._dbapi.checkout import Checkout
+    from guardrails._dbapi.checkout import DBAPICheckout
 
 __all__ = ["is_in", "search_for_gone"]
 
@@ -25,7 +25,7 @@ def is_in(asked: Site, now: Site | None) -> bool:
     return any(code in codes for code, _ in asked)
 
 
-def search_for_gone(out: list[Checkout], holders: list[Holder], caller: Caller) -> None:
+def search_for_gone(out: list[DBAPICheckout], holders: list[Holder], caller: Caller) -> None:
     """Replaces the holders that seem gone by the code that still holds their connections.
 
     A generator that is suspended in its block may do so, or a caller further out.

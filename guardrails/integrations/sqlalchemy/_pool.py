@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
-from guardrails._dbapi.checkout import Checkout
+from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._guard.guard import Guard
 from guardrails.errors import BulkheadFullError, ConfigurationError
 from guardrails.integrations.sqlalchemy._holder_registry import HolderRegistry
@@ -64,9 +64,9 @@ class Admission:
         self._guard = guard
         self._gate = guard.call_settings.gates[0]
         self._wait = wait
-        self._out: dict[Any, Checkout] = {}
+        self._out: dict[Any, DBAPICheckout] = {}
         self._registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None)
-        self.checkout_of: Callable[[object], Checkout | None] = self._out.get
+        self.checkout_of: Callable[[object], DBAPICheckout | None] = self._out.get
 
     def attach(self, pool: Pool, proxy: Proxy, worker: StatementRunner) -> None:
         """Swaps the pool's class.
@@ -103,7 +103,7 @@ class Admission:
             pool: The new pool.
         """
         for checkout in list(self._out.values()):
-            each: Checkout | None = checkout
+            each: DBAPICheckout | None = checkout
             while each is not None:
                 if each.pool is not pool:
                     each.surrender()
@@ -127,7 +127,7 @@ class Admission:
                 return
             above = checkout
 
-    def checkout_with(self, connection: object) -> Checkout | None:
+    def checkout_with(self, connection: object) -> DBAPICheckout | None:
         """The checkout that holds a DBAPI connection, for hooks that are handed nothing else."""
         for record, checkout in list(self._out.items()):
             if record.dbapi_connection is connection:
@@ -155,7 +155,7 @@ class Admission:
         site, caller = registry.site, registry.caller
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
-            checkout = Checkout(guard, self, site(_getframe(1)), caller())
+            checkout = DBAPICheckout(guard, self, site(_getframe(1)), caller())
             try:
                 checkout.take_slots(wait)
             except BulkheadFullError:
@@ -233,13 +233,13 @@ class Admission:
 
         return connect
 
-    def _superseded(self, record: Any, checkout: Checkout) -> None:
+    def _superseded(self, record: Any, checkout: DBAPICheckout) -> None:
         """Looks after a checkout whose connection is out once more: SQLAlchemy forgets its first proxy."""
         first = None if checkout.proxy is None else checkout.proxy()
         if first is not None:
             checkout.finalizer = weakref.ref(first, partial(self._drop, record, checkout))
 
-    def _drop(self, record: Any, checkout: Checkout, _: object) -> None:
+    def _drop(self, record: Any, checkout: DBAPICheckout, _: object) -> None:
         """The proxy of a checkout is gone; of the one on top SQLAlchemy takes care."""
         above = self._out.get(record)
         while above is not None and above.below is not checkout:
@@ -266,7 +266,7 @@ class Admission:
         checkout.give_back()
 
 
-def _watch_check_in(worker: StatementRunner, record: Any, checkout: Checkout, _: object) -> None:
+def _watch_check_in(worker: StatementRunner, record: Any, checkout: DBAPICheckout, _: object) -> None:
     """Bounds what listeners do with a connection that the garbage collector gives back."""
     if record.dbapi_connection is not None:
         worker.watch_check_in(record.dbapi_connection, checkout)

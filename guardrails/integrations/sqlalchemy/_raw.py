@@ -19,7 +19,7 @@ from guardrails._runtime.scope import ambient
 from guardrails.errors import CallTimeoutError
 
 if TYPE_CHECKING:
-    from guardrails._dbapi.checkout import Checkout
+    from guardrails._dbapi.checkout import DBAPICheckout
     from guardrails._dbapi.stopping import Limit
 
 __all__ = ["Proxy", "ProxyWork", "get_held", "guarded_proxy", "held"]
@@ -73,7 +73,7 @@ class ProxyWork(Protocol):
     ) -> Any:
         """Runs what ends a two-phase transaction; ``ending``: even when no time is left."""
 
-    checkout_of: Callable[[Any], Checkout | None]
+    checkout_of: Callable[[Any], DBAPICheckout | None]
     """Gives the checkout that a pool's record is in."""
 
     def checking_in(self, connection: Any) -> Limit | None:

@@ -22,7 +22,7 @@ from guardrails.integrations.sqlalchemy._pool import Admission
 from guardrails.integrations.sqlalchemy._raw import get_held, held
 
 if TYPE_CHECKING:
-    from guardrails._dbapi.checkout import Checkout
+    from guardrails._dbapi.checkout import DBAPICheckout
 
 __all__ = ["TIMEOUT_OPTION", "Statements", "checked"]
 
@@ -134,7 +134,7 @@ class Statements:
         call: Callable[..., Any],
         args: tuple[Any, ...],
         connection: Any,
-        checkout: Checkout,
+        checkout: DBAPICheckout,
         *,
         timeout: float | None,
         **how: bool,
@@ -159,7 +159,7 @@ class Statements:
         connection: Any,
         close: Callable[[], Any],
         *,
-        checkout: Checkout | None,
+        checkout: DBAPICheckout | None,
         timeout: float | None,
     ) -> Any:
         try:

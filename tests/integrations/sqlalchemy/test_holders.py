@@ -29,7 +29,7 @@ from guardrails.integrations.sqlalchemy import _holder_registry as ledger_module
 from guardrails.integrations.sqlalchemy._pool import registry_of
 from support.polling import poll
 
-HERE = "test_sqlalchemy_holders.py:"
+HERE = "test_holders.py:"
 CANARY = "canary-3f1c"
 """What no page, log or message may show."""
 
@@ -275,7 +275,7 @@ class Switch:
 
 def told_of(caplog):
     """What the pool's registry has logged; other lines are of guards, perhaps of another test's."""
-    return [record for record in caplog.records if record.module == "_registry"]
+    return [record for record in caplog.records if record.module == "_holder_registry"]
 
 
 def test_held_too_long_is_told_once(make_engine, caplog):
