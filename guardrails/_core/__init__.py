@@ -1,1 +1,1 @@
-"""The pure rooms: every moment is an argument, nothing here reads a clock, locks, logs or waits."""
+"""The state machine of circuit and slots. Takes time as an argument; must not read clocks, lock or wait."""

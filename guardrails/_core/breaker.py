@@ -1,8 +1,7 @@
-"""The circuit: closed, open, half-open and the three manual states. Knows evidence, not slots or callers.
+"""The circuit breaker's states and transitions. Depends on windows and policies; must not import slots.
 
-A call is known by its *ticket*, a number that only grows. Each transition notes the last ticket
-issued; a result whose ticket is not above that note comes from an earlier generation and decides
-nothing any more.
+Each call has a *ticket*, a number that only grows. A transition stores the last ticket issued as the
+*generation*. A result whose ticket is not above it began before the transition and changes nothing.
 """
 
 from __future__ import annotations
@@ -16,22 +15,29 @@ from typing import Literal, NamedTuple
 from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
 from guardrails._core.window import FAILED, NEVER, SLOW, CountWindow, TimeWindow, Window
-from guardrails._core.workloads import Ratio, Workload, has_spread, is_everybodys, reaches, spreads
+from guardrails._core.workloads import (
+    Ratio,
+    Workload,
+    is_widespread_outage,
+    is_widespread_rate,
+    reach_a_rate,
+    reaches,
+)
 
 __all__ = ["Breaker", "State", "Transition"]
 
 State = Literal["closed", "open", "half_open", "forced_open", "disabled", "metrics_only"]
 
 _IN_ROUND = -1
-"""The place of a slow mark that went into the half-open round."""
+"""Stands for the position of a slow mark that was counted in the half-open round."""
 
 _FINEST_RATE = 10**6
-"""Thresholds are read as the nearest fraction with a denominator up to this: 0.1 means 1/10, not the
-binary float a hair above it, so that one failure in ten trips."""
+"""Largest denominator of a threshold. 0.1 is read as 1/10 and not as the binary float just above it, so that
+one failure in ten opens the circuit."""
 
 
 class Transition(NamedTuple):
-    """A transition, or, with ``old == new``, a threshold crossed in a state that only watches."""
+    """A transition. With ``old == new``: a threshold was crossed in ``metrics_only``."""
 
     at: float
     old: State
@@ -41,13 +47,13 @@ class Transition(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a call ended: after how many seconds, and whether that was slow."""
+    """The duration of a finished call in seconds, and True if that was slow."""
 
     duration: float
     slow: bool
 
 
-class Tally:
+class ProbeRound:
     """The results of one half-open round."""
 
     __slots__ = ("calls", "failures", "slow")
@@ -56,48 +62,51 @@ class Tally:
         self.calls = self.failures = self.slow = 0
 
 
-_NO_ROUND = Tally()
-"""What a circuit has that was never half-open: nothing is ever added to it."""
+_NO_ROUND = ProbeRound()
+"""The round of a circuit that has not been half-open yet. It stays empty."""
 
 
 class Breaker:
-    """Decides from what calls did whether the next one may start.
+    """Decides from the outcomes of earlier calls whether the next one may start.
 
-    Every method takes ``now``; none waits. Whoever calls ``begin`` or ``lease`` must end the ticket
-    once, with ``end``.
+    No method waits. The caller of ``begin`` or ``lease`` must end the ticket once, with ``end``.
 
     Attributes:
-        state: The state as of the last move; time alone changes nothing until somebody knocks.
-        issued: The last ticket given out.
-        in_flight: Ticket and start of calls under way that are not overdue, oldest first.
-        overdue: Ticket and (start, place) of calls that crossed the slow threshold while under way;
-            the place says where their slow mark went: into the window, the round or, None, nowhere.
-        quiet_until: Before this moment no call in flight can become overdue.
-        unwritten: Successes of this moment's slice of the window that no move has written down yet.
-        changes: Transitions since the caller last emptied the list.
-        random: Where jitter comes from.
-        slots: With a number, that many overdue calls at once may be a stall; see ``_plan_stall``.
-        back_at: When a call came back well last.
-        workloads: Of a circuit with compartments, what is known of each; see `guardrails._core.workloads`.
-        direct: The workload of calls past all compartments; None where there are none.
-        owners: Whose each call under way is, by ticket.
-        asking: Whose move is being made.
+        state: The state after the last method call. Time alone changes it only when a method is called.
+        issued: The last ticket issued.
+        generation: The last ticket issued before the latest transition.
+        in_flight: Start of each call in flight that is not overdue, by ticket, oldest first.
+        overdue: (start, position) of each call in flight that has crossed the slow threshold, by ticket.
+            The position of its slow mark is one in the window, or that of the round, or None without a mark.
+        leases: Time at which each probe's lease ends, by ticket.
+        quiet_until: No call in flight becomes overdue before this time.
+        unwritten: Successes in the current slice of the window that have not been added to it yet.
+        changes: Transitions that the caller has not collected yet.
+        random: Returns a number in [0, 1] for the jitter.
+        slots: The number of overdue calls that may be a stall; None if stalls are not watched for.
+        back_at: Time of the last success.
+        streak: Failures in a row.
+        late: Results that came after a transition and changed nothing.
+        workloads: The records of a circuit with compartments; see `guardrails._core.workloads`.
+        direct: The workload of calls outside all compartments; None without compartments.
+        owners: The workload of each call in flight, by ticket.
+        asking: The workload on whose behalf the current method is called.
     """
 
     __slots__ = (
         "_basis",
-        "_by_hand",
+        "_crossing_reported",
         "_failure_rate",
-        "_forgiven",
-        "_home",
-        "_least",
-        "_openings",
+        "_initial_state",
+        "_is_manual",
+        "_latest",
+        "_minimum_calls",
+        "_openings_in_a_row",
+        "_paused_until",
         "_policy",
-        "_seen",
         "_slow_rate",
         "_stall_at",
         "_streak_limit",
-        "_warned",
         "abandoned",
         "asking",
         "back_at",
@@ -127,80 +136,80 @@ class Breaker:
     )
 
     def __init__(self, policy: BreakerPolicy | None, random: Callable[[], float]) -> None:
-        """Starts closed, or, without a policy, disabled for good."""
-        self._home: State = "closed" if policy is not None else "disabled"
+        """Starts closed. Without a policy it starts disabled and stays so."""
+        self._initial_state: State = "closed" if policy is not None else "disabled"
         self._policy = policy = policy or BreakerPolicy()
         self.random = random
-        self._least = policy.minimum_number_of_calls
+        self._minimum_calls = policy.minimum_number_of_calls
         self.window = _window(policy)
         if policy.sliding_window_type == "count":
-            self._least = min(self._least, int(policy.sliding_window_size))
+            self._minimum_calls = min(self._minimum_calls, int(policy.sliding_window_size))
         self._failure_rate = _ratio(policy.failure_rate_threshold)
         self._slow_rate = _ratio(policy.slow_call_rate_threshold)
         self._streak_limit = policy.consecutive_failures or math.inf
-        self.slow_after = policy.slow_call_duration_threshold if self._home == "closed" else math.inf
-        self.state: State = self._home
+        self.slow_after = policy.slow_call_duration_threshold if self._initial_state == "closed" else math.inf
+        self.state: State = self._initial_state
         self.issued = self.generation = 0
         self.in_flight: dict[int, float] = {}
         self.overdue: dict[int, tuple[float, int | None]] = {}
         self.leases: dict[int, float] = {}
         self.quiet_until = self.open_until = NEVER
         self.round = _NO_ROUND
-        self._basis: Window | Tally = self.window
+        self._basis: Window | ProbeRound = self.window
         self.changes: list[Transition] = []
         self.slots: int | None = None
-        self.back_at = self._seen = self._forgiven = NEVER
+        self.back_at = self._latest = self._paused_until = NEVER
         self._stall_at = math.inf
         self.workloads: list[Workload] = []
         self.direct: Workload | None = None
         self.owners: dict[int, Workload] = {}
         self.asking: Workload | None = None
-        self._by_hand = False
+        self._is_manual = False
         self.streak = 0
         self.unwritten = 0
-        self._openings = 0
-        self._warned = False
+        self._openings_in_a_row = 0
+        self._crossing_reported = False
         self.succeeded = self.failed = self.abandoned = self.slow = self.late = 0
 
     # --- admission -----------------------------------------------------------------------------
 
     def allow_call(self, now: float) -> bool:
-        """Brings the circuit up to ``now`` and says whether a call may start."""
+        """Brings the circuit up to ``now``; returns True if a call may start."""
         self.tick(now)
         if self.state == "open" and now >= self.open_until:
-            self._go(now, "half_open", "wait_over")
+            self._transition(now, "half_open", "wait_over")
         if self.state == "half_open":
             return self._has_room() or self.trusts(self.asking)
         return self.state not in {"open", "forced_open"} or self.trusts(self.asking)
 
     def trusts(self, asking: Workload | None) -> bool:
-        """True if a circuit that opened for the trouble of other workloads lets this one's calls pass."""
-        watched = self.state in {"open", "half_open"} and not self._by_hand
-        return watched and asking is not None and asking.trusted
+        """True if a circuit that other workloads have opened admits the calls of this one."""
+        opened_by_rates = self.state in {"open", "half_open"} and not self._is_manual
+        return opened_by_rates and asking is not None and asking.is_healthy
 
     def _has_room(self) -> bool:
         return len(self.leases) + self.round.calls < self._policy.permitted_calls_in_half_open_state
 
     def begin(self, now: float) -> int:
-        """Starts a call and returns its ticket. In half-open it is a probe and takes a lease."""
+        """Starts a call and returns its ticket. In half-open the call is a probe and takes a lease."""
         ticket = self.lease(now) or self._issue()
-        return self._take_off(ticket, now)
+        return self._start(ticket, now)
 
     def begin_unleased(self, now: float, lease: int) -> int:
-        """Starts a call on what was admitted before: the leased probe itself, or one that is none."""
+        """Starts a call that was admitted earlier. It is the probe if ``lease`` is still valid and unused."""
         ticket = lease if lease in self.leases and lease not in self.in_flight else self._issue()
-        return self._take_off(ticket, now)
+        return self._start(ticket, now)
 
-    def _take_off(self, ticket: int, now: float) -> int:
+    def _start(self, ticket: int, now: float) -> int:
         self.in_flight[ticket] = now
         if self.asking is not None:
             self.owners[ticket] = self.asking
         return ticket
 
     def lease(self, now: float) -> int:
-        """Takes a probe's place in half-open and returns its ticket; 0 in every other state.
+        """Takes a lease for a probe and returns its ticket; 0 without a free lease or outside half-open.
 
-        The probe's clock starts with ``resume``, or with ``begin`` which does both.
+        The probe's duration counts from ``resume``, or from ``begin``, which does both.
         """
         if self.state != "half_open" or not self._has_room():
             return 0
@@ -211,55 +220,55 @@ class Breaker:
         return ticket
 
     def idle_lease(self) -> int:
-        """A leased probe that has not begun, or whose work so far was none; 0 if there is none."""
+        """The ticket of a probe that has a lease and is not in flight; 0 without one."""
         return next((ticket for ticket in self.leases if ticket not in self.in_flight), 0)
 
     def resume(self, ticket: int, now: float) -> None:
-        """Starts the clock of a leased probe; a ticket in flight starts again from ``now``."""
+        """Starts the duration of a leased probe, or restarts that of a call in flight, at ``now``."""
         if ticket not in self.overdue:
             self.in_flight.pop(ticket, None)
             self.in_flight[ticket] = now
 
     def retry_after(self, now: float) -> float | None:
-        """Seconds until a call may be admitted; None when nobody can tell (held open by hand)."""
+        """Seconds until a call may be admitted; None if that is unknown, as in ``forced_open``."""
         if self.state == "open":
             return max(0.0, self.open_until - now)
         if self.state == "half_open":
-            return self.slow_after  # by then each probe has been judged, one way or the other
+            return self.slow_after  # by then each probe has ended or is slow
         return None
 
     # --- evidence ------------------------------------------------------------------------------
 
     def end(self, ticket: int, outcome: Outcome, now: float) -> Ended | None:
-        """Ends a call and learns from it.
+        """Ends a call and records its outcome.
 
         Returns:
-            How it ended; None for a ticket that is not under way, which changes nothing.
+            Its duration and slowness. None for a ticket that is not in flight.
         """
         self.tick(now)
         started = self.in_flight.pop(ticket, None)
         counted = self.overdue.pop(ticket, None)
-        # The tick has moved every call that crossed the threshold, this one included.
+        # The tick has moved each call that crossed the threshold, this one included, to `overdue`.
         since = counted[0] if counted is not None else started
         if outcome is Outcome.NEUTRAL and started is not None and ticket in self.leases:
-            self.succeeded += 1  # the place in the round is for the work that follows
+            self.succeeded += 1  # the lease stays for the statement that follows
             return Ended(now - started, slow=False)
-        part = self.owners.pop(ticket, None)
+        workload = self.owners.pop(ticket, None)
         if since is None:
-            self.leases.pop(ticket, None)  # a probe that never began gives its place back
+            self.leases.pop(ticket, None)  # the probe never began: free its lease
             return None
-        self._count(outcome)
+        self._count_outcome(outcome)
         if ticket <= self.generation:
             self.late += 1
         else:
-            self._note_end(part, ticket, outcome, counted, now)
-        if part is not None:
-            part.places.pop(ticket, None)
+            self._record_end(workload, ticket, outcome, counted, now)
+        if workload is not None:
+            workload.slow_positions.pop(ticket, None)
         return Ended(now - since, counted is not None)
 
-    def _note_end(
+    def _record_end(
         self,
-        part: Workload | None,
+        workload: Workload | None,
         ticket: int,
         outcome: Outcome,
         counted: tuple[float, int | None] | None,
@@ -269,100 +278,101 @@ class Breaker:
             self._stall_at = math.inf
         if outcome is Outcome.SUCCESS:
             self.back_at = now
-        learns = self.state in {"closed", "metrics_only"}
-        if part is not None and outcome is Outcome.SUCCESS:
-            part.succeed(now, slow=counted is not None)
-        if part is not None and outcome is Outcome.FAILURE and counted is None:
-            part.complain(now)
+        if workload is not None and outcome is Outcome.SUCCESS:
+            workload.note_success(now, slow=counted is not None)
+        if workload is not None and outcome is Outcome.FAILURE and counted is None:
+            workload.note_bad_call(now)
         if self.state == "half_open":
             in_round = counted is not None and counted[1] == _IN_ROUND
-            self._end_probe(ticket, outcome, part, counted=in_round, now=now)
-        elif learns:
-            if part is not None:
-                self._teach(part, ticket, outcome)
-            self._learn(outcome, place=counted[1] if counted else None, now=now)
+            self._end_probe(ticket, outcome, workload, counted=in_round, now=now)
+        elif self.state in {"closed", "metrics_only"}:
+            if workload is not None:
+                self._record_in_workload(workload, ticket, outcome)
+            self._record_result(outcome, position=counted[1] if counted else None, now=now)
 
-    def _teach(self, part: Workload, ticket: int, outcome: Outcome) -> None:
+    def _record_in_workload(self, workload: Workload, ticket: int, outcome: Outcome) -> None:
         failed = outcome is Outcome.FAILURE
-        if ticket in part.places:
+        if ticket in workload.slow_positions:
             if failed:
-                part.window.amend(part.places[ticket], FAILED)
+                workload.window.add_mark(workload.slow_positions[ticket], FAILED)
         elif failed or outcome is Outcome.SUCCESS:
-            part.learn(FAILED * failed)
+            workload.add(FAILED * failed)
 
     def tick(self, now: float) -> None:
-        """Counts what has become true by ``now`` alone: overdue calls and lost probes."""
-        self._seen = now
+        """Records what the time alone has changed: old slices, overdue calls, expired leases."""
+        self._latest = now
         if self.unwritten:
-            self._write_down()
+            self._flush_successes()
         if self.state in {"closed", "metrics_only"}:
             if now >= self.window.until:
                 self._advance(now)
-            if self._warned and self._verdict(bad=True) is None:
-                self._warned = False  # what was warned of is over; the next time is worth a word again
+            if self._crossing_reported and self._verdict(new_evidence=True) is None:
+                self._crossing_reported = False  # so that the next crossing is reported
         if now >= self.quiet_until:
-            self._count_overdue(now)
+            self._move_overdue(now)
         if self.leases:
             self._expire_leases(now)
 
     def _advance(self, now: float) -> None:
         self.window.advance(now)
-        for one in self.workloads:  # all in step: a place in one window is a place in each
-            one.write_down()
-            one.window.advance(now)
+        for each in self.workloads:  # one position must mean the same slice in each window
+            each.flush_successes()
+            each.window.advance(now)
 
-    def _write_down(self) -> None:
+    def _flush_successes(self) -> None:
         count, self.unwritten = self.unwritten, 0
         self.succeeded += count
-        if self.state == "closed":  # the other state in which successes are left unwritten learns nothing
+        if self.state == "closed":  # `disabled` counts successes too, and keeps no window
             self.streak = 0
             self.window.add_unmarked(count)
 
     def steady_until(self) -> float:
-        """Until when successes decide nothing, if nothing else happens; before all time if one may now.
+        """The time until which a success cannot change the state; `NEVER` if it can now.
 
-        When the window forgets something, the successes that kept a rate low may be gone.
+        It ends when the window next forgets calls: successes that kept a rate low may be among them.
         """
         if self.state == "disabled":
             return self.quiet_until
+        if self.state != "closed":
+            return NEVER
         window = self.window
-        spotless = not (window.failures or window.slow or self.overdue)
-        if self.state == "closed" and (spotless or (window.calls >= self._least and not self._why_open())):
-            return min(self.quiet_until, window.until)
-        return NEVER
+        may_open = window.failures or window.slow or self.overdue
+        if may_open and (window.calls < self._minimum_calls or self._exceeded_limit()):
+            return NEVER
+        return min(self.quiet_until, window.until)
 
-    def _learn(self, outcome: Outcome, *, place: int | None, now: float) -> None:
+    def _record_result(self, outcome: Outcome, *, position: int | None, now: float) -> None:
         failed = outcome is Outcome.FAILURE
-        if place is not None:
+        if position is not None:
             if failed:
-                self.window.amend(place, FAILED)
+                self.window.add_mark(position, FAILED)
         elif failed or outcome is Outcome.SUCCESS:
             self.window.add(FAILED * failed)
-        self._follow_streak(outcome)
-        self._judge_closed(now, bad=failed)
+        self._update_streak(outcome)
+        self._judge_closed(now, new_evidence=failed)
 
     def _end_probe(
-        self, ticket: int, outcome: Outcome, part: Workload | None, *, counted: bool, now: float
+        self, ticket: int, outcome: Outcome, workload: Workload | None, *, counted: bool, now: float
     ) -> None:
         leased = self.leases.pop(ticket, None) is not None
         if not leased and not counted:
-            return  # begun in half-open without a lease: inside a connection that was out before
-        if outcome is Outcome.FAILURE and not counted and self._is_its_own(part):
+            return  # not a probe: it runs on a connection that was checked out before half-open
+        if outcome is Outcome.FAILURE and not counted and self._is_compartment_fault(workload):
             return
         if leased and outcome in {Outcome.SUCCESS, Outcome.FAILURE}:
             self.round.calls += 1
         if outcome is Outcome.FAILURE:
             self.round.failures += 1
-        self._follow_streak(outcome)
+        self._update_streak(outcome)
         self._judge_round(now)
 
-    def _follow_streak(self, outcome: Outcome) -> None:
+    def _update_streak(self, outcome: Outcome) -> None:
         if outcome is Outcome.FAILURE:
             self.streak += 1
         elif outcome is Outcome.SUCCESS:
             self.streak = 0
 
-    def _count(self, outcome: Outcome) -> None:
+    def _count_outcome(self, outcome: Outcome) -> None:
         if outcome is Outcome.FAILURE:
             self.failed += 1
         elif outcome is Outcome.ABANDONED:
@@ -370,8 +380,8 @@ class Breaker:
         else:
             self.succeeded += 1
 
-    def _count_overdue(self, now: float) -> None:
-        # In order of start, so the first call that is not overdue ends the search.
+    def _move_overdue(self, now: float) -> None:
+        # Calls are in the order of their start: the first that is not overdue ends the loop.
         before = len(self.overdue)
         while self.in_flight:
             ticket, started = next(iter(self.in_flight.items()))
@@ -380,51 +390,55 @@ class Breaker:
                 break
             del self.in_flight[ticket]
             self.slow += 1
-            self.overdue[ticket] = (started, self._mark_slow(ticket, started))
+            self.overdue[ticket] = (started, self._record_overdue(ticket, started))
         else:
             self.quiet_until = now + self.slow_after
-        news = len(self.overdue) > before
+        new_evidence = len(self.overdue) > before
         if self.slots is not None:
-            self._plan_stall(news=news)
-            news |= self._stall_at <= now
+            self._schedule_stall(new_evidence=new_evidence)
+            new_evidence |= self._stall_at <= now
             if self._stall_at > now:
                 self.quiet_until = min(self.quiet_until, self._stall_at)
-        if not news:
-            return  # no verdict without new evidence: when one is due must not hang on who looks, and when
+        if not new_evidence:
+            return  # else the moment of a verdict would depend on when the circuit is read
         if self.state == "half_open":
             self._judge_round(now)
         else:
-            self._judge_closed(now, bad=True)
+            self._judge_closed(now, new_evidence=True)
 
-    def _mark_slow(self, ticket: int, started: float) -> int | None:
-        """Makes an overdue call evidence; returns the place of its mark."""
-        part = self.owners.get(ticket)
+    def _record_overdue(self, ticket: int, started: float) -> int | None:
+        """Records a call that has become overdue as slow; returns the position of its mark."""
+        workload = self.owners.get(ticket)
         if ticket <= self.generation:
             return None
-        if part is not None:
-            part.complain(started)
+        if workload is not None:
+            workload.note_bad_call(started)
         if self.state in {"closed", "metrics_only"}:
-            if part is not None:
-                part.places[ticket] = part.learn(SLOW)
+            if workload is not None:
+                workload.slow_positions[ticket] = workload.add(SLOW)
             return self.window.add(SLOW)
-        if self.leases.pop(ticket, None) is not None and not self._is_its_own(part):
-            self._lose_probe()
+        if self.leases.pop(ticket, None) is not None and not self._is_compartment_fault(workload):
+            self._count_slow_probe()
             return _IN_ROUND
         return None
 
-    def _is_its_own(self, part: Workload | None) -> bool:
-        """True if a probe's trouble is its compartment's, whose circuit is open while others do well."""
-        return part is not None and part.sick and any(one.heard and one.trusted for one in self.workloads)
+    def _is_compartment_fault(self, workload: Workload | None) -> bool:
+        """True if a probe's failure is no evidence: its own circuit is open, another workload is healthy."""
+        return (
+            workload is not None
+            and workload.circuit_is_open
+            and any(each.has_results and each.is_healthy for each in self.workloads)
+        )
 
-    def _plan_stall(self, *, news: bool) -> None:
-        """Finds out when the overdue calls are a stall, if they hold every slot.
+    def _schedule_stall(self, *, new_evidence: bool) -> None:
+        """Sets the time from which overdue calls that hold every slot are a stall.
 
-        Slow calls that happen to run at once look the same at first, so two thresholds must pass in which
-        none comes back: one for the calls to be overdue, one for the first of them to end all the same.
+        Slow calls that run at the same time look the same at first. So two slow-call thresholds must pass
+        without a success: the first makes the calls overdue, the second is time for one of them to end.
         """
         if self._overdue_now() < (self.slots or 0):
             self._stall_at = math.inf
-        elif news:
+        elif new_evidence:
             starts = [started for ticket, (started, _) in self.overdue.items() if ticket > self.generation]
             since = max(self.back_at, min(starts))
             self._stall_at = max(max(starts) + self.slow_after, since + 2 * self.slow_after)
@@ -435,73 +449,73 @@ class Breaker:
             del self.leases[ticket]
             self.slow += 1
             started = self.in_flight.pop(ticket, now)
-            if self._is_its_own(self.owners.get(ticket)):
+            if self._is_compartment_fault(self.owners.get(ticket)):
                 self.overdue[ticket] = (started, None)
                 continue
             self.overdue[ticket] = (started, _IN_ROUND)
-            self._lose_probe()
+            self._count_slow_probe()
         if lost:
             self._judge_round(now)
 
-    def _lose_probe(self) -> None:
+    def _count_slow_probe(self) -> None:
         self.round.calls += 1
         self.round.slow += 1
 
     def consider(self, now: float) -> None:
-        """Judges anew: the circuit of a compartment has opened."""
+        """Evaluates the rules again, after the circuit of a compartment has opened."""
         self.tick(now)
-        self._judge_closed(now, bad=True)
+        self._judge_closed(now, new_evidence=True)
 
     # --- verdicts ------------------------------------------------------------------------------
 
-    def _judge_closed(self, now: float, *, bad: bool) -> None:
-        """Opens the circuit, or in metrics_only says once that it would have."""
-        cause = self._verdict(bad=bad) if self.state in {"closed", "metrics_only"} else None
+    def _judge_closed(self, now: float, *, new_evidence: bool) -> None:
+        """Opens the circuit if a rule demands it. In ``metrics_only`` reports the crossing once."""
+        cause = self._verdict(new_evidence=new_evidence) if self.state in {"closed", "metrics_only"} else None
         if cause is None:
-            self._warned = False
+            self._crossing_reported = False
         elif self.state == "closed":
             self._open(now, cause)
-        elif not self._warned:
-            self._warned = True
+        elif not self._crossing_reported:
+            self._crossing_reported = True
             self.changes.append(Transition(now, self.state, self.state, cause, None))
 
-    def _verdict(self, *, bad: bool) -> str | None:
-        """Why the circuit must open, or None.
+    def _verdict(self, *, new_evidence: bool) -> str | None:
+        """The cause for which the circuit must open, or None.
 
-        Where there are compartments, the figures of all calls together may be those of one workload; see
+        With compartments, one workload may have caused the figures of all calls together; see
         `guardrails._core.workloads`.
 
         Args:
-            bad: Whether something bad has just become known.
+            new_evidence: True right after a failure, a slow call or the opening of a compartment's circuit.
         """
-        cause = self._why_open()
-        if self.direct is None or (cause is None and not bad):
+        cause, least = self._exceeded_limit(), self._minimum_calls
+        if self.direct is None or (cause is None and not new_evidence):
             return cause
-        heard = [one for one in self.workloads if one.heard]
-        for one in heard:
-            one.write_down()
-        if has_spread(heard, self._seen, self.slow_after, self._least if cause is None else 0):
+        active = [each for each in self.workloads if each.has_results]
+        for each in active:
+            each.flush_successes()
+        now, slow_after = self._latest, self.slow_after
+        if is_widespread_outage(active, now, slow_after, least if cause is None else 0):
             return cause or ("failure_rate" if self.window.failures > self.window.slow else "slow_call_rate")
         rates = self._failure_rate, self._slow_rate
-        if cause is None or not is_everybodys(heard, self._seen, self.slow_after, self._least, *rates):
+        if cause is None or not is_widespread_rate(active, now, slow_after, least, *rates):
             return None
         return cause
 
-    def _why_open(self) -> str | None:
+    def _exceeded_limit(self) -> str | None:
         window = self.window
         if self.streak >= self._streak_limit:
             return "consecutive_failures"
-        enough = window.calls >= self._least
+        enough = window.calls >= self._minimum_calls
         if enough and reaches(window.failures, window.calls, self._failure_rate):
             return "failure_rate"
         if enough and reaches(window.slow, window.calls, self._slow_rate):
             return "slow_call_rate"
-        # A pool's slots are all the evidence there can be: once overdue calls hold them all and none comes
-        # back, old successes would keep the rate low until they age out, for the whole window; and a
-        # pool smaller than the minimum would never reach it. A round of probes is enough for a verdict,
-        # so that many slots are, too; one or two prove nothing by themselves.
+        # A pool's slots are all the evidence that a stall can give. Old successes would keep the rate low
+        # until they leave the window, and a pool smaller than the minimum would never reach it. As many slots
+        # as a round has probes are enough for a verdict; one or two are not.
         enough = enough or (self.slots or 0) >= self._policy.permitted_calls_in_half_open_state
-        if enough and self._stall_at <= self._seen:
+        if enough and self._stall_at <= self._latest:
             return "stalled"
         return None
 
@@ -509,8 +523,8 @@ class Breaker:
         return sum(ticket > self.generation for ticket in self.overdue)
 
     def _judge_round(self, now: float) -> None:
-        # Reopens as soon as the round cannot be passed any more. Closes only on a whole round: a
-        # closed circuit lets everybody in, so one more probe is the cheaper mistake.
+        # Reopens as soon as the round can only fail. Closes only after a complete round: a closed circuit
+        # admits every call, so one more probe costs less than a wrong verdict.
         tally, probes = self.round, self._policy.permitted_calls_in_half_open_state
         if (
             reaches(tally.failures, probes, self._failure_rate)
@@ -524,83 +538,83 @@ class Breaker:
     # --- transitions ---------------------------------------------------------------------------
 
     def open(self, now: float, cause: str = "manual") -> None:
-        """Opens by hand, for one open period."""
+        """Opens the circuit for one open period."""
         if self.state != "open":
             self._open(now, cause)
 
     def half_open(self, now: float) -> None:
-        """Starts a round of probes by hand."""
+        """Starts a round of probes."""
         if self.state != "half_open":
-            self._go(now, "half_open", "manual")
+            self._transition(now, "half_open", "manual")
 
     def hold(self, state: State, now: float) -> None:
-        """Goes to a state that only a hand leaves: forced_open, disabled or metrics_only."""
+        """Enters ``forced_open``, ``disabled`` or ``metrics_only``, which only a manual transition leaves."""
         if self.state != state:
-            self._forget_figures()
-            self._go(now, state, "manual")
+            self._clear_figures()
+            self._transition(now, state, "manual")
 
     def reset(self, now: float, cause: str = "manual") -> None:
-        """Back to closed with nothing remembered; calls in flight decide nothing any more."""
-        self._forget()
-        for one in self.workloads:
-            one.forget_all()
-        if self.state != self._home:
-            self._go(now, self._home, cause)
+        """Closes the circuit and forgets all evidence; calls in flight become late."""
+        self._reset_counts()
+        for each in self.workloads:
+            each.reset()
+        if self.state != self._initial_state:
+            self._transition(now, self._initial_state, cause)
         else:
             self.generation = self.issued
 
     def _open(self, now: float, cause: str) -> None:
         policy = self._policy
-        self._openings += 1
+        self._openings_in_a_row += 1
         wait = policy.wait_duration_in_open_state
-        if wait:  # 0 stays 0, however large the factor
+        if wait:  # 0 times a factor that overflows must stay 0
             try:
-                wait *= policy.open_backoff_multiplier ** (self._openings - 1)
+                wait *= policy.open_backoff_multiplier ** (self._openings_in_a_row - 1)
             except OverflowError:
                 wait = math.inf
         if policy.open_backoff_multiplier > 1:
             wait = min(wait, max(policy.max_wait_duration_in_open_state, policy.wait_duration_in_open_state))
         dice = self.random()
-        if 0 <= dice <= 1:  # a wait that is no number would never be over
+        if 0 <= dice <= 1:  # with NaN the wait would never end
             wait *= 1 + policy.open_jitter * (2 * dice - 1)
         self.open_until = now + wait
-        for one in self.workloads:
-            one.suspect |= one.bad > 0 or spreads((one,), self._failure_rate, self._slow_rate)
-        self._go(now, "open", cause, wait)
+        for each in self.workloads:
+            each.suspect |= each.bad > 0 or reach_a_rate((each,), self._failure_rate, self._slow_rate)
+        self._transition(now, "open", cause, wait)
 
     def _close(self, now: float, cause: str) -> None:
-        self._forget()
-        self._go(now, "closed", cause)
+        self._reset_counts()
+        self._transition(now, "closed", cause)
 
-    def _forget(self) -> None:
-        self._forget_figures()
-        self._openings = 0
+    def _reset_counts(self) -> None:
+        self._clear_figures()
+        self._openings_in_a_row = 0
 
-    def _forget_figures(self) -> None:
+    def _clear_figures(self) -> None:
         self.window.clear()
         self.streak = 0
-        self._warned = False
-        for one in self.workloads:
-            one.forget()
-            one.suspect = False
+        self._crossing_reported = False
+        for each in self.workloads:
+            each.clear_window()
+            each.suspect = False
 
     def watch_workload(self, circuit: Breaker | None, now: float) -> Workload:
-        """Starts to tell the calls of one workload from all others."""
+        """Adds a record for one workload's calls."""
         self.tick(now)
-        one = Workload(circuit, _window(self._policy))
-        one.window.advance(now)
-        self.workloads.append(one)
-        return one
+        workload = Workload(circuit, _window(self._policy))
+        workload.window.advance(now)
+        self.workloads.append(workload)
+        return workload
 
-    def _go(self, now: float, new: State, cause: str, retry_after: float | None = None) -> None:
+    def _transition(self, now: float, new: State, cause: str, retry_after: float | None = None) -> None:
         self.changes.append(Transition(now, self.state, new, cause, retry_after))
         self.state = new
         self.generation = self.issued
         self._stall_at = math.inf
-        self._by_hand = cause == "manual"
+        self._is_manual = cause == "manual"
         self.leases.clear()
         if new == "half_open":
-            self._basis = self.round = Tally()
+            self._basis = self.round = ProbeRound()
         elif new != "open":
             self._basis = self.window
 
@@ -609,11 +623,11 @@ class Breaker:
         return self.issued
 
     def forgive(self, since: float, until: float) -> None:
-        """Lets the clocks of calls under way stand still between two moments, in which nobody could look.
+        """Takes a pause of the whole process out of the durations of calls in flight and of leases.
 
-        What is overdue stays so, and no moment is taken back twice.
+        A call that is overdue stays overdue. Overlapping pauses are taken out once.
         """
-        since, self._forgiven = max(since, self._forgiven), max(until, self._forgiven)
+        since, self._paused_until = max(since, self._paused_until), max(until, self._paused_until)
         if until <= since:
             return
         for ticket, started in self.in_flight.items():
@@ -624,31 +638,34 @@ class Breaker:
                 self.leases[ticket] = ends + until - since
 
     def forget_calls(self) -> None:
-        """Drops every call under way, without evidence."""
+        """Drops every call in flight, without evidence."""
         for calls in (self.in_flight, self.overdue, self.leases, self.owners):
             calls.clear()
         self._stall_at = math.inf
-        for one in self.workloads:
-            one.places.clear()
+        for each in self.workloads:
+            each.slow_positions.clear()
 
     # --- reading -------------------------------------------------------------------------------
 
     def evidence(self, now: float) -> tuple[int, int, int, bool]:
-        """Calls, failures and slow calls the last verdict rests on, and whether they are enough for one."""
+        """Calls, failures and slow calls behind the last verdict, and True if they suffice for one."""
         if self.unwritten:
-            self._write_down()
-        if self.state != "open":  # an open circuit keeps what opened it in view
+            self._flush_successes()
+        if self.state != "open":  # an open circuit keeps the figures that opened it
             self.window.advance(now)
-        seen = self._basis
-        least = self._policy.permitted_calls_in_half_open_state if seen is self.round else self._least
-        return seen.calls, seen.failures, seen.slow, seen.calls >= (1 if self.state == "open" else least)
+        basis, least = self._basis, self._minimum_calls
+        if self.state == "open":
+            least = 1
+        elif basis is self.round:
+            least = self._policy.permitted_calls_in_half_open_state
+        return basis.calls, basis.failures, basis.slow, basis.calls >= least
 
     def reached(self, failures: int, slow: int, calls: int) -> bool:
-        """Whether one of the two rates is reached by so many calls."""
+        """True if these counts reach the failure rate or the slow-call rate."""
         return reaches(failures, calls, self._failure_rate) or reaches(slow, calls, self._slow_rate)
 
     def under_way(self) -> list[float]:
-        """When the calls now under way began; of those in time, only the oldest."""
+        """Start times of the overdue calls, and of the oldest call that is not overdue."""
         starts = [started for started, _ in self.overdue.values()]
         starts.extend(list(self.in_flight.values())[:1])
         return starts

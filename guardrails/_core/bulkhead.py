@@ -1,4 +1,4 @@
-"""Slots and a bounded first-in-first-out queue for them. Knows who waits, never how they wait."""
+"""Slots and their bounded queue, first in first out. Depends on ranks; must not import threads or loops."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ __all__ = ["Bulkhead", "Waiter"]
 
 CODEL_INTERVAL = 0.3
 CODEL_TARGET = 0.005
-"""Seconds. A queue that has not been empty for STANDING is no burst but overload; from then on a
-newcomer waits at most HURRIED_WAIT, so that those who get a slot are callers who still want one.
-(Controlled delay as in "Fail at Scale", Ben Maurer, ACM Queue 13(8), 2015, whose 0.1 s is for services that
-answer in a few milliseconds: with 15 slots, 80 % busy with queries of 50 ms, it refuses 0.5 % of healthy
-callers, and 0.3 s refuses 0.08 %.)"""
+"""Seconds. A queue that has not been empty for `CODEL_INTERVAL` is overload and no burst. From then on a new
+caller waits at most `CODEL_TARGET`, so that slots go to callers who have not given up yet.
+
+Source: controlled delay (Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012), as adapted
+in Maurer, "Fail at Scale" (ACM Queue 13(8), 2015). Maurer's interval of 0.1 s suits services that answer in a
+few milliseconds. With 15 slots that are 80 % busy with queries of 50 ms, 0.1 s refuses 0.5 % of healthy
+callers and 0.3 s refuses 0.08 %."""
 
 QUEUE_FACTOR = 2
-"""Once a queue stands, a newcomer joins it only behind so many times the callers that HURRIED_WAIT serves at
-its pace. Whoever comes after them would wait in vain, at a price: of ten times as many callers as 10 slots
-can serve, 61 % waited in vain, and now 8 %, with as many served (``tests/core/test_waiting_room.py``)."""
+"""Maximum length of a standing queue, as a multiple of the callers that it serves in `CODEL_TARGET` at its
+present pace. Callers beyond it would time out before they get a slot. With ten times the callers that 10
+slots can serve, 61 % timed out in the queue without this limit and 8 % with it, with as many served
+(``tests/core/test_waiting_room.py``)."""
 
 
 class Waiter:
-    """One caller's place in the queue.
+    """One caller in the queue.
 
     Attributes:
-        owner: The workload it is for, where a circuit tells them apart.
-        rank: How much the caller matters; see `guardrails._core.criticality`.
-        verdict: None while waiting, then ``"granted"`` (a slot is theirs), ``"sent_away"``, or ``"shed"``
-            (sent away for somebody who matters more); and ``"settled"`` once the caller has left the queue
-            or taken its slot over.
+        owner: The caller's workload; None where the circuit does not separate workloads.
+        rank: The caller's criticality; see `guardrails._core.criticality`.
+        verdict: None while it waits. Then ``"granted"`` (it has a slot), ``"sent_away"`` (the circuit opened)
+            or ``"shed"`` (a more important caller took its place in the queue). At last ``"settled"``: it has
+            left the queue or taken over its slot.
     """
 
     __slots__ = ("owner", "rank", "verdict")
@@ -45,14 +48,14 @@ class Waiter:
 
 
 class Bulkhead:
-    """At most ``limit`` inside, at most ``max_waiting`` outside the gate.
+    """Admits at most ``limit`` calls and queues at most ``max_waiting`` callers.
 
     Attributes:
-        taken: Slots in use, including those handed to a waiter that has not woken up yet.
-        queue: The waiting places, first come first.
-        ranks: Who has the slots; None while all calls matter the same, and all come in order.
-        served: How many of the queue have got a slot since it was last empty.
-        standing_since: When the queue was last empty, or None while it is.
+        taken: Slots in use, including those granted to a waiter that has not woken up yet.
+        queue: The waiters in the order of their arrival.
+        ranks: The slots by rank; None while every call has the same rank.
+        served: Waiters that got a slot since the queue was last empty.
+        standing_since: Time since which the queue has not been empty; None while it is empty.
     """
 
     __slots__ = ("limit", "max_waiting", "queue", "ranks", "served", "standing_since", "taken")
@@ -66,7 +69,7 @@ class Bulkhead:
         self.ranks: PriorityShares | None = None
 
     def try_enter(self) -> bool:
-        """Takes a slot if one is free and nobody waits for it: a newcomer never overtakes the queue."""
+        """Takes a slot if one is free and the queue is empty: a new caller never overtakes the queue."""
         if self.queue or self.taken >= self.limit:
             return False
         self.taken += 1
@@ -83,27 +86,27 @@ class Bulkhead:
         return True
 
     def room(self, now: float) -> float:
-        """How many may wait before a newcomer may not: in a standing queue, the first and who has hope."""
+        """Maximum queue length: callers beyond it would time out before they get a slot."""
         since = self.standing_since
         if since is None or now - since < CODEL_INTERVAL:
             return self.max_waiting
         return min(self.max_waiting, 1 + QUEUE_FACTOR * CODEL_TARGET * self.served / (now - since))
 
     def patience(self, max_wait: float, now: float, rank: int = CRITICAL) -> float:
-        """Seconds a caller that queues now may wait."""
-        since = self.standing_since if self.ranks is None or rank >= CRITICAL else self.ranks.low_since
+        """Seconds that a caller who joins the queue now may wait."""
+        since = self.standing_since if self.ranks is None or rank >= CRITICAL else self.ranks.queued_since
         standing = since is not None and now - since >= CODEL_INTERVAL
         return min(max_wait, CODEL_TARGET) if standing else max_wait
 
     def leave(self) -> Waiter | None:
-        """Gives a slot back, straight to the first in the queue, who is returned to be woken."""
+        """Frees a slot. Grants it to the first waiter, if any, and returns that waiter to be woken."""
         if self.queue and self.taken <= self.limit:
             return self._grant()
         self.taken -= 1
         return None
 
     def withdraw(self, waiter: Waiter) -> bool:
-        """Leaves the queue; False for somebody who was granted a slot or sent away meanwhile."""
+        """Takes a waiter out of the queue; False if it has a verdict already."""
         if waiter.verdict is not None:
             return False
         del self.queue[waiter]
@@ -112,14 +115,14 @@ class Bulkhead:
         return True
 
     def claim(self, waiter: Waiter) -> bool:
-        """Takes over the slot granted to a place, once: the caller, or who finds that it is no more."""
+        """Takes over the slot granted to a waiter; True for the first call only."""
         if waiter.verdict != "granted":
             return False
         waiter.verdict = "settled"
         return True
 
     def send_away(self, stays: Callable[[Workload | None], bool] | None = None) -> list[Waiter]:
-        """Empties the queue of all but those whose workload stays; returns who was sent away."""
+        """Sends away each waiter whose workload ``stays`` does not accept; returns those waiters."""
         sent = [waiter for waiter in self.queue if stays is None or not stays(waiter.owner)]
         for waiter in sent:
             waiter.verdict = "sent_away"
@@ -127,13 +130,13 @@ class Bulkhead:
         self._note_empty()
         return sent
 
-    # --- calls that matter more and less -------------------------------------------------------
+    # --- calls of several ranks ----------------------------------------------------------------
 
     def try_enter_ranked(self, ranks: PriorityShares, rank: int, now: float) -> bool:
-        """Takes a slot for a call of a rank; nobody overtakes their own class, or a higher one's queue."""
+        """Takes a slot if the rank may have one and no waiter of this rank or a higher one goes first."""
         ranks.ask(rank, now)
-        entitled = ranks.entitled(rank, self.limit)
-        if any(waiter.rank == rank or (waiter.rank > rank and not entitled) for waiter in self.queue):
+        guaranteed = ranks.below_guarantee(rank, self.limit)
+        if any(waiter.rank == rank or (waiter.rank > rank and not guaranteed) for waiter in self.queue):
             return False
         if not ranks.may_enter(rank, self.taken, self.limit):
             return False
@@ -144,7 +147,11 @@ class Bulkhead:
     def try_queue_ranked(
         self, ranks: PriorityShares, waiter: Waiter, now: float
     ) -> tuple[bool, Waiter | None]:
-        """Joins the queue; if it is full, instead of the last of the lowest class below, who is returned."""
+        """Joins the queue. In a full queue it replaces the last waiter of the lowest rank below its own.
+
+        Returns:
+            True if it has joined, and the waiter that it has replaced.
+        """
         shed = None
         if len(self.queue) >= self.max_waiting:
             shed = min(reversed(self.queue), key=lambda other: other.rank, default=waiter)
@@ -153,42 +160,41 @@ class Bulkhead:
             del self.queue[shed]
             shed.verdict = "shed"
         if not self.queue:
-            ranks.low_since = now
+            ranks.queued_since = now
         if waiter.rank >= CRITICAL and self.standing_since is None:
             self.standing_since = now
         self.queue[waiter] = None
         return True, shed
 
     def leave_ranked(self, ranks: PriorityShares, rank: int) -> list[Waiter]:
-        """Gives a slot back; returns who has got one by it, the most important first."""
+        """Frees a slot. Returns the waiters that are granted one, the most important first."""
         self.taken -= 1
         ranks.held[rank] -= 1
         return self._grant_ranked(ranks)
 
     def _grant_ranked(self, ranks: PriorityShares) -> list[Waiter]:
-        heirs = []
-        for waiter in sorted(
-            self.queue, key=lambda waiter: -waiter.rank
-        ):  # stable: first come within a class
+        granted = []
+        # A stable sort keeps the order of arrival within a rank.
+        for waiter in sorted(self.queue, key=lambda waiter: -waiter.rank):
             if ranks.may_enter(waiter.rank, self.taken, self.limit):
                 del self.queue[waiter]
                 waiter.verdict = "granted"
                 self.taken += 1
                 ranks.held[waiter.rank] += 1
-                heirs.append(waiter)
+                granted.append(waiter)
         self._note_empty()
-        return heirs
+        return granted
 
     def resize(self, limit: int) -> list[Waiter]:
-        """Changes the number of slots. Shrinking lets calls inside end; growing returns whom to wake."""
+        """Changes the number of slots; calls keep theirs. Returns the waiters that are granted a slot."""
         self.limit = limit
         if self.ranks is not None:
             return self._grant_ranked(self.ranks)
-        heirs = []
+        granted = []
         while self.queue and self.taken < limit:
             self.taken += 1
-            heirs.append(self._grant())
-        return heirs
+            granted.append(self._grant())
+        return granted
 
     def _grant(self) -> Waiter:
         waiter = next(iter(self.queue))
@@ -203,6 +209,6 @@ class Bulkhead:
             self.standing_since = None
         if self.ranks is not None:
             if not self.queue:
-                self.ranks.low_since = None
+                self.ranks.queued_since = None
             elif not any(waiter.rank >= CRITICAL for waiter in self.queue):
                 self.standing_since = None

@@ -1,4 +1,4 @@
-"""The outcomes of calls: what each says about the dependency. Depends on nothing."""
+"""The outcomes of calls. Depends on nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["Outcome"]
 
 
 class Outcome(enum.IntEnum):
-    """The meaning of a finished call. Being *slow* is a separate mark on any of them."""
+    """What a finished call proves about its dependency. *Slow* is a separate mark on any outcome."""
 
     SUCCESS = 0
-    """The dependency answered: a result, or an error that proves it is alive."""
+    """The dependency answered, with a result or with an error that proves that it works."""
     FAILURE = 1
-    """The dependency's fault, or our own deadline."""
+    """The dependency failed, or the guard's own deadline passed."""
     ABANDONED = 2
-    """The caller left, or somebody else has already counted it: no evidence either way."""
+    """The caller gave up, or another guard has counted the call already: no evidence."""
     NEUTRAL = 3
-    """It worked, and proves nothing: a COMMIT, a ping, a login. Counted as succeeded; no evidence."""
+    """It worked and proves little, as a COMMIT, a ping or a login: counted as succeeded, no evidence."""

@@ -1,4 +1,4 @@
-"""What a circuit breaker may be told: frozen settings, checked when built. Knows no breaker."""
+"""The settings of a circuit breaker, checked when built. Depends on checks; must not import the breaker."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ __all__ = ["BreakerPolicy"]
 
 
 _LARGEST_RING = 10**7
-"""Calls that a window may remember: a byte each."""
+"""Largest count window in calls, of a byte each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy:
-    """When a circuit opens, how long it stays open, and what closes it again.
+    """The rules by which a circuit opens, stays open and closes.
 
     Names follow resilience4j. Durations are seconds, rates are fractions in (0, 1].
 
     Attributes:
         failure_rate_threshold: Opens when failures / calls in the window reach this.
         slow_call_rate_threshold: Opens when slow calls / calls in the window reach this.
-        slow_call_duration_threshold: A call is slow when it takes strictly longer than this many
-            seconds. A call still running counts as soon as it crosses the line.
-        sliding_window_type: ``"time"`` judges the last seconds, ``"count"`` the last calls.
+        slow_call_duration_threshold: A call is slow when it takes longer than this many seconds. A call that
+            is still running counts as slow as soon as it has taken longer.
+        sliding_window_type: ``"time"`` counts the calls of the last seconds, ``"count"`` the last calls.
         sliding_window_size: Seconds (kept in ten slices) or calls.
-        minimum_number_of_calls: No verdict with fewer calls in the window. In a count window that
-            is smaller than this, a full window suffices.
-        wait_duration_in_open_state: Seconds the circuit stays open the first time. 0 lets probes
-            trickle through at once.
-        open_backoff_multiplier: Each reopening in a row waits this many times longer; 1 is constant.
-        max_wait_duration_in_open_state: Upper bound of that growth, in seconds.
-        open_jitter: Share by which each open period is randomly longer or shorter, so that a fleet
-            does not probe in step.
-        permitted_calls_in_half_open_state: Probes that judge whether to close.
-        max_wait_duration_in_half_open_state: A probe's lease in seconds. A probe that has not ended
-            by then is a slow result of its round, so that a lost one cannot keep the circuit half-open.
-        consecutive_failures: Opens after this many failures in a row as well; None is off.
-        is_failure: ``(exception) -> bool``. The default calls every ``Exception`` a failure. What is
-            no failure proves that the dependency answered, and counts as a success.
-        is_failure_result: ``(result) -> bool`` for calls that return their errors.
+        minimum_number_of_calls: With fewer calls in the window the rates do not open the circuit. In a count
+            window that is smaller than this, a full window suffices.
+        wait_duration_in_open_state: Seconds for which the circuit stays open the first time. With 0, probes
+            may start at once.
+        open_backoff_multiplier: Each reopening in a row waits this many times longer than the last.
+        max_wait_duration_in_open_state: Longest wait in seconds to which the multiplier may lead.
+        open_jitter: Fraction in [0, 1] by which each open period is randomly longer or shorter, so that many
+            processes do not probe at the same time.
+        permitted_calls_in_half_open_state: Probes of a half-open round. The circuit closes or reopens by
+            their rates.
+        max_wait_duration_in_half_open_state: A probe's lease in seconds. A probe that has not ended by then
+            counts as slow, so that a lost probe cannot keep the circuit half-open.
+        consecutive_failures: Opens after this many failures in a row as well. None switches the rule off.
+        is_failure: ``(exception) -> bool``. By default every ``Exception`` is a failure. An exception that is
+            no failure counts as a success: the dependency has answered.
+        is_failure_result: ``(result) -> bool``, for calls that return errors instead of raising them.
 
     Raises:
-        ConfigurationError: One or more fields are wrong; all of them are named at once.
+        ConfigurationError: One or more fields are wrong; the message names each of them.
     """
 
     failure_rate_threshold: float = 0.5

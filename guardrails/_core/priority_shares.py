@@ -1,4 +1,4 @@
-"""Who may have a slot when some calls matter more. Knows ranks and numbers; the queue is the bulkhead's."""
+"""Shares of a bulkhead's slots for each class of criticality. Depends on ranks; must not import queues."""
 
 from __future__ import annotations
 
@@ -9,71 +9,72 @@ from guardrails._core.criticality import CLASSES, CRITICAL
 __all__ = ["PriorityShares"]
 
 GUARANTEED = 10, 10, 50, 20
-"""Per cent of the slots, rounded down, that each class can count on, in the order of `CLASSES`. The tenth
-that is left goes to whoever comes."""
+"""Per cent of the slots, rounded down, that each class is guaranteed, in the order of `CLASSES`. Any class
+may use the tenth that is left."""
 
 HEADROOM = 20
-"""Per cent of the slots, rounded down, that a call leaves free for each active class above its own: what
-matters more then rarely waits for what matters less. (Trunk reservation, as telephone networks have it.)"""
+"""Per cent of the slots, rounded down, that a call leaves free for each active class above its own, so that
+important calls rarely wait for others. (Trunk reservation, as in telephone networks.)"""
 
 ACTIVE = 10.0
-"""Seconds after a call of it for which a class's guaranteed slots are kept free of others; later they are
-lent. Longer than the gaps in the traffic of anything that matters."""
+"""Seconds after its last call for which a class is active and its guaranteed slots are kept free. Longer than
+the gaps in the traffic of an important class."""
 
 
 class PriorityShares:
-    """The slots of one bulkhead by the rank of who has them.
+    """The slots of one bulkhead by the rank of the calls that hold them.
 
     Attributes:
         held: Slots in use, by rank.
-        asked: When a call of each rank came last.
-        owners: The ranks of calls inside that are not `CRITICAL`; the rest of what is held is.
-        low_since: Since when there has been a queue; the bulkhead's own ``standing_since`` is then since
-            when there has been one of `CRITICAL` calls or above, whom a crowd below must not hurry.
-        now: The latest moment seen.
+        asked: Time of the last request for a slot, by rank.
+        owners: The rank of each call inside that is not `CRITICAL`, by the number of its ticket or slot.
+        queued_since: Time since which the queue has not been empty. The bulkhead's ``standing_since`` then
+            counts waiters of rank `CRITICAL` or above only, so that a queue of lesser calls does not cut
+            their wait.
+        now: The latest time seen.
     """
 
-    __slots__ = ("asked", "held", "low_since", "now", "owners")
+    __slots__ = ("asked", "held", "now", "owners", "queued_since")
 
     def __init__(self, taken: int, standing_since: float | None, now: float) -> None:
         self.held = [0] * len(CLASSES)
         self.held[CRITICAL] = taken
         self.asked = [-math.inf] * len(CLASSES)
         self.owners: dict[int, int] = {}
-        self.low_since = standing_since
+        self.queued_since = standing_since
         self.now = now
 
     def ask(self, rank: int, now: float) -> None:
-        """Notes that a call of a rank has come."""
+        """Notes a request for a slot."""
         self.asked[rank] = self.now = now
 
     def may_enter(self, rank: int, taken: int, limit: int) -> bool:
-        """Whether a call may have one of the free slots: its own class's, or one that nobody is owed."""
+        """True if a call may take a free slot: one that its class is guaranteed, or an unreserved one."""
         if taken >= limit:
             return False
-        return self.entitled(rank, limit) or taken + self._owed(rank, limit) < limit
+        return self.below_guarantee(rank, limit) or taken + self._reserved_for_others(rank, limit) < limit
 
-    def entitled(self, rank: int, limit: int) -> bool:
-        """Whether a class has less than it can count on."""
+    def below_guarantee(self, rank: int, limit: int) -> bool:
+        """True if a class holds fewer slots than it is guaranteed."""
         return self.held[rank] < limit * GUARANTEED[rank] // 100
 
     def outranked(self, rank: int) -> bool:
-        """Whether calls that matter more have come lately: then a refusal is for their sake."""
+        """True if a more important class is active, so that a refusal is for its sake."""
         return any(self._active(other) for other in range(rank + 1, len(CLASSES)))
 
     def over(self, now: float) -> bool:
-        """Whether nothing but `CRITICAL` calls is inside or has come lately, so that ranks mean nothing."""
+        """True if no other class than `CRITICAL` is active or holds a slot, so that ranks are not needed."""
         self.now = max(self.now, now)
         others = [rank for rank in range(len(CLASSES)) if rank != CRITICAL]
         return not any(self.held[rank] or self._active(rank) for rank in others)
 
-    def _owed(self, to: int, limit: int) -> int:
-        owed = 0
+    def _reserved_for_others(self, asking: int, limit: int) -> int:
+        reserved = 0
         for rank, share in enumerate(GUARANTEED):
-            if rank != to and self._active(rank):
-                least = limit * HEADROOM // 100 if rank > to else 0
-                owed += max(least, limit * share // 100 - self.held[rank])
-        return owed
+            if rank != asking and self._active(rank):
+                least = limit * HEADROOM // 100 if rank > asking else 0
+                reserved += max(least, limit * share // 100 - self.held[rank])
+        return reserved
 
     def _active(self, rank: int) -> bool:
         return self.now - self.asked[rank] < ACTIVE

@@ -1,4 +1,4 @@
-"""The limit of each part of a bulkhead while other parts want slots. No circuit, no lock."""
+"""Limits of the parts of a bulkhead, such as compartments. Depends on bulkheads; must not import circuits."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from guardrails._core.window import NEVER
 __all__ = ["Member", "Shares", "share"]
 
 _SHARE = 7, 10
-"""A part's slots of the whole, as a fraction: enough for one workload to use the pool well, and three
-tenths left for everybody else whatever happens to it."""
+"""Fraction of the slots that one of several active parts may hold. It leaves three tenths for the others when
+calls of that part hang."""
 
 ACTIVE = 60.0
-"""Seconds for which a part that has asked for a slot counts as active. Long against the gaps between the
-requests of a quiet endpoint: between two of them a busy one must not take what keeps the quiet one alive.
-(Requests that come at random six times a minute leave a gap of a minute once in 400 times.)"""
+"""Seconds after its last request for a slot for which a part is active. Long compared with the gaps between
+the requests of a quiet endpoint, so that a busy one does not take every slot in such a gap. (Of random
+requests, six a minute on average, one in 400 is followed by a gap of a minute.)"""
 
 QUICK = 0.5
-"""Seconds, half of what is slow by default. A part alone may exceed its share while its oldest call is
-younger than this. A slot that is lent to quick calls is back when somebody else wants it; one lent to a call
-that waits for a lock is not."""
+"""Seconds; half of the default slow-call threshold. The only active part may exceed its share while its
+oldest call is younger than this. Quick calls free their slots soon after another part asks; a call that waits
+for a lock does not."""
 
 
 def share(total: int) -> int:
-    """A part's slots while there are others."""
+    """The slots that one of several active parts may hold, of ``total``; at least 1."""
     part, whole = _SHARE
     return max(1, total * part // whole)
 
 
 class Member:
-    """One part, as the others see it.
+    """One part of a bulkhead.
 
     Attributes:
         bulkhead: Its slots.
-        asked: When it asked for one last.
+        asked: Time of its last request for a slot.
     """
 
     __slots__ = ("asked", "bulkhead")
@@ -43,30 +43,30 @@ class Member:
         self.asked = NEVER
 
     def is_active(self, now: float) -> bool:
-        """True if it asked for a slot in the last `ACTIVE` seconds, or holds one, or waits for one."""
+        """True if it asked for a slot in the last `ACTIVE` seconds, holds a slot or has waiters."""
         bulkhead = self.bulkhead
         return now - self.asked < ACTIVE or bulkhead.taken > 0 or bool(bulkhead.queue)
 
 
 class Shares:
-    """Decides who may have how much: a part alone may have every slot, one of several its share.
+    """Limits each part to its share; the only active part may use every slot.
 
-    Whoever asks becomes active before it gets anything. So from then on no other part gets a slot beyond its
-    share; what one already holds beyond it, it keeps until it gives it back.
+    A part becomes active before it gets a slot. From then on no other part gets a slot beyond its share. A
+    part keeps the slots that it holds beyond its share until its calls end.
 
     Attributes:
-        total: Slots of the whole.
-        alone: The one part that may have them all, if there is such a one.
-        parts: All of them.
+        total: Slots of the whole bulkhead.
+        alone: The only active part, which may use every slot; None with several.
+        parts: All parts.
     """
 
-    __slots__ = ("_company", "alone", "parts", "total")
+    __slots__ = ("_last_other", "alone", "parts", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.alone: Member | None = None
         self.parts: list[Member] = []
-        self._company: Member | None = None
+        self._last_other: Member | None = None
 
     def join(self, bulkhead: Bulkhead) -> Member:
         """Adds a part."""
@@ -75,35 +75,36 @@ class Shares:
         return part
 
     def nothing_changes(self, part: Member) -> bool:
-        """True if a part that asks now changes nobody's `limit`. Needs no lock; may say False in doubt."""
+        """True if a request by this part changes no `limit`. Needs no lock; may return False without need."""
         alone, bulkhead = self.alone, part.bulkhead
         if bulkhead.taken >= bulkhead.limit:
             return False
         return alone is None or (alone is part and bulkhead.taken < share(self.total))
 
     def ask(self, now: float, part: Member) -> tuple[Member, ...]:
-        """Notes that a part wants a slot; returns the parts whose `limit` may be another one now."""
+        """Notes a part's request for a slot; returns the parts whose `limit` may have changed."""
         part.asked = now
         before = self.alone
-        # First, so that one who becomes active this very moment sees it and comes here after us.
+        # Set it before the check, so that a part that becomes active meanwhile sees it and calls `ask`.
         self.alone = part
-        if self._has_company(now, part):
+        if self._has_other_active(now, part):
             self.alone = None
         return tuple({one: None for one in (before, self.alone) if one is not None})
 
     def limit(self, part: Member, oldest: float | None = None) -> int:
-        """The slots that a part may have now.
+        """The slots that a part may hold now.
 
         Args:
             part: The part.
-            oldest: Seconds for which its oldest call has been under way; None without one.
+            oldest: Age of its oldest call in flight in seconds; None without one.
         """
-        lent = part is self.alone and (oldest is None or oldest < QUICK)
-        return self.total if lent else share(self.total)
+        may_exceed = part is self.alone and (oldest is None or oldest < QUICK)
+        return self.total if may_exceed else share(self.total)
 
-    def _has_company(self, now: float, part: Member) -> bool:
-        company = self._company  # who was there the last time is so still, as a rule
-        if company is not None and company is not part and company.is_active(now):
+    def _has_other_active(self, now: float, part: Member) -> bool:
+        other = self._last_other  # the part found last time is usually still active
+        if other is not None and other is not part and other.is_active(now):
             return True
-        self._company = next((one for one in self.parts if one is not part and one.is_active(now)), None)
-        return self._company is not None
+        others = (each for each in self.parts if each is not part and each.is_active(now))
+        self._last_other = next(others, None)
+        return self._last_other is not None

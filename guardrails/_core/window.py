@@ -1,4 +1,4 @@
-"""The recent past as three numbers: calls, failures, slow calls. Knows no thresholds and no states."""
+"""Sliding windows that count calls, failures and slow calls. Must not import thresholds or states."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ __all__ = ["FAILED", "NEVER", "SLOW", "CountWindow", "TimeWindow", "Window"]
 
 FAILED = 1
 SLOW = 2
-"""The two marks of a call; a call carries none, one or both."""
+"""The two marks of a call, which may carry none, one or both."""
 
 NEVER = -math.inf
-"""A moment before all time. (One number for all who need it, not one each.)"""
+"""A time before every reading of a clock."""
 
 
 class Window(Protocol):
-    """What the breaker asks of its memory.
+    """The interface of the two kinds of window.
 
     Attributes:
-        calls: Calls remembered.
+        calls: Calls in the window.
         failures: Those marked FAILED.
         slow: Those marked SLOW.
-        until: Before this moment ``advance`` has nothing to do.
+        until: ``advance`` has nothing to do before this time.
     """
 
     calls: int
@@ -31,16 +31,16 @@ class Window(Protocol):
     until: float
 
     def advance(self, now: float) -> None:
-        """Forgets what has become too old by ``now``."""
+        """Forgets the calls that are too old at ``now``."""
 
     def add(self, mark: int) -> int:
-        """Remembers one call and returns its place, for ``amend``."""
+        """Adds a call and returns its position, for ``add_mark``."""
 
     def add_unmarked(self, count: int) -> None:
-        """Remembers so many calls without a mark, all of this moment."""
+        """Adds ``count`` calls without a mark to the current slice."""
 
-    def amend(self, place: int, mark: int) -> None:
-        """Adds a mark to a call remembered earlier; one that is forgotten already stays so."""
+    def add_mark(self, position: int, mark: int) -> None:
+        """Adds a mark to a call added earlier; does nothing if the call has been forgotten."""
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -49,74 +49,74 @@ class Window(Protocol):
 class CountWindow:
     """The last ``size`` calls, one byte each in a ring."""
 
-    __slots__ = ("_fire", "_total", "calls", "failures", "slow", "until")
+    __slots__ = ("_ring", "_total", "calls", "failures", "slow", "until")
 
     def __init__(self, size: int) -> None:
-        self._fire = bytearray(size)
+        self._ring = bytearray(size)
         self._total = 0
         self.calls = self.failures = self.slow = 0
         self.until = math.inf
 
     def advance(self, now: float) -> None:
-        """Does nothing: time alone makes no call old here."""
+        """Does nothing: only newer calls displace older ones."""
 
     def add(self, mark: int) -> int:
         """See Window."""
-        fire, place = self._fire, self._total
-        at = place % len(fire)
-        old = fire[at]
-        fire[at] = mark
-        self._total = place + 1
-        if self.calls < len(fire):
+        ring, position = self._ring, self._total
+        at = position % len(ring)
+        old = ring[at]
+        ring[at] = mark
+        self._total = position + 1
+        if self.calls < len(ring):
             self.calls += 1
         self.failures += (mark & FAILED) - (old & FAILED)
         self.slow += (mark >> 1) - (old >> 1)
-        return place
+        return position
 
     def add_unmarked(self, count: int) -> None:
-        """See Window. At most once round the ring, however many."""
-        fire, at = self._fire, self._total % len(self._fire)
+        """See Window. Writes each place of the ring at most once."""
+        ring, at = self._ring, self._total % len(self._ring)
         self._total += count
-        self.calls = min(len(fire), self.calls + count)
-        if self.failures or self.slow:  # else there is nothing in the ring to wipe
-            count = min(count, len(fire))
-            self._wipe(at, min(at + count, len(fire)))
-            self._wipe(0, at + count - len(fire))
+        self.calls = min(len(ring), self.calls + count)
+        if self.failures or self.slow:
+            count = min(count, len(ring))
+            self._wipe(at, min(at + count, len(ring)))
+            self._wipe(0, at + count - len(ring))
 
     def _wipe(self, start: int, stop: int) -> None:
-        old = self._fire[start : max(start, stop)]
+        old = self._ring[start : max(start, stop)]
         self.failures -= old.count(FAILED) + old.count(FAILED | SLOW)
         self.slow -= old.count(SLOW) + old.count(FAILED | SLOW)
-        self._fire[start : start + len(old)] = bytes(len(old))
+        self._ring[start : start + len(old)] = bytes(len(old))
 
-    def amend(self, place: int, mark: int) -> None:
+    def add_mark(self, position: int, mark: int) -> None:
         """See Window."""
-        fire = self._fire
-        if self._total - self.calls <= place < self._total:
-            at = place % len(fire)
-            new = mark & ~fire[at]
-            fire[at] |= mark
+        ring = self._ring
+        if self._total - self.calls <= position < self._total:
+            at = position % len(ring)
+            new = mark & ~ring[at]
+            ring[at] |= mark
             self.failures += new & FAILED
             self.slow += new >> 1
 
     def clear(self) -> None:
         """See Window."""
-        self._fire = bytearray(len(self._fire))
-        self._total += len(self._fire)  # places handed out before lie outside for ever
+        self._ring = bytearray(len(self._ring))
+        self._total += len(self._ring)  # so that no earlier position is valid again
         self.calls = self.failures = self.slow = 0
 
 
 _NONE = (0, 0)
 
 SLICES = 10
-"""A time window forgets in tenths of its length: constant memory, constant cost, 10 % resolution."""
+"""Slices of a time window. It forgets a slice at a time: constant memory and cost, 10 % resolution."""
 
 
 class TimeWindow:
     """The last ``size`` seconds in ten slices, aligned to the clock's zero.
 
-    The slice now being filled and the nine before it count, so a call is remembered for between
-    nine tenths of ``size`` and ``size`` seconds.
+    The current slice and the nine before it count. So a call stays for at least nine tenths of ``size``
+    and at most ``size`` seconds.
     """
 
     __slots__ = ("_index", "_marks", "_size", "_totals", "calls", "failures", "slow", "until")
@@ -124,16 +124,16 @@ class TimeWindow:
     def __init__(self, size: float) -> None:
         self._size = size
         self._totals = [0] * SLICES
-        self._marks: dict[int, tuple[int, int]] = {}  # failures and slow calls, of the slices that have any
+        self._marks: dict[int, tuple[int, int]] = {}  # slice: (failures, slow calls)
         self._index: int | None = None
         self.calls = self.failures = self.slow = 0
         self.until = NEVER
 
     def advance(self, now: float) -> None:
-        """See Window. A clock that went back leaves everything as it is."""
+        """See Window. Ignores a clock that has gone back."""
         if now < self.until:
             return
-        # Multiplied before divided: of slices of 0.1 s, 1.0 begins the eleventh, although 1.0 // 0.1 is 9.
+        # Multiply first: with slices of 0.1 s, 1.0 is the start of slice 10, although 1.0 // 0.1 is 9.
         index = int(now * SLICES // self._size)
         if self._index is None or index - self._index >= SLICES:
             self._wipe()
@@ -163,16 +163,16 @@ class TimeWindow:
         self.calls += count
 
     def _current(self) -> int:
-        assert self._index is not None, "advance comes before add"  # noqa: S101 - a rule between two rooms
+        assert self._index is not None, "advance comes before add"  # noqa: S101 - the caller's duty
         return self._index
 
-    def amend(self, place: int, mark: int) -> None:
+    def add_mark(self, position: int, mark: int) -> None:
         """See Window."""
-        if self._index is not None and self._index - SLICES < place <= self._index:
-            self._mark(place % SLICES, mark)
+        if self._index is not None and self._index - SLICES < position <= self._index:
+            self._mark(position % SLICES, mark)
 
     def clear(self) -> None:
-        """See Window. The slice of the moment stays the current one."""
+        """See Window. The current slice stays current."""
         self._wipe()
 
     def _mark(self, at: int, mark: int) -> None:

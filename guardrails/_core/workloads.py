@@ -1,4 +1,4 @@
-"""Whose trouble it is when a circuit has compartments: one workload's, or everybody's. Knows no slots."""
+"""Separates one workload's failures from the dependency's. Depends on windows; must not import slots."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import Protocol
 
 from guardrails._core.window import NEVER, Window
 
-__all__ = ["Ratio", "Workload", "is_everybodys", "reaches", "spreads"]
+__all__ = [
+    "Ratio",
+    "Workload",
+    "is_widespread_outage",
+    "is_widespread_rate",
+    "reach_a_rate",
+    "reaches",
+]
 
 Ratio = tuple[int, int]
+"""A threshold as numerator and denominator."""
 
 
 class Circuit(Protocol):
@@ -21,22 +29,22 @@ class Circuit(Protocol):
 
 
 class Workload:
-    """The parent circuit's record of one compartment's calls, or of those made past all compartments.
+    """The parent circuit's record of one compartment's calls, or of the calls outside all compartments.
 
     Args:
-        circuit: The compartment's own circuit; None for the direct calls.
-        window: Its part of the parent's window, empty.
+        circuit: The compartment's own circuit; None for the calls outside all compartments.
+        window: An empty window for its calls.
 
     Attributes:
-        good_at: When a call of it came back last, slow ones included.
-        bad: Failures and slow calls since its last success in time.
-        bad_since: When the first of them began to be known as such.
-        unwritten: Successes that the window does not have yet.
-        places: Where the slow marks of its overdue calls are in the window, by ticket.
-        suspect: Whether its own figures were bad when the parent's circuit opened.
+        good_at: Time of the last success, slow ones included.
+        bad: Failures and slow calls since the last success that was not slow.
+        bad_since: Start of the first of them if it is slow, its end if it failed.
+        unwritten: Successes that have not been added to the window yet.
+        slow_positions: Positions of the slow marks of overdue calls in the window, by ticket.
+        suspect: True if its own figures were bad when the parent's circuit opened.
     """
 
-    __slots__ = ("bad", "bad_since", "circuit", "good_at", "places", "suspect", "unwritten", "window")
+    __slots__ = ("bad", "bad_since", "circuit", "good_at", "slow_positions", "suspect", "unwritten", "window")
 
     def __init__(self, circuit: Circuit | None, window: Window) -> None:
         self.circuit = circuit
@@ -44,114 +52,115 @@ class Workload:
         self.suspect = False
         self.good_at = self.bad_since = NEVER
         self.bad = self.unwritten = 0
-        self.places: dict[int, int] = {}
+        self.slow_positions: dict[int, int] = {}
 
-    def write_down(self) -> None:
-        """Adds the successes that came the fast path to the window."""
+    def flush_successes(self) -> None:
+        """Adds to the window the successes that the fast path has only counted."""
         count, self.unwritten = self.unwritten, 0
         if count:
             self.window.add_unmarked(count)
 
-    def succeed(self, now: float, *, slow: bool) -> None:
-        """Notes that a call came back well."""
+    def note_success(self, now: float, *, slow: bool) -> None:
+        """Notes a success."""
         self.good_at = now
         if not slow:
             self.bad = 0
 
-    def complain(self, since: float) -> None:
-        """Notes one more failure or slow call, which began to be one at ``since``."""
+    def note_bad_call(self, since: float) -> None:
+        """Notes a failure or a slow call that dates from ``since``."""
         if not self.bad:
             self.bad_since = since
         self.bad += 1
 
-    def learn(self, mark: int) -> int:
-        """Adds a call to the window; returns its place."""
-        self.write_down()
+    def add(self, mark: int) -> int:
+        """Adds a call to the window and returns its position."""
+        self.flush_successes()
         return self.window.add(mark)
 
-    def forget(self) -> None:
-        """Forgets the figures, not how the last call went."""
+    def clear_window(self) -> None:
+        """Forgets the figures. Keeps how the latest calls ended."""
         self.window.clear()
-        self.places.clear()
+        self.slow_positions.clear()
         self.unwritten = 0
 
-    def forget_all(self) -> None:
+    def reset(self) -> None:
         """Forgets everything."""
-        self.forget()
+        self.clear_window()
         self.bad, self.good_at, self.suspect = 0, NEVER, False
 
     @property
-    def heard(self) -> bool:
-        """True if it has said anything yet."""
+    def has_results(self) -> bool:
+        """True once a call of it has succeeded, failed or become overdue."""
         return self.bad > 0 or self.good_at != NEVER
 
     @property
-    def sick(self) -> bool:
-        """True if its own circuit has opened."""
+    def circuit_is_open(self) -> bool:
+        """True if its own circuit is open or half-open."""
         return self.circuit is not None and self.circuit.state in {"open", "half_open"}
 
     @property
-    def trusted(self) -> bool:
-        """True if nothing speaks against it, so that its parent's open circuit does not refuse it."""
-        return not self.bad and not self.suspect and not self.sick
+    def is_healthy(self) -> bool:
+        """True if no evidence is against it, so that its parent's open circuit does not refuse it."""
+        return not self.bad and not self.suspect and not self.circuit_is_open
 
-    def silent(self, now: float, slow_after: float) -> bool:
-        """True if nothing has come back for a whole slow-call threshold, and something should have."""
+    def is_unresponsive(self, now: float, slow_after: float) -> bool:
+        """True if a call failed or is overdue, and none has succeeded for one slow-call threshold."""
         return self.bad > 0 and now - self.good_at >= slow_after
 
-    def in_trouble(self, now: float, slow_after: float, least: int, failure: Ratio, slow: Ratio) -> bool:
-        """True if its own calls alone say that it does not work."""
-        if self.sick or self.silent(now, slow_after):
+    def is_failing(self, now: float, slow_after: float, least: int, failure: Ratio, slow: Ratio) -> bool:
+        """True if its own calls suffice to say that it does not work."""
+        if self.circuit_is_open or self.is_unresponsive(now, slow_after):
             return True
-        return self.window.calls >= least and spreads((self,), failure, slow)
+        return self.window.calls >= least and reach_a_rate((self,), failure, slow)
 
 
-def is_everybodys(
-    heard: list[Workload], now: float, slow_after: float, least: int, failure: Ratio, slow: Ratio
+def is_widespread_rate(
+    active: list[Workload], now: float, slow_after: float, least: int, failure: Ratio, slow: Ratio
 ) -> bool:
-    """True if a rate that was reached by all workloads together is more than the trouble of some.
+    """True if the rate that all workloads reach together is not caused by a few of them.
 
-    What remains without those in trouble and without the worst of the others must reach it, too.
+    The rest, without those that fail and without the worst of the others, must reach it as well.
     """
-    well = [one for one in heard if not one.in_trouble(now, slow_after, least, failure, slow)]
-    if len(heard) == 1 or not well:
+    rest = [each for each in active if not each.is_failing(now, slow_after, least, failure, slow)]
+    if len(active) == 1 or not rest:
         return True
-    if len(well) > 1:
-        well.remove(max(well, key=lambda one: one.window.failures + one.window.slow))
-    return spreads(well, failure, slow)
+    if len(rest) > 1:
+        rest.remove(max(rest, key=lambda each: each.window.failures + each.window.slow))
+    return reach_a_rate(rest, failure, slow)
 
 
-def has_spread(heard: Iterable[Workload], now: float, slow_after: float, least: int) -> bool:
-    """True if trouble has reached two workloads, or all, and no other has come back since.
+def is_widespread_outage(active: Iterable[Workload], now: float, slow_after: float, least: int) -> bool:
+    """True if two workloads, or all, are unresponsive and no other has had a success since.
 
     Args:
-        heard: The workloads that have said anything yet.
+        active: The workloads that have results.
         now: The moment.
-        slow_after: The slow-call threshold.
-        least: How many bad calls are enough, unless a compartment's own circuit has opened for them.
+        slow_after: The slow-call threshold in seconds.
+        least: Bad calls needed, unless the circuit of an unresponsive compartment has opened.
     """
-    silent = [one for one in heard if one.silent(now, slow_after)]
-    rest = [one for one in heard if one not in silent]
-    sick = any(one.sick for one in silent)
-    if len(silent) < 2 and (rest or not sick):  # noqa: PLR2004 - of one it is its own trouble
+    unresponsive = [each for each in active if each.is_unresponsive(now, slow_after)]
+    rest = [each for each in active if each not in unresponsive]
+    any_open = any(each.circuit_is_open for each in unresponsive)
+    # One of several may fail for a reason of its own.
+    if len(unresponsive) < 2 and (rest or not any_open):  # noqa: PLR2004
         return False
-    since = max(one.bad_since for one in silent)
-    if any(one.good_at >= since for one in rest):
+    since = max(each.bad_since for each in unresponsive)
+    if any(each.good_at >= since for each in rest):
         return False
-    return sick or sum(one.bad for one in silent) >= least
+    return any_open or sum(each.bad for each in unresponsive) >= least
 
 
-def spreads(workloads: Iterable[Workload], failure: Ratio, slow: Ratio) -> bool:
-    """True if the calls of these workloads together reach one of the two rates."""
+def reach_a_rate(workloads: Iterable[Workload], failure: Ratio, slow: Ratio) -> bool:
+    """True if the calls of these workloads together reach the failure rate or the slow-call rate."""
     calls = failures = slow_calls = 0
-    for one in workloads:
-        calls += one.window.calls
-        failures += one.window.failures
-        slow_calls += one.window.slow
+    for each in workloads:
+        calls += each.window.calls
+        failures += each.window.failures
+        slow_calls += each.window.slow
     return reaches(failures, calls, failure) or reaches(slow_calls, calls, slow)
 
 
 def reaches(part: int, whole: int, threshold: Ratio) -> bool:
-    """``part / whole >= threshold`` in whole numbers, where no rounding can flip a verdict."""
+    """Computes ``part / whole >= threshold`` in integers, so that no rounding changes a verdict."""
     numerator, denominator = threshold
     return part * denominator >= numerator * whole > 0

@@ -61,14 +61,14 @@ def test_a_count_window_amends_what_it_remembers_and_nothing_else():
     """A mark comes late, once, and only to a call that is still there."""
     window = CountWindow(2)
     first = window.add(SLOW)
-    window.amend(first, FAILED)
-    window.amend(first, FAILED)
+    window.add_mark(first, FAILED)
+    window.add_mark(first, FAILED)
     assert figures(window) == (1, 1, 1)
     window.add(0)
     window.add(0)
-    window.amend(first, BOTH)
+    window.add_mark(first, BOTH)
     assert figures(window) == (2, 0, 0)
-    window.amend(99, FAILED)
+    window.add_mark(99, FAILED)
     assert figures(window) == (2, 0, 0)
 
 
@@ -80,10 +80,10 @@ def test_a_cleared_window_is_not_amended_through_old_places():
         window.clear()
         assert figures(window) == (0, 0, 0)
         if isinstance(window, CountWindow):
-            window.amend(waiter, FAILED)
+            window.add_mark(waiter, FAILED)
             assert figures(window) == (0, 0, 0)
             window.add(0)
-            window.amend(waiter, FAILED)
+            window.add_mark(waiter, FAILED)
             assert figures(window) == (1, 0, 0)
 
 
@@ -173,11 +173,11 @@ def test_a_time_window_amends_what_it_remembers():
     waiter = window.add(SLOW)
     window.advance(5)
     window.add(0)
-    window.amend(waiter, FAILED)
+    window.add_mark(waiter, FAILED)
     assert figures(window) == (2, 1, 1)
     window.advance(10)
     assert figures(window) == (1, 0, 0)
-    window.amend(waiter, FAILED)
+    window.add_mark(waiter, FAILED)
     assert figures(window) == (1, 0, 0)
 
 
@@ -186,9 +186,9 @@ def test_an_amended_call_is_forgotten_with_its_slice():
     window = TimeWindow(10)
     window.advance(25)
     waiter = window.add(0)
-    window.amend(waiter, FAILED)
+    window.add_mark(waiter, FAILED)
     window.advance(26)
-    window.amend(waiter, SLOW)
+    window.add_mark(waiter, SLOW)
     assert (window.calls, window.failures, window.slow) == (1, 1, 1)
     window.advance(35)
     assert (window.calls, window.failures, window.slow) == (0, 0, 0)
@@ -197,7 +197,7 @@ def test_an_amended_call_is_forgotten_with_its_slice():
 def test_an_empty_time_window_has_nothing_to_amend():
     """Before the first ``advance`` there is no slice."""
     window = TimeWindow(1)
-    window.amend(0, FAILED)
+    window.add_mark(0, FAILED)
     assert figures(window) == (0, 0, 0)
     with pytest.raises(AssertionError, match="advance"):
         window.add(0)
@@ -246,7 +246,7 @@ def test_the_call_of_this_moment_can_be_amended(make, mark, expected):
     window = make()
     window.advance(7)
     window.add_unmarked(2)
-    window.amend(window.add(0), mark)
+    window.add_mark(window.add(0), mark)
     assert figures(window) == expected
 
 
@@ -271,7 +271,7 @@ def test_no_place_is_handed_out_again_after_a_clear():
     for _ in range(7):
         assert window.add(0) not in old
         for waiter in old:
-            window.amend(waiter, BOTH)
+            window.add_mark(waiter, BOTH)
         assert figures(window)[1:] == (0, 0)
 
 
@@ -329,7 +329,7 @@ def test_a_large_window_costs_each_call_what_a_small_one_does():
         window.add_unmarked(size)
         began = time.thread_time()
         for _ in range(1000):
-            window.amend(window.add(SLOW), FAILED)
+            window.add_mark(window.add(SLOW), FAILED)
             window.advance(0)
             figures(window)
         return time.thread_time() - began

@@ -158,5 +158,12 @@ def test_an_interrupt_of_a_long_admission_loses_one_slot_at_most():
     places, lost = what_is_lost(lambda: Guard("db", max_concurrent_calls=2), through_a_deadline)
     assert places >= 100
     assert len(lost) <= places / 5
-    ways_out = {"_settle", "_pass_on", "_follow_circuit", "_learn", "_write_down", "_follow_streak"}
+    ways_out = {
+        "_settle",
+        "_pass_on",
+        "_follow_circuit",
+        "_record_result",
+        "_flush_successes",
+        "_update_streak",
+    }
     assert not ways_out & {function for _, function in lost}
