@@ -1,7 +1,7 @@
-"""A guard's lines in the log: refused and stopped calls in one line a second, and why a circuit opened.
+"""Logs a guard's refused and stopped calls, at most one line a second, and the reason for an opened circuit.
 
-Depends on gates and on the thread that looks in; must not import guards. No text here holds SQL, a value, a
-header or an address.
+Depends on gates and the housekeeper; must not import guards. No message holds SQL, a value, a header or an
+address.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from guardrails._core.breaker import Transition
 from guardrails._core.gate import Gate
-from guardrails._runtime.housekeeper import look_in
+from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import current
 from guardrails.errors import RejectedError
 
@@ -23,30 +23,31 @@ __all__ = ["GuardLog", "log", "why_open"]
 
 log = logging.getLogger("guardrails")
 
-_PACE = 1.0
-"""Seconds between two lines of one guard."""
+_INTERVAL = 1.0
+"""Shortest time in seconds between two lines of one guard."""
 
 
 class GuardLog:
-    """The refused and stopped calls of one guard and its compartments.
+    """The log of one guard and its compartments.
 
-    They are read from the gates' own counters, so a refusal pays for one look at ``scheduled``. The last line
-    comes from the thread that looks in, when no more calls do.
+    It reads the counters of the gates, so a refusal costs one look at ``scheduled``. The housekeeper writes
+    the line, also after the last call.
 
     Attributes:
         name: The guard's name.
-        scheduled: Whether a line will be written.
+        scheduled: True while a line is due.
         gates: The gates of the guard and its compartments.
         stopped: Calls that were stopped at their deadline.
-        line_of_code: Says which line of the application asks, such as ``"shop/orders.py:42 in load"``.
-        holders: Says who has the slots of a guard or compartment, by its name and how many slots
-            are taken, of how many.
+        line_of_code: Returns the application's line that makes the call, such as ``"shop/orders.py:42 in
+            load"``.
+        holders: Returns words for who holds the slots of a guard or compartment; takes its name, the slots in
+            use and the limit.
     """
 
     __slots__ = (
         "__weakref__",
+        "_reported",
         "_since",
-        "_told",
         "_where",
         "gates",
         "holders",
@@ -63,38 +64,38 @@ class GuardLog:
         self.gates: weakref.WeakSet[Any] = weakref.WeakSet()
         self.line_of_code: Callable[[], str | None] | None = None
         self.holders: Callable[[str, int, int], str | None] | None = None
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self._since = 0.0
         self._where = ""
 
     def schedule(self) -> None:
-        """Has a line written in a second, unless one is due already."""
+        """Schedules a line for one second from now, unless one is due already."""
         if self.scheduled:
             return
         self.scheduled = True
         self._since = time.monotonic()
         self._where = self._caller()
         try:
-            look_in(self.tell, _PACE)
-        except RuntimeError:  # the interpreter is shutting down: there are no new threads
-            self.tell()
+            run_later(self.write_line, _INTERVAL)
+        except RuntimeError:  # no new thread can be started while the interpreter shuts down
+            self.write_line()
 
     def note_stopped(self) -> None:
         """Counts a call that was stopped at its deadline."""
         self.stopped += 1
         self.schedule()
 
-    def tell(self) -> float | None:
-        """Writes the line; the seconds until the next one may follow, or None if nothing has happened."""
-        self.scheduled = False  # first: what happens from here on is counted now, or asks for another look
+    def write_line(self) -> float | None:
+        """Writes the line. Returns the seconds until the next one, or None if there was nothing to write."""
+        self.scheduled = False  # before the counters are read, so that a later call schedules the next line
         counts: Counter[str] = Counter()
         for gate in list(self.gates):
             counts.update(gate.core.rejected)
         counts["stopped"] = self.stopped
-        new = counts - self._told
+        new = counts - self._reported
         if not new:
             return None
-        self._told = counts
+        self._reported = counts
         now = time.monotonic()
         stopped = new.pop("stopped", 0)
         parts = []
@@ -108,29 +109,29 @@ class GuardLog:
         log.warning("guard %r: in %.1f s %s%s", self.name, now - self._since, "; ".join(parts), self._where)
         self._since = now
         self.scheduled = True
-        return _PACE
+        return _INTERVAL
 
     def _caller(self) -> str:
-        """The place a call came from: the route's template and the application's line, as far as known."""
+        """The application's line and the route's template that the call came from, as far as known."""
         try:
             scope = current()
             request = None if scope is None else scope.request
             route = None if request is None else request.template()
             line = None if self.line_of_code is None else self.line_of_code()
-        except Exception:  # a line of the log must not break a call
-            log.debug("a caller could not be found out", exc_info=True)
+        except Exception:  # logging must not break a call
+            log.debug("the caller could not be determined", exc_info=True)
             return ""
         known = ", ".join(each for each in (line, route) if each)
         return f"; such as {known}" if known else ""
 
 
 def why_open(core: Gate, change: Transition, holders: str | None) -> str:
-    """Words why a circuit has opened, or would have.
+    """Explains why a circuit has opened, or would have opened.
 
     Args:
-        core: Its gate.
+        core: The gate of the circuit.
         change: The transition.
-        holders: Who has the slots, where that is known.
+        holders: Words for who holds the slots; None if that is unknown.
     """
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, _ = breaker.evidence(change.at)
@@ -146,7 +147,7 @@ def why_open(core: Gate, change: Transition, holders: str | None) -> str:
         "divided": "as the whole guard's was, whose first workload it is",
         "manual": "by hand",
     }
-    # Judged across workloads, a circuit may open long before the rate is reached.
+    # With compartments, a circuit may open long before the rate is reached.
     if change.cause in {"failure_rate", "slow_call_rate"} and not breaker.reached(failures, slow, calls):
         words[change.cause] += ", and none has come back well since"
     parts = [words.get(change.cause, change.cause)]

@@ -1,4 +1,4 @@
-"""Somebody who looks in from time to time: one daemon thread for all. Knows moments, not what is there."""
+"""Runs small periodic tasks in one daemon thread. Depends on forks; must not import guards or pools."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from queue import Empty, SimpleQueue
 
 from guardrails._runtime.fork import check_process, in_child
 
-__all__ = ["look_in"]
+__all__ = ["run_later"]
 
 _log = logging.getLogger("guardrails")
 
-Look = Callable[[], float | None]
-"""Looks at something; the seconds until it wants to look again, or None."""
+Task = Callable[[], float | None]
+"""Returns the seconds until its next run; None for none."""
 
 
 class _Housekeeper:
@@ -23,45 +23,45 @@ class _Housekeeper:
         self.forget()
 
     def forget(self) -> None:
-        """Starts from nothing, as a child process must, which has not the thread."""
-        # Its put() may be interrupted by itself, as by a finaliser that the collector runs just there.
-        self._asked: SimpleQueue[tuple[float, Look]] = SimpleQueue()
+        """Starts without tasks and thread: a child process does not inherit the thread."""
+        # SimpleQueue.put() is reentrant: a finaliser may call it while its own thread is in it.
+        self._queue: SimpleQueue[tuple[float, Task]] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def look_in(self, look: Look, seconds: float) -> None:
-        """Has something looked at in so many seconds, in a thread of its own."""
+    def run_later(self, task: Task, seconds: float) -> None:
+        """Runs a task after so many seconds, in the housekeeper's thread."""
         check_process()
-        self._asked.put((time.monotonic() + seconds, look))
+        self._queue.put((time.monotonic() + seconds, task))
         if self._thread is None:
             self._thread = threading.Thread(
-                target=self._walk, args=(self._asked,), daemon=True, name="guardrails-patrol"
+                target=self._run, args=(self._queue,), daemon=True, name="guardrails-housekeeper"
             )
             self._thread.start()
 
-    def _walk(self, asked: SimpleQueue[tuple[float, Look]]) -> None:
-        due: dict[Look, float] = {}
+    def _run(self, queue: SimpleQueue[tuple[float, Task]]) -> None:
+        due: dict[Task, float] = {}
         while True:
             wait = max(0.0, min(due.values()) - time.monotonic()) if due else None
             try:
-                at, look = asked.get(timeout=wait)
-                due[look] = min(at, due.get(look, at))
+                at, task = queue.get(timeout=wait)
+                due[task] = min(at, due.get(task, at))
             except Empty:
                 pass
             now = time.monotonic()
-            for look in [look for look, at in due.items() if at <= now]:
-                again = _look(look)
-                if again is None:
-                    del due[look]
+            for task in [task for task, at in due.items() if at <= now]:
+                interval = _run_task(task)
+                if interval is None:
+                    del due[task]
                 else:
-                    due[look] = time.monotonic() + again
-            look = None  # type: ignore[assignment] # or it would be kept alive until the next one is asked for
+                    due[task] = time.monotonic() + interval
+            task = None  # type: ignore[assignment] # else this frame would keep its object alive
 
 
-def _look(look: Look) -> float | None:
+def _run_task(task: Task) -> float | None:
     try:
-        return look()
-    except Exception:  # noqa: BLE001 - logged; the next one must be looked at all the same
-        _log.exception("something of a guard could not be looked at")
+        return task()
+    except Exception:  # noqa: BLE001 - logged; the next task must run all the same
+        _log.exception("a periodic task of a guard raised")
         return None
 
 
@@ -69,4 +69,4 @@ _housekeeper = _Housekeeper()
 
 in_child(_housekeeper.forget)
 
-look_in = _housekeeper.look_in
+run_later = _housekeeper.run_later

@@ -24,7 +24,7 @@ from guardrails._pool.frames import (
 from guardrails._pool.holders import Doing, Holder, PoolStatus, busiest, cause_of
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
-from guardrails._runtime.housekeeper import look_in
+from guardrails._runtime.housekeeper import run_later
 from guardrails.events import LeakFound
 from guardrails.integrations.sqlalchemy._lost_holders import is_in, search_for_gone
 
@@ -179,13 +179,13 @@ class HolderRegistry:
     def watch(self) -> None:
         """Somebody has taken a connection, and nobody looks after them."""
         self.watched = True
-        look_in(self._look, _PACE if self._leak_after is None else min(_PACE, self._leak_after))
+        run_later(self._look, _PACE if self._leak_after is None else min(_PACE, self._leak_after))
 
     def dropped(self, checkout: DBAPICheckout) -> None:
         """The garbage collector has given a connection back."""
         # It runs where it likes, even in the middle of a step of the guard. So others do the telling.
         self._dropped.append(self._found("dropped", checkout))
-        look_in(self._look, 0.0)
+        run_later(self._look, 0.0)
 
     def returned(self, checkout: DBAPICheckout) -> None:
         """A connection that was told of has come back."""
@@ -212,7 +212,7 @@ class HolderRegistry:
         # A refused caller does not wait for a search; the housekeeper does it.
         status = self.status(pool, search=pool is None)
         if pool is not None and any(holder.doing == "gone" for holder in status.holders):
-            look_in(self._look, 0.0)
+            run_later(self._look, 0.0)
             return
         if status.cause != "free":
             self._next_diagnosis = now + _QUIET
@@ -221,7 +221,7 @@ class HolderRegistry:
         # Some are still being opened, and have no holder yet. (Or they are older than the guard.)
         self._next_diagnosis = now + _SOON / 2
         if pool is not None:
-            look_in(self._look, _SOON)
+            run_later(self._look, _SOON)
 
     def _look(self) -> float | None:
         """Tells of what looks forgotten or exhausted; the seconds until the next look."""
