@@ -1,1 +1,1 @@
-"""The drop-in for pybreaker's circuit breaker."""
+"""The drop-in for pybreaker's circuit breaker. Must not import guards."""

@@ -1,6 +1,6 @@
-"""`CircuitBreaker`: pybreaker's surface and storages, none of its hot path. Knows calls, not the circuit.
+"""`CircuitBreaker`, with pybreaker's interface and storages. Must not import guards.
 
-docs/pybreaker.md says how a call goes and what differs from pybreaker.
+docs/pybreaker.md describes the flow of a call and the differences from pybreaker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pybreaker
 
 from guardrails._pybreaker.circuit import Circuit, Transition
 from guardrails._pybreaker.executor import UNFINISHED, Block, Executor
-from guardrails._pybreaker.listeners import PybreakerListeners, is_old
+from guardrails._pybreaker.listeners import PybreakerListeners, is_pybreaker_listener
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._util.checks import Faults, refuse_unknown
 
@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class CircuitBreaker(pybreaker.CircuitBreaker):
-    """Opens after so many failures in a row. A drop-in for `pybreaker.CircuitBreaker`.
+    """Opens after ``fail_max`` failures in a row. A drop-in for `pybreaker.CircuitBreaker`.
 
     ::
 
@@ -37,18 +37,18 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
     Args:
         fail_max: Failures in a row that open the circuit.
-        reset_timeout: Seconds it stays open before a probe is let in.
+        reset_timeout: Seconds for which it stays open before it admits a probe.
         success_threshold: Successes in half-open that close it.
-        exclude: Exception classes and predicates ``(exception) -> bool`` that are no evidence.
-        listeners: pybreaker's listener objects, or callables as in `guardrails.events`.
-        state_storage: Where state and counters live; None keeps them in memory.
+        exclude: Exception classes and predicates ``(exception) -> bool``. Such exceptions are no evidence.
+        listeners: Listeners of pybreaker's kind, or callables as in `guardrails.events`.
+        state_storage: Holds state and counters; None keeps them in memory.
         name: A label for errors, events and logs.
-        throw_new_error_on_trip: True, pybreaker's default, replaces the error of the call that opens the
-            circuit by a `pybreaker.CircuitBreakerError`, whose cause it becomes. False raises the call's own.
-        clock: Where the time comes from; a monotonic reading in seconds.
+        throw_new_error_on_trip: True, pybreaker's default, raises a `pybreaker.CircuitBreakerError` from the
+            call that opens the circuit, with the call's own error as its cause. False raises the own error.
+        clock: Returns a monotonic time in seconds.
 
     Raises:
-        ConfigurationError: One or more settings are wrong; all are named at once.
+        ConfigurationError: One or more settings are wrong; the message names each of them.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         **misspelt: Never,
     ) -> None:
         refuse_unknown("CircuitBreaker", misspelt, CircuitBreaker.__init__)
-        rules: dict[str, Any] = {"exclude": _listed(exclude), "listeners": _listed(listeners), "name": name}
+        rules: dict[str, Any] = {"exclude": _as_list(exclude), "listeners": _as_list(listeners), "name": name}
         _check(
             fail_max=fail_max,
             reset_timeout=reset_timeout,
@@ -90,10 +90,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
     def _connect(self, clock: Callable[[], float]) -> None:
         self._lock = self._circuit.lock
-        self._voices = PybreakerListeners(self, self._listeners, clock)
-        self._crossing = Executor(
+        self._notifier = PybreakerListeners(self, self._listeners, clock)
+        self._executor = Executor(
             self._circuit,
-            self._voices,
+            self._notifier,
             lambda error: self.is_system_error(error),  # noqa: PLW0108 - likewise
             new_error=self._throw_new_error_on_trip,
         )
@@ -102,46 +102,46 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     # --- one call ------------------------------------------------------------------------------
 
     def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Calls ``func``. If that returns a coroutine or a generator, it is measured to its end.
+        """Calls ``func``. A coroutine or generator that it returns is part of the call, to its end.
 
         Raises:
-            CircuitOpenError: The circuit refuses; ``func`` was not called.
+            CircuitOpenError: The circuit refused; ``func`` was not called.
         """
-        crossing = self._crossing
-        ticket = crossing.admit()
+        executor = self._executor
+        ticket = executor.admit()
         if self._listeners:
-            self._voices.before_call(func, args, kwargs)
+            self._notifier.before_call(func, args, kwargs)
         try:
             result = func(*args, **kwargs)
         except BaseException as error:
-            crossing.failed(ticket, error)
+            executor.failed(ticket, error)
             raise
         if type(result) in UNFINISHED:
-            return crossing.postpone(ticket, result)  # type: ignore[no-any-return]
-        crossing.succeeded(ticket)
+            return executor.wrap_unfinished(ticket, result)  # type: ignore[no-any-return]
+        executor.succeeded(ticket)
         return result
 
     async def acall(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Awaits ``func``; see ``call``."""
-        crossing = self._crossing
-        ticket = crossing.admit()
+        """Calls and awaits ``func``; see ``call``."""
+        executor = self._executor
+        ticket = executor.admit()
         if self._listeners:
-            self._voices.before_call(func, args, kwargs)
+            self._notifier.before_call(func, args, kwargs)
         try:
             result = await func(*args, **kwargs)
         except BaseException as error:
-            crossing.failed(ticket, error)
+            executor.failed(ticket, error)
             raise
-        crossing.succeeded(ticket)
+        executor.succeeded(ticket)
         return result
 
     def call_async(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The name that pybreaker gave ``acall``."""
+        """The name of ``acall`` in pybreaker."""
         return self.acall(func, *args, **kwargs)
 
     def calling(self) -> Any:
-        """One call, for ``with`` or ``async with``."""
-        return Block(self._crossing)
+        """One call as a context manager, for ``with`` or ``async with``."""
+        return Block(self._executor)
 
     @overload  # type: ignore[override] # pybreaker's own takes and returns anything
     def __call__(self, func: F, /) -> F: ...
@@ -150,7 +150,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     def __call__(self, /, **options: bool) -> Callable[[F], F]: ...
 
     def __call__(self, /, *functions: Any, **options: bool) -> Any:
-        """Decorates a function, asynchronous or not; also written ``@breaker()``."""
+        """Decorates a function, synchronous or asynchronous. ``@breaker()`` works, too."""
         always_async = options.pop("__pybreaker_call_async", False)
         if options:
             raise TypeError(f"unknown options: {', '.join(sorted(options))}")
@@ -173,30 +173,30 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         return decorate(*functions) if functions else decorate
 
     def is_system_error(self, exception: BaseException) -> bool:
-        """Whether an exception is evidence: none of the excluded classes and predicates holds for it."""
+        """True if an exception is evidence: no excluded class or predicate matches it."""
         return not any(
             isinstance(exception, rule) if isinstance(rule, type) else rule(exception)
             for rule in self._excluded_exceptions
         )
 
-    # --- looking and setting -------------------------------------------------------------------
+    # --- state and settings --------------------------------------------------------------------
 
     @property
     def current_state(self) -> str:
-        """The state as the storage has it: ``"closed"``, ``"open"`` or ``"half-open"``."""
+        """The state in the storage: ``"closed"``, ``"open"`` or ``"half-open"``."""
         return self._circuit.stored_state()
 
     @property
     def state(self) -> Any:
-        """The state as pybreaker's object; takes over what another process has stored."""
-        turns: list[Transition] = []
-        self._circuit.notice(turns)
-        self._voices.turned(turns)
-        return self._create_new_state(self._circuit.known)
+        """The state as an object of pybreaker's. Reading it adopts what another process has stored."""
+        transitions: list[Transition] = []
+        self._circuit.adopt_stored_state(transitions)
+        self._notifier.state_changed(transitions)
+        return self._create_new_state(self._circuit.known_state)
 
     @state.setter
     def state(self, state: str) -> None:
-        self._create_new_state(state)  # an unknown word is a ValueError
+        self._create_new_state(state)  # raises ValueError for an unknown state
         self._set(state)
 
     def open(self) -> bool:
@@ -205,17 +205,17 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         return self._throw_new_error_on_trip
 
     def half_open(self) -> None:
-        """Lets the next calls in as probes."""
+        """Admits the next calls as probes."""
         self._set(pybreaker.STATE_HALF_OPEN)
 
     def close(self) -> None:
-        """Closes the circuit and sets the counters to zero."""
+        """Closes the circuit and resets the counters."""
         self._set(pybreaker.STATE_CLOSED)
 
     def _set(self, state: str) -> None:
-        turns: list[Transition] = []
-        self._circuit.set(state, turns)
-        self._voices.turned(turns)
+        transitions: list[Transition] = []
+        self._circuit.set(state, transitions)
+        self._notifier.state_changed(transitions)
 
     @property
     def fail_max(self) -> int:
@@ -229,7 +229,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
     @property
     def reset_timeout(self) -> float:
-        """Seconds the circuit stays open."""
+        """Seconds for which the circuit stays open."""
         return self._circuit.reset_timeout
 
     @reset_timeout.setter
@@ -248,23 +248,23 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         self._circuit.success_threshold = threshold
 
     def __repr__(self) -> str:
-        return f"<CircuitBreaker {self._voices.label()!r} {self._circuit.known}>"
+        return f"<CircuitBreaker {self._notifier.label()!r} {self._circuit.known_state}>"
 
 
-def _listed(given: Any) -> Any:
-    """Several things as a list, which can be looked through twice; anything else as it is."""
+def _as_list(given: Any) -> Any:
+    """Copies an iterable to a list, which can be iterated twice; returns anything else unchanged."""
     return list(given) if isinstance(given, Iterable) else given
 
 
-def _all(is_so: Callable[[object], bool], given: object) -> bool:
-    return given is None or (isinstance(given, list) and all(map(is_so, given)))
+def _are_all(is_valid: Callable[[object], bool], given: object) -> bool:
+    return given is None or (isinstance(given, list) and all(map(is_valid, given)))
 
 
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "exclude": ("classes of exceptions and callables, or None", lambda given: _all(callable, given)),
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "exclude": ("classes of exceptions and callables, or None", lambda given: _are_all(callable, given)),
     "listeners": (
         "pybreaker's listeners and callables, or None",
-        lambda given: _all(lambda each: callable(each) or is_old(each), given),
+        lambda given: _are_all(lambda each: callable(each) or is_pybreaker_listener(each), given),
     ),
     "state_storage": (
         "a pybreaker.CircuitBreakerStorage or None",
@@ -274,7 +274,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "throw_new_error_on_trip": ("True or False", lambda given: isinstance(given, bool)),
     "clock": ("callable", callable),
 }
-"""What a setting must be that is no number, and whether it is."""
+"""The allowed values of each setting that is no number, in words and as a check."""
 
 
 def _check(**settings: object) -> None:
@@ -282,9 +282,9 @@ def _check(**settings: object) -> None:
     for field, value in settings.items():
         if field == "reset_timeout":
             faults.seconds(field, value, zero=True)
-        elif field in _KINDS:
-            allowed, is_so = _KINDS[field]
-            if not is_so(value):
+        elif field in _RULES:
+            allowed, is_valid = _RULES[field]
+            if not is_valid(value):
                 faults.add(field, value, allowed)
         else:
             faults.count(field, value)

@@ -1,8 +1,9 @@
-"""A circuit that counts failures in a row in one of pybreaker's storages. Knows no callers and no listeners.
+"""A circuit that counts failures in a row in a pybreaker storage. Depends on pybreaker; must not import
+listeners.
 
-Each move is one step under the lock; what it changed is appended to the list it is given, for whoever
-tells the listeners once the lock has been let go. Storages are other people's code, often a network
-away: what they raise is logged, and the last known state holds.
+Each method that can make a transition holds the lock meanwhile and appends the transition to a list. The
+caller notifies the listeners after the lock has been released. A storage is foreign code, often behind a
+network: its exceptions are logged, and the last known state is used.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pybreaker
 from pybreaker import STATE_CLOSED, STATE_HALF_OPEN, STATE_OPEN
 
 from guardrails._core.gate import Refusal
+from guardrails._runtime.fork import LockOwner
 
 __all__ = ["Circuit", "Ticket", "Transition"]
 
@@ -27,8 +29,8 @@ T = TypeVar("T")
 _log = logging.getLogger("guardrails")
 
 _LEASE = 10.0
-"""Seconds after which a probe that has not ended makes room for another, so that a lost one cannot keep
-the circuit half-open; as BreakerPolicy.max_wait_duration_in_half_open_state."""
+"""A probe's lease in seconds: the default of ``BreakerPolicy.max_wait_duration_in_half_open_state``. A lost
+probe cannot keep the circuit half-open for longer."""
 
 
 _STATES = frozenset((STATE_CLOSED, STATE_HALF_OPEN, STATE_OPEN))
@@ -36,7 +38,7 @@ _STORAGE_RAISED = "a circuit's storage raised"
 
 
 class Ticket(NamedTuple):
-    """One admitted call: the era it began in, the probe it is (0: none), and when it began."""
+    """An admitted call: its generation, its lease as a probe (0: it is none) and its start."""
 
     generation: int
     lease: int
@@ -44,7 +46,7 @@ class Ticket(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """A transition."""
+    """A change of state, by the names of pybreaker's states."""
 
     at: float
     old: str
@@ -53,18 +55,17 @@ class Transition(NamedTuple):
     retry_after: float | None
 
 
-class Circuit:
-    """The state machine; each transition starts a new era, and what began in an earlier one decides nothing.
+class Circuit(LockOwner):
+    """The state machine. Each transition starts a new generation; results of earlier ones change nothing.
 
     Attributes:
-        storage: Where the state and the counters live.
-        known: The state as last seen.
+        storage: Holds the state and the counters.
+        known_state: The state when it was last read.
         generation: Grows with each transition.
-        free_pass: The ticket of a call in the closed circuit.
-        lock: Held for single steps.
+        closed_ticket: The ticket of every call in the closed circuit.
         fail_max: Failures in a row that open the circuit.
-        reset_timeout: Seconds it stays open.
-        success_threshold: Successes that close it from half-open.
+        reset_timeout: Seconds for which it stays open.
+        success_threshold: Successes in half-open that close it.
     """
 
     def __init__(
@@ -83,145 +84,137 @@ class Circuit:
         self.success_threshold = success_threshold
         self.clock = clock
         self.lock = threading.RLock()
-        # Redis counts atomically by itself, so that nobody has to queue for its round trips.
-        self._counts_alone = isinstance(storage, pybreaker.CircuitRedisStorage)
+        # Redis increments atomically, so no call has to hold the lock for a round trip.
+        self._counts_atomically = isinstance(storage, pybreaker.CircuitRedisStorage)
         self._count_failure = count_failure
         self._numbers = itertools.count(1)
         self._leases: dict[int, float] = {}
-        self._opened_at: datetime | None = None
-        self._opened = 0.0
+        self._stored_opened_at: datetime | None = None
+        self._opened_at = 0.0
         self.generation = 0
-        self.free_pass = Ticket(0, 0, 0.0)
-        self.known: str = STATE_CLOSED
-        self.known = self.stored_state()
-        if self.known == STATE_OPEN:
-            self._date(clock())
+        self.closed_ticket = Ticket(0, 0, 0.0)
+        self.known_state: str = STATE_CLOSED
+        self.known_state = self.stored_state()
+        if self.known_state == STATE_OPEN:
+            self._read_opening_time(clock())
 
-    # --- looking -------------------------------------------------------------------------------
+    # --- the state -----------------------------------------------------------------------------
 
     def stored_state(self) -> str:
-        """The state the storage has; the last known one if that cannot be told."""
+        """The state in the storage; the last known one if the storage fails."""
         try:
             stored = self.storage.state
         except Exception:  # noqa: BLE001 - logged with its traceback
             _log.exception(_STORAGE_RAISED)
-            return self.known
+            return self.known_state
         if stored in _STATES:
             return stored
-        _log.warning("a circuit's storage holds the unknown state %r; it stays %s", stored, self.known)
-        return self.known
+        _log.warning("a circuit's storage holds the unknown state %r; it stays %s", stored, self.known_state)
+        return self.known_state
 
     def failures(self) -> int:
-        """Failures in a row so far; 1 if that cannot be told, so that somebody looks into it."""
+        """Failures in a row; 1 if the storage fails, so that the caller takes the path with the lock."""
         try:
             return self.storage.counter
         except Exception:  # noqa: BLE001 - logged with its traceback
             _log.exception(_STORAGE_RAISED)
             return 1
 
-    def notice(self, told: list[Transition]) -> None:
-        """Takes over a state that somebody else has stored."""
+    def adopt_stored_state(self, transitions: list[Transition]) -> None:
+        """Adopts a state that another process has stored."""
         stored = self.stored_state()
-        if stored == self.known:
+        if stored == self.known_state:
             return
         with self.lock:
-            stored = self.stored_state()  # again, now that no step of ours is under way
-            if stored == self.known:
+            stored = self.stored_state()  # again, as another thread may have adopted it
+            if stored == self.known_state:
                 return
             now = self.clock()
             if stored == STATE_OPEN:
-                self._date(now)
-            self._turn(now, stored, "elsewhere", told)
+                self._read_opening_time(now)
+            self._enter_state(now, stored, "elsewhere", transitions)
 
     # --- one call ------------------------------------------------------------------------------
 
-    def admit(self, stored: str, told: list[Transition]) -> Ticket | Refusal:
-        """Gives a ticket, or says why not. ``stored`` is the state the storage has just had."""
+    def admit(self, stored: str, transitions: list[Transition]) -> Ticket | Refusal:
+        """Returns a ticket or a refusal. ``stored`` is the state just read from the storage."""
         now = self.clock()
-        if stored == self.known == STATE_OPEN and now - self._opened < self.reset_timeout:
-            return self._refuse(now)  # the usual refusal takes no lock
-        self.notice(told)
+        if stored == self.known_state == STATE_OPEN and now - self._opened_at < self.reset_timeout:
+            return self._refuse(now)  # most refusals come here and need no lock
+        self.adopt_stored_state(transitions)
         with self.lock:
-            if self.known == STATE_OPEN:
-                if not self._is_due(now):
+            if self.known_state == STATE_OPEN:
+                if not self._wait_is_over(now):
                     return self._refuse(now)
-                self._go(now, STATE_HALF_OPEN, "wait_over", told)
-            if self.known == STATE_HALF_OPEN:
+                self._transition(now, STATE_HALF_OPEN, "wait_over", transitions)
+            if self.known_state == STATE_HALF_OPEN:
                 return self._lease(now)
             return Ticket(self.generation, 0, now)
 
-    def succeed(self, ticket: Ticket, told: list[Transition]) -> None:
-        """Ends a call that says the dependency is well."""
-        self.give_back(ticket)
-        with self._counting():
+    def succeed(self, ticket: Ticket, transitions: list[Transition]) -> None:
+        """Ends a call that succeeded."""
+        self.release_lease(ticket)
+        with self._counting_lock():
             if ticket.generation != self.generation:
                 return
             if self.failures():
-                self._tell_storage(self.storage.reset_counter)
+                self._write(self.storage.reset_counter)
             if not ticket.lease:
                 return
-            self._tell_storage(self.storage.increment_success_counter)
-            if self._ask(lambda: self.storage.success_counter, 1) >= self.success_threshold:
-                self._go_if_current(ticket, STATE_CLOSED, "probes_passed", told)
+            self._write(self.storage.increment_success_counter)
+            if self._read(lambda: self.storage.success_counter, 1) >= self.success_threshold:
+                self._transition_if_current(ticket, STATE_CLOSED, "probes_passed", transitions)
 
-    def fail(self, ticket: Ticket, told: list[Transition]) -> bool:
+    def fail(self, ticket: Ticket, transitions: list[Transition]) -> bool:
         """Ends a call that failed; True if that opened the circuit."""
-        self.give_back(ticket)
-        with self._counting():
+        self.release_lease(ticket)
+        with self._counting_lock():
             if ticket.generation != self.generation:
                 return False
-            self._tell_storage(self._count_failure)
+            self._write(self._count_failure)
             if ticket.lease:
-                return self._go_if_current(ticket, STATE_OPEN, "probes_failed", told)
+                return self._transition_if_current(ticket, STATE_OPEN, "probes_failed", transitions)
             if self.failures() >= self.fail_max:
-                return self._go_if_current(ticket, STATE_OPEN, "consecutive_failures", told)
+                return self._transition_if_current(ticket, STATE_OPEN, "consecutive_failures", transitions)
             return False
 
-    def give_back(self, ticket: Ticket) -> None:
-        """Makes room for another probe; all that follows from a call without evidence."""
+    def release_lease(self, ticket: Ticket) -> None:
+        """Frees a probe's lease. For a call without evidence this is all."""
         if ticket.lease:
             self._leases.pop(ticket.lease, None)
 
-    # --- by hand -------------------------------------------------------------------------------
+    # --- manual transitions --------------------------------------------------------------------
 
-    def set(self, state: str, told: list[Transition]) -> None:
-        """Makes a transition by hand. The state that holds already starts anew, and nobody is told."""
-        self.notice(told)
+    def set(self, state: str, transitions: list[Transition]) -> None:
+        """Makes a manual transition. One to the present state starts it again and is not reported."""
+        self.adopt_stored_state(transitions)
         with self.lock:
-            before = len(told)
-            unchanged = state == self.known
-            self._go(self.clock(), state, "manual", told)
+            before = len(transitions)
+            unchanged = state == self.known_state
+            self._transition(self.clock(), state, "manual", transitions)
             if unchanged:
-                del told[before:]
+                del transitions[before:]
 
     # --- fork ----------------------------------------------------------------------------------
 
-    def pause(self, seconds: float) -> bool:
-        """See Survivor."""
-        return self.lock.acquire(timeout=seconds)
-
-    def unpause(self) -> None:
-        """See Survivor."""
-        self.lock.release()
-
     def start_afresh(self) -> None:
-        """See Survivor."""
-        self.lock = threading.RLock()
+        """See ForkAware."""
+        super().start_afresh()
         self._leases.clear()
 
-    # --- steps, with the lock held -------------------------------------------------------------
+    # --- called with the lock held -------------------------------------------------------------
 
-    def _is_due(self, now: float) -> bool:
-        if now - self._opened < self.reset_timeout:
+    def _wait_is_over(self, now: float) -> bool:
+        if now - self._opened_at < self.reset_timeout:
             return False
-        if self._ask(lambda: self.storage.opened_at, self._opened_at) != self._opened_at:
-            self._date(now)  # another process has opened it again meanwhile
-        return now - self._opened >= self.reset_timeout
+        if self._read(lambda: self.storage.opened_at, self._stored_opened_at) != self._stored_opened_at:
+            self._read_opening_time(now)  # another process has opened it again
+        return now - self._opened_at >= self.reset_timeout
 
     def _lease(self, now: float) -> Ticket | Refusal:
         for lost in [lease for lease, until in self._leases.items() if now >= until]:
             del self._leases[lost]
-        missing = self.success_threshold - self._ask(lambda: self.storage.success_counter, 0)
+        missing = self.success_threshold - self._read(lambda: self.storage.success_counter, 0)
         if len(self._leases) >= max(1, missing):
             return self._refuse(now)
         lease = next(self._numbers)
@@ -230,60 +223,62 @@ class Circuit:
 
     def _refuse(self, now: float) -> Refusal:
         wait = None
-        if self.known == STATE_OPEN:
-            wait = max(0.0, self.reset_timeout - (now - self._opened))
+        if self.known_state == STATE_OPEN:
+            wait = max(0.0, self.reset_timeout - (now - self._opened_at))
         return Refusal("circuit_open", wait)
 
-    def _go_if_current(self, ticket: Ticket, state: str, cause: str, told: list[Transition]) -> bool:
+    def _transition_if_current(
+        self, ticket: Ticket, state: str, cause: str, transitions: list[Transition]
+    ) -> bool:
         with self.lock:
             if ticket.generation != self.generation:
                 return False
-            self._go(self.clock(), state, cause, told)
+            self._transition(self.clock(), state, cause, transitions)
             return True
 
-    def _go(self, now: float, state: str, cause: str, told: list[Transition]) -> None:
+    def _transition(self, now: float, state: str, cause: str, transitions: list[Transition]) -> None:
         storage = self.storage
-        self._tell_storage(storage.reset_success_counter)
+        self._write(storage.reset_success_counter)
         if state == STATE_CLOSED:
-            self._tell_storage(storage.reset_counter)
+            self._write(storage.reset_counter)
         elif state == STATE_OPEN:
-            self._opened = now
-            self._tell_storage(lambda: setattr(storage, "opened_at", datetime.now(UTC)))
-            self._opened_at = self._ask(lambda: storage.opened_at, None)
-        self._tell_storage(lambda: setattr(storage, "state", state))
-        self._turn(now, state, cause, told)
+            self._opened_at = now
+            self._write(lambda: setattr(storage, "opened_at", datetime.now(UTC)))
+            self._stored_opened_at = self._read(lambda: storage.opened_at, None)
+        self._write(lambda: setattr(storage, "state", state))
+        self._enter_state(now, state, cause, transitions)
 
-    def _turn(self, now: float, state: str, cause: str, told: list[Transition]) -> None:
-        old, self.known = self.known, state
+    def _enter_state(self, now: float, state: str, cause: str, transitions: list[Transition]) -> None:
+        old, self.known_state = self.known_state, state
         self.generation += 1
-        self.free_pass = Ticket(self.generation, 0, 0.0)
+        self.closed_ticket = Ticket(self.generation, 0, 0.0)
         self._leases.clear()
-        wait = max(0.0, self.reset_timeout - (now - self._opened)) if state == STATE_OPEN else None
-        told.append(Transition(now, old, state, cause, wait))
+        wait = max(0.0, self.reset_timeout - (now - self._opened_at)) if state == STATE_OPEN else None
+        transitions.append(Transition(now, old, state, cause, wait))
 
-    def _date(self, now: float) -> None:
-        # The one place that reads the wall clock: another process can say in nothing else when it was.
-        at = self._opened_at = self._ask(lambda: self.storage.opened_at, None)
+    def _read_opening_time(self, now: float) -> None:
+        # Wall-clock time, as the monotonic clock means nothing to another process.
+        at = self._stored_opened_at = self._read(lambda: self.storage.opened_at, None)
         if at is None:
-            self._opened = float("-inf")
+            self._opened_at = float("-inf")
             return
         aware = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-        self._opened = now - max(0.0, (datetime.now(UTC) - aware).total_seconds())
+        self._opened_at = now - max(0.0, (datetime.now(UTC) - aware).total_seconds())
 
     # --- the storage ---------------------------------------------------------------------------
 
-    def _counting(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._counts_alone else self.lock
+    def _counting_lock(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._counts_atomically else self.lock
 
-    def _ask(self, question: Callable[[], T], otherwise: T) -> T:
+    def _read(self, read: Callable[[], T], default: T) -> T:
         try:
-            return question()
+            return read()
         except Exception:  # noqa: BLE001 - logged with its traceback
             _log.exception(_STORAGE_RAISED)
-            return otherwise
+            return default
 
-    def _tell_storage(self, order: Callable[[], object]) -> None:
+    def _write(self, write: Callable[[], object]) -> None:
         try:
-            order()
+            write()
         except Exception:  # noqa: BLE001 - logged with its traceback
             _log.exception(_STORAGE_RAISED)

@@ -1,4 +1,4 @@
-"""How calls of every kind cross a `Circuit`: functions, coroutines, generators and blocks."""
+"""Runs functions, coroutines, generators and blocks through a `Circuit`. Depends on listeners and errors."""
 
 from __future__ import annotations
 
@@ -26,102 +26,103 @@ _log = logging.getLogger("guardrails")
 _CLOSED = pybreaker.STATE_CLOSED
 
 UNFINISHED = frozenset((types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType))
-"""What a function may return that has not run yet."""
+"""Types of returned objects whose work has not run yet."""
 
 
 class Executor:
-    """Admits calls, learns from how they end, and tells the listeners, with no lock held meanwhile.
+    """Admits calls, records how they end and notifies the listeners with no lock held.
 
     Args:
-        circuit: What decides.
-        voices: Who is told.
-        is_evidence: Whether an exception counts; what it raises itself is logged.
-        new_error: Whether the call that opens the circuit raises an error that says so.
+        circuit: Decides and records.
+        notifier: Are notified.
+        is_evidence: Returns True for an exception that counts. If it raises, that is logged and the exception
+            counts.
+        new_error: True to raise a `pybreaker.CircuitBreakerError` from the call that opens the circuit.
     """
 
     def __init__(
         self,
         circuit: Circuit,
-        voices: PybreakerListeners,
+        notifier: PybreakerListeners,
         is_evidence: Callable[[BaseException], object],
         *,
         new_error: bool,
     ) -> None:
         self.circuit = circuit
-        self.voices = voices
+        self.notifier = notifier
         self._is_evidence = is_evidence
         self._new_error = new_error
 
     def admit(self) -> Ticket:
-        """Lets a call in.
+        """Admits a call.
 
         Raises:
             CircuitOpenError: The circuit refuses.
         """
-        circuit, voices = self.circuit, self.voices
+        circuit, notifier = self.circuit, self.notifier
         stored = circuit.stored_state()
-        if stored == circuit.known == _CLOSED and not voices.listeners:
-            return circuit.free_pass
-        turns: list[Transition] = []
-        verdict = circuit.admit(stored, turns)
-        voices.turned(turns)
+        if stored == circuit.known_state == _CLOSED and not notifier.listeners:
+            return circuit.closed_ticket
+        transitions: list[Transition] = []
+        verdict = circuit.admit(stored, transitions)
+        notifier.state_changed(transitions)
         if isinstance(verdict, Ticket):
             return verdict
-        if voices.listeners:
-            voices.rejected(verdict.retry_after)
-        raise note_guard_error(CircuitOpenError(voices.label(), "circuit_open", verdict.retry_after))
+        if notifier.listeners:
+            notifier.rejected(verdict.retry_after)
+        raise note_guard_error(CircuitOpenError(notifier.label(), "circuit_open", verdict.retry_after))
 
     def succeeded(self, ticket: Ticket) -> None:
         """Ends a call that returned."""
-        circuit, voices = self.circuit, self.voices
-        if ticket is circuit.free_pass and not voices.listeners and not circuit.failures():
+        circuit, notifier = self.circuit, self.notifier
+        if ticket is circuit.closed_ticket and not notifier.listeners and not circuit.failures():
             return
-        turns: list[Transition] = []
-        circuit.succeed(ticket, turns)
-        voices.turned(turns)
-        voices.success()
-        voices.finished(Outcome.SUCCESS, ticket.started)
+        transitions: list[Transition] = []
+        circuit.succeed(ticket, transitions)
+        notifier.state_changed(transitions)
+        notifier.success()
+        notifier.finished(Outcome.SUCCESS, ticket.started)
 
     def failed(self, ticket: Ticket, error: BaseException) -> None:
-        """Ends a call that raised ``error``, which the caller raises on.
+        """Ends a call that raised ``error``. The caller re-raises the error.
 
         Raises:
-            pybreaker.CircuitBreakerError: Instead, if this opened the circuit and that is wanted.
+            pybreaker.CircuitBreakerError: The call opened the circuit and ``new_error`` is set.
         """
-        circuit, voices = self.circuit, self.voices
+        circuit, notifier = self.circuit, self.notifier
         outcome = classify(error, None)
-        if outcome is not Outcome.FAILURE or not self._counts(error):
-            circuit.give_back(ticket)
-            voices.finished(Outcome.ABANDONED, ticket.started)
+        if outcome is not Outcome.FAILURE or not self._is_failure(error):
+            circuit.release_lease(ticket)
+            notifier.finished(Outcome.ABANDONED, ticket.started)
             return
-        turns: list[Transition] = []
-        tripped = circuit.fail(ticket, turns)
-        voices.failure(error)
-        voices.turned(turns)
-        voices.finished(outcome, ticket.started)
+        transitions: list[Transition] = []
+        tripped = circuit.fail(ticket, transitions)
+        notifier.failure(error)
+        notifier.state_changed(transitions)
+        notifier.finished(outcome, ticket.started)
         if tripped and self._new_error:
             what = "Trial call failed" if ticket.lease else "Failures threshold reached"
             raise pybreaker.CircuitBreakerError(f"{what}, circuit breaker opened") from error
 
-    def _counts(self, error: BaseException) -> bool:
+    def _is_failure(self, error: BaseException) -> bool:
         try:
             return bool(self._is_evidence(error))
         except Exception:  # noqa: BLE001 - logged with its traceback
-            _log.exception("an exclude rule of circuit %r raised; the error counts", self.voices.label())
+            _log.exception("an exclude rule of circuit %r raised; the error counts", self.notifier.label())
             return True
 
-    # --- what a function returned and has not run yet ------------------------------------------
+    # --- returned coroutines and generators ----------------------------------------------------
 
-    def postpone(self, ticket: Ticket, unfinished: Any) -> Any:
-        """Makes what a call returned the call itself, which is admitted when it starts to run."""
-        self.circuit.give_back(ticket)
+    def wrap_unfinished(self, ticket: Ticket, unfinished: Any) -> Any:
+        """Wraps a returned coroutine or generator: it is admitted when it starts to run."""
+        self.circuit.release_lease(ticket)
         if isinstance(unfinished, types.CoroutineType):
-            return self._awaiting(unfinished)
+            return self._await_guarded(unfinished)
         if isinstance(unfinished, types.GeneratorType):
-            return self._streaming(unfinished)
-        return self._streaming_async(unfinished)
+            return self._iterate_guarded(unfinished)
+        return self._iterate_guarded_async(unfinished)
 
-    async def _awaiting(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    async def _await_guarded(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
             ticket = self.admit()
         except BaseException:
@@ -135,7 +136,7 @@ class Executor:
         self.succeeded(ticket)
         return result
 
-    def _streaming(self, stream: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+    def _iterate_guarded(self, stream: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
         ticket = self.admit()
         try:
             result = yield from stream
@@ -145,7 +146,7 @@ class Executor:
         self.succeeded(ticket)
         return result
 
-    async def _streaming_async(self, stream: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
+    async def _iterate_guarded_async(self, stream: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
         ticket = self.admit()
         try:
             step = stream.asend(None)
@@ -159,7 +160,7 @@ class Executor:
                 except GeneratorExit:
                     await stream.aclose()
                     raise
-                except BaseException as thrown:  # noqa: BLE001 - it belongs to the stream
+                except BaseException as thrown:  # noqa: BLE001 - passed on to the stream
                     step = stream.athrow(thrown)
         except BaseException as error:
             self.failed(ticket, error)
@@ -168,31 +169,31 @@ class Executor:
 
 
 def _block() -> None:
-    """What ``before_call`` gets as the function when the call is a block."""
+    """Stands for the function in ``before_call`` when the call is a block."""
 
 
 class Block(ContextDecorator):
-    """One call, for ``with`` or ``async with``; as a decorator, one for each call."""
+    """One call, for ``with`` or ``async with``. As a decorator it makes one for each call."""
 
-    def __init__(self, crossing: Executor) -> None:
-        self._crossing = crossing
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
         self._ticket: Ticket | None = None
 
     def _recreate_cm(self) -> Self:
-        return type(self)(self._crossing)
+        return type(self)(self._executor)
 
     def __enter__(self) -> None:
         if self._ticket is not None:
             raise RuntimeError("a call is used once; ask the breaker for another")
-        self._ticket = self._crossing.admit()
-        self._crossing.voices.before_call(_block, (), {})
+        self._ticket = self._executor.admit()
+        self._executor.notifier.before_call(_block, (), {})
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        assert self._ticket is not None, "entered before"  # noqa: S101 - the language sees to it
+        assert self._ticket is not None, "entered before"  # noqa: S101 - Python calls __enter__ first
         if error is None:
-            self._crossing.succeeded(self._ticket)
+            self._executor.succeeded(self._ticket)
         else:
-            self._crossing.failed(self._ticket, error)
+            self._executor.failed(self._ticket, error)
 
     async def __aenter__(self) -> None:
         self.__enter__()

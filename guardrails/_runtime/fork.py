@@ -1,8 +1,8 @@
-"""A child process starts with fresh locks, no calls and no threads. Must not import what it looks after.
+"""Gives a forked child process fresh locks and no calls. Depends on nothing; must not import its users.
 
-Python's at-fork hooks see to it. A server that forks in C without calling them, such as uWSGI without
-``--py-call-osafterfork``, is noticed by `check_process`, wherever a lock is taken for more than a quick step,
-or a thread is relied on.
+Python's at-fork hooks do this. A server that forks in C without running the hooks, such as uWSGI without
+``--py-call-osafterfork``, is noticed by `check_process`. It is called where a lock is taken for more than a
+few instructions, and where a thread is needed.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["ForkedLock", "check_process", "fork_aware", "in_child", "renew_after_fork"]
+__all__ = ["ForkedLock", "LockOwner", "check_process", "fork_aware", "in_child", "renew_after_fork"]
 
-_PATIENCE = 1.0
-"""Seconds a fork waits for one lock. Steps take microseconds; a thread that died inside one is no reason
-not to fork."""
+_LOCK_TIMEOUT = 1.0
+"""Seconds for which a fork waits for one lock. A lock is held for microseconds; one that is held longer
+belongs to a thread that died and must not prevent the fork."""
 
 
 class ForkAware(Protocol):
-    """Something with a lock that two processes would otherwise inherit from each other."""
+    """An object whose lock and calls a child process must not inherit."""
 
     def pause(self, seconds: float) -> bool:
-        """Takes its lock, so that the child inherits no half-made step; False if it could not."""
+        """Before the fork: takes the lock, so that no step is half done; False if it was not free in time."""
 
     def unpause(self) -> None:
-        """Gives the lock back."""
+        """After the fork: releases the lock."""
 
     def start_afresh(self) -> None:
-        """In the child: makes a new lock and forgets every call, since none of their threads exists."""
+        """In the child: makes a new lock and drops every call, as their threads do not exist there."""
 
 
 _WIPE_ON_FORK = 18
-"""Linux's ``MADV_WIPEONFORK``: a child process finds zeros in such memory, whoever has forked it."""
+"""Linux's ``MADV_WIPEONFORK``: the kernel fills such memory with zeros in a child process."""
 
 
 class _Mark:
-    """The same for other systems, by the number of the process: a system call for each look."""
+    """A mark for other systems. It compares process numbers, at the cost of a system call for each read."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -53,7 +53,7 @@ class _Mark:
 
 def _new_mark() -> Any:
     try:
-        import mmap  # noqa: PLC0415 - a second interpreter of the process may not import it
+        import mmap  # noqa: PLC0415 - a subinterpreter may not import it
 
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)
@@ -64,66 +64,78 @@ def _new_mark() -> Any:
 
 
 _mark = _new_mark()
-"""Its first byte is 1 in the process whose locks and calls these are, 0 in a child that has yet to notice."""
+"""Its first byte is 1 in the process that made the locks and calls, and 0 in a child until it is noticed."""
 
-_in_child_too: list[Callable[[], None]] = []
+_child_callbacks: list[Callable[[], None]] = []
 _notices: dict[int, int] = {}
-"""By the number of a process that no hook was run in: the thread that has noticed."""
+"""The thread that resets the locks of a child in which no hook was run, by process number."""
 
 _fork_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 _paused: list[ForkAware] = []
 
 
-def renew_after_fork(survivor: ForkAware) -> None:
-    """Looks after an object in every fork of this process, for as long as it lives."""
-    _fork_aware.add(survivor)
+def renew_after_fork(obj: ForkAware) -> None:
+    """Handles an object in every fork of this process for as long as it lives."""
+    _fork_aware.add(obj)
 
 
-def in_child(forget: Callable[[], None]) -> None:
-    """Has a function called in every child process, for as long as this one lives."""
-    _in_child_too.append(forget)
+def in_child(callback: Callable[[], None]) -> None:
+    """Registers a function that is called in every child process."""
+    _child_callbacks.append(callback)
 
 
 def check_process() -> None:
-    """Starts afresh if this is a child that no hook was run in."""
+    """Resets locks and calls if this is a child process in which no hook was run."""
     if not _mark[0]:
         _notice()
 
 
 def fork_aware() -> list[ForkAware]:
-    """What is looked after now, in no order."""
+    """The registered objects that are alive, in no order."""
     return list(_fork_aware)
 
 
-class ForkedLock:
-    """A lock around steps of a few microseconds, which nobody holds in the child of a fork."""
+class LockOwner:
+    """Base of an object with one lock: a `ForkAware` that takes the lock before a fork and renews it after.
+
+    Attributes:
+        lock: Reentrant, as a finaliser may run while its own thread holds the lock.
+    """
+
+    __slots__ = ()
+
+    lock: Any
+
+    def pause(self, seconds: float) -> bool:
+        """See ForkAware."""
+        return bool(self.lock.acquire(timeout=seconds))
+
+    def unpause(self) -> None:
+        """See ForkAware."""
+        self.lock.release()
+
+    def start_afresh(self) -> None:
+        """See ForkAware."""
+        self.lock = threading.RLock()
+
+
+class ForkedLock(LockOwner):
+    """A lock that is held for a few microseconds at a time, and that is free in a child process."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a finaliser may run inside the step, in the same thread
+        self.lock = threading.RLock()
         renew_after_fork(self)
 
     def __enter__(self) -> None:
         check_process()
-        self._lock.acquire()
+        self.lock.acquire()
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def pause(self, seconds: float) -> bool:
-        """See Survivor."""
-        return self._lock.acquire(timeout=seconds)
-
-    def unpause(self) -> None:
-        """See Survivor."""
-        self._lock.release()
-
-    def start_afresh(self) -> None:
-        """See Survivor."""
-        self._lock = threading.RLock()
+        self.lock.release()
 
 
 def _before() -> None:
-    _paused.extend(survivor for survivor in fork_aware() if survivor.pause(_PATIENCE))
+    _paused.extend(each for each in fork_aware() if each.pause(_LOCK_TIMEOUT))
 
 
 def _in_parent() -> None:
@@ -133,20 +145,20 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     _in_parent()
-    for survivor in fork_aware():
-        survivor.start_afresh()
-    for forget in _in_child_too:
-        forget()
+    for each in fork_aware():
+        each.start_afresh()
+    for callback in _child_callbacks:
+        callback()
     _mark[0] = 1
 
 
 def _notice() -> None:
     me, child = threading.get_ident(), os.getpid()
-    # One thread starts afresh. The others wait for it: a lock that they took now would be replaced.
+    # One thread resets everything. The others wait: a lock that they took now would be replaced.
     if _notices.setdefault(child, me) == me:
         _in_child()
         return
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _LOCK_TIMEOUT
     while not _mark[0] and time.monotonic() < until:
         time.sleep(0.0005)
 
