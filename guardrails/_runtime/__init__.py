@@ -1,1 +1,1 @@
-"""What a call needs of Python: scopes, timers, locks across forks, waiting, telling listeners."""
+"""Scopes, timers, locks across forks, waiting and the notification of listeners."""

@@ -1,4 +1,4 @@
-"""Finds the outcome of a call from its exception or its result. Depends on errors; must not import guards."""
+"""Finds the outcome of a call from its exception or result. Depends on errors; must not import guards."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _log = logging.getLogger("guardrails")
 
 
 def classify(error: BaseException | None, is_failure: Callable[[BaseException], object] | None) -> Outcome:
-    """Says what an exception that came out of a guarded call means.
+    """The outcome of a call that returned or raised.
 
     Args:
-        error: What was raised, or None when the call returned.
-        is_failure: The user's rule for ordinary exceptions; None counts every one as a failure.
+        error: The exception that the call raised; None if it returned.
+        is_failure: The user's rule for subclasses of ``Exception``; None makes each of them a failure.
 
     Returns:
-        ABANDONED for cancellation, KeyboardInterrupt, GeneratorExit and every error of an inner
-        guard; otherwise what the rule says. Of an exception group, the worst of its leaves.
+        ABANDONED for cancellation, KeyboardInterrupt, GeneratorExit and every error of an inner guard;
+        otherwise the outcome by the rule. For an exception group the worst outcome of its leaves.
     """
     if error is None:
         return Outcome.SUCCESS
@@ -36,20 +36,20 @@ def classify(error: BaseException | None, is_failure: Callable[[BaseException], 
         return Outcome.ABANDONED
     if is_failure is None:
         return Outcome.FAILURE
-    return Outcome.FAILURE if _asked(is_failure, error, "is_failure") else Outcome.SUCCESS
+    return Outcome.FAILURE if _apply(is_failure, error, "is_failure") else Outcome.SUCCESS
 
 
 def classify_result(result: object, is_failure_result: Callable[[object], object] | None) -> Outcome:
-    """Says what a returned value means: SUCCESS unless the user's rule calls it a failure."""
-    if is_failure_result is None or not _asked(is_failure_result, result, "is_failure_result"):
+    """The outcome of a returned value: SUCCESS unless the user's rule calls it a failure."""
+    if is_failure_result is None or not _apply(is_failure_result, result, "is_failure_result"):
         return Outcome.SUCCESS
     return Outcome.FAILURE
 
 
-def _asked(rule: Callable[..., object], subject: object, name: str) -> bool:
-    """Asks the user's rule; when the rule itself breaks, the default for its subject holds."""
+def _apply(rule: Callable[..., object], subject: object, name: str) -> bool:
+    """Applies the user's rule. If the rule raises, logs that and applies the default rule."""
     try:
-        return bool(rule(subject))  # an array has no truth: that is a broken rule, too
+        return bool(rule(subject))  # inside the try: bool() of an array raises, too
     except Exception:  # noqa: BLE001 - logged with its traceback
         _log.exception("the %s rule raised; the default rule is used", name)
         return name == "is_failure"

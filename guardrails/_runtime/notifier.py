@@ -1,4 +1,4 @@
-"""Who is told what a guard did: listeners, and the log for its circuit. Knows events, no gate, no caller."""
+"""Notifies the listeners of a guard and logs its transitions. Depends on events; must not import guards."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Notifier:
 
     Attributes:
         name: The guard's name.
-        lock: Whose steps the events are numbered in.
-        core: The guard's gate.
-        listeners: Who is told.
-        report: What is written of refused and stopped calls; a compartment shares its guard's.
-        tells_of_calls: Whether a listener wants to know of each call's end.
+        lock: The gate's lock. Events are numbered under it.
+        core: The state of the guard's gate.
+        listeners: The listeners.
+        report: The log of refused and stopped calls. A compartment shares that of its guard.
+        tells_of_calls: True if a listener wants `CallFinished`.
     """
 
     __slots__ = ("_seq", "_wanted", "core", "listeners", "lock", "name", "report", "tells_of_calls")
@@ -48,13 +48,13 @@ class Notifier:
         return found
 
     def next_number(self) -> int:
-        """An event's place in the order of this guard's events."""
+        """The sequence number of this guard's next event."""
         with self.lock:
             self._seq += 1
             return self._seq
 
     def tell(self, kind: type[Event], **fields: Any) -> None:
-        """Builds an event and hands it to who wants it. What a listener raises is logged, no more."""
+        """Builds an event and calls the listeners that want it. An exception of a listener is logged."""
         event = kind(guard=self.name, **fields)
         for listener in self.wanted(kind):
             try:
@@ -68,13 +68,13 @@ class Notifier:
             if self.report.holders is not None and change.cause != "manual":
                 bulkhead = self.core.bulkhead
                 holders = self.report.holders(self.name, bulkhead.taken, bulkhead.limit)
-        except Exception:  # noqa: BLE001 - a line of the log must not break a call
-            log.debug("the holders of %r could not be found out", self.name, exc_info=True)
+        except Exception:  # noqa: BLE001 - logging must not break a call
+            log.debug("the holders of %r could not be determined", self.name, exc_info=True)
         with self.lock:
             return why_open(self.core, change, holders)
 
     def tell_change(self, number: int, change: Transition) -> None:
-        """Tells of a transition of the circuit, or of one that there would have been."""
+        """Reports a transition, or the crossing of a threshold in ``metrics_only``."""
         if change.old == change.new:
             log.warning("circuit %r would have opened (%s): %s", self.name, change.cause, self._why(change))
         elif change.new == "open":
@@ -82,7 +82,7 @@ class Notifier:
                 "circuit %r: %s -> open (%s): %s", self.name, change.old, change.cause, self._why(change)
             )
         else:
-            # Whoever was woken by the opening must see the end of it, too.
+            # An operator who was alerted by the opening must also see the end of it.
             recovered = change.new == "closed" and change.cause != "manual"
             level = logging.WARNING if recovered or change.new == "forced_open" else logging.INFO
             log.log(level, "circuit %r: %s -> %s (%s)", self.name, change.old, change.new, change.cause)

@@ -1,8 +1,8 @@
-"""The times in which this process stood still and could not read its clock. Knows no guards and no calls.
+"""Detects pauses in which this whole process did not run. Depends on nothing; must not import guards.
 
-A process that is stopped (SIGSTOP, ``docker pause``, a debugger, a frozen function) finds at its thaw that
-seconds have passed, and that every call under way took them. A thread that only sleeps a moment, again and
-again, was late for the same reason, and notes it. It runs while calls are made and for a while after.
+After SIGSTOP, ``docker pause``, a debugger or a frozen function, every call in flight seems to have taken
+seconds. A thread that sleeps for a moment, again and again, wakes up late for the same reason and notes the
+pause. It runs while calls are made and for a short time after.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ BEAT = 0.25
 """Seconds between two beats."""
 
 _LATE = 1.0
-"""Seconds between two beats that are no longer a busy machine's, but a time in which nobody could look."""
+"""Seconds. A longer time between two beats is a pause of the process and not a busy machine."""
 
-_MOST = 60.0
-"""Seconds of a gap that are forgiven. After a longer one the connections deserve a new look."""
+_LONGEST = 60.0
+"""Longest pause in seconds. Of a longer one only the end counts, as connections may have been lost in it."""
 
 
 class ProcessPause(NamedTuple):
-    """A time in which nobody could look."""
+    """A time in which the process did not run, by `time.monotonic`."""
 
     since: float
     until: float
 
 
 class PauseDetector:
-    """Beats in a thread of its own, once woken.
+    """Reads the clock again and again in a daemon thread, once woken.
 
     Attributes:
-        last: When it beat last; None while it sleeps.
-        gap: The latest gap.
+        last: Time of the last beat; None while the thread sleeps.
+        gap: The latest pause.
     """
 
     def __init__(self) -> None:
@@ -46,51 +46,51 @@ class PauseDetector:
         self.gap = ProcessPause(0.0, 0.0)
         self._until = 0.0
         self._pid = 0
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def wake(self, until: float) -> None:
-        """Sees to it that the pulse beats until some moment, on `time.monotonic`."""
+        """Keeps the thread beating until a time on `time.monotonic`."""
         self._until = max(self._until, until)
-        if self._pid != os.getpid():  # the first time, or in the child of a fork, which has no such thread
+        if self._pid != os.getpid():  # first use, or a child process, which has no such thread
             self._pid = os.getpid()
-            # Looked up now: gevent replaces it together with the kind of thread that waits for it.
-            self._bell = queue.SimpleQueue()
+            # Looked up here: gevent replaces the class together with the threads that wait for it.
+            self._wakeups = queue.SimpleQueue()
             self.last = None
-            # No thread is to be had at the exit, and in a second interpreter: then there is no pulse.
+            # At exit and in a subinterpreter no thread can be started; pauses are then not detected.
             with suppress(RuntimeError):
                 threading.Thread(
-                    target=self._run, args=(self._bell,), daemon=True, name="guardrails-pulse"
+                    target=self._run, args=(self._wakeups,), daemon=True, name="guardrails-pulse"
                 ).start()
         if self.last is None:
-            self._bell.put(None)  # legal in a signal handler, and where the collector runs
+            self._wakeups.put(None)  # allowed in a signal handler and in a finaliser
 
     def latest(self, now: float) -> ProcessPause:
-        """The latest time in which nobody could look, one that ends just now included."""
+        """The latest pause, including one that ends just now."""
         last = self.last
         if last is not None and now - last > _LATE:
-            return ProcessPause(max(last, now - _MOST), now)
+            return ProcessPause(max(last, now - _LONGEST), now)
         return self.gap
 
     def missed(self, seconds: float) -> bool:
-        """True if nobody could look for a part of the last seconds."""
+        """True if a pause overlaps the last ``seconds``."""
         now = time.monotonic()
         gap = self.latest(now)
         return gap.until > gap.since and now - gap.until < seconds
 
-    def _run(self, bell: queue.SimpleQueue[None]) -> None:
-        while bell is self._bell:
+    def _run(self, wakeups: queue.SimpleQueue[None]) -> None:
+        while wakeups is self._wakeups:
             if self.last is None:
-                bell.get()
+                wakeups.get()
             self._beat(time.monotonic())
             with suppress(queue.Empty):
-                bell.get(timeout=BEAT)
+                wakeups.get(timeout=BEAT)
 
     def _beat(self, now: float) -> None:
         last = self.last
         if last is not None and now - last > _LATE:
-            self.gap = ProcessPause(max(last, now - _MOST), now)
+            self.gap = ProcessPause(max(last, now - _LONGEST), now)
         self.last = now if now < self._until else None
 
 
 pause_detector = PauseDetector()
-"""The pulse of this process."""
+"""The detector of this process."""

@@ -1,4 +1,4 @@
-"""Holds what went wrong in one HTTP request. Depends on nothing."""
+"""The errors of guards in one HTTP request. Depends on nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class RequestErrors:
         failing: The names of the guards whose last call was refused or stopped. A later call through the
             same guard removes them.
         fatal: The name of the guard whose refusal became the answer.
-        unhandled: The exception that a framework has reported as unhandled and made its own 500 of.
+        unhandled: The unhandled exception that a framework has reported and answered with its own 500.
     """
 
     __slots__ = ("failing", "fatal", "unhandled")

@@ -1,4 +1,4 @@
-"""Warns of a block around a ``yield`` that no code ran in. Depends on frames and the log alone."""
+"""Warns of a ``with`` block around a ``yield`` that has no effect. Depends on frames and the log alone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 __all__ = ["check_entered"]
 
 _log = logging.getLogger("guardrails")
-_BETWEEN = ("guardrails", "contextlib")
-_told: set[CodeType] = set()
+_SKIPPED = ("guardrails", "contextlib")
+_warned_of: set[CodeType] = set()
 
 
 def check_entered(scope: object, inner: Any) -> None:
-    """Warns if a scope ends in a context that it was not entered in: nothing between saw it.
+    """Warns if a scope ends in another context than the one in which it began: it had no effect.
 
-    The warning names the generator around whose ``yield`` the scope was, once for each. Nothing is said of
-    other callers: code that enters a block by hand may leave it somewhere else.
+    The warning names the generator whose ``yield`` the scope encloses, once for each generator. Other callers
+    get no warning: code that enters a block by hand may leave it elsewhere.
 
     Args:
         scope: The scope that ends.
@@ -33,9 +33,9 @@ def check_entered(scope: object, inner: Any) -> None:
 
 def _warn() -> None:
     generator = _outermost_generator()
-    if generator is None or generator in _told:
+    if generator is None or generator in _warned_of:
         return
-    _told.add(generator)
+    _warned_of.add(generator)
     _log.warning(
         "the deadline or call around the yield of %s (%s:%d) has no effect: what runs between is in another "
         "context, as for a def dependency of FastAPI, which runs in a thread; make %s an async def",
@@ -50,7 +50,7 @@ def _outermost_generator() -> CodeType | None:
     found, frame = None, inspect.currentframe()
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
-        if frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        if frame.f_globals.get("__name__", "").split(".")[0] in _SKIPPED:
             continue
         if not frame.f_code.co_flags & inspect.CO_GENERATOR:
             break
