@@ -1,1 +1,1 @@
-"""Retries and fallbacks around a function; must not import guards."""
+"""Retries and fallbacks around a function. Must not import guards."""

@@ -1,4 +1,4 @@
-"""How many retries a service may afford: a share of its calls. Knows no calls, only their number."""
+"""Limits retries to a share of the calls. Depends on windows; must not import the retry loop."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from guardrails._util.checks import Faults, refuse_unknown
 __all__ = ["RetryBudget", "RetryBudgetSnapshot"]
 
 _WINDOW = 10.0
-"""Seconds a call counts for: Finagle's default time to live. Long enough to outlast a blip, short
-enough that yesterday's quiet pays for no storm."""
+"""Seconds for which a call or a retry counts: the default time to live of Finagle's budget."""
 
 _ROUNDING = 1e-9
-"""A share of 0.1 must allow the third retry at 30 calls, although 0.1 * 30 is not exactly 3."""
+"""Absorbs rounding: with a ratio of 0.1, 30 calls must allow 3 retries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryBudgetSnapshot:
-    """The figures of one budget, all of the same moment.
+    """The figures of one budget at one moment.
 
     Attributes:
         calls: First attempts in the last ten seconds.
         retries: Further attempts in the last ten seconds.
-        available: Retries that may begin now.
-        refused: Retries that were not allowed since the budget was made.
+        available: Retries that may start now.
+        refused: Retries refused since the budget was made.
     """
 
     calls: int
@@ -39,7 +38,7 @@ class RetryBudgetSnapshot:
 
 
 class RetryBudget:
-    """Retries may add at most this share to the calls.
+    """Limits the retries of a service to a share of its calls.
 
     ::
 
@@ -48,18 +47,20 @@ class RetryBudget:
         @guarded(db, retry=retrying(budget=budget))
         async def load(user_id: int) -> User: ...
 
-    Without a budget, a dependency that begins to fail gets three times the load just then, and with
-    three layers of three attempts 27 times. This is the leaky token bucket of Finagle's ``RetryBudget``
-    (github.com/twitter/finagle, ``RetryBudget.scala``): each call deposits ``ratio`` of a retry, each
-    retry withdraws one, and both are forgotten after ten seconds. Time is kept in slices of one second.
+    Without a budget, three attempts a call triple the load of a dependency that starts to fail; three layers
+    of them multiply it by 27. Each call deposits ``ratio`` of a retry, each retry withdraws one, and both
+    expire after ten seconds, counted in slices of one second.
+
+    Source: the token bucket of Finagle's ``RetryBudget`` (github.com/twitter/finagle, ``RetryBudget.scala``).
 
     Args:
-        ratio: Share of the calls that may be retries: a fraction in [0, 1].
-        minimum_per_second: Retries a second that are free, so that a quiet service can retry at all.
-        clock: Where the time comes from; a monotonic reading in seconds.
+        ratio: Retries allowed for each call, in [0, 1].
+        minimum_per_second: Retries a second that are allowed in any case, so that a service with few calls
+            can retry.
+        clock: Returns a monotonic time in seconds.
 
     Raises:
-        ConfigurationError: One or more arguments are wrong; all are named at once.
+        ConfigurationError: One or more arguments are wrong; the message names each of them.
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class RetryBudget:
         self._refused = 0
 
     def deposit(self) -> None:
-        """Notes a first attempt. `retrying` does so; only a retry loop of your own calls this."""
+        """Counts a first attempt. `retrying` does this; call it only in a retry loop of your own."""
         now = self._clock()
         with self._lock:
             self._forget(now)
             self._calls.add(0)
 
     def try_withdraw(self) -> bool:
-        """Whether one retry may begin; if so, it counts as made."""
+        """Counts a retry and returns True; returns False if the budget has none left."""
         now = self._clock()
         with self._lock:
             self._forget(now)
@@ -103,7 +104,7 @@ class RetryBudget:
             return True
 
     def snapshot(self) -> RetryBudgetSnapshot:
-        """The figures of this moment."""
+        """Returns the figures of this moment."""
         now = self._clock()
         with self._lock:
             self._forget(now)
@@ -119,7 +120,7 @@ class RetryBudget:
         self._retries.advance(now)
 
     def _available(self) -> int:
-        # Negative when the calls that paid for a retry are forgotten before the retry is.
+        # Negative if the calls that deposited a retry have expired and the retry has not.
         return int(self._ratio * self._calls.calls + self._free + _ROUNDING) - self._retries.calls
 
     def __repr__(self) -> str:

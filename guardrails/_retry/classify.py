@@ -1,4 +1,4 @@
-"""What an error leaves to do: call again, when, or not at all. Knows errors and the ambient deadline."""
+"""Decides if and when a call that raised may be retried. Depends on errors and deadlines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from guardrails._runtime.scope import remaining
 from guardrails._util.checks import finite
 from guardrails.errors import CallTimeoutError, CommitUnknownError, GuardrailsError
 
-__all__ = ["is_commit_unknown", "is_final", "leaves", "may_retry", "no_time_for", "pause"]
+__all__ = ["exceeds_deadline", "is_commit_unknown", "is_final", "leaves", "may_retry", "pause_before_retry"]
 
 _LONGEST = 60.0
-"""Seconds of a dependency's own ``retry_after`` that are slept through. Whoever says more is not back
-within this call: its caller is told now."""
+"""Longest ``retry_after`` of an error, in seconds, that a retry waits for. With a longer one the call fails
+at once."""
 
-_BUGS = (
+_CODE_ERRORS = (
     AssertionError,
     AttributeError,
     ImportError,
@@ -24,17 +24,17 @@ _BUGS = (
     SyntaxError,
     TypeError,
 )
-"""What code raises that is wrong, whatever the dependency does. ValueError, LookupError and RuntimeError
-are not among them: a sick dependency's half an answer raises those, too."""
+"""Errors of wrong code, which a retry cannot change. ValueError, LookupError and RuntimeError are not among
+them: an incomplete answer of a failing dependency may cause those."""
 
 
-_ANSWERS = {"DataError", "IntegrityError", "NotSupportedError", "ProgrammingError"}
-"""Errors by which a database answers that the statement or its data is wrong. PEP 249 gives them these
-names in every driver, and SQLAlchemy keeps them; a class in common they have not."""
+_DATABASE_ANSWERS = {"DataError", "IntegrityError", "NotSupportedError", "ProgrammingError"}
+"""Errors for a wrong statement or wrong data. PEP 249 gives them these names in every driver, and SQLAlchemy
+keeps the names; the drivers have no common base class."""
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The error itself; or what a group of them holds, or what tenacity's RetryError gave up on."""
+    """The errors inside an exception group or behind tenacity's RetryError; else the error itself."""
     if isinstance(error, BaseExceptionGroup):
         for member in error.exceptions:
             yield from leaves(member)
@@ -45,11 +45,8 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether trying again cannot help and answering otherwise would hide something.
-
-    So it is with a bug, and with a database's answer that a statement or its data is wrong.
-    """
-    return any(isinstance(leaf, _BUGS) or _is_named(leaf, _ANSWERS) for leaf in leaves(error))
+    """True for errors of wrong code, statements or data: no retry helps, and a fallback would hide them."""
+    return any(isinstance(leaf, _CODE_ERRORS) or _is_named(leaf, _DATABASE_ANSWERS) for leaf in leaves(error))
 
 
 def _is_named(error: BaseException, names: set[str]) -> bool:
@@ -57,14 +54,14 @@ def _is_named(error: BaseException, names: set[str]) -> bool:
 
 
 def may_retry(error: BaseException, handled: BaseException | None) -> bool:
-    """Whether a call that ended with this error may be made again at all.
+    """True if a call that raised this error may be made again.
 
-    Never after a cancellation or an interrupt, a refusal (the guard has just shed that load), or a
-    COMMIT of unknown effect; nor after an error raised from one of these. Of a group, all must agree.
+    False after a cancellation, an interrupt, a refusal (the guard has just shed that load), a COMMIT of
+    unknown effect, and an error raised from one of these. In a group every error must permit it.
 
     Args:
-        error: What the call raised.
-        handled: The error that was being handled when the call was made, which is none of its own.
+        error: The error that the call raised.
+        handled: The error that was being handled when the call was made. It is not the call's own.
     """
     return not is_commit_unknown(error, handled) and all(
         isinstance(leaf, Exception) and not any(map(_is_refusal, _chain(leaf, _cause)))
@@ -73,11 +70,11 @@ def may_retry(error: BaseException, handled: BaseException | None) -> bool:
 
 
 def is_commit_unknown(error: BaseException, handled: BaseException | None) -> bool:
-    """Whether a COMMIT of unknown effect is behind an error, be it hidden by a clean-up that failed, too.
+    """True if an error comes from a COMMIT of unknown effect, even if a failed clean-up hides that.
 
     Args:
-        error: What a call raised.
-        handled: The error that was being handled when the call was made, which is none of its own.
+        error: The error that the call raised.
+        handled: The error that was being handled when the call was made. It is not the call's own.
     """
     return any(
         isinstance(link, CommitUnknownError)
@@ -86,12 +83,12 @@ def is_commit_unknown(error: BaseException, handled: BaseException | None) -> bo
     )
 
 
-def pause(planned: object, error: BaseException | None) -> float:
-    """Seconds to wait: what was planned, and at least the error's ``retry_after``; inf for never.
+def pause_before_retry(planned: object, error: BaseException | None) -> float:
+    """Seconds until the retry: the planned pause, at least the error's ``retry_after``; inf for no retry.
 
     Args:
-        planned: What the user's wait strategy said. No number of seconds is no plan to come back.
-        error: What the call raised, or None when its result is what is not wanted.
+        planned: The result of the user's wait strategy. If it is no finite number, there is no retry.
+        error: The error that the call raised; None if its result is to be retried.
     """
     if not finite(planned):
         return math.inf
@@ -102,8 +99,8 @@ def pause(planned: object, error: BaseException | None) -> float:
     return max(0.0, least, float(planned))  # type: ignore[arg-type]
 
 
-def no_time_for(seconds: float) -> bool:
-    """Whether a pause this long would leave nothing of the ambient deadline, or not end at all."""
+def exceeds_deadline(seconds: float) -> bool:
+    """True if a pause would last until the ambient deadline or longer, or would not end."""
     left = remaining()
     return seconds == math.inf or (left is not None and seconds >= left)
 
@@ -122,13 +119,13 @@ def _context(error: BaseException) -> BaseException | None:
 
 def _chain(
     error: BaseException,
-    behind: Callable[[BaseException], BaseException | None],
+    previous: Callable[[BaseException], BaseException | None],
     end: BaseException | None = None,
 ) -> Iterator[BaseException]:
-    """An error and what is behind it, up to ``end``; chains can be circles."""
+    """The leaves of an error and of its causes, up to ``end``. A chain may be circular."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and link is not end and id(link) not in seen:
         seen.add(id(link))
         yield from leaves(link)
-        link = behind(link)
+        link = previous(link)

@@ -1,4 +1,4 @@
-"""What is answered when a call was refused or failed. Knows errors and callables, not guards."""
+"""Replaces the result of refused and failed calls. Depends on errors; must not import guards."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["Fallback"]
 
 
 class Fallback:
-    """Stands in for calls that were refused or failed.
+    """Calls the user's fallback for calls that were refused or failed.
 
     Args:
-        answer: The user's callable; gets the error.
-        is_failure: The guard's rule for which exceptions are failures.
+        fallback: The user's fallback. It takes the error.
+        is_failure: The guard's rule for exceptions that are failures.
     """
 
     def __init__(
-        self, answer: Callable[[Exception], Any], is_failure: Callable[[BaseException], object] | None
+        self, fallback: Callable[[Exception], Any], is_failure: Callable[[BaseException], object] | None
     ) -> None:
-        self._answer = answer
+        self._fallback = fallback
         self._is_failure = is_failure
 
     def around(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,53 +40,53 @@ class Fallback:
         """
         if is_async(fn):
             return self._around_async(fn)
-        if is_async(self._answer):
+        if is_async(self._fallback):
             raise TypeError(
-                f"{label(fn)} is synchronous and its fallback {label(self._answer)} is async: "
-                "nobody could await it"
+                f"{label(fn)} is synchronous and its fallback {label(self._fallback)} is async: "
+                "it cannot be awaited"
             )
 
         @functools.wraps(fn)
-        def answered(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             handled = sys.exception()
             try:
                 return fn(*args, **kwargs)
             except Exception as error:
-                if not self._serves(error, handled):
+                if not self._applies_to(error, handled):
                     raise
-                answer = self._answer(error)
+                answer = self._fallback(error)
                 if type(answer) is CoroutineType:
                     answer.close()
                     raise TypeError(
-                        f"{label(self._answer)}, the fallback of {label(fn)}, returned a coroutine: "
+                        f"{label(self._fallback)}, the fallback of {label(fn)}, returned a coroutine: "
                         "make both of them async def"
                     ) from error
                 return answer
 
-        return answered
+        return wrapper
 
     def _around_async(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(fn)
-        async def answered(*args: Any, **kwargs: Any) -> Any:
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
             handled = sys.exception()
             try:
                 return await fn(*args, **kwargs)
             except Exception as error:
-                if not self._serves(error, handled):
+                if not self._applies_to(error, handled):
                     raise
-                answer = self._answer(error)
+                answer = self._fallback(error)
                 return await answer if inspect.isawaitable(answer) else answer
 
-        return answered
+        return wrapper
 
-    def _serves(self, error: Exception, handled: BaseException | None) -> bool:
-        """Whether the call was refused or failed, and nothing needs to be known that this would hide."""
-        behind = list(leaves(error))
+    def _applies_to(self, error: Exception, handled: BaseException | None) -> bool:
+        """True if the call was refused or failed, and the caller does not need the error itself."""
+        found = list(leaves(error))
         if is_final(error) or is_commit_unknown(error, handled):
             return False
-        if any(isinstance(leaf, ConfigurationError) or not isinstance(leaf, Exception) for leaf in behind):
+        if any(isinstance(leaf, ConfigurationError) or not isinstance(leaf, Exception) for leaf in found):
             return False
         return any(
             isinstance(leaf, GuardrailsError) or classify(leaf, self._is_failure) is Outcome.FAILURE
-            for leaf in behind
+            for leaf in found
         )

@@ -1,4 +1,4 @@
-"""Functions and blocks that are tried again, each call in a loop of its own. Knows no guards."""
+"""Runs functions and blocks in a tenacity loop, one for each call. Must not import guards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import tenacity
 from tenacity import AsyncRetrying, AttemptManager, BaseRetrying
 
-from guardrails._retry.rules import AsyncRules, Rules, Shared
+from guardrails._retry.rules import AsyncRules, Rules, SharedRetrying
 from guardrails._util.callables import is_async, label
 from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
@@ -25,10 +25,10 @@ Publish = Callable[[dict[str, Any]], None]
 _STRATEGIES = ("retry", "wait", "stop", "before", "after", "before_sleep", "retry_error_callback")
 
 
-class Retrying(Shared):
-    """A tenacity ``Retrying`` for threads and for tasks, shared freely; `retrying` makes them.
+class Retrying(SharedRetrying):
+    """A tenacity ``Retrying`` that threads and asyncio tasks may share. Made by `retrying`.
 
-    Each use runs a loop of its own, held to the rules, so that one object may serve many calls at once.
+    Each use runs its own loop under the rules, so that one object serves many calls at once.
     """
 
     def __call__(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -56,11 +56,11 @@ class Retrying(Shared):
 def retried(fn: Callable[P, T], policy: BaseRetrying) -> Callable[P, T]:
     """Wraps a function so that each call of it runs a loop of a tenacity object.
 
-    The object's settings are read at each call and never written. ``statistics``, of the object (one
-    for each thread, as tenacity has it) and of what is returned, are those of the call that ended last.
+    Each call reads the object's settings and changes none. ``statistics`` of the object (one for each thread,
+    as in tenacity) and of the returned function are those of the call that ended last.
 
     Raises:
-        ConfigurationError: The object is of no use for ``fn``.
+        ConfigurationError: ``fn`` is synchronous and a strategy of the object is async.
     """
     statistics: dict[str, Any] = {}
 
@@ -79,54 +79,54 @@ def retried(fn: Callable[P, T], policy: BaseRetrying) -> Callable[P, T]:
 
 def _retried_sync(fn: Callable[P, T], policy: BaseRetrying, publish: Publish) -> Callable[P, T]:
     @functools.wraps(fn)
-    def tried(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         rules = Rules(policy)
-        again = fn
-        if rules.go_ahead():
+        function = fn
+        if rules.try_without_loop():
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - the loop raises it
-                again = _replay(error, fn)
+                function = _replay(error, fn)
             else:
-                publish(rules.first_attempt())
+                publish(rules.first_attempt_statistics())
                 return result
         loop = rules.loop()
         try:
-            return loop(again, *args, **kwargs)
+            return loop(function, *args, **kwargs)
         finally:
             publish(loop.statistics)
             rules.drop_last_error()
 
-    return tried
+    return wrapper
 
 
 def _retried_async(fn: Callable[..., Any], policy: BaseRetrying, publish: Publish) -> Callable[..., Any]:
     attempt = _coroutine_function(fn)
 
     @functools.wraps(fn)
-    async def tried(*args: Any, **kwargs: Any) -> Any:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
         rules = AsyncRules(policy)
-        again = attempt
-        if rules.go_ahead():
+        function = attempt
+        if rules.try_without_loop():
             try:
                 result = await attempt(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - the loop raises it
-                again = _replay_async(error, attempt)
+                function = _replay_async(error, attempt)
             else:
-                publish(rules.first_attempt())
+                publish(rules.first_attempt_statistics())
                 return result
         loop = rules.loop()
         try:
-            return await loop(again, *args, **kwargs)
+            return await loop(function, *args, **kwargs)
         finally:
             publish(loop.statistics)
             rules.drop_last_error()
 
-    return tried
+    return wrapper
 
 
 def _coroutine_function(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """What tenacity, too, sees to be async: a partial of an object with an async ``__call__`` it does not."""
+    """Makes a function that tenacity sees as async. It does not see a partial of an object as such."""
     if inspect.iscoroutinefunction(fn):
         return fn
 
@@ -138,7 +138,7 @@ def _coroutine_function(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _replay(error: BaseException, fn: Callable[P, T]) -> Callable[P, T]:
-    """A function that first ends as ``fn`` just did, and is ``fn`` from then on."""
+    """Makes a function that raises ``error`` the first time and calls ``fn`` from then on."""
     first = [error]
 
     @functools.wraps(fn)
@@ -163,7 +163,7 @@ def _replay_async(error: BaseException, fn: Callable[..., Any]) -> Callable[...,
 
 
 def check_policy(where: str, policy: object) -> None:
-    """Raises ConfigurationError unless it is a tenacity object that can be used here."""
+    """Raises ConfigurationError unless ``policy`` is a tenacity Retrying or AsyncRetrying."""
     if not isinstance(policy, tenacity.Retrying | AsyncRetrying):
         faults = Faults(where)
         hint = " (write retry=retrying(), or a Retrying(...) of tenacity's)"
@@ -176,6 +176,6 @@ def _refuse_async_strategies(where: str, policy: BaseRetrying, user: str) -> Non
         strategy = getattr(policy, name, None)
         if strategy is not None and is_async(strategy):
             raise ConfigurationError(
-                f"{where}: the {name} strategy is async and {user} is not, so nobody could await it; "
+                f"{where}: the {name} strategy is async and {user} is not, so it cannot be awaited; "
                 "give a synchronous one"
             )

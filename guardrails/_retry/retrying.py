@@ -1,4 +1,4 @@
-"""`retrying`: the retries of this library, as a tenacity object. Knows strategies, not the loop."""
+"""`retrying`, which makes a tenacity object with the library's defaults. Must not import guards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tenacity import RetryCallState
 from guardrails._retry.budget import RetryBudget
 from guardrails._retry.classify import is_final
 from guardrails._retry.loop import Retrying
-from guardrails._retry.rules import PayIn
+from guardrails._retry.rules import DepositHook
 from guardrails._util.checks import Faults, refuse_unknown
 
 __all__ = ["retrying"]
@@ -24,7 +24,7 @@ Wait = Callable[[RetryCallState], float]
 _log = logging.getLogger("guardrails")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
-"""Seconds. The first pause is shorter than a user notices; the longest is shorter than a user's patience."""
+"""Seconds: the bounds of the first pause and of the longest."""
 
 
 def retrying(
@@ -36,7 +36,7 @@ def retrying(
     random: Callable[[], float] = _random.random,
     **_misspelt: Never,
 ) -> Retrying:
-    """Retries for calls that may be made twice; asking for them says that yours may.
+    """Makes a retry policy for calls that may be made more than once without harm.
 
     ::
 
@@ -49,24 +49,25 @@ def retrying(
             with attempt:
                 ...
 
-    The object is a tenacity ``Retrying`` that serves threads and asyncio tasks alike. With any object
-    of tenacity's, `guarded` holds to the same rules: a refusal, a cancellation, an interrupt and a
-    `CommitUnknownError` are never retried; no pause goes past the ambient deadline; an error's
-    ``retry_after`` is waited for. When the attempts are used up, the last error comes out itself.
+    The object is a tenacity ``Retrying`` for threads and asyncio tasks. A refusal, a cancellation, an
+    interrupt and a `CommitUnknownError` are never retried. No pause lasts beyond the ambient deadline. A
+    pause lasts at least the error's ``retry_after``. After the last attempt, the error of that attempt is
+    raised. `guarded` applies the same rules to any tenacity object.
 
     Args:
-        attempts: How many in all, the first included.
-        wait: A tenacity wait strategy. None waits a random time up to 0.1 s, then up to twice as much
-            each time, at most 2 s: exponential backoff with full jitter, after Brooker,
-            "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
-        budget: Shared by call sites, so that retries cannot multiply the load.
+        attempts: The largest number of attempts, including the first.
+        wait: A tenacity wait strategy. None is exponential backoff with full jitter: a random time up to
+            0.1 s, then up to twice as much each time, at most 2 s. Source: Brooker, "Exponential Backoff And
+            Jitter" (AWS Architecture Blog, 2015).
+        budget: A `RetryBudget`, shared by the call sites of a dependency; None for no limit.
         on: The exception class or classes to retry, or ``(exception) -> bool``. None is every
-            ``Exception`` but those that trying again cannot change: bugs such as `TypeError`, and a
-            database's ``IntegrityError``, ``DataError`` and ``ProgrammingError``.
-        random: Where the jitter comes from; returns a float in [0, 1).
+            ``Exception`` except those that a retry cannot change: errors of wrong code such as `TypeError`,
+            and ``IntegrityError``, ``DataError``, ``NotSupportedError`` and ``ProgrammingError`` of a
+            database.
+        random: Returns a float in [0, 1) for the jitter.
 
     Raises:
-        ConfigurationError: One or more arguments are wrong; all are named at once.
+        ConfigurationError: One or more arguments are wrong; the message names each of them.
     """
     refuse_unknown("retrying", _misspelt, retrying)
     faults = Faults("retrying")
@@ -79,10 +80,10 @@ def retrying(
     faults.callable("random", random, none=False)
     faults.raise_if_any()
     return Retrying(
-        retry=tenacity.retry_if_exception(_wanted(on)),
+        retry=tenacity.retry_if_exception(_predicate(on)),
         wait=_full_jitter(random) if wait is None else wait,
-        stop=_when_used_up(attempts, budget),
-        before=tenacity.before_nothing if budget is None else PayIn(budget),
+        stop=_stop_after(attempts, budget),
+        before=tenacity.before_nothing if budget is None else DepositHook(budget),
         reraise=True,
     )
 
@@ -95,20 +96,20 @@ def _are_errors(on: object) -> bool:
     return on is None or callable(on)
 
 
-def _wanted(on: Errors | None) -> Callable[[BaseException], bool]:
+def _predicate(on: Errors | None) -> Callable[[BaseException], bool]:
     if on is None:
         return lambda error: not is_final(error)
     if isinstance(on, type | tuple):
         return lambda error: isinstance(error, on)
 
-    def asked(error: BaseException) -> bool:
+    def predicate(error: BaseException) -> bool:
         try:
             return bool(on(cast("Exception", error)))
         except Exception:  # noqa: BLE001 - logged with its traceback
             _log.exception("the rule on= of retrying() raised; the call is not retried")
             return False
 
-    return asked
+    return predicate
 
 
 def _full_jitter(random: Callable[[], float]) -> Wait:
@@ -119,7 +120,7 @@ def _full_jitter(random: Callable[[], float]) -> Wait:
     return wait
 
 
-def _when_used_up(attempts: int, budget: RetryBudget | None) -> Callable[[RetryCallState], bool]:
+def _stop_after(attempts: int, budget: RetryBudget | None) -> Callable[[RetryCallState], bool]:
     def stop(state: RetryCallState) -> bool:
         if state.attempt_number >= attempts:
             return True

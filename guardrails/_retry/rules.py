@@ -1,4 +1,4 @@
-"""What each call's loop is held to, between a tenacity object and its strategies. Knows no guards."""
+"""Applies the retry rules between a tenacity loop and the user's strategies. Must not import guards."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import tenacity
 from tenacity import AsyncRetrying, BaseRetrying, RetryCallState
 
 from guardrails._retry.budget import RetryBudget
-from guardrails._retry.classify import may_retry, no_time_for, pause
+from guardrails._retry.classify import exceeds_deadline, may_retry, pause_before_retry
 
-__all__ = ["AsyncRules", "PayIn", "Rules", "Shared"]
+__all__ = ["AsyncRules", "DepositHook", "Rules", "SharedRetrying"]
 
 B = TypeVar("B", bound=BaseRetrying)
 
 
-class Shared(tenacity.Retrying):
-    """A ``Retrying`` that keeps no state of a call, but has a loop made for each."""
+class SharedRetrying(tenacity.Retrying):
+    """A ``Retrying`` without state of a call: each call makes its own loop."""
 
 
-class PayIn:
-    """A ``before`` hook that notes each call in a budget."""
+class DepositHook:
+    """A ``before`` hook that deposits each call in a budget."""
 
     def __init__(self, budget: RetryBudget) -> None:
         self.budget = budget
@@ -33,26 +33,26 @@ class PayIn:
             self.budget.deposit()
 
 
-def _private(policy: BaseRetrying, kind: type[B]) -> B:
-    """A copy of a tenacity object for one call, so that the user's own stays as it was."""
-    if isinstance(policy, kind) and not isinstance(policy, Shared):
+def _copy_for_call(policy: BaseRetrying, kind: type[B]) -> B:
+    """Copies a tenacity object for one call, so that the user's object is not changed."""
+    if isinstance(policy, kind) and not isinstance(policy, SharedRetrying):
         return policy.copy()
     copy = kind()
     vars(copy).update({name: value for name, value in vars(policy).items() if name != "_local"})
     return copy
 
 
-_KNOWN = (tenacity.Retrying, AsyncRetrying)
-_ABOUT_ERRORS = (
+_PLAIN_CLASSES = (tenacity.Retrying, AsyncRetrying)
+_RETRY_ON_ERROR = (
     tenacity.retry_if_exception,
     tenacity.retry_if_exception_type,
     tenacity.retry_if_not_exception_type,
 )
-"""What `Rules.go_ahead` knows to do nothing around an attempt that succeeds."""
+"""Strategies that do nothing after a successful attempt; see `Rules.try_without_loop`."""
 
 
 class Rules:
-    """A policy's own strategies for one call, asked only where the rules leave a choice."""
+    """The strategies of one call: the user's decide only where the library's rules permit a retry."""
 
     def __init__(self, policy: BaseRetrying) -> None:
         self._policy: Any = policy
@@ -60,29 +60,30 @@ class Rules:
         self._state: RetryCallState | None = None
         self._began: float | None = None
 
-    def go_ahead(self) -> bool:
-        """Whether the first attempt needs no loop: it is ten times the price of a guarded call.
+    def try_without_loop(self) -> bool:
+        """Starts the first attempt without a loop, which costs ten guarded calls; False if that is
+        impossible.
 
-        So it is where nothing of the policy happens before an attempt or after one that succeeds. If the
-        attempt fails, the loop is told, and goes on as if it had made it.
+        It is possible if no hook or strategy acts before an attempt or after a successful one. If the attempt
+        fails, the caller replays its error to the loop, which then goes on as if it had made the attempt.
         """
         policy = self._policy
         before = policy.before
         if not (
-            self._handled is None  # raising the first error again would take its context from it
-            and (isinstance(policy, Shared) or type(policy) in _KNOWN)
-            and type(policy.retry) in _ABOUT_ERRORS
-            and (before is tenacity.before_nothing or type(before) is PayIn)
+            self._handled is None  # else the replayed error would lose its context
+            and (isinstance(policy, SharedRetrying) or type(policy) in _PLAIN_CLASSES)
+            and type(policy.retry) in _RETRY_ON_ERROR
+            and (before is tenacity.before_nothing or type(before) is DepositHook)
             and getattr(policy, "enabled", True)
         ):
             return False
         self._began = time.monotonic()
-        if type(before) is PayIn:
+        if type(before) is DepositHook:
             before.budget.deposit()
         return True
 
-    def first_attempt(self) -> dict[str, Any]:
-        """The statistics, as tenacity has them, of a call that needed no other."""
+    def first_attempt_statistics(self) -> dict[str, Any]:
+        """The statistics that tenacity would give for a call that needed one attempt."""
         return {
             "start_time": self._began,
             "attempt_number": 1,
@@ -91,23 +92,23 @@ class Rules:
         }
 
     def loop(self) -> tenacity.Retrying:
-        loop = self._ruled(_private(self._policy, tenacity.Retrying))
+        loop = self._apply_rules(_copy_for_call(self._policy, tenacity.Retrying))
         if not isinstance(self._policy, tenacity.Retrying):
-            loop.sleep = tenacity.sleep  # an asynchronous one cannot be awaited here
+            loop.sleep = tenacity.sleep  # the sleep of an AsyncRetrying cannot be awaited here
         return loop
 
     def retry(self, state: RetryCallState) -> bool:
         return self._allowed(state) and bool(self._policy.retry(state))
 
     def wait(self, state: RetryCallState) -> float:
-        return pause(self._policy.wait(state), self._error_of(state))
+        return pause_before_retry(self._policy.wait(state), self._error_of(state))
 
     def stop(self, state: RetryCallState) -> bool:
-        # The policy last: it may have a budget, which is asked only when all else is ready.
-        return (self._must_stop(state) or bool(self._policy.stop(state))) and self._give_up(state)
+        # The policy last: its budget must not count a retry that another rule forbids.
+        return (self._must_stop(state) or bool(self._policy.stop(state))) and self._raise_last_error(state)
 
     def drop_last_error(self) -> None:
-        """Forgets the last error, which would keep itself and the locals of the call alive in a circle."""
+        """Drops the last error, as a reference cycle would keep it and the call's locals alive."""
         if self._state is not None:
             self._state.outcome = None
 
@@ -116,31 +117,31 @@ class Rules:
         return error is None or may_retry(error, self._handled)
 
     def _must_stop(self, state: RetryCallState) -> bool:
-        if no_time_for(state.upcoming_sleep):
+        if exceeds_deadline(state.upcoming_sleep):
             return True
-        # tenacity does not ask `retry` about its own TryAgain: what it was raised for decides.
+        # tenacity does not call `retry` for its own TryAgain, so the error behind it decides here.
         error = self._error_of(state)
         if not isinstance(error, tenacity.TryAgain):
             return False
         reason = error.__cause__ or error.__context__
         return reason is not None and reason is not self._handled and not may_retry(reason, self._handled)
 
-    def _give_up(self, state: RetryCallState) -> bool:
-        # tenacity, too, raises the last error now, but from a frame that keeps it: see `drop_last_error`.
-        if self._wants_the_error(state):
+    def _raise_last_error(self, state: RetryCallState) -> bool:
+        # tenacity would raise the last error next, but from a frame that keeps it alive.
+        if self._reraises(state):
             cast("tenacity.Future", state.outcome).result()
         return True
 
-    def _wants_the_error(self, state: RetryCallState) -> bool:
+    def _reraises(self, state: RetryCallState) -> bool:
         error, policy = self._error_of(state), self._policy
         if error is None or isinstance(error, tenacity.TryAgain):
-            return False  # tenacity knows what those stand for
+            return False  # tenacity handles those
         return policy.reraise and not policy.retry_error_callback
 
-    def _ruled(self, loop: B) -> B:
+    def _apply_rules(self, loop: B) -> B:
         loop.retry, loop.wait, loop.stop = cast("Any", (self.retry, self.wait, self.stop))
         if self._began is not None:
-            loop.before = tenacity.before_nothing  # it has been asked already
+            loop.before = tenacity.before_nothing  # it has run already
         return loop
 
     def _error_of(self, state: RetryCallState) -> BaseException | None:
@@ -151,29 +152,29 @@ class Rules:
 
 
 class AsyncRules(Rules):
-    """The same, where each strategy may be a coroutine function."""
+    """`Rules` whose strategies may be coroutine functions."""
 
     def loop(self) -> AsyncRetrying:  # type: ignore[override]
-        loop: Any = self._ruled(_private(self._policy, AsyncRetrying))
+        loop: Any = self._apply_rules(_copy_for_call(self._policy, AsyncRetrying))
         if self._policy.sleep is tenacity.sleep:
-            loop.sleep = AsyncRetrying().sleep  # time.sleep would stop the event loop
+            loop.sleep = AsyncRetrying().sleep  # time.sleep would block the event loop
         else:
             loop.sleep = self.sleep
         return cast("AsyncRetrying", loop)
 
     async def retry(self, state: RetryCallState) -> bool:  # type: ignore[override]
-        return self._allowed(state) and bool(await _answer(self._policy.retry(state)))
+        return self._allowed(state) and bool(await _resolve(self._policy.retry(state)))
 
     async def wait(self, state: RetryCallState) -> float:  # type: ignore[override]
-        return pause(await _answer(self._policy.wait(state)), self._error_of(state))
+        return pause_before_retry(await _resolve(self._policy.wait(state)), self._error_of(state))
 
     async def stop(self, state: RetryCallState) -> bool:  # type: ignore[override]
-        done = self._must_stop(state) or bool(await _answer(self._policy.stop(state)))
-        return done and self._give_up(state)
+        done = self._must_stop(state) or bool(await _resolve(self._policy.stop(state)))
+        return done and self._raise_last_error(state)
 
     async def sleep(self, seconds: float) -> None:
-        await _answer(self._policy.sleep(seconds))
+        await _resolve(self._policy.sleep(seconds))
 
 
-async def _answer(value: Any) -> Any:
+async def _resolve(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
