@@ -1,4 +1,4 @@
-"""Every error guardrails raises.
+"""The errors that guardrails raises. Depends on nothing but pybreaker, when that is first needed.
 
 ::
 
@@ -12,8 +12,8 @@
      |   +- CommitUnknownError     a COMMIT timed out
      +- ConfigurationError         also a ValueError
 
-The tree answers the one question a caller has: *did my call start?* No text here ever holds
-SQL, parameters, host names or credentials.
+The class tells a caller whether the call has started. No message holds SQL, parameters, host names or
+credentials.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ __all__ = [
 ]
 
 Reason = Literal["circuit_open", "bulkhead_full", "queue_timeout", "deadline_spent", "shed"]
-"""Why a call was not admitted; the label of the ``rejected`` counters."""
+"""The reason for a refusal, and the label of the ``rejected`` counters."""
 
 
 class GuardrailsError(Exception):
-    """Base of every error guardrails raises."""
+    """Base of the errors that guardrails raises."""
 
 
 class RejectedError(GuardrailsError):
-    """The call did not start, so trying again later cannot do anything twice."""
+    """The call did not start, so a later retry cannot repeat an effect."""
 
-    _wording: dict[str, str] = {  # noqa: RUF012 - one table, never written to
+    _wording: dict[str, str] = {  # noqa: RUF012 - read only
         "circuit_open": "the circuit is open",
         "bulkhead_full": "every slot is taken and the queue is full",
         "queue_timeout": "no slot came free in time",
@@ -54,9 +54,9 @@ class RejectedError(GuardrailsError):
         "shed": "shed under load for its criticality",
     }
 
-    # ``args`` holds what the constructor takes, and the properties read it: pickle, copy, multiprocessing and
-    # Celery rebuild an error as ``type(error)(*error.args)``. So the one refusal of which there may be many
-    # can also be made without a constructor: `LockedGate.shut_out`.
+    # ``args`` holds the constructor's arguments, and the properties read it: pickle, copy, multiprocessing
+    # and Celery rebuild an error as ``type(error)(*error.args)``. It also lets `LockedGate.shut_out` make the
+    # most frequent refusal without calling a constructor.
 
     args: tuple[str, Reason, float | None]
 
@@ -65,12 +65,12 @@ class RejectedError(GuardrailsError):
 
     @property
     def guard(self) -> str:
-        """Name of the guard that refused."""
+        """The name of the guard that refused the call."""
         return self.args[0]
 
     @classmethod
     def words_for(cls, reason: str) -> str:
-        """A reason in words."""
+        """The words of a message for a reason; the reason itself if it is unknown."""
         return cls._wording.get(reason, reason)
 
     @property
@@ -80,17 +80,21 @@ class RejectedError(GuardrailsError):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds after which a call may be admitted, or None when nobody can tell."""
+        """Seconds after which a call may be admitted; None if that is unknown."""
         return self.args[2]
 
     def __str__(self) -> str:
-        # Made when somebody reads it: under overload a service refuses more than it serves.
+        # Built only when it is read: under overload a service refuses more calls than it serves.
         hint = "" if self.retry_after is None else f"; try again in {self.retry_after:.3g} s"
         return f"{self.guard!r} refused the call: {self._wording[self.reason]}{hint}"
 
 
 class BulkheadFullError(RejectedError):
-    """Every slot was taken; ``reason`` tells a full queue from a wait that ended without a slot."""
+    """No slot was free.
+
+    ``reason`` is ``"bulkhead_full"`` if the queue was full, too, and ``"queue_timeout"`` if the call has
+    waited.
+    """
 
 
 class DeadlineSpentError(RejectedError):
@@ -98,14 +102,13 @@ class DeadlineSpentError(RejectedError):
 
 
 class ShedError(RejectedError):
-    """Refused under pressure because more important calls need the slots."""
+    """Refused under load because more important calls need the slots."""
 
 
 class CallTimeoutError(GuardrailsError, TimeoutError):
-    """The call started and did not finish in time: whether it took effect is unknown."""
+    """The call started and did not end in time. It may have taken effect."""
 
-    # As in RejectedError, ``args`` holds what the constructor takes: pickle, copy, multiprocessing and Celery
-    # rebuild an error as ``type(error)(*error.args)``.
+    # ``args`` holds the constructor's arguments, as in RejectedError.
 
     args: tuple[str, float]
 
@@ -114,12 +117,12 @@ class CallTimeoutError(GuardrailsError, TimeoutError):
 
     @property
     def guard(self) -> str:
-        """Name of the guard whose call was stopped."""
+        """The name of the guard that stopped the call."""
         return self.args[0]
 
     @property
     def timeout(self) -> float:
-        """Seconds the call was given."""
+        """The time limit of the call in seconds."""
         return self.args[1]
 
     def __str__(self) -> str:
@@ -127,18 +130,18 @@ class CallTimeoutError(GuardrailsError, TimeoutError):
 
 
 class CommitUnknownError(CallTimeoutError):
-    """A COMMIT timed out: the transaction may or may not have been committed. Never retried."""
+    """A COMMIT timed out. The transaction may or may not have been committed. It is never retried."""
 
 
 class ConfigurationError(GuardrailsError, ValueError):
-    """A setting is wrong; the message names the field, the value and what is allowed."""
+    """A setting is wrong. The message names the field, the value and the allowed range."""
 
 
 def _circuit_open_error() -> type[Any]:
-    """Makes the one class that needs pybreaker.
+    """Makes the class that needs pybreaker, when it is first used.
 
-    Importing pybreaker imports redis where that is installed, which takes 0.3 s. Making a guard may cost
-    that; ``import guardrails`` must not.
+    Importing pybreaker imports redis if that is installed, which takes 0.3 s. ``import guardrails`` must not
+    take so long.
     """
     import pybreaker  # noqa: PLC0415 - see above
 
@@ -148,14 +151,14 @@ def _circuit_open_error() -> type[Any]:
         Code written for pybreaker keeps working: ``except pybreaker.CircuitBreakerError`` catches it.
         """
 
-    CircuitOpenError.__qualname__ = "CircuitOpenError"  # pickle looks it up by this name
+    CircuitOpenError.__qualname__ = "CircuitOpenError"  # the name by which pickle finds it
     return CircuitOpenError
 
 
 if TYPE_CHECKING:
 
     class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
-        """Type checkers see this class; `_circuit_open_error` makes the one that exists."""
+        """For type checkers. `_circuit_open_error` makes the real class."""
 
 else:
 

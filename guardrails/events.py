@@ -1,10 +1,11 @@
-"""What a guard tells its listeners.
+"""The events that a guard reports to its listeners. Depends on outcomes and errors.
 
-A listener is any callable that takes one of these records. Give it an attribute
-``events = (StateChanged, ...)`` and it gets only those; an event that no listener wants is not built.
-A listener whose ``events`` is no collection of event classes gets every event.
-Listeners run after every lock has been let go, in the order of ``seq`` within one thread; what they
-raise is logged and goes no further.
+A listener is a callable that takes one event. With an attribute ``events = (StateChanged, ...)`` it gets only
+events of these classes; if ``events`` is no collection of event classes, it gets every event. An event that
+no listener wants is not built.
+
+A listener runs after the guard has released its locks. Within one thread the events come in the order of
+``seq``. An exception of a listener is logged.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ __all__ = ["CallFinished", "CallRejected", "Event", "LeakFound", "Listener", "St
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What every event carries.
+    """The base of all events.
 
     Attributes:
-        guard: Name of the guard.
-        at: Reading of the guard's clock in seconds.
-        seq: Grows by one with each event of this guard; two threads may deliver out of order.
+        guard: The name of the guard.
+        at: The time on the guard's clock in seconds.
+        seq: The number of the event, which grows by one for each event of the guard. Events of different
+            threads may arrive out of order.
     """
 
     guard: str
@@ -43,10 +45,10 @@ class StateChanged(Event):
     Attributes:
         old: State before, such as ``"closed"``.
         new: State after, such as ``"open"``.
-        cause: What decided it: ``"failure_rate" "slow_call_rate" "consecutive_failures" "stalled"
-            "probes_failed" "probes_passed" "wait_over" "manual" "divided"``. The last: the whole
-            guard's circuit went over to its first compartment, when there came to be a second one.
-        retry_after: Seconds the circuit stays open, for ``new == "open"``.
+        cause: One of ``"failure_rate" "slow_call_rate" "consecutive_failures" "stalled"
+            "probes_failed" "probes_passed" "wait_over" "manual" "divided"``. ``"divided"``: an open
+            circuit passed from the guard to its first compartment when the second one was made.
+        retry_after: Seconds for which the circuit stays open, if ``new`` is ``"open"``.
     """
 
     old: str
@@ -60,8 +62,8 @@ class CallRejected(Event):
     """A call was refused before it started.
 
     Attributes:
-        reason: As on :class:`guardrails.RejectedError`.
-        retry_after: Seconds, or None when unknown.
+        reason: As in `guardrails.RejectedError`.
+        retry_after: Seconds after which a call may be admitted; None if that is unknown.
     """
 
     reason: Reason
@@ -70,12 +72,12 @@ class CallRejected(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFinished(Event):
-    """A call that had been admitted ended.
+    """An admitted call ended.
 
     Attributes:
-        outcome: What it says about the dependency.
-        duration: Seconds from admission to the end; waiting for a slot is not part of it.
-        slow: Whether it took longer than the slow-call threshold.
+        outcome: The evidence about the dependency.
+        duration: Seconds from admission to the end, without the wait for a slot.
+        slow: True if it took longer than the slow-call threshold.
     """
 
     outcome: Outcome
@@ -85,15 +87,15 @@ class CallFinished(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakFound(Event):
-    """A connection seems to have been forgotten. Told once of each checkout, by a thread of its own.
+    """A connection was probably leaked. Reported once for each checkout, from the housekeeper's thread.
 
     Attributes:
-        cause: ``"held"``: it was out for ``leak_after`` seconds and nothing runs on it. ``"dropped"``: the
-            garbage collector found it, given up by everybody and given back by nobody.
-        seconds: How long it has been out.
-        where: The application's own lines that asked for it, such as ``"shop/orders.py:42 in load"``, the
+        cause: ``"held"``: it has been checked out for ``leak_after`` seconds and is idle. ``"dropped"``: the
+            garbage collector found it unreferenced, and it had not been returned to the pool.
+        seconds: Seconds since the checkout.
+        where: The application's lines that made the checkout, such as ``"shop/orders.py:42 in load"``,
             innermost first.
-        route: The template of the route it was for, under the middleware; else None.
+        route: The template of the request's route; None outside a request of the middleware.
     """
 
     cause: Literal["held", "dropped"]
@@ -112,7 +114,7 @@ def wants(listener: object, kind: type[Event]) -> bool:
         if isinstance(asked, str) or not isinstance(asked, Sequence | AbstractSet | Mapping):
             return True
         classes = tuple(asked)
-    except Exception:  # noqa: BLE001 - a proxy or a mock: it does not say what it wants
+    except Exception:  # noqa: BLE001 - a proxy or a mock may raise anything
         return True
     if not all(isinstance(each, type) and issubclass(each, Event) for each in classes):
         return True

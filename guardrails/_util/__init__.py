@@ -1,1 +1,1 @@
-"""Small helpers that depend on nothing of ours but the errors."""
+"""Helpers for settings, callables and imports. Depends on errors only."""

@@ -1,4 +1,4 @@
-"""The kinds of callables that decorators are given, and of what a call returns. Must not import guards."""
+"""Classifies callables and their results for the decorators. Depends on errors; must not import guards."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ __all__ = [
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
-    """Whether calling it gives something to await."""
+    """True if calling ``fn`` returns an awaitable."""
     return any(inspect.iscoroutinefunction(form) for form in _forms(fn))
 
 
 def is_generator(fn: Callable[..., Any]) -> bool:
-    """Whether calling it gives a stream, synchronous or not."""
+    """True if calling ``fn`` returns a generator or an async generator."""
     return any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in _forms(fn))
 
 
 def label(fn: object) -> str:
-    """What to call it in a message."""
+    """The name of a callable for messages."""
     return getattr(fn, "__qualname__", type(fn).__name__)
 
 
 def _forms(fn: Any) -> tuple[object, ...]:
-    """The callable itself, what it is a partial of, and that object's ``__call__``."""
+    """The callable, the object that it is a partial of, and the ``__call__`` of that object."""
     inner = fn
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -56,17 +56,17 @@ def _call_of(fn: Callable[..., Any]) -> object:
 
 
 class UnfinishedError(GuardrailsError, TypeError):
-    """A guarded call returned work that has not ended: it would run outside the guard.
+    """A guarded call returned work that has not run yet and would run outside the guard.
 
-    A TypeError, as the code is wrong; and a GuardrailsError, so that it is no failure of the dependency.
+    It is a TypeError, as the code is wrong, and a GuardrailsError, so that it does not count as a failure.
     """
 
 
 _MOST_TYPES = 256
 
 FINISHED: set[type] = {bool, bytes, dict, float, int, list, set, str, tuple, type(None)}
-"""Types of results that are no unfinished work. One look here is what a call pays; `check_finished` adds
-types, and forgets them again, as a program can make classes without end."""
+"""Types of results that are no unfinished work, so that a call needs one lookup. `check_finished` adds types.
+It clears the set when it is full, as a program can make classes without end."""
 
 _UNFINISHED: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("a coroutine", (Coroutine,)),
@@ -84,11 +84,11 @@ _ADVICE = {
 }
 
 _CONTEXT_MANAGERS = {contextmanager(iter).__code__, asynccontextmanager(aiter).__code__}
-"""The code of every function that these two decorators make."""
+"""The code objects that all functions made by these two decorators share."""
 
 
 def check_guardable(fn: object) -> None:
-    """Raises TypeError unless each call of it is one piece of work that ends when it returns."""
+    """Raises TypeError unless each call of ``fn`` has done its work when it returns."""
     if isinstance(fn, type):
         raise TypeError(
             f"cannot guard the class {fn.__name__}: it would be no class any more. "
@@ -112,12 +112,12 @@ def check_guardable(fn: object) -> None:
 
 
 def check_finished(fn: Callable[..., Any], result: Any, advice: str) -> None:
-    """Raises UnfinishedError if a guarded call returned work that is still to be done.
+    """Raises UnfinishedError if a guarded call returned work that has not run yet.
 
     Args:
-        fn: What was called.
-        result: What it returned, of a type that is not in `FINISHED`.
-        advice: What to do for a coroutine.
+        fn: The function that was called.
+        result: Its result, of a type that is not in `FINISHED`.
+        advice: The advice in the message for a coroutine.
     """
     for what, kinds in _UNFINISHED:
         if isinstance(result, kinds):

@@ -1,4 +1,4 @@
-"""Rules for settings: each names the field, the value and what is allowed, and none of them decides alone."""
+"""Checks settings and reports every fault in one error. Depends on errors; must not import guards."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from numbers import Number, Real
 
-import guardrails._util.identity  # noqa: F401 - everything of ours comes through here, and nothing may start mixed
+import guardrails._util.identity  # noqa: F401 - checked first, as each part imports this module
 from guardrails.errors import ConfigurationError
 
 __all__ = ["Faults", "finite", "refuse_unknown", "shown", "unknown_option"]
 
 _LONGEST = 10**9
-"""Seconds, or calls. About thirty years; keeps every sum finite and every lock's timeout legal."""
+"""Largest number of seconds (about thirty years) or calls. Keeps sums finite and lock timeouts legal."""
 
 _SHOWN = 40
-"""Characters of a given value that a message shows."""
+"""Largest number of characters of a value in a message."""
 
 _ADDRESS = re.compile(r"://|:[^@\s]*@|\b\w*(password|passwd|pwd|secret|token|host|dsn)\w*\s*=", re.IGNORECASE)
-"""A URL, ``user:password@host``, or one of libpq's and ODBC's ``key=value`` texts."""
+"""Matches a URL, ``user:password@host`` and the ``key=value`` form of libpq and ODBC."""
 
 
 def finite(value: object) -> bool:
-    """True for a real number that is neither a bool, NaN nor infinite."""
+    """True for a real number other than a bool, NaN and infinity."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:
@@ -36,7 +36,7 @@ def finite(value: object) -> bool:
 
 
 def unknown_option(where: str, name: object, known: Iterable[str]) -> ConfigurationError:
-    """Builds the error for a misspelt option; it names the nearest real one."""
+    """Builds the error for an unknown option. It names the nearest option."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(names)}"
@@ -44,9 +44,10 @@ def unknown_option(where: str, name: object, known: Iterable[str]) -> Configurat
 
 
 def shown(value: object) -> str:
-    """Words a value for a message: at most `_SHOWN` characters of a text, none of what may be an address.
+    """Formats a value for a message: at most `_SHOWN` characters, and none of a str that may be an address.
 
-    An engine, a client or a URL could tell a host or a password, and a text in the wrong place could be one.
+    The ``repr`` of an engine, a client or a URL may hold a host or a password. So may a str passed by
+    mistake.
     """
     if isinstance(value, type):
         return f"the class {_cut(value.__name__)}"
@@ -64,10 +65,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def refuse_unknown(where: str, given: Iterable[str], taker: Callable[..., object]) -> None:
-    """Raises ConfigurationError for the first name in ``given``; ``taker`` has the parameters there are."""
+def refuse_unknown(where: str, given: Iterable[str], function: Callable[..., object]) -> None:
+    """Raises ConfigurationError for the first of ``given``; the options are the function's parameters."""
     for name in given:
-        parameters = inspect.signature(taker).parameters.values()
+        parameters = inspect.signature(function).parameters.values()
         known = [
             each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name != "self"
         ]
@@ -75,18 +76,18 @@ def refuse_unknown(where: str, given: Iterable[str], taker: Callable[..., object
 
 
 class Faults:
-    """Collects everything that is wrong with one object's settings, to report it in one error."""
+    """Collects the faults of one object's settings and reports them in one error."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._found: list[str] = []
 
     def add(self, field: str, value: object, allowed: str, hint: str = "") -> None:
-        """Notes one fault."""
+        """Adds a fault."""
         self._found.append(f"{field} must be {allowed}, got {shown(value)}{hint}")
 
     def seconds(self, field: str, value: object, *, zero: bool = False, none: bool = False) -> None:
-        """Checks a duration: a finite number of seconds above 0 (or from 0 on)."""
+        """Checks a duration: a finite number of seconds above 0, or from 0 if ``zero``."""
         allowed = f"a number of seconds {'from 0' if zero else 'above 0'} up to {_LONGEST}" + (
             ", or None" if none else ""
         )
@@ -96,7 +97,7 @@ class Faults:
             self.add(field, value, allowed)
 
     def rate(self, field: str, value: object) -> None:
-        """Checks a fraction in (0, 1]; a percentage gets told so."""
+        """Checks a fraction in (0, 1]. The error for a percentage gives the fraction."""
         if finite(value) and 0 < float(value) <= 1:  # type: ignore[arg-type]
             return
         percent = finite(value) and 1 < float(value) <= 100  # type: ignore[arg-type] # noqa: PLR2004
@@ -106,7 +107,7 @@ class Faults:
     def count(
         self, field: str, value: object, *, least: int = 1, most: int | None = None, none: bool = False
     ) -> None:
-        """Checks a whole number from ``least`` on."""
+        """Checks an int from ``least`` to ``most``, by default the largest number allowed."""
         if value is None and none:
             return
         top = _LONGEST if most is None else most
@@ -119,7 +120,7 @@ class Faults:
             self.add(field, value, f"a number in [{least:g}, {most:g}]")
 
     def choice(self, field: str, value: object, allowed: tuple[str | None, ...]) -> None:
-        """Checks that a value is one of a few words, or None where that is allowed."""
+        """Checks that a value is one of ``allowed``."""
         if value not in allowed:
             self.add(field, value, " or ".join(map(repr, allowed)))
 
@@ -129,6 +130,6 @@ class Faults:
             self.add(field, value, "callable" + (" or None" if none else ""))
 
     def raise_if_any(self) -> None:
-        """Raises one ConfigurationError for all that was noted."""
+        """Raises one ConfigurationError with all faults, if there are any."""
         if self._found:
             raise ConfigurationError(f"{self._where}: " + "; ".join(self._found))

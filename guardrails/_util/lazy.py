@@ -1,10 +1,10 @@
-"""Names of a package that are imported when they are asked for."""
+"""Imports the names of a package on first use. Depends on nothing."""
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # see the package's own module
+TYPE_CHECKING = False  # see guardrails/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
@@ -13,15 +13,16 @@ __all__ = ["on_use"]
 
 
 def on_use(package: str, homes: Mapping[str, str | None], missing: str | None = None) -> Callable[[str], Any]:
-    """Makes a package's ``__getattr__`` (PEP 562).
+    """Makes a module ``__getattr__`` for a package (PEP 562).
 
     Args:
-        package: The package's own name.
-        homes: The module that has each name; None for a name that is a module of the package.
-        missing: What to say where a module cannot be imported for want of another.
+        package: The name of the package.
+        homes: The module of each name; None for a name that is itself a module of the package.
+        missing: The message of the ImportError if an optional dependency is not installed; None raises the
+            original error.
     """
 
-    def __getattr__(name: str) -> Any:  # noqa: N807 - what Python calls it
+    def __getattr__(name: str) -> Any:  # noqa: N807 - the name is PEP 562's
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
