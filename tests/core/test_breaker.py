@@ -1,4 +1,4 @@
-"""The circuit by tables: moments go in, verdicts come out; no clock, no calls."""
+"""The circuit breaker, with times as arguments: no clock and no calls."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_a_first_failure_after_silence_opens_only_by_a_minimum_of_one(least, ope
     assert breaker.state == ("open" if opens else "closed")
 
 
-def test_a_minimum_that_is_never_met_never_opens_and_is_seen():
-    """W10: one call a second and a window of five; whoever looks finds too few for a rate."""
+def test_the_circuit_stays_closed_below_the_minimum_of_calls():
+    """W10: one call a second in a window of five seconds; the figures are shown as too few for a rate."""
     options = {"sliding_window_type": "time", "sliding_window_size": 5, "minimum_number_of_calls": 10}
     breaker, strict = make(**options), make(**options, consecutive_failures=3)
     for second in range(100):
@@ -117,7 +117,7 @@ def test_a_minimum_that_is_never_met_never_opens_and_is_seen():
 
 
 def test_an_hours_pause_ages_the_evidence_and_opens_nothing():
-    """W9: of a machine that was suspended only the calls then under way count, as slow; too few here."""
+    """W9: after a suspend only the calls in flight count as slow; here they are too few."""
     breaker = make(sliding_window_type="time", minimum_number_of_calls=10)
     for _ in range(9):
         call(breaker, F)
@@ -130,7 +130,7 @@ def test_an_hours_pause_ages_the_evidence_and_opens_nothing():
 
 
 def test_a_pause_while_open_is_part_of_the_wait():
-    """W9: the first who knocks after it is a probe."""
+    """W9: the first call after it is a probe."""
     breaker = make()
     call(breaker, F)
     assert breaker.allow_call(3600)
@@ -138,7 +138,7 @@ def test_a_pause_while_open_is_part_of_the_wait():
 
 
 def test_consecutive_failures_open_below_the_minimum():
-    """pybreaker's rule, in addition to the rates; a success starts the count again, an abandoned call not."""
+    """pybreaker's rule, besides the rates. A success restarts the count; an abandoned call does not."""
     breaker = make(minimum_number_of_calls=100, sliding_window_size=100, consecutive_failures=3)
     for outcome in (F, F, S, F, X, F):
         call(breaker, outcome)
@@ -148,7 +148,7 @@ def test_consecutive_failures_open_below_the_minimum():
 
 
 def test_a_streak_opens_half_open_only_with_a_failure_of_the_round():
-    """The streak that opened the circuit does not close the gate on its probes."""
+    """The streak that opened the circuit does not fail the round of probes."""
     breaker = half_open(
         consecutive_failures=1, failure_rate_threshold=1, permitted_calls_in_half_open_state=4
     )
@@ -181,7 +181,7 @@ def test_slow_is_a_mark_on_any_outcome(outcome, lasting, figures):
 
 
 def test_a_call_under_way_counts_as_slow_once():
-    """It is in the window before it ends; its end adds only that it failed."""
+    """It is in the window before it ends; its end adds only the failure."""
     breaker = make(minimum_number_of_calls=10)
     ticket = breaker.begin(0)
     breaker.tick(1)
@@ -195,7 +195,7 @@ def test_a_call_under_way_counts_as_slow_once():
 
 
 def test_a_hung_dependency_opens_the_circuit():
-    """No call ever returns: just past the threshold the circuit is open, without anybody's knock let in."""
+    """No call returns: just past the threshold the circuit is open."""
     breaker = make(minimum_number_of_calls=10, sliding_window_type="time")
     for number in range(10):
         breaker.allow_call(number / 100)
@@ -205,8 +205,8 @@ def test_a_hung_dependency_opens_the_circuit():
     assert moves(breaker) == [("closed", "open", "slow_call_rate")]
 
 
-def test_the_slow_mark_of_a_call_that_left_the_window_is_not_failed_later():
-    """The failure of a call whose slot in the window is long gone is counted, but judges nothing."""
+def test_a_failure_adds_no_mark_to_a_call_that_has_left_the_window():
+    """It is counted in the totals and changes no rate."""
     breaker = make(sliding_window_size=2, minimum_number_of_calls=10, failure_rate_threshold=1)
     ticket = breaker.begin(0)
     breaker.tick(2)
@@ -218,7 +218,7 @@ def test_the_slow_mark_of_a_call_that_left_the_window_is_not_failed_later():
 
 
 def test_all_slots_overdue_is_a_stall():
-    """With the slots being all there is, old successes do not keep the rate low for a whole window."""
+    """Old successes do not keep the rate low when every slot is overdue."""
     breaker = make(minimum_number_of_calls=5, sliding_window_type="time", sliding_window_size=60)
     breaker.slots = 2
     for _ in range(20):
@@ -233,7 +233,7 @@ def test_all_slots_overdue_is_a_stall():
 
 @pytest.mark.parametrize(("slots", "state"), [(2, "closed"), (3, "open"), (4, "closed")])
 def test_a_small_pool_stalls_below_the_minimum(slots, state):
-    """Three overdue calls are a verdict where they hold all slots and a round of probes is as many."""
+    """Three overdue calls suffice if they hold all slots and a round has no more probes."""
     breaker = make(minimum_number_of_calls=10, permitted_calls_in_half_open_state=3)
     breaker.slots = slots
     for _ in range(min(slots, 3)):
@@ -242,8 +242,8 @@ def test_a_small_pool_stalls_below_the_minimum(slots, state):
     assert breaker.state == state
 
 
-def test_without_slots_nothing_stalls():
-    """A guard that no pool is behind has other evidence."""
+def test_a_guard_without_a_pool_has_no_stalls():
+    """Its slots are not the connections of a pool."""
     breaker = make(minimum_number_of_calls=10, permitted_calls_in_half_open_state=1)
     breaker.begin(0)
     breaker.tick(2)
@@ -253,8 +253,8 @@ def test_without_slots_nothing_stalls():
 @pytest.mark.parametrize(
     ("dice", "wait"), [(float("nan"), 2), (float("inf"), 2), (1.5, 2), (-1, 2), (0, 1), (1, 3)]
 )
-def test_dice_that_are_none_change_no_wait(dice, wait):
-    """An open period that is no number would never be over."""
+def test_invalid_random_numbers_add_no_jitter(dice, wait):
+    """With NaN the open period would never end."""
     breaker = make(lambda: dice, open_jitter=0.5, wait_duration_in_open_state=2)
     breaker.open(0)
     assert breaker.open_until == wait
@@ -280,7 +280,7 @@ def to(breaker, state, now):
 @pytest.mark.parametrize("ends_in", ["open", "half_open", "closed"])
 @pytest.mark.parametrize("begins_in", ["closed", "half_open"])
 def test_a_late_result_changes_nothing(begins_in, ends_in, outcome, lasting):
-    """SM7: a call of an earlier era ends, and only ``late`` and the totals move."""
+    """SM7: a call of an earlier generation ends; only ``late`` and the totals change."""
     breaker = make(slow_call_duration_threshold=100, failure_rate_threshold=0.4)
     if begins_in == "half_open":
         to(breaker, "half_open", 0)
@@ -307,7 +307,7 @@ def test_a_late_result_changes_nothing(begins_in, ends_in, outcome, lasting):
 
 
 def test_a_ticket_ends_once():
-    """B1: a second end, and the end of a ticket nobody has, change nothing."""
+    """B1: a second end, and the end of an unknown ticket, change nothing."""
     breaker = make(minimum_number_of_calls=5)
     ticket = breaker.begin(0)
     assert breaker.end(ticket, F, 0) is not None
@@ -317,7 +317,7 @@ def test_a_ticket_ends_once():
 
 
 def test_reset_makes_calls_under_way_late():
-    """SM13: a reset in the closed state is a new era too."""
+    """SM13: a reset in the closed state starts a new generation, too."""
     breaker = make(minimum_number_of_calls=2, sliding_window_size=2)
     ticket = breaker.begin(0)
     breaker.reset(0)
@@ -346,16 +346,16 @@ def test_reset_makes_calls_under_way_late():
         (1, "XS", "closed"),
     ],
 )
-def test_a_round_is_lost_early_and_won_whole(probes, story, state):
-    """At 50 %: as soon as it cannot be passed it is over, but it is passed only with all results in."""
+def test_a_round_fails_early_and_passes_only_when_complete(probes, story, state):
+    """With a threshold of 50 %: it fails as soon as it cannot pass any more."""
     breaker = half_open(permitted_calls_in_half_open_state=probes)
     for letter in story:
         call(breaker, {"S": S, "F": F, "X": X}[letter], now=5)
     assert breaker.state == state
 
 
-def test_exactly_so_many_probes_are_let_in():
-    """Under way and done together; one that is abandoned makes room."""
+def test_half_open_admits_the_permitted_number_of_probes():
+    """In flight and ended together; an abandoned probe frees its lease."""
     breaker = half_open(permitted_calls_in_half_open_state=3)
     tickets = []
     while breaker.allow_call(5):
@@ -386,7 +386,7 @@ def test_an_overdue_probe_that_fails_is_one_result_with_two_marks():
 
 
 def test_a_lease_that_runs_out_is_a_slow_result():
-    """R17: whether or not the probe ever began."""
+    """R17: whether the probe has begun or not."""
     for begun in (True, False):
         breaker = half_open(
             permitted_calls_in_half_open_state=1,
@@ -404,8 +404,8 @@ def test_a_lease_that_runs_out_is_a_slow_result():
         assert breaker.late == 1
 
 
-def test_work_on_a_connection_that_was_out_before_is_no_probe():
-    """It is neither refused nor evidence, in half-open."""
+def test_work_on_a_connection_checked_out_before_half_open_is_no_probe():
+    """It is neither refused nor evidence."""
     breaker = half_open(permitted_calls_in_half_open_state=1)
     for outcome, lasting in ((F, 0), (S, 0), (F, 5)):
         ticket = breaker.begin_unleased(5, 0)
@@ -413,8 +413,8 @@ def test_work_on_a_connection_that_was_out_before_is_no_probe():
         assert (breaker.state, breaker.round.calls) == ("half_open", 0)
 
 
-def test_a_probes_connection_is_the_probe_once():
-    """The first statement on it; the second is work like any other."""
+def test_only_the_first_statement_on_a_probes_connection_is_the_probe():
+    """The second is work like any other."""
     breaker = half_open(permitted_calls_in_half_open_state=2)
     lease = breaker.lease(5)
     assert breaker.begin_unleased(5, lease) == lease
@@ -425,7 +425,7 @@ def test_a_probes_connection_is_the_probe_once():
 
 
 def test_a_waiting_probes_clock_starts_when_it_resumes():
-    """Time at another gate is not the dependency's; an overdue call is not taken back."""
+    """The wait at another gate is not part of its duration; an overdue call stays overdue."""
     breaker = half_open(permitted_calls_in_half_open_state=3, max_wait_duration_in_half_open_state=60)
     ticket = breaker.begin(5)
     breaker.resume(ticket, 5.9)
@@ -492,8 +492,8 @@ def test_jitter_spreads_the_wait(random, wait):
 
 
 @pytest.mark.parametrize(("state", "hint"), [("closed", None), ("forced_open", None), ("disabled", None)])
-def test_nobody_can_say_when_a_state_held_by_hand_ends(state, hint):
-    """And a closed circuit has nothing to wait for."""
+def test_retry_after_is_none_in_states_set_by_hand(state, hint):
+    """And in the closed state."""
     breaker = make()
     if state != "closed":
         breaker.hold(state, 0)
@@ -535,7 +535,7 @@ def test_a_circuit_without_a_policy_is_disabled_for_good():
 
 
 def test_metrics_only_starts_with_nothing_remembered():
-    """Neither the streak nor an earlier warning carries over from the state before."""
+    """Neither the streak nor an earlier report carries over from the state before."""
     breaker = make(consecutive_failures=3, minimum_number_of_calls=100, sliding_window_size=100)
     call(breaker, F)
     call(breaker, F)
@@ -554,8 +554,8 @@ def test_metrics_only_starts_with_nothing_remembered():
     assert moves(breaker) == [("metrics_only", "metrics_only", "consecutive_failures")]
 
 
-def test_metrics_only_warns_again_after_the_trouble_was_over():
-    """Once the failures have left the window, whether or not anybody looked meanwhile."""
+def test_metrics_only_reports_each_crossing_of_the_threshold():
+    """A second one after the failures have left the window, even if the circuit was not read meanwhile."""
     breaker = make(sliding_window_type="time", sliding_window_size=10)
     breaker.hold("metrics_only", 0)
     breaker.changes.clear()
@@ -565,7 +565,7 @@ def test_metrics_only_warns_again_after_the_trouble_was_over():
 
 
 def test_there_is_no_verdict_without_new_evidence():
-    """Old successes leave the window and the rate rises; nobody is refused until the next result is in."""
+    """Old successes leave the window and the rate rises; the circuit stays closed until the next result."""
     breaker = make(sliding_window_type="time", sliding_window_size=10, minimum_number_of_calls=2)
     for _ in range(5):
         call(breaker, S, now=0)
@@ -598,14 +598,14 @@ def test_rates_are_shown_from_the_minimum_on_and_an_open_circuit_keeps_what_open
 
 
 def test_an_idle_window_is_shown_empty():
-    """Reading brings it up to the moment."""
+    """Reading brings it up to date."""
     breaker = make(minimum_number_of_calls=2, sliding_window_type="time")
     call(breaker, F)
     assert breaker.evidence(100) == (0, 0, 0, False)
 
 
 def test_the_oldest_call_under_way_is_known():
-    """Overdue or not, of whichever era."""
+    """Overdue or not, of any generation."""
     breaker = make(minimum_number_of_calls=10)
     assert breaker.under_way() == []
     breaker.begin(1)
@@ -615,8 +615,8 @@ def test_the_oldest_call_under_way_is_known():
     assert min(breaker.under_way()) == 1
 
 
-def test_all_under_way_in_time_are_shown_by_the_oldest():
-    """An age is asked for, not a list."""
+def test_under_way_holds_only_the_oldest_call_that_is_not_overdue():
+    """The caller needs an age and no list."""
     breaker = make()
     for now in (3, 4, 5):
         breaker.begin(now)
@@ -624,7 +624,7 @@ def test_all_under_way_in_time_are_shown_by_the_oldest():
 
 
 def test_a_call_that_starts_again_is_the_youngest():
-    """Who began before it and did not wait is overdue first."""
+    """A call that began before it and was not restarted becomes overdue first."""
     breaker = make(slow_call_duration_threshold=5)
     waited, straight = breaker.begin(0), breaker.begin(1)
     breaker.resume(waited, 2)
@@ -635,7 +635,7 @@ def test_a_call_that_starts_again_is_the_youngest():
 
 
 def test_a_leased_probe_that_never_began_can_be_resumed():
-    """Its clock starts there and then."""
+    """Its duration starts there."""
     breaker = half_open()
     ticket = breaker.lease(5)
     breaker.resume(ticket, 6)
@@ -653,7 +653,7 @@ def test_each_lost_probe_is_one_slow_result():
 
 
 def test_a_call_of_an_earlier_generation_is_no_part_of_a_stall():
-    """Neither is the last one that was let in before the transition."""
+    """Nor is the last call admitted before the transition."""
     breaker = make(failure_rate_threshold=1, slow_call_rate_threshold=1)
     breaker.slots = 1
     breaker.begin(0)
@@ -663,7 +663,7 @@ def test_a_call_of_an_earlier_generation_is_no_part_of_a_stall():
     assert (len(breaker.overdue), breaker.state) == (1, "closed")
 
 
-def test_a_change_by_hand_has_its_moment():
+def test_a_manual_transition_has_its_time():
     """As every other."""
     breaker = make()
     for now, hand in enumerate((breaker.open, breaker.half_open, breaker.reset)):
@@ -672,8 +672,8 @@ def test_a_change_by_hand_has_its_moment():
     assert [change.at for change in breaker.changes] == [0, 1, 2, 3]
 
 
-def test_a_change_by_evidence_has_the_moment_of_the_evidence():
-    """The end of the call, not its beginning."""
+def test_a_transition_by_evidence_has_the_time_of_the_result():
+    """The end of the call and not its start."""
     breaker = make()
     call(breaker, F, 1, lasting=0.5)
     assert [change.at for change in breaker.changes] == [1.5]
@@ -721,14 +721,14 @@ def test_a_probe_whose_lease_ran_out_is_slow_once_and_as_old_as_its_call():
     assert breaker.end(unused, S, 10) == (1, True)
 
 
-def test_a_call_that_was_quick_has_its_duration():
+def test_a_quick_call_ends_with_its_duration():
     """And is not slow."""
     breaker = make()
     assert call(breaker, S, 1, lasting=0.75) == (0.75, False)
 
 
-def test_nothing_opens_a_circuit_that_is_held_open():
-    """Calls that were under way become overdue, and are no verdict."""
+def test_overdue_calls_change_nothing_in_forced_open():
+    """They were in flight before; no verdict follows."""
     breaker = make()
     call(breaker, F)
     breaker.begin_unleased(0, 0)
@@ -736,8 +736,8 @@ def test_nothing_opens_a_circuit_that_is_held_open():
     assert moves(breaker) == [("closed", "open", "failure_rate")]
 
 
-def test_a_passed_round_has_the_moment_of_its_last_result():
-    """As every other change."""
+def test_a_passed_round_has_the_time_of_its_last_result():
+    """As every other transition."""
     breaker = half_open()
     for now in (6, 7):
         call(breaker, S, now)
@@ -762,8 +762,8 @@ def test_a_rounds_figures_are_enough_when_the_round_is_whole():
     assert breaker.evidence(6) == (1, 0, 0, True)
 
 
-def test_until_when_no_call_becomes_overdue_is_known():
-    """The oldest decides; with nobody inside, one that began now would be the first."""
+def test_quiet_until_is_when_the_oldest_call_becomes_overdue():
+    """Without calls in flight, when one that starts now would."""
     breaker = make(slow_call_duration_threshold=1)
     breaker.begin(0)
     breaker.tick(0.5)
@@ -773,7 +773,7 @@ def test_until_when_no_call_becomes_overdue_is_known():
 
 
 def test_a_call_that_becomes_overdue_is_judged_though_others_are_in_time():
-    """The search ends at the first that is in time, the verdict is still due."""
+    """The loop ends at the first call that is not overdue; the verdict still follows."""
     breaker = make(slow_call_rate_threshold=1)
     breaker.begin(0)
     breaker.begin(2)
@@ -790,14 +790,14 @@ def test_a_late_call_that_becomes_overdue_leaves_no_mark():
     assert (breaker.slow, breaker.window.slow) == (1, 0)
 
 
-def test_the_end_of_the_wait_has_the_moment_of_the_knock():
-    """Time alone changes nothing until somebody knocks."""
+def test_half_open_begins_at_the_first_call_after_the_wait():
+    """Time alone changes no state."""
     breaker = make()
     call(breaker, F)
     breaker.allow_call(7)
     assert breaker.changes[-1][:3] == (7, "open", "half_open")
 
 
-def test_nothing_reaches_no_rate():
-    """Of no calls there is no part."""
+def test_no_calls_reach_no_rate():
+    """0 of 0 is no rate."""
     assert not _reaches(0, 0, (1, 2))

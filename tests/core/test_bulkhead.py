@@ -33,7 +33,7 @@ def test_r19_permits_and_refuses():
 
 
 def test_first_come_first_served():
-    """A slot goes straight to who has waited longest, and is never free in between."""
+    """A slot goes directly to the caller that has waited longest and is never free in between."""
     bulkhead = full(1, 3)
     first, second, third = queue(bulkhead, 3)
     assert bulkhead.leave() is first
@@ -43,7 +43,7 @@ def test_first_come_first_served():
 
 
 def test_a_newcomer_never_overtakes_the_queue():
-    """Even when a slot is free: it belongs to who waits."""
+    """Not even while a slot is free: it belongs to the first waiter."""
     bulkhead = Bulkhead(2, 2)
     bulkhead.try_enter()
     queue(bulkhead, 1)
@@ -51,15 +51,15 @@ def test_a_newcomer_never_overtakes_the_queue():
 
 
 def test_the_queue_is_bounded():
-    """One more than ``max_waiting`` is refused; 0 means that nobody waits."""
+    """One more than ``max_waiting`` is refused; with 0 no caller waits."""
     bulkhead = full(1, 2)
     queue(bulkhead, 2)
     assert not bulkhead.try_queue(Waiter(), 0)
     assert not full(1, 0).try_queue(Waiter(), 0)
 
 
-def test_who_withdraws_leaves_no_gap():
-    """The next in line inherits; who was granted or sent away can no longer withdraw."""
+def test_a_waiter_that_withdraws_leaves_no_gap():
+    """The next waiter gets the slot; a waiter with a verdict cannot withdraw."""
     bulkhead = full(1, 3)
     first, second, _ = queue(bulkhead, 3)
     assert bulkhead.withdraw(first)
@@ -72,7 +72,7 @@ def test_who_withdraws_leaves_no_gap():
 
 
 def test_growing_grants_as_many_as_fit():
-    """In the order of the queue; the rest goes on waiting."""
+    """In the order of the queue; the others wait on."""
     bulkhead = full(1, 5)
     places = queue(bulkhead, 4)
     assert bulkhead.resize(3) == places[:2]
@@ -80,8 +80,8 @@ def test_growing_grants_as_many_as_fit():
     assert bulkhead.resize(3) == []
 
 
-def test_shrinking_waits_for_nobody():
-    """Calls inside run on; slots beyond the new limit vanish as they come back."""
+def test_shrinking_takes_no_slot_from_a_call():
+    """Calls inside continue; slots beyond the new limit vanish when they are freed."""
     bulkhead = full(3, 2)
     (first, _) = queue(bulkhead, 2)
     assert bulkhead.resize(1) == []
@@ -100,15 +100,15 @@ def test_shrinking_waits_for_nobody():
     ],
 )
 def test_a_standing_queue_waits_less(asked_at, patience):
-    """A queue that has not been empty for STANDING is overload, and newcomers wait HURRIED_WAIT."""
+    """A queue that has stood for CODEL_INTERVAL is overload: new callers wait at most CODEL_TARGET."""
     bulkhead = full(1, 5)
     queue(bulkhead, 1, now=0)
     assert bulkhead.patience(1.0, asked_at) == patience
     assert bulkhead.patience(0.001, asked_at) == 0.001
 
 
-def test_an_empty_queue_ends_the_hurry():
-    """Whichever way the last one left."""
+def test_an_empty_queue_restores_the_full_wait():
+    """However the last waiter has left."""
     for empty in (Bulkhead.leave, Bulkhead.send_away, lambda b: b.withdraw(next(iter(b.queue)))):
         bulkhead = full(1, 5)
         queue(bulkhead, 1, now=0)
@@ -118,8 +118,8 @@ def test_an_empty_queue_ends_the_hurry():
         assert bulkhead.patience(1.0, 99) == 1.0
 
 
-def test_a_standing_queue_lets_in_who_has_hope():
-    """The first always; then as many as twice the queue's own pace serves within HURRIED_WAIT."""
+def test_a_standing_queue_admits_twice_the_callers_that_it_serves_in_time():
+    """And always the first."""
     bulkhead, began = full(5, 10), 7
     queue(bulkhead, 10, now=began)
     for _ in range(10):
@@ -133,8 +133,8 @@ def test_a_standing_queue_lets_in_who_has_hope():
     assert not bulkhead.try_queue(Waiter(), began + 0.5)
 
 
-def test_a_queue_that_serves_fast_is_as_long_as_it_may_be():
-    """More than may wait could be served in time; and a queue of none stays one of none."""
+def test_a_fast_standing_queue_may_be_as_long_as_max_waiting():
+    """With ``max_waiting=0`` it stays empty."""
     bulkhead = full(5, 3)
     queue(bulkhead, 3, now=0)
     for _ in range(1000):
@@ -145,7 +145,7 @@ def test_a_queue_that_serves_fast_is_as_long_as_it_may_be():
 
 
 def test_when_nothing_moves_only_the_first_waits():
-    """All slots hang: nobody else has any hope, so nobody else is kept."""
+    """All slots hang: only one caller may wait."""
     bulkhead = full(5, 5)
     queue(bulkhead, 1, now=0)
     assert not bulkhead.try_queue(Waiter(), CODEL_INTERVAL)
@@ -155,7 +155,7 @@ def test_when_nothing_moves_only_the_first_waits():
 
 
 def test_the_pace_of_a_queue_is_its_own():
-    """What an earlier queue was served says nothing about this one; a grown bulkhead serves, too."""
+    """Slots that an earlier queue got do not count; those of a larger limit do."""
     bulkhead = full(1, 3)
     queue(bulkhead, 1, now=0)
     bulkhead.leave()

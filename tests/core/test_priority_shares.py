@@ -1,4 +1,4 @@
-"""Calls that matter more and less: who gets a slot, who waits in front of whom, who is shed."""
+"""Calls of several ranks: which get a slot, in which order they wait, which are shed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_gate(limit=10, max_waiting=10):
 
 
 def crowd(gate, rank, now=0.0, count=99):
-    """Calls of a class that do not wait; returns the tickets of those let in."""
+    """Starts calls of a class that do not wait; returns the tickets of those admitted."""
     verdicts = [gate.enter(now, None, rank) for _ in range(count)]
     return [verdict for verdict in verdicts if isinstance(verdict, int)]
 
@@ -38,7 +38,7 @@ def wait_for_slot(gate, rank, now=0.0):
 
 
 def end(gate, ticket, now=0.0):
-    """Ends a call; returns who was woken by it."""
+    """Ends a call; returns the waiters that are woken."""
     gate.leave(now, ticket, Outcome.SUCCESS)
     return woken(gate)
 
@@ -49,8 +49,8 @@ def woken(gate):
 
 
 @pytest.mark.parametrize("rank", range(len(CLASSES)), ids=CLASSES)
-def test_a_class_alone_may_borrow_every_slot(rank):
-    """What nobody else has asked for lately is lent."""
+def test_the_only_active_class_may_use_every_slot(rank):
+    """The guaranteed slots of inactive classes are free for others."""
     assert len(crowd(make_gate(), rank)) == 10
 
 
@@ -66,16 +66,16 @@ def test_a_class_alone_may_borrow_every_slot(rank):
         ((SHEDDABLE_PLUS, 1), SHEDDABLE, 7),
     ],
 )
-def test_slots_that_another_class_counts_on_are_kept_for_it(first, second, expected):
-    """As long as it is active, which it is from its first call on."""
+def test_guaranteed_slots_of_an_active_class_are_kept_free(first, second, expected):
+    """It is active from its first call on."""
     rank, count = first
     gate = make_gate()
     crowd(gate, rank, count=count)
     assert len(crowd(gate, second)) == expected
 
 
-def test_what_is_kept_is_rounded_down_class_by_class():
-    """Of 19 slots: 1 for each of the lower two, 3 in front of each class above; their fractions are lent."""
+def test_guarantees_are_rounded_down_for_each_class():
+    """Of 19 slots: 1 for each of the lower two, 3 before each class above; any class may use the rest."""
     gate = make_gate(limit=19)
     for rank in (SHEDDABLE, SHEDDABLE_PLUS):
         end(gate, *crowd(gate, rank, count=1))
@@ -86,8 +86,8 @@ def test_what_is_kept_is_rounded_down_class_by_class():
     assert len(crowd(gate, SHEDDABLE)) == 4
 
 
-def test_a_class_counts_on_whole_slots_only():
-    """Of 19 slots SHEDDABLE's tenth is one; the next it gets only where nobody else counts on it."""
+def test_a_guarantee_is_a_whole_number_of_slots():
+    """Of 19 slots SHEDDABLE's tenth is one; it gets another only if no class reserves it."""
     gate = make_gate(limit=19)
     crowd(gate, SHEDDABLE, count=1)
     tickets = crowd(gate, CRITICAL)
@@ -97,8 +97,8 @@ def test_a_class_counts_on_whole_slots_only():
     assert len(crowd(gate, CRITICAL)) == 1
 
 
-def test_lent_slots_are_kept_again_once_they_come_back():
-    """A class that was idle gets its guaranteed slots as soon as they are given back, before all others."""
+def test_a_class_that_becomes_active_gets_its_guaranteed_slots_first():
+    """As soon as they are freed."""
     gate = make_gate()
     tickets = crowd(gate, SHEDDABLE)
     waiting = [wait_for_slot(gate, SHEDDABLE), *(wait_for_slot(gate, CRITICAL) for _ in range(2))]
@@ -109,7 +109,7 @@ def test_lent_slots_are_kept_again_once_they_come_back():
 
 
 def test_the_queue_is_by_class_and_then_in_order():
-    """The most important first, whenever they came."""
+    """The most important first, whenever it came."""
     gate = make_gate(limit=1)
     (ticket,) = crowd(gate, SHEDDABLE)
     places = [wait_for_slot(gate, rank) for rank in (0, 2, 1, 2, 3, 0, 3)]
@@ -126,8 +126,8 @@ def test_the_queue_is_by_class_and_then_in_order():
     ("waiting", "newcomer", "admitted"),
     [(CRITICAL, CRITICAL, False), (SHEDDABLE, CRITICAL, True), (CRITICAL_PLUS, CRITICAL, True)],
 )
-def test_a_newcomer_overtakes_nobody_of_its_own_class(waiting, newcomer, admitted):
-    """Not even where a slot is free for it; of a class below, or within what it can count on, it may."""
+def test_a_new_caller_overtakes_no_waiter_of_its_class(waiting, newcomer, admitted):
+    """Not even if a slot is free. It may overtake a lower class, and a higher one within its guarantee."""
     gate = make_gate()
     crowd(gate, SHEDDABLE, count=1)
     waiter = Waiter()
@@ -136,8 +136,8 @@ def test_a_newcomer_overtakes_nobody_of_its_own_class(waiting, newcomer, admitte
     assert isinstance(gate.enter(0.0, None, newcomer), int) is admitted
 
 
-def test_a_newcomer_beyond_its_share_does_not_overtake_a_higher_class():
-    """The free slot is for whoever waits there."""
+def test_a_new_caller_beyond_its_guarantee_overtakes_no_higher_class():
+    """The free slot is for the waiter."""
     gate = make_gate()
     crowd(gate, SHEDDABLE, count=1)
     waiter = Waiter()
@@ -147,15 +147,15 @@ def test_a_newcomer_beyond_its_share_does_not_overtake_a_higher_class():
 
 
 def granted(gate, rank):
-    """A place of a class that waited and has a slot now, the only one, which it has not claimed yet."""
+    """A waiter of a class that has been granted the only slot and has not claimed it yet."""
     (ticket,) = crowd(gate, rank)
     waiter = wait_for_slot(gate, rank)
     assert end(gate, ticket) == [waiter]
     return waiter
 
 
-def test_a_slot_granted_to_a_class_goes_back_to_it_if_nobody_comes_for_it():
-    """Because the caller went away, or the circuit opened in between."""
+def test_an_unclaimed_slot_goes_back_to_its_class():
+    """The caller has given up, or the circuit has opened in between."""
     gate = make_gate(limit=1)
     gate.abandon(0.0, granted(gate, SHEDDABLE))
     assert gate.bulkhead.ranks.held == [0, 0, 0, 0]
@@ -165,8 +165,8 @@ def test_a_slot_granted_to_a_class_goes_back_to_it_if_nobody_comes_for_it():
     assert gate.bulkhead.ranks.held == [0, 0, 0, 0]
 
 
-def test_who_waited_is_counted_with_its_class():
-    """As those are who did not wait: by it a guard of batches alone is known."""
+def test_a_caller_that_waited_counts_for_its_class():
+    """As one that did not wait."""
     gate = make_gate(limit=1)
     for count in (2, 4):
         gate.leave(0.0, gate.woken(0.0, granted(gate, SHEDDABLE)), Outcome.SUCCESS)
@@ -194,8 +194,8 @@ def test_a_full_queue_sheds_the_last_of_the_lowest():
     assert gate.rejected["shed"] == 2
 
 
-def test_where_nobody_may_wait_nobody_is_shed_for_another():
-    """A queue of no places has no last of the lowest."""
+def test_without_a_queue_no_waiter_is_shed():
+    """``max_waiting`` is 0."""
     gate = make_gate(limit=1, max_waiting=0)
     crowd(gate, SHEDDABLE)
     assert gate.enter(0.0, Waiter(), CRITICAL) == Refusal("bulkhead_full", None)
@@ -212,8 +212,8 @@ def test_where_nobody_may_wait_nobody_is_shed_for_another():
         (SHEDDABLE, CRITICAL, "bulkhead_full"),
     ],
 )
-def test_a_refusal_says_whether_it_was_for_somebody_elses_sake(above, rank, reason):
-    """It was if a higher class has asked lately, whether the caller waited or not."""
+def test_the_reason_is_shed_if_a_higher_class_is_active(above, rank, reason):
+    """Whether the caller waited or not."""
     gate = make_gate(limit=1, max_waiting=1)
     crowd(gate, above)
     crowd(gate, SHEDDABLE, count=1)
@@ -222,8 +222,8 @@ def test_a_refusal_says_whether_it_was_for_somebody_elses_sake(above, rank, reas
     assert late == Refusal("shed" if reason == "shed" else "queue_timeout", None)
 
 
-def test_a_crowd_below_does_not_hurry_those_above():
-    """A standing queue of SHEDDABLE calls shortens the wait of their like, not that of CRITICAL ones."""
+def test_a_queue_of_a_lower_class_does_not_cut_the_wait_of_a_higher_one():
+    """It cuts only the wait of its own kind."""
     gate = make_gate(limit=1)
     crowd(gate, SHEDDABLE)
     wait_for_slot(gate, SHEDDABLE)
@@ -235,8 +235,8 @@ def test_a_crowd_below_does_not_hurry_those_above():
     assert patience(CRITICAL) == 0.05
 
 
-def test_a_queue_from_before_there_was_a_class_hurries_the_first_crowd_too():
-    """It has stood since it began, not since somebody below came."""
+def test_a_queue_from_before_ranks_cuts_the_wait_of_the_first_lower_call():
+    """It stands since it began, and not since that call came."""
     gate = make_gate(limit=1)
     gate.enter(0.0, None)
     wait_for_slot(gate, CRITICAL)
@@ -244,8 +244,8 @@ def test_a_queue_from_before_there_was_a_class_hurries_the_first_crowd_too():
     assert gate.bulkhead.patience(0.05, CODEL_INTERVAL, SHEDDABLE) == CODEL_TARGET
 
 
-def test_without_classes_all_is_as_before_and_becomes_so_again():
-    """Once nothing but CRITICAL calls has come for a while, the fast paths are open again."""
+def test_ranks_end_when_only_critical_calls_have_come_for_a_while():
+    """Then the fast paths are open again."""
     gate = make_gate()
     ticket = gate.enter(0.0, None)
     assert gate.bulkhead.ranks is None
@@ -261,15 +261,15 @@ def test_without_classes_all_is_as_before_and_becomes_so_again():
     assert gate.bulkhead.taken == 0
 
 
-def test_calls_from_before_there_was_a_class_count():
-    """Traffic of which nobody has said anything is not overrun by the first crowd below it."""
+def test_calls_from_before_ranks_count_as_critical():
+    """A first crowd of a lower class does not displace them."""
     gate = make_gate()
     end(gate, gate.enter(0.0, None))
     assert len(crowd(gate, SHEDDABLE)) == 5
 
 
-def test_slots_adopted_among_classes_are_critical():
-    """Connections that were out before the guard was there, found while a class is being told apart."""
+def test_slots_adopted_while_there_are_ranks_are_critical():
+    """Connections that were checked out before the guard was attached."""
     gate = make_gate()
     assert len(crowd(gate, SHEDDABLE, count=1)) == 1
     for count in (4, 5):
@@ -289,7 +289,7 @@ def reserved(gate, rank):
 
 @pytest.mark.parametrize("checkout", [False, True])
 def test_a_reserved_slot_is_of_its_requests_class_whatever_takes_it_over(checkout):
-    """A call or a checkout; and it goes back as one of that class."""
+    """A call or a checkout takes it over; it is freed for that class."""
     gate = make_gate()
     crowd(gate, CRITICAL, count=1)
     number = gate.take_over(0.0, reserved(gate, SHEDDABLE), checkout=checkout)
@@ -312,8 +312,8 @@ def test_a_reserved_slot_that_the_circuit_refuses_goes_back_to_its_class():
     assert gate.bulkhead.ranks.held == [0, 0, 1, 0]
 
 
-def test_a_guard_of_nothing_but_batches_lends_again_at_once():
-    """What was there before and mattered less keeps no slots for what never comes."""
+def test_a_guard_with_only_sheddable_calls_reserves_no_slots():
+    """CRITICAL calls that never come reserve none."""
     gate = make_gate()
     for now in (0.0, 100.0):
         tickets = crowd(gate, SHEDDABLE, now)
@@ -415,7 +415,7 @@ class Slots(RuleBasedStateMachine):
 TestSlots = Slots.TestCase
 
 
-def test_who_matters_less_and_leaves_hurries_nobody():
+def test_a_lower_waiter_that_leaves_keeps_the_standing_time():
     """As long as a CRITICAL caller waits, the queue stands since it came."""
     gate = make_gate(limit=1, max_waiting=5)
     crowd(gate, SHEDDABLE)

@@ -1,4 +1,4 @@
-"""Traffic of several classes at ten slots, in fake time: who is served when there is too much of it."""
+"""Overload by traffic of several classes at ten slots, in fake time: the shares that are served."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def simulate(arrivals, seconds=60.0, service=0.1):  # noqa: C901 - one world
 
 @pytest.mark.parametrize("critical", [20, 40])
 def test_sheddable_traffic_at_five_times_the_capacity_leaves_critical_traffic_alone(critical):
-    """With CRITICAL traffic at up to what it can count on; the crowd gets most of what that leaves."""
+    """With CRITICAL traffic up to its guarantee; SHEDDABLE calls get most of the rest."""
     ratios, served = simulate({CRITICAL: critical, SHEDDABLE: 500})
     assert ratios[CRITICAL] >= 0.99
     assert served.total() >= 60 * 65
 
 
-def test_a_flood_above_leaves_the_lowest_what_it_can_count_on():
-    """The harm is bounded: CRITICAL traffic at five times the capacity leaves SHEDDABLE its one slot."""
+def test_critical_traffic_at_five_times_the_capacity_leaves_sheddable_its_guarantee():
+    """Its one slot."""
     _, served = simulate({CRITICAL: 500, SHEDDABLE: 20})
     assert served[SHEDDABLE] >= 0.5 * 60 / 0.1

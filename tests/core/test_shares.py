@@ -1,4 +1,4 @@
-"""What each part of a bulkhead may have: all of it alone, its share among others."""
+"""Limits of the parts of a bulkhead: all slots for the only active part, a share for one of several."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_share_is_seven_tenths(total, expected):
 
 
 def ask(shares, now, part):
-    """Asks for a slot as a gate does: nobody is bothered where nothing changes."""
+    """Asks for a slot as a gate does, which does nothing more if no limit changes."""
     part.asked = now
     if shares.nothing_changes(part):
         return ()
@@ -31,7 +31,7 @@ def ask(shares, now, part):
 
 
 def full(part):
-    """A part that has all the slots it may have, so that its next question counts."""
+    """Fills a part up to its limit, so that its next request may change it."""
     part.bulkhead.taken = part.bulkhead.limit
     return part
 
@@ -50,7 +50,7 @@ def full(part):
     ],
 )
 def test_a_part_gets_every_slot_while_no_other_is_active(asks, most):
-    """Active is who asked a while ago at most. The last to ask takes all it can get."""
+    """A part is active for `ACTIVE` seconds after its last request."""
     shares = Shares(10)
     parts = {name: shares.join(Bulkhead(7, 0)) for name in NAMES}
     for now, name in asks:
@@ -61,8 +61,8 @@ def test_a_part_gets_every_slot_while_no_other_is_active(asks, most):
     assert part.bulkhead.taken == most
 
 
-def test_the_one_that_had_every_slot_is_cut_back_before_another_gets_one():
-    """By the very question of the other; what it holds it keeps."""
+def test_the_only_part_is_limited_before_another_gets_a_slot():
+    """By the request of the other part; it keeps the slots that it holds."""
     shares = Shares(10)
     orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
     assert ask(shares, 0, full(orders)) == (orders,)
@@ -72,8 +72,8 @@ def test_the_one_that_had_every_slot_is_cut_back_before_another_gets_one():
     assert orders.bulkhead.taken == 7
 
 
-def test_nothing_is_done_while_the_shares_stay_as_they_are():
-    """For one of several with slots left, and for one alone within its share."""
+def test_a_request_within_the_limit_changes_nothing():
+    """For one of several parts with slots left, and for the only one within its share."""
     shares = Shares(10)
     orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
     for part in (orders, items, orders):
@@ -91,7 +91,7 @@ def test_nothing_is_done_while_the_shares_stay_as_they_are():
     ("oldest", "most"), [(None, 10), (0.0, 10), (QUICK - 0.01, 10), (QUICK, 7), (5.0, 7)]
 )
 def test_slots_beyond_the_share_are_for_quick_calls(oldest, most):
-    """A call that waits for a lock would still hold its slot when somebody else comes."""
+    """A call that waits for a lock would keep its slot when another part asks."""
     shares = Shares(10)
     part = shares.join(Bulkhead(7, 0))
     shares.ask(0, part)
@@ -99,8 +99,8 @@ def test_slots_beyond_the_share_are_for_quick_calls(oldest, most):
 
 
 @given(held=st.booleans())
-def test_who_holds_or_waits_is_active_for_as_long(held):
-    """A long report keeps its right to a second slot, and a caller in a queue its hope, and no longer."""
+def test_a_part_with_a_call_or_a_waiter_is_active(held):
+    """For as long as it has one."""
     shares = Shares(10)
     report, orders = shares.join(Bulkhead(7, 1)), shares.join(Bulkhead(7, 1))
     ask(shares, 0, report)
@@ -116,7 +116,7 @@ def test_who_holds_or_waits_is_active_for_as_long(held):
 
 
 class SharedPool(RuleBasedStateMachine):
-    """Three workloads at one pool, and a record on paper of who asked when and who holds what."""
+    """Three workloads at one pool, compared with a record of the requests and of the slots held."""
 
     @initialize(total=st.integers(1, 20))
     def start(self, total):
@@ -139,7 +139,7 @@ class SharedPool(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), times=st.integers(1, 20))
     def take(self, name, times):
-        """As many calls as come: each gets a slot if its part may have one more and the pool has one."""
+        """Takes a slot for each call, if the part and the pool have one more."""
         for _ in range(times):
             self.asked[name] = self.now
             alone = self.active() == {name}

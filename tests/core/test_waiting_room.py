@@ -1,4 +1,4 @@
-"""How many are refused although there is room, in fake time, exactly."""
+"""The share of callers that are refused although there is capacity, computed in fake time."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def refused(slots, seconds, utilisation, max_wait=MAX_WAIT, arrivals=30_000):
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("seconds", [0.005, 0.01, 0.02, 0.05])
-def test_hardly_anybody_is_refused_at_80_percent(seconds):
-    """SQLAlchemy's default pool of 15, and queries as they usually are: fewer than one in a thousand."""
+def test_fewer_than_1_in_1000_callers_are_refused_at_80_percent_load(seconds):
+    """SQLAlchemy's default pool of 15 and common query durations."""
     assert refused(15, seconds, 0.8).total() < 0.001
 
 
 def test_without_a_queue_many_are_refused():
-    """What the queue is for: Erlang's formula says 8.0 % here, and 2.0 % at 60 %."""
+    """Erlang's formula gives 8.0 % here, and 2.0 % at 60 %."""
     assert refused(15, 0.02, 0.8, max_wait=0).total() == pytest.approx(0.080, abs=0.01)
     assert refused(15, 0.02, 0.6, max_wait=0).total() == pytest.approx(0.020, abs=0.005)
 
@@ -83,14 +83,14 @@ def test_without_a_queue_many_are_refused():
 @pytest.mark.sampled
 @pytest.mark.parametrize("slots", [4, 10, 50])
 @pytest.mark.parametrize("times", [1.5, 3, 10])
-def test_overload_leaves_no_slot_idle_and_few_wait_in_vain(slots, times):
-    """Every slot is busy all the time, and most of those who cannot be served are told so at once."""
+def test_overload_leaves_no_slot_idle_and_few_callers_time_out(slots, times):
+    """Every slot is always busy, and most callers that cannot be served are refused at once."""
     reasons = refused(slots, 0.05, times)
     assert times * (1 - reasons.total()) > 0.98
     if times == 10:
         assert reasons["queue_timeout"] < 0.1
 
 
-def test_a_dependency_that_hangs_keeps_nobody_waiting():
-    """Of 1,000 callers a second one at a time waits, 5 ms long."""
+def test_one_caller_at_a_time_waits_for_a_hung_dependency():
+    """Of 1,000 callers a second, for 5 ms."""
     assert refused(10, 1000.0, 1_000_000, arrivals=10_000)["queue_timeout"] < 0.25

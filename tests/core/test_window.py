@@ -1,4 +1,4 @@
-"""The windows: what is remembered, what is forgotten, and that the sums are always those of the parts."""
+"""The windows: what they count, what they forget, and that the totals equal the sums of the parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_count_window_remembers_the_last_calls(size, marks, expected):
 
 @given(st.integers(1, 12), st.lists(MARKS, max_size=130))
 def test_a_count_window_equals_a_list(size, marks):
-    """Its sums are those of the last ``size`` marks, after however many turns of the ring."""
+    """Its sums are those of the last ``size`` marks, however often the ring has been filled."""
     window = CountWindow(size)
     for count, mark in enumerate(marks, 1):
         window.add(mark)
@@ -57,8 +57,8 @@ def test_a_count_window_equals_a_list(size, marks):
         )
 
 
-def test_a_count_window_amends_what_it_remembers_and_nothing_else():
-    """A mark comes late, once, and only to a call that is still there."""
+def test_a_late_mark_changes_only_a_call_in_the_count_window():
+    """It counts once."""
     window = CountWindow(2)
     first = window.add(SLOW)
     window.add_mark(first, FAILED)
@@ -72,8 +72,8 @@ def test_a_count_window_amends_what_it_remembers_and_nothing_else():
     assert figures(window) == (2, 0, 0)
 
 
-def test_a_cleared_window_is_not_amended_through_old_places():
-    """A place handed out before ``clear`` means nothing after it."""
+def test_positions_from_before_a_clear_are_invalid():
+    """A mark at such a position changes nothing."""
     for window in (CountWindow(3), TimeWindow(10)):
         window.advance(0)
         waiter = window.add(SLOW)
@@ -88,7 +88,7 @@ def test_a_cleared_window_is_not_amended_through_old_places():
 
 
 def test_time_alone_makes_no_call_old_in_a_count_window():
-    """``advance`` does nothing, for ever."""
+    """``advance`` does nothing."""
     window = CountWindow(3)
     window.add(FAILED)
     window.advance(1e12)
@@ -166,8 +166,8 @@ def test_a_time_window_equals_a_list(size, story):
         )
 
 
-def test_a_time_window_amends_what_it_remembers():
-    """The late mark goes to the slice the call was counted in, and is forgotten with it."""
+def test_a_late_mark_goes_to_the_slice_of_its_call():
+    """And is forgotten with it."""
     window = TimeWindow(SLICES)
     window.advance(0)
     waiter = window.add(SLOW)
@@ -181,8 +181,8 @@ def test_a_time_window_amends_what_it_remembers():
     assert figures(window) == (1, 0, 0)
 
 
-def test_an_amended_call_is_forgotten_with_its_slice():
-    """Its mark, too; also where the slices have gone round."""
+def test_a_call_with_a_late_mark_is_forgotten_with_its_slice():
+    """Its mark, too, also after the slices have been reused."""
     window = TimeWindow(10)
     window.advance(25)
     waiter = window.add(0)
@@ -194,7 +194,7 @@ def test_an_amended_call_is_forgotten_with_its_slice():
     assert (window.calls, window.failures, window.slow) == (0, 0, 0)
 
 
-def test_an_empty_time_window_has_nothing_to_amend():
+def test_a_mark_in_an_unused_time_window_changes_nothing():
     """Before the first ``advance`` there is no slice."""
     window = TimeWindow(1)
     window.add_mark(0, FAILED)
@@ -214,8 +214,8 @@ def test_an_idle_hour_costs_what_an_idle_second_costs():
 
 
 @given(st.floats(0.001, 1e6), st.floats(-1e3, 1e9))
-def test_a_slice_lasts_beyond_the_moment_it_was_reached(size, now):
-    """``until`` lies ahead, so that a moment is looked at once; and at most one slice ahead."""
+def test_until_is_later_than_now_by_at_most_one_slice(size, now):
+    """So that the window is advanced once for each slice."""
     window = TimeWindow(size)
     window.advance(now)
     rounding = 1e-12 * max(1, abs(now), size)
@@ -223,8 +223,8 @@ def test_a_slice_lasts_beyond_the_moment_it_was_reached(size, now):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_many_unmarked_calls_at_once_are_as_good_as_one_by_one(size):
-    """Whatever was in the ring, from wherever in it, once or twice round."""
+def test_unmarked_calls_at_once_equal_unmarked_calls_one_by_one(size):
+    """Whatever the ring holds, from any place in it, once or twice round."""
     for marks in itertools.product([0, FAILED, SLOW, BOTH], repeat=3):
         for count in range(2 * size + 1):
             at_once, one_by_one = CountWindow(size), CountWindow(size)
@@ -241,7 +241,7 @@ def test_many_unmarked_calls_at_once_are_as_good_as_one_by_one(size):
 
 @pytest.mark.parametrize("make", [lambda: CountWindow(9), lambda: TimeWindow(10)])
 @pytest.mark.parametrize(("mark", "expected"), [(FAILED, (3, 1, 0)), (SLOW, (3, 0, 1)), (BOTH, (3, 1, 1))])
-def test_the_call_of_this_moment_can_be_amended(make, mark, expected):
+def test_the_latest_call_can_get_a_late_mark(make, mark, expected):
     """With either mark, or with both."""
     window = make()
     window.advance(7)
@@ -251,7 +251,7 @@ def test_the_call_of_this_moment_can_be_amended(make, mark, expected):
 
 
 def test_unmarked_calls_of_one_slice_are_forgotten_together():
-    """However many times they were written down."""
+    """However many times they were added."""
     window = TimeWindow(10)
     window.advance(0)
     window.add_unmarked(2)
@@ -263,8 +263,8 @@ def test_unmarked_calls_of_one_slice_are_forgotten_together():
     assert figures(window) == (0, 0, 0)
 
 
-def test_no_place_is_handed_out_again_after_a_clear():
-    """A call from before would mark one from after it."""
+def test_no_position_is_given_out_again_after_a_clear():
+    """A mark of an earlier call would hit a later one."""
     window = CountWindow(2)
     old = [window.add(0) for _ in range(3)]
     window.clear()
@@ -283,7 +283,7 @@ def test_a_slice_before_the_clocks_zero_ends_there():
 
 
 def test_sums_do_not_drift():
-    """W6: after a hundred thousand calls they are those of the calls remembered; of none they are 0."""
+    """W6: after 100,000 calls they are those of the calls in the window; without any they are 0."""
     dice = random.Random(6)
     counted, timed, now = CountWindow(997), TimeWindow(10), 0.0
     last, lately = deque(maxlen=997), deque()
@@ -322,7 +322,7 @@ def test_a_window_of_a_million_calls_takes_a_megabyte():
 
 
 def test_a_large_window_costs_each_call_what_a_small_one_does():
-    """W8: nobody goes through a million places to remember a call, or to look."""
+    """W8: neither adding a call nor reading loops over the window."""
 
     def cost(size):
         window = CountWindow(size)

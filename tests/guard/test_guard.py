@@ -473,7 +473,7 @@ def test_a_listener_may_do_what_it_likes(run, make_guard, caplog):
     assert "a listener of guard 'db' raised" in caplog.text
 
 
-def test_the_log_tells_of_transitions(run, make_guard, caplog):
+def test_transitions_are_logged(run, make_guard, caplog):
     """Opening is a warning, and so is that it would have opened."""
     caplog.set_level(logging.INFO, "guardrails")
     guard = make_guard(breaker=tripping())

@@ -1,4 +1,4 @@
-"""The vectors PB1-PB11 of pybreaker's own suite, and the rows of docs/pybreaker.md that differ from it."""
+"""The vectors PB1-PB11 of pybreaker's own suite, and the rows of docs/pybreaker.md that differ."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def redis_client():
 
 @pytest.fixture(params=["memory", "redis"])
 def storage(request):
-    """A store of each of pybreaker's kinds, closed and empty."""
+    """A storage of each of pybreaker's kinds, closed and empty."""
     if request.param == "memory":
         return partial(pybreaker.CircuitMemoryStorage)
     client = request.getfixturevalue("redis_client")
@@ -56,7 +56,7 @@ def storage(request):
 
 
 class Diary(pybreaker.CircuitBreakerListener):
-    """Writes down what a listener is told."""
+    """Records the calls of a listener."""
 
     def __init__(self):
         self.lines = []
@@ -243,8 +243,8 @@ def test_pb8_a_shared_store_counts_at_most_one_more_for_each_thread(make, redis_
     assert 300 <= breaker.fail_counter < 303
 
 
-def test_pb9_transitions_by_hand_are_told_once_and_in_order(make, storage):
-    """PB9: open, half_open, close; each again changes nothing and is not told."""
+def test_pb9_manual_transitions_are_reported_once_and_in_order(make, storage):
+    """PB9: open, half_open, close; a repeated one changes nothing and is not reported."""
     diary = Diary()
     breaker = make(listeners=[diary], state_storage=storage("closed"))
     for transition in (breaker.open, breaker.half_open, breaker.close):
@@ -285,7 +285,7 @@ def test_no_lock_is_held_while_the_function_runs(make):
     assert breaker.current_state == "closed"
 
 
-def test_a_result_of_an_earlier_era_decides_nothing(run, make, clock):
+def test_a_result_of_an_earlier_generation_changes_nothing(run, make, clock):
     """Calls that began before the circuit opened neither close nor reopen it."""
     for late in (None, Boom()):
         for now in ("open", "half-open", "closed"):
@@ -305,8 +305,8 @@ def test_a_result_of_an_earlier_era_decides_nothing(run, make, clock):
 
 
 @pytest.mark.parametrize("leaving", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_who_leaves_is_no_evidence_and_gives_the_probe_back(run, make, clock, leaving):
-    """Control-flow exceptions come out as they are and count nothing."""
+def test_a_cancelled_call_is_no_evidence_and_frees_its_lease(run, make, clock, leaving):
+    """Control-flow exceptions come out unchanged and count nothing."""
 
     def leave():
         raise error
@@ -384,7 +384,7 @@ def test_a_stored_opening_is_placed_by_the_wall_clock_once(run, make, clock, age
 
 
 def test_an_opening_by_another_process_delays_the_probe(run, make, clock):
-    """When the wait is over the store is asked once more whether somebody has opened it again."""
+    """When the wait is over the storage is read once more for a later opening."""
     store = pybreaker.CircuitMemoryStorage("closed")
     breaker = make(state_storage=store)
     breaker.open()
@@ -403,8 +403,8 @@ def test_a_store_without_a_time_and_a_time_without_a_zone_are_understood(run, ma
     refuse(run, make(state_storage=store))
 
 
-def test_noticing_a_transition_elsewhere_is_told_and_writes_nothing(make, storage):
-    """Two breakers on one store: the second's listeners hear of it, the store's counters stay."""
+def test_a_transition_by_another_process_is_reported_and_not_written(make, storage):
+    """Two breakers on one storage: the second's listeners are notified, the storage's counters stay."""
     store, diary = storage("closed"), Diary()
     first, second = make(state_storage=store, success_threshold=3), make(state_storage=store)
     second.add_listener(diary)
@@ -475,8 +475,8 @@ class Dark(pybreaker.CircuitMemoryStorage):
         raise OSError
 
 
-def test_a_store_that_cannot_say_since_when_lets_a_probe_through(run, make, caplog):
-    """As one without a time; what this process itself opened waits its time all the same."""
+def test_a_storage_that_fails_to_give_the_opening_time_admits_a_probe(run, make, caplog):
+    """As one without a time; an opening by this process itself keeps its wait."""
     store = Dark("open")
     breaker = make(state_storage=store)
     play(run, breaker, "S")
@@ -485,8 +485,8 @@ def test_a_store_that_cannot_say_since_when_lets_a_probe_through(run, make, capl
     assert "a circuit's storage raised" in caplog.text
 
 
-def test_a_transition_elsewhere_is_told_once_by_two_who_notice(make):
-    """Another thread noticed, and got the lock, between our look and our step."""
+def test_a_transition_seen_by_two_threads_is_reported_once(make):
+    """Another thread has adopted it, and had the lock, between our read and our lock."""
     diary, quicker = Diary(), []
 
     class Contested(contextlib.ExitStack):
@@ -506,7 +506,7 @@ def test_a_transition_elsewhere_is_told_once_by_two_who_notice(make):
 
 
 def test_an_unknown_state_in_the_store_is_ignored(run, make, caplog):
-    """A poisoned key does not take the service down."""
+    """A corrupt key does not take the service down."""
     store = Poisoned("closed")
     breaker = make(state_storage=store)
     store.state = "poisoned"
@@ -582,7 +582,7 @@ def test_exclude_takes_classes_whatever_their_metaclass_and_survives_a_broken_ru
 
 
 def test_a_refusal_of_an_inner_guard_is_not_counted_again(run, make):
-    """Somebody else has counted it already."""
+    """The inner guard has counted it."""
     inner, outer = make(name="inner"), make(fail_max=1)
     inner.open()
     with pytest.raises(CircuitOpenError):
@@ -625,7 +625,7 @@ def exhaust(result):
     if inspect.isgenerator(result):
         list(result)
     elif inspect.isasyncgen(result):
-        asyncio.run(_retry_estimate(result))
+        asyncio.run(_collect(result))
     elif inspect.isawaitable(result):
         asyncio.run(_await(result))
 
@@ -634,7 +634,7 @@ async def _await(awaitable):
     return await awaitable
 
 
-async def _retry_estimate(stream):
+async def _collect(stream):
     return [item async for item in stream]
 
 
@@ -736,7 +736,7 @@ def test_an_asynchronous_generator_passes_everything_on(make):
         assert await stream.athrow(Boom()) == "caught"
         await stream.aclose()
         assert closed == [1]
-        assert await _retry_estimate(echo()) == [0, None, None]
+        assert await _collect(echo()) == [0, None, None]
 
     asyncio.run(use())
     assert (breaker.current_state, breaker.fail_counter) == ("closed", 0)
@@ -833,7 +833,7 @@ def test_settings_may_be_changed_at_run_time(run, make, clock):
     assert (breaker.fail_max, breaker.reset_timeout, breaker.success_threshold) == (1, 4, 2)
 
 
-def test_it_is_a_pybreaker(make):
+def test_it_is_an_instance_of_pybreakers_class(make):
     """For ``isinstance``, and with the same arguments and defaults."""
     breaker = CircuitBreaker()
     assert isinstance(breaker, pybreaker.CircuitBreaker)
@@ -845,7 +845,7 @@ def test_it_is_a_pybreaker(make):
     assert repr(breaker) == "<CircuitBreaker 'circuit breaker' open>"
 
 
-def test_the_log_tells_of_transitions(make, caplog):
+def test_transitions_are_logged(make, caplog):
     """Opening is a warning."""
     caplog.set_level(logging.INFO, "guardrails")
     breaker = make(name="orders")

@@ -51,8 +51,8 @@ def test_a_refusal_is_answered(run, make_guard):
     assert not called
 
 
-def test_a_success_is_not(run, make_guard):
-    """The fallback has nothing to say then."""
+def test_a_success_is_not_replaced(run, make_guard):
+    """The fallback is not called."""
     wrapped = guarded(make_guard(), fallback=boom)(run.decorated(lambda: "fresh"))
     assert run.result(wrapped()) == "fresh"
 
@@ -104,8 +104,8 @@ def test_refusals_and_failures_are_answered(run, make_guard, error):
 
 @pytest.mark.parametrize("error", PASSED)
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_what_must_be_seen_is_not(error, is_async):
-    """It comes out as it is, and the fallback is not called."""
+def test_errors_that_the_caller_must_see_are_not_replaced(error, is_async):
+    """They come out unchanged, and the fallback is not called."""
     error = PASSED[error]
     called = []
 

@@ -1,4 +1,4 @@
-"""Retries: each attempt a call of its own, no pause past the deadline, and some errors never again."""
+"""Retries: each attempt is a guarded call, no pause passes the deadline, some errors are never retried."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def test_the_last_error_itself_comes_out(run, make_guard):
     assert raised.value is errors[2]
 
 
-def test_off_unless_asked_for(run, make_guard):
-    """A guard alone calls once."""
+def test_a_guard_alone_does_not_retry(run, make_guard):
+    """It calls once."""
     script = Script(Boom())
     with pytest.raises(Boom):
         run.result(guarded(make_guard())(run.decorated(script))())
@@ -137,7 +137,7 @@ POLICIES = {
 @pytest.mark.parametrize("error", NEVER)
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_some_errors_are_never_retried(error, policy, is_async):
-    """Whatever the tenacity object says, and the error comes out as it is."""
+    """Whatever the tenacity object says; the error comes out unchanged."""
     error, policy = NEVER[error], POLICIES[policy]
     script = Script(error)
 
@@ -151,8 +151,8 @@ def test_some_errors_are_never_retried(error, policy, is_async):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_other_errors_are(make_guard, policy):
-    """The same objects do retry: a timeout, a failure, a failure behind a cancellation that was not ours."""
+def test_other_errors_are_retried(make_guard, policy):
+    """By the same objects: a timeout, a failure, a failure behind a cancellation of another task."""
     for error in (
         Boom(),
         CallTimeoutError("db", 0.1),
@@ -181,7 +181,7 @@ def test_errors_in_a_circle_end():
 
 
 def test_reconciling_after_an_unknown_commit_may_retry(run):
-    """The error that is being handled when the call is made is none of the call's own."""
+    """The error that is being handled when the call is made is not the call's own."""
     script = Script(Boom())
     wrapped = at_once(retrying()).wraps(run.decorated(script))
     try:
@@ -295,8 +295,8 @@ class Later(Exception):
         (True, 0.25),
     ],
 )
-def test_the_dependencys_own_word_is_waited_for(run, make_guard, retry_after, expected):
-    """The pause is the longer of the two; what is no number of seconds is no word."""
+def test_a_pause_lasts_at_least_the_errors_retry_after(run, make_guard, retry_after, expected):
+    """A ``retry_after`` that is no finite number is ignored."""
     slept = []
     policy = retrying(wait=tenacity.wait_fixed(0.25)).copy(sleep=slept.append)
     wrapped = guarded(make_guard(), retry=policy)(run.decorated(Script(Later(retry_after))))
@@ -304,8 +304,8 @@ def test_the_dependencys_own_word_is_waited_for(run, make_guard, retry_after, ex
     assert slept == [expected]
 
 
-def test_nobody_sleeps_for_a_day(run, make_guard):
-    """A dependency that is gone for longer than a minute ends the attempts, with its own error."""
+def test_a_retry_after_of_more_than_a_minute_ends_the_attempts(run, make_guard):
+    """With the error of the dependency."""
     script = Script(Later(86400))
     wrapped = guarded(make_guard(), retry=retrying())(run.decorated(script))
     with pytest.raises(Later):
@@ -389,7 +389,7 @@ def test_no_pause_ever_ends_after_the_deadline(budget, plan, asked, work):
 
 @pytest.mark.parametrize("policy", ["ours", "retry_always", "AsyncRetrying"])
 def test_a_pause_ends_at_once_when_it_is_cancelled(make_guard, policy):
-    """Nobody waits a minute for a task that was told to stop."""
+    """A cancelled task does not wait for a minute."""
     script = Script(*[Boom() for _ in range(9)])
     asleep = asyncio.Event()
 
@@ -522,7 +522,7 @@ def test_layers_do_not_multiply(make_guard, clock):
 
 
 def test_a_pause_that_is_not_begun_costs_no_budget(make_guard, clock):
-    """The budget is asked last."""
+    """The budget is read last."""
     budget = RetryBudget(1, minimum_per_second=0, clock=clock)
     policy = retrying(budget=budget, wait=tenacity.wait_fixed(2))
     with deadline(1, clock=clock), pytest.raises(Boom):
@@ -551,7 +551,7 @@ class UniqueViolation(IntegrityError):
     ids=["default", "class", "classes", "a bug, by name", "function", "broken function"],
 )
 def test_what_is_retried(make_guard, on, retried, caplog):
-    """The default leaves out what trying again cannot change."""
+    """By default not what a retry cannot change."""
     kinds = (
         Boom,
         OSError,
@@ -585,7 +585,7 @@ def test_results_can_be_retried_too(run, make_guard):
     assert run.result(guarded(make_guard(), retry=policy)(run.decorated(lambda: next(results)))()) == 200
 
 
-def test_try_again_is_heard_unless_it_is_about_a_refusal(run, make_guard):
+def test_try_again_retries_unless_a_refusal_caused_it(run, make_guard):
     """tenacity's own way to ask for another attempt passes its predicates, not our rules."""
     policy = at_once(tenacity.Retrying(reraise=True, stop=tenacity.stop_after_attempt(3)))
     for error, calls in ((Boom(), 3), (BulkheadFullError("db", "bulkhead_full"), 1)):
@@ -606,7 +606,7 @@ def test_try_again_is_heard_unless_it_is_about_a_refusal(run, make_guard):
 # --- the user's own objects ------------------------------------------------------------------------
 
 
-def test_an_object_that_says_so_raises_its_own_error(run, make_guard):
+def test_a_tenacity_object_decides_which_error_comes_out(run, make_guard):
     """tenacity's default is RetryError, and a callback may answer."""
     policy = tenacity.Retrying(stop=tenacity.stop_after_attempt(2))
     with pytest.raises(tenacity.RetryError):
@@ -616,8 +616,8 @@ def test_an_object_that_says_so_raises_its_own_error(run, make_guard):
     assert run.result(wrapped()) == "gave up after 2"
 
 
-def test_an_object_is_left_as_it_was(run, make_guard):
-    """Its settings are read, never written, and used for each call as they are then."""
+def test_a_tenacity_object_is_not_changed(run, make_guard):
+    """Each call reads its settings."""
     for policy in (tenacity.Retrying(reraise=True), tenacity.AsyncRetrying(reraise=True)):
         before = dict(vars(policy))
         script = Script(Boom(), Boom())
@@ -696,7 +696,7 @@ def test_async_strategies_are_awaited(make_guard):
 
 @pytest.mark.parametrize("name", ["retry", "wait", "stop", "before", "after", "before_sleep"])
 def test_async_strategies_on_a_sync_function_are_refused_where_they_are_written(make_guard, name):
-    """A coroutine is true, and nobody would await it."""
+    """A coroutine is true and could not be awaited."""
 
     async def strategy(state):
         return True
@@ -724,7 +724,7 @@ class CountingRetrying(tenacity.Retrying):
         super().begin()
 
 
-def test_a_subclass_stays_itself(make_guard):
+def test_a_subclass_keeps_its_overridden_methods(make_guard):
     """What it overrides runs."""
     assert guarded(make_guard(), retry=at_once(CountingRetrying()))(Script(Boom()))() == "fine"
     assert CountingRetrying.begun == 1
@@ -933,7 +933,7 @@ def test_methods_are_retried(make_guard):
 # --- without a guard -------------------------------------------------------------------------------
 
 
-def test_used_directly(run):
+def test_the_object_can_be_called_and_can_wrap_functions(run):
     """As tenacity's objects are: called with a function, or wrapping it."""
     again = at_once(retrying(attempts=2))
     assert isinstance(again, tenacity.Retrying)
@@ -944,7 +944,7 @@ def test_used_directly(run):
     assert script.calls == 2
 
 
-def test_iteration():
+def test_a_block_is_retried_in_a_for_loop():
     """For a block of code instead of a function, in a thread or in a task."""
     again = at_once(retrying())
     script = Script(Boom(), Boom())
@@ -963,8 +963,8 @@ def test_iteration():
     assert asyncio.run(main()) == ("fine", 3)
 
 
-def test_iteration_pays_into_the_budget():
-    """Once for each block, however often it is tried; and its retries are drawn from there."""
+def test_iteration_deposits_into_the_budget():
+    """Once for each block, however often it is retried; its retries are withdrawn there."""
     budget = RetryBudget()
     again = at_once(retrying(attempts=3, budget=budget))
     script = Script(Boom(), Boom())
@@ -974,7 +974,7 @@ def test_iteration_pays_into_the_budget():
     assert (budget.snapshot().calls, budget.snapshot().retries) == (1, 2)
 
 
-def test_iteration_keeps_to_the_rules():
+def test_iteration_follows_the_retry_rules():
     """A cancellation in the block is swallowed by tenacity's attempt, and raised again by us."""
     again = at_once(retrying(on=lambda error: True))
     tried = []

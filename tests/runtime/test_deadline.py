@@ -349,7 +349,7 @@ def test_the_same_guard_nested_counts_one_failure_for_one_timeout():
 
 
 def test_a_deadline_inherited_by_another_task_stops_the_call_there():
-    """The call whose deadline it is cancels its own task only; a child task needs an timer of its own."""
+    """The call whose deadline it is cancels its own task only; a child task needs a timer of its own."""
     outer, inner = (Guard(name, max_concurrent_calls=1, timeout=HANG) for name in ("outer", "inner"))
 
     async def main():
@@ -662,7 +662,7 @@ def test_a_hundred_thousand_calls_leave_no_timer_behind():
 
 
 def test_a_closed_loop_is_forgotten():
-    """An timer still planned when its loop ends keeps neither the loop nor itself alive."""
+    """A timer still planned when its loop ends keeps neither the loop nor itself alive."""
     guard = Guard("db", max_concurrent_calls=1, timeout=HANG)
     loops = []
 
@@ -697,7 +697,7 @@ def test_alarms_ring_in_order_and_the_rest_is_planned_again():
 
 
 class Bell(loop_timers.Timer):
-    """An timer that notes when it rang, and does what it is told then."""
+    """A timer that notes when it rang, and does what it is told then."""
 
     __slots__ = ("_then", "due", "fired")
 

@@ -1,4 +1,4 @@
-"""What a guard writes to the log, where nobody has configured logging and where somebody has."""
+"""A guard's lines in the log, with and without a configuration of logging."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def lines(caplog):
     return [message for message in caplog.messages if message.startswith("guard 'shop'")]
 
 
-def test_refusals_are_told_in_one_line_with_their_counts(caplog):
-    """Compartments with their guard; and the last line comes although nothing calls any more."""
+def test_refusals_are_logged_in_one_line_with_their_counts(caplog):
+    """Those of compartments, too; the last line is written although no call follows."""
     guard = Guard("shop", max_concurrent_calls=2, timeout=None)
     part = guard.compartment("reports")
     guard.force_open()
@@ -51,7 +51,7 @@ def test_refusals_are_told_in_one_line_with_their_counts(caplog):
     wait_until(lambda: not guard._gate.report.scheduled, 10)
 
 
-def test_calls_stopped_at_their_deadline_are_told_too(caplog):
+def test_calls_stopped_at_their_deadline_are_logged(caplog):
     """In the same line."""
     guard = Guard("db", max_concurrent_calls=2, timeout=0.01, breaker=None)
     for _ in range(2):
@@ -73,7 +73,7 @@ def test_calls_stopped_at_their_deadline_are_told_too(caplog):
         ),
     ],
 )
-def test_a_circuit_says_why_it_has_opened_and_for_how_long(
+def test_the_log_gives_the_cause_and_length_of_an_open_period(
     make_guard, clock, caplog, policy, durations, words
 ):
     """A plain guard knows counts and durations."""
@@ -97,8 +97,8 @@ def test_a_circuit_says_why_it_has_opened_and_for_how_long(
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("part", ["", "compartment"])
-def test_a_locked_table_reads_calmly_on_stderr_where_logging_is_not_configured(postgres, part):
-    """About one line a second; which line, why, how long; no SQL, no address."""
+def test_a_locked_table_gives_one_line_a_second_on_stderr_without_logging_set_up(postgres, part):
+    """With the line of code, the cause and the duration; without SQL and addresses."""
     ended = subprocess.run(
         [sys.executable, "-W", "error", "locked_shop.py", part],
         cwd=PROCESSES,
@@ -130,7 +130,7 @@ def test_a_locked_table_reads_calmly_on_stderr_where_logging_is_not_configured(p
         assert secret not in ended.stderr
 
 
-def test_protecting_is_told_in_one_line_of_information(caplog):
+def test_protect_logs_one_line_at_level_info(caplog):
     """Slots, timeout and circuit."""
     sqlalchemy = pytest.importorskip("sqlalchemy")
     from guardrails import protect  # noqa: PLC0415
@@ -149,7 +149,7 @@ def test_protecting_is_told_in_one_line_of_information(caplog):
 
 
 def test_no_handler_switches_pythons_last_resort_off():
-    """Or warnings would reach nobody under the defaults of uvicorn, gunicorn and Django."""
+    """Else warnings would be lost under the defaults of uvicorn, gunicorn and Django."""
     code = "import logging, guardrails; guardrails.Guard; print(logging.getLogger('guardrails').handlers)"
     words = [sys.executable, "-c", code]
     ended = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)

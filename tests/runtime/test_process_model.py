@@ -45,7 +45,7 @@ def needs(module):
 @needs("gevent")
 @pytest.mark.parametrize("check", ["waiting", "deadlines", "endings", "opening", "patched_late"])
 def test_a_guard_among_greenlets(check):
-    """P4: who waits does not stop the hub, and whatever ends a greenlet, every slot comes back."""
+    """P4: a waiting greenlet does not stop the hub, and however a greenlet ends, its slot is freed."""
     ended = run("under_gevent.py", check)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
@@ -60,9 +60,9 @@ def test_a_guarded_pool_among_greenlets(check):
 
 
 @needs("uvloop")
-@pytest.mark.parametrize("check", ["alarms", "cancellation", "deadlines", "loops_and_threads"])
+@pytest.mark.parametrize("check", ["timers", "cancellation", "deadlines", "loops_and_threads"])
 def test_a_guard_on_uvloop(check):
-    """P5: its loops have a clock of their own, and their own way of being woken."""
+    """P5: its loops have their own clock and their own way to be woken."""
     ended = run("under_uvloop.py", check)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
@@ -70,13 +70,13 @@ def test_a_guard_on_uvloop(check):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("check", ["pool", "blocking_pool", "single_connection"])
 def test_a_guarded_redis_client_is_forked(check):
-    """P1, D9: parent and child share no socket, and the child begins with no slot taken."""
+    """P1, D9: parent and child share no socket, and the child starts with no slot taken."""
     ended = run("forked_redis.py", check)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
 
 def test_a_process_ends_while_guards_are_in_use():
-    """P9: nobody says a word, nobody hangs, and what runs at exit may still use them."""
+    """P9: it prints nothing and does not hang; guards still work in exit handlers."""
     began = time.monotonic()
     ended = run("-X", "dev", "at_exit.py")
     assert ended.stdout.splitlines() == [
@@ -95,14 +95,14 @@ def test_a_wall_clock_that_leaps_changes_nothing():
 
 
 def test_a_second_interpreter_has_guards_of_its_own():
-    """P7: what the first one holds, and its deadline, are not there."""
+    """P7: it shares neither slots nor deadlines with the first one."""
     ended = run("subinterpreter.py")
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_package_imported_twice_is_two_packages():
-    """P10: reloaded, and imported again after it was forgotten; a fork looks after both."""
+    """P10: reloaded, and imported again after its removal from sys.modules; a fork handles both."""
     ended = run("imported_twice.py")
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
@@ -126,8 +126,8 @@ def story():
     ],
     ids=["O", "OO", "dev", "asyncio_debug"],
 )
-def test_a_guard_does_the_same_whatever_the_switches(story, switches, variables):
-    """P10: no rule hangs on an assertion or a docstring, and no mode has anything to complain of."""
+def test_a_guard_does_the_same_under_every_interpreter_option(story, switches, variables):
+    """P10: no rule depends on an assertion or a docstring, and no mode warns."""
     ended = run(*switches, "switches.py", str(PACKAGE.parent), **variables)
     assert (ended.stdout, ended.stderr, ended.returncode) == (story, "", 0)
 
@@ -182,7 +182,7 @@ def draining(tmp_path):
         yield server.wait("/")
 
 
-def test_a_server_that_is_told_to_stop_serves_who_is_inside_and_who_waits(draining):
+def test_a_stopping_server_serves_running_and_waiting_requests(draining):
     """P3: the queue drains slot by slot, and then the process ends."""
     with ThreadPoolExecutor(3) as clients:
         slow = [clients.submit(draining.ask, "/slow") for _ in range(3)]

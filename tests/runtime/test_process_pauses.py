@@ -1,4 +1,4 @@
-"""A process that is stopped with its slots in use: what it finds at its thaw is no slowness."""
+"""A process that is stopped while its slots are in use: the pause does not count as slowness."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ def freeze(script, seconds):
 
 
 @pytest.mark.parametrize("script", [THREADS, TASKS], ids=["threads", "tasks"])
-def test_a_thaw_opens_no_circuit(script):
-    """Ten calls of ten, for three seconds in which nobody could look."""
+def test_a_stopped_process_opens_no_circuit(script):
+    """Ten calls in flight, stopped for three seconds."""
     assert freeze(script.format(timeout=10.0), 3.0) == ["closed", "0", "0"]
 
 
-def test_a_deadline_that_passed_in_a_freeze_is_no_failure():
+def test_a_deadline_that_passed_during_a_pause_is_no_failure():
     """The calls end with CallTimeoutError all the same."""
     state, _, failed = freeze(TASKS.format(timeout=1.5), 3.0)
     assert (state, failed) == ("closed", "0")
 
 
-def test_a_gap_is_taken_back_from_calls_once():
-    """A call begun before it is as old as the time that was seen; one begun in it is as old as its end."""
+def test_a_pause_is_taken_out_of_durations_once():
+    """A call from before it ages only while the process runs; one from within it starts at its end."""
     breaker = Breaker(BreakerPolicy(), lambda: 0.5)
     first = breaker.begin(0.0)
     second = breaker.begin(2.0)
@@ -98,8 +98,8 @@ def test_a_gap_is_taken_back_from_calls_once():
     assert list(breaker.overdue) == [second]
 
 
-def test_a_late_beat_is_a_gap_and_a_long_one_is_forgiven_in_part():
-    """A second is a busy machine's; beyond a minute the rest counts."""
+def test_a_late_beat_is_a_pause_of_at_most_a_minute():
+    """A delay of one second is a busy machine."""
     pause_detector = PauseDetector()
     pause_detector._until = 1e9
     pause_detector._beat(100.0)
@@ -112,8 +112,8 @@ def test_a_late_beat_is_a_gap_and_a_long_one_is_forgiven_in_part():
     assert pause_detector.latest(300.0) == ProcessPause(240.0, 300.0)
 
 
-def test_a_pulse_sleeps_when_nothing_has_happened_for_a_while():
-    """It then knows nothing of gaps, and nobody is inside whom one could harm."""
+def test_the_detector_sleeps_without_calls():
+    """It then reports no pause, and no call is in flight."""
     pause_detector = PauseDetector()
     pause_detector._until = 100.0
     pause_detector._beat(99.9)

@@ -198,7 +198,7 @@ def test_the_decorator_raises_a_plain_guards_timeout_for_each_retry():
 
 
 def test_a_task_of_its_own_inside_a_call_is_told_what_it_was_given():
-    """It is stopped by an timer of its own, at the deadline of the call around it."""
+    """It is stopped by a timer of its own, at the deadline of the call around it."""
     guard = Guard("db", max_concurrent_calls=4, timeout=30, breaker=None)
 
     @guarded(guard, timeout=0.05)

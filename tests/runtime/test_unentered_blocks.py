@@ -46,7 +46,7 @@ BLOCKS = {
 @pytest.fixture
 def told(caplog, monkeypatch):
     """What was said since the test began."""
-    monkeypatch.setattr(unentered, "_told", set())
+    monkeypatch.setattr(unentered, "_warned_of", set())
     caplog.set_level(logging.WARNING, "guardrails")
     return lambda: [
         record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()
