@@ -146,7 +146,7 @@ def _circuit_open_error() -> type[Any]:
     import pybreaker  # noqa: PLC0415 - see above
 
     class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
-        """The circuit is open, or half-open with all its probes under way.
+        """The circuit is open, or half-open with all its probes in flight.
 
         Code written for pybreaker keeps working: ``except pybreaker.CircuitBreakerError`` catches it.
         """

@@ -554,7 +554,7 @@ class Breaker:
             self._transition(now, state, "manual")
 
     def reset(self, now: float, cause: str = "manual") -> None:
-        """Closes the circuit and forgets all evidence; calls in flight become late."""
+        """Returns to the initial state and forgets all evidence; calls in flight become late."""
         self._reset_counts()
         for each in self.workloads:
             each.reset()
@@ -574,9 +574,9 @@ class Breaker:
                 wait = math.inf
         if policy.open_backoff_multiplier > 1:
             wait = min(wait, max(policy.max_wait_duration_in_open_state, policy.wait_duration_in_open_state))
-        dice = self.random()
-        if 0 <= dice <= 1:  # with NaN the wait would never end
-            wait *= 1 + policy.open_jitter * (2 * dice - 1)
+        sample = self.random()
+        if 0 <= sample <= 1:  # with NaN the wait would never end
+            wait *= 1 + policy.open_jitter * (2 * sample - 1)
         self.open_until = now + wait
         for each in self.workloads:
             each.suspect |= each.bad > 0 or reach_a_rate((each,), self._failure_rate, self._slow_rate)

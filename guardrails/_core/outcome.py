@@ -8,7 +8,7 @@ __all__ = ["Outcome"]
 
 
 class Outcome(enum.IntEnum):
-    """What a finished call proves about its dependency. *Slow* is a separate mark on any outcome."""
+    """The evidence of a finished call about its dependency. *Slow* is a separate mark on any outcome."""
 
     SUCCESS = 0
     """The dependency answered, with a result or with an error that proves that it works."""

@@ -61,8 +61,7 @@ class Rules:
         self._began: float | None = None
 
     def try_without_loop(self) -> bool:
-        """Starts the first attempt without a loop, which costs ten guarded calls; False if that is
-        impossible.
+        """Prepares a first attempt without a loop; False if it needs one. A loop costs ten guarded calls.
 
         It is possible if no hook or strategy acts before an attempt or after a successful one. If the attempt
         fails, the caller replays its error to the loop, which then goes on as if it had made the attempt.
