@@ -61,7 +61,7 @@ __all__ = [
     "retrying",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ON_USE = {
     **dict.fromkeys(("errors", "events"), None),
