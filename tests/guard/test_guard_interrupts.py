@@ -154,7 +154,7 @@ def test_an_interrupt_of_a_quick_refusal_keeps_nothing(make, refuse, reason):
 
 
 def test_an_interrupt_of_a_long_admission_loses_one_slot_at_most():
-    """Between the moment the slot is taken and that in which the call knows: docs/guard.md says so."""
+    """Between the moment the slot is taken and that in which the call knows: see docs/internals/proof.md."""
     places, lost = what_is_lost(lambda: Guard("db", max_concurrent_calls=2), through_a_deadline)
     assert places >= 100
     assert len(lost) <= places / 5
