@@ -1,7 +1,7 @@
-"""The ``guardrails`` command: a group that each command joins from a file of its own.
+"""The ``guardrails`` command. Each subcommand has a module of its own, which is imported when it is run.
 
-Depends on the names of the commands; a command's module is imported when that command is run. Ctrl-C is
-ours from `main` on: before it there are Python's own start and the installer's script, and two light modules.
+Imports only light modules before it handles Ctrl-C, from `main` on. Python's own start and the installer's
+script come before that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 __all__ = ["main"]
 
-_INTERRUPTED = 130  # written down, because its meaning would have to be imported
+_INTERRUPTED = 130  # a literal, because `_interrupts` may not be imported yet
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``python -m guardrails.cli``, for where the script is not on the path; knows nothing else."""
+"""``python -m guardrails.cli``, for environments without the script on the path."""
 
 from guardrails.cli import main
 

@@ -1,4 +1,4 @@
-"""The commands by their names. Depends on click alone; must import no command before it is asked for."""
+"""The commands by their names. Depends on click alone; must import a command only to run it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NAMES = ("demo", "diagnose", "doctor", "size", "watch")
 
 
 class _Commands(Commands):
-    """Each command is what has its name in the module of that name."""
+    """Each command is the attribute of its name in the module of that name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click calls it
-        """The names, in the order of the help."""
+        """Lists the names, in the order of the help."""
         return [*_NAMES]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -31,7 +31,7 @@ class _Commands(Commands):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Runs a command; click's own answer to Ctrl-C would be "Aborted!" and 1."""
+        """Runs a command. Ctrl-C exits with 130; click alone would print "Aborted!" and exit with 1."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -41,4 +41,4 @@ class _Commands(Commands):
 @click.group(cls=_Commands, help="Keeps a web service up when its database slows down.")
 @click.version_option(guardrails.__version__, prog_name="guardrails", message="%(prog)s %(version)s")
 def commands() -> None:
-    """The group; it does nothing itself."""
+    """Does nothing; the group's commands do the work."""

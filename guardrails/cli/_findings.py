@@ -1,4 +1,4 @@
-"""Findings in words, for every command that has some."""
+"""Findings as text, for the commands that have some. Depends on `guardrails.diagnosis.findings` alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from guardrails.diagnosis.findings import Finding
 __all__ = ["as_text"]
 
 
-def as_text(whose: str, findings: Sequence[Finding], unseen: Sequence[str] = ()) -> str:
-    """Words the findings for people.
+def as_text(subject: str, findings: Sequence[Finding], unseen: Sequence[str] = ()) -> str:
+    """Formats the findings as text.
 
     Args:
-        whose: What was looked at.
-        findings: What is wrong with it.
-        unseen: What could not be looked at.
+        subject: The name of the server or service.
+        findings: Its faults.
+        unseen: The things that could not be checked.
     """
-    lines = [f"{whose}: not seen: {each}" for each in unseen]
+    lines = [f"{subject}: not seen: {each}" for each in unseen]
     if not findings:
-        lines.append(f"{whose}: nothing found{' in what could be seen' if unseen else ''}.")
+        lines.append(f"{subject}: nothing found{' in what could be seen' if unseen else ''}.")
     for finding in findings:
-        lines.append(f"{whose}: {finding.what}")
+        lines.append(f"{subject}: {finding.what}")
         lines += [f"    {detail}" for detail in finding.details]
         lines.append(f"  -> {finding.advice}")
     return "\n".join(lines)

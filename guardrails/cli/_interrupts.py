@@ -1,4 +1,4 @@
-"""Ctrl-C, the same at every moment of every command: no traceback, and exit code 130."""
+"""Ctrl-C in every command: no traceback, and exit code 130. Depends on the standard library alone."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ INTERRUPTED = 128 + signal.SIGINT
 
 @contextmanager
 def end_at_once() -> Iterator[None]:
-    """Makes Ctrl-C end the process as it is, in the block and at exit, where there is nothing to clean up.
+    """Makes Ctrl-C end the process at once, in the block and at exit, where nothing has to be cleaned up.
 
-    While modules are imported a KeyboardInterrupt may be raised anywhere: in the import system's own
-    callbacks, which print it and go on, or in code that catches everything. Nothing is raised here.
+    The handler raises no KeyboardInterrupt: during an import it might be raised in the import system's own
+    callbacks, which print it and go on, or in code that catches every exception.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as under nohup
         yield
         return
-    atexit.register(_take)
-    _take()
+    atexit.register(_handle)
+    _handle()
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as after an interrupted run of the demo
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # an interrupted run of the demo ignores it
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _take() -> None:
+def _handle() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Makes Ctrl-C a KeyboardInterrupt inside the block, so that what was opened is closed; then exits."""
+    """Makes Ctrl-C a KeyboardInterrupt inside the block, so that open resources are closed; then exits."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:
         yield
@@ -50,7 +50,7 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
     except KeyboardInterrupt:
-        before = signal.SIG_IGN  # a second one must not change the answer
+        before = signal.SIG_IGN  # a second Ctrl-C must not change the exit code
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGINT, before)

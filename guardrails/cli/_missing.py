@@ -1,4 +1,4 @@
-"""The message of a command that needs a package which is missing."""
+"""The message of a command for a missing package. Depends on the standard library alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A service as its server would have it: imported, made by its factory, started, and stopped again.
+"""Imports a service, calls its factory, starts its lifespan and ends it, as a server would.
 
-Depends on Python and ASGI alone; what is looked at meanwhile is not its business.
+Depends on the standard library alone; must not judge the service.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from guardrails._util.checks import shown
 
 __all__ = ["ServiceError", "load", "while_started"]
 
-PATIENCE = 30.0
+LIFESPAN_TIMEOUT = 30.0
 """Seconds that a lifespan may take to start, and to stop."""
 
 T = TypeVar("T")
 
 
 class ServiceError(Exception):
-    """A service cannot be imported, made or started; the message says where, and no secret."""
+    """A service cannot be imported, made or started; the message names the place, and no secret."""
 
 
 def load(where: str, *, factory: bool) -> object:
@@ -36,7 +36,7 @@ def load(where: str, *, factory: bool) -> object:
 
     Args:
         where: ``MODULE:ATTR``.
-        factory: Whether the attribute is a function that makes the application.
+        factory: True if the attribute is a function that makes the application.
 
     Raises:
         ServiceError: The service's modules or its factory raised something.
@@ -46,7 +46,7 @@ def load(where: str, *, factory: bool) -> object:
     with contextlib.redirect_stdout(sys.stderr):
         try:
             app: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the service's modules raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the service's modules may raise anything
             raise ServiceError(f"cannot be imported: {_place(error, where)}") from None
         if not factory:
             return app
@@ -57,13 +57,13 @@ def load(where: str, *, factory: bool) -> object:
 
 
 def while_started(app: object, look: Callable[[], T]) -> tuple[T, str | None]:
-    """Looks while the lifespan of an ASGI application is on; others have none.
+    """Calls ``look`` while the lifespan of an ASGI application is on; other applications have no lifespan.
 
     Returns:
-        What was seen, and what went wrong when it was stopped, or None.
+        The result of ``look``, and the problem at the end of the lifespan, or None.
 
     Raises:
-        ServiceError: It did not start.
+        ServiceError: The lifespan did not start.
     """
     call = app if inspect.isfunction(app) else getattr(app, "__call__", None)  # noqa: B004 - as uvicorn asks
     if not inspect.iscoroutinefunction(call):
@@ -77,54 +77,60 @@ class _Lifespan:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._orders: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-        self._said: asyncio.Queue[str] = asyncio.Queue()
+        self._requests: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        self._answers: asyncio.Queue[str] = asyncio.Queue()
 
     async def run(self, look: Callable[[], T]) -> tuple[T, str | None]:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
-        task = asyncio.ensure_future(self._app(scope, self._orders.get, self._hear))
+        task = asyncio.ensure_future(self._app(scope, self._requests.get, self._send))
         try:
-            answer = await self._order("startup", task)
+            answer = await self._request("startup", task)
             if answer not in {"lifespan.startup.complete", None}:
-                raise ServiceError(f"cannot be started: {self._why(task)}")
+                raise ServiceError(f"cannot be started: {self._problem(task)}")
             seen = look()
-            if answer is None:  # it knows no lifespan
+            if answer is None:  # the application has no lifespan
                 return seen, None
-            answer = await self._order("shutdown", task)
-            last_guard_error = None if answer == "lifespan.shutdown.complete" else self._why(task)
-            return seen, last_guard_error
+            answer = await self._request("shutdown", task)
+            problem = None if answer == "lifespan.shutdown.complete" else self._problem(task)
+            return seen, problem
         finally:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)  # what it raised is told, or no trouble
+            await asyncio.gather(
+                task, return_exceptions=True
+            )  # its error is reported above, or is the cancellation
 
-    async def _hear(self, message: dict[str, Any]) -> None:
-        self._said.put_nowait(message["type"])
+    async def _send(self, message: dict[str, Any]) -> None:
+        self._answers.put_nowait(message["type"])
 
-    async def _order(self, what: str, task: asyncio.Future[Any]) -> str | None:
-        """The application's answer; None if it ends without a word, empty if it takes too long."""
-        self._orders.put_nowait({"type": f"lifespan.{what}"})
-        answer = asyncio.ensure_future(self._said.get())
+    async def _request(self, what: str, task: asyncio.Future[Any]) -> str | None:
+        """Sends an event; the answer, None if the application ends without one, or "" if it takes too long."""
+        self._requests.put_nowait({"type": f"lifespan.{what}"})
+        answer = asyncio.ensure_future(self._answers.get())
         try:
-            await asyncio.wait({answer, task}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done() or not self._said.empty():
-                # Who says that it has failed raises why right afterwards.
+            await asyncio.wait({answer, task}, timeout=LIFESPAN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done() or not self._answers.empty():
+                # An application that reports a failure raises its cause right afterwards.
                 await asyncio.wait({task}, timeout=0.1 if (await answer).endswith("failed") else 0)
                 return answer.result()
             return None if task.done() else ""
         finally:
             answer.cancel()
 
-    def _why(self, task: asyncio.Future[Any]) -> str:
+    def _problem(self, task: asyncio.Future[Any]) -> str:
         if task.done() and not task.cancelled() and (error := task.exception()):
             return _place(error)
-        return "it says that it failed" if task.done() else f"its lifespan takes more than {PATIENCE:g} s"
+        return (
+            "it says that it failed"
+            if task.done()
+            else f"its lifespan takes more than {LIFESPAN_TIMEOUT:g} s"
+        )
 
 
 def _place(error: BaseException, where: str = "") -> str:
-    """The kind of an error and the place in the service's own code it comes from.
+    """Names the class of an error and its place in the service's own code.
 
-    Its message may hold what could not be connected to, password included. A name of a module or an
-    attribute does not; what was asked for is named already.
+    The error's message is left out, because it may hold an address with a password. Names of modules and
+    attributes hold none; those in ``where`` are left out, because the caller prints them.
     """
     kind = type(error).__name__
     if isinstance(error, ImportError | AttributeError) and error.name and error.name not in where:

@@ -1,4 +1,4 @@
-"""Errors of usage that do not repeat what may be a secret; depends on click and the rules for settings."""
+"""Usage errors without secrets. Depends on click and the rules for settings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Commands"]
 
 
 class Commands(click.Group):
-    """A group whose errors show of an argument what `guardrails._util.checks.shown` shows."""
+    """A group whose errors show arguments as `guardrails._util.checks.shown` does."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """See click."""
+        """Does what click does, with errors that hold no secret."""
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
@@ -24,7 +24,7 @@ class Commands(click.Group):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
-        """See click."""
+        """Does what click does, with errors that hold no secret."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:

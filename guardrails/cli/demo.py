@@ -1,6 +1,6 @@
-"""``guardrails demo``: from the words on the command line to a run, its files and an exit code.
+"""``guardrails demo``: reads the arguments, performs a run, writes its files and exits.
 
-Knows flags and messages; the show itself is in `guardrails.demo`.
+Depends on `guardrails.demo`, which performs the run; must not import it before the command is run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["demo"]
 
 _LONGEST = 600
 _NOT_VALID = 3
-"""Exit code of a run whose figures say more of the machine than of the apps."""
+"""Exit code of a run whose figures are not valid, because the machine disturbed it."""
 
 
 class _Output(click.Path):
-    """A file that can be written when the run is over; asked before it starts."""
+    """A file that can be written; checked before the run starts, written at its end."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False, writable=True, path_type=Path)
@@ -50,14 +50,14 @@ class _Output(click.Path):
     type=click.Choice(list(SCENARIOS)),
     default="lock",
     show_default=True,
-    help="What goes wrong.",
+    help="The fault.",
 )
 @click.option(
     "--seconds",
     type=click.IntRange(20, _LONGEST),
     default=60,
     show_default=True,
-    help="How long users arrive.",
+    help="Time in which users arrive.",
 )
 @click.option(
     "--compartments",
@@ -86,11 +86,11 @@ def demo(
     json_file: Path | None,
     database_url: str | None,
 ) -> None:
-    """The command."""
+    """Runs the command."""
     try:
         from guardrails.demo import conduct  # noqa: PLC0415 - needs the demo extra
     except ImportError as error:
-        _give_up(_missing(error))
+        _exit_with(_missing(error))
     options = conduct.Options(
         scenario=SCENARIOS[scenario],
         seconds=seconds,
@@ -106,13 +106,13 @@ def demo(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--database-url") from None
     except ImportError as error:
-        _give_up(_missing(error))
+        _exit_with(_missing(error))
     except conduct.InterruptedRunError as error:
-        _give_up(f"{error}; everything that was started has been stopped", 128 + error.signum)
+        _exit_with(f"{error}; everything that was started has been stopped", 128 + error.signum)
     except (conduct.UnreachableError, conduct.ServerError, conduct.StageError) as error:
-        _give_up(str(error))
+        _exit_with(str(error))
     except OSError as error:
-        _give_up(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        _exit_with(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     if headless and sums["check"]["valid"] is False:
         sys.exit(_NOT_VALID)
 
@@ -155,10 +155,10 @@ def _missing(error: ImportError) -> str:
     if "pip install" in str(error):
         return str(error)
     if error.name is None or error.name.partition(".")[0] == "guardrails":
-        raise error  # a fault of ours must not be told as a missing package
+        raise error  # a fault of the library must not be reported as a missing package
     return f"the demo needs {error.name}; install it with: pip install 'guardrails-db[demo]'"
 
 
-def _give_up(message: str, code: int = 1) -> NoReturn:
+def _exit_with(message: str, code: int = 1) -> NoReturn:
     click.echo(f"guardrails demo: {message}", err=True)
     sys.exit(code)

@@ -1,6 +1,6 @@
 """``guardrails diagnose``: asks a database or Redis why there are no connections left.
 
-Knows flags and words; the questions and the verdicts are in `guardrails.diagnosis`.
+Depends on `guardrails.diagnosis`, which has the questions and the verdicts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import click
 
 from guardrails.cli._findings import as_text
 from guardrails.cli._missing import missing
+from guardrails.cli._options import as_json
 from guardrails.diagnosis.findings import Finding, judge
 from guardrails.errors import ConfigurationError
 
 __all__ = ["diagnose"]
 
 _Answer = tuple[str, Sequence[Finding], Sequence[str]]
-"""The product's name, its findings, and what this user may not see."""
+"""The product's name, its findings, and the things that this user may not see."""
 
 _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
 
@@ -36,21 +37,21 @@ _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="From when on a statement, or a transaction in which nothing happens, is long.",
+    help="Duration from which a statement, or an idle transaction, is long.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Prints one JSON object.")
+@as_json
 def diagnose(*, url: str | None, slow: float, as_json: bool) -> None:
-    """The command."""
+    """Runs the command."""
     if url is None:
         raise click.UsageError("say which server: a URL, better in the environment variable DATABASE_URL")
     product, findings, unseen = (_ask_cache if url.startswith(_CACHES) else _ask_database)(url, slow)
     if as_json:
-        said = {
+        answer = {
             "product": product,
             "findings": [dataclasses.asdict(each) for each in findings],
             "unseen": unseen,
         }
-        print(json.dumps(said))
+        print(json.dumps(answer))
     else:
         print(as_text(product, findings, unseen))
     sys.exit(1 if findings else 0)
@@ -91,7 +92,7 @@ def _ask_cache(url: str, slow: float) -> _Answer:
         return ask(url, slow)
     except (RedisError, OSError) as error:
         return "redis", [why_not(error, url)], ()
-    except (ValueError, TypeError):  # a port that is none, an option there is not
+    except (ValueError, TypeError):  # an invalid port, an unknown option
         raise _bad_url() from None
 
 

@@ -1,6 +1,6 @@
-"""``guardrails doctor``: looks at a service's settings before anything goes wrong.
+"""``guardrails doctor``: checks a service's settings before an outage.
 
-Depends on flags; `guardrails.cli._service` starts the service, `guardrails.diagnosis.service` judges it.
+Depends on `guardrails.cli._service`, which starts the service, and `guardrails.diagnosis.service`, which judges it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import click
 
 from guardrails.cli._findings import as_text
 from guardrails.cli._interrupts import interruptible
+from guardrails.cli._options import as_json, max_connections, workers
 from guardrails.diagnosis.findings import Finding
 from guardrails.errors import ConfigurationError
 
@@ -20,8 +21,8 @@ __all__ = ["doctor"]
 
 
 @click.command(
-    short_help="Looks at a service for what will go wrong.",
-    help="Looks for what will go wrong: unprotected engines, limits in the wrong order.",
+    short_help="Finds what will go wrong with a service.",
+    help="Finds what will go wrong with a service: unprotected engines, limits in the wrong order.",
 )
 @click.option("--app", "where", required=True, metavar="MODULE:ATTR", help="The application.")
 @click.option("--factory", is_flag=True, help="The attribute is a function that makes the application.")
@@ -29,9 +30,9 @@ __all__ = ["doctor"]
     "--lifespan/--no-lifespan",
     default=True,
     show_default=True,
-    help="Starts the application's lifespan, looks, and stops it again.",
+    help="Starts the application's lifespan for the check, and stops it again.",
 )
-@click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes.")
+@workers
 @click.option(
     "--threads",
     type=int,
@@ -44,10 +45,10 @@ __all__ = ["doctor"]
     "--worker-timeout",
     type=float,
     metavar="SECONDS",
-    help="After which a worker is killed; gunicorn's default is 30.",
+    help="Time after which a worker is killed; gunicorn's default is 30.",
 )
-@click.option("--max-connections", type=int, metavar="N", help="What the database server allows.")
-@click.option("--json", "as_json", is_flag=True, help="Prints one JSON object.")
+@max_connections
+@as_json
 def doctor(
     *,
     where: str,
@@ -59,7 +60,7 @@ def doctor(
     max_connections: int | None,
     as_json: bool,
 ) -> None:
-    """The command."""
+    """Runs the command."""
     from guardrails.cli import _service  # noqa: PLC0415 - imports asyncio, which no other command needs
     from guardrails.diagnosis.service import Surroundings, examine  # noqa: PLC0415 - imports guards
 
@@ -73,8 +74,8 @@ def doctor(
         app = _service.load(where, factory=factory)
         if lifespan:
             with interruptible():
-                findings, last_guard_error = _service.while_started(app, lambda: examine(app, around))
-            findings += _shutdown(last_guard_error)
+                findings, problem = _service.while_started(app, lambda: examine(app, around))
+            findings += _shutdown(problem)
         else:
             findings = examine(app, around)
     except _service.ServiceError as error:
@@ -86,13 +87,13 @@ def doctor(
     sys.exit(1 if findings else 0)
 
 
-def _shutdown(last_guard_error: str | None) -> list[Finding]:
-    if last_guard_error is None:
+def _shutdown(problem: str | None) -> list[Finding]:
+    if problem is None:
         return []
     return [
         Finding(
             "shutdown",
-            f"its lifespan does not end well: {last_guard_error}",
+            f"its lifespan does not end well: {problem}",
             (),
             "what it holds is lost, not closed",
         )

@@ -1,6 +1,6 @@
-"""``guardrails size``: how large a pool must be, and whether the server has as many connections.
+"""``guardrails size``: the size that a pool needs, and whether the server has as many connections.
 
-Knows flags and words; the arithmetic is in `guardrails._pool.sizing`.
+Depends on `guardrails._pool.sizing` for the arithmetic; must not connect to a server.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import sys
 import click
 
 from guardrails._pool.sizing import RESERVED, Demand, Fleet, Pool, pools, room_for, wanted
+from guardrails.cli._options import as_json, max_connections, workers
 from guardrails.errors import ConfigurationError
 
 __all__ = ["size"]
 
 _AROUND = 2
-"""Pools shown on each side of the one that is advised."""
+"""Number of pool sizes shown on each side of the advised one."""
 
 
 @click.command(
@@ -34,7 +35,11 @@ _AROUND = 2
     help="Checkouts per second, all processes together.",
 )
 @click.option(
-    "--hold", type=float, required=True, metavar="SECONDS", help="How long a request holds its connection."
+    "--hold",
+    type=float,
+    required=True,
+    metavar="SECONDS",
+    help="Time for which a request holds its connection.",
 )
 @click.option(
     "--target-wait",
@@ -42,21 +47,19 @@ _AROUND = 2
     default=0.05,
     show_default=True,
     metavar="SECONDS",
-    help="What 99 % of the requests may wait for a connection at most.",
+    help="Longest wait for a connection of 99 % of the requests.",
 )
-@click.option(
-    "--workers", type=int, default=1, show_default=True, metavar="N", help="Processes of the service."
-)
-@click.option("--max-connections", type=int, metavar="N", help="What the database server allows.")
+@workers
+@max_connections
 @click.option(
     "--reserved",
     type=int,
     default=RESERVED,
     show_default=True,
     metavar="N",
-    help="Of these, what is kept for superusers, migrations and other services.",
+    help="Of these, connections kept for superusers, migrations and other services.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Prints one JSON object.")
+@as_json
 def size(
     *,
     rate: float,
@@ -67,7 +70,7 @@ def size(
     reserved: int,
     as_json: bool,
 ) -> None:
-    """The command."""
+    """Runs the command."""
     try:
         fleet = Fleet(workers, max_connections, reserved)
         demand = Demand(rate / workers, hold, target_wait)

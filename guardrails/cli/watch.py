@@ -1,6 +1,6 @@
-"""``guardrails watch``: the figures of a running service, again and again.
+"""``guardrails watch``: shows the figures of a running service again and again.
 
-Knows flags, HTTP and the status page that `guardrails.integrations` serves; no guard.
+Depends on HTTP and the format of ``/status.json``; must not import guards.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["watch"]
 
-_PATIENCE = 3.0
+_TIMEOUT = 3.0
 """Seconds for one page."""
 
 _LARGEST = 4_000_000
-"""Bytes of one page; one guard with its 64 compartments has some thirty thousand."""
+"""Most bytes of one page; a guard with 64 compartments has some thirty thousand."""
 
 _WIDE = 160
-"""Characters of a line where it is no terminal that says."""
+"""Characters of a line where the output is no terminal."""
 
 _FEW = 0.05
-"""The share of its calls that a guard may refuse and be called well, as on the page for browsers."""
+"""The share of its calls that a healthy guard may refuse, as on the page for browsers."""
 
 _ROOMY = 120
-"""Characters of a line that hold the table with its lines and a guard's name of usual length."""
+"""Characters of a line that are enough for the table with its borders and a guard's name of usual length."""
 
 _COLOURS = {"closed": "green", "open": "red", "forced_open": "red", "half_open": "yellow"}
 
@@ -56,12 +56,14 @@ _COLOURS = {"closed": "green", "open": "red", "forced_open": "red", "half_open":
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often.",
+    help="Interval.",
 )
-@click.option("--times", type=click.IntRange(1), metavar="N", help="How many times; else until Ctrl-C.")
+@click.option(
+    "--times", type=click.IntRange(1), metavar="N", help="Number of readings; without it until Ctrl-C."
+)
 @click.option("--json", "as_json", is_flag=True, help="Prints one JSON object a line.")
 def watch(*, url: str, every: float, times: int | None, as_json: bool) -> None:
-    """The command."""
+    """Runs the command."""
     address = _address(url)
     fine = True
     with interruptible(), _Lines() if as_json else _screen() as screen:
@@ -76,12 +78,12 @@ class _Row:
     """One guard or compartment on the page.
 
     Attributes:
-        path: Its name, after those it is a part of.
-        state: Of its circuit.
-        busy: Slots taken, of how many.
-        waiting: Callers that queue.
-        oldest: Seconds of the oldest call, or None.
-        totals: What has been counted since the process began, by name.
+        path: Its name, after the names of the guards that contain it.
+        state: The state of its circuit.
+        busy: Slots taken and slots in all, such as ``"2/15"``.
+        waiting: Callers in the queue.
+        oldest: Age of the oldest call in seconds, or None.
+        totals: Counts since the start of the process, by name.
     """
 
     path: str
@@ -97,25 +99,25 @@ class _Look:
     """One reading.
 
     Attributes:
-        last_guard_error: Why there is none, or None.
+        problem: The reason why there is no page, or None.
         page: The page; empty if there is none.
-        rows: What is on it.
-        rates: By path, what has been added a second since the reading before.
+        rows: The guards and compartments on it.
+        rates: By path, the rates per second since the last reading.
     """
 
-    last_guard_error: str | None
+    problem: str | None
     page: Mapping[str, Any]
     rows: Sequence[_Row]
     rates: Mapping[str, Mapping[str, float]]
 
     @property
     def fine(self) -> bool:
-        """Whether the service is there, ready, and no circuit of it open."""
+        """True if the service answers, is ready, and has no open circuit."""
         is_open = any(row.state in {"open", "forced_open"} for row in self.rows)
-        return self.last_guard_error is None and bool(self.page["ready"]) and not is_open
+        return self.problem is None and bool(self.page["ready"]) and not is_open
 
     def refuses(self, row: _Row) -> bool:
-        """True if a guard refuses more than a few of its calls, whatever its circuit's state is."""
+        """True if a guard refuses more than a few of its calls, in any state of its circuit."""
         rates = self.rates.get(row.path, {"in": 0.0, "refused": 0.0})
         return rates["refused"] > _FEW * (rates["in"] + rates["refused"])
 
@@ -127,7 +129,7 @@ def _address(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
+    except ValueError:  # an invalid port
         good = False
     if not good or parts.username or parts.password:
         raise click.UsageError("this is no address of a service, such as http://127.0.0.1:8000/internal")
@@ -139,9 +141,9 @@ def _looks(address: str, every: float, times: int | None) -> Iterator[_Look]:
     before: Mapping[str, _Row] = {}
     moment = time.monotonic()
     for number in itertools.count(1):
-        page, rows, last_guard_error = _read(address)
+        page, rows, problem = _read(address)
         now = time.monotonic()
-        yield _Look(last_guard_error, page, rows, _rates(before, rows, now - moment))
+        yield _Look(problem, page, rows, _rates(before, rows, now - moment))
         if number == times:
             return
         before, moment = {row.path: row for row in rows}, now
@@ -151,7 +153,7 @@ def _looks(address: str, every: float, times: int | None) -> Iterator[_Look]:
 def _read(address: str) -> tuple[Mapping[str, Any], Sequence[_Row], str | None]:
     request = urllib.request.Request(address, headers={"accept": "application/json"})  # noqa: S310 - http(s) only
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310 - likewise
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - likewise
             page = json.loads(answer.read(_LARGEST))
         page = {"ready": bool(page["ready"]), "reasons": list(page["reasons"]), "guards": page["guards"]}
         return page, list(_rows("", page["guards"])), None
@@ -186,7 +188,7 @@ def _rates(
     before: Mapping[str, _Row], rows: Sequence[_Row], seconds: float
 ) -> Mapping[str, Mapping[str, float]]:
     return {
-        # A process that began anew counts from zero.
+        # After a restart the process counts from zero.
         row.path: {
             name: max(0, total - before[row.path].totals[name]) / seconds
             for name, total in row.totals.items()
@@ -197,17 +199,17 @@ def _rates(
 
 
 class _Lines:
-    """Readings as JSON, one a line."""
+    """Prints readings as JSON, one a line."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """There is nothing to put back."""
+        """Does nothing."""
 
     def show(self, look: _Look) -> None:
         """Shows one reading."""
-        print(json.dumps({"trouble": look.last_guard_error, "rates": look.rates, **look.page}), flush=True)
+        print(json.dumps({"trouble": look.problem, "rates": look.rates, **look.page}), flush=True)
 
 
 def _screen() -> _Screen:
@@ -218,7 +220,7 @@ def _screen() -> _Screen:
 
 
 class _Screen:
-    """Where readings are shown: a table that stays where it is, or one after the other."""
+    """Shows readings: on a terminal in one table that is redrawn, elsewhere one table after the other."""
 
     def __init__(self) -> None:
         from rich.console import Console  # noqa: PLC0415 - not for JSON
@@ -226,20 +228,20 @@ class _Screen:
 
         self._console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
         self._live = Live(console=self._console, auto_refresh=False)
-        self._stays = self._console.is_terminal
+        self._redraws = self._console.is_terminal
 
     def __enter__(self) -> Self:
-        if self._stays:
+        if self._redraws:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._stays:
+        if self._redraws:
             self._live.stop()
 
     def show(self, look: _Look) -> None:
         """Shows one reading."""
-        if self._stays:
+        if self._redraws:
             self._live.update(_table(look, self._console.width), refresh=True)
         else:
             self._console.print(_table(look, self._console.width))
@@ -250,14 +252,14 @@ def _table(look: _Look, width: int) -> Table:
     from rich.table import Table  # noqa: PLC0415 - likewise
 
     reasons = ", ".join(map(str, look.page.get("reasons", ())))
-    title = look.last_guard_error or ("ready" if look.page["ready"] else f"not ready: {reasons}")
+    title = look.problem or ("ready" if look.page["ready"] else f"not ready: {reasons}")
     refusing = sum(look.refuses(row) for row in look.rows)
     if refusing:
         title += f", guards that refuse calls: {refusing}"
     well = "yellow" if refusing else "green"
     table = Table(title=escape(_plain(title)), title_style=well if look.fine else "bold red")
     names = ("busy", "waiting", "in/s", "refused/s", "failed/s", "slow/s", "oldest")
-    if width < _ROOMY:  # no lines and short names, so that a name is broken and no figure is cut
+    if width < _ROOMY:  # no borders and short names, so that long names are wrapped and no figure is cut
         table.box, table.padding = None, (0, 1, 0, 0)
         names = ("busy", "wait", "in/s", "ref/s", "fail/s", "slow/s", "oldest")
     table.add_column("guard", overflow="fold")
@@ -279,5 +281,5 @@ def _table(look: _Look, width: int) -> Table:
 
 
 def _plain(text: str) -> str:
-    """Without what would write elsewhere on a terminal."""
+    """Replaces control characters, which could write elsewhere on a terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)

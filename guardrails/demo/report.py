@@ -5,6 +5,7 @@ Knows layout and words; `guardrails.demo.figures` does the sums and `guardrails.
 
 from __future__ import annotations
 
+import functools
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def _table(figures: dict[str, Any]) -> str:
 
 def _charts(run: Run) -> str:
     end = float(run.seconds)
-    shaded = (run.fault_starts, run.fault_ends)
+    chart = functools.partial(Chart, seconds=end, shaded=(run.fault_starts, run.fault_ends))
     goodput = [Line(twin.name, _by_second(twin.tries, end, _good)) for twin in run.twins]
     latency = [
         Line(f"{twin.name} {name}", _by_second(twin.tries, end, read))
@@ -128,51 +129,24 @@ def _charts(run: Run) -> str:
         (
             "Good answers per second",
             "",
-            Chart(
-                name="good answers per second over time",
-                lines=goodput,
-                seconds=end,
-                shaded=shaded,
-                label=_count,
-            ),
+            chart(name="good answers per second over time", lines=goodput, label=_count),
         ),
         (
             "Time to an answer",
             "p50 solid, p99 dotted, of all answers and time-outs",
-            Chart(
-                name="latency over time",
-                lines=latency,
-                seconds=end,
-                shaded=shaded,
-                label=_duration,
-                floor=0.001,
-            ),
+            chart(name="latency over time", lines=latency, label=_duration, floor=0.001),
         ),
         (
             "Other table: good answers per second",
             "through the same pool",
-            Chart(
-                name="good answers of the other table per second over time",
-                lines=other,
-                seconds=end,
-                shaded=shaded,
-                label=_count,
-            ),
+            chart(name="good answers of the other table per second over time", lines=other, label=_count),
         ),
         (
             "Using or awaiting a connection",
             f"the pool holds {POOL_CAPACITY} (thin line)",
-            Chart(
-                name="pool use over time",
-                lines=pool,
-                seconds=end,
-                shaded=shaded,
-                label=_count,
-                floor=1.0,
-                rule=POOL_CAPACITY,
-            ),
+            chart(name="pool use over time", lines=pool, label=_count, floor=1.0, rule=POOL_CAPACITY),
         ),
-    ]  # fmt: skip - one chart a row reads best
+    ]  # fmt: skip - a chart is read as two lines
     figures = [
         f"<figure><figcaption>{title}<small>{hint}</small></figcaption>{draw(chart)}</figure>"
         for title, hint, chart in charts

@@ -1,1 +1,1 @@
-"""What a server says about its connections: asked, judged, told. For ``guardrails diagnose``."""
+"""Asks servers and services about their connections, and judges the answers. For ``guardrails`` commands."""

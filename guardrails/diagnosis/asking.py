@@ -1,4 +1,4 @@
-"""Questions to a server: their time limit, and the words of a refusal. Depends on no driver."""
+"""The time limit of queries to a server, and the words of its refusal. Must not depend on a driver."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from guardrails.diagnosis.findings import Finding
 
-__all__ = ["CONNECT_TIMEOUT", "PATIENCE", "refusal", "within", "words"]
+__all__ = ["ANSWER_TIMEOUT", "CONNECT_TIMEOUT", "refusal", "within", "words"]
 
-PATIENCE = 10.0
-"""Seconds that connecting and all questions may take together."""
+ANSWER_TIMEOUT = 10.0
+"""Seconds for connecting and all queries together."""
 
 CONNECT_TIMEOUT = 5
-"""Seconds for the driver to connect; several addresses of one host have that much each."""
+"""Seconds for the driver to connect, for each address of the host."""
 
 _LONGEST = 200
 _ADDRESS = re.compile(
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 
 def within(seconds: float, question: Callable[[], T]) -> T:
-    """Asks in a thread, and gives up after these seconds, whatever the driver or the name service waits for.
+    """Runs a query in a thread and waits for it at most ``seconds``, even if the name service hangs.
 
-    The thread is left behind: a command that has given up is about to end.
+    A thread that is late is left behind, because the command ends soon.
 
     Raises:
         TimeoutError: There was no answer in time.
@@ -54,14 +54,14 @@ def within(seconds: float, question: Callable[[], T]) -> T:
 
 
 def words(message: str, secrets: Iterable[object]) -> str:
-    """The driver's own words for an error, in one line, without addresses and without what a URL hides.
+    """Shortens a driver's message to one line without addresses and secrets.
 
     Args:
         message: The driver's message.
-        secrets: Passwords, hosts, ports and whatever else must not be shown.
+        secrets: Passwords, hosts, ports and other texts to hide.
     """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    # libpq says where it tried before it says what came of it, once for each address.
+    # libpq writes the address before the error, once for each address.
     said = [line.rsplit(" failed: ", 1)[-1] for line in lines if " failed: " in line] or lines[:1]
     text = "; ".join(dict.fromkeys(" ".join(line.split()) for line in said))
     for secret in sorted({str(each) for each in secrets if each}, key=len, reverse=True):
@@ -74,12 +74,12 @@ _UNKNOWN_HOST = ("not known", "translate host", "resolve host", "name resolution
 
 
 def refusal(said: str, *, answered: bool = False, crowded: bool = False) -> Finding:
-    """Why nothing could be asked.
+    """Makes a finding of a failed connection.
 
     Args:
         said: The driver's words.
-        answered: The words are the server's, which let this client in as far as that.
-        crowded: They say that all connections are taken.
+        answered: True if the server itself refused.
+        crowded: True if it refused because all connections are taken.
     """
     if crowded:
         return Finding(

@@ -1,4 +1,7 @@
-"""Asks Redis and Valkey how they are. Knows INFO and SLOWLOG; no key and no argument of a command."""
+"""Reads INFO and SLOWLOG of Redis and Valkey, and judges them. Depends on redis-py.
+
+It shows no key and no argument of a command.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,31 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthorizationError
 from redis.retry import Retry
 
-from guardrails.diagnosis.asking import CONNECT_TIMEOUT, PATIENCE, refusal, within, words
+from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, refusal, within, words
 from guardrails.diagnosis.findings import Finding, limit_reached
 
 __all__ = ["ask", "why_not"]
 
 _FULL = 0.95
-"""The share of its memory from which on a server is called full."""
+"""The share of its memory from which a server counts as full."""
 
 _RECENT = 600.0
-"""Seconds for which a slow command is told."""
+"""Age in seconds up to which a slow command is reported."""
 
 _SHOWN = 5
 
 
 def ask(url: str, slow: float) -> tuple[str, list[Finding], tuple[str, ...]]:
-    """Asks the server of a URL what it is, what is wrong with it, and what it does not show to this user.
+    """Reads the product, the findings and the unseen parts of the server of a URL.
 
     Args:
         url: As for ``redis.Redis.from_url``.
-        slow: Seconds from which on a command is long.
+        slow: Seconds from which a command is slow.
 
     Raises:
-        ValueError: It is no such URL.
+        ValueError: The URL is invalid.
         TimeoutError: There was no answer in time.
-        RedisError: It could not be reached, or does not answer this user.
+        RedisError: The server could not be reached, or refused this user.
     """
     limits = {"socket_timeout": CONNECT_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
     client = redis.Redis.from_url(url, max_connections=1, retry=Retry(NoBackoff(), 0), **limits)
@@ -48,16 +51,16 @@ def ask(url: str, slow: float) -> tuple[str, list[Finding], tuple[str, ...]]:
             slowlog: list[dict[str, Any]] = []
             try:
                 slowlog = client.slowlog_get(128)
-            except redis.ResponseError:  # NOPERM, or a service that does not have it
+            except redis.ResponseError:  # NOPERM, or a service without SLOWLOG
                 unseen = ("slow commands: that takes the right to SLOWLOG GET",)
         product = "Valkey" if "valkey_version" in info else "Redis"
         return product, [*_of_info(info), *_of_slowlog(slowlog, slow)], unseen
 
-    return within(PATIENCE, question)
+    return within(ANSWER_TIMEOUT, question)
 
 
 def why_not(error: Exception, url: str) -> Finding:
-    """The text of an error of `ask`, in the driver's words without the URL's address and password."""
+    """Makes a finding of an error of `ask`, in the driver's words without the URL's address and password."""
     parts = urlsplit(url)
     port = parts.port or 6379
     said = words(
@@ -70,7 +73,7 @@ def why_not(error: Exception, url: str) -> Finding:
 
 def _of_info(info: dict[str, Any]) -> Iterator[Finding]:
     if info.get("loading"):
-        yield Finding("loading", "it is reading its data in and answers nobody", (), "wait; nothing to mend")
+        yield Finding("loading", "it is loading its data and answers no client", (), "wait; nothing to mend")
     yield from limit_reached(info["connected_clients"] - 1, info["maxclients"])
     used, most = info["used_memory"], info.get("maxmemory", 0)
     if most and used >= most * _FULL:

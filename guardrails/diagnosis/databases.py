@@ -1,6 +1,6 @@
-"""Asks PostgreSQL, MariaDB and MySQL who is connected and what they do. Knows SQL, judges nothing.
+"""Reads the sessions and locks of PostgreSQL, MariaDB and MySQL. Depends on SQLAlchemy; must not judge.
 
-No statement's text is asked for: it has the values of users in it.
+It never reads the text of a statement, which contains values of users.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy import URL, Connection, Row, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from guardrails.diagnosis.asking import CONNECT_TIMEOUT, PATIENCE, refusal, within, words
+from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, refusal, within, words
 from guardrails.diagnosis.findings import Facts, Finding, Prepared, Session
 from guardrails.errors import ConfigurationError
 
@@ -23,16 +23,16 @@ _BLOCKING = {
     "mysql": ("pymysql",),
     "mariadb": ("pymysql",),
 }
-"""Drivers that can ask, by dialect, the first that is there."""
+"""Usable drivers by dialect; the first installed one is used."""
 
 
 def ask(url: URL) -> Facts:
-    """Asks the server of a URL, whatever driver it names.
+    """Reads the facts of the server of a URL, which may name any driver.
 
     Raises:
-        ConfigurationError: It is not one of the databases that can be asked, or its driver is missing.
+        ConfigurationError: The database is not supported, or its driver is missing.
         TimeoutError: There was no answer in time.
-        SQLAlchemyError: It could not be reached, or does not answer this user.
+        SQLAlchemyError: The server could not be reached, or refused this user.
     """
     url = _with_usual_name(url)
     dialect = url.get_backend_name()
@@ -40,7 +40,7 @@ def ask(url: URL) -> Facts:
         raise ConfigurationError(
             f"diagnose: {dialect} cannot be asked; PostgreSQL, MariaDB, MySQL and Redis can"
         )
-    # Every driver that can ask has this word; its default is for ever.
+    # All these drivers have this option; without it they wait for ever.
     engine = create_engine(
         _with_driver(url, dialect), poolclass=NullPool, connect_args={"connect_timeout": CONNECT_TIMEOUT}
     )
@@ -49,11 +49,11 @@ def ask(url: URL) -> Facts:
         with engine.connect() as connection:
             return (_ask_postgres if dialect == "postgresql" else _ask_mysql)(connection)
 
-    return within(PATIENCE, question)
+    return within(ANSWER_TIMEOUT, question)
 
 
 def why_not(error: Exception, url: URL) -> Finding:
-    """The text of an error of `ask`, in the driver's words without the URL's address and password."""
+    """Makes a finding of an error of `ask`, in the driver's words without the URL's address and password."""
     original = getattr(error, "orig", None) or error
     hosts = str(url.host or "").split(",")
     said = words(_message(original), [url.password, *hosts, url.port, *map(str, url.query.values())])
@@ -66,25 +66,25 @@ def why_not(error: Exception, url: URL) -> Finding:
 
 
 _MYSQL_ANSWERS, _MYSQL_CLIENT = 1000, 2000
-"""Error numbers of the server begin with the first, those of its client with the second."""
+"""The first error number of the server, and the first of its client library."""
 
 _MYSQL_CROWDED = {1040, 1203, 1226}
 _POSTGRES_CROWDED = ("too many clients", "too many connections", "connection slots are reserved")
 
 
 def _message(error: BaseException) -> str:
-    # PyMySQL's errors are a number and words.
+    # PyMySQL's errors have a number and a message.
     return str(error.args[-1]) if error.args and isinstance(error.args[0], int) else str(error)
 
 
 def _with_usual_name(url: URL) -> URL:
-    # libpq and most hosting services write postgres://, which SQLAlchemy no longer knows.
+    # libpq and most hosting services write postgres://, which SQLAlchemy no longer accepts.
     name, plus, driver = url.drivername.partition("+")
     return url.set(drivername=f"postgresql{plus}{driver}") if name == "postgres" else url
 
 
 def _with_driver(url: URL, dialect: str) -> URL:
-    # What only an asyncio driver understands would stop a blocking one.
+    # Options of an asyncio driver would be errors for a blocking one.
     plain = url.set(query={}) if "async" in url.get_driver_name() else url
     for driver in _BLOCKING[dialect]:
         candidate = plain.set(drivername=f"{dialect}+{driver}")
@@ -117,7 +117,7 @@ left join lateral (
 where usesysid is not null and coalesce(backend_type, 'client backend') = 'client backend'
     and pid <> pg_backend_pid()
 """
-"""Everybody may see who waits for locks, and where a session is from; the rest is the right of pg_monitor."""
+"""All users may see waits for locks and the origin of a session; the rest needs the role pg_monitor."""
 
 _POSTGRES_PREPARED = """
 select gid, owner, database, extract(epoch from clock_timestamp() - prepared)::float8 as seconds,
@@ -136,11 +136,11 @@ from pg_prepared_xacts p
 """
 
 _WAITSTART = 140_000
-"""The version of PostgreSQL from which on a lock says since when it is waited for."""
+"""The first version of PostgreSQL whose pg_locks has the start of a wait."""
 
 
 def _ask_postgres(connection: Connection) -> Facts:
-    connection.execute(text(f"set statement_timeout = {PATIENCE * 1000:.0f}"))  # what we no longer wait for
+    connection.execute(text(f"set statement_timeout = {ANSWER_TIMEOUT * 1000:.0f}"))
     settings = {row.name: int(row.setting) for row in connection.execute(text(_POSTGRES_SETTINGS))}
     version = connection.execute(text("select current_setting('server_version_num')::int")).scalar_one()
     new = int(version) >= _WAITSTART
@@ -197,7 +197,7 @@ join performance_schema.threads blocking on blocking.thread_id = w.blocking_thre
 
 
 _MYSQL_RIGHTS = {1044, 1142, 1227}
-"""The error codes for a user without the right to see something."""
+"""The error codes for a missing privilege."""
 
 
 def _ask_mysql(connection: Connection) -> Facts:

@@ -1,4 +1,4 @@
-"""What is wrong with a server's connections. Knows sessions and numbers, and asks nobody."""
+"""Judges the sessions and connections of a server. Depends on nothing; must not connect to a server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Facts", "Finding", "Prepared", "Session", "judge", "limit_reached"]
 State = Literal["active", "waiting", "idle_in_transaction", "idle", "unseen"]
 
 _NEARLY = 0.8
-"""The share of a server's connections from which on it is told. What is left is gone in one deployment."""
+"""The share of its connections from which a server is reported. One deployment may use up the rest."""
 
 _SHOWN = 5
-"""Sessions that are named of each kind."""
+"""Most sessions named in one finding."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Session:
     """One connection, as its server sees it.
 
     Attributes:
-        pid: What the server calls it.
+        pid: The server's number of it.
         name: The application's name, or the user's where there is none.
-        state: What it does; ``"waiting"`` is for a lock, ``"unseen"`` is what this user may not know.
-        seconds: How long it has done so.
-        waits_for: The sessions that have what it waits for; 0 is a prepared transaction, which has none.
-        table: The table it waits for, if the server says so.
+        state: Its activity; ``"waiting"`` is for a lock, ``"unseen"`` is hidden from this user.
+        seconds: Time in this state.
+        waits_for: The sessions that hold the lock; 0 stands for a prepared transaction, which has no session.
+        table: The table it waits for, if the server reports it.
     """
 
     pid: int
@@ -45,10 +45,10 @@ class Prepared:
 
     Attributes:
         name: Its global identifier.
-        owner: The user who prepared it.
-        database: Where it can be ended.
-        seconds: How long ago that was.
-        blocks: Whether a session waits for a lock of it.
+        owner: The user that prepared it.
+        database: The database in which it can be ended.
+        seconds: Its age.
+        blocks: True if a session waits for a lock of it.
     """
 
     name: str
@@ -60,17 +60,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a server said.
+    """The facts that a server reported.
 
     Attributes:
-        product: What it is, such as ``"PostgreSQL"``.
+        product: Its name, such as ``"PostgreSQL"``.
         limit: Connections it allows.
-        reserved: Of these, what applications cannot have.
-        sessions: Those there are, without the one that asked.
-        prepared: Prepared transactions that nobody has ended yet.
-        kill: How a session is ended, with ``{}`` for its number.
-        orphan: How a transaction without a session, which is waited for, is called.
-        unseen: What this user may not see, and which right it takes.
+        reserved: Of these, connections that applications cannot get.
+        sessions: All sessions but the one that asked.
+        prepared: Prepared transactions that have not been ended.
+        kill: The command that ends a session, with ``{}`` for its number.
+        orphan: The name of a transaction without a session, for which others wait.
+        unseen: Facts hidden from this user, with the right that they require.
     """
 
     product: str
@@ -85,16 +85,16 @@ class Facts:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong.
+    """One fault.
 
     Attributes:
-        kind: Which of the things that can be wrong: of a server ``"unreachable" "denied"
+        kind: Of a server ``"unreachable" "denied"
             "connections" "locks" "prepared" "idle_in_transaction" "slow" "memory" "loading"``; of a service
             ``"nothing_made" "unguarded" "no_middleware" "unbounded" "ladder" "threads" "budget"
             "shutdown"``.
-        what: One line that says it.
+        what: The fault in one line.
         details: Further lines.
-        advice: What to do about it.
+        advice: The remedy.
     """
 
     kind: str
@@ -104,11 +104,11 @@ class Finding:
 
 
 def judge(facts: Facts, slow: float) -> list[Finding]:
-    """What is wrong, the most urgent first.
+    """Returns the faults, the most urgent first.
 
     Args:
-        facts: What the server said.
-        slow: Seconds from which on a statement, or a transaction in which nothing happens, is long.
+        facts: The facts that the server reported.
+        slow: Seconds from which a statement, or an idle transaction, is long.
     """
     roots = _all_roots(facts)
     found = [*_locks(facts, roots), *_prepared(facts, slow), *_idle(facts, slow, roots), *_slow(facts, slow)]
@@ -116,7 +116,7 @@ def judge(facts: Facts, slow: float) -> list[Finding]:
 
 
 def limit_reached(used: int, limit: int, details: Iterable[str] = ()) -> Iterator[Finding]:
-    """Tells if a server has few connections left, or none."""
+    """Yields a finding if a server has few connections left, or none."""
     if used >= limit * _NEARLY:
         yield Finding(
             "connections",
@@ -137,7 +137,7 @@ def _waiting(facts: Facts) -> list[Session]:
 
 
 def _all_roots(facts: Facts) -> Counter[int]:
-    """Finds each session that others wait for and that waits for none itself; with how many wait."""
+    """Counts the waiters of each session that others wait for and that itself waits for none."""
     by_pid = {session.pid: session for session in facts.sessions}
     return Counter(pid for session in _waiting(facts) for pid in _roots(session, by_pid))
 
@@ -171,7 +171,7 @@ def _roots(session: Session, by_pid: dict[int, Session]) -> set[int]:
     while ahead:
         pid = ahead.pop()
         if pid in seen:
-            continue  # a deadlock, which the server will find out about
+            continue  # a deadlock, which the server detects
         seen.add(pid)
         further = by_pid[pid].waits_for if pid in by_pid else ()
         ahead.extend(further)
@@ -214,7 +214,7 @@ def _idle(facts: Facts, slow: float, roots: Counter[int]) -> Iterator[Finding]:
     idle = _longest(facts, "idle_in_transaction", slow)
     if not idle:
         return
-    # Who has just been named as the one in everybody's way needs no second explanation.
+    # A session already named as the blocker needs no second explanation.
     named = [session for session in idle if session.pid in roots]
     yield Finding(
         "idle_in_transaction",

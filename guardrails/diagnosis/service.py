@@ -1,6 +1,6 @@
-"""What will go wrong with a service: its settings, looked at in the process that has them.
+"""Finds what will go wrong with a service, from the settings in its process.
 
-Knows applications by what they are made of, engines and clients by their guards. Asks no server.
+Depends on applications, engines, clients and their guards; must not connect to a server.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from guardrails.diagnosis.findings import Finding
 __all__ = ["Surroundings", "examine"]
 
 _GRACE = 1.0
-"""Seconds between a statement's deadline and the moment its request is answered at the latest."""
+"""Most seconds between a statement's deadline and the answer of its request."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the service runs in, which its code does not say.
+    """The surroundings of a service, which its code does not contain.
 
     Attributes:
         workers: Processes.
         threads: Threads of one process that run synchronous endpoints.
-        worker_timeout: Seconds after which a supervisor kills a worker that does not answer; None is never.
-        max_connections: What the database server allows; None does not ask.
+        worker_timeout: Seconds after which a supervisor kills a worker that does not answer; None: never.
+        max_connections: The database server's limit; None: not checked.
 
     Raises:
         ConfigurationError: One or more are out of range.
@@ -51,11 +51,11 @@ class Surroundings:
 
 
 def examine(app: object, around: Surroundings) -> list[Finding]:
-    """What is wrong with an application and with everything its process has made so far.
+    """Returns the faults of an application and of all that its process has made so far.
 
     Args:
         app: The application, as a server gets it.
-        around: What it runs in.
+        around: Its surroundings.
     """
     targets = list(_targets())
     guards = list({id(guard): guard for _, _, guard in targets if guard is not None}.values())
@@ -71,13 +71,13 @@ def examine(app: object, around: Surroundings) -> list[Finding]:
 
 
 Target = tuple[str, Any, Guard | None]
-"""What kind it is, the engine or client, and its guard."""
+"""Its kind, the engine or client, and its guard."""
 
 
 def _targets() -> Iterator[Target]:
-    """The engines and clients there are, one for each pool. They say what they are; none is called.
+    """The engines and clients of the process, one for each pool. Their attributes are read; none is called.
 
-    An engine, its copies by ``execution_options()`` and whoever was given its pool have the same connections.
+    An engine, its copies by ``execution_options()`` and engines that share its pool have the same connections.
     """
     kinds, seen = list(_kinds()), set()
     for each in gc.get_objects():
@@ -88,7 +88,7 @@ def _targets() -> Iterator[Target]:
 
 
 def _kinds() -> Iterator[tuple[str, type, Callable[[Any], object]]]:
-    # Only what the service itself has imported can be there.
+    # Engines and clients exist only if the service has imported their library.
     if "sqlalchemy" in sys.modules:
         from sqlalchemy import Engine  # noqa: PLC0415 - of an extra
 
@@ -112,7 +112,7 @@ def _nothing_made(targets: Iterable[Target]) -> Iterator[Finding]:
 
 
 def _has_django_databases() -> bool:
-    # Their connections are made by each thread when it needs one.
+    # Django's connections do not exist yet: each thread makes its own when it needs one.
     django = sys.modules.get("django.conf")
     return django is not None and django.settings.configured and bool(django.settings.DATABASES)
 
@@ -144,7 +144,7 @@ def _unanswered(app: object, guards: list[Guard]) -> Iterator[Finding]:
 
 
 def _has_middleware(app: object) -> bool | None:
-    """None where nobody can see it from outside."""
+    """Returns None where it cannot be seen from outside."""
     if type(app).__module__.startswith("guardrails."):
         return True
     added = getattr(app, "user_middleware", None)  # Starlette, FastAPI

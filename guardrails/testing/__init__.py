@@ -1,4 +1,4 @@
-"""Helpers for tests of guarded code; imports nothing until one is asked for."""
+"""Helpers for tests of guarded code. Each is imported when its name is first used."""
 
 from __future__ import annotations
 

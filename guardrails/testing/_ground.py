@@ -1,6 +1,6 @@
-"""Where a private server can live: its binaries, a directory, an account that reaches both, a port.
+"""Finds the binaries, a directory, an account that reaches both, and a port for a private server.
 
-Knows files and users; never how a server is started or stopped. Changes no mode and adds no user.
+Depends on files and users; must not start a server, change a mode or add a user.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _HIGHEST_PORT = 55534  # Valkey reserves port + 10000 for its cluster bus
 _NOBODY = 65534
 _TAIL = 8
 _SYSTEM = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/libexec"
-"""Where distributions put servers; the first is not on an ordinary user's PATH."""
+"""The directories of servers in distributions; the first is not on an ordinary user's PATH."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """A place to run.
+    """The surroundings of one server.
 
     Attributes:
         home: A fresh temporary directory.
         binaries: The directory of the programs.
-        account: What to add to Popen's arguments so that the child is not root; empty for a user.
+        account: Arguments for Popen by which the child is not root; empty for an ordinary user.
     """
 
     home: Path
@@ -43,14 +43,14 @@ class Ground:
 
     @property
     def surroundings(self) -> dict[str, Any]:
-        """All of Popen's arguments that say where and as whom a child runs."""
-        # Nothing of the caller's: PGPORT or LC_ALL of the shell must not decide how a server starts.
+        """Arguments for Popen: directory, environment and account of the child."""
+        # The caller's environment is left out: its PGPORT or LC_ALL must not decide how a server starts.
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": str(self.home)}
         return {"cwd": self.home, "env": environment, "stdin": subprocess.DEVNULL, **self.account}
 
 
 def free_port() -> int:
-    """A loopback TCP port that was free a moment ago, below 55535."""
+    """Returns a loopback TCP port below 55535 that was free a moment ago."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -60,7 +60,7 @@ def free_port() -> int:
 
 
 def package(module: str, wheel: str) -> Path:
-    """The directory of an installed package, which is not imported: its start-up code is not for us.
+    """Returns the directory of an installed package without importing it, because importing runs its code.
 
     Raises:
         ImportError: It is not installed; the message names the extra.
@@ -72,31 +72,31 @@ def package(module: str, wheel: str) -> Path:
 
 
 def program(name: str) -> Path | None:
-    """A program of this machine, on the PATH or where servers usually are; None if there is none."""
+    """Returns a program of this machine, on the PATH or in the usual directories of servers; None if missing."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM}")
     return None if found is None else Path(found)
 
 
 def last_lines(log: Path) -> str:
-    """The end of a log, ready to follow an error message; empty when there is none."""
+    """Returns the end of a log, to follow an error message; empty without a log."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     words = [line.strip() for line in lines[-_TAIL:] if line.strip()]
     return f": {' | '.join(words)}" if words else ""
 
 
 def new_home(kind: str, base: Path | None = None) -> Path:
-    """A fresh directory with mode 0700, in the first temporary directory that can be written."""
+    """Makes a directory with mode 0700, in the first temporary directory that can be written."""
     return Path(tempfile.mkdtemp(prefix=f"guardrails-{kind}-", dir=base or next(_bases())))
 
 
 def find_ground(kind: str, installed: Path, programs: Sequence[str], *, copies: bool = True) -> Ground | None:
-    """A directory, an account and binaries that fit together; None when there are none.
+    """Returns a directory, an account and binaries that fit together, or None.
 
     Args:
         kind: Becomes part of the directory's name.
         installed: The directory of the package that carries the programs.
-        programs: What must run, as paths in the package; all in one directory.
-        copies: Whether the package may be copied to where the account can run it.
+        programs: The programs to run, as paths in the package; all in one directory.
+        copies: True if the package may be copied to a directory that the account can read.
     """
     account = _unprivileged()
     for base in _bases():
@@ -105,7 +105,7 @@ def find_ground(kind: str, installed: Path, programs: Sequence[str], *, copies: 
         try:
             ground = _fitting(home, _trees(home, installed, account, copies=copies), account, programs)
         except OSError:
-            continue  # a full or read-only disk, a container without CAP_CHOWN: the next one may do
+            continue  # a full or read-only disk, a container without CAP_CHOWN: try the next one
         finally:
             if ground is None:
                 shutil.rmtree(home, ignore_errors=True)
@@ -131,7 +131,7 @@ def _trees(home: Path, installed: Path, account: dict[str, Any], *, copies: bool
     # A virtual environment below a 0700 directory (/root, most homes) is closed to other users.
     if account and copies:
         own = home / "installed"
-        # The programs look for their libraries next to the package, in a directory of its own.
+        # The programs look for their libraries beside the package, in a directory of its own.
         for tree in (installed, installed.with_name(f"{installed.name}.libs")):
             if tree.exists():
                 ignore = shutil.ignore_patterns("include", "__pycache__")
@@ -142,7 +142,7 @@ def _trees(home: Path, installed: Path, account: dict[str, Any], *, copies: bool
 
 
 def _runs(ground: Ground, program: Path) -> bool:
-    # Popen changes the directory before it changes the user; only the user's own `cd` tells the truth.
+    # Popen changes the directory before it changes the user, so only the user's own `cd` is a test.
     words = ["/bin/sh", "-c", 'cd "$0" && exec "$1" --version', str(ground.home), str(program)]
     asked = subprocess.run(  # noqa: S603 - our own words
         words, check=False, capture_output=True, **ground.surroundings
@@ -153,7 +153,7 @@ def _runs(ground: Ground, program: Path) -> bool:
 def _unprivileged() -> dict[str, Any]:
     if os.geteuid() != 0:
         return {}
-    import pwd  # noqa: PLC0415 - absent on Windows, where nobody is root
+    import pwd  # noqa: PLC0415 - absent on Windows, which has no root
 
     others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0]
     entry = next((entry for entry in others if entry.pw_name == "nobody"), next(iter(others), None))
@@ -162,7 +162,7 @@ def _unprivileged() -> dict[str, Any]:
 
 
 def _bases() -> Iterator[Path]:
-    usual = tempfile.gettempdir()  # TMPDIR may be for root alone, so there are others to try
+    usual = tempfile.gettempdir()  # TMPDIR may be readable by root alone
     for base in dict.fromkeys([usual, "/tmp", "/var/tmp", "/dev/shm"]):  # noqa: S108 - mkdtemp names them
         if os.access(base, os.W_OK | os.X_OK):
             yield Path(base)

@@ -1,7 +1,6 @@
-"""Process trees, and the watchman who clears one away when nobody else can.
+"""Process trees, and the watchman, which ends one when its owner has died.
 
-Knows pids and signals; never what the processes are. Runs as a script in the watchman's own process,
-so it imports nothing of ours.
+Depends on pids and signals; must not import the package, because it runs as a script in the watchman's process.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ except ImportError as error:
 
 __all__ = ["Watchman", "end", "freeze", "kill", "pids", "thaw"]
 
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 
 
 def pids(eldest: int) -> list[int]:
-    """The process and its descendants, the eldest first; empty when it has ended."""
+    """Returns the process and its descendants, the eldest first; empty when it has ended."""
     return [member.pid for member in _family(eldest)]
 
 
 def freeze(eldest: int) -> None:
-    """Stops the tree in its tracks, parents first so that none is born meanwhile.
+    """Stops the tree (SIGSTOP), parents first, so that no child is started meanwhile.
 
-    A signal is only a request: another thread of the process may answer one more query before it stops.
+    A signal takes a moment: another thread of the process may answer one more query before it stops.
     """
-    give_up = time.monotonic() + _PATIENCE
+    give_up = time.monotonic() + _TIMEOUT
     for member in _family(eldest):
         with contextlib.suppress(psutil.NoSuchProcess):
             member.suspend()
@@ -45,31 +44,31 @@ def freeze(eldest: int) -> None:
 
 
 def thaw(eldest: int) -> None:
-    """Lets a frozen tree go on."""
+    """Continues a frozen tree (SIGCONT)."""
     for member in reversed(_family(eldest)):
         with contextlib.suppress(psutil.NoSuchProcess):
             member.resume()
 
 
 def kill(eldest: int) -> None:
-    """Ends the tree at once (SIGKILL)."""
+    """Kills the tree (SIGKILL)."""
     for member in _family(eldest):
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
 
 
 def end(eldest: int, farewell: int) -> None:
-    """Asks the eldest to end its tree with a signal; after 5 s whoever is left is killed."""
+    """Signals the eldest to end its tree; kills the processes that remain after 5 s."""
     family = _family(eldest)
-    thaw(eldest)  # a frozen process hears nothing
+    thaw(eldest)  # a frozen process handles no signal
     for member in family[:1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.send_signal(farewell)
-    _, deaf = psutil.wait_procs(family, timeout=_PATIENCE)
+    _, deaf = psutil.wait_procs(family, timeout=_TIMEOUT)
     for member in deaf:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-    psutil.wait_procs(deaf, timeout=_PATIENCE)
+    psutil.wait_procs(deaf, timeout=_TIMEOUT)
 
 
 def _family(eldest: int) -> list[psutil.Process]:
@@ -83,10 +82,10 @@ def _family(eldest: int) -> list[psutil.Process]:
 
 
 class Watchman:
-    """A process that outlives us by a moment: it ends a tree and removes its directory if we die.
+    """A process that ends a tree and removes its directory if this process dies.
 
-    He reads a pipe whose other end only we hold. A byte tells him that all is well; the end of the
-    stream without one tells him that we are gone, however that came about.
+    The watchman reads a pipe whose other end only this process holds. A byte means that the owner has cleaned
+    up. The end of the stream without a byte means that the owner has died.
     """
 
     def __init__(self, eldest: int, farewell: signal.Signals, home: Path) -> None:
@@ -95,11 +94,11 @@ class Watchman:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C in the terminal must not end the one who cleans up
+            start_new_session=True,  # Ctrl-C in the terminal must not end the watchman
         )
 
     def dismiss(self) -> None:
-        """Sends him home; what he watched is ours to clear away."""
+        """Ends the watchman; the caller cleans up itself."""
         self._process.communicate(b".")
 
 

@@ -1,6 +1,6 @@
-"""The thread of a `FaultProxy`: accepts, waits for sockets and for moments, and moves what is due.
+"""The thread of a `FaultProxy`: accepts connections, waits for sockets and moments, and moves bytes.
 
-Knows sockets and one `Wire`; what is asked of it from other threads comes as steps to run in its own.
+Depends on sockets and one `Wire`. Other threads give it steps, which it runs in its own thread.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _REBIND_LIMIT = 5.0
 
 
 class Relay:
-    """Listens on the loopback address and passes bytes on, as well as the wire lets it.
+    """Listens on the loopback address and forwards bytes, subject to the faults of the wire.
 
     Args:
         upstream: The server's host and port.
 
     Attributes:
-        wire: What is wrong; changed only by steps.
+        wire: The present faults; changed only by steps.
         pairs: The open connections.
         accepted: Connections ever accepted.
-        address: Where it listens.
+        address: The address on which it listens.
     """
 
     def __init__(self, upstream: tuple[str, int]) -> None:
@@ -57,7 +57,7 @@ class Relay:
     # --- from any thread -----------------------------------------------------------------------
 
     def do(self, step: Callable[[], None]) -> None:
-        """Runs a step in the relay's thread and waits for it; what it raises is raised here.
+        """Runs a step in the relay's thread and waits for it; its exception is raised here.
 
         Raises:
             RuntimeError: The relay is closed.
@@ -71,20 +71,20 @@ class Relay:
         done.result()
 
     def close(self) -> None:
-        """Resets what is open and ends the thread; may be called again."""
+        """Resets open connections and ends the thread; may be called again."""
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._bell.send(b".")
         self._thread.join()
-        # Not in the thread: it may end between our notice and the ring.
+        # Closed here and not in the thread, which may end before it is woken.
         self._bell.close()
         self._ear.close()
 
     # --- steps ---------------------------------------------------------------------------------
 
     def listen(self) -> None:
-        """Takes new connections, always on the same port; nothing happens if it does already."""
+        """Accepts new connections, always on the same port; no effect if it does already."""
         limit = time.monotonic() + _REBIND_LIMIT
         while self._listener is None:
             listener = socket.socket()
@@ -94,7 +94,7 @@ class Relay:
                 listener.listen(_BACKLOG)
             except OSError as error:
                 listener.close()
-                # Whoever got our port while we refused may need it for one short connection only.
+                # Another process that got the port meanwhile may need it for one short connection only.
                 if error.errno != errno.EADDRINUSE or time.monotonic() > limit:
                     raise
                 time.sleep(0.05)
@@ -116,7 +116,7 @@ class Relay:
             self._drop(pair, Pair.reset)
 
     def half_close(self) -> None:
-        """Tells every client that nothing more comes."""
+        """Ends the stream towards every client (FIN)."""
         for pair in self.pairs:
             for stream in pair.streams:
                 if stream.towards == "client":
@@ -152,13 +152,13 @@ class Relay:
                 done.set_exception(error)
 
     def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):  # the client was faster in leaving
+        with suppress(OSError):  # the client has left already
             client, _ = listener.accept()
             server = socket.socket(socket.AF_INET6 if ":" in self._upstream[0] else socket.AF_INET)
             for end in (client, server):
                 end.setblocking(False)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            server.connect_ex(self._upstream)  # whether it worked shows when it is read
+            server.connect_ex(self._upstream)  # reading shows if the connect worked
             self.pairs[Pair(client, server)] = None
             self.accepted += 1
 

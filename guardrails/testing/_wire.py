@@ -1,6 +1,6 @@
-"""What travels through a `FaultProxy`: pairs of sockets and the bytes between them.
+"""The connections of a `FaultProxy`: pairs of sockets, the bytes between them, and the faults of the wire.
 
-Knows what may be wrong with a wire; never who asked for it. All of it runs in the proxy's own thread.
+Depends on sockets alone. All of it runs in the proxy's own thread.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Side = Literal["client", "server"]
 
 _CHUNK = 64 * 1024
 _MOST_HELD = 1024 * 1024
-"""Bytes held in one direction before its source is made to wait, as a real wire would."""
+"""Bytes held in one direction before its source has to wait, as on a real network."""
 
 
 @dataclass
 class Wire:
-    """What is wrong now, and what has passed.
+    """The present faults, and counts of the traffic.
 
     Attributes:
-        delay: Seconds a chunk is held, by where it goes.
-        hung: Where nothing arrives.
+        delay: Seconds for which a chunk is held, by its direction.
+        hung: The directions in which nothing arrives.
         slice_size: Most bytes the client gets at once; None for any number.
         slice_every: Seconds between two such slices.
         cut_after: Bytes towards clients until the connection that carries the last one is reset.
-        hang_after: Bytes towards clients until nothing arrives there any more.
-        sent: Bytes delivered, by where they went.
-        turns: How often a connection's direction changed to client -> server.
+        hang_after: Bytes towards clients until nothing more arrives there.
+        sent: Bytes delivered, by direction.
+        turns: Changes of a connection's direction to client -> server.
     """
 
     delay: dict[Side, float] = field(default_factory=lambda: {"client": 0.0, "server": 0.0})
@@ -48,7 +48,7 @@ class Wire:
     turns: int = 0
 
     def count_down(self, sent: int) -> bool:
-        """Notes bytes that reached a client; True when the connection that carried them is to be reset."""
+        """Counts bytes that reached a client; True if their connection is to be reset."""
         if self.hang_after is not None:
             self.hang_after -= sent
             if self.hang_after <= 0:
@@ -62,7 +62,7 @@ class Wire:
         return False
 
     def heal(self) -> None:
-        """Nothing is wrong any more; what has passed stays counted."""
+        """Ends all faults; the counts stay."""
         healthy = Wire()
         self.delay, self.hung = healthy.delay, healthy.hung
         self.slice_size, self.slice_every = None, 0.0
@@ -70,12 +70,12 @@ class Wire:
 
 
 class _Stream:
-    """One direction of a pair: what has left its source and not reached its sink.
+    """One direction of a pair: the bytes that have left its source and not reached its sink.
 
     Args:
-        towards: The side it leads to.
-        source: Where the bytes come from.
-        sink: Where they go.
+        towards: The side of the sink.
+        source: The socket that is read.
+        sink: The socket that is written.
     """
 
     def __init__(self, towards: Side, source: socket.socket, sink: socket.socket) -> None:
@@ -84,18 +84,18 @@ class _Stream:
         self.sink = sink
         self.open = True
         self.blocked = False
-        self._held: deque[tuple[float, bytes]] = deque()  # when it came; no bytes are the end
+        self._held: deque[tuple[float, bytes]] = deque()  # with its arrival time; no bytes mean the end
         self._size = 0
         self._reading = True
         self._not_before = 0.0
 
     @property
     def wants_more(self) -> bool:
-        """Whether the source is to be read."""
+        """True if the source is to be read."""
         return self.open and self._reading and self._size < _MOST_HELD
 
     def read(self, now: float) -> bool:
-        """Takes what the source has; True if there was something.
+        """Reads the source; True if there were bytes.
 
         Raises:
             ConnectionError: The source was reset.
@@ -110,13 +110,13 @@ class _Stream:
         return bool(data)
 
     def due(self, wire: Wire) -> float:
-        """The moment from which `write` has something to do; infinity if there is none."""
+        """Returns the moment from which `write` can deliver; infinity if there is none."""
         if not self._held or not self.open or self.blocked or self.towards in wire.hung:
             return math.inf
         return max(self._held[0][0] + wire.delay[self.towards], self._not_before)
 
     def write(self, wire: Wire, now: float) -> bool:
-        """Delivers what is due; False when the wire is to be cut here.
+        """Delivers the bytes that are due; False if the connection is to be cut.
 
         Raises:
             ConnectionError: The sink was reset.
@@ -138,10 +138,10 @@ class _Stream:
         return True
 
     def finish(self) -> None:
-        """Tells the sink that nothing more comes."""
+        """Ends the stream towards the sink (FIN)."""
         self.open = False
         self._held.clear()
-        with suppress(OSError):  # it has gone already
+        with suppress(OSError):  # the sink has closed already
             self.sink.shutdown(socket.SHUT_WR)
 
     def _most(self, wire: Wire) -> int | None:
@@ -153,17 +153,17 @@ class _Stream:
             sent = self.sink.send(data)
         except BlockingIOError:
             sent = 0
-        # Until the sink can take more; the proxy's selector says when.
+        # The sink is full; the proxy's selector reports when it accepts more.
         self.blocked = sent < len(data)
         return sent
 
 
 class Pair:
-    """A client's connection and ours to the server.
+    """A client's connection and the proxy's connection to the server.
 
     Args:
         client: The accepted socket.
-        server: A socket that is connected, or about to be.
+        server: A socket that is connected, or connecting.
     """
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
@@ -173,11 +173,11 @@ class Pair:
 
     @property
     def ended(self) -> bool:
-        """Whether both sides have heard the end."""
+        """True if both sides have got the end of the stream."""
         return not any(stream.open for stream in self.streams)
 
     def turn(self, ready: set[socket.socket], wire: Wire, now: float) -> bool:
-        """Moves what can be moved; False when the pair is to be reset."""
+        """Moves the bytes that can be moved; False if the pair is to be reset."""
         try:
             for stream in self.streams:
                 if stream.source in ready and stream.wants_more and stream.read(now):
@@ -186,7 +186,7 @@ class Pair:
                     stream.blocked = False
                 if not stream.write(wire, now):
                     return False
-        except OSError:  # one side is gone: the other must hear of it
+        except OSError:  # one side has reset: the other gets a reset, too
             return False
         return True
 
@@ -196,7 +196,7 @@ class Pair:
         self._last = towards
 
     def events(self, end: socket.socket) -> int:
-        """What to wait for on one of the sockets, as the selector's flags."""
+        """Returns the events to wait for on one of the sockets, as the selector's flags."""
         events = 0
         for stream in self.streams:
             if stream.source is end and stream.wants_more:

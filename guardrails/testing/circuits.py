@@ -1,4 +1,4 @@
-"""Circuits in a state that a test wants. Knows guards, no faults."""
+"""Sets circuits to the state that a test needs. Depends on guards alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["open_circuit"]
 
 
 class _Opened:
-    """What `open_circuit` leaves, for ``with``."""
+    """The context of `open_circuit`: resets the guard at its end."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -32,15 +32,15 @@ def open_circuit(guard: Guard) -> _Opened:
         with open_circuit(db):
             assert client.get("/orders").status_code == 503
 
-    It stays open for the policy's ``wait_duration_in_open_state``, then lets probes through as ever; a
-    circuit that must stay open longer is a case for ``guard.force_open()``, whose refusals know no
-    ``retry_after``. Used with ``with``, the circuit is closed and empty (`Guard.reset`) at the block's end.
+    It stays open for the policy's ``wait_duration_in_open_state``, then admits probes. For a longer time use
+    ``guard.force_open()``, whose refusals have no ``retry_after``. At the end of a ``with`` block the circuit is
+    closed and empty (`Guard.reset`).
 
     Args:
         guard: The guard, or a compartment of one.
 
     Raises:
-        TypeError: It is no guard.
+        TypeError: ``guard`` is no guard.
     """
     if not isinstance(guard, Guard):
         raise TypeError(f"open_circuit() takes a Guard, got {type(guard).__name__}")

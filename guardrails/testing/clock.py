@@ -1,4 +1,4 @@
-"""A clock that only moves when it is told to: what a guard takes for ``time.monotonic`` in a test."""
+"""A clock that a test moves by hand, in place of ``time.monotonic``. Depends on nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["FakeClock"]
 
 
 class FakeClock:
-    """Seconds that pass by hand.
+    """A clock that moves only by `advance` and `set`.
 
     ::
 

@@ -1,18 +1,17 @@
-"""A private MariaDB on a free loopback port, from the binaries of this machine: no wheel carries them.
+"""A private MariaDB on a free loopback port, from the binaries of this machine, because no wheel has them.
 
-Knows how it is created and started; the rest is `guardrails.testing.servers`.
+Depends on `guardrails.testing.servers`; must not import guards.
 """
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
-from guardrails.testing._ground import Ground, find_ground, program
+from guardrails.testing._ground import find_ground, program
 from guardrails.testing.servers import Server, ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 __all__ = ["MariaDBServer"]
 
@@ -23,7 +22,7 @@ _SMALL = (
     "--innodb-log-file-size=8M",
     "--aria-pagecache-buffer-size=8M",
     "--performance-schema=off",
-    # It would look up the name of every client, and an unreachable resolver takes seconds.
+    # Without this it would look up the name of every client, and an unreachable resolver takes seconds.
     "--skip-name-resolve",
 )
 
@@ -32,15 +31,10 @@ class MariaDBServer(Server):
     """A private MariaDB: user ``root`` without a password, database ``guardrails``, durability off."""
 
     _kind = "MariaDB"
-    _farewell = signal.SIGTERM
-
-    def __init__(self, ground: Ground, options: Sequence[str]) -> None:
-        super().__init__(ground)
-        self._options = options
 
     @staticmethod
     def installed() -> bool:
-        """Whether this machine has the programs."""
+        """True if this machine has the programs."""
         return program("mariadbd") is not None and program("mariadb-install-db") is not None
 
     @classmethod
@@ -51,8 +45,8 @@ class MariaDBServer(Server):
             options: More command-line options, such as ``"--max-connections=10"``.
 
         Raises:
-            ServerError: MariaDB is not installed, or did not start; then the message holds the end of
-                its log.
+            ServerError: MariaDB is not installed, or did not start; in the second case the message ends with
+                the last lines of its log.
         """
         found = program("mariadbd")
         if found is None or not cls.installed():
@@ -61,27 +55,22 @@ class MariaDBServer(Server):
         if ground is None:
             raise ServerError("no unprivileged user can run MariaDB from a temporary directory")
         server = cls(ground, options)
-        try:
-            server._create_tables()
-            server._launch_somewhere()
-        except BaseException:
-            server.stop()
-            raise
+        server._start()
         return server
 
     def url(self, driver: str = "pymysql", database: str = _DATABASE) -> str:
         """A SQLAlchemy URL, such as ``mysql+aiomysql://...``."""
         return f"mysql+{driver}://root@127.0.0.1:{self.port}/{database}"
 
-    def _create_tables(self) -> None:
+    def _prepare(self) -> None:
         words = ["--no-defaults", *self._places(), "--skip-test-db", "--skip-name-resolve"]
-        # "normal" gives root an empty password; the default would ask for a Unix socket and its owner.
+        # "normal" gives root an empty password; the default requires a Unix socket and its owner.
         self._run(str(program("mariadb-install-db")), *words, "--auth-root-authentication-method=normal")
         (self.home / "init.sql").write_text(f"CREATE DATABASE IF NOT EXISTS {_DATABASE};\n")
         (self.home / "init.sql").chmod(0o644)
 
     def _places(self) -> list[str]:
-        # Two servers that start at once remove each other's temporary tables from a common directory.
+        # In a common directory two servers that start at once would remove each other's temporary tables.
         return [f"--datadir={self.home / 'data'}", f"--tmpdir={self.home}"]
 
     def _command(self) -> list[str]:

@@ -1,11 +1,10 @@
 """A private pgbouncer in front of a private PostgreSQL, from the binary of this machine.
 
-Knows how it is configured and started; the rest is `guardrails.testing.servers`.
+Depends on `guardrails.testing.servers`; must not import guards.
 """
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 from guardrails.testing._ground import Ground, find_ground, program
@@ -21,7 +20,6 @@ class PgBouncer(Server):
     """A private pgbouncer: transaction pooling over five connections, user and database ``postgres``."""
 
     _kind = "pgbouncer"
-    _farewell = signal.SIGTERM
 
     def __init__(self, ground: Ground, postgres: PostgresServer, settings: Mapping[str, str]) -> None:
         super().__init__(ground)
@@ -30,20 +28,20 @@ class PgBouncer(Server):
 
     @staticmethod
     def installed() -> bool:
-        """Whether this machine has the program."""
+        """True if this machine has the program."""
         return program("pgbouncer") is not None
 
     @classmethod
     def start(cls, postgres: PostgresServer, *, settings: Mapping[str, str] | None = None) -> PgBouncer:
-        """Starts one; takes about 50 ms.
+        """Starts a pgbouncer; takes about 50 ms.
 
         Args:
             postgres: The server behind it.
             settings: More settings, as in pgbouncer.ini, such as ``{"pool_mode": "session"}``.
 
         Raises:
-            ServerError: pgbouncer is not installed, or did not start; then the message holds the end
-                of its log.
+            ServerError: pgbouncer is not installed, or did not start; in the second case the message ends
+                with the last lines of its log.
         """
         found = program("pgbouncer")
         if found is None:
@@ -51,13 +49,9 @@ class PgBouncer(Server):
         ground = find_ground("pgbouncer", found.parent, [found.name], copies=False)
         if ground is None:
             raise ServerError("no unprivileged user can run pgbouncer from a temporary directory")
-        bouncer = cls(ground, postgres, settings or {})
-        try:
-            bouncer._launch_somewhere()
-        except BaseException:
-            bouncer.stop()
-            raise
-        return bouncer
+        server = cls(ground, postgres, settings or {})
+        server._start()
+        return server
 
     def url(self, driver: str = "psycopg", database: str = "postgres") -> str:
         """A SQLAlchemy URL, such as ``postgresql+asyncpg://...``; ``driver=""`` gives a libpq one."""
@@ -69,7 +63,7 @@ class PgBouncer(Server):
             "listen_addr": "127.0.0.1",
             "listen_port": str(self.port),
             "unix_socket_dir": "",
-            # Whoever asks is let in, as the one user the [databases] line names.
+            # Every client is accepted, as the user of the [databases] line.
             "auth_type": "any",
             "pool_mode": "transaction",
             "default_pool_size": "5",

@@ -1,6 +1,6 @@
-"""A pytest plugin: the marker ``no_leaks`` fails a test that leaves something taken behind.
+"""A pytest plugin: the marker ``no_leaks`` fails a test that leaves a slot, a waiter or a connection behind.
 
-pytest finds it by itself where the package is installed. It imports no guard before somebody has made one.
+pytest loads it where the package is installed, so it must not import guards before a test has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MARKER = "no_leaks: fails when the test leaves a slot taken, a caller waiting o
 
 
 class _Held(NamedTuple):
-    """What is taken at one guard."""
+    """The slots, waiters and connections in use at one guard."""
 
     calls: int
     connections: int
@@ -28,13 +28,13 @@ class _Held(NamedTuple):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the marker known."""
+    """Registers the marker."""
     config.addinivalue_line("markers", _MARKER)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Compares what is taken before a test and after it. What its fixtures hold is theirs."""
+    """Compares the use of guards before and after a test, without its fixtures."""
     if item.get_closest_marker("no_leaks") is None:
         return (yield)
     before = {gate: _held(gate) for gate in _gates()}

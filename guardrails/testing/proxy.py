@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks a connection in every way a network does. Knows bytes, never what they mean."""
+"""A TCP proxy that causes the faults of a network. Depends on sockets; must not interpret the bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FaultProxy:
         host: The server's host.
 
     Raises:
-        ConfigurationError: The port is no port.
+        ConfigurationError: ``port`` is not from 1 to 65535.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -52,18 +52,18 @@ class FaultProxy:
 
     @property
     def host(self) -> str:
-        """Where it listens: the loopback address."""
+        """The loopback address on which it listens."""
         return self._relay.address[0]
 
     @property
     def port(self) -> int:
-        """Where it listens, also after `refuse` and `heal`."""
+        """The port on which it listens, the same after `refuse` and `heal`."""
         return self._relay.address[1]
 
     # --- faults --------------------------------------------------------------------------------
 
     def delay(self, seconds: float, towards: Literal["client", "server", "both"] = "both") -> None:
-        """Every chunk arrives ``seconds`` later than it was sent.
+        """Delays every chunk by ``seconds``.
 
         Raises:
             ConfigurationError: ``seconds`` is no duration, or ``towards`` no side.
@@ -72,7 +72,7 @@ class FaultProxy:
         self._relay.do(lambda: self._wire.delay.update(dict.fromkeys(sides, seconds)))
 
     def hang(self, towards: Literal["client", "server", "both"] = "both") -> None:
-        """Nothing arrives any more, and nobody is told: what is sent is held until `heal`.
+        """Holds all bytes until `heal`; neither side is notified.
 
         Raises:
             ConfigurationError: ``towards`` is no side.
@@ -81,7 +81,7 @@ class FaultProxy:
         self._relay.do(lambda: self._wire.hung.update(sides))
 
     def slice(self, size: int, *, every: float = 0.01) -> None:
-        """The client gets at most ``size`` bytes at once, ``every`` seconds apart.
+        """Gives the client at most ``size`` bytes at once, ``every`` seconds apart.
 
         Raises:
             ConfigurationError: ``size`` is no count above 0, or ``every`` no duration.
@@ -112,7 +112,7 @@ class FaultProxy:
         self._relay.do(cut_after)
 
     def hang_after(self, count: int) -> None:
-        """After ``count`` more bytes towards clients nothing arrives there any more, until `heal`.
+        """Holds all bytes towards clients after ``count`` more of them, until `heal`.
 
         Raises:
             ConfigurationError: ``count`` is no count above 0.
@@ -131,7 +131,7 @@ class FaultProxy:
         self._relay.do(self._relay.reset)
 
     def half_close(self) -> None:
-        """Tells every connected client that nothing more comes (FIN); it can still be heard."""
+        """Ends the stream towards every client (FIN); clients can still send."""
         self._relay.do(self._relay.half_close)
 
     def refuse(self) -> None:
@@ -139,10 +139,10 @@ class FaultProxy:
         self._relay.do(self._relay.stop_listening)
 
     def heal(self) -> None:
-        """Back to normal: it listens, what was held arrives, nothing is late.
+        """Ends all faults: it listens, held bytes arrive, nothing is delayed.
 
         Raises:
-            OSError: After `refuse`: somebody else took the port meanwhile.
+            OSError: After `refuse`: another process took the port meanwhile.
         """
 
         def heal() -> None:
@@ -169,17 +169,17 @@ class FaultProxy:
 
     @property
     def sent_to_server(self) -> int:
-        """Bytes the server was sent."""
+        """Bytes sent to the server."""
         return self._wire.sent["server"]
 
     @property
     def sent_to_client(self) -> int:
-        """Bytes clients were sent; a client that is quick may have them a moment before they are counted."""
+        """Bytes sent to clients; a fast client may get them a moment before they are counted."""
         return self._wire.sent["client"]
 
     @property
     def turns(self) -> int:
-        """How often a connection's direction changed to client -> server: round trips on the wire."""
+        """Changes of a connection's direction to client -> server: round trips on the wire."""
         return self._wire.turns
 
 

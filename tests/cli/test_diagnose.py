@@ -417,7 +417,7 @@ def test_server_that_is_not_there_is_a_finding(url):
 
 def test_silent_server_is_given_up(monkeypatch):
     """One that takes the connection and says nothing costs its seconds, no more."""
-    monkeypatch.setattr("guardrails.diagnosis.databases.PATIENCE", 0.3)
+    monkeypatch.setattr("guardrails.diagnosis.databases.ANSWER_TIMEOUT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         code, output = run(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x")
