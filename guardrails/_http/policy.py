@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from guardrails._core.gate import Refusal
 from guardrails._guard.guard import Guard, with_parts
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.workload_names import whole_of
 from guardrails._http.answers import DEADLINE_HEADERS, Problem, budget, retry_seconds
+from guardrails._http.criticality import CriticalityRules
 from guardrails._http.environ import Mounts
 from guardrails._http.error_causes import note_fatal
-from guardrails._http.paths import ALLOWED, PathTable, is_path
+from guardrails._http.paths import PathTable
 from guardrails._http.retry_estimator import RetryEstimator
 from guardrails._http.route_stats import NeededGuard, RouteStats
-from guardrails._util.checks import Faults
+from guardrails._http.settings import HTTPSettings
 from guardrails.errors import CallTimeoutError, RejectedError
 
 __all__ = ["RequestPolicy", "gates_of"]
@@ -23,63 +24,35 @@ _FULL = ("bulkhead_full", "queue_timeout")
 _FORESEEN = (*_FULL, "circuit_open")
 """The refusals that can be foreseen before a request is let in; others are about its time and rank."""
 
-_Reader = Callable[[bytes], float | None]
-
 
 class RequestPolicy:
     """The settings of one middleware, checked, and the decisions that follow from them.
 
     Args:
-        where: What error messages call the middleware.
-        guards: The guards to answer for, each with its compartments; empty is every guard.
-        exempt: Paths that are let in whatever happens.
-        request_timeout: Seconds for a request, or None.
-        max_in_flight: Requests inside at once, or None.
-        requires: By path or template, the guards without which a request cannot be served; or the guards
-            without which none can.
-        deadline_headers: Names out of `DEADLINE_HEADERS`, in any case.
-        random: Where jitter comes from.
+        settings: The settings of the middleware.
 
     Attributes:
+        criticality: The rules that rank requests; None if all have the same criticality.
         selective: Whether `admit` can ever refuse a request.
         timed: Whether `budget` can ever be anything but None.
-
-    Raises:
-        ConfigurationError: One or more settings are wrong; all are named at once.
     """
 
-    def __init__(
-        self,
-        where: str,
-        *,
-        guards: Iterable[Guard],
-        exempt: Iterable[str],
-        request_timeout: float | None,
-        max_in_flight: int | None,
-        requires: Mapping[str, Iterable[Guard]] | Iterable[Guard] | None,
-        deadline_headers: Iterable[str],
-        random: Callable[[], float],
-    ) -> None:
-        faults = Faults(where)
-        self._guards = checked_guards(faults, "guards", guards)
-        self._exempt = PathTable(dict.fromkeys(_exempt(faults, exempt), True))
-        required = _requires(faults, requires)
-        self._requires = PathTable({path: gates_of(guards) for path, guards in required.items()})
-        self._headers = _headers(faults, deadline_headers)
-        faults.seconds("request_timeout", request_timeout, none=True)
-        faults.count("max_in_flight", max_in_flight, none=True)
-        faults.callable("random", random, none=False)
-        faults.raise_if_any()
-        self._request_timeout = request_timeout
-        self._max_in_flight = max_in_flight
-        self._random = random
+    def __init__(self, settings: HTTPSettings) -> None:
+        self.criticality = CriticalityRules.of(settings)
+        self._guards = settings.guards
+        self._exempt = PathTable(dict.fromkeys(settings.exempt, True))
+        self._requires = PathTable({path: gates_of(guards) for path, guards in settings.requires.items()})
+        self._headers = {name.encode(): DEADLINE_HEADERS[name] for name in settings.deadline_headers}
+        self._request_timeout = settings.request_timeout
+        self._max_in_flight = settings.max_in_flight
+        self._random = settings.random
         # Requests inside. Each is there once or not at all, so none is counted or released twice.
         self._inside: set[object] = set()
         self._retry_estimators: dict[LockedGate, RetryEstimator] = {}
         self._answered: set[str] = set()
         self.mounts = Mounts()
-        self.selective = max_in_flight is not None or bool(self._requires)
-        self.timed = request_timeout is not None or bool(self._headers)
+        self.selective = settings.max_in_flight is not None or bool(self._requires)
+        self.timed = settings.request_timeout is not None or bool(self._headers)
 
     # --- before the application ----------------------------------------------------------------
 
@@ -234,67 +207,3 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             todo.extend(reversed(item.exceptions))
         else:
             yield item
-
-
-# --- settings --------------------------------------------------------------------------------------
-
-
-def _several(value: object) -> tuple[object, ...] | None:
-    # A text is a series of letters, which nobody ever means here.
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
-
-
-def checked_guards(faults: Faults, field: str, value: object) -> tuple[Guard, ...]:
-    """A setting that lists guards; what is none of them is noted as a fault."""
-    items = _several(value)
-    guards = tuple(item for item in items or () if isinstance(item, Guard))
-    wanted = "a list of Guard objects"
-    if items is None:
-        faults.add(field, value, wanted, ": put it into brackets" if isinstance(value, Guard) else "")
-    elif len(guards) != len(items):
-        odd = next(item for item in items if not isinstance(item, Guard))
-        faults.add(field, odd, wanted, " in it")
-    return guards
-
-
-def _exempt(faults: Faults, value: object) -> list[str]:
-    items = _several(value)
-    if items is None:
-        faults.add("exempt", value, "a list of paths")
-    return [_path(faults, "exempt", item) for item in items or ()]
-
-
-def _requires(faults: Faults, value: object) -> dict[str, tuple[Guard, ...]]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        if _several(value) is None:
-            faults.add("requires", value, "guards for every path, or a dict of paths and guards, or None")
-            return {}
-        guards = checked_guards(faults, "requires", value)
-        return {"/": guards} if guards else {}
-    return {
-        _path(faults, "requires", path): checked_guards(faults, f"requires[{path!r:.80}]", guards)
-        for path, guards in value.items()
-    }
-
-
-def _path(faults: Faults, field: str, value: object) -> str:
-    if isinstance(value, str) and is_path(value):
-        return value
-    faults.add(field, value, ALLOWED)
-    return "/"
-
-
-def _headers(faults: Faults, value: object) -> dict[bytes, _Reader]:
-    items = _several(value)
-    if items is None:
-        faults.add("deadline_headers", value, "a list of header names")
-    wanted: dict[bytes, _Reader] = {}
-    for item in items or ():
-        name = item.lower() if isinstance(item, str) else ""
-        if name in DEADLINE_HEADERS:
-            wanted[name.encode("ascii")] = DEADLINE_HEADERS[name]
-        else:
-            faults.add("deadline_headers", item, "one of " + ", ".join(DEADLINE_HEADERS))
-    return wanted

@@ -6,15 +6,14 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import NamedTuple
 
 from guardrails._guard.guard import Guard, shown_parts
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails._http.answers import as_json
-from guardrails._http.policy import checked_guards
-from guardrails._util.checks import Faults
+from guardrails._http.settings import StatusSettings
 
 __all__ = ["HEADERS", "Page", "Probes", "as_page", "figures"]
 
@@ -43,30 +42,18 @@ class Probes:
     """Liveness, readiness and status of one process.
 
     Args:
-        where: What error messages call this.
-        guards: The guards to look at.
-        stuck_after: Seconds without a returned slot after which a full guard makes the process unready.
-        clock: Where the time comes from; a monotonic reading in seconds.
+        settings: The guards, ``stuck_after`` and the clock.
 
     Attributes:
         guards: The guards, checked.
         pages: What to say at which path.
-
-    Raises:
-        ConfigurationError: One or more arguments are wrong; all are named at once.
     """
 
-    def __init__(
-        self, where: str, guards: Iterable[Guard], stuck_after: float, clock: Callable[[], float]
-    ) -> None:
-        faults = Faults(where)
-        self.guards = checked_guards(faults, "guards", guards)
-        faults.seconds("stuck_after", stuck_after)
-        faults.callable("clock", clock, none=False)
-        faults.raise_if_any()
+    def __init__(self, settings: StatusSettings) -> None:
+        self.guards = settings.guards
         self.pages = {"/livez": self.live, "/readyz": self.ready, "/status.json": self.status}
-        self._clock = clock
-        self._watches = [_Watch(guard, stuck_after) for guard in self.guards]
+        self._clock = settings.clock
+        self._watches = [_Watch(guard, settings.stuck_after) for guard in self.guards]
         self._texts: dict[tuple[Guard, str], tuple[GuardSnapshot, str]] = {}
         self._draining = False
         self._reported: list[str] = []

@@ -29,12 +29,12 @@ from guardrails._http.asgi_request import (
     path_of,
     server_timing,
 )
-from guardrails._http.criticality import CriticalityRules
 from guardrails._http.error_causes import follow_frameworks
 from guardrails._http.policy import RequestPolicy
 from guardrails._http.routes import WEBSOCKET, RouteTable, requires, routes_for
+from guardrails._http.settings import HTTPSettings
 from guardrails._runtime.scope import Clock, Scope, close, current, enter
-from guardrails._util.checks import Faults, unknown_option
+from guardrails._util.checks import Faults, refuse_unknown
 
 __all__ = ["GuardrailsMiddleware", "requires"]
 
@@ -69,12 +69,12 @@ class GuardrailsMiddleware:
             ``Connect-Timeout-Ms``. None by default.
         max_in_flight: HTTP requests inside the application at once; the next one is answered 503
             without waiting. None is unbounded.
+        server_timing: Whether to add a ``Server-Timing`` header: milliseconds in our queue (``wait``) and
+            in the application until its first byte (``app``).
         criticality: For a path or a template, how much its requests matter: ``"CRITICAL_PLUS"``,
             ``"CRITICAL"`` (what they are otherwise), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
         criticality_header: The name of a request header that says it and outranks the path. For services
             whose callers are trusted: whoever can send it can say ``CRITICAL_PLUS``. None by default.
-        server_timing: Whether to add a ``Server-Timing`` header: milliseconds in our queue (``wait``) and
-            in the application until its first byte (``app``).
         clock: Where the time comes from; a monotonic reading in seconds.
         random: Where the jitter of ``Retry-After`` comes from; returns a float in [0, 1).
 
@@ -86,9 +86,7 @@ class GuardrailsMiddleware:
 
         def __new__(cls, *_args: Any, **options: Any) -> Any:
             """Refuses a misspelt setting, naming the nearest one."""
-            for option in options:
-                if option not in _OPTIONS:
-                    raise unknown_option("GuardrailsMiddleware", option, _OPTIONS)
+            refuse_unknown("GuardrailsMiddleware", options, GuardrailsMiddleware.__init__)
             return super().__new__(cls)
 
     def __init__(
@@ -102,30 +100,21 @@ class GuardrailsMiddleware:
         request_timeout: float | None = None,
         deadline_headers: Iterable[str] = (),
         max_in_flight: int | None = None,
+        server_timing: bool = False,
         criticality: Mapping[str, Criticality] | None = None,
         criticality_header: str | None = None,
-        server_timing: bool = False,
         clock: Clock = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
         faults = Faults("GuardrailsMiddleware")
         check_application(faults, app, ASGI)
-        self._importance = CriticalityRules.checked(faults, clock, criticality, criticality_header)
-        self.app, self._clock = app, clock
-        self._policy = RequestPolicy(
-            "GuardrailsMiddleware",
-            guards=guards,
-            exempt=exempt,
-            request_timeout=request_timeout,
-            max_in_flight=max_in_flight,
-            requires=requires,
-            deadline_headers=deadline_headers,
-            random=random,
-        )
+        settings = HTTPSettings.checked(faults, locals())  # each parameter is a setting of that name
         follow_frameworks()
-        self._timed, self._selective = self._policy.timed, self._policy.selective
-        self._server_timing = server_timing
-        self._learns = learn_routes
+        self.app, self._clock = app, settings.clock
+        self._policy = policy = RequestPolicy(settings)
+        self._timed, self._selective, self._criticality = policy.timed, policy.selective, policy.criticality
+        self._server_timing = settings.server_timing
+        self._learns = settings.learn_routes
         self._routes: list[object] | None = None
         self._table = RouteTable(())
         self._looked, self._by_path = False, True
@@ -150,7 +139,7 @@ class GuardrailsMiddleware:
                 await answer(problem, scope, receive, send, timing)
                 return
         at = self._until(now, scope) if self._timed else None
-        mattering = self._importance.enter(headers_of(scope), path_of(scope)) if self._importance else None
+        mattering = self._criticality.enter(headers_of(scope), path_of(scope)) if self._criticality else None
         request = enter(ASGIRequest(at, now, self._clock, current(), send))
         request.timed = self._server_timing
         request.goes_to(scope, table, by_path=self._by_path)
@@ -260,7 +249,7 @@ class GuardrailsMiddleware:
         problem = self._refuse_handshake(scope)
         if problem is None:
             mattering = (
-                self._importance.enter(headers_of(scope), path_of(scope)) if self._importance else None
+                self._criticality.enter(headers_of(scope), path_of(scope)) if self._criticality else None
             )
             try:
                 await self.app(scope, receive, handshake.send)
@@ -281,20 +270,3 @@ class GuardrailsMiddleware:
             return None
         held, _ = self._needs(table, scope, path, WEBSOCKET, self._clock())
         return self._policy.missing(held)
-
-
-_OPTIONS = (
-    "app",
-    "clock",
-    "criticality",
-    "criticality_header",
-    "deadline_headers",
-    "exempt",
-    "guards",
-    "learn_routes",
-    "max_in_flight",
-    "random",
-    "request_timeout",
-    "requires",
-    "server_timing",
-)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -15,11 +15,12 @@ except ImportError as error:
 from guardrails._http.answers import Problem
 from guardrails._http.environ import answer_of
 from guardrails._http.routes import requires
+from guardrails._http.settings import HTTPSettings
 from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
 from guardrails.integrations.wsgi import GuardrailsMiddleware
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["Guardrails", "requires"]
 
@@ -60,10 +61,10 @@ class Guardrails:
         if _KEY in app.extensions:
             raise ConfigurationError("this Flask application has guardrails already")
         settings = app.config.get_namespace("GUARDRAILS_") | self._settings
-        learns = settings.pop("learn_routes", True)
+        HTTPSettings.refuse_unknown("GuardrailsMiddleware", settings, without=("server_timing",))
         wrapped = "wsgi_app" in vars(app)  # by another middleware, which keeps the application alive itself
-        middleware = GuardrailsMiddleware(app.wsgi_app if wrapped else _Unwrapped(app), **settings)
-        views = middleware.views(learns=learns)
+        middleware = _Middleware(app.wsgi_app if wrapped else _Unwrapped(app), settings)
+        views = middleware.views()
 
         def check_view() -> Response | None:
             rule = request.url_rule
@@ -86,6 +87,11 @@ class Guardrails:
             app.wsgi_app = middleware  # type: ignore[method-assign]  # the way Flask documents
         else:
             app.__class__ = _guarded(type(app))
+
+
+class _Middleware(GuardrailsMiddleware):
+    def __init__(self, app: WSGIApplication, given: Mapping[str, Any]) -> None:
+        self._configure(app, given)  # one setting more than the middleware has by itself: learn_routes
 
 
 class _Unwrapped:

@@ -16,7 +16,7 @@ except ImportError as error:
 from guardrails._guard.guard import Guard
 from guardrails._guard.metrics import FIGURES, SETS, Figure, Set, reading
 from guardrails._guard.snapshot import GuardSnapshot
-from guardrails._http.policy import checked_guards
+from guardrails._http.settings import checked_guards
 from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
 from guardrails.events import CallRejected, Event

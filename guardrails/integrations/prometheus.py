@@ -17,7 +17,7 @@ except ImportError as error:
 from guardrails._guard.guard import Guard
 from guardrails._guard.metrics import FIGURES, SETS, Set, reading
 from guardrails._guard.snapshot import GuardSnapshot
-from guardrails._http.policy import checked_guards
+from guardrails._http.settings import checked_guards
 from guardrails._util.checks import Faults
 
 __all__ = ["CONTENT_TYPE", "GuardCollector", "page"]

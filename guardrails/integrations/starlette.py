@@ -18,6 +18,7 @@ except ImportError as error:
 from guardrails._guard.guard import Guard, with_parts
 from guardrails._http.dashboard import HEADERS as DASHBOARD_HEADERS
 from guardrails._http.dashboard import PAGE
+from guardrails._http.settings import StatusSettings
 from guardrails._http.status import HEADERS, Page, Probes, as_page, figures
 from guardrails._util.checks import Faults
 
@@ -93,10 +94,8 @@ def status_app(
     Raises:
         ConfigurationError: One or more arguments are wrong; all are named at once.
     """
-    faults = Faults("status_app")
-    faults.callable("auth", auth)
-    faults.raise_if_any()
-    return StatusApp(Probes("status_app", guards, stuck_after, clock), auth)
+    settings = StatusSettings.checked(Faults("status_app"), locals())  # each parameter is a setting
+    return StatusApp(Probes(settings), settings.auth)
 
 
 def _showing(page: Callable[[], Page]) -> Callable[[Request], Awaitable[Response]]:

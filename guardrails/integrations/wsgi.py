@@ -1,7 +1,7 @@
-"""The WSGI middleware: it answers for guards that refuse or run late, and for a server that is full.
+"""The WSGI middleware: answers for guards that refuse or time out, and for a server that is full.
 
-Knows no framework: Flask, Django and every other WSGI application are the same to it. The work of a
-request ends when the server closes the body, not when the application returns.
+Depends on PEP 3333; must not import a framework. The work of a request ends when the server closes the
+body, not when the application returns.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import logging
 import random as _random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Any, Never
 
 from guardrails._core.criticality import Criticality
 from guardrails._guard.guard import Guard
 from guardrails._http.answers import Problem
 from guardrails._http.applications import WSGI, check_application
-from guardrails._http.criticality import CriticalityRules
 from guardrails._http.environ import budgets_of, path_of, rank_in, status_line
 from guardrails._http.error_causes import follow_frameworks
 from guardrails._http.policy import RequestPolicy
+from guardrails._http.settings import HTTPSettings, StatusSettings
 from guardrails._http.status import HEADERS, Probes, as_page
 from guardrails._http.tracked_request import Views
 from guardrails._http.wsgi_request import WSGIRequest
 from guardrails._runtime.scope import Clock, current
-from guardrails._util.checks import Faults, unknown_option
+from guardrails._util.checks import Faults, refuse_unknown
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -42,30 +42,30 @@ class GuardrailsMiddleware:
         app.wsgi_app = GuardrailsMiddleware(app.wsgi_app, guards=[db])    # Flask
         application = GuardrailsMiddleware(get_wsgi_application())        # around any WSGI application
 
-    The settings mean what they mean in `guardrails.integrations.asgi.GuardrailsMiddleware`. Durations
-    are seconds; a *path* in a setting covers itself and all below it, and is compared with ``PATH_INFO``.
+    The settings mean the same as in `guardrails.integrations.asgi.GuardrailsMiddleware`. Durations are
+    seconds. A *path* covers itself and all paths below it, and is compared with ``PATH_INFO``.
 
     Args:
         app: The application.
-        guards: Whose refusals and timeouts to answer, compartments included, compared by name. Empty
-            is every guard.
-        requires: For a path or a template, the guards without which its requests cannot be served; or
-            the guards without which none can. While the circuit of one of them refuses, they are
-            answered before the application is asked.
-        exempt: Paths that ``max_in_flight`` and ``requires`` do not hold for, such as health checks.
-        request_timeout: What each request is given until its first byte; None is unbounded. The rest of
-            it bounds every guarded call; the application itself is not interrupted.
-        deadline_headers: Request headers by which clients may lower that. None by default.
-        max_in_flight: Requests inside the application at once; the next one is answered 503 without
-            waiting. None is unbounded.
-        criticality: For a path or a template, how much its requests matter: ``"CRITICAL_PLUS"``,
-            ``"CRITICAL"`` (what they are otherwise), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
-        criticality_header: The name of a request header that says it and outranks the path. For services
-            whose callers are trusted: whoever can send it can say ``CRITICAL_PLUS``. None by default.
-        threads: How many requests the server runs at once in one process. With it, a warning is logged
-            when the guards' slots can take all of these threads. Needs ``guards``.
-        clock: Where the time comes from; a monotonic reading in seconds.
-        random: Where the jitter of ``Retry-After`` comes from; returns a float in [0, 1).
+        guards: The guards whose refusals and timeouts are answered, with their compartments, by name. Empty
+            means every guard.
+        requires: By path or template, the guards without which its requests cannot be served; a list of
+            guards applies to every request. While the circuit of one of them refuses, such a request is
+            answered before the application is called.
+        exempt: Paths to which ``max_in_flight`` and ``requires`` do not apply, such as health checks.
+        request_timeout: The time from the arrival of a request to its first byte; None is unbounded. The
+            rest of it bounds every guarded call; the application itself is not interrupted.
+        deadline_headers: Request headers with which clients can lower the timeout. None by default.
+        max_in_flight: The number of requests that may be inside the application at once. The next one is
+            answered 503 without waiting. None is unbounded.
+        threads: The number of requests that the server runs at once in one process. With it, a warning is
+            logged when the guards' slots can take all of these threads. Needs ``guards``.
+        criticality: By path or template, the class of its requests: ``"CRITICAL_PLUS"``, ``"CRITICAL"`` (the
+            default), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
+        criticality_header: A request header that gives the class and outranks the path. Only for services
+            that trust their callers: a caller can send ``CRITICAL_PLUS``. None by default.
+        clock: A monotonic clock in seconds.
+        random: The source of the jitter of ``Retry-After``; returns a float in [0, 1).
 
     Raises:
         ConfigurationError: One or more arguments are wrong; all are named at once.
@@ -81,50 +81,41 @@ class GuardrailsMiddleware:
         request_timeout: float | None = None,
         deadline_headers: Iterable[str] = (),
         max_in_flight: int | None = None,
+        threads: int | None = None,
         criticality: Mapping[str, Criticality] | None = None,
         criticality_header: str | None = None,
-        threads: int | None = None,
         clock: Clock = time.monotonic,
         random: Callable[[], float] = _random.random,
         **unknown: Never,
     ) -> None:
-        for option in unknown:
-            raise unknown_option("GuardrailsMiddleware", option, _OPTIONS)
+        refuse_unknown("GuardrailsMiddleware", unknown, GuardrailsMiddleware.__init__)
+        self._configure(app, locals())  # each parameter is a setting of that name
+
+    def _configure(self, app: WSGIApplication, given: Mapping[str, Any]) -> None:
         faults = Faults("GuardrailsMiddleware")
-        faults.count("threads", threads, least=2, none=True)
         check_application(faults, app, WSGI)
-        self._importance = CriticalityRules.checked(faults, clock, criticality, criticality_header)
-        self.app = app
-        self._clock = clock
-        self._policy = RequestPolicy(
-            "GuardrailsMiddleware",
-            guards=guards,
-            exempt=exempt,
-            request_timeout=request_timeout,
-            max_in_flight=max_in_flight,
-            requires=requires,
-            deadline_headers=deadline_headers,
-            random=random,
-        )
+        settings = HTTPSettings.checked(faults, given)
         follow_frameworks()
-        self._timed = self._policy.timed
-        self._selective = self._policy.selective
-        if threads is not None:
-            _compare(threads, self._policy.slots, max_in_flight)
+        self.app, self._clock = app, settings.clock
+        self._policy = policy = RequestPolicy(settings)
+        self._timed, self._selective, self._criticality = policy.timed, policy.selective, policy.criticality
+        self._learns = settings.learn_routes
+        if settings.threads is not None:
+            _check_threads(settings.threads, self._policy.slots, settings.max_in_flight)
 
     @property
     def in_flight(self) -> int:
-        """Requests counted against ``max_in_flight`` now."""
+        """The number of requests that count against ``max_in_flight`` now."""
         return self._policy.in_flight
 
-    def views(self, *, learns: bool) -> Views:
-        """The endpoints behind this middleware, for a framework that says when a request has come to one."""
-        return Views(self._policy, self._clock, learns=learns)
+    def views(self) -> Views:
+        """Makes the table of endpoints, for a framework that can report the endpoint of a request."""
+        return Views(self._policy, self._clock, learns=self._learns)
 
     def problem(self, error: BaseException) -> Problem | None:
-        """What this middleware would answer for an exception; None for one it leaves alone.
+        """Returns the answer for an exception; None for one that this middleware passes on.
 
-        For frameworks that want to be asked before they log an error of their own.
+        For frameworks that log an error before the middleware sees it.
         """
         return self._policy.problem(error)
 
@@ -133,7 +124,7 @@ class GuardrailsMiddleware:
         budget = self._policy.budget(budgets_of(environ)) if self._timed else None
         at = None if budget is None else self._clock() + budget
         path = path_of(environ)
-        rank = rank_in(environ, self._importance, path)
+        rank = rank_in(environ, self._criticality, path)
         request = WSGIRequest(at, self._clock, current(), rank, self._policy, environ, start_response)
         problem = self._policy.admit(request.place, path) if self._selective else None
         return request.serve(self.app) if problem is None else request.answer(problem)
@@ -144,17 +135,17 @@ def status_app(
 ) -> StatusApp:
     """Makes a WSGI application with ``/livez``, ``/readyz`` and ``/status.json``, to mount.
 
-    The pages are those of `guardrails.integrations.starlette.status_app`; nothing can be steered here.
+    The pages are those of `guardrails.integrations.starlette.status_app`; there is no control here.
 
     Args:
         guards: The guards to show, each with its compartments.
         stuck_after: Seconds after which a guard that is full and gets no slot back makes ``/readyz`` fail.
-        clock: Where the time comes from; a monotonic reading in seconds.
+        clock: A monotonic clock in seconds.
 
     Raises:
         ConfigurationError: One or more arguments are wrong; all are named at once.
     """
-    return StatusApp(Probes("status_app", guards, stuck_after, clock))
+    return StatusApp(Probes(StatusSettings.checked(Faults("status_app"), locals())))
 
 
 class StatusApp:
@@ -164,11 +155,11 @@ class StatusApp:
         self._probes = probes
 
     def drain(self) -> None:
-        """Makes ``/readyz`` fail from now on: this process is about to stop."""
+        """Makes ``/readyz`` fail from now on, because this process is about to stop."""
         self._probes.drain()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        """Shows one page."""
+        """Serves one page."""
         page = self._probes.pages.get(path_of(environ))
         method = environ["REQUEST_METHOD"]
         headers = [(name.title(), value) for name, value in HEADERS]
@@ -183,8 +174,8 @@ class StatusApp:
         return [] if method == "HEAD" else [body]
 
 
-def _compare(threads: int, slots: int, max_in_flight: int | None) -> None:
-    """Warns when calls that hang could take every thread of the server."""
+def _check_threads(threads: int, slots: int, max_in_flight: int | None) -> None:
+    """Logs a warning if calls that hang could take every thread of the server."""
     if not slots:
         faults = Faults("GuardrailsMiddleware")
         faults.add("guards", (), "named where threads is given, so that their slots can be compared with it")
@@ -198,19 +189,3 @@ def _compare(threads: int, slots: int, max_in_flight: int | None) -> None:
             threads,
             threads,
         )
-
-
-_OPTIONS = (
-    "app",
-    "clock",
-    "criticality",
-    "criticality_header",
-    "deadline_headers",
-    "exempt",
-    "guards",
-    "max_in_flight",
-    "random",
-    "request_timeout",
-    "requires",
-    "threads",
-)

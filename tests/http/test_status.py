@@ -17,7 +17,9 @@ from starlette.routing import Mount
 
 from guardrails import ConfigurationError, Guard, GuardSnapshot
 from guardrails._http import status as _status
+from guardrails._http.settings import StatusSettings
 from guardrails._http.status import Probes
+from guardrails._util.checks import Faults
 from guardrails.integrations import starlette, wsgi
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from support import wsgi_client
@@ -141,7 +143,7 @@ def test_status_of_a_thousand_guards_costs_what_has_changed(make_guard, clock, m
     """Only a guard whose figures are others than the last time is written anew."""
     guards = [make_guard(f"guard {number}") for number in range(1000)]
     part = guards[3].compartment("part")
-    probes = Probes("test", guards, 30.0, clock)
+    probes = Probes(StatusSettings.checked(Faults("test"), {"guards": guards, "clock": clock}))
     written = []
     write = _status.as_json
     monkeypatch.setattr(

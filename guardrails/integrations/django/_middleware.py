@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-    from django.conf import settings
+    from django.conf import settings as django_settings
     from django.db import connections
     from django.http import HttpRequest, HttpResponse
 except ImportError as error:
@@ -18,32 +16,18 @@ except ImportError as error:
 
 from guardrails._guard.workload_names import request_name
 from guardrails._http.answers import Problem
-from guardrails._http.criticality import CriticalityRules
 from guardrails._http.environ import answer_of, budgets_of, rank_in
 from guardrails._http.error_causes import follow_frameworks
 from guardrails._http.policy import RequestPolicy
 from guardrails._http.routes import requires
+from guardrails._http.settings import HTTPSettings
 from guardrails._http.tracked_request import TrackedRequest, Views
 from guardrails._runtime.scope import close, current, enter
-from guardrails._util.checks import Faults, unknown_option
+from guardrails._util.checks import Faults
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django._streams import begin, keep_route
 
 __all__ = ["GuardrailsMiddleware", "requires"]
-
-_DEFAULTS: dict[str, Any] = {
-    "guards": (),
-    "requires": None,
-    "exempt": (),
-    "request_timeout": None,
-    "deadline_headers": (),
-    "max_in_flight": None,
-    "learn_routes": True,
-    "criticality": None,
-    "criticality_header": None,
-    "clock": time.monotonic,
-    "random": random.random,
-}
 
 _UNHANDLED = 500
 
@@ -70,13 +54,10 @@ class GuardrailsMiddleware:
     async_capable = True
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        options = _options(getattr(settings, "GUARDRAILS", {}))
-        self._clock = options.pop("clock")
-        learns = options.pop("learn_routes")
-        said = options.pop("criticality"), options.pop("criticality_header")
-        self._importance = CriticalityRules.checked(Faults(_WHERE), self._clock, *said)
-        self._policy = RequestPolicy(_WHERE, **options)
-        self._views = Views(self._policy, self._clock, learns=learns)
+        settings = _settings(getattr(django_settings, "GUARDRAILS", {}))
+        self._clock = settings.clock
+        self._policy = RequestPolicy(settings)
+        self._views = Views(self._policy, self._clock, learns=settings.learn_routes)
         follow_frameworks()
         _attach_guards()
         self.get_response = get_response
@@ -123,7 +104,7 @@ class GuardrailsMiddleware:
     def _tracked(self, request: HttpRequest) -> _TrackedRequest:
         budget = self._policy.budget(budgets_of(request.META)) if self._policy.timed else None
         at = None if budget is None else self._clock() + budget
-        rank = rank_in(request.META, self._importance, request.path_info)
+        rank = rank_in(request.META, self._policy.criticality, request.path_info)
         return _TrackedRequest(at, self._clock, rank, self._policy, request, begins=not self._asynchronous)
 
 
@@ -237,23 +218,17 @@ def _response(problem: Problem, request: HttpRequest) -> HttpResponse:
 _WHERE = "settings.GUARDRAILS"
 
 
-def _options(given: object) -> dict[str, Any]:
+def _settings(given: object) -> HTTPSettings:
     faults = Faults(_WHERE)
     if not isinstance(given, Mapping):
         faults.add("GUARDRAILS", given, "a dict of settings")
-        faults.raise_if_any()
-        return {}
-    for option in given:
-        if option not in _DEFAULTS:
-            raise unknown_option(_WHERE, option, _DEFAULTS)
-    options = _DEFAULTS | dict(given)
-    options["guards"] = _found(options["guards"])
-    required = options["requires"]
+        return HTTPSettings.checked(faults, {})
+    HTTPSettings.refuse_unknown(_WHERE, given, without=("server_timing", "threads"))
+    required = given.get("requires")
     if isinstance(required, Mapping):
-        options["requires"] = {path: _found(guards) for path, guards in required.items()}
-    else:
-        options["requires"] = _found(required)
-    return options
+        required = {path: _found(guards) for path, guards in required.items()}
+    found = {"guards": _found(given.get("guards", ())), "requires": _found(required)}
+    return HTTPSettings.checked(faults, {**given, **found})
 
 
 def _attach_guards() -> None:
@@ -269,6 +244,6 @@ def _attach_guards() -> None:
 
 def _found(guards: object) -> object:
     """Guards by their dotted names; whatever is no list is left to be refused with the rest."""
-    if not isinstance(guards, Iterable) or isinstance(guards, str):
+    if not isinstance(guards, Iterable) or isinstance(guards, str | Mapping):
         return guards
     return [named(_WHERE, guard) for guard in guards]

@@ -18,8 +18,10 @@ from sqlalchemy import QueuePool, create_engine
 from guardrails import Guard, protect
 from guardrails._http.error_causes import note_fatal
 from guardrails._http.policy import RequestPolicy
+from guardrails._http.settings import HTTPSettings
 from guardrails._http.tracked_request import TrackedRequest, Views
 from guardrails._runtime.scope import close, current, enter
+from guardrails._util.checks import Faults
 from guardrails.integrations.flask import Guardrails, requires
 from guardrails.integrations.wsgi import GuardrailsMiddleware
 from support.wsgi_client import ask, environment
@@ -219,15 +221,14 @@ def test_endpoints_made_without_end_do_not_fill_the_memory(db, monkeypatch):
     views = Views(policy(), time.monotonic, learns=True)
     db.force_open()
     for number in range(10):
-        assert views.arrive(lambda: None, f"/made/{number}", "/made") is None
-        assert views.arrive(requires(db)(lambda: None), f"/made/{number}", "/made").code == "circuit_open"
+        assert views.check_view(lambda: None, f"/made/{number}", "/made") is None
+        assert views.check_view(requires(db)(lambda: None), f"/made/{number}", "/made").code == "circuit_open"
     assert len(views._known) == 3
 
 
 def policy():
     """A middleware's decisions, without settings."""
-    nothing = {"request_timeout": None, "max_in_flight": None, "requires": None, "random": lambda: 0.5}
-    return RequestPolicy("test", guards=(), exempt=(), deadline_headers=(), **nothing)
+    return RequestPolicy(HTTPSettings.checked(Faults("test"), {}))
 
 
 def test_many_threads_learn_of_one_view():
@@ -239,7 +240,7 @@ def test_many_threads_learn_of_one_view():
         try:
             for number in range(600):
                 tracked = enter(TrackedRequest(None, time.monotonic, None, None))
-                views.arrive(serve, "/orders", "/orders")
+                views.check_view(serve, "/orders", "/orders")
                 for guard in (guards[0], mine[number % len(mine)]):
                     guard.run(len, "x")
                 note_fatal("guard 0")
