@@ -1,8 +1,7 @@
-"""A clock for guards whose calls wait on one event loop. Knows asyncio and time, no guard.
+"""A clock for guards whose calls wait on one event loop. Depends on asyncio; must not import guards.
 
-A statement that is done is not over until the loop comes back to it, and a guard measures to that moment. On
-a loop that is busy with something else every statement looks slow, and the circuit of a database that is well
-opens.
+A guard measures a statement until the event loop resumes its task. While other code blocks the loop, every
+statement looks slow, and the circuit of a healthy database opens. This clock does not count such time.
 """
 
 from __future__ import annotations
@@ -17,41 +16,42 @@ __all__ = ["LoopClock"]
 _monotonic = time.monotonic
 
 BEAT = 0.05
-"""Seconds between two looks at how late the loop is; and how late it may be before that is time lost."""
+"""Seconds between two checks of the loop's delay, and the delay that is still counted as time."""
 
 LONGEST = 10.0
-"""Seconds that one halt of the loop can excuse. After that time goes on: the loop may never come back."""
+"""Maximum time in seconds that one blocked period is not counted for: the loop may never resume."""
 
 IDLE_BEATS = 400
-"""Beats that nobody asked for the time, after which there are no more until somebody does."""
+"""Checks without a reading of the clock after which they stop; the next reading starts them again."""
 
 _Loop = asyncio.AbstractEventLoop
 
 
 class LoopClock:
-    """Time that passes only while an event loop does.
+    """A monotonic clock that stops while the event loop is blocked.
 
     ::
 
         db = protect(async_engine, clock=LoopClock())
 
-    It stands still from 0.1 s at most after the loop last took a turn until it takes the next, for at most
-    10 s, and never goes back. So what is left of a statement's duration is the time in which its end would
-    have been noticed. It belongs to the loop on which it is asked first, and to the next one when that is
-    over; all threads see the same time. Not for several loops that run at once.
+    The clock stops at most 0.1 s after the loop last ran its callbacks. It resumes when the loop runs again,
+    or after 10 s. It never goes back. All threads see the same time.
+
+    The clock belongs to the loop that reads it first, and moves to the next loop that reads it. Do not share it
+    between loops that run at the same time.
     """
 
     __slots__ = ("_idle", "_loop", "_state")
 
     def __init__(self) -> None:
-        # When the loop should have taken its next turn, and the seconds lost so far: one object, so that
-        # another thread never sees one of them without the other.
+        # The latest time of the loop's next check, and the seconds not counted so far. They are one tuple, so
+        # another thread never sees one without the other.
         self._state = math.inf, 0.0
         self._idle = 0
         self._loop: weakref.ref[_Loop] | None = None
 
     def __call__(self) -> float:
-        """The time in seconds."""
+        """Returns the time in seconds."""
         due, lost = self._state
         now = _monotonic()
         self._idle = 0
@@ -70,7 +70,7 @@ class LoopClock:
 
     def _beat(self, loop: _Loop, state: tuple[float, float]) -> None:
         if self._state is not state:
-            return  # another loop has taken over
+            return  # the clock belongs to another loop by now
         due, lost = state
         lost += min(max(0.0, _monotonic() - due), LONGEST)
         self._idle += 1

@@ -1,6 +1,7 @@
-"""The figures of guards for OpenTelemetry, read when a reader collects; and refusals, on their spans.
+"""Exports the figures of guards to OpenTelemetry, and records refusals on spans.
 
-Knows the API of OpenTelemetry, not its SDK, which is the application's.
+Depends on the API of OpenTelemetry; must not import its SDK, which the application chooses. The figures are
+read when a reader collects.
 """
 
 from __future__ import annotations
@@ -30,26 +31,26 @@ _Read = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 def observe(guards: Iterable[Guard], *, meter: Meter | None = None) -> None:
-    """Has the figures of guards collected with the application's other metrics.
+    """Registers the figures of guards as observable instruments.
 
     ::
 
         observe([db, cache])
 
     The metrics are ``guardrails.*``, with the attribute ``guard``, and ``guardrails.compartment.*``, with
-    ``guard`` and ``compartment``. Exported to Prometheus they have the names that
-    `guardrails.integrations.prometheus` gives them. A guard attached to a pool also reports its connections
-    under the names of OpenTelemetry's semantic conventions (1.44, all in development):
+    ``guard`` and ``compartment``. An export to Prometheus gives them the names that
+    `guardrails.integrations.prometheus` uses. A guard attached to a pool also reports its connections
+    under the names of OpenTelemetry's semantic conventions (1.44, status "development"):
     ``db.client.connection.count`` (those in use), ``.max`` and ``.pending_requests``.
 
-    Call it once for a guard: instruments cannot be taken back.
+    Call it once for each guard: an instrument cannot be removed.
 
     Args:
-        guards: The guards, each with its compartments, those included that are made later.
-        meter: Where the instruments are made; None takes the global provider's.
+        guards: The guards. Their compartments are included, also those that are made later.
+        meter: Creates the instruments; None takes a meter of the global provider.
 
     Raises:
-        ConfigurationError: ``guards`` is no list of guards, or ``meter`` is no meter.
+        ConfigurationError: ``guards`` is not a list of guards, or ``meter`` is not a meter.
     """
     faults = Faults("observe")
     checked = checked_guards(faults, "guards", guards)
@@ -69,20 +70,20 @@ def observe(guards: Iterable[Guard], *, meter: Meter | None = None) -> None:
 
 
 class SpanListener:
-    """Notes each refusal on the span it happens in, as the event ``guardrails.rejected``.
+    """Adds the event ``guardrails.rejected`` to the current span for each refusal.
 
     ::
 
         db = protect(engine, listeners=[SpanListener()])
 
-    Its attributes are ``guardrails.guard``, ``guardrails.reason`` and, where it is known,
+    The event has the attributes ``guardrails.guard``, ``guardrails.reason`` and, where it is known,
     ``guardrails.retry_after`` in seconds.
     """
 
     events = (CallRejected,)
 
     def __call__(self, event: Event) -> None:
-        """See `guardrails.events`: it runs where the refused call was made."""
+        """Handles one event in the context of the refused call; see `guardrails.events`."""
         span = trace.get_current_span()
         if isinstance(event, CallRejected) and span.is_recording():
             attributes: dict[str, str | float] = {
@@ -96,8 +97,8 @@ class SpanListener:
 
 def _reader(guards: Iterable[Guard], which: Set, figure: Figure) -> _Read:
     def read(_: CallbackOptions) -> Iterator[Observation]:
-        for whose, snapshot in reading(which, guards).items():
-            labels = dict(zip(which.labels, whose, strict=True))
+        for names, snapshot in reading(which, guards).items():
+            labels = dict(zip(which.labels, names, strict=True))
             for value, amount in figure.read(snapshot).items():
                 own = {} if figure.label is None else {figure.label: value}
                 yield Observation(amount, labels | own)
@@ -106,7 +107,7 @@ def _reader(guards: Iterable[Guard], which: Set, figure: Figure) -> _Read:
 
 
 def _observe_pools(meter: Meter, guards: list[Guard]) -> None:
-    def of_each(
+    def callbacks(
         figure: Callable[[GuardSnapshot], int], attributes: dict[str, str] | None = None
     ) -> list[_Read]:
         def read(_: CallbackOptions) -> Iterator[Observation]:
@@ -119,19 +120,19 @@ def _observe_pools(meter: Meter, guards: list[Guard]) -> None:
         return
     meter.create_observable_up_down_counter(
         "db.client.connection.count",
-        of_each(lambda seen: seen.in_use, {_STATE: "used"}),
+        callbacks(lambda snapshot: snapshot.in_use, {_STATE: "used"}),
         "{connection}",
         "Connections in use.",
     )
     meter.create_observable_up_down_counter(
         "db.client.connection.max",
-        of_each(lambda seen: seen.max_concurrent_calls),
+        callbacks(lambda snapshot: snapshot.max_concurrent_calls),
         "{connection}",
         "Connections that may be in use at once.",
     )
     meter.create_observable_up_down_counter(
         "db.client.connection.pending_requests",
-        of_each(lambda seen: seen.waiting),
+        callbacks(lambda snapshot: snapshot.waiting),
         "{request}",
         "Callers that wait for a connection.",
     )

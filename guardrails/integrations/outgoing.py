@@ -1,6 +1,7 @@
-"""The headers that tell the next service how much time is left. Knows no HTTP client.
+"""Builds the request headers that pass the deadline on to another service.
 
-Any client that takes a dict of headers will do: httpx, requests, aiohttp, urllib3.
+Depends on the ambient deadline; must not import an HTTP client. The headers are a dict, which httpx,
+requests, aiohttp and urllib3 accept.
 """
 
 from __future__ import annotations
@@ -13,24 +14,23 @@ __all__ = ["outgoing_headers"]
 
 
 def outgoing_headers(*names: str) -> dict[str, str]:
-    """What is left of the ambient budget, as request headers for a call to another service.
+    """Returns the time left of the ambient deadline as request headers for a call to another service.
 
     ::
 
         client.get(url, headers=outgoing_headers(), timeout=remaining())
 
-    A budget that is spent is stated as the least there is to say, 1 ms: the other service refuses, and
-    what it cost is no more than asking.
+    A spent deadline becomes the smallest value, 1 ms, so the other service refuses at once.
 
     Args:
-        *names: Any of ``X-Request-Timeout-Ms`` (the default), ``X-Envoy-Expected-Rq-Timeout-Ms``,
-            ``grpc-timeout`` and ``Connect-Timeout-Ms``.
+        *names: The headers to set: any of ``X-Request-Timeout-Ms`` (the default),
+            ``X-Envoy-Expected-Rq-Timeout-Ms``, ``grpc-timeout`` and ``Connect-Timeout-Ms``.
 
     Returns:
-        A new dict; empty where there is no deadline.
+        A new dict; empty without a deadline.
 
     Raises:
-        ConfigurationError: A name is none of these.
+        ConfigurationError: A name is not one of these.
     """
     faults = Faults("outgoing_headers")
     for name in names:

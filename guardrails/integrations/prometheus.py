@@ -1,6 +1,7 @@
-"""The figures of guards for Prometheus, read when somebody scrapes. Knows prometheus-client, and no HTTP.
+"""Exports the figures of guards to Prometheus.
 
-No call pays for it: a guard counts anyway.
+Depends on prometheus-client; must not import an HTTP framework. The figures are read at each scrape, so a
+guarded call costs nothing more.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ _UNITS = {"": "", "s": "seconds", "1": "ratio"}
 
 
 class GuardCollector(Collector):
-    """What Prometheus should know of guards.
+    """Collects the figures of guards at each scrape.
 
     ::
 
         prometheus_client.REGISTRY.register(GuardCollector([db, cache]))
 
     The metrics of a guard are ``guardrails_...{guard}``, those of its compartments
-    ``guardrails_compartment_...{guard, compartment}``: a guard's own figures include its compartments', so
-    that a sum over either is never counted twice. In the multiprocess mode of prometheus-client registries
-    ask no collectors; have each worker scraped for itself.
+    ``guardrails_compartment_...{guard, compartment}``. A guard's figures include those of its compartments,
+    so sum over one of the two sets, not over both. In the multiprocess mode of prometheus-client a registry
+    calls no collectors: scrape each worker by itself.
 
     Args:
-        guards: The guards, each with its compartments, those included that are made later.
+        guards: The guards. Their compartments are included, also those that are made later.
 
     Raises:
-        ConfigurationError: ``guards`` is no list of guards.
+        ConfigurationError: ``guards`` is not a list of guards.
     """
 
     def __init__(self, guards: Iterable[Guard]) -> None:
@@ -55,29 +56,39 @@ class GuardCollector(Collector):
         faults.raise_if_any()
 
     def collect(self) -> Iterator[Metric]:
-        """See prometheus_client: one metric after the other, with the figures of all guards."""
+        """Yields one metric after the other, each with the samples of all guards; see prometheus-client."""
         for which in SETS:
             yield from _metrics(which, reading(which, self._guards))
 
     def describe(self) -> Iterator[Metric]:
-        """See prometheus_client: what `collect` will yield, so that a registry need not collect to know."""
+        """Yields the metrics of `collect` without samples; a registry calls it instead of collecting."""
         for which in SETS:
             yield from _metrics(which, {})
 
 
 def page(guards: Iterable[Guard]) -> Callable[[], bytes]:
-    """What to send, as `CONTENT_TYPE`, to whoever scrapes these guards alone."""
+    """Returns a function that renders the metrics of these guards alone.
+
+    Args:
+        guards: As for `GuardCollector`.
+
+    Returns:
+        A function without arguments. It returns the body of an answer of type `CONTENT_TYPE`.
+
+    Raises:
+        ConfigurationError: ``guards`` is not a list of guards.
+    """
     registry = CollectorRegistry()
     registry.register(GuardCollector(guards))
     return lambda: generate_latest(registry)
 
 
-def _metrics(which: Set, seen: Mapping[tuple[str, ...], GuardSnapshot]) -> Iterator[Metric]:
+def _metrics(which: Set, snapshots: Mapping[tuple[str, ...], GuardSnapshot]) -> Iterator[Metric]:
     for figure in FIGURES:
         own = [] if figure.label is None else [figure.label]
         name = "_".join(filter(None, ("guardrails", which.prefix, figure.name, _UNITS[figure.unit])))
         metric = _KINDS[figure.kind](name, figure.meaning, labels=[*which.labels, *own])
-        for whose, snapshot in seen.items():
+        for labels, snapshot in snapshots.items():
             for value, number in figure.read(snapshot).items():
-                metric.add_metric([*whose, *([value] if own else [])], number)
+                metric.add_metric([*labels, *([value] if own else [])], number)
         yield metric
