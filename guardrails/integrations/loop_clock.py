@@ -37,8 +37,8 @@ class LoopClock:
     The clock stops at most 0.1 s after the loop last ran its callbacks. It resumes when the loop runs again,
     or after 10 s. It never goes back. All threads see the same time.
 
-    The clock belongs to the loop that reads it first, and moves to the next loop that reads it. Do not share it
-    between loops that run at the same time.
+    The clock belongs to the loop that reads it first, and moves to the next loop that reads it. Do not share
+    it between loops that run at the same time.
     """
 
     __slots__ = ("_idle", "_loop", "_state")

@@ -1,4 +1,4 @@
-"""Guards SQLAlchemy engines: admission at the pool, evidence from every statement, deadlines that stop it."""
+"""Guards SQLAlchemy engines: slots for checkouts, evidence from statements, deadlines that stop them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PoolSettings", "guard_engine", "leaks", "pool_status"]
 
-# On use: Django's statements are stopped by what is in here too, and Django needs no SQLAlchemy.
+# Imported on use, so that the package can be imported without SQLAlchemy.
 _ON_USE = {
     "PoolSettings": f"{__name__}._status",
     "guard_engine": f"{__name__}._engine",

@@ -1,4 +1,4 @@
-"""Attaching a guard to an engine and taking it off again."""
+"""Attaches a guard to an engine and detaches it. Depends on every other module of this folder."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from guardrails._pool.limits import check_compartments, raises_as_driver, slots_
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
-from guardrails.integrations.sqlalchemy._hooks import Hooks
-from guardrails.integrations.sqlalchemy._pool import Admission, capacity, guard_of
+from guardrails.integrations.sqlalchemy._hooks import DialectHooks
+from guardrails.integrations.sqlalchemy._pool import EngineAdmission, capacity, guard_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 
 __all__ = ["guard_engine"]
 
-_LONGEST_NAME = 200
-"""Characters that a guard's name may have."""
+_MAX_NAME_LENGTH = 200
+"""Maximum number of characters in a guard's name."""
 
-_ANSWERS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
-"""Errors of the DBAPI that say something about the statement and prove that the database is alive."""
+_STATEMENT_ERRORS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
+"""DBAPI errors that are about the statement: the database has answered."""
 
 
 def guard_engine(
@@ -41,28 +41,31 @@ def guard_engine(
     raise_as: str | None = None,
     **options: Any,
 ) -> Guard:
-    """Attaches a guard to an engine; what `guardrails.protect` calls.
+    """Attaches a guard to an engine; `guardrails.protect` calls it.
 
     Args:
-        engine: An ``Engine`` or ``AsyncEngine``, or one made of it by ``execution_options()``.
-        name: The guard's label; None takes the database's name, such as ``"orders"``, of a file that without
-            its folder and ending, and where there is none the kind of database, such as ``"postgresql"``.
-        backstop: Seconds after which the server ends a statement by itself, for the time when the network is
-            cut and it cannot be told; must be above ``timeout``, and no statement can ask for more. None:
-            four timeouts on MariaDB, whose statements can ask for more; PostgreSQL ends the statements of a
-            client that is gone.
-        compartments: ``"auto"``: each guarded function and each route gets one by itself, with a circuit of
-            its own and not more than 70 % of the slots while another one is active. ``"declared"``: only
-            those made with ``guard.compartment()``. ``"none"``: not even those.
-        leak_after: Seconds after which a connection that is out and on which nothing runs is told of, in the
-            log and as a `LeakFound`; None tells of none.
-        raise_as: None: refusals and timeouts are this library's errors only. ``"driver"``: each
-            is also a ``sqlalchemy.exc.OperationalError``, for code that handles that.
-        **options: As for `Guard`. ``max_concurrent_calls`` defaults to what the pool can hold.
+        engine: An ``Engine`` or ``AsyncEngine``, or a copy of one made by ``execution_options()``.
+        name: The guard's label. None takes the name of the database, such as ``"orders"``; for a file the
+            name without folder and suffix; without either the kind of database, such as ``"postgresql"``.
+        backstop: Seconds after which the server ends a statement by itself, in case the network is cut and no
+            cancel request reaches it. It must be above ``timeout``; no statement can ask for more. None takes
+            four timeouts on MariaDB, where a statement can ask for more. PostgreSQL needs none: it ends the
+            statements of a client that is gone.
+        compartments: ``"auto"``: each guarded function and each route gets a compartment, with a circuit of
+            its own and at most 70 % of the slots while another one is active. ``"declared"``: only
+            ``guard.compartment()`` makes compartments. ``"none"``: there are no compartments.
+        leak_after: Seconds after which a connection that is out, and on which nothing runs, is reported in
+            the log and as a `LeakFound`. None reports none.
+        raise_as: None: refusals and timeouts are only this library's errors. ``"driver"``: they are also
+            instances of ``sqlalchemy.exc.OperationalError``.
+        **options: As for `Guard`. ``max_concurrent_calls`` defaults to the capacity of the pool.
+
+    Returns:
+        The guard; ``guard.detach()`` removes it from the engine.
 
     Raises:
-        ConfigurationError: The pool has no limit and none is given, the limit is above what the pool
-            can hold, the driver's calls cannot be stopped, or the engine is guarded already.
+        ConfigurationError: The pool has no limit and none is given, the limit is above the pool's capacity,
+            the driver's calls cannot be stopped, or the engine is guarded already.
     """
     sync_engine = getattr(engine, "sync_engine", engine)
     if not isinstance(sync_engine, Engine):
@@ -91,20 +94,23 @@ def guard_engine(
 
 
 def _name_of(engine: Engine) -> str:
-    """The database's name: two engines of one service are more often of one kind than of one database."""
+    """Returns the name of the database.
+
+    The kind of database is the second choice: the engines of one service often use the same kind.
+    """
     database = engine.url.database
     if not isinstance(database, str):
         return engine.dialect.name
     if engine.dialect.name == "sqlite":
         path = database.removeprefix("file:")
         database = "" if path.startswith(":memory:") else PurePath(path).stem
-    return database[:_LONGEST_NAME] or engine.dialect.name
+    return database[:_MAX_NAME_LENGTH] or engine.dialect.name
 
 
 def _driver_of(engine: Engine, guard: Guard) -> Driver | None:
-    """The driver that stops the engine's calls; None where they need not be."""
+    """Returns the driver that stops the engine's calls; None if there is no timeout and no known driver."""
     dialect = engine.dialect
-    named = getattr(dialect, "driver", None) or dialect.name  # a dialect of somebody's own may have none
+    named = getattr(dialect, "driver", None) or dialect.name  # a third-party dialect may have none
     driver = find_driver(named, is_async=dialect.is_async)
     if driver is not None:
         driver.second = SecondConnection(engine)
@@ -114,14 +120,14 @@ def _driver_of(engine: Engine, guard: Guard) -> Driver | None:
 
 
 def _runner(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: float | None) -> StatementRunner:
-    dbapi = dialect.dbapi  # a dialect of somebody's own may have none
-    answers = [getattr(dbapi, answer, None) for answer in _ANSWERS]
+    dbapi = dialect.dbapi  # a third-party dialect may have none
+    errors = [getattr(dbapi, name, None) for name in _STATEMENT_ERRORS]
     return StatementRunner(
         guard,
         driver,
         dialect.get_driver_connection,
         is_async=dialect.is_async,
-        errors=(MissingGreenlet, *(answer for answer in answers if isinstance(answer, type))),
+        errors=(MissingGreenlet, *(error for error in errors if isinstance(error, type))),
         backstop=backstop,
     )
 
@@ -144,33 +150,33 @@ def _check_limit(name: str, setting: str, seconds: float | None) -> None:
 
 
 class _EngineAttachment:
-    """The hooks on one engine: the pool's class, the dialect's methods, one error listener."""
+    """The hooks on one engine: the class of its pool, the methods of its dialect, two event listeners."""
 
     def __init__(
-        self, engine: Engine, guard: Guard, worker: StatementRunner, leak_after: float | None
+        self, engine: Engine, guard: Guard, runner: StatementRunner, leak_after: float | None
     ) -> None:
         self._engine = engine
         self.most = capacity(engine.pool)
         wait = await_only if engine.dialect.is_async else None
-        self._admission = Admission(guard, wait, leak_after)
-        self._runner = worker
-        self._hooks = Hooks(engine, self._admission, worker)
+        self._admission = EngineAdmission(guard, wait, leak_after)
+        self._runner = runner
+        self._hooks = DialectHooks(engine, self._admission, runner)
 
     def attach(self) -> None:
         self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner)
         self._hooks.attach()
         event.listen(self._engine, "handle_error", self._hooks.handle_error)
         self._root = root = _root(self._engine)
-        listened = "_has_events" in vars(root)
+        had_events = "_has_events" in vars(root)
         event.listen(root, "engine_disposed", self._disposed)
-        if not listened:  # or each statement asks for listeners; those of the class are asked for as ever
+        if not had_events:  # else each statement would look for listeners; the class attribute stays
             del root._has_events  # noqa: SLF001 - no public way
 
     def _disposed(self, engine: Engine) -> None:
         self._admission.disposed(engine.pool)
 
     def detach(self) -> None:
-        """See Attachment."""
+        """Removes the hooks; see `Attachment`."""
         event.remove(self._root, "engine_disposed", self._disposed)
         event.remove(self._engine, "handle_error", self._hooks.handle_error)
         self._hooks.detach()
@@ -178,7 +184,7 @@ class _EngineAttachment:
 
 
 def _root(engine: Engine) -> Engine:
-    """The engine that an engine with other execution options was made of."""
+    """Returns the engine that ``execution_options()`` copied; an original engine is its own root."""
     while (proxied := getattr(engine, "_proxied", None)) is not None:
         engine = proxied
     return engine

@@ -1,7 +1,7 @@
-"""The errors of a guard with ``raise_as="driver"``: SQLAlchemy's own kinds, too, by the same names.
+"""The errors of a guard with ``raise_as="driver"``: they are also instances of SQLAlchemy's errors.
 
-SQLAlchemy itself must not take them for its server's: it looks for lost connections among the errors of the
-DBAPI only, and wraps no error with ``DontWrapMixin``.
+Depends on SQLAlchemy's errors; must not import engines. SQLAlchemy does not mistake them for errors of the
+server: it checks only DBAPI errors for lost connections, and does not wrap a ``DontWrapMixin``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["DRIVER_ERRORS"]
 
 
 class _DriverError(OperationalError, DontWrapMixin):
-    """An error for code that handles ``OperationalError``; there is no error of the DBAPI behind it."""
+    """An error for code that handles ``OperationalError``; it wraps no DBAPI error."""
 
-    # What SQLAlchemy's constructor would set; ours are made without it.
+    # SQLAlchemy's constructor sets these; our errors do not call it.
     statement = params = orig = ismulti = None
     hide_parameters = True
 

@@ -1,7 +1,7 @@
-"""Rows that are still to come: fetches of SQLAlchemy's results that are driver work.
+"""Runs the fetches of SQLAlchemy's results as driver work.
 
-The cursor stays the driver's own object. What changes is the strategy by which a result fetches from it, so
-listeners, results and whoever counts cursors see what they would see without a guard.
+Depends on SQLAlchemy's fetch strategies; must not import pools. The cursor stays the driver's own object.
+Only the strategy by which a result fetches from it is replaced, so listeners and results see the same cursor.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _Step = Callable[..., Any]
 
 
 class _Fetching:
-    """The part that both strategies share: fetches go through a `SteppedCursor`.
+    """The common part of both strategies: fetches go through a `SteppedCursor`.
 
-    SQLAlchemy closes the cursor after a result is used up or closed. It does so without a limit, so a cursor
-    that the server keeps is closed here before, within the time of a piece of work.
+    SQLAlchemy closes the cursor without a time limit when a result is exhausted or closed. So a server-side
+    cursor is closed here first, within the timeout of a statement.
     """
 
     __slots__ = ()
@@ -35,15 +35,15 @@ class _Fetching:
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:  # noqa: FBT001, FBT002
         rows = self._rows
-        if rows._cursor is not dbapi_cursor:  # noqa: SLF001 - not worth a function for each row
+        if rows._cursor is not dbapi_cursor:  # noqa: SLF001 - a method call per row would cost more
             rows = SteppedCursor(dbapi_cursor, rows._step)  # noqa: SLF001 - likewise
         return super().fetchone(result, rows, hard_close)  # type: ignore[misc]
 
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
-        return super().fetchmany(result, self._of(dbapi_cursor), size)  # type: ignore[misc]
+        return super().fetchmany(result, self._stepped(dbapi_cursor), size)  # type: ignore[misc]
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
-        return super().fetchall(result, self._of(dbapi_cursor))  # type: ignore[misc]
+        return super().fetchall(result, self._stepped(dbapi_cursor))  # type: ignore[misc]
 
     def handle_exception(self, result: Any, dbapi_cursor: Any, err: BaseException) -> NoReturn:
         cursor = dbapi_cursor.bare if isinstance(dbapi_cursor, SteppedCursor) else dbapi_cursor
@@ -58,8 +58,8 @@ class _Fetching:
         super().hard_close(result, dbapi_cursor)  # type: ignore[misc]
         self._close(result)
 
-    def _of(self, dbapi_cursor: Any) -> SteppedCursor:
-        """The result's cursor, which somebody may have replaced."""
+    def _stepped(self, dbapi_cursor: Any) -> SteppedCursor:
+        """Returns the stepped cursor of ``dbapi_cursor``; a listener may have replaced the result's own."""
         rows = self._rows
         return rows if rows.bare is dbapi_cursor else SteppedCursor(dbapi_cursor, rows._step)  # noqa: SLF001
 
@@ -69,12 +69,12 @@ class _Fetching:
             return
         try:
             finish(self._rows.bare.close)
-        except Exception:  # as SQLAlchemy does with a cursor that cannot be closed
+        except Exception:  # SQLAlchemy logs a failing close in the same way
             result.connection.engine.pool.logger.exception("Error closing cursor")
 
 
-class _Plain(_Fetching, CursorFetchStrategy):
-    """Fetches as the user asks; of an ordinary cursor."""
+class _Unbuffered(_Fetching, CursorFetchStrategy):
+    """Fetches as many rows as the user asks for, from a client-side cursor."""
 
     __slots__ = ("_finish", "_rows")
 
@@ -94,26 +94,26 @@ class _Buffered(_Fetching, BufferedRowCursorFetchStrategy):
         super().__init__(rows, *args, **kwargs)
 
 
-class _Dropped(_Buffered):
-    """Of a cursor whose driver reads all that is still to come when it is dropped half-read, however long.
+class _ClosedWhenDropped(_Buffered):
+    """Closes a half-read cursor when it is garbage collected, within the timeout of a statement.
 
-    So it is closed before that, within the time of a piece of work.
+    For drivers that otherwise read all remaining rows then, without a limit.
     """
 
     __slots__ = ()
 
     def __del__(self) -> None:
         if self._finish is not None:
-            # The connection is invalidated if that fails.
+            # A failing close invalidates the connection.
             with suppress(Exception, asyncio.CancelledError):
                 self._finish(self._rows.bare.close)
 
 
 def fetch_in_steps(context: Any, step: _Step) -> None:
-    """Lets the result of a statement fetch from its ordinary cursor through ``step``.
+    """Makes the result of a statement fetch from its client-side cursor through ``step``.
 
     Args:
-        context: The execution context, after its statement was executed.
+        context: The execution context, after its statement has run.
         step: Runs a fetch with its arguments.
     """
     if context.cursor_fetch_strategy is _DEFAULT_FETCH and context.cursor.description is not None:
@@ -121,29 +121,29 @@ def fetch_in_steps(context: Any, step: _Step) -> None:
         if ahead:
             fetch_batches(context, step, finish=None, drops=False)
         else:
-            # No constructors: two functions less for each statement.
+            # Without constructors: two calls fewer for each statement.
             rows = SteppedCursor.__new__(SteppedCursor)
             rows._cursor, rows._step = context.cursor, step  # noqa: SLF001
-            context.cursor_fetch_strategy = plain = _Plain()
+            context.cursor_fetch_strategy = plain = _Unbuffered()
             plain._rows, plain._finish = rows, None  # noqa: SLF001
 
 
 def fetch_batches(context: Any, step: _Step, *, finish: _Step | None, drops: bool) -> None:
-    """Lets the result of a statement fetch ahead through ``step``.
+    """Makes the result of a statement fetch in batches through ``step``.
 
     Args:
-        context: The execution context, when its result is made.
+        context: The execution context, while its result is made.
         step: Runs a fetch with its arguments.
-        finish: Runs what closes a cursor that the server keeps; None of an ordinary one.
-        drops: Whether the driver reads all rows of a cursor that is dropped half-read.
+        finish: Runs the close of a server-side cursor; None for a client-side one.
+        drops: Whether the driver reads all remaining rows when a half-read cursor is garbage collected.
     """
-    # psycopg2 describes a cursor of the server's after its first row.
+    # The cursor's description is not checked: psycopg2 sets it only after a server-side cursor's first row.
     if context.cursor_fetch_strategy is _DEFAULT_FETCH:
-        batches = _Dropped if drops else _Buffered
+        batches = _ClosedWhenDropped if drops else _Buffered
         rows = SteppedCursor(context.cursor, step)
         context.cursor_fetch_strategy = batches(rows, context.execution_options, finish=finish)
 
 
-for _kind, _base in ((_Plain, CursorFetchStrategy), (_Buffered, BufferedRowCursorFetchStrategy)):
+for _kind, _base in ((_Unbuffered, CursorFetchStrategy), (_Buffered, BufferedRowCursorFetchStrategy)):
     _kind.__name__ = _base.__name__
-_Dropped.__name__ = BufferedRowCursorFetchStrategy.__name__
+_ClosedWhenDropped.__name__ = BufferedRowCursorFetchStrategy.__name__

@@ -1,12 +1,13 @@
-"""The methods of a dialect *instance* that a guard replaces. Knows what SQLAlchemy hands to each of them.
+"""Replaces methods of a dialect instance, so that its work runs through the guard.
 
-That costs under a microsecond a statement, where event listeners cost seven and never see a COMMIT, a
-reset on return, a ping or a connect.
+Depends on the arguments that SQLAlchemy passes to these methods; must not import a driver. The replacements
+cost under a microsecond a statement. Event listeners cost seven, and see no COMMIT, reset on return, ping or
+connect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,47 +16,47 @@ from sqlalchemy.engine import ExceptionContext
 
 from guardrails._dbapi.runner import StatementRunner
 from guardrails.errors import CallTimeoutError, RejectedError
-from guardrails.integrations.sqlalchemy._listeners import Listeners
-from guardrails.integrations.sqlalchemy._pool import Admission
-from guardrails.integrations.sqlalchemy._raw import get_held, held
-from guardrails.integrations.sqlalchemy._second_connection import redirected
-from guardrails.integrations.sqlalchemy._statements import Statements, checked
+from guardrails.integrations.sqlalchemy._listeners import BoundedListeners
+from guardrails.integrations.sqlalchemy._pool import EngineAdmission
+from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of, get_dbapi_connection
+from guardrails.integrations.sqlalchemy._second_connection import second_connection_arguments
+from guardrails.integrations.sqlalchemy._statements import Statements, check_timeout
 from guardrails.integrations.sqlalchemy._two_phase import TwoPhase
 
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
     from guardrails._dbapi.stopping import Limit
 
-__all__ = ["Hooks"]
+__all__ = ["DialectHooks"]
 
 
-class Hooks:
-    """Puts work of a dialect through a worker.
+class DialectHooks:
+    """The hooks of one dialect, and the work of its pool's connections (see `ProxyWork`).
 
     Args:
-        engine: Whose dialect it is.
-        admission: Knows which checkout a connection is in.
-        worker: Runs the work.
+        engine: The dialect's engine.
+        admission: Finds the checkout of a connection.
+        runner: Runs the work.
     """
 
-    def __init__(self, engine: Engine, admission: Admission, worker: StatementRunner) -> None:
+    def __init__(self, engine: Engine, admission: EngineAdmission, runner: StatementRunner) -> None:
         self._dialect = engine.dialect
         self._admission = admission
-        self._runner = worker
+        self._runner = runner
         self._hooked: list[str] = []
         self.checkout_of = admission.checkout_of
         self._commit = self._around_commit(engine.dialect.do_commit)
         self._rollback = self._around_rollback(engine.dialect.do_rollback)
-        self._listeners = Listeners(engine, admission.checkout_of, worker)
+        self._listeners = BoundedListeners(engine, admission.checkout_of, runner)
 
     def attach(self) -> None:
         """Replaces the methods."""
         self._listeners.attach()
         statements = Statements(self._dialect, self._admission, self._runner)
-        self._replace("execution_ctx_cls", statements.contexts(self._dialect.execution_ctx_cls))
+        self._replace("execution_ctx_cls", statements.context_class(self._dialect.execution_ctx_cls))
         for method in ("do_execute", "do_execute_no_params"):
             self._hook(method, statements.around)
-        # PyMySQL makes one INSERT of many only if the statement begins with the word.
+        # ``many`` leaves the statement as it is: PyMySQL joins the rows only if it begins with INSERT.
         self._hook("do_executemany", partial(statements.around, many=True))
         self._replace("do_commit", self._around_commit_of_sqlalchemy)
         self._replace("do_rollback", self._rollback)
@@ -67,12 +68,12 @@ class Hooks:
             self._hook(method, self._around_isolation_level)
         self._hook("do_ping", self._around_ping)
         self._hook("connect", self._around_connect)
-        self._hook("initialize", self._around_questions)
-        if hasattr(self._dialect, "_hstore_oids"):  # what psycopg2's dialect asks behind its own back
-            self._hook("_hstore_oids", self._around_questions)
+        self._hook("initialize", self._around_initialize)
+        if hasattr(self._dialect, "_hstore_oids"):  # psycopg2's dialect runs it past its other methods
+            self._hook("_hstore_oids", self._around_initialize)
 
     def detach(self) -> None:
-        """Brings the dialect's own methods back."""
+        """Restores the dialect's own methods."""
         self._listeners.detach()
         for method in self._hooked:
             delattr(self._dialect, method)
@@ -80,7 +81,7 @@ class Hooks:
 
     def check_timeout(self, timeout: Any) -> float:
         """See ProxyWork."""
-        return checked(timeout)
+        return check_timeout(timeout)
 
     def allow(self, statement: Any, timeout: float | None) -> Any:
         """See ProxyWork."""
@@ -95,52 +96,49 @@ class Hooks:
         fairy: Any,
         call: Callable[..., Any],
         args: Sequence[Any],
-        kwargs: Mapping[str, Any],
         timeout: float | None,
         *,
         proves: bool,
     ) -> Any:
         """See ProxyWork."""
-        if kwargs:
-            call = partial(call, **kwargs)
-        connection, checkout = held(fairy), self._checkout_of(fairy)
+        connection, checkout = dbapi_connection_of(fairy), self._checkout_of(fairy)
         if checkout is None or checkout.bracket is None:
             return self._runner.run(call, args, connection, checkout, timeout=timeout, proves=proves)
         work = partial(self._runner.run, call, args, connection, checkout, timeout=timeout, proves=proves)
-        return self._listeners.apart(fairy, work)
+        return self._listeners.outside_bracket(fairy, work)
 
     def commit(self, fairy: Any) -> None:
         """See ProxyWork."""
-        self._listeners.apart(fairy, partial(self._commit, fairy))
+        self._listeners.outside_bracket(fairy, partial(self._commit, fairy))
 
     def rollback(self, fairy: Any) -> None:
         """See ProxyWork."""
-        self._listeners.apart(fairy, partial(self._rollback, fairy))
+        self._listeners.outside_bracket(fairy, partial(self._rollback, fairy))
 
     def end(
         self, fairy: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool, ending: bool
     ) -> Any:
         """See ProxyWork."""
-        target = (held(fairy), self._checkout_of(fairy))
+        target = (dbapi_connection_of(fairy), self._checkout_of(fairy))
         work = partial(self._runner.run, call, args, *target, commit=commit, ending=ending)
-        return self._listeners.apart(fairy, work)
+        return self._listeners.outside_bracket(fairy, work)
 
-    def lend(self, fairy: Any) -> None:
+    def bound_unwrapped(self, fairy: Any) -> None:
         """See ProxyWork."""
         checkout = self._checkout_of(fairy)
         if checkout is not None and checkout.lent is None:
-            checkout.lent = self._runner.lend(held(fairy))
+            checkout.lent = self._runner.lend(dbapi_connection_of(fairy))
 
     def finish(
         self, fairy: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Any:
         """See ProxyWork."""
-        return self._runner.bounds(close, args, held(fairy), timeout)
+        return self._runner.bounds(close, args, dbapi_connection_of(fairy), timeout)
 
     def checking_in(self, fairy: Any) -> Limit | None:
         """See ProxyWork."""
-        record, connection = fairy._connection_record, held(fairy)  # noqa: SLF001 - no public way
-        self._admission.put_on_top(record, fairy)
+        record, connection = fairy._connection_record, dbapi_connection_of(fairy)  # noqa: SLF001 - no public way
+        self._admission.bring_to_top(record, fairy)
         checkout = self.checkout_of(record)
         if checkout is None or connection is None:
             return None
@@ -150,7 +148,7 @@ class Hooks:
         """See ProxyWork."""
         checkout = self.checkout_of(record)
         if error is not None and checkout is not None and checkout.is_of(fairy):
-            # SQLAlchemy leaves it out for ever when a listener raises.
+            # SQLAlchemy never returns the connection after a listener has raised.
             record.invalidate(error)
             fairy._pool._return_conn(record)  # noqa: SLF001 - no public way
             fairy.dbapi_connection = fairy._connection_record = None  # noqa: SLF001 - likewise
@@ -159,13 +157,13 @@ class Hooks:
         try:
             self._runner.settle(limit, error)
         except CallTimeoutError:
-            if error is not None:  # else SQLAlchemy has logged what came of it, and dropped the connection
+            if error is not None:  # else SQLAlchemy has logged the error and dropped the connection
                 raise
 
     def handle_error(self, context: ExceptionContext) -> None:
-        """Makes the timeout of a listener's work one of ours; a stopped call costs its own connection alone.
+        """Turns the timeout of a listener into a `CallTimeoutError`. A stopped call costs one connection.
 
-        By default SQLAlchemy would drop every idle one, too.
+        By default SQLAlchemy also invalidates every idle connection.
         """
         error: BaseException = context.original_exception
         connection = context.connection
@@ -175,7 +173,7 @@ class Hooks:
             if checkout is not None:
                 self._runner.end_bracket(checkout, error)
                 if checkout.listening and not checkout.must_discard:
-                    self._runner.open_bracket(held(fairy), checkout, None)
+                    self._runner.open_bracket(dbapi_connection_of(fairy), checkout, None)
         except CallTimeoutError as late:
             error = late
             raise
@@ -198,17 +196,17 @@ class Hooks:
         run, checkout_of = self._runner.run, self._admission.checkout_of
 
         def commit(fairy: Any) -> Any:
-            connection = held(fairy)
+            connection = dbapi_connection_of(fairy)
             record = fairy._connection_record  # noqa: SLF001 - no public way
             return run(original, (connection,), connection, checkout_of(record), commit=True)
 
         return commit
 
     def _around_commit_of_sqlalchemy(self, fairy: Any) -> Any:
-        """Commits, and rolls back if that is refused.
+        """Commits, and rolls back if the commit is refused.
 
-        SQLAlchemy takes a transaction for ended whose COMMIT has raised, and gives its connection back as it
-        is: whoever has it next would commit both.
+        SQLAlchemy treats a transaction whose COMMIT has raised as ended, and returns its connection to the
+        pool without a rollback. The next user of the connection would commit both transactions.
         """
         try:
             return self._commit(fairy)
@@ -217,7 +215,7 @@ class Hooks:
             raise
 
     def _around_isolation_level(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Bounds the calls that read or set an isolation level; resetting it is a part of a check-in."""
+        """Bounds the calls that get, set or reset an isolation level; a reset is part of a check-in."""
         run, checkout_with = self._runner.run, self._admission.checkout_with
 
         def bounded(connection: Any, *args: Any, **kwargs: Any) -> Any:
@@ -225,7 +223,7 @@ class Hooks:
             try:
                 return run(call, args, connection, checkout, ending=True)
             except BaseException as error:
-                # SQLAlchemy does not ask what became of the connection; nor does it give it back.
+                # SQLAlchemy neither checks the state of the connection nor returns it.
                 stopped = isinstance(error, CallTimeoutError) or not isinstance(error, Exception)
                 if stopped and checkout is not None and checkout.proxy is not None:
                     proxy: Any = checkout.proxy()
@@ -239,11 +237,11 @@ class Hooks:
         run, checkout_of = self._runner.run, self._admission.checkout_of
 
         def rollback(fairy: Any) -> Any:
-            # The driver's own comes from what SQLAlchemy asks a new connection.
+            # While SQLAlchemy initialises a new connection, it passes the driver's own.
             try:
-                connection = get_held(fairy)
+                connection = get_dbapi_connection(fairy)
             except TypeError:
-                connection = held(fairy)
+                connection = dbapi_connection_of(fairy)
             record = getattr(fairy, "_connection_record", None)
             return run(original, (connection,), connection, checkout_of(record), ending=True)
 
@@ -261,20 +259,20 @@ class Hooks:
         connect = self._runner.connect
 
         def connect_within(*args: Any, **kwargs: Any) -> Any:
-            second = redirected(kwargs)
+            second = second_connection_arguments(kwargs)
             if second is not None:
                 return original(*args, **second)
             return connect(partial(original, *args), kwargs)
 
         return connect_within
 
-    def _around_questions(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """What a dialect asks the first connection, some of it past its own hooks."""
+    def _around_initialize(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Bounds the dialect's queries on its first connection; some of them pass no other hook."""
         bounds, questioned = self._runner.bounds, self._runner.questioned
 
         def ask(connection: Any) -> Any:
-            fairy = getattr(connection, "connection", None)  # SQLAlchemy's connection, or the driver's
-            asked = held(fairy) if fairy else connection
+            fairy = getattr(connection, "connection", None)  # None if it is the driver's connection
+            asked = dbapi_connection_of(fairy) if fairy else connection
             questioned.append(asked)
             try:
                 return bounds(original, (connection,), asked)

@@ -1,6 +1,6 @@
 """Bounds the listeners of a connection's events, which SQLAlchemy calls past all hooks.
 
-Depends on SQLAlchemy's events and the worker; must not import the pool.
+Depends on SQLAlchemy's events and the statement runner; must not import the pool.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine
 
 from guardrails._dbapi.runner import StatementRunner
-from guardrails.integrations.sqlalchemy._raw import held
+from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of
 
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
 
-__all__ = ["Listeners"]
+__all__ = ["BoundedListeners"]
 
 _EVENTS = (
     "after_execute",
@@ -35,31 +35,31 @@ _EVENTS = (
     "savepoint",
     "set_connection_execution_options",
 )
-"""Events of a Connection, past those around a cursor, which have the time of its statement."""
+"""Events of a Connection, except those around a cursor: their listeners share the statement's timeout."""
 
 
-class Listeners:
-    """Gives each listener of a connection's events one timeout for what it does past our hooks.
+class BoundedListeners:
+    """Gives each listener of a connection's events one timeout for its work past the hooks.
 
-    An engine's collections of listeners get a class that does so, as the pool's connections do. So who
-    listens before or after the guard is attached, to the engine or to all engines, is bounded alike.
+    It replaces the class of an engine's collections of listeners. So it bounds every listener: added before
+    or after the guard was attached, on the engine or on all engines.
 
     Args:
-        engine: The engine, or one made of it by ``execution_options()``.
-        checkout_of: Gives the checkout that a pool's record is in.
-        worker: Bounds the work.
+        engine: The engine, or a copy of it made by ``execution_options()``.
+        checkout_of: Returns the checkout of a pool's record, or None.
+        runner: Bounds the work.
     """
 
     def __init__(
-        self, engine: Engine, checkout_of: Callable[[Any], DBAPICheckout | None], worker: StatementRunner
+        self, engine: Engine, checkout_of: Callable[[Any], DBAPICheckout | None], runner: StatementRunner
     ) -> None:
         self._engine = engine
         self._checkout_of = checkout_of
-        self._runner = worker
+        self._runner = runner
         self._swapped: list[tuple[Any, type]] = []
 
     def attach(self) -> None:
-        """Swaps the classes. Where nobody listens no event is sent, and nothing is called."""
+        """Replaces the classes. An event without listeners costs nothing more."""
         engine: Any = self._engine
         while engine is not None:
             for event in _EVENTS:
@@ -69,13 +69,13 @@ class Listeners:
             engine = getattr(engine, "_proxied", None)
 
     def detach(self) -> None:
-        """Brings SQLAlchemy's own classes back."""
+        """Restores SQLAlchemy's own classes."""
         for collection, base in self._swapped:
             collection.__class__ = base
         self._swapped.clear()
 
-    def apart(self, fairy: Any, work: Callable[[], Any]) -> Any:
-        """Runs hooked work on a connection, which has a limit of its own, whoever asks for it."""
+    def outside_bracket(self, fairy: Any, work: Callable[[], Any]) -> Any:
+        """Runs hooked work outside the limit of the listener that asks for it: it has its own limit."""
         checkout = self._checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
         if checkout is None or checkout.bracket is None:
             return work()
@@ -84,11 +84,11 @@ class Listeners:
             return work()
         finally:
             if fairy.is_valid and not checkout.must_discard:
-                self._runner.open_bracket(held(fairy), checkout, None)
+                self._runner.open_bracket(dbapi_connection_of(fairy), checkout, None)
 
     def _run(self, listener: Callable[..., Any], user: Connection, *args: Any, **kwargs: Any) -> Any:
-        fairy: Any = getattr(user, "_dbapi_connection", None)  # None once it is closed
-        connection = None if fairy is None else held(fairy)
+        fairy: Any = getattr(user, "_dbapi_connection", None)  # None after close()
+        connection = None if fairy is None else dbapi_connection_of(fairy)
         checkout = None if connection is None else self._checkout_of(fairy._connection_record)  # noqa: SLF001
         if checkout is None or checkout.listening:
             return listener(user, *args, **kwargs)
@@ -102,7 +102,7 @@ class Listeners:
                 raise
             self._runner.end_bracket(checkout)
         except BaseException as error:
-            # SQLAlchemy does not ask what became of the connection, and would roll back on it.
+            # SQLAlchemy does not check the state of the connection, and would roll back on it.
             if (checkout.must_discard or not isinstance(error, Exception)) and not user.closed:
                 user.invalidate(error)
             raise
@@ -112,7 +112,7 @@ class Listeners:
 
 
 def _bounded(base: type, run: Callable[..., Any]) -> type:
-    """The class of a collection of listeners, each of which runs within its time."""
+    """Returns a collection class whose listeners each run within a timeout."""
     listeners: Callable[[Any], Iterator[Any]] = base.__iter__  # type: ignore[attr-defined]
 
     def iterate(self: Any) -> Iterator[Any]:

@@ -1,4 +1,7 @@
-"""Finds the code that holds connections whose callers have gone on. Depends on frames; changes no pool."""
+"""Finds the code that still holds connections whose callers have ended.
+
+Depends on frames and references; must not import pools.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,27 @@ from guardrails._pool.referrers import referrers
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
 
-__all__ = ["is_in", "search_for_gone"]
+__all__ = ["find_gone", "is_running"]
 
-_AGAIN = 5.0
-"""Seconds after which a connection that no code held is searched for again."""
+_SEARCH_INTERVAL = 5.0
+"""Seconds until the next search for the holder of a connection that no code held."""
 
 
-def is_in(asked: Site, now: Site | None) -> bool:
-    """True if a caller is still in code that asked for a connection."""
+def is_running(site: Site, now: Site | None) -> bool:
+    """Returns True if the code that asked for a connection is still on the caller's stack."""
     codes = {code for code, _ in now or ()}
-    return any(code in codes for code, _ in asked)
+    return any(code in codes for code, _ in site)
 
 
-def search_for_gone(out: list[DBAPICheckout], holders: list[Holder], caller: Caller) -> None:
-    """Replaces the holders that seem gone by the code that still holds their connections.
+def find_gone(out: list[DBAPICheckout], holders: list[Holder], caller: Caller) -> None:
+    """Replaces holders marked ``"gone"`` where other code still holds the connection.
 
-    A generator that is suspended in its block may do so, or a caller further out.
+    Such code is a generator that is suspended in its block, or a caller further out.
 
     Args:
         out: The checkouts.
-        holders: What is known of each.
-        caller: Who asks.
+        holders: The holder of each checkout; changed in place.
+        caller: The thread or task that asks.
     """
     now = time.monotonic()
     gone = [
@@ -45,10 +48,10 @@ def search_for_gone(out: list[DBAPICheckout], holders: list[Holder], caller: Cal
     ]
     if not gone:
         return
-    mine = [place for place, (index, _) in enumerate(gone) if out[index].caller == caller]
-    for (index, _), where in zip(gone, referrers([proxy for _, proxy in gone], mine), strict=True):
+    own = [place for place, (index, _) in enumerate(gone) if out[index].caller == caller]
+    for (index, _), where in zip(gone, referrers([proxy for _, proxy in gone], own), strict=True):
         request = out[index].request
         if where is not None or (request is not None and not request.closed):
             holders[index] = replace(holders[index], doing="other_work", now=lines(where or ()))
         else:
-            out[index].next_search = now + _AGAIN
+            out[index].next_search = now + _SEARCH_INTERVAL

@@ -1,7 +1,8 @@
-"""Admission at the pool: a live pool gets a class whose checkouts pass the guard. Knows no statements.
+"""Admits checkouts: replaces the class of a live pool by one whose checkouts pass the guard.
 
-The pool object stays the same, so Session, OptionEngine, AsyncEngine and raw_connection() all see it,
-and ``engine.dispose()`` makes the next pool of the same class.
+Depends on SQLAlchemy's pools; must not import statements. The pool object stays the same, so Session,
+OptionEngine, AsyncEngine and raw_connection() all use it. ``engine.dispose()`` makes the next pool of the
+same class.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._guard.guard import Guard
 from guardrails.errors import BulkheadFullError, ConfigurationError
+from guardrails.integrations.sqlalchemy._creator import bounded_creator
 from guardrails.integrations.sqlalchemy._holder_registry import HolderRegistry
+from guardrails.integrations.sqlalchemy._pool_monitor import PoolMonitor
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
     from guardrails._dbapi.runner import StatementRunner
     from guardrails.integrations.sqlalchemy._raw import Proxy
 
-__all__ = ["Admission", "capacity", "guard_of", "registry_of"]
+__all__ = ["EngineAdmission", "capacity", "guard_of", "registry_of"]
 
 
 def capacity(pool: Pool) -> int | None:
-    """The most connections a pool lets out at once, or None where there is no limit."""
+    """Returns the maximum number of connections that a pool lets out at once; None without a limit."""
     if isinstance(pool, QueuePool):
         overflow: int = pool._max_overflow  # noqa: SLF001 - there is no public getter
         return None if overflow < 0 else pool.size() + overflow
@@ -37,27 +40,27 @@ def capacity(pool: Pool) -> int | None:
 
 
 def guard_of(pool: Pool) -> Guard | None:
-    """The guard of a pool, or None."""
+    """Returns the guard of a pool, or None."""
     guard: Guard | None = getattr(pool, "_guardrails", None)
     return guard
 
 
 def registry_of(pool: Pool) -> HolderRegistry | None:
-    """Who holds a guarded pool's connections; None of one without a guard."""
-    registry: HolderRegistry | None = getattr(pool, "_guardrails_ledger", None)
+    """Returns the registry of a guarded pool's holders; None for a pool without a guard."""
+    registry: HolderRegistry | None = getattr(pool, "_guardrails_registry", None)
     return registry
 
 
-class Admission:
-    """Lets connections out through a guard and takes their slots back, each exactly once.
+class EngineAdmission:
+    """Takes slots for checkouts, and gives each back exactly once.
 
     Args:
         guard: The engine's guard.
         wait: Runs a coroutine from inside SQLAlchemy's greenlet; None for a synchronous engine.
-        leak_after: Seconds after which a connection on which nothing runs is told of; None is never.
+        leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
 
     Attributes:
-        checkout_of: Gives the checkout a pool's record is in; None for one made before the guard was there.
+        checkout_of: Returns the checkout of a pool's record; None for a checkout older than the guard.
     """
 
     def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None, leak_after: float | None) -> None:
@@ -66,38 +69,39 @@ class Admission:
         self._wait = wait
         self._out: dict[Any, DBAPICheckout] = {}
         self._registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None)
+        self._monitor = PoolMonitor(self._registry)
         self.checkout_of: Callable[[object], DBAPICheckout | None] = self._out.get
 
-    def attach(self, pool: Pool, proxy: Proxy, worker: StatementRunner) -> None:
-        """Swaps the pool's class.
+    def attach(self, pool: Pool, proxy: Proxy, runner: StatementRunner) -> None:
+        """Replaces the pool's class.
 
         Args:
             pool: The live pool.
-            proxy: The class of the connections it hands out from now on.
-            worker: Bounds the setting up of new ones.
+            proxy: The class of the connections that it hands out from now on.
+            runner: Bounds the set-up of new connections.
 
         Raises:
-            ConfigurationError: The pool's class cannot be derived from.
+            ConfigurationError: The pool's class cannot be subclassed.
         """
         base = type(pool)
-        self._registry.failed_cancels = worker.failed_cancels
+        self._registry.failed_cancels = runner.failed_cancels
         try:
-            pool.__class__ = self._guarded(base, proxy, worker)
+            pool.__class__ = self._guarded(base, proxy, runner)
         except TypeError as error:
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
-        # What is out already has no slot of its own; its return gives back an adopted one.
+        # A connection that is out already has no slot; its return gives back an adopted one.
         checked_out = getattr(pool, "checkedout", None)
         self._gate.step(self._gate.core.adopt, checked_out() if callable(checked_out) else 0)
 
     def detach(self, pool: Pool) -> None:
-        """Puts the pool's own class back; what is out now returns as if nothing had been."""
+        """Restores the pool's own class. Connections that are out return to it without the guard."""
         pool.__class__ = type(pool).__bases__[0]
         for checkout in self._out.values():
-            checkout.take_back()  # or its deadline would come for whoever has the connection next
+            checkout.take_back()  # else its deadline would stop the next user of the connection
         self._out.clear()
 
     def disposed(self, pool: Pool) -> None:
-        """The engine has got a new pool, and so all of its connections: a slot belongs to one pool.
+        """Gives back the slots of the disposed pools: a slot belongs to a connection of the current pool.
 
         Args:
             pool: The new pool.
@@ -111,12 +115,12 @@ class Admission:
         for _ in range(self._gate.core.adopted):
             self._gate.check_in(0)
 
-    def put_on_top(self, record: Any, proxy: object) -> None:
-        """Makes the checkout of a proxy the one that leaves next, where one connection is out several times.
+    def bring_to_top(self, record: Any, proxy: object) -> None:
+        """Makes the checkout of a proxy the next to end, where one connection is out several times.
 
         Args:
             record: The pool's record of the connection.
-            proxy: What the user has of it.
+            proxy: The user's connection object.
         """
         top = above = self._out.get(record)
         while above is not None and above.below is not None:
@@ -128,38 +132,38 @@ class Admission:
             above = checkout
 
     def checkout_with(self, connection: object) -> DBAPICheckout | None:
-        """The checkout that holds a DBAPI connection, for hooks that are handed nothing else."""
+        """Returns the checkout of a DBAPI connection, for hooks that get only that; None if it is not out."""
         for record, checkout in list(self._out.items()):
             if record.dbapi_connection is connection:
                 return checkout
         return None
 
-    def _guarded(self, base: type[Pool], proxy: Proxy, worker: StatementRunner) -> type[Pool]:
-        # A single base and empty slots, or CPython refuses the swap ("object layout differs").
+    def _guarded(self, base: type[Pool], proxy: Proxy, runner: StatementRunner) -> type[Pool]:
+        # A single base and empty slots, else CPython refuses the replacement ("object layout differs").
         # The name stays: SQLAlchemy names its loggers after the class.
         own = {
             "__slots__": (),
             "__module__": base.__module__,
             "__doc__": base.__doc__,
-            "_do_get": self._getter(base, worker),
+            "_do_get": self._getter(base, runner),
             "_do_return_conn": self._returner(base),
-            "connect": self._connector(base, proxy, worker),
-            "_invoke_creator": _creator_of(worker),
+            "connect": self._connector(base, proxy, runner),
+            "_invoke_creator": bounded_creator(runner),
             "_guardrails": self._guard,
-            "_guardrails_ledger": self._registry,
+            "_guardrails_registry": self._registry,
         }
         return type(base.__name__, (base,), own)
 
-    def _getter(self, base: type[Pool], worker: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
-        guard, wait, out, registry = self._guard, self._wait, self._out, self._registry
-        site, caller = registry.site, registry.caller
+    def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
+        guard, wait, out, monitor = self._guard, self._wait, self._out, self._monitor
+        site, caller = self._registry.site, self._registry.caller
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             checkout = DBAPICheckout(guard, self, site(_getframe(1)), caller())
             try:
                 checkout.take_slots(wait)
             except BulkheadFullError:
-                registry.refused(self)
+                monitor.refused(self)
                 raise
             try:
                 record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
@@ -168,24 +172,24 @@ class Admission:
                 raise
             checkout.below = out.get(record)
             out[record] = checkout
-            if not registry.watched:
-                registry.watch()
-            # A new connection is bounded until it is handed out, and so are the listeners of an old one.
+            if not monitor.watching:
+                monitor.watch()
+            # The listeners of a checkout are bounded as the set-up of a new connection is.
             listening = self.dispatch.checkout
             if listening.listeners or listening.parent_listeners:
                 connection = record.dbapi_connection
                 if connection is not None:
-                    worker.set_up(connection)
+                    runner.set_up(connection)
             return record
 
         return _do_get
 
     def _returner(self, base: type[Pool]) -> Callable[[Pool, ConnectionPoolEntry], None]:
-        leave, out = self._leave, self._out
+        give_slots_back, out = self._give_slots_back, self._out
 
         def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
             try:
-                # SQLAlchemy has seen to it already, unless it was told not to ask about errors.
+                # SQLAlchemy has invalidated the connection already, unless ``skip_user_error_events`` is set.
                 checkout = out.get(record)
                 if (
                     checkout is not None
@@ -195,12 +199,12 @@ class Admission:
                     record.invalidate()
                 base._do_return_conn(self, record)  # noqa: SLF001
             finally:
-                leave(record)
+                give_slots_back(record)
 
         return _do_return_conn
 
     def _connector(
-        self, base: type[Pool], proxy: Proxy, worker: StatementRunner
+        self, base: type[Pool], proxy: Proxy, runner: StatementRunner
     ) -> Callable[[Pool], PoolProxiedConnection]:
         admission, out = self, self._out
 
@@ -208,12 +212,12 @@ class Admission:
             try:
                 fairy = base.connect(self)
             except BaseException as error:
-                if worker.setting_up:
-                    worker.ready(error)
+                if runner.setting_up:
+                    runner.ready(error)
                 raise
-            if worker.setting_up:
+            if runner.setting_up:
                 try:
-                    worker.ready()
+                    runner.ready()
                 except BaseException as error:
                     fairy.invalidate(error)
                     raise
@@ -224,77 +228,49 @@ class Admission:
                 checkout.proxy = record.fairy_ref
                 reset, back = self.dispatch.reset, self.dispatch.checkin
                 if checkout.below is not None:
-                    admission._superseded(record, checkout.below)
+                    admission._watch_first_proxy(record, checkout.below)
                 elif reset.listeners or reset.parent_listeners or back.listeners or back.parent_listeners:
-                    # Called before SQLAlchemy's own callback: the latest is first.
-                    clean_up = partial(_watch_check_in, worker, record, checkout)
+                    # Runs before SQLAlchemy's own callback: weak references call the latest first.
+                    clean_up = partial(_watch_check_in, runner, record, checkout)
                     checkout.finalizer = weakref.ref(fairy, clean_up)
             return fairy
 
         return connect
 
-    def _superseded(self, record: Any, checkout: DBAPICheckout) -> None:
-        """Looks after a checkout whose connection is out once more: SQLAlchemy forgets its first proxy."""
+    def _watch_first_proxy(self, record: Any, checkout: DBAPICheckout) -> None:
+        """Watches the first proxy of a connection that is out once more: SQLAlchemy no longer does."""
         first = None if checkout.proxy is None else checkout.proxy()
         if first is not None:
-            checkout.finalizer = weakref.ref(first, partial(self._drop, record, checkout))
+            checkout.finalizer = weakref.ref(first, partial(self._proxy_dropped, record, checkout))
 
-    def _drop(self, record: Any, checkout: DBAPICheckout, _: object) -> None:
-        """The proxy of a checkout is gone; of the one on top SQLAlchemy takes care."""
+    def _proxy_dropped(self, record: Any, checkout: DBAPICheckout, _: object) -> None:
+        """Ends a checkout whose proxy was garbage collected; SQLAlchemy ends the top one itself."""
         above = self._out.get(record)
         while above is not None and above.below is not checkout:
             above = above.below
         if above is not None:
             above.below = checkout.below
-            self._registry.dropped(checkout)
+            self._monitor.dropped(checkout)
             checkout.give_back()
 
-    def _leave(self, record: ConnectionPoolEntry) -> None:
+    def _give_slots_back(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)
         if checkout is None:
             self._gate.check_in(0)
             return
         if checkout.below is not None:
             self._out[record] = checkout.below
-            # Or SQLAlchemy would think that it is back already, and not say so when it comes.
+            # Else SQLAlchemy would take the record for returned, and ignore its return.
             record.fairy_ref = checkout.below.proxy  # type: ignore[attr-defined] # of its own records
         checkout.finalizer = None
         if checkout.reported:
-            self._registry.returned(checkout)
+            self._monitor.returned(checkout)
         elif checkout.proxy is not None and checkout.proxy() is None:
-            self._registry.dropped(checkout)
+            self._monitor.dropped(checkout)
         checkout.give_back()
 
 
-def _watch_check_in(worker: StatementRunner, record: Any, checkout: DBAPICheckout, _: object) -> None:
-    """Bounds what listeners do with a connection that the garbage collector gives back."""
+def _watch_check_in(runner: StatementRunner, record: Any, checkout: DBAPICheckout, _: object) -> None:
+    """Bounds the listeners of a check-in that the garbage collector causes."""
     if record.dbapi_connection is not None:
-        worker.watch_check_in(record.dbapi_connection, checkout)
-
-
-def _creator_of(worker: StatementRunner) -> property:
-    """A pool's function that opens connections, whose setting up is bounded until they are handed out."""
-
-    def creator(self: Pool) -> Callable[[ConnectionPoolEntry], Any]:
-        try:
-            invoke = vars(self)["_invoke_creator"]
-        except KeyError:
-            raise AttributeError("_invoke_creator") from None
-
-        def create(record: ConnectionPoolEntry) -> Any:
-            connection = invoke(record)
-            worker.set_up(connection)
-            return connection
-
-        return create
-
-    def keep(self: Pool, invoke: object) -> None:
-        vars(self)["_invoke_creator"] = invoke
-
-    def forget(self: Pool) -> None:
-        try:
-            del vars(self)["_invoke_creator"]
-        except KeyError:
-            raise AttributeError("_invoke_creator") from None
-
-    return property(creator, keep, forget)
+        runner.watch_check_in(record.dbapi_connection, checkout)

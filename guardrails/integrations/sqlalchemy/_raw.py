@@ -1,7 +1,8 @@
-"""A pool's connection as its user sees it: cursors, COMMIT and ROLLBACK are driver work. Knows no statements.
+"""Runs the cursors, commits and rollbacks of a pool's connection as driver work.
 
-SQLAlchemy calls it a fairy, makes it itself and offers no way to choose its class; so a guarded pool swaps
-the class of what it hands out, as the guard does with the pool's own. The class keeps its name.
+Depends on SQLAlchemy's proxied connection, which SQLAlchemy calls a fairy; must not import statements.
+SQLAlchemy offers no way to choose its class, so a guarded pool replaces the class of each connection that it
+hands out. The class keeps its name.
 """
 
 from __future__ import annotations
@@ -22,71 +23,70 @@ if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
     from guardrails._dbapi.stopping import Limit
 
-__all__ = ["Proxy", "ProxyWork", "get_held", "guarded_proxy", "held"]
+__all__ = ["Proxy", "ProxyWork", "dbapi_connection_of", "get_dbapi_connection", "guarded_proxy"]
 
 Proxy = type[PoolProxiedConnection]
 
-_slot: Any = _ConnectionFairy.dbapi_connection
-get_held, _set_slot = _slot.__get__, _slot.__set__
+_member: Any = _ConnectionFairy.dbapi_connection
+get_dbapi_connection, _set_dbapi_connection = _member.__get__, _member.__set__
 
 _TWO_PHASE = frozenset({"tpc_begin", "tpc_prepare", "tpc_recover"})
-"""PEP 249's methods of a connection, past its cursors. The two ends have methods below."""
+"""PEP 249's two-phase methods that run as plain work; commit and rollback are handled below."""
 
 
 class ProxyWork(Protocol):
-    """How a proxied connection's work is done."""
+    """Does the work of a proxied connection. Every method gets that connection first."""
 
     def check_timeout(self, timeout: Any) -> float:
-        """A number of seconds, or a ConfigurationError."""
+        """Returns the seconds, or raises a `ConfigurationError`."""
 
     def allow(self, statement: Any, timeout: float | None) -> Any:
-        """The statement, worded so that the server gives it ``timeout`` seconds."""
+        """Returns the statement, changed so that the server lets it run for ``timeout`` seconds."""
 
     def run(
         self,
         connection: Any,
         call: Callable[..., Any],
         args: Sequence[Any],
-        kwargs: Mapping[str, Any],
         timeout: float | None,
         *,
         proves: bool,
     ) -> Any:
-        """Runs a call of a proxied connection's cursor; ``proves``: whether its success is evidence."""
+        """Runs a call of a cursor; its success is evidence if ``proves``."""
 
-    def lend(self, connection: Any) -> None:
-        """Notes that somebody is about to work with the driver's own connection."""
+    def bound_unwrapped(self, connection: Any) -> None:
+        """Bounds the user's work on the driver's own connection by the ambient deadline."""
 
     def finish(
         self, connection: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Any:
-        """Runs what closes a cursor of a proxied connection."""
+        """Runs the close of a cursor."""
 
     def commit(self, connection: Any) -> None:
-        """Commits on a proxied connection."""
+        """Commits."""
 
     def rollback(self, connection: Any) -> None:
-        """Rolls back on a proxied connection."""
+        """Rolls back."""
 
     def end(
         self, connection: Any, call: Callable[..., Any], args: Sequence[Any], *, commit: bool, ending: bool
     ) -> Any:
-        """Runs what ends a two-phase transaction; ``ending``: even when no time is left."""
+        """Runs the end of a two-phase transaction; with ``ending`` even if no time is left."""
 
     checkout_of: Callable[[Any], DBAPICheckout | None]
-    """Gives the checkout that a pool's record is in."""
+    """Returns the checkout of a pool's record, or None."""
 
     def checking_in(self, connection: Any) -> Limit | None:
-        """Bounds the listeners of a check-in that begins; None where none listens."""
+        """Bounds the listeners of a check-in that begins; None if there is no limit."""
 
     def checked_in(
         self, connection: Any, record: Any, limit: Limit | None, error: BaseException | None
     ) -> None:
-        """Ends a check-in, and gives back what an error in it left out."""
+        """Ends a check-in; returns the connection to its pool if an error in it has not."""
 
 
 class _GuardedConnection(_ConnectionFairy):
-    # Empty slots, or CPython refuses the swap ("object layout differs").
+    # Empty slots, else CPython refuses the new class ("object layout differs").
     __slots__ = ()
 
     _work: ClassVar[ProxyWork]
@@ -94,7 +94,7 @@ class _GuardedConnection(_ConnectionFairy):
 
     @property
     def guardrails_timeout(self) -> float | None:
-        """Seconds each piece of work of this checkout's cursors may take; None for the guard's timeout."""
+        """Seconds that each call of this checkout's cursors may take; None is the guard's timeout."""
         timeout: float | None = self.__dict__.get("guardrails_timeout")
         return timeout
 
@@ -104,25 +104,25 @@ class _GuardedConnection(_ConnectionFairy):
 
     @property
     def driver_connection(self) -> Any:  # type: ignore[override] # as SQLAlchemy's own
-        """The driver's own connection. It is stopped at the ambient deadline if it is not back by then."""
+        """The driver's own connection. Work on it is stopped at the ambient deadline."""
         if self.is_valid:
-            self._work.lend(self)
+            self._work.bound_unwrapped(self)
         return super().driver_connection
 
     @property
     def is_valid(self) -> bool:
-        return get_held(self) is not None
+        return get_dbapi_connection(self) is not None
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        cursor = get_held(self).cursor(*args, **kwargs)
+        cursor = get_dbapi_connection(self).cursor(*args, **kwargs)
         return raw_cursor(cursor, self._run, self._step, self._finish, self._allow)
 
     def _checkin(self, transaction_was_reset: bool = False) -> None:  # noqa: FBT001, FBT002
-        self.__class__ = self._bare  # type: ignore[assignment] # from here on it is SQLAlchemy that reads its attributes
+        self.__class__ = self._bare  # type: ignore[assignment] # from here on SQLAlchemy alone reads its attributes
         record, limit = self._connection_record, None
         reset, returned = self._pool.dispatch.reset, self._pool.dispatch.checkin
         checkout = self._work.checkout_of(record)
-        # Without the truth of the collections, which are functions of Python.
+        # The truth value of a collection would be a Python call.
         listened = (
             reset.listeners or reset.parent_listeners or returned.listeners or returned.parent_listeners
         )
@@ -137,99 +137,101 @@ class _GuardedConnection(_ConnectionFairy):
             self._work.checked_in(self, record, limit, None)
 
     def commit(self) -> None:
-        self._end(self._work.commit)
+        self._guarded(self._work.commit)
 
     def rollback(self) -> None:
-        if self.is_valid:  # what was stopped has been dropped, and its transaction with it
-            self._end(self._work.rollback)
+        if self.is_valid:  # a stopped connection was closed, which ended its transaction
+            self._guarded(self._work.rollback)
 
     def _run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self._work_on(call, args, kwargs, proves=True)
 
     def _step(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # Most drivers have all rows already, so a fetch works while every statement fails.
+        # Most drivers have read all rows by now, so a fetch succeeds while every statement fails.
         return self._work_on(call, args, kwargs, proves=False)
 
     def _work_on(
         self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, proves: bool
     ) -> Any:
         if not self.is_valid:
-            return call(*args, **kwargs)  # returned or dropped: the driver says what it thinks of it
+            return call(*args, **kwargs)  # returned or invalidated: the driver raises its own error
+        if kwargs:
+            call = partial(call, **kwargs)
         work = partial(self._work.run, proves=proves)
-        return self._end(work, call, args, kwargs, self.guardrails_timeout)
+        return self._guarded(work, call, args, self.guardrails_timeout)
 
     def _finish(self, close: Callable[..., Any], *error: object) -> Any:
         if not self.is_valid:
             return close(*error)
-        return self._end(self._work.finish, close, error, self.guardrails_timeout)
+        return self._guarded(self._work.finish, close, error, self.guardrails_timeout)
 
     def guardrails_end(
         self, call: Callable[..., Any], *args: Any, commit: bool, ending: bool | None = None
     ) -> Any:
-        """Runs what ends a two-phase transaction; ``ending``: even when no time is left."""
+        """Runs the end of a two-phase transaction; with ``ending`` even if no time is left."""
         if not self.is_valid:
             return call(*args)
         ending = not commit if ending is None else ending
-        return self._end(partial(self._work.end, commit=commit, ending=ending), call, args)
+        return self._guarded(partial(self._work.end, commit=commit, ending=ending), call, args)
 
     def _allow(self, statement: Any) -> Any:
         return self._work.allow(statement, self.guardrails_timeout)
 
-    def _end(self, work: Callable[..., Any], *args: Any) -> Any:
+    def _guarded(self, work: Callable[..., Any], *args: Any) -> Any:
         try:
             return work(self, *args)
         except BaseException as error:
-            # Whoever was cancelled or interrupted in the middle of it leaves it in any state.
+            # After an interrupt or a cancellation the connection can be in any state.
             if isinstance(error, CallTimeoutError) or not isinstance(error, Exception):
                 self.invalidate(error)
             raise
 
 
-class _LentConnection(_GuardedConnection):
-    """One whose user may take the driver's connection, which is a way past all hooks."""
+class _UnwrappableConnection(_GuardedConnection):
+    """A connection whose user may take the driver's own, past all hooks."""
 
     __slots__ = ()
 
-    def _lend(self) -> Any:
-        """The DBAPI connection. It is stopped at the ambient deadline if it is not back by then."""
-        connection = get_held(self)
-        # SQLAlchemy reads it for its own work, which is hooked.
+    def _unwrap(self) -> Any:
+        """The DBAPI connection. Work on it is stopped at the ambient deadline."""
+        connection = get_dbapi_connection(self)
+        # SQLAlchemy reads it too, for work that is hooked.
         if ambient.get() is not None and connection is not None and not _read_by_sqlalchemy():
-            self._work.lend(self)
+            self._work.bound_unwrapped(self)
         return connection
 
-    dbapi_connection = property(_lend, _set_slot)
+    dbapi_connection = property(_unwrap, _set_dbapi_connection)
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(get_held(self), name)
+        attribute = getattr(get_dbapi_connection(self), name)
         if name in _TWO_PHASE:
             return partial(self._run, attribute)
         if name in {"tpc_commit", "tpc_rollback"}:
             return partial(self.guardrails_end, attribute, commit=name == "tpc_commit")
         if ambient.get() is not None and callable(attribute) and not _read_by_sqlalchemy():
-            self._work.lend(self)
+            self._work.bound_unwrapped(self)
         return attribute
 
 
 def guarded_proxy(work: ProxyWork) -> Proxy:
-    """The class of connections whose work is done by ``work``."""
+    """Returns the class of connections whose work ``work`` does."""
     own = {"__slots__": (), "__module__": _ConnectionFairy.__module__, "_work": work}
     name = _ConnectionFairy.__name__
     bare: Any = type(name, (_GuardedConnection,), own)
-    bare._bare = bare  # noqa: SLF001 - one that was invalidated is given back once more
-    return type(name, (_LentConnection,), {**own, "_bare": bare})
+    bare._bare = bare  # noqa: SLF001 - an invalidated connection is checked in again
+    return type(name, (_UnwrappableConnection,), {**own, "_bare": bare})
 
 
-def held(connection: Any) -> Any:
-    """The DBAPI connection that a pool's connection holds, without lending it."""
+def dbapi_connection_of(connection: Any) -> Any:
+    """Returns the DBAPI connection of a pool's connection, for hooked work: no deadline is put on it."""
     try:
-        return get_held(connection)
+        return get_dbapi_connection(connection)
     except TypeError:
-        # SQLAlchemy's stand-in for one, or the DBAPI connection itself.
+        # Another proxy of SQLAlchemy's, or the DBAPI connection itself.
         return getattr(connection, "dbapi_connection", connection)
 
 
 def _read_by_sqlalchemy() -> bool:
-    """True if the code that reads an attribute is SQLAlchemy's."""
+    """Returns True if the code that reads the attribute belongs to SQLAlchemy."""
     name: str = sys._getframe(2).f_globals.get("__name__", "")  # noqa: SLF001 - documented
     return name.startswith("sqlalchemy.")

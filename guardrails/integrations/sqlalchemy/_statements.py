@@ -1,6 +1,7 @@
-"""SQLAlchemy's statements: one execution context, one cursor and the fetches of one result are driver work.
+"""Runs SQLAlchemy's statements, and the fetches of their results, as driver work.
 
-The cursor is the driver's own from the beginning to the end, so listeners see the object they expect.
+Depends on SQLAlchemy's execution contexts; must not import a driver. The cursor stays the driver's own
+object, so listeners see what they expect.
 """
 
 from __future__ import annotations
@@ -18,47 +19,50 @@ from guardrails._dbapi.runner import StatementRunner
 from guardrails._util.checks import Faults
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations.sqlalchemy._fetching import fetch_batches, fetch_in_steps
-from guardrails.integrations.sqlalchemy._pool import Admission
-from guardrails.integrations.sqlalchemy._raw import get_held, held
+from guardrails.integrations.sqlalchemy._pool import EngineAdmission
+from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of, get_dbapi_connection
 
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
 
-__all__ = ["TIMEOUT_OPTION", "Statements", "checked"]
+__all__ = ["TIMEOUT_OPTION", "Statements", "check_timeout"]
 
 TIMEOUT_OPTION = "guardrails_timeout"
-"""Execution option with the seconds one statement may take, and each fetch of a stream."""
+"""The execution option with the timeout of one statement, and of each fetch of a stream, in seconds."""
 
 _SAVEPOINT_ENDS = (ReleaseSavepointClause, RollbackToSavepointClause)
 
 
 class Statements:
-    """Puts the statements of a dialect through a worker.
+    """Hooks for the statements of one dialect.
 
     Args:
         dialect: The engine's dialect.
-        admission: Knows which checkout a connection is in.
-        worker: Runs the work.
+        admission: Finds the checkout of a connection.
+        runner: Runs the work.
     """
 
-    def __init__(self, dialect: Dialect, admission: Admission, worker: StatementRunner) -> None:
+    def __init__(self, dialect: Dialect, admission: EngineAdmission, runner: StatementRunner) -> None:
         self._dispatch: Any = dialect.dispatch
         self._checkout_of = admission.checkout_of
-        self._runner = worker
+        self._runner = runner
         self._special: type[ExecutionContext] = ExecutionContext
 
-    def contexts(self, base: type[ExecutionContext]) -> type[ExecutionContext]:
-        """The class of execution contexts, with the driver's cursors: their work is hooked."""
-        worker, checkout_of, dispatch = self._runner, self._checkout_of, self._dispatch
+    def context_class(self, base: type[ExecutionContext]) -> type[ExecutionContext]:
+        """Returns a class of execution contexts that make cursors of the driver's own connection.
+
+        The proxied connection would make cursors whose work is guarded a second time.
+        """
+        runner, checkout_of, dispatch = self._runner, self._checkout_of, self._dispatch
         ours: Any = type(base.__name__, (base,), {"__module__": base.__module__})
-        self._special = special = _special_contexts(ours, worker)
+        self._special = special = _special_context_class(ours, runner)
 
         def create_cursor(self: Any) -> Any:
             fairy = self._dbapi_connection
             try:
-                connection = get_held(fairy)
+                connection = get_dbapi_connection(fairy)
             except TypeError:
-                connection = held(fairy)
+                connection = dbapi_connection_of(fairy)
             root, one, many = self.root_connection, dispatch.do_execute, dispatch.do_executemany
             if (
                 root._has_events  # noqa: SLF001 - no public way
@@ -70,11 +74,11 @@ class Statements:
             ):
                 checkout = checkout_of(fairy._connection_record)  # noqa: SLF001 - likewise
                 if checkout is not None:
-                    # They get the cursor, and may use it before and after its statement, or instead.
+                    # Listeners get the cursor. They may use it before, after or instead of the statement.
                     self.__class__ = special
                     self.guardrails_checkout = checkout
-                    worker.open_bracket(connection, checkout, self.execution_options.get(TIMEOUT_OPTION))
-            if "cursor" in getattr(fairy, "__dict__", ()):  # somebody's own
+                    runner.open_bracket(connection, checkout, self.execution_options.get(TIMEOUT_OPTION))
+            if "cursor" in getattr(fairy, "__dict__", ()):  # replaced on this connection, as tracing tools do
                 cursor = base.create_cursor(self)
                 self._dbapi_connection = connection
                 return cursor
@@ -85,7 +89,7 @@ class Statements:
         return ours  # type: ignore[no-any-return]
 
     def around(self, original: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
-        """A dialect's method that executes a statement, as a piece of work."""
+        """Returns a dialect's method that executes a statement as driver work."""
         run, checkout_of, allow = self._runner.run, self._checkout_of, self._runner.allow
         run_listened, steps_in_fetch = self._run_listened, self._runner.fetches
         watch_stream, finish = self._watch_stream, self._finish_stream
@@ -101,7 +105,7 @@ class Statements:
             timeout = context.execution_options.get(TIMEOUT_OPTION)
             streams = context._is_server_side  # noqa: SLF001 - no public way that costs nothing
             if timeout is not None:
-                timeout = checked(timeout)
+                timeout = check_timeout(timeout)
             connection = context._dbapi_connection  # noqa: SLF001 - likewise
             checkout = checkout_of(context.root_connection._dbapi_connection._connection_record)  # noqa: SLF001
             given = in_scope(checkout) if timeout is None and in_scope is not None else timeout
@@ -139,14 +143,14 @@ class Statements:
         timeout: float | None,
         **how: bool,
     ) -> Any:
-        """Runs a statement between its listeners, which have its time once before and once after it."""
+        """Runs a statement. Its listeners have its timeout once before it and once after it."""
         self._runner.end_bracket(checkout)
         result = self._runner.run(call, args, connection, checkout, timeout=timeout, **how)
         self._runner.open_bracket(connection, checkout, timeout)
         return result
 
     def _watch_stream(self, context: Any, step: Callable[..., Any], finish: Callable[..., Any]) -> None:
-        """Lets the result that SQLAlchemy will make of a stream fetch in steps; its first fetch, too."""
+        """Makes the result of a stream fetch in steps, its first fetch included."""
         finish = partial(finish, context.root_connection, context._dbapi_connection)  # noqa: SLF001 - likewise
         context.__class__ = self._special
         context.guardrails_fetching = partial(
@@ -165,7 +169,7 @@ class Statements:
         try:
             return self._runner.bounds(close, (), connection, timeout)
         except CallTimeoutError as error:
-            user.invalidate(error)  # SQLAlchemy logs what goes wrong here and goes on
+            user.invalidate(error)  # SQLAlchemy logs the error and goes on
             raise
         except asyncio.CancelledError:
             if checkout is not None:
@@ -173,16 +177,16 @@ class Statements:
             raise
 
 
-def _special_contexts(base: type[ExecutionContext], worker: StatementRunner) -> type[ExecutionContext]:
-    """The class of those contexts whose statement is listened to, or whose rows come as they are fetched."""
+def _special_context_class(base: type[ExecutionContext], runner: StatementRunner) -> type[ExecutionContext]:
+    """Returns the class of contexts of statements with listeners, and of streams."""
 
     def post_exec(self: Any) -> None:
         base.post_exec(self)
         checkout = self.guardrails_checkout
         if checkout is not None and checkout.bracket is not None:
-            worker.end_bracket(checkout)
+            runner.end_bracket(checkout)
             if checkout.listening:
-                worker.open_bracket(self._dbapi_connection, checkout, None)
+                runner.open_bracket(self._dbapi_connection, checkout, None)
 
     def _setup_result_proxy(self: Any) -> Any:
         if self.guardrails_fetching is not None:
@@ -199,11 +203,11 @@ def _special_contexts(base: type[ExecutionContext], worker: StatementRunner) -> 
     return type(base.__name__, (base,), own)
 
 
-def checked(timeout: Any) -> float:
-    """The seconds a statement asks for.
+def check_timeout(timeout: Any) -> float:
+    """Returns a statement's timeout in seconds.
 
     Raises:
-        ConfigurationError: It is no positive number.
+        ConfigurationError: It is not a positive number.
     """
     faults = Faults("execution_options")
     faults.seconds(TIMEOUT_OPTION, timeout)

@@ -1,4 +1,7 @@
-"""What a person may ask of a pool: how it stands, what was forgotten, how large it should be."""
+"""Public functions about a pool: its status, its leaks, its size.
+
+Depends on the holder registry; must not import statements.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +21,32 @@ __all__ = ["PoolSettings", "leaks", "pool_status"]
 
 
 def pool_status(engine: object) -> PoolStatus:
-    """Who has the connections of a guarded engine now, and why there is none left.
+    """Returns who holds the connections of a guarded engine now, and why none is left.
 
-    It looks at the process alone and asks the database nothing, so it answers when nothing else does.
+    It reads the state of this process and sends nothing to the database, so it also answers in an outage.
 
     Args:
         engine: An ``Engine`` or ``AsyncEngine`` that was given to `guardrails.protect`.
 
     Raises:
-        ConfigurationError: It is not one, or nobody guards it.
+        ConfigurationError: ``engine`` is not an engine, or is not guarded.
     """
     sync_engine, registry = _registry("pool_status", engine)
     return registry.status(sync_engine.pool)
 
 
 def leaks(engine: object, *, older_than: float | None = None) -> tuple[Holder, ...]:
-    """The connections of a guarded engine that seem forgotten, those out longest first.
+    """Returns the holders of connections that look forgotten, those out longest first.
 
-    Such is one whose holder has ended, and one that has been out for some time while nothing runs on it.
+    A connection looks forgotten if its holder has ended, or if it has been out for ``older_than`` seconds and
+    nothing runs on it.
 
     Args:
         engine: As for `pool_status`.
-        older_than: Seconds that are some time; None takes the ``leak_after`` that the engine is guarded with.
+        older_than: Seconds; None takes the engine's ``leak_after``.
 
     Raises:
-        ConfigurationError: It is no guarded engine, or ``older_than`` is not a number of seconds.
+        ConfigurationError: ``engine`` is not a guarded engine, or ``older_than`` is not a number of seconds.
     """
     faults = Faults("leaks")
     faults.seconds("older_than", older_than, none=True, zero=True)
@@ -70,10 +74,10 @@ class PoolSettings:
         engine = create_engine(url, **PoolSettings.for_load(rate=240, hold=0.05, workers=4).options())
 
     Attributes:
-        pool_size: Connections that are kept.
-        max_overflow: Connections beyond these, opened and closed again under load.
-        pool_timeout: Seconds the pool lets a caller wait. Under a guard nobody waits there.
-        pool_recycle: Seconds after which a connection is replaced when it is next asked for; -1 is never.
+        pool_size: Connections that the pool keeps open.
+        max_overflow: Additional connections that are opened under load and closed after use.
+        pool_timeout: Seconds that the pool lets a caller wait. Under a guard they wait at the guard instead.
+        pool_recycle: Age in seconds at which a connection is replaced on its next checkout; -1 is never.
 
     Raises:
         ConfigurationError: One or more settings are wrong; all are named at once.
@@ -104,22 +108,22 @@ class PoolSettings:
         max_connections: int | None = None,
         reserved: int = RESERVED,
     ) -> Self:
-        """The smallest pool that serves a load; what ``guardrails size`` advises.
+        """Returns the smallest pool that serves a load, as ``guardrails size`` does.
 
         Args:
-            rate: Checkouts per second at peak, all processes together.
-            hold: Seconds a connection is held on average, from checkout to check-in.
-            target_wait: Seconds that 99 % of the callers may wait for one at most.
-            workers: Processes, each with a pool of its own.
-            max_connections: What the server allows; None does not ask.
-            reserved: Of these, what is kept for superusers, migrations and other services.
+            rate: Peak checkouts per second of all processes together.
+            hold: Average seconds from checkout to check-in.
+            target_wait: Maximum wait for a connection in seconds, for 99 % of the callers.
+            workers: Number of processes, each with a pool of its own.
+            max_connections: The server's limit; None checks none.
+            reserved: Connections of the limit for superusers, migrations and other services.
 
         Raises:
-            ConfigurationError: An argument is wrong, or the server has not as many connections.
+            ConfigurationError: An argument is wrong, or the server's limit is too small.
         """
         fleet = Fleet(workers, max_connections, reserved)
         if not finite(rate):
-            Demand(rate, hold, target_wait)  # says what is wrong with it
+            Demand(rate, hold, target_wait)  # raises the error; the rate per process would hide the value
         pool = wanted(Demand(rate / workers, hold, target_wait))
         if fleet.share is not None and pool.size > fleet.share:
             raise ConfigurationError(
@@ -129,5 +133,5 @@ class PoolSettings:
         return cls(pool_size=pool.size)
 
     def options(self) -> dict[str, float]:
-        """The arguments for ``create_engine`` or ``create_async_engine``."""
+        """Returns the keyword arguments for ``create_engine`` or ``create_async_engine``."""
         return asdict(self)

@@ -1,6 +1,6 @@
-"""The phases of a two-phase transaction: one call of PEP 249's, or statements that arrive at the hooks.
+"""Bounds the phases of two-phase transactions: one call of PEP 249, or several statements.
 
-Depends on the worker; must not know any driver.
+Depends on the statement runner; must not import a driver.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ from sqlalchemy import Dialect
 
 from guardrails._dbapi.runner import StatementRunner
 from guardrails.errors import CallTimeoutError, CommitUnknownError, RejectedError
-from guardrails.integrations.sqlalchemy._pool import Admission
-from guardrails.integrations.sqlalchemy._raw import held
+from guardrails.integrations.sqlalchemy._pool import EngineAdmission
+from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of
 
 __all__ = ["TwoPhase"]
 
 
 class TwoPhase:
-    """Puts the phases of a dialect's two-phase transactions through a worker.
+    """Hooks for the two-phase transactions of one dialect.
 
     Args:
         dialect: The dialect.
-        admission: Knows which checkout a connection is in.
-        worker: Runs the work.
+        admission: Finds the checkout of a connection.
+        runner: Runs the work.
     """
 
-    def __init__(self, dialect: Dialect, admission: Admission, worker: StatementRunner) -> None:
+    def __init__(self, dialect: Dialect, admission: EngineAdmission, runner: StatementRunner) -> None:
         self._dialect = dialect
         self._checkout_of = admission.checkout_of
-        self._runner = worker
+        self._runner = runner
 
     def around_prepare(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Refuses the first phase before it begins, and not in the middle where it is several statements."""
+        """Refuses the first phase only before it begins, also where it is several statements."""
 
         def prepare(connection: Any, xid: Any) -> Any:
-            if hasattr(held(connection.connection), "tpc_prepare"):
+            if hasattr(dbapi_connection_of(connection.connection), "tpc_prepare"):
                 return original(connection, xid)
             self._runner.check_time_left()
-            with self._ending(connection):
+            with self._with_grace(connection):
                 return original(connection, xid)
 
         return prepare
 
     def around_end(self, original: Callable[..., Any], *, commit: bool) -> Callable[..., Any]:
-        """Bounds the end of a two-phase transaction: one call of PEP 249's, or statements.
+        """Bounds the end of a two-phase transaction: one call of PEP 249, or several statements.
 
-        A prepared transaction keeps its locks until it is ended, so its end is never refused.
+        The end of a prepared transaction is never refused, because until then it keeps its locks.
         """
         unknown, dialect = self._runner.unknown, self._dialect
 
@@ -60,11 +60,11 @@ class TwoPhase:
                 except RejectedError:
                     dialect.do_rollback_twophase(connection, xid, is_prepared=False)
                     raise
-            if hasattr(held(fairy), "tpc_commit"):
+            if hasattr(dbapi_connection_of(fairy), "tpc_commit"):
                 return fairy.guardrails_end(original, *args, commit=commit, ending=True)
             try:
-                with self._ending(connection):
-                    return original(*args)  # it arrives at the hooks as statements
+                with self._with_grace(connection):
+                    return original(*args)  # the dialect runs statements, which are hooked
             except CommitUnknownError:
                 raise
             except CallTimeoutError as error:
@@ -75,8 +75,8 @@ class TwoPhase:
         return end
 
     @contextmanager
-    def _ending(self, connection: Any) -> Iterator[None]:
-        """Lets the statements of the block have a little time when there is none left."""
+    def _with_grace(self, connection: Any) -> Iterator[None]:
+        """Gives the statements of the block a grace period if no time is left."""
         checkout = self._checkout_of(connection.connection._connection_record)  # noqa: SLF001 - no public way
         if checkout is None:
             yield

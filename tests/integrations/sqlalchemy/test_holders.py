@@ -24,8 +24,13 @@ from starlette.routing import Route
 from guardrails import BulkheadFullError, ConfigurationError, protect
 from guardrails.events import LeakFound
 from guardrails.integrations.asgi import GuardrailsMiddleware
-from guardrails.integrations.sqlalchemy import PoolSettings, leaks, pool_status
-from guardrails.integrations.sqlalchemy import _holder_registry as ledger_module
+from guardrails.integrations.sqlalchemy import (
+    PoolSettings,
+    _holder_registry,
+    _pool_monitor,
+    leaks,
+    pool_status,
+)
 from guardrails.integrations.sqlalchemy._pool import registry_of
 from support.polling import poll
 
@@ -274,8 +279,8 @@ class Switch:
 
 
 def told_of(caplog):
-    """What the pool's registry has logged; other lines are of guards, perhaps of another test's."""
-    return [record for record in caplog.records if record.module == "_holder_registry"]
+    """The lines that the pool's monitor has logged; guards, perhaps of another test, log other lines."""
+    return [record for record in caplog.records if record.module == "_pool_monitor"]
 
 
 def test_held_too_long_is_told_once(make_engine, caplog):
@@ -400,7 +405,7 @@ def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, capl
 
 def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog, monkeypatch):
     """There nobody comes as far as the pool."""
-    monkeypatch.setattr(ledger_module, "_PACE", 0.05)
+    monkeypatch.setattr(_pool_monitor, "_INTERVAL", 0.05)
     engine, guard = make_engine(max_wait_duration=0)
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
         both_wait(engine)
@@ -464,7 +469,7 @@ def test_full_compartment_does_not_look_through_stacks(make_engine, monkeypatch)
     engine, guard = make_engine(max_wait_duration=0)
     part = guard.compartment("reports", max_concurrent_calls=1)
     looks = []
-    monkeypatch.setattr(ledger_module, "stack_of", looks.append)
+    monkeypatch.setattr(_holder_registry, "stack_of", looks.append)
     with part.call(), engine.connect():
         for _ in range(10):
             with part.call(), pytest.raises(BulkheadFullError):
@@ -555,7 +560,7 @@ def test_pool_of_one_file_of_static_connections_is_no_surprise():
         assert guard.snapshot().in_use == 2
         assert len(pool_status(engine).holders) == 1
     assert pool_status(engine).holders == ()
-    assert not registry_of(engine.pool)._out
+    assert not registry_of(engine.pool).out
 
 
 def test_settings_for_a_load():

@@ -1,0 +1,185 @@
+"""Reports leaked connections and exhausted pools, in the log and as events.
+
+Depends on the holder registry and the housekeeper's thread; must not import pools or statements.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal
+
+from guardrails._dbapi.checkout import DBAPICheckout
+from guardrails._pool.frames import lines
+from guardrails._runtime.fork import renew_after_fork
+from guardrails._runtime.guard_log import log
+from guardrails._runtime.housekeeper import run_later
+from guardrails.events import LeakFound
+from guardrails.integrations.sqlalchemy._holder_registry import HolderRegistry, route_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.pool import Pool
+
+__all__ = ["PoolMonitor"]
+
+_INTERVAL = 5.0
+"""Seconds between two checks of the checkouts, while there are any."""
+
+_RECHECK = 0.5
+"""Seconds until the next diagnosis of a pool that was exhausted while its connections were being opened."""
+
+_DIAGNOSIS_INTERVAL = 30.0
+"""Seconds between two diagnoses of one pool in the log."""
+
+_WARNING_INTERVAL = 60.0
+"""Seconds between two warnings about connections that were taken at the same place."""
+
+_MAX_PLACES = 64
+"""Places whose last warning is remembered."""
+
+_MAX_SEARCHED = 64
+"""Checkouts among which a refused caller's own is searched."""
+
+_WARNINGS = {
+    "held": "a connection of %r has been out for %.1f s and nothing runs on it; it was taken at %s",
+    "dropped": "a connection of %r was dropped after %.1f s and not given back; it was taken at %s",
+}
+
+
+class PoolMonitor:
+    """Checks the checkouts of one pool from time to time.
+
+    Args:
+        registry: The holders of the pool's connections.
+
+    Attributes:
+        watching: Whether a check is planned.
+    """
+
+    def __init__(self, registry: HolderRegistry) -> None:
+        self._registry = registry
+        self._guard = registry.guard
+        self._gate = registry.guard.call_settings.gates[0]
+        self._leak_after = registry.leak_after
+        self._out = registry.out
+        self._dropped: deque[dict[str, Any]] = deque()
+        self._last_warning: dict[tuple[str, ...], float] = {}
+        self._next_diagnosis = -math.inf
+        self._rejected = 0
+        self.watching = False
+        report = self._gate.report
+        report.line_of_code, report.holders = registry.calling_line, self._describe
+        renew_after_fork(self)
+
+    def watch(self) -> None:
+        """Plans the first check after a checkout."""
+        self.watching = True
+        run_later(self._check, _INTERVAL if self._leak_after is None else min(_INTERVAL, self._leak_after))
+
+    def dropped(self, checkout: DBAPICheckout) -> None:
+        """Notes a connection that the garbage collector has given back."""
+        # The collector may run in the middle of a step of the gate, so the housekeeper's thread reports it.
+        self._dropped.append(self._leak("dropped", checkout))
+        run_later(self._check, 0.0)
+
+    def returned(self, checkout: DBAPICheckout) -> None:
+        """Logs the return of a connection that was reported as a leak."""
+        log.info(
+            "a connection of %r came back after %.0f s; it was taken at %s",
+            self._guard.name,
+            self._registry.age(checkout),
+            lines(checkout.site)[0],
+        )
+
+    def refused(self, pool: Pool) -> None:
+        """Notes a caller for whom the pool had no connection."""
+        caller = self._registry.caller()
+        for checkout in list(self._out.values())[:_MAX_SEARCHED]:
+            if checkout.caller == caller:
+                checkout.nested = True
+        self._diagnose(pool)
+
+    def _describe(self, name: str, taken: int, limit: int) -> str | None:
+        """Describes the holders for the log; see `HolderRegistry.describe`."""
+        description = self._registry.describe(name, taken, limit)
+        if description is not None:
+            self._next_diagnosis = time.monotonic() + _DIAGNOSIS_INTERVAL  # the description is a diagnosis
+        return description
+
+    def _diagnose(self, pool: Pool | None) -> None:
+        # A diagnosis walks stacks, so a compartment that has used up its share does not cause one.
+        slots, now = self._gate.core.bulkhead, time.monotonic()
+        if slots.taken < slots.limit or now < self._next_diagnosis:
+            return
+        # A refused caller does not wait for a search. The housekeeper's thread, without a pool, searches.
+        status = self._registry.status(pool, search=pool is None)
+        if pool is not None and any(holder.doing == "gone" for holder in status.holders):
+            run_later(self._check, 0.0)
+            return
+        if status.cause != "free":
+            self._next_diagnosis = now + _DIAGNOSIS_INTERVAL
+            log.warning("%s", str(status).replace("\n  ", "; "))
+            return
+        # Some connections have no holder: they are being opened, or are older than the guard.
+        self._next_diagnosis = now + _RECHECK / 2
+        if pool is not None:
+            run_later(self._check, _RECHECK)
+
+    def _check(self) -> float | None:
+        """Reports leaks and an exhausted pool. Returns the seconds until the next check; None plans none."""
+        self.watching = False  # first: a checkout from here on is seen below, or plans a check
+        while self._dropped:
+            self._report(self._dropped.popleft())
+        # A middleware refuses requests before they ask the pool, so `refused` is not called for them.
+        before, self._rejected = self._rejected, sum(self._guard.snapshot().rejected.values())
+        if self._rejected != before:
+            self._diagnose(None)
+        waits = [self._check_leak(checkout) for checkout in list(self._out.values())]
+        self.watching = bool(waits)
+        return min([_INTERVAL, *waits]) if waits else None
+
+    def _check_leak(self, checkout: DBAPICheckout) -> float:
+        """Reports a checkout if it looks forgotten. Returns the seconds until it may look so."""
+        if self._leak_after is None or checkout.reported:
+            return _INTERVAL
+        left = self._leak_after - self._registry.age(checkout)
+        if left > 0 or checkout.under_way:
+            return max(left, self._leak_after / 4)
+        checkout.reported = True
+        self._report(self._leak("held", checkout))
+        return _INTERVAL
+
+    def _leak(self, cause: Literal["held", "dropped"], checkout: DBAPICheckout) -> dict[str, Any]:
+        return {
+            "cause": cause,
+            "seconds": self._registry.age(checkout),
+            "where": lines(checkout.site),
+            "route": route_of(checkout),
+        }
+
+    def _report(self, leak: dict[str, Any]) -> None:
+        gate = self._gate
+        gate.tell(LeakFound, at=gate.clock(), seq=gate.next_number(), **leak)
+        now, place = time.monotonic(), leak["where"]
+        if now - self._last_warning.get(place, -math.inf) < _WARNING_INTERVAL:
+            return
+        if len(self._last_warning) >= _MAX_PLACES:
+            self._last_warning.clear()
+        self._last_warning[place] = now
+        log.warning(_WARNINGS[leak["cause"]], self._guard.name, leak["seconds"], " < ".join(place))
+
+    # --- forks ---------------------------------------------------------------------------------
+
+    def pause(self, seconds: float) -> bool:  # noqa: ARG002
+        """See ForkAware."""
+        return True
+
+    def unpause(self) -> None:
+        """See ForkAware."""
+
+    def start_afresh(self) -> None:
+        """Forgets all checkouts in a child process: they are the parent's, and no check is planned."""
+        self.watching = False
+        self._dropped.clear()
+        self._out.clear()
