@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from collections import Counter
@@ -66,7 +67,7 @@ def test_async_functions_keep_their_kind_and_their_class(make_guard):
     async def main():
         return await asyncio.gather(low(), plain(), low())
 
-    assert asyncio.iscoroutinefunction(low)
+    assert inspect.iscoroutinefunction(low)
     assert asyncio.run(main()) == [(0, 0, 0), CRITICAL, (0, 0, 0)]
 
 

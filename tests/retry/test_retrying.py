@@ -7,6 +7,7 @@ import contextlib
 import copy
 import functools
 import gc
+import inspect
 import math
 import threading
 import time
@@ -858,7 +859,7 @@ def test_each_form_is_retried(make_guard, form, policy):
     def is_failure_result(result):
         return False
 
-    if asyncio.iscoroutinefunction(guarded(guard)(plain)):
+    if inspect.iscoroutinefunction(guarded(guard)(plain)):
 
         @functools.wraps(plain)
         async def flaky(*args, **kwargs):

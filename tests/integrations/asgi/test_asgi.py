@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import re
 import unittest.mock
 
@@ -48,7 +49,7 @@ def starlette(endpoint, **options):
 def fastapi(endpoint, **options):
     """A FastAPI application with one endpoint at every path."""
     app = FastAPI(**options)
-    if asyncio.iscoroutinefunction(endpoint):
+    if inspect.iscoroutinefunction(endpoint):
 
         @app.get("/{rest:path}")
         async def handle(rest: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 import threading
 import time
@@ -110,7 +111,7 @@ def loops_and_threads():
 
 if __name__ == "__main__":
     check = globals()[sys.argv[1]]
-    if asyncio.iscoroutinefunction(check):
+    if inspect.iscoroutinefunction(check):
         run(check())
     else:
         check()
