@@ -16,7 +16,7 @@ from guardrails._core.workloads import reaches as _reaches
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
 HALF = lambda: 0.5
-"""A random source by which jitter is none."""
+"""A random source that gives no jitter."""
 
 
 def make(jitter=HALF, **options):

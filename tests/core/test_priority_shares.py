@@ -57,11 +57,11 @@ def test_the_only_active_class_may_use_every_slot(rank):
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        ((CRITICAL, 1), SHEDDABLE, 5),  # four more are kept for CRITICAL
+        ((CRITICAL, 1), SHEDDABLE, 5),  # four more are reserved for CRITICAL
         ((CRITICAL, 5), SHEDDABLE, 3),  # two are left free for it
         ((CRITICAL, 8), SHEDDABLE, 1),
         ((CRITICAL, 9), SHEDDABLE, 1),
-        ((SHEDDABLE, 1), CRITICAL, 9),  # the one that SHEDDABLE can count on is taken
+        ((SHEDDABLE, 1), CRITICAL, 9),  # the guaranteed slot of SHEDDABLE is taken
         ((CRITICAL_PLUS, 1), CRITICAL, 7),
         ((SHEDDABLE_PLUS, 1), SHEDDABLE, 7),
     ],

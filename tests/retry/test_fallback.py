@@ -1,4 +1,4 @@
-"""`fallback=`: an answer for calls that were refused or failed, and for no others."""
+"""`fallback=`: replaces the result of calls that were refused or failed, and of no others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from support.calls import (
 
 
 def raising(error):
-    """A function that ends with this error."""
+    """A function that raises this error."""
 
     def fail():
         raise error
@@ -41,8 +41,8 @@ def raising(error):
     return fail
 
 
-def test_a_refusal_is_answered(run, make_guard):
-    """By the function that is given the error; the guarded one is not called."""
+def test_a_refusal_is_replaced(run, make_guard):
+    """The fallback gets the error; the guarded function is not called."""
     guard = make_guard()
     guard.force_open()
     called = []
@@ -95,7 +95,7 @@ PASSED = {
 
 
 @pytest.mark.parametrize("error", ANSWERED)
-def test_refusals_and_failures_are_answered(run, make_guard, error):
+def test_refusals_and_failures_are_replaced(run, make_guard, error):
     """The fallback gets the error itself."""
     error = ANSWERED[error]
     wrapped = guarded(make_guard(), fallback=lambda seen: seen)(run.decorated(raising(error)))
@@ -121,8 +121,8 @@ def test_errors_that_the_caller_must_see_are_not_replaced(error, is_async):
     assert not called
 
 
-def test_what_the_policy_calls_no_failure_is_an_answer(run, make_guard):
-    """A missing customer is not a sick database; inventing one would be a lie."""
+def test_an_exception_that_is_no_failure_is_not_replaced(run, make_guard):
+    """A missing customer is no outage."""
     guard = make_guard(breaker=BreakerPolicy(is_failure=lambda error: not isinstance(error, LookupError)))
     wrapped = guarded(guard, fallback=repr)
     with pytest.raises(KeyError):
@@ -131,7 +131,7 @@ def test_what_the_policy_calls_no_failure_is_an_answer(run, make_guard):
 
 
 def test_a_guard_without_a_circuit_falls_back_too(run, make_guard):
-    """Every exception is a failure then."""
+    """There every exception is a failure."""
     wrapped = guarded(make_guard(breaker=None), fallback=repr)(run.decorated(boom))
     assert run.result(wrapped()) == "Boom()"
 
@@ -147,7 +147,7 @@ def test_an_error_of_the_fallback_is_chained(run, make_guard):
     assert isinstance(raised.value.__context__, Boom)
 
 
-def test_it_may_raise_the_error_on(run, make_guard):
+def test_a_fallback_may_reraise_the_error(run, make_guard):
     """It is the same object then, and not its own context."""
     error = Boom()
 
@@ -160,8 +160,8 @@ def test_it_may_raise_the_error_on(run, make_guard):
     assert raised.value.__context__ is None
 
 
-def test_it_holds_no_slot(run, make_guard):
-    """Others use the only one while it answers; and it is no evidence."""
+def test_a_fallback_holds_no_slot(run, make_guard):
+    """Other callers use the only one meanwhile; the fallback is no evidence."""
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=0)
 
     def answer(error):
@@ -187,7 +187,7 @@ def test_async_fallbacks_are_awaited(make_guard):
 
 
 def test_an_async_fallback_of_a_sync_function_is_refused(make_guard):
-    """Where it is written, or, when nobody can know before, where it is called."""
+    """Where it is decorated, or where it is called if it cannot be known before."""
 
     async def answer(error):
         return "never"
@@ -206,8 +206,8 @@ def test_what_cannot_be_called_is_refused(make_guard, wrong):
         guarded(make_guard(), fallback=wrong)
 
 
-def test_it_stands_outside_the_retries(run, make_guard):
-    """Three attempts, then one answer."""
+def test_a_fallback_is_called_once_after_all_retries(run, make_guard):
+    """Three attempts, then one fallback."""
     asked, answered = [], []
 
     def failing():
@@ -224,7 +224,7 @@ def test_it_stands_outside_the_retries(run, make_guard):
     assert (len(asked), len(answered)) == (3, 1)
 
 
-def test_a_timeout_is_answered():
+def test_a_timeout_is_replaced():
     """The guard's own, and a caller's."""
     guard = Guard("db", max_concurrent_calls=2, timeout=0.05)
 

@@ -1,4 +1,4 @@
-"""`RetryBudget`: retries never add more than their share, whoever shares it."""
+"""`RetryBudget`: retries never exceed their share, whatever call sites share it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def call(budget, times):
 
 
 def retries_allowed(budget, asked=1000):
-    """Withdraws until refused; says how often it went well."""
+    """Withdraws until it is refused; returns the number of successes."""
     return next((done for done in range(asked) if not budget.try_withdraw()), asked)
 
 
@@ -34,7 +34,7 @@ def test_a_share_of_the_calls_may_be_retried(clock):
 @pytest.mark.parametrize("calls", [10, 30, 70, 290, 1000])
 @pytest.mark.parametrize("percent", [10, 29, 70, 100])
 def test_shares_are_exact(clock, calls, percent):
-    """What cannot be written exactly as a float is still a share of whole calls."""
+    """A ratio that no float holds exactly still allows the right whole number."""
     budget = RetryBudget(percent / 100, minimum_per_second=0, clock=clock)
     call(budget, calls)
     assert retries_allowed(budget, 2000) == calls * percent // 100
@@ -50,8 +50,8 @@ def test_a_quiet_service_may_retry(clock):
     assert retries_allowed(budget) == 20
 
 
-def test_old_calls_pay_for_nothing(clock):
-    """After ten seconds a call is forgotten, so that a quiet hour saves nothing up for a storm."""
+def test_calls_expire_after_ten_seconds(clock):
+    """So that a quiet hour saves no retries for a storm."""
     budget = RetryBudget(0.5, minimum_per_second=0, clock=clock)
     call(budget, 100)
     clock.advance(10)
@@ -93,7 +93,7 @@ class NaiveBudget:
     ),
 )
 def test_budget_equals_the_naive_one_and_is_never_exceeded(percent, free, moves):
-    """Every answer is the naive one's; over any life the retries stay below share and free ones."""
+    """Over any time the retries stay below the share and the free ones."""
     now, clock = 0, FakeClock()
     budget = RetryBudget(percent / 100, minimum_per_second=free, clock=clock)
     naive = NaiveBudget(percent, free)

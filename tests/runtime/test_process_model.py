@@ -1,4 +1,4 @@
-"""Other worlds than a thread of CPython: gevent, uvloop, servers, other interpreters, a process that ends.
+"""Guards under gevent, uvloop, servers and subinterpreters, and at the end of a process.
 
 Each check is a process of its own, with a script of ``tests/processes``.
 """
