@@ -83,7 +83,7 @@ def test_def_dependency_is_named_once(told, block, wrap):
 
     assert bodies(wrap(service(in_reports))) == [b"null"] * 4
     [words] = told()
-    assert "test_unseen_scopes.py:" in words
+    assert "test_unentered_blocks.py:" in words
     assert "in_reports (" in words
     assert "make in_reports an async def" in words
 
