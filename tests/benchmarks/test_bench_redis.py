@@ -7,9 +7,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 HERE = pathlib.Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_every_row_has_its_figures(tmp_path):
     """A run as small as can be: bare and protected, sync and asyncio, one command and a pipeline."""
     written = tmp_path / "rows.json"

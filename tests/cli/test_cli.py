@@ -88,6 +88,7 @@ HEAVY = {
 }  # fmt: skip - one list
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("words", "used"),
     [
@@ -126,7 +127,7 @@ INTERRUPT = (
 )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("command", ["demo", "diagnose", "doctor", "size", "watch", "--help"])
 def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path, command):
     """At the first import and at later ones: nothing is printed, and the code is 130, every time."""

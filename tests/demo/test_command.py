@@ -144,6 +144,7 @@ def test_even_a_killed_demo_leaves_nothing(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

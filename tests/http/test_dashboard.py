@@ -72,6 +72,7 @@ def looked_at(address, profile, *words, budget=5000):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_guard_that_refuses_half_of_its_calls_is_not_green(tmp_path):
     """Its circuit is closed, for its slots are full; the page says how many it refuses, at its head too."""

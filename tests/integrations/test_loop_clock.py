@@ -206,6 +206,7 @@ class Shop:
                 await asyncio.sleep(0.02)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("clock", "state"), [(LoopClock(), "closed"), (time.monotonic, "open")], ids=["loop clock", "plain clock"]
 )

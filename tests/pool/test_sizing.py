@@ -45,6 +45,7 @@ def simulated(demand, size, calls, seed):
     return sum(wait > 0 for wait in waits) / calls, waits[int(0.99 * calls)]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("rate", "hold", "size"), [(240, 0.05, 16), (30, 0.1, 5), (8, 1.0, 10)])
 def test_a_simulated_queue_behaves_so(rate, hold, size):
     """Of 200,000 calls as many wait, and as long, as the formula says."""

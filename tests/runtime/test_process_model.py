@@ -42,6 +42,7 @@ def needs(module):
     return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
 
 
+@pytest.mark.sampled(2)
 @needs("gevent")
 @pytest.mark.parametrize("check", ["waiting", "deadlines", "endings", "opening", "patched_late"])
 def test_a_guard_among_greenlets(check):
@@ -59,6 +60,7 @@ def test_a_guarded_pool_among_greenlets(check):
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
 
+@pytest.mark.sampled(2)
 @needs("uvloop")
 @pytest.mark.parametrize("check", ["timers", "cancellation", "deadlines", "loops_and_threads"])
 def test_a_guard_on_uvloop(check):
@@ -67,6 +69,7 @@ def test_a_guard_on_uvloop(check):
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("check", ["pool", "blocking_pool", "single_connection"])
 def test_a_guarded_redis_client_is_forked(check):
@@ -115,7 +118,7 @@ def story():
     return ended.stdout
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("switches", "variables"),
     [

@@ -71,6 +71,7 @@ def freeze(script, seconds):
         return process.stdout.read().split()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("script", [THREADS, TASKS], ids=["threads", "tasks"])
 def test_a_stopped_process_opens_no_circuit(script):
     """Ten calls in flight, stopped for three seconds."""

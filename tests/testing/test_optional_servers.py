@@ -68,6 +68,7 @@ def test_killed_mariadb_restarts_with_its_data_on_its_port():
     assert not home.exists()
 
 
+@pytest.mark.slow
 @needs_mariadb
 def test_mariadb_exchanges_a_port_taken_meanwhile(monkeypatch):
     """The port is free when chosen and taken when bound; the next one serves."""
@@ -82,6 +83,7 @@ def test_mariadb_exchanges_a_port_taken_meanwhile(monkeypatch):
             assert ask(server, "select 1") == ((1,),)
 
 
+@pytest.mark.slow
 @needs_mariadb
 def test_a_wrong_option_of_mariadb_fails_with_its_log():
     """The message says what the server said."""

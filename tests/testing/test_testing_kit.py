@@ -60,17 +60,17 @@ def test_only_guards_have_circuits():
 def outcomes(tmp_path, source):
     """Runs a test file in a process of its own; what pytest prints."""
     (tmp_path / "test_it.py").write_text(textwrap.dedent(source))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--strict-markers",
-        "-p",
-        "no:randomly",
-        "-p",
-        "no:cacheprovider",
+    others = [
+        "randomly",
+        "cacheprovider",
+        "hypothesispytest",
+        "xdist",
+        "xdist.looponfail",
+        "anyio",
+        "django",
+        "faker",
     ]
+    command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", *(f"-pno:{name}" for name in others)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     return run.stdout
 

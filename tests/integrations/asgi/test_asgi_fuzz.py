@@ -219,7 +219,7 @@ async def play(dice, name, times):
         assert (middleware.in_flight, current(), guard.snapshot().in_use) == (0, None, 0)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_hostile_requests(name):
     """Hostile headers, paths and names, and an application that raises in every phase."""

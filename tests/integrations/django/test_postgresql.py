@@ -253,6 +253,7 @@ def test_migrations_may_take_their_time(postgres):
             shop.ask("select pg_sleep(30)")
 
 
+@pytest.mark.sampled(1)
 def test_a_frozen_server_costs_no_more_than_the_deadline(shop, db, postgres):
     """A COMMIT says that nobody knows; then the circuit opens, and refuses without asking."""
     with pytest.raises(CommitUnknownError), transaction.atomic(using="shop"):

@@ -185,7 +185,7 @@ def site(servers):
     return site
 
 
-QUICK = {("manage.py test", "pools"), ("pytest-django, xdist", "a pool, then none, one guard")}
+QUICK = {("manage.py test", "pools")}
 """What is always run; the rest of the table is marked slow."""
 
 CASES = [

@@ -55,6 +55,7 @@ def test_more_than_the_slots_is_503_and_the_rest_goes_on(project):
     wait_until(lambda: project.figures()["in_use"] == 0)
 
 
+@pytest.mark.sampled(1)
 def test_a_client_that_leaves_takes_no_slot_along(project):
     """The query runs to its end, and its slot comes back."""
     for _ in range(3):

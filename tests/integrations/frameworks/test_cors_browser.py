@@ -17,6 +17,7 @@ READ = "503 true circuit_open"
 """The status, whether Retry-After can be read, and the code in the body."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_page_of_another_origin_reads_status_body_and_retry_after(tmp_path):
     """In each framework, wherever it is refused; the wrong order and a header not exposed are seen, too."""

@@ -370,6 +370,7 @@ def test_client_that_leaves_its_body_leaves_nothing(server, path, body):
     wait_until(nothing_is_inside(server), seconds=30)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["gunicorn, gthread", "waitress", "granian, WSGI"])
 def test_slots_below_the_threads_keep_the_rest_alive(servers, name):
     """Five slots, eight threads, thirty calls that hang: the rest is refused, and others are served."""

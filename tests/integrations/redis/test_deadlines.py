@@ -219,6 +219,7 @@ def test_blocking_pop_of_seven_seconds_under_a_second(cache):
     assert watch.seconds >= 6.9
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "wait",
     [

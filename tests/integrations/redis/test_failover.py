@@ -105,6 +105,7 @@ def is_served(ask, value):
         return ask(lambda client: client.set("key", value))
 
 
+@pytest.mark.sampled(1)
 def test_killed_master_is_replaced(shop, house):
     """kill -9: calls end in time throughout, and go to the new master as soon as there is one."""
     ask, guard = shop
@@ -127,6 +128,7 @@ def test_killed_master_is_replaced(shop, house):
     assert guard.snapshot().in_use == 0
 
 
+@pytest.mark.sampled(1)
 def test_all_sentinels_frozen(shop, house):
     """With the master dead and no sentinel to ask, callers are still sent back in time, and later refused."""
     ask, guard = shop

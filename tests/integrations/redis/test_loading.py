@@ -64,6 +64,7 @@ def restarting(server):
         reading.join()
 
 
+@pytest.mark.sampled(1)
 def test_a_server_that_loads_opens_the_circuit_and_it_heals(cache, server):
     """D6: a command, a pipeline and a transaction are faults; nobody asks any more; it closes by itself."""
     cache.port = server.port

@@ -25,7 +25,7 @@ lpush l 1 2 3 | rpush l 4 5 | lrange l 0 -1 | llen l | lindex l 1 | lset l 0 x |
 ltrim l 0 3
 lpop l | rpop l | lpop l 2 | lpushx l y | rpushx l y | lpos l y | lmove l l2 | rpoplpush l l2
 lrange l2 0 -1
-lpop nothing | llen s | lpush s 1 | blpop l2 1 | brpop l2 1
+lpop nothing | llen s | lpush s 1 | blpop_ | brpop_
 sadd t a b c | sadd u b c d | smembers_ | sismember t a | smismember t a z | scard t | sinter_
 srem t a z | sadd s 1
 smove t u b | srandmember_ | sunionstore_ | scard v | sdiffstore_ | sintercard_
@@ -65,6 +65,8 @@ SPECIAL = {
     "bitfield_": lambda c: c.bitfield("bf").incrby("i5", 0, 1).get("u4", 0).execute(),
     "geoadd_": lambda c: c.geoadd("g", [13.36, 38.11, "x", 15.08, 37.5, "y"]),
     "geosearch_": lambda c: c.geosearch("g", longitude=15, latitude=37, radius=200, unit="km", sort="ASC"),
+    "blpop_": lambda c: c.blpop("l2", timeout=0.01),
+    "brpop_": lambda c: c.brpop("l2", timeout=0.01),
     "xadd_": lambda c: c.xadd("x", {"f": "v"}, id="1-1"),
     "xread_": lambda c: c.xread({"x": "0"}, block=10),
     "xreadgroup_": lambda c: c.xreadgroup("grp", "me", {"x": ">"}),

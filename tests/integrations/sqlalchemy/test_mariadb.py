@@ -271,7 +271,7 @@ def test_shutdown_is_a_failure(own_lab):
     assert lab.query("select 42") == 42
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 def test_a_restarted_server_costs_one_failure_and_no_slot(own_lab):
     """Idle connections the restart has closed are found out on their next use, or by a pre-ping."""
     lab = own_lab
@@ -282,6 +282,7 @@ def test_a_restarted_server_costs_one_failure_and_no_slot(own_lab):
     assert lab.pool.checkedout() == lab.guard.snapshot().in_use == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_lab", drivers("mariadb", is_async=False), indirect=True)
 def test_nobody_waits_for_ever_to_connect(own_lab):
     """Helpers that open connections to a frozen server end by themselves, frozen or not."""

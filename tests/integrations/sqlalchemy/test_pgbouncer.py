@@ -114,7 +114,7 @@ def test_two_applications_do_not_meet_in_threads(bouncer, postgres, driver):
     assert_no_setting_is_left(bouncer)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_two_applications_do_not_meet_in_tasks(bouncer, postgres, driver):
     """The same on an event loop; no cancellation is left behind either."""

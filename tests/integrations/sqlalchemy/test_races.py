@@ -7,6 +7,7 @@ import os
 import threading
 import time
 
+import pytest
 from sqlalchemy import create_engine, text
 
 from guardrails import CallTimeoutError, protect
@@ -20,6 +21,7 @@ TRANSACTIONS = int(os.environ.get("GUARDRAILS_TRANSACTIONS", "600"))
 LIMIT = 0.035
 
 
+@pytest.mark.sampled(1)
 def test_transactions_as_long_as_their_limit(lab):
     """Each answer is the asker's own, and only who was late is stopped, never who came after."""
     lab.protect(pool_size=4, max_overflow=2, guard={"breaker": None, "max_wait_duration": 30})

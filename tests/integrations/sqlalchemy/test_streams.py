@@ -77,6 +77,7 @@ def test_fetch_that_hangs_is_stopped(lab):
     assert lab.query("select 42") == 42
 
 
+@pytest.mark.sampled(1)
 def test_long_stream_of_short_fetches_goes_on(lab):
     """Many fetches may together take longer than each of them may."""
     lab.protect(guard={"timeout": 1.0})
@@ -268,6 +269,7 @@ def test_async_stream_left_half_way_on_a_frozen_server(lab):
     assert lab.query("select 42") == 42
 
 
+@pytest.mark.sampled(1)
 def test_stream_may_outlast_the_backstop(lab):
     """It is for a statement that nobody can stop any more, not for a stream whose rows keep coming."""
     lab.protect(guard={"timeout": 0.7, "backstop": 0.9})

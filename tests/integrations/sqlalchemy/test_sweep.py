@@ -240,6 +240,7 @@ every_work = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sampled(8)
 @on_loops
 @every_way
 @every_work
@@ -255,6 +256,7 @@ def test_cancellation_at_every_await_point(lab, how, pool, work):
     poll(lambda: lab.server_side("true") <= 2, "only the pool's connections are left")
 
 
+@pytest.mark.sampled(3)
 @on_loops
 @every_way
 @pytest.mark.parametrize("work", [two_phases, of_a_level], ids=lambda it: it.__name__)
@@ -274,6 +276,7 @@ def test_cancellation_at_every_await_point_of_phases_and_levels(lab, how, work):
 foreign_lab = lab_with(["psycopg_async"])
 
 
+@pytest.mark.sampled(1)
 # Not by a scope: it cancels the closing, too, in which a psycopg_pool would get its connection back.
 @pytest.mark.parametrize("how", [by_cancel, by_timeout])
 @pytest.mark.parametrize("work", [transaction, batch], ids=lambda it: it.__name__)
@@ -300,6 +303,7 @@ async def back(pool, size):
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.sampled(3)
 @every_way
 @every_work
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

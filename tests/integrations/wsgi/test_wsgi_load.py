@@ -32,7 +32,7 @@ def service(request, tmp_path):
         server.stop()
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 def test_a_flood_of_batches_leaves_the_people_alone(service):
     """SHEDDABLE requests at five times the capacity, CRITICAL ones at a quarter of it."""
     seconds, capacity = 6, SLOTS / SECONDS
