@@ -39,10 +39,12 @@ def pytest_collection():
         gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Before pytest chooses by the marks."""
+    """Marks before pytest chooses by marks, and deals the long ones out when the rest has been shuffled."""
     selection.mark(items)
+    yield
+    selection.deal(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 _seen = weakref.WeakSet()

@@ -26,6 +26,7 @@ def installed(name):
         return False
 
 
+@pytest.mark.first
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["mypy", pytest.param("pyright", marks=pytest.mark.slow)])
 def test_the_public_types_are_what_users_see(name):

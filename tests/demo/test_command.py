@@ -62,6 +62,7 @@ def assert_gone(family, limit=10.0):
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
+@pytest.mark.first
 def test_a_short_run_from_end_to_end(tmp_path):
     """The smallest run tells the whole story; bounds are wide, for a machine that does other things too."""
     code, out, err = run(
@@ -95,6 +96,7 @@ def test_a_short_run_from_end_to_end(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.first
 @pytest.mark.slow
 def test_the_bystander_lives_without_a_declared_compartment(tmp_path):
     """Compartments that form by themselves keep the other table's endpoint alive through the lock."""

@@ -114,6 +114,7 @@ def tables(server, name):
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.timeout(SECONDS + 360)
 @pytest.mark.parametrize("options", [{}, POOL], ids=["no pool", "pool"])
 def test_djangos_own_tests_end_as_they_do_without_a_guard(server, options, tmp_path, tmp_path_factory):

@@ -25,6 +25,7 @@ MEANT: dict[str, dict[str, str]] = {"flask": {}, "werkzeug": {}}
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize(("library", "tests", "guards"), [("flask", 350, 200), ("werkzeug", 900, 50)])
 def test_the_librarys_own_tests_end_as_they_do_without_a_guard(

@@ -60,6 +60,7 @@ MEANT = {
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.timeout(SECONDS + 60)
 def test_redis_pys_own_tests_end_as_they_do_without_a_guard(tmp_path, tmp_path_factory):
     """The bare and the guarded run have a server each, since the tests flush it."""

@@ -75,6 +75,7 @@ def database(driver):
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize("driver", FILES)
 def test_sqlalchemys_own_tests_end_as_they_do_without_a_guard(driver, tmp_path, tmp_path_factory):

@@ -14,6 +14,7 @@ MEANT: dict[str, str] = {}
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize("place", ["around", "inside"])
 def test_starlettes_own_tests_end_as_they_do_without_the_middleware(place, tmp_path, tmp_path_factory):

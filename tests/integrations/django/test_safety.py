@@ -195,6 +195,7 @@ CASES = [
 ]
 
 
+@pytest.mark.first
 @pytest.mark.parametrize(("run", "layout"), CASES)
 def test_test_runners_leave_production_alone(site, run, layout):
     """Whatever the order of the aliases, and whether they have pools or share a guard."""
@@ -224,6 +225,7 @@ def test_whoever_reaches_production_is_noticed(site):
         site.check()
 
 
+@pytest.mark.first
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("pool", [{}, POOL], ids=["no pool", "pool"])
 def test_commands_reach_the_alias_they_are_told(site, pool):

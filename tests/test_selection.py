@@ -1,0 +1,115 @@
+"""Which cases of a table are run by default; see `support.selection`."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from support import selection
+from support.sql_lab import DRIVERS
+
+
+class Item:
+    """A case of a test, as far as the selection looks."""
+
+    def __init__(self, test, marks=(), fixtures=(), module=None, **params):
+        self.name = f"{test}[{'-'.join(map(str, params.values()))}]" if params else test
+        self.nodeid = f"test_it.py::{self.name}"
+        self.fixturenames = fixtures
+        self.module = module or SimpleNamespace()
+        self.marks = {mark.name: mark for mark in marks}
+        if params:
+            self.callspec = SimpleNamespace(params=params)
+
+    def add_marker(self, marker):
+        self.marks[marker.name] = marker.mark
+
+    def get_closest_marker(self, name):
+        return self.marks.get(name)
+
+
+def quick(items):
+    """Those that are run by default."""
+    selection.mark(items)
+    return [item for item in items if "slow" not in item.marks]
+
+
+def driven(test, *marks, **params):
+    return [Item(test, marks, lab=driver, **params) for driver in DRIVERS]
+
+
+def test_test_with_drivers_runs_with_one_for_threads_and_one_for_loops():
+    chosen = [item.callspec.params["lab"] for item in quick(driven("test_commit"))]
+    assert sorted(DRIVERS[driver][2] for driver in chosen) == [False, True]
+
+
+def test_order_of_the_cases_does_not_choose_the_drivers():
+    one, other = quick(driven("test_commit")), quick(driven("test_commit")[::-1])
+    assert {item.name for item in one} == {item.name for item in other}
+
+
+def test_every_driver_comes_to_its_share_of_tests():
+    items = [item for number in range(200) for item in driven(f"test_number_{number}")]
+    chosen = [item.callspec.params["lab"] for item in quick(items)]
+    for driver, (_, _, on_loop) in DRIVERS.items():
+        rivals = sum(kind == on_loop for _, _, kind in DRIVERS.values())
+        assert 0.6 * 200 / rivals < chosen.count(driver) < 1.5 * 200 / rivals
+
+
+def test_drivers_take_turns_among_the_other_parameters():
+    items = [item for number in range(40) for item in driven("test_commit", number=number)]
+    chosen = quick(items)
+    assert len(chosen) == 80
+    assert {item.callspec.params["lab"] for item in chosen} == set(DRIVERS)
+
+
+def test_every_driver_runs_where_a_test_says_so():
+    assert len(quick(driven("test_commit", pytest.mark.every_driver.mark))) == len(DRIVERS)
+
+
+def test_sampled_test_runs_with_each_value_of_each_parameter():
+    axes = {"letter": "abcd", "digit": range(3), "lab": DRIVERS}
+    items = [
+        Item("test_it", [pytest.mark.sampled.mark], **dict(zip(axes, values, strict=True)))
+        for values in itertools.product(*axes.values())
+    ]
+    chosen = quick(items)
+    assert len(chosen) < 2 * len(DRIVERS)
+    for name, values in axes.items():
+        assert {item.callspec.params[name] for item in chosen} == set(values)
+
+
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_sampled_test_runs_with_as_many_cases_as_it_says(most):
+    items = [Item("test_it", [pytest.mark.sampled(most).mark], number=number) for number in range(20)]
+    assert len(quick(items)) == most
+
+
+def test_test_that_needs_a_server_is_marked():
+    by_fixture = Item("test_one", fixtures=("tmp_path", "valkey"))
+    by_import = Item("test_two", module=SimpleNamespace(PostgresServer=None))
+    neither = Item("test_three", fixtures=("tmp_path",))
+    assert quick([by_fixture, by_import, neither])
+    assert ["server" in item.marks for item in (by_fixture, by_import, neither)] == [True, True, False]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("long", [0, 1, 5, 20])
+def test_long_tests_are_at_the_heads_of_the_shares(workers, long):
+    items = [Item(f"test_{number}") for number in range(20)]
+    for item in items[20 - long :]:
+        item.add_marker(pytest.mark.first)
+    dealt = list(items)
+    selection.deal(dealt, workers)
+    assert sorted(item.name for item in dealt) == sorted(item.name for item in items)
+    shares, left = [], dealt
+    for worker in range(workers):
+        size = len(left) // (workers - worker)
+        shares.append(left[:size])
+        left = left[size:]
+    counts = [sum("first" in item.marks for item in share) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    for share, count in zip(shares, counts, strict=True):
+        assert all("first" in item.marks for item in share[:count])
