@@ -26,9 +26,10 @@ def installed(name):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.first
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["mypy", pytest.param("pyright", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CHECKERS)
 def test_the_public_types_are_what_users_see(name):
     """No finding, no ignored line that is right after all, and no network needed."""
     if not installed(name):

@@ -32,6 +32,7 @@ def test_slots_are_the_pools_capacity(lab):
     assert lab.protect(pool_size=2, max_overflow=1).snapshot().max_concurrent_calls == 3
 
 
+@pytest.mark.every_driver
 def test_exhausted_pool_refuses_at_once(lab):
     """With every connection out a checkout is refused within its short wait, not after thirty seconds."""
     lab.protect(pool_size=1, max_overflow=1)

@@ -32,6 +32,7 @@ def warm(lab, count=2):
     assert lab.all([lambda: lab.query("select pg_sleep(0.05), 1")] * count)
 
 
+@pytest.mark.every_driver
 def test_slow_query_is_cancelled_on_the_server(lab):
     """At the deadline the statement ends on the server too, and only its own connection is lost."""
     lab.protect()
@@ -59,6 +60,7 @@ def test_statement_option_is_the_limit_of_that_statement_alone(lab):
     assert lab.run(work) == 7
 
 
+@pytest.mark.every_driver
 def test_lock_wait_ends_at_the_deadline(lab, table):
     """A statement that waits for somebody's lock is stopped like any other."""
     lab.protect(guard={"timeout": 0.3})
@@ -69,6 +71,7 @@ def test_lock_wait_ends_at_the_deadline(lab, table):
     assert lab.query(f"select count(*) from {table}") == 0
 
 
+@pytest.mark.every_driver
 def test_frozen_server_does_not_hold_the_caller(lab):
     """From a server that takes packets and answers nothing a call is back a grace after its deadline."""
     lab.protect(guard={"timeout": 0.3})
@@ -101,6 +104,7 @@ def test_pre_ping_is_bounded(lab):
     assert lab.query("select 5") == 5
 
 
+@pytest.mark.every_driver
 def test_commit_that_hangs_leaves_the_outcome_unknown(lab, table):
     """A COMMIT that is stopped says so by its own error; nobody may retry it."""
     lab.protect(guard={"timeout": 0.3})
