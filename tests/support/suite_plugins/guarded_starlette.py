@@ -5,24 +5,13 @@ from __future__ import annotations
 import os
 
 from guarding import after_init, count, pytest_sessionfinish
+from guarding_edge import SETTINGS
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from guardrails import Guard
 from guardrails.integrations.asgi import GuardrailsMiddleware
 
 __all__ = ["pytest_sessionfinish"]
-
-SETTINGS = {
-    "guards": [Guard("suite", max_concurrent_calls=100)],
-    "requires": [Guard("needed", max_concurrent_calls=100)],
-    "exempt": ["/exempt"],
-    "request_timeout": 60.0,
-    "deadline_headers": ["X-Request-Timeout-Ms"],
-    "max_in_flight": 1000,
-    "criticality": {"/": "CRITICAL"},
-}
-"""Every setting that makes the middleware do more and does not change an answer."""
 
 
 def wrap(client):
