@@ -39,6 +39,11 @@ def pytest_collection():
         gc.freeze()
 
 
+def pytest_unconfigure():
+    """Lets what was frozen go in the usual order when the process ends."""
+    gc.unfreeze()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks before pytest chooses by marks, and deals the long ones out when the rest has been shuffled."""

@@ -76,14 +76,14 @@ def frozen(_project, postgres):
 
 @pytest.mark.sampled
 @pytest.mark.parametrize(
-    "trouble", [full, circuit_open, frozen], ids=lambda last_guard_error: last_guard_error.__name__
+    "trouble", [full, circuit_open, frozen], ids=lambda trouble: trouble.__name__
 )
-def test_who_needs_no_database_is_served_and_the_rest_is_refused(project, postgres, last_guard_error):
+def test_who_needs_no_database_is_served_and_the_rest_is_refused(project, postgres, trouble):
     """200 for the one, 503 or 504 for the other, and never 500; afterwards all is as it was."""
     # Connections in as many threads as possible, for whoever keeps them.
     assert set(at_once(project, [b"/ask"] * 8)) <= {200, 503}
     wait_until(lambda: project.figures()["in_use"] == 0)
-    with last_guard_error(project, postgres):
+    with trouble(project, postgres):
         for _ in range(3):
             statuses = at_once(project, [b"/ask", b"/ping"] * 6)
             assert set(statuses[0::2]) <= {503, 504}, statuses
