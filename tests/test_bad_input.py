@@ -208,6 +208,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize(("subject", "setting", "cells"), SETTINGS)
 def test_a_text_is_shown_in_part_and_an_address_not_at_all(subject, setting, cells, secret):

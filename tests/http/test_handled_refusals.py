@@ -254,6 +254,7 @@ def with_a_second_source(cache):
     return work
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("handled", [with_a_fallback, with_an_except, with_a_second_source])
 @pytest.mark.parametrize("way", WAYS)
 def test_route_that_is_answered_without_a_guard_is_never_refused_for_it(build, make_guard, way, handled):

@@ -134,6 +134,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("error", NEVER)
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])

@@ -53,6 +53,7 @@ def test_deadlines_hold_in_forked_workers(tasks):
     assert len({pid for pid, *_ in seen}) == 2
 
 
+@pytest.mark.slow
 def test_errors_reach_the_caller_with_their_type_and_attributes(tasks):
     """The result backend keeps a class and its ``args``, and builds the error again."""
     with pytest.raises(CallTimeoutError) as stopped:

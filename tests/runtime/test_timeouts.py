@@ -92,6 +92,7 @@ def seconds_of(value):
     return math.inf if value is None else value
 
 
+@pytest.mark.sampled(100)
 @pytest.mark.parametrize("option", [None, SHORT, LONG])
 @pytest.mark.parametrize(
     "layers", [[], *([layer] for layer in LAYERS), *map(list, itertools.product(LAYERS, repeat=2))], ids=str
@@ -105,6 +106,7 @@ def test_of_an_attached_guard_the_nearest_timeout_counts_and_what_is_around_boun
     assert own == (nearest <= from_outside(layers))
 
 
+@pytest.mark.sampled(60)
 @pytest.mark.parametrize(
     "layers", [[], *([layer] for layer in LAYERS), *map(list, itertools.product(LAYERS, repeat=2))], ids=str
 )

@@ -207,7 +207,7 @@ def test_test_runners_leave_production_alone(site, run, layout):
     assert {name.partition("_production")[0] for name in reached if "production" in name} == {"test"}
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["no pool", "pools"])
 def test_djangos_own_backend_passes_the_same_test(site, layout):
     """So that what is asked for above is no more than what Django itself does."""

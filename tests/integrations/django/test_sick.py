@@ -75,9 +75,7 @@ def frozen(_project, postgres):
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize(
-    "trouble", [full, circuit_open, frozen], ids=lambda trouble: trouble.__name__
-)
+@pytest.mark.parametrize("trouble", [full, circuit_open, frozen], ids=lambda trouble: trouble.__name__)
 def test_who_needs_no_database_is_served_and_the_rest_is_refused(project, postgres, trouble):
     """200 for the one, 503 or 504 for the other, and never 500; afterwards all is as it was."""
     # Connections in as many threads as possible, for whoever keeps them.

@@ -147,6 +147,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_what_was_taken_is_given_back(cache, bare, refusal, way):

@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.usefixtures("parser"), with_each_parser]
 CALLS = int(os.environ.get("GUARDRAILS_REDIS_CALLS", "1200"))
 """Per flavour; a release runs 10,000."""
 
+in_every_size = pytest.mark.parametrize("calls", [240, pytest.param(CALLS, marks=pytest.mark.slow)])
+
 ENDS = (RejectedError, CallTimeoutError, redis.ConnectionError, redis.WatchError, asyncio.CancelledError)
 
 
@@ -42,7 +44,8 @@ async def async_work(client, shape, value):
     return await pipe.echo(value).echo(value).execute()
 
 
-def test_threads_get_their_own_replies(valkey):
+@in_every_size
+def test_threads_get_their_own_replies(valkey, calls):
     """Commands, pipelines and transactions with random deadlines, in threads."""
     with FaultProxy(valkey.port) as proxy:
         proxy.delay(0.002)
@@ -52,7 +55,7 @@ def test_threads_get_their_own_replies(valkey):
 
         def worker(seed):
             dice = random.Random(seed)
-            for number in range(CALLS // 6):
+            for number in range(calls // 6):
                 value = f"{seed}-{number}".encode()
                 try:
                     with deadline(dice.uniform(0.002, 0.08)):
@@ -69,12 +72,13 @@ def test_threads_get_their_own_replies(valkey):
         for thread in threads:
             thread.join()
         assert not foreign
-        assert 0 < len(stopped) < CALLS
+        assert 0 < len(stopped) < calls
         whole_again(client, guard)
         client.close()
 
 
-def test_tasks_get_their_own_replies(valkey):
+@in_every_size
+def test_tasks_get_their_own_replies(valkey, calls):
     """The same in tasks that are cancelled, or stopped at their deadline, at random."""
 
     async def main(port):
@@ -88,7 +92,7 @@ def test_tasks_get_their_own_replies(valkey):
 
         async def worker(seed):
             dice = random.Random(seed)
-            for number in range(CALLS // 6):
+            for number in range(calls // 6):
                 value = f"{seed}-{number}".encode()
                 task = asyncio.create_task(ask(dice, value))
                 if dice.random() < 0.4:
@@ -103,7 +107,7 @@ def test_tasks_get_their_own_replies(valkey):
 
         await asyncio.gather(*map(worker, range(6)))
         assert not foreign
-        assert 0 < len(stopped) < CALLS
+        assert 0 < len(stopped) < calls
         assert guard.snapshot().in_use == 0
         assert not client.connection_pool._in_use_connections
         values = [f"last-{number}".encode() for number in range(8)]

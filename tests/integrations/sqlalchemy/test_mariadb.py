@@ -156,6 +156,7 @@ def provoked(lab, provoke):
     return caught.value.orig.args[0], lab.guard.snapshot().failed
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers_prove_that_the_server_is_alive(maria_lab, table, name):
     """What is wrong with a statement is no failure of the server."""
