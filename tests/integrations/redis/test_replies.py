@@ -28,6 +28,11 @@ in_every_size = pytest.mark.parametrize("calls", [240, pytest.param(CALLS, marks
 ENDS = (RejectedError, CallTimeoutError, redis.ConnectionError, redis.WatchError, asyncio.CancelledError)
 
 
+def patience(dice):
+    """Seconds: too few for some calls, and plenty for one in four on any machine."""
+    return dice.uniform(0.002, 0.08) if dice.random() < 0.75 else 30
+
+
 def sync_work(client, shape, value):
     """Asks for a unique value in one of three shapes and returns all replies to it."""
     if shape == 0:
@@ -58,7 +63,7 @@ def test_threads_get_their_own_replies(valkey, calls):
             for number in range(calls // 6):
                 value = f"{seed}-{number}".encode()
                 try:
-                    with deadline(dice.uniform(0.002, 0.08)):
+                    with deadline(patience(dice)):
                         replies = sync_work(client, dice.randrange(3), value)
                 except ENDS:
                     stopped.append(value)
@@ -87,7 +92,7 @@ def test_tasks_get_their_own_replies(valkey, calls):
         foreign, stopped = [], []
 
         async def ask(dice, value):
-            with deadline(dice.uniform(0.002, 0.08)):
+            with deadline(patience(dice)):
                 return await async_work(client, dice.randrange(3), value)
 
         async def worker(seed):
