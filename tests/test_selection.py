@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from guardrails.testing.servers import PostgresServer
 from support import selection
 from support.sql_lab import DRIVERS
 
@@ -14,11 +15,13 @@ from support.sql_lab import DRIVERS
 class Item:
     """A case of a test, as far as the selection looks."""
 
-    def __init__(self, test, marks=(), fixtures=(), module=None, **params):
+    def __init__(self, test, marks=(), fixtures=(), module=None, function=None, **params):
         self.name = f"{test}[{'-'.join(map(str, params.values()))}]" if params else test
         self.nodeid = f"test_it.py::{self.name}"
         self.fixturenames = fixtures
         self.module = module or SimpleNamespace()
+        self.function = function
+        self._fixtureinfo = SimpleNamespace(name2fixturedefs={})
         self.marks = {mark.name: mark for mark in marks}
         if params:
             self.callspec = SimpleNamespace(params=params)
@@ -87,12 +90,31 @@ def test_sampled_test_runs_with_as_many_cases_as_it_says(most):
     assert len(quick(items)) == most
 
 
+def starts_one():
+    return PostgresServer.start()
+
+
+def by_name():
+    with PostgresServer.start():
+        pass
+
+
+def by_helper():
+    with starts_one():
+        pass
+
+
+def not_at_all():
+    pass
+
+
 def test_test_that_needs_a_server_is_marked():
-    by_fixture = Item("test_one", fixtures=("tmp_path", "valkey"))
-    by_import = Item("test_two", module=SimpleNamespace(PostgresServer=None))
-    neither = Item("test_three", fixtures=("tmp_path",))
-    assert quick([by_fixture, by_import, neither])
-    assert ["server" in item.marks for item in (by_fixture, by_import, neither)] == [True, True, False]
+    module = SimpleNamespace(starts_one=starts_one, PostgresServer=PostgresServer)
+    functions = [by_name, by_helper, not_at_all]
+    items = [Item(function.__name__, module=module, function=function) for function in functions]
+    items.append(Item("by_fixture", fixtures=("tmp_path", "valkey")))
+    assert quick(items)
+    assert ["server" in item.marks for item in items] == [True, True, False, True]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections import defaultdict
 
@@ -24,13 +25,32 @@ def mark(items):
     """Marks what needs a server as ``server``, and the cases that have no turn as ``slow``."""
     tests = defaultdict(list)
     for item in items:
-        if SERVER_FIXTURES & set(item.fixturenames) or SERVER_CLASSES & vars(item.module).keys():
+        if SERVER_FIXTURES & set(item.fixturenames) or SERVER_CLASSES & _used_names(item):
             item.add_marker(pytest.mark.server)
         if hasattr(item, "callspec"):
             tests[item.nodeid.partition("[")[0]].append(item)
     for cases in tests.values():
         for item in _without_turn(cases):
             item.add_marker(pytest.mark.slow)
+
+
+def _used_names(item):
+    """The names that a test, its fixtures and the functions of its module that they call refer to."""
+    fixtures = [definitions[-1].func for definitions in item._fixtureinfo.name2fixturedefs.values()]
+    functions, names = [item.function, *fixtures], set()
+    while functions:
+        new = set(_names_in(inspect.unwrap(functions.pop()))) - names
+        names |= new
+        functions += [found for name in new if inspect.isfunction(found := vars(item.module).get(name))]
+    return names
+
+
+def _names_in(function):
+    codes = [function.__code__] if inspect.isfunction(function) else []
+    while codes:
+        code = codes.pop()
+        yield from code.co_names
+        codes += [const for const in code.co_consts if inspect.iscode(const)]
 
 
 def deal(items, workers):
