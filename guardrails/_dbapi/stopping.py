@@ -153,6 +153,11 @@ class Bounds:
             return None
         return self._limit(self._lending, connection, seconds)
 
+    def retire(self, connection: Any) -> None:
+        """Closes a connection for good, whoever owns it."""
+        with suppress(Exception):  # it may be closed already, or its loop
+            self._verbs.retire(connection)
+
     def connect(
         self,
         connect: Callable[..., Any],

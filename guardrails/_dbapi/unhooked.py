@@ -52,6 +52,10 @@ class OutsideWork:
         left = None if scope is None else scope.remaining()
         return None if left is None else self._bounds.lend(connection, max(left, GRACE))
 
+    def retire(self, connection: Any) -> None:
+        """Closes a connection for good; its own ``close()`` may return it to the pool that owns it."""
+        self._bounds.retire(connection)
+
     def watch(self, connection: Any, timeout: float | None = None) -> Limit | None:
         """Stops what listeners do with a connection past all hooks when a piece of work would be stopped.
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 from guardrails._dbapi.drivers.background import Background
 from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
 from guardrails._dbapi.drivers.sockets import cut
+from guardrails._runtime.waiters import on_event_loop
 
 __all__ = ["Psycopg", "PsycopgAsync"]
 
@@ -22,6 +24,10 @@ _RETURN = 1.0
 
 class Psycopg(PostgresDriver):
     """See Driver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._returned: WeakSet[Any] = WeakSet()
 
     def open(
         self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
@@ -43,13 +49,17 @@ class Psycopg(PostgresDriver):
             cut(connection.pgconn.socket)
 
     def retire(self, connection: Any) -> None:
-        """See Driver. A psycopg_pool with ``close_returns`` gets it back, closed, and opens another."""
+        """See Driver. A psycopg_pool with ``close_returns`` gets it back, closed, and opens another.
+
+        It gets each connection once, because it opens another each time.
+        """
         connection.pgconn.finish()
         owner = getattr(connection, "_pool", None)
-        if getattr(owner, "close_returns", False):
-            self._give_back(owner, connection)
+        if getattr(owner, "close_returns", False) and connection not in self._returned:
+            self._returned.add(connection)
+            self._return(owner, connection)
 
-    def _give_back(self, owner: Any, connection: Any) -> None:
+    def _return(self, owner: Any, connection: Any) -> None:
         owner.putconn(connection)
 
     def failed(self, error: BaseException) -> bool | None:
@@ -64,8 +74,9 @@ class PsycopgAsync(Psycopg):
         super().__init__()
         self._background = Background(self.cancel_failed)
 
-    def _give_back(self, owner: Any, connection: Any) -> None:
-        self._background.run(owner.putconn(connection), _RETURN)
+    def _return(self, owner: Any, connection: Any) -> None:
+        if on_event_loop():
+            self._background.run(owner.putconn(connection), _RETURN)
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Not by cancelling the task: psycopg would then wait up to 10 s for the server."""

@@ -16,6 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from guardrails._dbapi.runner import StatementRunner
 from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails.integrations.sqlalchemy._closing import around_close, around_terminate
 from guardrails.integrations.sqlalchemy._listeners import BoundedListeners
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission
 from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of, get_dbapi_connection
@@ -68,6 +69,8 @@ class DialectHooks:
             self._hook(method, self._around_isolation_level)
         self._hook("do_ping", self._around_ping)
         self._hook("connect", self._around_connect)
+        self._hook("do_terminate", partial(around_terminate, runner=self._runner))
+        self._hook("do_close", partial(around_close, runner=self._runner))
         self._hook("initialize", self._around_initialize)
         if hasattr(self._dialect, "_hstore_oids"):  # psycopg2's dialect runs it past its other methods
             self._hook("_hstore_oids", self._around_initialize)

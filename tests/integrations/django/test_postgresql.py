@@ -381,3 +381,24 @@ try:
 except ImportError as error:
     print(error)
 """
+
+
+def test_a_connection_that_psycopg_left_in_pipeline_mode_is_replaced(shop, db, monkeypatch):
+    """Ctrl-C inside executemany() does that: the next statement on the connection would get no rows."""
+    enter = psycopg.Pipeline.__enter__
+
+    def interrupted(pipeline):
+        enter(pipeline)
+        raise KeyboardInterrupt
+
+    assert shop.ask() == [1]
+    with monkeypatch.context() as patch, shop.connection.cursor() as cursor:
+        patch.setattr(psycopg.Pipeline, "__enter__", interrupted)
+        with pytest.raises(BaseException) as caught:
+            cursor.executemany("insert into item values (%s)", [(1,), (2,)])
+        assert isinstance(caught.value.__context__ or caught.value, KeyboardInterrupt)
+    end_of_request()
+    assert shop.ask() == [1]
+    assert shop.items() == []
+    end_of_request()
+    assert db.snapshot().in_use == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy import create_engine, text
@@ -47,6 +48,30 @@ def test_lent_connection_does_not_go_back(postgres):
         assert pool.get_stats().get("returns_bad") == 1
         with engine.connect() as connection:
             assert connection.execute(text("select 1")).scalar() == 1
+
+
+def test_interrupted_connection_does_not_go_back(postgres, monkeypatch):
+    """Likewise one that psycopg left in pipeline mode when Ctrl-C came: its next user would get no rows."""
+    enter = psycopg.Pipeline.__enter__
+
+    def interrupted(pipeline):
+        enter(pipeline)
+        raise KeyboardInterrupt
+
+    with ConnectionPool(
+        postgres.url(""), min_size=1, max_size=1, close_returns=True, kwargs={"autocommit": True}
+    ) as pool:
+        engine = create_engine("postgresql+psycopg://", poolclass=NullPool, creator=pool.getconn)
+        guard = protect(engine, max_concurrent_calls=2)
+        with monkeypatch.context() as patch, engine.connect() as connection:
+            patch.setattr(psycopg.Pipeline, "__enter__", interrupted)
+            with pytest.raises(BaseException) as caught:
+                connection.execute(text("select :n"), [{"n": 1}, {"n": 2}])
+            assert isinstance(caught.value.__context__ or caught.value, KeyboardInterrupt)
+        with engine.connect() as connection:
+            assert connection.execute(text("select 1")).scalar() == 1
+        assert pool.get_stats().get("returns_bad") == 1
+        assert guard.snapshot().in_use == 0
 
 
 async def _in_tasks(url):

@@ -8,7 +8,7 @@ from typing import Any
 from guardrails._dbapi.drivers.psycopg import Psycopg
 from guardrails._dbapi.stopping import StoppedError
 
-__all__ = ["FromPool", "Source", "borrow", "largest"]
+__all__ = ["DjangoPsycopg", "FromPool", "Source", "borrow", "largest"]
 
 
 class Source:
@@ -51,6 +51,13 @@ def borrow(pool: Any, seconds: float | None = None) -> Any:
         return pool.getconn(seconds)
     except PoolTimeout as error:
         raise StoppedError from error
+
+
+class DjangoPsycopg(Psycopg):
+    """See Driver. Django itself gives a connection back to its pool, also one that was closed for good."""
+
+    def _return(self, owner: Any, connection: Any) -> None:
+        pass
 
 
 class FromPool(Psycopg):

@@ -9,7 +9,6 @@ from weakref import WeakSet
 from django.db import utils
 from django.db.backends.postgresql import base
 
-from guardrails._dbapi.drivers.psycopg import Psycopg
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._guard.guard import COMPARTMENTS, Guard, attach, divide
 from guardrails._pool.checkout import Checkout
@@ -17,7 +16,7 @@ from guardrails._runtime.fork import ForkedLock
 from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError, GuardrailsError
 from guardrails.integrations.django._names import named
-from guardrails.integrations.django.postgresql._pools import FromPool, largest
+from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, largest
 
 __all__ = ["ErrorWrapper", "Protection", "ThreadCheckout", "protect"]
 
@@ -67,7 +66,7 @@ class Protection:
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
         self.on = True
-        self.direct = StatementRunner(guard, Psycopg(), _as_it_is, is_async=False, errors=_ANSWERS)
+        self.direct = StatementRunner(guard, DjangoPsycopg(), _as_it_is, is_async=False, errors=_ANSWERS)
         self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
         self._slots = guard.call_settings.gates[0].core.bulkhead
         self._pools: WeakSet[Any] = WeakSet()

@@ -233,7 +233,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
             return protection.direct.run(call, (connection,), connection, checkout, ending=True)
         except CallTimeoutError:
             if ours:
-                self._drop()
+                self._drop(protection)
             raise
 
     def _commit(self) -> None:
@@ -286,14 +286,14 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
                 commit=commit,
                 proves=not self._at_savepoint,
             )
-        except CallTimeoutError:
-            self._drop()
+        except BaseException as error:
+            if isinstance(error, CallTimeoutError) or (checkout is not None and checkout.must_discard):
+                self._drop(protection)
             raise
 
-    def _drop(self) -> None:
-        """Gives up a connection whose statement was told to stop: late, that may hit the next one."""
-        with suppress(Exception):
-            self.connection.close()
+    def _drop(self, protection: Protection) -> None:
+        """Closes a connection for good: a late cancel would hit the next user, or psycopg lost its state."""
+        protection.direct.retire(self.connection)
         self.close()
         # Or Django would open another one, to end the transaction that ended with this one.
         self.closed_in_transaction = True
