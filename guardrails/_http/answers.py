@@ -1,7 +1,7 @@
-"""What a refused or late request is told over HTTP. Knows neither ASGI nor WSGI, and no guard.
+"""Words the answers to refused and late requests. Depends on the errors; must not import a guard.
 
-Every text is fixed, save the guard's name, which stands only inside a JSON string: no SQL, no host and
-no exception text can reach a client, and nothing a client or a guard is called can reach a header.
+Every text is fixed, except the guard's name, which stands only inside a JSON string. So no SQL, no host and
+no exception text reaches a client, and no name reaches a header.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from guardrails.errors import CallTimeoutError, CommitUnknownError, Reason, Reje
 
 __all__ = ["DEADLINE_HEADERS", "OUTGOING_HEADERS", "Answer", "Problem", "as_json", "budget", "retry_seconds"]
 
-# --- when to come back -----------------------------------------------------------------------------
+# --- Retry-After -----------------------------------------------------------------------------------
 
 DEFAULT_RETRY = 1.0
 LONGEST_RETRY = 120
-"""Seconds. Slots come free at any moment, so a second will do; and no wait a circuit has computed is
-worth sending a client away for longer than two minutes."""
+"""Seconds. The first is for a full bulkhead, where a slot may come free at any time. No client is sent away
+for longer than the second."""
 
 
 def retry_seconds(reason: Reason, retry_after: float | None, random: Callable[[], float]) -> int | None:
-    """The whole number of seconds for ``Retry-After``, spread so that clients do not return as one.
+    """Returns the whole seconds for ``Retry-After``, with jitter so that clients do not return all at once.
 
     Args:
-        reason: Why the call was refused.
-        retry_after: Seconds until a call may be admitted; None when nobody can tell.
+        reason: The reason of the refusal.
+        retry_after: Seconds until a call may be admitted; None if unknown.
         random: Returns a float in [0, 1).
 
     Returns:
-        At least ``retry_after``, at most half as much again and one more, in [1, 120]; None for a
-        circuit that is held open by hand, which no wait will close.
+        From ``retry_after`` to half as much again and one more, in [1, 120]; None for a circuit that is
+        forced open, because no wait closes it.
     """
     if retry_after is None:
         if reason == "circuit_open":
@@ -51,7 +51,7 @@ def retry_seconds(reason: Reason, retry_after: float | None, random: Callable[[]
 
 
 class Answer(NamedTuple):
-    """A whole response, ready to send; for HEAD leave the body out and keep the headers."""
+    """A whole response. For HEAD, send the headers without the body."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -98,11 +98,11 @@ _NO_STORE = (b"cache-control", b"no-store")
 
 
 class Problem(NamedTuple):
-    """What is wrong, before it is known how the client would like to read it.
+    """The content of an answer, before its format is chosen.
 
     Attributes:
         code: A `Reason`, or ``timeout``, or ``commit_unknown``.
-        guard: The guard's name; None when it was the server as a whole.
+        guard: The guard's name; None if the server as a whole is full.
         retry_after: Seconds for ``Retry-After``, or None to leave it out.
     """
 
@@ -112,7 +112,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, error: RejectedError | CallTimeoutError, random: Callable[[], float]) -> Self:
-        """The problem a guard's error stands for."""
+        """Returns the problem for a guard's error."""
         if isinstance(error, RejectedError):
             wait = retry_seconds(error.reason, error.retry_after, random)
             return cls(error.reason, error.guard, wait)
@@ -122,7 +122,7 @@ class Problem(NamedTuple):
 
     @property
     def status(self) -> int:
-        """503 for what did not start, 504 for what did not end."""
+        """503 for a call that did not start, 504 for one that did not end in time."""
         return _WORDINGS[self.code].status
 
     def answer(self, accept: bytes = b"") -> Answer:
@@ -131,13 +131,13 @@ class Problem(NamedTuple):
         Args:
             accept: The request's ``Accept``; several joined with commas.
         """
-        html = prefers_html(accept)
+        html = prefers_html(accept[:_LONGEST_ACCEPT]) if accept else False
         status, headers, body = _worded(self.code, self.guard, self.retry_after, html)
         return Answer(status, list(headers), body)
 
 
-# A refusal must cost less than the call it replaces, so bodies are worded once. Codes and waits are
-# few and names are the application's own: the bound is against an application that makes up names.
+# A refusal must cost less than the call it replaces, so each body is made once. Codes and waits are few;
+# the bound is for an application that makes up guard names.
 @lru_cache(maxsize=256)
 def _worded(
     code: str,
@@ -172,15 +172,15 @@ def _problem_details(code: str, guard: str | None, retry_after: int | None) -> b
 
 
 def as_json(fields: dict[str, object], *, indent: int | None = None, between: str = ", ") -> bytes:
-    """JSON in which names can do no harm.
+    """Returns JSON in which a name cannot be taken for HTML.
 
     Args:
-        fields: What to write.
-        indent: Spaces for each level, for people. It takes ten times as long.
-        between: What stands between two fields.
+        fields: The fields to write.
+        indent: Spaces for each level, for readers. It takes ten times as long.
+        between: The separator of two fields.
     """
     text = json.dumps(fields, indent=indent, separators=None if indent else (between, ": "))
-    # In JSON text "<" stands only inside strings; escaped, no client that guesses types sees a tag.
+    # In JSON "<" occurs only inside strings. Escaped, a client that guesses the type sees no tag.
     return text.replace("<", "\\u003c").encode("ascii")
 
 
@@ -188,7 +188,7 @@ _STYLE = (
     ":root{color-scheme:light dark}"
     "body{font:1.125rem/1.5 system-ui,sans-serif;max-width:36rem;margin:20vh auto 0;padding:0 1.5rem}"
 )
-"""Readable on a telephone and in the dark; where a site's policy forbids it, the page is plain."""
+"""For small and dark screens. Where a site's policy forbids the style, the page is plain."""
 
 
 def _page(code: str, retry_after: int | None) -> bytes:
@@ -202,7 +202,7 @@ def _page(code: str, retry_after: int | None) -> bytes:
     ).encode("ascii")
 
 
-# --- what the client would like to read ------------------------------------------------------------
+# --- Accept ----------------------------------------------------------------------------------------
 
 _HTML = {"text/html", "application/xhtml+xml"}
 _JSON = {"application/problem+json", "application/json", "application/*"}
@@ -210,12 +210,11 @@ _QUALITY = re.compile(r"(0(\.[0-9]{0,3})?|1(\.0{0,3})?)\Z", re.ASCII)
 _LONGEST_ACCEPT = 1024
 
 
+@lru_cache(maxsize=256)  # browsers and clients send few different values
 def prefers_html(accept: bytes) -> bool:
-    """Whether ``Accept`` names HTML and likes it better than JSON. A wildcard alone does not."""
-    if b"html" not in accept[:_LONGEST_ACCEPT].lower():
-        return False
+    """True if ``Accept`` names HTML with a higher quality than JSON. A wildcard alone does not count."""
     html = other = 0.0
-    for item in accept[:_LONGEST_ACCEPT].decode("latin-1").lower().split(","):
+    for item in accept.decode("latin-1").lower().split(","):
         kind, *parameters = (part.strip() for part in item.split(";"))
         if kind in _HTML:
             html = max(html, _quality(parameters))
@@ -232,10 +231,10 @@ def _quality(parameters: list[str]) -> float:
     return 1.0
 
 
-# --- how long the client will wait -----------------------------------------------------------------
+# --- deadline headers ------------------------------------------------------------------------------
 
-# `float`, `int` and `\d` read NaN, 1e400, 1_000 and the digits of every script; these read nothing else
-# than what the specifications of gRPC and Connect allow: a positive number of a few ASCII digits.
+# Only what the specifications of gRPC and Connect allow: a positive number of a few ASCII digits. `float`,
+# `int` and `\d` would also read NaN, 1e400, 1_000 and the digits of every script.
 _MILLISECONDS = re.compile(rb"([0-9]{1,10})\Z")
 _GRPC = re.compile(rb"([0-9]{1,8})([HMSmun])\Z")
 _GRPC_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -258,38 +257,37 @@ DEADLINE_HEADERS: dict[str, Callable[[bytes], float | None]] = {
     "x-envoy-expected-rq-timeout-ms": _milliseconds,
     "x-request-timeout-ms": _milliseconds,
 }
-"""The headers that say how long a client will wait, in lower case, and how each is read."""
+"""The request headers that give the client's timeout, in lower case, with the reader of each."""
 
 
-def _state_milliseconds(seconds: float) -> str:
-    # Rounded down, because a budget may only shrink on its way; but 0 would say nothing at all. The
+def _write_milliseconds(seconds: float) -> str:
+    # Rounded down, because a budget may only shrink on its way, but not to 0, which would be ignored. The
     # longest, a day, fits into the eight digits that gRPC allows.
     return str(max(1, int(min(seconds, _LONGEST_BUDGET) * 1000)))
 
 
-def _state_grpc(seconds: float) -> str:
-    return _state_milliseconds(seconds) + "m"
+def _write_grpc(seconds: float) -> str:
+    return _write_milliseconds(seconds) + "m"
 
 
 OUTGOING_HEADERS: dict[str, Callable[[float], str]] = {
-    name: _state_grpc if read is _grpc else _state_milliseconds for name, read in DEADLINE_HEADERS.items()
+    name: _write_grpc if read is _grpc else _write_milliseconds for name, read in DEADLINE_HEADERS.items()
 }
-"""The same headers, and how each is written."""
+"""The same headers, with the writer of each."""
 
 
 def budget(
     headers: Iterable[tuple[bytes, bytes]], wanted: dict[bytes, Callable[[bytes], float | None]]
 ) -> float | None:
-    """The smallest budget the wanted headers state, in seconds; None when none of them does.
+    """Returns the smallest budget that the wanted headers give, in seconds; None if none of them does.
 
-    A value that breaks the grammar, is 0, or is longer than a day says nothing; neither does a header
-    that is there twice.
+    A value that breaks the grammar, is 0 or is longer than a day is ignored, and so is a repeated header.
     """
-    stated = [header for header in headers if header[0] in wanted]
-    if not stated:
+    found = [header for header in headers if header[0] in wanted]
+    if not found:
         return None
     once: dict[bytes, bytes] = {}
-    for name, value in stated:
+    for name, value in found:
         once[name] = b"" if name in once else value
     read = [wanted[name](value) for name, value in once.items()]
     return min((seconds for seconds in read if seconds and seconds <= _LONGEST_BUDGET), default=None)

@@ -1,4 +1,4 @@
-"""Checks that an application is of the kind that a middleware calls. Reads signatures; calls nothing."""
+"""Checks the kind of an application by its signature. Must not call the application."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from guardrails._util.checks import Faults
 __all__ = ["ASGI", "WSGI", "check_application"]
 
 WSGI, ASGI = 2, 3
-"""With how many arguments an application of each kind is called."""
+"""The number of arguments with which an application of each kind is called."""
 
 _ASGI_2 = 1
 
@@ -24,7 +24,7 @@ _MIDDLEWARE = {
 
 
 def check_application(faults: Faults, app: object, kind: int) -> None:
-    """Notes what cannot be called, or only in the way of another kind, whose middleware is then named.
+    """Notes an application that cannot be called, or is of another kind; names the middleware of that kind.
 
     A callable whose parameters cannot be read is accepted.
     """
@@ -46,7 +46,7 @@ def _takes(app: object, arguments: int) -> bool:
 
 
 def _binds(called: Any, args: tuple[object, ...], keywords: dict[str, object]) -> bool:
-    """True if what is really called takes these arguments, whatever a decorator has copied onto it."""
+    """True if the code that is called takes these arguments, whatever signature a decorator has copied."""
     if isinstance(called, functools.partial):
         return _binds(called.func, (*called.args, *args), {**called.keywords, **keywords})
     if isinstance(called, MethodType):

@@ -1,6 +1,6 @@
-"""One request over ASGI: what has been sent, what is still to be said, and what is held for it.
+"""One request over ASGI: the messages sent and held back, and the slots reserved for it.
 
-Knows no settings and no framework.
+Depends on ASGI; must not import settings or a framework.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ _TRY_AGAIN_LATER = 1013
 
 
 class ASGIRequest(RoutedRequest):
-    """One request and its response, as far as it has come.
+    """One request and its response, as far as it has been sent.
 
-    A framework's outermost handler may answer 500 for a guard's error before the error gets here. A
-    500 in a request in which a guard refused or stopped something is therefore held back until the
-    application ends and it is known which exception became the 500.
+    A framework's outermost handler may answer 500 for a guard's error, and the middleware sees the answer
+    first. So a 500 is held back if a guard refused or stopped a call of the request. The exception behind
+    it is known when the application ends.
 
     Attributes:
-        started: Whether a response has been passed on; from then on nothing else can be answered.
+        started: Whether a response has been passed on; then no other answer is possible.
         held: The messages of the 500 that is held back.
-        served: Whether the answer was no 5xx, in spite of a guard's refusal or timeout before it.
-        began: When it came.
-        let_in: When its wait for slots was over, and the application got it or it was refused.
-        mine: The gates at which it reserved a slot, until it has given back what nothing used.
-        timed: Whether to say in ``Server-Timing`` how long it waited and worked.
+        served: True if a guard refused or timed out and the answer was no 5xx all the same.
+        began: The time at which the request arrived.
+        let_in: The time at which its wait for slots ended.
+        mine: The gates at which it reserved a slot, until it has returned the unused slots.
+        timed: Whether to add ``Server-Timing``.
     """
 
     __slots__ = ("_send", "began", "held", "let_in", "mine", "served", "started", "timed")
 
     def __init__(self, at: float | None, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
-        RequestScope.__init__(self, at, clock, outer)  # super() takes longer than all it calls here
+        RequestScope.__init__(self, at, clock, outer)  # super() would cost more than all it calls
         self._send = send
         self.mine: list[LockedGate] | None = None
         self.started = self.timed = self.served = False
         self.held: list[Message] = []
         self.began = self.let_in = began
 
-    # --- slots held for it ---------------------------------------------------------------------
+    # --- slots reserved for it -----------------------------------------------------------------
 
     async def reserve(self, gate: LockedGate) -> Refusal | None:
         """Waits for a slot, which the first checkout or call inside takes over.
 
         Returns:
-            The refusal, if there is none in time; its listeners have been told.
+            The refusal, if no slot came free in time. The listeners have been notified of it.
         """
         if gate in self.reserved:
             return None  # an outer middleware has one already
@@ -92,17 +92,17 @@ class ASGIRequest(RoutedRequest):
         return None
 
     def give_back(self) -> None:
-        """Gives back the slots that nothing has taken over."""
+        """Returns the reserved slots that no call has taken over."""
         while self.mine:
             gate = self.mine.pop()
             slot = self.reserved.pop(gate, 0)
             if slot:
                 gate.give_back(slot)
 
-    # --- what it is answered -------------------------------------------------------------------
+    # --- its answer ----------------------------------------------------------------------------
 
     def send(self, message: Message) -> Awaitable[None]:
-        # No coroutine of its own: the server's is handed on, so that a chunk costs no extra frame.
+        # Not a coroutine: it returns the server's, so that a chunk costs no extra frame.
         return self._send(message) if self.started else self._begin(message)
 
     def _begin(self, message: Message) -> Awaitable[None]:
@@ -125,18 +125,18 @@ class ASGIRequest(RoutedRequest):
         whole = message["type"] == "http.response.body" and not message.get("more_body", False)
         reported = self.request_errors is not None and self.request_errors.unhandled is not None
         if len(self.held) > 1 and not reported and not (whole and len(self.held) == 2):  # noqa: PLR2004
-            await self.flush_held_response()  # a stream is no error handler's answer, and might be long
+            await self.flush_held_response()  # no error handler's answer: a stream may be long
 
     async def flush_held_response(self) -> None:
-        """Sends what was held back."""
+        """Sends the messages that were held back."""
         self._start()
         messages, self.held = self.held, []
         for message in messages:
             await self._send(message)
 
     def _start(self) -> None:
-        # The budget is for the first byte: a stream may be long, and a background task is nobody's wait.
-        # For the same reason nothing is held for them: what they need they ask for themselves.
+        # The deadline is for the first byte: a stream may be long, and no client waits for a background task.
+        # For the same reason no slot stays reserved for them: their calls ask for slots themselves.
         self.started = True
         if self.mine:
             self.give_back()
@@ -144,22 +144,22 @@ class ASGIRequest(RoutedRequest):
             self.clear_deadline()
 
     def timing(self) -> tuple[bytes, bytes] | None:
-        """The header that says where the time went, if it is to be said."""
+        """Returns the ``Server-Timing`` header; None where it is switched off."""
         if not self.timed:
             return None
         return server_timing(self.let_in - self.began, self.clock() - self.let_in)
 
 
 class UnreadBody:
-    """The body of a request over HTTP/2 or 3, where the requests of one connection are served side by side.
+    """The body of a request over HTTP/2 or 3, where one connection serves several requests at once.
 
-    hypercorn ends the connection, and with it the others, when a piece arrives after the answer. So a small
-    body is read and dropped before an answer that does not wait for it.
+    hypercorn closes the whole connection when a part of a body arrives after the answer. So before an early
+    answer a small body is read and dropped.
     """
 
-    MOST = 1 << 20
-    PATIENCE = 1.0
-    """Bytes and seconds to read; then the answer is sent all the same."""
+    MAX_BYTES = 1 << 20
+    TIMEOUT = 1.0
+    """Bytes and seconds to read at most; then the answer is sent all the same."""
 
     __slots__ = ("_ended", "_receive")
 
@@ -169,20 +169,20 @@ class UnreadBody:
 
     async def __call__(self) -> Message:
         message = await self._receive()
-        self._ended = not message.get("more_body", False)  # an end of the body, or of the client
+        self._ended = not message.get("more_body", False)  # the last part, or the client has disconnected
         return message
 
     async def skip(self) -> None:
-        """Reads what is left of a small body."""
-        left = self.MOST
+        """Reads and drops the rest of a small body."""
+        left = self.MAX_BYTES
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.PATIENCE):
+            async with asyncio.timeout(self.TIMEOUT):
                 while left > 0 and not self._ended:
                     left -= len((await self()).get("body", b""))
 
 
 class Handshake:
-    """A websocket's opening.
+    """The handshake of a websocket.
 
     Attributes:
         decided: Whether the application has accepted, closed or denied it.
@@ -200,13 +200,13 @@ class Handshake:
 
 
 def headers_of(scope: ASGIScope) -> Iterable[tuple[bytes, bytes]]:
-    """The headers of a request; a scope made by hand, as in tests, may have none."""
+    """Returns the headers of a request; a scope made by hand may have none."""
     headers: Iterable[tuple[bytes, bytes]] = scope.get("headers", ())
     return headers
 
 
 def path_of(scope: ASGIScope) -> str:
-    """The request's path below the application's mount."""
+    """Returns the request's path below the application's mount."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     if not root:
@@ -216,7 +216,7 @@ def path_of(scope: ASGIScope) -> str:
 
 
 def server_timing(waited: float, worked: float) -> tuple[bytes, bytes]:
-    """The header that says where the time went: milliseconds in our queue, and in the application."""
+    """Returns a ``Server-Timing`` header, from the seconds in our queue and in the application."""
     return b"server-timing", b"wait;dur=%.1f, app;dur=%.1f" % (waited * 1e3, worked * 1e3)
 
 
@@ -227,19 +227,24 @@ async def answer(
     send: Send,
     timing: tuple[bytes, bytes] | None,
 ) -> None:
-    """Answers an HTTP request, and says where its time went if there is anything to say.
+    """Answers an HTTP request, with the timing header if there is one.
 
-    What is left of its body is read first where an unread body would end the connection.
+    First reads the rest of its body where an unread body would end the connection.
     """
     if isinstance(receive, UnreadBody):
         await receive.skip()
-    accept, expect = _accept_and_expect(scope)
+    accept = expect = b""
+    for name, value in scope.get("headers", ()):
+        if name == b"accept":
+            accept = accept + b"," + value if accept else value
+        elif name == b"expect":
+            expect = value
     status, headers, body = problem.answer(accept)
     if timing is not None:
         headers.append(timing)
     if expect and scope.get("http_version", "1.1").startswith("1"):
-        # The client waits to be told to send its body, and may now leave it out. Only a closed
-        # connection tells the two cases apart.
+        # The client may send its body after this answer or leave it out. Closing the connection makes both
+        # safe.
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
@@ -250,16 +255,7 @@ async def deny(problem: Problem, scope: ASGIScope, send: Send) -> None:
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": ""})
         return
-    status, headers, body = problem.answer(_accept_and_expect(scope)[0])
+    accept = b",".join(value for name, value in headers_of(scope) if name == b"accept")
+    status, headers, body = problem.answer(accept)
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
-
-
-def _accept_and_expect(scope: ASGIScope) -> tuple[bytes, bytes]:
-    accept = expect = b""
-    for name, value in headers_of(scope):
-        if name == b"accept":
-            accept = accept + b"," + value if accept else value
-        elif name == b"expect":
-            expect = value
-    return accept, expect

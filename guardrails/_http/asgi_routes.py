@@ -1,4 +1,4 @@
-"""The destination of an ASGI request: its route, with the mounts it passes. Depends on no response."""
+"""Finds the route of an ASGI request, with the mounts on its way. Must not import a response."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class RoutedRequest(RequestScope):
     """A request whose route can be looked up.
 
     Attributes:
-        asgi: The request's scope in the meaning of ASGI.
-        table: The routes of the application, as far as they can be seen.
-        mount: Where that application is mounted in another one.
+        asgi: The ASGI connection scope.
+        table: The routes of the application, as far as the middleware can see them.
+        mount: The template of the mount of that application in another one; empty if there is none.
         root: The path of that mount in this request; None at the outermost application.
     """
 
@@ -31,13 +31,13 @@ class RoutedRequest(RequestScope):
     mount: str
     root: str | None
 
-    def goes_to(self, asgi: ASGIScope, table: RouteTable, *, by_path: bool) -> None:
-        """Notes where the request is going.
+    def set_destination(self, asgi: ASGIScope, table: RouteTable, *, by_path: bool) -> None:
+        """Sets the routes that the request can go to.
 
         Args:
-            asgi: The request's scope in the meaning of ASGI.
-            table: The routes it may go to.
-            by_path: Whether they are the routes below the middleware, which may be mounted somewhere itself.
+            asgi: The ASGI connection scope.
+            table: The routes.
+            by_path: Whether these routes are below the middleware, which may be below a mount itself.
         """
         self.asgi, self.table, self.mount, self.root = asgi, table, "", None
         if by_path and "app_root_path" in asgi:
@@ -53,12 +53,12 @@ class RoutedRequest(RequestScope):
         """See RequestScope."""
         template = self.template()
         name = None if template is None else request_name(self.asgi["method"], template)
-        if "endpoint" in self.asgi:  # from then on it is no guess
+        if "endpoint" in self.asgi:  # set by the router: the template is certain now
             self.name = name
         return name
 
     def _path(self) -> str:
-        """The request's path as the table has it, however deep in mounts below that the request is by now."""
+        """The request's path as the table has it, also while the request is in a mount below."""
         path: str = self.asgi["path"]
         root = self.root
         if root is None:
@@ -67,11 +67,11 @@ class RoutedRequest(RequestScope):
 
 
 def _mount_of(scope: ASGIScope) -> str:
-    """The template of the mounts that a middleware is below; empty if it is below none.
+    """Returns the template of the mounts around a middleware; empty if there is none.
 
-    Empty, too, for one whose template cannot be told: its path is made up by clients.
+    Also empty where the template is unknown, because the path itself is made up by clients.
     """
-    # Starlette's mounts leave the path of the outermost application.
+    # Starlette's mounts keep the path of the outermost application in the scope.
     segments = scope.get("root_path", "")[len(scope["app_root_path"]) :].split("/")
     for name, value in (scope.get("path_params") or {}).items():
         if str(value) not in segments:

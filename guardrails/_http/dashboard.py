@@ -1,4 +1,4 @@
-"""The page that shows guards in a browser. Knows no guard: the page asks ``status.json`` next to it."""
+"""The page that shows guards in a browser. Must not import a guard: the page reads ``status.json``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _hash_of(tag: str) -> str:
 HEADERS = dict(status.HEADERS) | {
     "content-type": "text/html; charset=utf-8",
     "referrer-policy": "no-referrer",
-    # The page's own style and script and the figures beside it, and nothing else, whatever a guard is called.
+    # Only the page's own style, script and figures: the name of a guard cannot load anything.
     "content-security-policy": (
         f"default-src 'none'; style-src {_hash_of('style')}; script-src {_hash_of('script')};"
         " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"

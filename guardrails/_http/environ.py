@@ -1,4 +1,4 @@
-"""What a WSGI environ says of a request, and an answer in WSGI's words. Knows no guard and no server."""
+"""Reads a request from a WSGI environ, and words an answer for WSGI. Must not import a guard or a server."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def _key(header: str) -> str:
 
 _BUDGETS = tuple((_key(name), name.encode()) for name in DEADLINE_HEADERS)
 
-_LEFT_BY_FRAMEWORKS = (
+_ROUTES = (
     ("werkzeug.request", ("url_rule", "rule")),  # Flask
     ("bottle.route", ("rule",)),
 )
-"""Where a framework leaves what it knows of a request, and the way from there to the template."""
+"""The environ keys in which frameworks leave the route, and the attributes that lead to its template."""
 
 
 def path_of(environ: WSGIEnvironment) -> str:
@@ -34,27 +34,27 @@ def path_of(environ: WSGIEnvironment) -> str:
 
 
 def template_in(environ: WSGIEnvironment) -> str | None:
-    """The template of the route that a framework has found; None for one that leaves nothing behind."""
-    for key, way in _LEFT_BY_FRAMEWORKS:
+    """Returns the template of the route that the framework has found; None if it leaves none."""
+    for key, attributes in _ROUTES:
         found = environ.get(key)
-        for step in way:
-            found = getattr(found, step, None)
+        for attribute in attributes:
+            found = getattr(found, attribute, None)
         if isinstance(found, str):
             return found
     return None
 
 
 class Mounts:
-    """The mounts of applications, as far as requests have told: two may have the same routes."""
+    """The mounts seen in requests: two mounted applications may have the same routes."""
 
     MOST = 32
-    """They are the application's own, but behind some proxies a client can make them up."""
+    """The number of mounts kept: behind some proxies a client can make them up."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def of(self, environ: WSGIEnvironment) -> str:
-        """The mount that a request goes to; empty for none, and for one too many."""
+        """Returns the mount of a request; empty for none, and for a new one beyond the limit."""
         mount = environ.get("SCRIPT_NAME")
         if not isinstance(mount, str) or not mount:
             return ""
@@ -66,28 +66,28 @@ class Mounts:
 
 
 def status_line(status: int) -> str:
-    """The number with its phrase."""
+    """Returns a status as WSGI has it, such as ``503 Service Unavailable``."""
     return f"{status} {HTTPStatus(status).phrase}"
 
 
 def answer_of(problem: Problem, environ: WSGIEnvironment) -> tuple[int, list[tuple[str, str]], bytes]:
-    """A problem worded for this client: status, headers as text, body."""
+    """Words a problem for this client: status, headers as text, body."""
     accept: str = environ.get("HTTP_ACCEPT", "")  # several are joined by the server
     status, headers, body = problem.answer(accept.encode("latin-1", "replace"))
     return status, [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers], body
 
 
 def budgets_of(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
-    """The headers that may state how long a client will wait."""
+    """Returns the deadline headers of a request."""
     return [(name, environ[key].encode("latin-1", "replace")) for key, name in _BUDGETS if key in environ]
 
 
-def rank_in(environ: WSGIEnvironment, importance: CriticalityRules | None, path: str) -> int | None:
-    """How much a request matters, by its headers or its path; None if nobody says."""
-    if importance is None:
+def rank_in(environ: WSGIEnvironment, rules: CriticalityRules | None, path: str) -> int | None:
+    """Returns the rank of a request by its headers or its path; None if neither gives one."""
+    if rules is None:
         return None
-    header = importance.header
+    header = rules.header
     value = None if header is None else environ.get(_key(header.decode()))
-    # Two headers arrive as one, joined by a comma: no word, so they say nothing.
-    said = [] if header is None or value is None else [(header, value.encode("latin-1", "replace"))]
-    return importance.rank(said, path)
+    # A server joins two headers with a comma, which makes an unknown class: ignored.
+    headers = [] if header is None or value is None else [(header, value.encode("latin-1", "replace"))]
+    return rules.rank(headers, path)

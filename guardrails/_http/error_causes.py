@@ -1,8 +1,8 @@
-"""Finds the exception that an answer is for. Imports no framework; must not import `_policy`.
+"""Finds the exception behind a framework's 500. Must not import a framework or the request policy.
 
-Starlette raises it again after its 500, so a middleware sees it. The frameworks here keep it to themselves,
-and report it. A refusal earlier in the request is no cause of a 500: the application may have handled it, and
-failed by itself later.
+Starlette raises the exception again after its 500, so a middleware sees it. The frameworks here do not raise
+it, but report it. A refusal earlier in the request is not taken for the cause: the application may have
+handled it, and failed later for another reason.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from guardrails._runtime.scope import RequestScope, current
 __all__ = ["follow_frameworks", "note_caught", "note_fatal"]
 
 _SIGNALS = ("flask.signals", "quart.signals", "django.core.signals")
-"""Modules with a signal ``got_request_exception``: the application did not handle an exception."""
+"""Modules with the signal ``got_request_exception``, sent for an exception that no handler took."""
 
 _CATCHING = ("litestar.",)
-"""Frameworks without such a signal, which answer inside their ``except``."""
+"""Frameworks without such a signal. They answer inside their ``except``."""
 
 
 def follow_frameworks() -> None:
-    """Connects to the signals of the frameworks that are loaded. A second time changes nothing."""
+    """Connects to the signals of the loaded frameworks. Idempotent."""
     for name in _SIGNALS:
         module = sys.modules.get(name)
         if module is not None:
@@ -30,7 +30,7 @@ def follow_frameworks() -> None:
 
 
 def note_caught() -> None:
-    """Notes the exception for which a framework is just sending its 500."""
+    """Records the exception for which a framework is sending its 500 now."""
     error = sys.exception()
     trace = None if error is None else error.__traceback__
     # The first frame of a traceback is the one that caught the exception.
@@ -39,7 +39,7 @@ def note_caught() -> None:
 
 
 def note_fatal(name: str) -> None:
-    """Notes with the current request that a guard's refusal became its answer."""
+    """Records with the current request that a refusal of this guard became its answer."""
     request = _request()
     if request is not None:
         request.record_errors().fatal = name
@@ -48,7 +48,7 @@ def note_fatal(name: str) -> None:
 def _on_exception(_sender: object = None, *, exception: BaseException | None = None, **_: Any) -> None:
     request = _request()
     if request is not None and request.request_errors is not None:
-        # Django sends no exception along; it sends the signal while it handles it.
+        # Django sends the signal without the exception, while it handles the exception.
         request.request_errors.unhandled = exception or sys.exception()
 
 

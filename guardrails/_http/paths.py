@@ -1,4 +1,4 @@
-"""Tables of paths, as settings name them: prefixes and templates. Knows no framework and no guard."""
+"""Tables of paths and templates, as settings name them. Must not import a framework or a guard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(:[a-z]+)?\}\Z")
 
 
 def is_path(value: object) -> bool:
-    """Whether a setting's value can stand in a table; `ALLOWED` says what can."""
+    """True if a value can be a path of a table; `ALLOWED` describes the paths that can."""
     if not isinstance(value, str) or not value.startswith("/") or any(sign in value for sign in "*?#"):
         return False
     *above, last = value.split("/")
@@ -33,17 +33,17 @@ def _is_segment(segment: str) -> bool:
 
 
 class PathTable(Generic[T]):
-    """What holds for a path.
+    """Values by path.
 
-    A *path* covers itself and all below it: ``/orders`` covers ``/orders`` and ``/orders/7``, not
+    A *path* covers itself and all paths below it: ``/orders`` covers ``/orders`` and ``/orders/7``, not
     ``/orders-old``. A *template* covers the paths of its form: ``/orders/{id}`` covers ``/orders/7``,
-    not ``/orders/7/lines``. Templates come first, in their order, then the longest path.
+    not ``/orders/7/lines``. The first template that matches wins, then the longest path.
     """
 
     def __init__(self, entries: Mapping[str, T]) -> None:
         templates = [path for path in entries if "{" in path]
         paths = sorted((path for path in entries if "{" not in path), key=len, reverse=True)
-        # All in one, the first that matches wins: a request is compared with each of them in one call.
+        # One regular expression for all entries, so that a look-up is one call.
         forms = [_form(path) for path in templates] + [_below(path) for path in paths]
         self._form = re.compile("|".join(f"({form})" for form in forms), re.DOTALL)
         self._values = tuple(entries[path] for path in templates + paths)
@@ -52,16 +52,16 @@ class PathTable(Generic[T]):
         return bool(self._values)
 
     def find(self, path: str) -> T | None:
-        """What holds for a path, or None."""
+        """Returns the value for a path, or None."""
         if not self._values:
             return None
         match = self._form.match(path)
-        # An entry has no groups of its own, so the one group there is says which it was.
+        # An entry has no groups of its own, so the index of the last group is that of the entry.
         return None if match is None else self._values[(match.lastindex or 1) - 1]
 
 
 def _form(template: str) -> str:
-    # A parameter ends where its segment ends, so there is nothing to try twice: linear in the path.
+    # A parameter ends with its segment, so the match does not backtrack: linear in the path.
     return "/".join(_segment(segment) for segment in template.split("/")) + r"\Z"
 
 

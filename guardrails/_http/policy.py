@@ -1,4 +1,7 @@
-"""What an HTTP middleware decides about a request. Knows neither ASGI nor WSGI, nor any wording."""
+"""Decides about HTTP requests, for ASGI and WSGI alike. Depends on guards; must not word an answer.
+
+Must not import a middleware or a framework.
+"""
 
 from __future__ import annotations
 
@@ -21,144 +24,132 @@ from guardrails.errors import CallTimeoutError, RejectedError
 __all__ = ["RequestPolicy", "gates_of"]
 
 _FULL = ("bulkhead_full", "queue_timeout")
-_FORESEEN = (*_FULL, "circuit_open")
-"""The refusals that can be foreseen before a request is let in; others are about its time and rank."""
+_FORESEEABLE = (*_FULL, "circuit_open")
+"""The refusals that a preview can foresee. The others depend on the time and the rank of one request."""
 
 
 class RequestPolicy:
-    """The settings of one middleware, checked, and the decisions that follow from them.
-
-    Args:
-        settings: The settings of the middleware.
+    """The decisions of one middleware, by its settings.
 
     Attributes:
         criticality: The rules that rank requests; None if all have the same criticality.
-        selective: Whether `admit` can ever refuse a request.
-        timed: Whether `budget` can ever be anything but None.
+        exempt: True for each path that is always let in.
+        requires: The gates that the requests of a path need.
+        selective: Whether `admit` can refuse a request.
+        timed: Whether `budget` can return seconds.
+        mounts: The mounts of the application under WSGI.
     """
 
     def __init__(self, settings: HTTPSettings) -> None:
         self.criticality = CriticalityRules.of(settings)
+        self.exempt = PathTable(dict.fromkeys(settings.exempt, True))
+        self.requires = PathTable({path: gates_of(guards) for path, guards in settings.requires.items()})
+        self.mounts = Mounts()
         self._guards = settings.guards
-        self._exempt = PathTable(dict.fromkeys(settings.exempt, True))
-        self._requires = PathTable({path: gates_of(guards) for path, guards in settings.requires.items()})
         self._headers = {name.encode(): DEADLINE_HEADERS[name] for name in settings.deadline_headers}
         self._request_timeout = settings.request_timeout
         self._max_in_flight = settings.max_in_flight
         self._random = settings.random
-        # Requests inside. Each is there once or not at all, so none is counted or released twice.
+        # A set and not a number, so that no request can be counted or released twice.
         self._inside: set[object] = set()
         self._retry_estimators: dict[LockedGate, RetryEstimator] = {}
         self._answered: set[str] = set()
-        self.mounts = Mounts()
-        self.selective = settings.max_in_flight is not None or bool(self._requires)
+        self.selective = settings.max_in_flight is not None or bool(settings.requires)
         self.timed = settings.request_timeout is not None or bool(self._headers)
 
     # --- before the application ----------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
-        """Requests counted against ``max_in_flight`` now."""
+        """The number of requests that count against ``max_in_flight`` now."""
         return len(self._inside)
 
     @property
     def slots(self) -> int:
-        """Calls the named guards admit at once, all together; 0 when no guard is named."""
+        """The number of calls that all named guards together admit at once; 0 if no guard is named."""
         return sum(guard.snapshot().max_concurrent_calls for guard in self._guards)
 
     def budget(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
-        """Seconds for this request: the server's own limit, which a client can only lower."""
+        """Returns the seconds for this request: ``request_timeout``, which a client can only lower."""
         own = self._request_timeout
         asked = budget(headers, self._headers) if self._headers else None
         return asked if own is None or (asked is not None and asked < own) else own
 
     def admit(self, request: object, path: str) -> Problem | None:
-        """Lets a request in, or says why not. What was let in is let out with `release`."""
-        if self.is_exempt(path):
+        """Admits a request, or returns why it is refused. The caller releases an admitted request."""
+        if self.exempt.find(path):
             return None
-        return self._missing(path) or self.count(request)
+        return self.missing(self.requires.find(path) or ()) or self.count_in(request)
 
-    def count(self, request: object) -> Problem | None:
-        """Counts a request in, or says that the server is full."""
+    def count_in(self, request: object) -> Problem | None:
+        """Counts a request against ``max_in_flight``, or returns why it is refused."""
         if self._max_in_flight is None:
             return None
-        # In first and counted after, so that two threads can never both take the last place.
+        # Added first and counted after, so that two threads cannot both take the last place.
         self._inside.add(request)
         if len(self._inside) > self._max_in_flight:
             self._inside.discard(request)
-            return self._crowded()
+            return self._too_many()
         return None
 
-    def full(self) -> Problem | None:
-        """Why a request cannot be counted in now; None where it can, as it looks."""
+    def check_room(self) -> Problem | None:
+        """Returns why a request would be refused by `count_in` now; counts nothing."""
         room = self._max_in_flight is None or len(self._inside) < self._max_in_flight
-        return None if room else self._crowded()
+        return None if room else self._too_many()
 
-    def _crowded(self) -> Problem:
+    def _too_many(self) -> Problem:
         return Problem("bulkhead_full", None, retry_seconds("bulkhead_full", None, self._random))
 
     def release(self, request: object) -> None:
-        """Lets a request out; one that was never counted changes nothing."""
+        """Ends the count of a request; does nothing for one that is not counted."""
         self._inside.discard(request)
 
-    def is_exempt(self, path: str) -> bool:
-        """Whether a path is let in whatever happens."""
-        return self._exempt.find(path) is not None
-
-    def required(self, path: str) -> tuple[LockedGate, ...]:
-        """The gates that a request of this path has to pass."""
-        return self._requires.find(path) or ()
-
-    def _missing(self, path: str) -> Problem | None:
-        return self.missing(self.required(path))
-
     def missing(self, gates: Iterable[LockedGate]) -> Problem | None:
-        """Refuses what the circuit of one of these gates would refuse inside; takes nothing."""
+        """Refuses what the circuit of one of these gates would refuse inside; takes no slot and no probe."""
         for gate in gates:
-            # A closed circuit needs no step under its lock: the call inside makes one anyway.
-            # A preview takes nothing, so the probes of a half-open circuit are still free inside.
+            # A closed circuit needs no step under its lock here: the call inside makes one anyway.
             refusal = None if gate.core.calm else gate.preview()
             if refusal is not None:
                 gate.tell_refusal(refusal)
-                return self.turned_away(gate, refusal)
+                return self.problem_of_refusal(gate, refusal)
         return None
 
-    def turned_away(self, gate: LockedGate, refusal: Refusal) -> Problem:
-        """What to answer for a refusal that nobody raised."""
+    def problem_of_refusal(self, gate: LockedGate, refusal: Refusal) -> Problem:
+        """Returns the answer for a refusal that was not raised as an error."""
         reason, wait = refusal
-        if wait is None:
-            wait = self._retry_estimate(gate, reason)
+        if wait is None and reason in _FULL:
+            wait = self._retry_estimate(gate)
         return Problem(reason, gate.name, retry_seconds(reason, wait, self._random))
 
-    def needs(self, stats: RouteStats, now: float) -> list[NeededGuard]:
-        """The guards, of those answered for here, that a route has shown to need; see `RouteStats`."""
-        # What was learnt of a pool says nothing about a guard that was taken off it since.
+    def needed_by(self, stats: RouteStats, now: float) -> list[NeededGuard]:
+        """Returns the guards that a route has shown to need, of those answered for here; see `RouteStats`.
+
+        While one of them refuses, this returns no guard for one request in each trial interval.
+        """
+        # A guard that was detached from its pool since it was learnt does not count.
         needed = [
             needed_guard
-            for needed_guard in stats.usual
+            for needed_guard in stats.needed
             if needed_guard.attached is needed_guard.call_settings.attached
             and self.answers_for(needed_guard.call_settings.name)
         ]
-        if any(
-            _may_refuse(gate) for needed_guard in needed for gate in needed_guard.call_settings.gates
-        ) and stats.due(now):
-            return []
-        return needed
+        gates = (gate for needed_guard in needed for gate in needed_guard.call_settings.gates)
+        return [] if any(map(_may_refuse, gates)) and stats.take_trial(now) else needed
 
-    def _retry_estimate(self, gate: LockedGate, reason: str) -> float | None:
-        if reason not in _FULL:
-            return None
+    def _retry_estimate(self, gate: LockedGate) -> float | None:
         core = gate.core
-        drain = self._retry_estimators.get(gate) or self._retry_estimators.setdefault(gate, RetryEstimator())
-        return drain.seconds(core.last, core.admitted, len(core.bulkhead.queue))
+        estimator = self._retry_estimators.get(gate) or self._retry_estimators.setdefault(
+            gate, RetryEstimator()
+        )
+        return estimator.seconds(core.last, core.admitted, len(core.bulkhead.queue))
 
-    # --- after it --------------------------------------------------------------------------------
+    # --- after the application -------------------------------------------------------------------
 
     def problem(self, error: BaseException) -> Problem | None:
-        """What to answer for an exception; None for one that is none of our business.
+        """Returns the answer for an exception; None for one that is not answered for here.
 
-        A group counts when each of its leaves does. A timeout in it outranks the refusals, because it
-        may have done something.
+        A group is answered only if each of its leaves is. A timeout in it outranks the refusals, because
+        the call that timed out may have had an effect.
         """
         first: RejectedError | CallTimeoutError | None = None
         for leaf in _leaves(error):
@@ -168,29 +159,26 @@ class RequestPolicy:
                 first = leaf
         if first is None:
             return None
-        if isinstance(first, RejectedError) and first.reason in _FORESEEN:
+        if isinstance(first, RejectedError) and first.reason in _FORESEEABLE:
             note_fatal(first.guard)
         if isinstance(first, RejectedError) and first.reason in _FULL and first.retry_after is None:
             for guard in with_parts(self._guards):
                 if guard.name == first.guard and whole_of(guard.name) == whole_of(first.guard):
-                    return self.turned_away(guard.call_settings.gates[0], Refusal(first.reason, None))
+                    return self.problem_of_refusal(guard.call_settings.gates[0], Refusal(first.reason, None))
         return Problem.of(first, self._random)
 
     def answers_for(self, name: str) -> bool:
-        """Whether a guard of this name is one whose refusals are answered here."""
+        """True if the refusals of a guard of this name are answered here."""
         name = whole_of(name)  # every guard may have a compartment for the same route
         if not self._guards or name in self._answered:
             return True
-        # Who is not known is looked for each time: compartments may be made after the middleware.
+        # An unknown name is looked up each time: compartments may be made after the middleware.
         self._answered = {guard.name for guard in with_parts(self._guards)}
         return name in self._answered
 
 
-# --- guards and errors -----------------------------------------------------------------------------
-
-
 def gates_of(guards: Iterable[Guard]) -> tuple[LockedGate, ...]:
-    """The gates of several guards, each once, in the order in which they are passed."""
+    """Returns the gates of several guards, each once, in the order in which a call passes them."""
     return tuple(dict.fromkeys(gate for guard in guards for gate in guard.call_settings.gates))
 
 

@@ -1,16 +1,16 @@
-"""How long a full bulkhead takes to serve those who wait, judged by how fast slots came free. Pure."""
+"""Estimates when a full bulkhead has a slot again, by the rate at which it gave out slots. Pure."""
 
 from __future__ import annotations
 
 __all__ = ["RetryEstimator"]
 
-SPAN = 1.0
-STALE = 10.0
-"""Seconds. A rate is taken over at least the first, and says nothing any more after the second."""
+MINIMUM_SPAN = 1.0
+MAXIMUM_AGE = 10.0
+"""Seconds. A rate is measured over at least the first, and discarded after the second."""
 
 
 class RetryEstimator:
-    """The pace of one bulkhead, looked at when it refuses somebody."""
+    """Measures the rate of one bulkhead, each time it refuses a caller."""
 
     __slots__ = ("_admitted", "_at", "_rate")
 
@@ -20,21 +20,21 @@ class RetryEstimator:
         self._rate: float | None = None
 
     def seconds(self, now: float, admitted: int, waiting: int) -> float | None:
-        """Seconds until a newcomer would be served; None while nobody can tell.
+        """Estimates the seconds until a new caller would get a slot; None without a measured rate.
 
         Args:
-            now: The moment.
-            admitted: Slots given out since the beginning.
-            waiting: Callers in the queue.
+            now: The current time in seconds.
+            admitted: The number of slots given out since the start.
+            waiting: The number of callers in the queue.
         """
         since = self._at
         moved = admitted - self._admitted
-        if since is None or (moved and now - since > STALE):
+        if since is None or (moved and now - since > MAXIMUM_AGE):
             self._rate = None
             self._at, self._admitted = now, admitted
-        elif moved and now - since >= SPAN:
+        elif moved and now - since >= MINIMUM_SPAN:
             self._rate = moved / (now - since)
             self._at, self._admitted = now, admitted
-        elif now - since >= SPAN:
-            return now - since  # nothing has moved: it may well stand still as long again
+        elif now - since >= MINIMUM_SPAN:
+            return now - since  # no slot came free: assume that it takes as long again
         return None if self._rate is None else (waiting + 1) / self._rate

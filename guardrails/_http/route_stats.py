@@ -1,8 +1,8 @@
-"""Learns which guards the requests of one route cannot be answered without. Must not import HTTP.
+"""Learns which guards the requests of one route need. Depends on scopes; must not import HTTP.
 
-A route *needs* a guard when nearly all of its requests come to it, and a refusal of it became the answer of
-one of them. Until then the route may have a fallback, an ``except`` or a second source. So its requests are
-let in, and the guard refuses inside, where the application can handle that.
+A route *needs* a guard when nearly all of its requests use it and a refusal of it became the answer of one
+of them. Before that the route may have a fallback, an ``except`` or a second source. So its requests are let
+in, and the guard refuses inside, where the application can handle the error.
 """
 
 from __future__ import annotations
@@ -16,29 +16,36 @@ from guardrails._runtime.scope import RequestScope
 
 __all__ = ["NeededGuard", "RouteStats"]
 
-NEARLY_ALL = 0.95
-ENOUGH = 20
-MEMORY = 200
-"""Requests. From so many on there is a habit; it is looked at again after as many; and at the third number
-everything is halved, so that a route that changes its ways is known anew after a few hundred requests."""
+NEEDED_SHARE = 0.95
+MINIMUM_REQUESTS = 20
+HALVED_AFTER = 200
+"""A route needs a guard that at least this share of its requests use. The set of needed guards is computed
+once in `MINIMUM_REQUESTS` requests. The counts are halved after `HALVED_AFTER` requests, so that a change of
+the route is learnt within a few hundred requests."""
 
-PROMPT = 0.1
-"""Seconds. A slot is held for a request that will want it this soon. Held for one that talks to somebody
-else first, it would be missing to the others for all that time."""
+PROMPT_WITHIN = 0.1
+"""Seconds. A slot is reserved only if a request usually takes it over this soon: a reserved slot is missing
+to all other requests."""
 
-MOST_GUARDS = 16
+MAXIMUM_GUARDS = 16
 
-FORGIVEN = ENOUGH
-"""Requests. An answer in spite of a guard's refusal or timeout ends the need for that guard at once. Then so
-many refusals in a row must become the answer before the guard is needed again."""
+REFUSALS_AFTER_A_GOOD_ANSWER = MINIMUM_REQUESTS
+"""A good answer in spite of a guard's refusal or timeout ends the need for that guard at once. Then this many
+refusals in a row must become the answer before the route needs the guard again."""
 
-TRIAL = 1.0
-"""Seconds. While a needed guard refuses, one request of the route is let in each time this has passed. It
-shows whether the route still needs the guard, and costs at most one thread a second."""
+TRIAL_INTERVAL = 1.0
+"""Seconds. While a needed guard refuses, one request of the route is let in in each interval. It shows
+whether the route still needs the guard, and costs at most one thread a second."""
 
 
 class NeededGuard(NamedTuple):
-    """A guard that the route needs, and whether nearly all requests come to it promptly."""
+    """A guard that a route needs.
+
+    Attributes:
+        call_settings: Those of the guard.
+        attached: Whether the guard was attached to a pool when it was learnt.
+        prompt: Whether nearly all requests use it within `PROMPT_WITHIN`.
+    """
 
     call_settings: CallSettings
     attached: bool
@@ -51,62 +58,62 @@ class _Count:
     def __init__(self, seen: int) -> None:
         self.seen = seen
         self.touched = self.prompt = 0
-        self.balance = 0  # above 0: its last refusals were the answer
+        self.balance = 0  # above 0 when its last refusals became the answer
 
 
 class RouteStats:
-    """The habits of one route.
+    """Counts which guards the requests of one route use.
 
     Attributes:
-        usual: The guards it needs, as last looked at.
+        needed: The guards that the route needs, as last computed.
     """
 
-    __slots__ = ("_counts", "_requests", "_tried", "usual")
+    __slots__ = ("_counts", "_last_trial", "_requests", "needed")
 
     def __init__(self) -> None:
         self._counts: dict[CallSettings, _Count] = {}
         self._requests = 0
-        self._tried = -math.inf
-        self.usual: tuple[NeededGuard, ...] = ()
+        self._last_trial = -math.inf
+        self.needed: tuple[NeededGuard, ...] = ()
 
     def learn(self, request: RequestScope, began: float, *, served: bool) -> None:
-        """Learns from a request that is over.
+        """Learns from a request that has ended.
 
         Args:
-            request: What it has touched, and what went wrong. After a refusal or a timeout it says nothing
-                about the guards it did not get to.
-            began: When the application got it.
+            request: The request. After a refusal or a timeout it is no evidence about the guards that it did
+                not reach.
+            began: The time at which the application got it.
             served: Whether it was answered well.
         """
         touched, request_errors = request.touched, request.request_errors
         counts = self._counts
         for call_settings in touched:
-            if call_settings not in counts and len(counts) < MOST_GUARDS:
+            if call_settings not in counts and len(counts) < MAXIMUM_GUARDS:
                 counts[call_settings] = _Count(self._requests)
         for call_settings, count in counts.items():
             at = touched.get(call_settings)
             if at is not None:
                 count.seen += 1
                 count.touched += 1
-                count.prompt += at - began <= PROMPT
+                count.prompt += at - began <= PROMPT_WITHIN
             elif request_errors is None:
                 count.seen += 1
         self._requests += 1
         if request_errors is not None:
-            self._weigh(request, request_errors, served=served)
-        if self._requests % ENOUGH == 0:
-            self._look()
-            self._fade()
+            self._judge_refusals(request, request_errors, served=served)
+        if self._requests % MINIMUM_REQUESTS == 0:
+            self._find_needed()
+            self._halve()
 
-    def due(self, now: float) -> bool:
-        """True once in `TRIAL` seconds: a request is let in although a needed guard refuses."""
-        if now - self._tried < TRIAL:
+    def take_trial(self, now: float) -> bool:
+        """Returns True once in `TRIAL_INTERVAL` seconds: this request is let in although a guard refuses."""
+        if now - self._last_trial < TRIAL_INTERVAL:
             return False
-        self._tried = now
+        self._last_trial = now
         return True
 
-    def _weigh(self, request: RequestScope, request_errors: RequestErrors, *, served: bool) -> None:
-        """Looks at what a request that had a refusal or a timeout came to."""
+    def _judge_refusals(self, request: RequestScope, request_errors: RequestErrors, *, served: bool) -> None:
+        """Learns from the answer of a request in which a guard refused or timed out."""
         for call_settings in request.touched:
             count = self._counts.get(call_settings)
             names = {gate.name for gate in call_settings.gates}
@@ -115,20 +122,22 @@ class RouteStats:
             if request_errors.fatal in names:
                 count.balance = min(1, count.balance + 1)
             elif served and names & request_errors.failing:
-                count.balance = -FORGIVEN
+                count.balance = -REFUSALS_AFTER_A_GOOD_ANSWER
         if request_errors.fatal is not None:
-            self._tried = request.clock()
-        self._look()
+            self._last_trial = request.clock()
+        self._find_needed()
 
-    def _look(self) -> None:
-        self.usual = tuple(
-            NeededGuard(call_settings, call_settings.attached, _nearly(count.prompt, count.seen))
+    def _find_needed(self) -> None:
+        self.needed = tuple(
+            NeededGuard(call_settings, call_settings.attached, _nearly_all(count.prompt, count.seen))
             for call_settings, count in self._counts.items()
-            if count.balance > 0 and count.seen >= ENOUGH // 2 and _nearly(count.touched, count.seen)
+            if count.balance > 0
+            and count.seen >= MINIMUM_REQUESTS // 2
+            and _nearly_all(count.touched, count.seen)
         )
 
-    def _fade(self) -> None:
-        if self._requests >= MEMORY:
+    def _halve(self) -> None:
+        if self._requests >= HALVED_AFTER:
             self._requests //= 2
             for call_settings, count in list(self._counts.items()):
                 count.seen //= 2
@@ -138,5 +147,5 @@ class RouteStats:
                     del self._counts[call_settings]
 
 
-def _nearly(part: int, whole: int) -> bool:
-    return part >= NEARLY_ALL * whole
+def _nearly_all(part: int, whole: int) -> bool:
+    return part >= NEEDED_SHARE * whole

@@ -1,8 +1,8 @@
-"""The routes of a Starlette or FastAPI application, as far as a middleware can see them. Imports neither.
+"""The routes of a Starlette or FastAPI application. Must not import either.
 
-A middleware runs before the router. To know where a request is going it reads the table that the router
-will use: each route's ``path_regex``, ``methods`` and ``endpoint``. Memory grows with the routes an
-application has, never with the paths that clients make up.
+A middleware runs before the router. To find the route of a request it reads the table that the router will
+use: each route's ``path_regex``, ``methods`` and ``endpoint``. Memory grows with the routes of the
+application, not with the paths that clients make up.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__guardrails_requires__"
 _DEEPEST = 20
-"""How many middleware may stand around an application before its routes count as out of reach."""
+"""The number of nested middlewares that are searched for an application's routes."""
 
 WEBSOCKET = "websocket"
 
 
 def requires(*guards: Guard) -> Callable[[F], F]:
-    """Says of an endpoint that its requests cannot be served without these guards.
+    """Marks an endpoint whose requests cannot be served without these guards.
 
     ::
 
@@ -38,15 +38,15 @@ def requires(*guards: Guard) -> Callable[[F], F]:
         async def order(number: int): ...
 
     The middleware then waits for a slot, or refuses, before the request takes a thread; see ``requires``
-    of `GuardrailsMiddleware`. The endpoint itself is returned as it is. Put it below the framework's own
-    decorator. It counts where the middleware can see the routes: Starlette, FastAPI, their mounts; and
-    in Flask and Django, where the view is not called while a circuit refuses.
+    of `GuardrailsMiddleware`. The endpoint itself is returned unchanged. Put the mark below the framework's
+    own decorator. It works where the middleware can see the routes (Starlette, FastAPI and their mounts),
+    and in Flask and Django, where the view is not called while a circuit refuses.
 
     Args:
         *guards: The guards, or compartments of guards.
 
     Raises:
-        TypeError: One of them is no guard.
+        TypeError: An argument is not a guard.
     """
     for guard in guards:
         if not isinstance(guard, Guard):
@@ -60,7 +60,7 @@ def requires(*guards: Guard) -> Callable[[F], F]:
 
 
 def required_by(endpoint: object) -> tuple[Guard, ...]:
-    """The guards an endpoint was marked with, also below a partial or a decorator of the user's."""
+    """Returns the guards that an endpoint is marked with, also below a partial or the user's decorator."""
     while isinstance(endpoint, functools.partial):
         endpoint = endpoint.func
     marked: tuple[Guard, ...] = getattr(endpoint, _MARK, ())
@@ -71,11 +71,11 @@ class Route:
     """One endpoint.
 
     Attributes:
-        endpoint: What the framework calls; kept, so that its ``id`` stays its own.
-        template: Its path as the application wrote it down, mounts included, such as ``/orders/{id}``.
-        gates: Those of the guards it was marked with.
-        stats: The guards its requests need, learnt from them.
-        elsewhere: Whether the same endpoint stands at another path, too.
+        endpoint: The callable; kept, so that no other object gets its ``id``.
+        template: The template of its path, mounts included, such as ``/orders/{id}``.
+        gates: The gates of the guards it is marked with.
+        stats: The guards that its requests use, learnt from them.
+        elsewhere: Whether the same endpoint has another path, too.
     """
 
     __slots__ = ("elsewhere", "endpoint", "gates", "stats", "template")
@@ -88,8 +88,8 @@ class Route:
         self.elsewhere = False
 
 
-class _Line(NamedTuple):
-    """A line of the table: an endpoint, or the table of what is mounted there."""
+class _Entry(NamedTuple):
+    """An entry of the table: a route, or the table of a mount."""
 
     regex: Any
     methods: frozenset[str] | None
@@ -98,24 +98,24 @@ class _Line(NamedTuple):
 
 
 class RouteTable:
-    """Finds the route of a request as the router will, before it does.
+    """Finds the route of a request as the router will, before the router does.
 
     Args:
         routes: The framework's own list.
-        before: The table that this one replaces; what was learnt of its endpoints is kept.
+        previous: The table that this one replaces; it keeps the routes of that one and what they learnt.
         mounted: The template of the mount that the routes are below.
-        by_path: Whether the middleware sees the paths that the router compares its routes with.
+        by_path: Whether the middleware sees the paths with which the router compares its routes.
 
     Attributes:
-        size: How long the list was.
+        size: The length of the list.
         known: The routes by the ``id`` of their endpoints.
-        demanding: Whether any route was ever known to need a guard; before that, nobody has to look.
+        needs_guards: True once a route needs a guard; before that, no request has to be matched.
     """
 
     def __init__(
         self,
         routes: Sequence[object],
-        before: RouteTable | None = None,
+        previous: RouteTable | None = None,
         mounted: str = "",
         *,
         by_path: bool = True,
@@ -123,53 +123,50 @@ class RouteTable:
         self.size = len(routes)
         self._by_path = by_path
         self._mounted = mounted
-        self.known: dict[int, Route] = {} if before is None else before.known
-        self._lines: dict[str, list[_Line]] = {}
-        self._anywhere: list[_Line] = []
+        self.known: dict[int, Route] = {} if previous is None else previous.known
+        self._by_segment: dict[str, list[_Entry]] = {}
+        self._any_segment: list[_Entry] = []
         for route in _unfold(routes):
             self._add(route)
-        self.demanding = any(route.gates or route.stats.usual for route in self.known.values())
+        self.needs_guards = any(route.gates or route.stats.needed for route in self.known.values())
 
     def find(self, endpoint: object, path: str, method: str) -> Route | None:
-        """The route of a request: by its endpoint once it has come to one, else by its path.
+        """Returns the route of a request: by its endpoint if the router has set one, else by its path.
 
-        None for one that will be a 404 or a 405, and for one whose route is not known.
+        None for a request that will be a 404 or a 405, and for one whose route is unknown.
         """
-        return self.known.get(id(endpoint)) or (self.match(path, method) if self._by_path else None)
-
-    def match(self, path: str, method: str) -> Route | None:
-        """The first route with this path and method."""
-        line = self._line(path, method)
-        return line.target if line is not None and isinstance(line.target, Route) else None
+        route = self.known.get(id(endpoint))
+        entry = self._entry(path, method) if route is None and self._by_path else None
+        return entry.target if entry is not None and isinstance(entry.target, Route) else route
 
     def template(self, endpoint: object, path: str, method: str) -> str | None:
-        """The template of a request's route; see `find`."""
+        """Returns the template of a request's route; see `find`."""
         route = self.known.get(id(endpoint))
         if route is not None and not route.elsewhere:
             return route.template
-        line = self._line(path, method) if self._by_path else None
-        if line is None:
+        entry = self._entry(path, method) if self._by_path else None
+        if entry is None:
             return None if route is None else route.template
-        return line.template
+        return entry.template
 
-    def _line(self, path: str, method: str) -> _Line | None:
-        head = path[1:_LONGEST_HEAD].partition("/")[0]
-        for line in self._lines.get(head, self._anywhere):
-            match = line.regex.match(path)
-            if match is None or not (line.methods is None or method in line.methods):
+    def _entry(self, path: str, method: str) -> _Entry | None:
+        segment = path[1:_LONGEST_SEGMENT].partition("/")[0]
+        for entry in self._by_segment.get(segment, self._any_segment):
+            match = entry.regex.match(path)
+            if match is None or not (entry.methods is None or method in entry.methods):
                 continue
-            if isinstance(line.target, Route):
-                return line
-            return line.target._line("/" + match["path"], method)  # noqa: SLF001 - of its own class
+            if isinstance(entry.target, Route):
+                return entry
+            return entry.target._entry("/" + match["path"], method)  # noqa: SLF001 - of its own class
         return None
 
     def learn(self, endpoint: object, request: RequestScope, began: float, *, served: bool) -> None:
-        """Learns from a request that has come to an endpoint; see `RouteStats.learn`."""
+        """Learns from a request that has reached its endpoint; see `RouteStats.learn`."""
         route = self.known.get(id(endpoint))
         if route is not None:
             route.stats.learn(request, began, served=served)
-            if route.stats.usual:
-                self.demanding = True
+            if route.stats.needed:
+                self.needs_guards = True
 
     def _add(self, route: Any) -> None:
         regex, endpoint = getattr(route, "path_regex", None), getattr(route, "endpoint", None)
@@ -186,24 +183,24 @@ class RouteTable:
         methods = getattr(route, "methods", None)
         if _is_websocket(route):
             methods = {WEBSOCKET}
-        line = _Line(regex, None if methods is None else frozenset(methods), target, template)
-        head = _head(getattr(route, "path", None))
-        if head is None:
-            self._anywhere.append(line)
-            for lines in self._lines.values():
-                lines.append(line)
+        entry = _Entry(regex, None if methods is None else frozenset(methods), target, template)
+        segment = _first_segment(getattr(route, "path", None))
+        if segment is None:
+            self._any_segment.append(entry)
+            for entries in self._by_segment.values():
+                entries.append(entry)
         else:
-            # The order of the router is kept: what may be anywhere stands where it stood.
-            self._lines.setdefault(head, [*self._anywhere]).append(line)
+            # The order of the router is kept, also between entries of one segment and of any segment.
+            self._by_segment.setdefault(segment, [*self._any_segment]).append(entry)
 
 
-_LONGEST_HEAD = 256
+_LONGEST_SEGMENT = 256
 
 
-def _head(path: str | None) -> str | None:
-    """The first segment of a template, by which the table is sorted; None if it may be any."""
-    head = (path or "").removeprefix("/").partition("/")[0]
-    return None if not head or "{" in head or len(head) >= _LONGEST_HEAD - 1 else head
+def _first_segment(path: str | None) -> str | None:
+    """Returns the first segment of a template, by which entries are indexed; None if it can be any."""
+    segment = (path or "").removeprefix("/").partition("/")[0]
+    return None if not segment or "{" in segment or len(segment) >= _LONGEST_SEGMENT - 1 else segment
 
 
 def _is_websocket(route: Any) -> bool:
@@ -212,19 +209,19 @@ def _is_websocket(route: Any) -> bool:
 
 
 def _unfold(routes: Sequence[object]) -> Iterator[object]:
-    """FastAPI keeps an included router as one route, and tells on request what is in it."""
-    tell = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
-    return iter(routes) if tell is None else tell(routes)
+    """Yields the routes one by one: newer versions of FastAPI keep an included router as one route."""
+    flatten = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
+    return iter(routes) if flatten is None else flatten(routes)
 
 
 def routes_for(middleware: object, inner: object, outer: object) -> tuple[list[object] | None, bool]:
-    """The routes that a middleware's requests may go to, and whether it sees the paths they are matched with.
+    """Returns the routes behind a middleware, and whether it sees the paths that they are matched with.
 
     Args:
         middleware: The middleware.
-        inner: What it calls. The routes below it are the right ones.
-        outer: The framework's application, in case that what is below hides its routes. Those of the outer
-            application have other paths if the middleware stands at a mount or a route of it.
+        inner: The application that it calls. Its routes come first.
+        outer: The framework's application, for an inner application that hides its routes. The paths of the
+            outer one differ if the middleware is below a mount or a route of it.
     """
     routes = _routes_below(inner)
     if routes is not None:
@@ -240,7 +237,7 @@ def _routes_below(app: object) -> list[object] | None:
 
 
 def _below(app: Any) -> Iterator[Any]:
-    """An application, and what it calls one after the other, as far as it says so."""
+    """Yields an application and those it wraps, each through the attribute ``app`` of the one before."""
     for _ in range(_DEEPEST):
         yield app
         app = getattr(app, "app", None)

@@ -1,4 +1,4 @@
-"""What probes and status pages say. Knows guards by their figures; asks no database, and speaks no HTTP."""
+"""Makes the pages of probes and status. Depends on the figures of guards; must not ask a database."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ HEADERS = (
 )
 
 _SICK = {"open", "half_open", "forced_open"}
-_EASING = 3
-"""A guard that was stuck must have had a free slot for this part of ``stuck_after``: without that a pool
-that limps would take its process in and out of service with every probe."""
+_RECOVERY_DIVISOR = 3
+"""A stuck guard is well again after it had a free slot for ``stuck_after`` divided by this. Otherwise a
+slow pool would take its process in and out of service with every probe."""
 
 
 class Page(NamedTuple):
-    """One answer."""
+    """A status and a JSON body."""
 
     status: int
     body: bytes
@@ -46,7 +46,7 @@ class Probes:
 
     Attributes:
         guards: The guards, checked.
-        pages: What to say at which path.
+        pages: The functions that make the pages, by path.
     """
 
     def __init__(self, settings: StatusSettings) -> None:
@@ -60,31 +60,31 @@ class Probes:
         self._lock = threading.Lock()  # under WSGI two probes may be here at once
 
     def drain(self) -> None:
-        """From now on not ready: this process is about to stop."""
+        """Makes the process unready from now on, because it is about to stop."""
         self._draining = True
 
     def live(self) -> Page:
-        """Says that the process answers; looks at nothing."""
+        """Returns 200: the process answers. Checks nothing."""
         return Page(200, as_page({"live": True}))
 
     def ready(self) -> Page:
-        """Says whether this process should get requests, and if not, why."""
+        """Returns 200 if this process should get requests, else 503 with the reasons."""
         reasons = self._reasons(guard.snapshot() for guard in self.guards)
         return Page(503 if reasons else 200, as_page({"ready": not reasons, "reasons": reasons}))
 
     def status(self) -> Page:
-        """The figures of every guard."""
+        """Returns the figures of every guard."""
         seen = [guard.snapshot() for guard in self.guards]
         reasons = self._reasons(seen)
         shown = zip(self.guards, seen, strict=True)
         guards = ",".join(self._text(guard, figures, "\n    ") for guard, figures in shown)
-        # Where several workers answer, a reader can tell whose figures these are.
+        # Several workers may answer at one address.
         process = {"pid": os.getpid(), "host": socket.gethostname()}
         head = as_json({"ready": not reasons, "reasons": reasons, **process}, between=",\n  ").decode()
         return Page(200, f'{{\n  {head[1:-1]},\n  "guards": [{guards}\n  ]\n}}\n'.encode())
 
     def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:
-        """One guard as JSON, a figure on each line. What has not changed since the last time is kept."""
+        """Returns one guard as JSON, a figure on each line. The text of unchanged figures is kept."""
         below = line + "    "
         parts = ",".join(self._text(part, part.snapshot(), below) for part in shown_parts(guard))
         before, text = self._texts.get((guard, line), (None, ""))
@@ -97,9 +97,9 @@ class Probes:
     def _reasons(self, seen: Iterable[GuardSnapshot]) -> list[str]:
         with self._lock:
             now = self._clock()
-            # A list, not a generator: every guard has to be looked at every time.
+            # A list, not a generator: each watch needs every reading.
             looked = zip(self._watches, seen, strict=True)
-            stuck = [watch.guard.name for watch, figures in looked if watch.look(now, figures)]
+            stuck = [watch.guard.name for watch, figures in looked if watch.is_stuck(now, figures)]
             reasons = ["draining"] * self._draining + [f"stuck: {name}" for name in stuck]
             changed, self._reported = reasons != self._reported, reasons
         if changed:
@@ -108,12 +108,12 @@ class Probes:
 
 
 def as_page(fields: dict[str, object]) -> bytes:
-    """JSON for programs and for whoever reads it in a terminal."""
+    """Returns JSON that is easy to read in a terminal."""
     return as_json(fields, indent=2) + b"\n"
 
 
 def figures(guard: Guard) -> dict[str, object]:
-    """A guard and the compartments to show with it, as names and numbers."""
+    """Returns the figures of a guard and of the compartments shown with it."""
     return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in shown_parts(guard)]}
 
 
@@ -121,12 +121,12 @@ _FIELDS = [field.name for field in fields(GuardSnapshot)]
 
 
 class _Watch:
-    """Whether the slots of one guard still come back.
+    """Detects that the slots of one guard do not come back.
 
-    Stuck is: full, and not one slot returned for ``stuck_after``, while the circuit is closed. An open
-    circuit says that the dependency is at fault; it is so for every process, and none is better off
-    without this one. Two readings that are both full, with as many slots returned at both, were full
-    all the time in between, so the readings may be as far apart as probes are.
+    A guard is stuck when it is full and no slot was returned for ``stuck_after`` while its circuit is
+    closed. An open circuit means that the dependency is at fault, for every process, so it is no reason to
+    take this one out of service. If two readings are full and the number of returned slots is the same, the
+    guard was full all the time between them. So readings may be as far apart as probes are.
     """
 
     def __init__(self, guard: Guard, stuck_after: float) -> None:
@@ -136,21 +136,21 @@ class _Watch:
         self._full = False
         self._returned = 0
         self._last_full = 0.0
-        self._standing_since = 0.0
+        self._unchanged_since = 0.0
 
-    def look(self, now: float, seen: GuardSnapshot) -> bool:
-        """Takes one reading, and says whether the guard is stuck."""
+    def is_stuck(self, now: float, seen: GuardSnapshot) -> bool:
+        """Takes one reading; returns True if the guard is stuck."""
         sick = seen.state in _SICK
         full = seen.in_use >= seen.max_concurrent_calls and not sick
         returned = seen.admitted - seen.in_use
-        standing = full and self._full and returned == self._returned
+        unchanged = full and self._full and returned == self._returned
         self._full, self._returned = full, returned
         if full:
             self._last_full = now
-        if not standing:
-            self._standing_since = now
+        if not unchanged:
+            self._unchanged_since = now
         if self._stuck:
-            self._stuck = not sick and now - self._last_full < self._stuck_after / _EASING
+            self._stuck = not sick and now - self._last_full < self._stuck_after / _RECOVERY_DIVISOR
         else:
-            self._stuck = standing and now - self._standing_since >= self._stuck_after
+            self._stuck = unchanged and now - self._unchanged_since >= self._stuck_after
         return self._stuck

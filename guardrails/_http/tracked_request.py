@@ -1,7 +1,7 @@
-"""A request on its way through an application that does its own routing. Knows no framework and no server.
+"""A request of an application whose routes the middleware cannot see. Must not import a framework.
 
-Under WSGI nobody sees the routes before the framework does. So its integration says which endpoint a request
-has come to, at the last moment before that is called, and hears then whether it is of any use.
+Under WSGI only the framework knows the route. So the adapter reports the endpoint of a request before the
+framework calls it; a `Problem` means: answer 503 instead.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["TrackedRequest", "Views"]
 
 
 class TrackedRequest(RequestScope):
-    """One request, from the moment the middleware got it.
+    """One request, from its arrival at the middleware.
 
     Attributes:
-        rank: How much it matters, if anybody has said; see `guardrails._core.criticality`.
-        view: The endpoint it has come to, as soon as somebody says.
-        served: Whether its answer was no 5xx, in spite of a guard's refusal or timeout before it.
+        rank: Its rank, or None; see `guardrails._core.criticality`.
+        view: Its endpoint, once the adapter has reported it.
+        served: True if a guard refused or timed out and the answer was no 5xx all the same.
     """
 
     __slots__ = ("rank", "served", "view")
@@ -37,13 +37,13 @@ class TrackedRequest(RequestScope):
             ranked.add(rank)
 
     def learn(self) -> None:
-        """Notes with the endpoint what the request has touched; called when it is over."""
+        """Lets the endpoint learn from the request; called when the request has ended."""
         if self.view is not None:
             self.view.learn(self)
 
 
 class View(Route):
-    """An endpoint that many threads work for."""
+    """An endpoint whose requests run in many threads."""
 
     __slots__ = ("_lock",)
 
@@ -52,23 +52,23 @@ class View(Route):
         self._lock = lock
 
     def learn(self, tracked: TrackedRequest) -> None:
-        """Learns from a request that is over."""
+        """Learns from a request that has ended."""
         with self._lock:
-            # It had its thread already, so no slot was held for it and none is wanted promptly.
+            # The request had its thread already, so no slot is reserved and none counts as prompt.
             self.stats.learn(tracked, -math.inf, served=tracked.served)
 
 
 class Views:
-    """The endpoints of an application, and what their requests cannot be served without.
+    """The endpoints of an application, and the guards that each one needs.
 
     Args:
-        policy: Decides.
-        clock: Where the time comes from.
-        learns: Whether to learn what they touch; else only what they were marked with counts.
+        policy: The decisions of the middleware.
+        clock: A monotonic clock in seconds.
+        learns: Whether to learn the guards of an endpoint; otherwise only its marks count.
     """
 
     MOST = 4096
-    """Endpoints. An application that makes new ones as it goes must not fill the memory with them."""
+    """The number of endpoints kept, for an application that makes new ones without end."""
 
     def __init__(self, policy: RequestPolicy, clock: Clock, *, learns: bool) -> None:
         self._policy = policy
@@ -78,22 +78,22 @@ class Views:
         self._lock = ForkedLock()
 
     def check_view(self, endpoint: object, template: str, path: str) -> Problem | None:
-        """Says why the request that runs here cannot be served by its endpoint, or notes that it is there.
+        """Returns why the current request is refused, or notes its endpoint.
 
         Args:
-            endpoint: What the framework is about to call.
-            template: Its path as the application wrote it down.
-            path: The request's path.
+            endpoint: The callable that the framework is about to call.
+            template: The template of its path.
+            path: The path of the request.
         """
         view = self._known.get(id(endpoint))
         if view is None:
             view = View(endpoint, template, self._lock)
             if len(self._known) < self.MOST:
                 view = self._known.setdefault(id(endpoint), view)
-        usual = self._policy.needs(view.stats, self._clock()) if view.stats.usual else []
-        learned = [gate for needed_guard in usual for gate in needed_guard.call_settings.gates]
-        needed = dict.fromkeys((*view.gates, *learned))
-        problem = None if not needed or self._policy.is_exempt(path) else self._policy.missing(needed)
+        learnt = self._policy.needed_by(view.stats, self._clock()) if view.stats.needed else []
+        gates = [gate for needed_guard in learnt for gate in needed_guard.call_settings.gates]
+        needed = dict.fromkeys((*view.gates, *gates))
+        problem = None if not needed or self._policy.exempt.find(path) else self._policy.missing(needed)
         scope = current()
         tracked = None if scope is None else scope.request
         if problem is None and self._learns and isinstance(tracked, TrackedRequest):

@@ -1,5 +1,6 @@
-"""One WSGI request and its response, as far as it has come. Knows what a server and an application owe each
-other (PEP 3333), and of guards only that an edge can say what to answer for an error.
+"""One request over WSGI: its response as far as it has been sent. Depends on PEP 3333 and the request policy.
+
+Must not import a guard or a framework.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ _ExcInfo = Any
 
 
 class WSGIRequest(TrackedRequest):
-    """One request and its response, as far as it has come; to the server it is the response's body.
+    """One request and its response, as far as it has been sent. The server sees it as the response's body.
 
-    The scope is current only while the application's own code runs: in its call, in each step of its
-    body and in ``close``. In between the thread is the server's, which may serve others with it.
+    The scope is current only while the application's code runs: in its call, in each step of its body and
+    in ``close``. Between the steps the server may use the thread for other requests.
 
-    A framework may answer 500 for a guard's error before the error gets here. It reports the error before
-    that, by a signal or with ``exc_info``, so such a 500 is never announced: ours takes its place.
+    A framework may answer 500 for a guard's error before the error gets here. It reports the error first, by
+    a signal or with ``exc_info``. So the 500 is not passed on, and our answer replaces it.
 
     Attributes:
-        place: Stands for the request in the count of requests inside. The count does not hold the
-            exchange itself, so that one nobody closes is at least let out when it is collected.
-        started: Whether anything has been sent; from then on nothing else can be answered.
+        token: Represents the request in the count of requests. The count must not keep the request itself
+            alive: a request that the server never closes ends its count when it is collected.
+        started: Whether anything has been sent; then no other answer is possible.
     """
 
     __slots__ = (
@@ -44,12 +45,12 @@ class WSGIRequest(TrackedRequest):
         "_chunks",
         "_environ",
         "_inner",
-        "_instead",
         "_policy",
+        "_replacement",
         "_server_start",
         "_server_write",
-        "place",
         "started",
+        "token",
     )
 
     def __init__(
@@ -63,10 +64,10 @@ class WSGIRequest(TrackedRequest):
         start_response: StartResponse,
     ) -> None:
         super().__init__(at, clock, outer, rank)
-        self.place = object()
+        self.token = object()
         self.started = False
-        self._announced = False  # whether the server knows of a status
-        self._instead: tuple[Problem, _ExcInfo] | None = None  # what to answer for the application's 500
+        self._announced = False  # whether the server has a status
+        self._replacement: tuple[Problem, _ExcInfo] | None = None  # the answer in place of a 500
         self._policy = policy
         self._environ = environ
         self._server_start: Callable[..., Callable[[bytes], object]] = start_response
@@ -82,7 +83,7 @@ class WSGIRequest(TrackedRequest):
 
     def find_name(self) -> str | None:
         """See RequestScope."""
-        # Kept, since a framework forgets the request before the last pieces of its body are made.
+        # Kept, because a framework drops the request before the last parts of its body are made.
         template = self.template()
         if template is not None:
             self.name = request_name(self._environ.get("REQUEST_METHOD"), template)
@@ -91,14 +92,14 @@ class WSGIRequest(TrackedRequest):
     # --- the application's side ----------------------------------------------------------------
 
     def serve(self, app: WSGIApplication) -> Iterable[bytes]:
-        """Asks the application; what is left to do when it returns is done in steps by the server."""
+        """Calls the application and returns the body, which the server iterates later."""
         server = swap(self)
         over = True
         try:
             self._body = app(self._environ, self._start)
-            if self._instead is not None:
-                self._chunks = iter(self.answer(*self._instead))
-            over = self._chunks is None and self._needs_nothing_more()
+            if self._replacement is not None:
+                self._chunks = iter(self.answer(*self._replacement))
+            over = self._chunks is None and self._is_complete()
         except Exception as error:
             answer = self._answer_for(error)
             if answer is None:
@@ -110,9 +111,9 @@ class WSGIRequest(TrackedRequest):
                 self._end()
         return self._body if over else self
 
-    def _needs_nothing_more(self) -> bool:
-        # Passed on as they are: a server sets the length of a list by itself, and sends a file of its
-        # own kind without reading it. Nothing of the application runs any more in either.
+    def _is_complete(self) -> bool:
+        # A list and a server's own file are passed on unchanged: the server sets the length of the one and
+        # sends the other without reading it. No code of the application runs in either.
         body, wrapper = self._body, self._environ.get("wsgi.file_wrapper")
         return type(body) in {list, tuple} or (isinstance(wrapper, type) and isinstance(body, wrapper))
 
@@ -120,7 +121,7 @@ class WSGIRequest(TrackedRequest):
         self, status: str, headers: list[tuple[str, str]], exc_info: _ExcInfo = None, /
     ) -> Callable[[bytes], object]:
         if self.name is None:
-            self.find_name()  # the last moment at which Flask knows
+            self.find_name()  # Flask drops the route after this
         problem = None
         if self.request_errors is not None and not self.started and (exc_info or not self._announced):
             if status[:3] == "500":
@@ -128,14 +129,14 @@ class WSGIRequest(TrackedRequest):
                 problem = None if error is None else self._policy.problem(error)
             self.served = status[:1] < "5"
         if problem is None:
-            self._instead = None
+            self._replacement = None
             self._announce(status, headers, exc_info)
         else:
-            self._instead = problem, exc_info
+            self._replacement = problem, exc_info
         return self._write
 
     def _write(self, data: bytes) -> None:
-        if self._instead is not None:
+        if self._replacement is not None:
             return
         self._begin()
         if self._server_write is not None:
@@ -161,7 +162,7 @@ class WSGIRequest(TrackedRequest):
         return chunk
 
     def close(self) -> None:
-        """Ends the request; called by the server whether it has sent everything or not."""
+        """Ends the request. The server calls it whether it has sent everything or not."""
         if self.closed:
             return
         server = swap(self._inner)
@@ -174,27 +175,27 @@ class WSGIRequest(TrackedRequest):
             self._end()
 
     def __del__(self) -> None:
-        self._policy.release(self.place)
+        self._policy.release(self.token)
 
     def _end(self) -> None:
         close(self)
         self.learn()
         self.forget_error()
-        # The server may hold the body on, and what it gave would hold the server's own objects.
-        self._server_start, self._server_write = _over, None
-        self._policy.release(self.place)
+        # The server may keep the body, which must then not keep the server's own objects.
+        self._server_start, self._server_write = _after_the_end, None
+        self._policy.release(self.token)
 
-    # --- as long as nothing is sent ------------------------------------------------------------
+    # --- before the first byte -----------------------------------------------------------------
 
     def _step(self) -> bytes | None:
-        """The next piece while another answer is still possible; None when there is none."""
+        """Returns the next part while another answer is still possible; None at the end."""
         try:
             if self._chunks is None:
                 self._chunks = iter(self._body)
             chunk = next(self._chunks, None)
-            if self._instead is None:
+            if self._replacement is None:
                 return chunk
-            self._chunks = iter(self.answer(*self._instead))
+            self._chunks = iter(self.answer(*self._replacement))
         except Exception as error:
             answer = self._answer_for(error)
             if answer is None:
@@ -208,10 +209,10 @@ class WSGIRequest(TrackedRequest):
         return None if problem is None else self.answer(problem, sys.exc_info())
 
     def answer(self, problem: Problem, exc_info: _ExcInfo = None) -> list[bytes]:
-        """Says what is wrong, in place of whatever was announced so far."""
-        self._instead = None
+        """Answers with a problem, in place of a status that was announced before."""
+        self._replacement = None
         status, headers, body = answer_of(problem, self._environ)
-        # With exc_info the server forgets an earlier status, or raises it when that was sent already.
+        # With exc_info the server replaces an earlier status, or raises the exception if it was sent.
         self._announce(status_line(status), headers, exc_info if self._announced else None)
         return [] if self._environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
@@ -223,10 +224,10 @@ class WSGIRequest(TrackedRequest):
             self._server_write = self._server_start(status, headers)
 
     def _begin(self) -> None:
-        # The budget is for the first byte: a stream may be long.
+        # The deadline is for the first byte: a stream may be long.
         self.started = True
         self.clear_deadline()
 
 
-def _over(*_: object) -> Callable[[bytes], object]:
+def _after_the_end(*_: object) -> Callable[[bytes], object]:
     raise AssertionError("start_response was called after the request was over")

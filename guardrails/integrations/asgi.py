@@ -1,6 +1,6 @@
-"""The ASGI middleware: it answers for guards that refuse or run late, and for a server that is full.
+"""The ASGI middleware: answers for guards that refuse or time out, and for a server that is full.
 
-Knows no framework: Starlette, FastAPI and every other ASGI application are the same to it.
+Depends on ASGI; must not import a framework.
 """
 
 from __future__ import annotations
@@ -40,52 +40,53 @@ __all__ = ["GuardrailsMiddleware", "requires"]
 
 
 class GuardrailsMiddleware:
-    """Answers 503 for what a guard refused and 504 for what it stopped, and leaves all else alone.
+    """Answers 503 for a call that a guard refused and 504 for one that it stopped; passes on all else.
 
     ::
 
         app.add_middleware(GuardrailsMiddleware, guards=[db])   # Starlette, FastAPI
         app = GuardrailsMiddleware(app, guards=[db])            # around any ASGI application
 
-    Durations are seconds. A *path* in a setting covers itself and all below it: ``/orders`` covers
+    Durations are seconds. A *path* in a setting covers itself and all paths below it: ``/orders`` covers
     ``/orders`` and ``/orders/7``, not ``/orders-old``. A *template* covers the paths of its form:
-    ``/orders/{id}``. They are compared with the request's path below ``root_path``: the templates
-    first, in their order, then the longest path.
+    ``/orders/{id}``. The middleware compares them with the request's path below ``root_path``: first the
+    templates, in their order, then the paths, the longest first.
 
     Args:
         app: The application.
-        guards: Whose refusals and timeouts to answer, compartments included, by name. Empty is every guard.
-        requires: For a path or a template, the guards without which its requests cannot be served; a
-            list of guards holds for every request. Such a request waits for its slots on the event loop,
-            before its body is read and before a thread is taken, and is answered there and then if a
-            circuit or a full bulkhead refuses. The first checkout or call inside takes the slot over.
-        learn_routes: Whether to learn which guards an endpoint cannot be answered without, and treat them
-            as required. Works where the routes can be seen: Starlette, FastAPI and their mounts.
-        exempt: Paths that none of this and no ``max_in_flight`` holds for, such as health checks.
-        request_timeout: What each request is given until it starts to answer; None is unbounded. The
-            rest of it bounds every guarded call; the application itself is not interrupted.
-        deadline_headers: Request headers by which clients may lower that: any of
+        guards: The guards whose refusals and timeouts are answered, with their compartments, by name. Empty
+            means every guard.
+        requires: By path or template, the guards without which its requests cannot be served; a list of
+            guards applies to every request. Such a request waits for its slots on the event loop, before
+            its body is read and before it takes a thread. It is answered at once if a circuit or a full
+            bulkhead refuses. The first checkout or call inside takes the slot over.
+        learn_routes: Whether to learn which guards an endpoint needs, and to treat them as required. Works
+            where the middleware can see the routes: Starlette, FastAPI and their mounts.
+        exempt: Paths to which neither ``requires`` nor ``max_in_flight`` applies, such as health checks.
+        request_timeout: The time from the arrival of a request to the start of its answer; None is
+            unbounded. The rest of it bounds every guarded call; the application itself is not interrupted.
+        deadline_headers: Request headers with which clients can lower the timeout: any of
             ``X-Request-Timeout-Ms``, ``X-Envoy-Expected-Rq-Timeout-Ms``, ``grpc-timeout`` and
             ``Connect-Timeout-Ms``. None by default.
-        max_in_flight: HTTP requests inside the application at once; the next one is answered 503
-            without waiting. None is unbounded.
+        max_in_flight: The number of HTTP requests that may be inside the application at once. The next one
+            is answered 503 without waiting. None is unbounded.
         server_timing: Whether to add a ``Server-Timing`` header: milliseconds in our queue (``wait``) and
             in the application until its first byte (``app``).
-        criticality: For a path or a template, how much its requests matter: ``"CRITICAL_PLUS"``,
-            ``"CRITICAL"`` (what they are otherwise), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
-        criticality_header: The name of a request header that says it and outranks the path. For services
-            whose callers are trusted: whoever can send it can say ``CRITICAL_PLUS``. None by default.
-        clock: Where the time comes from; a monotonic reading in seconds.
-        random: Where the jitter of ``Retry-After`` comes from; returns a float in [0, 1).
+        criticality: For a path or a template, the class of its requests: ``"CRITICAL_PLUS"``,
+            ``"CRITICAL"`` (the class of all others), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
+        criticality_header: The name of a request header that gives the class and outranks the path. Use it
+            only where you trust the callers: each of them can send ``CRITICAL_PLUS``. None by default.
+        clock: The source of the time: a monotonic clock in seconds.
+        random: The source of jitter for ``Retry-After``: returns a float in [0, 1).
 
     Raises:
         ConfigurationError: One or more arguments are wrong; all are named at once.
     """
 
-    if not TYPE_CHECKING:  # frameworks' own types for middleware allow no catch-all in the signature
+    if not TYPE_CHECKING:  # the frameworks' types for a middleware allow no catch-all in its signature
 
         def __new__(cls, *_args: Any, **options: Any) -> Any:
-            """Refuses a misspelt setting, naming the nearest one."""
+            """Refuses a misspelt setting, and names the nearest one."""
             refuse_unknown("GuardrailsMiddleware", options, GuardrailsMiddleware.__init__)
             return super().__new__(cls)
 
@@ -117,40 +118,44 @@ class GuardrailsMiddleware:
         self._learns = settings.learn_routes
         self._routes: list[object] | None = None
         self._table = RouteTable(())
-        self._looked, self._by_path = False, True
+        self._has_read_routes, self._by_path = False, True
 
     @property
     def in_flight(self) -> int:
-        """Requests counted against ``max_in_flight`` now."""
+        """The number of requests that count against ``max_in_flight`` now."""
         return self._policy.in_flight
 
-    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        """Serves one request, or passes on what is none."""
+    async def __call__(  # noqa: C901 - a function for a step would cost each request a frame
+        self, scope: ASGIScope, receive: Receive, send: Send
+    ) -> None:
+        """Serves one HTTP request or websocket, and passes on all else."""
         if scope["type"] != "http":
-            await self._other(scope, receive, send)
+            await self._serve_other(scope, receive, send)
             return
         now, needed = self._clock(), None
         receive = receive if scope.get("http_version", "1.1") < "2" else UnreadBody(receive)
-        table = self._table if self._looked and self._routes is None else self._look(scope)
-        if self._selective or table.demanding:
+        table, routes = self._table, self._routes
+        if not self._has_read_routes or (routes is not None and len(routes) != table.size):
+            table = self._read_routes(scope)
+        if self._selective or table.needs_guards:
             needed, problem = self._check_before_body(scope, table, now)
             if problem is not None:
                 timing = server_timing(0.0, self._clock() - now) if self._server_timing else None
                 await answer(problem, scope, receive, send, timing)
                 return
-        at = self._until(now, scope) if self._timed else None
-        mattering = self._criticality.enter(headers_of(scope), path_of(scope)) if self._criticality else None
+        at = self._deadline_of(scope, now) if self._timed else None
+        ranked = self._criticality.enter(headers_of(scope), path_of(scope)) if self._criticality else None
         request = enter(ASGIRequest(at, now, self._clock, current(), send))
         request.timed = self._server_timing
-        request.goes_to(scope, table, by_path=self._by_path)
+        request.set_destination(scope, table, by_path=self._by_path)
         inside, problem = False, None
         try:
             if needed is not None:
-                problem = (needed and await self._reserve(request, needed)) or self._policy.count(request)
+                problem = (needed and await self._reserve(request, needed)) or self._policy.count_in(request)
             if problem is None:
                 inside = True
                 await self.app(scope, receive, request.send)
-                problem = await self._unsaid(request) if request.held else None
+                problem = await self._problem_of_500(request) if request.held else None
             if problem is not None:
                 await answer(problem, scope, receive, send, request.timing())
         except Exception as error:
@@ -163,13 +168,13 @@ class GuardrailsMiddleware:
             await answer(problem, scope, receive, send, request.timing())
         finally:
             close(request)
-            self._let_out(request, mattering, inside=inside)
+            self._finish(request, ranked, inside=inside)
 
-    def _let_out(self, request: ASGIRequest, mattering: Scope | None, *, inside: bool) -> None:
-        """Gives back what a request has not used, and learns what it came to if it was inside."""
+    def _finish(self, request: ASGIRequest, ranked: Scope | None, *, inside: bool) -> None:
+        """Returns the slots that a request has not used, and learns from it if it reached the application."""
         request.give_back()
-        if mattering is not None:
-            close(mattering)
+        if ranked is not None:
+            close(ranked)
         if self._selective:
             self._policy.release(request)
         if inside and self._learns and self._routes is not None:
@@ -178,79 +183,80 @@ class GuardrailsMiddleware:
         if request.request_errors is not None:
             request.forget_error()
 
-    # --- coming in -----------------------------------------------------------------------------
+    # --- before the application ------------------------------------------------------------------
 
-    def _until(self, now: float, scope: ASGIScope) -> float | None:
-        """When a request's time is up."""
+    def _deadline_of(self, scope: ASGIScope, now: float) -> float | None:
         budget = self._policy.budget(headers_of(scope))
         return None if budget is None else now + budget
 
     def _check_before_body(
         self, scope: ASGIScope, table: RouteTable, now: float
     ) -> tuple[tuple[LockedGate, ...] | None, Problem | None]:
-        """Says at which gates a request needs a slot (None: it is exempt), or why it cannot be served.
+        """Returns the gates at which a request needs a slot (None if it is exempt), or why it is refused.
 
-        Most of those that cannot are told so here, before anything has been made for them. The circuits are
-        asked first, all of them: nobody waits for a slot in front of what is closed anyway.
+        Most refusals end here, before any object is made for the request. All circuits are checked first, so
+        that a request does not wait for a slot of one guard while the circuit of another refuses it.
         """
-        policy, path = self._policy, path_of(scope)
-        if policy.is_exempt(path):
+        policy, path = self._policy, path_of(scope) if scope.get("root_path") else scope["path"]
+        if policy.exempt.find(path):
             return None, None
+        if not table.needs_guards:
+            held = policy.requires.find(path) or ()
+            return held, policy.missing(held) or policy.check_room()
         held, late = self._needs(table, scope, path, scope["method"], now)
-        return held, policy.missing(held) or policy.missing(late) or policy.full()
+        return held, policy.missing(held) or policy.missing(late) or policy.check_room()
 
     async def _reserve(self, request: ASGIRequest, needed: tuple[LockedGate, ...]) -> Problem | None:
-        """Waits for the slots a request needs, or says why it cannot have them."""
+        """Waits for the slots that a request needs; returns why it is refused if it cannot have them."""
         for gate in needed:
             refusal = await request.reserve(gate)
             request.let_in = self._clock()
             if refusal is not None:
-                return self._policy.turned_away(gate, refusal)
+                return self._policy.problem_of_refusal(gate, refusal)
         return None
 
     def _needs(
         self, table: RouteTable, scope: ASGIScope, path: str, method: str, now: float
     ) -> tuple[tuple[LockedGate, ...], tuple[LockedGate, ...]]:
-        """The gates at which a request needs a slot, and those it will come to too late to hold one for."""
-        declared = self._policy.required(path)
-        route = table.find(scope.get("endpoint"), path, method) if table.demanding else None
-        if route is None or not (route.gates or route.stats.usual):
+        """Returns the gates at which to reserve a slot, and those reached too late to reserve one."""
+        declared = self._policy.requires.find(path) or ()
+        route = table.find(scope.get("endpoint"), path, method) if table.needs_guards else None
+        if route is None or not (route.gates or route.stats.needed):
             return declared, ()
         held: list[LockedGate] = [*declared, *route.gates]
         late: list[LockedGate] = []
-        for needed_guard in self._policy.needs(route.stats, now):
-            (held if needed_guard.prompt else late).extend(needed_guard.call_settings.gates)
+        if route.stats.needed:
+            for needed_guard in self._policy.needed_by(route.stats, now):
+                (held if needed_guard.prompt else late).extend(needed_guard.call_settings.gates)
         return tuple(dict.fromkeys(held)), tuple(late)
 
-    def _look(self, scope: ASGIScope) -> RouteTable:
-        """Reads the application's routes at the first request, and again when there are more of them."""
-        if not self._looked:
-            self._looked = True
+    def _read_routes(self, scope: ASGIScope) -> RouteTable:
+        """Reads the application's routes at the first request, and again when their number has changed."""
+        if not self._has_read_routes:
+            self._has_read_routes = True
             self._routes, self._by_path = routes_for(self, self.app, scope.get("app"))
         if self._routes is not None and len(self._routes) != self._table.size:
             self._table = RouteTable(self._routes, self._table, by_path=self._by_path)
         return self._table
 
-    # --- what else there is to say -------------------------------------------------------------
+    # --- after the application, and websockets -----------------------------------------------------
 
-    async def _unsaid(self, request: ASGIRequest) -> Problem | None:
-        # Frameworks that answer 500 for an unhandled exception and keep the exception to themselves.
+    async def _problem_of_500(self, request: ASGIRequest) -> Problem | None:
+        # For frameworks that answer 500 for an unhandled exception and do not raise it again.
         error = None if request.request_errors is None else request.request_errors.unhandled
         problem = None if error is None else self._policy.problem(error)
         if problem is None:
             await request.flush_held_response()
         return problem
 
-    async def _other(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+    async def _serve_other(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
             return
         handshake = Handshake(send)
         problem = self._refuse_handshake(scope)
         if problem is None:
-            mattering = (
-                self._criticality.enter(headers_of(scope), path_of(scope)) if self._criticality else None
-            )
+            ranked = self._criticality.enter(headers_of(scope), path_of(scope)) if self._criticality else None
             try:
                 await self.app(scope, receive, handshake.send)
             except Exception as error:
@@ -258,15 +264,15 @@ class GuardrailsMiddleware:
                 if problem is None:
                     raise
             finally:
-                if mattering is not None:
-                    close(mattering)
+                if ranked is not None:
+                    close(ranked)
         if problem is not None:
             await deny(problem, scope, send)
 
     def _refuse_handshake(self, scope: ASGIScope) -> Problem | None:
-        # A connection may last for hours: nothing is held for it, only the circuits are asked.
-        table, path = self._look(scope), path_of(scope)
-        if not (self._selective or table.demanding) or self._policy.is_exempt(path):
+        # A connection may last for hours, so it reserves no slot: only the circuits are checked.
+        table, path = self._read_routes(scope), path_of(scope)
+        if not (self._selective or table.needs_guards) or self._policy.exempt.find(path):
             return None
         held, _ = self._needs(table, scope, path, WEBSOCKET, self._clock())
         return self._policy.missing(held)

@@ -1,4 +1,4 @@
-"""The WSGI middleware as a Flask extension. Depends on Flask; must not import what the guards protect."""
+"""The WSGI middleware as a Flask extension. Depends on Flask; must not import a protected library."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 __all__ = ["Guardrails", "requires"]
 
 _KEY = "guardrails"
-_AUTOMATIC = "provide_automatic_options"  # an attribute that Flask adds to a rule of Werkzeug's
+_AUTOMATIC = "provide_automatic_options"  # an attribute that Flask adds to a Werkzeug rule
 
 
 class Guardrails:
-    """Puts the middleware around an application, and its answers where Flask looks for error handlers.
+    """Wraps an application in the middleware, and registers its answers as Flask's error handlers.
 
     ::
 
         guardrails = Guardrails(guards=[db], exempt=["/livez"])
         guardrails.init_app(app)
 
-    Refusals and timeouts of views are answered by an error handler, so Flask does not log each of them as
-    an unhandled exception; the application's own handlers for these errors come first. The middleware
-    itself is ``app.extensions["guardrails"]``. What a view cannot do without, marked with `requires` or
-    learnt from its requests, is asked before the view is called.
+    An error handler answers the refusals and timeouts of views, so Flask does not log each of them as an
+    unhandled exception; the application's own handlers for these errors come first. The middleware itself is
+    ``app.extensions["guardrails"]``. The guards that a view needs, marked with `requires` or learnt from its
+    requests, are checked before the view is called.
 
     Args:
         app: The application, or None to call `init_app` later.
-        **settings: Those of `guardrails.integrations.wsgi.GuardrailsMiddleware`, and ``learn_routes``. What
-            is not given here is taken from the application's configuration: ``GUARDRAILS_MAX_IN_FLIGHT``
-            and so on.
+        **settings: The settings of `guardrails.integrations.wsgi.GuardrailsMiddleware`, and ``learn_routes``.
+            A setting that is not given here is taken from the application's configuration, such as
+            ``GUARDRAILS_MAX_IN_FLIGHT``.
 
     Raises:
         ConfigurationError: A setting is wrong, or the application has the extension already.
@@ -62,14 +62,14 @@ class Guardrails:
             raise ConfigurationError("this Flask application has guardrails already")
         settings = app.config.get_namespace("GUARDRAILS_") | self._settings
         HTTPSettings.refuse_unknown("GuardrailsMiddleware", settings, without=("server_timing",))
-        wrapped = "wsgi_app" in vars(app)  # by another middleware, which keeps the application alive itself
+        wrapped = "wsgi_app" in vars(app)  # by another middleware, which keeps the application alive
         middleware = _Middleware(app.wsgi_app if wrapped else _Unwrapped(app), settings)
         views = middleware.views()
 
         def check_view() -> Response | None:
             rule = request.url_rule
             if rule is None or (request.method == "OPTIONS" and getattr(rule, _AUTOMATIC, False)):
-                return None  # on its way to a 404, or answered by Flask itself, such as a preflight
+                return None  # a 404, or a request that Flask answers itself, such as a preflight
             problem = views.check_view(current_app.view_functions[rule.endpoint], rule.rule, request.path)
             return None if problem is None else _response(problem)
 
@@ -91,11 +91,11 @@ class Guardrails:
 
 class _Middleware(GuardrailsMiddleware):
     def __init__(self, app: WSGIApplication, given: Mapping[str, Any]) -> None:
-        self._configure(app, given)  # one setting more than the middleware has by itself: learn_routes
+        self._configure(app, given)  # with a setting that the middleware itself does not have: learn_routes
 
 
 class _Unwrapped:
-    """An application's own ``wsgi_app``; it does not keep the application alive."""
+    """An application's own ``wsgi_app``, without a reference that keeps the application alive."""
 
     def __init__(self, app: Flask) -> None:
         self._method = weakref.WeakMethod(app.wsgi_app)
@@ -108,14 +108,13 @@ class _Unwrapped:
 
 
 def _wsgi_app(app: Flask, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Serves one request, through the middleware."""
+    """Serves one request through the middleware."""
     answer: Iterable[bytes] = app.extensions[_KEY](environ, start_response)
     return answer
 
 
 def _guarded(kind: type[Flask]) -> type[Flask]:
-    # A class and not an attribute of the application: an attribute would be a reference cycle, and the
-    # application would outlive its last name.
+    # A class, because an attribute of the application would be a reference cycle.
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     guarded: type[Flask] = types.new_class(kind.__name__, (kind,))
     for name, value in {"wsgi_app": _wsgi_app, **names}.items():

@@ -1,4 +1,4 @@
-"""Probes, figures and steering over HTTP, as an application to mount. Knows Starlette, and no dependency."""
+"""Probes, figures and manual control over HTTP, as an application to mount. Depends on Starlette."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["StatusApp", "status_app"]
 
 Auth = Callable[[Request], object | Awaitable[object]]
 
-_MOVES: dict[str, Callable[[Guard], None]] = {
+_ACTIONS: dict[str, Callable[[Guard], None]] = {
     "force-open": Guard.force_open,
     "disable": Guard.disable,
     "metrics-only": Guard.metrics_only,
@@ -45,8 +45,7 @@ class StatusApp(Starlette):
     """The application that `status_app` makes."""
 
     def __init__(self, probes: Probes, auth: Auth | None) -> None:
-        # With and without a slash at the end: some routers add one when they mount, and a probe that is
-        # redirected is a probe that fails.
+        # With and without a slash at the end: some routers add one to a mount, and a redirected probe fails.
         routes = [
             Route(path + slash, endpoint)
             for path, endpoint in [
@@ -55,17 +54,17 @@ class StatusApp(Starlette):
             ]
             for slash in ("", "/")
         ]
-        # Not without the slash, where a browser would look for the figures one step too high.
+        # Only with the slash: without it a browser would ask for the figures one level too high.
         routes.append(Route("/", _dashboard))
         if auth is not None:
             control = _controlling(probes.guards, auth)
-            # A guard may have any name, one with a slash included.
-            routes.append(Route("/control/{guard:path}/{move}", control, methods=["POST"]))
+            # The name of a guard may contain a slash.
+            routes.append(Route("/control/{guard:path}/{action}", control, methods=["POST"]))
         super().__init__(routes=routes)
         self._probes = probes
 
     def drain(self) -> None:
-        """Makes ``/readyz`` fail from now on: this process is about to stop."""
+        """Makes ``/readyz`` fail from now on, because this process is about to stop."""
         self._probes.drain()
 
 
@@ -78,28 +77,30 @@ def status_app(
 ) -> StatusApp:
     """Makes the application with ``/livez``, ``/readyz``, ``/status.json`` and ``/metrics``, to mount.
 
-    At ``/`` there is a page for browsers, which shows what ``/status.json`` says every two seconds. All of
-    them are open to everybody who can reach them and show the guards' names and figures, nothing else. Mount
-    them outside what sheds load, or name the mount in the middleware's ``exempt``.
+    ``/`` is a page for browsers, which reads ``/status.json`` every two seconds. Every client that reaches
+    the pages can read them; they show only the guards' names and figures. Mount them outside the middleware,
+    or list the mount in its ``exempt``.
 
     Args:
         guards: The guards to show, each with its compartments.
-        auth: Called with the request before anything is steered; a true result, or an awaitable that
-            comes to one, allows it. With it there is
-            ``POST /control/{guard}/{force-open,disable,metrics-only,reset}``; without it there is not.
-            It runs on the event loop: one that asks somebody else must be asynchronous.
+        auth: Allows manual control, which is
+            ``POST /control/{guard}/{force-open,disable,metrics-only,reset}``; without it there is none.
+            Called with the request; a true result, or an awaitable with one, allows it. It runs on the
+            event loop, so one that waits for another service must be asynchronous.
         stuck_after: Seconds after which a guard that is full and gets no slot back makes ``/readyz`` fail.
-        clock: Where the time comes from; a monotonic reading in seconds.
+        clock: A monotonic clock in seconds.
 
     Raises:
         ConfigurationError: One or more arguments are wrong; all are named at once.
     """
-    settings = StatusSettings.checked(Faults("status_app"), locals())  # each parameter is a setting
+    settings = StatusSettings.checked(
+        Faults("status_app"), locals()
+    )  # each parameter is a setting of that name
     return StatusApp(Probes(settings), settings.auth)
 
 
 def _showing(page: Callable[[], Page]) -> Callable[[Request], Awaitable[Response]]:
-    # On the loop and from counters: a probe must not wait for a thread that hung calls have taken.
+    # Asynchronous, so that a probe does not wait for a thread: calls that hang may hold them all.
     async def endpoint(_request: Request) -> Response:
         status, body = page()
         return _response(status, body)
@@ -126,13 +127,13 @@ def _controlling(guards: Iterable[Guard], auth: Auth) -> Callable[[Request], Awa
     async def endpoint(request: Request) -> Response:
         if not await _allowed(request, auth):
             return _fault(403, "not allowed")
-        move = _MOVES.get(request.path_params["move"])
-        if move is None:
-            return _fault(404, "the moves are " + ", ".join(_MOVES))
+        action = _ACTIONS.get(request.path_params["action"])
+        if action is None:
+            return _fault(404, "the actions are " + ", ".join(_ACTIONS))
         named = list(_named(guards, request.path_params["guard"]))
         if len(named) != 1:
             return _fault(409, "several guards have this name") if named else _fault(404, "no such guard")
-        move(named[0])
+        action(named[0])
         return _response(200, as_page(figures(named[0])))
 
     return endpoint
@@ -146,9 +147,9 @@ async def _allowed(request: Request, auth: Auth) -> bool:
 
 
 def _is_same_origin(headers: Headers) -> bool:
-    """Refuses what a page of another site makes a browser send, with what that is logged in with.
+    """Returns False for a request that a page of another site makes a browser send with the user's cookies.
 
-    Browsers say ``Sec-Fetch-Site``. Older ones do not, but say ``Origin`` with a POST. Other clients say
+    Browsers send ``Sec-Fetch-Site``. Older ones do not, but send ``Origin`` with a POST. Other clients send
     neither, and have no cookies that a page could use.
     """
     site = headers.get("sec-fetch-site")
@@ -164,11 +165,11 @@ def _is_same_origin(headers: Headers) -> bool:
 
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-"""The default ports: a browser leaves them out of an origin, a proxy may add them to the host."""
+"""The default ports. A browser omits them from an origin; a proxy may add them to the host."""
 
 
 def _named(guards: Iterable[Guard], name: str) -> Iterator[Guard]:
-    # Looked up each time: compartments may be made after this application.
+    # Looked up for each request: compartments may be made after this application.
     return (guard for guard in with_parts(guards) if guard.name == name)
 
 

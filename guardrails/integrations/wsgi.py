@@ -35,7 +35,7 @@ _log = logging.getLogger("guardrails")
 
 
 class GuardrailsMiddleware:
-    """Answers 503 for what a guard refused and 504 for what it stopped, and leaves all else alone.
+    """Answers 503 for a call that a guard refused and 504 for one that it stopped; passes on all else.
 
     ::
 
@@ -126,7 +126,7 @@ class GuardrailsMiddleware:
         path = path_of(environ)
         rank = rank_in(environ, self._criticality, path)
         request = WSGIRequest(at, self._clock, current(), rank, self._policy, environ, start_response)
-        problem = self._policy.admit(request.place, path) if self._selective else None
+        problem = self._policy.admit(request.token, path) if self._selective else None
         return request.serve(self.app) if problem is None else request.answer(problem)
 
 

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from guardrails import BreakerPolicy, CallTimeoutError, Guard, RejectedError, guarded, protect
-from guardrails._http.route_stats import ENOUGH, FORGIVEN, TRIAL
+from guardrails._http.route_stats import MINIMUM_REQUESTS, REFUSALS_AFTER_A_GOOD_ANSWER, TRIAL_INTERVAL
 from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.redis import stale_if_error
@@ -261,9 +261,9 @@ def test_route_that_is_answered_without_a_guard_is_never_refused_for_it(build, m
     """From the first request after the guard began to refuse, and while it lasts."""
     cache = make_guard("cache")
     ask = build(way, handled(cache))
-    assert {ask().status for _ in range(ENOUGH + 5)} == {200}
+    assert {ask().status for _ in range(MINIMUM_REQUESTS + 5)} == {200}
     cache.force_open()
-    assert [ask().status for _ in range(2 * ENOUGH)] == [200] * 2 * ENOUGH
+    assert [ask().status for _ in range(2 * MINIMUM_REQUESTS)] == [200] * 2 * MINIMUM_REQUESTS
 
 
 @pytest.mark.parametrize("way", LEARNING)
@@ -276,13 +276,13 @@ def test_route_that_fails_without_a_guard_is_refused_before_it_is_entered(build,
         return Answer(str(db.run(len, "four")))
 
     ask = build(way, work, guards=[db], clock=clock)
-    assert {ask().status for _ in range(ENOUGH)} == {200}
+    assert {ask().status for _ in range(MINIMUM_REQUESTS)} == {200}
     db.force_open()
     entered.clear()
     assert [ask().status for _ in range(10)] == [503] * 10
     assert len(entered) == 1
     for tries in (2, 3):
-        clock.advance(TRIAL)
+        clock.advance(TRIAL_INTERVAL)
         assert [ask().status for _ in range(10)] == [503] * 10
         assert len(entered) == tries
 
@@ -301,16 +301,18 @@ def test_need_is_unlearnt_by_one_answer_in_spite_of_it(build, make_guard, clock,
             return Answer("fallback")
 
     ask = build(way, work, guards=[cache], clock=clock)
-    for _ in range(ENOUGH):
+    for _ in range(MINIMUM_REQUESTS):
         ask()
     cache.force_open()
     assert [ask().status for _ in range(3)] == [503] * 3
     switch["optional"] = True
-    clock.advance(TRIAL)
-    assert [ask().status for _ in range(ENOUGH)] == [200] * ENOUGH
+    clock.advance(TRIAL_INTERVAL)
+    assert [ask().status for _ in range(MINIMUM_REQUESTS)] == [200] * MINIMUM_REQUESTS
     switch["optional"] = False
     entered = cache.snapshot().rejected["circuit_open"]
-    assert [ask().status for _ in range(FORGIVEN + 5)] == [503] * (FORGIVEN + 5)
+    assert [ask().status for _ in range(REFUSALS_AFTER_A_GOOD_ANSWER + 5)] == [503] * (
+        REFUSALS_AFTER_A_GOOD_ANSWER + 5
+    )
     switch["optional"] = True
     assert ask().status == 503, "it is a need again"
     assert cache.snapshot().rejected["circuit_open"] > entered
@@ -327,12 +329,12 @@ def test_handled_refusal_of_one_guard_does_not_blame_it_for_the_other(make_guard
         return Answer(str(db.run(len, "four")))
 
     ask = in_starlette(work, clock=clock)
-    for _ in range(ENOUGH):
+    for _ in range(MINIMUM_REQUESTS):
         ask()
     cache.force_open()
     db.force_open()
     assert [ask().problem["guard"] for _ in range(5)] == ["db"] * 5
-    assert len(entered) == ENOUGH + 1
+    assert len(entered) == MINIMUM_REQUESTS + 1
     db.reset()
     assert {ask().status for _ in range(5)} == {200}
 
@@ -351,7 +353,7 @@ def test_route_whose_retry_succeeds_still_needs_the_guard(make_guard, clock):
         return Answer(str(db.run(len, "four")))
 
     ask = in_starlette(work, clock=clock)
-    for _ in range(ENOUGH):
+    for _ in range(MINIMUM_REQUESTS):
         ask()
     db.force_open()
     ask()
@@ -376,7 +378,7 @@ def test_timeout_that_became_the_answer_proves_no_need(make_guard, clock):
         return with_an_except(cache)()
 
     ask = in_starlette(work, clock=clock)
-    for _ in range(ENOUGH):
+    for _ in range(MINIMUM_REQUESTS):
         ask()
     state["late"] = True
     assert [ask().status for _ in range(3)] == [504] * 3
@@ -401,11 +403,11 @@ def test_route_does_not_queue_for_a_guard_that_it_does_not_need():
             return PlainTextResponse(await look())
 
         app = ASGIMiddleware(Starlette(routes=[Route("/", endpoint)]))
-        for _ in range(ENOUGH + 5):
+        for _ in range(MINIMUM_REQUESTS + 5):
             assert (await asgi_client.serve(app)).body == b"cached"
         assert set(seen) == {0}
         async with cache.call():
-            for _ in range(ENOUGH):
+            for _ in range(MINIMUM_REQUESTS):
                 assert (await asgi_client.serve(app)).body == b"fallback"
 
     asyncio.run(main())
@@ -560,10 +562,10 @@ def test_frozen_cache_that_fails_open_never_refuses_a_route(build, valkey, way, 
         policy = BreakerPolicy(failure_rate_threshold=0.1, wait_duration_in_open_state=0.3)
         cache = protect(client, name="cache", timeout=0.1, breaker=policy)
         ask = build(way, handled(client, cache), guards=[cache])
-        assert {ask().status for _ in range(ENOUGH + 5)} == {200}
+        assert {ask().status for _ in range(MINIMUM_REQUESTS + 5)} == {200}
         with frozen(valkey):
             began = time.monotonic()
-            seen = {ask().status for _ in range(ENOUGH)}
+            seen = {ask().status for _ in range(MINIMUM_REQUESTS)}
             while time.monotonic() < began + 1.5:
                 seen.add(ask().status)
         assert seen == {200}

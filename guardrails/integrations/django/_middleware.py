@@ -25,7 +25,7 @@ from guardrails._http.tracked_request import TrackedRequest, Views
 from guardrails._runtime.scope import close, current, enter
 from guardrails._util.checks import Faults
 from guardrails.integrations.django._names import named
-from guardrails.integrations.django._streams import begin, keep_route
+from guardrails.integrations.django._streams import keep_route, make_first_part
 
 __all__ = ["GuardrailsMiddleware", "requires"]
 
@@ -33,18 +33,18 @@ _UNHANDLED = 500
 
 
 class GuardrailsMiddleware:
-    """Answers 503 for what a guard refused and 504 for what it stopped, before Django makes a 500 of it.
+    """Answers 503 for a call that a guard refused and 504 for one that it stopped, instead of Django's 500.
 
     ::
 
         MIDDLEWARE = ["guardrails.integrations.django.GuardrailsMiddleware", ...]
         GUARDRAILS = {"guards": ["shop.guards.db"], "request_timeout": 5.0}
 
-    ``GUARDRAILS`` holds the settings of `guardrails.integrations.asgi.GuardrailsMiddleware`, where a guard
-    may also be its dotted name. Put the middleware first. It works under both kinds of server; what is
-    refused in a view is neither logged as an unhandled exception nor mailed to the administrators. What a
-    view cannot do without, marked with `requires` or learnt from its requests, is asked before the view is
-    called.
+    ``GUARDRAILS`` holds the settings of `guardrails.integrations.asgi.GuardrailsMiddleware`, except
+    ``server_timing``. A guard may also be its dotted name. Put the middleware first. It works under WSGI and
+    ASGI servers. A refusal in a view is neither logged as an unhandled exception nor mailed to the
+    administrators. The guards that a view needs, marked with `requires` or learnt from its requests, are
+    checked before the view is called.
 
     Raises:
         ConfigurationError: One or more settings are wrong; all are named at once.
@@ -64,16 +64,16 @@ class GuardrailsMiddleware:
         self._asynchronous: bool = iscoroutinefunction(get_response)
         if self._asynchronous:
             markcoroutinefunction(self)
-        # Of its own kind under each server, or Django would have to take a thread for it.
+        # Of the server's kind, or Django would run it in a thread.
         self.process_view = self._check_view_async if self._asynchronous else self._check_view
 
     @property
     def in_flight(self) -> int:
-        """Requests counted against ``max_in_flight`` now."""
+        """The number of requests that count against ``max_in_flight`` now."""
         return self._policy.in_flight
 
     def __call__(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
-        """Serves one request, in the way of the server."""
+        """Serves one request, or returns the coroutine that does, by the kind of the server."""
         if self._asynchronous:
             return self._serve(request)
         with self._tracked(request) as tracked:
@@ -97,7 +97,7 @@ class GuardrailsMiddleware:
         return self._check_view(*args)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Answers for a view's exception; None leaves it to Django."""
+        """Returns the answer for a view's exception; None leaves it to Django."""
         problem = self._policy.problem(exception)
         return None if problem is None else _response(problem, request)
 
@@ -105,14 +105,14 @@ class GuardrailsMiddleware:
         budget = self._policy.budget(budgets_of(request.META)) if self._policy.timed else None
         at = None if budget is None else self._clock() + budget
         rank = rank_in(request.META, self._policy.criticality, request.path_info)
-        return _TrackedRequest(at, self._clock, rank, self._policy, request, begins=not self._asynchronous)
+        return _TrackedRequest(at, self._clock, rank, self._policy, request, wsgi=not self._asynchronous)
 
 
 class _TrackedRequest(TrackedRequest):
-    """One request on its way through: a block around everything further in.
+    """One request, as a block around all that serves it.
 
     Attributes:
-        response: What to answer; set on entry when the request is refused.
+        response: The response; set on entry if the request is refused.
     """
 
     def __init__(
@@ -123,13 +123,13 @@ class _TrackedRequest(TrackedRequest):
         policy: RequestPolicy,
         request: HttpRequest,
         *,
-        begins: bool,
+        wsgi: bool,
     ) -> None:
         super().__init__(at, clock, current(), rank)
         self.response: HttpResponse | None = None
         self._policy = policy
         self._request = request
-        self._begins = begins
+        self._wsgi = wsgi
 
     def template(self) -> str | None:
         """See RequestScope."""
@@ -160,29 +160,29 @@ class _TrackedRequest(TrackedRequest):
             return
         if self.request_errors is not None:
             if self.response.status_code == _UNHANDLED and self.request_errors.unhandled is not None:
-                self.response = self._instead_of(self.response, self.request_errors.unhandled)
+                self.response = self._replacement_for(self.response, self.request_errors.unhandled)
             self.served = self.response.status_code < _UNHANDLED
         self.learn()
         self.forget_error()
         keep_route(self.response, self.clock, self)
-        if self._begins:
-            self.response = self._begun(self.response)
+        if self._wsgi:
+            self.response = self._with_first_part(self.response)
         self._release_at_close(self.response)
 
-    def _instead_of(self, response: HttpResponse, error: BaseException) -> HttpResponse:
-        # A refusal in another middleware, which Django has made a 500 of. One that is not answered for here
-        # may be by a middleware around Django.
+    def _replacement_for(self, response: HttpResponse, error: BaseException) -> HttpResponse:
+        # A refusal in another middleware, of which Django has made a 500. A refusal that is not answered for
+        # here may be answered by a middleware around Django.
         problem = None if response.streaming else self._policy.problem(error)
         if problem is None:
             return response
         response.close()
         return _response(problem, self._request)
 
-    def _begun(self, response: HttpResponse) -> HttpResponse:
-        # A WSGI server sends the headers with the first piece: until then a refusal has an answer.
+    def _with_first_part(self, response: HttpResponse) -> HttpResponse:
+        # A WSGI server sends the headers with the first part: before that a refusal can be answered.
         try:
-            error = begin(response)
-        except BaseException:  # the end of the worker, or the time limit of a coroutine
+            error = make_first_part(response)
+        except BaseException:  # the worker stops, or a coroutine times out
             self._policy.release(self)
             raise
         problem = None if error is None else self._policy.problem(error)
@@ -200,7 +200,7 @@ class _TrackedRequest(TrackedRequest):
             finally:
                 self._policy.release(self)
 
-        response.close = close_and_release  # called by both handlers when all is sent or nobody listens
+        response.close = close_and_release  # both handlers call it when all is sent or the client has left
 
 
 def _template_of(request: HttpRequest) -> str | None:
@@ -232,10 +232,9 @@ def _settings(given: object) -> HTTPSettings:
 
 
 def _attach_guards() -> None:
-    """Makes Django construct its guarded databases, which opens no connection.
+    """Makes Django construct its guarded databases, which attaches their guards and opens no connection.
 
-    Their guards are attached then. Otherwise the first guarded view would take a slot for itself, and its
-    first query another one.
+    A call through an unattached guard takes a slot, and so would the first query inside it.
     """
     for alias in connections:
         if "guard" in connections.settings[alias].get("OPTIONS", {}):
@@ -243,7 +242,7 @@ def _attach_guards() -> None:
 
 
 def _found(guards: object) -> object:
-    """Guards by their dotted names; whatever is no list is left to be refused with the rest."""
+    """Replaces dotted names by guards; returns a value that is not a list as it is, for the check."""
     if not isinstance(guards, Iterable) or isinstance(guards, str | Mapping):
         return guards
     return [named(_WHERE, guard) for guard in guards]

@@ -1,4 +1,4 @@
-"""Objects that Django's settings call by their dotted names. Knows no guard."""
+"""Imports objects that Django's settings give by dotted name. Must not import a guard."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ __all__ = ["named"]
 
 
 def named(where: str, value: object) -> Any:
-    """What a dotted name stands for; anything else is itself.
+    """Returns the object of a dotted name, and any other value as it is.
 
     Raises:
-        ConfigurationError: There is nothing of that name, or it cannot be imported. It says where the name
-            was found, and was caused by the error.
+        ConfigurationError: The name cannot be imported. The message gives the setting.
     """
     if not isinstance(value, str):
         return value
     try:
         return import_string(value)
     except ImportError as error:
-        if shown(value) != repr(value):  # what was given is no name, and the import's error would show it
+        if shown(value) != repr(value):  # not a name, perhaps a secret, which the error would show
             raise ConfigurationError(
                 f"{where}: {shown(value)} cannot be imported: {type(error).__name__}"
             ) from None

@@ -1,4 +1,4 @@
-"""The body of a streaming response: each piece is made in the request's scope. Must not know a guard."""
+"""Makes each part of a streaming response in the request's scope. Must not import a guard."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from guardrails._runtime.scope import Clock, RequestScope, close, swap
 
-__all__ = ["begin", "keep_route"]
+__all__ = ["keep_route", "make_first_part"]
 
 
 class _Body(RequestScope):
-    """The request of a response whose pieces are made when the view and the middleware are long done.
+    """The request scope of a body whose parts are made after the view and the middleware have returned.
 
     It has no deadline: a stream may be long.
     """
@@ -30,21 +30,21 @@ class _Body(RequestScope):
 
 
 def keep_route(response: Any, clock: Clock, request: RequestScope) -> None:
-    """Makes what a streaming response asks of guards belong to its request's route, in each of its steps."""
-    if not _is_made(response):
+    """Attributes the guarded calls of a streaming response, in each of its steps, to its request's route."""
+    if not _is_generated(response):
         return
     body = _Body(clock, request.find_name(), request.template())
     steps = _async_steps if response.is_async else _steps
     response.streaming_content = steps(body, response.streaming_content)
 
 
-def begin(response: Any) -> Exception | None:
-    """Makes the first piece of a synchronous streaming response, and returns the error of doing so.
+def make_first_part(response: Any) -> Exception | None:
+    """Makes the first part of a synchronous streaming response, and returns the error if that fails.
 
-    The server has sent nothing by then, so the request can still be answered in another way. If it is not,
-    the error is raised again where the server asks for the piece.
+    The server has sent nothing yet, so the caller can still answer otherwise. If it does not, the error is
+    raised again when the server asks for the part.
     """
-    if not _is_made(response) or response.is_async:
+    if not _is_generated(response) or response.is_async:
         return None
     content = response.streaming_content
     try:
@@ -59,8 +59,8 @@ def begin(response: Any) -> Exception | None:
     return None
 
 
-def _is_made(response: Any) -> bool:
-    # A file is sent by the server; nothing of the application runs any more.
+def _is_generated(response: Any) -> bool:
+    # The server sends a file by itself: no code of the application runs.
     return bool(response.streaming) and getattr(response, "file_to_stream", None) is None
 
 
@@ -74,12 +74,12 @@ def _steps(body: _Body, content: Iterator[bytes]) -> Iterator[bytes]:
         while True:
             outside = swap(body)
             try:
-                piece = next(content)
+                part = next(content)
             except StopIteration:
                 return
             finally:
                 swap(outside)
-            yield piece
+            yield part
     finally:
         close(body)
 
@@ -89,11 +89,11 @@ async def _async_steps(body: _Body, content: AsyncIterator[bytes]) -> AsyncItera
         while True:
             outside = swap(body)
             try:
-                piece = await anext(content)
+                part = await anext(content)
             except StopAsyncIteration:
                 return
             finally:
                 swap(outside)
-            yield piece
+            yield part
     finally:
         close(body)

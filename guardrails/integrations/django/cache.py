@@ -1,4 +1,4 @@
-"""Django's cache on Redis, with a pool for each process. Must not import anything that knows a guard."""
+"""Django's cache on Redis, with one pool for each process. Must not import a guard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RedisCache"]
 
 _lock = ForkedLock()
 _pools: dict[object, dict[int, Any]] = {}
-"""The pools by server, by what makes them; as many as there are entries in the settings."""
+"""The pools by server, by the servers and options of a cache: as many as the settings have caches."""
 
 
 class _Client(backend.RedisCacheClient):  # type: ignore[misc]  # Django has no types
@@ -29,7 +29,7 @@ class _Client(backend.RedisCacheClient):  # type: ignore[misc]  # Django has no 
         return self.pool_of(self._get_connection_pool_index(write))
 
     def pool_of(self, index: int) -> Any:
-        """The pool for one of the servers, by its place in ``LOCATION``."""
+        """Returns the pool for one of the servers, by its index in ``LOCATION``."""
         with _lock:
             if index not in self._pools:
                 server, options = self._servers[index], self._pool_options
@@ -48,8 +48,8 @@ class RedisCache(backend.RedisCache):  # type: ignore[misc]  # Django has no typ
             "OPTIONS": {"max_connections": 20},
         }}
 
-    Django's own backend makes a pool in each thread, so `guardrails.protect` would cover one thread. Here it
-    covers all of them: ``protect(caches["default"].clients[0])``.
+    Django's own backend makes a pool in each thread, so `guardrails.protect` would cover only one thread.
+    Here it covers all: ``protect(caches["default"].clients[0])``.
     """
 
     def __init__(self, server: Any, params: dict[str, Any]) -> None:
@@ -58,6 +58,6 @@ class RedisCache(backend.RedisCache):  # type: ignore[misc]  # Django has no typ
 
     @property
     def clients(self) -> list[redis.Redis]:
-        """A client for each server, in the order of ``LOCATION``: first the one that is written to."""
+        """The clients, one for each server, in the order of ``LOCATION``. Writes go to the first."""
         cache = self._cache
         return [redis.Redis(connection_pool=cache.pool_of(index)) for index in range(len(self._servers))]

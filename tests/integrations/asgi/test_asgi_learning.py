@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from guardrails import Guard
-from guardrails._http.route_stats import ENOUGH, MEMORY, MOST_GUARDS, PROMPT
+from guardrails._http.route_stats import HALVED_AFTER, MAXIMUM_GUARDS, MINIMUM_REQUESTS, PROMPT_WITHIN
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from support.asgi_client import ask, fine, http, serve, start
 from support.calls import tripping
@@ -44,7 +44,7 @@ class Shop:
         return Starlette(routes=[Route("/orders/{id}", self.orders), Route("/about", self.about)])
 
 
-def tracked(app, path="/orders/7", times=ENOUGH):
+def tracked(app, path="/orders/7", times=MINIMUM_REQUESTS):
     """Visits a page so often that it has habits."""
     return [ask(app, http(path)).status for _ in range(times)]
 
@@ -91,13 +91,13 @@ def test_a_learned_route_is_refused_at_the_edge(db, install, clock):
         app.add_middleware(GuardrailsMiddleware, guards=[db], clock=clock)
     else:
         app = GuardrailsMiddleware(app, guards=[db], clock=clock)
-    assert tracked(app) == [200] * ENOUGH
+    assert tracked(app) == [200] * MINIMUM_REQUESTS
     tracked(app, "/about")
     fail(db)
-    assert (ask(app, http("/orders/first")).status, shop.orders_entered) == (503, ENOUGH + 1)
+    assert (ask(app, http("/orders/first")).status, shop.orders_entered) == (503, MINIMUM_REQUESTS + 1)
     refused = ask(app, http("/orders/never-seen"))
     assert (refused.status, refused.problem["guard"], refused.received) == (503, "db", 0)
-    assert shop.orders_entered == ENOUGH + 1
+    assert shop.orders_entered == MINIMUM_REQUESTS + 1
     assert ask(app, http("/about")).status == 200
 
 
@@ -115,7 +115,7 @@ def test_the_probes_get_through_and_bring_it_back(db, clock):
             return PlainTextResponse("fine")
 
         app = GuardrailsMiddleware(Starlette(routes=[Route("/", orders)]), clock=clock)
-        for _ in range(ENOUGH):
+        for _ in range(MINIMUM_REQUESTS):
             assert (await serve(app)).status == 200
         fail(db)
         assert (await serve(app)).status == 503
@@ -136,18 +136,18 @@ def test_a_learned_route_waits_outside(clock):
         db = Guard("db", max_concurrent_calls=1, max_wait_duration=20, timeout=None)
         shop = Shop(db)
         app = GuardrailsMiddleware(shop.starlette(), clock=clock)
-        for _ in range(ENOUGH):
+        for _ in range(MINIMUM_REQUESTS):
             await serve(app, http("/orders/7"))
         async with db.call():
             unknown = await start(app, http("/orders/7"))
-            assert (db.snapshot().waiting, shop.orders_entered) == (1, ENOUGH + 1)
+            assert (db.snapshot().waiting, shop.orders_entered) == (1, MINIMUM_REQUESTS + 1)
         assert (await unknown).status == 200
         db.force_open()
         assert (await serve(app, http("/orders/7"))).status == 503
         db.reset()
         async with db.call():
             waiting = await start(app, http("/orders/7"))
-            assert (db.snapshot().waiting, shop.orders_entered) == (1, ENOUGH + 2)
+            assert (db.snapshot().waiting, shop.orders_entered) == (1, MINIMUM_REQUESTS + 2)
         assert (await waiting).status == 200
 
     asyncio.run(main())
@@ -189,7 +189,7 @@ def test_nearly_all_means_all_but_one_in_twenty(db, share, refused, clock):
     shop = Shop(db)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock)
     need(db, app)
-    for number in range(5 * ENOUGH):
+    for number in range(5 * MINIMUM_REQUESTS):
         shop.touching = number % 20 >= share
         ask(app, http("/orders/7"))
     shop.touching = True
@@ -201,10 +201,10 @@ def test_a_route_that_changes_its_ways_is_known_anew(db, clock):
     """After a few hundred requests nothing is left of the old habit."""
     shop = Shop(db)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock)
-    tracked(app, times=MEMORY)
+    tracked(app, times=HALVED_AFTER)
     need(db, app)
     shop.touching = False
-    tracked(app, times=MEMORY)
+    tracked(app, times=HALVED_AFTER)
     fail(db)
     assert entered(shop, app)
 
@@ -222,12 +222,16 @@ def test_requests_in_trouble_do_not_unteach(db, make_guard, clock):
     tracked(app, "/")
     need(db, app, "/")
     cache.force_open()
-    for _ in range(MEMORY):
+    for _ in range(HALVED_AFTER):
         assert ask(app).raised.guard == "cache"
     cache.reset()
     fail(db)
     refused = ask(app)
-    assert (refused.received, refused.problem["guard"], cache.snapshot().succeeded) == (0, "db", ENOUGH + 1)
+    assert (refused.received, refused.problem["guard"], cache.snapshot().succeeded) == (
+        0,
+        "db",
+        MINIMUM_REQUESTS + 1,
+    )
 
 
 def test_no_slot_is_held_for_a_route_that_needs_it_late(db, clock):
@@ -236,7 +240,7 @@ def test_no_slot_is_held_for_a_route_that_needs_it_late(db, clock):
 
     def talk_to_somebody_else():
         seen.append(db.snapshot().in_use)
-        clock.advance(2 * PROMPT)
+        clock.advance(2 * PROMPT_WITHIN)
 
     shop = Shop(db, before=talk_to_somebody_else)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock)
@@ -256,7 +260,7 @@ def test_a_slot_is_held_for_a_route_that_needs_it_at_once(db, clock):
     tracked(app)
     need(db, app)
     tracked(app, times=1)
-    assert seen == [0] * (ENOUGH + 1) + [1]
+    assert seen == [0] * (MINIMUM_REQUESTS + 1) + [1]
 
 
 def test_memory_grows_with_routes_and_not_with_paths(db, make_guard, clock):
@@ -267,11 +271,11 @@ def test_memory_grows_with_routes_and_not_with_paths(db, make_guard, clock):
         ask(app, http(f"/orders/{number}"))
         ask(app, http(f"/nowhere/{number}"))
     assert len(app._table.known) == 2
-    guards = iter([make_guard(str(number)) for number in range(3 * MOST_GUARDS)])
+    guards = iter([make_guard(str(number)) for number in range(3 * MAXIMUM_GUARDS)])
     shop.before = lambda: next(guards).run(len, "x")
-    tracked(app, times=3 * MOST_GUARDS)
+    tracked(app, times=3 * MAXIMUM_GUARDS)
     route = app._table.match("/orders/7", "GET")
-    assert len(route.stats._counts) <= MOST_GUARDS
+    assert len(route.stats._counts) <= MAXIMUM_GUARDS
 
 
 def test_a_pools_habits_end_with_its_guard(db, clock):
@@ -317,7 +321,7 @@ def test_routers_mounts_and_late_routes_are_found(db, clock):
     middleware = GuardrailsMiddleware(app, clock=clock)
     paths = ["/api/v1/orders/7", "/inner/orders/7", "/plain/x/7"]
     for path in paths:
-        assert tracked(middleware, path) == [200] * ENOUGH
+        assert tracked(middleware, path) == [200] * MINIMUM_REQUESTS
     app.router.routes.append(Route("/later/{id}", lambda _request: PlainTextResponse(str(db.run(len, "x")))))
     tracked(middleware, "/later/7")
     need(db, middleware, *paths)

@@ -261,4 +261,4 @@ def test_many_threads_learn_of_one_view():
         sys.setswitchinterval(interval)
     assert failed == []
     [view] = views._known.values()
-    assert [needed_guard.call_settings.name for needed_guard in view.stats.usual] == ["guard 0"]
+    assert [needed_guard.call_settings.name for needed_guard in view.stats.needed] == ["guard 0"]
