@@ -1,9 +1,9 @@
-"""Guards redis-py clients: admission at the pool, evidence from every command, deadlines that stop it."""
+"""Guards redis-py clients: slots for checkouts, evidence from commands, deadlines that stop them."""
 
 from __future__ import annotations
 
 try:
-    import redis  # noqa: F401 - to say what to install
+    import redis  # noqa: F401 - checked here for a clear message
 except ImportError as error:
     raise ImportError("redis-py is missing: pip install 'guardrails-db[redis]'") from error
 

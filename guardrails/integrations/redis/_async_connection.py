@@ -1,7 +1,8 @@
-"""Connections of a guarded asyncio client: each piece of work bounded and reported. Knows no pools.
+"""Bounds and records each piece of work on a connection of a guarded asyncio client.
 
-One timer bounds a piece of work: at the deadline its task is cancelled, and redis-py closes what it
-was reading. The shape is that of ``_connection``; the waits differ.
+Depends on redis-py's asyncio connections; must not import pools. One timer bounds a piece of work: it cancels
+the task at the deadline, and redis-py closes the connection that it was reading. `_connection` is the
+synchronous twin.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import redis
 
 from guardrails._runtime.loop_timers import timers
 from guardrails._runtime.task_timeout import TaskTimeout, cancel_at
-from guardrails.integrations.redis._checkout import RedisCheckout, under_way
-from guardrails.integrations.redis._guarded_connection import LOOKED_AT, Guarded
+from guardrails.integrations.redis._checkout import RedisCheckout, current_checkout
+from guardrails.integrations.redis._guarded_connection import INSPECTED, CleanUp, Guarded, IsRetryable, Work
 from guardrails.integrations.redis._releases import GRACE
-from guardrails.integrations.redis._replies import leaves_clean
+from guardrails.integrations.redis._replies import leaves_connection_clean
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -29,18 +30,18 @@ __all__ = ["GuardedAsyncConnection"]
 
 
 class GuardedAsyncConnection(Guarded, AbstractConnection):
-    """See Guarded."""
+    """The asyncio flavour of `Guarded`."""
 
-    _alarm: TaskTimeout | None = None
+    _timer: TaskTimeout | None = None
 
     # --- opening -------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Opens the connection if it is not open, within the time its caller has."""
-        if self.meets_callers and self.checkout is None:
-            self.checkout = under_way.get()
+        """Opens a closed connection, within the caller's deadline."""
+        if self.takes_checkout and self.checkout is None:
+            self.checkout = current_checkout.get()
         if not self.is_connected:
-            self._read_plainly()
+            self._restore_read()
             self._connecting = True
             try:
                 await self.plain.connect(self)
@@ -68,7 +69,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
     async def can_read(self, *args: Any) -> bool:  # fakeredis gives it a timeout
         """See the synchronous twin."""
         ready: bool = await self.plain.can_read(self, *args)
-        if ready and not self._busy and under_way.get() is not None:
+        if ready and not self._busy and current_checkout.get() is not None:
             raise redis.ConnectionError("Connection has data")
         return ready
 
@@ -76,21 +77,16 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
 
     async def call_with_retry(
         self,
-        do: Callable[[], Awaitable[Any]],
-        fail: Callable[..., Awaitable[Any]],
-        is_retryable: Callable[[Exception], bool] | None = None,
+        do: Work,
+        fail: CleanUp,
+        is_retryable: IsRetryable = None,
         with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
     ) -> Any:
-        """Does one piece of work; redis-py's name for it.
-
-        Raises:
-            RejectedError: It did not start.
-            CallTimeoutError: Its time was up. The connection is closed.
-        """
+        """See the synchronous twin."""
         checkout = self.checkout
         if checkout is None or (checkout.subscriber and not self._connecting):
             return await self.policy.run(do, fail, is_retryable, with_failure_count)
-        if self._busy:  # a connect or a ping inside a larger piece of work, which is tried again as a whole
+        if self._busy:  # a connect or a ping inside a piece of work, which is retried as a whole
             outside, self._nested = self._nested, True
             try:
                 return await self._try(do, fail, counts=with_failure_count, until=None)
@@ -98,35 +94,35 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
                 self._nested = outside
         self.work.begin(checkout)
         self._busy = True
-        self._alarm = None if checkout.at is None else cancel_at(checkout.at)
+        self._timer = None if checkout.at is None else cancel_at(checkout.at)
         socket_timeout = self.socket_timeout
         if socket_timeout and checkout.seconds is not None and checkout.seconds <= socket_timeout:
-            self.socket_timeout = None  # redis-py makes a task and a timer of it for each write and read
+            self.socket_timeout = None  # redis-py would make a task and a timer for each write and read
         try:
             result = await self._try(do, fail, counts=with_failure_count, until=checkout)
             stopped = self._disarm(None)
         except BaseException as error:
-            await self._give_up(checkout, error, stopped=self._disarm(error))
+            await self._fail(checkout, error, stopped=self._disarm(error))
             raise
         finally:
             self._busy = False
-            if self.socket_timeout is None:  # else the server has asked for another meanwhile
+            if self.socket_timeout is None:  # else the server has asked for another timeout meanwhile
                 self.socket_timeout = socket_timeout
-        if stopped:  # the timer rang, and something in between swallowed it
-            await self._give_up(checkout, asyncio.CancelledError(), stopped=True)
-        if not self._connecting or under_way.get() is not checkout:  # else it is the first half of something
+        if stopped:  # the timer has fired, and other code has swallowed the cancellation
+            await self._fail(checkout, asyncio.CancelledError(), stopped=True)
+        if not self._connecting or current_checkout.get() is not checkout:  # else it only opened it
             self.work.succeed(checkout, result)
         return result
 
-    async def _give_up(self, checkout: RedisCheckout, error: BaseException, *, stopped: bool) -> None:
-        if not leaves_clean(error):
+    async def _fail(self, checkout: RedisCheckout, error: BaseException, *, stopped: bool) -> None:
+        if not leaves_connection_clean(error):
             await self._abort()
         self.work.fail(checkout, error, connecting=self._connecting, stopped=stopped)
 
     async def _try(
         self,
-        do: Callable[[], Awaitable[Any]],
-        fail: Callable[..., Awaitable[Any]],
+        do: Work,
+        fail: CleanUp,
         *,
         counts: bool,
         until: RedisCheckout | None,
@@ -137,32 +133,32 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
                 return await do()
             except self.policy.errors as error:
                 failures += 1
-                pause = None if until is None else self.policy.pause(failures, until.at)
+                delay = None if until is None else self.policy.delay(failures, until.at)
                 try:
                     await (fail(error, failures) if counts else fail(error))
-                except redis.WatchError as unwatched:  # a transaction asks to be tried again
-                    if self._asks_again():
+                except redis.WatchError as unwatched:  # the transaction asks for a retry
+                    if self._may_retry_transaction():
                         raise unwatched from error
-                if pause is None:
+                if delay is None:
                     raise
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay)
 
     async def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        if not self._busy or args[0] in LOOKED_AT:
-            if self._unwatches(args):
+        if not self._busy or args[0] in INSPECTED:
+            if self._is_unwatch(args):
                 await self._unwatch()
                 return
-            self._look_at(args)
+            self._inspect(args)
         await self.plain.send_command(self, *args, **kwargs)
 
     async def _unwatch(self) -> None:
         """See the synchronous twin."""
         until = asyncio.get_running_loop().time() + GRACE
-        await self._in_time(until, lambda: self.plain.send_command(self, "UNWATCH", check_health=False))
-        self._once_read(lambda read: self._in_time(until, read))
+        await self._within(until, lambda: self.plain.send_command(self, "UNWATCH", check_health=False))
+        self._read_next_with(lambda read: self._within(until, read))
 
-    async def _in_time(self, until: float, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def _within(self, until: float, work: Callable[[], Awaitable[Any]]) -> Any:
         try:
             async with asyncio.timeout_at(until):
                 return await work()
@@ -170,22 +166,22 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             await self._abort()
             raise redis.ConnectionError("UNWATCH was not answered in time") from error
 
-    def _be_patient(self, checkout: RedisCheckout) -> None:
+    def _start_blocking(self, checkout: RedisCheckout) -> None:
         self.socket_timeout = None
         self._reschedule(checkout)
 
     def _reschedule(self, checkout: RedisCheckout) -> None:
-        if self._alarm is not None:
-            timers().disarm(self._alarm)
+        if self._timer is not None:
+            timers().disarm(self._timer)
             if checkout.at is not None:
-                timers().arm(self._alarm, checkout.at - monotonic())
+                timers().arm(self._timer, checkout.at - monotonic())
 
     def _disarm(self, error: BaseException | None) -> bool:
-        alarm, self._alarm = self._alarm, None
+        alarm, self._timer = self._timer, None
         return alarm is not None and alarm.disarm(error)
 
     async def _abort(self) -> None:
-        """Closes the connection without waiting for a server that may never take what was sent."""
+        """Closes the connection without waiting for its buffer: the server may never read it."""
         if isinstance(self._writer, asyncio.StreamWriter):
             self._writer.transport.abort()
         await self.disconnect(nowait=True)

@@ -1,4 +1,7 @@
-"""Commands that wait on the server on purpose, and for how long. Knows commands, not connections."""
+"""Computes how long a command may wait on the server on purpose.
+
+Depends on the arguments of commands; must not import connections.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["BLOCKING", "PROVES_NOTHING", "patience", "patience_of_all"]
+__all__ = ["BLOCKING_COMMANDS", "NO_EVIDENCE", "block_time", "total_block_time"]
 
 _Args = Sequence[Any]
 
@@ -50,7 +53,7 @@ _WAITS: dict[str, Callable[[_Args], float | None]] = {
     "XREAD": _block_option,
     "XREADGROUP": _block_option,
 }
-"""Where each command carries its timeout. In all of them 0 is for ever."""
+"""Reads the timeout of each command from its arguments. In all of them 0 means forever."""
 
 _KNOWN: dict[str | bytes, Callable[[_Args], float | None]] = {
     spelling: where
@@ -58,32 +61,32 @@ _KNOWN: dict[str | bytes, Callable[[_Args], float | None]] = {
     for spelling in (name, name.lower(), name.encode(), name.lower().encode())
 }
 
-BLOCKING = frozenset(_KNOWN)
+BLOCKING_COMMANDS = frozenset(_KNOWN)
+"""First words of the blocking commands, in the spellings that callers use."""
 
-PROVES_NOTHING = frozenset({"AUTH", "CLIENT", "DISCARD", "HELLO", "READONLY", "SELECT", "UNWATCH", "WATCH"})
-"""Commands that a server answers while it fails at every other: their success is no evidence."""
-"""The first words of all of them, as they may be spelt."""
+NO_EVIDENCE = frozenset({"AUTH", "CLIENT", "DISCARD", "HELLO", "READONLY", "SELECT", "UNWATCH", "WATCH"})
+"""Commands that a server still answers while all others fail: their success is no evidence."""
 
 
-def patience(args: _Args) -> float | None:
-    """Seconds a command may wait on the server by its own wish; None if it does not wait."""
+def block_time(args: _Args) -> float | None:
+    """Returns the seconds that a command may block on the server; None if it does not block."""
     where = _KNOWN.get(args[0])
     if where is None:
         return None
     try:
         seconds = where(args)
     except (ValueError, TypeError, IndexError):
-        return None  # the server will say what is wrong with it
+        return None  # the server answers with an error
     return math.inf if seconds == 0 else seconds
 
 
-def patience_of_all(commands: Iterable[_Args]) -> float | None:
-    """The same for a pipeline. Inside MULTI nothing waits, so a transaction has none."""
+def total_block_time(commands: Iterable[_Args]) -> float | None:
+    """Returns the sum for a pipeline; None for a transaction, because nothing blocks inside MULTI."""
     total = None
     for args in commands:
         if args[0] == "MULTI":
             return None
-        seconds = patience(args)
+        seconds = block_time(args)
         if seconds is not None:
             total = (total or 0.0) + seconds
     return total

@@ -1,4 +1,4 @@
-"""Attaching a guard to a client of redis-py and taking it off again."""
+"""Attaches a guard to a client of redis-py and detaches it. Depends on every other module of this folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guardrails._guard.guard import Guard, attach, divide
 from guardrails._pool.limits import check_compartments, raises_as_driver, slots_for
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
-from guardrails.integrations.redis._pool import Admission, capacity, guard_of
+from guardrails.integrations.redis._pool import ClientAdmission, capacity, guard_of
 
 __all__ = ["guard_client"]
 
@@ -28,25 +28,27 @@ def guard_client(
     raise_as: str | None = None,
     **options: Any,
 ) -> Guard:
-    """Attaches a guard to a client; what `guardrails.protect` calls.
+    """Attaches a guard to a client; `guardrails.protect` calls it.
 
-    Every client, pipeline, lock, script and subscriber that shares its pool is covered.
+    The guard covers every client, pipeline, lock, script and subscriber that shares the pool.
 
     Args:
-        client: A ``redis.Redis`` or ``redis.asyncio.Redis``, with a pool of any kind or a single
-            connection, made by hand, from a URL, or by a Sentinel.
+        client: A ``redis.Redis`` or ``redis.asyncio.Redis`` with any pool or with a single connection, also
+            one made from a URL or by a Sentinel.
         name: The guard's label; None is ``"redis"``.
-        compartments: ``"auto"``: each guarded function and each route gets one by itself, with a circuit of
-            its own and not more than 70 % of the slots while another one is active. ``"declared"``: only
-            those made with ``guard.compartment()``. ``"none"``: not even those.
-        raise_as: None: refusals and timeouts are this library's errors only. ``"driver"``: a
-            refusal is also a ``redis.RedisError``, a timeout a ``redis.TimeoutError``, for code that expects
-            those.
+        compartments: ``"auto"``: each guarded function and each route gets a compartment, with a circuit of
+            its own and at most 70 % of the slots while another one is active. ``"declared"``: only
+            ``guard.compartment()`` makes compartments. ``"none"``: there are no compartments.
+        raise_as: None: refusals and timeouts are only this library's errors. ``"driver"``: a refusal is also
+            a ``redis.RedisError``, a timeout also a ``redis.TimeoutError``.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's ``max_connections``.
 
+    Returns:
+        The guard; ``guard.detach()`` removes it from the client.
+
     Raises:
-        ConfigurationError: It is a cluster, a pipeline or a client with a cache; it was closed, or is
-            guarded already; its pool has no limit and none is given, or the limit is above the pool's.
+        ConfigurationError: The client is a cluster, a pipeline or has a cache; it was closed or is guarded
+            already; its pool has no limit and none is given, or the limit is above the pool's.
     """
     name = "redis" if name is None else name
     pool = _pool_of(client)
@@ -89,11 +91,11 @@ def _pool_of(client: Any) -> Any:
 
 
 class _ClientAttachment:
-    """The hooks on one client: the classes of its pool and connections."""
+    """The hooks on one client: the classes of its pool and of its connections."""
 
     def __init__(self, client: Any, guard: Guard, pool: Any) -> None:
         self._client = client
-        self._admission = Admission(guard, pool)
+        self._admission = ClientAdmission(guard, pool)
         self.most = capacity(pool)
 
     def attach(self) -> None:
@@ -102,5 +104,5 @@ class _ClientAttachment:
             self._admission.adopt(self._client.connection)
 
     def detach(self) -> None:
-        """See Attachment."""
+        """Removes the hooks; see `Attachment`."""
         self._admission.detach()

@@ -1,4 +1,7 @@
-"""What a client asks of its server, made evidence and given a deadline. Knows no sockets and no pools."""
+"""Runs a client's checkouts and commands through its guard, with deadlines.
+
+Depends on guards and checkouts; must not import connections or pools.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,22 @@ from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import current, note_guard_error, touch
 from guardrails.errors import GuardrailsError, RejectedError
 from guardrails.integrations.redis._checkout import RedisCheckout
-from guardrails.integrations.redis._releases import GRACE, error_of_block, gives_back, is_marked
+from guardrails.integrations.redis._releases import GRACE, error_of_lock_block, in_giving_back, is_release
 from guardrails.integrations.redis._replies import server_failed
 
-__all__ = ["CommandRunner", "instead_of"]
+__all__ = ["CommandRunner", "prefer_block_error"]
 
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
-_LOST = (redis.TimeoutError, redis.ConnectionError, TimeoutError)
-_NEVER_SENT = (redis.DataError, ArithmeticError, TypeError, ValueError)
+_CONNECTION_LOST = (redis.TimeoutError, redis.ConnectionError, TimeoutError)
+_NOT_SENT = (redis.DataError, ArithmeticError, TypeError, ValueError)
 
-_CLOSE_ENOUGH = 0.005
-"""Seconds: a read gives up a little before its deadline as often as a little after."""
+_DEADLINE_TOLERANCE = 0.005
+"""Seconds before its deadline at which a read that timed out counts as late: socket timeouts can be early."""
 
 
 class CommandRunner:
-    """Runs checkouts and pieces of work for one client.
+    """Takes slots for the checkouts of one client, and records its work.
 
     Args:
         guard: The client's guard.
@@ -51,9 +54,9 @@ class CommandRunner:
         """Takes a slot for a checkout.
 
         Raises:
-            RejectedError: There is none in time.
+            RejectedError: No slot became free in time.
         """
-        checkout = self._admissible()
+        checkout = self._new_checkout()
         try:
             for gate in checkout.guard.call_settings.gates:
                 checkout.slots.append((gate, gate.check_out(None, budget=checkout.seconds)))
@@ -63,8 +66,8 @@ class CommandRunner:
         return checkout
 
     async def enter_async(self) -> RedisCheckout:
-        """Takes a slot for a task; see ``enter``."""
-        checkout = self._admissible()
+        """Takes a slot for a task; see `enter`."""
+        checkout = self._new_checkout()
         try:
             for gate in checkout.guard.call_settings.gates:
                 checkout.slots.append((gate, await gate.check_out_async(budget=checkout.seconds)))
@@ -74,29 +77,29 @@ class CommandRunner:
         return checkout
 
     def adopt(self) -> RedisCheckout:
-        """A checkout that was made before the guard was there."""
+        """Returns a checkout for a connection that was out before the guard was attached."""
         checkout = RedisCheckout()
         checkout.guard = self._guard
         checkout.slots = [(self._gate, 0)]
         checkout.used = True
         return checkout
 
-    def extra(self) -> RedisCheckout:
-        """A checkout without a slot, for a call that gives something back and that the guard has refused."""
+    def for_reserve(self) -> RedisCheckout:
+        """Returns a checkout without a slot, for a release that the guard has refused."""
         checkout = RedisCheckout()
         checkout.guard = self._guard
         checkout.slots = []
-        checkout.extra = True
+        checkout.from_reserve = True
         checkout.seconds = GRACE
         checkout.at = monotonic() + GRACE
         return checkout
 
-    def _admissible(self) -> RedisCheckout:
+    def _new_checkout(self) -> RedisCheckout:
         check_process()
         checkout = RedisCheckout()
         checkout.slots = []
         scope = current()
-        alone = scope is None and not self._sorts  # then it can only be the client's own: a frame less
+        alone = scope is None and not self._sorts  # saves a call: only the client's own guard can apply
         checkout.guard = self._guard if alone else innermost(self._guard)
         if scope is None:
             if self._timeout is not None:
@@ -104,13 +107,13 @@ class CommandRunner:
                 checkout.at = monotonic() + self._timeout
         else:
             touch(scope, checkout.guard.call_settings)
-            self._allow(checkout)
+            self._set_deadline(checkout)
         return checkout
 
-    def _allow(self, checkout: RedisCheckout) -> None:
-        """Looks up how long the next piece of work may take."""
+    def _set_deadline(self, checkout: RedisCheckout) -> None:
+        """Sets the deadline of the next piece of work."""
         seconds, checkout.own = time_allowed(checkout.guard)
-        if seconds is not None and seconds < GRACE and (is_marked() or (seconds <= 0 and gives_back())):
+        if seconds is not None and seconds < GRACE and (in_giving_back() or (seconds <= 0 and is_release())):
             seconds = GRACE
         if seconds is not None and seconds <= 0:
             raise self._gate.refuse("deadline_spent")
@@ -120,21 +123,21 @@ class CommandRunner:
     # --- evidence ------------------------------------------------------------------------------
 
     def begin(self, checkout: RedisCheckout) -> None:
-        """Starts a piece of work, or goes on with the one that opening the connection began.
+        """Begins a piece of work; opening its connection may have begun it already.
 
         Raises:
-            RejectedError: It may not start.
+            RejectedError: The guard refuses it.
         """
         if checkout.tickets:
             return
         if checkout.used:
-            if checkout.extra:
+            if checkout.from_reserve:
                 return
-            self._allow(checkout)
+            self._set_deadline(checkout)
             try:
-                self._renew(checkout)
+                self._readmit(checkout)
             except RejectedError:
-                if not gives_back():
+                if not is_release():
                     raise
                 return
         checkout.used = True
@@ -142,33 +145,33 @@ class CommandRunner:
         for gate, slot in checkout.slots:
             tickets.append((gate, gate.begin(slot)))
 
-    def wait_patiently(self, checkout: RedisCheckout, seconds: float) -> None:
-        """Notes that the work waits on the server on purpose, which is neither slow nor a probe."""
+    def note_blocking(self, checkout: RedisCheckout, seconds: float) -> None:
+        """Marks the work as blocking: its wait is not slow, and it is no probe."""
         checkout.end(Outcome.ABANDONED)
-        checkout.patient = True
+        checkout.blocking = True
         if checkout.guard.timeout is None or math.isinf(seconds):
             checkout.at = checkout.seconds = None
         else:
-            # Once the server has answered, it may hand an element over: no smaller limit may lose that.
+            # A smaller limit could lose an element that the server has already removed from its list.
             checkout.seconds = seconds + checkout.guard.timeout
             checkout.at = monotonic() + checkout.seconds
             checkout.own = True
 
-    def prolong(self, checkout: RedisCheckout, commands: list[Sequence[object]]) -> bool:
-        """Gives work a little time of its own if it only gives something back; whether it needed that."""
+    def extend_for_release(self, checkout: RedisCheckout, commands: list[Sequence[object]]) -> bool:
+        """Gives a release at least `GRACE` seconds; returns True if its deadline changed."""
         soonest = monotonic() + GRACE
-        if checkout.at is None or checkout.at >= soonest or checkout.extra or not gives_back(commands):
+        if checkout.at is None or checkout.at >= soonest or checkout.from_reserve or not is_release(commands):
             return False
         checkout.at, checkout.seconds = soonest, GRACE
         return True
 
     def succeed(self, checkout: RedisCheckout, answer: object = None) -> None:
-        """Ends a piece of work that got its answer."""
-        outcome = self._judge_replies(answer) if type(answer) is list else _SUCCESS
+        """Ends a piece of work that got its reply."""
+        outcome = self._classify_replies(answer) if type(answer) is list else _SUCCESS
         if not checkout.proves and outcome is _SUCCESS:
             outcome = Outcome.NEUTRAL
-        if checkout.patient or outcome is not _SUCCESS:
-            self._learn(checkout, outcome)
+        if checkout.blocking or outcome is not _SUCCESS:
+            self._record(checkout, outcome)
             return
         tickets, checkout.tickets = checkout.tickets, ()
         for gate, ticket in tickets:
@@ -185,44 +188,44 @@ class CommandRunner:
         """Ends a piece of work that raised.
 
         Args:
-            checkout: Whose work it was.
-            error: What it raised.
-            connecting: Whether there is no connection for it.
+            checkout: The checkout of the work.
+            error: The error of redis-py.
+            connecting: Whether the connection was still being opened.
             stopped: Whether its task was cancelled at the deadline.
 
         Raises:
-            CallTimeoutError: It was the deadline that ended it.
+            CallTimeoutError: The deadline ended the work.
         """
-        if stopped or (isinstance(error, _LOST) and self.is_late(checkout)):
+        if stopped or (isinstance(error, _CONNECTION_LOST) and self.is_late(checkout)):
             # A deadline that passed while the process stood still is no evidence.
             ours = checkout.own and not pause_detector.missed(checkout.seconds or 0.0)
-            self._learn(checkout, Outcome.FAILURE if ours else Outcome.ABANDONED)
+            self._record(checkout, Outcome.FAILURE if ours else Outcome.ABANDONED)
             raise self._timed_out(checkout, error)
-        self._learn(checkout, self._judge(error, connecting=connecting))
+        self._record(checkout, self._classify(error, connecting=connecting))
 
     def _timed_out(self, checkout: RedisCheckout, cause: BaseException) -> BaseException:
         self._gate.report.note_stopped()
         error = self._gate.errors.timeout(checkout.guard.name, checkout.seconds or 0.0)
         error.__cause__ = cause
-        return instead_of(error) or note_guard_error(error)
+        return prefer_block_error(error) or note_guard_error(error)
 
     def is_late(self, checkout: RedisCheckout) -> bool:
-        """Whether the work's time is up."""
-        return checkout.at is not None and monotonic() >= checkout.at - _CLOSE_ENOUGH
+        """Returns True if the deadline of the work has passed."""
+        return checkout.at is not None and monotonic() >= checkout.at - _DEADLINE_TOLERANCE
 
-    def _learn(self, checkout: RedisCheckout, outcome: Outcome) -> None:
-        if checkout.patient:
-            checkout.patient = False
+    def _record(self, checkout: RedisCheckout, outcome: Outcome) -> None:
+        if checkout.blocking:
+            checkout.blocking = False
             if outcome in {_SUCCESS, Outcome.FAILURE}:  # what it says counts, how long it took does not
                 checkout.tickets = [(gate, gate.begin(slot)) for gate, slot in checkout.slots]
         checkout.end(outcome)
 
-    def _renew(self, checkout: RedisCheckout) -> None:
-        """Admits one more piece of work on a connection that is kept: in a transaction, or for good.
+    def _readmit(self, checkout: RedisCheckout) -> None:
+        """Admits one more piece of work on a connection that stays out: in a transaction, or for good.
 
-        While the circuit is closed the slot it has is as good as any. Otherwise it may be no time for
-        work, or the slot may have to be a probe's. Refused work keeps a slot, because its connection stays
-        out of the pool: without one, a caller would be admitted for whom the pool has no connection.
+        While the circuit is closed, the checkout keeps its slot. Otherwise the circuit decides again, and the
+        new slot may be a probe's. Refused work keeps a slot, because its connection stays out of the pool:
+        without it the guard would admit a caller for whom the pool has no connection.
         """
         if self._guard.state in {"closed", "disabled", "metrics_only"} and checkout.slots:
             return
@@ -236,26 +239,26 @@ class CommandRunner:
             checkout.slots.append((self._gate, 0))
             raise
 
-    def _judge_replies(self, replies: list[object]) -> Outcome:
-        """Looks for errors among replies: ``execute(raise_on_error=False)`` hands them out like any other."""
-        if any(issubclass(kind, Exception) for kind in set(map(type, replies))):  # without a step for each
+    def _classify_replies(self, replies: list[object]) -> Outcome:
+        """Classifies replies, among which ``execute(raise_on_error=False)`` returns errors."""
+        if any(issubclass(kind, Exception) for kind in set(map(type, replies))):  # there are few classes
             for reply in replies:
-                if isinstance(reply, Exception) and self._judge(reply, connecting=False) is not _SUCCESS:
+                if isinstance(reply, Exception) and self._classify(reply, connecting=False) is not _SUCCESS:
                     return Outcome.FAILURE
         return _SUCCESS
 
-    def _judge(self, error: BaseException, *, connecting: bool) -> Outcome:
+    def _classify(self, error: BaseException, *, connecting: bool) -> Outcome:
         policy = self._guard.call_settings.policy
         outcome = classify(error, None if policy is None else policy.is_failure)
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
             return outcome
-        answer = Outcome.ABANDONED if isinstance(error, _NEVER_SENT) else _SUCCESS
+        answer = Outcome.ABANDONED if isinstance(error, _NOT_SENT) else _SUCCESS
         return Outcome.FAILURE if server_failed(error, connecting=connecting) else answer
 
 
-def instead_of(error: GuardrailsError) -> BaseException | None:
-    """The error that a ``with lock:`` block is being left with, which ours must not replace; or None."""
-    body = error_of_block()
+def prefer_block_error(error: GuardrailsError) -> BaseException | None:
+    """Returns the error that ends a ``with lock:`` block, which ours must not replace; None without one."""
+    body = error_of_lock_block()
     if body is not None:
         body.add_note(f"Besides, its lock was not released: {error}")
     return body

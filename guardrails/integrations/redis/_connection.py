@@ -1,7 +1,8 @@
-"""Connections of a guarded synchronous client: each piece of work bounded and reported. Knows no pools.
+"""Bounds and records each piece of work on a connection of a guarded synchronous client.
 
-redis-py sends every command, pipeline, transaction and connect through ``connection.retry``. A guarded
-connection is its own ``retry``: that is the one place that sees where a piece of work begins and ends.
+Depends on redis-py's connections; must not import pools. redis-py sends every command, pipeline, transaction
+and connect through ``connection.retry``. A guarded connection is its own ``retry``, so it sees where each
+piece of work begins and ends.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import redis
 from redis._parsers.socket import SocketBuffer
 
-from guardrails.integrations.redis._checkout import RedisCheckout, under_way
-from guardrails.integrations.redis._guarded_connection import LOOKED_AT, Guarded
+from guardrails.integrations.redis._checkout import RedisCheckout, current_checkout
+from guardrails.integrations.redis._guarded_connection import INSPECTED, CleanUp, Guarded, IsRetryable, Work
 from guardrails.integrations.redis._releases import GRACE
-from guardrails.integrations.redis._replies import leaves_clean
-from guardrails.integrations.redis._socket import BoundedSocket, Bounds
+from guardrails.integrations.redis._replies import leaves_connection_clean
+from guardrails.integrations.redis._socket import BoundedSocket, IOLimit
 
 if TYPE_CHECKING:
     from redis.connection import AbstractConnection
@@ -28,34 +29,34 @@ else:
 __all__ = ["GuardedConnection"]
 
 _Socket = socket.socket
-"""As it was when this was imported: tests put something else in its place."""
+"""Read at import, because tests replace ``socket.socket``."""
 
 
 class GuardedConnection(Guarded, AbstractConnection):
-    """See Guarded."""
+    """The synchronous flavour of `Guarded`."""
 
-    _bounds: Bounds
+    _limit: IOLimit
     _opening = False
 
     def guard(self) -> None:
-        """Takes over a connection. It must not be in the middle of anything."""
+        """Guards a connection on which no work runs."""
         Guarded.guard(self)
         if isinstance(self._sock, BoundedSocket):  # from an earlier guard
-            self._bounds = self._sock.bounds
+            self._limit = self._sock.limit
             return
-        self._bounds = Bounds()
+        self._limit = IOLimit()
         if isinstance(self._sock, _Socket):
-            self._sock = self._bounded(self._sock)
-            self._parser.on_connect(self)  # it keeps the socket, too
+            self._sock = self._wrap(self._sock)
+            self._parser.on_connect(self)  # the parser keeps the socket, too
 
     # --- opening -------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Opens the connection if it is not open, within the time its caller has."""
-        if self.meets_callers and self.checkout is None:
-            self.checkout = under_way.get()
+        """Opens a closed connection, within the caller's deadline."""
+        if self.takes_checkout and self.checkout is None:
+            self.checkout = current_checkout.get()
         if self._sock is None:
-            self._read_plainly()
+            self._restore_read()
             self._connecting = True
             try:
                 self.plain.connect(self)
@@ -63,9 +64,9 @@ class GuardedConnection(Guarded, AbstractConnection):
                 self._connecting = False
 
     def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:  # noqa: FBT001, FBT002
-        """See redis-py, which comes here past `connect` when it sends something on a closed connection.
+        """Opens a closed connection; redis-py calls it instead of `connect` when it sends a command.
 
-        Outside a piece of work, as in the health check of a PubSub, opening it is one by itself.
+        Outside a piece of work, as in the health check of a PubSub, opening is a piece of work by itself.
         """
         if self._busy or self._connecting or self.checkout is None or self._sock is not None:
             self.plain.connect_check_health(self, check_health, retry_socket_connect)
@@ -85,17 +86,17 @@ class GuardedConnection(Guarded, AbstractConnection):
             raw = self.plain._connect(self)  # noqa: SLF001 - redis-py's own hook
         finally:
             self._opening = False
-        return self._bounded(raw)
+        return self._wrap(raw)
 
-    def _bounded(self, raw: Any) -> Any:
-        # fakeredis answers from memory, through something that is no socket and never waits.
-        return raw if not isinstance(raw, _Socket) else BoundedSocket(raw, self._bounds, self.socket_timeout)
+    def _wrap(self, raw: Any) -> Any:
+        # fakeredis answers from memory, through an object that is no socket and never waits.
+        return raw if not isinstance(raw, _Socket) else BoundedSocket(raw, self._limit, self.socket_timeout)
 
     @property
     def socket_timeout(self) -> float | None:
-        """What redis-py was told, or what is left of the deadline while the socket is opened."""
+        """redis-py's setting in seconds; at most the time left while the socket is opened."""
         seconds = self._socket_timeout
-        return self._bounds.within(seconds) if self._opening else seconds
+        return self._limit.within(seconds) if self._opening else seconds
 
     @socket_timeout.setter
     def socket_timeout(self, seconds: float | None) -> None:
@@ -103,21 +104,22 @@ class GuardedConnection(Guarded, AbstractConnection):
 
     @property
     def socket_connect_timeout(self) -> float | None:
-        """See ``socket_timeout``."""
+        """See `socket_timeout`."""
         seconds = self._socket_connect_timeout
-        return self._bounds.within(seconds) if self._opening else seconds
+        return self._limit.within(seconds) if self._opening else seconds
 
     @socket_connect_timeout.setter
     def socket_connect_timeout(self, seconds: float | None) -> None:
         self._socket_connect_timeout = seconds
 
     def can_read(self, timeout: float = 0) -> bool:
-        """See redis-py. A connection on its way out of the pool has nothing to read, or is dirty.
+        """Returns True if there is something to read.
 
-        redis-py 8 makes the same check, and skips it while maintenance notifications are on, which they
-        are unless they are switched off.
+        Raises:
+            ConnectionError: The connection is about to leave the pool and has unread data. redis-py 8 checks
+                the same, but not while maintenance notifications are on, as they are by default.
         """
-        # One look says mostly that there is nothing; redis-py needs four system calls and an exception.
+        # One poll usually finds nothing; redis-py needs four system calls and an exception for that.
         sock, buffer = self._sock, getattr(self._parser, "_buffer", None)
         if (
             timeout == 0
@@ -129,7 +131,7 @@ class GuardedConnection(Guarded, AbstractConnection):
         ):
             return False
         ready: bool = self.plain.can_read(self, timeout)
-        if ready and not self._busy and under_way.get() is not None:
+        if ready and not self._busy and current_checkout.get() is not None:
             raise redis.ConnectionError("Connection has data")
         return ready
 
@@ -137,25 +139,25 @@ class GuardedConnection(Guarded, AbstractConnection):
 
     def call_with_retry(
         self,
-        do: Callable[[], Any],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
+        do: Work,
+        fail: CleanUp,
+        is_retryable: IsRetryable = None,
         with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
     ) -> Any:
-        """Does one piece of work; redis-py's name for it.
+        """Does one piece of work, with the user's retries; see ``redis.retry.Retry``.
 
         Raises:
             RejectedError: It did not start.
-            CallTimeoutError: Its time was up. The connection is closed.
+            CallTimeoutError: Its deadline passed. The connection is closed.
         """
         checkout = self.checkout
         if checkout is None or (checkout.subscriber and not self._connecting):
             return self.policy.run(do, fail, is_retryable, with_failure_count)
-        if self._busy:  # a connect or a ping inside a larger piece of work, which is tried again as a whole
-            return self._once(do, fail, counts=with_failure_count)
+        if self._busy:  # a connect or a ping inside a piece of work, which is retried as a whole
+            return self._try_once(do, fail, counts=with_failure_count)
         self.work.begin(checkout)
         self._busy = True
-        self._bounds.at = checkout.at
+        self._limit.at = checkout.at
         failures = 0
         try:
             while True:
@@ -164,27 +166,27 @@ class GuardedConnection(Guarded, AbstractConnection):
                     break
                 except self.policy.errors as error:
                     failures += 1
-                    pause = self.policy.pause(failures, self._bounds.at)
+                    delay = self.policy.delay(failures, self._limit.at)
                     self._clean_up(error, failures, fail, counts=with_failure_count)
-                    if pause is None:
+                    if delay is None:
                         raise
-                time.sleep(pause)
+                time.sleep(delay)
         except BaseException as error:
-            self._give_up(checkout, error)
+            self._fail(checkout, error)
             raise
         finally:
-            self._busy = self._bounds.patient = False
-            self._bounds.at = None
-        if not self._connecting or under_way.get() is not checkout:  # else it is the first half of something
+            self._busy = self._limit.blocking = False
+            self._limit.at = None
+        if not self._connecting or current_checkout.get() is not checkout:  # else it only opened it
             self.work.succeed(checkout, result)
         return result
 
-    def _give_up(self, checkout: RedisCheckout, error: BaseException) -> None:
-        if not leaves_clean(error):
+    def _fail(self, checkout: RedisCheckout, error: BaseException) -> None:
+        if not leaves_connection_clean(error):
             self.disconnect()  # type: ignore[no-untyped-call]
         self.work.fail(checkout, error, connecting=self._connecting)
 
-    def _once(self, do: Callable[[], Any], fail: Callable[..., Any], *, counts: bool) -> Any:
+    def _try_once(self, do: Work, fail: CleanUp, *, counts: bool) -> Any:
         outside, self._nested = self._nested, True
         try:
             return do()
@@ -194,46 +196,46 @@ class GuardedConnection(Guarded, AbstractConnection):
         finally:
             self._nested = outside
 
-    def _clean_up(self, error: Exception, failures: int, fail: Callable[..., Any], *, counts: bool) -> None:
+    def _clean_up(self, error: Exception, failures: int, fail: CleanUp, *, counts: bool) -> None:
         try:
             fail(error, failures) if counts else fail(error)
-        except redis.WatchError as unwatched:  # a transaction asks to be tried again
-            if self._asks_again():
+        except redis.WatchError as unwatched:  # the transaction asks for a retry
+            if self._may_retry_transaction():
                 raise unwatched from error
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        if not self._busy or args[0] in LOOKED_AT:
-            if self._unwatches(args):
+        if not self._busy or args[0] in INSPECTED:
+            if self._is_unwatch(args):
                 self._unwatch()
                 return
-            self._look_at(args)
+            self._inspect(args)
         self.plain.send_command(self, *args, **kwargs)
 
     def _unwatch(self) -> None:
-        """Sends UNWATCH, and has its answer read, in a little time of its own.
+        """Sends UNWATCH and reads its reply within `GRACE` seconds.
 
         Raises:
             ConnectionError: It took longer. redis-py then closes the connection, which has the same effect.
         """
         until = time.monotonic() + GRACE
-        self._in_time(until, lambda: self.plain.send_command(self, "UNWATCH", check_health=False))
-        self._once_read(lambda read: self._in_time(until, read))
+        self._within(until, lambda: self.plain.send_command(self, "UNWATCH", check_health=False))
+        self._read_next_with(lambda read: self._within(until, read))
 
-    def _in_time(self, until: float, work: Callable[[], Any]) -> Any:
-        self._bounds.at = until
+    def _within(self, until: float, work: Callable[[], Any]) -> Any:
+        self._limit.at = until
         try:
             return work()
         except redis.TimeoutError as error:
             raise redis.ConnectionError("UNWATCH was not answered in time") from error
         finally:
-            self._bounds.at = None
+            self._limit.at = None
 
-    def _be_patient(self, checkout: RedisCheckout) -> None:
-        self._bounds.patient = True
+    def _start_blocking(self, checkout: RedisCheckout) -> None:
+        self._limit.blocking = True
         self._reschedule(checkout)
 
     def _reschedule(self, checkout: RedisCheckout) -> None:
-        self._bounds.at = checkout.at
+        self._limit.at = checkout.at
         if isinstance(self._sock, BoundedSocket):
-            self._sock.reconsider()
+            self._sock.reset_timeout()

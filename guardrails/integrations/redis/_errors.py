@@ -1,7 +1,8 @@
-"""The errors of a guard with ``raise_as="driver"``: redis-py's own kinds, too, by the same names.
+"""The errors of a guard with ``raise_as="driver"``: they are also instances of redis-py's errors.
 
-redis-py itself must not take them for its server's: a refusal is none of the kinds that it tries again or
-reconnects after, and what retries inside a guarded client tries no error of a guard again.
+Depends on redis-py's errors; must not import clients. redis-py does not mistake them for errors of the
+server: it does not retry or reconnect after a refusal, and a guarded client does not retry after an error of
+a guard.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["DRIVER_ERRORS"]
 class _RefusedError(redis.RedisError):
     """A refusal for code that handles ``redis.RedisError``."""
 
-    # What redis-py's constructor would set; ours are made without it.
+    # redis-py's constructor sets these; our errors do not call it.
     error_type = ExceptionType.SERVER
     status_code = None
     __repr__ = Exception.__repr__

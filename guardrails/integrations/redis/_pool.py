@@ -1,7 +1,7 @@
-"""Admission at the pool: a live pool gets a class whose checkouts pass the guard. Knows no commands.
+"""Admits checkouts: replaces the class of a live pool by one whose checkouts pass the guard.
 
-The pool object stays the same, so pipelines, locks, scripts and subscribers that were made before all
-see it. Connections, made before or later, get a class of their own the same way.
+Depends on redis-py's pools; must not inspect commands. The pool object stays the same, so existing
+pipelines, locks, scripts and subscribers use it. All connections, existing and new, get guarded classes, too.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from guardrails._guard.guard import Guard
 from guardrails._runtime.fork import renew_after_fork
 from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
-from guardrails.integrations.redis._checkout import RedisCheckout, under_way
-from guardrails.integrations.redis._commands import CommandRunner, instead_of
+from guardrails.integrations.redis._checkout import RedisCheckout, current_checkout
+from guardrails.integrations.redis._commands import CommandRunner, prefer_block_error
 from guardrails.integrations.redis._connection import GuardedConnection
 from guardrails.integrations.redis._guarded_connection import derive, derived, is_guarded
-from guardrails.integrations.redis._releases import gives_back
+from guardrails.integrations.redis._releases import is_release
 from guardrails.integrations.redis._reserve import AsyncReserve, Reserve
-from guardrails.integrations.redis._sentinel import Discovery, leave
+from guardrails.integrations.redis._sentinel import Discovery, restore_pool
 
-__all__ = ["Admission", "capacity", "guard_of"]
+__all__ = ["ClientAdmission", "capacity", "guard_of"]
 
 _NO_LIMIT = 2**31
-"""What redis-py writes for a pool without a limit."""
+"""redis-py's ``max_connections`` of a pool without a limit."""
 
 
 def capacity(pool: Any) -> int | None:
-    """The most connections a pool lets out at once, or None where there is no limit."""
+    """Returns the maximum number of connections that a pool lets out at once; None without a limit."""
     most: int = pool.max_connections
     return most if most < _NO_LIMIT else None
 
 
 def guard_of(pool: object) -> Guard | None:
-    """The guard of a pool, or None."""
+    """Returns the guard of a pool, or None."""
     guard: Guard | None = getattr(pool, "_guardrails", None)
     return guard
 
 
-class Admission:
-    """Lets connections out of a pool through a guard and takes their slots back, each exactly once.
+class ClientAdmission:
+    """Takes slots for checkouts, and gives each back exactly once.
 
     Args:
         guard: The client's guard.
-        pool: Its pool.
+        pool: The client's pool.
     """
 
     def __init__(self, guard: Guard, pool: Any) -> None:
@@ -60,19 +60,19 @@ class Admission:
         self._is_async = isinstance(pool, redis.asyncio.ConnectionPool)
         self._classes: dict[type, type] = {}
         self._discovery = Discovery(pool, self._work)
-        self._kept: _Kept | None = None
+        self._single: _SingleConnection | None = None
 
     def attach(self) -> None:
-        """Swaps the classes of the pool and of its connections.
+        """Replaces the classes of the pool and of its connections.
 
-        ``connection_class`` stays what it is; a connection gets its guarded class when it has been made.
+        ``connection_class`` stays; a new connection gets its guarded class after it was made.
 
         Raises:
-            ConfigurationError: They cannot be derived from.
+            ConfigurationError: A class cannot be subclassed.
         """
         pool = self._pool
         base = type(pool)
-        leave(pool)
+        restore_pool(pool)
         try:
             guarded = derived(base, {"_guardrails": self._guard, **_hooks(self)})
             self._guarded(pool.connection_class)
@@ -83,19 +83,19 @@ class Admission:
         except TypeError as error:
             self.detach()
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
-        # What is out already has no slot of its own; its return gives back an adopted one.
+        # A connection that is out already has no slot; its return gives back an adopted one.
         self._gate.step(self._gate.core.adopt, len(_out(pool)))
 
     def adopt(self, connection: Any) -> None:
-        """Guards the one connection a client keeps for itself."""
+        """Guards the connection of a client with ``single_connection_client``."""
         self.take_over(connection)
         connection.checkout = self._work.adopt()
-        if not self._is_async:  # an event loop cannot be carried over a fork, either
-            self._kept = _Kept(connection)
+        if not self._is_async:  # an event loop does not survive a fork
+            self._single = _SingleConnection(connection)
 
     def detach(self) -> None:
-        """Puts the classes back; what is out now returns as if nothing had been."""
-        pool, self._kept = self._pool, None
+        """Restores the classes. Connections that are out return to the pool without the guard."""
+        pool, self._single = self._pool, None
         self._discovery.detach()
         if "_guardrails" in vars(type(pool)):
             pool.__class__ = type(pool).__bases__[0]
@@ -107,7 +107,7 @@ class Admission:
 
     @cached_property
     def reserve(self) -> Any:
-        """Connections for calls that give something back and find the guard closed to them."""
+        """The connections for releases that the guard refuses."""
         return (AsyncReserve if self._is_async else Reserve)(self._pool, self._work, self.take_over)
 
     def take_over(self, connection: Any) -> None:
@@ -115,7 +115,7 @@ class Admission:
         if is_guarded(connection):
             if connection.work is self._work:
                 return
-            connection.__class__ = type(connection).plain  # of a sentinel, whose client now gets a guard
+            connection.__class__ = type(connection).plain  # of a sentinel that now gets a guard
         connection.__class__ = self._guarded(type(connection))
         connection.guard()
 
@@ -128,16 +128,18 @@ class Admission:
         return self._classes[plain]
 
     def adopt_late(self, connection: Any) -> RedisCheckout:
-        """Guards a connection that comes back from a checkout older than the guard, and ends that."""
+        """Guards a connection that returns from a checkout older than the guard; returns that checkout."""
         self.take_over(connection)
         return self._work.adopt()
 
 
-class _Kept:
-    """The one connection of a client that keeps it. redis-py looks for a fork at its pools only.
+class _SingleConnection:
+    """Closes the connection of a single-connection client in a child process.
+
+    redis-py checks only its pools for a fork, so parent and child would read each other's replies.
 
     Args:
-        connection: What two processes would read each other's replies from.
+        connection: The client's connection.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -145,27 +147,27 @@ class _Kept:
         renew_after_fork(self)
 
     def pause(self, seconds: float) -> bool:  # noqa: ARG002
-        """See Survivor."""
+        """See ForkAware."""
         return True
 
     def unpause(self) -> None:
-        """See Survivor."""
+        """See ForkAware."""
 
     def start_afresh(self) -> None:
-        """Leaves the socket to the parent: the child's next command opens one of its own, in a slot anew."""
+        """Leaves the socket to the parent: the child's next command opens another one, in a new slot."""
         self._connection.disconnect()
         if self._connection.checkout is not None:
             self._connection.checkout.slots.clear()
 
 
-def _unwarned(method: Any) -> Any:
-    """A method without redis-py's wrapper that looks for deprecated arguments; it will be given none."""
+def _without_wrapper(method: Any) -> Any:
+    """Returns a method without redis-py's check for deprecated arguments: it gets none of them."""
     is_wrapped = getattr(method, "__globals__", None) is vars(redis.utils)
     return method.__wrapped__ if is_wrapped else method
 
 
-def _hooks(admission: Admission) -> dict[str, Any]:
-    base = type(admission._pool)  # noqa: SLF001 - a part of it that is not a method
+def _hooks(admission: ClientAdmission) -> dict[str, Any]:
+    base = type(admission._pool)  # noqa: SLF001 - these functions belong to the class
     if admission._is_async:  # noqa: SLF001
         get_connection, release = _async_getter(admission, base), _async_releaser(admission, base)
     else:
@@ -179,42 +181,39 @@ def _hooks(admission: Admission) -> dict[str, Any]:
     return {"get_connection": get_connection, "release": release, "make_connection": make_connection}
 
 
-def _getter(admission: Admission, base: Any) -> Any:
+def _getter(admission: ClientAdmission, base: Any) -> Any:
     work = admission._work  # noqa: SLF001
-    get_plain = _unwarned(base.get_connection)
+    get_plain = _without_wrapper(base.get_connection)
 
     def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         try:
             checkout = work.enter()
         except RejectedError as refusal:
-            if not gives_back():
+            if not is_release():
                 raise
-            connection = admission.reserve.lend()
-            if connection is None:
-                raise instead_of(refusal) or refusal  # noqa: B904 - either was there before
-            return connection
-        entering = under_way.set(checkout)
+            return _or_refuse(admission.reserve.open(), refusal)
+        token = current_checkout.set(checkout)
         try:
             return get_plain(self)
         except BaseException:
             checkout.give_back()
             raise
         finally:
-            under_way.reset(entering)
+            current_checkout.reset(token)
 
     return get_connection
 
 
-def _releaser(admission: Admission, base: Any) -> Any:
+def _releaser(admission: ClientAdmission, base: Any) -> Any:
     def release(self: Any, connection: Any) -> None:
         if hasattr(connection, "checkout"):
             checkout, connection.checkout = connection.checkout, None
         else:
             checkout = admission.adopt_late(connection)
-        if connection.closes:
-            connection.closes = False
+        if connection.close_on_release:
+            connection.close_on_release = False
             connection.disconnect()
-            if checkout is not None and checkout.extra:
+            if checkout is not None and checkout.from_reserve:
                 admission.reserve.release(connection)
                 return
         try:
@@ -226,43 +225,50 @@ def _releaser(admission: Admission, base: Any) -> Any:
     return release
 
 
-def _async_getter(admission: Admission, base: Any) -> Any:
+def _or_refuse(connection: Any, refusal: RejectedError) -> Any:
+    """Returns a connection of the reserve; raises the refusal if there is none."""
+    if connection is None:
+        raise prefer_block_error(refusal) or refusal
+    return connection
+
+
+# The asyncio twins are written out: shared code would cost each checkout two more calls.
+
+
+def _async_getter(admission: ClientAdmission, base: Any) -> Any:
     work = admission._work  # noqa: SLF001
-    get_plain = _unwarned(base.get_connection)
+    get_plain = _without_wrapper(base.get_connection)
 
     async def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         try:
             checkout = await work.enter_async()
         except RejectedError as refusal:
-            if not gives_back():
+            if not is_release():
                 raise
-            connection = await admission.reserve.lend()
-            if connection is None:
-                raise instead_of(refusal) or refusal  # noqa: B904 - either was there before
-            return connection
-        entering = under_way.set(checkout)
+            return _or_refuse(await admission.reserve.open(), refusal)
+        token = current_checkout.set(checkout)
         try:
             return await get_plain(self)
         except BaseException:
             checkout.give_back()
             raise
         finally:
-            under_way.reset(entering)
+            current_checkout.reset(token)
 
     return get_connection
 
 
-def _async_releaser(admission: Admission, base: Any) -> Any:
+def _async_releaser(admission: ClientAdmission, base: Any) -> Any:
     async def release(self: Any, connection: Any) -> None:
         if hasattr(connection, "checkout"):
             checkout, connection.checkout = connection.checkout, None
         else:
             checkout = admission.adopt_late(connection)
         try:
-            if connection.closes:
-                connection.closes = False
+            if connection.close_on_release:
+                connection.close_on_release = False
                 await connection.disconnect(nowait=True)
-                if checkout is not None and checkout.extra:
+                if checkout is not None and checkout.from_reserve:
                     await admission.reserve.release(connection)
                     return
             await base.release(self, connection)

@@ -1,10 +1,11 @@
-"""Calls that give something back: a lock, a message that was handled, watched keys.
+"""Recognises commands that only release something: a lock, a handled message, watched keys.
 
-A refused release keeps its lock until the lock expires, so that everybody else waits for it. As ``COMMIT``
-and ``ROLLBACK`` of a guarded engine do, such a call passes the guard and has a little time of its own.
+Depends on redis-py; must not import pools or guards. A refused release would keep its lock until the lock
+expires, and every other caller would wait for it. So a release passes the guard and has a grace period, as
+``COMMIT`` and ``ROLLBACK`` of a guarded engine have.
 
-A pool is not told which command it lends a connection for. Where it would refuse, the command is read from
-the frame of the redis-py function that asks. Depends on redis-py; must not import pools or guards.
+A pool does not learn which command it opens a connection for. When it would refuse, the command is read from
+the frame of the redis-py function that asks.
 """
 
 from __future__ import annotations
@@ -26,43 +27,51 @@ from redis.client import Pipeline
 from redis.commands.core import AsyncScript, Script
 from redis.lock import Lock
 
-__all__ = ["GIVING_BACK", "GRACE", "error_of_block", "gives_back", "giving_back", "is_marked", "remember"]
+__all__ = [
+    "GRACE",
+    "RELEASE_COMMANDS",
+    "error_of_lock_block",
+    "giving_back",
+    "in_giving_back",
+    "is_release",
+    "remember_script",
+]
 
 GRACE = 0.25
-"""Seconds that such a call has at least."""
+"""Minimum time of a release in seconds."""
 
 _marked: ContextVar[bool] = ContextVar("guardrails_giving_back", default=False)
 
-_ALWAYS = frozenset({"DISCARD", "UNWATCH", "XACK", "XACKDEL"})
+_ALWAYS_RELEASE = frozenset({"DISCARD", "UNWATCH", "XACK", "XACKDEL"})
 
 _WITH_SCRIPT = frozenset({"EVAL", "SCRIPT LOAD"})
 _WITH_SHA = frozenset({"EVALSHA", "SCRIPT EXISTS"})
 
-_LOADS = frozenset({"SCRIPT LOAD", "script load"})
+_LOAD_SCRIPT = frozenset({"SCRIPT LOAD", "script load"})
 
-GIVING_BACK = frozenset(
+RELEASE_COMMANDS = frozenset(
     spelling
-    for name in _ALWAYS | _WITH_SCRIPT | _WITH_SHA
+    for name in _ALWAYS_RELEASE | _WITH_SCRIPT | _WITH_SHA
     for spelling in (name, name.lower(), name.encode(), name.lower().encode())
 )
-"""First words of commands that may give something back, as they may be spelt."""
+"""First words of commands that may be releases, in the spellings that callers use."""
 
 _CALL = re.compile(rb"\bp?call\s*\(\s*(?:['\"](\w+)['\"])?")
-_LOOKS = {b"GET", b"HGET", b"EXISTS", b"HEXISTS", b"TTL", b"PTTL", b"ZSCORE", b"SISMEMBER"}
+_READS = {b"GET", b"HGET", b"EXISTS", b"HEXISTS", b"TTL", b"PTTL", b"ZSCORE", b"SISMEMBER"}
 _REMOVES = {b"DEL", b"UNLINK", b"HDEL", b"SREM", b"ZREM", b"LREM"}
-_WAKES = {b"PUBLISH", b"LPUSH", b"RPUSH", b"EXPIRE", b"PEXPIRE"}
-"""Commands of a script that releases a lock: it compares the token, removes the key, wakes those who wait."""
+_NOTIFIES = {b"PUBLISH", b"LPUSH", b"RPUSH", b"EXPIRE", b"PEXPIRE"}
+"""Commands of a script that releases a lock: it compares the token, removes the key, notifies waiters."""
 
-_MOST_SCRIPTS = 1000
-_DEEPEST = 40
+_MAX_SCRIPTS = 1000
+_MAX_FRAMES = 40
 
 
 _Codes = dict[int, CodeType]
-"""Functions by the ``id`` of their code, whose hash takes a microsecond each time."""
+"""Code objects by ``id``: hashing one takes a microsecond."""
 
 
 def _codes(*functions: Any) -> _Codes:
-    # What traces commands wraps redis-py's functions, and need not leave a Python function behind.
+    # Tracing tools wrap redis-py's functions, in objects that need not be Python functions.
     found = (getattr(inspect.unwrap(function), "__code__", None) for function in functions)
     return {id(code): code for code in found if code is not None}
 
@@ -82,15 +91,15 @@ _ENDS_BLOCK = _codes(Lock.__exit__, AsyncLock.__aexit__)
 
 @contextmanager
 def giving_back() -> Iterator[None]:
-    """Marks the Redis calls in a block as ones that give something back.
+    """Marks the Redis calls in a block as releases.
 
     ::
 
         with giving_back():
             client.zrem("permits", token)
 
-    They pass an open circuit, a full pool and a spent deadline, and have at least 0.25 s. The locks of
-    redis-py, ``XACK``, and scripts that compare a token and remove a key are recognised without it.
+    A release passes an open circuit, a full pool and a spent deadline, and has at least 0.25 s. The locks of
+    redis-py, ``XACK``, and scripts that compare a token and remove a key are recognised without this mark.
     """
     token = _marked.set(True)
     try:
@@ -99,93 +108,94 @@ def giving_back() -> Iterator[None]:
         _marked.reset(token)
 
 
-def is_marked() -> bool:
-    """True if this code runs inside `giving_back`."""
+def in_giving_back() -> bool:
+    """Returns True if this code runs inside `giving_back`."""
     return _marked.get()
 
 
-def gives_back(commands: Iterable[Sequence[Any]] | None = None) -> bool:
-    """True if all of the commands only give something back.
+def is_release(commands: Iterable[Sequence[Any]] | None = None) -> bool:
+    """Returns True if all of the commands are releases.
 
     Args:
-        commands: Their arguments; None reads those that the calling redis-py function is about to send.
+        commands: The arguments of each; None reads those that the calling redis-py function will send.
     """
     if _marked.get():
         return True
     if commands is None:
-        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - documented, and the only way to look up
-        if frame is None or id(frame.f_code) not in _SENDS_ONE:  # most refusals are of one command
+        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - documented, and the only way
+        if frame is None or id(frame.f_code) not in _SENDS_ONE:  # most refusals are for a single command
             frame = _find(_SENDS, frame)
         if frame is None:
             return False
         if id(frame.f_code) in _SENDS_ONE:
             args: Any = frame.f_locals.get("args")
-            return bool(args) and args[0] in GIVING_BACK and _gives_back(args)
+            return bool(args) and args[0] in RELEASE_COMMANDS and _is_release(args)
         commands = [args for args, _ in frame.f_locals.get("stack", ())]
     sent = list(commands)
-    return bool(sent) and all(map(_gives_back, sent))
+    return bool(sent) and all(map(_is_release, sent))
 
 
-def error_of_block() -> BaseException | None:
-    """The error that a ``with lock:`` block is being left with, if its lock is being released just now."""
+def error_of_lock_block() -> BaseException | None:
+    """Returns the error that ends a ``with lock:`` block whose lock is being released; None without one."""
     frame = _find(_ENDS_BLOCK, sys._getframe(1))  # noqa: SLF001
     return None if frame is None else frame.f_locals.get("exc_value")
 
 
 def _find(codes: _Codes, frame: FrameType | None) -> FrameType | None:
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_FRAMES):
         if frame is None or id(frame.f_code) in codes:
             return frame
         frame = frame.f_back
     return None
 
 
-def _gives_back(args: Sequence[Any]) -> bool:
-    if not args or args[0] not in GIVING_BACK:
+def _is_release(args: Sequence[Any]) -> bool:
+    if not args or args[0] not in RELEASE_COMMANDS:
         return False
     name = (args[0].decode() if isinstance(args[0], bytes) else args[0]).upper()
     if name in _WITH_SCRIPT:
-        return len(args) > 1 and _learn(args[1])
+        return len(args) > 1 and _classify_script(args[1])
     if name in _WITH_SHA:
-        return len(args) > 1 and all(map(_releases, args[1:] if name == "SCRIPT EXISTS" else args[1:2]))
+        scripts = args[1:] if name == "SCRIPT EXISTS" else args[1:2]
+        return len(args) > 1 and all(map(_script_releases, scripts))
     return True
 
 
-_known: dict[str, bool] = {}
-"""True if a script releases something, by its SHA1."""
+_verdicts: dict[str, bool] = {}
+"""True for a script that is a release, by its SHA1."""
 
 
-def _releases(sha: Any) -> bool:
+def _script_releases(sha: Any) -> bool:
     sha = sha.decode() if isinstance(sha, bytes) else sha
-    if sha not in _known:
+    if sha not in _verdicts:
         frame = _find(_KNOWS_SCRIPTS, sys._getframe(1))  # noqa: SLF001
         if frame is not None:
             caller = frame.f_locals["self"]
             for script in [caller] if id(frame.f_code) in _RUNS_SCRIPT else caller.scripts:
-                _learn(script.script)
-    return _known.get(sha, False)
+                _classify_script(script.script)
+    return _verdicts.get(sha, False)
 
 
-def remember(args: Sequence[Any]) -> None:
-    """Notes the script of a SCRIPT LOAD, which others then run by its SHA1."""
-    if len(args) > 1 and args[0] in _LOADS:
-        _learn(args[1])
+def remember_script(args: Sequence[Any]) -> None:
+    """Classifies the script of a SCRIPT LOAD, which callers then run by its SHA1."""
+    if len(args) > 1 and args[0] in _LOAD_SCRIPT:
+        _classify_script(args[1])
 
 
-def _learn(script: Any) -> bool:
+def _classify_script(script: Any) -> bool:
     if not isinstance(script, str | bytes):
         return False
     text = script.encode() if isinstance(script, str) else script
     sha = hashlib.sha1(text, usedforsecurity=False).hexdigest()
-    if sha not in _known:
+    if sha not in _verdicts:
         calls = {name.upper() for name in _CALL.findall(text)}
-        if len(_known) >= _MOST_SCRIPTS:
-            _known.clear()
-        compares_and_removes = calls & _LOOKS and calls & _REMOVES
-        _known[sha] = bool(compares_and_removes) and calls <= _LOOKS | _REMOVES | _WAKES
-    return _known[sha]
+        if len(_verdicts) >= _MAX_SCRIPTS:
+            _verdicts.clear()
+        compares_and_removes = calls & _READS and calls & _REMOVES
+        _verdicts[sha] = bool(compares_and_removes) and calls <= _READS | _REMOVES | _NOTIFIES
+    return _verdicts[sha]
 
 
 _scripts: tuple[Callable[..., Any] | str, ...] = (Lock.LUA_RELEASE_SCRIPT, AsyncLock.LUA_RELEASE_SCRIPT)
 for _script in _scripts:
-    _learn(_script)
+    _classify_script(_script)

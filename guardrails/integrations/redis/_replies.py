@@ -1,41 +1,41 @@
-"""What an error of redis-py says about the server, and about the connection. Knows no guards."""
+"""Classifies redis-py's errors: about the server, and about the connection. Must not import guards."""
 
 from __future__ import annotations
 
 import redis
 
-__all__ = ["leaves_clean", "server_failed"]
+__all__ = ["leaves_connection_clean", "server_failed"]
 
-_FAULTS = frozenset(
+_SERVER_FAULTS = frozenset(
     {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"}
 )
-"""First words of error replies that mean the server cannot serve anybody now. Every other reply is an
-answer about the command: the server is alive and well."""
+"""First words of error replies that mean the server cannot serve any caller now. Every other error reply is
+about the command: the server is healthy."""
 
 _REFUSED_LOGIN = frozenset({"NOAUTH", "WRONGPASS"})
 
 
 def server_failed(error: BaseException, *, connecting: bool = False) -> bool:
-    """Whether an error is the server's fault.
+    """Returns True if an error is the server's fault.
 
     Args:
-        error: What redis-py raised.
-        connecting: Whether it kept us from connecting, which is a fault whatever the server said.
+        error: The error of redis-py.
+        connecting: Whether it was raised while connecting; then every error is the server's fault.
     """
     if isinstance(error, redis.WatchError) and error.__cause__ is not None:
-        error = error.__cause__  # not "somebody wrote to it" but "the connection is lost"
+        error = error.__cause__  # the connection was lost; no other client changed the key
     code = _code(error)
-    if code in _FAULTS or connecting:
+    if code in _SERVER_FAULTS or connecting:
         return True
     if code in _REFUSED_LOGIN or isinstance(error, redis.MaxConnectionsError):
         return False
     return isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.InvalidResponse | OSError)
 
 
-def leaves_clean(error: BaseException) -> bool:
-    """Whether every reply has been read when this error comes out of redis-py.
+def leaves_connection_clean(error: BaseException) -> bool:
+    """Returns True if redis-py has read every reply when it raises this error.
 
-    Anything else may have left one on the wire, where the next caller would take it for his own.
+    After any other error a reply may be unread, and the next caller would take it for its own.
     """
     return isinstance(error, redis.ResponseError | redis.DataError | redis.WatchError)
 

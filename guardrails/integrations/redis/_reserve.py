@@ -1,12 +1,13 @@
-"""A few connections beside a pool, to give something back with while the guard refuses everything else.
+"""A few connections beside a pool, for releases that the guard refuses.
 
-They are opened for one call and closed after it, so the pool's own connections stay what the slots count.
-Depends on redis-py's pools and the checkouts of a client; must not import the pool's hooks.
+Depends on redis-py's pools and the checkouts of a client; must not import the pool's hooks. Each connection
+is opened for one call and closed after it, so the slots still count the pool's own connections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -14,60 +15,66 @@ from redis.asyncio.connection import BlockingConnectionPool as AsyncBlockingPool
 from redis.connection import BlockingConnectionPool
 from redis.maint_notifications import MaintNotificationsConfig
 
-from guardrails.integrations.redis._checkout import under_way
+from guardrails.integrations.redis._checkout import current_checkout
 from guardrails.integrations.redis._commands import CommandRunner
 from guardrails.integrations.redis._releases import GRACE
 
 __all__ = ["AsyncReserve", "Reserve"]
 
 RESERVE = 2
-"""Connections that a guarded client may have besides the pool's. A release takes about a millisecond."""
+"""Connections that a guarded client may have beside its pool's. A release takes about a millisecond."""
 
 
 class _GuardedPool:
-    """A pool of its own for the server of another one; stands before redis-py's pool class.
+    """A second pool for the server of a guarded client's pool; a mixin for redis-py's pool classes.
 
     Args:
-        pool: The pool of a guarded client.
-        work: Runs its checkouts.
+        pool: The pool of the guarded client.
+        work: Makes the checkouts.
         take_over: Guards a new connection.
     """
 
     def __init__(self, pool: Any, work: CommandRunner, take_over: Callable[[Any], None]) -> None:
         super().__init__(**_settings(pool))
-        self.connection_kwargs = pool.connection_kwargs  # one dictionary: what changes later holds for both
+        self.connection_kwargs = pool.connection_kwargs  # the same dictionary: a later change applies to both
         self._work = work
         self._take_over = take_over
 
     def make_connection(self) -> Any:
         """See redis-py."""
-        connection = super().make_connection()  # type: ignore[misc]  # of the pool class that follows
+        connection = super().make_connection()  # type: ignore[misc]  # of redis-py's pool class
         self._take_over(connection)
         return connection
+
+    @contextmanager
+    def _checking_out(self) -> Iterator[None]:
+        """Makes the checkout of the block; ends the block quietly if all connections are out."""
+        checkout = self._work.for_reserve()
+        token = current_checkout.set(checkout)
+        try:
+            yield
+        except redis.ConnectionError:
+            if checkout.used:
+                raise
+        finally:
+            current_checkout.reset(token)
 
 
 class Reserve(_GuardedPool, BlockingConnectionPool):
     """The reserve of a synchronous client."""
 
-    def lend(self) -> Any:
-        """An open connection, or None if all of them are out for the time that the call has.
+    def open(self) -> Any:
+        """Returns an open connection; None if all of them stay out for `GRACE` seconds.
 
         Raises:
             RedisError: The server cannot be reached.
-            CallTimeoutError: Likewise, within that time.
+            CallTimeoutError: The server did not answer within `GRACE` seconds.
         """
-        checkout = self._work.extra()
-        entering = under_way.set(checkout)
-        try:
+        with self._checking_out():
             connection = self.get_connection()  # type: ignore[no-untyped-call]
-        except redis.ConnectionError:
-            if checkout.used:
-                raise
-            return None
-        finally:
-            under_way.reset(entering)
-        connection.closes = True
-        return connection
+            connection.close_on_release = True
+            return connection
+        return None
 
     def release(self, connection: Any) -> None:
         """See redis-py."""
@@ -77,22 +84,15 @@ class Reserve(_GuardedPool, BlockingConnectionPool):
 
 
 class AsyncReserve(_GuardedPool, AsyncBlockingPool):
-    """The same on an event loop."""
+    """The reserve of an asyncio client."""
 
-    async def lend(self) -> Any:
+    async def open(self) -> Any:
         """See the synchronous twin."""
-        checkout = self._work.extra()
-        entering = under_way.set(checkout)
-        try:
+        with self._checking_out():
             connection = await self.get_connection()  # type: ignore[no-untyped-call]
-        except redis.ConnectionError:
-            if checkout.used:
-                raise
-            return None
-        finally:
-            under_way.reset(entering)
-        connection.closes = True
-        return connection
+            connection.close_on_release = True
+            return connection
+        return None
 
     async def release(self, connection: Any) -> None:
         """See redis-py."""
@@ -106,6 +106,6 @@ def _settings(pool: Any) -> dict[str, Any]:
         "max_connections": RESERVE,
         "timeout": GRACE,
         "connection_class": pool.connection_class,
-        # The pool's own handler is among its arguments for connections, if there is one.
+        # The pool's handler of notifications, if any, is among its connections' arguments.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }

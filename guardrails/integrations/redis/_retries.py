@@ -1,4 +1,4 @@
-"""The user's retry policy for a connection; redis-py's own default is none of his. Knows no I/O."""
+"""Reads the user's retry policy of a connection; redis-py's default policy is ignored. Must not do I/O."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _DEFAULTS = tuple(
     inspect.signature(client.__init__).parameters["retry"].default
     for client in (redis.Redis, redis.asyncio.Redis)
 )
-"""What a client gets that is told nothing: ten retries. On a frozen server they make 59 seconds of a
-timeout of five, and they send again what may have been done already."""
+"""The default policies of redis-py: ten retries. On a frozen server they turn a timeout of 5 seconds into
+59, and they send commands again that the server may have run already."""
 
 
 class RetryPolicy:
-    """When a piece of work is tried again.
+    """Decides if and when a piece of work is retried.
 
     Args:
         policy: The connection's ``redis.retry.Retry``, of either flavour.
 
     Attributes:
         policy: The same.
-        most: How many retries the user asked for; negative is no limit.
-        errors: What is tried again, and cleaned up after.
+        max_retries: Retries that the user asked for; negative is no limit.
+        errors: Errors that are retried, after a clean-up.
     """
 
-    __slots__ = ("errors", "most", "policy")
+    __slots__ = ("errors", "max_retries", "policy")
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
-        self.most: int = 0 if policy in _DEFAULTS else policy.get_retries()
+        self.max_retries: int = 0 if policy in _DEFAULTS else policy.get_retries()
         self.errors: tuple[type[Exception], ...] = policy._supported_errors  # noqa: SLF001
 
     def run(
@@ -48,10 +48,10 @@ class RetryPolicy:
         is_retryable: Callable[[Exception], bool] | None,
         with_failure_count: bool,  # noqa: FBT001 - redis-py's signature
     ) -> Any:
-        """Runs what no guard times, as redis-py would; an error of a guard's is not tried again.
+        """Runs work without a guard, as redis-py does, but does not retry an error of a guard.
 
         Returns:
-            What redis-py's method returns: a coroutine for asyncio.
+            The result of redis-py's method: a coroutine for asyncio.
         """
 
         def retryable(error: Exception) -> bool:
@@ -59,9 +59,9 @@ class RetryPolicy:
 
         return self.policy.call_with_retry(do, fail, retryable, with_failure_count)
 
-    def pause(self, failures: int, until: float | None) -> float | None:
-        """Seconds to wait before the next try; None when there is none, or no time for it."""
-        if 0 <= self.most < failures:
+    def delay(self, failures: int, until: float | None) -> float | None:
+        """Returns the seconds before the next try; None if there is no retry, or no time for it."""
+        if 0 <= self.max_retries < failures:
             return None
         backoff = self.policy._backoff  # noqa: SLF001 - there is no public getter
         if failures == 1:

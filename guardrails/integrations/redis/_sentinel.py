@@ -1,13 +1,13 @@
-"""Asking the sentinels, inside the deadline of whoever needs the answer. Knows no slots and no evidence.
+"""Bounds the queries to sentinels by the deadline of the checkout that needs the answer.
 
-Each sentinel gets a share of the time, so that one that is frozen leaves enough to ask the next. What
-comes of it is part of opening the connection that asked.
+Depends on guarded connections; must not import the pool's hooks or change slots. Each sentinel gets a share
+of the time, so that a frozen one leaves enough for the next. The outcome belongs to opening the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -16,60 +16,60 @@ import redis
 import redis.asyncio
 
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
-from guardrails.integrations.redis._checkout import under_way
+from guardrails.integrations.redis._checkout import current_checkout
 from guardrails.integrations.redis._commands import CommandRunner
 from guardrails.integrations.redis._connection import GuardedConnection
-from guardrails.integrations.redis._guarded_connection import derive, is_guarded
+from guardrails.integrations.redis._guarded_connection import CleanUp, IsRetryable, Work, derive, is_guarded
 
-__all__ = ["Discovery", "leave"]
+__all__ = ["Discovery", "restore_pool"]
 
 _POOLS = (redis.ConnectionPool, redis.asyncio.ConnectionPool)
 _MAKE = "make_connection"
 
 
-class _Asking(GuardedConnection):
+class _SentinelConnection(GuardedConnection):
     """A connection to a sentinel.
 
     Attributes:
-        shares: Into how many parts the caller's time is divided.
+        shares: Number of parts that the caller's time is divided into.
     """
 
-    meets_callers = False  # it stays its own pool's: the caller has the server's connection on his mind
+    takes_checkout = False  # the checkout belongs to the connection to the server
     shares: int
 
     def call_with_retry(
         self,
-        do: Callable[[], Any],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
+        do: Work,
+        fail: CleanUp,
+        is_retryable: IsRetryable = None,
         with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
     ) -> Any:
-        """Asks once, for a share of the caller's time."""
+        """Asks once, within a share of the caller's time."""
         share = _share(self.shares)
         if self._busy:
-            return self._once(do, fail, counts=with_failure_count)
+            return self._try_once(do, fail, counts=with_failure_count)
         if share is None:
             return self.policy.run(do, fail, is_retryable, with_failure_count)
         self._busy = True
-        self._bounds.at = monotonic() + share
+        self._limit.at = monotonic() + share
         try:
-            return self._once(do, fail, counts=with_failure_count)
+            return self._try_once(do, fail, counts=with_failure_count)
         finally:
             self._busy = False
-            self._bounds.at = None
+            self._limit.at = None
 
 
-class _AskingAsync(GuardedAsyncConnection):
-    """The same on an event loop."""
+class _AsyncSentinelConnection(GuardedAsyncConnection):
+    """A connection to a sentinel on an event loop."""
 
-    meets_callers = False
+    takes_checkout = False
     shares: int
 
     async def call_with_retry(
         self,
-        do: Callable[[], Awaitable[Any]],
-        fail: Callable[..., Awaitable[Any]],
-        is_retryable: Callable[[Exception], bool] | None = None,
+        do: Work,
+        fail: CleanUp,
+        is_retryable: IsRetryable = None,
         with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
     ) -> Any:
         """See the synchronous twin."""
@@ -89,25 +89,25 @@ class _AskingAsync(GuardedAsyncConnection):
             self._busy = False
 
 
-def leave(pool: Any) -> None:
-    """Has a sentinel's pool make its own connections again: its client gets a guard of its own."""
+def restore_pool(pool: Any) -> None:
+    """Removes the hook from a sentinel's pool; its client may then get a guard of its own."""
     vars(pool).pop(_MAKE, None)
 
 
 def _share(shares: int) -> float | None:
-    """Seconds one sentinel may take; None where nobody's deadline asks."""
-    checkout = under_way.get()
+    """Returns the seconds that one sentinel may take; None without a deadline."""
+    checkout = current_checkout.get()
     if checkout is None or checkout.at is None:
         return None
     return max(0.001, (checkout.at - monotonic()) / shares)
 
 
 class Discovery:
-    """The connections to the sentinels of one pool; nothing for any other pool.
+    """The hooks on the sentinels of one pool; a pool without sentinels has none.
 
     Args:
         pool: The pool of a guarded client.
-        work: What the pieces of work of that client are reported to.
+        work: Records the work of that client.
     """
 
     def __init__(self, pool: Any, work: CommandRunner) -> None:
@@ -118,11 +118,11 @@ class Discovery:
         self._pools: list[Any] = []
 
     def attach(self) -> None:
-        """Swaps the classes of their connections."""
+        """Replaces the classes of the connections to the sentinels."""
         for sentinel in self._sentinels:
             pool = getattr(sentinel, "connection_pool", None)
             if not isinstance(pool, _POOLS) or hasattr(pool, "_guardrails") or _MAKE in vars(pool):
-                continue  # it is guarded itself, or another client of the same Sentinel is
+                continue  # guarded by itself, or through another client of the same Sentinel
             vars(pool)[_MAKE] = partial(self._make, pool.make_connection)
             self._pools.append(pool)
             for connection in pool._available_connections:  # noqa: SLF001 - there is no public getter
@@ -139,16 +139,18 @@ class Discovery:
         plain = type(connection)
         if plain not in self._classes:
             on_loop = issubclass(plain, redis.asyncio.connection.AbstractConnection)
-            self._classes[plain] = derive(plain, _AskingAsync if on_loop else _Asking, self._work)
-            # Connecting and asking, for each sentinel, and the server after that.
+            self._classes[plain] = derive(
+                plain, _AsyncSentinelConnection if on_loop else _SentinelConnection, self._work
+            )
+            # Two for each sentinel, to connect and to ask, and one for the server.
             self._classes[plain].shares = 2 * len(self._sentinels) + 1
         connection.__class__ = self._classes[plain]
         connection.guard()
 
     def detach(self) -> None:
-        """Puts the classes back."""
+        """Restores the classes."""
         for pool in self._pools:
-            leave(pool)
+            restore_pool(pool)
             for connection in [*pool._available_connections, *pool._in_use_connections]:  # noqa: SLF001
                 if type(connection) in self._classes.values():
                     connection.__class__ = type(connection).plain

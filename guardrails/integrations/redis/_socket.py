@@ -1,7 +1,7 @@
-"""A socket whose every read and write ends by one moment. Knows no Redis.
+"""A socket whose reads and writes all end by one deadline.
 
-A socket's own timeout is for one read: a server that sends a byte now and then would extend it for
-ever. So the time left is measured again before each.
+Depends on sockets; must not import redis. A socket's own timeout applies to one read: a server that sends
+a byte now and then would extend it forever. So the time left is measured before each read and write.
 """
 
 from __future__ import annotations
@@ -13,38 +13,39 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-__all__ = ["BoundedSocket", "Bounds"]
+__all__ = ["BoundedSocket", "IOLimit"]
 
 _TOO_LONG = 0.02
 _TOO_SHORT = 0.004
-"""Seconds by which a timeout in force may miss the time left. Setting one is a system call; most reads come
-microseconds after the write before them, and most commands after one that was given as much, and need none.
-A read that ends so little early still counts as stopped at the deadline; see ``CommandRunner.is_late``."""
+"""Seconds by which the socket's timeout may differ from the time left. Setting it is a system call. Most
+reads come microseconds after a write, and most commands get as much time as the one before, so they need no
+new timeout. A read that ends too early by this much is late, too; see `CommandRunner.is_late`.
+"""
 
 
-class Bounds:
-    """What the work on a connection may take now; shared by the connection and its socket.
+class IOLimit:
+    """The deadline of the work on a connection; shared by the connection and its socket.
 
     Attributes:
-        at: The moment of `time.monotonic` by which it must be over; None is never.
-        patient: Whether it waits on the server on purpose, so that redis-py's socket timeout is not for it.
+        at: The deadline on `time.monotonic`; None is no deadline.
+        blocking: Whether the work runs a blocking command, which redis-py's socket timeout must not end.
     """
 
-    __slots__ = ("at", "patient")
+    __slots__ = ("at", "blocking")
 
     def __init__(self) -> None:
         self.at: float | None = None
-        self.patient = False
+        self.blocking = False
 
     def within(self, timeout: float | None) -> float | None:
-        """The smaller of a timeout and the time left, in seconds.
+        """Returns the smaller of a timeout and the time left, in seconds.
 
         Raises:
             TimeoutError: No time is left.
         """
         if timeout == 0:
-            return timeout  # a look at what is there
-        if self.patient:
+            return timeout  # a non-blocking read
+        if self.blocking:
             timeout = None
         if self.at is None:
             return timeout
@@ -55,61 +56,61 @@ class Bounds:
 
 
 class BoundedSocket:
-    """Stands in for a connected socket; what is not here goes to it.
+    """Wraps a connected socket; attributes that are not here are the socket's.
 
     Args:
         raw: The socket.
-        bounds: What its reads and writes may take together.
-        timeout: What each may take.
+        limit: The deadline of all reads and writes together.
+        timeout: Seconds for each read or write; None is no timeout.
 
     Attributes:
-        bounds: The same.
-        poll: Looks for something to read, an end of file too, for so many milliseconds; what it returns is
-            empty if there is none. None where one look cannot tell.
+        limit: The same.
+        poll: Waits the given milliseconds for data or an end of file; returns an empty list without. None for
+            TLS, which may have read ahead.
     """
 
-    __slots__ = ("_least", "_most", "_raw", "_timeout", "bounds", "poll")
+    __slots__ = ("_least", "_most", "_raw", "_timeout", "limit", "poll")
 
-    def __init__(self, raw: socket.socket, bounds: Bounds, timeout: float | None) -> None:
+    def __init__(self, raw: socket.socket, limit: IOLimit, timeout: float | None) -> None:
         self._raw = raw
-        self.bounds = bounds
+        self.limit = limit
         self.poll: Callable[[float], list[Any]] | None = None
-        if type(raw) is socket.socket and hasattr(select, "poll"):  # TLS may have read ahead
+        if type(raw) is socket.socket and hasattr(select, "poll"):
             poll = select.poll()
             poll.register(raw, select.POLLIN)
             self.poll = poll.poll
         self.settimeout(timeout)
 
-    # Each asks for itself whether the timeout in force will do: two calls for each command are worth that.
+    # Each method repeats the check: a common one would cost two calls for each command.
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """See socket.socket."""
-        at = self.bounds.at
+        at = self.limit.at
         if at is None or not self._least <= at - monotonic() <= self._most:
-            self._bound()
+            self._set_timeout()
         return self._raw.recv(size, flags)
 
     def recv_into(self, *args: Any) -> int:
         """See socket.socket."""
-        at = self.bounds.at
+        at = self.limit.at
         if at is None or not self._least <= at - monotonic() <= self._most:
-            self._bound()
+            self._set_timeout()
         return self._raw.recv_into(*args)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """See socket.socket."""
-        at = self.bounds.at
+        at = self.limit.at
         if at is None or not self._least <= at - monotonic() <= self._most:
-            self._bound()
+            self._set_timeout()
         self._raw.sendall(data, flags)
 
     def settimeout(self, seconds: float | None) -> None:
-        """See socket.socket; in force from the next read or write on."""
+        """See socket.socket; applies from the next read or write on."""
         self._timeout = seconds
-        self.reconsider()
+        self.reset_timeout()
 
-    def reconsider(self) -> None:
-        """Has the timeout set anew before the next read or write."""
+    def reset_timeout(self) -> None:
+        """Makes the next read or write set the socket's timeout."""
         self._least, self._most = math.inf, -math.inf
 
     def gettimeout(self) -> float | None:
@@ -119,13 +120,13 @@ class BoundedSocket:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
 
-    def _bound(self) -> None:
-        bounds = self.bounds
-        timeout = bounds.within(self._timeout)
+    def _set_timeout(self) -> None:
+        limit = self.limit
+        timeout = limit.within(self._timeout)
         if self._raw.gettimeout() != timeout:
             self._raw.settimeout(timeout)
-        self.reconsider()
-        if bounds.at is not None and not bounds.patient and timeout:
-            # For how much time left this will do: what is left now, or redis-py's own if that is smaller.
+        self.reset_timeout()
+        if limit.at is not None and not limit.blocking and timeout:
+            # The range of time left for which this timeout is good enough.
             self._least = max(0.0, timeout - _TOO_LONG)
             self._most = math.inf if timeout == self._timeout else timeout + _TOO_SHORT

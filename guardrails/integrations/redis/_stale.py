@@ -1,4 +1,7 @@
-"""The last answer, while no new one is to be had. Knows functions and their errors, not what they ask."""
+"""Answers with the last result of a function while it fails.
+
+Depends on functions and their errors; must not import clients.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ __all__ = ["stale_if_error"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_NOTHING: Any = object()
-"""What is remembered of a call that never was; None may be an answer."""
+_MISSING: Any = object()
+"""Marks a missing answer; None can be an answer."""
 
 
 def stale_if_error(
     *, max_age: float, max_entries: int = 1024, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Answers with what the same call returned last, when it is refused or fails now.
+    """Returns a decorator that answers a refused or failed call with the last result of the same call.
 
     ::
 
@@ -34,19 +37,19 @@ def stale_if_error(
         @guarded(cache, timeout=0.2)
         def price(article: str) -> bytes | None: ...
 
-    The idea is that of ``stale-if-error`` for HTTP caches (RFC 5861, section 4). It serves for a
-    ``RejectedError``, a ``CallTimeoutError`` and a failure of the server or of the way there; any other
-    error is the caller's. What is returned is remembered in this process, by the arguments, which must be
-    hashable, and handed out as it is: do not change it.
+    The source is ``stale-if-error`` for HTTP caches (RFC 5861, section 4; Nottingham 2010). It applies to a
+    ``RejectedError``, a ``CallTimeoutError`` and a failure of the server or the network. Any other error is
+    the caller's own and is raised. The results are kept in this process, by the arguments, which must be
+    hashable. A caller gets the kept object itself and must not change it.
 
     Args:
-        max_age: Seconds for which an answer may stand in for a new one.
-        max_entries: How many are remembered; the one unused for longest is forgotten first.
-        clock: Where the time comes from; a monotonic reading in seconds.
+        max_age: Seconds for which a result may be used.
+        max_entries: Number of results that are kept; the least recently used is dropped first.
+        clock: Returns a monotonic time in seconds.
 
     Raises:
         ConfigurationError: One or more arguments are wrong; all are named at once.
-        TypeError: The function is a generator, whose answer is used up by its first reader.
+        TypeError: The function is a generator, whose result its first reader uses up.
     """
     faults = Faults("stale_if_error")
     faults.seconds("max_age", max_age)
@@ -59,75 +62,81 @@ def stale_if_error(
             raise TypeError(
                 f"cannot remember what the generator {label(fn)} yields: decorate what makes a value"
             )
-        memory = _Memory(max_age, max_entries, clock)
-        return cast("Callable[P, T]", (_around_async if is_async(fn) else _around)(fn, memory))
+        answers = _LastAnswers(max_age, max_entries, clock)
+        return cast("Callable[P, T]", (_around_async if is_async(fn) else _around)(fn, answers))
 
     return decorate
 
 
-class _Memory:
-    """Answers by what was asked, each with its moment, the one used last at the end."""
+class _LastAnswers:
+    """The last answers by their arguments, each with its time; the most recently used is at the end."""
 
     def __init__(self, max_age: float, max_entries: int, clock: Callable[[], float]) -> None:
         self._max_age = max_age
         self._max_entries = max_entries
         self._clock = clock
         self._lock = ForkedLock()
-        self._known: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()
+        self._answers: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()
 
-    def note(self, key: Hashable, answer: Any) -> None:
-        """Remembers an answer in place of the one before."""
+    def store(self, key: Hashable, answer: Any) -> None:
+        """Stores an answer in place of the previous one."""
         now = self._clock()
         with self._lock:
-            self._known[key] = now, answer
-            self._known.move_to_end(key)
-            if len(self._known) > self._max_entries:
-                self._known.popitem(last=False)
+            self._answers[key] = now, answer
+            self._answers.move_to_end(key)
+            if len(self._answers) > self._max_entries:
+                self._answers.popitem(last=False)
 
-    def recall(self, key: Hashable, error: Exception) -> Any:
-        """What to answer instead of an error, or ``_NOTHING``."""
-        if not isinstance(error, RejectedError | CallTimeoutError) and not server_failed(error):
-            return _NOTHING
+    def instead_of(self, error: Exception, key: Hashable) -> Any:
+        """Returns the answer of an earlier call in place of an error.
+
+        Raises:
+            Exception: The error, if it is the caller's own or there is no answer young enough.
+        """
+        answer = self._recall(key) if _is_outage(error) else _MISSING
+        if answer is _MISSING:
+            raise error
+        return answer
+
+    def _recall(self, key: Hashable) -> Any:
         now = self._clock()
         with self._lock:
-            noted, answer = self._known.get(key, (now, _NOTHING))
+            noted, answer = self._answers.get(key, (now, _MISSING))
             if now - noted > self._max_age:
-                del self._known[key]
-                return _NOTHING
-            if answer is not _NOTHING:
-                self._known.move_to_end(key)
+                del self._answers[key]
+                return _MISSING
+            if answer is not _MISSING:
+                self._answers.move_to_end(key)
             return answer
 
 
-def _around(fn: Callable[..., Any], memory: _Memory) -> Callable[..., Any]:
+def _is_outage(error: Exception) -> bool:
+    return isinstance(error, RejectedError | CallTimeoutError) or server_failed(error)
+
+
+def _around(fn: Callable[..., Any], answers: _LastAnswers) -> Callable[..., Any]:
     @functools.wraps(fn)
     def answered(*args: Any, **kwargs: Any) -> Any:
         key = _key(args, kwargs)
         try:
             answer = fn(*args, **kwargs)
-        except Exception as error:
-            stale = memory.recall(key, error)
-            if stale is _NOTHING:
-                raise
-            return stale
-        memory.note(key, answer)
+        except Exception as error:  # noqa: BLE001 - raised again without an answer
+            return answers.instead_of(error, key)
+        answers.store(key, answer)
         return answer
 
     return answered
 
 
-def _around_async(fn: Callable[..., Any], memory: _Memory) -> Callable[..., Any]:
+def _around_async(fn: Callable[..., Any], answers: _LastAnswers) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def answered(*args: Any, **kwargs: Any) -> Any:
         key = _key(args, kwargs)
         try:
             answer = await fn(*args, **kwargs)
-        except Exception as error:
-            stale = memory.recall(key, error)
-            if stale is _NOTHING:
-                raise
-            return stale
-        memory.note(key, answer)
+        except Exception as error:  # noqa: BLE001 - raised again without an answer
+            return answers.instead_of(error, key)
+        answers.store(key, answer)
         return answer
 
     return answered
@@ -135,5 +144,5 @@ def _around_async(fn: Callable[..., Any], memory: _Memory) -> Callable[..., Any]
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
     key = (args, tuple(sorted(kwargs.items())))
-    hash(key)  # an argument that cannot be remembered shows at the first call, not in the first outage
+    hash(key)  # so that an unhashable argument fails at the first call, not in the first outage
     return key

@@ -150,7 +150,7 @@ WAYS = [
 @pytest.mark.sampled
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_what_was_taken_is_given_back(cache, bare, refusal, way):
+def test_releases_pass_a_guard_that_refuses(cache, bare, refusal, way):
     """It passes what refuses every other call, and costs no slot."""
     cache.protect(max_connections=2)
     give_back, is_given_back = way(cache, bare)
@@ -165,7 +165,7 @@ def test_what_was_taken_is_given_back(cache, bare, refusal, way):
 
 
 @pytest.mark.parametrize("refusal", ["open circuit", "spent deadline"])
-def test_single_connection_gives_back_too(cache, bare, refusal):
+def test_releases_of_a_single_connection_pass(cache, bare, refusal):
     """A client that keeps one connection has it already."""
     cache.protect(single_connection_client=True)
     cache.do(lambda client: client.ping())
@@ -178,7 +178,7 @@ def test_single_connection_gives_back_too(cache, bare, refusal):
     assert cache.guard.snapshot().in_use == 1
 
 
-def test_watched_keys_are_given_back(cache, bare):
+def test_watched_keys_are_released(cache, bare):
     """``pipe.unwatch()`` and the end of the block send UNWATCH while the circuit is open."""
     cache.protect()
 
@@ -318,7 +318,7 @@ def test_the_error_of_the_body_is_seen_and_the_lock_released(cache, bare):
 
 @pytest.mark.parametrize("circuit", ["closed", "open"])
 def test_the_error_of_the_body_is_seen_although_the_lock_stays(cache, valkey, bare, circuit):
-    """A frozen server keeps the lock; a note says so, and the body's error is the one that is raised."""
+    """A frozen server keeps the lock; the body's error is raised, with a note about it."""
     cache.protect(guard={"timeout": 0.3, "breaker": QUIET})
     with contextlib.ExitStack() as stack:
 
@@ -334,7 +334,7 @@ def test_the_error_of_the_body_is_seen_although_the_lock_stays(cache, valkey, ba
 
 
 def test_an_error_that_was_handled_is_not_raised_again(cache, valkey, bare):
-    """Released by hand in an ``except`` block, the lock's own trouble is what the caller is told."""
+    """If the lock is released by hand in an ``except`` block, its own error is raised."""
     cache.protect(guard={"timeout": 0.3, "breaker": QUIET})
     lock = cache.client.lock("given", timeout=60)
     cache.finish(lock.acquire)
@@ -368,7 +368,7 @@ def test_an_error_that_was_handled_is_not_raised_again(cache, valkey, bare):
 )
 def test_a_script_releases_if_it_compares_and_removes_and_takes_nothing(script, releases):
     """So the locks of other libraries are known, too."""
-    assert _releases.gives_back([("EVAL", script, 0)]) is releases
+    assert _releases.is_release([("EVAL", script, 0)]) is releases
 
 
 def test_redis_py_has_the_functions_and_names_that_are_looked_for():
@@ -387,14 +387,14 @@ def test_the_mark_ends_with_its_block():
     with giving_back():
         with giving_back():
             pass
-        assert _releases.is_marked()
-    assert not _releases.is_marked()
+        assert _releases.in_giving_back()
+    assert not _releases.in_giving_back()
 
     async def main():
         with giving_back():
             other = asyncio.create_task(asyncio.sleep(0))
             await other
-        return _releases.is_marked()
+        return _releases.in_giving_back()
 
     assert asyncio.run(main()) is False
 
