@@ -75,7 +75,7 @@ def test_other_threads_see_it_stand():
 
 
 def test_it_never_goes_back():
-    """Whoever asks, in whatever state the loop is."""
+    """The readings only grow, in any thread and state of the loop."""
 
     async def main():
         clock, readings, over = LoopClock(), [], threading.Event()
@@ -211,7 +211,7 @@ class Shop:
     ("clock", "state"), [(LoopClock(), "closed"), (time.monotonic, "open")], ids=["loop clock", "plain clock"]
 )
 def test_a_blocked_loop_is_not_the_database_s_fault(postgres, clock, state):
-    """Statements of 10 ms that nobody could come back to for 1.5 s; by any other clock they were slow."""
+    """Statements of 10 ms whose tasks could not resume for 1.5 s; another clock would count them as slow."""
 
     async def main():
         async with Shop(postgres.url("asyncpg"), clock) as shop:

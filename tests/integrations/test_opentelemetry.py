@@ -149,7 +149,7 @@ def test_what_is_no_guard_is_refused(guards):
 
 
 def test_missing_extra_is_named():
-    """Without opentelemetry-api the import says what to install."""
+    """Without opentelemetry-api the import raises an error that names the extra."""
     script = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "try:\n    import guardrails.integrations.opentelemetry\n"

@@ -26,7 +26,7 @@ def scrape(*guards):
 
 
 def samples(text):
-    """What a page says; no series may be there twice."""
+    """The samples of a page; no series may be there twice."""
     read = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -153,7 +153,7 @@ def test_wrong_guards_are_named(guards):
 
 
 def test_without_prometheus_client_there_is_a_hint():
-    """The module says what to install; the status application works, and says so on that page."""
+    """The import names the extra; the status application works, and names it on that page."""
     code = """
 import asyncio, sys
 sys.modules["prometheus_client"] = None

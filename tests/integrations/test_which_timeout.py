@@ -1,4 +1,4 @@
-"""Which timeout counts on real servers: engines of both flavours, Redis clients, and what MariaDB is told."""
+"""Which timeout counts on real servers: engines of both flavours, Redis clients, and MariaDB's limits."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_mariadb_is_told_follows_the_scope(maria_lab):
         (LONG, LONG, SHORT, SHORT),
     ],
 )
-def test_of_a_redis_client_too(cache, valkey, part, call, ambient, expected):
+def test_the_nearest_timeout_counts_for_a_redis_client(cache, valkey, part, call, ambient, expected):
     """Its socket timeouts follow."""
     guard = cache.protect(guard={"timeout": DEFAULT, "breaker": None})
     assert cache.do(lambda client: client.set("key", "value"))

@@ -192,17 +192,17 @@ ANSWERS = ["WRONGTYPE", "NOSCRIPT", "NOPERM", "NOAUTH", "TRYAGAIN", "EXECABORT",
 
 @pytest.mark.parametrize("code", FAULTS)
 def test_reply_of_a_server_that_cannot_serve(cache, code):
-    """These errors say that nobody is served now."""
-    assert told(cache, code) == (0, 1)
+    """These error replies mean that the server serves no caller now."""
+    assert evidence_of(cache, code) == (0, 1)
 
 
 @pytest.mark.parametrize("code", ANSWERS)
 def test_reply_that_proves_the_server_alive(cache, code):
     """Every other error is about the command."""
-    assert told(cache, code) == (1, 0)
+    assert evidence_of(cache, code) == (1, 0)
 
 
-def told(cache, code):
+def evidence_of(cache, code):
     """Makes the server answer with an error; returns how often it was taken for success and failure."""
     guard = cache.protect()
     cache.do(lambda client: client.ping())
@@ -342,7 +342,7 @@ def guarded():
     ],
 )
 def test_bad_input_is_refused_in_words(make, options, words):
-    """Each mistake has an error that says what to do; nothing is changed."""
+    """Each mistake raises an error with advice, and changes nothing."""
     with pytest.raises(ConfigurationError, match=words):
         protect(make(), **options)
 

@@ -13,7 +13,7 @@ from guardrails._runtime.scope import RequestScope, close, enter
 
 @pytest.fixture
 def guard(cache):
-    """The guard of a client with ten connections: it sorts calls by itself and lets nobody wait."""
+    """The guard of a client with ten connections, with automatic compartments and no queue."""
     return cache.protect(max_connections=10, guard={"compartments": "auto", "max_wait_duration": 0})
 
 
@@ -57,7 +57,7 @@ def part(guard, name):
 
 
 def test_a_command_belongs_to_its_function_else_to_its_route_else_to_default(cache, guard):
-    """Commands and pipelines alike; a plain call of the guard says nothing of a workload."""
+    """Commands and pipelines alike; a plain call of the guard belongs to no workload."""
 
     @guarded(guard)
     def load():
@@ -77,7 +77,7 @@ def test_a_command_belongs_to_its_function_else_to_its_route_else_to_default(cac
 
 
 def test_one_workload_leaves_the_others_their_connections(cache, guard):
-    """Alone it may have them all; from the moment somebody else asks it gets no more than seven of ten."""
+    """Alone it may have all ten; from the moment another workload asks, no more than seven."""
     with a_request():
         alone = hold(cache, 99)
     with pytest.raises(BulkheadFullError):

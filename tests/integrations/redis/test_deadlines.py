@@ -125,7 +125,7 @@ def test_broken_wire_ends_in_time(cache, wire, work, fault):
 
 
 def test_ambient_deadline_is_the_callers_not_the_servers(cache, valkey):
-    """A caller's smaller deadline stops the call and says nothing against the server."""
+    """A caller's smaller deadline stops the call and is no evidence against the server."""
     cache.protect()
     warm(cache)
     with frozen(valkey), Stopwatch() as watch, deadline(0.3), pytest.raises(CallTimeoutError):
@@ -147,7 +147,7 @@ def test_call_timeout_of_a_scope_is_the_guards_own(cache, valkey):
 
 
 def test_redis_py_does_not_retry(cache, wire):
-    """The ten retries nobody asked for are off: one error, one connection, at once."""
+    """The ten default retries are off: one error, one connection, at once."""
     cache.protect(guard={"timeout": 5})
     wire.refuse()
     with Stopwatch() as watch, pytest.raises(redis.ConnectionError):
@@ -305,7 +305,7 @@ def test_restarted_server_is_found_again(cache, valkey):
 
 
 def test_refused_connections_open_the_circuit_and_it_heals(cache, wire):
-    """Nobody listens: the circuit opens at the rate, later refusals send nothing, and it closes by itself."""
+    """No server listens: the circuit opens, refused calls send nothing, and it closes by itself."""
     guard = cache.protect(guard={"timeout": 1.0, "breaker": nimble(minimum_number_of_calls=4)})
     wire.refuse()
     for _ in range(4):

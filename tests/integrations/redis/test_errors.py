@@ -22,7 +22,7 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def server(kind):
-    """A server to make trouble with."""
+    """A server whose settings the tests spoil."""
     debug = ("--enable-debug-command", "yes") if kind is ValkeyServer else ()
     with kind.start(*debug, "--lua-time-limit", "100", "--rdbcompression", "no") as server:
         yield server
@@ -30,7 +30,7 @@ def server(kind):
 
 @pytest.fixture
 def root(server):
-    """An unguarded client that makes the trouble; what it set is put back."""
+    """An unguarded client that spoils the settings, and restores them."""
     with redis.Redis(port=server.port, socket_timeout=30) as client:
         client.set("key", "value")
         yield client
@@ -53,7 +53,7 @@ def setting(root):
         root.config_set(name, value)
 
 
-def says(cache, server, code, work, evidence, prepare=lambda: None, **options):
+def check(cache, server, code, work, evidence, prepare=lambda: None, **options):
     """Holds work on a warm guarded connection to an error and to what it is evidence of."""
     cache.port = server.port
     guard = cache.protect(guard={"timeout": 10}, **options)
@@ -108,11 +108,11 @@ def test_circuit_opens_when_every_write_is_refused(cache, server, setting, optio
 
 def test_out_of_memory(cache, server, setting):
     """OOM: no write is taken."""
-    says(cache, server, "OutOfMemory", put, FAULT, lambda: setting(maxmemory=1))
+    check(cache, server, "OutOfMemory", put, FAULT, lambda: setting(maxmemory=1))
 
 
 def test_out_of_memory_among_replies(cache, server, setting):
-    """OOM as one reply of several, which nobody raises; a wrong question there is still an answer."""
+    """OOM as one reply of several, which is not raised; a command error among them is still an answer."""
     cache.port = server.port
     guard = cache.protect(guard={"timeout": 10})
 
@@ -132,7 +132,7 @@ def test_out_of_memory_among_replies(cache, server, setting):
 
 def test_no_replicas(cache, server, setting):
     """NOREPLICAS: fewer copies than the server insists on."""
-    says(cache, server, "NOREPLICAS", put, FAULT, lambda: setting(min_replicas_to_write=1))
+    check(cache, server, "NOREPLICAS", put, FAULT, lambda: setting(min_replicas_to_write=1))
 
 
 def test_failed_snapshot(cache, server, root, setting):
@@ -146,7 +146,7 @@ def test_failed_snapshot(cache, server, root, setting):
         poll(lambda: root.info("persistence")["rdb_last_bgsave_status"] == "err", "the snapshot failed", 20)
 
     try:
-        says(cache, server, "MISCONF", put, FAULT, spoil)
+        check(cache, server, "MISCONF", put, FAULT, spoil)
     finally:
         (server.home / "dump.rdb" / "in the way").rmdir()
         (server.home / "dump.rdb").rmdir()
@@ -156,16 +156,16 @@ def test_failed_snapshot(cache, server, root, setting):
 
 @pytest.mark.parametrize(("code", "work"), [("ReadOnly", put), ("MASTERDOWN", get)])
 def test_orphaned_replica(cache, server, root, setting, code, work):
-    """READONLY and MASTERDOWN: it has become a replica, and of nobody; reads may go on or not."""
+    """READONLY and MASTERDOWN: the server has become a replica without a master; reads may go on or not."""
     root.replicaof("127.0.0.1", 1)
     try:
-        says(cache, server, code, work, FAULT, lambda: setting(replica_serve_stale_data="no"))
+        check(cache, server, code, work, FAULT, lambda: setting(replica_serve_stale_data="no"))
     finally:
         root.replicaof("NO", "ONE")
 
 
 def test_busy_script(cache, server, root):
-    """BUSY: a script holds everybody up."""
+    """BUSY: a script blocks all callers."""
 
     def hold_up():
         with contextlib.suppress(redis.RedisError):  # it is killed in the end
@@ -185,7 +185,7 @@ def test_busy_script(cache, server, root):
             poll(is_busy, "the script holds the server", 20)
 
         try:
-            says(cache, server, "BUSY", get, FAULT, begin)
+            check(cache, server, "BUSY", get, FAULT, begin)
         finally:
             other.script_kill()
             endless.join()
@@ -204,7 +204,7 @@ def test_too_many_clients(cache, server, setting):
 def test_no_slots_yet(cache, kind):
     """CLUSTERDOWN: a node of a cluster that has no slots."""
     with kind.start("--cluster-enabled", "yes") as node:
-        says(cache, node, "CLUSTERDOWN", get, FAULT)
+        check(cache, node, "CLUSTERDOWN", get, FAULT)
 
 
 def test_lost_login(cache, server, root, setting):
@@ -212,7 +212,7 @@ def test_lost_login(cache, server, root, setting):
     setting(requirepass="secret")
     root.auth("secret")
     work = lambda client: client.pipeline(transaction=False).execute_command("RESET").get("key").execute()
-    says(cache, server, "Authentication", work, ANSWER, password="secret", protocol=2)
+    check(cache, server, "Authentication", work, ANSWER, password="secret", protocol=2)
 
 
 def test_refused_login(cache, server, root, setting):
@@ -227,11 +227,11 @@ def test_refused_login(cache, server, root, setting):
 
 
 def test_forbidden_command(cache, server, root):
-    """NOPERM: alive, and says no."""
+    """NOPERM: the server is healthy and refuses the command."""
     root.acl_setuser(
         "reader", enabled=True, nopass=True, keys=["*"], commands=["+get", "+ping", "+hello", "+client"]
     )
-    says(cache, server, "NoPermission", put, ANSWER, username="reader", password="any")
+    check(cache, server, "NoPermission", put, ANSWER, username="reader", password="any")
     root.acl_deluser("reader")
 
 
@@ -246,6 +246,6 @@ def test_forbidden_command(cache, server, root):
     ],
     ids=["WRONGTYPE", "NOSCRIPT", "EXECABORT", "unknown", "arguments"],
 )
-def test_wrong_question(cache, server, root, code, work):
+def test_a_command_error_is_an_answer(cache, server, root, code, work):
     """An error about the command proves the server alive."""
-    says(cache, server, code, work, ANSWER)
+    check(cache, server, code, work, ANSWER)

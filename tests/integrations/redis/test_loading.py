@@ -66,7 +66,7 @@ def restarting(server):
 
 @pytest.mark.sampled(1)
 def test_a_server_that_loads_opens_the_circuit_and_it_heals(cache, server):
-    """D6: a command, a pipeline and a transaction are faults; nobody asks any more; it closes by itself."""
+    """D6: commands, pipelines and transactions are faults; refused calls send nothing; it heals."""
     cache.port = server.port
     breaker = nimble(
         minimum_number_of_calls=len(SHAPES),

@@ -1,4 +1,4 @@
-"""Nobody ever gets somebody else's reply, however calls end: 10,000 unique values through a slow wire."""
+"""No caller gets the reply of another, however calls end: 10,000 unique values through a slow wire."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def leave_reply_unread(client):
     time.sleep(0.1)  # now the reply is there
 
 
-def test_unread_reply_is_nobodys(valkey):
+def test_an_unread_reply_reaches_no_caller(valkey):
     """The hole in redis-py, and that it is closed: a reply left on a connection never reaches a caller."""
     plain = redis.Redis(port=valkey.port, max_connections=1)
     leave_reply_unread(plain)
@@ -181,7 +181,7 @@ def test_unread_reply_is_nobodys(valkey):
     client.close()
 
 
-def test_reply_that_turns_up_in_the_pool_is_nobodys(valkey):
+def test_a_reply_that_arrives_in_the_pool_reaches_no_caller(valkey):
     """The second net: what an idle connection has to read when it is handed out closes it."""
     client = redis.Redis(port=valkey.port, max_connections=1)
     protect(client, name="cache")

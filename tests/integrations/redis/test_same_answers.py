@@ -132,7 +132,7 @@ async def play_async(client):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_guarded_client_says_what_a_bare_one_says(valkey, options):
+def test_a_guarded_client_gives_the_same_replies_as_a_bare_one(valkey, options):
     """Hundreds of commands, singly, in a pipeline and in a transaction."""
     bare = redis.Redis(port=valkey.port, db=3, **options)
     client = redis.Redis(port=valkey.port, db=3, **options)
@@ -146,7 +146,7 @@ def test_guarded_client_says_what_a_bare_one_says(valkey, options):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_guarded_asyncio_client_says_the_same(valkey, options):
+def test_a_guarded_asyncio_client_gives_the_same_replies_as_a_bare_one(valkey, options):
     """The same commands on the asyncio client."""
 
     async def main():

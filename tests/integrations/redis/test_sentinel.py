@@ -32,7 +32,7 @@ def impersonate(server, master_port):
 
 @pytest.fixture
 def answering(monkeypatch):
-    """What a sentinel says about its masters, read over its real connection."""
+    """A sentinel's answer about its masters, read over its real connection."""
 
     def sync_masters(self, *_, **__):
         return masters(self.get("master_port"))
@@ -83,7 +83,7 @@ def shop(request, sentinels, answering):
     ]
 
 
-def test_finds_the_server(shop):
+def test_a_guarded_sentinel_client_finds_the_server(shop):
     """A guarded Sentinel client works as before."""
     ask, guard = shop
     assert ask(lambda client: client.echo("mine")) == b"mine"

@@ -31,7 +31,7 @@ def reader(cache, **options):
     return lambda *args: cache.finish(lambda: read(*args))
 
 
-def test_frozen_server_is_answered_for(cache, valkey):
+def test_a_frozen_server_gets_a_stale_answer(cache, valkey):
     """While the server is frozen the last answer serves, by arguments; a new one replaces it afterwards."""
     cache.protect(guard={"timeout": 0.3})
     read = reader(cache)
@@ -45,7 +45,7 @@ def test_frozen_server_is_answered_for(cache, valkey):
     assert read("one") == b"new"
 
 
-def test_open_circuit_is_answered_for(cache):
+def test_an_open_circuit_gets_a_stale_answer(cache):
     """A refusal is answered at once, and sends nothing."""
     guard = cache.protect(guard={"breaker": nimble(wait_duration_in_open_state=60)})
     read = reader(cache)
@@ -58,7 +58,7 @@ def test_open_circuit_is_answered_for(cache):
         read("two")
 
 
-def test_lost_server_is_answered_for(cache, wire):
+def test_a_lost_server_gets_a_stale_answer(cache, wire):
     """A refused connection is a failure of the server, although no guard raised anything."""
     cache.protect()
     read = reader(cache)
@@ -71,7 +71,7 @@ def test_lost_server_is_answered_for(cache, wire):
         read("two")
 
 
-def test_wrong_question_stays_an_error(cache):
+def test_a_command_error_is_raised(cache):
     """An answer about the command is the caller's to see, whatever the key held before."""
     cache.protect()
     read = reader(cache)
@@ -85,7 +85,7 @@ def test_wrong_question_stays_an_error(cache):
 
 
 class Source:
-    """A function that answers until it is told to fail."""
+    """A function that returns until the test makes it fail."""
 
     def __init__(self):
         self.error = None
@@ -128,8 +128,8 @@ def test_few_answers_are_kept():
         read("b")
 
 
-def test_arguments_by_name_and_place_are_told_apart():
-    """What was asked is the arguments as they were written; the order of names says nothing."""
+def test_arguments_by_name_and_by_position_are_distinguished():
+    """The key is the arguments as they were passed; the order of names does not matter."""
     source = Source()
     read = stale_if_error(max_age=10)(source)
     named = read(one=1, two=2)
@@ -147,7 +147,7 @@ def test_unhashable_argument_shows_at_once():
     assert source.asked == 0
 
 
-def test_cancellation_is_not_answered_for():
+def test_a_cancellation_gets_no_stale_answer():
     """Who walks away gets no answer."""
 
     async def main():
@@ -173,7 +173,7 @@ def test_cancellation_is_not_answered_for():
     asyncio.run(main())
 
 
-def test_threads_share_what_is_remembered():
+def test_threads_share_the_stale_answers():
     """Many threads note and recall at once; each gets an answer to its own question."""
     outage = threading.Event()
     wrong = []
@@ -204,7 +204,7 @@ def test_threads_share_what_is_remembered():
     assert not wrong
 
 
-def test_decorated_function_keeps_its_face():
+def test_a_decorated_function_keeps_its_name_and_signature():
     """Name, signature and kind are those of the function."""
 
     @stale_if_error(max_age=1)
@@ -216,7 +216,7 @@ def test_decorated_function_keeps_its_face():
 
 
 def test_bad_input_is_refused_in_words():
-    """All that is wrong is said in one error; a stream cannot be remembered."""
+    """One error names all faults; a stream cannot be kept."""
     with pytest.raises(ConfigurationError, match=r"max_age must be.*max_entries must be.*clock must be"):
         stale_if_error(max_age=0, max_entries=0, clock="now")
 
@@ -227,7 +227,7 @@ def test_bad_input_is_refused_in_words():
         stale_if_error(max_age=1)(stream)
 
 
-def test_quiet_guard_serves_too(cache, valkey):
+def test_stale_answers_need_no_open_circuit(cache, valkey):
     """The memory needs no open circuit: every late call is answered for."""
     guard = cache.protect(guard={"timeout": 0.2, "breaker": QUIET})
     read = reader(cache)

@@ -1,4 +1,4 @@
-"""Over TLS the same holds: every call is back by its deadline, nobody gets another's reply, secrets stay."""
+"""Over TLS, too, every call ends by its deadline, no caller gets another's reply, and secrets stay."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_late_wire_does_not_hold_the_caller(secure, when):
     warm(cache)
 
 
-def test_handshake_with_nobody_is_bounded(secure):
+def test_an_unanswered_handshake_is_bounded(secure):
     """Cold: the connection is accepted, and the TLS handshake gets no answer."""
     cache, wire = secure
     wire.hang()
@@ -159,7 +159,7 @@ def test_cut_wire_ends_in_time(secure, fault):
 
 
 def test_stopped_calls_leave_no_reply_behind(secure):
-    """Late replies are nobody's: unique values over a wire that is slow now and then."""
+    """A late reply reaches no caller: unique values over a wire that is sometimes slow."""
     cache, wire = secure
     warm(cache)
     for number in range(9):
@@ -170,8 +170,8 @@ def test_stopped_calls_leave_no_reply_behind(secure):
     assert cache.guard.snapshot().failed >= 3
 
 
-def test_stranger_is_a_failure(cache, tls_port, roots):
-    """A certificate nobody vouches for keeps us from connecting, which is evidence, and no wait."""
+def test_a_server_with_an_untrusted_certificate_is_a_failure(cache, tls_port, roots):
+    """An untrusted certificate prevents connecting: a failure, without a wait."""
     trustme.CA().cert_pem.write_to_path(roots)
     cache.port = tls_port
     guard = cache.protect(guard={"timeout": 5}, ssl=True)

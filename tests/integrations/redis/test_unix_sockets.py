@@ -67,8 +67,8 @@ def test_blocking_pop_waits_as_long_as_it_asked(local, server):
     assert local.guard.snapshot().succeeded == 1
 
 
-def test_nobody_there_is_a_failure(cache, path):
-    """No socket of that name: at once, and evidence."""
+def test_a_missing_socket_is_a_failure(cache, path):
+    """Without a socket of that name the call fails at once, and it is evidence."""
     guard = cache.protect(url=f"unix://{path}-not", guard={"timeout": 5})
     with Stopwatch() as watch, pytest.raises(redis.ConnectionError):
         cache.do(lambda client: client.echo("mine"))

@@ -1,4 +1,4 @@
-"""A checkout takes a slot, whoever makes it and however; each slot comes back exactly once."""
+"""Every kind of checkout takes a slot, and each slot comes back exactly once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from support.polling import poll
 
 
 def test_slots_are_the_pools_capacity(lab):
-    """Without being told, the guard has as many slots as the pool lets connections out."""
+    """By default the guard has as many slots as the pool has connections."""
     assert lab.protect(pool_size=2, max_overflow=1).snapshot().max_concurrent_calls == 3
 
 
@@ -304,7 +304,7 @@ def test_async_session_is_covered(postgres):
 
 
 def test_forgotten_connection_gives_its_slot_back_when_collected(postgres):
-    """A connection nobody closed returns its slot when the collector finds it."""
+    """A connection that was not closed returns its slot when it is garbage collected."""
     engine = create_engine(postgres.url("psycopg"), pool_size=1, max_overflow=0)
     db = protect(engine)
     fairy = engine.raw_connection()
@@ -340,7 +340,7 @@ def test_forgotten_async_connection_gives_its_slot_back_when_collected(postgres)
     "options", [{"poolclass": NullPool}, {"poolclass": StaticPool}, {"max_overflow": -1}], ids=str
 )
 def test_unlimited_pools_need_a_number(postgres, options):
-    """A pool without a limit says nothing about slots; the user must."""
+    """A pool without a limit needs ``max_concurrent_calls``."""
     engine = create_engine(postgres.url("psycopg"), **options)
     with pytest.raises(ConfigurationError, match="max_concurrent_calls"):
         protect(engine)
@@ -371,7 +371,7 @@ def test_more_slots_than_connections_are_refused(postgres):
         protect(create_engine("sqlite://"), max_concurrent_calls=1, timeuot=1)
 
 
-def test_what_cannot_be_guarded_says_so():
+def test_an_object_that_cannot_be_guarded_is_refused():
     """Anything but an engine is refused, naming what it was."""
     with pytest.raises(ConfigurationError, match="a list cannot be guarded"):
         protect([])

@@ -33,7 +33,7 @@ def pool(tmp_path):
 
 @pytest.fixture
 def db(pool, clock):
-    """Its guard, which sorts calls by itself and lets nobody wait."""
+    """Its guard, with automatic compartments and no queue."""
     return protect(pool, name="db", compartments="auto", clock=clock, max_wait_duration=0)
 
 
@@ -63,7 +63,7 @@ def hold(stack, engine, most=99):
 
 
 def test_a_call_belongs_to_what_was_declared_else_to_its_function_else_to_default(db, pool):
-    """A compartment is made by a declaration, by a decorated function and by a call that is nobody's."""
+    """A declaration, a decorated function and a call without a workload each make a compartment."""
     reports = db.compartment("reports")
 
     @guarded(db)
@@ -72,7 +72,7 @@ def test_a_call_belongs_to_what_was_declared_else_to_its_function_else_to_defaul
 
     @guarded(reports)
     def report():
-        with db.call():  # a plain call of the guard says nothing of a workload
+        with db.call():  # a plain call of the guard belongs to no workload
             use(pool)
 
     for work in (load, load, report, lambda: use(pool)):
@@ -101,7 +101,7 @@ def test_functions_of_the_same_name_are_two_workloads(db, pool):
 
 
 def test_a_compartment_alone_may_use_every_slot_and_one_of_two_its_share(db, pool, clock):
-    """From the moment somebody else asks nobody gets a slot beyond the share; later all is free again."""
+    """From the moment a second workload asks, none gets a slot beyond its share; later all are free again."""
     reports = db.compartment("reports")
     with contextlib.ExitStack() as stack:
         assert hold(stack, pool) == 10
@@ -116,7 +116,7 @@ def test_a_compartment_alone_may_use_every_slot_and_one_of_two_its_share(db, poo
         assert hold(stack, pool) == 10
 
 
-def test_who_comes_second_gets_what_is_given_back(db, pool):
+def test_a_second_compartment_gets_the_slots_that_the_first_releases(db, pool):
     """The first keeps what it has beyond its share until it gives that back, and gets no more."""
     reports = db.compartment("reports")
     with contextlib.ExitStack() as first, contextlib.ExitStack() as stack:
@@ -139,7 +139,7 @@ def test_resizing_and_sizes_of_ones_own(db, pool):
     assert sizes == {"fixed": 2, "by hand": 1, "default": 3}
 
 
-def test_no_more_than_so_many_form(db, pool):
+def test_the_number_of_automatic_compartments_is_limited(db, pool):
     """The rest share one, whatever they are called."""
     functions = [guarded(db)(type("Repository", (), {"__module__": "m", "__call__": lambda _: use(pool)})())]
 

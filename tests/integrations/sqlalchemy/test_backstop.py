@@ -1,4 +1,4 @@
-"""The server's own limit, for the time when nobody can tell it to stop."""
+"""The server's own limit on a statement, for when no cancel request can reach it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_settings_of_the_environment_are_kept(lab, monkeypatch):
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 @pytest.mark.parametrize("ignored", ["", "options, application_name, client_connection_check_interval"])
 def test_pooler_is_connected_to_all_the_same(lab, caplog, mode, ignored):
-    """pgbouncer knows none of them: it refuses once, or was told to ignore them. No call fails for that."""
+    """pgbouncer knows none of the settings: it refuses once, or is set to ignore them. No call fails."""
     if not PgBouncer.installed():
         pytest.skip("pgbouncer is not installed")
     caplog.set_level(logging.INFO, "guardrails")
@@ -154,7 +154,7 @@ def test_pooler_is_connected_to_all_the_same(lab, caplog, mode, ignored):
 
 
 class Server:
-    """A server that lets nobody choose some settings, as the driver's connect function sees it."""
+    """A server that refuses some settings, as the driver's connect function sees it."""
 
     def __init__(self, *unknown):
         self.unknown = unknown
@@ -188,7 +188,7 @@ def test_old_server_keeps_the_limit():
     [{"dsn": "options='-c statement_timeout=1s'"}, {"service": "shop"}, {"conninfo": "service=shop"}],
 )
 def test_options_that_cannot_be_seen_are_left_alone(given):
-    """An argument would replace what a connection string or a service file says."""
+    """An argument would replace the option of a connection string or a service file."""
     server = Server()
     driver = Driver()
     driver.open(server.connect, given, 1.0, 60)
@@ -212,7 +212,7 @@ def test_other_errors_are_not_tried_again():
 
 
 def test_refusal_is_believed_only_if_it_goes_without():
-    """A server that refuses everybody has said nothing about settings: the next connection offers them."""
+    """A server that refuses every connection has not refused the settings: the next connection sends them."""
 
     def down(**_arguments):
         raise OSError("FATAL: the server is down, which is not an option")
@@ -249,7 +249,7 @@ def test_users_own_limit_is_kept(lab):
 
 
 def test_statement_cannot_ask_for_more(lab):
-    """A longer limit than the server's would be a promise nobody keeps."""
+    """A statement cannot have a longer limit than the server's."""
     lab.protect(guard={"timeout": 1, "backstop": 2})
     assert lab.query("select 1", timeout=2) == 1
     with pytest.raises(ConfigurationError, match="guardrails_timeout must be at most the engine's backstop"):
@@ -275,7 +275,7 @@ def test_wrong_backstops_are_refused(options, message):
 
 
 def test_pooler_that_refuses_it_is_asked_once(lab, caplog):
-    """pgbouncer refuses settings it does not know: the engine works, without a backstop, and says so."""
+    """pgbouncer refuses settings it does not know: the engine works without a backstop, and logs that."""
     if not PgBouncer.installed():
         pytest.skip("pgbouncer is not installed")
     with PgBouncer.start(lab.server) as bouncer:

@@ -80,7 +80,7 @@ def test_cancelled_transactions_leave_nothing_behind(lab, cancelled):
         return await asyncio.gather(*(worker(range(first, TRANSACTIONS, 6)) for first in range(6)))
 
     assert lab.runner.run(main()) == [True] * 6
-    # What the server is still being told may come later.
+    # A cancel request may still be on its way.
     poll(lambda: lab.pause(0.01) or lab.running() == 0, "no statement runs on", 3.0)
     poll(lambda: lab.pause(0.01) or lab.pool.checkedout() == 0, "every connection is back", 3.0)
     assert lab.guard.snapshot().in_use == 0

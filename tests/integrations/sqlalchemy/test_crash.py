@@ -80,7 +80,7 @@ def test_backend_killed_in_the_middle_of_a_statement(lab):
 
 
 def test_idle_backend_that_was_killed_is_replaced(lab):
-    """With pre-ping nobody notices that the connections in the pool have died with a backend."""
+    """With pre-ping no caller notices that the connections in the pool have died with a backend."""
     lab.protect(guard={"timeout": TIMEOUT}, pool_pre_ping=True)
     idle = fill(lab)
     os.kill(idle[0], signal.SIGKILL)

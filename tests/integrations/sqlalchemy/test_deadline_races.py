@@ -203,7 +203,7 @@ pool_lab = lab_with(["psycopg", "psycopg_async"])
 
 @each_count
 def test_transactions_of_a_foreign_pool_around_their_deadline(pool_lab, count):
-    """Each answer is the asker's own, and late orders to stop hit nobody whom that pool serves next."""
+    """Each caller gets its own answer, and late cancel requests stop no later user of that pool."""
     lab = pool_lab
     lab.aside("drop table if exists races", "create table races (n int)")
     late = 0
@@ -254,7 +254,7 @@ def innocent(lab, wire, count):
                 stopped += 1
             else:
                 assert outcome == number
-        # Whoever comes next, while the last orders are still on their way.
+        # The next callers, while the last cancel requests are still on their way.
         wire.delay(DELAY, "server")
     print(f"{lab.driver}: {stopped} orders {DELAY} s late, and {count - stopped} innocent statements right")
 
@@ -265,7 +265,7 @@ few_orders = pytest.mark.parametrize(
 
 
 @few_orders
-def test_late_orders_stop_no_innocent_statement(lab, count):
+def test_late_cancel_requests_stop_no_other_statement(lab, count):
     """An order that reaches the server late finds its own statement there, or nothing."""
     with FaultProxy(lab.server.port) as wire:
         lab.url = functools.partial(lab.url, wire.port)
@@ -277,7 +277,7 @@ def test_late_orders_stop_no_innocent_statement(lab, count):
 
 
 @few_orders
-def test_late_orders_stop_no_innocent_statement_of_a_foreign_pool(pool_lab, count):
+def test_late_cancel_requests_stop_no_other_statement_of_a_foreign_pool(pool_lab, count):
     """Likewise where a psycopg_pool hands the connections out."""
     lab = pool_lab
     with FaultProxy(lab.server.port) as wire:

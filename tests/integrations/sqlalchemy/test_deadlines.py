@@ -62,7 +62,7 @@ def test_statement_option_is_the_limit_of_that_statement_alone(lab):
 
 @pytest.mark.every_driver
 def test_lock_wait_ends_at_the_deadline(lab, table):
-    """A statement that waits for somebody's lock is stopped like any other."""
+    """A statement that waits for a lock is stopped like any other."""
     lab.protect(guard={"timeout": 0.3})
     with lab.locked(table), Stopwatch() as watch, pytest.raises(CallTimeoutError):
         lab.query(f"select count(*) from {table}")
@@ -106,7 +106,7 @@ def test_pre_ping_is_bounded(lab):
 
 @pytest.mark.every_driver
 def test_commit_that_hangs_leaves_the_outcome_unknown(lab, table):
-    """A COMMIT that is stopped says so by its own error; nobody may retry it."""
+    """A COMMIT that is stopped raises an error of its own, and is not retried."""
     lab.protect(guard={"timeout": 0.3})
     with lab.backend.slow_commits(table) as hang:
 
@@ -196,7 +196,7 @@ def test_transaction_ends_pass_whatever_the_guard_refuses(lab):
     assert lab.query("select 42") == 42
 
 
-def test_stopped_connection_is_dropped_even_when_nobody_asks_about_errors(lab):
+def test_a_stopped_connection_is_dropped_without_error_events(lab):
     """A user's own error listener that keeps a connection cannot keep one that was stopped."""
     lab.protect(pool_size=1, max_overflow=0)
 
@@ -217,7 +217,7 @@ def test_stopped_connection_is_dropped_even_when_nobody_asks_about_errors(lab):
 
 
 def test_own_timeouts_are_failures_and_inherited_ones_are_not(lab):
-    """Our limit says something about the server; a smaller budget, about who set it."""
+    """The guard's timeout is evidence about the server; a caller's smaller deadline is not."""
     lab.protect()
     with pytest.raises(CallTimeoutError):
         lab.query("select pg_sleep(30)", timeout=0.2)

@@ -1,4 +1,4 @@
-"""What an error says about the server, asked of a real one: its fault, or an answer that proves it alive."""
+"""Errors of real servers: the server's fault, or an answer that proves it healthy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def failures(lab, work):
 
 
 @pytest.mark.parametrize(("states", "failed"), [(ANSWERS, 0), (FAULTS, 1)], ids=["answers", "faults"])
-def test_state_decides(lab, states, failed):
+def test_the_sqlstate_decides_the_outcome(lab, states, failed):
     """Every row of the table, as it arrives through the driver."""
     lab.protect(guard={"breaker": BreakerPolicy(minimum_number_of_calls=1000)})
     counted = {}
@@ -64,7 +64,7 @@ def test_state_decides(lab, states, failed):
 
 
 def test_constraint_and_syntax_are_answers(lab, table):
-    """What the data or the statement got wrong is nobody's outage."""
+    """An error in the data or the statement is no failure."""
     lab.protect()
 
     def twice(session):
@@ -95,7 +95,7 @@ def test_deadlock_is_an_answer(lab, table):
 
 
 def test_servers_own_lock_timeout_is_an_answer(lab, table):
-    """A lock that somebody holds is no outage; our own deadline is what bounds an endless wait."""
+    """A lock of another session is no outage; the guard's deadline bounds an endless wait."""
     lab.protect()
 
     def impatient(session):
@@ -133,7 +133,7 @@ def test_administrators_orders_are_failures(lab, order):
 
 @pytest.mark.parametrize("role", ["login connection limit 0", "nologin"], ids=["too many", "no right"])
 def test_connections_that_cannot_be_had_are_failures(lab, role):
-    """Without a connection there is no service, whoever is to blame."""
+    """A failure to connect is a failure, whatever its cause."""
     lab.aside(f"create role crowded {role}")
     try:
         url = lab.url().replace("postgres@", "crowded@")
@@ -144,7 +144,7 @@ def test_connections_that_cannot_be_had_are_failures(lab, role):
         lab.aside("drop role crowded")
 
 
-def test_states_are_told_apart():
+def test_sqlstates_are_distinguished():
     """No state, no verdict; a state that is no text is none."""
     assert postgres.server_failed(None) is None
     assert postgres.server_failed("") is None

@@ -185,7 +185,7 @@ def test_silence_anywhere_in_a_first_call(lab, wire):
 
 
 def test_silence_in_commit(lab, wire, numbers):
-    """A COMMIT without an answer may have happened, and says so."""
+    """A COMMIT without an answer raises CommitUnknownError: it may have happened."""
     warm(lab)
 
     def work(session):
@@ -269,7 +269,7 @@ def test_silence_in_bulk_inserts(lab, wire, numbers, how):
 
 
 @pytest.mark.parametrize("fault", ["reset", "cut", "half_close"])
-def test_lost_connection_is_said_at_once(lab, wire, fault):
+def test_a_lost_connection_is_reported_at_once(lab, wire, fault):
     """A connection that breaks in the middle of an answer is the driver's error, not a wait."""
     warm(lab)
 
@@ -294,7 +294,7 @@ def test_lost_connection_is_said_at_once(lab, wire, fault):
     poll(lambda: lab.query("select 42") == 42, "the engine is well again")
 
 
-def test_refused_connections_are_said_at_once(lab, wire):
+def test_refused_connections_are_reported_at_once(lab, wire):
     """A server that is gone is evidence, and no wait."""
     lab.protect()
     wire.refuse()
@@ -330,7 +330,7 @@ def test_session_ended_by_an_administrator(lab):
 
 @in_threads  # SQLAlchemy only drops a forgotten connection of an AsyncEngine
 def test_frozen_server_and_a_forgotten_connection(lab):
-    """The collector rolls back what nobody closed; from a frozen server that takes no longer than a call."""
+    """The collector rolls back an unclosed connection; on a frozen server in the time of a call."""
     warm(lab)
     forgotten = lab.engine.raw_connection()
     forgotten.cursor().execute("select 1")
@@ -342,8 +342,8 @@ def test_frozen_server_and_a_forgotten_connection(lab):
     well(lab)
 
 
-def test_cold_and_spent(lab, wire):
-    """A budget that ends while the connection is being opened ends the call, as nobody's failure."""
+def test_a_deadline_that_ends_while_connecting_is_no_failure(lab, wire):
+    """A deadline that passes while the connection is opened ends the call, and is no failure."""
     lab.protect()
     wire.hang()
     with stopped(lab, (CallTimeoutError, RejectedError)), deadline(LIMIT):
@@ -363,7 +363,7 @@ def test_statement_ends_on_a_server_that_can_be_reached(lab, wire):
 
 
 def test_protection_costs_no_round_trip(lab, wire):
-    """A guarded engine says to the server what a bare one says, word for word."""
+    """A guarded engine sends the server exactly what a bare one sends."""
 
     def turns():
         before = (wire.turns, wire.sent_to_server)

@@ -1,4 +1,4 @@
-"""A connection that belongs to another pool and was told to stop is closed for good, not given back to it."""
+"""A stopped connection of another pool is closed, not returned to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_stopped_connection_does_not_go_back(postgres):
         assert pool.get_stats().get("returns_bad") == 1
 
 
-def test_lent_connection_does_not_go_back(postgres):
+def test_a_connection_stopped_past_the_hooks_is_not_returned(postgres):
     """Likewise one that was stopped past the hooks, at a deadline."""
     with ConnectionPool(
         postgres.url(""), min_size=1, max_size=1, close_returns=True, kwargs={"autocommit": True}

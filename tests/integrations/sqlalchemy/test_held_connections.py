@@ -29,7 +29,7 @@ def engine(tmp_path):
 
 
 class Pinned:
-    """What `pool_status` says at one moment inside a request."""
+    """The `pool_status` at one moment inside a request."""
 
     def __init__(self, engine):
         self.engine = engine
@@ -162,7 +162,7 @@ def test_slow_call_to_another_service(engine):
 
 
 def test_generator_that_is_suspended(engine):
-    """A generator in the middle of its block holds the connection, whoever runs."""
+    """A generator in the middle of its block holds the connection, whatever code runs."""
     pinned = Pinned(engine)
 
     def rows():

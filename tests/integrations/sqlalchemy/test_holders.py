@@ -118,7 +118,7 @@ def forget(engine, kept):
 
 
 def test_slow_calls(make_engine):
-    """Everybody is in a statement: the pool is not to blame."""
+    """All holders are in a statement: the pool is not the cause."""
     engine, _ = make_engine()
     with running(*[lambda go_on: load(engine, go_on)] * 2):
         full(engine)
@@ -148,7 +148,7 @@ def both_wait(engine):
 
 
 def test_held_idle(make_engine):
-    """Connections that wait for something else; where their holders are now is told."""
+    """Connections held across other work; the status names the lines where their holders are now."""
     engine, _ = make_engine()
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
         both_wait(engine)
@@ -180,7 +180,7 @@ def test_nested_is_seen_in_two_connections_of_one_caller(make_engine):
 
 
 def test_leak(make_engine):
-    """The code that asked has ended: nobody will give these back."""
+    """The code that asked has ended without returning the connections."""
     engine, _ = make_engine()
     kept = []
     with running(*[lambda _: forget(engine, kept)] * 2):
@@ -195,7 +195,7 @@ def test_leak(make_engine):
     assert leaks(engine) == ()
 
 
-def test_what_is_most_decides(make_engine):
+def test_the_cause_is_what_most_holders_do(make_engine):
     """Of several reasons the one of most holders is named, and each has its line."""
     engine, _ = make_engine(3)
     kept = []
@@ -219,7 +219,7 @@ async def repository(engine, go_on):
         await go_on.wait()
 
 
-def test_tasks_are_looked_through(tmp_path):
+def test_a_task_is_located_by_its_own_code(tmp_path):
     """Outside SQLAlchemy's greenlet is the code that asked; what it awaits now is where it is."""
 
     async def main():
@@ -247,7 +247,7 @@ def test_tasks_are_looked_through(tmp_path):
     asyncio.run(main())
 
 
-def test_greenlets_are_told_apart(make_engine, monkeypatch):
+def test_greenlets_are_distinguished(make_engine, monkeypatch):
     """As under gevent: the thread goes on with something else, and the greenlet still has it."""
     monkeypatch.setattr(threading, "get_ident", lambda: id(greenlet.getcurrent()))
     engine, _ = make_engine()
@@ -275,29 +275,29 @@ class Switch:
         self._elsewhere.switch()
 
 
-# --- what is told ----------------------------------------------------------------------------------
+# --- reports ---------------------------------------------------------------------------------------
 
 
-def told_of(caplog):
+def logged(caplog):
     """The lines that the pool's monitor has logged; guards, perhaps of another test, log other lines."""
     return [record for record in caplog.records if record.module == "_pool_monitor"]
 
 
-def test_held_too_long_is_told_once(make_engine, caplog):
+def test_a_connection_held_too_long_is_reported_once(make_engine, caplog):
     """In the log and to listeners; and again in the log when it comes back."""
     events = []
     engine, _ = make_engine(leak_after=0.1, listeners=[heard_by(events)])
     caplog.set_level(logging.INFO, logger="guardrails")
     with engine.connect():
-        poll(lambda: events, "the leak is told of")
+        poll(lambda: events, "the leak is reported")
         time.sleep(0.3)
     (event,) = events
     assert (event.guard, event.cause, event.route) == ("db", "held", None)
     assert 0.1 <= event.seconds < 5
-    assert " in test_held_too_long_is_told_once" in event.where[0]
-    told, back = (record.getMessage() for record in told_of(caplog))
-    assert event.where[0] in told
-    assert "nothing runs on it" in told
+    assert " in test_a_connection_held_too_long_is_reported_once" in event.where[0]
+    leak, back = (record.getMessage() for record in logged(caplog))
+    assert event.where[0] in leak
+    assert "nothing runs on it" in leak
     assert event.where[0] in back
     assert "came back" in back
 
@@ -319,23 +319,23 @@ def test_place_is_logged_once_a_minute(make_engine, caplog):
     kept = []
     for _ in range(3):
         forget(engine, kept)
-    poll(lambda: len(events) == 3, "all are told of")
-    assert [record.levelname for record in told_of(caplog)] == ["WARNING"]
+    poll(lambda: len(events) == 3, "all are reported")
+    assert [record.levelname for record in logged(caplog)] == ["WARNING"]
     for connection in kept:
         connection.close()
 
 
-def test_dropped_connection_is_told(make_engine, caplog):
+def test_a_dropped_connection_is_reported(make_engine, caplog):
     """What the garbage collector gives back was not closed by anybody."""
     events = []
     engine, guard = make_engine(listeners=[heard_by(events)])
     engine.connect().execute(text("select 1"))
     gc.collect()
-    poll(lambda: events, "the leak is told of")
+    poll(lambda: events, "the leak is reported")
     (event,) = events
     assert event.cause == "dropped"
-    assert " in test_dropped_connection_is_told" in event.where[0]
-    assert "was dropped" in told_of(caplog)[0].getMessage()
+    assert " in test_a_dropped_connection_is_reported" in event.where[0]
+    assert "was dropped" in logged(caplog)[0].getMessage()
     assert guard.snapshot().in_use == 0
     engine.connect().close()
     time.sleep(0.1)
@@ -343,8 +343,8 @@ def test_dropped_connection_is_told(make_engine, caplog):
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-def test_dropped_connection_of_a_loop_is_told(driver, postgres):
-    """SQLAlchemy throws it away, and says so itself; its place is told."""
+def test_a_dropped_connection_of_a_loop_is_reported(driver, postgres):
+    """SQLAlchemy drops the connection and logs that itself; the report names where it was taken."""
     events = []
 
     async def main():
@@ -365,18 +365,18 @@ def test_dropped_connection_of_a_loop_is_told(driver, postgres):
         asyncio.run(main())
         gc.collect()
     assert [event.cause for event in events] == ["dropped"]
-    assert " in test_dropped_connection_of_a_loop_is_told.<locals>.main" in events[0].where[0]
+    assert " in test_a_dropped_connection_of_a_loop_is_reported.<locals>.main" in events[0].where[0]
 
 
 def test_exhausted_pool_is_diagnosed_in_the_log(make_engine, caplog):
-    """By whoever is refused first; then not again for a while."""
+    """The first refused caller logs the diagnosis; then there is none for a while."""
     engine, _ = make_engine(max_wait_duration=0)
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
         both_wait(engine)
         for _ in range(3):
             with pytest.raises(BulkheadFullError):
                 engine.connect()
-    (record,) = told_of(caplog)
+    (record,) = logged(caplog)
     assert record.levelname == "WARNING"
     assert "pool 'db': 2 of 2 connections out" in record.getMessage()
     assert "2 x held across other work" in record.getMessage()
@@ -397,25 +397,25 @@ def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, capl
         poll(lambda: engine.pool.checkedout() == 2, "both connect")
         with pytest.raises(BulkheadFullError):
             engine.connect()
-        assert not told_of(caplog)
+        assert not logged(caplog)
         connecting.set()
-        poll(lambda: told_of(caplog), "the log has it", 3)
-    assert "2 x held across other work" in told_of(caplog)[0].getMessage()
+        poll(lambda: logged(caplog), "the log has it", 3)
+    assert "2 x held across other work" in logged(caplog)[0].getMessage()
 
 
 def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog, monkeypatch):
-    """There nobody comes as far as the pool."""
+    """No refused request reaches the pool."""
     monkeypatch.setattr(_pool_monitor, "_INTERVAL", 0.05)
     engine, guard = make_engine(max_wait_duration=0)
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
         both_wait(engine)
         asyncio.run(guard._gate.reserve())
-        poll(lambda: told_of(caplog), "the log has it")
-    assert "2 x held across other work" in told_of(caplog)[0].getMessage()
+        poll(lambda: logged(caplog), "the log has it")
+    assert "2 x held across other work" in logged(caplog)[0].getMessage()
 
 
 def test_share_of_a_compartment_is_no_exhaustion(make_engine, caplog):
-    """A compartment that has all it may have says nothing about the pool."""
+    """A compartment that has used up its share is no evidence about the pool."""
     engine, guard = make_engine(max_wait_duration=0)
     part = guard.compartment("reports", max_concurrent_calls=1)
     with part.call(), engine.connect():
@@ -423,11 +423,11 @@ def test_share_of_a_compartment_is_no_exhaustion(make_engine, caplog):
             engine.connect()
         (holder,) = pool_status(engine).holders
         assert holder.compartment == "reports"
-    assert not told_of(caplog)
+    assert not logged(caplog)
 
 
-def test_route_is_told(make_engine):
-    """Under the middleware each holder says for which route, by its template."""
+def test_a_holder_names_its_route(make_engine):
+    """Under the middleware each holder has the template of its route."""
     engine, _ = make_engine()
     seen = []
 
@@ -446,10 +446,10 @@ def test_route_is_told(make_engine):
 
     asyncio.run(main())
     assert [holder.route for holder in seen] == ["/orders/{number}"]
-    assert " in test_route_is_told.<locals>.order" in seen[0].where[0]
+    assert " in test_a_holder_names_its_route.<locals>.order" in seen[0].where[0]
 
 
-def test_nothing_secret_is_told(make_engine, caplog):
+def test_status_and_reports_hold_no_secrets(make_engine, caplog):
     """No statement, no parameter, no file of a database: code and numbers."""
     events = []
     engine, _ = make_engine(1, leak_after=0.1, listeners=[heard_by(events)], max_wait_duration=0)
@@ -457,11 +457,11 @@ def test_nothing_secret_is_told(make_engine, caplog):
         connection.execute(text(f"select '{CANARY}', :value"), {"value": CANARY})
         with pytest.raises(BulkheadFullError):
             engine.connect()
-        poll(lambda: events and len(told_of(caplog)) > 1, "the leak and the exhausted pool are told of")
-        said = [repr(events), repr(pool_status(engine)), str(pool_status(engine)), repr(leaks(engine))]
-        said += [record.getMessage() for record in told_of(caplog)]
-    assert len(said) == 6
-    assert not [words for words in said if CANARY in words]
+        poll(lambda: events and len(logged(caplog)) > 1, "the leak and the exhausted pool are reported")
+        reports = [repr(events), repr(pool_status(engine)), str(pool_status(engine)), repr(leaks(engine))]
+        reports += [record.getMessage() for record in logged(caplog)]
+    assert len(reports) == 6
+    assert not [text for text in reports if CANARY in text]
 
 
 def test_full_compartment_does_not_look_through_stacks(make_engine, monkeypatch):
@@ -502,16 +502,16 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def test_child_of_a_fork_is_looked_after(tmp_path):
-    """It has not the parent's thread, and gets one of its own."""
+def test_leaks_are_reported_in_a_child_process(tmp_path):
+    """A child process does not have the parent's thread, and starts one."""
     subprocess.run([sys.executable, "-c", FORKING, tmp_path / "db"], check=True, timeout=30)
 
 
 # --- around it -------------------------------------------------------------------------------------
 
 
-def test_detached_pool_is_not_looked_at(make_engine):
-    """What was out is nobody's business any more."""
+def test_a_detached_pool_is_not_checked(make_engine):
+    """After a detach the connections that are out are not reported."""
     events = []
     engine, guard = make_engine(leak_after=0.1, listeners=[heard_by(events)])
     with engine.connect():
@@ -522,8 +522,8 @@ def test_detached_pool_is_not_looked_at(make_engine):
     assert not events
 
 
-def test_nobody_is_told_without_a_limit(make_engine):
-    """``leak_after=None`` tells of none; asked, it says what is there."""
+def test_leaks_are_not_reported_without_a_limit(make_engine):
+    """``leak_after=None`` reports no leak; `leaks` still finds them."""
     events = []
     engine, _ = make_engine(leak_after=None, listeners=[heard_by(events)])
     with engine.connect():
@@ -545,7 +545,7 @@ def test_limits_are_checked(make_engine, value):
 
 @pytest.mark.parametrize("ask", [pool_status, leaks])
 def test_what_is_no_guarded_engine_is_refused(ask):
-    """An engine nobody guards, and something else."""
+    """An engine without a guard, and an object that is no engine."""
     with pytest.raises(ConfigurationError, match=r"this engine is not guarded; call protect\(engine\) first"):
         ask(create_engine("sqlite://"))
     with pytest.raises(ConfigurationError, match="expected an Engine or AsyncEngine, got str"):
@@ -564,7 +564,7 @@ def test_pool_of_one_file_of_static_connections_is_no_surprise():
 
 
 def test_settings_for_a_load():
-    """What ``guardrails size`` says, as the arguments of an engine."""
+    """The result of ``guardrails size``, as the arguments of an engine."""
     settings = PoolSettings.for_load(rate=240, hold=0.05, workers=4, max_connections=100)
     assert settings == PoolSettings(pool_size=6)
     engine = create_engine("sqlite:////tmp/unused", **settings.options())

@@ -170,7 +170,7 @@ def test_streamed_result_closes_the_cursor_that_listeners_know(lab):
 
 
 def test_raw_cursor_is_of_the_drivers_kind(lab):
-    """A raw cursor is called as the driver's, and isinstance() says that it is one."""
+    """A raw cursor has the name of the driver's, and is an instance of its class."""
     lab.protect()
     kinds = {}
     bare = lab.make_engine()
@@ -331,7 +331,7 @@ def test_creator_of_a_guarded_pool_can_be_replaced(url):
 
 
 def test_dialect_without_a_driver_is_named(url):
-    """A dialect of somebody's own may have no ``driver``."""
+    """A third-party dialect may have no ``driver``."""
     engine = create_engine(url)
 
     class Plain(default.DefaultDialect):

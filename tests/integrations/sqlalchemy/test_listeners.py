@@ -224,7 +224,7 @@ def test_listener_of_a_two_phase_transaction_is_bounded(wired, moment):
 
 
 def test_listener_of_a_checked_out_connection_is_bounded(wired):
-    """One that asks a silent server as soon as somebody has a connection costs its caller one timeout."""
+    """A listener that queries a silent server at a checkout costs its caller one timeout."""
     wired.protect(guard={"timeout": LIMIT})
     asking = []
 
@@ -398,7 +398,7 @@ def test_isolation_level_is_reset_in_time(wired):
 
 @in_threads
 def test_dbapi_connection_inside_a_deadline_is_stopped(lab):
-    """Whoever reaches for the DBAPI connection inside a deadline has until then to give it back."""
+    """Work on the DBAPI connection inside a deadline is stopped at the deadline."""
     lab.protect(guard={"timeout": 20})
     lab.query("select 1")
     start = time.monotonic()

@@ -221,7 +221,7 @@ def test_a_refused_connection_is_a_failure(maria_lab, obstacle):
     assert lab.query("select 1") == 1
 
 
-def test_codes_that_are_none():
+def test_errors_without_a_code_are_left_to_their_class():
     """Errors without a code are left to the class of the error."""
     for error in (Exception(), pymysql.err.InterfaceError(0, ""), ValueError("1205"), OSError("gone")):
         assert server_failed(error) is None
@@ -285,7 +285,7 @@ def test_a_restarted_server_costs_one_failure_and_no_slot(own_lab):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("own_lab", drivers("mariadb", is_async=False), indirect=True)
-def test_nobody_waits_for_ever_to_connect(own_lab):
+def test_connecting_is_bounded(own_lab):
     """Helpers that open connections to a frozen server end by themselves, frozen or not."""
     lab = own_lab
     lab.protect(guard={"timeout": 0.3})
@@ -325,8 +325,8 @@ def test_only_our_own_connection_is_recognised(rows, port, messenger, ours):
 
 
 @pytest.mark.sampled(1)
-def test_kills_never_hit_an_innocent(maria_lab):
-    """Statements about as long as their limit beside others that have time: those all come through."""
+def test_kills_never_stop_another_statement(maria_lab):
+    """Beside statements about as long as their limit, other statements have time and all succeed."""
     lab = maria_lab
     lab.protect(
         pool_size=6, max_overflow=2, guard={"breaker": None, "max_wait_duration": 5.0, "max_waiting": 50}
@@ -353,7 +353,7 @@ def test_kills_never_hit_an_innocent(maria_lab):
 
 
 @pytest.mark.sampled(1)
-def test_the_server_ends_what_nobody_can_kill(own_lab):
+def test_the_server_ends_a_statement_that_cannot_be_killed(own_lab):
     """With no connection left for a KILL the socket is cut, and the backstop ends the statement."""
     lab = own_lab
     lab.aside("alter user lab@'127.0.0.1' with max_user_connections 1")
@@ -375,7 +375,7 @@ def test_a_longer_limit_lifts_the_backstop(maria_lab):
 
 
 def test_a_lower_limit_of_the_servers_own_stays(maria_lab):
-    """The backstop never gives a statement more time than whoever runs the server does."""
+    """The backstop never gives a statement more time than the server's own limit."""
     maria_lab.aside("set global max_statement_time = 3")
     try:
         maria_lab.protect(guard={"timeout": 5})
@@ -385,7 +385,7 @@ def test_a_lower_limit_of_the_servers_own_stays(maria_lab):
 
 
 @pytest.mark.parametrize(("before", "left"), [(None, 0), ("set session max_statement_time = 3", 3)])
-def test_a_stream_has_the_limit_there_would_be_without_us(mariadb, before, left):
+def test_a_stream_has_the_limit_of_the_server_or_the_user(mariadb, before, left):
     """The server's own, or the user's; and the next statement has the backstop again."""
     arguments = {"ssl_disabled": True} | ({"init_command": before} if before else {})
     engine = create_engine(MariaDB(mariadb).url("pymysql"), connect_args=arguments)

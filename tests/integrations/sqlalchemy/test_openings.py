@@ -50,7 +50,7 @@ def thawed(lab, wire, most):
     assert 0 < wire.accepted <= most
     poll(lambda: not opening(), "the given-up connects have ended", 10)
     assert lab.soon() == 42
-    assert wire.accepted <= most + 1  # where nobody waited at the thaw the pool has to open one
+    assert wire.accepted <= most + 1  # if no caller waited at the thaw, the pool opens one
     assert lab.guard.snapshot().in_use == 0
     poll(lambda: lab.server_side("true") <= SLOTS, "the server has the pool's connections only")
 

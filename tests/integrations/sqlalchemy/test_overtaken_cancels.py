@@ -39,7 +39,7 @@ def interrupted(pid):
 
 @contextlib.contextmanager
 def busy_elsewhere(pid):
-    """A server process that gets to its statement only after it was told to stop."""
+    """A server process that begins its statement only after it got the cancel request."""
     os.kill(pid, signal.SIGSTOP)
 
     def go_on():
@@ -58,7 +58,7 @@ def busy_elsewhere(pid):
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="asks Linux for pending signals")
 @pytest.mark.parametrize("lab", ["psycopg", "psycopg_async", "asyncpg"], indirect=True)
-def test_order_that_overtakes_its_statement(lab, patience):
+def test_a_cancel_request_that_overtakes_its_statement(lab, patience):
     """PostgreSQL forgets an order that finds no statement; the next one ends what came after it."""
     lab.protect(pool_size=1, max_overflow=0, guard={"breaker": None})
     pid = lab.query("select pg_backend_pid()")
@@ -82,7 +82,7 @@ def test_order_that_overtakes_its_statement(lab, patience):
 @pytest.mark.parametrize(
     "lab", ["psycopg", "psycopg_async", "psycopg2", "pymysql", "aiomysql", "asyncmy"], indirect=True
 )
-def test_order_that_is_lost_on_its_way(lab, monkeypatch):
+def test_a_cancel_request_that_is_lost(lab, monkeypatch):
     """Whatever became of the first order, the statement has ended on the server a second later."""
     lab.protect(pool_size=1, max_overflow=0, guard={"breaker": None})
     number = lab.query("select pg_backend_pid()")

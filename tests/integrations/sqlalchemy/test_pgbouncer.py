@@ -78,7 +78,7 @@ def check(bouncer, served, wrong, guards, pools):
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_two_applications_do_not_meet_in_threads(bouncer, postgres, driver):
+def test_two_applications_get_their_own_answers_in_threads(bouncer, postgres, driver):
     """Transactions of two engines with different timeouts: each gets its own answers and limits."""
     options = {"pool_size": 4, "max_overflow": 0, "connect_args": ARGUMENTS[driver]}
     engines = {name: create_engine(bouncer.url(driver), **options) for name in CLIENTS}
@@ -116,7 +116,7 @@ def test_two_applications_do_not_meet_in_threads(bouncer, postgres, driver):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_two_applications_do_not_meet_in_tasks(bouncer, postgres, driver):
+def test_two_applications_get_their_own_answers_in_tasks(bouncer, postgres, driver):
     """The same on an event loop; no cancellation is left behind either."""
 
     async def main():
@@ -151,7 +151,7 @@ def test_two_applications_do_not_meet_in_tasks(bouncer, postgres, driver):
 
 
 def assert_no_setting_is_left(bouncer):
-    """Whoever comes next gets server connections with no limit but the server's own."""
+    """The next client gets server connections with no limit but the server's own."""
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             client = stack.enter_context(psycopg.connect(bouncer.url("")))

@@ -53,7 +53,7 @@ def test_serialization_failure_is_an_answer(lab):
 
 
 def test_server_without_a_connection_left_is_a_failure(lab):
-    """Everybody else is inside."""
+    """All other connections are in use."""
     lab.protect(guard={"timeout": 20})
     with contextlib.ExitStack() as crowd:
         for _ in range(8):
@@ -65,7 +65,7 @@ def test_server_without_a_connection_left_is_a_failure(lab):
 
 
 def test_wrong_password_is_a_failure(lab):
-    """Without a connection there is no service, whoever is to blame."""
+    """A failure to connect is a failure, whatever its cause."""
     rules = lab.server.home / "data" / "pg_hba.conf"
     before = rules.read_text()
     lab.aside("create role locked login password 'right'")

@@ -94,7 +94,7 @@ def test_slow_statement_is_stopped(lab):
         on_raw(lab, lambda connection: ask(lab, connection, "select pg_sleep(30)"))
     poll(lambda: lab.running() == 0, "the statement has ended on the server", 1.0 + LATE)
     assert lab.guard.snapshot().failed == 1
-    assert lab.query("select pg_backend_pid()") != idle  # a late order to stop can hit nobody
+    assert lab.query("select pg_backend_pid()") != idle  # a late cancel request stops no other caller
 
 
 def test_frozen_server_does_not_hold_a_raw_cursor(lab):
@@ -107,7 +107,7 @@ def test_frozen_server_does_not_hold_a_raw_cursor(lab):
 
 
 def test_commit_that_hangs_is_unknown(lab, table):
-    """commit() of a raw connection says that it may have happened."""
+    """commit() of a raw connection raises CommitUnknownError."""
     lab.protect(guard={"timeout": LIMIT})
     with lab.backend.slow_commits(table) as hang:
 
@@ -451,7 +451,7 @@ def execute_with_driver(connection, sql):
 @on_postgres
 @pytest.mark.parametrize("frozen", [False, True])
 def test_deadline_of_the_drivers_own_connection(lab, frozen):
-    """What nobody can hook ends at the ambient deadline all the same, and its connection is dropped."""
+    """Work past the hooks also ends at the ambient deadline, and its connection is dropped."""
     lab.protect()
     idle = lab.query("select pg_backend_pid()")
     seconds = 0 if frozen else 30
@@ -490,7 +490,7 @@ def test_copy_of_asyncpg(lab, table, way):
 
 
 def test_drivers_own_connection_that_is_back_in_time(lab):
-    """A connection that was lent and given back is nobody's to stop, and the next has it as it was."""
+    """A connection that was returned in time is not stopped, and its next user gets it unchanged."""
     lab.protect(pool_size=1, max_overflow=0)
     number = lab.query("select pg_backend_pid()")
     with deadline(LIMIT):

@@ -1,4 +1,4 @@
-"""A COMMIT for which no time is left: its rows are never there, whoever has the connection next."""
+"""A COMMIT for which no time is left: its rows never appear, whoever uses the connection next."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_statement_is_cancelled_after_the_password_has_changed(rotating):
 
 
 def test_failed_cancel_is_logged_once_with_its_cause_and_no_secret(rotating, caplog):
-    """No way leads in any more: the log says so once, and the driver counts each."""
+    """No second connection can be opened: the log has it once, and the driver counts each."""
     lab, user, change = rotating
     lab.protect()
     assert pool_status(lab.engine).failed_cancels == 0
@@ -122,8 +122,8 @@ def test_failed_cancel_is_logged_once_with_its_cause_and_no_secret(rotating, cap
     assert str(status).endswith(f"orders to cancel that did not reach the server: {status.failed_cancels}")
 
 
-def test_server_ends_what_it_cannot_be_told_to(rotating):
-    """No way leads in any more: PostgreSQL notices that its client is gone, MariaDB has its backstop."""
+def test_the_server_ends_a_statement_that_cannot_be_cancelled(rotating):
+    """Without a second connection: PostgreSQL notices that its client is gone, MariaDB has its backstop."""
     lab, user, change = rotating
     lab.protect(guard={"timeout": 0.5})
     hang(lab, lambda: lab.aside(change))
@@ -136,7 +136,7 @@ def warnings(caplog):
     ]
 
 
-def test_creator_of_the_users_makes_it(guarded_house):
+def test_the_users_creator_opens_the_second_connection(guarded_house):
     """A creator knows the password of today as well; where it leads is checked."""
     import psycopg2  # noqa: PLC0415
 

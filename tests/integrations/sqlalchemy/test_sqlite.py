@@ -106,7 +106,7 @@ def test_endless_fetch_is_interrupted(tmp_path):
 
 @pytest.fixture
 def locked(tmp_path):
-    """A database whose only table is being written by somebody else."""
+    """A database whose only table another connection is writing."""
     other = sqlite3.connect(tmp_path / "db", isolation_level=None)
     other.execute("create table t (id int)")
     other.execute("begin immediate")
@@ -244,7 +244,7 @@ def make_engine(tmp_path):
 
 @pytest.mark.parametrize("asked", [None, 0.2, 60])
 @pytest.mark.parametrize("timeout", [None, 5.0])
-def test_quick_way_to_the_time_of_a_statement(make_engine, monkeypatch, timeout, asked):
+def test_the_scope_is_not_asked_for_a_timeout_outside_every_scope(make_engine, monkeypatch, timeout, asked):
     """Outside every scope a statement is not asked for one, and has the time it would have had."""
     engine = make_engine()
     db = protect(engine, timeout=timeout)

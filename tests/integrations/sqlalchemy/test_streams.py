@@ -19,7 +19,7 @@ from support.sql_lab import in_threads, on_loops
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*deleted while still open:ResourceWarning",
     "ignore::pytest.PytestUnraisableExceptionWarning",
-    # MariaDB's drivers say so when the next statement, a ROLLBACK, finds rows that nobody has read.
+    # MariaDB's drivers raise it when the next statement, a ROLLBACK, finds unread rows.
     "ignore:Previous unbuffered result was left incomplete:UserWarning",
 )
 
@@ -194,7 +194,7 @@ def test_leaving_a_stream_of_a_frozen_server(lab, leave):
 
 
 def test_stream_closed_on_a_frozen_server_leaves_a_connection_that_says_so(lab):
-    """SQLAlchemy hides what goes wrong while a cursor is closed; what comes next says that all is lost."""
+    """SQLAlchemy hides an error of a cursor's close; the next call raises that the connection is lost."""
     if lab.driver == "asyncpg":
         pytest.skip("closes no cursors on the server")
     lab.protect(guard={"timeout": 0.3})
@@ -216,7 +216,7 @@ def test_stream_closed_on_a_frozen_server_leaves_a_connection_that_says_so(lab):
 # SQLAlchemy only drops a forgotten connection of an AsyncEngine.
 @in_threads
 def test_stream_left_to_the_collector_on_a_frozen_server(lab):
-    """A half-read stream and its connection that nobody holds any more are gone within a call's time."""
+    """A dropped half-read stream and its connection are gone within a call's timeout."""
     lab.protect(guard={"timeout": 0.3})
     idle = sessions(lab)
 
@@ -271,7 +271,7 @@ def test_async_stream_left_half_way_on_a_frozen_server(lab):
 
 @pytest.mark.sampled(1)
 def test_stream_may_outlast_the_backstop(lab):
-    """It is for a statement that nobody can stop any more, not for a stream whose rows keep coming."""
+    """The backstop is for a statement that cannot be cancelled, not for a stream whose rows keep coming."""
     lab.protect(guard={"timeout": 0.7, "backstop": 0.9})
     sql = SLOW.replace("1000", "200").replace("0.01", "0.006")
     assert lab.run(lambda session: rows(session, sql)) == list(range(1, 201))

@@ -341,7 +341,7 @@ def test_cancellation_at_every_await_point_of_aiosqlite(tmp_path, how, pool, wor
 
 
 def test_cancelled_statement_of_aiosqlite_is_interrupted(tmp_path):
-    """A statement nobody waits for any more would hold its connection's thread, and all that comes after."""
+    """A statement without a waiting caller would block its connection's thread."""
     endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n"
 
     async def main():

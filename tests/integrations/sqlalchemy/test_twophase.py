@@ -83,8 +83,8 @@ def test_phase_on_a_silent_wire_ends(wired, phase):
     assert wired.soon() == 42
 
 
-def test_ends_pass_a_closed_door(lab):
-    """With an open circuit and no time left a prepared transaction is rolled back, and nothing new begins."""
+def test_an_open_circuit_lets_phases_end_and_refuses_new_ones(lab):
+    """With an open circuit and no time left a prepared transaction is rolled back, and no new one begins."""
     lab.protect(pool_size=2, max_overflow=0)
 
     def work(session):
