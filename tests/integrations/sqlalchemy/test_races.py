@@ -66,8 +66,8 @@ def test_many_deadlines_share_one_thread(tmp_path, monkeypatch):
             connection.execute(text("select 1"))
         took = time.monotonic() - start
     assert threading.active_count() <= threads
-    assert not watchdog.watchdog.armed
-    assert not watchdog.watchdog._asked
+    assert not watchdog._watchdog.armed
+    assert not watchdog._watchdog._asked
     assert len(looks) <= 10 + took  # one when the first is due, and one for each that was then the earliest
     engine.dispose()
 

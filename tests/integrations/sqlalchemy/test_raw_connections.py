@@ -496,7 +496,7 @@ def test_drivers_own_connection_that_is_back_in_time(lab):
     with deadline(LIMIT):
         lab.run(lambda session: session.connection.connection.driver_connection)
     assert lab.query("select pg_backend_pid() from pg_sleep(0.8)") == number
-    assert not watchdog.watchdog.armed
+    assert not watchdog._watchdog.armed
 
 
 def test_detaching_ends_the_deadline_of_the_drivers_own_connection(postgres):
