@@ -1,6 +1,6 @@
-"""Line charts over time as inline SVG, by hand: points in, markup out.
+"""Draws line charts over time as inline SVG.
 
-Knows coordinates; neither the figures' meaning nor the page around them. Colours are the page's, by class.
+Depends on nothing; must not know the figures' meaning or the page. The page sets the colours, by CSS class.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """What to draw.
+    """One chart.
 
     Attributes:
-        name: Read out to those who do not see it.
+        name: The label for screen readers.
         lines: Drawn in this order, the last on top.
         seconds: Right end of the time axis, which starts at 0.
         shaded: The window of the fault, in seconds.
-        label: How a value is written at its tick.
+        label: Formats a value at its tick.
         floor: Smallest value of a logarithmic axis; None for a linear one from 0.
         rule: A value to mark with a thin line across.
     """
@@ -52,7 +52,7 @@ class Chart:
 
 
 def draw(chart: Chart) -> str:
-    """The chart as an ``<svg>`` element that grows and shrinks with its box."""
+    """Returns the chart as an ``<svg>`` element that scales with its box."""
     most = max((y for line in chart.lines for _, y in line.points if y is not None), default=1.0)
     ticks = _log_ticks(chart.floor, most) if chart.floor else _linear_ticks(most)
     to_y = _y_axis(ticks[-1], chart.floor)

@@ -1,6 +1,6 @@
-"""One performance from the first server to the last figure, and the promise that nothing is left over.
+"""Performs one run, from the first server to the last figure, and leaves no process and no file behind.
 
-Knows the order of things; how each is done is next door.
+Depends on the other modules of the demo, which do the steps; must not format output.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ _LAST_LOOK = 5.0
 
 
 class Screen(Protocol):
-    """Where a person watches."""
+    """The output that a user watches."""
 
     def say(self, line: str) -> None:
-        """One line of what is going on before and after the load."""
+        """Shows one line before or after the load."""
 
     def show(self, run: Run, now: float) -> None:
-        """Twice a second: how things stand ``now`` seconds into the load."""
+        """Shows the state ``now`` seconds into the load; called twice a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the person asked for.
+    """The settings of a run.
 
     Attributes:
-        scenario: The story to tell.
-        seconds: How long users keep arriving.
-        seed: Decides arrivals and jitter.
-        database_url: A PostgreSQL of the person's own; None for a private one.
+        scenario: The scenario to run.
+        seconds: Time in which users arrive.
+        seed: Seed of the arrivals and the jitter.
+        database_url: A PostgreSQL of the user's own; None for a private one.
         compartments: ``"declared"``, ``"auto"`` or ``"none"``.
     """
 
@@ -78,7 +78,7 @@ class Options:
 
     @property
     def command(self) -> str:
-        """The command that repeats such a run, without the URL and without names of files."""
+        """The command that repeats this run, without the URL and without names of files."""
         words = f"--scenario {self.scenario.name} --seconds {self.seconds} --seed {self.seed}"
         words += f" --compartments {self.compartments}"
         return f"guardrails demo {words}" + (" --database-url ..." if self.database_url else "")
@@ -88,9 +88,9 @@ def perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:
     """Starts everything, runs the scenario, stops everything.
 
     Args:
-        options: What to run.
-        screen: Where it is shown.
-        interrupts: Entered; a signal that has come before ends the run, too.
+        options: The settings.
+        screen: The output.
+        interrupts: Entered by the caller; a signal that came before ends the run, too.
 
     Raises:
         ImportError: A package of the demo extra is missing.
@@ -104,7 +104,7 @@ def perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:
     try:
         return _perform(options, screen, interrupts)
     except (ServerError, StageError):
-        # A child that was being started when the signal came to the whole group dies of it, too.
+        # A child that is starting while a signal reaches the whole group dies of the signal, too.
         interrupts.check()
         raise
 
@@ -118,13 +118,13 @@ def _perform(options: Options, screen: Screen, interrupts: Interrupts) -> Run:
         try:
             return interrupts.run(_play(options, database, cache, screen))
         except (BaseExceptionGroup, aiohttp.ClientError, OSError, SQLAlchemyError) as error:
-            raise _told(error, database) from None
+            raise _as_user_error(error, database) from None
 
 
-def _told(error: BaseException, database: Database) -> BaseException:
-    """The error of the middle of a run, as something a person can act on."""
+def _as_user_error(error: BaseException, database: Database) -> BaseException:
+    """Turns an error in the middle of a run into one that a user can act on."""
     while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]  # the rest of a task group's troubles follow from the first
+        error = error.exceptions[0]  # the other errors of a task group follow from the first
     if isinstance(error, (aiohttp.ClientError, TimeoutError)):
         return StageError("an app did not answer the demo's own question in time")
     if isinstance(error, (OSError, SQLAlchemyError)):
@@ -137,7 +137,7 @@ def _private_database(stack: ExitStack, interrupts: Interrupts, screen: Screen) 
     postgres = stack.enter_context(PostgresServer.start())
     screen.say(f"postgres ready on port {postgres.port} after {time.monotonic() - began:.1f} s")
     interrupts.check()
-    # It speaks no TLS; asking it for some would cost either twin 5 ms with each new connection.
+    # The server has no TLS; asking it for TLS would cost either twin 5 ms for each new connection.
     return postgres.url("asyncpg") + "?ssl=disable"
 
 
@@ -146,7 +146,7 @@ def _private_cache(stack: ExitStack, interrupts: Interrupts, screen: Screen) -> 
     valkey = stack.enter_context(ValkeyServer.start())
     screen.say(f"valkey ready on port {valkey.port} after {time.monotonic() - began:.1f} s")
     interrupts.check()
-    with Redis(port=valkey.port) as client:  # what the shop's other job would do
+    with Redis(port=valkey.port) as client:  # as the shop's other job would
         client.mset({f"price:{number}": number % 100 for number in range(1, 1001)})
     return valkey
 
@@ -198,10 +198,10 @@ async def _run_the_load(
     with quiet_collector():
         async with asyncio.TaskGroup() as around:
             watch = around.create_task(_watch(run, apps, control, screen, clock, epoch))
-            last_guard_error = around.create_task(_cause_trouble(run, database, cache, apps, control, clock))
+            fault_task = around.create_task(_cause_fault(run, database, cache, apps, control, clock))
             measure = around.create_task(meter.watch())
             await send_all(people, clients, clock)
-            await last_guard_error
+            await fault_task
             run.check = meter.check()
             measure.cancel()
             watch.cancel()
@@ -213,7 +213,7 @@ async def _run_the_load(
 
 
 async def _warm_up(app: App, crowd: aiohttp.ClientSession, scenario: Scenario) -> None:
-    """A few calls of each endpoint, so that imports and first connections are not part of the story."""
+    """Calls each endpoint a few times, so that imports and first connections are not measured."""
 
     async def call(path: str) -> None:
         async with crowd.get(app.address + path) as response:
@@ -224,7 +224,7 @@ async def _warm_up(app: App, crowd: aiohttp.ClientSession, scenario: Scenario) -
             await asyncio.gather(*[call(path) for _ in range(5)])
 
 
-async def _cause_trouble(
+async def _cause_fault(
     run: Run,
     database: Database,
     cache: ValkeyServer,
@@ -240,7 +240,7 @@ async def _cause_trouble(
     async with fault(run.scenario, database, cache, mend):
         run.fault_starts = begins
         await asyncio.sleep(run.fault_ends - clock())
-        # The order, not its completion: closing our own connection is no part of the fault.
+        # The moment of the order, not of its completion: closing our own connection is no part of the fault.
         run.fault_ends = clock()
 
 
@@ -252,7 +252,7 @@ async def _watch(
     clock: Callable[[], float],
     epoch: float,
 ) -> None:
-    """Looks at both twins twice a second and shows what is known, until it is cancelled."""
+    """Reads both twins twice a second and updates the screen, until it is cancelled."""
     beat = 0.0
     while True:
         await asyncio.sleep(beat - clock())

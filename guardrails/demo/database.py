@@ -1,6 +1,6 @@
-"""The demo's corner of a PostgreSQL: its tables, its connections, what still runs there.
+"""The demo's schema in a PostgreSQL: its tables, its connections, its running queries.
 
-Knows SQL and how to keep a stranger's database as it was; never what an app or a scenario does.
+Depends on SQLAlchemy; must not know apps or scenarios. A user's own database is left as it was.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _TABLES = (
 
 
 class UnreachableError(RuntimeError):
-    """The database cannot be used for the demo; the message says where and why, without credentials."""
+    """The database cannot be used for the demo; the message has address and reason, without credentials."""
 
 
 def async_url(address: str) -> URL:
-    """A user's PostgreSQL URL, to be opened with asyncpg.
+    """Converts a user's PostgreSQL URL to one of asyncpg.
 
     Raises:
         ValueError: It is not a PostgreSQL URL.
@@ -62,21 +62,21 @@ def async_url(address: str) -> URL:
         raise ValueError("not a database URL; expected postgresql://user:password@host:port/name") from error
     if url.get_backend_name() not in {"postgresql", "postgres"}:
         raise ValueError(f"the demo needs PostgreSQL, not {url.get_backend_name()}")
-    if mode := url.query.get("sslmode"):  # libpq's word for what asyncpg calls ssl
+    if mode := url.query.get("sslmode"):  # libpq's name for asyncpg's ssl
         url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
     return url.set(drivername="postgresql+asyncpg")
 
 
 def place(url: URL) -> str:
-    """Where a URL points, without user, password or options."""
+    """Returns a URL's host, port and database, without user, password or options."""
     return f"{url.host or 'localhost'}:{url.port or 5432}/{url.database or ''}"
 
 
 class Database:
-    """A schema of the demo's own, and an engine without a pool to look after it.
+    """A schema of the demo's own, and an engine without a pool to create and drop it.
 
     Attributes:
-        url: With credentials; never printed.
+        url: The URL with credentials; never printed.
         schema: The schema that holds everything the demo creates.
     """
 
@@ -91,20 +91,20 @@ class Database:
 
     @property
     def engine(self) -> AsyncEngine:
-        """Opens a connection for each use; the search path leads to the schema."""
+        """An engine that opens a connection for each use, with the schema in its search path."""
         return self._engine
 
     def server_settings(self, role: str) -> dict[str, str]:
-        """What each connection tells the server: its name, and where to look for tables."""
+        """Returns the settings of a session: its name and its search path."""
         return {"application_name": self.application(role), "search_path": self.schema}
 
     def application(self, role: str) -> str:
-        """The name under which the connections of one role are seen in ``pg_stat_activity``."""
+        """Returns the name of one role's connections in ``pg_stat_activity``."""
         return f"{self.schema}_{role}"
 
     @asynccontextmanager
     async def prepared(self) -> AsyncIterator[None]:
-        """The schema with its tables, dropped in the end together with whoever still uses it.
+        """Creates the schema with its tables; at the end ends the sessions that use it and drops it.
 
         Raises:
             UnreachableError: There is no usable PostgreSQL at the URL.
@@ -123,7 +123,7 @@ class Database:
         try:
             await asyncio.shield(dropping)
         except asyncio.CancelledError:
-            await dropping  # a Ctrl-C at the very end must not leave the schema behind
+            await dropping  # Ctrl-C at the end must not leave the schema behind
             raise
         except (OSError, TimeoutError, SQLAlchemyError) as error:
             raise UnreachableError(
@@ -138,7 +138,7 @@ class Database:
 
     async def _drop(self) -> None:
         async with self._engine.connect() as connection:
-            # Backends of the twins may still be asleep in a query; the drop would wait for their locks.
+            # Sessions of the twins may still run a query; the drop would wait for their locks.
             await connection.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -151,7 +151,7 @@ class Database:
             await connection.commit()
 
     async def queries_running(self, role: str) -> int:
-        """How many queries of one role the server is working on, or holding in a lock's queue."""
+        """Counts the queries of one role that run or wait for a lock."""
         question = text(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND state = 'active'"
         )
@@ -159,13 +159,13 @@ class Database:
             return int((await connection.execute(question, {"name": self.application(role)})).scalar_one())
 
     async def set_pace(self, extra_seconds: float) -> None:
-        """Makes every query of the shop take this many seconds longer."""
+        """Makes every query of the shop take ``extra_seconds`` longer."""
         async with self._engine.begin() as connection:
             await connection.execute(text("UPDATE pace SET extra = :extra"), {"extra": extra_seconds})
 
 
 def reason(error: BaseException) -> str:
-    """The driver's own words, shortened to one line; they hold no password."""
+    """Returns the driver's message, shortened to one line; it holds no password."""
     cause = getattr(error, "orig", None) or error
     cause = getattr(cause, "__cause__", None) or cause
     words = " ".join(str(cause).split())

@@ -1,6 +1,6 @@
-"""What goes wrong, as one context each: it begins on the way in and is over on the way out.
+"""The fault of each scenario, as a context manager: it holds during the block.
 
-Knows how to hurt the database, the cache or the app; never when, nor what anybody measures.
+Depends on the database and the cache; must not know the load or the figures.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _SLOWER = 2.0
 async def fault(
     name: str, database: Database, cache: ValkeyServer, mend: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[None]:
-    """The fault of a scenario, real from the first line of the body to the last.
+    """Causes the fault of a scenario for the time of the block.
 
     Args:
         name: Name of the scenario.
-        database: What the twins share.
-        cache: What they share, too.
-        mend: Closes what the twins' leaky endpoint has kept.
+        database: The database that the twins share.
+        cache: The cache that they share.
+        mend: Closes the connections that the twins' leaking endpoint has kept.
     """
     if name == "lock":
         async with database.engine.connect() as connection:
@@ -51,7 +51,7 @@ async def fault(
         finally:
             cache.thaw()
     else:
-        # In a burst the arrivals are the fault, and the leak is in the app: people are sent to it.
+        # In a burst the arrivals are the fault. The leak is in the app: the load calls its endpoint.
         yield
         if name == "leak":
             await mend()

@@ -1,6 +1,6 @@
-"""From what was written down to the figures of the scorecard and of ``--json``: sums only.
+"""Computes the figures of the scorecard and of ``--json`` from the records of a run.
 
-Every figure is measured; where nothing was measured it is None. Knows no clock, file or socket.
+Depends on the records alone. Every figure is measured; without a measurement it is None.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AT_WORK = 0.5
 
 
 def figures(run: Run) -> dict[str, Any]:
-    """The object that ``--json`` writes."""
+    """Returns the object that ``--json`` writes."""
     offered = sum(user.path in MAINS for user in run.arrivals)
     return {
         "scenario": run.scenario,
@@ -133,7 +133,7 @@ def _by_phase(run: Run, users: Iterable[User]) -> dict[str, list[User]]:
 
 
 def _phase(run: Run, arrived_at: float) -> str:
-    # Whoever came just before the fault is still being served when it begins, and meets it.
+    # A user that came just before the fault is still being served when it begins.
     return "fault" if 0.0 < run.fault_starts - arrived_at <= _AT_WORK else run.phase(arrived_at)
 
 
@@ -154,7 +154,7 @@ def _ms(seconds: Sequence[float], share: float) -> float | None:
 
 
 def after_the_fault(run: Run, main: Iterable[User]) -> tuple[list[int], list[int]]:
-    """For each whole second from the end of the fault: how many users came, and how many were served."""
+    """Counts arrivals and served users, for each whole second from the end of the fault."""
     length = max(0, int(run.seconds - run.fault_ends))
     came = Counter(int(user.at - run.fault_ends) for user in run.arrivals if _is_late(run, user))
     served = Counter(
@@ -168,15 +168,15 @@ def _is_late(run: Run, user: Arrival) -> bool:
 
 
 def recovered_after(came: Sequence[int], served: Sequence[int]) -> float | None:
-    """The first of three seconds in a row in each of which at least 95 % of the users were served.
+    """Finds the first of three seconds in a row in each of which at least 95 % of the users were served.
 
     Args:
         came: Users by the whole second of their arrival, counted from the end of the fault.
-        served: How many of them were served in the end.
+        served: Those of them that were served in the end.
 
     Returns:
         Seconds from the end of the fault to the start of that second; None when there is none. A
-        second in which nobody came proves nothing, so it does not count.
+        second without arrivals is no evidence, so it does not count.
     """
     well = [users > 0 and done >= _ENOUGH * users for users, done in zip(came, served, strict=True)]
     for second in range(len(well) - _STAYS + 1):

@@ -1,7 +1,4 @@
-"""One moment of the run as both screens show it: sums over the last second, no formatting.
-
-Knows the records; never a terminal.
-"""
+"""The sums over the last second that both screens show. Depends on the records; must not format them."""
 
 from __future__ import annotations
 
@@ -18,19 +15,19 @@ __all__ = ["Frame", "frame"]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How one twin did in the last second, at the main endpoint.
+    """The results of one twin in the last second, at the main endpoint.
 
     Attributes:
         good: Good answers.
-        refused: 503 answers that say why and when to come back.
-        lost: Errors, and tries that waited 2 s for nothing.
+        refused: 503 answers with a reason and ``Retry-After``.
+        lost: Errors, and tries that waited 2 s in vain.
         refused_seconds: Median latency of the refusals; None without any.
         good_seconds: Median latency of the good answers; None without any.
-        checked_out: Connections out of the pool, at the last look.
-        waiting: Requests inside the app that wait for a connection, at the last look.
+        checked_out: Connections out of the pool, at the last reading.
+        waiting: Requests inside the app that wait for a connection, at the last reading.
         state: State of the circuit of the part in trouble, and of the whole pool's where that is not
             closed; None on the plain twin.
-        pool_is_open: Whether the whole pool's circuit is not closed.
+        pool_is_open: True if the whole pool's circuit is not closed.
     """
 
     good: int
@@ -45,7 +42,7 @@ class Frame:
 
 
 def frame(run: Run, twin: Twin, now: float) -> Frame:
-    """What is known about a twin ``now`` seconds into the load."""
+    """Sums up the last second of a twin, ``now`` seconds into the load."""
     good: list[float] = []
     refused: list[float] = []
     lost = 0
@@ -73,11 +70,11 @@ def frame(run: Run, twin: Twin, now: float) -> Frame:
 
 
 _TELLING = {"leak": "reports", "redis-freeze": "prices"}
-"""Whose circuit tells the story, where it is not that of the orders."""
+"""The circuit to show for each scenario, where it is not that of the orders."""
 
 
 def _circuit(run: Run, states: dict[str, str]) -> str | None:
     name = _TELLING.get(run.scenario, "orders")
     whole = states.get("db", "closed")
-    state = states.get(name) or states.get(f"/{name}")  # declared, or formed from the route
+    state = states.get(name) or states.get(f"/{name}")  # declared, or formed by itself for the route
     return state if whole == "closed" else f"{state or 'no compartment'}, whole pool {whole}"

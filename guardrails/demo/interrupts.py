@@ -1,6 +1,6 @@
-"""Ctrl-C and its relatives, made orderly: one signal ends the run, and no second one disturbs the end.
+"""Signals: the first one ends the run in order, and later ones are ignored.
 
-Knows signals and the event loop; never what is being run.
+Depends on signals and the event loop; must not know the run.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class InterruptedRunError(Exception):
 
 
 class Interrupts:
-    """Turns the first signal into an orderly end, and lets no later one disturb it.
+    """Ends the run in order at the first signal, and ignores later ones.
 
-    Nothing is raised wherever the program happens to be: a process just started but not yet written
-    down would be lost. Before the event loop runs the signal is noticed by `check`.
+    The handler raises no exception, because a process that was just started would be lost. While the event
+    loop runs, the signal cancels the coroutine; before that, `check` notices the signal.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._usual.items():
-            # Once interrupted the process is about to say so and to end: no later signal changes its answer.
+            # After an interrupt the process ends: a later signal must not change its exit code.
             signal.signal(number, handler if self._caught is None else signal.SIG_IGN)
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
@@ -62,12 +62,12 @@ class Interrupts:
                 self._cancel()
 
     def check(self) -> None:
-        """Raises `InterruptedRunError` when a signal has come."""
+        """Raises `InterruptedRunError` if a signal has come."""
         if self._caught is not None:
             raise InterruptedRunError(self._caught)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """`asyncio.run` that the first signal cancels."""
+        """Runs a coroutine as `asyncio.run` does; the first signal cancels it."""
 
         async def main() -> T:
             loop, task = asyncio.get_running_loop(), asyncio.ensure_future(coroutine)

@@ -1,4 +1,4 @@
-"""Limits of the demo's own process that would disturb what it measures. Must not know the run."""
+"""Limits of the demo's own process that would disturb its figures. Must not know the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def allow_many_sockets() -> None:
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:
-    """Fewer collections: a pause here would be counted as the twins' latency."""
+    """Makes garbage collections rare, because their pauses would be measured as the twins' latency."""
     usual = gc.get_threshold()
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
-"""The load: when users arrive, and what an honest client does with the answer it gets.
+"""The load: the arrivals of users, and their retries.
 
-Arrivals are decided before the run and wait for nobody (an open loop); both twins get the same ones,
-and a user's patience and backoff are the same numbers at either twin. Knows nothing of faults or guards.
+Arrivals are computed before the run and do not wait for answers (an open loop). Both twins get the same
+arrivals, and a user's backoff is the same at either twin. Must not know faults or guards.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class _Random(Protocol):
 
 
 def arrivals(scenario: Scenario, seconds: float, seed: int) -> list[Arrival]:
-    """Everybody who will come, in the order of coming: independent Poisson processes, one seed.
+    """Computes all arrivals in their order: independent Poisson processes with one seed.
 
     Args:
         scenario: Rates and the time of the fault.
-        seconds: How long people keep arriving.
-        seed: The same seed gives the same people.
+        seconds: Time in which users arrive.
+        seed: The same seed gives the same arrivals.
     """
     dice = random.Random(seed)  # noqa: S311 - load, not secrets
     start, end = scenario.fault_starts, min(scenario.fault_ends, seconds)
@@ -71,10 +71,10 @@ def _poisson(dice: random.Random, rate: float, begin: float, stop: float) -> Ite
 
 
 def pause_before_retry(tries_made: int, retry_after: float | None, dice: _Random) -> float:
-    """Seconds a client waits before it tries again.
+    """Returns the seconds that a client waits before it tries again.
 
-    It keeps to ``Retry-After`` where it was given one and adds up to half of it, so that those who
-    were sent away together do not come back together; otherwise it doubles 0.2 s, give or take half.
+    After a ``Retry-After`` it waits that long and up to half of it more, so that clients that were refused
+    together do not come back together. Otherwise it doubles 0.2 s, plus or minus half.
     """
     if retry_after is not None:
         return retry_after * (1.0 + _JITTER * dice.random())
@@ -83,14 +83,14 @@ def pause_before_retry(tries_made: int, retry_after: float | None, dice: _Random
 
 
 class Client:
-    """Everybody who uses one twin.
+    """The users of one twin.
 
     Args:
         session: The HTTP client; its own limits must be off.
-        address: Where the twin listens, such as ``http://127.0.0.1:8000``.
-        twin: Where to write down what happens.
+        address: The twin's address, such as ``http://127.0.0.1:8000``.
+        twin: The records to write.
         clock: Seconds from the start of the load.
-        seed: Seeds each user's jitter, together with his number.
+        seed: Seeds each user's jitter, together with the user's number.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Client:
         self._seed = seed
 
     async def live(self, user: Arrival) -> None:
-        """One user's whole story: up to four tries, each counted from when it was meant."""
+        """Makes up to four tries of one user, each measured from the moment it should have been sent."""
         dice: random.Random | None = None
         tries: list[Try] = []
         meant_at = user.at
@@ -125,9 +125,9 @@ class Client:
         self._twin.users.append(User(user, tuple(tries)))
 
     async def _try(self, path: str, meant_at: float) -> tuple[Answer, float | None]:
-        patience = meant_at + CLIENT_TIMEOUT - self._clock()
+        limit = meant_at + CLIENT_TIMEOUT - self._clock()
         try:
-            async with asyncio.timeout(patience), self._session.get(self._address + path) as response:
+            async with asyncio.timeout(limit), self._session.get(self._address + path) as response:
                 await response.read()
                 return _judge(response)
         except TimeoutError:
@@ -149,10 +149,10 @@ def _judge(response: aiohttp.ClientResponse) -> tuple[Answer, float | None]:
 
 
 async def send_all(people: Sequence[Arrival], clients: Sequence[Client], clock: Callable[[], float]) -> None:
-    """Sends everybody to every twin at the appointed times; returns when the last story has ended."""
+    """Starts each user at each twin at its time of arrival; returns when the last user is done."""
     async with asyncio.TaskGroup() as stories:
         for user in people:
-            # One sleep for all who are due: at a thousand a second a timer each would be the load.
+            # One sleep for all users that are due: a timer for each user would be a load itself.
             if (ahead := user.at - clock()) > 0.0:
                 await asyncio.sleep(ahead)
             for client in clients:

@@ -24,10 +24,10 @@ _LIBRARIES = (
 
 
 def origin(command: str) -> dict[str, Any]:
-    """Names what made the figures.
+    """Returns the versions, the machine and the command of a run.
 
     Args:
-        command: The command as it can be typed again, without names of files.
+        command: The command that repeats the run, without names of files.
     """
     return {
         "guardrails": guardrails.__version__,

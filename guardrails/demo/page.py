@@ -1,4 +1,4 @@
-"""The style of the report page: one string, light and dark, wide and narrow. Knows no content."""
+"""The style sheet of the report page, for light and dark, wide and narrow. Depends on nothing."""
 
 from __future__ import annotations
 

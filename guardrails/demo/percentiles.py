@@ -9,6 +9,6 @@ __all__ = ["percentile"]
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least this share of the values does not exceed (nearest rank)."""
+    """Returns the smallest value that at least this share of the values does not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(1, ceil(share * len(ordered))) - 1] if ordered else None

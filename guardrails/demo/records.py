@@ -1,7 +1,7 @@
-"""What the demo writes down while it runs: users, their tries, and looks at the twins.
+"""The records of a run: users, their tries, and readings of the twins.
 
-Knows no arithmetic beyond the obvious; `guardrails.demo.figures` does the sums.
-All instants are seconds from the start of the load.
+Depends on the scenarios alone; `guardrails.demo.figures` does the sums. All instants are seconds from the
+start of the load.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["Arrival", "Look", "Run", "Transition", "Try", "Twin", "User"]
 
 Answer = Literal["ok", "rejected", "error", "timeout"]
 """``ok`` 2xx; ``rejected`` a 503 with problem+json; ``error`` any other answer or a broken
-connection; ``timeout`` nothing within the client's patience."""
+connection; ``timeout`` no answer within the client's limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A user who is about to come: when, to which endpoint, and a number that seeds his patience."""
+    """A future user: time, endpoint, and a number that seeds the backoff."""
 
     at: float
     path: str
@@ -33,9 +33,9 @@ class Try:
     """One request.
 
     Attributes:
-        meant_at: When it should have been sent; a generator that is late is not forgiven.
-        seconds: From then to the answer, or to the end of the client's patience.
-        answer: What came of it.
+        meant_at: The moment at which it should have been sent, even if the demo was late.
+        seconds: From then to the answer, or to the client's limit.
+        answer: The result.
     """
 
     meant_at: float
@@ -44,31 +44,31 @@ class Try:
 
     @property
     def ended_at(self) -> float:
-        """When the answer, or the end of patience, came."""
+        """The moment of the answer, or of the client's limit."""
         return self.meant_at + self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One arrival and all that came of it, told when the story is over."""
+    """One arrival and its tries, recorded when the last try has ended."""
 
     arrival: Arrival
     tries: tuple[Try, ...]
 
     @property
     def served(self) -> bool:
-        """Whether the last try was answered well."""
+        """True if the last try got a good answer."""
         return self.tries[-1].answer == "ok"
 
     @property
     def seconds(self) -> float:
-        """From the arrival to the good answer, or to giving up."""
+        """Seconds from the arrival to the good answer, or to giving up."""
         return self.tries[-1].ended_at - self.arrival.at
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a twin said of itself at one instant."""
+    """A reading of a twin at one instant."""
 
     at: float
     in_flight: int
@@ -89,15 +89,15 @@ class Transition:
 
 @dataclass(slots=True)
 class Twin:
-    """Everything noted about one twin.
+    """The records of one twin.
 
     Attributes:
         name: ``"plain"`` or ``"guarded"``.
-        users: Stories that have ended, in the order of their ends.
+        users: Users that are done, in the order of their ends.
         tries: Tries of the main endpoint that have ended, in the order of their ends.
-        looks: Regular looks at the twin.
+        looks: Regular readings of the twin.
         changes: The guards' changes of state.
-        max_in_flight: Most requests inside the app at once; None when the twin never said.
+        max_in_flight: Most requests inside the app at once; None without a reading.
         max_checked_out: Most connections out of the pool at once.
         queries_left_running: Queries in the database 1 s after the load ended.
     """
@@ -114,11 +114,11 @@ class Twin:
 
 @dataclass(slots=True)
 class Run:
-    """One performance: its settings, the fault as it really was, and the twins.
+    """One run: its settings, the real times of the fault, and the twins.
 
     Attributes:
-        check: Whether its figures can be believed; None where nobody looked.
-        origin: What made them; see `guardrails.demo.origin`.
+        check: The check of its figures; None without one.
+        origin: Versions, machine and command; see `guardrails.demo.origin`.
     """
 
     scenario: str
@@ -135,11 +135,11 @@ class Run:
 
     @property
     def twins(self) -> tuple[Twin, Twin]:
-        """Plain first."""
+        """The twins, the plain one first."""
         return self.plain, self.guarded
 
     def phase(self, at: float) -> str:
-        """``"healthy"``, ``"fault"`` or ``"recovery"``."""
+        """Returns ``"healthy"``, ``"fault"`` or ``"recovery"``."""
         if at < self.fault_starts:
             return "healthy"
         return "fault" if at < self.fault_ends else "recovery"

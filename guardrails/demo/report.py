@@ -1,6 +1,6 @@
-"""The run as one HTML page that needs nothing else: numbers first, then four charts, then how.
+"""Writes the report of a run as one self-contained HTML page: numbers, four charts, notes.
 
-Knows layout and words; `guardrails.demo.figures` does the sums and `guardrails.demo.charts` the lines.
+Depends on `guardrails.demo.figures` for the sums and on `guardrails.demo.charts` for the lines.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["page"]
 
 
 def page(run: Run, figures: dict[str, Any]) -> str:
-    """The whole page.
+    """Returns the page.
 
     Args:
-        run: What was written down, for the charts.
-        figures: What `guardrails.demo.figures.figures` made of it.
+        run: The records, for the charts.
+        figures: The result of `guardrails.demo.figures.figures`.
     """
     scenario = SCENARIOS[run.scenario]
     parts = [
@@ -87,7 +87,7 @@ _CARDS = {
 
 
 def _headline(figures: dict[str, Any]) -> str:
-    """The three numbers that matter most in this scenario, plain against guarded."""
+    """Returns the three most important numbers of the scenario, plain against guarded."""
     wanted = _CARDS.get(figures["scenario"], _USUAL_CARDS)
     rows = {what: (plain, guarded) for what, plain, guarded in scorecard(figures)}
     cards = [
@@ -202,11 +202,11 @@ def _timeline(run: Run) -> str:
     changes = [change for change in run.guarded.changes if change.at >= 0.0]
     if not changes:
         return f"{head}<p>No circuit changed its state.</p>"
-    items = "".join(f"<li>{_told(change)}</li>" for change in changes)
+    items = "".join(f"<li>{_transition_text(change)}</li>" for change in changes)
     return f"{head}<ol class=timeline>{items}</ol>"
 
 
-def _told(change: Transition) -> str:
+def _transition_text(change: Transition) -> str:
     new = f'<b class="{escape(change.new)}">{escape(change.new.replace("_", "-"))}</b>'
     old = escape(change.old.replace("_", "-"))
     return f"<time>{change.at:.2f} s</time> {escape(change.guard)}: {old} → {new}"

@@ -1,13 +1,12 @@
-"""The five stories the demo can tell, as frozen settings.
+"""The five scenarios of the demo, as frozen settings.
 
-Knows rates, times and captions; never how a fault is made or how traffic is sent.
+Depends on nothing: it has rates, times and captions, and neither makes a fault nor sends traffic.
 
 The default load is 15 users a second with queries of 250 ms. The plain pool can serve 15 / 0.25 = 60 of
-them a second, four times what is asked for; but users who get no answer try up to four times, the
-bystander's users do, too, and connections cost time to open: more than the pool can do. That is all it
-takes to stay dead after a fault has passed. A compartment has 10 slots, of which healthy traffic uses four.
-Few and long queries, not many and short ones: two slow cores must carry both twins, the server and the
-users without becoming the bottleneck.
+them a second, four times the load. But users without an answer try up to four times, the bystander's users
+do, too, and connections take time to open: together more than the pool can serve. So the plain app stays
+exhausted after the fault. A compartment has 10 slots, of which healthy traffic uses four. The queries are few
+and long, because two slow cores must run both twins, the server and the users without becoming a bottleneck.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ __all__ = ["ATTEMPTS", "CLIENT_TIMEOUT", "MAINS", "POOL_CAPACITY", "SCENARIOS", 
 ORDERS, PRICES, BYSTANDER, NODB, LEAKY = "/orders", "/prices", "/items", "/ping", "/reports"
 
 MAINS = frozenset({ORDERS, PRICES})
-"""The endpoints the figures are about; each scenario has one of them."""
+"""The possible main endpoints; each scenario has one of them."""
 
 POOL_CAPACITY = 15
 """SQLAlchemy's defaults: 5 connections kept, 10 more under load."""
 
 CLIENT_TIMEOUT = 2.0
-"""Seconds a client waits for one try, counted from the moment it meant to send it."""
+"""Seconds that a client waits for one try, from the moment at which it should have been sent."""
 
 ATTEMPTS = 4
 """One try and up to three retries."""
@@ -33,19 +32,19 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One story: a steady load, and a fault between two instants.
+    """One scenario: a steady load, and a fault between two instants.
 
     Attributes:
-        name: As on the command line.
-        title: What goes wrong, in a few words.
-        caption: What to look at, in a sentence or two.
-        main: The main endpoint, which needs what is in trouble.
+        name: The name on the command line.
+        title: The fault, in a few words.
+        caption: The effects to watch, in a sentence or two.
+        main: The main endpoint, which needs the faulty part.
         main_rate: Users per second at the main endpoint.
-        query_seconds: Seconds one query of the main endpoint works in the database.
+        query_seconds: Seconds of one query of the main endpoint in the database.
         burst_rate: Users per second at the main endpoint during the fault; None for no change.
         bystander_rate: Users per second at the endpoint of another table.
         nodb_rate: Users per second at the endpoint without a database.
-        leak_rate: Users per second at the endpoint that forgets to close, during the fault.
+        leak_rate: Users per second at the endpoint that leaks connections, during the fault.
         fault_starts: Seconds from the start of the load.
         fault_ends: Seconds from the start of the load.
     """

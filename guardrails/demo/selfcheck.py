@@ -1,6 +1,6 @@
-"""The check of the demo's own figures: how late the demo itself was, and what else the machine did meanwhile.
+"""Checks the demo's own figures: the lateness of its timers, and the other load of the machine.
 
-Depends on psutil and the event loop; knows neither scenarios nor twins.
+Depends on psutil and the event loop; must not know scenarios or twins.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Check", "Meter"]
 _EVERY = 0.02
 
 LAG_BOUND = 0.05
-"""Seconds by which the users may be late (p99): a fifth of what a query of the demo takes."""
+"""Seconds by which the users may be late (p99): a fifth of a query of the demo."""
 
 STEAL_BOUND = 0.05
 """The share of its time that the machine may lose to other guests of its host."""
@@ -39,9 +39,9 @@ class Check:
     Attributes:
         lag: Seconds by which the demo's own timers were late, p99.
         worst_lag: The same at worst.
-        busy: Share of the machine that worked.
-        steal: Share that its host gave to others; 0 where nobody says so.
-        others: Share that went to processes that are not the demo's; None with a database that is not.
+        busy: Share of the machine in use.
+        steal: Share that its host gave to other guests; 0 where the system does not report it.
+        others: Share of processes that are not the demo's; None with a database of the user's own.
     """
 
     lag: float
@@ -52,7 +52,7 @@ class Check:
 
     @property
     def disturbances(self) -> list[str]:
-        """Why the figures are not valid; empty if they are."""
+        """The reasons why the figures are not valid; empty if they are valid."""
         found = []
         if self.lag > LAG_BOUND:
             found.append(
@@ -67,11 +67,11 @@ class Check:
 
 @dataclass(slots=True)
 class Meter:
-    """Looks at the demo and at its machine for as long as the load lasts.
+    """Measures the demo and its machine during the load.
 
     Args:
-        owns_database: Whether the database's processes are the demo's.
-        clock: Where the time comes from, in seconds.
+        owns_database: True if the database's processes are the demo's.
+        clock: The time in seconds.
     """
 
     owns_database: bool
@@ -80,7 +80,7 @@ class Meter:
     _began: _Reading | None = None
 
     async def watch(self) -> None:
-        """Measures how late a timer is, again and again, until it is cancelled."""
+        """Measures the lateness of a timer again and again, until it is cancelled."""
         self._began = _read()
         while True:
             due = self.clock() + _EVERY
@@ -88,7 +88,7 @@ class Meter:
             self._lags.append(max(0.0, self.clock() - due))
 
     def check(self) -> Check | None:
-        """The readings since `watch` began; None if it never did."""
+        """Returns the readings since `watch` began; None if it never did."""
         if self._began is None or not self._lags:
             return None
         return _compare(self._began, _read(), self._lags, owns_database=self.owns_database)
@@ -115,12 +115,12 @@ def _compare(before: _Reading, after: _Reading, lags: list[float], *, owns_datab
 
 def _read() -> _Reading:
     machine = psutil.cpu_times()
-    # What a guest has used is part of what a user has used.
+    # The time of guests is included in that of users.
     counted = machine._asdict() | {"guest": 0.0, "guest_nice": 0.0}
     idle = counted["idle"] + counted.get("iowait", 0.0)
     this = psutil.Process()
     own = 0.0
     for process in (this, *this.children(recursive=True)):
-        with suppress(psutil.Error):  # a database's process that has just ended; its parent has its time
+        with suppress(psutil.Error):  # a process of the database that has just ended; its parent has its time
             own += sum(process.cpu_times()[:4])  # its own and those of its children that have ended
     return _Reading(sum(counted.values()), idle, counted.get("steal", 0.0), own)

@@ -1,8 +1,8 @@
 """The shop of the demo: one small web application, as its author would write it.
 
-Knows nothing of the demo, of faults or of a twin. The lines that end in ``# guardrails`` are all that
-the guarded twin has and the plain twin has not; `guardrails.demo.twin` leaves them out for the plain one,
-and those that end in ``# guardrails, declared`` where compartments are to form by themselves or not at all.
+Must not know the demo, its faults or its twins. Only the guarded twin has the lines that end in
+``# guardrails``: `guardrails.demo.twin` leaves them out for the plain twin. It leaves out those that end in
+``# guardrails, declared`` where compartments form by themselves or not at all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ prices = protect(cache, name="prices", timeout=0.2, breaker=in_a_row)  # guardra
 
 
 class OrderRepository:
-    """Reads orders. ``work()`` stands for what a real query costs the database."""
+    """Reads orders. ``work()`` stands for the cost of a real query."""
 
     @guarded(orders)  # guardrails, declared
     async def one(self, number: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class PriceRepository:
     async def _cached(self, number: int) -> bytes | str | None:
         try:
             return await cache.get(f"price:{number}")
-        except Exception:  # noqa: BLE001 - whatever ails the cache, the database can answer
+        except Exception:  # noqa: BLE001 - the database can answer for any fault of the cache
             return None
 
 
@@ -86,7 +86,7 @@ class ReportRepository:
 
     @guarded(reports)  # guardrails, declared
     async def total(self) -> int:
-        """How many orders there are."""
+        """The number of orders."""
         connection = await engine.connect()
         result = await connection.execute(text("SELECT count(*) FROM orders"))
         forgotten.append(connection)  # the mistake: kept, and never closed

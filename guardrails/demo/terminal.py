@@ -1,6 +1,6 @@
-"""The demo on a terminal: a live table, or plain lines where the output is not one.
+"""Shows the demo on a terminal: as a live table, or as plain lines where the output is no terminal.
 
-Knows how things look in characters; never what they mean.
+Depends on the frames and figures, which it formats; must not compute them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 _BAR = 20
 _HISTORY = 16
 _WIDTH = 79
-"""Characters of a line that the narrowest usual terminal, of 80 columns, neither cuts nor wraps."""
+"""Characters of a line on a terminal of 80 columns."""
 
 
 def opening(scenario: Scenario, difference: Sequence[tuple[bool, str]]) -> list[str]:
-    """What is said before anything starts: the story, and the lines that make the difference."""
+    """Returns the lines before the start: the scenario, and the lines of code that make the difference."""
     return [
         f"guardrails demo: {scenario.title}",
         *wrap(scenario.caption, _WIDTH),
@@ -64,7 +64,7 @@ def _caption(run: Run, now: float) -> str:
 
 
 class PlainLines:
-    """One line a second, for pipes, logs and ``--headless``."""
+    """Writes one line a second, for pipes, logs and ``--headless``."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -72,11 +72,11 @@ class PlainLines:
         self._phase = ""
 
     def say(self, line: str) -> None:
-        """One line of what is going on before and after the load."""
+        """Writes one line before or after the load."""
         self._write(line)
 
     def show(self, run: Run, now: float) -> None:
-        """One line, if a second has passed since the last; headings wherever a phase begins."""
+        """Writes one line if a second has passed since the last, and a heading where a phase begins."""
         if now < self._next:
             return
         self._next = now + 0.9
@@ -103,32 +103,32 @@ def _side(now: Frame) -> str:
 
 
 class LiveTable:
-    """Both twins side by side, redrawn twice a second, with the last seconds below.
+    """Draws both twins side by side twice a second, with the last seconds below.
 
     Args:
-        console: Where to draw.
+        console: The console to draw on.
     """
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live  # noqa: PLC0415 - a pipe needs no rich
 
         self._console = console
-        # Drawn when we say so: a thread of its own would draw while clients wait.
+        # Without auto-refresh: its thread would draw while clients wait.
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._history: list[tuple[float, Frame, Frame]] = []
 
     @contextmanager
     def open(self) -> Iterator[LiveTable]:
-        """Shows the table during the block; what was on the screen before stays."""
+        """Shows the table during the block; the earlier content of the screen stays."""
         with self._live:
             yield self
 
     def say(self, line: str) -> None:
-        """One line above the table."""
+        """Writes one line above the table."""
         self._console.print(line, style="dim", highlight=False, markup=False)
 
     def show(self, run: Run, now: float) -> None:
-        """Draws the table as things stand."""
+        """Draws the table."""
         plain, guarded = (frame(run, twin, now) for twin in run.twins)
         if not self._history or int(now) != int(self._history[-1][0]):
             self._history = [*self._history[-_HISTORY + 1 :], (now, plain, guarded)]
@@ -187,7 +187,7 @@ def _bar(value: int, most: int, longest: int) -> str:
 
 
 def scorecard(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The rows of the scorecard: what, plain, guarded."""
+    """Returns the rows of the scorecard: figure, plain, guarded."""
     plain, guarded = figures["plain"], figures["guarded"]
 
     def row(what: str, read: Callable[[dict[str, Any]], str]) -> tuple[str, str, str]:
@@ -214,24 +214,24 @@ def scorecard(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def scorecard_lines(figures: dict[str, Any]) -> list[str]:
-    """The scorecard as plain text."""
+    """Returns the scorecard as plain text."""
     rows = [("", "plain", "guarded"), *scorecard(figures)]
     return [f"{what:34s}{plain:>12s}{guarded:>12s}" for what, plain, guarded in rows]
 
 
 def validity_lines(figures: dict[str, Any]) -> list[str]:
-    """The lines above the scorecard if its figures cannot be believed."""
+    """Returns the lines above the scorecard if its figures are not valid."""
     why = figures["check"]["disturbed_by"]
     return [*wrap(f"THESE FIGURES ARE NOT VALID: {'; '.join(why)}.", _WIDTH), ""] if why else []
 
 
 def closing_lines(figures: dict[str, Any]) -> list[str]:
-    """The verdict in a sentence, and what to do next."""
+    """Returns the verdict in a sentence, and the next step."""
     return [*wrap(verdict(figures), _WIDTH), *wrap(_next_step(figures), _WIDTH)]
 
 
 def verdict(figures: dict[str, Any]) -> str:
-    """The conclusion from the figures."""
+    """Returns the conclusion from the figures."""
     plain, guarded = figures["plain"], figures["guarded"]
     if figures["scenario"] == "redis-freeze":
         silent = [_figure(twin["seconds_without_good"]) for twin in (plain, guarded)]

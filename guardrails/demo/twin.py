@@ -1,6 +1,6 @@
-"""One of the two twins, in a process of its own: the shop under uvicorn, with a counter in front.
+"""One of the two twins, in a process of its own: the shop under uvicorn, with a monitor around it.
 
-Knows how to run the shop with or without its guarded lines and what to count; never the scenario.
+Depends on the shop's source, with or without its guarded lines; must not know the scenario.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _UNDECLARED = {
     "none": {"guarded, protect": "protect", 'name="db")': 'name="db", compartments="none")'},
     "auto": {"guarded, protect": "protect", 'name="db")': 'name="db", compartments="auto")'},
 }
-"""What the marked lines say instead where no compartment is declared."""
+"""Replacements in the marked lines where no compartment is declared."""
 
 _LOOK_EVERY = 0.02
 
 
 def shop_source(*, guarded: bool, compartments: str = "declared") -> str:
-    """The shop's source; the plain one lacks exactly the marked lines.
+    """Returns the shop's source; the plain one lacks exactly the marked lines.
 
     Args:
-        guarded: Whether the marked lines are in it.
+        guarded: True for the source with the marked lines.
         compartments: ``"declared"``, ``"auto"`` or ``"none"``.
     """
     return "\n".join(line for line in _lines(compartments) if guarded or not line.endswith(_MARK)) + "\n"
 
 
 def difference(compartments: str = "declared") -> list[tuple[bool, str]]:
-    """The lines that make the guarded twin (True), each decorator with what it stands on (False)."""
+    """Returns the marked lines (True), and the lines that their decorators belong to (False)."""
     shown: list[tuple[bool, str]] = []
     lines = _lines(compartments)
     for index, line in enumerate(lines):
@@ -70,11 +70,11 @@ def _lines(compartments: str) -> list[str]:
     return lines
 
 
-class Desk:
-    """The same counter in front of either twin, and what it tells the demo.
+class Monitor:
+    """Counts the requests of a twin and reports to the demo.
 
-    It counts requests around the whole application, takes the pool's own word for the connections in
-    use at each checkout, and looks at the guards' states every 20 ms without changing them.
+    It counts requests around the whole application, reads the pool's own number of connections in use at each
+    checkout, and reads the guards' states every 20 ms without changing them.
     """
 
     def __init__(self, shop: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ class Desk:
         self._listen_to_pool()
 
     def _guards(self) -> dict[str, Any]:
-        """The guards and their compartments, which may have become more."""
+        """Returns the guards and their present compartments."""
         return {guard.name: guard for root in self._roots for guard in (root, *root.compartments)}
 
     def _listen_to_pool(self) -> None:
@@ -139,14 +139,14 @@ class Desk:
             "checked_out": checked_out,
             "max_checked_out": self._max_checked_out,
             "waiting": max(0, self._at_database - checked_out),
-            "guards": {name: _essence(guard.snapshot()) for name, guard in self._guards().items()},
+            "guards": {name: _state_of(guard.snapshot()) for name, guard in self._guards().items()},
             "changes": self._changes,
         }
 
     async def watch(self) -> None:
-        """Notes each change of a guard's state, to within 20 ms, for as long as it runs."""
+        """Records each change of a guard's state, to within 20 ms, for as long as it runs."""
         while True:
-            if self._mended:  # as if the fix were out: callers who come now or had queued leak no more
+            if self._mended:  # as if the fix were deployed: present and waiting callers leak no more
                 kept, self._forgotten[:] = list(self._forgotten), []
                 await asyncio.gather(*[connection.close() for connection in kept], return_exceptions=True)
             for name, guard in self._guards().items():
@@ -156,26 +156,26 @@ class Desk:
             await asyncio.sleep(_LOOK_EVERY)
 
 
-def _essence(snapshot: Any) -> dict[str, Any]:
+def _state_of(snapshot: Any) -> dict[str, Any]:
     names = ("state", "in_use", "max_concurrent_calls", "waiting", "admitted", "rejected")
     return {name: getattr(snapshot, name) for name in names}
 
 
 def _leave_with_parent() -> None:
-    # The demo holds the other end and never writes: the end of the stream means that it is gone, or
-    # that it wants us gone. Waiting for the requests in flight would take the plain twin half a minute.
-    # Not through sys.stdin, whose lock would abort an interpreter that ends for a reason of its own.
+    # The demo holds the other end and never writes: the end of the stream means that it has died, or ends
+    # this twin. Waiting for the requests in flight would take the plain twin half a minute. sys.stdin is not
+    # used, because its lock would abort an interpreter that ends for another reason.
     while os.read(0, 1):
         pass
     os._exit(0)
 
 
-async def _serve(listener: socket.socket, desk: Desk) -> None:
+async def _serve(listener: socket.socket, monitor: Monitor) -> None:
     import uvicorn  # noqa: PLC0415 - the parent reads this module for the guarded lines alone
 
-    # Level aside these are uvicorn's defaults: the plain twin's thousands of tracebacks are not the show.
-    server = uvicorn.Server(uvicorn.Config(desk, log_level="critical", access_log=False))
-    watching = asyncio.create_task(desk.watch())
+    # uvicorn's defaults but for the log level: the plain twin would print thousands of tracebacks.
+    server = uvicorn.Server(uvicorn.Config(monitor, log_level="critical", access_log=False))
+    watching = asyncio.create_task(monitor.watch())
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -187,15 +187,15 @@ def main(descriptor: int, *, guarded: bool, compartments: str) -> None:
 
     Args:
         descriptor: File descriptor of the listening socket.
-        guarded: Whether the marked lines are part of the program.
+        guarded: True for the program with the marked lines.
         compartments: See `shop_source`.
     """
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     shop: dict[str, Any] = {"__name__": "guardrails.demo.shop"}
-    # Reading the source without its marked lines is what makes "the same app" a fact, not a claim.
+    # Both twins run this source, so they differ in nothing but the marked lines.
     source = shop_source(guarded=guarded, compartments=compartments)
     exec(compile(source, "shop.py", "exec"), shop)  # noqa: S102 - our own file
-    # What was imported is here to stay; walking through it again and again would be measured as latency.
+    # Imported objects stay; collecting them again and again would be measured as latency.
     gc.freeze()
     with socket.socket(fileno=descriptor) as listener:
-        asyncio.run(_serve(listener, Desk(shop)))
+        asyncio.run(_serve(listener, Monitor(shop)))
