@@ -103,7 +103,7 @@ class _Lifespan:
         self._answers.put_nowait(message["type"])
 
     async def _request(self, what: str, task: asyncio.Future[Any]) -> str | None:
-        """Sends an event; the answer, None if the application ends without one, or "" if it takes too long."""
+        """Sends an event; returns the answer, None if the application ends without one, "" if it is late."""
         self._requests.put_nowait({"type": f"lifespan.{what}"})
         answer = asyncio.ensure_future(self._answers.get())
         try:

@@ -1,6 +1,6 @@
 """``guardrails doctor``: checks a service's settings before an outage.
 
-Depends on `guardrails.cli._service`, which starts the service, and `guardrails.diagnosis.service`, which judges it.
+Depends on `guardrails.cli._service` to start the service, and on `guardrails.diagnosis.service` to judge it.
 """
 
 from __future__ import annotations

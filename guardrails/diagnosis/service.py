@@ -75,9 +75,9 @@ Target = tuple[str, Any, Guard | None]
 
 
 def _targets() -> Iterator[Target]:
-    """The engines and clients of the process, one for each pool. Their attributes are read; none is called.
+    """The engines and clients of the process, one for each pool. None of them is called.
 
-    An engine, its copies by ``execution_options()`` and engines that share its pool have the same connections.
+    An engine, its copies by ``execution_options()`` and other engines on its pool share connections.
     """
     kinds, seen = list(_kinds()), set()
     for each in gc.get_objects():

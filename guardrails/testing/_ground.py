@@ -72,7 +72,7 @@ def package(module: str, wheel: str) -> Path:
 
 
 def program(name: str) -> Path | None:
-    """Returns a program of this machine, on the PATH or in the usual directories of servers; None if missing."""
+    """Returns a program on the PATH or in the usual directories of servers; None if missing."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM}")
     return None if found is None else Path(found)
 

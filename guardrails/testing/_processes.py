@@ -1,6 +1,6 @@
 """Process trees, and the watchman, which ends one when its owner has died.
 
-Depends on pids and signals; must not import the package, because it runs as a script in the watchman's process.
+Depends on pids and signals. Must not import the package: it runs as a script in the watchman's process.
 """
 
 from __future__ import annotations

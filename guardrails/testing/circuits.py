@@ -33,8 +33,8 @@ def open_circuit(guard: Guard) -> _Opened:
             assert client.get("/orders").status_code == 503
 
     It stays open for the policy's ``wait_duration_in_open_state``, then admits probes. For a longer time use
-    ``guard.force_open()``, whose refusals have no ``retry_after``. At the end of a ``with`` block the circuit is
-    closed and empty (`Guard.reset`).
+    ``guard.force_open()``, whose refusals have no ``retry_after``. At the end of a ``with`` block the circuit
+    is closed and empty (`Guard.reset`).
 
     Args:
         guard: The guard, or a compartment of one.
