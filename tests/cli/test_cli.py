@@ -46,7 +46,7 @@ def without(tmp_path, *modules):
         (["diagnose", NOWHERE], 1, "it does not answer"),
     ],
 )
-def test_without_rich_everything_works_that_draws_nothing(tmp_path, words, code, said):
+def test_commands_without_a_table_work_without_rich(tmp_path, words, code, said):
     done = run(*words, path=without(tmp_path, "rich"))
     assert (done.returncode, done.stderr, said in done.stdout) == (code, "", True)
 
@@ -155,7 +155,7 @@ def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path, command):
 @pytest.mark.parametrize(
     "words", [["watch", "{}"], ["watch", "{}", "--json"], ["doctor", "--app", "slow:app"]]
 )
-def test_ctrl_c_at_work_is_130_without_a_word_of_pythons(tmp_path, words):
+def test_ctrl_c_at_work_exits_with_130_and_no_traceback(tmp_path, words):
     """While it waits for an answer or for a lifespan, whose end is reached."""
     import socket  # noqa: PLC0415 - here alone
 

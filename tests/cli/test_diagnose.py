@@ -78,14 +78,14 @@ def table(postgres):
         connection.execute("drop table crowded")
 
 
-def test_healthy_server_has_nothing(postgres):
+def test_healthy_server_has_no_findings(postgres):
     """Exit 0 and one line, whatever driver the application uses."""
     for driver in ("psycopg", "asyncpg", "psycopg2"):
         assert run(postgres.url(driver)) == (0, "PostgreSQL: nothing found.\n")
     assert run(env={"DATABASE_URL": postgres.url("asyncpg")})[0] == 0
 
 
-def test_who_holds_a_lock_is_named(postgres, table):
+def test_holder_of_a_lock_is_named(postgres, table):
     """Two wait behind one: it is named, with what it does, and so is the table."""
     lock = "lock table crowded in access exclusive mode"
     with another(postgres, lock, "migration") as blocker:
@@ -126,8 +126,8 @@ def test_user_without_rights_sees_no_others(postgres):
             connection.execute("drop role plain")
 
 
-def test_waiters_are_seen_without_rights_and_what_is_not_is_said(postgres, table):
-    """pg_locks is open to everybody: who waits and who is waited for is named, what they do is not."""
+def test_waiters_are_seen_without_rights_and_unseen_facts_are_listed(postgres, table):
+    """All users may read pg_locks: waiters and blockers are named, their activity is not."""
     with psycopg.connect(postgres.url(""), autocommit=True) as connection:
         connection.execute("create role plain login")
         try:
@@ -147,7 +147,7 @@ def test_waiters_are_seen_without_rights_and_what_is_not_is_said(postgres, table
     )
 
 
-def test_nothing_found_is_not_said_of_what_could_not_be_seen(postgres):
+def test_nothing_found_names_the_facts_that_could_not_be_seen(postgres):
     """A user without pg_monitor hears how much he could not see; exit code 0, for nothing was found."""
     with psycopg.connect(postgres.url(""), autocommit=True) as connection:
         connection.execute("create role plain login")
@@ -164,7 +164,7 @@ def test_nothing_found_is_not_said_of_what_could_not_be_seen(postgres):
     assert nothing == "PostgreSQL: nothing found in what could be seen."
 
 
-def test_who_is_named_as_the_blocker_is_not_blamed_again(postgres, table):
+def test_blocker_is_named_once(postgres, table):
     """The advice on its open transaction points to the locks, not to a pool; what ends it is there."""
     lock = "lock table crowded in access exclusive mode"
     with another(postgres, lock, "migration") as blocker, at_work(postgres, "select 1 from crowded"):
@@ -221,8 +221,8 @@ def test_prepared_transaction_without_a_session_is_named(table, postgres):
         assert "ROLLBACK PREPARED" in findings["prepared"]["advice"]
 
 
-def test_server_without_a_free_connection_has_answered():
-    """Its refusal is told as what it is, with who may still ask."""
+def test_server_without_a_free_connection_is_not_unreachable():
+    """Its refusal is reported as such, with the hint to ask as a superuser."""
     with (
         PostgresServer.start(max_connections=10) as server,
         psycopg.connect(server.url(""), autocommit=True) as connection,
@@ -242,7 +242,7 @@ def test_server_without_a_free_connection_has_answered():
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_refusals_of_postgresql_are_told_apart(postgres, driver):
+def test_refusals_of_postgresql_are_distinguished(postgres, driver):
     """The server's own words; of the URL neither address nor password."""
     url = make_url(postgres.url(driver)).set(password=CANARY)
     role = found(url.set(username="nosuch").render_as_string(False))["denied"]
@@ -254,7 +254,7 @@ def test_refusals_of_postgresql_are_told_apart(postgres, driver):
     assert "name service" in unknown["advice"]
 
 
-def test_refusals_of_mariadb_are_told_apart(mariadb):
+def test_refusals_of_mariadb_are_distinguished(mariadb):
     """As for PostgreSQL; a user without PROCESS hears what he cannot see."""
     backend = BACKENDS["mariadb"](mariadb)
     root = f"mysql+pymysql://root@127.0.0.1:{mariadb.port}/guardrails"
@@ -280,7 +280,7 @@ def test_refusals_of_mariadb_are_told_apart(mariadb):
     assert "name service" in unknown["advice"]
 
 
-def test_refusals_of_valkey_are_told_apart():
+def test_refusals_of_valkey_are_distinguished():
     """A wrong password, an unknown host, no client left, a user who may not read the slow log."""
     with ValkeyServer.start("--maxclients", "2", "--requirepass", CANARY) as valkey:
         url = f"redis://:{CANARY}@127.0.0.1:{valkey.port}"
@@ -297,7 +297,7 @@ def test_refusals_of_valkey_are_told_apart():
     assert "name service" in found(f"redis://{CANARY}.invalid")["unreachable"]["advice"]
 
 
-def test_the_scheme_of_hosting_services_is_a_url(postgres):
+def test_postgres_scheme_of_hosting_services_is_accepted(postgres):
     """postgres:// and postgres+driver:// are PostgreSQL's, as libpq has it."""
     url = postgres.url("").replace("postgresql://", "postgres://")
     assert run(url) == (0, "PostgreSQL: nothing found.\n")
@@ -320,8 +320,8 @@ def test_the_scheme_of_hosting_services_is_a_url(postgres):
         ("", "no reason given"),
     ],
 )
-def test_words_of_drivers_lose_addresses_and_secrets(message, said):
-    """What the URL hides, and every address, whoever names it."""
+def test_messages_of_drivers_lose_addresses_and_secrets(message, said):
+    """The secrets of the URL, and every address, are removed."""
     assert words(message, [CANARY, "db.example", None]) == said
 
 
@@ -345,7 +345,7 @@ def test_few_connections_left_are_counted(postgres):
 
 
 def test_names_cannot_write_on_the_terminal(postgres):
-    """What a client calls itself is shown without control characters."""
+    """The name of a client is shown without control characters."""
     with at_work(postgres, "select pg_sleep(30)", "\x1b[31mred"):
         time.sleep(0.15)
         assert "\x1b" not in run(postgres.url(), "--slow", "0.1")[1]
@@ -437,14 +437,14 @@ def test_silent_server_is_given_up(monkeypatch):
         (["postgresql://127.0.0.1/x", "--slow", "often"], "--slow"),
     ],
 )
-def test_what_is_wrong_with_the_words_is_said(words, said):
+def test_wrong_arguments_are_named(words, said):
     """Exit 2, with the name of what is wrong."""
     code, output = run(*words)
     assert code == 2
     assert said in output
 
 
-def test_every_way_of_waiting_leads_to_who_holds_it():
+def test_every_chain_of_waiters_leads_to_the_holder():
     """Chains are followed to their end; a circle of waiters and a session that has gone are no trouble."""
     sessions = (
         Session(1, "a", "waiting", 3, (2,)),

@@ -66,7 +66,7 @@ def found(doctor):
     return run
 
 
-def test_good_service_has_nothing(doctor, tmp_path):
+def test_good_service_has_no_findings(doctor, tmp_path):
     """Exit 0 and one line; so too in a process that has imported nothing before."""
     assert doctor(GOOD) == (0, "shop:app: nothing found.\n")
     command = [sys.executable, "-W", "error", "-m", "guardrails.cli", "doctor", "--app", "shop:app"]
@@ -76,7 +76,7 @@ def test_good_service_has_nothing(doctor, tmp_path):
     assert doctor(GOOD, *words)[0] == 0
 
 
-def test_what_nobody_protects_is_found(found):
+def test_unprotected_engines_and_clients_are_found(found):
     """Engines and Redis clients that the service has made, sync and asyncio."""
     findings = found(GOOD + "other = create_engine('sqlite://')\nimport redis\ncache = redis.Redis()\n")
     assert set(findings) == {"unguarded"}
@@ -154,13 +154,13 @@ def test_engine_of_a_lifespan_is_found_and_its_lifespan_ended(found, tmp_path, s
     assert (tmp_path / "stopped").exists()
 
 
-def test_without_its_lifespan_it_is_looked_at_as_it_was_imported(found, tmp_path):
+def test_without_lifespan_only_imported_objects_are_checked(found, tmp_path):
     """For where the database is out of reach."""
     assert set(found(LIFESPAN, "--no-lifespan")) == {"nothing_made"}
     assert not (tmp_path / "stopped").exists()
 
 
-def test_lifespans_that_fail_are_told_by_their_place(doctor, found):
+def test_failing_lifespans_are_reported_by_their_place(doctor, found):
     """Exit 2 where it cannot start; a finding where it cannot stop; neither with its words."""
     code, output = doctor(LIFESPAN.replace("    yield", f"    raise RuntimeError('{CANARY}')\n    yield"))
     said = " ".join(output.replace("│", " ").split())
@@ -181,7 +181,7 @@ def test_engine_of_a_factory_is_found(found, doctor):
     assert (code, "cannot be called as a factory: TypeError" in " ".join(output.split())) == (2, True)
 
 
-def test_applications_that_know_no_lifespan_are_looked_at(found):
+def test_applications_without_a_lifespan_are_checked(found):
     """Those that end, those that raise, and WSGI."""
     engine = GOOD.partition("app = ")[0]
     for app in (
@@ -192,7 +192,7 @@ def test_applications_that_know_no_lifespan_are_looked_at(found):
         assert found(engine + app) == {}
 
 
-def test_guards_of_other_things_are_something_made(found):
+def test_guards_without_an_engine_count_as_made(found):
     """Nothing made is said only where there is nothing at all."""
     assert set(found("app = None")) == {"nothing_made"}
     assert (
@@ -236,7 +236,7 @@ def test_findings_for_people(doctor):
         (["--worker-timeout", "nan"], "shop:app", "worker_timeout must be a number of seconds above 0"),
     ],
 )
-def test_what_is_wrong_with_the_words_is_said(doctor, words, app, said):
+def test_wrong_arguments_are_named(doctor, words, app, said):
     """Exit 2, with the name of what is wrong."""
     code, output = doctor(GOOD, *words, app=app)
     assert code == 2
@@ -244,7 +244,7 @@ def test_what_is_wrong_with_the_words_is_said(doctor, words, app, said):
 
 
 def test_service_that_raises_shows_no_secret(doctor):
-    """What its modules raise may hold a password; where they raised it does not."""
+    """A message of its modules may hold a password; the place of the error does not."""
     code, output = doctor(f"def connect():\n    raise RuntimeError('{CANARY}')\nconnect()\n")
     assert code == 2
     said = "cannot be imported: RuntimeError in connect, line 2 of shop.py (module shop)"
@@ -267,7 +267,7 @@ def test_service_that_raises_shows_no_secret(doctor):
         ),
     ],
 )
-def test_an_error_of_an_import_is_told_by_module_and_file(doctor, tmp_path, text, said):
+def test_error_of_an_import_is_reported_by_module_and_file(doctor, tmp_path, text, said):
     """The service's own file, also where the error comes out of a library."""
     (tmp_path / "db.py").write_text(text)
     code, output = doctor("import db\napp = None\n")

@@ -139,7 +139,7 @@ def test_names_cannot_write_on_the_terminal():
     assert "a?[31m[bold]b" in output
 
 
-def test_service_that_is_not_there():
+def test_missing_service_is_a_clear_error():
     """Said, and looked for again."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -161,7 +161,7 @@ def test_service_that_is_not_there():
         (200, b'{"guards": [{"name": "a"}], "ready": true, "reasons": []}', "this is no status page"),
     ],
 )
-def test_pages_that_are_none_of_ours(status, body, said):
+def test_other_pages_are_a_clear_error(status, body, said):
     """Exit 1 and one line, whatever comes."""
     with answering(status, body) as address:
         code, (reading,) = pages(address, "--times", "1")
@@ -181,7 +181,7 @@ def test_pages_that_are_none_of_ours(status, body, said):
         [],
     ],
 )
-def test_what_is_wrong_with_the_words_is_said(words):
+def test_wrong_arguments_are_named(words):
     """Exit 2, and no password."""
     code, output = run(*words)
     assert code == 2

@@ -98,7 +98,7 @@ def test_a_short_run_from_end_to_end(tmp_path):
 
 @pytest.mark.first
 @pytest.mark.slow
-def test_the_bystander_lives_without_a_declared_compartment(tmp_path):
+def test_bystander_is_served_without_a_declared_compartment(tmp_path):
     """Compartments that form by themselves keep the other table's endpoint alive through the lock."""
     words = ("--headless", "--seconds", "20", "--compartments", "auto", "--json", "out.json")
     code, out, err = run(tmp_path, *words)
@@ -180,7 +180,7 @@ def test_an_unreachable_database_is_one_clear_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_database_of_ones_own_is_left_as_it_was(tmp_path):
+def test_users_own_database_is_left_as_it_was(tmp_path):
     """Interrupted in the middle of the fault, too, the schema goes."""
     with PostgresServer.start() as server:
         with start(tmp_path, "--headless", "--database-url", server.url("")) as process:

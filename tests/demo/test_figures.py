@@ -84,7 +84,7 @@ def test_users_count_to_the_phase_in_which_they_arrived():
     assert sums["first_shed_after_s"] == pytest.approx(9.001)
 
 
-def test_who_comes_just_before_the_fault_meets_it():
+def test_user_just_before_the_fault_counts_to_the_fault():
     run = run_of()
     tell(
         run,
@@ -109,7 +109,7 @@ def test_the_keys_are_those_that_were_promised():
     assert promised <= sums["plain"].keys() == sums["guarded"].keys()
 
 
-def test_what_was_not_measured_is_null():
+def test_figures_without_a_measurement_are_null():
     sums = figures(run_of())["plain"]
     nothing = {"healthy": None, "fault": None, "recovery": None}
     assert sums["users_ok_ratio"] == sums["answer_p99_ms"] == sums["bystander_ok_ratio"] == nothing

@@ -34,7 +34,7 @@ def test_pause_before_retry(tries, retry_after, rolled, expected):
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_same_seed_brings_the_same_people_in_order(name):
+def test_the_same_seed_gives_the_same_arrivals_in_order(name):
     people = arrivals(SCENARIOS[name], 30, 3)
     assert people == arrivals(SCENARIOS[name], 30, 3)
     assert people != arrivals(SCENARIOS[name], 30, 4)
@@ -62,7 +62,7 @@ def test_the_leaky_endpoint_is_called_in_the_fault_only():
 
 @pytest.mark.parametrize("name", ["lock", "slow"])
 def test_healthy_load_is_light_and_retries_make_it_too_much(name):
-    """What makes the fault outlive itself is arithmetic, not a weak plain twin."""
+    """The plain twin stays exhausted because of the arithmetic of the load, not because it is weak."""
     scenario = SCENARIOS[name]
     capacity = POOL_CAPACITY / scenario.query_seconds
     assert scenario.main_rate < capacity / 3

@@ -114,7 +114,7 @@ def chart_of(*points, floor=None):
     )
 
 
-def test_a_gap_lifts_the_pen():
+def test_a_gap_interrupts_the_line():
     assert chart_of((0.0, 1.0), (1.0, None), (2.0, 1.0)).count("M") == 2
 
 
@@ -129,7 +129,7 @@ def test_ticks_cover_the_values():
         assert 2 <= len(ticks) <= 7
 
 
-def test_a_logarithmic_axis_goes_by_tens_and_takes_zero():
+def test_a_logarithmic_axis_has_ticks_at_powers_of_ten_and_draws_zero():
     svg = chart_of((0.0, 0.0), (1.0, 2000.0), floor=1.0)
     for tick in ("1", "10", "100", "1000", "10000"):
         assert f">{tick}</text>" in svg

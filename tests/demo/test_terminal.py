@@ -1,4 +1,4 @@
-"""What a person sees of the demo on a terminal of 80 columns, and what the demo says of itself."""
+"""The demo on a terminal of 80 columns, and its check of itself."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_quiet_run_ends_with_verdict_and_next_step():
     assert "not valid" not in page(crowded(), sums)
 
 
-def test_what_the_machine_did_is_told_from_what_the_demo_did():
+def test_load_of_the_machine_is_separated_from_that_of_the_demo():
     """Of 100 s: 40 idle, 10 stolen, 50 busy, of which 20 were its own."""
     before = _Reading(1000.0, 400.0, 5.0, 7.0)
     after = _Reading(1100.0, 440.0, 15.0, 27.0)
@@ -129,7 +129,7 @@ def test_the_meter_sees_a_loop_that_is_late():
 
 
 def test_the_frozen_cache_shows_its_difference_in_the_tiles():
-    """There everybody is served in the end; what differs is how long it takes."""
+    """All users are served in the end; the times differ."""
     sums = figures(crowded("redis-freeze"))
     cards = page(crowded("redis-freeze"), sums).partition("class=cards")[2].partition("</section>")[0]
     assert "slowest of 100 answers during the fault" in cards
@@ -158,8 +158,8 @@ def test_the_report_names_versions_machine_and_command_and_no_person():
     assert getpass.getuser() not in words.split("'")
 
 
-def test_seconds_without_a_good_answer_are_those_in_which_somebody_came():
-    """From the fault on: somebody came in seconds 0, 1 and 3; a good answer came in the second 1."""
+def test_seconds_without_a_good_answer_count_only_seconds_with_arrivals():
+    """After the fault users came in seconds 0, 1 and 3; a good answer came in second 1."""
     run = Run("redis-freeze", 20, 7, 5.0, 15.0, [])
     for at, seconds, answer in (
         (5.1, 2.0, "timeout"),

@@ -40,8 +40,8 @@ def test_mariadb_answers_and_is_not_root(maria):
 
 
 @needs_mariadb
-def test_frozen_mariadb_keeps_connections_and_says_nothing(maria):
-    """SIGSTOP: the port takes connections, and nobody greets."""
+def test_frozen_mariadb_keeps_connections_and_does_not_answer(maria):
+    """SIGSTOP: the port accepts connections, and no greeting comes."""
     maria.freeze()
     try:
         with socket.create_connection(("127.0.0.1", maria.port), 1.0) as newcomer:
@@ -70,7 +70,7 @@ def test_killed_mariadb_restarts_with_its_data_on_its_port():
 
 @pytest.mark.slow
 @needs_mariadb
-def test_mariadb_exchanges_a_port_taken_meanwhile(monkeypatch):
+def test_mariadb_tries_another_port_if_its_port_is_taken(monkeypatch):
     """The port is free when chosen and taken when bound; the next one serves."""
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The fault proxy: what goes in comes out, except for what it was told to break."""
+"""The fault proxy forwards all bytes but for the faults that it was given."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def poll(condition):
 
 
 def silent(client, seconds=0.15):
-    """Whether nothing arrives for a while."""
+    """True if nothing arrives for a while."""
     client.settimeout(seconds)
     try:
         client.recv(1)
@@ -116,7 +116,7 @@ def test_delay_holds_each_chunk(proxy, client, towards, least):
 
 
 @pytest.mark.parametrize("towards", ["both", "client", "server"])
-def test_hang_holds_everything_and_tells_nobody(proxy, client, towards):
+def test_hang_holds_everything_and_notifies_neither_side(proxy, client, towards):
     """Old connections and new ones stay open and silent; what was held goes out on healing."""
     sent = proxy.sent_to_server
     proxy.hang(towards=towards)
@@ -130,7 +130,7 @@ def test_hang_holds_everything_and_tells_nobody(proxy, client, towards):
         assert client.recv(100) == late.recv(100) == b"+PONG\r\n"
 
 
-def test_goodbye_is_held_too(proxy, client):
+def test_end_of_stream_is_held_too(proxy, client):
     """While it hangs the server does not learn that a client left."""
     proxy.hang()
     client.close()
@@ -140,7 +140,7 @@ def test_goodbye_is_held_too(proxy, client):
     poll(lambda: proxy.connections == 0)
 
 
-def test_slices_dribble(proxy, client):
+def test_slices_arrive_one_at_a_time(proxy, client):
     """The client gets no more than a few bytes at once, a little apart."""
     proxy.slice(2, every=0.05)
     client.sendall(b"PING\r\n")
@@ -182,8 +182,8 @@ def test_silence_comes_after_so_many_bytes(proxy, client):
     assert ask(client) == b"+PONG\r\n"
 
 
-def test_reset_hits_what_is_open(proxy, client, valkey):
-    """Both sides of an open connection are told at once; a new one is not touched."""
+def test_reset_hits_open_connections_only(proxy, client, valkey):
+    """Both sides of an open connection get the reset at once; a new connection does not."""
     proxy.reset()
     assert proxy.connections == 0
     with pytest.raises(ConnectionResetError):
@@ -220,8 +220,8 @@ def test_refusing_leaves_open_connections_alone(proxy, client):
         assert ask(again) == b"+PONG\r\n"
 
 
-def test_port_taken_while_refusing_is_said(proxy, monkeypatch):
-    """If somebody else has the port when it heals, the caller is told."""
+def test_heal_raises_if_the_port_was_taken_meanwhile(proxy, monkeypatch):
+    """If another process has the port when it heals, the caller gets an error."""
     monkeypatch.setattr("guardrails.testing._relay._REBIND_LIMIT", 0.1)
     proxy.refuse()
     with socket.socket() as thief:
@@ -236,7 +236,7 @@ def test_port_taken_while_refusing_is_said(proxy, monkeypatch):
 
 
 def test_absent_server_resets_the_client():
-    """With nobody behind it a connection is accepted and reset."""
+    """Without a server behind it a connection is accepted and reset."""
     # The reset may come before the client has noticed that it was connected.
     with FaultProxy(free_port()) as proxy, pytest.raises(ConnectionResetError), connect(proxy) as client:
         client.recv(1)
@@ -301,6 +301,6 @@ def test_closing_leaves_nothing(valkey):
     ],
 )
 def test_wrong_arguments_are_named(proxy, break_, field):
-    """What is no duration, side or count is refused before anything breaks."""
+    """Arguments that are no duration, side or count are refused before any fault begins."""
     with pytest.raises(ConfigurationError, match=f"{field} must be"):
         break_(proxy)

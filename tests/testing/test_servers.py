@@ -70,7 +70,7 @@ def test_urls_name_the_driver(postgres):
     assert postgres.url("", "shop").endswith("/shop")
 
 
-def test_frozen_postgres_keeps_connections_and_says_nothing(postgres):
+def test_frozen_postgres_keeps_connections_and_does_not_answer(postgres):
     with psycopg.connect(postgres.url("")) as connection:
         postgres.freeze()
         try:
@@ -138,7 +138,7 @@ def test_valkey_takes_options():
             assert b"\r\n7\r\n" in client.recv(100)
 
 
-def test_a_port_taken_meanwhile_is_exchanged(monkeypatch):
+def test_another_port_is_tried_if_the_port_is_taken(monkeypatch):
     """The port is free when chosen and taken when bound; the next one serves."""
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
@@ -207,7 +207,7 @@ def test_a_temporary_directory_for_root_alone_is_passed_over(monkeypatch, tmp_pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs as somebody else")
-def test_without_nobody_another_user_serves_and_without_any_the_error_is_clear(monkeypatch):
+def test_without_the_user_nobody_another_user_is_taken_and_without_any_the_error_is_clear(monkeypatch):
     import pwd  # noqa: PLC0415
 
     everybody = pwd.getpwall()
@@ -239,7 +239,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("kind", ["postgres", "valkey"])
 def test_a_killed_parent_leaves_nothing(kind):
-    """Not even SIGKILL of whoever started a server leaves its processes or its directory."""
+    """Not even SIGKILL of the process that started a server leaves its processes or its directory."""
     root = str(Path(servers.__file__).parents[2])
     with subprocess.Popen(
         [sys.executable, "-c", STARTER, kind],

@@ -1,4 +1,4 @@
-"""What users get for tests of their own: names, an open circuit, a marker that finds what is left behind."""
+"""The tools for users' own tests: names, an open circuit, a marker that finds leaks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_open_circuit_refuses_and_is_closed_again(run, make_guard):
     run(guard, int)
 
 
-def test_an_open_circuit_heals_as_ever(run, make_guard, clock):
+def test_an_open_circuit_recovers_as_after_a_trip(run, make_guard, clock):
     """Without a block it lets probes in when its time has come."""
     guard = make_guard()
     open_circuit(guard)
@@ -168,7 +168,7 @@ def test_the_marker_finds_a_connection_and_a_caller(tmp_path):
 
 
 def test_the_plugin_imports_no_guard_for_others(tmp_path):
-    """Whoever has the package installed and no guard in their tests pays for no more than the plugin."""
+    """Where the package is installed and no test has a guard, only the plugin is imported."""
     printed = outcomes(
         tmp_path,
         """
