@@ -38,7 +38,7 @@ django.setup(set_prefix=False)
 
 
 def ask(sql: str, *parameters: int) -> int:
-    """Takes a slot, until the request is over, and two seconds at most, which the server is told, too."""
+    """Takes a slot until the request is over. A statement that takes longer than two seconds is cancelled."""
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         answer: int = cursor.fetchone()[0]

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_core.py [--quick] [--only TEXT]... [--json FILE] [--svg FILE] [--page FILE]
 
-It prints; it asserts nothing. The peers are the dependency group ``bench``; one that is not installed is left out.
+It prints; it asserts nothing. The peers are the dependency group ``bench``; a peer that is not installed is
+left out.
 docs/benchmarks.md says how it measures and what the figures mean.
 """
 
