@@ -117,42 +117,40 @@ def _charts(run: Run) -> str:
         for twin in run.twins
         for name, read in (("tail", _slowest), ("middle", _median))
     ]
-    pool = [
-        Line(
-            twin.name,
-            [(look.at, float(look.checked_out + look.waiting)) for look in twin.looks if look.at <= end],
-        )
-        for twin in run.twins
-    ]
+    pool = [Line(twin.name, _connections(twin, end)) for twin in run.twins]
     other = [Line(twin.name, _by_second(_tries_at(twin, BYSTANDER), end, _good)) for twin in run.twins]
-    charts = [
-        (
+    figures = [
+        _figure(
             "Good answers per second",
             "",
             chart(name="good answers per second over time", lines=goodput, label=_count),
         ),
-        (
+        _figure(
             "Time to an answer",
             "p50 solid, p99 dotted, of all answers and time-outs",
             chart(name="latency over time", lines=latency, label=_duration, floor=0.001),
         ),
-        (
+        _figure(
             "Other table: good answers per second",
             "through the same pool",
             chart(name="good answers of the other table per second over time", lines=other, label=_count),
         ),
-        (
+        _figure(
             "Using or awaiting a connection",
             f"the pool holds {POOL_CAPACITY} (thin line)",
             chart(name="pool use over time", lines=pool, label=_count, floor=1.0, rule=POOL_CAPACITY),
         ),
-    ]  # fmt: skip - a chart is read as two lines
-    figures = [
-        f"<figure><figcaption>{title}<small>{hint}</small></figcaption>{draw(chart)}</figure>"
-        for title, hint, chart in charts
     ]
     legend = "<p class=legend><i class=plain></i> plain <i class=guarded></i> guarded</p>"
     return f"{legend}<section class=charts>{''.join(figures)}</section>"
+
+
+def _figure(title: str, hint: str, chart: Chart) -> str:
+    return f"<figure><figcaption>{title}<small>{hint}</small></figcaption>{draw(chart)}</figure>"
+
+
+def _connections(twin: Twin, end: float) -> list[tuple[float, float]]:
+    return [(look.at, float(look.checked_out + look.waiting)) for look in twin.looks if look.at <= end]
 
 
 def _by_second(
