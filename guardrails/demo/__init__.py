@@ -1,5 +1,5 @@
-"""``guardrails demo``: one app twice, one fault, and what each of the two makes of it.
+"""``guardrails demo``: runs one app twice, with and without guards, under one fault.
 
-Knows no part of the library that a user does not know. Importing this package imports none of its
-extras; `guardrails.cli.demo` says which one is missing.
+Depends on the library's public names alone. Importing this package imports none of its extras;
+`guardrails.cli.demo` names a missing one.
 """

@@ -139,8 +139,8 @@ class Client:
 def _judge(response: aiohttp.ClientResponse) -> tuple[Answer, float | None]:
     if response.ok:
         return "ok", None
-    said = response.headers.get("Retry-After", "")
-    retry_after = float(said) if response.status == _UNAVAILABLE and said.isdecimal() else None
+    header = response.headers.get("Retry-After", "")
+    retry_after = float(header) if response.status == _UNAVAILABLE and header.isdecimal() else None
     problem = response.content_type == "application/problem+json"
     kind: Literal["rejected", "error"] = (
         "rejected" if response.status == _UNAVAILABLE and problem else "error"

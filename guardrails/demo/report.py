@@ -83,7 +83,7 @@ _CARDS = {
         "users served: during the fault": "users served during the fault",
     }
 }
-"""The figures that differ in a scenario in which both apps serve everybody in the end."""
+"""The figures that differ in a scenario in which both apps serve all users in the end."""
 
 
 def _headline(figures: dict[str, Any]) -> str:
@@ -223,15 +223,15 @@ def _origin(origin: dict[str, Any]) -> str:
         "machine": escape(f"{machine['cores']} cores, {machine['system']}"),
     }
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows.items())
-    return f"<h2>What made these figures</h2><dl>{items}</dl>"
+    return f"<h2>Origin of the figures</h2><dl>{items}</dl>"
 
 
 def _notes(run: Run) -> str:
     return (
-        "<h2>How it was measured</h2><p>Users arrive at random and wait for nobody. Each waits 2 s for an"
-        " answer and tries up to three times more; where a refusal says when to come back, he comes back"
-        " then. Latency counts from the moment a request should have been sent. A user counts to the phase"
-        " in which he arrived; a try counts, in the charts, to the second in which it ended. The fault lasted"
+        "<h2>How it was measured</h2><p>Users arrive at random and do not wait for each other."
+        " Each waits 2 s for an answer and tries up to three times more, after a refusal at the time that it names."
+        " Latency counts from the moment a request should have been sent. A user counts to the phase"
+        " of the arrival; a try counts, in the charts, to the second in which it ended. The fault lasted"
         f" from {run.fault_starts:.2f} s to {run.fault_ends:.2f} s. Both apps ran under uvicorn with"
         f" SQLAlchemy's default pool, 5 + 10 connections. Seed {run.seed}.</p>"
     )

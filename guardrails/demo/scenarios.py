@@ -69,8 +69,8 @@ SCENARIOS = {
         Scenario(
             name="lock",
             title="a migration holds LOCK TABLE orders",
-            caption="For 10 s a transaction keeps the orders table locked; then it lets go. "
-            "The items table was never touched. Watch who comes back.",
+            caption="For 10 s a transaction keeps the orders table locked; then it ends. "
+            "The items table is never locked. Watch which app recovers.",
         ),
         Scenario(
             name="slow",
@@ -88,8 +88,8 @@ SCENARIOS = {
         Scenario(
             name="leak",
             title="an endpoint forgets to close its connections",
-            caption="For 10 s each call of /reports keeps a connection for good; then somebody closes them. "
-            "While they are kept, only what is left of the pool can work.",
+            caption="For 10 s each call of /reports keeps a connection; then all of them are closed. "
+            "Until then only the rest of the pool can work.",
             main_rate=25.0,
             query_seconds=0.05,
             leak_rate=6.0,
@@ -97,8 +97,8 @@ SCENARIOS = {
         Scenario(
             name="redis-freeze",
             title="the cache stops answering",
-            caption="For 10 s Valkey is frozen: connections stay open and nothing comes back. "
-            "The database knows the prices, too. Watch who asks it.",
+            caption="For 10 s Valkey is frozen: connections stay open and no answer comes. "
+            "The database has the prices, too. Watch which app asks it.",
             main=PRICES,
         ),
     )

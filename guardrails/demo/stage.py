@@ -163,17 +163,17 @@ class App:
         """
         at = time.monotonic() - epoch
         try:
-            said = await self.ask(session, "stats", limit)
+            stats = await self.ask(session, "stats", limit)
         except (aiohttp.ClientError, TimeoutError):
             return
-        states = {name: guard["state"] for name, guard in said["guards"].items()}
-        twin.looks.append(Look(at, said["in_flight"], said["checked_out"], said["waiting"], states))
+        states = {name: guard["state"] for name, guard in stats["guards"].items()}
+        twin.looks.append(Look(at, stats["in_flight"], stats["checked_out"], stats["waiting"], states))
         # Monotonic clocks of one machine agree across processes, so the app's instants need no correction.
         twin.changes = [
-            Transition(when - epoch, guard, old, new) for when, guard, old, new in said["changes"]
+            Transition(when - epoch, guard, old, new) for when, guard, old, new in stats["changes"]
         ]
-        twin.max_in_flight = said["max_in_flight"]
-        twin.max_checked_out = said["max_checked_out"]
+        twin.max_in_flight = stats["max_in_flight"]
+        twin.max_checked_out = stats["max_checked_out"]
 
 
 def _root() -> str:

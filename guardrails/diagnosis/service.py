@@ -118,7 +118,7 @@ def _has_django_databases() -> bool:
 
 
 def _unguarded(targets: Iterable[Target]) -> Iterator[Finding]:
-    bare = [f"{kind} of {_said(target)}" for kind, target, guard in targets if guard is None]
+    bare = [f"{kind} of {_name_of(target)}" for kind, target, guard in targets if guard is None]
     if bare:
         yield Finding(
             "unguarded",
@@ -128,7 +128,7 @@ def _unguarded(targets: Iterable[Target]) -> Iterator[Finding]:
         )
 
 
-def _said(target: Any) -> str:
+def _name_of(target: Any) -> str:
     dialect = getattr(target, "dialect", None)
     return type(target).__module__.partition(".")[0] if dialect is None else str(dialect.name)
 
