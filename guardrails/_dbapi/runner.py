@@ -155,7 +155,8 @@ class StatementRunner(OutsideWork):
             seconds, own = time_allowed(guard, timeout)
         if seconds is not None and seconds <= 0:
             seconds = self._spent(ending=ending)
-        slots, tickets = self._no_checkout, list[tuple[LockedGate, int]]()
+        tickets: list[tuple[LockedGate, int]] = []
+        slots = self._no_checkout
         if checkout is not None:
             slots, checkout.under_way = checkout.slots, tickets
         outcome = _ABANDONED
@@ -216,11 +217,11 @@ class StatementRunner(OutsideWork):
         if seconds is not None and seconds <= 0:
             raise self._gate.refuse("deadline_spent")
         # The connection will be somebody's: a new one is opened for a checkout that is under way.
-        tickets = list[tuple[LockedGate, int]]()
+        tickets: list[tuple[LockedGate, int]] = []
         outcome = Outcome.ABANDONED
         try:
             for gate in innermost(self._guard).call_settings.gates:
-                tickets.append((gate, gate.begin(OPENING)))
+                tickets.append((gate, gate.begin(OPENING)))  # noqa: PERF401 - known at once, if the next raises
             connection = self._bounds.connect(connect, arguments, seconds, self._backstop)
             outcome = _NEUTRAL
         except StoppedError as stopped:

@@ -11,7 +11,7 @@ from guardrails._runtime.scope import Scope
 
 __all__ = ["TaskTimeout", "cancel_at"]
 
-_current_task, _monotonic = asyncio.current_task, time.monotonic
+_current_task, _get_running_loop, _monotonic = asyncio.current_task, asyncio.get_running_loop, time.monotonic
 
 
 class TaskTimeout(Scope, Timer):
@@ -40,15 +40,16 @@ class TaskTimeout(Scope, Timer):
             RuntimeError: No task is running.
         """
         try:
-            task = _current_task()
+            loop = _get_running_loop()
+            task = _current_task(loop)
             if task is None:
                 raise RuntimeError("a guarded call must run inside an asyncio task")  # noqa: TRY301
-            if self.timed_task and self.timed_task == id(task):
+            number = id(task)
+            if self.timed_task == number:
                 return  # an enclosing call's own timer rings in this task at that moment
             at = self.at or 0.0
             if self.owner is not self.guard:
                 self.given = max(0.0, at - self.clock())
-            loop = task.get_loop()
             latest, timers = LoopTimers.latest
             if timers is None or latest is not loop:
                 timers = timers_of(loop)
@@ -61,7 +62,7 @@ class TaskTimeout(Scope, Timer):
             self.fired = False
             timers.armed[self] = None
             self.armed = True
-            self.timed_task = id(task)
+            self.timed_task = number
             if at < timers.planned:
                 timers.plan(loop, at)
         except BaseException:
@@ -83,6 +84,7 @@ class TaskTimeout(Scope, Timer):
         """
         if not self.fired:
             self.timers.armed.pop(self, None)
+            self.armed = False
             return False
         ours = self._task.uncancel() <= self._cancelled_before
         return ours and (error is None or isinstance(error, asyncio.CancelledError))
