@@ -50,6 +50,30 @@ def parallel(contenders: list[Contender], repetitions: int) -> dict[str, dict[st
     return {name: {"ms": statistics.median(times)} for name, times in taken.items()}
 
 
+def convoys(contenders: list[Contender], repetitions: int, calls: int) -> dict[str, dict[str, float]]:
+    """Nanoseconds of processor time per call, in one thread and in eight.
+
+    Where each call takes a lock, the threads wait for it one after the other (a lock convoy), and switching
+    between them costs more than the calls.
+    """
+    ones, crowds = _loops(contenders, answers, 1), _loops(contenders, answers, PARALLEL)
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ones}
+    for _ in range(repetitions):
+        for name in ones:
+            spent[name].append((_processor_time(ones[name], calls), _processor_time(crowds[name], calls)))
+    found = {}
+    for name, pairs in spent.items():
+        one, crowd = (statistics.median(times) for times in zip(*pairs, strict=True))
+        found[name] = {"1 thread": one, f"{PARALLEL} threads": crowd, "times": crowd / one}
+    return found
+
+
+def _processor_time(loop, calls: int) -> float:
+    began = time.process_time_ns()
+    loop(calls)
+    return (time.process_time_ns() - began) / calls
+
+
 def _loops(contenders, fn, threads):
     found = {BARE: crowd_loop(fn, threads)}
     for contender in contenders:

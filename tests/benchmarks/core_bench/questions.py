@@ -25,6 +25,7 @@ class Scale:
         instances: To weigh.
         calls_each: What each of those is called.
         rejections: How many calls to refuse.
+        convoy: How many calls to make in a crowd.
     """
 
     calls: Effort
@@ -35,6 +36,7 @@ class Scale:
     instances: int
     calls_each: int
     rejections: int
+    convoy: int
 
 
 FULL = Scale(
@@ -46,6 +48,7 @@ FULL = Scale(
     instances=50,
     calls_each=1000,
     rejections=1_000_000,
+    convoy=200_000,
 )
 QUICK = Scale(
     calls=Effort(repetitions=7, slice_ns=500_000, warm_ns=5_000_000),
@@ -56,6 +59,7 @@ QUICK = Scale(
     instances=10,
     calls_each=100,
     rejections=2000,
+    convoy=20_000,
 )
 
 Question = Callable[[], Table]
@@ -73,6 +77,7 @@ def questions(scale: Scale, contenders: list[Contender], runner) -> Iterator[tup
         yield name, partial(_crowd, name, crowds.sleeping, threads, scale, contenders)
     grids = {
         "parallel/8 threads x 50 ms": ("ms", partial(crowds.parallel, contenders, scale.repetitions)),
+        "threads/convoy": ("ns", partial(crowds.convoys, contenders, scale.repetitions, scale.convoy)),
         "windows/calls": ("ns", partial(windows.by_count, contenders, scale.calls, scale.sizes)),
         "windows/seconds": ("ns", partial(windows.by_time, contenders, scale.calls, scale.seconds)),
         "windows/after a pause": ("ns", partial(windows.after_pauses, contenders, scale.calls)),
