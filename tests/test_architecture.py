@@ -36,13 +36,13 @@ LARGE = {
     "_core/breaker.py": "one state machine: each half would need the other half's numbers",
     "_core/gate.py": "circuit and slots change together, move by move",
     "_runtime/scope.py": "the only ambient state, with every kind of scope",
-    "_guard/call.py": "the fast path of a call stands beside the locked one, which means the same",
+    "_guard/fast_path.py": "every straight line without a lock, under one explanation of why it needs none",
     "_guard/locked_gate.py": "one lock: whatever may touch the gate is here, so that nothing else does",
     "_guard/guard.py": "the public class; half of it is its documentation",
 }
 LONG = {
-    "_guard/call.py: try_enter_fast": "every call runs it: one more call would cost as much as its rules",
-    "_guard/slot.py: run_in_slot": "likewise, for a bulkhead",
+    "_guard/fast_path.py: try_enter_fast": "every call runs it: one more would cost as much as its rules",
+    "_guard/fast_path.py: end": "likewise, and a straight line cannot be divided",
     "_dbapi/runner.py: run": "likewise, for every statement",
     "integrations/sqlalchemy/_statements.py: around": "likewise: what it makes runs for every statement",
 }

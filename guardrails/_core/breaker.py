@@ -36,6 +36,10 @@ _FINEST_RATE = 10**6
 one failure in ten opens the circuit."""
 
 
+MOST_UNWRITTEN = 256
+"""Failures that are noted before a move must write them down: few enough to weigh nothing."""
+
+
 class Transition(NamedTuple):
     """A transition. With ``old == new``: a threshold was crossed in ``metrics_only``."""
 
@@ -81,6 +85,9 @@ class Breaker:
         leases: Time at which each probe's lease ends, by ticket.
         quiet_until: No call in flight becomes overdue before this time.
         unwritten: Successes in the current slice of the window that have not been added to it yet.
+        unwritten_failures: Failures in the current slice that have not been added to the window yet.
+        before: The number of these failures after each number of the successes.
+        spare: How many failures in a row cannot change the state, whatever else ends well in between.
         changes: Transitions that the caller has not collected yet.
         random: Returns a number in [0, 1] for the jitter.
         slots: The number of overdue calls that may be a stall; None if stalls are not watched for.
@@ -110,6 +117,7 @@ class Breaker:
         "abandoned",
         "asking",
         "back_at",
+        "before",
         "changes",
         "direct",
         "failed",
@@ -127,10 +135,12 @@ class Breaker:
         "slots",
         "slow",
         "slow_after",
+        "spare",
         "state",
         "streak",
         "succeeded",
         "unwritten",
+        "unwritten_failures",
         "window",
         "workloads",
     )
@@ -166,7 +176,8 @@ class Breaker:
         self.asking: Workload | None = None
         self._is_manual = False
         self.streak = 0
-        self.unwritten = 0
+        self.unwritten = self.unwritten_failures = self.spare = 0
+        self.before: dict[int, int] = {}
         self._openings_in_a_row = 0
         self._crossing_reported = False
         self.succeeded = self.failed = self.abandoned = self.slow = self.late = 0
@@ -195,15 +206,17 @@ class Breaker:
         ticket = self.lease(now) or self._issue()
         return self._start(ticket, now)
 
-    def begin_unleased(self, now: float, lease: int) -> int:
+    def begin_unleased(self, now: float, lease: int, held: list[int] | None = None) -> int:
         """Starts a call that was admitted earlier. It is the probe if ``lease`` is still valid and unused."""
         ticket = lease if lease in self.leases and lease not in self.in_flight else self._issue()
-        return self._start(ticket, now)
+        return self._start(ticket, now, held)
 
-    def _start(self, ticket: int, now: float) -> int:
-        self.in_flight[ticket] = now
+    def _start(self, ticket: int, now: float, held: list[int] | None = None) -> int:
         if self.asking is not None:
             self.owners[ticket] = self.asking
+        self.in_flight[ticket] = now
+        if held is not None:
+            held[0] = ticket
         return ticket
 
     def lease(self, now: float) -> int:
@@ -211,13 +224,20 @@ class Breaker:
 
         The probe's duration counts from ``resume``, or from ``begin``, which does both.
         """
-        if self.state != "half_open" or not self._has_room():
+        until = self.probe_until(now)
+        if until is None:
             return 0
         ticket = self._issue()
-        self.leases[ticket] = now + self._policy.max_wait_duration_in_half_open_state
+        self.leases[ticket] = until
         if self.asking is not None:
             self.owners[ticket] = self.asking
         return ticket
+
+    def probe_until(self, now: float) -> float | None:
+        """When the lease of a probe that is admitted now would end; None where it would be no probe."""
+        if self.state != "half_open" or not self._has_room():
+            return None
+        return now + self._policy.max_wait_duration_in_half_open_state
 
     def idle_lease(self) -> int:
         """The ticket of a probe that has a lease and is not in flight; 0 without one."""
@@ -226,7 +246,8 @@ class Breaker:
     def resume(self, ticket: int, now: float) -> None:
         """Starts the duration of a leased probe, or restarts that of a call in flight, at ``now``."""
         if ticket not in self.overdue:
-            self.in_flight.pop(ticket, None)
+            if ticket in self.in_flight:  # no call between the two: an interrupt would lose it
+                del self.in_flight[ticket]
             self.in_flight[ticket] = now
 
     def retry_after(self, now: float) -> float | None:
@@ -301,8 +322,8 @@ class Breaker:
     def tick(self, now: float) -> None:
         """Records what the time alone has changed: old slices, overdue calls, expired leases."""
         self._latest = now
-        if self.unwritten:
-            self._flush_successes()
+        if self.unwritten or self.unwritten_failures:
+            self._flush_results()
         if self.state in {"closed", "metrics_only"}:
             if now >= self.window.until:
                 self._advance(now)
@@ -319,27 +340,51 @@ class Breaker:
             each.flush_successes()
             each.window.advance(now)
 
-    def _flush_successes(self) -> None:
-        count, self.unwritten = self.unwritten, 0
+    def _flush_results(self) -> None:
+        fresh: dict[int, int] = {} if self.unwritten_failures else self.before
+        # A snapshot comes here while the fast path is open: nothing is called from here to the last 0.
+        count, before = self.unwritten, self.before
+        failures = self.unwritten_failures
+        self.before = fresh
+        self.unwritten = 0
+        self.unwritten_failures = 0
+        self.spare -= failures
         self.succeeded += count
-        if self.state == "closed":  # `disabled` counts successes too, and keeps no window
+        self.failed += failures
+        if self.state != "closed":  # the other state in which results are left unwritten learns nothing
+            return
+        written = 0
+        for so_far, failed in before.items() if failures else ():
+            self._add_successes(so_far - written)
+            self.window.add_failures(failed)
+            self.streak += failed
+            written = so_far
+        self._add_successes(count - written)
+
+    def _add_successes(self, count: int) -> None:
+        if count:
             self.streak = 0
             self.window.add_unmarked(count)
 
     def steady_until(self) -> float:
         """The time until which a success cannot change the state; `NEVER` if it can now.
 
-        It ends when the window next forgets calls: successes that kept a rate low may be among them.
+        It ends when the window next forgets calls: successes that kept a rate low may be among them. `spare`
+        failures in a row decide nothing either.
         """
+        self.spare = MOST_UNWRITTEN
         if self.state == "disabled":
             return self.quiet_until
         if self.state != "closed":
             return NEVER
         window = self.window
-        may_open = window.failures or window.slow or self.overdue
-        if may_open and (window.calls < self._minimum_calls or self._exceeded_limit()):
-            return NEVER
-        return min(self.quiet_until, window.until)
+        calls, (share, whole) = max(window.calls, self._minimum_calls), self._failure_rate
+        spare = min((share * calls - 1) // whole - window.failures, self._streak_limit - self.streak - 1)
+        spotless = spare >= 0 and not (window.slow or self.overdue)
+        self.spare = 0 if self.direct is not None else int(max(0, min(spare, MOST_UNWRITTEN)))
+        if spotless or (window.calls >= self._minimum_calls and not self._exceeded_limit()):
+            return min(self.quiet_until, window.until)
+        return NEVER
 
     def _record_result(self, outcome: Outcome, *, position: int | None, now: float) -> None:
         failed = outcome is Outcome.FAILURE
@@ -649,8 +694,8 @@ class Breaker:
 
     def evidence(self, now: float) -> tuple[int, int, int, bool]:
         """Calls, failures and slow calls behind the last verdict, and True if they suffice for one."""
-        if self.unwritten:
-            self._flush_successes()
+        if self.unwritten or self.unwritten_failures:
+            self._flush_results()
         if self.state != "open":  # an open circuit keeps the figures that opened it
             self.window.advance(now)
         basis, least = self._basis, self._minimum_calls

@@ -68,12 +68,9 @@ class Bulkhead:
         self.standing_since: float | None = None
         self.ranks: PriorityShares | None = None
 
-    def try_enter(self) -> bool:
-        """Takes a slot if one is free and the queue is empty: a new caller never overtakes the queue."""
-        if self.queue or self.taken >= self.limit:
-            return False
-        self.taken += 1
-        return True
+    def has_room(self) -> bool:
+        """True if a slot is free and the queue is empty: a new caller never overtakes the queue."""
+        return not self.queue and self.taken < self.limit
 
     def try_queue(self, waiter: Waiter, now: float) -> bool:
         """Joins the queue unless it is full."""
@@ -107,7 +104,7 @@ class Bulkhead:
 
     def withdraw(self, waiter: Waiter) -> bool:
         """Takes a waiter out of the queue; False if it has a verdict already."""
-        if waiter.verdict is not None:
+        if waiter.verdict is not None or waiter not in self.queue:
             return False
         del self.queue[waiter]
         waiter.verdict = "settled"
@@ -132,17 +129,13 @@ class Bulkhead:
 
     # --- calls of several ranks ----------------------------------------------------------------
 
-    def try_enter_ranked(self, ranks: PriorityShares, rank: int, now: float) -> bool:
-        """Takes a slot if the rank may have one and no waiter of this rank or a higher one goes first."""
+    def has_room_for(self, ranks: PriorityShares, rank: int, now: float) -> bool:
+        """True if the rank may have a slot and no waiter of this rank or a higher one goes first."""
         ranks.ask(rank, now)
         guaranteed = ranks.below_guarantee(rank, self.limit)
         if any(waiter.rank == rank or (waiter.rank > rank and not guaranteed) for waiter in self.queue):
             return False
-        if not ranks.may_enter(rank, self.taken, self.limit):
-            return False
-        self.taken += 1
-        ranks.held[rank] += 1
-        return True
+        return ranks.may_enter(rank, self.taken, self.limit)
 
     def try_queue_ranked(
         self, ranks: PriorityShares, waiter: Waiter, now: float

@@ -6,6 +6,7 @@ it has let go of its lock: places to wake and transitions to tell. Nothing here 
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from guardrails._core.breaker import Breaker, Ended, Transition
@@ -17,11 +18,26 @@ from guardrails._core.window import NEVER
 from guardrails._core.workloads import Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from guardrails.errors import Reason
 
 __all__ = ["OPENING", "Gate", "Refusal"]
 
 _T = TypeVar("_T")
+
+
+def threads_take_turns() -> bool:
+    """True under an interpreter lock that changes hands at known places only; see `_guard/fast_path.py`.
+
+    Closed on every free-threaded build: there a dictionary's own lock may hand the interpreter's on.
+    """
+    enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)
+    free_threaded = "t" in getattr(sys, "abiflags", "") or (enabled is not None and not enabled())
+    return sys.implementation.name == "cpython" and not free_threaded
+
+
+LOCK_FREE = threads_take_turns()
 
 OPENING = -1
 """The slot of work that opens a connection: whose it will be is not known yet."""
@@ -61,10 +77,13 @@ class Gate:
         checkouts: Of each checked-out connection, by the number of its slot: since when, and the
             ticket of the probe it stands for (0: none).
         adopted: Slots taken before the guard was there.
-        reserved: Of the checkouts, the slots taken for a request before its work: nothing uses them yet.
         turned_away: Refusals of the open circuit by the fast path, which ``rejected`` counts in.
         crowded_out: Likewise of the full bulkhead.
         outbox: Places to wake and changes to tell.
+        fast: False closes the fast paths for good: there is no interpreter lock, or the clock's readings are
+            objects whose comparison runs Python code.
+        nested: True during a move that a signal handler makes in the middle of another one, which goes on
+            afterwards: the fast paths stay closed.
     """
 
     __slots__ = (
@@ -77,13 +96,14 @@ class Gate:
         "checkouts",
         "classed",
         "crowded_out",
+        "fast",
         "fast_enter_until",
         "fast_leave_until",
         "fast_refuse_until",
         "last",
         "leaving",
+        "nested",
         "outbox",
-        "reserved",
         "turned_away",
     )
 
@@ -94,10 +114,11 @@ class Gate:
         self.admitted = self.adopted = self.classed = 0
         self.leaving: int | None = None
         self.checkouts: dict[int, tuple[float, int]] = {}
-        self.reserved: dict[int, None] = {}
         self._refusals: dict[str, int] = {}
         self.turned_away = self.crowded_out = 0
         self.outbox: list[Waiter | Transition] = []
+        self.fast, self.nested = LOCK_FREE, False
+        self.pause()
         self._done(None)
 
     @property
@@ -121,32 +142,39 @@ class Gate:
 
     # --- a plain call: a slot and evidence -----------------------------------------------------
 
-    def enter(self, now: float, waiter: Waiter | None, rank: int = CRITICAL) -> int | Refusal | None:
+    def enter(
+        self, now: float, waiter: Waiter | None, rank: int = CRITICAL, held: list[int] | None = None
+    ) -> int | Refusal | None:
         """Admits a call.
 
         Args:
             now: The moment.
             waiter: Where to wait if there is no free slot; None does not wait.
             rank: How much it matters; see `guardrails._core.criticality`.
+            held: Where the ticket is written as soon as there is one, for a caller that an interrupt keeps
+                from getting it any other way.
 
         Returns:
             The call's ticket; or a refusal; or None when it now waits at ``waiter``.
         """
         now = self._at(now)
-        verdict = self._take_slot(now, waiter, rank)
-        return self._done(self._begin_call(now, rank) if verdict is True else verdict)
+        verdict = self._find_slot(now, waiter, rank)
+        return self._done(self._take(now, rank, None, held) if verdict is True else verdict)
 
-    def woken(self, now: float, waiter: Waiter, late: Reason = "queue_timeout") -> int | Refusal:
+    def woken(
+        self, now: float, waiter: Waiter, late: Reason = "queue_timeout", held: list[int] | None = None
+    ) -> int | Refusal:
         """Decides about a call whose wait at ``waiter`` has ended, in whichever way.
 
         Args:
             now: The moment.
             waiter: The caller's place.
             late: The reason to give if nobody granted a slot.
+            held: Where the ticket is written.
         """
         now = self._at(now)
         verdict = self._inherit(now, waiter, late)
-        return self._done(self._begin_call(now, waiter.rank) if verdict is True else verdict)
+        return self._done(self._take(now, waiter.rank, waiter, held) if verdict is True else verdict)
 
     def leave(self, now: float, ticket: int, outcome: Outcome) -> Ended | None:
         """Ends an admitted call: learns from it, then passes its slot on.
@@ -165,17 +193,23 @@ class Gate:
 
     # --- a pool: slots for checkouts, evidence from statements ---------------------------------
 
-    def check_out(self, now: float, waiter: Waiter | None, rank: int = CRITICAL) -> int | Refusal | None:
+    def check_out(
+        self, now: float, waiter: Waiter | None, rank: int = CRITICAL, held: list[int] | None = None
+    ) -> int | Refusal | None:
         """Like ``enter``, for a checkout: returns the number of its slot, which is no ticket."""
         now = self._at(now)
-        verdict = self._take_slot(now, waiter, rank)
-        return self._done(self._number_slot(now, rank) if verdict is True else verdict)
+        verdict = self._find_slot(now, waiter, rank)
+        taken = self._take(now, rank, None, held, checkout=True) if verdict is True else verdict
+        return self._done(taken)
 
-    def woken_checkout(self, now: float, waiter: Waiter, late: Reason = "queue_timeout") -> int | Refusal:
+    def woken_checkout(
+        self, now: float, waiter: Waiter, late: Reason = "queue_timeout", held: list[int] | None = None
+    ) -> int | Refusal:
         """Like ``woken``, for a checkout."""
         now = self._at(now)
         verdict = self._inherit(now, waiter, late)
-        return self._done(self._number_slot(now, waiter.rank) if verdict is True else verdict)
+        taken = self._take(now, waiter.rank, waiter, held, checkout=True) if verdict is True else verdict
+        return self._done(taken)
 
     def check_in(self, now: float, slot: int) -> None:
         """Gives a checkout's slot back; 0 is any of the adopted ones. A slot goes back once.
@@ -183,12 +217,13 @@ class Gate:
         A checkout admitted as a probe that ran no statement gives its place in the round back too.
         """
         now = self._at(now)
-        self.reserved.pop(slot, None)
         if slot in self.checkouts:
+            self.leaving = -slot
             _, lease = self.checkouts.pop(slot)
             if lease:
                 self.breaker.end(lease, Outcome.ABANDONED, now)
                 self._follow_circuit()
+        if slot and self.leaving == -slot:
             self._pass_on(self._disown(-slot))
         elif slot == 0 and self.adopted:
             self.adopted -= 1
@@ -204,7 +239,7 @@ class Gate:
         self.adopted += count
         self._done(None)
 
-    def begin(self, now: float, slot: int) -> int:
+    def begin(self, now: float, slot: int, held: list[int] | None = None) -> int:
         """Starts evidence on a checked-out connection; the first on a probe's connection is the probe.
 
         `OPENING` in place of a slot is a new connection for a checkout: in half-open, for a probe.
@@ -214,9 +249,8 @@ class Gate:
         _, lease = self.checkouts.get(slot, (now, 0))
         if slot == OPENING:
             lease = self.breaker.idle_lease()
-        ticket = self.breaker.begin_unleased(now, lease)
         self._follow_circuit()
-        return self._done(ticket)
+        return self._done(self.breaker.begin_unleased(now, lease, held))
 
     def end(self, now: float, ticket: int, outcome: Outcome) -> Ended | None:
         """Ends evidence started by ``begin``, once."""
@@ -226,46 +260,57 @@ class Gate:
 
     # --- a slot taken for a request, ahead of the work in it -----------------------------------
 
-    def reserve(self, now: float, slot: int) -> None:
-        """Marks a slot from ``check_out`` as one that a request has, and nothing inside it uses yet."""
-        self._at(now)
-        self.reserved[slot] = None
-        self._done(None)
-
-    def take_over(self, now: float, slot: int, *, checkout: bool) -> int | Refusal | None:
+    def take_over(
+        self, now: float, book: dict[Gate, tuple[_T, int]], held: list[int] | None = None, *, checkout: bool
+    ) -> int | Refusal | None:
         """Puts a reserved slot to use. The circuit is asked again, as by everybody who has waited.
 
         Args:
             now: The moment.
-            slot: The reserved slot.
+            book: The slots from ``check_out`` that a request has and nothing inside it uses yet, by gate.
+                That of this gate is taken out of it.
+            held: Where what is returned is written, unless it is a refusal.
             checkout: True for a pool's checkout, False for a plain call.
 
         Returns:
             What ``check_out`` or ``enter`` would; None for a slot that is not reserved any more.
         """
         now = self._at(now)
-        if slot not in self.reserved:
+        slot = book[self][1] if self in book else 0
+        if slot not in self.checkouts:
             return self._done(None)
-        del self.reserved[slot]
-        breaker = self.breaker
+        breaker, ranks = self.breaker, self.bulkhead.ranks
         breaker.tick(now)
-        _, lease = self.checkouts.pop(slot)
-        rank = self._disown(-slot)
+        _, lease = self.checkouts[slot]
         # A probe's lease is its leave to start; without one it is knocked for like anything else.
         allowed = lease in breaker.leases or breaker.allow_call(now)
         self._follow_circuit()
         if not allowed:
-            self._pass_on(rank)
+            del book[self]
+            self.leaving = -slot
+            del self.checkouts[slot]
+            self._pass_on(self._disown(-slot))
             return self._done(self._circuit_open(now))
         if lease not in breaker.leases:
             lease = breaker.lease(now)
-        if not checkout:
-            ticket = breaker.begin_unleased(now, lease)
-            self._own(ticket, rank)
-            return self._done(ticket)
-        self.checkouts[slot] = (now, lease)
-        self._own(-slot, rank)
-        return self._done(slot)
+        since, number, ticket = (now, lease), slot, lease or breaker.issued + 1
+        # As in ``_take``, nothing is called from here on.
+        del book[self]
+        if checkout:
+            self.checkouts[slot] = since
+        else:
+            del self.checkouts[slot]
+            number = ticket
+            breaker.issued += not lease
+            breaker.in_flight[ticket] = now
+            if breaker.asking is not None:
+                breaker.owners[ticket] = breaker.asking
+            if ranks is not None and -slot in ranks.owners:
+                ranks.owners[ticket] = ranks.owners[-slot]
+                del ranks.owners[-slot]
+        if held is not None:
+            held[0] = number
+        return self._done(number)
 
     # --- without a slot ------------------------------------------------------------------------
 
@@ -314,6 +359,7 @@ class Gate:
 
     def forget_everyone(self) -> None:
         """Drops every call and every waiter: for the child of a fork, where none of them exists."""
+        self.pause()
         breaker, bulkhead = self.breaker, self.bulkhead
         breaker.forget_calls()
         bulkhead.queue.clear()
@@ -321,7 +367,6 @@ class Gate:
         bulkhead.taken = self.adopted = 0
         self.leaving = None
         self.checkouts.clear()
-        self.reserved.clear()
         self.outbox.clear()
         self._done(None)
 
@@ -365,13 +410,16 @@ class Gate:
     # --- rules ---------------------------------------------------------------------------------
 
     def _at(self, now: float) -> float:
+        self.pause()
+        if type(now) is not float and type(now) is not int:
+            self.fast = False
         if self.last < now < _LATEST:  # neither a step back nor NaN
             self.last = now
         elif self.last == NEVER:  # a clock that has never told a time
             self.last = 0.0
         return self.last
 
-    def _take_slot(self, now: float, waiter: Waiter | None, rank: int) -> bool | Refusal | None:
+    def _find_slot(self, now: float, waiter: Waiter | None, rank: int) -> bool | Refusal | None:
         allowed = self.breaker.allow_call(now)
         self._follow_circuit()
         if not allowed:
@@ -381,9 +429,8 @@ class Gate:
             if self.admitted > self.classed or self.bulkhead.queue:
                 self.bulkhead.ranks.ask(CRITICAL, now)  # nobody noted when; it may have been just now
         if self.bulkhead.ranks is not None:
-            return self._take_ranked(self.bulkhead.ranks, now, waiter, rank)
-        if self.bulkhead.try_enter():
-            self.admitted += 1
+            return self._find_ranked(self.bulkhead.ranks, now, waiter, rank)
+        if self.bulkhead.has_room():
             return True
         if waiter is None or not self._may_wait(waiter) or not self.bulkhead.try_queue(waiter, now):
             return self._refuse("bulkhead_full", None)
@@ -394,12 +441,10 @@ class Gate:
         waiter.owner = self.breaker.asking
         return self.breaker.state != "half_open" or self.breaker.trusts(waiter.owner)
 
-    def _take_ranked(
+    def _find_ranked(
         self, ranks: PriorityShares, now: float, waiter: Waiter | None, rank: int
     ) -> bool | Refusal | None:
-        if self.bulkhead.try_enter_ranked(ranks, rank, now):
-            self.admitted += 1
-            self.classed += rank != CRITICAL
+        if self.bulkhead.has_room_for(ranks, rank, now):
             return True
         if waiter is not None and self._may_wait(waiter):
             waiter.rank = rank
@@ -410,20 +455,42 @@ class Gate:
                 return None
         return self._refuse("shed" if ranks.outranked(rank) else "bulkhead_full", None)
 
-    def _begin_call(self, now: float, rank: int) -> int:
-        ticket = self.breaker.begin(now)
-        self._own(ticket, rank)
-        return ticket
+    def _take(
+        self, now: float, rank: int, waiter: Waiter | None, held: list[int] | None, *, checkout: bool = False
+    ) -> int:
+        """Takes the slot that was found, or, with a place, the one that was granted there.
 
-    def _number_slot(self, now: float, rank: int) -> int:
-        self.checkouts[self.admitted] = (now, self.breaker.lease(now))
-        self._own(-self.admitted, rank)
-        return self.admitted
-
-    def _own(self, number: int, rank: int) -> None:
-        """Notes whose slot it is: a call's by its ticket, a checkout's by its slot's number below zero."""
-        if rank != CRITICAL and self.bulkhead.ranks is not None:
-            self.bulkhead.ranks.owners[number] = rank
+        From the first number changed to the last nothing is called. So no interrupt leaves a slot taken that
+        ``held`` does not know of.
+        """
+        breaker, bulkhead = self.breaker, self.bulkhead
+        ranks, asking, until = bulkhead.ranks, breaker.asking, breaker.probe_until(now)
+        number = self.admitted = self.admitted + 1
+        ticket = 0
+        if until is not None or not checkout:
+            ticket = breaker.issued = breaker.issued + 1
+            if until is not None:
+                breaker.leases[ticket] = until
+            if asking is not None:
+                breaker.owners[ticket] = asking
+        if checkout:
+            self.checkouts[number] = (now, ticket)
+        else:
+            breaker.in_flight[ticket] = now
+            number = ticket
+        if waiter is not None:
+            waiter.verdict = "settled"
+        else:
+            bulkhead.taken += 1
+            if ranks is not None:
+                ranks.held[rank] += 1
+        if rank != CRITICAL:
+            self.classed += 1
+            if ranks is not None:  # a call is known by its ticket, a checkout by its slot's number below zero
+                ranks.owners[-number if checkout else number] = rank
+        if held is not None:
+            held[0] = number
+        return number
 
     def _disown(self, number: int) -> int:
         ranks = self.bulkhead.ranks
@@ -438,11 +505,9 @@ class Gate:
             return self._refuse("shed" if outranked and late == "queue_timeout" else late, None)
         if waiter.verdict == "shed":
             return self._refuse("shed", None)
+        if waiter.verdict == "granted" and allowed:
+            return True
         if self.bulkhead.claim(waiter):
-            if allowed:
-                self.admitted += 1
-                self.classed += waiter.rank != CRITICAL
-                return True
             self._pass_on(waiter.rank)
         return self._circuit_open(now)
 
@@ -472,17 +537,18 @@ class Gate:
                 self.outbox.extend(self.bulkhead.send_away(self.breaker.trusts))
 
     def _done(self, result: _T) -> _T:
-        self.pause()
         breaker, bulkhead = self.breaker, self.bulkhead
         if bulkhead.ranks is not None and not bulkhead.queue and bulkhead.ranks.over(self.last):
             bulkhead.ranks = None
+        if self.nested or not self.fast:
+            return result
         if breaker.state == "open" and breaker.direct is None:
             self.fast_refuse_until = self._ahead(min(breaker.open_until, breaker.quiet_until))
         elif breaker.state in {"closed", "disabled"} and bulkhead.ranks is None:
             self.admits_until = self._ahead(breaker.quiet_until)
             if not bulkhead.queue:
-                self.fast_enter_until = self.admits_until
                 self.fast_leave_until = self._ahead(breaker.steady_until())
+                self.fast_enter_until = self.admits_until
         return result
 
     def _ahead(self, moment: float) -> float:

@@ -39,6 +39,9 @@ class Window(Protocol):
     def add_unmarked(self, count: int) -> None:
         """Adds ``count`` calls without a mark to the current slice."""
 
+    def add_failures(self, count: int) -> None:
+        """Adds calls marked FAILED, all of this moment."""
+
     def add_mark(self, position: int, mark: int) -> None:
         """Adds a mark to a call added earlier; does nothing if the call has been forgotten."""
 
@@ -82,6 +85,16 @@ class CountWindow:
             count = min(count, len(ring))
             self._wipe(at, min(at + count, len(ring)))
             self._wipe(0, at + count - len(ring))
+
+    def add_failures(self, count: int) -> None:
+        """See Window."""
+        self.add_unmarked(count)
+        ring, kept = self._ring, min(count, len(self._ring))
+        start = (self._total - kept) % len(ring)
+        first = min(kept, len(ring) - start)
+        ring[start : start + first] = bytes((FAILED,)) * first
+        ring[: kept - first] = bytes((FAILED,)) * (kept - first)
+        self.failures += kept
 
     def _wipe(self, start: int, stop: int) -> None:
         old = self._ring[start : max(start, stop)]
@@ -161,6 +174,14 @@ class TimeWindow:
         """See Window. Call ``advance`` first."""
         self._totals[self._current() % SLICES] += count
         self.calls += count
+
+    def add_failures(self, count: int) -> None:
+        """See Window. Call ``advance`` first."""
+        self.add_unmarked(count)
+        at = self._current() % SLICES
+        failures, slow = self._marks.get(at, _NONE)
+        self._marks[at] = failures + count, slow
+        self.failures += count
 
     def _current(self) -> int:
         assert self._index is not None, "advance comes before add"  # noqa: S101 - the caller's duty

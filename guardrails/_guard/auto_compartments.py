@@ -188,41 +188,48 @@ class CompartmentGate(LockedGate):
         self.auto_compartments: AutoCompartments | None = None
         self.member = Member(self.core.bulkhead)
 
-    def _ask(self, auto_compartments: AutoCompartments) -> None:
+    def _announce(self, auto_compartments: AutoCompartments) -> None:
         part = self.member
         part.asked = self.clock()
         # No lock is taken and nothing is done as long as the shares stay as they are.
         if auto_compartments.moving is part or not auto_compartments.shares.nothing_changes(part):
             auto_compartments.ask(self)
 
-    def enter(self, *, checkout: bool = False, budget: float | None = None) -> int:
+    def enter(
+        self,
+        *,
+        checkout: bool = False,
+        budget: float | None = None,
+        wait: Callable[[Any], Any] | None = None,
+        patient: bool = True,
+    ) -> int:
         """See Gate."""
         if self.auto_compartments is not None and not checkout:  # a checkout has asked in ``check_out``
-            self._ask(self.auto_compartments)
-        return LockedGate.enter(self, checkout=checkout, budget=budget)
+            self._announce(self.auto_compartments)
+        return LockedGate.enter(self, checkout=checkout, budget=budget, wait=wait, patient=patient)
 
-    async def enter_async(self, *, budget: float | None = None) -> int:
+    async def enter_async(self, *, checkout: bool = False, budget: float | None = None) -> int:
         """See Gate."""
-        if self.auto_compartments is not None:
-            self._ask(self.auto_compartments)
-        return await LockedGate.enter_async(self, budget=budget)
+        if self.auto_compartments is not None and not checkout:  # likewise
+            self._announce(self.auto_compartments)
+        return await LockedGate.enter_async(self, checkout=checkout, budget=budget)
 
     def check_out(self, wait: Callable[[Any], Any] | None, *, budget: float | None = None) -> int:
         """See Gate."""
         if self.auto_compartments is not None:
-            self._ask(self.auto_compartments)
+            self._announce(self.auto_compartments)
         return LockedGate.check_out(self, wait, budget=budget)
 
     async def check_out_async(self, *, budget: float | None = None) -> int:
         """See Gate."""
         if self.auto_compartments is not None:
-            self._ask(self.auto_compartments)
+            self._announce(self.auto_compartments)
         return await LockedGate.check_out_async(self, budget=budget)
 
     def check_out_now(self) -> int:
         """See Gate."""
         if self.auto_compartments is not None:
-            self._ask(self.auto_compartments)
+            self._announce(self.auto_compartments)
         return LockedGate.check_out_now(self)
 
     def preview(self) -> Refusal | None:
@@ -234,7 +241,7 @@ class CompartmentGate(LockedGate):
     async def reserve(self, *, budget: float | None = None) -> int | Refusal:
         """See Gate."""
         if self.auto_compartments is not None:
-            self._ask(self.auto_compartments)
+            self._announce(self.auto_compartments)
         return await LockedGate.reserve(self, budget=budget)
 
 

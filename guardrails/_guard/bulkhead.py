@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Never, ParamSpec, TypeVar, cast
+from typing import Never
 
 from guardrails._guard.guard import Guard
-from guardrails._guard.slot import run_in_slot
 from guardrails._util.checks import refuse_unknown
 from guardrails.events import Listener
 
 __all__ = ["Bulkhead"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Bulkhead(Guard):
@@ -63,11 +59,3 @@ class Bulkhead(Guard):
             listeners=listeners,
             clock=clock,
         )
-
-    def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls ``fn`` in a slot and returns what it returns.
-
-        Raises:
-            RejectedError: The call did not start.
-        """
-        return cast("T", run_in_slot(self.call_settings, Guard.run, fn, args, kwargs))

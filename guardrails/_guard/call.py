@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
-from guardrails._core.criticality import CRITICAL
 from guardrails._core.outcome import Outcome
 from guardrails._guard.call_settings import CallSettings
+from guardrails._guard.fast_path import FastCall
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._runtime.classify import classify
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import Scope, ambient, close, enter, note_guard_error, rank_of, ranked, touch
-from guardrails._runtime.task_timeout import TaskTimeout
+from guardrails._runtime.scope import Scope, ambient, enter, note_guard_error
 from guardrails._runtime.timeouts import budget_of, set_deadline
 from guardrails._runtime.unentered import check_entered
+from guardrails._util.callables import FINISHED, check_finished
 from guardrails.errors import CallTimeoutError
 
-__all__ = ["Call"]
+__all__ = ["Call", "run_async"]
+
+T = TypeVar("T")
 
 # Looked up once: this is the way every call goes. (An enum's members are slow to reach in Python 3.11.)
-_SUCCESS = Outcome.SUCCESS
-_get_ambient, _set_ambient = ambient.get, ambient.set
+_SUCCESS, _FAILURE, _ABANDONED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
+_get_ambient = ambient.get
 
 
-class Call(TaskTimeout):
+class Call(FastCall):
     """One call through a guard, used once: the scope of its deadline, and the timer of that, in one.
 
-    There are two ways through. The quick one is for the call that meets nothing on its way: one gate, no
-    enclosing deadline, a closed circuit, a free slot; and coming out, a success in time. The long one is
-    for all others and means the same.
+    There are two ways through. The quick one is for the call that meets nothing on its way but free slots and
+    closed circuits, and whose end does not change a circuit's state. The long one is for all others.
     """
 
-    # No constructor: one frame less for each guarded call. `try_enter_fast` fills in what every call has.
-    __slots__ = ("_held", "_ticket", "_verdict", "call_settings", "timeout")
-
-    call_settings: CallSettings
-    timeout: float | None
-    _ticket: int  # what the fast path took
-    _held: list[tuple[LockedGate, int]]  # what the long way took; not there before it begins
-    _verdict: Outcome
+    __slots__ = ()
 
     @classmethod
     def waiting(cls, call_settings: CallSettings, timeout: float | None) -> Self:
@@ -46,17 +42,13 @@ class Call(TaskTimeout):
         call = cls()
         call.call_settings, call.timeout = call_settings, timeout
         call.at = call.outer = call.request = None
-        call.closed, call.armed, call._ticket, call._verdict = False, False, 0, _SUCCESS
+        call.closed, call.armed = True, False  # it is no scope yet
         return call
 
     def remaining(self) -> float | None:
         """Seconds this call has left, 0.0 when time is up, None when it is unbounded."""
         left = super().remaining()
         return None if left is None else max(0.0, left)
-
-    def judge(self, result: object) -> None:
-        """Applies the policy's ``is_failure_result`` to what the call is about to return."""
-        self._verdict = self.call_settings.judge(result)
 
     # --- the two flavours differ in the wait and in the timer, in nothing else -----------------
 
@@ -69,16 +61,18 @@ class Call(TaskTimeout):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # First of all the slot: an interrupt at a line before it would lose it.
-        if error is None and self.try_exit_fast():
-            if self.at is not None and _get_ambient() is not self:
-                check_entered(self, _get_ambient())
+        if self.closed:
             return
+        inner: Scope | None = self
         try:
-            if _get_ambient() is not self and (self.at is not None or not self._ticket):
-                check_entered(self, _get_ambient())
+            inner = _get_ambient()
+            if error is not None or not self.try_exit_fast(_SUCCESS):
+                self.leave(error)
         finally:
-            self.leave(error)
+            if not self.closed:
+                self.abandon()
+        if inner is not self and (self.at is not None or self.call_settings.attached):
+            check_entered(self, inner)
 
     async def __aenter__(self) -> Self:
         self._check_new()
@@ -91,223 +85,178 @@ class Call(TaskTimeout):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None or not self.try_exit_fast():
-            self.leave_async(error)
+        if self.closed:
+            return
+        try:
+            if error is not None or not self.try_exit_fast(_SUCCESS):
+                self.leave_async(error)
+        finally:
+            if not self.closed:
+                self.abandon()
 
     def _check_new(self) -> None:
         if hasattr(self, "owner"):
             raise RuntimeError("a call is used once; ask the guard for another")
 
-    # --- the fast path -------------------------------------------------------------------------
-    # ``Gate.enter`` and ``Gate.leave`` written out for a calm gate; the tests hold these two to them. From
-    # the first number changed to the last nothing is called, so no signal and no collection comes between.
-    # The lock is taken by hand: ``with`` costs as much again. `Gate.let_go` is for an interrupt just then.
-
-    def try_enter_fast(self, call_settings: CallSettings, timeout: float | None) -> bool:  # noqa: C901 - written out
-        """Begins the call; False if it must ask `enter`, and CircuitOpenError if it may not start."""
-        self.call_settings = call_settings
-        self.timeout = timeout
-        self.guard = self.owner = call_settings.owner
-        self.clock = clock = call_settings.clock
-        self.at = self.request = None
-        self.closed = self.armed = False
-        self.timed_task = self._ticket = 0
-        self._verdict = _SUCCESS
-        gate, outer = call_settings.only_gate, _get_ambient()
-        while outer is not None and outer.closed:
-            outer = outer.outer
-        self.outer = outer
-        if (outer is not None and not self._alone_in(outer)) or gate is None:
-            return False
-        core, lock = gate.core, gate.lock
-        bulkhead, breaker = core.bulkhead, core.breaker
-        refused = 0.0
-        try:
-            lock.acquire()
-            now = clock()
-            last = core.last
-            if now > last:
-                last = now
-            if now < core.fast_enter_until and bulkhead.taken < bulkhead.limit:
-                core.last = last
-                self._ticket = ticket = breaker.issued = breaker.issued + 1
-                breaker.in_flight[ticket] = last
-                if gate.part is not None:
-                    breaker.owners[ticket] = gate.part
-                core.admitted += 1
-                bulkhead.taken += 1
-            elif now < core.fast_refuse_until:
-                core.last = last
-                core.turned_away += 1
-                refused = breaker.open_until - last
-            lock.release()
-            if gate.postponed:
-                gate.catch_up()
-            if timeout is not None and self._ticket:
-                self.at = now + timeout
-                _set_ambient(self)  # without a deadline there is nothing to find out from it
-        except BaseException:
-            gate.release_lock()
-            self._settle(Outcome.ABANDONED)
-            raise
-        if refused:
-            raise gate.shut_out(refused) if outer is None else note_guard_error(gate.shut_out(refused))
-        return self._ticket > 0
-
-    def _alone_in(self, outer: Scope) -> bool:
-        """Whether an enclosing scope brings no deadline, no slot and no rank along."""
-        self.request = request = outer.request
-        touch(outer, self.call_settings)
-        plain = outer.at is None and outer.guard is None and not (request is not None and request.reserved)
-        return plain and (not ranked or rank_of(outer) == CRITICAL)
-
-    def try_exit_fast(self) -> bool:
-        """Whether a call that returned got out the fast path; if not, it must `leave`."""
-        gate, ticket = self.call_settings.only_gate, self._ticket
-        if gate is None or not ticket or self._verdict is not _SUCCESS or gate.tells_of_calls:
-            return False
-        if self.armed and self.fired:
-            return False
-        core, lock = gate.core, gate.lock
-        breaker = core.breaker
-        try:
-            lock.acquire()
-            now = self.clock()
-            if (
-                now < core.fast_leave_until
-                and (self.at is None or now <= self.at)
-                and ticket > breaker.generation
-                and ticket in breaker.in_flight
-            ):
-                if now > core.last:
-                    core.last = now
-                del breaker.in_flight[ticket]
-                breaker.unwritten += 1
-                if gate.part is not None and (part := breaker.owners.pop(ticket, None)) is not None:
-                    part.unwritten += 1
-                    part.bad = 0
-                    part.good_at = core.last
-                core.bulkhead.taken -= 1
-                # Whoever still has the scope, this context included, steps over it from now on.
-                self.closed = True
-            lock.release()
-            if gate.postponed:
-                gate.catch_up()
-        except BaseException:
-            gate.release_lock()
-            self._settle(Outcome.ABANDONED)
-            raise
-        if self.armed and self.closed:
-            del self.timers.armed[self]
-        return self.closed
-
     def unarmed(self) -> None:
         """See Ringing: a call without its timer does not start."""
-        self._settle(Outcome.ABANDONED)
+        self.abandon()
 
     # --- the long way --------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """Passes the gates, waiting where there is a queue, or raises the RejectedError."""
+        """Passes the gates that the fast path did not, waiting where there is a queue.
+
+        Raises:
+            RejectedError: The call may not start.
+        """
         try:
-            self._held = []
             budget = self._check_budget()
-            for gate in self._gates():
-                self._hold(gate, gate.enter(budget=budget))
+            for place, gate in self._gates():
+                self.tickets[place] = gate.enter(budget=budget)
             self._open()
         except BaseException:
-            self._settle(Outcome.ABANDONED)
+            self.abandon()
             raise
 
     async def enter_async(self) -> None:
         """Passes the gates, for an asyncio task; see `enter`."""
         try:
-            self._held = []
             budget = self._check_budget()
-            for gate in self._gates():
-                self._hold(gate, await gate.enter_async(budget=budget))
+            for place, gate in self._gates():
+                self.tickets[place] = await gate.enter_async(budget=budget)
             self._open()
         except BaseException:
-            self._settle(Outcome.ABANDONED)
+            self.abandon()
             raise
 
-    def leave(self, error: BaseException | None) -> None:
-        """Ends the call with what came out of it; once, so a second time does nothing."""
-        outcome = Outcome.ABANDONED
+    def leave(self, error: BaseException | None, outcome: Outcome = _SUCCESS) -> None:
+        """Ends the call with what came out of it; once, so a second time does nothing.
+
+        Args:
+            error: What it raised, or None.
+            outcome: What its result means, if it returned one.
+        """
+        if self.closed:
+            return
+        result, outcome = outcome, _ABANDONED  # in case that the user's rule or clock raises
         try:
-            outcome = self._outcome(error)
-            self._settle(outcome)
-        except BaseException:  # the user's rules and clock, or Ctrl-C on the way: the slot goes back
-            self._settle(outcome)
+            if error is not None:
+                result = classify(error, self.call_settings.is_failure)
+            if (
+                result is _SUCCESS
+                and self.at is not None
+                and self.owner is self.guard
+                and self.clock() > self.at
+            ):
+                result = _FAILURE  # a synchronous call that came back after its deadline
+            outcome = result
+            self.settle(outcome)
+        except BaseException:  # or Ctrl-C on the way: the slot goes back
+            self.settle(outcome)
             raise
 
-    def leave_async(self, error: BaseException | None) -> None:
+    def leave_async(self, error: BaseException | None, outcome: Outcome = _SUCCESS) -> None:
         """Ends an asyncio task's call.
 
         Raises:
             CallTimeoutError: The task was cancelled by this call's own timer.
         """
         if not self.armed or not self.disarm(error):
-            self.leave(error)
+            self.leave(error, outcome)
             return
         # Only a deadline this guard set itself says anything about the dependency.
-        own = self.owner is self.call_settings.owner
+        own = self.owner is self.guard
         missed = self.timeout is not None and pause_detector.missed(self.timeout)
-        self._settle(Outcome.FAILURE if own and not missed else Outcome.ABANDONED)
+        self.settle(_FAILURE if own and not missed else _ABANDONED)
         given = self.timeout if own and self.timeout is not None else self.given
         self.call_settings.gates[-1].report.note_stopped()
         raise note_guard_error(CallTimeoutError(self.call_settings.name, given)) from error
 
     def _check_budget(self) -> float | None:
+        self.at, self.owner = None, self.guard  # what the fast path has set
         budget = None if self.outer is None else budget_of(self)
         if budget is not None and budget <= 0:
             raise self.call_settings.gates[0].refuse("deadline_spent")
         return budget
 
-    def _gates(self) -> tuple[LockedGate, ...]:
-        gates = self.call_settings.gates
-        if not self.call_settings.attached:
-            return gates
-        for gate in gates:
+    def _gates(self) -> list[tuple[int, LockedGate]]:
+        """The gates where it has no ticket yet, and their places among all."""
+        call_settings = self.call_settings
+        if not self.tickets:
+            self.tickets = [*call_settings.no_tickets]
+        if not call_settings.attached:
+            return [each for each in enumerate(call_settings.gates) if not self.tickets[each[0]]]
+        for gate in call_settings.gates:
             refusal = gate.preview()
             if refusal is not None:
                 raise gate.refused(refusal)
-        return ()
-
-    def _hold(self, gate: LockedGate, ticket: int) -> None:
-        self._held = [*self._held, (gate, ticket)]
+        return []
 
     def _open(self) -> None:
-        now, held = self.clock(), self._held
+        now = self.clock()
         # Waiting at the parent's gate is not the dependency's slowness.
-        for gate, ticket in held[:-1]:
-            gate.step(gate.core.restart, ticket)
+        for gate, ticket in zip(self.call_settings.gates[:-1], self.tickets, strict=False):
+            if ticket:
+                gate.step(gate.core.restart, ticket)
         set_deadline(self, now)
-        if held and self.owner is not self.call_settings.owner and self.at is not None and self.at <= now:
+        if (
+            not self.call_settings.attached
+            and self.owner is not self.guard
+            and self.at is not None
+            and self.at <= now
+        ):
             raise self.call_settings.gates[0].refuse("deadline_spent")  # it passed while the call queued
         enter(self)
 
-    def _outcome(self, error: BaseException | None) -> Outcome:
-        outcome = self._verdict if error is None else self.call_settings.classify(error)
-        own = self.at is not None and self.owner is self.call_settings.owner
-        if outcome is _SUCCESS and own and self.at is not None and self.clock() > self.at:
-            return Outcome.FAILURE  # a synchronous call that came back after its deadline
-        return outcome
+    def settle(self, outcome: Outcome) -> None:
+        """Gives everything back, in an order in which it can be made again: nothing is given back twice."""
+        gates, tickets = self.call_settings.gates, self.tickets
+        if self.ticket:
+            gates[0].end(self.ticket, outcome, 1)
+            self.ticket = 0
+        for place in reversed(range(len(tickets))) if tickets else ():
+            if tickets[place]:
+                gates[place].end(tickets[place], outcome, 1)
+                tickets[place] = 0
+        self.closed = True
+        if self.outer is not None or self.call_settings.attached:
+            self.step_out()
 
-    def _settle(self, outcome: Outcome) -> None:
-        close(self)
-        if self._ticket:
-            self._held, self._ticket = [(self.call_settings.gates[0], self._ticket)], 0
-        held = getattr(self, "_held", [])
-        while held:
-            gate, ticket = held[-1]
-            try:
-                gate.leave(ticket, outcome)
-            except BaseException:  # Ctrl-C: once more, as nothing is settled twice; then the other gates
-                try:
-                    gate.leave(ticket, outcome)
-                finally:
-                    held.pop()
-                    self._settle(outcome)
-                raise
-            held.pop()
+
+async def run_async(
+    call_settings: CallSettings,
+    timeout: float | None,  # noqa: ASYNC109 - handed on
+    fn: Callable[..., Awaitable[T]],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> T:
+    """Awaits ``fn`` in one call and returns what it returns.
+
+    Args:
+        call_settings: The guard's.
+        timeout: Seconds it is given; None is unbounded.
+        fn: What to call.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+    """
+    call = Call()
+    if not call.try_enter_fast(call_settings, timeout):
+        await call.enter_async()
+    if call.at is not None and not call_settings.attached:
+        call.arm()
+    try:
+        result = await fn(*args, **kwargs)
+        if type(result) not in FINISHED:
+            check_finished(fn, result, "await it inside the function")
+        outcome = call_settings.judge(result) if call_settings.judges else _SUCCESS
+        if not call.try_exit_fast(outcome):
+            call.leave_async(None, outcome)
+    except BaseException as error:
+        try:
+            call.leave_async(error)
+        except BaseException:
+            call.abandon()
+            raise
+        raise
+    return result

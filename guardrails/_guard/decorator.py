@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar, cast, overload
 
 from guardrails._core.criticality import CLASSES, Criticality
-from guardrails._guard.call import Call
+from guardrails._core.outcome import Outcome
+from guardrails._guard.call import Call, run_async
 from guardrails._guard.guard import Guard, workload
 from guardrails._guard.recovery import Answered, AsyncAnswered, recovering
-from guardrails._guard.slot import run_in_slot
 from guardrails._runtime.scope import RankScope, close, current, enter
 from guardrails._util.callables import FINISHED, check_finished, check_guardable, is_async, label
 from guardrails._util.checks import Faults, refuse_unknown
@@ -23,6 +23,8 @@ __all__ = ["guarded"]
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F")
+
+_SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 
 @overload
@@ -100,79 +102,44 @@ def guarded(
             return cast("Callable[P, T]", type(fn)(decorate(fn.__func__)))
         check_guardable(fn)
         own = _own_compartment(guard, fn)
-        wrapped: Any = _wrapper_for(own, timeout, fn)(own, timeout, fn)
+        wrapped: Any = _wrapper_for(own, timeout, fn)
         return cast("Callable[P, T]", wrapped if rank is None else _mattering(wrapped, rank))
 
     return decorate if retry is None and fallback is None else recovering(decorate, guard, retry, fallback)
 
 
 def _wrapper_for(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> Callable[..., Any]:
-    if is_async(fn):
-        return _wrap_async
-    return _wrap_sync if timeout is not None or guard.call_settings.slot_gate is None else _wrap_in_slot
-
-
-def _wrap_in_slot(guard: Guard, _: None, fn: Callable[P, T]) -> Callable[P, T]:
     call_settings = guard.call_settings
 
     @_wraps(fn)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        return cast("T", run_in_slot(call_settings, Guard.run, fn, args, kwargs))
-
-    return wrapper
-
-
-def _wrap_sync(guard: Guard, timeout: float | None, fn: Callable[P, T]) -> Callable[P, T]:
-    call_settings = guard.call_settings
-
-    # As in `Guard.run`, written out: a function that both called would be one frame more for each call.
-    @_wraps(fn)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         call = Call()
+        # As in `Guard.run`, word for word.
         if not call.try_enter_fast(call_settings, call_settings.timeout if timeout is None else timeout):
             call.enter()
         try:
             result = fn(*args, **kwargs)
             if type(result) not in FINISHED:
                 check_finished(fn, result, "make it an async def")
-            if call_settings.judges:
-                call.judge(result)
-            if call.try_exit_fast():
-                return result
+            outcome = call_settings.judge(result) if call_settings.judges else _SUCCESS
+            if not call.try_exit_fast(outcome):
+                call.leave(None, outcome)
         except BaseException as error:
-            call.leave(error)
+            try:
+                call.leave(error)
+            except BaseException:
+                call.abandon()  # it was interrupted, at its first instruction
+                raise
             raise
-        call.leave(None)
         return result
-
-    return wrapper
-
-
-def _wrap_async(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> Callable[..., Any]:
-    call_settings = guard.call_settings
 
     @_wraps(fn)
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        call = Call()
-        if not call.try_enter_fast(call_settings, call_settings.timeout if timeout is None else timeout):
-            await call.enter_async()
-        if call.at is not None and not call_settings.attached:
-            call.arm()
-        try:
-            result = await fn(*args, **kwargs)
-            if type(result) not in FINISHED:
-                check_finished(fn, result, "await it inside the function")
-            if call_settings.judges:
-                call.judge(result)
-            if call.try_exit_fast():
-                return result
-        except BaseException as error:
-            call.leave_async(error)
-            raise
-        call.leave_async(None)
-        return result
+    async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await run_async(
+            call_settings, call_settings.timeout if timeout is None else timeout, fn, args, kwargs
+        )
 
-    return wrapper
+    return async_wrapper if is_async(fn) else wrapper
 
 
 def _rank(criticality: object) -> int:

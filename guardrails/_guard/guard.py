@@ -11,10 +11,11 @@ from typing import Any, Never, ParamSpec, Protocol, TypeVar
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.gate import Gate
+from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
 from guardrails._core.shares import share
 from guardrails._guard.auto_compartments import OTHER, AutoCompartments, CompartmentGate
-from guardrails._guard.call import Call
+from guardrails._guard.call import Call, run_async
 from guardrails._guard.call_settings import CallSettings
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.snapshot import GuardSnapshot, take
@@ -41,6 +42,8 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 
 class Attachment(Protocol):
@@ -158,20 +161,23 @@ class Guard:
             RejectedError: The call did not start.
         """
         call_settings, call = self.call_settings, Call()
+        # Once more in `guarded`, word for word: a function that both called would be one frame more a call.
         if not call.try_enter_fast(call_settings, call_settings.timeout):
             call.enter()
         try:
             result = fn(*args, **kwargs)
             if type(result) not in FINISHED:
                 check_finished(fn, result, "await run_async() instead of run()")
-            if call_settings.judges:
-                call.judge(result)
-            if call.try_exit_fast():
-                return result
+            outcome = call_settings.judge(result) if call_settings.judges else _SUCCESS
+            if not call.try_exit_fast(outcome):
+                call.leave(None, outcome)
         except BaseException as error:
-            call.leave(error)
+            try:
+                call.leave(error)
+            except BaseException:
+                call.abandon()  # it was interrupted, at its first instruction
+                raise
             raise
-        call.leave(None)
         return result
 
     async def run_async(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -181,24 +187,8 @@ class Guard:
             RejectedError: The call did not start.
             CallTimeoutError: It started and was cancelled at its deadline.
         """
-        call_settings, call = self.call_settings, Call()
-        if not call.try_enter_fast(call_settings, call_settings.timeout):
-            await call.enter_async()
-        if call.at is not None and not call_settings.attached:
-            call.arm()
-        try:
-            result = await fn(*args, **kwargs)
-            if type(result) not in FINISHED:
-                check_finished(fn, result, "await it inside the function")
-            if call_settings.judges:
-                call.judge(result)
-            if call.try_exit_fast():
-                return result
-        except BaseException as error:
-            call.leave_async(error)
-            raise
-        call.leave_async(None)
-        return result
+        call_settings = self.call_settings
+        return await run_async(call_settings, call_settings.timeout, fn, args, kwargs)
 
     # --- looking -------------------------------------------------------------------------------
 

@@ -14,15 +14,15 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from guardrails._core.breaker import Ended, Transition
 from guardrails._core.bulkhead import Waiter
-from guardrails._core.criticality import CRITICAL
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.workloads import Workload
+from guardrails._guard.fast_path import NO_ROOM, FastDoor
 from guardrails._runtime.fork import check_process, fork_aware, renew_after_fork
 from guardrails._runtime.guard_log import GuardLog, log
 from guardrails._runtime.notifier import Notifier
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import current, note_guard_error, rank_of, ranked
+from guardrails._runtime.scope import ambient, current, note_guard_error, rank_of
 from guardrails._runtime.waiters import TaskWaiter, ThreadWaiter, WakeableWaiter, on_event_loop
 from guardrails.errors import (
     BulkheadFullError,
@@ -42,13 +42,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Looked up once: an enum's members are slow to reach in Python 3.11.
-_SUCCESS, _NEUTRAL = Outcome.SUCCESS, Outcome.NEUTRAL
+_ABANDONED = Outcome.ABANDONED
+
+_CROWDED = Refusal("bulkhead_full", None)
+_get_ambient = ambient.get
 
 # An exception's own constructor has all there is to do; what the class adds are names for it.
 _new_error: Callable[..., RejectedError] = CircuitOpenError.__new__
-
-_CROWDED = Refusal("bulkhead_full", None)
-_NO_ROOM = -1
 
 
 class ErrorClasses(NamedTuple):
@@ -84,7 +84,7 @@ OWN_ERRORS = ErrorClasses.of(
 )
 
 
-class LockedGate(Notifier):
+class LockedGate(FastDoor, Notifier):
     """One guard's gate, shared by threads and event loops.
 
     Attributes:
@@ -96,7 +96,10 @@ class LockedGate(Notifier):
         max_wait: Seconds a caller may queue for a slot.
         postponed: Moves that came up in the middle of a step and wait for its end.
         errors: The classes of the errors it raises.
+        auto_compartments: Of a compartment that forms by itself, what it has in common with its neighbours.
     """
+
+    auto_compartments: Any = None
 
     __slots__ = ("__weakref__", "above", "clock", "errors", "lanes", "max_wait", "part", "postponed")
 
@@ -160,14 +163,13 @@ class LockedGate(Notifier):
             if now >= breaker.quiet_until and self.clock is _monotonic:
                 self._look_back(now)
             outside, breaker.asking = breaker.asking, self.part
+            nested, core.nested = core.nested, inside_another
             try:
                 result = move(now, *args, **kwargs)
             finally:
-                breaker.asking = outside
+                breaker.asking, core.nested = outside, nested
             while self.postponed and not inside_another:
                 self.postponed.pop(0)(self._moment())
-            if inside_another:
-                core.pause()  # a signal handler's step, in the middle of one that goes on
             if core.outbox:
                 todo = [(self.next_number(), item) for item in core.outbox]
                 core.outbox.clear()
@@ -200,11 +202,6 @@ class LockedGate(Notifier):
         held: bool = self.lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
         return held
 
-    def release_lock(self) -> None:
-        """Gives the lock back if an interrupt (Ctrl-C, a signal's exception) came while it was held."""
-        if self._in_a_step():
-            self.lock.release()
-
     def _postpone(self, move: Callable[[float], object]) -> bool:
         """Puts a move off to the end of the step this thread is in; False if it is in none.
 
@@ -216,26 +213,23 @@ class LockedGate(Notifier):
             return True
         return False
 
-    def catch_up(self) -> None:
-        """Makes the moves that were postponed during a quick step, unless that is itself inside a step."""
-        if not self._in_a_step():
-            self.step(self.core.refresh)
-
-    # --- the fast paths ------------------------------------------------------------------------
-    # While the circuit is closed and nobody waits, a move of a pool that goes well changes a few numbers; and
-    # so does a refusal, while the bulkhead has no room or the circuit is open. `_try_enter_fast`, `preview`,
-    # `check_in`, `begin` and `end` are ``Gate.check_out`` and so on, written out for that; the tests hold
-    # them to it. They exist because every statement comes through here, and under overload every request. As
-    # in `_call`, the lock is taken by hand, and from the first number changed to the last nothing is called.
-
     # --- coming in -----------------------------------------------------------------------------
 
-    def enter(self, *, checkout: bool = False, budget: float | None = None) -> int:
+    def enter(
+        self,
+        *,
+        checkout: bool = False,
+        budget: float | None = None,
+        wait: Callable[[Any], Any] | None = None,
+        patient: bool = True,
+    ) -> int:
         """Takes a slot for a thread, waiting a little if there is none free.
 
         Args:
             checkout: True takes a slot without evidence; see ``Gate.check_out``.
             budget: Seconds the caller has left, which bound the wait.
+            wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
+            patient: False does not wait.
 
         Returns:
             The ticket, or for a checkout the number of its slot.
@@ -243,32 +237,44 @@ class LockedGate(Notifier):
         Raises:
             RejectedError: The call may not start.
         """
-        if self.core.reserved and (ticket := self._take_over(checkout=checkout)):
-            return ticket
-        # Blocking the event loop would stop the very callers whose slots this one waits for.
-        waiter = ThreadWaiter() if self.max_wait > 0 and not on_event_loop() else None
-        core = self.core
-        verdict = self.step(core.check_out if checkout else core.enter, waiter, rank_of(current()))
-        if verdict is None and waiter is not None:
-            patience, late = self._patience(waiter, budget)
-            try:
+        waiter: ThreadWaiter | TaskWaiter | None = None
+        if patient and self.max_wait > 0:
+            # Blocking the event loop would stop the very callers whose slots this one waits for.
+            waiter = TaskWaiter() if wait is not None else None if on_event_loop() else ThreadWaiter()
+        held = [0]
+        try:
+            verdict = self._ask(held, waiter, checkout=checkout)
+            if verdict is None and isinstance(waiter, ThreadWaiter):
+                patience, late = self._patience(waiter, budget)
                 waiter.wait(patience)
-            except BaseException:
-                self._abandon(waiter)
-                raise
-            verdict = self.step(core.woken_checkout if checkout else core.woken, waiter, late)
-        return self._admitted(verdict)
+                verdict = self._wake(held, waiter, late, checkout=checkout)
+            elif verdict is None and isinstance(waiter, TaskWaiter) and wait is not None:
+                verdict = wait(self._queue(held, waiter, budget, checkout=checkout))
+        except BaseException:
+            self._undo(held, waiter, checkout=checkout)
+            raise
+        if held[0]:
+            return held[0]
+        raise self.refused(_refusal(verdict))
 
-    async def enter_async(self, *, budget: float | None = None) -> int:
+    async def enter_async(self, *, checkout: bool = False, budget: float | None = None) -> int:
         """Takes a slot for an asyncio task; see ``enter``."""
-        if self.core.reserved and (ticket := self._take_over(checkout=False)):
-            return ticket
+        held: list[int] = [0]
+        refusal = await self._enter_async(held, checkout=checkout, budget=budget)
+        if held[0]:
+            return held[0]
+        raise self.refused(refusal)
+
+    async def _enter_async(self, held: list[int], *, checkout: bool, budget: float | None) -> Refusal:
         waiter = TaskWaiter() if self.max_wait > 0 else None
-        verdict = self.step(self.core.enter, waiter, rank_of(current()))
-        if verdict is None and waiter is not None:
-            late = await self._queue(waiter, budget)
-            verdict = self.step(self.core.woken, waiter, late)
-        return self._admitted(verdict)
+        try:
+            verdict = self._ask(held, waiter, checkout=checkout)
+            if verdict is None and waiter is not None:
+                verdict = await self._queue(held, waiter, budget, checkout=checkout)
+        except BaseException:
+            self._undo(held, waiter, checkout=checkout)
+            raise
+        return _refusal(verdict)
 
     def check_out(self, wait: Callable[[Any], Any] | None, *, budget: float | None = None) -> int:
         """Takes a slot for a pool's checkout and returns its number.
@@ -280,77 +286,65 @@ class LockedGate(Notifier):
         Raises:
             RejectedError: There is no slot in time.
         """
-        if self.core.reserved and (slot := self._take_over(checkout=True)):
+        slot = self.try_enter_fast()
+        if slot == NO_ROOM:
+            raise self.turned_away("bulkhead_full", None)
+        if slot:
             return slot
-        rank = rank_of(current()) if ranked else CRITICAL
-        if rank == CRITICAL and (slot := self._try_enter_fast(reserve=False)):
-            if slot == _NO_ROOM:
-                raise self.refused(_CROWDED)
-            return slot
-        if wait is None:
-            return self.enter(checkout=True, budget=budget)
-        waiter = TaskWaiter() if self.max_wait > 0 else None
-        verdict = self.step(self.core.check_out, waiter, rank)
-        if verdict is None and waiter is not None:
-            late = wait(self._queue(waiter, budget))
-            verdict = self.step(self.core.woken_checkout, waiter, late)
-        return self._admitted(verdict)
-
-    def _try_enter_fast(self, *, reserve: bool) -> int:
-        """The number of a slot the fast path, or `_NO_ROOM`; 0 where it does not lead."""
-        core, lock, slot, crowded = self.core, self.lock, 0, False
-        bulkhead = core.bulkhead
-        try:
-            lock.acquire()
-            now = self.clock()
-            if now < core.fast_enter_until and bulkhead.taken < bulkhead.limit:
-                if now > core.last:
-                    core.last = now
-                slot = core.admitted = core.admitted + 1
-                core.checkouts[slot] = (core.last, 0)
-                bulkhead.taken += 1
-                if reserve:
-                    core.reserved[slot] = None
-            elif now < core.admits_until:
-                if now > core.last:
-                    core.last = now
-                crowded = self.max_wait <= 0 or len(bulkhead.queue) >= bulkhead.room(core.last)
-                core.crowded_out += crowded
-            lock.release()
-        except BaseException:
-            self.release_lock()
-            if slot:
-                self._check_in(slot)
-            raise
-        if self.postponed:
-            self.catch_up()
-        return _NO_ROOM if crowded else slot
+        return self.enter(checkout=True, budget=budget, wait=wait)
 
     async def check_out_async(self, *, budget: float | None = None) -> int:
         """Takes a slot for an asyncio pool's checkout; see ``check_out``."""
-        if self.core.reserved and (slot := self._take_over(checkout=True)):
-            return slot
-        return self._admitted(await self._slot_async(budget, reserve=False))
+        slot = self.try_enter_fast()
+        if slot == NO_ROOM:
+            raise self.turned_away("bulkhead_full", None)
+        return slot or await self.enter_async(checkout=True, budget=budget)
 
     def check_out_now(self) -> int:
         """Takes a slot for a pool's checkout without waiting, from wherever; see ``check_out``."""
-        if self.core.reserved and (slot := self._take_over(checkout=True)):
-            return slot
-        return self._admitted(self.step(self.core.check_out, None, rank_of(current())))
+        return self.enter(checkout=True, patient=False)
 
-    async def _slot_async(self, budget: float | None, *, reserve: bool) -> int | Refusal:
+    def _book(self) -> dict[Any, tuple[Any, int]] | None:
+        """Where a slot is noted that the current request has here and nothing uses yet."""
+        scope = current()
+        return None if scope is None or scope.request is None else scope.request.book_of(self.core)
+
+    def _ask(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> int | Refusal | None:
+        """Asks for a slot; for the one first that the current request has here."""
+        core, scope = self.core, current()
+        book = self._book()
+        if book is not None:
+            verdict = self.step(core.take_over, book, held, checkout=checkout)
+            if verdict is not None:
+                return verdict
+        return self.step(core.check_out if checkout else core.enter, waiter, rank_of(scope), held)
+
+    def _wake(self, held: list[int], waiter: Waiter, late: Reason, *, checkout: bool) -> int | Refusal:
         core = self.core
-        rank = rank_of(current()) if ranked else CRITICAL
-        if rank == CRITICAL and (slot := self._try_enter_fast(reserve=reserve)):
-            return _CROWDED if slot == _NO_ROOM else slot
-        waiter = TaskWaiter() if self.max_wait > 0 else None
-        verdict = self.step(core.check_out, waiter, rank)
-        if verdict is None and waiter is not None:
-            late = await self._queue(waiter, budget)
-            verdict = self.step(core.woken_checkout, waiter, late)
-        if reserve and isinstance(verdict, int):
-            self.step(core.reserve, verdict)
-        return verdict or _CROWDED
+        return self.step(core.woken_checkout if checkout else core.woken, waiter, late, held)
+
+    async def _queue(
+        self, held: list[int], waiter: TaskWaiter, budget: float | None, *, checkout: bool
+    ) -> int | Refusal:
+        patience, late = self._patience(waiter, budget)
+        await waiter.wait(patience)
+        return self._wake(held, waiter, late, checkout=checkout)
+
+    def _undo(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> None:
+        """Gives back what an admission has taken that was broken off."""
+        if held[0] and checkout:
+            self.check_in_slowly(held[0])
+        elif held[0]:
+            self.end_slowly(held[0], _ABANDONED, 1)
+        elif waiter is not None and not self._postpone(lambda now: self.core.abandon(now, waiter)):
+            self._step_out(self.core.abandon, waiter)
+
+    def _patience(self, waiter: Waiter, budget: float | None) -> tuple[float, Reason]:
+        with self.lock:
+            patience = self.core.bulkhead.patience(self.max_wait, self.core.last, waiter.rank)
+        if budget is not None and budget < patience:
+            return budget, "deadline_spent"
+        return patience, "queue_timeout"
 
     # --- for a request, before the work in it --------------------------------------------------
 
@@ -361,79 +355,35 @@ class LockedGate(Notifier):
             budget: Seconds the request has left, which bound the wait.
 
         Returns:
-            The slot, to be given back with ``give_back`` whether it was used or not; or a refusal, of
-            which the listeners have been told.
+            The slot, to be given back with ``check_in`` unless it was taken over; or a refusal, of which the
+            listeners have been told.
         """
-        verdict = await self._slot_async(budget, reserve=True)
-        if isinstance(verdict, Refusal):
-            self.tell_refusal(verdict)
-        return verdict
-
-    def give_back(self, slot: int) -> None:
-        """Gives a reserved slot back; one that was taken over is not the request's any more."""
-        if slot in self.core.reserved:
-            with self.lock:
-                self.core.reserved.pop(slot, None)
-            self.check_in(slot)
+        slot, refusal, held = self.try_enter_fast(), _CROWDED, [0]
+        if not slot:
+            refusal = await self._enter_async(held, checkout=True, budget=budget)
+            slot = held[0]
+        if slot > 0:
+            return slot
+        self.tell_refusal(refusal)
+        return refusal
 
     def preview(self) -> Refusal | None:
         """Refuses what the circuit would refuse anyway; a request that has a slot here has asked before."""
-        core, lock, refusal = self.core, self.lock, None
-        if core.reserved and self in _reserved_here():
+        if self._book() is not None:
             return None
-        try:
-            lock.acquire()
-            now = self.clock()
-            if now < core.fast_refuse_until:
-                if now > core.last:
-                    core.last = now
-                refusal = Refusal("circuit_open", core.breaker.open_until - core.last)
-                core.turned_away += 1
-            lock.release()
-        except BaseException:
-            self.release_lock()
-            raise
-        if self.postponed:
-            self.catch_up()
-        return refusal or self.step(core.preview)
+        retry_after = self.turns_away(self.clock())
+        return self.step(self.core.preview) if retry_after is None else Refusal("circuit_open", retry_after)
 
-    def _take_over(self, *, checkout: bool) -> int:
-        slot = _reserved_here().pop(self, 0)
-        verdict = self.step(self.core.take_over, slot, checkout=checkout) if slot else None
-        return 0 if verdict is None else self._admitted(verdict)
+    # --- refusals ------------------------------------------------------------------------------
 
-    async def _queue(self, waiter: TaskWaiter, budget: float | None) -> Reason:
-        patience, late = self._patience(waiter, budget)
-        try:
-            await waiter.wait(patience)
-        except BaseException:
-            self._abandon(waiter)
-            raise
-        return late
-
-    def _abandon(self, waiter: Waiter) -> None:
-        if not self._postpone(lambda now: self.core.abandon(now, waiter)):
-            self._step_out(self.core.abandon, waiter)
-
-    def _patience(self, waiter: Waiter, budget: float | None) -> tuple[float, Reason]:
-        with self.lock:
-            patience = self.core.bulkhead.patience(self.max_wait, self.core.last, waiter.rank)
-        if budget is not None and budget < patience:
-            return budget, "deadline_spent"
-        return patience, "queue_timeout"
-
-    def _admitted(self, verdict: int | Refusal | None) -> int:
-        if isinstance(verdict, int):
-            return verdict
-        raise self.refused(verdict or _CROWDED)
-
-    def shut_out(self, retry_after: float) -> RejectedError:
-        """Like ``refused``, for the one refusal that there may be many of."""
+    def turned_away(self, reason: Reason, retry_after: float | None) -> RejectedError:
+        """Like ``refused``, for the two refusals that there may be many of."""
         if not self.report.scheduled:
             self.report.schedule()
         if self.listeners:
-            self.tell_refusal(Refusal("circuit_open", retry_after))
-        return _new_error(self.errors.rejected["circuit_open"], self.name, "circuit_open", retry_after)
+            self.tell_refusal(Refusal(reason, retry_after))
+        error = _new_error(self.errors.rejected[reason], self.name, reason, retry_after)
+        return error if _get_ambient() is None else note_guard_error(error)
 
     def refused(self, refusal: Refusal) -> RejectedError:
         """Tells the listeners of a refusal and builds its error, a new one each time."""
@@ -457,111 +407,27 @@ class LockedGate(Notifier):
 
     # --- going out -----------------------------------------------------------------------------
 
-    def leave(self, ticket: int, outcome: Outcome) -> None:
-        """Ends a plain call: evidence and slot in one step."""
-        if not self._postpone(lambda now: self.core.leave(now, ticket, outcome)):
-            self._tell_end(outcome, self._step_out(self.core.leave, ticket, outcome))
+    def end_slowly(self, ticket: int, outcome: Outcome, slots: int) -> None:
+        """See FastDoor."""
+        move = self.core.leave if slots else self.core.end
+        if not self._postpone(lambda now: move(now, ticket, outcome)):
+            self._tell_end(outcome, self._step_out(move, ticket, outcome))
 
-    def check_in(self, slot: int) -> None:
-        """Gives a checkout's slot back; 0 is one that was taken before the guard was there."""
-        core, lock, done = self.core, self.lock, False
-        checkouts = core.checkouts
-        try:
-            lock.acquire()
-            now = self.clock()
-            # Not for a probe's connection, whose lease must be looked at.
-            if now < core.fast_enter_until and slot in checkouts and not checkouts[slot][1]:
-                if now > core.last:
-                    core.last = now
-                del checkouts[slot]
-                core.bulkhead.taken -= 1
-                done = True
-            lock.release()
-        except Exception:  # noqa: BLE001 - the user's clock: the long way knows what to do
-            self.release_lock()
-        except BaseException:
-            self.release_lock()
-            if not done:
-                self._check_in(slot)
-            raise
-        if self.postponed:
-            self.catch_up()
-        if not done:
-            self._check_in(slot)
-
-    def _check_in(self, slot: int) -> None:
+    def check_in_slowly(self, slot: int) -> None:
+        """See FastDoor."""
         if not self._postpone(lambda now: self.core.check_in(now, slot)):
             self._step_out(self.core.check_in, slot)
 
-    # --- evidence without a slot ---------------------------------------------------------------
-
-    def begin(self, slot: int) -> int:
-        """Starts a statement on a checked-out connection and returns its ticket."""
-        core, lock, ticket = self.core, self.lock, 0
+    def begin_slowly(self, slot: int) -> int:
+        """See FastDoor."""
+        held = [0]
         try:
-            lock.acquire()
-            now = self.clock()
-            if now < core.fast_enter_until:
-                if now > core.last:
-                    core.last = now
-                breaker = core.breaker
-                ticket = breaker.issued = breaker.issued + 1
-                breaker.in_flight[ticket] = core.last
-                if self.part is not None:
-                    breaker.owners[ticket] = self.part
-            lock.release()
+            self.step(self.core.begin, slot, held)
         except BaseException:
-            self.release_lock()
-            if ticket:
-                self._end(ticket, Outcome.ABANDONED)
+            if held[0]:
+                self.end(held[0], _ABANDONED)
             raise
-        if self.postponed:
-            self.catch_up()
-        return ticket or self.step(core.begin, slot)
-
-    def end(self, ticket: int, outcome: Outcome) -> None:  # noqa: C901 - written out
-        """Ends a statement."""
-        core, lock, done = self.core, self.lock, False
-        if (outcome is _SUCCESS or outcome is _NEUTRAL) and not self.tells_of_calls:
-            breaker, good = core.breaker, outcome is _SUCCESS
-            try:
-                lock.acquire()
-                now = self.clock()
-                if (
-                    now < core.fast_leave_until
-                    and ticket > breaker.generation
-                    and ticket in breaker.in_flight
-                ):
-                    if now > core.last:
-                        core.last = now
-                    del breaker.in_flight[ticket]
-                    part = None if self.part is None else breaker.owners.pop(ticket, None)
-                    if good:
-                        breaker.unwritten += 1
-                        breaker.back_at = core.last
-                        if part is not None:
-                            part.unwritten += 1
-                            part.bad = 0
-                            part.good_at = core.last
-                    else:
-                        breaker.succeeded += 1
-                    done = True
-                lock.release()
-            except Exception:  # noqa: BLE001 - likewise
-                self.release_lock()
-            except BaseException:
-                self.release_lock()
-                if not done:
-                    self._end(ticket, outcome)
-                raise
-            if self.postponed:
-                self.catch_up()
-        if not done:
-            self._end(ticket, outcome)
-
-    def _end(self, ticket: int, outcome: Outcome) -> None:
-        if not self._postpone(lambda now: self.core.end(now, ticket, outcome)):
-            self._tell_end(outcome, self._step_out(self.core.end, ticket, outcome))
+        return held[0]
 
     def _tell_end(self, outcome: Outcome, ended: Ended | None) -> None:
         if self.tells_of_calls and ended is not None:
@@ -621,22 +487,11 @@ class Lane(LockedGate):
         """See Telling."""
         return self.gate.next_number()
 
-    # A slot that is reserved at the gate is reserved for whoever comes by any lane.
-
-    def __eq__(self, other: object) -> bool:
-        return self.gate is (other.gate if isinstance(other, Lane) else other)
-
-    def __hash__(self) -> int:
-        return hash(self.gate)
-
 
 def all_gates() -> list[LockedGate]:
     """The gates of all guards there are in this process, in no order."""
     return [survivor for survivor in fork_aware() if isinstance(survivor, LockedGate)]
 
 
-def _reserved_here() -> dict[object, int]:
-    """The slots the current request has reserved and nothing has taken over yet, by gate."""
-    scope = current()
-    request = None if scope is None else scope.request
-    return {} if request is None else request.reserved
+def _refusal(verdict: int | Refusal | None) -> Refusal:
+    return verdict if isinstance(verdict, Refusal) else _CROWDED

@@ -66,7 +66,7 @@ def take(now: float, name: str, core: Gate) -> GuardSnapshot:
     now = max(now, core.last)
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, enough = breaker.evidence(now)
-    starts = [since for since, _ in core.checkouts.values()]
+    starts = [since for since, _ in list(core.checkouts.values())]  # copied at once: checkouts need no lock
     starts.extend(breaker.under_way())
     oldest = min(starts, default=None)
     return GuardSnapshot(

@@ -53,16 +53,14 @@ class ASGIRequest(RoutedRequest):
         served: True if a guard refused or timed out and the answer was no 5xx all the same.
         began: The time at which the request arrived.
         let_in: The time at which its wait for slots ended.
-        mine: The gates at which it reserved a slot, until it has returned the unused slots.
         timed: Whether to add ``Server-Timing``.
     """
 
-    __slots__ = ("_send", "began", "held", "let_in", "mine", "served", "started", "timed")
+    __slots__ = ("_send", "began", "held", "let_in", "served", "started", "timed")
 
     def __init__(self, at: float | None, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
         RequestScope.__init__(self, at, clock, outer)  # super() would cost more than all it calls
         self._send = send
-        self.mine: list[LockedGate] | None = None
         self.started = self.timed = self.served = False
         self.held: list[Message] = []
         self.began = self.let_in = began
@@ -75,7 +73,7 @@ class ASGIRequest(RoutedRequest):
         Returns:
             The refusal, if no slot came free in time. The listeners have been notified of it.
         """
-        if gate in self.reserved:
+        if self.book_of(gate.core) is not None:
             return None  # an outer middleware has one already
         left = self.remaining()
         if left is not None and left <= 0:
@@ -85,19 +83,14 @@ class ASGIRequest(RoutedRequest):
         verdict = await gate.reserve(budget=left)
         if not isinstance(verdict, int):
             return verdict
-        self.reserved[gate] = verdict
-        if self.mine is None:
-            self.mine = []
-        self.mine.append(gate)
+        self.reserved[gate.core] = gate, verdict
         return None
 
     def give_back(self) -> None:
         """Returns the reserved slots that no call has taken over."""
-        while self.mine:
-            gate = self.mine.pop()
-            slot = self.reserved.pop(gate, 0)
-            if slot:
-                gate.give_back(slot)
+        while self.reserved:
+            _, (gate, slot) = self.reserved.popitem()
+            gate.check_in(slot)
 
     # --- its answer ----------------------------------------------------------------------------
 
@@ -138,7 +131,7 @@ class ASGIRequest(RoutedRequest):
         # The deadline is for the first byte: a stream may be long, and no client waits for a background task.
         # For the same reason no slot stays reserved for them: their calls ask for slots themselves.
         self.started = True
-        if self.mine:
+        if self.reserved:
             self.give_back()
         if self.at is not None:
             self.clear_deadline()

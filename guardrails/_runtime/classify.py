@@ -12,6 +12,9 @@ __all__ = ["classify", "classify_result"]
 
 _log = logging.getLogger("guardrails")
 
+# Looked up once: an enum's members are slow to reach in Python 3.11.
+_SUCCESS, _FAILURE, _ABANDONED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
+
 
 def classify(error: BaseException | None, is_failure: Callable[[BaseException], object] | None) -> Outcome:
     """The outcome of a call that returned or raised.
@@ -25,25 +28,25 @@ def classify(error: BaseException | None, is_failure: Callable[[BaseException], 
         otherwise the outcome by the rule. For an exception group the worst outcome of its leaves.
     """
     if error is None:
-        return Outcome.SUCCESS
+        return _SUCCESS
     if isinstance(error, BaseExceptionGroup):
         leaves = {classify(leaf, is_failure) for leaf in error.exceptions}
-        for outcome in (Outcome.FAILURE, Outcome.ABANDONED):
+        for outcome in (_FAILURE, _ABANDONED):
             if outcome in leaves:
                 return outcome
-        return Outcome.SUCCESS
+        return _SUCCESS
     if not isinstance(error, Exception) or isinstance(error, GuardrailsError):
-        return Outcome.ABANDONED
+        return _ABANDONED
     if is_failure is None:
-        return Outcome.FAILURE
-    return Outcome.FAILURE if _apply(is_failure, error, "is_failure") else Outcome.SUCCESS
+        return _FAILURE
+    return _FAILURE if _apply(is_failure, error, "is_failure") else _SUCCESS
 
 
 def classify_result(result: object, is_failure_result: Callable[[object], object] | None) -> Outcome:
     """The outcome of a returned value: SUCCESS unless the user's rule calls it a failure."""
     if is_failure_result is None or not _apply(is_failure_result, result, "is_failure_result"):
-        return Outcome.SUCCESS
-    return Outcome.FAILURE
+        return _SUCCESS
+    return _FAILURE
 
 
 def _apply(rule: Callable[..., object], subject: object, name: str) -> bool:

@@ -136,14 +136,14 @@ ranked: set[int] = set()
 class RequestScope(Scope):
     """The scope of one HTTP request, opened by a middleware around everything the request does.
 
-    A middleware inside another one serves the same request: what it touched and what is reserved for
-    it they have in common.
+    A middleware inside another one serves the same request: what it touched they have in common. What each of
+    them has reserved is for everything inside it.
 
     Attributes:
         request_errors: What is known of the refusals and timeouts inside it; None while there was none.
         name: Its method and the template of its route, such as ``GET /orders/{id}``, as soon as it is known.
         touched: When each guard was first asked for something inside it, on ``clock``, by call.
-        reserved: The slots taken for it that nothing inside it uses yet, by gate.
+        reserved: The slots taken for it that nothing inside it uses yet: by gate, the gate and the number.
     """
 
     __slots__ = ("name", "request_errors", "reserved", "touched")
@@ -161,26 +161,35 @@ class RequestScope(Scope):
         self.request_errors: RequestErrors | None = None
         self.name: str | None = None
         self.touched: dict[Any, float] = {} if shared is None else shared.touched
-        self.reserved: dict[Any, int] = {} if shared is None else shared.reserved
+        self.reserved: dict[Any, tuple[Any, int]] = {}
         self.request = self
+
+    def book_of(self, core: Any) -> dict[Any, tuple[Any, int]] | None:
+        """The book with the slot that the request, or an enclosing middleware, has at a gate; or None."""
+        request: RequestScope | None = self
+        while request is not None:
+            if core in request.reserved:
+                return request.reserved
+            request = request.enclosing()
+        return None
 
     def template(self) -> str | None:
         """The route the request is going to, as the application wrote it down; None if nobody knows.
 
         A template such as ``/orders/{id}``, never the path that a client sent: there are few of those.
         """
-        outer = self._enclosing()
+        outer = self.enclosing()
         return None if outer is None else outer.template()
 
     def find_name(self) -> str | None:
         """The request's method with its template; None as long as its route is not known."""
-        outer = self._enclosing()
+        outer = self.enclosing()
         return None if outer is None else outer.find_name()
 
     def record_errors(self) -> RequestErrors:
         """The record of what went wrong, begun if there is none; shared with the enclosing middlewares."""
         if self.request_errors is None:
-            outer = self._enclosing()
+            outer = self.enclosing()
             self.request_errors = RequestErrors() if outer is None else outer.record_errors()
         return self.request_errors
 
@@ -189,10 +198,11 @@ class RequestScope(Scope):
 
         The outermost middleware does it, since an inner one may leave the exception to an outer one.
         """
-        if self.request_errors is not None and self._enclosing() is None:
+        if self.request_errors is not None and self.enclosing() is None:
             self.request_errors.unhandled = None
 
-    def _enclosing(self) -> RequestScope | None:
+    def enclosing(self) -> RequestScope | None:
+        """What an enclosing middleware has opened for the same request, or None."""
         return None if self.outer is None else self.outer.request
 
 
@@ -288,10 +298,13 @@ def deadline(seconds: float, *, clock: Clock = time.monotonic) -> Iterator[None]
             faults.add("seconds", seconds, "a finite number")
         faults.callable("clock", clock, none=False)
         faults.raise_if_any()
-    scope = open_scope(clock() + seconds, None, clock, current())
+    scope = Scope()
+    scope.begin(clock() + seconds, None, clock, current())
     try:
+        enter(scope)
         yield
     finally:
+        scope.closed = True  # before any call: an interrupt in one must not leave it open
         check_entered(scope, ambient.get())
         close(scope)
 

@@ -229,7 +229,8 @@ def _origin(origin: dict[str, Any]) -> str:
 def _notes(run: Run) -> str:
     return (
         "<h2>How it was measured</h2><p>Users arrive at random and do not wait for each other."
-        " Each waits 2 s for an answer and tries up to three times more, after a refusal at the time that it names."
+        " Each waits 2 s for an answer and tries up to three times more, after a refusal at the time that"
+        " it names."
         " Latency counts from the moment a request should have been sent. A user counts to the phase"
         " of the arrival; a try counts, in the charts, to the second in which it ended. The fault lasted"
         f" from {run.fault_starts:.2f} s to {run.fault_ends:.2f} s. Both apps ran under uvicorn with"

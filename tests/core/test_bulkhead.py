@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guardrails._core.bulkhead import CODEL_INTERVAL, CODEL_TARGET, Bulkhead, Waiter
+from support.shell import take
 
 
 def queue(bulkhead, count, now=0.0):
@@ -16,8 +17,8 @@ def queue(bulkhead, count, now=0.0):
 def full(limit, max_waiting):
     bulkhead = Bulkhead(limit, max_waiting)
     for _ in range(limit):
-        assert bulkhead.try_enter()
-    assert not bulkhead.try_enter()
+        assert take(bulkhead)
+    assert not take(bulkhead)
     return bulkhead
 
 
@@ -25,11 +26,11 @@ def test_r19_permits_and_refuses():
     """R19: max 2; acquire x3, release x2, acquire."""
     bulkhead = Bulkhead(2, 0)
     free = lambda: bulkhead.limit - bulkhead.taken
-    seen = [(bulkhead.try_enter(), free()) for _ in range(3)]
+    seen = [(take(bulkhead), free()) for _ in range(3)]
     assert seen == [(True, 1), (True, 0), (False, 0)]
     assert (bulkhead.leave(), free()) == (None, 1)
     assert (bulkhead.leave(), free()) == (None, 2)
-    assert (bulkhead.try_enter(), free()) == (True, 1)
+    assert (take(bulkhead), free()) == (True, 1)
 
 
 def test_first_come_first_served():
@@ -45,9 +46,9 @@ def test_first_come_first_served():
 def test_a_newcomer_never_overtakes_the_queue():
     """Not even while a slot is free: it belongs to the first waiter."""
     bulkhead = Bulkhead(2, 2)
-    bulkhead.try_enter()
+    take(bulkhead)
     queue(bulkhead, 1)
-    assert not bulkhead.try_enter()
+    assert not take(bulkhead)
 
 
 def test_the_queue_is_bounded():

@@ -153,17 +153,16 @@ def test_a_checkout_that_never_comes_back_is_judged_when_its_lease_is_over(gate)
 
 
 def reserved(gate, now=0):
-    slot = gate.check_out(now, None)
-    gate.reserve(now, slot)
-    return slot
+    """The book of a request, with a slot in it that nothing uses yet."""
+    return {gate: (None, gate.check_out(now, None))}
 
 
 def test_a_reserved_slot_is_counted_once(gate):
     """The work it was reserved for needs no second one, neither as a checkout nor as a plain call."""
     for checkout, leave in ((True, gate.check_in), (False, lambda now, slot: gate.leave(now, slot, S))):
-        slot = reserved(gate)
-        used = gate.take_over(1, slot, checkout=checkout)
-        assert (gate.bulkhead.taken, set(gate.reserved)) == (1, set())
+        book = reserved(gate)
+        used = gate.take_over(1, book, checkout=checkout)
+        assert (gate.bulkhead.taken, book) == (1, {})
         leave(2, used)
         assert (gate.bulkhead.taken, gate.checkouts, gate.breaker.in_flight) == (0, {}, {})
     assert gate.breaker.succeeded == 1
@@ -171,32 +170,32 @@ def test_a_reserved_slot_is_counted_once(gate):
 
 def test_a_reserved_slot_that_is_not_used_goes_to_the_next(gate):
     """It is no evidence, and goes back once."""
-    slots = [reserved(gate), reserved(gate)]
+    book, _ = reserved(gate), reserved(gate)
     waiter = Waiter()
     assert gate.check_out(0, waiter) is None
-    gate.check_in(1, slots[0])
+    gate.check_in(1, book[gate][1])
     assert (drain(gate), gate.woken_checkout(1, waiter) in gate.checkouts) == ([waiter], True)
-    gate.check_in(1, slots[0])
-    assert gate.take_over(1, slots[0], checkout=True) is None
-    assert (gate.bulkhead.taken, set(gate.reserved)) == (2, {slots[1]})
+    gate.check_in(1, book[gate][1])
+    assert gate.take_over(1, book, checkout=True) is None
+    assert gate.bulkhead.taken == 2
 
 
 @pytest.mark.parametrize("checkout", [True, False])
 def test_a_slot_reserved_before_the_circuit_opened_is_refused(gate, checkout):
     """Who has waited asks again; the slot goes to nobody."""
-    slot = reserved(gate)
+    book = reserved(gate)
     trip(gate)
-    assert gate.take_over(1, slot, checkout=checkout) == Refusal("circuit_open", 4)
-    assert (gate.bulkhead.taken, set(gate.reserved), gate.checkouts) == (0, set(), {})
+    assert gate.take_over(1, book, checkout=checkout) == Refusal("circuit_open", 4)
+    assert (gate.bulkhead.taken, book, gate.checkouts) == (0, {}, {})
 
 
 @pytest.mark.parametrize("checkout", [True, False])
 def test_a_reserved_probe_is_the_probe(gate, checkout):
     """Its lease was taken with the slot, so nobody else is let in, and its result closes the circuit."""
     trip(gate)
-    slot = reserved(gate, now=5)
+    book = reserved(gate, now=5)
     assert gate.check_out(5, None).reason == "circuit_open"
-    used = gate.take_over(6, slot, checkout=checkout)
+    used = gate.take_over(6, book, checkout=checkout)
     if checkout:
         gate.end(6, gate.begin(6, used), S)
         gate.check_in(6, used)
@@ -208,7 +207,7 @@ def test_a_reserved_probe_is_the_probe(gate, checkout):
 def test_a_reserved_probe_that_is_not_used_gives_its_place_in_the_round_back(gate):
     """The next request may probe at once."""
     trip(gate)
-    gate.check_in(5, reserved(gate, now=5))
+    gate.check_in(5, reserved(gate, now=5)[gate][1])
     assert isinstance(gate.enter(5, None), int)
 
 
@@ -266,12 +265,12 @@ def test_stalls_follow_the_number_of_slots(gate):
 
 def test_a_child_of_a_fork_starts_empty(gate):
     """Nobody is inside, nobody waits; what the parent's calls would have settled changes nothing."""
-    ticket, slot = gate.enter(0, None), reserved(gate)
+    ticket, book = gate.enter(0, None), reserved(gate)
     gate.enter(0, Waiter())
     gate.forget_everyone()
-    assert gate.take_over(0, slot, checkout=True) is None
+    assert gate.take_over(0, book, checkout=True) is None
     assert gate.leave(0, ticket, F) is None
-    gate.check_in(0, slot)
+    gate.check_in(0, book[gate][1])
     assert (gate.bulkhead.taken, len(gate.bulkhead.queue), gate.breaker.state) == (0, 0, "closed")
     assert gate.calm
 
@@ -305,20 +304,64 @@ def test_a_place_is_given_up_once(gate):
     assert (gate.bulkhead.taken, len(gate.bulkhead.queue)) == (0, 0)
 
 
-@pytest.mark.parametrize("outcome", [F, S], ids=["failed", "slow"])
-def test_a_tainted_window_takes_the_quick_way_only_once_the_minimum_is_met(outcome):
+def test_a_slow_call_closes_the_quick_way_out_until_the_minimum_is_met():
     """Before, the next result may complete the minimum and open the circuit; after, a success cannot."""
     policy = BreakerPolicy(minimum_number_of_calls=4, slow_call_duration_threshold=1, open_jitter=0)
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(9, 0))
-    tainted = gate.enter(0.0, None)
-    gate.leave(0.5 if outcome is F else 1.5, tainted, outcome)
+    gate.leave(1.5, gate.enter(0.0, None), S)
     for _ in range(3):
-        ticket = QuickWays(gate).begin(1.6) or gate.begin(1.6, 0)
-        assert not QuickWays(gate).end(1.7, ticket)
+        ticket = QuickWays(gate).begins(1.6) or gate.begin(1.6, 0)
+        assert not QuickWays(gate).ends(1.7, ticket)
         assert gate.end(1.7, ticket, S) is not None
-    ticket = QuickWays(gate).begin(1.8)
-    assert QuickWays(gate).end(1.8, ticket)
+    ticket = QuickWays(gate).begins(1.8)
+    assert QuickWays(gate).ends(1.8, ticket)
     assert gate.breaker.evidence(1.8)[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "quick"),
+    [
+        ({"minimum_number_of_calls": 10}, 4),  # the fifth of ten would be half of them
+        ({"minimum_number_of_calls": 10, "consecutive_failures": 3}, 2),
+        ({"minimum_number_of_calls": 1}, 0),
+        ({"minimum_number_of_calls": 10_000}, 256),
+    ],
+)
+def test_failures_take_the_quick_way_as_long_as_they_cannot_open_the_circuit(options, quick):
+    """Also after somebody has looked, who writes them down."""
+    for looks in (False, True):
+        gate = Gate(Breaker(BreakerPolicy(**options), lambda: 0.5), Bulkhead(9, 0))
+        gate.refresh(0.1)
+        tickets = [gate.begin(0.1, 0) for _ in range(quick + 1)]
+        ways = []
+        for ticket in tickets:
+            ways.append(QuickWays(gate).ends(0.1, ticket, F))
+            if looks:
+                gate.breaker.evidence(0.1)
+        assert ways == [True] * quick + [False]
+        assert gate.breaker.evidence(0.1)[:2] == (quick, quick)
+        assert (gate.breaker.failed, gate.breaker.streak) == (quick, quick)
+
+
+def test_unwritten_results_are_remembered_in_their_order():
+    """Of the last four calls, the success before the failures is forgotten first."""
+    policy = BreakerPolicy(
+        sliding_window_type="count",
+        sliding_window_size=4,
+        minimum_number_of_calls=4,
+        failure_rate_threshold=1,
+    )
+    gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(9, 0))
+    gate.refresh(0.1)
+    for outcome in (S, F, F, S):
+        assert QuickWays(gate).ends(0.1, QuickWays(gate).begins(0.1), outcome)
+    assert gate.breaker.evidence(0.1)[:2] == (4, 2)
+    assert gate.breaker.streak == 0
+    seen = []
+    for _ in range(3):
+        gate.end(0.1, gate.begin(0.1, 0), S)
+        seen.append(gate.breaker.evidence(0.1)[1])
+    assert seen == [2, 1, 0]
 
 
 def test_a_refusal_decided_elsewhere_is_counted_by_its_reason(gate):
@@ -398,14 +441,14 @@ def calm(gate):
 
 def test_the_quick_ways_end_when_a_call_becomes_overdue(calm):
     """To the moment: from 1 on something else may have to be done."""
-    slot, ticket = QuickWays(calm).check_out(0.1), QuickWays(calm).begin(0.1)
+    slot, ticket = QuickWays(calm).check_out(0.1), QuickWays(calm).begins(0.1)
     assert slot
     assert ticket
-    assert not QuickWays(calm).check_in(1, slot)
-    assert not QuickWays(calm).end(1, ticket)
-    assert QuickWays(calm).begin(1) == 0
-    assert QuickWays(calm).end(0.9, ticket)
-    assert QuickWays(calm).check_in(0.9, slot)
+    assert not QuickWays(calm).checks_in(1, slot)
+    assert not QuickWays(calm).ends(1, ticket)
+    assert QuickWays(calm).begins(1) == 0
+    assert QuickWays(calm).ends(0.9, ticket)
+    assert QuickWays(calm).checks_in(0.9, slot)
     assert QuickWays(calm).check_out(1) == 0
 
 
@@ -414,13 +457,13 @@ def test_a_quick_move_is_remembered_as_the_latest_moment(calm):
     slot = QuickWays(calm).check_out(0.3)
     assert calm.last == 0.3
     assert calm.checkouts[slot] == (0.3, 0)
-    ticket = QuickWays(calm).begin(0.2)
+    ticket = QuickWays(calm).begins(0.2)
     assert (calm.last, calm.breaker.in_flight[ticket]) == (0.3, 0.3)
-    QuickWays(calm).begin(0.4)
+    QuickWays(calm).begins(0.4)
     assert calm.last == 0.4
-    QuickWays(calm).end(0.5, ticket)
+    QuickWays(calm).ends(0.5, ticket)
     assert calm.last == 0.5
-    QuickWays(calm).check_in(0.6, slot)
+    QuickWays(calm).checks_in(0.6, slot)
     assert calm.last == 0.6
     assert calm.bulkhead.taken == 1
 
@@ -484,29 +527,29 @@ def test_an_open_circuit_refuses_at_first_sight_the_quick_way(gate):
 def test_quick_successes_are_counted_one_by_one(calm):
     """However many before anybody writes them down."""
     for _ in range(3):
-        assert QuickWays(calm).end(0.1, QuickWays(calm).begin(0.1))
+        assert QuickWays(calm).ends(0.1, QuickWays(calm).begins(0.1))
     calm.refresh(0.1)
     assert calm.breaker.succeeded == 3
 
 
 def test_the_quick_ways_settle_nothing_twice_and_nothing_unknown(calm):
     """Such a ticket or slot goes the long way, which knows that it changes nothing."""
-    slot, ticket = QuickWays(calm).check_out(0.1), QuickWays(calm).begin(0.1)
-    assert QuickWays(calm).end(0.1, ticket)
-    assert not QuickWays(calm).end(0.1, ticket)
-    assert not QuickWays(calm).end(0.1, ticket + 1)
-    assert QuickWays(calm).check_in(0.1, slot)
-    assert not QuickWays(calm).check_in(0.1, slot)
-    assert not QuickWays(calm).check_in(0.1, slot + 1)
+    slot, ticket = QuickWays(calm).check_out(0.1), QuickWays(calm).begins(0.1)
+    assert QuickWays(calm).ends(0.1, ticket)
+    assert not QuickWays(calm).ends(0.1, ticket)
+    assert not QuickWays(calm).ends(0.1, ticket + 1)
+    assert QuickWays(calm).checks_in(0.1, slot)
+    assert not QuickWays(calm).checks_in(0.1, slot)
+    assert not QuickWays(calm).checks_in(0.1, slot + 1)
     assert (calm.bulkhead.taken, calm.breaker.unwritten) == (1, 1)
 
 
 def test_a_late_success_goes_the_long_way(calm):
     """Also that of the last call before the transition: it decides nothing, and is counted as late."""
-    ticket = QuickWays(calm).begin(0.1)
+    ticket = QuickWays(calm).begins(0.1)
     calm.turn(0.2, "reset")
     assert ticket == calm.breaker.generation
-    assert not QuickWays(calm).end(0.3, ticket)
+    assert not QuickWays(calm).ends(0.3, ticket)
     calm.end(0.3, ticket, S)
     assert calm.breaker.late == 1
 
@@ -518,7 +561,7 @@ def test_a_probes_connection_goes_back_the_long_way(gate):
     gate.end(5, gate.begin(5, slot), S)
     gate.refresh(5)
     assert gate.calm
-    assert not QuickWays(gate).check_in(5, slot)
+    assert not QuickWays(gate).checks_in(5, slot)
     gate.check_in(5, slot)
     assert gate.bulkhead.taken == 0
 
@@ -569,7 +612,7 @@ def test_an_open_circuit_refuses_the_quick_way_until_a_probe_is_due(gate):
     assert gate.fast_refuse_until > 0
     gate.turn(1, "disabled")
     gate.refresh(1)
-    assert QuickWays(gate).end(1, QuickWays(gate).begin(1))
+    assert QuickWays(gate).ends(1, QuickWays(gate).begins(1))
 
 
 def test_a_hand_to_half_open_keeps_the_failures_in_a_row():
@@ -593,9 +636,9 @@ def test_a_clock_that_goes_back_reopens_no_quick_way(later):
     policy = BreakerPolicy(slow_call_duration_threshold=1)
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(5, 0))
     gate.enter(0.0, None)
-    assert QuickWays(gate).begin(0.5)
+    assert QuickWays(gate).begins(0.5)
     gate.adopt(later, 1)
-    assert QuickWays(gate).begin(0.5) == 0
+    assert QuickWays(gate).begins(0.5) == 0
 
 
 def test_a_woken_call_begins_when_it_wakes(gate):

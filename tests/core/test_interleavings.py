@@ -85,7 +85,7 @@ def borrower(world):
     if isinstance(slot, Refusal):
         return
     yield "runs a statement"
-    ticket = QuickWays(world.gate).begin(world.now) or world.gate.begin(world.now, slot)
+    ticket = QuickWays(world.gate).begins(world.now) or world.gate.begin(world.now, slot)
     world.gate.end(world.now, ticket, F)
     yield "checks in"
     world.check_in(slot)

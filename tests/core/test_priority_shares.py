@@ -281,10 +281,8 @@ def test_slots_adopted_while_there_are_ranks_are_critical():
 
 
 def reserved(gate, rank):
-    """A slot that a request of a class has, and uses not yet."""
-    slot = gate.check_out(0.0, None, rank)
-    gate.reserve(0.0, slot)
-    return slot
+    """The book of a request of a class, with a slot in it that nothing uses yet."""
+    return {gate: (None, gate.check_out(0.0, None, rank))}
 
 
 @pytest.mark.parametrize("checkout", [False, True])
@@ -306,9 +304,9 @@ def test_a_reserved_slot_that_the_circuit_refuses_goes_back_to_its_class():
     """The circuit opened since."""
     gate = make_gate()
     crowd(gate, CRITICAL, count=1)
-    slot = reserved(gate, SHEDDABLE)
+    book = reserved(gate, SHEDDABLE)
     gate.turn(0.0, "forced_open")
-    assert gate.take_over(0.0, slot, checkout=True) == Refusal("circuit_open", None)
+    assert gate.take_over(0.0, book, checkout=True) == Refusal("circuit_open", None)
     assert gate.bulkhead.ranks.held == [0, 0, 1, 0]
 
 

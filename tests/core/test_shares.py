@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.shares import ACTIVE, QUICK, Shares, share
+from support.shell import take
 
 NAMES = ("orders", "items", "reports")
 
@@ -56,7 +57,7 @@ def test_a_part_gets_every_slot_while_no_other_is_active(asks, most):
     for now, name in asks:
         ask(shares, now, parts[name])
     part = parts[name]
-    while part.bulkhead.try_enter():
+    while take(part.bulkhead):
         ask(shares, now, part)
     assert part.bulkhead.taken == most
 
@@ -147,7 +148,7 @@ class SharedPool(RuleBasedStateMachine):
             slots = part.bulkhead
             before, others = slots.taken, sum(other.bulkhead.taken for other in self.parts.values())
             ask(self.shares, self.now, part)
-            if slots.try_enter() and not self.pool.try_enter():
+            if take(slots) and not take(self.pool):
                 slots.leave()
             allowed = self.pool.limit if alone else share(self.pool.limit)
             assert slots.taken - before == int(others < self.pool.limit and before < allowed)

@@ -222,8 +222,9 @@ def test_until_is_later_than_now_by_at_most_one_slice(size, now):
     assert now - rounding <= window.until <= now + size / SLICES + rounding
 
 
+@pytest.mark.parametrize(("add_many", "each"), [("add_unmarked", 0), ("add_failures", FAILED)])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_unmarked_calls_at_once_equal_unmarked_calls_one_by_one(size):
+def test_calls_at_once_equal_calls_one_by_one(size, add_many, each):
     """Whatever the ring holds, from any place in it, once or twice round."""
     for marks in itertools.product([0, FAILED, SLOW, BOTH], repeat=3):
         for count in range(2 * size + 1):
@@ -231,9 +232,9 @@ def test_unmarked_calls_at_once_equal_unmarked_calls_one_by_one(size):
             for mark in marks:
                 at_once.add(mark)
                 one_by_one.add(mark)
-            at_once.add_unmarked(count)
+            getattr(at_once, add_many)(count)
             for _ in range(count):
-                one_by_one.add(0)
+                one_by_one.add(each)
             for mark in (FAILED, *[0] * size):
                 assert figures(at_once) == figures(one_by_one)
                 assert at_once.add(mark) == one_by_one.add(mark)
@@ -248,6 +249,18 @@ def test_the_latest_call_can_get_a_late_mark(make, mark, expected):
     window.add_unmarked(2)
     window.add_mark(window.add(0), mark)
     assert figures(window) == expected
+
+
+def test_failures_of_one_slice_are_forgotten_together():
+    """With the slow calls that were in it."""
+    window = TimeWindow(10)
+    window.advance(0)
+    window.add(SLOW)
+    window.add_failures(2)
+    window.add_failures(1)
+    assert figures(window) == (4, 3, 1)
+    window.advance(10)
+    assert figures(window) == (0, 0, 0)
 
 
 def test_unmarked_calls_of_one_slice_are_forgotten_together():

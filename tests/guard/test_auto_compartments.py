@@ -30,12 +30,12 @@ def db(make_guard):
 
 def a_call(gate):
     ticket = gate.enter()
-    return lambda: gate.leave(ticket, Outcome.SUCCESS)
+    return lambda: gate.end(ticket, Outcome.SUCCESS, 1)
 
 
 def a_tasks_call(gate):
     ticket = asyncio.run(gate.enter_async())
-    return lambda: gate.leave(ticket, Outcome.SUCCESS)
+    return lambda: gate.end(ticket, Outcome.SUCCESS, 1)
 
 
 def a_checkout(gate):
@@ -57,7 +57,7 @@ def a_request(gate):
     slot = asyncio.run(gate.reserve())
     if isinstance(slot, Refusal):
         raise gate.refused(slot)
-    return lambda: gate.give_back(slot)
+    return lambda: gate.check_in(slot)
 
 
 WAYS = [a_call, a_tasks_call, a_checkout, a_tasks_checkout, a_checkout_without_waiting, a_request]

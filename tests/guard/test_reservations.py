@@ -47,14 +47,14 @@ def request():
 def reserve(scope, guard):
     """Reserves a slot at each gate of a guard, where nobody has to wait."""
     for gate in guard.call_settings.gates:
-        scope.reserved[gate] = asyncio.run(gate.reserve())
+        scope.reserved[gate.core] = gate, asyncio.run(gate.reserve())
 
 
 def give_back(scope):
     """Gives back what nothing inside has taken over."""
     while scope.reserved:
-        gate, slot = scope.reserved.popitem()
-        gate.give_back(slot)
+        _, (gate, slot) = scope.reserved.popitem()
+        gate.check_in(slot)
 
 
 def fine():
@@ -224,12 +224,12 @@ def test_a_reservation_waits_its_turn_and_may_be_cancelled():
         await asyncio.sleep(0)
         assert db.snapshot().waiting == 3
         waiting[0].cancel()
-        gate.give_back(first)
+        gate.check_in(first)
         second = await waiting[1]
         assert not waiting[2].done()
-        gate.give_back(second)
-        gate.give_back(await waiting[2])
-        gate.give_back(second)
+        gate.check_in(second)
+        gate.check_in(await waiting[2])
+        gate.check_in(second)
 
     asyncio.run(main())
     assert (in_use(db), db.snapshot().waiting) == (0, 0)

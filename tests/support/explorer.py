@@ -64,10 +64,7 @@ class World:
         """Ends a call, the fast path if it can; twice, of which the second time must do nothing."""
         if outcome is Outcome.ABANDONED:
             self.probes.discard(ticket)
-        if outcome is Outcome.SUCCESS:
-            assert self.shell.leave(self.now, ticket), "a call under way could not be ended"
-        else:
-            assert self.gate.leave(self.now, ticket, outcome) is not None, "a call under way was not known"
+        assert self.shell.leave(self.now, ticket, outcome), "a call under way could not be ended"
         self.holding.remove(("call", ticket))
         taken = self.gate.bulkhead.taken
         assert self.gate.leave(self.now, ticket, outcome) is None, "a ticket was settled twice"
@@ -75,7 +72,7 @@ class World:
 
     def check_in(self, slot):
         """Gives a checkout's slot back, twice likewise."""
-        if not QuickWays(self.gate).check_in(self.now, slot):
+        if not QuickWays(self.gate).checks_in(self.now, slot):
             self.gate.check_in(self.now, slot)
         self.holding.remove(("checkout", slot))
         taken = self.gate.bulkhead.taken

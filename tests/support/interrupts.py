@@ -27,15 +27,19 @@ class Interruption(BaseException):
     """As KeyboardInterrupt, but surely ours."""
 
 
+def interrupt():
+    raise Interruption
+
+
 class Interrupter:
-    """Interrupts a function at the n-th place in the library where it can be.
+    """Does something at the n-th place of a function in the library where something else can come between.
 
     Attributes:
         hit: The file and the function where that was, or None when the call was over before.
     """
 
-    def __init__(self, number):
-        self._number, self._left = number, sys.maxsize
+    def __init__(self, number, act=interrupt):
+        self._number, self._left, self._act = number, sys.maxsize, act
         self._before = {}
         self.hit = None
 
@@ -83,7 +87,7 @@ class Interrupter:
         if before == RESUME or before in CALLS or before in JUMPS_BACK:
             if self._left == 0:
                 self.hit = pathlib.Path(frame.f_code.co_filename).name, frame.f_code.co_name
-                raise Interruption
+                self._act()
             self._left -= 1
 
 
@@ -91,6 +95,20 @@ def interrupted_everywhere(make, fn):
     """Makes a thing and interrupts a function of it, at each place in turn; yields where, and the thing."""
     for number in itertools.count():
         thing, spare, interrupter = make(), make(), Interrupter(number)
+        interrupter.run(lambda spare=spare: fn(spare), lambda thing=thing: fn(thing))
+        if interrupter.hit is None:
+            return
+        yield interrupter.hit, thing
+
+
+def switched_everywhere(make, fn, meanwhile):
+    """Makes a thing, and lets another thread have its way at each place of a function of it in turn.
+
+    The other thread runs at the places where a signal handler does: where the interpreter is handed on.
+    """
+    for number in itertools.count():
+        thing, spare = make(), make()
+        interrupter = Interrupter(number, lambda thing=thing: meanwhile(thing))
         interrupter.run(lambda spare=spare: fn(spare), lambda thing=thing: fn(thing))
         if interrupter.hit is None:
             return

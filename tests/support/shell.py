@@ -1,138 +1,120 @@
-"""A gate behind a gate of nothing but a lock and a clock, for the fast paths that calls take first."""
+"""The fast paths through a gate, behind a gate of nothing but a clock, whose long ways are closed."""
 
 from __future__ import annotations
 
 import itertools
-import threading
-from types import SimpleNamespace
-
-from greenlet import greenlet
 
 from guardrails._core.gate import Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._guard.call import Call
 from guardrails._guard.call_settings import CallSettings
-from guardrails._guard.locked_gate import LockedGate
-from guardrails._guard.slot import run_in_slot
-from guardrails.errors import CircuitOpenError
+from guardrails._guard.fast_path import FastDoor
+from guardrails.errors import BulkheadFullError, CircuitOpenError, RejectedError
+
+ERRORS = {"circuit_open": CircuitOpenError, "bulkhead_full": BulkheadFullError}
+
+
+def take(bulkhead):
+    """Takes a slot as the gate does, if there is one."""
+    found = bulkhead.has_room()
+    bulkhead.taken += found
+    return found
+
+
+class QuickWays(FastDoor):
+    """A gate's fast paths through a gate, and nothing at all where they do not lead.
+
+    Attributes:
+        now: The time.
+        led: Whether the last way out led through.
+    """
+
+    max_wait = 1
+    tells_of_calls = False
+    auto_compartments = None
+
+    def __init__(self, gate, max_wait=1):
+        self.gate, self.part = gate, gate.breaker.direct
+        self.max_wait = max_wait
+        self.now, self.led = 0, True
+
+    def clock(self):
+        return self.now
+
+    def check_out(self, now):
+        """The number of a slot, a refusal, or 0."""
+        self.now = now
+        slot = self.try_enter_fast()
+        return Refusal("bulkhead_full", None) if slot < 0 else slot
+
+    def preview(self, now):
+        """The open circuit's refusal, or None."""
+        retry_after = self.turns_away(now)
+        return None if retry_after is None else Refusal("circuit_open", retry_after)
+
+    def checks_in(self, now, slot):
+        """Whether the slot went back."""
+        self.now, self.led = now, True
+        self.check_in(slot)
+        return self.led
+
+    def begins(self, now, slots=0):
+        """A ticket, or 0."""
+        self.now = now
+        return self.begin(0, slots)
+
+    def ends(self, now, ticket, outcome=Outcome.SUCCESS, slots=0):
+        """Whether the end was noted."""
+        self.now, self.led = now, True
+        self.end(ticket, outcome, slots)
+        return self.led
+
+    # The long ways.
+
+    def begin_slowly(self, slot):
+        return 0
+
+    def end_slowly(self, ticket, outcome, slots):
+        self.led = False
+
+    def check_in_slowly(self, slot):
+        self.led = False
+
+    def turned_away(self, reason, retry_after):
+        return ERRORS[reason]("db", reason, retry_after)
 
 
 class Shell:
     """Makes a plain call's moves the fast path where it is open, and the long way where it is not.
 
-    Attributes:
-        now: The time.
-        inside: By ticket, the calls that went the way of a bulkhead and have not come out yet.
+    There are two fast paths that must be the same: that of a call with one gate, and that of a gate.
     """
 
-    def __init__(self, gate):
+    def __init__(self, gate, max_wait=0):
         self.gate = gate
-        self.now = 0
-        self.inside = {}
+        self.gate = QuickWays(gate, max_wait)
+        self.call_settings = CallSettings(self, "db", (self.gate,), None, None)
         self._turns = itertools.count()
-        self._gate = SimpleNamespace(
-            core=gate,
-            lock=threading.RLock(),
-            clock=lambda: self.now,
-            postponed=(),
-            part=gate.breaker.direct,
-            tells_of_calls=False,
-            leave=lambda ticket, outcome: gate.leave(self.now, ticket, outcome),
-            shut_out=lambda retry_after: CircuitOpenError("db", "circuit_open", retry_after),
-        )
-        self.call_settings = CallSettings(self, "db", (self._gate,), None, None)
 
-    def enter(self, now, place):
+    def enter(self, now, waiter):
         """A ticket or a refusal the fast path, or what the long way says."""
-        self.now = now
+        self.gate.now = now
+        self.gate.max_wait = 0 if waiter is None else 1
         if next(self._turns) % 2:
-            return self._enter_slot() or self.gate.enter(now, place)
+            return self.gate.begins(now, 1) or self.gate.enter(now, waiter)
         call = Call()
         try:
             if call.try_enter_fast(self.call_settings, None):
-                return call._ticket
-        except CircuitOpenError as error:
+                return call.ticket
+        except RejectedError as error:
             return Refusal(error.reason, error.retry_after)
-        return self.gate.enter(now, place)
+        return self.gate.enter(now, waiter)
 
-    def _enter_slot(self):
-        """A ticket the way of a bulkhead, which is one function around the call; None if it is not open.
-
-        The call goes on in a greenlet, so that the model can make other moves before it ends.
-        """
-        outside = greenlet.getcurrent()
-
-        def work():
-            outside.switch(self.gate.breaker.issued)
-
-        inside = greenlet(lambda: run_in_slot(self.call_settings, lambda *_: None, work, (), {}))
-        ticket = inside.switch()
-        if ticket is not None:
-            self.inside[ticket] = inside
-        return ticket
-
-    def leave(self, now, ticket):
-        """Ends a call that went well the way it came, or the long way."""
-        self.now = now
-        if ticket in self.inside:
-            inside = self.inside.pop(ticket)
-            inside.parent = greenlet.getcurrent()
-            inside.switch()
-            # This way out reads no clock. What comes later must not look earlier than to the other gate.
-            self.gate.last = max(self.gate.last, now)
-            return inside.dead
-        call = Call.waiting(self.call_settings, None)
-        call.clock, call._ticket, call._verdict = self.call_settings.clock, ticket, Outcome.SUCCESS
-        return call.try_exit_fast() or self.gate.leave(now, ticket, Outcome.SUCCESS)
-
-
-class QuickWays:
-    """A gate's fast paths through a gate, and nothing at all where they do not lead."""
-
-    max_wait = 1
-
-    def __init__(self, gate):
-        self.core, self.lock, self.postponed = gate, threading.RLock(), ()
-        self.tells_of_calls, self.part = False, gate.breaker.direct
-
-    def check_out(self, now):
-        """The number of a slot, a refusal, or 0."""
-        self.now = now
-        slot = LockedGate._try_enter_fast(self, reserve=False)
-        return Refusal("bulkhead_full", None) if slot < 0 else slot
-
-    def preview(self, now):
-        """The open circuit's refusal, or None."""
-        self.now = now
-        return LockedGate.preview(self) or None
-
-    def check_in(self, now, slot):
-        """Whether the slot went back."""
-        self.now, self.led = now, True
-        LockedGate.check_in(self, slot)
-        return self.led
-
-    def begin(self, now):
-        """A ticket, or 0."""
-        self.now = now
-        return LockedGate.begin(self, 0)
-
-    def end(self, now, ticket, outcome=Outcome.SUCCESS):
-        """Whether the success was noted."""
-        self.now, self.led = now, True
-        LockedGate.end(self, ticket, outcome)
-        return self.led
-
-    # What a gate's fast paths ask of it: the time, and the long ways, which here are closed.
-
-    def clock(self):
-        return self.now
-
-    def step(self, *_):
-        return 0
-
-    def _check_in(self, _):
-        self.led = False
-
-    def _end(self, *_):
-        self.led = False
+    def leave(self, now, ticket, outcome=Outcome.SUCCESS):
+        """Ends a call the fast path, or the long way; how it ended, or True."""
+        self.gate.now = now
+        if outcome is Outcome.SUCCESS and next(self._turns) % 2:
+            call = Call.waiting(self.call_settings, None)
+            call.clock, call.ticket, call.outer = self.call_settings.clock, ticket, None
+            return call.try_exit_fast(outcome) or self.gate.leave(now, ticket, outcome)
+        return self.gate.ends(now, ticket, outcome, 1) or self.gate.leave(now, ticket, outcome)

@@ -49,9 +49,13 @@ class RedisCheckout(Slots):
 
     def give_back(self) -> None:
         """Gives each slot back once; work that has not ended is no evidence."""
-        if self.tickets:
-            self.end(Outcome.ABANDONED)
-        super().give_back()
+        try:
+            if self.tickets:
+                self.end(Outcome.ABANDONED)
+            Slots.give_back(self)
+        except BaseException:  # an interrupt: once more, since no slot is given back twice
+            Slots.give_back(self)
+            raise
 
 
 current_checkout: ContextVar[RedisCheckout | None] = ContextVar("guardrails_redis_checkout", default=None)

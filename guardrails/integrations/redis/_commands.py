@@ -79,19 +79,15 @@ class CommandRunner:
     def adopt(self) -> RedisCheckout:
         """Returns a checkout for a connection that was out before the guard was attached."""
         checkout = RedisCheckout()
-        checkout.guard = self._guard
+        checkout.guard, checkout.used = self._guard, True
         checkout.slots = [(self._gate, 0)]
-        checkout.used = True
         return checkout
 
     def for_reserve(self) -> RedisCheckout:
         """Returns a checkout without a slot, for a release that the guard has refused."""
         checkout = RedisCheckout()
-        checkout.guard = self._guard
-        checkout.slots = []
-        checkout.from_reserve = True
-        checkout.seconds = GRACE
-        checkout.at = monotonic() + GRACE
+        checkout.guard, checkout.slots, checkout.from_reserve = self._guard, [], True
+        checkout.seconds, checkout.at = GRACE, monotonic() + GRACE
         return checkout
 
     def _new_checkout(self) -> RedisCheckout:
