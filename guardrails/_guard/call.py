@@ -212,16 +212,18 @@ class Call(FastCall):
     def settle(self, outcome: Outcome) -> None:
         """Gives everything back, in an order in which it can be made again: nothing is given back twice."""
         gates, tickets = self.call_settings.gates, self.tickets
-        if self.ticket:
-            gates[0].end(self.ticket, outcome, 1)
-            self.ticket = 0
-        for place in reversed(range(len(tickets))) if tickets else ():
-            if tickets[place]:
-                gates[place].end(tickets[place], outcome, 1)
-                tickets[place] = 0
-        self.closed = True
-        if self.outer is not None or self.call_settings.attached:
-            self.step_out()
+        try:
+            if self.ticket:
+                gates[0].end(self.ticket, outcome, 1)
+                self.ticket = 0
+            for place in reversed(range(len(tickets))) if tickets else ():
+                if tickets[place]:
+                    gates[place].end(tickets[place], outcome, 1)
+                    tickets[place] = 0
+        finally:
+            self.closed = True
+            if self.outer is not None or self.call_settings.attached:
+                self.step_out()
 
 
 async def run_async(
