@@ -125,9 +125,7 @@ class GuardrailsMiddleware:
         """The number of requests that count against ``max_in_flight`` now."""
         return self._policy.in_flight
 
-    async def __call__(  # noqa: C901 - a function for a step would cost each request a frame
-        self, scope: ASGIScope, receive: Receive, send: Send
-    ) -> None:
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:  # noqa: C901 - hot
         """Serves one HTTP request or websocket, and passes on all else."""
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)

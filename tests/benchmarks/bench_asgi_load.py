@@ -88,7 +88,7 @@ async def starvation(url):
                 await crowd.saturate("/query?seconds=0.3", warm, 1.5)
                 await crowd.saturate("/query?seconds=0.01", warm, 4.0)
                 before = await crowd.lab()
-                visits = await crowd.tracked(
+                visits = await crowd.visit(
                     together([(0.0, path)] * burst, [(0.02 * n, "/health") for n in range(1, 100)]), PATIENT
                 )
                 spent = (await crowd.lab())["cpu"] - before["cpu"]
@@ -125,9 +125,9 @@ async def shed(crowd, times, capacity, seconds, _pool):
     """So many times the capacity, then 40 % of it."""
     health = poisson("/health", 50, seconds, seed=7)
     began, lost = await crowd.lab(), stolen()
-    during = await crowd.tracked(together(poisson("/query", times * capacity, seconds, seed=times), health))
+    during = await crowd.visit(together(poisson("/query", times * capacity, seconds, seed=times), health))
     held, lost = await crowd.lab(), stolen() - lost
-    after = await crowd.tracked(poisson("/query", 0.4 * capacity, seconds / 2, seed=5))
+    after = await crowd.visit(poisson("/query", 0.4 * capacity, seconds / 2, seed=5))
     good = len(of(during, "/query", 200)) / seconds
     tell_overload(times, good / capacity, (held["cpu"] - began["cpu"]) / seconds, lost / seconds)
     report(of(during, "/query"), "/query")
@@ -144,7 +144,7 @@ async def bound(crowd, times, capacity, seconds, pool):
     busy = poisson("/busy", (times - 1) * capacity, seconds, seed=times)
     began, lost = await crowd.lab(), stolen()
     good = asyncio.create_task(crowd.saturate("/query", pool, seconds))
-    during = await crowd.tracked(together(busy, health))
+    during = await crowd.visit(together(busy, health))
     held, lost = await crowd.lab(), stolen() - lost
     tell_overload(times, await good / capacity, (held["cpu"] - began["cpu"]) / seconds, lost / seconds)
     report(of(during, "/busy"), "/busy")
@@ -184,7 +184,7 @@ async def utilisation(url, seconds=30.0, pool=15):
                 await crowd.connect(60)
                 await crowd.saturate("/sleep", pool, 1.0)
                 began, lost = await crowd.lab(), stolen()
-                visits = await crowd.tracked(poisson("/sleep", 0.8 * pool / query, seconds))
+                visits = await crowd.visit(poisson("/sleep", 0.8 * pool / query, seconds))
                 held, lost = await crowd.lab(), stolen() - lost
                 refused, spent = len(of(visits, status=503)) / len(visits), held["cpu"] - began["cpu"]
                 print(

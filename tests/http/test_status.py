@@ -39,7 +39,7 @@ class OnStarlette:
     def __init__(self, guards, **options):
         self.app = starlette.status_app(guards, **options)
 
-    def tracked(self, path, method="GET"):
+    def get(self, path, method="GET"):
         seen = ask(self.app, http(path, method=method))
         return seen.status, seen.headers, seen.body
 
@@ -50,7 +50,7 @@ class OnWSGI:
     def __init__(self, guards, **options):
         self.app = wsgi.status_app(guards, **options)
 
-    def tracked(self, path, method="GET"):
+    def get(self, path, method="GET"):
         seen = wsgi_client.ask(validator(self.app), wsgi_client.environment(path, method=method))
         assert seen.raised is None
         return seen.status, seen.headers, seen.body
@@ -68,7 +68,7 @@ def pages(request, clock):
 
 def ready(site):
     """What ``/readyz`` says: True, or the reasons why not."""
-    status, _, body = site.tracked("/readyz")
+    status, _, body = site.get("/readyz")
     said = json.loads(body)
     assert (status == 200) is said["ready"] is (not said["reasons"])
     return said["ready"] or said["reasons"]
@@ -89,7 +89,7 @@ def test_live_is_always_live(pages, make_guard):
     """It looks at nothing, whatever the guards say."""
     db = make_guard(max_concurrent_calls=1)
     db.force_open()
-    status, headers, body = pages([db]).tracked("/livez")
+    status, headers, body = pages([db]).get("/livez")
     assert (status, json.loads(body)) == (200, {"live": True})
     assert headers["cache-control"] == "no-store"
     assert headers["content-type"] == "application/json"
@@ -100,7 +100,7 @@ def test_status_shows_every_figure(pages, make_guard):
     db = make_guard(max_concurrent_calls=10)
     reports = db.compartment("reports")
     reports.run(len, "x")
-    said = json.loads(pages([db]).tracked("/status.json")[2])
+    said = json.loads(pages([db]).get("/status.json")[2])
     assert (said["ready"], said["reasons"]) == (True, [])
     (shown,) = said["guards"]
     assert set(shown) == {*GuardSnapshot.__slots__, "compartments"}
@@ -111,7 +111,7 @@ def test_status_shows_every_figure(pages, make_guard):
 def test_hostile_names_stay_text(pages, make_guard):
     """In JSON, and without a tag for clients that guess."""
     name = "</script><script>\r\n\ud800"
-    _, headers, body = pages([make_guard(name)]).tracked("/status.json")
+    _, headers, body = pages([make_guard(name)]).get("/status.json")
     assert json.loads(body)["guards"][0]["name"] == name
     assert not set(body) & set(b"<\r")
     assert rb"\u003c/script>\u003cscript>\r\n\ud800" in body, "on one line"
@@ -122,19 +122,19 @@ def test_hostile_names_stay_text(pages, make_guard):
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_pages_are_only_to_be_read(pages, path, method):
     """Nothing changes by asking."""
-    assert pages([]).tracked(path, method)[0] == 405
+    assert pages([]).get(path, method)[0] == 405
 
 
 def test_head_has_the_length(pages):
     """For load balancers that ask with HEAD."""
     probes = pages([])
-    status, headers, _ = probes.tracked("/livez", "HEAD")
-    assert (status, int(headers["content-length"])) == (200, len(probes.tracked("/livez")[2]))
+    status, headers, _ = probes.get("/livez", "HEAD")
+    assert (status, int(headers["content-length"])) == (200, len(probes.get("/livez")[2]))
 
 
 def test_pages_are_made_to_be_read(pages, make_guard):
     """In a terminal, by somebody who was woken up: a figure on each line, and an end of the last."""
-    body = pages([make_guard("db")]).tracked("/status.json")[2]
+    body = pages([make_guard("db")]).get("/status.json")[2]
     assert b'\n      "state": "closed",\n' in body
     assert body.endswith(b"\n}\n")
 
@@ -166,8 +166,8 @@ def test_other_pages_are_not_there(pages, make_guard):
     """Without auth there is nothing to steer, under any method."""
     site = pages([make_guard()])
     for method in ("GET", "POST"):
-        assert site.tracked("/control/db/force-open", method)[0] == 404
-        assert site.tracked("/other", method)[0] == 404
+        assert site.get("/control/db/force-open", method)[0] == 404
+        assert site.get("/other", method)[0] == 404
 
 
 # --- readiness -------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_full_pool_that_stands_still_is_not_ready(pages, make_guard, clock):
         assert ready(site) is True
         clock.advance(0.1)
         assert ready(site) == ["stuck: db"]
-        assert json.loads(site.tracked("/status.json")[2])["ready"] is False
+        assert json.loads(site.get("/status.json")[2])["ready"] is False
 
 
 def test_quiet_pool_that_fills_is_ready(pages, make_guard, clock):
@@ -293,7 +293,7 @@ def test_drained_process_still_lives(pages):
     """Or it would be killed before its last requests have ended."""
     site = pages([])
     site.app.drain()
-    assert site.tracked("/livez")[0] == 200
+    assert site.get("/livez")[0] == 200
 
 
 # --- steering --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class TrackedRequest:
+class Visit:
     """One request: when it was meant to be sent, and what came of it (status 0: nothing in time)."""
 
     path: str
@@ -109,7 +109,7 @@ class Crowd:
         """What the service holds."""
         return json.loads((await self.get("/lab", 20))[1])
 
-    async def tracked(self, arrivals, patience=SECONDS):
+    async def visit(self, arrivals, patience=SECONDS):
         """Sends everybody at the appointed times; returns their visits in the order of arrival."""
         tour = _Tour(self, patience)
         for at, path in arrivals:
@@ -165,7 +165,7 @@ class _Tour:
 
     def send(self, at, path):
         number = len(self._visits)
-        self._visits.append(TrackedRequest(path, at, self._patience, 0))
+        self._visits.append(Visit(path, at, self._patience, 0))
         if line := self._crowd.free():
             self._send_on(line, number)
         else:
@@ -191,7 +191,7 @@ class _Tour:
 
         def tell(status, _body):
             del self._waiting[number]
-            self._visits[number] = TrackedRequest(path, at, self.now - at, status)
+            self._visits[number] = Visit(path, at, self.now - at, status)
             if status:
                 self._crowd.idle.append(line)
 
@@ -251,16 +251,16 @@ def together(*processes):
 
 def quantile(visits, share):
     """The time within which so many of the visits were over, in seconds; 0 for none."""
-    ordered = sorted(tracked.seconds for tracked in visits)
+    ordered = sorted(visit.seconds for visit in visits)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 def of(visits, path=None, status=None):
     """Those of one path, or of one status, or both."""
     return [
-        tracked
-        for tracked in visits
-        if (path is None or tracked.path == path) and (status is None or tracked.status == status)
+        visit
+        for visit in visits
+        if (path is None or visit.path == path) and (status is None or visit.status == status)
     ]
 
 

@@ -44,7 +44,7 @@ class Shop:
         return Starlette(routes=[Route("/orders/{id}", self.orders), Route("/about", self.about)])
 
 
-def tracked(app, path="/orders/7", times=MINIMUM_REQUESTS):
+def visit(app, path="/orders/7", times=MINIMUM_REQUESTS):
     """Visits a page so often that it has habits."""
     return [ask(app, http(path)).status for _ in range(times)]
 
@@ -91,8 +91,8 @@ def test_a_learned_route_is_refused_at_the_edge(db, install, clock):
         app.add_middleware(GuardrailsMiddleware, guards=[db], clock=clock)
     else:
         app = GuardrailsMiddleware(app, guards=[db], clock=clock)
-    assert tracked(app) == [200] * MINIMUM_REQUESTS
-    tracked(app, "/about")
+    assert visit(app) == [200] * MINIMUM_REQUESTS
+    visit(app, "/about")
     fail(db)
     assert (ask(app, http("/orders/first")).status, shop.orders_entered) == (503, MINIMUM_REQUESTS + 1)
     refused = ask(app, http("/orders/never-seen"))
@@ -157,7 +157,7 @@ def test_it_can_be_switched_off(db, clock):
     """Then every request gets to its endpoint."""
     shop = Shop(db)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock, learn_routes=False)
-    tracked(app)
+    visit(app)
     need(db, app)
     fail(db)
     assert entered(shop, app)
@@ -167,7 +167,7 @@ def test_who_is_exempt_is_let_in(db, clock):
     """Whatever was learned."""
     shop = Shop(db)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock, exempt=["/orders"])
-    tracked(app)
+    visit(app)
     need(db, app)
     fail(db)
     assert entered(shop, app)
@@ -177,7 +177,7 @@ def test_a_guard_that_is_not_ours_is_not_learned(db, clock):
     """With guards given, what another one refuses is the application's business."""
     shop = Shop(db)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock, guards=[Guard("other", max_concurrent_calls=1)])
-    tracked(app)
+    visit(app)
     need(db, app)
     fail(db)
     assert entered(shop, app)
@@ -201,10 +201,10 @@ def test_a_route_that_changes_its_ways_is_known_anew(db, clock):
     """After a few hundred requests nothing is left of the old habit."""
     shop = Shop(db)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock)
-    tracked(app, times=HALVED_AFTER)
+    visit(app, times=HALVED_AFTER)
     need(db, app)
     shop.touching = False
-    tracked(app, times=HALVED_AFTER)
+    visit(app, times=HALVED_AFTER)
     fail(db)
     assert entered(shop, app)
 
@@ -219,7 +219,7 @@ def test_requests_in_trouble_do_not_unteach(db, make_guard, clock):
         return PlainTextResponse("fine")
 
     app = GuardrailsMiddleware(Starlette(routes=[Route("/", orders)]), guards=[db], clock=clock)
-    tracked(app, "/")
+    visit(app, "/")
     need(db, app, "/")
     cache.force_open()
     for _ in range(HALVED_AFTER):
@@ -244,9 +244,9 @@ def test_no_slot_is_held_for_a_route_that_needs_it_late(db, clock):
 
     shop = Shop(db, before=talk_to_somebody_else)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock)
-    tracked(app)
+    visit(app)
     need(db, app)
-    tracked(app, times=1)
+    visit(app, times=1)
     assert seen[-1] == 0
     fail(db)
     assert not entered(shop, app)
@@ -257,9 +257,9 @@ def test_a_slot_is_held_for_a_route_that_needs_it_at_once(db, clock):
     seen = []
     shop = Shop(db, before=lambda: seen.append(db.snapshot().in_use))
     app = GuardrailsMiddleware(shop.starlette(), clock=clock)
-    tracked(app)
+    visit(app)
     need(db, app)
-    tracked(app, times=1)
+    visit(app, times=1)
     assert seen == [0] * (MINIMUM_REQUESTS + 1) + [1]
 
 
@@ -273,8 +273,8 @@ def test_memory_grows_with_routes_and_not_with_paths(db, make_guard, clock):
     assert len(app._table.known) == 2
     guards = iter([make_guard(str(number)) for number in range(3 * MAXIMUM_GUARDS)])
     shop.before = lambda: next(guards).run(len, "x")
-    tracked(app, times=3 * MAXIMUM_GUARDS)
-    route = app._table.match("/orders/7", "GET")
+    visit(app, times=3 * MAXIMUM_GUARDS)
+    route = app._table.find(None, "/orders/7", "GET")
     assert len(route.stats._counts) <= MAXIMUM_GUARDS
 
 
@@ -283,7 +283,7 @@ def test_a_pools_habits_end_with_its_guard(db, clock):
     shop = Shop(db)
     app = GuardrailsMiddleware(shop.starlette(), clock=clock)
     db.call_settings.attached = True
-    tracked(app)
+    visit(app)
     need(db, app)
     db.call_settings.attached = False
     db.force_open()
@@ -297,10 +297,10 @@ def test_where_no_routes_can_be_seen_nothing_is_learned(db):
         await db.run_async(fine, scope, receive, send)
 
     middleware = GuardrailsMiddleware(app)
-    tracked(middleware, "/")
+    visit(middleware, "/")
     fail(db)
     assert ask(middleware).status == 503
-    assert not middleware._table.demanding
+    assert not middleware._table.needs_guards
 
 
 def test_routers_mounts_and_late_routes_are_found(db, clock):
@@ -321,9 +321,9 @@ def test_routers_mounts_and_late_routes_are_found(db, clock):
     middleware = GuardrailsMiddleware(app, clock=clock)
     paths = ["/api/v1/orders/7", "/inner/orders/7", "/plain/x/7"]
     for path in paths:
-        assert tracked(middleware, path) == [200] * MINIMUM_REQUESTS
+        assert visit(middleware, path) == [200] * MINIMUM_REQUESTS
     app.router.routes.append(Route("/later/{id}", lambda _request: PlainTextResponse(str(db.run(len, "x")))))
-    tracked(middleware, "/later/7")
+    visit(middleware, "/later/7")
     need(db, middleware, *paths)
     fail(db)
     assert [entered(shop, middleware, path) for path in paths] == [False] * 3

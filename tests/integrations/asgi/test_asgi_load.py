@@ -44,7 +44,7 @@ def test_slow_queries_do_not_take_the_threads(postgres, settings):
 
     async def story(crowd, _address):
         await crowd.saturate("/query?seconds=0.01", 8, 1.5)  # connections are open, routes learned
-        return await crowd.tracked(
+        return await crowd.visit(
             together([(0.0, "/query")] * 80, [(0.1 + 0.05 * n, "/health") for n in range(40)]), 4 * QUERY
         )
 
@@ -68,7 +68,7 @@ def test_overload_costs_the_good_answers_nothing(postgres, driver, times):
     async def story(crowd, _address):
         await crowd.saturate("/query", pool, 0.5)
         capacity = await crowd.saturate("/query", pool, 1.5)
-        visits = await crowd.tracked(
+        visits = await crowd.visit(
             together(
                 poisson("/query", times * pool / query, seconds, seed=times),
                 poisson("/query", 0.3 * pool / query, seconds, seed=5, begin=seconds + 0.5),
@@ -81,8 +81,8 @@ def test_overload_costs_the_good_answers_nothing(postgres, driver, times):
     capacity, visits, held = visiting(
         postgres.url(driver), story, endpoints=endpoints, pool=pool, query=query
     )
-    during = [tracked for tracked in visits if tracked.at < seconds]
-    after = of([tracked for tracked in visits if tracked.at >= seconds + 0.5], "/query")
+    during = [visit for visit in visits if visit.at < seconds]
+    after = of([visit for visit in visits if visit.at >= seconds + 0.5], "/query")
     assert len(of(during, "/query", 200)) / seconds > 0.8 * capacity
     assert len(of(visits, "/health", 200)) == len(of(visits, "/health"))
     assert quantile(of(during, "/query", 503), 0.5) < 0.5
@@ -99,7 +99,7 @@ def test_a_flood_of_batches_leaves_the_people_alone(postgres):
         arrivals = together(
             *[[(n / rate, path) for n in range(int(seconds * rate))] for path, rate in rates.items()]
         )
-        return await crowd.tracked(arrivals, 30), await settled(crowd)
+        return await crowd.visit(arrivals, 30), await settled(crowd)
 
     rates = {"/query": capacity / 4, "/batch": 5 * capacity}
     visits, held = visiting(

@@ -44,7 +44,7 @@ def test_a_flood_of_batches_leaves_the_people_alone(service):
         )
         async with Crowd(service.address) as crowd:
             await ready(crowd)
-            return await crowd.tracked(arrivals, 30)
+            return await crowd.visit(arrivals, 30)
 
     seen = asyncio.run(visits())
     people, batches = of(seen, "/query"), of(seen, "/batch")
