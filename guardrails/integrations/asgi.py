@@ -130,7 +130,7 @@ class GuardrailsMiddleware:
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
-        now, needed = self._clock(), None
+        now, needed, problem, inside = self._clock(), None, None, False
         receive = receive if scope.get("http_version", "1.1") < "2" else UnreadBody(receive)
         table, routes = self._table, self._routes
         if not self._has_read_routes or (routes is not None and len(routes) != table.size):
@@ -146,7 +146,6 @@ class GuardrailsMiddleware:
         request = enter(ASGIRequest(at, now, self._clock, current(), send))
         request.timed = self._server_timing
         request.set_destination(scope, table, by_path=self._by_path)
-        inside, problem = False, None
         try:
             if needed is not None:
                 problem = (needed and await self._reserve(request, needed)) or self._policy.count_in(request)
