@@ -22,7 +22,7 @@ def take(bulkhead):
 
 
 class QuickWays(FastDoor):
-    """A gate's fast paths through a gate, and nothing at all where they do not lead.
+    """A door's fast paths through a gate, and nothing at all where they do not lead.
 
     Attributes:
         now: The time.
@@ -34,7 +34,7 @@ class QuickWays(FastDoor):
     auto_compartments = None
 
     def __init__(self, gate, max_wait=1):
-        self.gate, self.part = gate, gate.breaker.direct
+        self.core, self.part = gate, gate.breaker.direct
         self.max_wait = max_wait
         self.now, self.led = 0, True
 
@@ -87,21 +87,21 @@ class QuickWays(FastDoor):
 class Shell:
     """Makes a plain call's moves the fast path where it is open, and the long way where it is not.
 
-    There are two fast paths that must be the same: that of a call with one gate, and that of a gate.
+    There are two fast paths that must be the same: that of a call with one door, and that of a door.
     """
 
     def __init__(self, gate, max_wait=0):
         self.gate = gate
-        self.gate = QuickWays(gate, max_wait)
-        self.call_settings = CallSettings(self, "db", (self.gate,), None, None)
+        self.locked = QuickWays(gate, max_wait)
+        self.call_settings = CallSettings(self, "db", (self.locked,), None, None)
         self._turns = itertools.count()
 
     def enter(self, now, waiter):
         """A ticket or a refusal the fast path, or what the long way says."""
-        self.gate.now = now
-        self.gate.max_wait = 0 if waiter is None else 1
+        self.locked.now = now
+        self.locked.max_wait = 0 if waiter is None else 1
         if next(self._turns) % 2:
-            return self.gate.begins(now, 1) or self.gate.enter(now, waiter)
+            return self.locked.begins(now, 1) or self.gate.enter(now, waiter)
         call = Call()
         try:
             if call.try_enter_fast(self.call_settings, None):
@@ -112,9 +112,9 @@ class Shell:
 
     def leave(self, now, ticket, outcome=Outcome.SUCCESS):
         """Ends a call the fast path, or the long way; how it ended, or True."""
-        self.gate.now = now
+        self.locked.now = now
         if outcome is Outcome.SUCCESS and next(self._turns) % 2:
             call = Call.waiting(self.call_settings, None)
             call.clock, call.ticket, call.outer = self.call_settings.clock, ticket, None
             return call.try_exit_fast(outcome) or self.gate.leave(now, ticket, outcome)
-        return self.gate.ends(now, ticket, outcome, 1) or self.gate.leave(now, ticket, outcome)
+        return self.locked.ends(now, ticket, outcome, 1) or self.gate.leave(now, ticket, outcome)
