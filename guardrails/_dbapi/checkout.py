@@ -1,4 +1,7 @@
-"""One connection out of SQLAlchemy's pool: who has it, and what bounds the work on it past our hooks."""
+"""One connection checked out of SQLAlchemy's pool, with the limits of its work past the hooks.
+
+Depends on the guard and limits; must not import SQLAlchemy.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +20,28 @@ class DBAPICheckout(Checkout):
 
     Args:
         guard: The pool's guard.
-        next_search: The moment from which it is worth looking again for the code that keeps it.
         pool: The pool.
-        site: See below.
-        caller: See below.
+        site: The application's frames that asked for the connection.
+        caller: The thread, task or greenlet that ran them.
 
     Attributes:
-        below: The checkout that had the connection before, and still has: a StaticPool lets the same one
-            out several times.
-        bracket: Stops listeners that use the connection; None while no listener runs.
-        checking_in: Whether listeners see its return.
-        disposed: Whether its pool was disposed of, and its slots with it.
-        ends: Whether the statements under way are of a phase that must not be given up in the middle.
+        below: The earlier checkout of the same connection that is still open. A StaticPool hands out one
+            connection several times.
+        bracket: The limit of listeners that use the connection; None while no listener runs.
+        checking_in: True while listeners see its return.
+        disposed: True if its pool was disposed of; its slots were released then.
+        ends: True while a phase of a two-phase transaction runs that must not stop in the middle.
         finalizer: Called when the proxy is dropped, where SQLAlchemy's own callback is not enough.
-        listening: Whether a listener of its connection's events runs.
-        lent: Stops the work of a user who has asked for the driver's own connection; None if none has, or
-            has all the time in the world.
-        nested: Whether its holder was refused a second connection.
-        next_search: The moment from which it is worth looking again for the code that keeps it.
+        listening: True while a listener of the connection's events runs.
+        lent: The limit of work on the driver's own connection; None if the user has not asked for that
+            connection or has no deadline.
+        nested: True if the guard refused its holder a second connection.
+        next_search: Earliest time of the next search for the code that keeps the connection.
         pool: The pool it was taken from.
-        proxy: What the user has of it, weakly; None until it is made.
-        site: The application's code that asked for it.
-        reported: Whether it was reported as forgotten.
-        caller: Who ran that.
+        proxy: Weak reference to SQLAlchemy's connection proxy; None until that is made.
+        site: The application's frames that asked for the connection.
+        reported: True if it was reported as a leak.
+        caller: The thread, task or greenlet that asked for the connection.
     """
 
     __slots__ = (
@@ -77,24 +79,24 @@ class DBAPICheckout(Checkout):
 
     @property
     def busy_outside(self) -> bool:
-        """True if it is being opened, checked or given back, or listeners have it: work past our hooks."""
+        """True while work runs past the hooks: opening, checking, returning, or listeners."""
         return self.proxy is None or self.checking_in or self.bracket is not None
 
     def is_of(self, proxy: object) -> bool:
-        """True if a connection as its user has it is this checkout's."""
+        """True if ``proxy`` belongs to this checkout."""
         return self.proxy is not None and self.proxy() is proxy
 
     def take_back(self) -> bool:
-        """Ends the work past our hooks; False if the connection must not be used again."""
+        """Ends the limits of work past the hooks; False if the connection must not be used again."""
         for limit in (self.lent, self.bracket):
             if limit is not None and limit.end():
                 self.must_discard = True
         return not self.must_discard
 
     def surrender(self) -> None:
-        """Gives the slots back while the connection is still out: its pool was disposed of."""
+        """Releases the slots while the connection is still checked out: its pool was disposed of."""
         self.disposed = True
-        given, self.slots = self.slots, [(gate, 0) for gate, _ in self.slots]
-        for gate, slot in given:
+        released, self.slots = self.slots, [(gate, 0) for gate, _ in self.slots]
+        for gate, slot in released:
             if slot:
                 gate.check_in(slot)

@@ -1,10 +1,10 @@
-"""Opening connections within a time, and only so many at once.
+"""Opens connections within a time limit, with a maximum number at once.
 
-No driver can be told to give up a connect without leaving something with the server: a frozen server has
-taken the connection in, and works on each of them when it thaws. So a connect that its caller has given up
-goes on, and the next caller who would open the same waits for it instead of opening another.
+A connect that its caller has abandoned goes on, and the next caller with the same arguments waits for it
+instead of opening another. A cancelled connect would still cost the server work: a frozen server has
+accepted the connection and handles each of them when it thaws.
 
-Must not know any driver; must not import SQLAlchemy.
+Depends on threads only; must not import a driver or SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from guardrails._runtime.fork import renew_after_fork
 __all__ = ["InThread", "Opening", "Openings", "StoppedError", "lasting"]
 
 _LASTING = 30.0
-"""Seconds after which an opening ends by itself, unless a caller waits for longer."""
+"""Seconds after which an opening ends on its own, unless a caller waits longer."""
 
 _FRESH = 5.0
-"""Seconds for which a new caller waits for an opening that was given up. After that another is begun while
-there is room: the first may have gone to a server that is no longer there."""
+"""Age in seconds up to which a new caller takes over an abandoned opening. After that a second opening starts
+if there is room, because the server of the first may be gone."""
 
 _SPARE = 2
-"""Openings beyond the slots, for those that are begun after `_FRESH`."""
+"""Openings allowed beyond the number of slots, for those that start after `_FRESH`."""
 
 _LOOK = 0.05
-"""Seconds between two looks for room, where every opening is for other parameters."""
+"""Seconds between two checks for room, while every opening has other arguments."""
 
 
 class StoppedError(Exception):
-    """Work was stopped at its deadline; the cause is what the driver said to it."""
+    """Work was stopped at its deadline; the cause is the driver's error."""
 
 
 def lasting(seconds: float) -> float:
-    """Seconds after which an opening ends by itself when its caller waits for ``seconds``."""
+    """Seconds after which an opening ends on its own when its caller waits for ``seconds``."""
     return max(seconds + 1.0, _LASTING)
 
 
@@ -47,16 +47,16 @@ class Opening(ABC):
     """One connection that is being opened.
 
     Args:
-        call: Opens it.
-        key: What it is opened with; a caller with another key must not get it.
-        seconds: How long its caller waits.
+        call: Opens the connection.
+        key: The connection arguments; only a caller with an equal key may take it over.
+        seconds: Seconds for which its caller waits.
 
     Attributes:
-        since: The moment at which it was begun.
-        awaited: Whether a caller waits for it.
-        done: Whether it has ended.
-        connection: What came of it.
-        error: What was raised instead.
+        since: Start time.
+        awaited: True while a caller waits for it.
+        done: True once it has ended.
+        connection: The connection; None until it is open.
+        error: The exception if it failed.
     """
 
     def __init__(self, call: Callable[[], Any], key: object, seconds: float) -> None:
@@ -70,24 +70,24 @@ class Opening(ABC):
         self.error: BaseException | None = None
 
     def now(self) -> float:
-        """The time, on the clock that bounds `wait`."""
+        """The current time, on the clock of `wait`."""
         return time.monotonic()
 
     @abstractmethod
     def start(self, ended: Callable[[Self], None]) -> None:
-        """Begins. ``ended`` is called when it is over."""
+        """Starts the opening and calls ``ended`` when it is over."""
 
     @abstractmethod
     def wait(self, seconds: float) -> None:
-        """Waits for the end, for some seconds at most."""
+        """Waits for the end, at most ``seconds``."""
 
     @abstractmethod
     def rest(self, seconds: float) -> None:
-        """Lets time pass for the caller."""
+        """Suspends the caller for ``seconds``."""
 
     @abstractmethod
     def discard(self) -> None:
-        """Closes a connection that came too late."""
+        """Closes a connection that was opened too late."""
 
 
 class InThread(Opening):
@@ -125,10 +125,10 @@ class InThread(Opening):
 
 
 class Openings:
-    """The connections that are being opened for one engine, awaited or given up.
+    """The openings of one engine that are under way, awaited or abandoned.
 
     Args:
-        slots: Gives the guard's number of slots; there are at most two openings more.
+        slots: Returns the guard's number of slots; at most two more openings run at once.
     """
 
     def __init__(self, slots: Callable[[], int]) -> None:
@@ -138,26 +138,26 @@ class Openings:
         renew_after_fork(self)
 
     def pause(self, seconds: float) -> bool:
-        """See Survivor."""
+        """See ForkAware."""
         return self._lock.acquire(timeout=seconds)
 
     def unpause(self) -> None:
-        """See Survivor."""
+        """See ForkAware."""
         self._lock.release()
 
     def start_afresh(self) -> None:
-        """See Survivor: the parent's threads do not exist here."""
+        """See ForkAware: a child process does not have the parent's threads."""
         self._lock = threading.Lock()
         self._pending = []
 
     def open(self, wanted: Opening) -> Any:
-        """Opens a connection, or takes over the opening of one that was given up.
+        """Opens a connection, or takes over an abandoned opening.
 
         Args:
-            wanted: What is begun where there is none to take over.
+            wanted: Started if there is none to take over.
 
         Raises:
-            StoppedError: There is none yet. One that comes later is closed, unless the next caller gets it.
+            StoppedError: Time is up. A connection that opens later goes to the next caller or is closed.
         """
         until = wanted.since + wanted.seconds
         while True:
@@ -170,7 +170,7 @@ class Openings:
                     return opening.connection
                 if opening is wanted:
                     raise opening.error
-                # An older one has failed, perhaps for a reason that is gone: this caller tries for itself.
+                # The older opening failed, perhaps for a reason that is gone: this caller opens its own.
             left = until - wanted.now()
             if left <= 0:
                 raise StoppedError from (None if opening is None else opening.error)
@@ -178,14 +178,14 @@ class Openings:
                 wanted.rest(min(left, _LOOK))
 
     def _take(self, wanted: Opening) -> Opening | None:
-        """The opening that a caller waits for: its own, or one that was given up; None without room."""
+        """The opening to wait for: the caller's own or an abandoned one; None if there is no room."""
         with self._lock:
             room = len(self._pending) < self._slots() + _SPARE
-            given_up = [each for each in self._pending if not each.awaited and each.key == wanted.key]
-            # The latest: it is the likeliest to have gone where the server is now.
-            if given_up and not (room and wanted.now() - given_up[-1].since >= _FRESH):
-                given_up[-1].awaited = True
-                return given_up[-1]
+            abandoned = [each for each in self._pending if not each.awaited and each.key == wanted.key]
+            # The latest is the most likely to have reached the present server.
+            if abandoned and not (room and wanted.now() - abandoned[-1].since >= _FRESH):
+                abandoned[-1].awaited = True
+                return abandoned[-1]
             if not room:
                 return None
             wanted.since = wanted.now()
@@ -204,14 +204,14 @@ class Openings:
         try:
             opening.wait(until - opening.now())
         except BaseException:
-            if not self._give_up(opening) and opening.error is None:
+            if not self._abandon(opening) and opening.error is None:
                 opening.discard()
             raise
-        if self._give_up(opening):
+        if self._abandon(opening):
             raise StoppedError
 
-    def _give_up(self, opening: Opening) -> bool:
-        """Leaves an opening to whoever comes next; False if it has ended."""
+    def _abandon(self, opening: Opening) -> bool:
+        """Leaves an opening to the next caller; False if it has ended."""
         with self._lock:
             opening.awaited = False
             return not opening.done
@@ -219,7 +219,7 @@ class Openings:
     def _ended(self, opening: Opening) -> None:
         with self._lock:
             opening.done = True
-            if opening in self._pending:  # else this is a child process
+            if opening in self._pending:  # not in a child process
                 self._pending.remove(opening)
             late = not opening.awaited
         if late and opening.error is None:

@@ -1,4 +1,7 @@
-"""Opening a connection in an asyncio task, from inside SQLAlchemy's greenlet. Must not know any driver."""
+"""Opens connections in asyncio tasks, from inside SQLAlchemy's greenlet.
+
+Depends on asyncio and SQLAlchemy's greenlet functions; must not import a driver.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from guardrails._runtime.loop_timers import Timer, timers_of
 __all__ = ["InTask", "in_greenlet", "within_task"]
 
 _CLOSING = 1.0
-"""Seconds that it may take to close a connection that came too late."""
+"""Seconds allowed to close a connection that was opened too late."""
 
 
 class InTask(Opening):
     """Opens a connection in a task of its own; see `Opening` for the arguments.
 
-    A task that is cancelled, or late, leaves it running for the next caller, as a thread does.
+    If its caller is cancelled or late, the task runs on for the next caller.
     """
 
     _closing = Background(lambda _: None)
@@ -68,10 +71,10 @@ class InTask(Opening):
 
 
 class _Cancelling(Timer):
-    """Cancels a task at its deadline, and again each grace after it until the work is over.
+    """Cancels a task at its deadline, and again after each grace period until the work is over.
 
-    A cancellation can get lost: ``asyncio.wait_for`` of Python 3.11 forgets one that comes at the moment its
-    work is done, and a driver may handle one and go on. Here is no connection yet that could be cut instead.
+    A cancellation can be lost: ``asyncio.wait_for`` of Python 3.11 drops one that arrives as its work ends,
+    and a driver may handle one and go on. There is no connection yet whose socket could be shut.
     """
 
     __slots__ = ("before", "due", "fired", "task", "timers")
@@ -85,14 +88,14 @@ class _Cancelling(Timer):
         self.timers.arm(self, seconds)
 
     def fire(self) -> float | None:
-        """See Alarm."""
+        """See Timer."""
         self.fired += 1
         if self.task is not None:
             self.task.cancel()
         return self.due + GRACE
 
     def end(self) -> bool:
-        """Disarms, and takes back what it did; True if that is all that was done to the task."""
+        """Disarms the timer and undoes its cancellations; True if the task has no other cancellation."""
         self.timers.disarm(self)
         left = self.before
         for _ in range(self.fired):
@@ -101,7 +104,7 @@ class _Cancelling(Timer):
 
 
 def within_task(call: Callable[[], Any], seconds: float) -> Any:
-    """Runs work of a task that ends well when the task is cancelled.
+    """Runs work that cleans up after itself when its task is cancelled.
 
     Raises:
         StoppedError: It was cancelled at its deadline.
@@ -113,5 +116,5 @@ def within_task(call: Callable[[], Any], seconds: float) -> Any:
         if limit.end() and isinstance(error, Exception | asyncio.CancelledError):
             raise StoppedError from error
         raise
-    limit.end()  # it came late, but it came
+    limit.end()  # a late connection is still used
     return result

@@ -1,4 +1,7 @@
-"""Cursors whose calls are driver work: a raw one, and those whose rows are still to come. Know no guards."""
+"""Cursors that run each call to the server through a given function.
+
+Depends on PEP 249; must not import a guard, a driver or SQLAlchemy.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ _PEP_249 = {"callproc", "executemany", "nextset", "scroll"}
 _PSYCOPG2 = {"copy_expert", "copy_from", "copy_to"}
 _SQLITE = {"executescript"}
 _WORK = frozenset(_PEP_249 | _PSYCOPG2 | _SQLITE)
-"""What else a cursor may ask of the server in one call; not every driver has all of it."""
+"""Further methods that call the server. No driver has all of them."""
 
 _Step = Callable[..., Any]
 
 
 class SteppedCursor:
-    """A DBAPI cursor whose fetches go through ``step``; everything else is the cursor's own.
+    """A DBAPI cursor whose fetches go through ``step``; every other attribute is the cursor's own.
 
     Args:
         cursor: The driver's cursor, after its statement was executed.
@@ -56,14 +59,14 @@ class SteppedCursor:
 
 
 class RawCursor(SteppedCursor):
-    """A cursor of a raw connection: whatever it asks of the server goes through ``step``.
+    """A cursor of a raw connection: each call to the server goes through a function.
 
     Args:
-        cursor: The driver's cursor, new.
+        cursor: A new cursor of the driver.
         run: Runs a statement with its arguments.
-        step: Runs what follows a statement, such as a fetch, with its arguments.
-        finish: Runs what closes it.
-        allow: Words a statement so that the server gives it the time it has.
+        step: Runs work that follows a statement, such as a fetch, with its arguments.
+        finish: Runs the call that closes it.
+        allow: Returns a statement with the time limit that the server needs to know.
     """
 
     __slots__ = ("_allow", "_finish", "_run")
@@ -82,16 +85,16 @@ class RawCursor(SteppedCursor):
         return self._work(self._cursor.execute, *args, **kwargs)
 
     def close(self) -> Any:
-        """See PEP 249. The server may have to be asked, where it keeps the cursor."""
+        """See PEP 249. A server-side cursor needs a round trip."""
         return self._finish(self._cursor.close)
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        """What psycopg adds to PEP 249: COPY, block by block."""
+        """Runs COPY block by block; psycopg only."""
         copy = self._cursor.copy(self._allow(statement), *args, **kwargs)
         return SteppedCopy(copy, self._run, self._step)
 
     def stream(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """What psycopg adds to PEP 249: rows as they come, without a cursor on the server."""
+        """Yields rows as they arrive, without a server-side cursor; psycopg only."""
         rows = self._cursor.stream(self._allow(statement), *args, **kwargs)
         step = self._run  # the first one sends the statement
         try:
@@ -99,7 +102,7 @@ class RawCursor(SteppedCursor):
                 yield row
                 step = self._step
         finally:
-            self._finish(rows.close)  # psycopg cancels the rest by itself, and gives that five seconds
+            self._finish(rows.close)  # psycopg cancels the rest itself and waits up to 5 s
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._cursor, name)
@@ -126,28 +129,28 @@ class RawCursor(SteppedCursor):
 
     def _work(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = self._run(call, *args, **kwargs)
-        return self if result is self._cursor else result  # some return themselves, for chaining
+        return self if result is self._cursor else result  # psycopg returns the cursor, for chaining
 
 
 _kinds: dict[type, type[RawCursor]] = {}
-"""The class of raw cursors for each class of the driver's."""
+"""Class of a driver's cursor -> class of its raw cursors."""
 
 
 def raw_cursor(cursor: Any, run: _Step, step: _Step, finish: _Step, allow: Callable[[Any], Any]) -> Any:
-    """A raw cursor around a driver's, whose name and kind it keeps; see RawCursor for the arguments."""
+    """Wraps a driver's cursor and keeps its class and name; see RawCursor for the arguments."""
     kind = type(cursor)
     if kind not in _kinds:
-        # isinstance() asks for __class__, too.
+        # isinstance() reads __class__, too.
         own = {"__slots__": (), "__module__": kind.__module__, "__class__": property(lambda _: kind)}
         _kinds[kind] = type(kind.__name__, (RawCursor,), own)
     return _kinds[kind](cursor, run, step, finish, allow)
 
 
 class SteppedCopy:
-    """A COPY of psycopg's: beginning and finishing it go through ``run``, each block through ``step``.
+    """A COPY of psycopg: start and end go through ``run``, each block through ``step``.
 
     Args:
-        copy: psycopg's context manager for it, new.
+        copy: psycopg's new context manager.
         run: Runs a call with its arguments.
         step: Runs a part of the work with its arguments.
     """

@@ -1,4 +1,7 @@
-"""What an engine asks of its driver, made evidence and bounded by a deadline. Knows no pools, no dialects."""
+"""Runs driver work as evidence for the guard, bounded by a deadline.
+
+Depends on the guard, limits and drivers; must not import SQLAlchemy.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,17 @@ from guardrails._runtime.scope import ambient
 
 __all__ = ["StatementRunner"]
 
-# Looked up once: every statement comes by. (An enum's members are slow to reach in Python 3.11.)
+# Looked up once, because each statement reads them: enum members are slow to reach in Python 3.11.
 _SUCCESS, _ABANDONED, _NEUTRAL = Outcome.SUCCESS, Outcome.ABANDONED, Outcome.NEUTRAL
 
 _RAISED_BEFORE = (ArithmeticError, TypeError, ValueError)
-"""The errors of Python where a parameter cannot be sent: a number too large, a lone surrogate, a NUL. A lost
-connection may raise RuntimeError and AttributeError, so they are not among these."""
+"""Python's errors for a parameter that cannot be sent: a number too large, a lone surrogate, a NUL.
+
+RuntimeError and AttributeError are not listed, because a lost connection may raise them.
+"""
 
 _BACKSTOP = 4
-"""How many timeouts of the guard the server gives a statement when nobody can tell it to stop."""
+"""The default backstop, in timeouts of the guard; it ends statements whose cancel request is lost."""
 
 
 class StatementRunner(OutsideWork):
@@ -37,16 +42,16 @@ class StatementRunner(OutsideWork):
 
     Args:
         guard: The engine's guard.
-        driver: How its calls are stopped; None where deadlines are off.
-        own: Gives the driver's own connection for SQLAlchemy's.
-        is_async: Whether the work runs on an event loop.
-        errors: The error classes of the DBAPI that are answers about the statement, or, without a code of
-            the server's, the driver's own refusal to send it.
-        backstop: Seconds after which the server should end a statement by itself; None leaves it to the
-            driver whether there is such a limit.
+        driver: Stops the calls; None where deadlines are off.
+        own: Returns the driver's own connection for SQLAlchemy's.
+        is_async: True if the work runs on an event loop.
+        errors: The DBAPI's error classes for a wrong statement. Without a code of the server, the driver
+            refused to send it.
+        backstop: Seconds after which the server should end a statement on its own; None is the default of
+            the driver.
 
     Attributes:
-        questioned: New connections that the dialect is asking about the server, which proves nothing.
+        questioned: New connections that the dialect is initializing, whose statements are no evidence.
     """
 
     def __init__(
@@ -77,27 +82,27 @@ class StatementRunner(OutsideWork):
         self._no_checkout = [(self._gate, 0)]
 
     def failed_cancels(self) -> int:
-        """Number of orders to stop that did not reach the server."""
+        """Number of cancel requests that did not reach the server."""
         return getattr(self._driver, "failed_cancels", 0)
 
     @property
     def fetches(self) -> bool:
-        """Whether fetching rows from an ordinary cursor makes the database work."""
+        """True if fetching rows from an ordinary cursor makes the database work."""
         return getattr(self._driver, "works_in_fetch", False)
 
     @property
     def reads_when_dropped(self) -> bool:
-        """Whether a cursor that is dropped half-read makes the database work."""
+        """True if dropping a half-read cursor makes the database work."""
         return getattr(self._driver, "reads_when_dropped", False)
 
     @property
     def lifts_backstop(self) -> bool:
-        """True if a statement has to be worded for a time above the backstop that its scope gives it."""
+        """True if a statement that may take longer than the backstop has to be reworded."""
         on_request = getattr(self._driver, "backstop_on_request", False)
         return self._driver is not None and self._backstop is not None and not on_request
 
     def time_in_scope(self, checkout: DBAPICheckout | None) -> float | None:
-        """Seconds of a statement that asks for none, where they may not be the guard's; inf without end."""
+        """Seconds for a statement without a timeout of its own; None is the guard's timeout, inf no limit."""
         guard = self._guard if checkout is None else checkout.guard
         if ambient.get() is None and guard is self._guard:
             return None
@@ -105,9 +110,9 @@ class StatementRunner(OutsideWork):
         return math.inf if seconds is None else seconds
 
     def allow(self, statement: str, timeout: float | None, *, streams: bool = False) -> str:
-        """The statement, worded so that the backstop does not end it before ``timeout`` seconds.
+        """Rewords the statement so that the backstop does not end it before ``timeout`` seconds.
 
-        Of a stream each fetch has that time, so the backstop must not count them together.
+        In a stream each fetch has that time, so the backstop must not cover the stream as a whole.
         """
         if self._driver is None or self._backstop is None:
             return statement
@@ -133,18 +138,18 @@ class StatementRunner(OutsideWork):
 
         Args:
             call: The driver's work.
-            args: What it is called with.
-            connection: The connection as SQLAlchemy has it.
-            checkout: Whose work it is; None for a connection out since before the guard was there.
-            timeout: Seconds asked for by this statement.
-            ending: Whether it ends a transaction, a savepoint or a checkout: it then gets a little time of
-                its own however late it is, because an unfinished one costs the connection.
-            commit: Whether it is a COMMIT, whose timeout leaves the outcome unknown.
-            proves: Whether its success is evidence. That of a ping, or of the end of a transaction, is none:
-                they work while every statement fails.
+            args: Its arguments.
+            connection: SQLAlchemy's DBAPI connection.
+            checkout: The connection's checkout; None if it was checked out before the guard was attached.
+            timeout: The statement's own timeout in seconds.
+            ending: True if it ends a transaction, a savepoint or a checkout. It then gets `GRACE` seconds
+                after the deadline too, because an unfinished end costs the connection.
+            commit: True for a COMMIT, whose timeout leaves the outcome unknown.
+            proves: True if its success is evidence. The success of a ping or of a transaction's end is none,
+                because those succeed while every statement fails.
 
         Raises:
-            DeadlineSpentError: No time was left and the work did not start.
+            DeadlineSpentError: No time was left; the work did not start.
             CallTimeoutError: It was stopped.
         """
         proves = proves and not (ending or commit)
@@ -180,15 +185,15 @@ class StatementRunner(OutsideWork):
     def bounds(
         self, call: Callable[..., Any], args: Sequence[Any], connection: Any, timeout: float | None = None
     ) -> Any:
-        """Runs something within the time of a piece of work that is no evidence, or not by itself.
+        """Runs a call within the time of a piece of work, without evidence.
 
-        It gets a little time however late it is.
+        It gets at least `GRACE` seconds, also after the deadline.
 
         Args:
-            call: What several pieces of work are made of, or what only tidies up.
-            args: What it is called with.
-            connection: The connection as SQLAlchemy has it.
-            timeout: Seconds asked for.
+            call: Several pieces of work, or a clean-up.
+            args: Its arguments.
+            connection: SQLAlchemy's DBAPI connection.
+            timeout: Its own timeout in seconds.
 
         Raises:
             CallTimeoutError: It was stopped. The connection must not be used again.
@@ -196,7 +201,7 @@ class StatementRunner(OutsideWork):
         seconds, _ = time_allowed(self._guard, timeout)
         if seconds is None or self._driver is None:
             return call(*args)
-        # A task that both an outer and an inner timer cancel could not tell which of them did it.
+        # Of two timers that cancel one task, it could not be said which one did.
         run = self._bounds.around if self._driver.interrupts_task else self._bounds.run
         try:
             return run(call, args, connection, max(seconds, GRACE))
@@ -207,16 +212,16 @@ class StatementRunner(OutsideWork):
         """Opens a connection as evidence, within the time that is left.
 
         Args:
-            connect: What opens one, given keyword arguments.
-            arguments: What the engine gives it.
+            connect: Opens a connection, given keyword arguments.
+            arguments: The engine's arguments.
 
         Raises:
-            CallTimeoutError: There is no connection yet. The next caller may get it.
+            CallTimeoutError: Time is up. The next caller may get the connection.
         """
         seconds, own = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
             raise self._gate.refuse("deadline_spent")
-        # The connection will be somebody's: a new one is opened for a checkout that is under way.
+        # A new connection is opened for a checkout under way, so its evidence counts for that one's gates.
         tickets: list[tuple[LockedGate, int]] = []
         outcome = Outcome.ABANDONED
         try:
@@ -228,7 +233,7 @@ class StatementRunner(OutsideWork):
             outcome = too_late(seconds, own=own)
             raise self.timed_out(self._guard, seconds) from stopped.__cause__
         except BaseException as error:
-            outcome = classify(error, None)  # whatever kept us from connecting is the server's fault
+            outcome = classify(error, None)  # any failure to connect is the server's fault
             raise
         finally:
             while tickets:
@@ -237,17 +242,17 @@ class StatementRunner(OutsideWork):
         return connection
 
     def check_time_left(self) -> None:
-        """Checks that there is time for what must not be given up in the middle.
+        """Checks that time is left for work that must not stop in the middle.
 
         Raises:
-            DeadlineSpentError: There is none.
+            DeadlineSpentError: No time is left.
         """
         seconds, _ = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
             raise self._gate.refuse("deadline_spent")
 
     def _spent(self, *, ending: bool) -> float:
-        """The time work gets when there is none: what ends something gets a little, the rest is refused."""
+        """Seconds for work after the deadline: `GRACE` for an end; other work is refused."""
         if not ending:
             raise self._gate.refuse("deadline_spent")
         return GRACE
@@ -256,7 +261,7 @@ class StatementRunner(OutsideWork):
         self, error: BaseException, checkout: DBAPICheckout | None, *, ending: bool, proves: bool
     ) -> Outcome:
         if checkout is not None and isinstance(error, AssertionError):
-            # The driver has lost track of its connection: psycopg, when an executemany() is cancelled early.
+            # psycopg raises it where an executemany() is cancelled early, and leaves pipeline mode on.
             checkout.must_discard = True
             return _ABANDONED
         if checkout is not None and not isinstance(error, Exception):
@@ -270,5 +275,5 @@ class StatementRunner(OutsideWork):
             return answered if outcome is _SUCCESS else outcome
         failed = None if self._driver is None else self._driver.failed(error)
         if failed is None and (isinstance(error, self._unsent) or self._refused(error)):
-            return _ABANDONED  # without a word of the server's it is the driver's own: nothing was sent
+            return _ABANDONED  # without a code of the server the driver raised it: nothing was sent
         return answered if failed is False else Outcome.FAILURE

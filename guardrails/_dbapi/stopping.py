@@ -1,4 +1,7 @@
-"""Stopping driver work at its deadline: asked, asked again, cut. Knows no guards and no evidence."""
+"""Stops driver work at its deadline: one cancel request, a second, then the socket is shut.
+
+Depends on drivers, timers and the watchdog; must not import a guard or SQLAlchemy.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +30,22 @@ class Limit(Protocol):
 
     @property
     def late(self) -> bool:
-        """Whether time is up, asked to stop or not."""
+        """True once the deadline has passed, cancelled or not."""
 
     def end(self) -> bool:
-        """The work is over; True if it was asked to stop, so that its connection must not be used again."""
+        """Ends the limit; True if the work was cancelled: its connection must not be used again."""
 
     def failed(self, error: BaseException) -> bool:
-        """The work raised; True if being stopped was the reason."""
+        """Ends the limit of work that raised; True if its cancellation was the reason."""
 
 
-class _Verbs:
-    """A driver's verbs, said of a connection as SQLAlchemy has it: the driver's own is looked up when needed.
+class _DriverOperations:
+    """A driver's operations for SQLAlchemy's connections; the driver's own is looked up when needed.
 
     Args:
-        driver: How its calls are stopped; None where nobody asks for it.
-        own: Gives the driver's own connection.
-        interrupts_task: Whether to cancel the task, too; see Driver.
+        driver: Stops the calls; None where deadlines are off.
+        own: Returns the driver's own connection.
+        interrupts_task: True to cancel the task, too; see Driver.
     """
 
     def __init__(self, driver: Driver | None, own: Callable[[Any], Any], *, interrupts_task: bool) -> None:
@@ -77,13 +80,13 @@ class _Verbs:
 
 
 class Bounds:
-    """Runs driver work for at most some seconds.
+    """Runs driver work within a time limit.
 
     Args:
-        driver: How its calls are stopped; None leaves them unbounded.
-        own: Gives the driver's own connection for SQLAlchemy's.
-        is_async: Whether the work runs on an event loop, inside SQLAlchemy's greenlet.
-        slots: Gives the guard's number of slots, which bounds how many connections are opened at once.
+        driver: Stops the calls; None leaves them unbounded.
+        own: Returns the driver's own connection for SQLAlchemy's.
+        is_async: True if the work runs on an event loop, inside SQLAlchemy's greenlet.
+        slots: Returns the guard's number of slots, which limits how many connections open at once.
     """
 
     def __init__(
@@ -94,10 +97,10 @@ class Bounds:
         self._own = own
         self._is_async = is_async
         interrupts_task = driver is not None and driver.interrupts_task
-        self._verbs = _Verbs(driver, own, interrupts_task=interrupts_task)
-        # Who holds a connection for long may do so in several tasks.
-        self._lending = _Verbs(driver, own, interrupts_task=False)
-        self._limit: Callable[[_Verbs, Any, float], Limit] = _fire if is_async else watch
+        self._operations = _DriverOperations(driver, own, interrupts_task=interrupts_task)
+        # Several tasks may use a lent connection, so there is no one task to cancel.
+        self._lending = _DriverOperations(driver, own, interrupts_task=False)
+        self._limit: Callable[[_DriverOperations, Any, float], Limit] = _limit_on_loop if is_async else watch
         self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
     def run(
@@ -106,11 +109,11 @@ class Bounds:
         """Runs work on a connection.
 
         Raises:
-            StoppedError: It was asked to stop. The connection must not be used again.
+            StoppedError: It was cancelled. The connection must not be used again.
         """
         if seconds is None or self._driver is None:
             return call(*args)
-        limit = self._limit(self._verbs, connection, seconds)
+        limit = self._limit(self._operations, connection, seconds)
         try:
             if self._prepare is not None:
                 self._prepare(self._own(connection), seconds)
@@ -120,15 +123,15 @@ class Bounds:
                 raise StoppedError from error
             raise
         if limit.end():
-            # It finished, but the server may still get our cancel request, for whatever runs next.
+            # It finished, but the cancel request may still reach the server and hit the next statement.
             raise StoppedError
         return result
 
     def around(self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float) -> Any:
-        """Runs what may consist of several pieces of work, each with a limit of its own.
+        """Runs several pieces of work under one limit; each may have a limit of its own.
 
         Raises:
-            StoppedError: It was asked to stop. The connection must not be used again.
+            StoppedError: It was cancelled. The connection must not be used again.
         """
         limit = self.lend(connection, seconds)
         if limit is None:
@@ -144,10 +147,10 @@ class Bounds:
         return result
 
     def lend(self, connection: Any, seconds: float) -> Limit | None:
-        """Stops whatever runs on a connection in some seconds, unless it is ended by then.
+        """Starts a limit that stops any work on a connection after ``seconds``.
 
         Returns:
-            What to end; None where nothing can be stopped, as for an asynchronous driver off its loop.
+            The limit; None where nothing can be stopped, as for an asynchronous driver off its loop.
         """
         if self._driver is None or (self._is_async and not on_event_loop()):
             return None
@@ -156,7 +159,7 @@ class Bounds:
     def retire(self, connection: Any) -> None:
         """Closes a connection for good, whoever owns it."""
         with suppress(Exception):  # it may be closed already, or its loop
-            self._verbs.retire(connection)
+            self._operations.retire(connection)
 
     def connect(
         self,
@@ -168,16 +171,16 @@ class Bounds:
         """Opens a connection; see Driver.open for the arguments.
 
         Raises:
-            StoppedError: There is none yet. The next caller may get it.
+            StoppedError: Time is up. The next caller may get the connection.
         """
         driver = self._driver
         if seconds is None or driver is None:
             return connect(**arguments)
         if not driver.connects_anywhere:
-            # A file, or a pool with a time limit of its own: there is no server that keeps what was given up.
+            # A file, or a pool with a time limit of its own: an abandoned opening leaves nothing on a server.
             call = partial(driver.open, connect, arguments, seconds, backstop)
             return self._in_task().within_task(call, seconds) if self._is_async else call()
-        # With several hosts the driver goes from one that is silent to the next, which must not take long.
+        # With several hosts the driver must leave a silent one early enough to try the next.
         patience = seconds if _several(arguments.get("host")) else lasting(seconds)
         call = partial(driver.open, connect, arguments, patience, backstop)
         called = (connect.func, connect.args) if isinstance(connect, partial) else connect
@@ -189,30 +192,30 @@ class Bounds:
 
     @staticmethod
     def _in_task() -> Any:
-        # Imported when needed: Django's users need not have SQLAlchemy.
+        # Imported when needed, because Django's users need not have SQLAlchemy.
         from guardrails._dbapi import connecting_in_task  # noqa: PLC0415
 
         return connecting_in_task
 
     def _gave_up(self, error: BaseException, limit: Limit) -> bool:
-        """Whether the driver ended its work by itself, as it had been prepared to."""
+        """True if the driver ended its work on its own, as `prepare` had set it up."""
         return self._prepare is not None and isinstance(error, Exception) and limit.late
 
 
 class _OnLoop(Timer):
-    """Stops driver work on an event loop: asks at the deadline, again, and cuts. Made by `_fire`.
+    """Stops driver work on an event loop, in the steps of the watchdog. Made by `_limit_on_loop`.
 
-    The work runs inside SQLAlchemy's greenlet, where a cancellation of the task arrives as any error.
+    The work runs inside SQLAlchemy's greenlet, where a cancellation of the task is raised like any error.
     """
 
-    __slots__ = ("before", "connection", "due", "fired", "task", "timers", "verbs")
+    __slots__ = ("before", "connection", "due", "fired", "operations", "task", "timers")
 
     timers: LoopTimers
     before: int
     connection: Any
     fired: int
     task: asyncio.Task[Any] | None  # the one to cancel, where that is how the work is stopped
-    verbs: _Verbs
+    operations: _DriverOperations
 
     @property
     def late(self) -> bool:
@@ -220,30 +223,30 @@ class _OnLoop(Timer):
         return _get_running_loop().time() >= self.due
 
     def fire(self) -> float | None:
-        """See Alarm."""
+        """See Timer."""
         self.fired += 1
         with suppress(Exception):  # it may have been closed meanwhile
             if self.fired == 1:
-                self.verbs.cancel(self.connection, GRACE)
+                self.operations.cancel(self.connection, GRACE)
             elif self.fired == 2:  # noqa: PLR2004 - see AGAIN
-                self.verbs.insist(self.connection, GRACE)
+                self.operations.insist(self.connection, GRACE)
             else:
-                self.verbs.kill(self.connection)
+                self.operations.kill(self.connection)
         if self.fired == 1 and self.task is not None:
             self.task.cancel()
         return {1: self.due + AGAIN, 2: self.due - AGAIN + GRACE}.get(self.fired)
 
     def end(self) -> bool:
-        """See Limit. False, too, if the task was cancelled from outside as well.
+        """See Limit. Also False if another party has cancelled the task.
 
-        Once it was asked to stop what follows stays armed: it bounds the closing of a connection
-        whose server does not answer, and that connection is never used again.
+        After the first cancel request the timer stays armed: it limits the closing of a connection whose
+        server does not answer. That connection is never used again.
         """
         if not self.fired:
             self.timers.armed.pop(self, None)
             return False
         with suppress(Exception):  # it may have been closed meanwhile
-            self.verbs.retire(self.connection)
+            self.operations.retire(self.connection)
         return self.task is None or self.task.uncancel() <= self.before
 
     def failed(self, error: BaseException) -> bool:
@@ -251,18 +254,20 @@ class _OnLoop(Timer):
         if self.end() and isinstance(error, Exception | asyncio.CancelledError):
             return True
         if isinstance(error, asyncio.CancelledError) and not self.fired:
-            self.verbs.abandon(self.connection)  # from outside; the server may have to be told
+            self.operations.abandon(
+                self.connection
+            )  # cancelled by another party; the server may need a cancel request
         return False
 
 
-def _fire(verbs: _Verbs, connection: Any, seconds: float) -> _OnLoop:
-    """Stops work on a connection in some seconds from now, unless it has ended by then."""
+def _limit_on_loop(operations: _DriverOperations, connection: Any, seconds: float) -> _OnLoop:
+    """Starts a limit of ``seconds`` for work on a connection."""
     loop = _get_running_loop()
     limit = _OnLoop()  # no constructor: one frame less for each statement
-    limit.verbs = verbs
+    limit.operations = operations
     limit.connection = connection
     limit.fired = 0
-    limit.task = task = _current_task(loop) if verbs.interrupts_task else None
+    limit.task = task = _current_task(loop) if operations.interrupts_task else None
     limit.before = 0 if task is None else task.cancelling()
     limit.timers = timers = timers_of(loop)
     limit.due = due = (_monotonic() if timers.monotonic else loop.time()) + seconds
@@ -273,5 +278,5 @@ def _fire(verbs: _Verbs, connection: Any, seconds: float) -> _OnLoop:
 
 
 def _several(host: object) -> bool:
-    """Whether a driver is given more than one host."""
+    """True if a driver is given more than one host."""
     return (isinstance(host, str) and "," in host) or (isinstance(host, list | tuple) and len(host) > 1)

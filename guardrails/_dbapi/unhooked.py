@@ -1,4 +1,4 @@
-"""Bounds what is done with a connection past all hooks: by listeners, and by users of the driver's own.
+"""Limits work on a connection past the hooks: by listeners, and on the driver's own connection.
 
 Depends on deadlines and the guard; must not import SQLAlchemy.
 """
@@ -24,15 +24,15 @@ __all__ = ["OutsideWork", "too_late"]
 
 
 class OutsideWork:
-    """The limits of work that no hook sees.
+    """The limits of work past the hooks.
 
     Args:
         guard: The engine's guard.
         bounds: Stops work on a connection.
-        is_async: Whether the work runs on an event loop.
+        is_async: True if the work runs on an event loop.
 
     Attributes:
-        setting_up: What bounds the connections that are not handed out yet, by who waits for one.
+        setting_up: Limits of new connections that are not handed out yet, by the waiting thread or task.
     """
 
     def __init__(self, guard: Guard, bounds: Bounds, *, is_async: bool) -> None:
@@ -43,10 +43,10 @@ class OutsideWork:
         self.setting_up: dict[int, Limit] = {}
 
     def lend(self, connection: Any) -> Limit | None:
-        """Stops what is done with a connection past all hooks when the ambient deadline has come.
+        """Starts a limit for work past the hooks, until the ambient deadline.
 
         Returns:
-            What is to be told when the connection comes back; None without a deadline.
+            The limit, to be ended when the connection returns; None without a deadline.
         """
         scope = current()
         left = None if scope is None else scope.remaining()
@@ -57,14 +57,14 @@ class OutsideWork:
         self._bounds.retire(connection)
 
     def watch(self, connection: Any, timeout: float | None = None) -> Limit | None:
-        """Stops what listeners do with a connection past all hooks when a piece of work would be stopped.
+        """Starts a limit for listeners that use a connection, as long as for a piece of work.
 
         Args:
-            connection: The connection as SQLAlchemy has it.
-            timeout: Seconds asked for.
+            connection: SQLAlchemy's DBAPI connection.
+            timeout: Their own timeout in seconds.
 
         Returns:
-            What is to be told when they are done; None without a limit.
+            The limit, to be ended with `settle`; None without a timeout.
         """
         seconds, _ = time_allowed(self._guard, timeout)
         return None if seconds is None else self._bounds.lend(connection, max(seconds, GRACE))
@@ -72,15 +72,15 @@ class OutsideWork:
     def settle(
         self, limit: Limit, error: BaseException | None = None, checkout: DBAPICheckout | None = None
     ) -> None:
-        """Ends a limit of what listeners do; that one of them was stopped is evidence.
+        """Ends a limit of listeners; a stopped listener is evidence.
 
         Args:
-            limit: What `watch` returned.
-            error: What came of it.
-            checkout: Whose connection it is, if anybody's.
+            limit: The result of `watch`.
+            error: The exception that ended their work, if any.
+            checkout: The connection's checkout, if any.
 
         Raises:
-            CallTimeoutError: It was stopped. The connection must not be used again.
+            CallTimeoutError: A listener was stopped. The connection must not be used again.
         """
         if not limit.end() or isinstance(error, GuardrailsError):
             return
@@ -90,7 +90,7 @@ class OutsideWork:
             raise self.timed_out(self._guard, seconds, checkout) from error
 
     def watch_check_in(self, connection: Any, checkout: DBAPICheckout) -> Limit | None:
-        """Bounds what listeners do with a connection that comes back, until its pool has it."""
+        """Limits listeners of a connection's return, until its pool has it."""
         if checkout.lent is not None and checkout.lent.end():
             checkout.must_discard = True
         checkout.checking_in = True
@@ -98,52 +98,52 @@ class OutsideWork:
         return checkout.lent
 
     def open_bracket(self, connection: Any, checkout: DBAPICheckout, timeout: float | None) -> None:
-        """Bounds what listeners do with a checkout's connection, until its next piece of work begins.
+        """Limits listeners that use a checkout's connection, until its next piece of work starts.
 
         Args:
-            connection: The connection as SQLAlchemy has it.
-            checkout: Whose it is.
-            timeout: Seconds that the statement around it asked for.
+            connection: SQLAlchemy's DBAPI connection.
+            checkout: The connection's checkout.
+            timeout: The timeout of the statement around them, in seconds.
         """
         if checkout.bracket is not None:
             self.end_bracket(checkout)
         checkout.bracket = self.watch(connection, timeout)
 
     def end_bracket(self, checkout: DBAPICheckout, error: BaseException | None = None) -> None:
-        """Listeners have done with a checkout's connection.
+        """Ends the limit that `open_bracket` started.
 
         Args:
-            checkout: Whose it is.
-            error: What came of it.
+            checkout: The connection's checkout.
+            error: The exception that ended the listeners, if any.
 
         Raises:
-            CallTimeoutError: One of them was stopped.
+            CallTimeoutError: A listener was stopped.
         """
         limit, checkout.bracket = checkout.bracket, None
         if limit is not None:
             self.settle(limit, error, checkout)
 
     def set_up(self, connection: Any) -> None:
-        """Bounds what is asked of a connection before anybody has it, past all hooks, until `ready`.
+        """Limits the statements that set up a new connection, until `ready`.
 
-        SQLAlchemy, the driver and the user's own listeners do so, in statements of their own.
+        SQLAlchemy, the driver and the user's listeners run them, past the hooks.
         """
         caller = self._caller()
         previous = self.setting_up.pop(caller, None)
         if previous is not None:
-            previous.end()  # of a connection that was replaced
+            previous.end()  # the limit of a connection that was replaced
         limit = self.watch(connection)
         if limit is not None:
             self.setting_up[caller] = limit
 
     def ready(self, error: BaseException | None = None) -> None:
-        """The connection this caller waited for is there, or will not be.
+        """Ends the limit that `set_up` started for this caller.
 
         Args:
-            error: What came instead.
+            error: The exception that the caller got instead of a connection, if any.
 
         Raises:
-            CallTimeoutError: Its setting up was stopped.
+            CallTimeoutError: The set-up was stopped.
         """
         limit = self.setting_up.pop(self._caller(), None)
         if limit is not None:
@@ -157,7 +157,7 @@ class OutsideWork:
         *,
         commit: bool = False,
     ) -> CallTimeoutError:
-        """The error of work that was stopped, noted with its checkout and its request."""
+        """Creates the error of stopped work and notes it in its checkout and its request."""
         if checkout is not None:
             checkout.must_discard = True
         self._gate.report.note_stopped()
@@ -167,7 +167,7 @@ class OutsideWork:
         )
 
     def unknown(self, error: CallTimeoutError) -> CommitUnknownError:
-        """The error of a COMMIT that timed out as a statement."""
+        """Creates the error of a COMMIT that timed out as a statement."""
         return self._gate.errors.commit_unknown(error.guard, error.timeout)
 
     def _caller(self) -> int:
@@ -175,5 +175,5 @@ class OutsideWork:
 
 
 def too_late(seconds: float | None, *, own: bool) -> Outcome:
-    """The outcome of a passed deadline: ABANDONED if it was the caller's, or this process stood still."""
+    """The outcome of a passed deadline: ABANDONED if it was the caller's, or if this process was paused."""
     return Outcome.FAILURE if own and not pause_detector.missed(seconds or 0.0) else Outcome.ABANDONED

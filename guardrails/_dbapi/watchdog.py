@@ -1,8 +1,10 @@
-"""Deadlines for calls that block their thread: one thread watches them all. Knows moments, not databases.
+"""Deadlines for calls that block their thread; one thread watches all of them.
 
-Arming and disarming cost two dictionary operations and take no lock: whoever removes an entry from
-``armed`` owns it. The thread looks at the few entries there are (never more than the pools hold
-connections), sleeps until the earliest is due, and is woken only for one that is due earlier still.
+Arming and disarming cost two dictionary operations and take no lock: the thread that removes an entry from
+``armed`` owns it. The watchdog checks the entries (at most one for each pooled connection), sleeps until the
+earliest deadline, and is woken only by an earlier one.
+
+Depends on threads only; must not import a driver.
 """
 
 from __future__ import annotations
@@ -21,39 +23,40 @@ __all__ = ["AGAIN", "GRACE", "Watched", "watch"]
 _monotonic = time.monotonic
 
 GRACE = 0.25
-"""Seconds between asking the server to stop and cutting the connection."""
+"""Seconds between the first cancel request and the shutdown of the socket."""
 
 AGAIN = 0.15
-"""Seconds between asking the server to stop and asking again.
+"""Seconds between the first cancel request and the second.
 
-An order that overtakes its statement finds nothing to stop and is lost. After the cut nobody could repeat it.
+A cancel request that reaches the server before its statement has no effect. It cannot be repeated once the
+socket is shut.
 """
 
 
 class Stop(Protocol):
-    """How a blocking call on a connection is stopped; a part of Driver."""
+    """The part of Driver that stops a blocking call on a connection."""
 
     def cancel(self, connection: Any, within: float) -> None:
-        """Asks it to stop; may block, so it gets a thread of its own."""
+        """Sends a cancel request. It may block, so it runs in a thread of its own."""
 
     def insist(self, connection: Any, within: float) -> None:
-        """Asks again; likewise."""
+        """Sends a second cancel request, in a thread of its own."""
 
     def kill(self, connection: Any) -> None:
-        """Makes it fail at once; never blocks."""
+        """Shuts the socket, so that the call fails at once; never blocks."""
 
     def retire(self, connection: Any) -> None:
-        """Closes it for good, once the call is over; never blocks."""
+        """Closes the connection for good after the call; never blocks."""
 
 
 class Watched:
     """One blocking call and how to stop it; made by `watch`.
 
     Attributes:
-        at: When its deadline is, on ``time.monotonic``.
-        stop: How it is stopped.
-        connection: What it runs on.
-        asked: How often it was asked to stop.
+        at: The deadline, on ``time.monotonic``.
+        stop: Stops the call.
+        connection: The connection it runs on.
+        asked: Number of cancel requests.
     """
 
     __slots__ = ("asked", "at", "connection", "stop")
@@ -65,15 +68,15 @@ class Watched:
 
     @property
     def late(self) -> bool:
-        """Whether time is up, asked to stop or not."""
+        """True once the deadline has passed, cancelled or not."""
         return time.monotonic() >= self.at
 
     def end(self) -> bool:
-        """Ends the watch; True if it was asked to stop, so that its connection must not be used again."""
+        """Ends the watch; True if the call was cancelled: its connection must not be used again."""
         return _watchdog.armed.pop(self, self) is not None and _watchdog.settle(self)
 
     def failed(self, error: BaseException) -> bool:
-        """Ends the watch of a call that raised; True if being stopped was the reason."""
+        """Ends the watch of a call that raised; True if its cancellation was the reason."""
         return self.end() and isinstance(error, Exception)
 
 
@@ -82,7 +85,7 @@ class _Watchdog:
         self.forget()
 
     def forget(self) -> None:
-        """Starts from nothing, as a child process must, which has neither the thread nor the calls."""
+        """Resets the watchdog. A child process has neither the parent's thread nor its calls."""
         self.armed: dict[Watched, None] = {}
         self._asked: dict[Watched, float] = {}
         self._lock = threading.Lock()
@@ -91,7 +94,7 @@ class _Watchdog:
         self._thread: threading.Thread | None = None
 
     def watch(self, stop: Stop, connection: Any, seconds: float) -> Watched:
-        """Watches a call that may take some seconds from now, until it is told that it ended."""
+        """Watches a call that may take ``seconds`` from now, until its `end` is called."""
         check_process()
         call = Watched()  # no constructor: one frame less for each statement
         call.at = at = _monotonic() + seconds
@@ -107,8 +110,8 @@ class _Watchdog:
         return call
 
     def settle(self, call: Watched) -> bool:
-        """Ends the watch of a call that is not armed any more; True if that is because it was late."""
-        with self._lock:  # a hard stop in progress ends before the caller may close the connection
+        """Ends the watch of a call that is no longer armed; True if it was cancelled."""
+        with self._lock:  # a kill() in progress ends before the caller may close the connection
             self._asked.pop(call, None)
         if not call.asked:
             return False
@@ -124,7 +127,7 @@ class _Watchdog:
 
     def _watch(self) -> None:
         while True:
-            # Cleared before looking: what is armed from here on either is seen or rings again.
+            # Cleared before the check: a call armed from here on is either seen or wakes the thread again.
             self._bell.clear()
             self._planned = math.inf
             self._planned = due = min(self._planned, self._look(time.monotonic()))
@@ -153,23 +156,23 @@ class _Watchdog:
     def _take_over(self, call: Watched) -> bool:
         with self._lock:
             if self.armed.pop(call, self) is not None:
-                return False  # it has just ended by itself
+                return False  # it has just ended
             call.asked = 1
             self._asked[call] = call.at + AGAIN
         return True
 
 
 def _send(order: Callable[[Any, float], None], connection: Any) -> None:
-    """Has an order to stop sent, by a thread of its own."""
+    """Sends a cancel request in a thread of its own."""
     messenger = threading.Thread(
         target=_quietly, args=(order, connection), daemon=True, name="guardrails-cancel"
     )
-    with suppress(RuntimeError):  # no thread to be had: the hard stop must come all the same
+    with suppress(RuntimeError):  # no thread could start: kill() must follow all the same
         messenger.start()
 
 
 def _quietly(order: Callable[[Any, float], None], connection: Any) -> None:
-    # The server may be gone, or the call over: the hard stop follows in either case.
+    # The server may be gone, or the call over: kill() follows in either case.
     with suppress(Exception):
         order(connection, GRACE)
 

@@ -1,1 +1,1 @@
-"""What to know about connection pools before and while they run out."""
+"""Slots, holders and sizes of connection pools."""

@@ -1,4 +1,4 @@
-"""One connection in use, and the slots it takes. Knows no pool and no database."""
+"""One connection in use and the slots it takes. Depends on the guard; must not import a pool or a driver."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Checkout", "Slots"]
 
 
 class Slots:
-    """What holds slots, and gives them back.
+    """A holder of slots, which releases each once.
 
     Attributes:
-        slots: The gates that were passed, the pool's own last, each with the number of its slot there.
+        slots: The gates that admitted it, the pool's own last, each with the slot's number.
     """
 
     __slots__ = ()
@@ -26,13 +26,13 @@ class Slots:
     slots: list[tuple[LockedGate, int]]
 
     def give_back(self) -> None:
-        """Gives the slots back, each once."""
+        """Releases the slots, each once."""
         while self.slots:
             gate, slot = self.slots[-1]
             try:
                 gate.check_in(slot)
                 self.slots.pop()
-            except BaseException:  # Ctrl-C: once more, as a number is given back once; then the others
+            except BaseException:  # Ctrl-C: repeat, because a number is released once only; then the others
                 if self.slots and self.slots[-1] == (gate, slot):
                     self.slots.pop()
                     if slot:
@@ -48,12 +48,12 @@ class Checkout(Slots):
         guard: The pool's guard.
 
     Attributes:
-        guard: The guard it is made through: the pool's own, or a compartment of it.
-        under_way: The evidence under way, by gate; empty while nothing runs on the connection.
+        guard: The guard that admitted it: the pool's own, or a compartment of it.
+        under_way: Gates and tickets of the call that runs on the connection; empty while none does.
         request: The request it is for, or None.
-        must_discard: Whether work on it was stopped: a late order to stop would hit whoever has it next.
-        caller_cancelled: Whether its caller was cancelled in the middle of some work. The clean-up after that
-            may find the connection in any state, and is no evidence about the database.
+        must_discard: True if work on it was stopped: a late cancel request would hit its next user.
+        caller_cancelled: True if its caller was cancelled during work. The clean-up may then find the
+            connection in any state, and is no evidence about the database.
     """
 
     __slots__ = ("caller_cancelled", "guard", "must_discard", "request", "slots", "under_way")
@@ -66,13 +66,13 @@ class Checkout(Slots):
         self.must_discard = self.caller_cancelled = False
 
     def take_slots(self, wait: Callable[[Any], Any] | None = None) -> None:
-        """Takes the slots, waiting for them.
+        """Takes the slots and waits for them if necessary.
 
         Args:
             wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
 
         Raises:
-            RejectedError: There is none for it.
+            RejectedError: A gate refused it.
         """
         check_process()
         gates, budget = self.guard.call_settings.gates, None

@@ -1,8 +1,9 @@
-"""Where code is: the lines that asked for something, and those it has come to since. Knows frames, no pools.
+"""Source positions of callers: where they asked for a connection, and where they are now.
 
-What is kept of a frame is its code and an offset, never the frame: a frame keeps every local variable alive.
-Files and lines are looked up when somebody wants to read them, which is seldom; the stack is walked at every
-checkout.
+A position is code and an offset, never a frame, because a frame keeps all its local variables alive. Files
+and lines are looked up only when they are read, because the stack is walked at each checkout.
+
+Depends on frames only; must not import a pool.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ __all__ = [
 ]
 
 Site = tuple[tuple[CodeType, int], ...]
-"""Code and the offset in it, the innermost first."""
+"""Code objects with offsets, the innermost first."""
 
 Caller = int | weakref.ref[Any]
-"""Who runs some code: a thread, by its number; an asyncio task; or a greenlet, as gevent's."""
+"""A thread, by its number; or an asyncio task or a greenlet, such as gevent's."""
 
 _DEPTH = 3
-"""Frames of the application's own that are kept. The first says what, those around it for whom."""
+"""Number of the application's frames that are kept: the line that asked, and its callers."""
 
 _FARTHEST = range(80)
-"""The frames that are looked at for them. Frameworks need up to fifty."""
+"""Frames that are searched for them. Frameworks use up to fifty."""
 
 _MOST_CODES = 4096
 
@@ -81,7 +82,7 @@ _PLUMBING = {
     "werkzeug",
     "wsgiref",
 }
-"""Packages between a line that wants something of a database and the database, or between server and line."""
+"""Packages between the application and the database, or between the server and the application."""
 
 _DRIVERS = {"aiomysql", "aiosqlite", "asyncmy", "asyncpg", "psycopg", "pymysql"}
 
@@ -91,25 +92,22 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 _plumbing: set[int] = set()
 _own: set[int] = set()
-"""The answers of `is_plumbing` by the code's ``id``: the hash of code is made of all that is in it."""
+"""Results of `is_plumbing` by the code's ``id``, because the hash of a code object is slow."""
 
 _seen: list[CodeType] = []
-"""The code it has been asked about, which must live for as long as its ``id`` is known."""
+"""The code objects of those results, which must live as long as their ``id`` is stored."""
 
 
 def callers(*, is_async: bool) -> Callable[[], Caller]:
-    """What says who runs it, for code in tasks or in threads."""
+    """Returns the function that identifies the caller, for code in tasks or in threads."""
     if is_async:
         return _this_task
-    # gevent puts a function of its own there; a thread is many callers then.
+    # gevent replaces get_ident; a thread then runs many callers.
     return threading.get_ident if isinstance(threading.get_ident, BuiltinFunctionType) else _this_greenlet
 
 
 def site(frame: FrameType) -> Site:
-    """The application's own frames from this one outwards.
-
-    Where there are none, as in a service that is nothing but plumbing, the outermost is better than nothing.
-    """
+    """The application's own frames from this one outwards; the outermost frame if there are none."""
     found: list[tuple[CodeType, int]] = []
     plumbing, own, outer, left = _plumbing, _own, frame, _DEPTH
     at: FrameType | None = frame
@@ -128,32 +126,32 @@ def site(frame: FrameType) -> Site:
 
 
 def site_outside(frame: FrameType) -> Site:
-    """The same from inside the greenlet in which SQLAlchemy's asyncio works: who awaits it is outside."""
+    """As `site`, from inside SQLAlchemy's asyncio greenlet: the awaiting code is outside of it."""
     greenlet = _greenlet()
     around = None if greenlet is None or greenlet.parent is None else greenlet.parent.gr_frame
     return site(frame if around is None else around)
 
 
-def stack_of(who: Caller) -> Site | None:
-    """All of the application's frames that a caller is in now, the innermost first; None if it has ended."""
-    frames = _frames_of(who)
+def stack_of(caller: Caller) -> Site | None:
+    """The application's frames of a caller now, the innermost first; None if it has ended."""
+    frames = _frames_of(caller)
     return None if frames is None else tuple(_owned(frames))
 
 
-def in_driver(who: Caller) -> bool:
-    """True if a caller is in code of a database driver now, where that is written in Python."""
-    frames = _frames_of(who)
+def in_driver(caller: Caller) -> bool:
+    """True if a caller runs Python code of a database driver now."""
+    frames = _frames_of(caller)
     files = () if frames is None else (code.co_filename for code, _ in frames)
     innermost = next((file for file in files if not file.startswith(_STDLIB)), "")
     return _package(innermost) in _DRIVERS
 
 
-def _frames_of(who: Caller) -> Iterable[tuple[CodeType, int]] | None:
-    """All frames that a caller is in now, the innermost first; None if it has ended."""
-    if isinstance(who, int):
-        frame = sys._current_frames().get(who)  # noqa: SLF001 - documented
+def _frames_of(caller: Caller) -> Iterable[tuple[CodeType, int]] | None:
+    """All frames of a caller now, the innermost first; None if it has ended."""
+    if isinstance(caller, int):
+        frame = sys._current_frames().get(caller)  # noqa: SLF001 - documented
         return None if frame is None else _outwards(frame)
-    running = who()
+    running = caller()
     if running is None:
         return None
     if running is _current_task() or running is _greenlet():
@@ -165,7 +163,7 @@ def _frames_of(who: Caller) -> Iterable[tuple[CodeType, int]] | None:
 
 
 def lines(where: Site) -> tuple[str, ...]:
-    """The frames in words, such as ``"shop/orders.py:42 in Orders.load"``."""
+    """The frames as text, such as ``"shop/orders.py:42 in Orders.load"``."""
     return tuple(f"{_short(code.co_filename)}:{_line(code, at)} in {code.co_qualname}" for code, at in where)
 
 
@@ -185,7 +183,7 @@ def _outwards(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
 
 
 def _inwards(waiting: Any) -> Iterator[tuple[CodeType, int]]:
-    """What a suspended task is in: its coroutine, what that awaits, and so on."""
+    """The frames of a suspended task: its coroutine, the one that it awaits, and so on."""
     for _ in _FARTHEST:
         frame = next(
             (
@@ -224,7 +222,7 @@ def _owned(frames: Iterable[tuple[CodeType, int]]) -> Iterator[tuple[CodeType, i
 
 def _look_at(code: CodeType) -> bool:
     verdict = is_plumbing(code.co_filename)
-    if len(_seen) < _MOST_CODES:  # code can be made without end
+    if len(_seen) < _MOST_CODES:  # an application may create code without end
         _seen.append(code)
         (_plumbing if verdict else _own).add(id(code))
     return verdict
@@ -248,7 +246,7 @@ def _package(filename: str) -> str | None:
 
 
 def _short(filename: str) -> str:
-    """The file below the folder it was imported from: no installation's folders, which differ everywhere."""
+    """The file's path below its import folder, which is the same in each installation."""
     folders = [folder.rstrip(os.sep) + os.sep for folder in sys.path if folder]
     below = [filename[len(folder) :] for folder in folders if filename.startswith(folder)]
     return min(below, key=len, default="/".join(pathlib.Path(filename).parts[-2:]))

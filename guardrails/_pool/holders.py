@@ -1,4 +1,7 @@
-"""Who holds a pool's connections, and what that says about it. Knows checkouts and code, no database."""
+"""Holders of a pool's connections, and the cause of an exhausted pool.
+
+Depends on the standard library only; must not import a pool or a driver.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Doing = Literal["statement", "other_work", "nested", "gone"]
 it has another connection of the same pool, or asked for one; or it has ended, and not given it back."""
 
 Cause = Literal["free", "slow_calls", "held_idle", "nested", "leak"]
-"""Why a pool has nothing left to give; ``"free"`` where it has."""
+"""The cause of an exhausted pool; ``"free"`` if it has connections left."""
 
 _POINTS_TO: dict[Doing, Cause] = {
     "gone": "leak",
@@ -22,7 +25,7 @@ _POINTS_TO: dict[Doing, Cause] = {
     "other_work": "held_idle",
     "statement": "slow_calls",
 }
-"""What many holders of a kind mean, what is surest first: of as many of each, that decides."""
+"""The cause that most holders of one activity mean. The surest is first and wins a tie."""
 
 _ADVICE: dict[Cause, str] = {
     "free": "the pool has connections left",
@@ -42,7 +45,7 @@ WORDS: dict[Doing, str] = {
 
 
 _BRIEF = 0.05
-"""Seconds. A connection held for less is not the trouble: its call has just failed."""
+"""Seconds. A connection held for less is not the cause: its call has just failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +53,11 @@ class Holder:
     """One connection that is out of its pool.
 
     Attributes:
-        seconds: How long it has been out.
-        doing: What its holder does: ``"statement" "other_work" "nested" "gone"``.
-        where: Where it was asked for: lines such as ``"shop/orders.py:42 in load"`` of the application's own
-            code, the innermost first.
-        now: Where its holder's code has come to since, or the line at which it is suspended; empty once it
-            has ended.
+        seconds: Seconds since its checkout.
+        doing: The activity of its holder: ``"statement" "other_work" "nested" "gone"``.
+        where: The lines of the application that asked for it, such as ``"shop/orders.py:42 in load"``, the
+            innermost first.
+        now: The lines where its holder runs now or is suspended; empty once it has ended.
         route: The template of the route it serves, under the middleware; else None.
         compartment: The compartment it belongs to, or None.
     """
@@ -69,12 +71,12 @@ class Holder:
 
 
 def busiest(holders: Sequence[Holder], taken: int, limit: int) -> str:
-    """Where most of these connections are, in one line.
+    """Describes the most common place and activity of these connections, in one line.
 
     Args:
-        holders: Who has them; at least one.
-        taken: Slots that are taken, those included that have no connection yet.
-        limit: Slots there are.
+        holders: Their holders; at least one.
+        taken: Slots in use, including those without a connection yet.
+        limit: Number of slots.
     """
     alike = Counter((each.doing, each.where[:1], each.route) for each in holders)
     (doing, where, route), count = alike.most_common(1)[0]
@@ -97,10 +99,10 @@ class PoolStatus:
         checked_out: Connections that are out.
         idle: Connections that are open and wait to be used.
         waiting: Callers that queue for a connection.
-        holders: Who has those that are out, the longest first.
-        cause: Why there is none left: ``"slow_calls" "held_idle" "nested" "leak"``; ``"free"`` if there is.
-        failed_cancels: Number of orders to cancel a statement that did not reach the server since the guard
-            was attached. 0 with a driver that does not tell, such as asyncpg.
+        holders: The holders of those that are out, the longest first.
+        cause: Why none is left: ``"slow_calls" "held_idle" "nested" "leak"``; ``"free"`` if some are.
+        failed_cancels: Number of cancel requests that did not reach the server since the guard was attached.
+            0 with a driver that does not report it, such as asyncpg.
     """
 
     name: str
@@ -119,7 +121,7 @@ class PoolStatus:
         return "\n".join([f"pool {self.name!r}: {full}: {_ADVICE[self.cause]}", *lines])
 
     def _places(self) -> list[str]:
-        """Who holds how many, for how long, where: one line for each place and state."""
+        """One line for each place and activity: number of holders, time and place."""
         alike: dict[tuple[str, Doing], list[Holder]] = {}
         for holder in self.holders:
             alike.setdefault((holder.where[0] if holder.where else "unknown", holder.doing), []).append(
@@ -138,7 +140,7 @@ def _since(holder: Holder) -> str:
 
 
 def cause_of(holders: Sequence[Holder], capacity: int) -> Cause:
-    """Why a pool is exhausted: what most of its holders do; ``"free"`` if it is not."""
+    """The cause of an exhausted pool by the activity of most holders; ``"free"`` if it is not exhausted."""
     if len(holders) < capacity:
         return "free"
     count = Counter(holder.doing for holder in holders)

@@ -1,4 +1,4 @@
-"""What a pool's integration asks before it works: how many, for whom, and how long. Knows no pools."""
+"""Slots, compartment and time limit of work on a pool. Depends on the guard; must not import a pool."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["check_compartments", "innermost", "raises_as_driver", "slots_for", "
 
 
 def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
-    """The slots of a guard in front of a pool: what was asked for, or all that the pool has.
+    """The number of slots of a guard in front of a pool: the setting, or the pool's capacity.
 
     Args:
         name: The guard's name.
         asked: The user's ``max_concurrent_calls``, or None.
-        most: What the pool can let out at once; None is any number.
-        unlimited: What to call a pool that lets out any number.
+        most: The pool's capacity; None is unlimited.
+        unlimited: The name of an unlimited pool in the error.
 
     Raises:
-        ConfigurationError: More was asked for than the pool has, or nothing of a pool without a limit.
+        ConfigurationError: The setting exceeds the pool's capacity, or is missing for an unlimited pool.
     """
     faults = Faults(f"guard {shown(name)}")
     faults.count("max_concurrent_calls", asked, none=True, most=most)
@@ -50,7 +50,7 @@ def check_compartments(name: str, compartments: object) -> str:
 
 
 def raises_as_driver(name: str, raise_as: object) -> bool:
-    """Reads the setting ``raise_as``: whether a pool's guard raises errors of the library's own kinds, too.
+    """Reads the setting ``raise_as``; True if a pool's errors are also errors of the driver's library.
 
     Raises:
         ConfigurationError: It is neither None nor ``"driver"``.
@@ -62,9 +62,9 @@ def raises_as_driver(name: str, raise_as: object) -> bool:
 
 
 def innermost(guard: Guard) -> Guard:
-    """The compartment of ``guard`` that this code runs in, or ``guard`` itself.
+    """The compartment of ``guard`` in which this code runs, or ``guard`` itself.
 
-    Where compartments form by themselves, code outside all others belongs to that of its request's route.
+    With automatic compartments, code outside a declared one belongs to that of its request's route.
     """
     call_settings, request, part = guard.call_settings, None, None
     root, auto_compartments = call_settings.root, call_settings.auto_compartments
@@ -93,7 +93,7 @@ def innermost(guard: Guard) -> Guard:
 
 
 def _of_request(guard: Guard, request: RequestScope | None) -> Guard:
-    """The compartment of the route a request goes to."""
+    """The compartment of a request's route."""
     name = DEFAULT if request is None else request.name or request.find_name() or DEFAULT
     auto_compartments = guard.call_settings.auto_compartments
     known: Guard | None = None if auto_compartments is None else auto_compartments.formed.get(name)
@@ -101,14 +101,14 @@ def _of_request(guard: Guard, request: RequestScope | None) -> Guard:
 
 
 def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | None, bool]:
-    """Seconds a piece of work may take, and whether it is the guard's own timeout that says so.
+    """The time limit of a piece of work in seconds, and True if it is the guard's own timeout.
 
     Args:
-        guard: Whose work it is; a compartment's is its whole guard's, too.
-        timeout: What this work asked for instead of all other timeouts of the guard.
+        guard: The guard or compartment of the work.
+        timeout: The work's own timeout, which replaces the other timeouts of the guard.
     """
     scope = ambient.get()
-    while scope is not None and scope.closed:  # as `current` does, without its frame: every statement asks
+    while scope is not None and scope.closed:  # `current` inlined, because each statement needs it
         scope = scope.outer
     own = guard.timeout if timeout is None else timeout
     if scope is None:

@@ -1,7 +1,8 @@
-"""The code that keeps an object alive: suspended generators or coroutines, or running frames. Knows no pools.
+"""Finds the code that keeps an object alive: suspended generators or coroutines, or running frames.
 
-It looks through all objects of the process, once for each step from the object outwards. That is for a
-diagnosis, never for a call.
+It scans all objects of the process once for each step, so it is only for a diagnosis, never for a call.
+
+Depends on the garbage collector; must not import a pool.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _FARTHEST = range(12)
 _MOST_OBJECTS = 2_000
 
 _CONTAINERS = (dict, list, set, frozenset, tuple)
-"""A local variable of these kinds is no holder: a list of connections is how they are forgotten."""
+"""A local variable of these types is no holder: connections in a list are often leaked."""
 
 
 def referrers(things: Sequence[object], mine: Collection[int] = ()) -> list[Site | None]:
-    """For each object the code that keeps it alive, as one frame; None if no code does.
+    """Finds for each object the code that keeps it alive, as one frame; None if there is none.
 
-    A frame of the application's own comes before one of a framework. Code that runs and asks is no keeper of
-    what it got from others.
+    A frame of the application has priority over one of a framework. Running code that asks for this list does
+    not count as a holder of other callers' objects.
 
     Args:
         things: The objects.
@@ -55,7 +56,7 @@ def referrers(things: Sequence[object], mine: Collection[int] = ()) -> list[Site
                 outer.append(each)
         if not outer or len(own) == len(things) or len(alive) > _MOST_OBJECTS:
             break
-        alive += outer  # or another object could get the number of one that went
+        alive += outer  # or another object could get the id of a freed one
         level = outer
     for frame, here in _running():
         for value in list(frame.f_locals.values()):
@@ -94,14 +95,14 @@ def _runs(each: Any) -> bool:
 
 
 def _is_dead_end(each: Any) -> bool:
-    """True if an object refers to much that it does not hold: modules, functions, classes, old frames."""
+    """True for objects that refer to much that they do not hold: modules, functions, classes, frames."""
     if isinstance(each, ModuleType | FunctionType | FrameType | type):
         return True
     return type(each) is dict and "__builtins__" in each
 
 
 def _running() -> Iterator[tuple[FrameType, bool]]:
-    """The application's own frames that run now, in all threads, and whether that is the caller's."""
+    """The application's running frames in all threads, each with True if it is the caller's thread."""
     for thread, frame in sys._current_frames().items():  # noqa: SLF001 - documented
         at: FrameType | None = frame
         while at is not None:

@@ -1,4 +1,7 @@
-"""How many connections a pool needs, by queueing theory. Knows rates and seconds, no engine and no server."""
+"""The pool size that a load needs, by queueing theory (M/M/c).
+
+Depends on arithmetic only; must not import a pool or a driver.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ RESERVED = 3
 """Connections that PostgreSQL keeps for superusers (``superuser_reserved_connections``)."""
 
 BUSY_AT_MOST = 0.8
-"""A pool is sized so that its connections are busy for no more of the time than this. Real arrivals come in
-bursts, and the formulas know only the steady kind; above it a few per cent more load double the wait."""
+"""Maximum utilization of a pool. Real arrivals come in bursts, which the formulas ignore, and above this
+value a few per cent more load double the wait."""
 
 WAITERS_IN_TIME = 0.99
 """The share of callers that get a connection within the target wait."""
@@ -26,15 +29,15 @@ _MOST = 10_000
 
 @dataclass(frozen=True)
 class Demand:
-    """What one process asks of its pool.
+    """The load of one process on its pool.
 
     Attributes:
         rate: Checkouts per second.
-        hold: Seconds a connection is held, on average.
-        target_wait: Seconds that 99 % of the callers may wait for one at most.
+        hold: Mean seconds for which a connection is held.
+        target_wait: Maximum seconds that 99 % of the callers wait for a connection.
 
     Raises:
-        ConfigurationError: One or more are out of range, or more connections than any pool has are busy.
+        ConfigurationError: A value is out of range, or the load exceeds the largest pool.
     """
 
     rate: float
@@ -61,13 +64,13 @@ class Demand:
 
 @dataclass(frozen=True)
 class Pool:
-    """What a pool of so many connections does with a demand.
+    """The performance of a pool of one size under a demand.
 
     Attributes:
-        size: Its connections.
-        busy: The share of the time that each is in use; above 1 the queue grows without end.
-        waiting: The share of callers that find none free.
-        wait: Seconds that 99 % of the callers wait at most; infinite where the queue grows.
+        size: Number of connections.
+        busy: Utilization of each connection, from 0; above 1 the queue grows without limit.
+        waiting: The share of callers that have to wait, from 0 to 1.
+        wait: Maximum wait of 99 % of the callers in seconds; infinite if the queue grows.
     """
 
     size: int
@@ -78,15 +81,15 @@ class Pool:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What all processes together may ask of the server.
+    """The server's connection limit and the processes that share it.
 
     Attributes:
         workers: Processes, each with a pool of its own.
-        max_connections: What the server allows.
-        reserved: Of these, what is kept for others.
+        max_connections: The server's limit; None if unknown.
+        reserved: Connections of that limit that are kept for others.
 
     Raises:
-        ConfigurationError: One or more are out of range.
+        ConfigurationError: A value is out of range.
     """
 
     workers: int = 1
@@ -102,21 +105,21 @@ class Fleet:
 
     @property
     def share(self) -> int | None:
-        """Connections that each process may have, or None if nobody said what the server allows."""
+        """Connections for each process; None if the server's limit is unknown."""
         if self.max_connections is None:
             return None
         return max(0, self.max_connections - self.reserved) // self.workers
 
 
 def pools(demand: Demand, start: int = 1) -> Iterator[Pool]:
-    """Pools for a demand, one connection larger each time, from ``start`` on.
+    """Yields pools for a demand, of ``start`` connections and more.
 
-    Callers are taken to come independently of each other and to hold a connection for exponentially
-    distributed times (M/M/c, Erlang's C formula: A. K. Erlang, "Solution of some problems in the theory of
-    probabilities of significance in automatic telephone exchanges", 1917).
+    Assumes independent arrivals and exponentially distributed hold times (M/M/c, Erlang's C formula:
+    A. K. Erlang, "Solution of some problems in the theory of probabilities of significance in automatic
+    telephone exchanges", 1917).
     """
     load = demand.load
-    blocked = 1.0  # Erlang's B formula, by its recursion from no connection on: no large factorials
+    blocked = 1.0  # Erlang's B formula, by recursion, which avoids large factorials
     size = 0
     while True:
         size += 1
@@ -138,13 +141,13 @@ def _pool(demand: Demand, size: int, blocked: float) -> Pool:
 
 
 def wanted(demand: Demand) -> Pool:
-    """The smallest pool that keeps the target wait and is not too busy."""
+    """The smallest pool that keeps the target wait and the maximum utilization."""
     start = max(1, math.ceil(demand.load / BUSY_AT_MOST - 1e-9))
     return next(pool for pool in pools(demand, start) if pool.wait <= demand.target_wait)
 
 
 def room_for(demand: Demand, size: int) -> float:
-    """The highest rate that a pool of so many connections serves within the target, by bisection."""
+    """The highest rate that a pool of ``size`` connections serves within the target, by bisection."""
     low, high = 0.0, BUSY_AT_MOST * size / demand.hold
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,6 +1,8 @@
-"""How each driver is told to stop: one file per driver, two verbs each and what they need.
+"""Stops the calls of each supported driver: one module per driver.
 
-To add a driver, write a module with a class that fills `Driver`, from `Plain`, and list it in `_KNOWN`.
+To add a driver, write a module with a subclass of `Plain` that implements `Driver`, and list it in `_KNOWN`.
+
+Depends on DBAPI drivers; must not import a guard.
 """
 
 from __future__ import annotations
@@ -18,26 +20,26 @@ class SecondConnection(Protocol):
     """The engine's own way of connecting, for a connection outside its pool."""
 
     def open(self, **settings: Any) -> Any:
-        """Opens one, with some of the engine's arguments replaced."""
+        """Opens a connection with some of the engine's arguments replaced."""
 
     async def open_async(self, **settings: Any) -> Any:
-        """Opens one of an asynchronous driver."""
+        """Opens a connection of an asynchronous driver."""
 
 
 class Driver(Protocol):
-    """What the deadline needs from a driver. ``connection`` is always the driver's own object.
+    """The operations on a driver that a deadline needs. ``connection`` is always the driver's own object.
 
     Attributes:
-        interrupts_task: Whether ``cancel`` works by cancelling the asyncio task that waits.
-        connects_anywhere: Whether a connection may be opened in one thread and used in another.
-        backstop_spans_streams: Whether the server's backstop runs from a stream's first row to its last.
+        interrupts_task: True if ``cancel`` works by cancelling the asyncio task that waits.
+        connects_anywhere: True if a connection may be opened in one thread and used in another.
+        backstop_spans_streams: True if the server's backstop runs from a stream's first row to its last.
         second: Opens a second connection the way the engine opens its own; None where there is no engine.
-        failed_cancels: Number of orders to stop that did not reach the server.
+        failed_cancels: Number of cancel requests that did not reach the server.
 
     A driver may also have ``prepare(connection, seconds)``, called before each piece of work, and
-    ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched, and
-    ``reads_when_dropped = True`` where a cursor that is dropped half-read first reads all that is to come,
-    and ``unsent(error)``, which tells an error of the driver's own encoders from the server's.
+    ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched,
+    ``reads_when_dropped = True`` where dropping a half-read cursor first reads all remaining rows, and
+    ``unsent(error)``, which is true for an error of the driver's own encoders.
     """
 
     interrupts_task: bool
@@ -47,25 +49,26 @@ class Driver(Protocol):
     failed_cancels: int
 
     def cancel(self, connection: Any, within: float) -> None:
-        """Asks the server to stop the statement under way; may take ``within`` seconds."""
+        """Sends the server a cancel request for the current statement; may take ``within`` seconds."""
 
     def insist(self, connection: Any, within: float) -> None:
-        """Asks again, a moment before ``kill``: an order that overtakes its statement is lost.
+        """Sends a second request before ``kill``: one that reaches the server before its statement is lost.
 
         The call may be over by then, and its connection closed.
         """
 
     def kill(self, connection: Any) -> None:
-        """Makes whoever waits on the connection fail now, server or no server. Never blocks."""
+        """Makes the call on the connection fail at once, without the server. Never blocks."""
 
     def retire(self, connection: Any) -> None:
-        """Closes a connection that was told to stop for good, whoever it belongs to. Never blocks.
+        """Closes a connection for good, whoever owns it. Never blocks.
 
-        A late order would hit the next user of it, and ``close()`` of a pool's connection may return it.
+        Its state may be unknown, and a late cancel request would hit its next user. The ``close()`` of a
+        pool's connection may return it to that pool.
         """
 
     def abandon(self, connection: Any) -> None:
-        """Tells the server that a task was cancelled from outside, where the driver itself does not."""
+        """Cancels the statement of a task that another party cancelled, where the driver does not."""
 
     def open(
         self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
@@ -73,18 +76,18 @@ class Driver(Protocol):
         """Opens a connection.
 
         Args:
-            connect: What opens one, given keyword arguments.
-            arguments: What the engine gives it.
-            seconds: How long it may take. A thread that opens one should end soon after.
-            backstop: Seconds after which the server should end any statement by itself, for the time
-                when it cannot be told; None for no such limit.
+            connect: Opens a connection, given keyword arguments.
+            arguments: The engine's arguments.
+            seconds: Maximum duration. A thread that opens a connection should end soon after.
+            backstop: Seconds after which the server should end any statement on its own, for statements
+                whose cancel request is lost; None for no such limit.
         """
 
     def allow(self, statement: str, seconds: float | None) -> str:
-        """A statement that may take ``seconds``, which is more than the backstop; None for a stream."""
+        """Rewords a statement that may take ``seconds``, more than the backstop; None for a stream."""
 
     def failed(self, error: BaseException) -> bool | None:
-        """Whether an error of this driver is the server's fault; None if it cannot tell."""
+        """True if an error of this driver is the server's fault; None if unknown."""
 
 
 _KNOWN = {
@@ -103,7 +106,7 @@ _KNOWN = {
 
 
 def find_driver(name: str, *, is_async: bool) -> Driver | None:
-    """The driver's verbs, or None when deadlines are not supported for it."""
+    """The operations of a driver; None if deadlines are not supported for it."""
     known = _KNOWN.get((name, is_async))
     if known is None:
         return None

@@ -1,4 +1,7 @@
-"""asyncpg: cancelling the waiting task makes it send the cancel request; terminate() drops the socket."""
+"""asyncpg: a cancelled task makes it send the cancel request; terminate() drops the socket.
+
+Depends on asyncpg; must not import another driver.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ class Asyncpg(PostgresDriver):
 
     def __init__(self) -> None:
         super().__init__()
-        self._background = Background(lambda _: None)  # it repeats what asyncpg has sent
+        self._background = Background(lambda _: None)  # a repeated request; asyncpg sent the first
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. The task is cancelled instead."""
 
     def insist(self, connection: Any, within: float) -> None:
-        """See Driver. asyncpg sends one request for a task and waits, closing, for what that comes to."""
-        if not connection._transport.is_closing():  # noqa: SLF001 - the connection says it is closed too early
+        """See Driver. asyncpg sends one request for a task, and waits for its end while it closes."""
+        if not connection._transport.is_closing():  # noqa: SLF001 - is_closed() is true too early
             sent = asyncio.get_running_loop().create_future()
             self._background.run(connection._cancel(sent), within)  # noqa: SLF001 - it has no public name
 

@@ -1,4 +1,4 @@
-"""Small asynchronous errands nobody waits for. Knows no driver."""
+"""Runs coroutines in background tasks. Depends on asyncio; must not import a driver."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ __all__ = ["Background"]
 
 
 class Background:
-    """Runs coroutines on the loop of whoever hands them in, and keeps them from the collector.
+    """Runs coroutines on the caller's loop and keeps a reference to their tasks.
 
     Args:
-        failed: Called with the error of one that fails.
+        failed: Called with the error of a coroutine that fails.
     """
 
     def __init__(self, failed: Callable[[BaseException], None]) -> None:
         self._failed = failed
         self._running: set[asyncio.Task[None]] = set()
 
-    def run(self, errand: Coroutine[Any, Any, None], within: float) -> None:
-        """Starts one, which has ``within`` seconds."""
-        task = asyncio.get_running_loop().create_task(self._run(errand, within))
+    def run(self, coroutine: Coroutine[Any, Any, None], within: float) -> None:
+        """Starts a coroutine that may take ``within`` seconds."""
+        task = asyncio.get_running_loop().create_task(self._run(coroutine, within))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, errand: Coroutine[Any, Any, None], within: float) -> None:
+    async def _run(self, coroutine: Coroutine[Any, Any, None], within: float) -> None:
         try:
-            async with asyncio.timeout(within):  # wait_for() would begin it a turn of the loop later
-                await errand
-        except Exception as error:  # noqa: BLE001 - handed on
+            async with asyncio.timeout(within):  # wait_for() would start it one iteration of the loop later
+                await coroutine
+        except Exception as error:  # noqa: BLE001 - passed to failed()
             self._failed(error)

@@ -1,6 +1,6 @@
-"""What a MySQL or MariaDB error code says about the server, and how a statement is found there to be killed.
+"""MySQL's and MariaDB's error codes, the backstop, and the KILL QUERY of one statement.
 
-Knows no driver.
+Depends on SQL only; must not import a driver.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 __all__ = ["PATIENCE", "Target", "allowing", "server_failed", "with_backstop"]
 
 PATIENCE = 1.0
-"""Seconds a KILL may take: more than the grace, because the server works on for a client that is gone."""
+"""Seconds a KILL may take: more than the grace period, because the server works on for a lost client."""
 
 _WITHOUT_US = "@guardrails"
-"""Where a session keeps the limit it had before the backstop; NULL, as a number, where there is none."""
+"""Session variable with the limit from before the backstop; NULL, as a number, where there is none."""
 
 _OUT_OF_RESOURCES = {
     1021,  # disk full
@@ -74,24 +74,26 @@ _SEEN_BY_THE_CLIENT = {
     2055,  # connection lost at a named place
 }
 _FAULTS = frozenset(_OUT_OF_RESOURCES | _STORAGE | _STOPPED_BY_THE_SERVER | _SEEN_BY_THE_CLIENT)
-"""Every other code is an answer about the statement: the server is alive and well. Among the answers are
-1205 (lock wait timeout), 1213 (deadlock), 1062 (duplicate), 1064 (syntax) and 1290 (read-only)."""
+"""Every other code is an answer about the statement from a healthy server.
+
+Examples are 1205 (lock wait timeout), 1213 (deadlock), 1062 (duplicate), 1064 (syntax) and 1290 (read-only).
+"""
 
 
 def server_failed(error: BaseException) -> bool | None:
-    """Whether an error's code means a fault of the server; None without a code.
+    """True if an error's code means a fault of the server; None without a code.
 
-    The drivers follow PEP 249 and PyMySQL's habit: the code is the first argument, 0 where there is none.
+    As in PyMySQL, the code is the first argument, and 0 where there is none.
     """
     code = error.args[0] if error.args else None
     return code in _FAULTS if isinstance(code, int) and code else None
 
 
 def with_backstop(arguments: dict[str, Any], seconds: float | None) -> dict[str, Any]:
-    """The arguments of a connect, with a limit for every statement of the session.
+    """Adds a limit for each statement of the session to the arguments of a connect.
 
-    One round trip more when a connection is opened, none after. A lower limit of the server's own stays,
-    and so does an ``init_command`` of the user's, who must then set a limit there.
+    It costs one round trip when a connection is opened. A lower limit of the server stays. So does the
+    user's ``init_command``, in which the user must then set a limit.
     """
     if seconds is None or arguments.get("init_command"):
         return arguments
@@ -105,10 +107,10 @@ def with_backstop(arguments: dict[str, Any], seconds: float | None) -> dict[str,
 
 
 def allowing(statement: str, seconds: float | None) -> str:
-    """The statement with a limit of its own, in the same round trip; MySQL sees a comment.
+    """Adds a limit to one statement, in the same round trip; to MySQL it is a comment.
 
-    None leaves the limit that there would be without a backstop: to MariaDB a stream is one statement
-    until its last row is read.
+    None restores the limit from before the backstop: for MariaDB a stream is one statement until its last
+    row is read.
     """
     limit = f"COALESCE({_WITHOUT_US} + 0, @@max_statement_time)" if seconds is None else f"{seconds:f}"
     return f"/*M!100100 SET STATEMENT max_statement_time = {limit} FOR */ {statement}"
@@ -116,11 +118,11 @@ def allowing(statement: str, seconds: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A connection, as the server's list of connections should show it.
+    """A connection, as it should stand in the server's process list.
 
     Attributes:
-        number: The server's number for it; never given out twice until the server restarts.
-        port: Our own end of it; None for a Unix socket.
+        number: The server's thread id; unique until the server restarts.
+        port: The client's port; None for a Unix socket.
     """
 
     number: int
@@ -128,7 +130,7 @@ class Target:
 
     @property
     def question(self) -> str:
-        """Asks, over a second connection, for where the server sees both from."""
+        """The query that reads, on a second connection, the host and port of both."""
         return (
             "SELECT id, host FROM information_schema.processlist "  # noqa: S608 - a number of the server's
             f"WHERE id = CONNECTION_ID() OR (id = {self.number:d} AND command <> 'Sleep')"
@@ -136,15 +138,15 @@ class Target:
 
     @property
     def order(self) -> str:
-        """Ends the statement under way on it."""
+        """The statement that ends the current statement of the target."""
         return f"KILL QUERY {self.number:d}"
 
     def is_among(self, rows: Iterable[tuple[int, str]], messenger: Target) -> bool:
-        """Whether the answer shows this very connection, busy.
+        """True if the rows contain this connection, running a statement.
 
-        The second connection may have come to another server behind one address, or to one that has
-        restarted: the number then belongs to a stranger. Both ends must come from one host; where the
-        network shows our ports to the server as they are, the port must be ours too.
+        The second connection may have reached another server behind the same address, or a restarted one,
+        where the number belongs to another client. So both connections must come from one host. Where the
+        server sees the client's real ports, the port must match too.
         """
         hosts = {number: host.rpartition(":") for number, host in rows}
         if self.number not in hosts or messenger.number not in hosts:

@@ -1,4 +1,7 @@
-"""What aiomysql and asyncmy share: KILL QUERY over a second connection, then the transport is aborted."""
+"""aiomysql and asyncmy: KILL QUERY over a second connection, then the transport is aborted.
+
+Depends on MySQL's statements; must not import a driver.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,9 @@ class MySQLAsync(Plain):
         """Opens a second connection to the same server, at ``host``, with the first one's password."""
 
     async def _another(self, connection: Any, host: str) -> Any:
-        """A second connection to the same server."""
+        """Opens a second connection to the same server."""
         if self.second is not None:
-            with suppress(Exception):  # the engine's own way may not lead to this server, or no longer
+            with suppress(Exception):  # the engine's connect may lead to another server
                 return await self.second.open_async(host=host, init_command=None)
         return await self._log_in_again(connection, host)
 
@@ -59,7 +62,7 @@ class MySQLAsync(Plain):
         return allowing(statement, seconds)
 
     def abandon(self, connection: Any) -> None:
-        """See Driver. A cancelled task has closed its connection; what it asked for would run on."""
+        """See Driver. A cancelled task has closed its connection; its statement would run on."""
         known = self._opened.get(connection)
         if known is not None:
             self._background.run(self._kill_query(connection, *known), PATIENCE)
@@ -83,7 +86,7 @@ class MySQLAsync(Plain):
         return Target(connection.thread_id(), address[1] if isinstance(address, tuple) else None)
 
     def _host(self, connection: Any) -> str:
-        # Where this connection went, not where its name leads by now; a certificate wants the name.
+        # The address of this connection: its name may lead elsewhere now. A TLS certificate needs the name.
         transport = self._transport(connection)
         peer = transport.get_extra_info("peername")
         named = transport.get_extra_info("ssl_object") is not None or not isinstance(peer, tuple)

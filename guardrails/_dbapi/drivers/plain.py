@@ -1,4 +1,4 @@
-"""What most drivers need no words for. Knows none of them."""
+"""The defaults of Driver. Depends on logging only; must not import a driver."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Plain"]
 _log = logging.getLogger("guardrails")
 
 _QUOTED = re.compile(r"""(["']).*?\1""")
-"""Names of hosts, users and databases in a server's refusal."""
+"""Matches names of hosts, users and databases in a server's refusal."""
 
 
 class Plain(ABC):
-    """The parts of Driver that do nothing special."""
+    """Base class of drivers, with the defaults of Driver."""
 
     interrupts_task = False
     connects_anywhere = True
@@ -26,7 +26,7 @@ class Plain(ABC):
     failed_cancels = 0
 
     def cancel_failed(self, error: BaseException) -> None:
-        """Counts an order to stop that did not reach the server, and logs the first one."""
+        """Counts a cancel request that did not reach the server, and logs the first one."""
         self.failed_cancels += 1
         if self.failed_cancels == 1:
             _log.warning(
@@ -38,8 +38,8 @@ class Plain(ABC):
         self,
         connect: Callable[..., Any],
         arguments: dict[str, Any],
-        seconds: float,  # noqa: ARG002 - the caller stops waiting by itself
-        backstop: float | None,  # noqa: ARG002 - this server is given none
+        seconds: float,  # noqa: ARG002 - the caller limits its wait
+        backstop: float | None,  # noqa: ARG002 - this server has none
     ) -> Any:
         """See Driver."""
         return connect(**arguments)
@@ -56,10 +56,10 @@ class Plain(ABC):
         """See Driver."""
         return statement
 
-    def retire(self, connection: Any) -> None:  # noqa: B027 - its close() will do
+    def retire(self, connection: Any) -> None:  # noqa: B027 - close() is enough
         """See Driver."""
 
-    def abandon(self, connection: Any) -> None:  # noqa: B027 - it need not be said again
+    def abandon(self, connection: Any) -> None:  # noqa: B027 - see below
         """See Driver. Cancelling the task is enough."""
 
 

@@ -1,4 +1,7 @@
-"""What PostgreSQL's drivers share: the meaning of an SQLSTATE, and the backstop. Knows no driver."""
+"""PostgreSQL's SQLSTATEs and backstop, for all of its drivers.
+
+Depends on the base class of drivers; must not import a driver.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,15 @@ _LOST_CLIENT = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-"""Settings with which the server ends the statements of a client that is gone: once a second it looks whether
-the socket was closed, and who has not answered the network for a minute counts as gone. No statement of a
-client that is there is ended, however long it takes, so nothing has to be lifted for one; and a connection
-that outlives its guard may keep them."""
+"""Settings with which the server ends the statements of a lost client. It checks once a second if the socket
+was closed, and a client that answers no TCP keepalive for a minute is lost. Statements of a connected client
+are not ended, so no statement needs an exception, and a connection that outlives its guard may keep them."""
 
 _REFUSALS = ("startup", "option", "parameter", *_LOST_CLIENT, _LIMIT)
-"""Words of a server, or of a pooler in front of it, that does not know a setting or lets nobody choose it."""
+"""Words in the error of a server or pooler that does not know a setting or does not allow it."""
 
 _ELSEWHERE = ("conninfo", "dsn", "service")
-"""Arguments in which libpq may be given ``options`` that are not seen here."""
+"""Arguments in which libpq may receive ``options`` that are not visible here."""
 
 _FAULTS = {
     "08": "connection",
@@ -42,25 +44,25 @@ _FAULTS = {
     "F0": "configuration file",
     "XX": "internal, or corrupted data",
 }
-"""Classes of SQLSTATE that are the server's fault. Every other one is an answer about the statement, a
-transaction or a right, which a server gives that is alive and well."""
+"""Classes of SQLSTATE that are the server's fault. Every other one is an answer of a healthy server about the
+statement, a transaction or a privilege."""
 
 _ANSWERS = {
     "53400": "a limit set for this session, such as temp_file_limit",
     "57P05": "the session was idle for longer than it may be",
 }
-"""States of those classes that say nothing against the server."""
+"""States of those classes that are not the server's fault."""
 
 
 def server_failed(sqlstate: object) -> bool | None:
-    """Whether the state means a fault of the server; None without a state."""
+    """True if the state means a fault of the server; None without a state."""
     if not isinstance(sqlstate, str) or len(sqlstate) < 2:  # noqa: PLR2004 - the class is two letters
         return None
     return sqlstate[:2] in _FAULTS and sqlstate not in _ANSWERS
 
 
 class PostgresDriver(Plain):
-    """What is the same whatever the driver."""
+    """Base class of PostgreSQL's drivers."""
 
     backstop_on_request = True  # nothing can lift it for one statement without a round trip
 
@@ -71,10 +73,10 @@ class PostgresDriver(Plain):
         self,
         connect: Callable[..., Any],
         arguments: dict[str, Any],
-        seconds: float,  # noqa: ARG002 - the caller stops waiting by itself
+        seconds: float,  # noqa: ARG002 - the caller limits its wait
         backstop: float | None,
     ) -> Any:
-        """See Driver. The settings go with the start-up packet; what is refused once is not sent again."""
+        """See Driver. The settings are in the start-up packet; one refused once is not sent again."""
         limit = {} if backstop is None else {_LIMIT: str(_milliseconds(backstop))}
         offers = [{**_LOST_CLIENT, **limit}, *([limit] if limit else []), {}]
         for refused, offer in enumerate(offers[self._refused :], self._refused):
@@ -87,7 +89,7 @@ class PostgresDriver(Plain):
             else:
                 self._note_refused(refused, limited=bool(limit))
                 return connection
-        raise AssertionError  # the last offer is none
+        raise AssertionError  # the last offer is empty
 
     def allow(self, statement: str, seconds: float | None) -> str:  # noqa: ARG002 - there is no way
         """See Driver."""
@@ -96,7 +98,7 @@ class PostgresDriver(Plain):
         )
 
     def _note_refused(self, offers: int, *, limited: bool) -> None:
-        """Remembers that a connection could be opened only without settings that were offered before."""
+        """Stores the number of offers that were refused, and logs it."""
         if offers <= self._refused:
             return
         self._refused = offers
@@ -108,14 +110,14 @@ class PostgresDriver(Plain):
     def _with_settings(
         self, connect: Callable[..., Any], arguments: dict[str, Any], offer: Mapping[str, str]
     ) -> dict[str, Any]:
-        """The arguments with settings in libpq's words; the same ones if there is nothing to add.
+        """Adds settings to the arguments, in libpq's format; returns the same object if there are none.
 
-        The user's own stay: those in ``options``, and all where they cannot be seen.
+        The user's own settings stay: those in ``options``, and all where they are not visible.
         """
         words = any(getattr(connect, "args", ()))  # a connection string
         if words or "PGSERVICE" in os.environ or not arguments.keys().isdisjoint(_ELSEWHERE):
             return arguments
-        # An argument replaces the variable, so what that says has to go with it.
+        # The argument replaces the variable, so it must include the variable's content.
         given = arguments.get("options") or os.environ.get("PGOPTIONS", "")
         if not isinstance(given, str):
             return arguments
@@ -124,7 +126,7 @@ class PostgresDriver(Plain):
 
 
 def _refuses(error: Exception) -> bool:
-    """True if connecting may have failed because of our settings alone."""
+    """True if the connect may have failed only because of these settings."""
     said = str(error).lower()
     return any(word in said for word in _REFUSALS)
 

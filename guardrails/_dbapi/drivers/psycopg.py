@@ -1,4 +1,7 @@
-"""psycopg 3, both flavours: a cancel request over a second connection, then the socket is shut."""
+"""psycopg 3, synchronous and asyncio: a cancel request, then the socket is shut.
+
+Depends on psycopg's connections; must not import another driver.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from guardrails._runtime.waiters import on_event_loop
 __all__ = ["Psycopg", "PsycopgAsync"]
 
 _PATIENCE = 2
-"""The fewest seconds psycopg gives the opening of a connection; it takes whole ones only."""
+"""Minimum of psycopg's ``connect_timeout``, which takes whole seconds."""
 
 _RETURN = 1.0
 """Seconds a pool may take to get its connection back."""
@@ -40,16 +43,16 @@ class Psycopg(PostgresDriver):
         """See Driver. Blocks, so it runs in a thread of its own."""
         try:
             connection.cancel_safe(timeout=within)
-        except Exception as error:  # noqa: BLE001 - the cut follows
+        except Exception as error:  # noqa: BLE001 - kill() follows
             self.cancel_failed(error)
 
     def kill(self, connection: Any) -> None:
-        """See Driver. libpq sits in poll()."""
+        """See Driver. It wakes libpq from poll()."""
         with suppress(Exception):  # closed meanwhile
             cut(connection.pgconn.socket)
 
     def retire(self, connection: Any) -> None:
-        """See Driver. A psycopg_pool with ``close_returns`` gets it back, closed, and opens another.
+        """See Driver. A psycopg_pool with ``close_returns`` gets it back closed, and opens another.
 
         It gets each connection once, because it opens another each time.
         """

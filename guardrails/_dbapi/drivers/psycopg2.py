@@ -1,4 +1,7 @@
-"""psycopg2: pg_cancel_backend() over a second connection, then the socket is shut."""
+"""psycopg2: pg_cancel_backend() over a second connection, then the socket is shut.
+
+Depends on psycopg2; must not import another driver.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from guardrails._dbapi.drivers.sockets import cut
 __all__ = ["Psycopg2"]
 
 _PATIENCE = 2
-"""The fewest seconds libpq gives the opening of a connection; it takes whole ones only."""
+"""Minimum of libpq's ``connect_timeout``, which takes whole seconds."""
 
 _CANCEL = (
     "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
     "WHERE pid = %s AND client_port = %s AND state = 'active'"
 )
-"""The port is ours if nothing stands between; a pooler's process number never belongs to it."""
+"""The port matches only on a direct connection; behind a pooler the process number is another client's."""
 
 
 class Psycopg2(PostgresDriver):
@@ -39,21 +42,21 @@ class Psycopg2(PostgresDriver):
     def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - libpq takes no fractions
         """See Driver. Blocks, so it runs in a thread of its own.
 
-        Not by ``connection.cancel()``: that waits for the server without letting go of the interpreter,
-        so that one frozen server would freeze this whole process.
+        Not by ``connection.cancel()``: that waits for the server without releasing the GIL, so that one
+        frozen server would freeze the whole process.
         """
         port, server = _ends(connection)
         target = (connection.info.backend_pid, port)
         try:
             with closing(self._another(connection, server)) as messenger:
                 messenger.cursor().execute(_CANCEL, target)
-        except Exception as error:  # noqa: BLE001 - the cut follows
+        except Exception as error:  # noqa: BLE001 - kill() follows
             self.cancel_failed(error)
 
     def _another(self, connection: Any, server: str) -> Any:
-        """A second connection to the same server."""
+        """Opens a second connection to the same server."""
         info = connection.info
-        # One host, where the first connection went: there may have been several, or several addresses of one.
+        # The one host of the first connection: there may be several hosts, or several addresses of one.
         where = {
             "host": info.host,
             "hostaddr": server,
@@ -62,7 +65,7 @@ class Psycopg2(PostgresDriver):
             "connect_timeout": _PATIENCE,
         }
         if self.second is not None:
-            with suppress(Exception):  # the engine's own way may not lead to this server, or no longer
+            with suppress(Exception):  # the engine's connect may lead to another server
                 messenger = self.second.open(**where)
                 if (messenger.info.host, messenger.info.port, _ends(messenger)[1]) == (
                     info.host,
@@ -74,7 +77,7 @@ class Psycopg2(PostgresDriver):
         return psycopg2.connect(**{**info.dsn_parameters, "password": info.password, **where})
 
     def kill(self, connection: Any) -> None:
-        """See Driver. libpq sits in poll()."""
+        """See Driver. It wakes libpq from poll()."""
         with suppress(Exception):  # closed meanwhile
             cut(connection.fileno())
 
@@ -84,7 +87,7 @@ class Psycopg2(PostgresDriver):
 
 
 def _ends(connection: Any) -> tuple[int, str]:
-    """Our port and the server's address; -1, as the server shows it, and nothing for a Unix socket."""
+    """The client's port and the server's address; -1, as the server shows it, and '' for a Unix socket."""
     with socket.socket(fileno=os.dup(connection.fileno())) as handle:
         ours, theirs = handle.getsockname(), handle.getpeername()
     return (ours[1], theirs[0]) if isinstance(ours, tuple) else (-1, "")

@@ -1,4 +1,7 @@
-"""PyMySQL: KILL QUERY over a second connection, then the socket is shut."""
+"""PyMySQL: KILL QUERY over a second connection, then the socket is shut.
+
+Depends on PyMySQL; must not import another driver.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class PyMySQL(Plain):
     ) -> Any:
         """See Driver. ``connect_timeout`` does not cover the handshake; ``read_timeout`` does."""
         own = arguments.get("read_timeout")
-        # Later than whoever waits gives up, so that it is always our deadline that says so.
+        # Later than the caller's deadline, so that the error is always the deadline's.
         bounded = {**arguments, "read_timeout": own or seconds + PATIENCE}
         connection = connect(**with_backstop(bounded, backstop))
         connection._read_timeout = own  # noqa: SLF001 - from here on deadlines bound every read
@@ -57,14 +60,14 @@ class PyMySQL(Plain):
             self.cancel_failed(error)
 
     def _another(self, connection: Any) -> Any:
-        """A second connection to the same server."""
+        """Opens a second connection to the same server."""
         sock = connection._sock  # noqa: SLF001
         encrypted = isinstance(sock, ssl.SSLSocket)
-        # Where this connection went, not where its name leads by now; a certificate wants the name.
+        # The address of this connection: its name may lead elsewhere now. A TLS certificate needs the name.
         named = encrypted or connection.unix_socket
         where = {"host": connection.host if named else sock.getpeername()[0], **_LIMITS}
         if self.second is not None:
-            with suppress(Exception):  # the engine's own way may not lead to this server, or no longer
+            with suppress(Exception):  # the engine's connect may lead to another server
                 return self.second.open(**where, init_command=None)
         return _log_in_again(connection, where, encrypted=encrypted)
 
@@ -84,7 +87,7 @@ def _target(connection: Any) -> Target:
 
 
 def _log_in_again(connection: Any, where: dict[str, Any], *, encrypted: bool) -> Any:
-    """A second connection with the first one's password."""
+    """Opens a second connection with the first one's password."""
     return pymysql.connect(
         **where,
         port=connection.port,

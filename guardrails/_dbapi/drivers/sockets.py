@@ -1,4 +1,4 @@
-"""Cutting a connection below its driver. Knows descriptors."""
+"""Shuts a socket below its driver. Depends on descriptors only; must not import a driver."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["cut"]
 
 
 def cut(descriptor: int) -> None:
-    """Shuts a socket down: whoever reads or polls it wakes with an end of file. Never blocks or raises."""
+    """Shuts a socket down, which ends each read or poll on it. Never blocks or raises."""
     with suppress(Exception):
         # A duplicate, because closing a socket object would close the driver's descriptor under it,
-        # and shutting down an SSLSocket would drop its encryption while another thread is in it.
+        # and shutting down an SSLSocket would drop its encryption while another thread uses it.
         handle = socket.socket(fileno=os.dup(descriptor))
         with handle:
             handle.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,7 @@
-"""sqlite3 and aiosqlite: interrupt() stops the statement wherever it runs. There is no socket to shut."""
+"""sqlite3 and aiosqlite: interrupt() stops the statement in its thread. There is no socket to shut.
+
+Depends on sqlite3; must not import another driver.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,20 @@ __all__ = ["Aiosqlite", "Sqlite"]
 
 _FAULTS = frozenset(
     {
-        sqlite3.SQLITE_BUSY,  # somebody writes for longer than the busy timeout
+        sqlite3.SQLITE_BUSY,  # another connection writes for longer than the busy timeout
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_NOMEM,
         sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_PROTOCOL,  # a lock could not be had in a race
+        sqlite3.SQLITE_PROTOCOL,  # a lock was lost in a race
     }
 )
 """Every other code is an answer about the statement."""
 
 _PATIENCE = 1.0
-"""Seconds anybody stays for the ROLLBACK of a task that was cancelled; the thread does it in any case."""
+"""Seconds to wait for the ROLLBACK of a cancelled task; the thread runs it in any case."""
 
 
 class Sqlite(Plain):
@@ -43,7 +46,7 @@ class Sqlite(Plain):
         self._lowered: set[int] = set()
 
     def prepare(self, connection: Any, seconds: float) -> None:
-        """See Driver. interrupt() does not end a wait for somebody's lock, so that wait must be no longer."""
+        """See Driver. interrupt() does not end a wait for a lock, so that wait must be no longer."""
         if self._usual is None:
             self._usual = self._ask(connection, "PRAGMA busy_timeout")
         if seconds * 1000 >= self._usual and not self._lowered:
@@ -59,11 +62,11 @@ class Sqlite(Plain):
 
     def _ask(self, connection: Any, pragma: str) -> int:
         cursor = connection.cursor()
-        cursor.row_factory = None  # whatever the user's rows are
+        cursor.row_factory = None  # the user's may change the row
         return int(cursor.execute(pragma).fetchone()[0])
 
     def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - it takes no time
-        """See Driver. Legal from another thread, whatever ``check_same_thread`` says."""
+        """See Driver. Allowed from another thread, whatever ``check_same_thread`` is."""
         with suppress(Exception):
             connection.interrupt()
 
@@ -78,7 +81,7 @@ class Sqlite(Plain):
 
 
 class Aiosqlite(Sqlite):
-    """See Driver. The connection lives in a thread of its own; its own interrupt() would queue there."""
+    """See Driver. The connection works in a thread of its own, where its interrupt() would queue."""
 
     works_in_fetch = False  # SQLAlchemy fetches all rows in that thread, as part of the statement
 
@@ -101,10 +104,10 @@ class Aiosqlite(Sqlite):
             super().cancel(connection._conn, within)  # noqa: SLF001 - see the class
 
     def abandon(self, connection: Any) -> None:
-        """See Driver. What a cancelled task had asked for would run on, and closing wait behind it.
+        """See Driver. A cancelled task's statement would run on, and close() would wait for it.
 
-        The transaction would hold its lock until the collector comes by: SQLite keeps a closed connection
-        whole while there is a cursor of it, and the cancellation's traceback refers to one.
+        The transaction would hold its lock until garbage collection: SQLite keeps a closed connection open
+        while it has a cursor, and the traceback of the cancellation refers to one.
         """
         self.cancel(connection, 0.0)
         self._background.run(connection.rollback(), _PATIENCE)
