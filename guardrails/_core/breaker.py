@@ -374,7 +374,8 @@ class Breaker:
         """
         self.spare = MOST_UNWRITTEN
         if self.state == "disabled":
-            return self.quiet_until
+            # The fast path would count a success for its workload, which learns nothing in this state.
+            return self.quiet_until if self.direct is None else NEVER
         if self.state != "closed":
             return NEVER
         window = self.window

@@ -1,4 +1,4 @@
-"""A call that needs a slot and nothing else: its short way, and where it must take the way of all others."""
+"""A bulkhead's calls: each gives its slot back and is counted, whatever it does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.calls import Boom, boom, give_up
 
 @pytest.fixture
 def slots(clock):
-    """A bulkhead of two that lets nobody wait, with its short way open."""
+    """A bulkhead of two that lets no caller wait, whose fast path is open."""
     slots = Bulkhead("slots", max_concurrent_calls=2, max_wait_duration=0, clock=clock)
     slots.run(nothing)
     clock.advance(1)
@@ -25,43 +25,8 @@ def totals(guard):
     return now.in_use, now.succeeded - 1, now.failed, now.abandoned, now.late_results
 
 
-class Interruption(BaseException):
-    """As KeyboardInterrupt, but surely ours."""
-
-
-class Eventful:
-    """A lock at which something happens each time it is taken: once it is ours where a call takes it, and
-    before it is where a ``with`` does; there Python lets no signal in between."""
-
-    def __init__(self, lock, *events):
-        self._lock = lock
-        self._events = list(events)
-
-    def __getattr__(self, name):
-        return getattr(self._lock, name)
-
-    def _happen(self):
-        if self._events:
-            self._events.pop(0)()
-
-    def acquire(self):
-        self._lock.acquire()
-        self._happen()
-
-    def __enter__(self):
-        self._happen()
-        self._lock.acquire()
-
-    def __exit__(self, *_):
-        self._lock.release()
-
-
 def nothing():
     pass
-
-
-def interrupt():
-    raise Interruption
 
 
 def test_whatever_a_call_does_its_slot_comes_back(slots):
@@ -101,28 +66,3 @@ def test_a_reset_while_it_runs_makes_its_result_late(slots):
     """It decides nothing any more; the slot comes back."""
     slots.run(slots.reset)
     assert totals(slots) == (0, 1, 0, 0, 1)
-
-
-@pytest.mark.parametrize("leaving", [False, True])
-def test_a_call_collected_as_the_lock_is_taken_ends_right_after(slots, leaving):
-    """On the way in or out."""
-    dropped = slots.call()
-    dropped.__enter__()
-    gate = slots._gate
-    end = lambda: dropped.__exit__(Boom, Boom(), None)
-    gate.lock = Eventful(gate.lock, *([nothing, end] if leaving else [end]))
-    assert slots.run(lambda: "fine") == "fine"
-    assert (totals(slots), gate.postponed) == ((0, 1, 1, 0, 0), [])
-
-
-@pytest.mark.parametrize("fn", [nothing, boom])
-@pytest.mark.parametrize("before", range(2))
-def test_an_interrupt_as_the_lock_is_taken_loses_no_slot(slots, fn, before):
-    """On the way in, on the way out, and on the way out of a failure."""
-    gate = slots._gate
-    gate.lock = Eventful(gate.lock, *[nothing] * before, interrupt)
-    with pytest.raises(Interruption):
-        slots.run(fn)
-    assert not gate._in_a_step()
-    assert totals(slots)[0] == 0
-    assert slots.run(lambda: "fine") == "fine"

@@ -95,15 +95,15 @@ STRAY_CALLS = [
     (
         FastDoor,
         "end",
-        "gate.bulkhead.taken -= 1",
-        "gate.bulkhead.taken = gate.bulkhead.taken - max(1, slots)",
+        "core.bulkhead.taken -= 1",
+        "core.bulkhead.taken = core.bulkhead.taken - max(1, slots)",
     ),
     (FastDoor, "try_enter_fast", "bulkhead.taken += 1", "bulkhead.taken = bulkhead.taken + max(1, 1)"),
     (
         FastDoor,
         "check_in",
-        "gate.bulkhead.taken -= 1",
-        "gate.bulkhead.taken = gate.bulkhead.taken - max(1, 1)",
+        "core.bulkhead.taken -= 1",
+        "core.bulkhead.taken = core.bulkhead.taken - max(1, 1)",
     ),
     (FastCall, "try_enter_fast", "bulkhead.taken += 1", "bulkhead.taken = bulkhead.taken + max(1, 1)"),
     (
@@ -123,7 +123,7 @@ def test_a_quick_way_has_no_call_no_jump_back_and_no_new_object_between_look_and
 
 def test_results_are_written_down_without_a_call_in_the_middle():
     """A snapshot does it while the fast paths are open."""
-    steps = list(dis.get_instructions(Breaker._write_down))
+    steps = list(dis.get_instructions(Breaker._flush_results))
     names = [step.argval if step.opname in {"LOAD_ATTR", "STORE_ATTR"} else None for step in steps]
     first = max(at for at, step in enumerate(steps) if step.opname == "BUILD_MAP") + 1
     last = names.index("failed", names.index("spare", first))
