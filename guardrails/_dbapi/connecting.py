@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from guardrails._runtime.fork import renew_after_fork
+from guardrails._runtime.threads import daemon
 
 __all__ = ["InThread", "Opening", "Openings", "StoppedError", "lasting"]
 
@@ -99,7 +100,7 @@ class InThread(Opening):
 
     def start(self, ended: Callable[[Self], None]) -> None:
         """See Opening. The driver's own time limit ends it."""
-        threading.Thread(target=self._run, args=(ended,), daemon=True, name="guardrails-connect").start()
+        daemon("guardrails-connect", self._run, ended).start()
 
     def _run(self, ended: Callable[[Self], None]) -> None:
         try:

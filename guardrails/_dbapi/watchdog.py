@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from guardrails._runtime.fork import check_process, in_child
+from guardrails._runtime.threads import daemon
 
 __all__ = ["AGAIN", "GRACE", "Watched", "watch"]
 
@@ -88,7 +89,7 @@ class _Watchdog:
         """Resets the watchdog. A child process has neither the parent's thread nor its calls."""
         self.armed: dict[Watched, None] = {}
         self._asked: dict[Watched, float] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser may return a connection in the middle
         self._bell = threading.Event()
         self._planned = math.inf
         self._thread: threading.Thread | None = None
@@ -120,10 +121,11 @@ class _Watchdog:
         return True
 
     def _start(self) -> None:
+        thread = daemon("guardrails-watchdog", self._watch)
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, daemon=True, name="guardrails-watchdog")
-                self._thread.start()
+                self._thread = thread
+                thread.start()
 
     def _watch(self) -> None:
         while True:
@@ -140,7 +142,9 @@ class _Watchdog:
                 _send(call.stop.cancel, call.connection)
         overtaken: list[Watched] = []
         with self._lock:
-            for call in [call for call, due in self._asked.items() if due <= now]:
+            for call in [call for call, due in list(self._asked.items()) if due <= now]:
+                if call not in self._asked:
+                    continue  # ended meanwhile by a finaliser in this thread
                 if call.asked == 1:
                     call.asked = 2
                     self._asked[call] = call.at + GRACE
@@ -164,11 +168,8 @@ class _Watchdog:
 
 def _send(order: Callable[[Any, float], None], connection: Any) -> None:
     """Sends a cancel request in a thread of its own."""
-    messenger = threading.Thread(
-        target=_quietly, args=(order, connection), daemon=True, name="guardrails-cancel"
-    )
     with suppress(RuntimeError):  # no thread could start: kill() must follow all the same
-        messenger.start()
+        daemon("guardrails-cancel", _quietly, order, connection).start()
 
 
 def _quietly(order: Callable[[Any, float], None], connection: Any) -> None:

@@ -87,10 +87,10 @@ class RouteStats:
         """
         touched, request_errors = request.touched, request.request_errors
         counts = self._counts
-        for call_settings in touched:
+        for call_settings in list(touched):  # other threads may still work for the request
             if call_settings not in counts and len(counts) < MAXIMUM_GUARDS:
                 counts[call_settings] = _Count(self._requests)
-        for call_settings, count in counts.items():
+        for call_settings, count in list(counts.items()):  # and others serve the same route
             at = touched.get(call_settings)
             if at is not None:
                 count.seen += 1
@@ -114,7 +114,7 @@ class RouteStats:
 
     def _judge_refusals(self, request: RequestScope, request_errors: RequestErrors, *, served: bool) -> None:
         """Learns from the answer of a request in which a guard refused or timed out."""
-        for call_settings in request.touched:
+        for call_settings in list(request.touched):
             count = self._counts.get(call_settings)
             names = {gate.name for gate in call_settings.gates}
             if count is None:
@@ -130,7 +130,7 @@ class RouteStats:
     def _find_needed(self) -> None:
         self.needed = tuple(
             NeededGuard(call_settings, call_settings.attached, _nearly_all(count.prompt, count.seen))
-            for call_settings, count in self._counts.items()
+            for call_settings, count in list(self._counts.items())
             if count.balance > 0
             and count.seen >= MINIMUM_REQUESTS // 2
             and _nearly_all(count.touched, count.seen)

@@ -23,6 +23,7 @@ __all__ = [
     "Caller",
     "Site",
     "callers",
+    "has_gil",
     "in_driver",
     "is_plumbing",
     "lines",
@@ -90,6 +91,11 @@ _OURS = str(pathlib.Path(__file__).absolute().parents[1]) + os.sep
 _STDLIB = tuple(sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 
+_HIDDEN: list[tuple[CodeType, int]] = []
+"""The frames of a caller that cannot be read."""
+
+_is_gil_enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)
+
 _plumbing: set[int] = set()
 _own: set[int] = set()
 """Results of `is_plumbing` by the code's ``id``, because the hash of a code object is slow."""
@@ -132,9 +138,24 @@ def site_outside(frame: FrameType) -> Site:
     return site(frame if around is None else around)
 
 
-def stack_of(caller: Caller) -> Site | None:
-    """The application's frames of a caller now, the innermost first; None if it has ended."""
+def has_gil() -> bool:
+    """True if the interpreter lock is on, so that other threads stand still while this one looks at them."""
+    return _is_gil_enabled is None or _is_gil_enabled()
+
+
+def stack_of(caller: Caller, otherwise: Site) -> Site | None:
+    """The application's frames of a caller now, the innermost first; None if it has ended.
+
+    Without the interpreter lock the frames of another running thread must not be read: that may crash the
+    interpreter.
+
+    Args:
+        caller: The caller.
+        otherwise: Returned where its frames cannot be read.
+    """
     frames = _frames_of(caller)
+    if frames is _HIDDEN:
+        return otherwise
     return None if frames is None else tuple(_owned(frames))
 
 
@@ -146,11 +167,13 @@ def in_driver(caller: Caller) -> bool:
     return _package(innermost) in _DRIVERS
 
 
-def _frames_of(caller: Caller) -> Iterable[tuple[CodeType, int]] | None:
+def _frames_of(caller: Caller) -> Iterable[tuple[CodeType, int]] | None:  # noqa: PLR0911 - a kind each
     """All frames of a caller now, the innermost first; None if it has ended."""
     if isinstance(caller, int):
         frame = sys._current_frames().get(caller)  # noqa: SLF001 - documented
-        return None if frame is None else _outwards(frame)
+        if frame is None:
+            return None
+        return _outwards(frame) if has_gil() or caller == threading.get_ident() else _HIDDEN
     running = caller()
     if running is None:
         return None
@@ -158,7 +181,10 @@ def _frames_of(caller: Caller) -> Iterable[tuple[CodeType, int]] | None:
         return _outwards(sys._getframe())  # noqa: SLF001 - likewise
     if isinstance(running, asyncio.Future):
         task: Any = running
-        return None if task.done() else reversed([*_inwards(task.get_coro())])
+        if task.done():
+            return None
+        here = has_gil() or task.get_loop() is asyncio._get_running_loop()  # noqa: SLF001 - likewise
+        return reversed([*_inwards(task.get_coro())]) if here else _HIDDEN
     return None if running.dead else _outwards(running.gr_frame)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import AsyncGeneratorType, CoroutineType, FrameType, FunctionType, GeneratorType, ModuleType
 from typing import Any
 
-from guardrails._pool.frames import Site, is_plumbing
+from guardrails._pool.frames import Site, has_gil, is_plumbing
 
 __all__ = ["referrers"]
 
@@ -102,8 +102,13 @@ def _is_dead_end(each: Any) -> bool:
 
 
 def _running() -> Iterator[tuple[FrameType, bool]]:
-    """The application's running frames in all threads, each with True if it is the caller's thread."""
+    """The application's running frames in all threads, each with True if it is the caller's thread.
+
+    Without the interpreter lock only the caller's thread is read: the others run meanwhile.
+    """
     for thread, frame in sys._current_frames().items():  # noqa: SLF001 - documented
+        if thread != threading.get_ident() and not has_gil():
+            continue
         at: FrameType | None = frame
         while at is not None:
             if not is_plumbing(at.f_code.co_filename):

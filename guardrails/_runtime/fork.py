@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from guardrails._util.weak_registry import WeakRegistry
 
 __all__ = ["ForkedLock", "LockOwner", "check_process", "fork_aware", "in_child", "renew_after_fork"]
 
@@ -70,7 +71,7 @@ _child_callbacks: list[Callable[[], None]] = []
 _notices: dict[int, int] = {}
 """The thread that resets the locks of a child in which no hook was run, by process number."""
 
-_fork_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+_fork_aware: WeakRegistry[ForkAware] = WeakRegistry()
 _paused: list[ForkAware] = []
 
 
@@ -92,7 +93,7 @@ def check_process() -> None:
 
 def fork_aware() -> list[ForkAware]:
     """The registered objects that are alive, in no order."""
-    return list(_fork_aware)
+    return _fork_aware.living()
 
 
 class LockOwner:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import logging
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from guardrails._core.breaker import Transition
 from guardrails._core.gate import Gate
+from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import current
+from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import RejectedError
 
 __all__ = ["GuardLog", "log", "why_open"]
 
 log = logging.getLogger("guardrails")
+
+_count_lock = ForkedLock()
+"""Held while a call is counted: on a free-threaded build two threads would otherwise count one of two."""
 
 _INTERVAL = 1.0
 """Shortest time in seconds between two lines of one guard."""
@@ -61,7 +65,7 @@ class GuardLog:
         self.name = name
         self.scheduled = False
         self.stopped = 0
-        self.gates: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.gates: WeakRegistry[Any] = WeakRegistry()
         self.line_of_code: Callable[[], str | None] | None = None
         self.holders: Callable[[str, int, int], str | None] | None = None
         self._reported: Counter[str] = Counter()
@@ -82,14 +86,15 @@ class GuardLog:
 
     def note_stopped(self) -> None:
         """Counts a call that was stopped at its deadline."""
-        self.stopped += 1
+        with _count_lock:
+            self.stopped += 1
         self.schedule()
 
     def write_line(self) -> float | None:
         """Writes the line. Returns the seconds until the next one, or None if there was nothing to write."""
         self.scheduled = False  # before the counters are read, so that a later call schedules the next line
         counts: Counter[str] = Counter()
-        for gate in list(self.gates):
+        for gate in self.gates.living():
             counts.update(gate.core.rejected)
         counts["stopped"] = self.stopped
         new = counts - self._reported

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from guardrails._runtime.fork import check_process, in_child
+from guardrails._runtime.threads import daemon
 
 __all__ = ["run_later"]
 
@@ -27,16 +28,18 @@ class _Housekeeper:
         # SimpleQueue.put() is reentrant: a finaliser may call it while its own thread is in it.
         self._queue: SimpleQueue[tuple[float, Task]] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._lock = threading.RLock()  # a finaliser may ask while the thread is started
 
     def run_later(self, task: Task, seconds: float) -> None:
         """Runs a task after so many seconds, in the housekeeper's thread."""
         check_process()
         self._queue.put((time.monotonic() + seconds, task))
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, args=(self._queue,), daemon=True, name="guardrails-housekeeper"
-            )
-            self._thread.start()
+            thread = daemon("guardrails-housekeeper", self._run, self._queue)
+            with self._lock:
+                if self._thread is None:
+                    self._thread = thread
+                    thread.start()
 
     def _run(self, queue: SimpleQueue[tuple[float, Task]]) -> None:
         due: dict[Task, float] = {}

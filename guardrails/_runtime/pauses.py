@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import queue
-import threading
 import time
 from contextlib import suppress
 from typing import NamedTuple
+
+from guardrails._runtime.threads import daemon
 
 __all__ = ["BEAT", "PauseDetector", "ProcessPause", "pause_detector"]
 
@@ -45,24 +46,27 @@ class PauseDetector:
         self.last: float | None = None
         self.gap = ProcessPause(0.0, 0.0)
         self._until = 0.0
-        self._pid = 0
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._started: dict[int, object] = {}  # the queue of the thread, by process id
 
     def wake(self, until: float) -> None:
         """Keeps the thread beating until a time on `time.monotonic`."""
         self._until = max(self._until, until)
-        if self._pid != os.getpid():  # first use, or a child process, which has no such thread
-            self._pid = os.getpid()
-            # Looked up here: gevent replaces the class together with the threads that wait for it.
-            self._wakeups = queue.SimpleQueue()
-            self.last = None
-            # At exit and in a subinterpreter no thread can be started; pauses are then not detected.
-            with suppress(RuntimeError):
-                threading.Thread(
-                    target=self._run, args=(self._wakeups,), daemon=True, name="guardrails-pulse"
-                ).start()
+        if os.getpid() not in self._started:  # first use, or a child process, which has no such thread
+            self._start(os.getpid())
         if self.last is None:
             self._wakeups.put(None)  # allowed in a signal handler and in a finaliser
+
+    def _start(self, process: int) -> None:
+        # Looked up here: gevent replaces the class together with the threads that wait for it.
+        wakeups = queue.SimpleQueue[None]()
+        if self._started.setdefault(process, wakeups) is not wakeups:
+            return  # another thread came first
+        self._wakeups = wakeups
+        self.last = None
+        # At exit and in a subinterpreter no thread can be started; pauses are then not detected.
+        with suppress(RuntimeError):
+            daemon("guardrails-pulse", self._run, wakeups).start()
 
     def latest(self, now: float) -> ProcessPause:
         """The latest pause, including one that ends just now."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from guardrails._runtime.threads import daemon
 from guardrails.diagnosis.findings import Finding
 
 __all__ = ["ANSWER_TIMEOUT", "CONNECT_TIMEOUT", "refusal", "within", "words"]
@@ -43,7 +43,7 @@ def within(seconds: float, question: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again below
             errors.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True, name="guardrails-diagnose")
+    thread = daemon("guardrails-diagnose", ask)
     thread.start()
     thread.join(seconds)
     for error in errors:

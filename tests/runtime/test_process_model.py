@@ -103,6 +103,12 @@ def test_a_second_interpreter_has_guards_of_its_own():
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
 
+def test_the_threads_of_the_library_inherit_no_context():
+    """A free-threaded build, or this switch, gives a new thread its starter's context variables."""
+    ended = run("-X", "thread_inherit_context=1", "inherited_context.py")
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_package_imported_twice_is_two_packages():
     """P10: reloaded, and imported again after its removal from sys.modules; a fork handles both."""

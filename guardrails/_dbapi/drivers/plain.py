@@ -8,12 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from guardrails._runtime.fork import ForkedLock
+
 __all__ = ["Plain"]
 
 _log = logging.getLogger("guardrails")
 
 _QUOTED = re.compile(r"""(["']).*?\1""")
 """Matches names of hosts, users and databases in a server's refusal."""
+
+
+_count_lock = ForkedLock()
+"""Held while a failure is counted: each cancel request is sent by a thread of its own."""
 
 
 class Plain(ABC):
@@ -27,8 +33,10 @@ class Plain(ABC):
 
     def cancel_failed(self, error: BaseException) -> None:
         """Counts a cancel request that did not reach the server, and logs the first one."""
-        self.failed_cancels += 1
-        if self.failed_cancels == 1:
+        with _count_lock:
+            self.failed_cancels += 1
+            first = self.failed_cancels == 1
+        if first:
             _log.warning(
                 "a statement past its deadline could not be cancelled on the server, where it may run on: %s",
                 _cause(error),

@@ -133,7 +133,7 @@ class HolderRegistry:
         return None if is_plumbing(where[0][0].co_filename) else lines(where)[0]
 
     def _holder(self, checkout: DBAPICheckout, *, nested: bool) -> Holder:
-        now = stack_of(checkout.caller)
+        now = stack_of(checkout.caller, checkout.site)
         doing: Doing = "other_work"
         if checkout.under_way or checkout.busy_outside or in_driver(checkout.caller):
             doing = "statement"

@@ -469,7 +469,7 @@ def test_full_compartment_does_not_look_through_stacks(make_engine, monkeypatch)
     engine, guard = make_engine(max_wait_duration=0)
     part = guard.compartment("reports", max_concurrent_calls=1)
     looks = []
-    monkeypatch.setattr(_holder_registry, "stack_of", looks.append)
+    monkeypatch.setattr(_holder_registry, "stack_of", lambda caller, otherwise: looks.append(caller))
     with part.call(), engine.connect():
         for _ in range(10):
             with part.call(), pytest.raises(BulkheadFullError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
 
 from django.db import utils
 from django.db.backends.postgresql import base
@@ -14,6 +13,7 @@ from guardrails._guard.guard import COMPARTMENTS, Guard, attach, divide
 from guardrails._pool.checkout import Checkout
 from guardrails._runtime.fork import ForkedLock
 from guardrails._util.checks import Faults
+from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import ConfigurationError, GuardrailsError
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, largest
@@ -69,12 +69,12 @@ class Protection:
         self.direct = StatementRunner(guard, DjangoPsycopg(), _as_it_is, is_async=False, errors=_ANSWERS)
         self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
         self._slots = guard.call_settings.gates[0].core.bulkhead
-        self._pools: WeakSet[Any] = WeakSet()
+        self._pools: WeakRegistry[Any] = WeakRegistry()
 
     @property
     def most(self) -> int | None:
         """See Attachment: what the smallest pool can hold that was asked so far."""
-        return min((pool.max_size for pool in self._pools if not pool.closed), default=None)
+        return min((pool.max_size for pool in self._pools.living() if not pool.closed), default=None)
 
     def detach(self) -> None:
         """See Attachment."""
