@@ -60,7 +60,7 @@ def test_guards_can_be_listed_while_others_are_made(switching):
     kept = []
 
     def make():
-        kept.extend(Guard(f"guard {number}", breaker=None) for number in range(100))
+        kept.extend(Guard(f"guard {number}", max_concurrent_calls=1) for number in range(100))
 
     def read():
         for _ in range(200):
@@ -221,7 +221,7 @@ def test_a_reserved_slot_that_is_taken_over_meanwhile_is_not_given_back():
 
 def test_a_route_learns_while_another_request_of_it_does():
     """Threads of a WSGI server share what is known of a route."""
-    stats, guards = RouteStats(), [Guard(name) for name in ("db", "cache", "other")]
+    stats, guards = RouteStats(), [Guard(name, max_concurrent_calls=1) for name in ("db", "cache", "other")]
     first, second, third = [guard.call_settings for guard in guards]
 
     class Touched(dict):
