@@ -70,6 +70,24 @@ def test_guards_can_be_listed_while_others_are_made(switching):
     assert {guard.call_settings.gates[0] for guard in kept} <= set(all_gates())
 
 
+def test_a_guard_may_be_made_in_the_middle_of_a_list_of_all():
+    """As another thread does, between any two lines of the one that lists them."""
+    kept = [Guard("first", max_concurrent_calls=1), Guard("second", max_concurrent_calls=1)]
+
+    def trace(frame, event, arg):
+        if len(kept) < 100:
+            kept.append(Guard("another", max_concurrent_calls=1))
+        return trace
+
+    usual = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        found = all_gates()
+    finally:
+        sys.settrace(usual)
+    assert {guard.call_settings.gates[0] for guard in kept[:2]} <= set(found)
+
+
 def test_a_registry_forgets_what_is_gone_and_keeps_what_was_added_twice():
     """It keeps nothing alive, and needs no collection to be empty."""
     registry, kept, gone = WeakRegistry(), Thing(), Thing()
