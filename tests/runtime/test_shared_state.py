@@ -121,8 +121,8 @@ def test_two_threads_start_one_housekeeper(monkeypatch):
     """Both have found that there is none."""
     started = count_starts(monkeypatch, housekeeper, threading.Barrier(2).wait)
     keeper = housekeeper._Housekeeper()
-    together(*[lambda: keeper.look_in(lambda: None, 60)] * 2)
-    assert started == ["guardrails-patrol"]
+    together(*[lambda: keeper.run_later(lambda: None, 60)] * 2)
+    assert started == ["guardrails-housekeeper"]
 
 
 def test_two_threads_start_one_watchdog(monkeypatch):
@@ -161,9 +161,9 @@ def test_a_finaliser_that_asks_while_a_thread_is_made_starts_no_second_one(monke
         return in_the_middle
 
     keeper = housekeeper._Housekeeper()
-    started = count_starts(monkeypatch, housekeeper, once(lambda: keeper.look_in(lambda: None, 60)))
-    keeper.look_in(lambda: None, 60)
-    assert started == ["guardrails-patrol"]
+    started = count_starts(monkeypatch, housekeeper, once(lambda: keeper.run_later(lambda: None, 60)))
+    keeper.run_later(lambda: None, 60)
+    assert started == ["guardrails-housekeeper"]
     asked.clear()
     dog = watchdog._Watchdog()
     started = count_starts(monkeypatch, watchdog, once(lambda: dog.watch(None, None, 60)))
@@ -201,7 +201,7 @@ def test_a_finaliser_in_the_watchdog_may_end_another_call(monkeypatch):
 
 def test_each_stopped_call_is_counted(switching, monkeypatch):
     """Also where two threads count at the same moment."""
-    monkeypatch.setattr("guardrails._runtime.guard_log.look_in", lambda look, seconds: None)
+    monkeypatch.setattr("guardrails._runtime.guard_log.run_later", lambda look, seconds: None)
     report = GuardLog("db")
 
     def count():
@@ -210,31 +210,6 @@ def test_each_stopped_call_is_counted(switching, monkeypatch):
 
     together(*[count] * 4)
     assert report.stopped == 4_000
-
-
-def test_a_reserved_slot_that_is_taken_over_meanwhile_is_not_given_back():
-    """Its request ends while another thread of it begins its work."""
-    guard = Guard("db", max_concurrent_calls=2)
-    gate = guard.call_settings.gates[0]
-    slot = asyncio.run(gate.reserve())
-    lock = gate.lock
-
-    class Late:
-        """A lock that is had only after somebody else has had it."""
-
-        def __enter__(self):
-            gate.lock = lock
-            gate.step(gate.core.take_over, slot, checkout=True)
-            lock.acquire()
-
-        def __exit__(self, *_):
-            lock.release()
-
-    gate.lock = Late()
-    gate.give_back(slot)
-    assert guard.snapshot().in_use == 1
-    gate.check_in(slot)
-    assert guard.snapshot().in_use == 0
 
 
 def test_a_route_learns_while_another_request_of_it_does():
