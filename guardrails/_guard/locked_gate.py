@@ -369,7 +369,7 @@ class LockedGate(FastDoor, Notifier):
 
     def preview(self) -> Refusal | None:
         """Refuses what the circuit would refuse anyway; a request that has a slot here has asked before."""
-        if self._book() is not None:
+        if _get_ambient() is not None and self._book() is not None:
             return None
         retry_after = self.turns_away(self.clock())
         return self.step(self.core.preview) if retry_after is None else Refusal("circuit_open", retry_after)
