@@ -33,6 +33,7 @@ TINY = Scale(
     instances=3,
     calls_each=5,
     rejections=50,
+    convoy=50,
 )
 NAMES = [name for name, _ in questions(TINY, installed(), runner=None)]
 

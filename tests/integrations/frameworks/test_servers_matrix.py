@@ -239,7 +239,7 @@ def test_body_that_comes_late_is_never_a_request(server, said, path):
     """The answer does not wait for the body, save where the page says so; what comes after it is a body."""
     with Client(server.address) as client:
         client.send(POST % (path, len(INNER)))
-        if said[server.name]["asks the application"] == "at once":
+        if said[server.name]["calls the application"] == "at once":
             refusal(client)
             send_in_background(client, INNER + GET % b"/ok").join()
         else:

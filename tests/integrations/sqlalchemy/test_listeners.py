@@ -194,6 +194,7 @@ def check_listener(wired, moment, where):
     finally:
         asking.clear()
         event.remove(registered, moment, listener)
+        Engine._has_events = False  # SQLAlchemy leaves it on, for every test after this one
         wired.engine = bare
     well_again(wired)
 
