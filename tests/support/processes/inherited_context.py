@@ -9,7 +9,7 @@ import threading
 from guardrails import Guard, deadline
 from guardrails._dbapi.connecting import InThread
 from guardrails._dbapi.watchdog import watch
-from guardrails._runtime.housekeeper import look_in
+from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import current
 
 seen: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -39,7 +39,7 @@ def main():
         thread.join()
         inherits = getattr(sys.flags, "thread_inherit_context", 0)
         assert (users != [None]) == bool(inherits), "the switch works, or the interpreter has none"
-        look_in(lambda: seen.put(current()), 0)
+        run_later(lambda: seen.put(current()), 0)
         call = watch(Stop(), None, 0.0)
         opening = InThread(lambda: seen.put(current()), "key", 1)
         opening.start(lambda _: None)
