@@ -335,7 +335,8 @@ def storm(calls, threads=8):  # noqa: C901 - all kinds of calls
 
 
 @pytest.mark.parametrize(
-    "calls", [8000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+    "calls",
+    [8000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)])],
 )
 def test_a_storm_of_threads_loses_no_slot(calls):
     """Eight threads, switched every microsecond, while circuits open and close."""

@@ -21,7 +21,7 @@ from support.prepared import names_of_prepared, tidy
 from support.sql_lab import lab_with
 
 FEW = pytest.param(90, id="few")
-ALL = pytest.param(3000, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(900)])
+ALL = pytest.param(3000, id="all", marks=[pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)])
 """With each driver."""
 
 each_count = pytest.mark.parametrize("count", [FEW, ALL])
@@ -260,7 +260,8 @@ def innocent(lab, wire, count):
 
 
 few_orders = pytest.mark.parametrize(
-    "count", [pytest.param(18, id="few"), pytest.param(600, id="all", marks=[pytest.mark.slow])]
+    "count",
+    [pytest.param(18, id="few"), pytest.param(600, id="all", marks=[pytest.mark.slow, pytest.mark.long])],
 )
 
 
