@@ -32,6 +32,7 @@ def mark(items):
     for cases in tests.values():
         for item in _without_turn(cases):
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.long)  # together they take a quarter of an hour
 
 
 def _used_names(item):
