@@ -276,6 +276,7 @@ class Driver:
 
     def figures(self, one):
         one.flush_successes()
+        one.window.advance(max(self.gate.last, self.now))  # as the circuit does before it judges
         return one.bad, one.good_at, one.suspect, one.window.calls, one.window.failures, one.window.slow
 
 
