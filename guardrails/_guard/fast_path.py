@@ -4,7 +4,7 @@ Depends on gates and scopes; must not import gates, guards or callers.
 
 While the circuit is closed, nobody waits and a slot is free, a move that goes well changes a few numbers.
 Each move below looks at the gate, changes them, and is over. Where the fast path does not lead, it changes
-nothing, and the move of the same name in `guardrails._core.core` is made under the lock. The tests hold the
+nothing, and the move of the same name in `guardrails._core.gate` is made under the lock. The tests hold the
 two equal.
 
 **Nothing comes between the look and the last change.** CPython 3.11 to 3.15 looks at its *eval breaker*
@@ -38,7 +38,7 @@ from guardrails._runtime.scope import Scope, ambient, rank_of, ranked, touch
 from guardrails._runtime.task_timeout import TaskTimeout
 from guardrails.errors import Reason, RejectedError
 
-__all__ = ["NO_ROOM", "FastCall", "FastDoor"]
+__all__ = ["NO_ROOM", "FastCall", "FastGate"]
 
 NO_ROOM = -1
 """In place of a slot's number: the bulkhead is full, and nobody else may wait."""
@@ -50,7 +50,7 @@ _get_ambient, _set_ambient = ambient.get, ambient.set
 _NONE: list[int] = []  # never written to
 
 
-class FastDoor:
+class FastGate:
     """The fast paths through one gate. A checkout takes a slot, and each statement on it is evidence.
 
     Attributes:
@@ -270,7 +270,7 @@ class FastCall(TaskTimeout):
     # No constructor: one frame less for each guarded call. `try_enter_fast` fills in what every call has.
     __slots__ = ("call_settings", "ticket", "tickets", "timeout")
 
-    call_settings: Any  # a Passage, which knows gates
+    call_settings: Any  # a CallSettings, which knows gates
     timeout: float | None
     ticket: int
     tickets: list[int]
@@ -299,7 +299,7 @@ class FastCall(TaskTimeout):
             return self._slip_through(now)
         core, part = gate.core, gate.part
         bulkhead, breaker = core.bulkhead, core.breaker
-        # ``FastDoor.begin`` once more: every call comes by.
+        # ``FastGate.begin`` once more: every call comes by.
         if now < core.fast_enter_until and bulkhead.taken < bulkhead.limit:
             if now > core.last:
                 core.last = now
@@ -399,7 +399,7 @@ class FastCall(TaskTimeout):
             return False
         core, part = gate.core, gate.part
         breaker = core.breaker
-        # ``FastDoor.end`` once more, for a success.
+        # ``FastGate.end`` once more, for a success.
         if now < core.fast_leave_until and ticket > breaker.generation and ticket in breaker.in_flight:
             if now > core.last:
                 core.last = now

@@ -17,7 +17,7 @@ from guardrails._core.bulkhead import Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.workloads import Workload
-from guardrails._guard.fast_path import NO_ROOM, FastDoor
+from guardrails._guard.fast_path import NO_ROOM, FastGate
 from guardrails._runtime.fork import check_process, fork_aware, renew_after_fork
 from guardrails._runtime.guard_log import GuardLog, log
 from guardrails._runtime.notifier import Notifier
@@ -84,7 +84,7 @@ OWN_ERRORS = ErrorClasses.of(
 )
 
 
-class LockedGate(FastDoor, Notifier):
+class LockedGate(FastGate, Notifier):
     """One guard's gate, shared by threads and event loops.
 
     Attributes:
@@ -408,18 +408,18 @@ class LockedGate(FastDoor, Notifier):
     # --- going out -----------------------------------------------------------------------------
 
     def end_slowly(self, ticket: int, outcome: Outcome, slots: int) -> None:
-        """See FastDoor."""
+        """See FastGate."""
         move = self.core.leave if slots else self.core.end
         if not self._postpone(lambda now: move(now, ticket, outcome)):
             self._tell_end(outcome, self._step_out(move, ticket, outcome))
 
     def check_in_slowly(self, slot: int) -> None:
-        """See FastDoor."""
+        """See FastGate."""
         if not self._postpone(lambda now: self.core.check_in(now, slot)):
             self._step_out(self.core.check_in, slot)
 
     def begin_slowly(self, slot: int) -> int:
-        """See FastDoor."""
+        """See FastGate."""
         held = [0]
         try:
             self.step(self.core.begin, slot, held)
@@ -484,7 +484,7 @@ class Lane(LockedGate):
         self.gate = gate
 
     def next_number(self) -> int:
-        """See Telling."""
+        """See Notifier."""
         return self.gate.next_number()
 
 

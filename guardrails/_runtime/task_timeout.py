@@ -73,7 +73,7 @@ class TaskTimeout(Scope, Timer):
         """Told when the timer could not be set."""
 
     def fire(self) -> None:
-        """See Alarm."""
+        """See Timer."""
         self.fired = True
         self._task.cancel()
 

@@ -23,19 +23,19 @@ from guardrails._core.outcome import Outcome
 from guardrails._guard import decorator as decorator_module
 from guardrails._guard import fast_path
 from guardrails._guard import guard as guard_module
-from guardrails._guard.fast_path import FastCall, FastDoor
+from guardrails._guard.fast_path import FastCall, FastGate
 from guardrails._runtime.scope import RequestScope, close, current, enter
 from support.calls import Boom, boom, tripping
 from support.interrupts import switched_everywhere
 
 LINES = [
-    FastDoor.begin,
-    FastDoor.end,
-    FastDoor.try_enter_fast,
-    FastDoor._slip_over,
-    FastDoor.check_in,
-    FastDoor.turns_away,
-    FastDoor.crowds_out,
+    FastGate.begin,
+    FastGate.end,
+    FastGate.try_enter_fast,
+    FastGate._slip_over,
+    FastGate.check_in,
+    FastGate.turns_away,
+    FastGate.crowds_out,
     FastCall.try_enter_fast,
     FastCall.try_exit_fast,
 ]
@@ -91,16 +91,16 @@ def with_stray_call(function, line, instead):
 
 
 STRAY_CALLS = [
-    (FastDoor, "begin", "bulkhead.taken += 1", "bulkhead.taken = bulkhead.taken + max(1, slots)"),
+    (FastGate, "begin", "bulkhead.taken += 1", "bulkhead.taken = bulkhead.taken + max(1, slots)"),
     (
-        FastDoor,
+        FastGate,
         "end",
         "core.bulkhead.taken -= 1",
         "core.bulkhead.taken = core.bulkhead.taken - max(1, slots)",
     ),
-    (FastDoor, "try_enter_fast", "bulkhead.taken += 1", "bulkhead.taken = bulkhead.taken + max(1, 1)"),
+    (FastGate, "try_enter_fast", "bulkhead.taken += 1", "bulkhead.taken = bulkhead.taken + max(1, 1)"),
     (
-        FastDoor,
+        FastGate,
         "check_in",
         "core.bulkhead.taken -= 1",
         "core.bulkhead.taken = core.bulkhead.taken - max(1, 1)",
@@ -348,8 +348,8 @@ def test_a_storm_of_threads_loses_no_slot(calls):
 
 def test_a_storm_finds_a_stray_call(monkeypatch):
     """So the storm can fail."""
-    stray = with_stray_call(FastDoor.check_in, *STRAY_CALLS[3][2:])
-    monkeypatch.setattr(FastDoor, "check_in", stray)
+    stray = with_stray_call(FastGate.check_in, *STRAY_CALLS[3][2:])
+    monkeypatch.setattr(FastGate, "check_in", stray)
     until = time.monotonic() + 60
     while time.monotonic() < until:
         if storm(8000)[0]:

@@ -8,7 +8,7 @@ from guardrails._core.gate import Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._guard.call import Call
 from guardrails._guard.call_settings import CallSettings
-from guardrails._guard.fast_path import FastDoor
+from guardrails._guard.fast_path import FastGate
 from guardrails.errors import BulkheadFullError, CircuitOpenError, RejectedError
 
 ERRORS = {"circuit_open": CircuitOpenError, "bulkhead_full": BulkheadFullError}
@@ -21,7 +21,7 @@ def take(bulkhead):
     return found
 
 
-class QuickWays(FastDoor):
+class QuickWays(FastGate):
     """A door's fast paths through a gate, and nothing at all where they do not lead.
 
     Attributes:
