@@ -53,15 +53,19 @@ class _DriverOperations:
         self._own = own
         self.interrupts_task = interrupts_task
 
-    def cancel(self, connection: Any, within: float) -> None:
+    def aim(self, connection: Any) -> Any:
         """See Driver."""
-        if self._driver is not None:
-            self._driver.cancel(self._own(connection), within)
+        return None if self._driver is None else self._driver.aim(self._own(connection))
 
-    def insist(self, connection: Any, within: float) -> None:
+    def cancel(self, target: Any, within: float) -> None:
         """See Driver."""
         if self._driver is not None:
-            self._driver.insist(self._own(connection), within)
+            self._driver.cancel(target, within)
+
+    def insist(self, target: Any, within: float) -> None:
+        """See Driver."""
+        if self._driver is not None:
+            self._driver.insist(target, within)
 
     def kill(self, connection: Any) -> None:
         """See Driver."""
@@ -227,9 +231,9 @@ class _OnLoop(Timer):
         self.fired += 1
         with suppress(Exception):  # it may have been closed meanwhile
             if self.fired == 1:
-                self.operations.cancel(self.connection, GRACE)
+                self.operations.cancel(self.operations.aim(self.connection), GRACE)
             elif self.fired == 2:  # noqa: PLR2004 - see AGAIN
-                self.operations.insist(self.connection, GRACE)
+                self.operations.insist(self.operations.aim(self.connection), GRACE)
             else:
                 self.operations.kill(self.connection)
         if self.fired == 1 and self.task is not None:

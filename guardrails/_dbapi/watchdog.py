@@ -14,12 +14,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from guardrails._runtime.fork import check_process, in_child
 from guardrails._runtime.threads import daemon
 
 __all__ = ["AGAIN", "GRACE", "Watched", "watch"]
+
+_Request = Callable[[], None]
 
 _monotonic = time.monotonic
 
@@ -37,10 +40,13 @@ socket is shut.
 class Stop(Protocol):
     """The part of Driver that stops a blocking call on a connection."""
 
-    def cancel(self, connection: Any, within: float) -> None:
+    def aim(self, connection: Any) -> Any:
+        """Reads what a cancel request must know of the connection, before the call can end; never blocks."""
+
+    def cancel(self, target: Any, within: float) -> None:
         """Sends a cancel request. It may block, so it runs in a thread of its own."""
 
-    def insist(self, connection: Any, within: float) -> None:
+    def insist(self, target: Any, within: float) -> None:
         """Sends a second cancel request, in a thread of its own."""
 
     def kill(self, connection: Any) -> None:
@@ -138,9 +144,10 @@ class _Watchdog:
 
     def _look(self, now: float) -> float:
         for call in [call for call in list(self.armed) if call.at <= now]:
-            if self._take_over(call):
-                _send(call.stop.cancel, call.connection)
-        overtaken: list[Watched] = []
+            request = self._take_over(call)
+            if request is not None:
+                _send(request)
+        requests: list[_Request] = []
         with self._lock:
             for call in [call for call, due in list(self._asked.items()) if due <= now]:
                 if call not in self._asked:
@@ -148,34 +155,51 @@ class _Watchdog:
                 if call.asked == 1:
                     call.asked = 2
                     self._asked[call] = call.at + GRACE
-                    overtaken.append(call)
+                    requests.append(_request(call.stop.insist, call))
                 else:
                     del self._asked[call]
                     call.stop.kill(call.connection)
             moments = [*self._asked.values(), *(call.at for call in list(self.armed))]
-        for call in overtaken:
-            _send(call.stop.insist, call.connection)
+        for request in requests:
+            _send(request)
         return min(moments, default=math.inf)
 
-    def _take_over(self, call: Watched) -> bool:
+    def _take_over(self, call: Watched) -> _Request | None:
+        """Takes the call's end from its thread and prepares the request; None if the call has just ended."""
         with self._lock:
             if self.armed.pop(call, self) is not None:
-                return False  # it has just ended
+                return None
             call.asked = 1
             self._asked[call] = call.at + AGAIN
-        return True
+            return _request(call.stop.cancel, call)
 
 
-def _send(order: Callable[[Any, float], None], connection: Any) -> None:
+def _request(order: Callable[[Any, float], None], call: Watched) -> _Request:
+    """Prepares a cancel request; the watchdog's lock is held.
+
+    So the caller cannot close the connection meanwhile. A driver in C may crash the process when it reads a
+    connection that is being closed.
+    """
+    try:
+        return partial(order, call.stop.aim(call.connection), GRACE)
+    except Exception:  # noqa: BLE001 - other code has closed the connection; kill() follows
+        return _no_request
+
+
+def _no_request() -> None:
+    """Stands for the request about a connection that cannot be asked."""
+
+
+def _send(request: _Request) -> None:
     """Sends a cancel request in a thread of its own."""
     with suppress(RuntimeError):  # no thread could start: kill() must follow all the same
-        daemon("guardrails-cancel", _quietly, order, connection).start()
+        daemon("guardrails-cancel", _quietly, request).start()
 
 
-def _quietly(order: Callable[[Any, float], None], connection: Any) -> None:
+def _quietly(request: _Request) -> None:
     # The server may be gone, or the call over: kill() follows in either case.
     with suppress(Exception):
-        order(connection, GRACE)
+        request()
 
 
 _watchdog = _Watchdog()

@@ -174,7 +174,7 @@ def test_a_finaliser_that_asks_while_a_thread_is_made_starts_no_second_one(monke
 def test_a_finaliser_in_the_watchdog_may_end_another_call(monkeypatch):
     """It returns a connection in the middle of a look at those that are overdue."""
     count_starts(monkeypatch, watchdog, lambda: None)
-    monkeypatch.setattr(watchdog, "_send", lambda order, connection: None)
+    monkeypatch.setattr(watchdog, "_send", lambda request: None)
     dog = watchdog._Watchdog()
     monkeypatch.setattr(watchdog, "_watchdog", dog)
     cut, calls = [], []
@@ -186,7 +186,10 @@ def test_a_finaliser_in_the_watchdog_may_end_another_call(monkeypatch):
                 call.end()
             dog.watch(Stop(), "third", 60).end()
 
-        def cancel(self, connection, within):
+        def aim(self, connection):
+            return connection
+
+        def cancel(self, target, within):
             """Sent by a thread, which there is none of here."""
 
         insist = cancel

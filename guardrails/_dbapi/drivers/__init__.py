@@ -48,14 +48,18 @@ class Driver(Protocol):
     second: SecondConnection | None
     failed_cancels: int
 
-    def cancel(self, connection: Any, within: float) -> None:
+    def aim(self, connection: Any) -> Any:
+        """Reads what a cancel request must know of a connection. Never blocks.
+
+        The call is still running, so the connection is open. While the request is under way, the call may end
+        and its connection be closed.
+        """
+
+    def cancel(self, target: Any, within: float) -> None:
         """Sends the server a cancel request for the current statement; may take ``within`` seconds."""
 
-    def insist(self, connection: Any, within: float) -> None:
-        """Sends a second request before ``kill``: one that reaches the server before its statement is lost.
-
-        The call may be over by then, and its connection closed.
-        """
+    def insist(self, target: Any, within: float) -> None:
+        """Sends a second request before ``kill``: one that comes before its statement is lost."""
 
     def kill(self, connection: Any) -> None:
         """Makes the call on the connection fail at once, without the server. Never blocks."""

@@ -52,13 +52,17 @@ class Plain(ABC):
         """See Driver."""
         return connect(**arguments)
 
+    def aim(self, connection: Any) -> Any:
+        """See Driver. The connection itself, where one that is closed meanwhile can be asked."""
+        return connection
+
     @abstractmethod
-    def cancel(self, connection: Any, within: float) -> None:
+    def cancel(self, target: Any, within: float) -> None:
         """See Driver."""
 
-    def insist(self, connection: Any, within: float) -> None:
+    def insist(self, target: Any, within: float) -> None:
         """See Driver."""
-        self.cancel(connection, within)
+        self.cancel(target, within)
 
     def allow(self, statement: str, seconds: float | None) -> str:  # noqa: ARG002 - there is no backstop to lift
         """See Driver."""

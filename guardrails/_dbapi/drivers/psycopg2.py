@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg2
@@ -29,6 +30,27 @@ _CANCEL = (
 """The port matches only on a direct connection; behind a pooler the process number is another client's."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a cancel request must know of a connection.
+
+    Attributes:
+        backend_pid: The server's process.
+        client_port: See `_ends`.
+        server: The server's address; see `_ends`.
+        host: The host's name, or the directory of a Unix socket.
+        port: The server's port.
+        login: libpq's parameters, with the password.
+    """
+
+    backend_pid: int
+    client_port: int
+    server: str
+    host: str | None
+    port: int
+    login: Mapping[str, Any] = field(repr=False)
+
+
 class Psycopg2(PostgresDriver):
     """See Driver."""
 
@@ -39,42 +61,47 @@ class Psycopg2(PostgresDriver):
         patience = max(_PATIENCE, math.ceil(seconds))
         return super().open(connect, {"connect_timeout": patience, **arguments}, seconds, backstop)
 
-    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - libpq takes no fractions
+    def aim(self, connection: Any) -> _Target:
+        """See Driver.
+
+        ``connection.info`` reads libpq's memory unchecked, which crashes the process while another thread
+        closes the connection.
+        """
+        info = connection.info
+        port, server = _ends(connection)
+        login = {**info.dsn_parameters, "password": info.password}
+        return _Target(info.backend_pid, port, server, info.host, info.port, login)
+
+    def cancel(self, target: _Target, within: float) -> None:  # noqa: ARG002 - libpq takes no fractions
         """See Driver. Blocks, so it runs in a thread of its own.
 
         Not by ``connection.cancel()``: that waits for the server without releasing the GIL, so that one
         frozen server would freeze the whole process.
         """
-        port, server = _ends(connection)
-        target = (connection.info.backend_pid, port)
         try:
-            with closing(self._another(connection, server)) as messenger:
-                messenger.cursor().execute(_CANCEL, target)
+            with closing(self._another(target)) as messenger:
+                messenger.cursor().execute(_CANCEL, (target.backend_pid, target.client_port))
         except Exception as error:  # noqa: BLE001 - kill() follows
             self.cancel_failed(error)
 
-    def _another(self, connection: Any, server: str) -> Any:
+    def _another(self, target: _Target) -> Any:
         """Opens a second connection to the same server."""
-        info = connection.info
         # The one host of the first connection: there may be several hosts, or several addresses of one.
         where = {
-            "host": info.host,
-            "hostaddr": server,
-            "port": info.port,
+            "host": target.host,
+            "hostaddr": target.server,
+            "port": target.port,
             "target_session_attrs": "any",
             "connect_timeout": _PATIENCE,
         }
         if self.second is not None:
             with suppress(Exception):  # the engine's connect may lead to another server
                 messenger = self.second.open(**where)
-                if (messenger.info.host, messenger.info.port, _ends(messenger)[1]) == (
-                    info.host,
-                    info.port,
-                    server,
-                ):
+                reached = (messenger.info.host, messenger.info.port, _ends(messenger)[1])
+                if reached == (target.host, target.port, target.server):
                     return messenger
                 messenger.close()
-        return psycopg2.connect(**{**info.dsn_parameters, "password": info.password, **where})
+        return psycopg2.connect(**{**target.login, **where})
 
     def kill(self, connection: Any) -> None:
         """See Driver. It wakes libpq from poll()."""

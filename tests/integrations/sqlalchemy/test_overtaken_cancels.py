@@ -9,11 +9,13 @@ import signal
 import threading
 import time
 
+import psycopg2
 import pytest
 
 from guardrails import CallTimeoutError
 from guardrails._dbapi import stopping, watchdog
 from guardrails._dbapi.drivers import find_driver
+from guardrails._dbapi.drivers.psycopg2 import Psycopg2
 from support.polling import poll
 
 LIMIT = 0.2
@@ -103,3 +105,64 @@ def test_a_cancel_request_that_is_lost(lab, monkeypatch):
     assert len(orders) == 2
     assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
     assert lab.query("select pg_backend_pid()") != number
+
+
+class Closable:
+    """A psycopg2 connection that another thread closes; using it from then on may crash the process."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.closed = threading.Event()
+        self.touched = []
+
+    def __getattr__(self, name):
+        if self.closed.is_set():
+            self.touched.append(name)
+        return getattr(self.connection, name)
+
+
+def test_a_cancel_request_reads_nothing_of_a_connection_that_may_be_closed(postgres):
+    """The call ends and its connection is closed while the second connection logs in."""
+    url = postgres.url("").replace("+", "")
+    sent = threading.Event()
+
+    class Driver(Psycopg2):
+        def cancel(self, target, within):
+            own.closed.wait(5)
+            super().cancel(target, within)
+            sent.set()
+
+    driver = Driver()
+    own = Closable(psycopg2.connect(url))
+    call = watchdog.watch(driver, own, 0.0)
+    poll(lambda: call.asked, "the watchdog has sent the request")
+    assert call.end()
+    own.closed.set()
+    own.connection.close()
+    assert sent.wait(5)
+    assert (own.touched, driver.failed_cancels) == ([], 0)
+
+
+def test_the_watchdog_reads_a_connection_only_while_its_call_cannot_end():
+    """``end()`` waits until the request is prepared, so the caller cannot close the connection before."""
+    aiming, ended, seen = threading.Event(), threading.Event(), []
+
+    class Stop:
+        def aim(self, connection):
+            aiming.set()
+            seen.append(ended.wait(0.1))
+            return connection
+
+        def cancel(self, target, within):
+            """Takes no time."""
+
+        insist = cancel
+
+        def retire(self, connection):
+            """Nothing to close."""
+
+    call = watchdog.watch(Stop(), "connection", 0.0)
+    assert aiming.wait(5)
+    assert call.end()
+    ended.set()
+    assert seen == [False]

@@ -18,7 +18,11 @@ seen: queue.SimpleQueue[object] = queue.SimpleQueue()
 class Stop:
     """Notes the scope in which it is told to stop a call."""
 
-    def cancel(self, connection, within):
+    def aim(self, connection):
+        """Called by the watchdog."""
+        return connection
+
+    def cancel(self, target, within):
         """Sent by a thread of its own."""
         seen.put(current())
 
