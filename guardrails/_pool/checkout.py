@@ -7,11 +7,12 @@ from typing import Any
 
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._pool.frames import Caller, Site
 from guardrails._pool.limits import innermost
 from guardrails._runtime.fork import check_process
 from guardrails._runtime.scope import RequestScope, ambient, current, touch
 
-__all__ = ["Checkout", "Slots"]
+__all__ = ["Checkout", "HeldCheckout", "Slots"]
 
 
 class Slots:
@@ -41,29 +42,92 @@ class Slots:
                 raise
 
 
-class Checkout(Slots):
+class HeldCheckout(Slots):
+    """A checkout as the registry of holders reads it: whose it is, since when, and where it was taken.
+
+    Attributes:
+        guard: The guard that admitted it: the pool's own, or a compartment of it.
+        request: The request it is for, or None.
+        site: The application's frames that asked for the connection.
+        caller: The thread, task or greenlet that ran them.
+        disposed: True if its pool was disposed of; its slots were released then.
+        nested: True if the guard refused its holder a second connection.
+        next_search: Earliest time of the next search for the code that keeps the connection.
+        reported: True if it was reported as a leak.
+    """
+
+    __slots__ = (
+        "caller",
+        "disposed",
+        "guard",
+        "nested",
+        "next_search",
+        "reported",
+        "request",
+        "site",
+        "slots",
+    )
+
+    guard: Guard
+    request: RequestScope | None
+    site: Site
+    caller: Caller
+    disposed: bool
+    nested: bool
+    next_search: float
+    reported: bool
+
+    @property
+    def busy(self) -> bool:
+        """True while work runs on the connection."""
+        raise NotImplementedError
+
+    def is_kept(self, now: Site | None) -> bool:
+        """Returns True while the code that asked for the connection is on its caller's stack.
+
+        Args:
+            now: The application's frames of the caller now; None if it has ended.
+        """
+        codes = {code for code, _ in now or ()}
+        return any(code in codes for code, _ in self.site)
+
+    def held_object(self) -> object:
+        """Returns the object that the holder's code keeps; None if it is gone."""
+        raise NotImplementedError
+
+
+class Checkout(HeldCheckout):
     """One connection out of its pool.
 
     Args:
         guard: The pool's guard.
+        site: The application's frames that asked for the connection.
+        caller: The thread, task or greenlet that ran them.
 
     Attributes:
-        guard: The guard that admitted it: the pool's own, or a compartment of it.
         under_way: Gates and tickets of the call that runs on the connection; empty while none does.
-        request: The request it is for, or None.
         must_discard: True if work on it was stopped: a late cancel request would hit its next user.
         caller_cancelled: True if its caller was cancelled during work. The clean-up may then find the
             connection in any state, and is no evidence about the database.
     """
 
-    __slots__ = ("caller_cancelled", "guard", "must_discard", "request", "slots", "under_way")
+    __slots__ = ("caller_cancelled", "must_discard", "under_way")
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, site: Site = (), caller: Caller = 0) -> None:
         self.guard = innermost(guard)
-        self.slots: list[tuple[LockedGate, int]] = []
+        self.slots = []
         self.under_way: Sequence[tuple[LockedGate, int]] = ()
-        self.request: RequestScope | None = None
+        self.request = None
+        self.site = site
+        self.caller = caller
+        self.next_search = 0.0
         self.must_discard = self.caller_cancelled = False
+        self.disposed = self.nested = self.reported = False
+
+    @property
+    def busy(self) -> bool:
+        """See HeldCheckout."""
+        return bool(self.under_way)
 
     def take_slots(self, wait: Callable[[Any], Any] | None = None) -> None:
         """Takes the slots and waits for them if necessary.

@@ -17,10 +17,10 @@ from sqlalchemy.pool import AssertionPool, Pool, QueuePool
 
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._guard.guard import Guard
+from guardrails._pool.holder_registry import HolderRegistry
+from guardrails._pool.pool_monitor import PoolMonitor
 from guardrails.errors import BulkheadFullError, ConfigurationError
 from guardrails.integrations.sqlalchemy._creator import bounded_creator
-from guardrails.integrations.sqlalchemy._holder_registry import HolderRegistry
-from guardrails.integrations.sqlalchemy._pool_monitor import PoolMonitor
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -84,7 +84,8 @@ class EngineAdmission:
             ConfigurationError: The pool's class cannot be subclassed.
         """
         base = type(pool)
-        self._registry.failed_cancels = runner.failed_cancels
+        self._pool = pool
+        self._registry.failed_cancels, self._registry.idle = runner.failed_cancels, self._idle
         try:
             pool.__class__ = self._guarded(base, proxy, runner)
         except TypeError as error:
@@ -106,6 +107,7 @@ class EngineAdmission:
         Args:
             pool: The new pool.
         """
+        self._pool = pool
         for checkout in list(self._out.values()):
             each: DBAPICheckout | None = checkout
             while each is not None:
@@ -138,6 +140,10 @@ class EngineAdmission:
                 return checkout
         return None
 
+    def _idle(self) -> int:
+        checked_in = getattr(self._pool, "checkedin", None)
+        return checked_in() if callable(checked_in) else 0
+
     def _guarded(self, base: type[Pool], proxy: Proxy, runner: StatementRunner) -> type[Pool]:
         # A single base and empty slots, else CPython refuses the replacement ("object layout differs").
         # The name stays: SQLAlchemy names its loggers after the class.
@@ -163,7 +169,7 @@ class EngineAdmission:
             try:
                 checkout.take_slots(wait)
             except BulkheadFullError:
-                monitor.refused(self)
+                monitor.refused()
                 raise
             try:
                 record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook

@@ -10,11 +10,11 @@ from typing import Self
 
 from sqlalchemy import Engine
 
+from guardrails._pool.holder_registry import HolderRegistry
 from guardrails._pool.holders import Holder, PoolStatus
 from guardrails._pool.sizing import RESERVED, Demand, Fleet, wanted
 from guardrails._util.checks import Faults, finite
 from guardrails.errors import ConfigurationError
-from guardrails.integrations.sqlalchemy._holder_registry import HolderRegistry
 from guardrails.integrations.sqlalchemy._pool import registry_of
 
 __all__ = ["PoolSettings", "leaks", "pool_status"]
@@ -31,8 +31,7 @@ def pool_status(engine: object) -> PoolStatus:
     Raises:
         ConfigurationError: ``engine`` is not an engine, or is not guarded.
     """
-    sync_engine, registry = _registry("pool_status", engine)
-    return registry.status(sync_engine.pool)
+    return _registry("pool_status", engine).status()
 
 
 def leaks(engine: object, *, older_than: float | None = None) -> tuple[Holder, ...]:
@@ -51,18 +50,17 @@ def leaks(engine: object, *, older_than: float | None = None) -> tuple[Holder, .
     faults = Faults("leaks")
     faults.seconds("older_than", older_than, none=True, zero=True)
     faults.raise_if_any()
-    _, registry = _registry("leaks", engine)
-    return registry.forgotten(older_than)
+    return _registry("leaks", engine).forgotten(older_than)
 
 
-def _registry(where: str, engine: object) -> tuple[Engine, HolderRegistry]:
+def _registry(where: str, engine: object) -> HolderRegistry:
     sync_engine = getattr(engine, "sync_engine", engine)
     if not isinstance(sync_engine, Engine):
         raise ConfigurationError(f"{where}: expected an Engine or AsyncEngine, got {type(engine).__name__}")
     registry = registry_of(sync_engine.pool)
     if registry is None:
         raise ConfigurationError(f"{where}: this engine is not guarded; call protect(engine) first")
-    return sync_engine, registry
+    return registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from guardrails import BulkheadFullError, ConfigurationError, protect
+from guardrails._pool import holder_registry, pool_monitor
 from guardrails.events import LeakFound
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.sqlalchemy import (
     PoolSettings,
-    _holder_registry,
-    _pool_monitor,
     leaks,
     pool_status,
 )
@@ -280,7 +279,7 @@ class Switch:
 
 def logged(caplog):
     """The lines that the pool's monitor has logged; guards, perhaps of another test, log other lines."""
-    return [record for record in caplog.records if record.module == "_pool_monitor"]
+    return [record for record in caplog.records if record.module == "pool_monitor"]
 
 
 def test_a_connection_held_too_long_is_reported_once(make_engine, caplog):
@@ -405,7 +404,7 @@ def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, capl
 
 def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog, monkeypatch):
     """No refused request reaches the pool."""
-    monkeypatch.setattr(_pool_monitor, "_INTERVAL", 0.05)
+    monkeypatch.setattr(pool_monitor, "_INTERVAL", 0.05)
     engine, guard = make_engine(max_wait_duration=0)
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
         both_wait(engine)
@@ -469,7 +468,7 @@ def test_full_compartment_does_not_look_through_stacks(make_engine, monkeypatch)
     engine, guard = make_engine(max_wait_duration=0)
     part = guard.compartment("reports", max_concurrent_calls=1)
     looks = []
-    monkeypatch.setattr(_holder_registry, "stack_of", lambda caller, otherwise: looks.append(caller))
+    monkeypatch.setattr(holder_registry, "stack_of", lambda caller, otherwise: looks.append(caller))
     with part.call(), engine.connect():
         for _ in range(10):
             with part.call(), pytest.raises(BulkheadFullError):

@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from guardrails._dbapi.checkout import DBAPICheckout
+from guardrails._pool.checkout import HeldCheckout
 from guardrails._pool.frames import lines
+from guardrails._pool.holder_registry import HolderRegistry, route_of
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails.events import LeakFound
-from guardrails.integrations.sqlalchemy._holder_registry import HolderRegistry, route_of
-
-if TYPE_CHECKING:
-    from sqlalchemy.pool import Pool
 
 __all__ = ["PoolMonitor"]
 
@@ -77,13 +74,13 @@ class PoolMonitor:
         self.watching = True
         run_later(self._check, _INTERVAL if self._leak_after is None else min(_INTERVAL, self._leak_after))
 
-    def dropped(self, checkout: DBAPICheckout) -> None:
+    def dropped(self, checkout: HeldCheckout) -> None:
         """Notes a connection that the garbage collector has given back."""
         # The collector may run in the middle of a step of the gate, so the housekeeper's thread reports it.
         self._dropped.append(self._leak("dropped", checkout))
         run_later(self._check, 0.0)
 
-    def returned(self, checkout: DBAPICheckout) -> None:
+    def returned(self, checkout: HeldCheckout) -> None:
         """Logs the return of a connection that was reported as a leak."""
         log.info(
             "a connection of %r came back after %.0f s; it was taken at %s",
@@ -92,13 +89,13 @@ class PoolMonitor:
             lines(checkout.site)[0],
         )
 
-    def refused(self, pool: Pool) -> None:
+    def refused(self) -> None:
         """Notes a caller for whom the pool had no connection."""
         caller = self._registry.caller()
         for checkout in list(self._out.values())[:_MAX_SEARCHED]:
             if checkout.caller == caller:
                 checkout.nested = True
-        self._diagnose(pool)
+        self._diagnose(refused=True)
 
     def _describe(self, name: str, taken: int, limit: int) -> str | None:
         """Describes the holders for the log; see `HolderRegistry.describe`."""
@@ -107,14 +104,14 @@ class PoolMonitor:
             self._next_diagnosis = time.monotonic() + _DIAGNOSIS_INTERVAL  # the description is a diagnosis
         return description
 
-    def _diagnose(self, pool: Pool | None) -> None:
+    def _diagnose(self, *, refused: bool) -> None:
         # A diagnosis walks stacks, so a compartment that has used up its share does not cause one.
         slots, now = self._gate.core.bulkhead, time.monotonic()
         if slots.taken < slots.limit or now < self._next_diagnosis:
             return
-        # A refused caller does not wait for a search. The housekeeper's thread, without a pool, searches.
-        status = self._registry.status(pool, search=pool is None)
-        if pool is not None and any(holder.doing == "gone" for holder in status.holders):
+        # A refused caller does not wait for a search. The housekeeper's thread searches.
+        status = self._registry.status(search=not refused)
+        if refused and any(holder.doing == "gone" for holder in status.holders):
             run_later(self._check, 0.0)
             return
         if status.cause != "free":
@@ -123,7 +120,7 @@ class PoolMonitor:
             return
         # Some connections have no holder: they are being opened, or are older than the guard.
         self._next_diagnosis = now + _RECHECK / 2
-        if pool is not None:
+        if refused:
             run_later(self._check, _RECHECK)
 
     def _check(self) -> float | None:
@@ -134,23 +131,23 @@ class PoolMonitor:
         # A middleware refuses requests before they ask the pool, so `refused` is not called for them.
         before, self._rejected = self._rejected, sum(self._guard.snapshot().rejected.values())
         if self._rejected != before:
-            self._diagnose(None)
+            self._diagnose(refused=False)
         waits = [self._check_leak(checkout) for checkout in list(self._out.values())]
         self.watching = bool(waits)
         return min([_INTERVAL, *waits]) if waits else None
 
-    def _check_leak(self, checkout: DBAPICheckout) -> float:
+    def _check_leak(self, checkout: HeldCheckout) -> float:
         """Reports a checkout if it looks forgotten. Returns the seconds until it may look so."""
         if self._leak_after is None or checkout.reported:
             return _INTERVAL
         left = self._leak_after - self._registry.age(checkout)
-        if left > 0 or checkout.under_way:
+        if left > 0 or checkout.busy:
             return max(left, self._leak_after / 4)
         checkout.reported = True
         self._report(self._leak("held", checkout))
         return _INTERVAL
 
-    def _leak(self, cause: Literal["held", "dropped"], checkout: DBAPICheckout) -> dict[str, Any]:
+    def _leak(self, cause: Literal["held", "dropped"], checkout: HeldCheckout) -> dict[str, Any]:
         return {
             "cause": cause,
             "seconds": self._registry.age(checkout),

@@ -1,6 +1,6 @@
 """Records who has connections out of one pool.
 
-Depends on checkouts and the frames of their callers; must not import pools or statements.
+Depends on the frames of callers; must not import pools or statements, so that a pool of any kind has one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._guard.guard import Guard
+from guardrails._pool.checkout import HeldCheckout
 from guardrails._pool.frames import (
     Caller,
     callers,
@@ -24,14 +24,12 @@ from guardrails._pool.frames import (
     stack_of,
 )
 from guardrails._pool.holders import Doing, Holder, PoolStatus, busiest, cause_of
-from guardrails.integrations.sqlalchemy._lost_holders import find_gone, is_running
-
-if TYPE_CHECKING:
-    from sqlalchemy.pool import Pool
+from guardrails._pool.lost_holders import find_gone
 
 __all__ = ["HolderRegistry", "route_of"]
 
-CheckedOut = MutableMapping[Any, DBAPICheckout]
+CheckedOut = MutableMapping[Any, Any]
+"""The checkouts of a pool, each a `HeldCheckout`."""
 
 
 class HolderRegistry:
@@ -39,7 +37,7 @@ class HolderRegistry:
 
     Args:
         guard: The pool's guard.
-        out: The checkouts by the pool's record. The pool's admission changes it.
+        out: The checkouts by the pool's record of the connection. The pool's admission changes it.
         leak_after: Seconds after which a connection on which nothing runs counts as a leak; None is never.
         is_async: Whether asyncio tasks take the connections.
 
@@ -47,6 +45,7 @@ class HolderRegistry:
         caller: Returns the thread or task that runs now.
         failed_cancels: Returns the number of cancel requests that did not reach the server.
         guard: The pool's guard.
+        idle: Returns the number of connections that are open and wait to be used.
         leak_after: See above.
         out: See above.
         site: Returns the application's code around a frame of the pool.
@@ -55,27 +54,26 @@ class HolderRegistry:
     def __init__(self, guard: Guard, out: CheckedOut, leak_after: float | None, *, is_async: bool) -> None:
         self.caller = callers(is_async=is_async)
         self.failed_cancels: Callable[[], int] = int  # 0 until the pool is attached
+        self.idle: Callable[[], int] = int  # likewise
         self.guard = guard
         self.leak_after = leak_after
         self.out = out
         self.site = site_outside if is_async else site
         self._gate = guard.call_settings.gates[0]
 
-    def status(self, pool: Pool | None, *, search: bool = True) -> PoolStatus:
+    def status(self, *, search: bool = True) -> PoolStatus:
         """Returns the state of the pool now.
 
         Args:
-            pool: The live pool; without it the number of idle connections is unknown and given as 0.
             search: As for `holders`.
         """
         holders = self.holders(search=search)
         snapshot = self.guard.snapshot()
-        checked_in = getattr(pool, "checkedin", None)
         return PoolStatus(
             name=self.guard.name,
             capacity=snapshot.max_concurrent_calls,
             checked_out=snapshot.in_use,
-            idle=checked_in() if callable(checked_in) else 0,
+            idle=self.idle(),
             waiting=snapshot.waiting,
             holders=holders,
             failed_cancels=self.failed_cancels(),
@@ -109,7 +107,7 @@ class HolderRegistry:
             if holder.doing == "gone" or (holder.doing != "statement" and holder.seconds >= least)
         )
 
-    def age(self, checkout: DBAPICheckout) -> float:
+    def age(self, checkout: HeldCheckout) -> float:
         """Returns the seconds for which a checkout has had its slot; 0.0 if it has none."""
         now = self._gate.clock()
         slots = checkout.slots
@@ -132,12 +130,12 @@ class HolderRegistry:
         where = self.site(sys._getframe(1))  # noqa: SLF001 - documented
         return None if is_plumbing(where[0][0].co_filename) else lines(where)[0]
 
-    def _holder(self, checkout: DBAPICheckout, *, nested: bool) -> Holder:
+    def _holder(self, checkout: HeldCheckout, *, nested: bool) -> Holder:
         now = stack_of(checkout.caller, checkout.site)
         doing: Doing = "other_work"
-        if checkout.under_way or checkout.busy_outside or in_driver(checkout.caller):
+        if checkout.busy or in_driver(checkout.caller):
             doing = "statement"
-        elif not is_running(checkout.site, now):
+        elif not checkout.is_kept(now):
             doing, now = "gone", None
         elif nested or checkout.nested:
             doing = "nested"
@@ -151,7 +149,7 @@ class HolderRegistry:
         )
 
 
-def route_of(checkout: DBAPICheckout) -> str | None:
+def route_of(checkout: HeldCheckout) -> str | None:
     """Returns the route template of the request that a checkout serves, or None."""
     return None if checkout.request is None else checkout.request.template()
 

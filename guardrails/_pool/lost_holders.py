@@ -9,26 +9,20 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from guardrails._pool.frames import Caller, Site, lines
+from guardrails._pool.frames import Caller, lines
 from guardrails._pool.holders import Holder
 from guardrails._pool.referrers import referrers
 
 if TYPE_CHECKING:
-    from guardrails._dbapi.checkout import DBAPICheckout
+    from guardrails._pool.checkout import HeldCheckout
 
-__all__ = ["find_gone", "is_running"]
+__all__ = ["find_gone"]
 
 _SEARCH_INTERVAL = 5.0
 """Seconds until the next search for the holder of a connection that no code held."""
 
 
-def is_running(site: Site, now: Site | None) -> bool:
-    """Returns True if the code that asked for a connection is still on the caller's stack."""
-    codes = {code for code, _ in now or ()}
-    return any(code in codes for code, _ in site)
-
-
-def find_gone(out: list[DBAPICheckout], holders: list[Holder], caller: Caller) -> None:
+def find_gone(out: list[HeldCheckout], holders: list[Holder], caller: Caller) -> None:
     """Replaces holders marked ``"gone"`` where other code still holds the connection.
 
     Such code is a generator that is suspended in its block, or a caller further out.
@@ -40,16 +34,16 @@ def find_gone(out: list[DBAPICheckout], holders: list[Holder], caller: Caller) -
     """
     now = time.monotonic()
     gone = [
-        (index, proxy)
+        (index, kept)
         for index, checkout in enumerate(out)
         if holders[index].doing == "gone"
         and checkout.next_search <= now
-        and (proxy := checkout.proxy and checkout.proxy()) is not None
+        and (kept := checkout.held_object()) is not None
     ]
     if not gone:
         return
     own = [place for place, (index, _) in enumerate(gone) if out[index].caller == caller]
-    for (index, _), where in zip(gone, referrers([proxy for _, proxy in gone], own), strict=True):
+    for (index, _), where in zip(gone, referrers([kept for _, kept in gone], own), strict=True):
         request = out[index].request
         if where is not None or (request is not None and not request.closed):
             holders[index] = replace(holders[index], doing="other_work", now=lines(where or ()))
