@@ -5,11 +5,16 @@
 - A test marked ``sampled`` runs with so few of its cases that each value of each parameter has come;
   ``sampled(3)`` runs three of them.
 - A test marked ``every_driver`` runs with all.
+
+The cases without a turn are also marked ``long``, since together they take a quarter of an hour. With the
+variable GUARDRAILS_SHARE=K/N every N-th of them, from the K-th on, is only ``slow``: N runs run
+them all.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import zlib
 from collections import defaultdict
 
@@ -29,10 +34,22 @@ def mark(items):
             item.add_marker(pytest.mark.server)
         if hasattr(item, "callspec"):
             tests[item.nodeid.partition("[")[0]].append(item)
-    for cases in tests.values():
-        for item in _without_turn(cases):
-            item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.long)  # together they take a quarter of an hour
+    without_turn = [item for cases in tests.values() for item in _without_turn(cases)]
+    first, step = _share(os.environ.get("GUARDRAILS_SHARE"))
+    for number, item in enumerate(sorted(without_turn, key=lambda item: item.nodeid)):
+        item.add_marker(pytest.mark.slow)
+        if step is None or number % step != first:
+            item.add_marker(pytest.mark.long)
+
+
+def _share(given):
+    """K and N of the share "K/N", K from 0 to N - 1; no N without a share."""
+    if not given:
+        return 0, None
+    first, step = map(int, given.split("/"))
+    if not 0 <= first < step:
+        raise pytest.UsageError(f"GUARDRAILS_SHARE must be K/N with 0 <= K < N, got {given!r}")
+    return first, step
 
 
 def _used_names(item):
