@@ -36,8 +36,8 @@ _FINEST_RATE = 10**6
 one failure in ten opens the circuit."""
 
 
-MOST_UNWRITTEN = 256
-"""Failures that are noted before a move must write them down: few enough to weigh nothing."""
+MAX_PENDING_FAILURES = 256
+"""Failures that the fast path may note before a step must add them to the window: they cost little memory."""
 
 
 class Transition(NamedTuple):
@@ -50,7 +50,7 @@ class Transition(NamedTuple):
     retry_after: float | None
 
 
-class Ended(NamedTuple):
+class CallEnd(NamedTuple):
     """The duration of a finished call in seconds, and True if that was slow."""
 
     duration: float
@@ -77,27 +77,27 @@ class Breaker:
 
     Attributes:
         state: The state after the last method call. Time alone changes it only when a method is called.
-        issued: The last ticket issued.
+        last_ticket: The last ticket issued.
         generation: The last ticket issued before the latest transition.
         in_flight: Start of each call in flight that is not overdue, by ticket, oldest first.
         overdue: (start, position) of each call in flight that has crossed the slow threshold, by ticket.
             The position of its slow mark is one in the window, or that of the round, or None without a mark.
         leases: Time at which each probe's lease ends, by ticket.
-        quiet_until: No call in flight becomes overdue before this time.
-        unwritten: Successes in the current slice of the window that have not been added to it yet.
-        unwritten_failures: Failures in the current slice that have not been added to the window yet.
-        before: The number of these failures after each number of the successes.
-        spare: How many failures in a row cannot change the state, whatever else ends well in between.
-        changes: Transitions that the caller has not collected yet.
+        next_overdue_at: No call in flight becomes overdue before this time.
+        pending_successes: Successes in the current slice of the window that have not been added to it yet.
+        pending_failures: Failures in the current slice that have not been added to the window yet.
+        failures_after: The number of these failures after each number of the successes.
+        failure_margin: Failures in a row that cannot change the state, whatever succeeds in between.
+        transitions: Transitions that the caller has not collected yet.
         random: Returns a number in [0, 1] for the jitter.
-        slots: The number of overdue calls that may be a stall; None if stalls are not watched for.
-        back_at: Time of the last success.
+        stall_slots: The number of overdue calls that may be a stall; None if stalls are not watched for.
+        last_success_at: Time of the last success.
         streak: Failures in a row.
         late: Results that came after a transition and changed nothing.
         workloads: The records of a circuit with compartments; see `guardrails._core.workloads`.
-        direct: The workload of calls outside all compartments; None without compartments.
-        owners: The workload of each call in flight, by ticket.
-        asking: The workload on whose behalf the current method is called.
+        uncompartmented: The workload of calls outside all compartments; None without compartments.
+        workload_by_ticket: The workload of each call in flight, by ticket.
+        caller_workload: The workload on whose behalf the current method is called.
     """
 
     __slots__ = (
@@ -115,33 +115,33 @@ class Breaker:
         "_stall_at",
         "_streak_limit",
         "abandoned",
-        "asking",
-        "back_at",
-        "before",
-        "changes",
-        "direct",
+        "caller_workload",
         "failed",
+        "failure_margin",
+        "failures_after",
         "generation",
         "in_flight",
-        "issued",
+        "last_success_at",
+        "last_ticket",
         "late",
         "leases",
+        "next_overdue_at",
         "open_until",
         "overdue",
-        "owners",
-        "quiet_until",
+        "pending_failures",
+        "pending_successes",
         "random",
         "round",
-        "slots",
         "slow",
         "slow_after",
-        "spare",
+        "stall_slots",
         "state",
         "streak",
         "succeeded",
-        "unwritten",
-        "unwritten_failures",
+        "transitions",
+        "uncompartmented",
         "window",
+        "workload_by_ticket",
         "workloads",
     )
 
@@ -159,25 +159,25 @@ class Breaker:
         self._streak_limit = policy.consecutive_failures or math.inf
         self.slow_after = policy.slow_call_duration_threshold if self._initial_state == "closed" else math.inf
         self.state: State = self._initial_state
-        self.issued = self.generation = 0
+        self.last_ticket = self.generation = 0
         self.in_flight: dict[int, float] = {}
         self.overdue: dict[int, tuple[float, int | None]] = {}
         self.leases: dict[int, float] = {}
-        self.quiet_until = self.open_until = NEVER
+        self.next_overdue_at = self.open_until = NEVER
         self.round = _NO_ROUND
         self._basis: Window | ProbeRound = self.window
-        self.changes: list[Transition] = []
-        self.slots: int | None = None
-        self.back_at = self._latest = self._paused_until = NEVER
+        self.transitions: list[Transition] = []
+        self.stall_slots: int | None = None
+        self.last_success_at = self._latest = self._paused_until = NEVER
         self._stall_at = math.inf
         self.workloads: list[Workload] = []
-        self.direct: Workload | None = None
-        self.owners: dict[int, Workload] = {}
-        self.asking: Workload | None = None
+        self.uncompartmented: Workload | None = None
+        self.workload_by_ticket: dict[int, Workload] = {}
+        self.caller_workload: Workload | None = None
         self._is_manual = False
         self.streak = 0
-        self.unwritten = self.unwritten_failures = self.spare = 0
-        self.before: dict[int, int] = {}
+        self.pending_successes = self.pending_failures = self.failure_margin = 0
+        self.failures_after: dict[int, int] = {}
         self._openings_in_a_row = 0
         self._crossing_reported = False
         self.succeeded = self.failed = self.abandoned = self.slow = self.late = 0
@@ -190,10 +190,10 @@ class Breaker:
         if self.state == "open" and now >= self.open_until:
             self._transition(now, "half_open", "wait_over")
         if self.state == "half_open":
-            return self._has_room() or self.trusts(self.asking)
-        return self.state not in {"open", "forced_open"} or self.trusts(self.asking)
+            return self._has_room() or self.admits_healthy(self.caller_workload)
+        return self.state not in {"open", "forced_open"} or self.admits_healthy(self.caller_workload)
 
-    def trusts(self, asking: Workload | None) -> bool:
+    def admits_healthy(self, asking: Workload | None) -> bool:
         """True if a circuit that other workloads have opened admits the calls of this one."""
         opened_by_rates = self.state in {"open", "half_open"} and not self._is_manual
         return opened_by_rates and asking is not None and asking.is_healthy
@@ -203,17 +203,17 @@ class Breaker:
 
     def begin(self, now: float) -> int:
         """Starts a call and returns its ticket. In half-open the call is a probe and takes a lease."""
-        ticket = self.lease(now) or self._issue()
+        ticket = self.lease(now) or self._next_ticket()
         return self._start(ticket, now)
 
-    def begin_unleased(self, now: float, lease: int, held: list[int] | None = None) -> int:
+    def begin_admitted(self, now: float, lease: int, held: list[int] | None = None) -> int:
         """Starts a call that was admitted earlier. It is the probe if ``lease`` is still valid and unused."""
-        ticket = lease if lease in self.leases and lease not in self.in_flight else self._issue()
+        ticket = lease if lease in self.leases and lease not in self.in_flight else self._next_ticket()
         return self._start(ticket, now, held)
 
     def _start(self, ticket: int, now: float, held: list[int] | None = None) -> int:
-        if self.asking is not None:
-            self.owners[ticket] = self.asking
+        if self.caller_workload is not None:
+            self.workload_by_ticket[ticket] = self.caller_workload
         self.in_flight[ticket] = now
         if held is not None:
             held[0] = ticket
@@ -227,10 +227,10 @@ class Breaker:
         until = self.probe_until(now)
         if until is None:
             return 0
-        ticket = self._issue()
+        ticket = self._next_ticket()
         self.leases[ticket] = until
-        if self.asking is not None:
-            self.owners[ticket] = self.asking
+        if self.caller_workload is not None:
+            self.workload_by_ticket[ticket] = self.caller_workload
         return ticket
 
     def probe_until(self, now: float) -> float | None:
@@ -260,7 +260,7 @@ class Breaker:
 
     # --- evidence ------------------------------------------------------------------------------
 
-    def end(self, ticket: int, outcome: Outcome, now: float) -> Ended | None:
+    def end(self, ticket: int, outcome: Outcome, now: float) -> CallEnd | None:
         """Ends a call and records its outcome.
 
         Returns:
@@ -273,8 +273,8 @@ class Breaker:
         since = counted[0] if counted is not None else started
         if outcome is Outcome.NEUTRAL and started is not None and ticket in self.leases:
             self.succeeded += 1  # the lease stays for the statement that follows
-            return Ended(now - started, slow=False)
-        workload = self.owners.pop(ticket, None)
+            return CallEnd(now - started, slow=False)
+        workload = self.workload_by_ticket.pop(ticket, None)
         if since is None:
             self.leases.pop(ticket, None)  # the probe never began: free its lease
             return None
@@ -285,7 +285,7 @@ class Breaker:
             self._record_end(workload, ticket, outcome, counted, now)
         if workload is not None:
             workload.slow_positions.pop(ticket, None)
-        return Ended(now - since, counted is not None)
+        return CallEnd(now - since, counted is not None)
 
     def _record_end(
         self,
@@ -298,7 +298,7 @@ class Breaker:
         if counted is not None:
             self._stall_at = math.inf
         if outcome is Outcome.SUCCESS:
-            self.back_at = now
+            self.last_success_at = now
         if workload is not None and outcome is Outcome.SUCCESS:
             workload.note_success(now, slow=counted is not None)
         if workload is not None and outcome is Outcome.FAILURE and counted is None:
@@ -322,14 +322,14 @@ class Breaker:
     def tick(self, now: float) -> None:
         """Records what the time alone has changed: old slices, overdue calls, expired leases."""
         self._latest = now
-        if self.unwritten or self.unwritten_failures:
+        if self.pending_successes or self.pending_failures:
             self._flush_results()
         if self.state in {"closed", "metrics_only"}:
             if now >= self.window.until:
                 self._advance(now)
             if self._crossing_reported and self._verdict(new_evidence=True) is None:
                 self._crossing_reported = False  # so that the next crossing is reported
-        if now >= self.quiet_until:
+        if now >= self.next_overdue_at:
             self._move_overdue(now)
         if self.leases:
             self._expire_leases(now)
@@ -341,14 +341,14 @@ class Breaker:
             each.window.advance(now)
 
     def _flush_results(self) -> None:
-        fresh: dict[int, int] = {} if self.unwritten_failures else self.before
+        fresh: dict[int, int] = {} if self.pending_failures else self.failures_after
         # A snapshot comes here while the fast path is open: nothing is called from here to the last 0.
-        count, before = self.unwritten, self.before
-        failures = self.unwritten_failures
-        self.before = fresh
-        self.unwritten = 0
-        self.unwritten_failures = 0
-        self.spare -= failures
+        count, before = self.pending_successes, self.failures_after
+        failures = self.pending_failures
+        self.failures_after = fresh
+        self.pending_successes = 0
+        self.pending_failures = 0
+        self.failure_margin -= failures
         self.succeeded += count
         self.failed += failures
         if self.state != "closed":  # the other state in which results are left unwritten learns nothing
@@ -369,22 +369,24 @@ class Breaker:
     def steady_until(self) -> float:
         """The time until which a success cannot change the state; `NEVER` if it can now.
 
-        It ends when the window next forgets calls: successes that kept a rate low may be among them. `spare`
-        failures in a row decide nothing either.
+        It ends when the window next forgets calls: successes that kept a rate low may be among them. Up to
+        `failure_margin` failures in a row change nothing either.
         """
-        self.spare = MOST_UNWRITTEN
+        self.failure_margin = MAX_PENDING_FAILURES
         if self.state == "disabled":
             # The fast path would count a success for its workload, which learns nothing in this state.
-            return self.quiet_until if self.direct is None else NEVER
+            return self.next_overdue_at if self.uncompartmented is None else NEVER
         if self.state != "closed":
             return NEVER
         window = self.window
         calls, (share, whole) = max(window.calls, self._minimum_calls), self._failure_rate
-        spare = min((share * calls - 1) // whole - window.failures, self._streak_limit - self.streak - 1)
-        spotless = spare >= 0 and not (window.slow or self.overdue)
-        self.spare = 0 if self.direct is not None else int(max(0, min(spare, MOST_UNWRITTEN)))
+        margin = min((share * calls - 1) // whole - window.failures, self._streak_limit - self.streak - 1)
+        spotless = margin >= 0 and not (window.slow or self.overdue)
+        self.failure_margin = (
+            0 if self.uncompartmented is not None else int(max(0, min(margin, MAX_PENDING_FAILURES)))
+        )
         if spotless or (window.calls >= self._minimum_calls and not self._exceeded_limit()):
-            return min(self.quiet_until, window.until)
+            return min(self.next_overdue_at, window.until)
         return NEVER
 
     def _record_result(self, outcome: Outcome, *, position: int | None, now: float) -> None:
@@ -432,19 +434,19 @@ class Breaker:
         while self.in_flight:
             ticket, started = next(iter(self.in_flight.items()))
             if now - started <= self.slow_after:
-                self.quiet_until = started + self.slow_after
+                self.next_overdue_at = started + self.slow_after
                 break
             del self.in_flight[ticket]
             self.slow += 1
             self.overdue[ticket] = (started, self._record_overdue(ticket, started))
         else:
-            self.quiet_until = now + self.slow_after
+            self.next_overdue_at = now + self.slow_after
         new_evidence = len(self.overdue) > before
-        if self.slots is not None:
+        if self.stall_slots is not None:
             self._schedule_stall(new_evidence=new_evidence)
             new_evidence |= self._stall_at <= now
             if self._stall_at > now:
-                self.quiet_until = min(self.quiet_until, self._stall_at)
+                self.next_overdue_at = min(self.next_overdue_at, self._stall_at)
         if not new_evidence:
             return  # else the moment of a verdict would depend on when the circuit is read
         if self.state == "half_open":
@@ -454,7 +456,7 @@ class Breaker:
 
     def _record_overdue(self, ticket: int, started: float) -> int | None:
         """Records a call that has become overdue as slow; returns the position of its mark."""
-        workload = self.owners.get(ticket)
+        workload = self.workload_by_ticket.get(ticket)
         if ticket <= self.generation:
             return None
         if workload is not None:
@@ -482,11 +484,11 @@ class Breaker:
         Slow calls that run at the same time look the same at first. So two slow-call thresholds must pass
         without a success: the first makes the calls overdue, the second is time for one of them to end.
         """
-        if self._overdue_now() < (self.slots or 0):
+        if self._overdue_now() < (self.stall_slots or 0):
             self._stall_at = math.inf
         elif new_evidence:
             starts = [started for ticket, (started, _) in self.overdue.items() if ticket > self.generation]
-            since = max(self.back_at, min(starts))
+            since = max(self.last_success_at, min(starts))
             self._stall_at = max(max(starts) + self.slow_after, since + 2 * self.slow_after)
 
     def _expire_leases(self, now: float) -> None:
@@ -495,7 +497,7 @@ class Breaker:
             del self.leases[ticket]
             self.slow += 1
             started = self.in_flight.pop(ticket, now)
-            if self._is_compartment_fault(self.owners.get(ticket)):
+            if self._is_compartment_fault(self.workload_by_ticket.get(ticket)):
                 self.overdue[ticket] = (started, None)
                 continue
             self.overdue[ticket] = (started, _IN_ROUND)
@@ -507,7 +509,7 @@ class Breaker:
         self.round.calls += 1
         self.round.slow += 1
 
-    def consider(self, now: float) -> None:
+    def reevaluate(self, now: float) -> None:
         """Evaluates the rules again, after the circuit of a compartment has opened."""
         self.tick(now)
         self._judge_closed(now, new_evidence=True)
@@ -523,7 +525,7 @@ class Breaker:
             self._open(now, cause)
         elif not self._crossing_reported:
             self._crossing_reported = True
-            self.changes.append(Transition(now, self.state, self.state, cause, None))
+            self.transitions.append(Transition(now, self.state, self.state, cause, None))
 
     def _verdict(self, *, new_evidence: bool) -> str | None:
         """The cause for which the circuit must open, or None.
@@ -535,7 +537,7 @@ class Breaker:
             new_evidence: True right after a failure, a slow call or the opening of a compartment's circuit.
         """
         cause, least = self._exceeded_limit(), self._minimum_calls
-        if self.direct is None or (cause is None and not new_evidence):
+        if self.uncompartmented is None or (cause is None and not new_evidence):
             return cause
         active = [each for each in self.workloads if each.has_results]
         for each in active:
@@ -560,7 +562,7 @@ class Breaker:
         # A pool's slots are all the evidence that a stall can give. Old successes would keep the rate low
         # until they leave the window, and a pool smaller than the minimum would never reach it. As many slots
         # as a round has probes are enough for a verdict; one or two are not.
-        enough = enough or (self.slots or 0) >= self._policy.permitted_calls_in_half_open_state
+        enough = enough or (self.stall_slots or 0) >= self._policy.permitted_calls_in_half_open_state
         if enough and self._stall_at <= self._latest:
             return "stalled"
         return None
@@ -607,7 +609,7 @@ class Breaker:
         if self.state != self._initial_state:
             self._transition(now, self._initial_state, cause)
         else:
-            self.generation = self.issued
+            self.generation = self.last_ticket
 
     def _open(self, now: float, cause: str) -> None:
         policy = self._policy
@@ -625,7 +627,7 @@ class Breaker:
             wait *= 1 + policy.open_jitter * (2 * sample - 1)
         self.open_until = now + wait
         for each in self.workloads:
-            each.suspect |= each.bad > 0 or reach_a_rate((each,), self._failure_rate, self._slow_rate)
+            each.suspect |= each.bad_calls > 0 or reach_a_rate((each,), self._failure_rate, self._slow_rate)
         self._transition(now, "open", cause, wait)
 
     def _close(self, now: float, cause: str) -> None:
@@ -653,9 +655,9 @@ class Breaker:
         return workload
 
     def _transition(self, now: float, new: State, cause: str, retry_after: float | None = None) -> None:
-        self.changes.append(Transition(now, self.state, new, cause, retry_after))
+        self.transitions.append(Transition(now, self.state, new, cause, retry_after))
         self.state = new
-        self.generation = self.issued
+        self.generation = self.last_ticket
         self._stall_at = math.inf
         self._is_manual = cause == "manual"
         self.leases.clear()
@@ -664,11 +666,11 @@ class Breaker:
         elif new != "open":
             self._basis = self.window
 
-    def _issue(self) -> int:
-        self.issued += 1
-        return self.issued
+    def _next_ticket(self) -> int:
+        self.last_ticket += 1
+        return self.last_ticket
 
-    def forgive(self, since: float, until: float) -> None:
+    def exclude_pause(self, since: float, until: float) -> None:
         """Takes a pause of the whole process out of the durations of calls in flight and of leases.
 
         A call that is overdue stays overdue. Overlapping pauses are taken out once.
@@ -685,7 +687,7 @@ class Breaker:
 
     def forget_calls(self) -> None:
         """Drops every call in flight, without evidence."""
-        for calls in (self.in_flight, self.overdue, self.leases, self.owners):
+        for calls in (self.in_flight, self.overdue, self.leases, self.workload_by_ticket):
             calls.clear()
         self._stall_at = math.inf
         for each in self.workloads:
@@ -695,7 +697,7 @@ class Breaker:
 
     def evidence(self, now: float) -> tuple[int, int, int, bool]:
         """Calls, failures and slow calls behind the last verdict, and True if they suffice for one."""
-        if self.unwritten or self.unwritten_failures:
+        if self.pending_successes or self.pending_failures:
             self._flush_results()
         if self.state != "open":  # an open circuit keeps the figures that opened it
             self.window.advance(now)
@@ -706,11 +708,11 @@ class Breaker:
             least = self._policy.permitted_calls_in_half_open_state
         return basis.calls, basis.failures, basis.slow, basis.calls >= least
 
-    def reached(self, failures: int, slow: int, calls: int) -> bool:
+    def reaches_a_rate(self, failures: int, slow: int, calls: int) -> bool:
         """True if these counts reach the failure rate or the slow-call rate."""
         return reaches(failures, calls, self._failure_rate) or reaches(slow, calls, self._slow_rate)
 
-    def under_way(self) -> list[float]:
+    def start_times(self) -> list[float]:
         """Start times of the overdue calls, and of the oldest call that is not overdue."""
         starts = [started for started, _ in self.overdue.values()]
         starts.extend(list(self.in_flight.values())[:1])

@@ -32,19 +32,19 @@ class Waiter:
     """One caller in the queue.
 
     Attributes:
-        owner: The caller's workload; None where the circuit does not separate workloads.
+        workload: The caller's workload; None where the circuit does not separate workloads.
         rank: The caller's criticality; see `guardrails._core.criticality`.
-        verdict: None while it waits. Then ``"granted"`` (it has a slot), ``"sent_away"`` (the circuit opened)
+        verdict: None while it waits. Then ``"granted"`` (it has a slot), ``"dismissed"`` (the circuit opened)
             or ``"shed"`` (a more important caller took its place in the queue). At last ``"settled"``: it has
             left the queue or taken over its slot.
     """
 
-    __slots__ = ("owner", "rank", "verdict")
+    __slots__ = ("rank", "verdict", "workload")
 
     def __init__(self) -> None:
-        self.owner: Workload | None = None
+        self.workload: Workload | None = None
         self.rank = CRITICAL
-        self.verdict: Literal["granted", "sent_away", "shed", "settled"] | None = None
+        self.verdict: Literal["granted", "dismissed", "shed", "settled"] | None = None
 
 
 class Bulkhead:
@@ -55,17 +55,17 @@ class Bulkhead:
         queue: The waiters in the order of their arrival.
         ranks: The slots by rank; None while every call has the same rank.
         served: Waiters that got a slot since the queue was last empty.
-        standing_since: Time since which the queue has not been empty; None while it is empty.
+        queued_since: Time since which the queue has not been empty; None while it is empty.
     """
 
-    __slots__ = ("limit", "max_waiting", "queue", "ranks", "served", "standing_since", "taken")
+    __slots__ = ("limit", "max_waiting", "queue", "queued_since", "ranks", "served", "taken")
 
     def __init__(self, limit: int, max_waiting: int) -> None:
         self.limit = limit
         self.max_waiting = max_waiting
         self.taken = self.served = 0
         self.queue: dict[Waiter, None] = {}
-        self.standing_since: float | None = None
+        self.queued_since: float | None = None
         self.ranks: PriorityShares | None = None
 
     def has_room(self) -> bool:
@@ -74,24 +74,24 @@ class Bulkhead:
 
     def try_queue(self, waiter: Waiter, now: float) -> bool:
         """Joins the queue unless it is full."""
-        if len(self.queue) >= self.room(now):
+        if len(self.queue) >= self.max_queue_length(now):
             return False
         if not self.queue:
-            self.standing_since = now
+            self.queued_since = now
             self.served = 0
         self.queue[waiter] = None
         return True
 
-    def room(self, now: float) -> float:
+    def max_queue_length(self, now: float) -> float:
         """Maximum queue length: callers beyond it would time out before they get a slot."""
-        since = self.standing_since
+        since = self.queued_since
         if since is None or now - since < CODEL_INTERVAL:
             return self.max_waiting
         return min(self.max_waiting, 1 + QUEUE_FACTOR * CODEL_TARGET * self.served / (now - since))
 
-    def patience(self, max_wait: float, now: float, rank: int = CRITICAL) -> float:
+    def wait_limit(self, max_wait: float, now: float, rank: int = CRITICAL) -> float:
         """Seconds that a caller who joins the queue now may wait."""
-        since = self.standing_since if self.ranks is None or rank >= CRITICAL else self.ranks.queued_since
+        since = self.queued_since if self.ranks is None or rank >= CRITICAL else self.ranks.any_queued_since
         standing = since is not None and now - since >= CODEL_INTERVAL
         return min(max_wait, CODEL_TARGET) if standing else max_wait
 
@@ -111,18 +111,18 @@ class Bulkhead:
         self._note_empty()
         return True
 
-    def claim(self, waiter: Waiter) -> bool:
+    def take_granted(self, waiter: Waiter) -> bool:
         """Takes over the slot granted to a waiter; True for the first call only."""
         if waiter.verdict != "granted":
             return False
         waiter.verdict = "settled"
         return True
 
-    def send_away(self, stays: Callable[[Workload | None], bool] | None = None) -> list[Waiter]:
+    def dismiss(self, stays: Callable[[Workload | None], bool] | None = None) -> list[Waiter]:
         """Sends away each waiter whose workload ``stays`` does not accept; returns those waiters."""
-        sent = [waiter for waiter in self.queue if stays is None or not stays(waiter.owner)]
+        sent = [waiter for waiter in self.queue if stays is None or not stays(waiter.workload)]
         for waiter in sent:
-            waiter.verdict = "sent_away"
+            waiter.verdict = "dismissed"
             del self.queue[waiter]
         self._note_empty()
         return sent
@@ -131,7 +131,7 @@ class Bulkhead:
 
     def has_room_for(self, ranks: PriorityShares, rank: int, now: float) -> bool:
         """True if the rank may have a slot and no waiter of this rank or a higher one goes first."""
-        ranks.ask(rank, now)
+        ranks.note_request(rank, now)
         guaranteed = ranks.below_guarantee(rank, self.limit)
         if any(waiter.rank == rank or (waiter.rank > rank and not guaranteed) for waiter in self.queue):
             return False
@@ -153,9 +153,9 @@ class Bulkhead:
             del self.queue[shed]
             shed.verdict = "shed"
         if not self.queue:
-            ranks.queued_since = now
-        if waiter.rank >= CRITICAL and self.standing_since is None:
-            self.standing_since = now
+            ranks.any_queued_since = now
+        if waiter.rank >= CRITICAL and self.queued_since is None:
+            self.queued_since = now
         self.queue[waiter] = None
         return True, shed
 
@@ -199,9 +199,9 @@ class Bulkhead:
 
     def _note_empty(self) -> None:
         if not self.queue:
-            self.standing_since = None
+            self.queued_since = None
         if self.ranks is not None:
             if not self.queue:
-                self.ranks.queued_since = None
+                self.ranks.any_queued_since = None
             elif not any(waiter.rank >= CRITICAL for waiter in self.queue):
-                self.standing_since = None
+                self.queued_since = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from guardrails._core.breaker import Breaker, Ended, Transition
+from guardrails._core.breaker import Breaker, CallEnd, Transition
 from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.criticality import CRITICAL
 from guardrails._core.outcome import Outcome
@@ -71,14 +71,14 @@ class Gate:
         fast_leave_until: Likewise, until then a call's success decides nothing either.
         fast_refuse_until: Likewise, until then the open circuit refuses every call.
         admitted: Slots given out.
-        classed: Those of them that were for calls of another class than CRITICAL.
-        leaving: The ticket whose slot is on its way back, or None. A ``leave`` that an interrupt cut short
+        noncritical_admitted: Those of them that were for calls of another class than CRITICAL.
+        releasing: The ticket whose slot is on its way back, or None. A ``leave`` that an interrupt cut short
             can so be made again, and passes the slot on once.
         checkouts: Of each checked-out connection, by the number of its slot: since when, and the
             ticket of the probe it stands for (0: none).
         adopted: Slots taken before the guard was there.
-        turned_away: Refusals of the open circuit by the fast path, which ``rejected`` counts in.
-        crowded_out: Likewise of the full bulkhead.
+        fast_refusals: Refusals of the open circuit by the fast path, which ``rejected`` counts in.
+        fast_full_refusals: Likewise of the full bulkhead.
         outbox: Places to wake and changes to tell.
         fast: False closes the fast paths for good: there is no interpreter lock, or the clock's readings are
             objects whose comparison runs Python code.
@@ -94,49 +94,49 @@ class Gate:
         "breaker",
         "bulkhead",
         "checkouts",
-        "classed",
-        "crowded_out",
         "fast",
         "fast_enter_until",
+        "fast_full_refusals",
         "fast_leave_until",
+        "fast_refusals",
         "fast_refuse_until",
         "last",
-        "leaving",
         "nested",
+        "noncritical_admitted",
         "outbox",
-        "turned_away",
+        "releasing",
     )
 
     def __init__(self, breaker: Breaker, bulkhead: Bulkhead) -> None:
         self.breaker = breaker
         self.bulkhead = bulkhead
         self.last = NEVER
-        self.admitted = self.adopted = self.classed = 0
-        self.leaving: int | None = None
+        self.admitted = self.adopted = self.noncritical_admitted = 0
+        self.releasing: int | None = None
         self.checkouts: dict[int, tuple[float, int]] = {}
         self._refusals: dict[str, int] = {}
-        self.turned_away = self.crowded_out = 0
+        self.fast_refusals = self.fast_full_refusals = 0
         self.outbox: list[Waiter | Transition] = []
         self.fast, self.nested = LOCK_FREE, False
-        self.pause()
-        self._done(None)
+        self.close_fast_paths()
+        self._end_move(None)
 
     @property
     def rejected(self) -> dict[str, int]:
         """Refusals by reason."""
         counts: dict[str, int] = {**self._refusals}
-        if self.turned_away:
-            counts["circuit_open"] = counts.get("circuit_open", 0) + self.turned_away
-        if self.crowded_out:
-            counts["bulkhead_full"] = counts.get("bulkhead_full", 0) + self.crowded_out
+        if self.fast_refusals:
+            counts["circuit_open"] = counts.get("circuit_open", 0) + self.fast_refusals
+        if self.fast_full_refusals:
+            counts["bulkhead_full"] = counts.get("bulkhead_full", 0) + self.fast_full_refusals
         return counts
 
     @property
-    def calm(self) -> bool:
+    def admits_all(self) -> bool:
         """Whether the circuit lets everybody in, as far as was known at the latest moment seen."""
         return self.last < self.admits_until
 
-    def pause(self) -> None:
+    def close_fast_paths(self) -> None:
         """Closes the fast paths until the next move's end, for whoever may interrupt this one."""
         self.admits_until = self.fast_enter_until = self.fast_leave_until = self.fast_refuse_until = NEVER
 
@@ -157,9 +157,9 @@ class Gate:
         Returns:
             The call's ticket; or a refusal; or None when it now waits at ``waiter``.
         """
-        now = self._at(now)
+        now = self._begin_move(now)
         verdict = self._find_slot(now, waiter, rank)
-        return self._done(self._take(now, rank, None, held) if verdict is True else verdict)
+        return self._end_move(self._take(now, rank, None, held) if verdict is True else verdict)
 
     def woken(
         self, now: float, waiter: Waiter, late: Reason = "queue_timeout", held: list[int] | None = None
@@ -172,24 +172,24 @@ class Gate:
             late: The reason to give if nobody granted a slot.
             held: Where the ticket is written.
         """
-        now = self._at(now)
-        verdict = self._inherit(now, waiter, late)
-        return self._done(self._take(now, waiter.rank, waiter, held) if verdict is True else verdict)
+        now = self._begin_move(now)
+        verdict = self._decide_woken(now, waiter, late)
+        return self._end_move(self._take(now, waiter.rank, waiter, held) if verdict is True else verdict)
 
-    def leave(self, now: float, ticket: int, outcome: Outcome) -> Ended | None:
+    def leave(self, now: float, ticket: int, outcome: Outcome) -> CallEnd | None:
         """Ends an admitted call: learns from it, then passes its slot on.
 
         Returns:
             How it ended. A ticket that has ended before (None) gives nothing back a second time.
         """
-        now, breaker = self._at(now), self.breaker
+        now, breaker = self._begin_move(now), self.breaker
         if ticket in breaker.in_flight or ticket in breaker.overdue:
-            self.leaving = ticket
+            self.releasing = ticket
         ended = breaker.end(ticket, outcome, now)
-        self._follow_circuit()
-        if self.leaving == ticket:
-            self._pass_on(self._disown(ticket))
-        return self._done(ended)
+        self._collect_transitions()
+        if self.releasing == ticket:
+            self._release_slot(self._pop_rank(ticket))
+        return self._end_move(ended)
 
     # --- a pool: slots for checkouts, evidence from statements ---------------------------------
 
@@ -197,77 +197,77 @@ class Gate:
         self, now: float, waiter: Waiter | None, rank: int = CRITICAL, held: list[int] | None = None
     ) -> int | Refusal | None:
         """Like ``enter``, for a checkout: returns the number of its slot, which is no ticket."""
-        now = self._at(now)
+        now = self._begin_move(now)
         verdict = self._find_slot(now, waiter, rank)
         taken = self._take(now, rank, None, held, checkout=True) if verdict is True else verdict
-        return self._done(taken)
+        return self._end_move(taken)
 
     def woken_checkout(
         self, now: float, waiter: Waiter, late: Reason = "queue_timeout", held: list[int] | None = None
     ) -> int | Refusal:
         """Like ``woken``, for a checkout."""
-        now = self._at(now)
-        verdict = self._inherit(now, waiter, late)
+        now = self._begin_move(now)
+        verdict = self._decide_woken(now, waiter, late)
         taken = self._take(now, waiter.rank, waiter, held, checkout=True) if verdict is True else verdict
-        return self._done(taken)
+        return self._end_move(taken)
 
     def check_in(self, now: float, slot: int) -> None:
         """Gives a checkout's slot back; 0 is any of the adopted ones. A slot goes back once.
 
         A checkout admitted as a probe that ran no statement gives its place in the round back too.
         """
-        now = self._at(now)
+        now = self._begin_move(now)
         if slot in self.checkouts:
-            self.leaving = -slot
+            self.releasing = -slot
             _, lease = self.checkouts.pop(slot)
             if lease:
                 self.breaker.end(lease, Outcome.ABANDONED, now)
-                self._follow_circuit()
-        if slot and self.leaving == -slot:
-            self._pass_on(self._disown(-slot))
+                self._collect_transitions()
+        if slot and self.releasing == -slot:
+            self._release_slot(self._pop_rank(-slot))
         elif slot == 0 and self.adopted:
             self.adopted -= 1
-            self._pass_on()
-        self._done(None)
+            self._release_slot()
+        self._end_move(None)
 
     def adopt(self, now: float, count: int) -> None:
         """Counts slots that were taken before the guard was there."""
-        self._at(now)
+        self._begin_move(now)
         self.bulkhead.taken += count
         if self.bulkhead.ranks is not None:
             self.bulkhead.ranks.held[CRITICAL] += count
         self.adopted += count
-        self._done(None)
+        self._end_move(None)
 
     def begin(self, now: float, slot: int, held: list[int] | None = None) -> int:
         """Starts evidence on a checked-out connection; the first on a probe's connection is the probe.
 
         `OPENING` in place of a slot is a new connection for a checkout: in half-open, for a probe.
         """
-        now = self._at(now)
+        now = self._begin_move(now)
         self.breaker.tick(now)
         _, lease = self.checkouts.get(slot, (now, 0))
         if slot == OPENING:
             lease = self.breaker.idle_lease()
-        self._follow_circuit()
-        return self._done(self.breaker.begin_unleased(now, lease, held))
+        self._collect_transitions()
+        return self._end_move(self.breaker.begin_admitted(now, lease, held))
 
-    def end(self, now: float, ticket: int, outcome: Outcome) -> Ended | None:
+    def end(self, now: float, ticket: int, outcome: Outcome) -> CallEnd | None:
         """Ends evidence started by ``begin``, once."""
-        ended = self.breaker.end(ticket, outcome, self._at(now))
-        self._follow_circuit()
-        return self._done(ended)
+        ended = self.breaker.end(ticket, outcome, self._begin_move(now))
+        self._collect_transitions()
+        return self._end_move(ended)
 
     # --- a slot taken for a request, ahead of the work in it -----------------------------------
 
     def take_over(
-        self, now: float, book: dict[Gate, tuple[_T, int]], held: list[int] | None = None, *, checkout: bool
+        self, now: float, slots: dict[Gate, tuple[_T, int]], held: list[int] | None = None, *, checkout: bool
     ) -> int | Refusal | None:
         """Puts a reserved slot to use. The circuit is asked again, as by everybody who has waited.
 
         Args:
             now: The moment.
-            book: The slots from ``check_out`` that a request has and nothing inside it uses yet, by gate.
+            slots: The slots from ``check_out`` that a request has and nothing inside it uses yet, by gate.
                 That of this gate is taken out of it.
             held: Where what is returned is written, unless it is a refusal.
             checkout: True for a pool's checkout, False for a plain call.
@@ -275,117 +275,117 @@ class Gate:
         Returns:
             What ``check_out`` or ``enter`` would; None for a slot that is not reserved any more.
         """
-        now = self._at(now)
-        slot = book[self][1] if self in book else 0
+        now = self._begin_move(now)
+        slot = slots[self][1] if self in slots else 0
         if slot not in self.checkouts:
-            return self._done(None)
+            return self._end_move(None)
         breaker, ranks = self.breaker, self.bulkhead.ranks
         breaker.tick(now)
         _, lease = self.checkouts[slot]
         # A probe's lease is its leave to start; without one it is knocked for like anything else.
         allowed = lease in breaker.leases or breaker.allow_call(now)
-        self._follow_circuit()
+        self._collect_transitions()
         if not allowed:
-            del book[self]
-            self.leaving = -slot
+            del slots[self]
+            self.releasing = -slot
             del self.checkouts[slot]
-            self._pass_on(self._disown(-slot))
-            return self._done(self._circuit_open(now))
+            self._release_slot(self._pop_rank(-slot))
+            return self._end_move(self._circuit_open(now))
         if lease not in breaker.leases:
             lease = breaker.lease(now)
-        since, number, ticket = (now, lease), slot, lease or breaker.issued + 1
+        since, number, ticket = (now, lease), slot, lease or breaker.last_ticket + 1
         # As in ``_take``, nothing is called from here on.
-        del book[self]
+        del slots[self]
         if checkout:
             self.checkouts[slot] = since
         else:
             del self.checkouts[slot]
             number = ticket
-            breaker.issued += not lease
+            breaker.last_ticket += not lease
             breaker.in_flight[ticket] = now
-            if breaker.asking is not None:
-                breaker.owners[ticket] = breaker.asking
-            if ranks is not None and -slot in ranks.owners:
-                ranks.owners[ticket] = ranks.owners[-slot]
-                del ranks.owners[-slot]
+            if breaker.caller_workload is not None:
+                breaker.workload_by_ticket[ticket] = breaker.caller_workload
+            if ranks is not None and -slot in ranks.rank_by_number:
+                ranks.rank_by_number[ticket] = ranks.rank_by_number[-slot]
+                del ranks.rank_by_number[-slot]
         if held is not None:
             held[0] = number
-        return self._done(number)
+        return self._end_move(number)
 
     # --- without a slot ------------------------------------------------------------------------
 
     def abandon(self, now: float, waiter: Waiter) -> None:
         """For a caller that will not come back to its place: it leaves the queue, or its slot goes on."""
-        self._at(now)
-        if not self.bulkhead.withdraw(waiter) and self.bulkhead.claim(waiter):
-            self._pass_on(waiter.rank)
-        self._done(None)
+        self._begin_move(now)
+        if not self.bulkhead.withdraw(waiter) and self.bulkhead.take_granted(waiter):
+            self._release_slot(waiter.rank)
+        self._end_move(None)
 
     def refuse(self, now: float, reason: Reason) -> Refusal:
         """Counts a refusal that was decided elsewhere."""
-        self._at(now)
-        return self._done(self._refuse(reason, None))
+        self._begin_move(now)
+        return self._end_move(self._refuse(reason, None))
 
     def preview(self, now: float) -> Refusal | None:
         """Refuses what the circuit would refuse anyway, before anything is spent on it."""
-        now = self._at(now)
+        now = self._begin_move(now)
         allowed = self.breaker.allow_call(now)
-        self._follow_circuit()
-        return self._done(None if allowed else self._circuit_open(now))
+        self._collect_transitions()
+        return self._end_move(None if allowed else self._circuit_open(now))
 
     def restart(self, now: float, ticket: int) -> None:
         """Starts a call's clock again: it was admitted, but had to wait at another gate."""
-        self.breaker.resume(ticket, self._at(now))
-        self._done(None)
+        self.breaker.resume(ticket, self._begin_move(now))
+        self._end_move(None)
 
     def watch_for_stalls(self, now: float, *, on: bool) -> None:
         """Says whether the slots are all the dependency has, so that all of them overdue is a stall."""
-        self._at(now)
-        self.breaker.slots = self.bulkhead.limit if on else None
-        self._done(None)
+        self._begin_move(now)
+        self.breaker.stall_slots = self.bulkhead.limit if on else None
+        self._end_move(None)
 
-    def split(self, now: float, part: Breaker) -> Workload:
+    def add_workload(self, now: float, part: Breaker) -> Workload:
         """Counts a compartment's calls apart from all others from now on; ``part`` is its own circuit."""
-        breaker, now = self.breaker, self._at(now)
-        if breaker.direct is None:
-            breaker.direct = breaker.watch_workload(None, now)
-        return self._done(breaker.watch_workload(part, now))
+        breaker, now = self.breaker, self._begin_move(now)
+        if breaker.uncompartmented is None:
+            breaker.uncompartmented = breaker.watch_workload(None, now)
+        return self._end_move(breaker.watch_workload(part, now))
 
-    def consider(self, now: float) -> None:
+    def reevaluate(self, now: float) -> None:
         """Judges anew: the circuit of a compartment has opened."""
-        self.breaker.consider(self._at(now))
-        self._follow_circuit()
-        self._done(None)
+        self.breaker.reevaluate(self._begin_move(now))
+        self._collect_transitions()
+        self._end_move(None)
 
-    def forget_everyone(self) -> None:
+    def drop_calls_and_waiters(self) -> None:
         """Drops every call and every waiter: for the child of a fork, where none of them exists."""
-        self.pause()
+        self.close_fast_paths()
         breaker, bulkhead = self.breaker, self.bulkhead
         breaker.forget_calls()
         bulkhead.queue.clear()
-        bulkhead.standing_since = bulkhead.ranks = None
+        bulkhead.queued_since = bulkhead.ranks = None
         bulkhead.taken = self.adopted = 0
-        self.leaving = None
+        self.releasing = None
         self.checkouts.clear()
         self.outbox.clear()
-        self._done(None)
+        self._end_move(None)
 
     def refresh(self, now: float) -> float:
         """Brings everything up to ``now`` without asking for anything; returns the moment used."""
-        now = self._at(now)
+        now = self._begin_move(now)
         self.breaker.tick(now)
-        self._follow_circuit()
-        return self._done(now)
+        self._collect_transitions()
+        return self._end_move(now)
 
     def resize(self, now: float, limit: int) -> None:
         """Changes the number of slots; never waits."""
-        self._at(now)
+        self._begin_move(now)
         self.outbox.extend(self.bulkhead.resize(limit))
-        if self.breaker.slots is not None:
-            self.breaker.slots = limit
-        self._done(None)
+        if self.breaker.stall_slots is not None:
+            self.breaker.stall_slots = limit
+        self._end_move(None)
 
-    def turn(self, now: float, transition: str, cause: str = "manual") -> None:
+    def set_state(self, now: float, transition: str, cause: str = "manual") -> None:
         """Makes a transition by hand: ``reset``, ``open``, ``half_open`` or a state to hold.
 
         Args:
@@ -393,7 +393,7 @@ class Gate:
             transition: Which one.
             cause: Of the first two, ``"divided"`` where compartments took the circuit over.
         """
-        now = self._at(now)
+        now = self._begin_move(now)
         breaker = self.breaker
         breaker.tick(now)
         if transition == "reset":
@@ -404,13 +404,13 @@ class Gate:
             breaker.half_open(now)
         else:
             breaker.hold(transition, now)  # type: ignore[arg-type]
-        self._follow_circuit()
-        self._done(None)
+        self._collect_transitions()
+        self._end_move(None)
 
     # --- rules ---------------------------------------------------------------------------------
 
-    def _at(self, now: float) -> float:
-        self.pause()
+    def _begin_move(self, now: float) -> float:
+        self.close_fast_paths()
         if type(now) is not float and type(now) is not int:
             self.fast = False
         if self.last < now < _LATEST:  # neither a step back nor NaN
@@ -421,13 +421,15 @@ class Gate:
 
     def _find_slot(self, now: float, waiter: Waiter | None, rank: int) -> bool | Refusal | None:
         allowed = self.breaker.allow_call(now)
-        self._follow_circuit()
+        self._collect_transitions()
         if not allowed:
             return self._circuit_open(now)
         if rank != CRITICAL and self.bulkhead.ranks is None:
-            self.bulkhead.ranks = PriorityShares(self.bulkhead.taken, self.bulkhead.standing_since, now)
-            if self.admitted > self.classed or self.bulkhead.queue:
-                self.bulkhead.ranks.ask(CRITICAL, now)  # nobody noted when; it may have been just now
+            self.bulkhead.ranks = PriorityShares(self.bulkhead.taken, self.bulkhead.queued_since, now)
+            if self.admitted > self.noncritical_admitted or self.bulkhead.queue:
+                self.bulkhead.ranks.note_request(
+                    CRITICAL, now
+                )  # nobody noted when; it may have been just now
         if self.bulkhead.ranks is not None:
             return self._find_ranked(self.bulkhead.ranks, now, waiter, rank)
         if self.bulkhead.has_room():
@@ -438,8 +440,8 @@ class Gate:
 
     def _may_wait(self, waiter: Waiter) -> bool:
         # Nobody waits in half-open: a probe that finds no slot is no probe.
-        waiter.owner = self.breaker.asking
-        return self.breaker.state != "half_open" or self.breaker.trusts(waiter.owner)
+        waiter.workload = self.breaker.caller_workload
+        return self.breaker.state != "half_open" or self.breaker.admits_healthy(waiter.workload)
 
     def _find_ranked(
         self, ranks: PriorityShares, now: float, waiter: Waiter | None, rank: int
@@ -464,15 +466,15 @@ class Gate:
         ``held`` does not know of.
         """
         breaker, bulkhead = self.breaker, self.bulkhead
-        ranks, asking, until = bulkhead.ranks, breaker.asking, breaker.probe_until(now)
+        ranks, asking, until = bulkhead.ranks, breaker.caller_workload, breaker.probe_until(now)
         number = self.admitted = self.admitted + 1
         ticket = 0
         if until is not None or not checkout:
-            ticket = breaker.issued = breaker.issued + 1
+            ticket = breaker.last_ticket = breaker.last_ticket + 1
             if until is not None:
                 breaker.leases[ticket] = until
             if asking is not None:
-                breaker.owners[ticket] = asking
+                breaker.workload_by_ticket[ticket] = asking
         if checkout:
             self.checkouts[number] = (now, ticket)
         else:
@@ -485,20 +487,20 @@ class Gate:
             if ranks is not None:
                 ranks.held[rank] += 1
         if rank != CRITICAL:
-            self.classed += 1
+            self.noncritical_admitted += 1
             if ranks is not None:  # a call is known by its ticket, a checkout by its slot's number below zero
-                ranks.owners[-number if checkout else number] = rank
+                ranks.rank_by_number[-number if checkout else number] = rank
         if held is not None:
             held[0] = number
         return number
 
-    def _disown(self, number: int) -> int:
+    def _pop_rank(self, number: int) -> int:
         ranks = self.bulkhead.ranks
-        return CRITICAL if ranks is None else ranks.owners.pop(number, CRITICAL)
+        return CRITICAL if ranks is None else ranks.rank_by_number.pop(number, CRITICAL)
 
-    def _inherit(self, now: float, waiter: Waiter, late: Reason) -> bool | Refusal:
+    def _decide_woken(self, now: float, waiter: Waiter, late: Reason) -> bool | Refusal:
         allowed = self.breaker.allow_call(now)
-        self._follow_circuit()
+        self._collect_transitions()
         ranks = self.bulkhead.ranks
         outranked = ranks is not None and ranks.outranked(waiter.rank)
         if self.bulkhead.withdraw(waiter):
@@ -507,8 +509,8 @@ class Gate:
             return self._refuse("shed", None)
         if waiter.verdict == "granted" and allowed:
             return True
-        if self.bulkhead.claim(waiter):
-            self._pass_on(waiter.rank)
+        if self.bulkhead.take_granted(waiter):
+            self._release_slot(waiter.rank)
         return self._circuit_open(now)
 
     def _circuit_open(self, now: float) -> Refusal:
@@ -518,34 +520,34 @@ class Gate:
         self._refusals[reason] = self._refusals.get(reason, 0) + 1
         return Refusal(reason, retry_after)
 
-    def _pass_on(self, rank: int = CRITICAL) -> None:
+    def _release_slot(self, rank: int = CRITICAL) -> None:
         if self.bulkhead.ranks is not None:
             self.outbox.extend(self.bulkhead.leave_ranked(self.bulkhead.ranks, rank))
-            self.leaving = None
+            self.releasing = None
             return
-        heir = self.bulkhead.leave()
-        self.leaving = None
-        if heir is not None:
-            self.outbox.append(heir)
+        next_waiter = self.bulkhead.leave()
+        self.releasing = None
+        if next_waiter is not None:
+            self.outbox.append(next_waiter)
 
-    def _follow_circuit(self) -> None:
-        changes = self.breaker.changes
+    def _collect_transitions(self) -> None:
+        changes = self.breaker.transitions
         if changes:
             self.outbox.extend(changes)
             changes.clear()
             if self.breaker.state in {"open", "half_open", "forced_open"}:
-                self.outbox.extend(self.bulkhead.send_away(self.breaker.trusts))
+                self.outbox.extend(self.bulkhead.dismiss(self.breaker.admits_healthy))
 
-    def _done(self, result: _T) -> _T:
+    def _end_move(self, result: _T) -> _T:
         breaker, bulkhead = self.breaker, self.bulkhead
-        if bulkhead.ranks is not None and not bulkhead.queue and bulkhead.ranks.over(self.last):
+        if bulkhead.ranks is not None and not bulkhead.queue and bulkhead.ranks.not_needed(self.last):
             bulkhead.ranks = None
         if self.nested or not self.fast:
             return result
-        if breaker.state == "open" and breaker.direct is None:
-            self.fast_refuse_until = self._ahead(min(breaker.open_until, breaker.quiet_until))
+        if breaker.state == "open" and breaker.uncompartmented is None:
+            self.fast_refuse_until = self._ahead(min(breaker.open_until, breaker.next_overdue_at))
         elif breaker.state in {"closed", "disabled"} and bulkhead.ranks is None:
-            self.admits_until = self._ahead(breaker.quiet_until)
+            self.admits_until = self._ahead(breaker.next_overdue_at)
             if not bulkhead.queue:
                 self.fast_leave_until = self._ahead(breaker.steady_until())
                 self.fast_enter_until = self.admits_until

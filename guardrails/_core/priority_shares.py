@@ -26,27 +26,28 @@ class PriorityShares:
 
     Attributes:
         held: Slots in use, by rank.
-        asked: Time of the last request for a slot, by rank.
-        owners: The rank of each call inside that is not `CRITICAL`, by the number of its ticket or slot.
-        queued_since: Time since which the queue has not been empty. The bulkhead's ``standing_since`` then
+        last_request: Time of the last request for a slot, by rank.
+        rank_by_number: The rank of each admitted call that is not `CRITICAL`, by its ticket; of a checkout,
+            by its slot's number below zero.
+        any_queued_since: Time since which the queue has not been empty. The bulkhead's ``queued_since`` then
             counts waiters of rank `CRITICAL` or above only, so that a queue of lesser calls does not cut
             their wait.
         now: The latest time seen.
     """
 
-    __slots__ = ("asked", "held", "now", "owners", "queued_since")
+    __slots__ = ("any_queued_since", "held", "last_request", "now", "rank_by_number")
 
-    def __init__(self, taken: int, standing_since: float | None, now: float) -> None:
+    def __init__(self, taken: int, since: float | None, now: float) -> None:
         self.held = [0] * len(CLASSES)
         self.held[CRITICAL] = taken
-        self.asked = [-math.inf] * len(CLASSES)
-        self.owners: dict[int, int] = {}
-        self.queued_since = standing_since
+        self.last_request = [-math.inf] * len(CLASSES)
+        self.rank_by_number: dict[int, int] = {}
+        self.any_queued_since = since
         self.now = now
 
-    def ask(self, rank: int, now: float) -> None:
+    def note_request(self, rank: int, now: float) -> None:
         """Notes a request for a slot."""
-        self.asked[rank] = self.now = now
+        self.last_request[rank] = self.now = now
 
     def may_enter(self, rank: int, taken: int, limit: int) -> bool:
         """True if a call may take a free slot: one that its class is guaranteed, or an unreserved one."""
@@ -62,7 +63,7 @@ class PriorityShares:
         """True if a more important class is active, so that a refusal is for its sake."""
         return any(self._active(other) for other in range(rank + 1, len(CLASSES)))
 
-    def over(self, now: float) -> bool:
+    def not_needed(self, now: float) -> bool:
         """True if no other class than `CRITICAL` is active or holds a slot, so that ranks are not needed."""
         self.now = max(self.now, now)
         others = [rank for rank in range(len(CLASSES)) if rank != CRITICAL]
@@ -77,4 +78,4 @@ class PriorityShares:
         return reserved
 
     def _active(self, rank: int) -> bool:
-        return self.now - self.asked[rank] < ACTIVE
+        return self.now - self.last_request[rank] < ACTIVE

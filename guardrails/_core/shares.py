@@ -33,19 +33,19 @@ class Member:
 
     Attributes:
         bulkhead: Its slots.
-        asked: Time of its last request for a slot.
+        last_request: Time of its last request for a slot.
     """
 
-    __slots__ = ("asked", "bulkhead")
+    __slots__ = ("bulkhead", "last_request")
 
     def __init__(self, bulkhead: Bulkhead) -> None:
         self.bulkhead = bulkhead
-        self.asked = NEVER
+        self.last_request = NEVER
 
     def is_active(self, now: float) -> bool:
         """True if it asked for a slot in the last `ACTIVE` seconds, holds a slot or has waiters."""
         bulkhead = self.bulkhead
-        return now - self.asked < ACTIVE or bulkhead.taken > 0 or bool(bulkhead.queue)
+        return now - self.last_request < ACTIVE or bulkhead.taken > 0 or bool(bulkhead.queue)
 
 
 class Shares:
@@ -74,18 +74,18 @@ class Shares:
         self.parts.append(part)
         return part
 
-    def nothing_changes(self, part: Member) -> bool:
+    def keeps_limits(self, part: Member) -> bool:
         """True if a request by this part changes no `limit`. Needs no lock; may return False without need."""
         alone, bulkhead = self.alone, part.bulkhead
         if bulkhead.taken >= bulkhead.limit:
             return False
         return alone is None or (alone is part and bulkhead.taken < share(self.total))
 
-    def ask(self, now: float, part: Member) -> tuple[Member, ...]:
+    def note_request(self, now: float, part: Member) -> tuple[Member, ...]:
         """Notes a part's request for a slot; returns the parts whose `limit` may have changed."""
-        part.asked = now
+        part.last_request = now
         before = self.alone
-        # Set it before the check, so that a part that becomes active meanwhile sees it and calls `ask`.
+        # Set it before the check, so that a part that becomes active meanwhile sees it and calls this.
         self.alone = part
         if self._has_other_active(now, part):
             self.alone = None

@@ -36,41 +36,50 @@ class Workload:
         window: An empty window for its calls.
 
     Attributes:
-        good_at: Time of the last success, slow ones included.
-        bad: Failures and slow calls since the last success that was not slow.
-        bad_since: Start of the first of them if it is slow, its end if it failed.
-        unwritten: Successes that have not been added to the window yet.
+        last_success_at: Time of the last success, slow ones included.
+        bad_calls: Failures and slow calls since the last success that was not slow.
+        bad_calls_since: Start of the first of them if it is slow, its end if it failed.
+        pending_successes: Successes that have not been added to the window yet.
         slow_positions: Positions of the slow marks of overdue calls in the window, by ticket.
         suspect: True if its own figures were bad when the parent's circuit opened.
     """
 
-    __slots__ = ("bad", "bad_since", "circuit", "good_at", "slow_positions", "suspect", "unwritten", "window")
+    __slots__ = (
+        "bad_calls",
+        "bad_calls_since",
+        "circuit",
+        "last_success_at",
+        "pending_successes",
+        "slow_positions",
+        "suspect",
+        "window",
+    )
 
     def __init__(self, circuit: Circuit | None, window: Window) -> None:
         self.circuit = circuit
         self.window = window
         self.suspect = False
-        self.good_at = self.bad_since = NEVER
-        self.bad = self.unwritten = 0
+        self.last_success_at = self.bad_calls_since = NEVER
+        self.bad_calls = self.pending_successes = 0
         self.slow_positions: dict[int, int] = {}
 
     def flush_successes(self) -> None:
         """Adds to the window the successes that the fast path has only counted."""
-        count, self.unwritten = self.unwritten, 0
+        count, self.pending_successes = self.pending_successes, 0
         if count:
             self.window.add_unmarked(count)
 
     def note_success(self, now: float, *, slow: bool) -> None:
         """Notes a success."""
-        self.good_at = now
+        self.last_success_at = now
         if not slow:
-            self.bad = 0
+            self.bad_calls = 0
 
     def note_bad_call(self, since: float) -> None:
         """Notes a failure or a slow call that dates from ``since``."""
-        if not self.bad:
-            self.bad_since = since
-        self.bad += 1
+        if not self.bad_calls:
+            self.bad_calls_since = since
+        self.bad_calls += 1
 
     def add(self, mark: int) -> int:
         """Adds a call to the window and returns its position."""
@@ -81,17 +90,17 @@ class Workload:
         """Forgets the figures. Keeps how the latest calls ended."""
         self.window.clear()
         self.slow_positions.clear()
-        self.unwritten = 0
+        self.pending_successes = 0
 
     def reset(self) -> None:
         """Forgets everything."""
         self.clear_window()
-        self.bad, self.good_at, self.suspect = 0, NEVER, False
+        self.bad_calls, self.last_success_at, self.suspect = 0, NEVER, False
 
     @property
     def has_results(self) -> bool:
         """True once a call of it has succeeded, failed or become overdue."""
-        return self.bad > 0 or self.good_at != NEVER
+        return self.bad_calls > 0 or self.last_success_at != NEVER
 
     @property
     def circuit_is_open(self) -> bool:
@@ -101,11 +110,11 @@ class Workload:
     @property
     def is_healthy(self) -> bool:
         """True if no evidence is against it, so that its parent's open circuit does not refuse it."""
-        return not self.bad and not self.suspect and not self.circuit_is_open
+        return not self.bad_calls and not self.suspect and not self.circuit_is_open
 
     def is_unresponsive(self, now: float, slow_after: float) -> bool:
         """True if a call failed or is overdue, and none has succeeded for one slow-call threshold."""
-        return self.bad > 0 and now - self.good_at >= slow_after
+        return self.bad_calls > 0 and now - self.last_success_at >= slow_after
 
     def is_failing(self, now: float, slow_after: float, least: int, failure: Ratio, slow: Ratio) -> bool:
         """True if its own calls suffice to say that it does not work."""
@@ -144,10 +153,10 @@ def is_widespread_outage(active: Iterable[Workload], now: float, slow_after: flo
     # One of several may fail for a reason of its own.
     if len(unresponsive) < 2 and (rest or not any_open):  # noqa: PLR2004
         return False
-    since = max(each.bad_since for each in unresponsive)
-    if any(each.good_at >= since for each in rest):
+    since = max(each.bad_calls_since for each in unresponsive)
+    if any(each.last_success_at >= since for each in rest):
         return False
-    return any_open or sum(each.bad for each in unresponsive) >= least
+    return any_open or sum(each.bad_calls for each in unresponsive) >= least
 
 
 def reach_a_rate(workloads: Iterable[Workload], failure: Ratio, slow: Ratio) -> bool:

@@ -27,12 +27,12 @@ class DBAPICheckout(Checkout):
     Attributes:
         below: The earlier checkout of the same connection that is still open. A StaticPool hands out one
             connection several times.
-        bracket: The limit of listeners that use the connection; None while no listener runs.
+        listener_limit: The limit of listeners that use the connection; None while no listener runs.
         checking_in: True while listeners see its return.
         ends: True while a phase of a two-phase transaction runs that must not stop in the middle.
         finalizer: Called when the proxy is dropped, where SQLAlchemy's own callback is not enough.
         listening: True while a listener of the connection's events runs.
-        lent: The limit of work on the driver's own connection; None if the user has not asked for that
+        raw_limit: The limit of work on the driver's own connection; None if the user has not asked for that
             connection or has no deadline.
         pool: The pool it was taken from.
         proxy: Weak reference to SQLAlchemy's connection proxy; None until that is made.
@@ -40,32 +40,34 @@ class DBAPICheckout(Checkout):
 
     __slots__ = (
         "below",
-        "bracket",
         "checking_in",
         "ends",
         "finalizer",
-        "lent",
+        "listener_limit",
         "listening",
         "pool",
         "proxy",
+        "raw_limit",
     )
 
     def __init__(self, guard: Guard, pool: object, site: Site, caller: Caller) -> None:
         super().__init__(guard, site, caller)
         self.below: DBAPICheckout | None = None
-        self.bracket = self.lent = None
+        self.listener_limit = self.raw_limit = None
         self.finalizer: object = None
         self.pool = pool
         self.checking_in = self.ends = self.listening = False
         self.proxy: Callable[[], object] | None = None
 
-    bracket: Limit | None
-    lent: Limit | None
+    listener_limit: Limit | None
+    raw_limit: Limit | None
 
     @property
     def busy(self) -> bool:
         """True while work runs, also past the hooks: opening, checking, returning, or listeners."""
-        return bool(self.under_way) or self.proxy is None or self.checking_in or self.bracket is not None
+        return (
+            bool(self.under_way) or self.proxy is None or self.checking_in or self.listener_limit is not None
+        )
 
     def held_object(self) -> object:
         """See HeldCheckout."""
@@ -77,12 +79,12 @@ class DBAPICheckout(Checkout):
 
     def take_back(self) -> bool:
         """Ends the limits of work past the hooks; False if the connection must not be used again."""
-        for limit in (self.lent, self.bracket):
+        for limit in (self.raw_limit, self.listener_limit):
             if limit is not None and limit.end():
                 self.must_discard = True
         return not self.must_discard
 
-    def surrender(self) -> None:
+    def release_early(self) -> None:
         """Releases the slots while the connection is still checked out: its pool was disposed of."""
         self.disposed = True
         released, self.slots = self.slots, [(gate, 0) for gate, _ in self.slots]

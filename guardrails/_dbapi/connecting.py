@@ -146,7 +146,7 @@ class Openings:
         """See ForkAware."""
         self._lock.release()
 
-    def start_afresh(self) -> None:
+    def reset_in_child(self) -> None:
         """See ForkAware: a child process does not have the parent's threads."""
         self._lock = threading.Lock()
         self._pending = []

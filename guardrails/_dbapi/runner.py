@@ -19,7 +19,7 @@ from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.limits import innermost, time_allowed
-from guardrails._runtime.classify import classify
+from guardrails._runtime.outcomes import classify
 from guardrails._runtime.scope import ambient
 
 __all__ = ["StatementRunner"]

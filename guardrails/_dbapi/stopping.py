@@ -103,7 +103,7 @@ class Bounds:
         interrupts_task = driver is not None and driver.interrupts_task
         self._operations = _DriverOperations(driver, own, interrupts_task=interrupts_task)
         # Several tasks may use a lent connection, so there is no one task to cancel.
-        self._lending = _DriverOperations(driver, own, interrupts_task=False)
+        self._shared_operations = _DriverOperations(driver, own, interrupts_task=False)
         self._limit: Callable[[_DriverOperations, Any, float], Limit] = _limit_on_loop if is_async else watch
         self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
@@ -137,7 +137,7 @@ class Bounds:
         Raises:
             StoppedError: It was cancelled. The connection must not be used again.
         """
-        limit = self.lend(connection, seconds)
+        limit = self.start_limit(connection, seconds)
         if limit is None:
             return call(*args)
         try:
@@ -150,7 +150,7 @@ class Bounds:
             raise StoppedError
         return result
 
-    def lend(self, connection: Any, seconds: float) -> Limit | None:
+    def start_limit(self, connection: Any, seconds: float) -> Limit | None:
         """Starts a limit that stops any work on a connection after ``seconds``.
 
         Returns:
@@ -158,7 +158,7 @@ class Bounds:
         """
         if self._driver is None or (self._is_async and not on_event_loop()):
             return None
-        return self._limit(self._lending, connection, seconds)
+        return self._limit(self._shared_operations, connection, seconds)
 
     def retire(self, connection: Any) -> None:
         """Closes a connection for good, whoever owns it."""

@@ -42,7 +42,7 @@ class OutsideWork:
         self._is_async = is_async
         self.setting_up: dict[int, Limit] = {}
 
-    def lend(self, connection: Any) -> Limit | None:
+    def limit_until_deadline(self, connection: Any) -> Limit | None:
         """Starts a limit for work past the hooks, until the ambient deadline.
 
         Returns:
@@ -50,13 +50,13 @@ class OutsideWork:
         """
         scope = current()
         left = None if scope is None else scope.remaining()
-        return None if left is None else self._bounds.lend(connection, max(left, GRACE))
+        return None if left is None else self._bounds.start_limit(connection, max(left, GRACE))
 
     def retire(self, connection: Any) -> None:
         """Closes a connection for good; its own ``close()`` may return it to the pool that owns it."""
         self._bounds.retire(connection)
 
-    def watch(self, connection: Any, timeout: float | None = None) -> Limit | None:
+    def limit_listeners(self, connection: Any, timeout: float | None = None) -> Limit | None:
         """Starts a limit for listeners that use a connection, as long as for a piece of work.
 
         Args:
@@ -64,18 +64,18 @@ class OutsideWork:
             timeout: Their own timeout in seconds.
 
         Returns:
-            The limit, to be ended with `settle`; None without a timeout.
+            The limit, to be ended with `end_limit`; None without a timeout.
         """
         seconds, _ = time_allowed(self._guard, timeout)
-        return None if seconds is None else self._bounds.lend(connection, max(seconds, GRACE))
+        return None if seconds is None else self._bounds.start_limit(connection, max(seconds, GRACE))
 
-    def settle(
+    def end_limit(
         self, limit: Limit, error: BaseException | None = None, checkout: DBAPICheckout | None = None
     ) -> None:
         """Ends a limit of listeners; a stopped listener is evidence.
 
         Args:
-            limit: The result of `watch`.
+            limit: The result of `limit_listeners`.
             error: The exception that ended their work, if any.
             checkout: The connection's checkout, if any.
 
@@ -89,13 +89,13 @@ class OutsideWork:
             self._gate.end(self._gate.begin(0), too_late(seconds, own=own))
             raise self.timed_out(self._guard, seconds, checkout) from error
 
-    def watch_check_in(self, connection: Any, checkout: DBAPICheckout) -> Limit | None:
+    def limit_check_in(self, connection: Any, checkout: DBAPICheckout) -> Limit | None:
         """Limits listeners of a connection's return, until its pool has it."""
-        if checkout.lent is not None and checkout.lent.end():
+        if checkout.raw_limit is not None and checkout.raw_limit.end():
             checkout.must_discard = True
         checkout.checking_in = True
-        checkout.lent = self.watch(connection)
-        return checkout.lent
+        checkout.raw_limit = self.limit_listeners(connection)
+        return checkout.raw_limit
 
     def open_bracket(self, connection: Any, checkout: DBAPICheckout, timeout: float | None) -> None:
         """Limits listeners that use a checkout's connection, until its next piece of work starts.
@@ -105,9 +105,9 @@ class OutsideWork:
             checkout: The connection's checkout.
             timeout: The timeout of the statement around them, in seconds.
         """
-        if checkout.bracket is not None:
+        if checkout.listener_limit is not None:
             self.end_bracket(checkout)
-        checkout.bracket = self.watch(connection, timeout)
+        checkout.listener_limit = self.limit_listeners(connection, timeout)
 
     def end_bracket(self, checkout: DBAPICheckout, error: BaseException | None = None) -> None:
         """Ends the limit that `open_bracket` started.
@@ -119,12 +119,12 @@ class OutsideWork:
         Raises:
             CallTimeoutError: A listener was stopped.
         """
-        limit, checkout.bracket = checkout.bracket, None
+        limit, checkout.listener_limit = checkout.listener_limit, None
         if limit is not None:
-            self.settle(limit, error, checkout)
+            self.end_limit(limit, error, checkout)
 
     def set_up(self, connection: Any) -> None:
-        """Limits the statements that set up a new connection, until `ready`.
+        """Limits the statements that set up a new connection, until `end_set_up`.
 
         SQLAlchemy, the driver and the user's listeners run them, past the hooks.
         """
@@ -132,11 +132,11 @@ class OutsideWork:
         previous = self.setting_up.pop(caller, None)
         if previous is not None:
             previous.end()  # the limit of a connection that was replaced
-        limit = self.watch(connection)
+        limit = self.limit_listeners(connection)
         if limit is not None:
             self.setting_up[caller] = limit
 
-    def ready(self, error: BaseException | None = None) -> None:
+    def end_set_up(self, error: BaseException | None = None) -> None:
         """Ends the limit that `set_up` started for this caller.
 
         Args:
@@ -147,7 +147,7 @@ class OutsideWork:
         """
         limit = self.setting_up.pop(self._caller(), None)
         if limit is not None:
-            self.settle(limit, error)
+            self.end_limit(limit, error)
 
     def timed_out(
         self,

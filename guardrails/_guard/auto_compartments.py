@@ -94,10 +94,10 @@ class AutoCompartments:
         with self._lock:
             if not self.divided and isinstance(self.sole, CompartmentGate):
                 gate = self.sole
-                gate.step(_take_over_the_past, gate.core, self._gate)
+                gate.step(_copy_history, gate.core, self._gate)
                 if gate.core.breaker.state == "open":  # what opened the guard's says nothing about the others
-                    self._gate.step(self._gate.core.turn, "reset", "divided")
-                gate.member.asked = self._gate.clock()
+                    self._gate.step(self._gate.core.set_state, "reset", "divided")
+                gate.member.last_request = self._gate.clock()
                 if gate.member in self._elastic:
                     self.moving = gate.member  # what it holds now, it holds of the guard alone
                     self._fit_all((gate.member,))
@@ -105,7 +105,7 @@ class AutoCompartments:
 
     # --- their gates ---------------------------------------------------------------------------
 
-    def admit(self, gate: CompartmentGate, *, elastic: bool) -> None:
+    def add(self, gate: CompartmentGate, *, elastic: bool) -> None:
         """Makes a gate one of these.
 
         Args:
@@ -118,20 +118,20 @@ class AutoCompartments:
         if elastic:
             self._elastic[gate.member] = gate
             self._own.append(gate)
-            gate.tells_of_calls = False  # each call's end is told once, by the guard
+            gate.reports_calls = False  # each call's end is told once, by the guard
             state = self._gate.core.breaker.state
             if state in _INHERITED_STATES:
-                gate.step(_turn_quietly, gate.core, state)
+                gate.step(_set_state_quietly, gate.core, state)
 
-    def ask(self, gate: CompartmentGate) -> None:
+    def redistribute(self, gate: CompartmentGate) -> None:
         """Gives every compartment the slots it may have, now that one asks for a slot."""
         with self._lock:
-            changed = self.shares.ask(gate.clock(), gate.member)
+            changed = self.shares.note_request(gate.clock(), gate.member)
             if self.moving is gate.member and gate.member not in changed:
                 changed = (*changed, gate.member)
         self._fit_all(changed)
 
-    def fix(self, gate: LockedGate) -> None:
+    def keep_size(self, gate: LockedGate) -> None:
         """Leaves a compartment the number of slots it was given by hand."""
         if isinstance(gate, CompartmentGate):
             self._elastic.pop(gate.member, None)
@@ -142,11 +142,11 @@ class AutoCompartments:
         self.shares.total = total
         self._fit_all(tuple(self._elastic))
 
-    def turn(self, transition: str) -> None:
+    def set_state(self, transition: str) -> None:
         """Follows the guard, whose state was changed by hand; except where that refuses everybody anyway."""
         if transition in {"reset", *_INHERITED_STATES}:
             for gate in list(self._own):
-                gate.step(_turn_quietly, gate.core, transition)
+                gate.step(_set_state_quietly, gate.core, transition)
 
     def _fit_all(self, parts: tuple[Member, ...]) -> None:
         for part in parts:
@@ -158,13 +158,13 @@ class AutoCompartments:
         # Read under the compartment's own lock: of two threads that come here, the last sets what holds now.
         core = gate.core
         limit = self.shares.limit(gate.member, _oldest(now, core))
-        slots = max(0, limit - self._outside()) if self.moving is gate.member else limit
+        slots = max(0, limit - self._slots_outside()) if self.moving is gate.member else limit
         if slots != core.bulkhead.limit:
             core.resize(now, slots)
-            if core.breaker.slots is not None:
-                core.breaker.slots = limit  # those it holds elsewhere may be overdue, too
+            if core.breaker.stall_slots is not None:
+                core.breaker.stall_slots = limit  # those it holds elsewhere may be overdue, too
 
-    def _outside(self) -> int:
+    def _slots_outside(self) -> int:
         """The slots of the guard that belong to no compartment's gate."""
         inside = sum(part.bulkhead.taken for part in self.shares.parts)
         outside = self._gate.core.bulkhead.taken - inside
@@ -188,12 +188,12 @@ class CompartmentGate(LockedGate):
         self.auto_compartments: AutoCompartments | None = None
         self.member = Member(self.core.bulkhead)
 
-    def _announce(self, auto_compartments: AutoCompartments) -> None:
+    def _note_request(self, auto_compartments: AutoCompartments) -> None:
         part = self.member
-        part.asked = self.clock()
+        part.last_request = self.clock()
         # No lock is taken and nothing is done as long as the shares stay as they are.
-        if auto_compartments.moving is part or not auto_compartments.shares.nothing_changes(part):
-            auto_compartments.ask(self)
+        if auto_compartments.moving is part or not auto_compartments.shares.keeps_limits(part):
+            auto_compartments.redistribute(self)
 
     def enter(
         self,
@@ -201,35 +201,35 @@ class CompartmentGate(LockedGate):
         checkout: bool = False,
         budget: float | None = None,
         wait: Callable[[Any], Any] | None = None,
-        patient: bool = True,
+        may_wait: bool = True,
     ) -> int:
         """See Gate."""
         if self.auto_compartments is not None and not checkout:  # a checkout has asked in ``check_out``
-            self._announce(self.auto_compartments)
-        return LockedGate.enter(self, checkout=checkout, budget=budget, wait=wait, patient=patient)
+            self._note_request(self.auto_compartments)
+        return LockedGate.enter(self, checkout=checkout, budget=budget, wait=wait, may_wait=may_wait)
 
     async def enter_async(self, *, checkout: bool = False, budget: float | None = None) -> int:
         """See Gate."""
         if self.auto_compartments is not None and not checkout:  # likewise
-            self._announce(self.auto_compartments)
+            self._note_request(self.auto_compartments)
         return await LockedGate.enter_async(self, checkout=checkout, budget=budget)
 
     def check_out(self, wait: Callable[[Any], Any] | None, *, budget: float | None = None) -> int:
         """See Gate."""
         if self.auto_compartments is not None:
-            self._announce(self.auto_compartments)
+            self._note_request(self.auto_compartments)
         return LockedGate.check_out(self, wait, budget=budget)
 
     async def check_out_async(self, *, budget: float | None = None) -> int:
         """See Gate."""
         if self.auto_compartments is not None:
-            self._announce(self.auto_compartments)
+            self._note_request(self.auto_compartments)
         return await LockedGate.check_out_async(self, budget=budget)
 
     def check_out_now(self) -> int:
         """See Gate."""
         if self.auto_compartments is not None:
-            self._announce(self.auto_compartments)
+            self._note_request(self.auto_compartments)
         return LockedGate.check_out_now(self)
 
     def preview(self) -> Refusal | None:
@@ -241,7 +241,7 @@ class CompartmentGate(LockedGate):
     async def reserve(self, *, budget: float | None = None) -> int | Refusal:
         """See Gate."""
         if self.auto_compartments is not None:
-            self._announce(self.auto_compartments)
+            self._note_request(self.auto_compartments)
         return await LockedGate.reserve(self, budget=budget)
 
 
@@ -254,9 +254,9 @@ def _oldest(now: float, core: Gate) -> float | None:
     return now - min(starts) if starts else None
 
 
-def _turn_quietly(now: float, core: Gate, transition: str) -> None:
+def _set_state_quietly(now: float, core: Gate, transition: str) -> None:
     """Follows the guard. A circuit that was as the guard's had been is not told of once more."""
-    core.turn(now, transition)
+    core.set_state(now, transition)
     core.outbox[:] = [
         item
         for item in core.outbox
@@ -264,7 +264,7 @@ def _turn_quietly(now: float, core: Gate, transition: str) -> None:
     ]
 
 
-def _take_over_the_past(now: float, core: Gate, whole: LockedGate) -> None:
+def _copy_history(now: float, core: Gate, whole: LockedGate) -> None:
     """Makes the past of the guard that of the one workload it has had: its results, and an open circuit."""
     with whole.lock:
         theirs, ours = whole.core.breaker, core.breaker
@@ -274,4 +274,4 @@ def _take_over_the_past(now: float, core: Gate, whole: LockedGate) -> None:
             setattr(ours, count, getattr(theirs, count))
         core.admitted = whole.core.admitted
     if theirs.state in {"open", "half_open"}:
-        core.turn(now, "open", "divided")
+        core.set_state(now, "open", "divided")

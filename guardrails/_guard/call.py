@@ -10,7 +10,7 @@ from guardrails._core.outcome import Outcome
 from guardrails._guard.call_settings import CallSettings
 from guardrails._guard.fast_path import FastCall
 from guardrails._guard.locked_gate import LockedGate
-from guardrails._runtime.classify import classify
+from guardrails._runtime.outcomes import classify
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import Scope, ambient, enter, note_guard_error
 from guardrails._runtime.timeouts import budget_of, set_deadline
@@ -98,8 +98,8 @@ class Call(FastCall):
         if hasattr(self, "owner"):
             raise RuntimeError("a call is used once; ask the guard for another")
 
-    def unarmed(self) -> None:
-        """See Ringing: a call without its timer does not start."""
+    def on_arm_failed(self) -> None:
+        """See TaskTimeout: a call without its timer does not start."""
         self.abandon()
 
     # --- the long way --------------------------------------------------------------------------
@@ -151,9 +151,9 @@ class Call(FastCall):
             ):
                 result = _FAILURE  # a synchronous call that came back after its deadline
             outcome = result
-            self.settle(outcome)
+            self.release(outcome)
         except BaseException:  # or Ctrl-C on the way: the slot goes back
-            self.settle(outcome)
+            self.release(outcome)
             raise
 
     def leave_async(self, error: BaseException | None, outcome: Outcome = _SUCCESS) -> None:
@@ -168,7 +168,7 @@ class Call(FastCall):
         # Only a deadline this guard set itself says anything about the dependency.
         own = self.owner is self.guard
         missed = self.timeout is not None and pause_detector.missed(self.timeout)
-        self.settle(_FAILURE if own and not missed else _ABANDONED)
+        self.release(_FAILURE if own and not missed else _ABANDONED)
         given = self.timeout if own and self.timeout is not None else self.given
         self.call_settings.gates[-1].report.note_stopped()
         raise note_guard_error(CallTimeoutError(self.call_settings.name, given)) from error
@@ -190,7 +190,7 @@ class Call(FastCall):
         for gate in call_settings.gates:
             refusal = gate.preview()
             if refusal is not None:
-                raise gate.refused(refusal)
+                raise gate.refusal_error(refusal)
         return []
 
     def _open(self) -> None:
@@ -209,7 +209,7 @@ class Call(FastCall):
             raise self.call_settings.gates[0].refuse("deadline_spent")  # it passed while the call queued
         enter(self)
 
-    def settle(self, outcome: Outcome) -> None:
+    def release(self, outcome: Outcome) -> None:
         """Gives everything back, in an order in which it can be made again: nothing is given back twice."""
         gates, tickets = self.call_settings.gates, self.tickets
         try:

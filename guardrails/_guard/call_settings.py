@@ -5,8 +5,8 @@ from __future__ import annotations
 from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.auto_compartments import AutoCompartments
-from guardrails._guard.locked_gate import Lane, LockedGate
-from guardrails._runtime.classify import classify_result
+from guardrails._guard.locked_gate import LockedGate, WorkloadGate
+from guardrails._runtime.outcomes import classify_result
 
 __all__ = ["CallSettings"]
 
@@ -60,7 +60,7 @@ class CallSettings:
         self.name = name
         self.gates = gates
         last = gates[-1]
-        self.root = last.gate if isinstance(last, Lane) else last
+        self.root = last.gate if isinstance(last, WorkloadGate) else last
         self.policy = policy
         self.auto_compartments: AutoCompartments | None = None
         self.is_failure = None if policy is None else policy.is_failure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar, cast, overload
 from guardrails._core.criticality import CLASSES, Criticality
 from guardrails._core.outcome import Outcome
 from guardrails._guard.call import Call, run_async
-from guardrails._guard.guard import Guard, workload
+from guardrails._guard.guard import Guard, compartment_for
 from guardrails._guard.recovery import Answered, AsyncAnswered, recovering
 from guardrails._runtime.scope import RankScope, close, current, enter
 from guardrails._util.callables import FINISHED, check_finished, check_guardable, is_async, label
@@ -173,7 +173,7 @@ def _mattering(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
 
 def _own_compartment(guard: Guard, fn: Callable[..., Any]) -> Guard:
     name = label(fn)
-    return workload(guard, f"{getattr(fn, '__module__', '')}.{name}", name)
+    return compartment_for(guard, f"{getattr(fn, '__module__', '')}.{name}", name)
 
 
 def _wraps(fn: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -18,7 +18,7 @@ tuple. So between the look and the last change there is no call, no jump back an
 What is compared and added there is float and int, and what is looked up is int: no code of anybody else
 runs. A clock whose readings are something else closes the fast paths (`Gate.fast`), and so does an
 interpreter that has no global lock, or is not CPython. In the middle of every other move they are closed
-(`Gate.pause`).
+(`Gate.close_fast_paths`).
 
 A tracer written in Python runs between two lines of ours. Each number is therefore changed in one line,
 which reads and writes it. Such a tracer may let a call in that a moment later had been refused, but no slot
@@ -38,9 +38,9 @@ from guardrails._runtime.scope import Scope, ambient, rank_of, ranked, touch
 from guardrails._runtime.task_timeout import TaskTimeout
 from guardrails.errors import Reason, RejectedError
 
-__all__ = ["NO_ROOM", "FastCall", "FastGate"]
+__all__ = ["FULL", "FastCall", "FastGate"]
 
-NO_ROOM = -1
+FULL = -1
 """In place of a slot's number: the bulkhead is full, and nobody else may wait."""
 
 # Looked up once: this is the way every call goes. (An enum's members are slow to reach in Python 3.11.)
@@ -55,19 +55,19 @@ class FastGate:
 
     Attributes:
         core: The state.
-        part: The workload whose calls pass here; None where there are no compartments.
+        workload: The workload whose calls pass here; None where there are no compartments.
         clock: Where the time comes from.
         max_wait: Seconds a caller may queue for a slot.
-        tells_of_calls: Whether a listener wants to know of each call's end.
+        reports_calls: Whether a listener wants to know of each call's end.
     """
 
     __slots__ = ()
 
     core: Gate
-    part: Workload | None
+    workload: Workload | None
     clock: Callable[[], float]
     max_wait: float
-    tells_of_calls: bool
+    reports_calls: bool
 
     # --- evidence, with a slot or without ------------------------------------------------------
 
@@ -81,15 +81,15 @@ class FastGate:
         Returns:
             The ticket; 0 for a call that must ask ``enter``.
         """
-        core, part, now = self.core, self.part, self.clock()
+        core, workload, now = self.core, self.workload, self.clock()
         bulkhead, breaker = core.bulkhead, core.breaker
         if now < core.fast_enter_until and (not slots or bulkhead.taken < bulkhead.limit):
             if now > core.last:
                 core.last = now
-            ticket = breaker.issued = breaker.issued + 1
+            ticket = breaker.last_ticket = breaker.last_ticket + 1
             breaker.in_flight[ticket] = core.last
-            if part is not None:
-                breaker.owners[ticket] = part
+            if workload is not None:
+                breaker.workload_by_ticket[ticket] = workload
             if slots:
                 core.admitted += 1
                 bulkhead.taken += 1
@@ -98,7 +98,7 @@ class FastGate:
 
     def end(self, ticket: int, outcome: Outcome, slots: int = 0) -> None:  # noqa: C901 - written out
         """Ends a statement, or a call, which gives its slot back."""
-        core, part = self.core, self.part
+        core, workload = self.core, self.workload
         breaker = core.breaker
         try:
             now = self.clock()
@@ -108,33 +108,33 @@ class FastGate:
         except BaseException:
             self.end_slowly(ticket, outcome, slots)
             raise
-        failing, in_flight = breaker.unwritten_failures, breaker.in_flight
+        failing, in_flight = breaker.pending_failures, breaker.in_flight
         if (
             calm
             and ticket > breaker.generation
             and ticket in in_flight
-            and not self.tells_of_calls
-            and (outcome is not _FAILURE or failing < breaker.spare)
+            and not self.reports_calls
+            and (outcome is not _FAILURE or failing < breaker.failure_margin)
         ):
             if now > core.last:
                 core.last = now
             del in_flight[ticket]
             if slots:
                 core.bulkhead.taken -= 1
-            if part is not None and ticket in breaker.owners:
-                part = breaker.owners[ticket]
-                del breaker.owners[ticket]
+            if workload is not None and ticket in breaker.workload_by_ticket:
+                workload = breaker.workload_by_ticket[ticket]
+                del breaker.workload_by_ticket[ticket]
                 if outcome is _SUCCESS:
-                    part.unwritten += 1
-                    part.bad = 0
-                    part.good_at = core.last
+                    workload.pending_successes += 1
+                    workload.bad_calls = 0
+                    workload.last_success_at = core.last
             if outcome is _SUCCESS:
-                breaker.unwritten += 1
-                breaker.back_at = core.last
+                breaker.pending_successes += 1
+                breaker.last_success_at = core.last
             elif outcome is _FAILURE:
-                before, so_far = breaker.before, breaker.unwritten
+                before, so_far = breaker.failures_after, breaker.pending_successes
                 before[so_far] = before[so_far] + 1 if so_far in before else 1
-                breaker.unwritten_failures = failing + 1
+                breaker.pending_failures = failing + 1
             elif outcome is _NEUTRAL:
                 breaker.succeeded += 1
             else:
@@ -145,15 +145,15 @@ class FastGate:
     # --- a slot without evidence ---------------------------------------------------------------
 
     def try_enter_fast(self) -> int:
-        """Takes a slot for a checkout: its number; 0 where the fast path does not lead, or `NO_ROOM`."""
+        """Takes a slot for a checkout: its number; 0 where the fast path does not lead, or `FULL`."""
         core = self.core
         scope = _get_ambient()
         while scope is not None and scope.closed:
             scope = scope.outer
         if scope is not None:
-            book = None if scope.request is None else scope.request.book_of(core)
-            if book is not None:
-                return self._slip_over(book)
+            reserved = None if scope.request is None else scope.request.reservations_at(core)
+            if reserved is not None:
+                return self._take_reserved_slot(reserved)
             if ranked and rank_of(scope) != CRITICAL:
                 return 0
         now, bulkhead = self.clock(), core.bulkhead
@@ -165,18 +165,18 @@ class FastGate:
             core.checkouts[slot] = out
             bulkhead.taken += 1
             return slot
-        return NO_ROOM if self.crowds_out(now) else 0
+        return FULL if self.refuse_if_full(now) else 0
 
-    def _slip_over(self, book: dict[Any, tuple[Any, int]]) -> int:
+    def _take_reserved_slot(self, reserved: dict[Any, tuple[Any, int]]) -> int:
         """Puts the slot to use that the current request has here."""
         core, now = self.core, self.clock()
-        checkouts, slot = core.checkouts, book.get(core, (None, 0))[1]
+        checkouts, slot = core.checkouts, reserved.get(core, (None, 0))[1]
         out = (now if now > core.last else core.last), 0
         # The look for who else has taken it over counts as one at the gate.
-        if now < core.admits_until and core in book and slot in checkouts and not checkouts[slot][1]:
+        if now < core.admits_until and core in reserved and slot in checkouts and not checkouts[slot][1]:
             if now > core.last:
                 core.last = now
-            del book[core]
+            del reserved[core]
             checkouts[slot] = out
             return slot
         return 0
@@ -204,25 +204,25 @@ class FastGate:
 
     # --- refusals ------------------------------------------------------------------------------
 
-    def turns_away(self, now: float) -> float | None:
+    def refuse_if_open(self, now: float) -> float | None:
         """Seconds until the circuit, which is open for sure, may let somebody in; None where it may now."""
         core = self.core
         if now < core.fast_refuse_until:
             if now > core.last:
                 core.last = now
-            core.turned_away += 1
+            core.fast_refusals += 1
             return core.breaker.open_until - core.last
         return None
 
-    def crowds_out(self, now: float) -> bool:
+    def refuse_if_full(self, now: float) -> bool:
         """True if the bulkhead is full for sure, and so is its queue."""
         core = self.core
         bulkhead = core.bulkhead
-        waits = self.max_wait > 0 and len(bulkhead.queue) < bulkhead.room(now)
+        waits = self.max_wait > 0 and len(bulkhead.queue) < bulkhead.max_queue_length(now)
         if now < core.admits_until and bulkhead.taken >= bulkhead.limit and not waits:
             if now > core.last:
                 core.last = now
-            core.crowded_out += 1
+            core.fast_full_refusals += 1
             return True
         return False
 
@@ -232,11 +232,11 @@ class FastGate:
         Raises:
             RejectedError: It may not.
         """
-        retry_after = self.turns_away(now)
+        retry_after = self.refuse_if_open(now)
         if retry_after is not None:
-            raise self.turned_away("circuit_open", retry_after)
-        if self.crowds_out(now):
-            raise self.turned_away("bulkhead_full", None)
+            raise self.fast_refusal_error("circuit_open", retry_after)
+        if self.refuse_if_full(now):
+            raise self.fast_refusal_error("bulkhead_full", None)
 
     # --- where the fast path does not lead -----------------------------------------------------
 
@@ -252,7 +252,7 @@ class FastGate:
         """Gives a checkout's slot back under the lock."""
         raise NotImplementedError
 
-    def turned_away(self, reason: Reason, retry_after: float | None) -> RejectedError:
+    def fast_refusal_error(self, reason: Reason, retry_after: float | None) -> RejectedError:
         """Tells of a refusal and builds its error."""
         raise NotImplementedError
 
@@ -291,22 +291,22 @@ class FastCall(TaskTimeout):
         self.outer = outer
         now = clock()
         if outer is not None:
-            if not self._fits_in(outer, now):
+            if not self._apply_outer_scope(outer, now):
                 return False
         elif timeout is not None:
             self.at = now + timeout
         if gate is None:
-            return self._slip_through(now)
-        core, part = gate.core, gate.part
+            return self._enter_gates(now)
+        core, workload = gate.core, gate.workload
         bulkhead, breaker = core.bulkhead, core.breaker
         # ``FastGate.begin`` once more: every call comes by.
         if now < core.fast_enter_until and bulkhead.taken < bulkhead.limit:
             if now > core.last:
                 core.last = now
-            self.ticket = ticket = breaker.issued = breaker.issued + 1
+            self.ticket = ticket = breaker.last_ticket = breaker.last_ticket + 1
             breaker.in_flight[ticket] = core.last
-            if part is not None:
-                breaker.owners[ticket] = part
+            if workload is not None:
+                breaker.workload_by_ticket[ticket] = workload
             core.admitted += 1
             bulkhead.taken += 1
         else:
@@ -320,7 +320,7 @@ class FastCall(TaskTimeout):
                 raise
         return True
 
-    def _fits_in(self, outer: Scope, now: float) -> bool:
+    def _apply_outer_scope(self, outer: Scope, now: float) -> bool:
         """Takes on what is around the call; False if that is more than a deadline and a request."""
         call_settings, request, own = self.call_settings, outer.request, self.timeout
         root, clock = call_settings.root, self.clock
@@ -354,7 +354,7 @@ class FastCall(TaskTimeout):
                 self.timed_task = outer.timed_task
         return True
 
-    def _slip_through(self, now: float) -> bool:
+    def _enter_gates(self, now: float) -> bool:
         """Begins a call that passes several gates; or none, where a pool's checkout takes the slot."""
         call_settings, place = self.call_settings, 0
         self.tickets = tickets = [*call_settings.no_tickets]
@@ -395,23 +395,23 @@ class FastCall(TaskTimeout):
             raise
         if self.at is not None and now > self.at:
             return False
-        if gate is None or outcome is not _SUCCESS or gate.tells_of_calls:
+        if gate is None or outcome is not _SUCCESS or gate.reports_calls:
             return False
-        core, part = gate.core, gate.part
+        core, workload = gate.core, gate.workload
         breaker = core.breaker
         # ``FastGate.end`` once more, for a success.
         if now < core.fast_leave_until and ticket > breaker.generation and ticket in breaker.in_flight:
             if now > core.last:
                 core.last = now
             del breaker.in_flight[ticket]
-            breaker.unwritten += 1
-            breaker.back_at = core.last
-            if part is not None and ticket in breaker.owners:
-                part = breaker.owners[ticket]
-                del breaker.owners[ticket]
-                part.unwritten += 1
-                part.bad = 0
-                part.good_at = core.last
+            breaker.pending_successes += 1
+            breaker.last_success_at = core.last
+            if workload is not None and ticket in breaker.workload_by_ticket:
+                workload = breaker.workload_by_ticket[ticket]
+                del breaker.workload_by_ticket[ticket]
+                workload.pending_successes += 1
+                workload.bad_calls = 0
+                workload.last_success_at = core.last
             core.bulkhead.taken -= 1
             self.ticket = 0
             # Whoever still has the scope, this context included, steps over it from now on.
@@ -437,11 +437,11 @@ class FastCall(TaskTimeout):
     def abandon(self) -> None:
         """Gives everything back, without evidence; once more if that is interrupted."""
         try:
-            self.settle(_ABANDONED)
+            self.release(_ABANDONED)
         except BaseException:
-            self.settle(_ABANDONED)
+            self.release(_ABANDONED)
             raise
 
-    def settle(self, outcome: Outcome) -> None:
+    def release(self, outcome: Outcome) -> None:
         """Gives everything back."""
         raise NotImplementedError

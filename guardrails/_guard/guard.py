@@ -31,13 +31,13 @@ __all__ = [
     "Attachment",
     "Guard",
     "attach",
-    "divide",
-    "shown_parts",
-    "sort_calls",
-    "sorts_calls",
-    "turn",
-    "with_parts",
-    "workload",
+    "compartment_for",
+    "form_compartments",
+    "forms_compartments",
+    "set_compartments",
+    "set_state",
+    "shown_compartments",
+    "with_compartments",
 ]
 
 P = ParamSpec("P")
@@ -92,8 +92,8 @@ class Guard:
         "__weakref__",
         "_attachment",
         "_auto_compartments",
-        "_divisible",
         "_max_waiting",
+        "_may_have_compartments",
         "_parent",
         "_parts",
         "_share",
@@ -130,7 +130,7 @@ class Guard:
         self._parent: Guard | None = None
         self._share: int | None = None
         self._auto_compartments: AutoCompartments | None = None
-        self._divisible = True
+        self._may_have_compartments = True
         self._parts: tuple[Guard, ...] = ()
         self._attachment: Attachment | None = None
 
@@ -235,19 +235,19 @@ class Guard:
 
     def force_open(self) -> None:
         """Refuses every call until `reset` or another manual state."""
-        turn(self, "forced_open")
+        set_state(self, "forced_open")
 
     def disable(self) -> None:
         """Lets every call pass the circuit and learns nothing; the bulkhead still holds."""
-        turn(self, "disabled")
+        set_state(self, "disabled")
 
     def metrics_only(self) -> None:
         """Records and never opens; says once when it would have (a StateChanged with ``old == new``)."""
-        turn(self, "metrics_only")
+        set_state(self, "metrics_only")
 
     def reset(self) -> None:
         """Back to closed, with empty windows; likewise the compartments that formed by themselves."""
-        turn(self, "reset")
+        set_state(self, "reset")
 
     def resize(self, max_concurrent_calls: int) -> None:
         """Changes the number of slots at once, without waiting.
@@ -266,7 +266,7 @@ class Guard:
         faults.raise_if_any()
         self._gate.step(self._gate.core.resize, max_concurrent_calls)
         if self._parent is not None and self._parent._auto_compartments is not None:
-            self._parent._auto_compartments.fix(self._gate)
+            self._parent._auto_compartments.keep_size(self._gate)
         if self._auto_compartments is not None:
             self._auto_compartments.resize(max_concurrent_calls)
             return
@@ -291,7 +291,7 @@ class Guard:
         Raises:
             ConfigurationError: An argument is wrong, the name is taken, or this guard has no compartments.
         """
-        if not self._divisible:
+        if not self._may_have_compartments:
             raise ConfigurationError(
                 f"guard {self.name!r} was made with compartments='none'; "
                 "with 'declared' or 'auto' it can have some"
@@ -328,7 +328,7 @@ class Guard:
             listeners=own["listeners"],
         )
         part.call_settings = CallSettings(
-            part, name, (gate, *self._lanes(gate)), part.call_settings.policy, part._timeout
+            part, name, (gate, *self._parent_gates(gate)), part.call_settings.policy, part._timeout
         )
         gate.errors = self._gate.errors
         gate.join(self._gate.report)
@@ -339,13 +339,13 @@ class Guard:
             if known is None:
                 self._parts += (part,)
         if known is None and self._auto_compartments is not None:
-            self._auto_compartments.admit(gate, elastic=elastic)
+            self._auto_compartments.add(gate, elastic=elastic)
         return known or part
 
-    def _lanes(self, gate: LockedGate) -> tuple[LockedGate, ...]:
+    def _parent_gates(self, gate: LockedGate) -> tuple[LockedGate, ...]:
         """The ways of a compartment's calls through the gates of this guard: evidence of its own workload."""
         own, *further = self.call_settings.gates
-        return (own.lane(gate), *further)
+        return (own.workload_gate(gate), *further)
 
     def _part(self, name: str) -> Guard | None:
         return next((part for part in self._parts if part.name == name), None)
@@ -381,11 +381,11 @@ class Guard:
         attach(self, None)
 
 
-def turn(guard: Guard, transition: str) -> None:
+def set_state(guard: Guard, transition: str) -> None:
     """Changes the state of a guard's circuit by hand, and with it those of what formed by itself."""
-    guard._gate.step(guard._gate.core.turn, transition)
+    guard._gate.step(guard._gate.core.set_state, transition)
     if guard._auto_compartments is not None:
-        guard._auto_compartments.turn(transition)
+        guard._auto_compartments.set_state(transition)
     if guard._parent is not None and guard._parent._auto_compartments is not None:
         guard._parent._auto_compartments.divide()  # or its calls would not notice
 
@@ -394,17 +394,17 @@ def attach(guard: Guard, attachment: Attachment | None) -> None:
     """Notes what a guard and all its parts are attached to; None for nothing any more."""
     guard._attachment = attachment
     if attachment is not None and guard._parent is None:
-        _announce(guard)
+        _log_protection(guard)
     guard.call_settings.attach(guard._timeout, attached=attachment is not None)
     gate = guard.call_settings.gates[0]
     gate.step(gate.core.watch_for_stalls, on=attachment is not None)
     if attachment is None:
-        gate.step(lambda _: gate.core.forget_everyone())
+        gate.step(lambda _: gate.core.drop_calls_and_waiters())
     for part in guard.compartments:
         attach(part, attachment)
 
 
-def _announce(guard: Guard) -> None:
+def _log_protection(guard: Guard) -> None:
     slots, policy, timeout = guard._gate.core.bulkhead.limit, guard.call_settings.policy, guard._timeout
     circuit = "no circuit"
     if policy is not None:
@@ -422,30 +422,30 @@ COMPARTMENTS = ("auto", "declared", "none")
 """The allowed values of a pool's setting ``compartments``; the first is the default."""
 
 
-def divide(guard: Guard, how: str) -> None:
+def set_compartments(guard: Guard, how: str) -> None:
     """Sets where a guard's compartments come from: one of `COMPARTMENTS`."""
-    guard._divisible = how != "none"
+    guard._may_have_compartments = how != "none"
     if how == "auto":
-        sort_calls(guard)
+        form_compartments(guard)
 
 
-def sort_calls(guard: Guard) -> None:
+def form_compartments(guard: Guard) -> None:
     """Makes a guard form its compartments by itself, one for each `workload`."""
     guard._auto_compartments = auto_compartments = AutoCompartments(guard._gate)
     guard.call_settings.auto_compartments = auto_compartments
     for part in guard._parts:
         gate = part._gate
         if isinstance(gate, CompartmentGate):
-            auto_compartments.admit(gate, elastic=False)
+            auto_compartments.add(gate, elastic=False)
         auto_compartments.divide()
 
 
-def sorts_calls(guard: Guard) -> bool:
+def forms_compartments(guard: Guard) -> bool:
     """Whether a guard's compartments form by themselves."""
     return guard._auto_compartments is not None
 
 
-def workload(guard: Guard, key: str, name: str | None = None) -> Guard:
+def compartment_for(guard: Guard, key: str, name: str | None = None) -> Guard:
     """The compartment of one workload, formed if it is new; the guard itself if it does not sort calls.
 
     Args:
@@ -474,14 +474,14 @@ def _fitting(name: str) -> str:
     return f"{name[: _LONGEST_NAME - 9]}~{zlib.crc32(name.encode(errors='replace')):08x}"
 
 
-def with_parts(guards: Iterable[Guard]) -> Iterator[Guard]:
+def with_compartments(guards: Iterable[Guard]) -> Iterator[Guard]:
     """The guards, each followed by all its compartments."""
     for guard in guards:
         yield guard
-        yield from with_parts(guard._parts)
+        yield from with_compartments(guard._parts)
 
 
-def shown_parts(guard: Guard) -> tuple[Guard, ...]:
+def shown_compartments(guard: Guard) -> tuple[Guard, ...]:
     """The compartments to show beside a guard: none as long as the guard is its only workload."""
     auto_compartments = guard._auto_compartments
     return guard._parts if auto_compartments is None or auto_compartments.divided else ()

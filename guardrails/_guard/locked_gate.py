@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic as _monotonic
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from guardrails._core.breaker import Ended, Transition
+from guardrails._core.breaker import CallEnd, Transition
 from guardrails._core.bulkhead import Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.workloads import Workload
-from guardrails._guard.fast_path import NO_ROOM, FastGate
+from guardrails._guard.fast_path import FULL, FastGate
 from guardrails._runtime.fork import check_process, fork_aware, renew_after_fork
 from guardrails._runtime.guard_log import GuardLog, log
 from guardrails._runtime.notifier import Notifier
@@ -44,7 +44,7 @@ T = TypeVar("T")
 # Looked up once: an enum's members are slow to reach in Python 3.11.
 _ABANDONED = Outcome.ABANDONED
 
-_CROWDED = Refusal("bulkhead_full", None)
+_FULL = Refusal("bulkhead_full", None)
 _get_ambient = ambient.get
 
 # An exception's own constructor has all there is to do; what the class adds are names for it.
@@ -89,19 +89,28 @@ class LockedGate(FastGate, Notifier):
 
     Attributes:
         core: The state; touched only in a step.
-        part: The workload whose calls pass here; None where there are no compartments.
-        lanes: The lanes of its compartments.
-        above: Of a compartment, its lane through the parent's gate.
+        workload: The workload whose calls pass here; None where there are no compartments.
+        workload_gates: The workload_gates of its compartments.
+        parent: Of a compartment, its workload_gate through the parent's gate.
         clock: Where the time comes from.
         max_wait: Seconds a caller may queue for a slot.
-        postponed: Moves that came up in the middle of a step and wait for its end.
+        deferred: Moves that came up in the middle of a step and wait for its end.
         errors: The classes of the errors it raises.
         auto_compartments: Of a compartment that forms by itself, what it has in common with its neighbours.
     """
 
     auto_compartments: Any = None
 
-    __slots__ = ("__weakref__", "above", "clock", "errors", "lanes", "max_wait", "part", "postponed")
+    __slots__ = (
+        "__weakref__",
+        "clock",
+        "deferred",
+        "errors",
+        "max_wait",
+        "parent",
+        "workload",
+        "workload_gates",
+    )
 
     def __init__(
         self,
@@ -117,10 +126,10 @@ class LockedGate(FastGate, Notifier):
         self.clock = clock
         self.max_wait = max_wait
         self.errors = OWN_ERRORS
-        self.postponed: list[Callable[[float], object]] = []
-        self.part: Workload | None = None
-        self.above: Lane | None = None
-        self.lanes: list[Lane] = []
+        self.deferred: list[Callable[[float], object]] = []
+        self.workload: Workload | None = None
+        self.parent: WorkloadGate | None = None
+        self.workload_gates: list[WorkloadGate] = []
         self.report.gates.add(self)
         renew_after_fork(self)
 
@@ -129,13 +138,15 @@ class LockedGate(FastGate, Notifier):
         self.report = report
         report.gates.add(self)
 
-    def lane(self, below: LockedGate) -> Lane:
+    def workload_gate(self, below: LockedGate) -> WorkloadGate:
         """The way through this gate for the calls of a compartment, given its own gate."""
-        lane = below.above = Lane(self, self.step(self.core.split, below.core.breaker))
+        workload_gate = below.parent = WorkloadGate(
+            self, self.step(self.core.add_workload, below.core.breaker)
+        )
         with self.lock:
-            self.part = self.core.breaker.direct
-            self.lanes.append(lane)
-        return lane
+            self.workload = self.core.breaker.uncompartmented
+            self.workload_gates.append(workload_gate)
+        return workload_gate
 
     # --- one step ------------------------------------------------------------------------------
 
@@ -143,9 +154,9 @@ class LockedGate(FastGate, Notifier):
         """Makes one move of the gate, then does what it asks for."""
         return self._make(self.clock, move, *args, **kwargs)
 
-    def _step_out(self, move: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _release_step(self, move: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A step that gives something back, which must work whatever the user's clock does."""
-        return self._make(self._moment, move, *args, **kwargs)
+        return self._make(self._safe_now, move, *args, **kwargs)
 
     def _make(
         self,
@@ -156,20 +167,20 @@ class LockedGate(FastGate, Notifier):
     ) -> T:
         check_process()
         todo: list[tuple[int, Waiter | Transition]] = []
-        core, inside_another = self.core, self._in_a_step()
+        core, inside_another = self.core, self._in_step()
         with self.lock:
-            core.pause()
+            core.close_fast_paths()
             breaker, now = core.breaker, clock()
-            if now >= breaker.quiet_until and self.clock is _monotonic:
-                self._look_back(now)
-            outside, breaker.asking = breaker.asking, self.part
+            if now >= breaker.next_overdue_at and self.clock is _monotonic:
+                self._exclude_pauses(now)
+            outside, breaker.caller_workload = breaker.caller_workload, self.workload
             nested, core.nested = core.nested, inside_another
             try:
                 result = move(now, *args, **kwargs)
             finally:
-                breaker.asking, core.nested = outside, nested
-            while self.postponed and not inside_another:
-                self.postponed.pop(0)(self._moment())
+                breaker.caller_workload, core.nested = outside, nested
+            while self.deferred and not inside_another:
+                self.deferred.pop(0)(self._safe_now())
             if core.outbox:
                 todo = [(self.next_number(), item) for item in core.outbox]
                 core.outbox.clear()
@@ -179,37 +190,37 @@ class LockedGate(FastGate, Notifier):
                 self.step(core.abandon, item)  # its event loop is gone: pass the slot on
         for seq, item in todo:
             if isinstance(item, Transition):
-                self.tell_change(seq, item)
-                if self.above is not None and item.new == "open":
-                    self.above.step(self.above.core.consider)
+                self.report_transition(seq, item)
+                if self.parent is not None and item.new == "open":
+                    self.parent.step(self.parent.core.reevaluate)
         return result
 
-    def _look_back(self, now: float) -> None:
+    def _exclude_pauses(self, now: float) -> None:
         """Before calls become overdue: takes back the time in which this process could not look."""
         breaker = self.core.breaker
-        breaker.forgive(*pause_detector.latest(now))
+        breaker.exclude_pause(*pause_detector.latest(now))
         if breaker.slow_after < math.inf:
             pause_detector.wake(now + 2 * breaker.slow_after + 1)
 
-    def _moment(self) -> float:
+    def _safe_now(self) -> float:
         try:
             return self.clock() + 0.0  # what is no number cannot be added
         except Exception:  # noqa: BLE001 - logged; a slot goes back whatever the user's clock does
             log.exception("the clock of guard %r raised; for this step time stands still", self.name)
             return self.core.last
 
-    def _in_a_step(self) -> bool:
+    def _in_step(self) -> bool:
         held: bool = self.lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
         return held
 
-    def _postpone(self, move: Callable[[float], object]) -> bool:
+    def _defer(self, move: Callable[[float], object]) -> bool:
         """Puts a move off to the end of the step this thread is in; False if it is in none.
 
         The garbage collector runs where it likes, even in the middle of a step of ours, and there and
         then ends calls and returns connections that nobody holds any more. A signal handler may, too.
         """
-        if self._in_a_step():
-            self.postponed.append(move)
+        if self._in_step():
+            self.deferred.append(move)
             return True
         return False
 
@@ -221,7 +232,7 @@ class LockedGate(FastGate, Notifier):
         checkout: bool = False,
         budget: float | None = None,
         wait: Callable[[Any], Any] | None = None,
-        patient: bool = True,
+        may_wait: bool = True,
     ) -> int:
         """Takes a slot for a thread, waiting a little if there is none free.
 
@@ -229,7 +240,7 @@ class LockedGate(FastGate, Notifier):
             checkout: True takes a slot without evidence; see ``Gate.check_out``.
             budget: Seconds the caller has left, which bound the wait.
             wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
-            patient: False does not wait.
+            may_wait: False does not wait.
 
         Returns:
             The ticket, or for a checkout the number of its slot.
@@ -238,24 +249,24 @@ class LockedGate(FastGate, Notifier):
             RejectedError: The call may not start.
         """
         waiter: ThreadWaiter | TaskWaiter | None = None
-        if patient and self.max_wait > 0:
+        if may_wait and self.max_wait > 0:
             # Blocking the event loop would stop the very callers whose slots this one waits for.
             waiter = TaskWaiter() if wait is not None else None if on_event_loop() else ThreadWaiter()
         held = [0]
         try:
-            verdict = self._ask(held, waiter, checkout=checkout)
+            verdict = self._request(held, waiter, checkout=checkout)
             if verdict is None and isinstance(waiter, ThreadWaiter):
-                patience, late = self._patience(waiter, budget)
-                waiter.wait(patience)
-                verdict = self._wake(held, waiter, late, checkout=checkout)
+                wait_limit, late = self._wait_limit(waiter, budget)
+                waiter.wait(wait_limit)
+                verdict = self._end_wait(held, waiter, late, checkout=checkout)
             elif verdict is None and isinstance(waiter, TaskWaiter) and wait is not None:
                 verdict = wait(self._queue(held, waiter, budget, checkout=checkout))
         except BaseException:
-            self._undo(held, waiter, checkout=checkout)
+            self._abort_admission(held, waiter, checkout=checkout)
             raise
         if held[0]:
             return held[0]
-        raise self.refused(_refusal(verdict))
+        raise self.refusal_error(_refusal(verdict))
 
     async def enter_async(self, *, checkout: bool = False, budget: float | None = None) -> int:
         """Takes a slot for an asyncio task; see ``enter``."""
@@ -263,16 +274,16 @@ class LockedGate(FastGate, Notifier):
         refusal = await self._enter_async(held, checkout=checkout, budget=budget)
         if held[0]:
             return held[0]
-        raise self.refused(refusal)
+        raise self.refusal_error(refusal)
 
     async def _enter_async(self, held: list[int], *, checkout: bool, budget: float | None) -> Refusal:
         waiter = TaskWaiter() if self.max_wait > 0 else None
         try:
-            verdict = self._ask(held, waiter, checkout=checkout)
+            verdict = self._request(held, waiter, checkout=checkout)
             if verdict is None and waiter is not None:
                 verdict = await self._queue(held, waiter, budget, checkout=checkout)
         except BaseException:
-            self._undo(held, waiter, checkout=checkout)
+            self._abort_admission(held, waiter, checkout=checkout)
             raise
         return _refusal(verdict)
 
@@ -287,8 +298,8 @@ class LockedGate(FastGate, Notifier):
             RejectedError: There is no slot in time.
         """
         slot = self.try_enter_fast()
-        if slot == NO_ROOM:
-            raise self.turned_away("bulkhead_full", None)
+        if slot == FULL:
+            raise self.fast_refusal_error("bulkhead_full", None)
         if slot:
             return slot
         return self.enter(checkout=True, budget=budget, wait=wait)
@@ -296,55 +307,55 @@ class LockedGate(FastGate, Notifier):
     async def check_out_async(self, *, budget: float | None = None) -> int:
         """Takes a slot for an asyncio pool's checkout; see ``check_out``."""
         slot = self.try_enter_fast()
-        if slot == NO_ROOM:
-            raise self.turned_away("bulkhead_full", None)
+        if slot == FULL:
+            raise self.fast_refusal_error("bulkhead_full", None)
         return slot or await self.enter_async(checkout=True, budget=budget)
 
     def check_out_now(self) -> int:
         """Takes a slot for a pool's checkout without waiting, from wherever; see ``check_out``."""
-        return self.enter(checkout=True, patient=False)
+        return self.enter(checkout=True, may_wait=False)
 
-    def _book(self) -> dict[Any, tuple[Any, int]] | None:
+    def _reservations(self) -> dict[Any, tuple[Any, int]] | None:
         """Where a slot is noted that the current request has here and nothing uses yet."""
         scope = current()
-        return None if scope is None or scope.request is None else scope.request.book_of(self.core)
+        return None if scope is None or scope.request is None else scope.request.reservations_at(self.core)
 
-    def _ask(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> int | Refusal | None:
+    def _request(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> int | Refusal | None:
         """Asks for a slot; for the one first that the current request has here."""
         core, scope = self.core, current()
-        book = self._book()
-        if book is not None:
-            verdict = self.step(core.take_over, book, held, checkout=checkout)
+        reserved = self._reservations()
+        if reserved is not None:
+            verdict = self.step(core.take_over, reserved, held, checkout=checkout)
             if verdict is not None:
                 return verdict
         return self.step(core.check_out if checkout else core.enter, waiter, rank_of(scope), held)
 
-    def _wake(self, held: list[int], waiter: Waiter, late: Reason, *, checkout: bool) -> int | Refusal:
+    def _end_wait(self, held: list[int], waiter: Waiter, late: Reason, *, checkout: bool) -> int | Refusal:
         core = self.core
         return self.step(core.woken_checkout if checkout else core.woken, waiter, late, held)
 
     async def _queue(
         self, held: list[int], waiter: TaskWaiter, budget: float | None, *, checkout: bool
     ) -> int | Refusal:
-        patience, late = self._patience(waiter, budget)
-        await waiter.wait(patience)
-        return self._wake(held, waiter, late, checkout=checkout)
+        wait_limit, late = self._wait_limit(waiter, budget)
+        await waiter.wait(wait_limit)
+        return self._end_wait(held, waiter, late, checkout=checkout)
 
-    def _undo(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> None:
+    def _abort_admission(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> None:
         """Gives back what an admission has taken that was broken off."""
         if held[0] and checkout:
             self.check_in_slowly(held[0])
         elif held[0]:
             self.end_slowly(held[0], _ABANDONED, 1)
-        elif waiter is not None and not self._postpone(lambda now: self.core.abandon(now, waiter)):
-            self._step_out(self.core.abandon, waiter)
+        elif waiter is not None and not self._defer(lambda now: self.core.abandon(now, waiter)):
+            self._release_step(self.core.abandon, waiter)
 
-    def _patience(self, waiter: Waiter, budget: float | None) -> tuple[float, Reason]:
+    def _wait_limit(self, waiter: Waiter, budget: float | None) -> tuple[float, Reason]:
         with self.lock:
-            patience = self.core.bulkhead.patience(self.max_wait, self.core.last, waiter.rank)
-        if budget is not None and budget < patience:
+            wait_limit = self.core.bulkhead.wait_limit(self.max_wait, self.core.last, waiter.rank)
+        if budget is not None and budget < wait_limit:
             return budget, "deadline_spent"
-        return patience, "queue_timeout"
+        return wait_limit, "queue_timeout"
 
     # --- for a request, before the work in it --------------------------------------------------
 
@@ -358,65 +369,65 @@ class LockedGate(FastGate, Notifier):
             The slot, to be given back with ``check_in`` unless it was taken over; or a refusal, of which the
             listeners have been told.
         """
-        slot, refusal, held = self.try_enter_fast(), _CROWDED, [0]
+        slot, refusal, held = self.try_enter_fast(), _FULL, [0]
         if not slot:
             refusal = await self._enter_async(held, checkout=True, budget=budget)
             slot = held[0]
         if slot > 0:
             return slot
-        self.tell_refusal(refusal)
+        self.report_refusal(refusal)
         return refusal
 
     def preview(self) -> Refusal | None:
         """Refuses what the circuit would refuse anyway; a request that has a slot here has asked before."""
-        if _get_ambient() is not None and self._book() is not None:
+        if _get_ambient() is not None and self._reservations() is not None:
             return None
-        retry_after = self.turns_away(self.clock())
+        retry_after = self.refuse_if_open(self.clock())
         return self.step(self.core.preview) if retry_after is None else Refusal("circuit_open", retry_after)
 
     # --- refusals ------------------------------------------------------------------------------
 
-    def turned_away(self, reason: Reason, retry_after: float | None) -> RejectedError:
-        """Like ``refused``, for the two refusals that there may be many of."""
+    def fast_refusal_error(self, reason: Reason, retry_after: float | None) -> RejectedError:
+        """Like ``refusal_error``, for the two refusals that there may be many of."""
         if not self.report.scheduled:
             self.report.schedule()
         if self.listeners:
-            self.tell_refusal(Refusal(reason, retry_after))
+            self.report_refusal(Refusal(reason, retry_after))
         error = _new_error(self.errors.rejected[reason], self.name, reason, retry_after)
         return error if _get_ambient() is None else note_guard_error(error)
 
-    def refused(self, refusal: Refusal) -> RejectedError:
+    def refusal_error(self, refusal: Refusal) -> RejectedError:
         """Tells the listeners of a refusal and builds its error, a new one each time."""
-        self.tell_refusal(refusal)
+        self.report_refusal(refusal)
         reason, retry_after = refusal
         return note_guard_error(self.errors.rejected[reason](self.name, reason, retry_after))
 
-    def tell_refusal(self, refusal: Refusal) -> None:
+    def report_refusal(self, refusal: Refusal) -> None:
         """Tells the listeners of a refusal that nobody raises."""
         if not self.report.scheduled:
             self.report.schedule()
         if self.listeners and self.wanted(CallRejected):
             reason, retry_after = refusal
-            self.tell(
+            self.notify(
                 CallRejected, at=self.clock(), seq=self.next_number(), reason=reason, retry_after=retry_after
             )
 
     def refuse(self, reason: Reason) -> RejectedError:
         """Counts a refusal decided outside the gate and builds its error."""
-        return self.refused(self.step(self.core.refuse, reason))
+        return self.refusal_error(self.step(self.core.refuse, reason))
 
     # --- going out -----------------------------------------------------------------------------
 
     def end_slowly(self, ticket: int, outcome: Outcome, slots: int) -> None:
         """See FastGate."""
         move = self.core.leave if slots else self.core.end
-        if not self._postpone(lambda now: move(now, ticket, outcome)):
-            self._tell_end(outcome, self._step_out(move, ticket, outcome))
+        if not self._defer(lambda now: move(now, ticket, outcome)):
+            self._report_end(outcome, self._release_step(move, ticket, outcome))
 
     def check_in_slowly(self, slot: int) -> None:
         """See FastGate."""
-        if not self._postpone(lambda now: self.core.check_in(now, slot)):
-            self._step_out(self.core.check_in, slot)
+        if not self._defer(lambda now: self.core.check_in(now, slot)):
+            self._release_step(self.core.check_in, slot)
 
     def begin_slowly(self, slot: int) -> int:
         """See FastGate."""
@@ -429,10 +440,10 @@ class LockedGate(FastGate, Notifier):
             raise
         return held[0]
 
-    def _tell_end(self, outcome: Outcome, ended: Ended | None) -> None:
-        if self.tells_of_calls and ended is not None:
+    def _report_end(self, outcome: Outcome, ended: CallEnd | None) -> None:
+        if self.reports_calls and ended is not None:
             now, seq = self.core.last, self.next_number()
-            self.tell(
+            self.notify(
                 CallFinished, at=now, seq=seq, outcome=outcome, duration=ended.duration, slow=ended.slow
             )
 
@@ -446,22 +457,22 @@ class LockedGate(FastGate, Notifier):
         """Gives the lock back."""
         self.lock.release()
 
-    def start_afresh(self) -> None:
+    def reset_in_child(self) -> None:
         """In the child of a fork: a lock nobody holds, and no calls, since none of their threads exists."""
         self.lock = threading.RLock()
-        for lane in self.lanes:
-            lane.lock = self.lock
-        self.postponed.clear()
+        for workload_gate in self.workload_gates:
+            workload_gate.lock = self.lock
+        self.deferred.clear()
         self.report.scheduled = False
-        self.core.forget_everyone()
+        self.core.drop_calls_and_waiters()
 
 
-class Lane(LockedGate):
+class WorkloadGate(LockedGate):
     """A gate as the calls of one compartment pass it: the same gate, lock and listeners, its own workload.
 
     Args:
         gate: The parent's gate.
-        part: The compartment's workload.
+        workload: The compartment's workload.
     """
 
     __slots__ = ("gate",)
@@ -471,16 +482,16 @@ class Lane(LockedGate):
         self.lock = gate.lock
         self.listeners = gate.listeners
         self._wanted = gate._wanted  # noqa: SLF001 - the same gate
-        self.tells_of_calls = gate.tells_of_calls
+        self.reports_calls = gate.reports_calls
         self.report = gate.report
         self.errors = gate.errors
         self.core = gate.core
         self.clock = gate.clock
         self.max_wait = gate.max_wait
-        self.postponed = gate.postponed
-        self.lanes = []
-        self.above = gate.above
-        self.part = part
+        self.deferred = gate.deferred
+        self.workload_gates = []
+        self.parent = gate.parent
+        self.workload = part
         self.gate = gate
 
     def next_number(self) -> int:
@@ -494,4 +505,4 @@ def all_gates() -> list[LockedGate]:
 
 
 def _refusal(verdict: int | Refusal | None) -> Refusal:
-    return verdict if isinstance(verdict, Refusal) else _CROWDED
+    return verdict if isinstance(verdict, Refusal) else _FULL

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, get_args
 
 from guardrails._core.breaker import State
-from guardrails._guard.guard import Guard, shown_parts
+from guardrails._guard.guard import Guard, shown_compartments
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails.errors import Reason
 
@@ -150,7 +150,7 @@ def reading(which: Set, guards: Iterable[Guard]) -> Mapping[tuple[str, ...], Gua
 
 def _parts(guard: Guard, above: str = "") -> Iterator[tuple[str, Guard]]:
     """The compartments of a guard and theirs, by their names from the outermost on."""
-    for part in shown_parts(guard):
+    for part in shown_compartments(guard):
         yield above + part.name, part
         yield from _parts(part, f"{above}{part.name}/")
 

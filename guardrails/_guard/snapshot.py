@@ -67,7 +67,7 @@ def take(now: float, name: str, core: Gate) -> GuardSnapshot:
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, enough = breaker.evidence(now)
     starts = [since for since, _ in list(core.checkouts.values())]  # copied at once: checkouts need no lock
-    starts.extend(breaker.under_way())
+    starts.extend(breaker.start_times())
     oldest = min(starts, default=None)
     return GuardSnapshot(
         name=name,

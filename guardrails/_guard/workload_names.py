@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-__all__ = ["WorkloadName", "request_name", "whole_of"]
+__all__ = ["WorkloadName", "guard_name_of", "request_name"]
 
 _METHODS = {
     **{method: method for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY")},
@@ -25,23 +25,23 @@ class WorkloadName(str):
     It is a text as any other. Messages, which show its ``repr``, say whose compartment it is.
 
     Attributes:
-        whole: The name of the guard.
+        guard_name: The name of the guard.
     """
 
-    __slots__ = ("whole",)
+    __slots__ = ("guard_name",)
 
-    whole: str
+    guard_name: str
 
-    def __new__(cls, name: str, whole: str = "") -> Self:
-        """Makes the name of a compartment of the guard ``whole``."""
+    def __new__(cls, name: str, guard_name: str = "") -> Self:
+        """Makes the name of a compartment of a guard."""
         made = super().__new__(cls, name)
-        made.whole = whole
+        made.guard_name = guard_name
         return made
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()} of {self.whole!r}"
+        return f"{super().__repr__()} of {self.guard_name!r}"
 
 
-def whole_of(name: str) -> str:
+def guard_name_of(name: str) -> str:
     """The guard's name for a compartment that has formed by itself; every other name as it is."""
-    return name.whole if isinstance(name, WorkloadName) else name
+    return name.guard_name if isinstance(name, WorkloadName) else name

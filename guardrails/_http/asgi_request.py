@@ -73,12 +73,12 @@ class ASGIRequest(RoutedRequest):
         Returns:
             The refusal, if no slot came free in time. The listeners have been notified of it.
         """
-        if self.book_of(gate.core) is not None:
+        if self.reservations_at(gate.core) is not None:
             return None  # an outer middleware has one already
         left = self.remaining()
         if left is not None and left <= 0:
             refusal = gate.step(gate.core.refuse, "deadline_spent")
-            gate.tell_refusal(refusal)
+            gate.report_refusal(refusal)
             return refusal
         verdict = await gate.reserve(budget=left)
         if not isinstance(verdict, int):
@@ -86,7 +86,7 @@ class ASGIRequest(RoutedRequest):
         self.reserved[gate.core] = gate, verdict
         return None
 
-    def give_back(self) -> None:
+    def release_slots(self) -> None:
         """Returns the reserved slots that no call has taken over."""
         while self.reserved:
             _, (gate, slot) = self.reserved.popitem()
@@ -132,7 +132,7 @@ class ASGIRequest(RoutedRequest):
         # For the same reason no slot stays reserved for them: their calls ask for slots themselves.
         self.started = True
         if self.reserved:
-            self.give_back()
+            self.release_slots()
         if self.at is not None:
             self.clear_deadline()
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from guardrails._core.gate import Refusal
-from guardrails._guard.guard import Guard, with_parts
+from guardrails._guard.guard import Guard, with_compartments
 from guardrails._guard.locked_gate import LockedGate
-from guardrails._guard.workload_names import whole_of
+from guardrails._guard.workload_names import guard_name_of
 from guardrails._http.answers import DEADLINE_HEADERS, Problem, budget, retry_seconds
 from guardrails._http.criticality import CriticalityRules
 from guardrails._http.environ import Mounts
@@ -108,11 +108,11 @@ class RequestPolicy:
         """Refuses what the circuit of one of these gates would refuse inside; takes no slot and no probe."""
         for gate in gates:
             # A closed circuit needs no step under its lock here: the call inside makes one anyway.
-            # (`Gate.calm`, written out: most requests come by here.)
+            # (`Gate.admits_all`, written out: most requests come by here.)
             core = gate.core
             refusal = None if core.last < core.admits_until else gate.preview()
             if refusal is not None:
-                gate.tell_refusal(refusal)
+                gate.report_refusal(refusal)
                 return self.problem_of_refusal(gate, refusal)
         return None
 
@@ -164,18 +164,18 @@ class RequestPolicy:
         if isinstance(first, RejectedError) and first.reason in _FORESEEABLE:
             note_fatal(first.guard)
         if isinstance(first, RejectedError) and first.reason in _FULL and first.retry_after is None:
-            for guard in with_parts(self._guards):
-                if guard.name == first.guard and whole_of(guard.name) == whole_of(first.guard):
+            for guard in with_compartments(self._guards):
+                if guard.name == first.guard and guard_name_of(guard.name) == guard_name_of(first.guard):
                     return self.problem_of_refusal(guard.call_settings.gates[0], Refusal(first.reason, None))
         return Problem.of(first, self._random)
 
     def answers_for(self, name: str) -> bool:
         """True if the refusals of a guard of this name are answered here."""
-        name = whole_of(name)  # every guard may have a compartment for the same route
+        name = guard_name_of(name)  # every guard may have a compartment for the same route
         if not self._guards or name in self._answered:
             return True
         # An unknown name is looked up each time: compartments may be made after the middleware.
-        self._answered = {guard.name for guard in with_parts(self._guards)}
+        self._answered = {guard.name for guard in with_compartments(self._guards)}
         return name in self._answered
 
 
@@ -186,7 +186,7 @@ def gates_of(guards: Iterable[Guard]) -> tuple[LockedGate, ...]:
 
 def _may_refuse(gate: LockedGate) -> bool:
     bulkhead = gate.core.bulkhead
-    return not gate.core.calm or bulkhead.taken >= bulkhead.limit
+    return not gate.core.admits_all or bulkhead.taken >= bulkhead.limit
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

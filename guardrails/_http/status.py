@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import NamedTuple
 
-from guardrails._guard.guard import Guard, shown_parts
+from guardrails._guard.guard import Guard, shown_compartments
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails._http.answers import as_json
 from guardrails._http.settings import StatusSettings
@@ -86,7 +86,7 @@ class Probes:
     def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:
         """Returns one guard as JSON, a figure on each line. The text of unchanged figures is kept."""
         below = line + "    "
-        parts = ",".join(self._text(part, part.snapshot(), below) for part in shown_parts(guard))
+        parts = ",".join(self._text(part, part.snapshot(), below) for part in shown_compartments(guard))
         before, text = self._texts.get((guard, line), (None, ""))
         if before != seen:
             figures: dict[str, object] = {name: getattr(seen, name) for name in _FIELDS}
@@ -114,7 +114,7 @@ def as_page(fields: dict[str, object]) -> bytes:
 
 def figures(guard: Guard) -> dict[str, object]:
     """Returns the figures of a guard and of the compartments shown with it."""
-    return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in shown_parts(guard)]}
+    return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in shown_compartments(guard)]}
 
 
 _FIELDS = [field.name for field in fields(GuardSnapshot)]

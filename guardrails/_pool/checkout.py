@@ -26,7 +26,7 @@ class Slots:
 
     slots: list[tuple[LockedGate, int]]
 
-    def give_back(self) -> None:
+    def release_slots(self) -> None:
         """Releases the slots, each once."""
         while self.slots:
             gate, slot = self.slots[-1]
@@ -38,7 +38,7 @@ class Slots:
                     self.slots.pop()
                     if slot:
                         gate.check_in(slot)
-                self.give_back()
+                self.release_slots()
                 raise
 
 
@@ -151,5 +151,5 @@ class Checkout(HeldCheckout):
             for gate in gates:
                 self.slots.append((gate, gate.check_out(wait, budget=budget)))
         except BaseException:
-            self.give_back()
+            self.release_slots()
             raise

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from guardrails._guard.auto_compartments import DEFAULT
-from guardrails._guard.guard import COMPARTMENTS, Guard, workload
+from guardrails._guard.guard import COMPARTMENTS, Guard, compartment_for
 from guardrails._runtime.scope import RequestScope, ambient
-from guardrails._runtime.timeouts import UNSAID, asked, seconds_left
+from guardrails._runtime.timeouts import NOT_GIVEN, given_timeout, outer_seconds_left
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
 
@@ -97,7 +97,7 @@ def _of_request(guard: Guard, request: RequestScope | None) -> Guard:
     name = DEFAULT if request is None else request.name or request.find_name() or DEFAULT
     auto_compartments = guard.call_settings.auto_compartments
     known: Guard | None = None if auto_compartments is None else auto_compartments.formed.get(name)
-    return known or workload(guard, name)
+    return known or compartment_for(guard, name)
 
 
 def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | None, bool]:
@@ -115,9 +115,9 @@ def time_allowed(guard: Guard, timeout: float | None = None) -> tuple[float | No
         return own, True
     gate = guard.call_settings.root
     if timeout is None and (scope.guard is not None or scope.outer is not None):
-        given = asked(scope, gate)
-        own = own if given == UNSAID else given
-    left = None if scope.at is None else seconds_left(scope, gate)
+        given = given_timeout(scope, gate)
+        own = own if given == NOT_GIVEN else given
+    left = None if scope.at is None else outer_seconds_left(scope, gate)
     if left is None or (own is not None and own <= left):
         return own, True
     return left, False

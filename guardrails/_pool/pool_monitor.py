@@ -157,7 +157,7 @@ class PoolMonitor:
 
     def _report(self, leak: dict[str, Any]) -> None:
         gate = self._gate
-        gate.tell(LeakFound, at=gate.clock(), seq=gate.next_number(), **leak)
+        gate.notify(LeakFound, at=gate.clock(), seq=gate.next_number(), **leak)
         now, place = time.monotonic(), leak["where"]
         if now - self._last_warning.get(place, -math.inf) < _WARNING_INTERVAL:
             return
@@ -175,7 +175,7 @@ class PoolMonitor:
     def unpause(self) -> None:
         """See ForkAware."""
 
-    def start_afresh(self) -> None:
+    def reset_in_child(self) -> None:
         """Forgets all checkouts in a child process: they are the parent's, and no check is planned."""
         self.watching = False
         self._dropped.clear()

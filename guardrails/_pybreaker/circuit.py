@@ -197,9 +197,9 @@ class Circuit(LockOwner):
 
     # --- fork ----------------------------------------------------------------------------------
 
-    def start_afresh(self) -> None:
+    def reset_in_child(self) -> None:
         """See ForkAware."""
-        super().start_afresh()
+        super().reset_in_child()
         self._leases.clear()
 
     # --- called with the lock held -------------------------------------------------------------

@@ -13,7 +13,7 @@ import pybreaker
 from guardrails._core.outcome import Outcome
 from guardrails._pybreaker.circuit import Circuit, Ticket, Transition
 from guardrails._pybreaker.listeners import PybreakerListeners
-from guardrails._runtime.classify import classify
+from guardrails._runtime.outcomes import classify
 from guardrails._runtime.scope import note_guard_error
 from guardrails.errors import CircuitOpenError
 

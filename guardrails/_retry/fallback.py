@@ -10,8 +10,8 @@ from types import CoroutineType
 from typing import Any
 
 from guardrails._core.outcome import Outcome
-from guardrails._retry.classify import is_commit_unknown, is_final, leaves
-from guardrails._runtime.classify import classify
+from guardrails._retry.retryable import is_commit_unknown, is_final, leaves
+from guardrails._runtime.outcomes import classify
 from guardrails._util.callables import is_async, label
 from guardrails.errors import ConfigurationError, GuardrailsError
 

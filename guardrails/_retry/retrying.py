@@ -11,8 +11,8 @@ import tenacity
 from tenacity import RetryCallState
 
 from guardrails._retry.budget import RetryBudget
-from guardrails._retry.classify import is_final
 from guardrails._retry.loop import Retrying
+from guardrails._retry.retryable import is_final
 from guardrails._retry.rules import DepositHook
 from guardrails._util.checks import Faults, refuse_unknown
 

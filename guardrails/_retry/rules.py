@@ -11,7 +11,7 @@ import tenacity
 from tenacity import AsyncRetrying, BaseRetrying, RetryCallState
 
 from guardrails._retry.budget import RetryBudget
-from guardrails._retry.classify import exceeds_deadline, may_retry, pause_before_retry
+from guardrails._retry.retryable import exceeds_deadline, may_retry, pause_before_retry
 
 __all__ = ["AsyncRules", "DepositHook", "Rules", "SharedRetrying"]
 

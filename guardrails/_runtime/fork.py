@@ -31,7 +31,7 @@ class ForkAware(Protocol):
     def unpause(self) -> None:
         """After the fork: releases the lock."""
 
-    def start_afresh(self) -> None:
+    def reset_in_child(self) -> None:
         """In the child: makes a new lock and drops every call, as their threads do not exist there."""
 
 
@@ -115,7 +115,7 @@ class LockOwner:
         """See ForkAware."""
         self.lock.release()
 
-    def start_afresh(self) -> None:
+    def reset_in_child(self) -> None:
         """See ForkAware."""
         self.lock = threading.RLock()
 
@@ -147,7 +147,7 @@ def _in_parent() -> None:
 def _in_child() -> None:
     _in_parent()
     for each in fork_aware():
-        each.start_afresh()
+        each.reset_in_child()
     for callback in _child_callbacks:
         callback()
     _mark[0] = 1

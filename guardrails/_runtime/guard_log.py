@@ -140,7 +140,7 @@ def why_open(core: Gate, change: Transition, holders: str | None) -> str:
     """
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, _ = breaker.evidence(change.at)
-    starts = breaker.under_way()
+    starts = breaker.start_times()
     age = max(0.0, change.at - min(starts)) if starts else 0.0
     threshold = f"{breaker.slow_after:g} s"
     words = {
@@ -153,7 +153,9 @@ def why_open(core: Gate, change: Transition, holders: str | None) -> str:
         "manual": "by hand",
     }
     # With compartments, a circuit may open long before the rate is reached.
-    if change.cause in {"failure_rate", "slow_call_rate"} and not breaker.reached(failures, slow, calls):
+    if change.cause in {"failure_rate", "slow_call_rate"} and not breaker.reaches_a_rate(
+        failures, slow, calls
+    ):
         words[change.cause] += ", and none has come back well since"
     parts = [words.get(change.cause, change.cause)]
     if change.cause != "manual" and (holders or age > breaker.slow_after / 2):

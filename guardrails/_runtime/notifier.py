@@ -24,10 +24,10 @@ class Notifier:
         core: The state of the guard's gate.
         listeners: The listeners.
         report: The log of refused and stopped calls. A compartment shares that of its guard.
-        tells_of_calls: True if a listener wants `CallFinished`.
+        reports_calls: True if a listener wants `CallFinished`.
     """
 
-    __slots__ = ("_seq", "_wanted", "core", "listeners", "lock", "name", "report", "tells_of_calls")
+    __slots__ = ("_seq", "_wanted", "core", "listeners", "lock", "name", "report", "reports_calls")
 
     core: Gate
 
@@ -36,7 +36,7 @@ class Notifier:
         self.lock = threading.RLock()
         self.listeners = tuple(listeners)
         self._wanted: dict[type[Event], tuple[Listener, ...]] = {}
-        self.tells_of_calls = bool(self.wanted(CallFinished))
+        self.reports_calls = bool(self.wanted(CallFinished))
         self._seq = 0
         self.report = GuardLog(name)
 
@@ -53,7 +53,7 @@ class Notifier:
             self._seq += 1
             return self._seq
 
-    def tell(self, kind: type[Event], **fields: Any) -> None:
+    def notify(self, kind: type[Event], **fields: Any) -> None:
         """Builds an event and calls the listeners that want it. An exception of a listener is logged."""
         event = kind(guard=self.name, **fields)
         for listener in self.wanted(kind):
@@ -73,7 +73,7 @@ class Notifier:
         with self.lock:
             return why_open(self.core, change, holders)
 
-    def tell_change(self, number: int, change: Transition) -> None:
+    def report_transition(self, number: int, change: Transition) -> None:
         """Reports a transition, or the crossing of a threshold in ``metrics_only``."""
         if change.old == change.new:
             log.warning("circuit %r would have opened (%s): %s", self.name, change.cause, self._why(change))
@@ -86,7 +86,7 @@ class Notifier:
             recovered = change.new == "closed" and change.cause != "manual"
             level = logging.WARNING if recovered or change.new == "forced_open" else logging.INFO
             log.log(level, "circuit %r: %s -> %s (%s)", self.name, change.old, change.new, change.cause)
-        self.tell(
+        self.notify(
             StateChanged,
             at=change.at,
             seq=number,

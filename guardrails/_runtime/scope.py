@@ -164,7 +164,7 @@ class RequestScope(Scope):
         self.reserved: dict[Any, tuple[Any, int]] = {}
         self.request = self
 
-    def book_of(self, core: Any) -> dict[Any, tuple[Any, int]] | None:
+    def reservations_at(self, core: Any) -> dict[Any, tuple[Any, int]] | None:
         """The book with the slot that the request, or an enclosing middleware, has at a gate; or None."""
         request: RequestScope | None = self
         while request is not None:

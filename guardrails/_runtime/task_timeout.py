@@ -66,10 +66,10 @@ class TaskTimeout(Scope, Timer):
             if at < timers.planned:
                 timers.plan(loop, at)
         except BaseException:
-            self.unarmed()
+            self.on_arm_failed()
             raise
 
-    def unarmed(self) -> None:
+    def on_arm_failed(self) -> None:
         """Told when the timer could not be set."""
 
     def fire(self) -> None:

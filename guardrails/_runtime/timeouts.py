@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from guardrails._runtime.scope import Scope
 
-__all__ = ["UNSAID", "asked", "bound", "budget_of", "seconds_left", "set_deadline"]
+__all__ = ["NOT_GIVEN", "budget_of", "given_timeout", "outer_bound", "outer_seconds_left", "set_deadline"]
 
-UNSAID: Final = -1.0
+NOT_GIVEN: Final = -1.0
 """No timeout was given: the guard's default holds."""
 
 
-def asked(scope: Scope | None, gate: object) -> float | None:
+def given_timeout(scope: Scope | None, gate: object) -> float | None:
     """The timeout that was given nearest to the code in a scope, of one guard and its compartments.
 
     Args:
@@ -26,7 +26,7 @@ def asked(scope: Scope | None, gate: object) -> float | None:
 
     Returns:
         Seconds that are left of a call's own timeout, or the seconds that a compartment gives each piece of
-        work (None: all the time in the world); `UNSAID` if there is only the guard's default.
+        work (None: all the time in the world); `NOT_GIVEN` if there is only the guard's default.
     """
     while scope is not None:
         if scope.guard is not None and not scope.closed:
@@ -40,10 +40,10 @@ def asked(scope: Scope | None, gate: object) -> float | None:
                     given: float | None = call_settings.owner.timeout
                     return given
         scope = scope.outer
-    return UNSAID
+    return NOT_GIVEN
 
 
-def bound(scope: Scope | None, gate: object) -> tuple[float, Callable[[], float], Any] | None:
+def outer_bound(scope: Scope | None, gate: object) -> tuple[float, Callable[[], float], Any] | None:
     """The soonest deadline around code in a scope that is not a timeout of one guard's own.
 
     A plain guard's call ends at its deadline whatever runs inside it, so it bounds that code, too. The calls
@@ -72,9 +72,9 @@ def bound(scope: Scope | None, gate: object) -> tuple[float, Callable[[], float]
     return found
 
 
-def seconds_left(scope: Scope | None, gate: object) -> float | None:
+def outer_seconds_left(scope: Scope | None, gate: object) -> float | None:
     """Seconds until that deadline, negative when it has passed; None without one."""
-    found = bound(scope, gate)
+    found = outer_bound(scope, gate)
     if found is None:
         return None
     at, clock, _ = found
@@ -84,7 +84,7 @@ def seconds_left(scope: Scope | None, gate: object) -> float | None:
 def budget_of(call: Any) -> float | None:
     """Seconds that a call has before it begins, by what is around it."""
     if _replaces(call):
-        return seconds_left(call.outer, call.call_settings.root)
+        return outer_seconds_left(call.outer, call.call_settings.root)
     left: float | None = call.outer.remaining()
     return left
 
@@ -94,13 +94,13 @@ def set_deadline(call: Any, now: float) -> None:
     outer, gate = call.outer, call.call_settings.root
     is_default = call.timeout is call.call_settings.timeout and not call.call_settings.has_own_timeout
     if outer is not None and call.timeout is not None and is_default:
-        given = asked(outer, gate)
-        call.timeout = call.timeout if given == UNSAID else given
+        given = given_timeout(outer, gate)
+        call.timeout = call.timeout if given == NOT_GIVEN else given
     if call.timeout is not None:
         call.at = now + call.timeout
     if not _replaces(call):
         call.bound_by(outer)
-    elif (outside := bound(outer, gate)) is not None:
+    elif (outside := outer_bound(outer, gate)) is not None:
         call.bound_at(*outside)
 
 

@@ -169,7 +169,7 @@ class GuardrailsMiddleware:
 
     def _finish(self, request: ASGIRequest, ranked: Scope | None, *, inside: bool) -> None:
         """Returns the slots that a request has not used, and learns from it if it reached the application."""
-        request.give_back()
+        request.release_slots()
         if ranked is not None:
             close(ranked)
         if self._selective:

@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError("Starlette is missing: pip install 'guardrails-db[starlette]'") from error
 
-from guardrails._guard.guard import Guard, with_parts
+from guardrails._guard.guard import Guard, with_compartments
 from guardrails._http.dashboard import HEADERS as DASHBOARD_HEADERS
 from guardrails._http.dashboard import PAGE
 from guardrails._http.settings import StatusSettings
@@ -170,7 +170,7 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 def _named(guards: Iterable[Guard], name: str) -> Iterator[Guard]:
     # Looked up for each request: compartments may be made after this application.
-    return (guard for guard in with_parts(guards) if guard.name == name)
+    return (guard for guard in with_compartments(guards) if guard.name == name)
 
 
 def _fault(status: int, why: str) -> Response:

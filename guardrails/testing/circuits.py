@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from guardrails._guard.guard import Guard, turn
+from guardrails._guard.guard import Guard, set_state
 
 __all__ = ["open_circuit"]
 
@@ -44,5 +44,5 @@ def open_circuit(guard: Guard) -> _Opened:
     """
     if not isinstance(guard, Guard):
         raise TypeError(f"open_circuit() takes a Guard, got {type(guard).__name__}")
-    turn(guard, "open")
+    set_state(guard, "open")
     return _Opened(guard)

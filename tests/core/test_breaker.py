@@ -47,7 +47,7 @@ def half_open(**options):
 
 
 def moves(breaker):
-    return [(change.old, change.new, change.cause) for change in breaker.changes]
+    return [(change.old, change.new, change.cause) for change in breaker.transitions]
 
 
 # --- rates ---------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_a_failure_adds_no_mark_to_a_call_that_has_left_the_window():
 def test_all_slots_overdue_is_a_stall():
     """Old successes do not keep the rate low when every slot is overdue."""
     breaker = make(minimum_number_of_calls=5, sliding_window_type="time", sliding_window_size=60)
-    breaker.slots = 2
+    breaker.stall_slots = 2
     for _ in range(20):
         call(breaker, S)
     breaker.begin(0)
@@ -235,7 +235,7 @@ def test_all_slots_overdue_is_a_stall():
 def test_a_small_pool_stalls_below_the_minimum(slots, state):
     """Three overdue calls suffice if they hold all slots and a round has no more probes."""
     breaker = make(minimum_number_of_calls=10, permitted_calls_in_half_open_state=3)
-    breaker.slots = slots
+    breaker.stall_slots = slots
     for _ in range(min(slots, 3)):
         breaker.begin(0)
     breaker.tick(2)
@@ -296,14 +296,14 @@ def test_a_late_result_changes_nothing(begins_in, ends_in, outcome, lasting):
     else:
         to(breaker, ends_in, 5)
     before = (breaker.state, breaker.window.calls, breaker.round.calls, dict(breaker.leases), breaker.streak)
-    breaker.changes.clear()
+    breaker.transitions.clear()
     ended = breaker.end(ticket, outcome, 10 + lasting)
     assert ended.duration == 5 + lasting
     assert before == (
         *(breaker.state, breaker.window.calls, breaker.round.calls),
         *(dict(breaker.leases), breaker.streak),
     )
-    assert (breaker.late, breaker.changes) == (1, [])
+    assert (breaker.late, breaker.transitions) == (1, [])
 
 
 def test_a_ticket_ends_once():
@@ -322,7 +322,7 @@ def test_reset_makes_calls_under_way_late():
     ticket = breaker.begin(0)
     breaker.reset(0)
     breaker.end(ticket, F, 0)
-    assert (breaker.late, breaker.window.calls, breaker.changes) == (1, 0, [])
+    assert (breaker.late, breaker.window.calls, breaker.transitions) == (1, 0, [])
 
 
 # --- half-open -----------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def test_a_lease_that_runs_out_is_a_slow_result():
         )
         ticket = breaker.lease(5)
         if begun:
-            assert breaker.begin_unleased(5, ticket) == ticket
+            assert breaker.begin_admitted(5, ticket) == ticket
         breaker.tick(math.nextafter(15, 0))
         assert breaker.state == "half_open"
         breaker.tick(15)
@@ -408,7 +408,7 @@ def test_work_on_a_connection_checked_out_before_half_open_is_no_probe():
     """It is neither refused nor evidence."""
     breaker = half_open(permitted_calls_in_half_open_state=1)
     for outcome, lasting in ((F, 0), (S, 0), (F, 5)):
-        ticket = breaker.begin_unleased(5, 0)
+        ticket = breaker.begin_admitted(5, 0)
         breaker.end(ticket, outcome, 5 + lasting)
         assert (breaker.state, breaker.round.calls) == ("half_open", 0)
 
@@ -417,11 +417,11 @@ def test_only_the_first_statement_on_a_probes_connection_is_the_probe():
     """The second is work like any other."""
     breaker = half_open(permitted_calls_in_half_open_state=2)
     lease = breaker.lease(5)
-    assert breaker.begin_unleased(5, lease) == lease
-    assert breaker.begin_unleased(5, lease) != lease
+    assert breaker.begin_admitted(5, lease) == lease
+    assert breaker.begin_admitted(5, lease) != lease
     breaker.end(lease, S, 5)
     assert breaker.round.calls == 1
-    assert breaker.begin_unleased(5, lease) != lease
+    assert breaker.begin_admitted(5, lease) != lease
 
 
 def test_a_waiting_probes_clock_starts_when_it_resumes():
@@ -488,7 +488,7 @@ def test_jitter_spreads_the_wait(random, wait):
     breaker = make(jitter=lambda: random, open_jitter=0.1)
     call(breaker, F)
     assert breaker.retry_after(0) == pytest.approx(wait)
-    assert breaker.changes[0].retry_after == pytest.approx(wait)
+    assert breaker.transitions[0].retry_after == pytest.approx(wait)
 
 
 @pytest.mark.parametrize(("state", "hint"), [("closed", None), ("forced_open", None), ("disabled", None)])
@@ -540,15 +540,15 @@ def test_metrics_only_starts_with_nothing_remembered():
     call(breaker, F)
     call(breaker, F)
     breaker.hold("metrics_only", 0)
-    breaker.changes.clear()
+    breaker.transitions.clear()
     call(breaker, F)
-    assert breaker.changes == []
+    assert breaker.transitions == []
     for _ in range(3):
         call(breaker, F)
     assert moves(breaker) == [("metrics_only", "metrics_only", "consecutive_failures")]
     breaker.hold("disabled", 0)
     breaker.hold("metrics_only", 0)
-    breaker.changes.clear()
+    breaker.transitions.clear()
     for _ in range(5):
         call(breaker, F)
     assert moves(breaker) == [("metrics_only", "metrics_only", "consecutive_failures")]
@@ -558,10 +558,10 @@ def test_metrics_only_reports_each_crossing_of_the_threshold():
     """A second one after the failures have left the window, even if the circuit was not read meanwhile."""
     breaker = make(sliding_window_type="time", sliding_window_size=10)
     breaker.hold("metrics_only", 0)
-    breaker.changes.clear()
+    breaker.transitions.clear()
     for now in (0, 1, 100, 101):
         call(breaker, F, now=now)
-    assert [change.at for change in breaker.changes] == [0, 100]
+    assert [change.at for change in breaker.transitions] == [0, 100]
 
 
 def test_there_is_no_verdict_without_new_evidence():
@@ -607,12 +607,12 @@ def test_an_idle_window_is_shown_empty():
 def test_the_oldest_call_under_way_is_known():
     """Overdue or not, of any generation."""
     breaker = make(minimum_number_of_calls=10)
-    assert breaker.under_way() == []
+    assert breaker.start_times() == []
     breaker.begin(1)
     breaker.begin(1.5)
-    assert min(breaker.under_way()) == 1
+    assert min(breaker.start_times()) == 1
     breaker.tick(2.2)
-    assert min(breaker.under_way()) == 1
+    assert min(breaker.start_times()) == 1
 
 
 def test_under_way_holds_only_the_oldest_call_that_is_not_overdue():
@@ -620,7 +620,7 @@ def test_under_way_holds_only_the_oldest_call_that_is_not_overdue():
     breaker = make()
     for now in (3, 4, 5):
         breaker.begin(now)
-    assert breaker.under_way() == [3]
+    assert breaker.start_times() == [3]
 
 
 def test_a_call_that_starts_again_is_the_youngest():
@@ -655,7 +655,7 @@ def test_each_lost_probe_is_one_slow_result():
 def test_a_call_of_an_earlier_generation_is_no_part_of_a_stall():
     """Nor is the last call admitted before the transition."""
     breaker = make(failure_rate_threshold=1, slow_call_rate_threshold=1)
-    breaker.slots = 1
+    breaker.stall_slots = 1
     breaker.begin(0)
     breaker.reset(0)
     call(breaker, S, 0.5)
@@ -669,14 +669,14 @@ def test_a_manual_transition_has_its_time():
     for now, hand in enumerate((breaker.open, breaker.half_open, breaker.reset)):
         hand(now)
     breaker.hold("disabled", 3)
-    assert [change.at for change in breaker.changes] == [0, 1, 2, 3]
+    assert [change.at for change in breaker.transitions] == [0, 1, 2, 3]
 
 
 def test_a_transition_by_evidence_has_the_time_of_the_result():
     """The end of the call and not its start."""
     breaker = make()
     call(breaker, F, 1, lasting=0.5)
-    assert [change.at for change in breaker.changes] == [1.5]
+    assert [change.at for change in breaker.transitions] == [1.5]
 
 
 def test_a_probe_that_passes_ends_the_streak():
@@ -716,7 +716,7 @@ def test_a_probe_whose_lease_ran_out_is_slow_once_and_as_old_as_its_call():
     begun, unused = breaker.begin(5), breaker.lease(6)
     breaker.tick(9)
     assert (breaker.slow, breaker.in_flight) == (2, {})
-    assert breaker.under_way() == [5, 9]
+    assert breaker.start_times() == [5, 9]
     assert breaker.end(begun, S, 10) == (5, True)
     assert breaker.end(unused, S, 10) == (1, True)
 
@@ -731,7 +731,7 @@ def test_overdue_calls_change_nothing_in_forced_open():
     """They were in flight before; no verdict follows."""
     breaker = make()
     call(breaker, F)
-    breaker.begin_unleased(0, 0)
+    breaker.begin_admitted(0, 0)
     breaker.tick(3)
     assert moves(breaker) == [("closed", "open", "failure_rate")]
 
@@ -741,7 +741,7 @@ def test_a_passed_round_has_the_time_of_its_last_result():
     breaker = half_open()
     for now in (6, 7):
         call(breaker, S, now)
-    assert (breaker.state, breaker.changes[-1].at) == ("closed", 7)
+    assert (breaker.state, breaker.transitions[-1].at) == ("closed", 7)
 
 
 def test_a_state_held_by_hand_starts_a_new_streak():
@@ -767,9 +767,9 @@ def test_quiet_until_is_when_the_oldest_call_becomes_overdue():
     breaker = make(slow_call_duration_threshold=1)
     breaker.begin(0)
     breaker.tick(0.5)
-    assert breaker.quiet_until == 1
+    assert breaker.next_overdue_at == 1
     breaker.tick(3)
-    assert breaker.quiet_until == 4
+    assert breaker.next_overdue_at == 4
 
 
 def test_a_call_that_becomes_overdue_is_judged_though_others_are_in_time():
@@ -795,7 +795,7 @@ def test_half_open_begins_at_the_first_call_after_the_wait():
     breaker = make()
     call(breaker, F)
     breaker.allow_call(7)
-    assert breaker.changes[-1][:3] == (7, "open", "half_open")
+    assert breaker.transitions[-1][:3] == (7, "open", "half_open")
 
 
 def test_no_calls_reach_no_rate():

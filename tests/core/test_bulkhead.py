@@ -66,8 +66,8 @@ def test_a_waiter_that_withdraws_leaves_no_gap():
     assert bulkhead.withdraw(first)
     assert bulkhead.leave() is second
     assert not bulkhead.withdraw(second)
-    (sent,) = bulkhead.send_away()
-    assert sent.verdict == "sent_away"
+    (sent,) = bulkhead.dismiss()
+    assert sent.verdict == "dismissed"
     assert not bulkhead.withdraw(sent)
     assert bulkhead.taken == 1
 
@@ -104,19 +104,19 @@ def test_a_standing_queue_waits_less(asked_at, patience):
     """A queue that has stood for CODEL_INTERVAL is overload: new callers wait at most CODEL_TARGET."""
     bulkhead = full(1, 5)
     queue(bulkhead, 1, now=0)
-    assert bulkhead.patience(1.0, asked_at) == patience
-    assert bulkhead.patience(0.001, asked_at) == 0.001
+    assert bulkhead.wait_limit(1.0, asked_at) == patience
+    assert bulkhead.wait_limit(0.001, asked_at) == 0.001
 
 
 def test_an_empty_queue_restores_the_full_wait():
     """However the last waiter has left."""
-    for empty in (Bulkhead.leave, Bulkhead.send_away, lambda b: b.withdraw(next(iter(b.queue)))):
+    for empty in (Bulkhead.leave, Bulkhead.dismiss, lambda b: b.withdraw(next(iter(b.queue)))):
         bulkhead = full(1, 5)
         queue(bulkhead, 1, now=0)
         empty(bulkhead)
-        assert bulkhead.patience(1.0, 99) == 1.0
+        assert bulkhead.wait_limit(1.0, 99) == 1.0
         queue(bulkhead, 1, now=99)
-        assert bulkhead.patience(1.0, 99) == 1.0
+        assert bulkhead.wait_limit(1.0, 99) == 1.0
 
 
 def test_a_standing_queue_admits_twice_the_callers_that_it_serves_in_time():
@@ -127,10 +127,10 @@ def test_a_standing_queue_admits_twice_the_callers_that_it_serves_in_time():
         bulkhead.leave()
         queue(bulkhead, 1, now=began + CODEL_INTERVAL / 2)
     assert bulkhead.served == 10
-    assert bulkhead.room(began + CODEL_INTERVAL - 0.001) == 10
+    assert bulkhead.max_queue_length(began + CODEL_INTERVAL - 0.001) == 10
     hopeful = 10 * CODEL_TARGET / 0.5
-    assert bulkhead.room(began + 0.5) == pytest.approx(1 + 2 * hopeful)
-    assert bulkhead.room(began + 5) == pytest.approx(1 + 2 * hopeful / 10)
+    assert bulkhead.max_queue_length(began + 0.5) == pytest.approx(1 + 2 * hopeful)
+    assert bulkhead.max_queue_length(began + 5) == pytest.approx(1 + 2 * hopeful / 10)
     assert not bulkhead.try_queue(Waiter(), began + 0.5)
 
 
@@ -141,8 +141,8 @@ def test_a_fast_standing_queue_may_be_as_long_as_max_waiting():
     for _ in range(1000):
         bulkhead.leave()
         queue(bulkhead, 1, now=CODEL_INTERVAL / 2)
-    assert bulkhead.room(CODEL_INTERVAL) == 3
-    assert full(5, 0).room(CODEL_INTERVAL) == 0
+    assert bulkhead.max_queue_length(CODEL_INTERVAL) == 3
+    assert full(5, 0).max_queue_length(CODEL_INTERVAL) == 0
 
 
 def test_when_nothing_moves_only_the_first_waits():
@@ -151,7 +151,7 @@ def test_when_nothing_moves_only_the_first_waits():
     queue(bulkhead, 1, now=0)
     assert not bulkhead.try_queue(Waiter(), CODEL_INTERVAL)
     bulkhead.withdraw(next(iter(bulkhead.queue)))
-    assert bulkhead.room(99) == 5
+    assert bulkhead.max_queue_length(99) == 5
     queue(bulkhead, 5, now=99)
 
 

@@ -70,7 +70,7 @@ def test_a_granted_waiter_asks_the_circuit_again(gate):
     gate.enter(0, waiter)
     gate.leave(0, tickets[0], S)
     assert drain(gate) == [waiter]
-    gate.turn(0, "forced_open")
+    gate.set_state(0, "forced_open")
     assert gate.woken(0, waiter) == Refusal("circuit_open", None)
     gate.leave(0, tickets[1], S)
     assert gate.bulkhead.taken == 0
@@ -105,7 +105,7 @@ def test_who_leaves_after_the_grant_passes_the_slot_on(gate):
 def test_nobody_waits_in_half_open(gate):
     """A probe that finds no slot is no probe, and nobody is parked for one."""
     hanging = [gate.enter(0, None) for _ in range(2)]
-    gate.turn(0, "half_open")
+    gate.set_state(0, "half_open")
     assert gate.enter(0, Waiter()) == Refusal("bulkhead_full", None)
     for ticket in hanging:
         gate.leave(0, ticket, S)
@@ -214,7 +214,7 @@ def test_a_reserved_probe_that_is_not_used_gives_its_place_in_the_round_back(gat
 def test_a_slot_reserved_while_closed_becomes_a_probe_in_half_open(gate):
     """Its work is admitted to the round like anybody's, or refused like anybody's."""
     first, second = reserved(gate), reserved(gate)
-    gate.turn(0, "half_open")
+    gate.set_state(0, "half_open")
     assert isinstance(gate.take_over(0, first, checkout=True), int)
     assert gate.take_over(0, second, checkout=True).reason == "circuit_open"
     assert (len(gate.breaker.leases), gate.bulkhead.taken) == (1, 1)
@@ -257,22 +257,22 @@ def test_stalls_follow_the_number_of_slots(gate):
     """Watching for them is switched on and off, and a resize moves the mark."""
     gate.watch_for_stalls(0, on=True)
     gate.resize(0, 7)
-    assert gate.breaker.slots == 7
+    assert gate.breaker.stall_slots == 7
     gate.watch_for_stalls(0, on=False)
     gate.resize(0, 3)
-    assert gate.breaker.slots is None
+    assert gate.breaker.stall_slots is None
 
 
 def test_a_child_of_a_fork_starts_empty(gate):
     """Nobody is inside, nobody waits; what the parent's calls would have settled changes nothing."""
     ticket, book = gate.enter(0, None), reserved(gate)
     gate.enter(0, Waiter())
-    gate.forget_everyone()
+    gate.drop_calls_and_waiters()
     assert gate.take_over(0, book, checkout=True) is None
     assert gate.leave(0, ticket, F) is None
     gate.check_in(0, book[gate][1])
     assert (gate.bulkhead.taken, len(gate.bulkhead.queue), gate.breaker.state) == (0, 0, "closed")
-    assert gate.calm
+    assert gate.admits_all
 
 
 def test_a_granted_slot_is_claimed_once(gate):
@@ -412,7 +412,7 @@ def test_a_probes_connection_returned_in_the_middle_of_its_statement(gate):
 def test_a_statement_on_an_adopted_connection_is_no_probe(gate):
     """It was there before the guard; the round's lease belongs to whom it was given."""
     gate.adopt(0, 1)
-    gate.turn(0, "half_open")
+    gate.set_state(0, "half_open")
     slot = gate.check_out(0, None)
     _, lease = gate.checkouts[slot]
     assert gate.begin(0, 0) != lease
@@ -423,8 +423,8 @@ def test_a_forked_child_has_no_standing_queue(gate):
     """Its first waiter is patient, whoever waited in the parent."""
     for _ in range(3):
         gate.enter(0, Waiter())
-    gate.forget_everyone()
-    assert gate.bulkhead.patience(1.0, 99) == 1.0
+    gate.drop_calls_and_waiters()
+    assert gate.bulkhead.wait_limit(1.0, 99) == 1.0
 
 
 # --- the fast paths, move by move ----------------------------------------------------------------
@@ -506,7 +506,7 @@ def test_a_circuit_that_may_refuse_is_asked_first(calm, transition):
     QuickWays(calm).check_out(0.1)
     for _ in range(2):
         calm.enter(0.1, Waiter())
-    calm.turn(0.2, transition)
+    calm.set_state(0.2, transition)
     assert QuickWays(calm).check_out(0.3) == 0
 
 
@@ -519,7 +519,7 @@ def test_an_open_circuit_refuses_at_first_sight_the_quick_way(gate):
     assert (waits, gate.last, gate.rejected) == ([4.75, 4.5, 4.5], 0.5, {"circuit_open": 3})
     assert quick.preview(5) is None
     for hand in ("half_open", "forced_open", "reset"):
-        gate.turn(0.6, hand)
+        gate.set_state(0.6, hand)
         assert quick.preview(0.7) is None
     assert gate.rejected == {"circuit_open": 3}
 
@@ -541,13 +541,13 @@ def test_the_quick_ways_settle_nothing_twice_and_nothing_unknown(calm):
     assert QuickWays(calm).checks_in(0.1, slot)
     assert not QuickWays(calm).checks_in(0.1, slot)
     assert not QuickWays(calm).checks_in(0.1, slot + 1)
-    assert (calm.bulkhead.taken, calm.breaker.unwritten) == (1, 1)
+    assert (calm.bulkhead.taken, calm.breaker.pending_successes) == (1, 1)
 
 
 def test_a_late_success_goes_the_long_way(calm):
     """Also that of the last call before the transition: it decides nothing, and is counted as late."""
     ticket = QuickWays(calm).begins(0.1)
-    calm.turn(0.2, "reset")
+    calm.set_state(0.2, "reset")
     assert ticket == calm.breaker.generation
     assert not QuickWays(calm).ends(0.3, ticket)
     calm.end(0.3, ticket, S)
@@ -560,7 +560,7 @@ def test_a_probes_connection_goes_back_the_long_way(gate):
     slot = gate.check_out(5, None)
     gate.end(5, gate.begin(5, slot), S)
     gate.refresh(5)
-    assert gate.calm
+    assert gate.admits_all
     assert not QuickWays(gate).checks_in(5, slot)
     gate.check_in(5, slot)
     assert gate.bulkhead.taken == 0
@@ -570,7 +570,7 @@ def test_a_hand_on_the_circuit_has_its_moment(gate):
     """Each transition is told with the time it was made."""
     hands = ["forced_open", "half_open", "open", "half_open", "reset", "disabled"]
     for now, hand in enumerate(hands):
-        gate.turn(now, hand)
+        gate.set_state(now, hand)
     assert [change.at for change in gate.outbox] == [0, 1, 2, 3, 4, 5]
     assert [change.new for change in gate.outbox] == [*hands[:4], "closed", "disabled"]
 
@@ -581,8 +581,8 @@ def test_a_circuit_that_is_forced_open_sends_the_queue_away(gate):
         gate.enter(0, None)
     waiter = Waiter()
     gate.enter(0, waiter)
-    gate.turn(0, "forced_open")
-    assert waiter.verdict == "sent_away"
+    gate.set_state(0, "forced_open")
+    assert waiter.verdict == "dismissed"
 
 
 def test_a_queue_stands_from_the_moment_its_first_waiter_came(gate):
@@ -590,7 +590,7 @@ def test_a_queue_stands_from_the_moment_its_first_waiter_came(gate):
     for _ in range(2):
         gate.enter(0, None)
     gate.enter(0.5, Waiter())
-    assert gate.bulkhead.standing_since == 0.5
+    assert gate.bulkhead.queued_since == 0.5
 
 
 def test_a_slot_that_was_waited_for_is_counted_as_given_out_once(gate):
@@ -610,7 +610,7 @@ def test_an_open_circuit_refuses_the_quick_way_until_a_probe_is_due(gate):
     trip(gate)
     gate.refresh(0)
     assert gate.fast_refuse_until > 0
-    gate.turn(1, "disabled")
+    gate.set_state(1, "disabled")
     gate.refresh(1)
     assert QuickWays(gate).ends(1, QuickWays(gate).begins(1))
 
@@ -625,7 +625,7 @@ def test_a_hand_to_half_open_keeps_the_failures_in_a_row():
     )
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(2, 2))
     gate.leave(0, gate.enter(0, None), F)
-    gate.turn(0, "half_open")
+    gate.set_state(0, "half_open")
     gate.leave(0, gate.enter(0, None), F)
     assert gate.breaker.state == "open"
 

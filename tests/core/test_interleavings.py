@@ -101,7 +101,7 @@ def resizer(world):
 def switcher(world):
     """A hand on the circuit: opens it, and time makes it half-open."""
     yield "opens"
-    world.gate.turn(world.now, "open")
+    world.gate.set_state(world.now, "open")
     yield "lets the open period pass"
     world.now += 1
 
@@ -110,7 +110,7 @@ def resetter(world):
     """A hand that starts a round of probes and takes it back."""
     for transition in ("half_open", "reset"):
         yield transition
-        world.gate.turn(world.now, transition)
+        world.gate.set_state(world.now, transition)
 
 
 def calling(world, ticket, outcome):
@@ -166,8 +166,8 @@ def test_the_orders_are_many():
 class ForgetsToWake(Gate):
     """Grants the slot, and tells nobody."""
 
-    def _pass_on(self, *_rank):
-        self.leaving = None
+    def _release_slot(self, *_rank):
+        self.releasing = None
         self.bulkhead.leave()
 
 
@@ -177,7 +177,7 @@ class GivesBackTwice(Gate):
     def leave(self, now, ticket, outcome):
         ended = super().leave(now, ticket, outcome)
         if ended is None:
-            self._pass_on()
+            self._release_slot()
         return ended
 
 
@@ -220,9 +220,9 @@ class LetsEverybodyProbe(Breaker):
 class WaitsInTheOpen(Gate):
     """Leaves the queue standing when the circuit opens."""
 
-    def _follow_circuit(self):
-        self.outbox.extend(self.breaker.changes)
-        self.breaker.changes.clear()
+    def _collect_transitions(self):
+        self.outbox.extend(self.breaker.transitions)
+        self.breaker.transitions.clear()
 
 
 @pytest.mark.parametrize(

@@ -114,11 +114,11 @@ class GateEqualsModel(RuleBasedStateMachine):
         self.model.resize(limit)
 
     @rule(transition=st.sampled_from([None] * 20 + list(TURNS)))
-    def turn(self, transition):
+    def set_state(self, transition):
         if transition is None:
             return  # a hand on the circuit is rare, and would leave little else to see
-        self.gate.turn(self.now, transition)
-        self.model.turn(transition)
+        self.gate.set_state(self.now, transition)
+        self.model.set_state(transition)
 
     @rule()
     def refresh(self):
@@ -138,7 +138,7 @@ class GateEqualsModel(RuleBasedStateMachine):
         assert breaker.evidence(self.now)[:3] == model.evidence()
         assert (bulkhead.taken, list(bulkhead.queue)) == (model.taken, model.queue)
         assert [waiter.verdict for waiter in self.waiting] == [
-            "granted" if waiter in model.granted else "sent_away" if waiter in model.sent_away else None
+            "granted" if waiter in model.granted else "dismissed" if waiter in model.dismissed else None
             for waiter in self.waiting
         ]
         counted = (breaker.succeeded, breaker.failed, breaker.abandoned, breaker.slow, breaker.late)
@@ -186,8 +186,8 @@ class Driver:
     def __init__(self, policy, *, quick, stalls, parts):
         self.gate = make_gate(policy, 3, 2)
         if parts:
-            self.gate.split(0, Breaker(policy, lambda: 0.5))
-            self.gate.breaker.asking = self.gate.breaker.direct
+            self.gate.add_workload(0, Breaker(policy, lambda: 0.5))
+            self.gate.breaker.caller_workload = self.gate.breaker.uncompartmented
         self.shell = Shell(self.gate)
         self.quick = quick
         self.now = 0
@@ -198,7 +198,7 @@ class Driver:
         if move == "wait":
             self.now += WAITS[choice]
         elif move == "turn":
-            self.gate.turn(self.now, TURNS[choice])
+            self.gate.set_state(self.now, TURNS[choice])
         elif move == "queue":
             waiter = Waiter()
             verdict = self.gate.enter(self.now, waiter)
@@ -271,13 +271,20 @@ class Driver:
         breaker = self.gate.breaker
         return {
             "workloads": [self.figures(one) for one in breaker.workloads],
-            "owners": sorted(breaker.owners),
+            "owners": sorted(breaker.workload_by_ticket),
         }
 
     def figures(self, one):
         one.flush_successes()
         one.window.advance(max(self.gate.last, self.now))  # as the circuit does before it judges
-        return one.bad, one.good_at, one.suspect, one.window.calls, one.window.failures, one.window.slow
+        return (
+            one.bad_calls,
+            one.last_success_at,
+            one.suspect,
+            one.window.calls,
+            one.window.failures,
+            one.window.slow,
+        )
 
 
 @pytest.mark.timeout(900)

@@ -160,7 +160,7 @@ def test_an_unclaimed_slot_goes_back_to_its_class():
     gate.abandon(0.0, granted(gate, SHEDDABLE))
     assert gate.bulkhead.ranks.held == [0, 0, 0, 0]
     waiter = granted(gate, SHEDDABLE)
-    gate.turn(0.0, "forced_open")
+    gate.set_state(0.0, "forced_open")
     assert gate.woken(0.0, waiter) == Refusal("circuit_open", None)
     assert gate.bulkhead.ranks.held == [0, 0, 0, 0]
 
@@ -170,13 +170,13 @@ def test_a_caller_that_waited_counts_for_its_class():
     gate = make_gate(limit=1)
     for count in (2, 4):
         gate.leave(0.0, gate.woken(0.0, granted(gate, SHEDDABLE)), Outcome.SUCCESS)
-        assert (gate.admitted, gate.classed) == (count, count)
+        assert (gate.admitted, gate.noncritical_admitted) == (count, count)
 
 
 def test_no_class_waits_in_half_open():
     """A probe that finds no slot is no probe."""
     gate = Gate(Breaker(BreakerPolicy(), lambda: 0.5), Bulkhead(1, 10))
-    gate.turn(0.0, "half_open")
+    gate.set_state(0.0, "half_open")
     crowd(gate, SHEDDABLE, count=1)
     assert gate.enter(0.0, Waiter(), CRITICAL) == Refusal("bulkhead_full", None)
     assert not gate.bulkhead.queue
@@ -227,7 +227,7 @@ def test_a_queue_of_a_lower_class_does_not_cut_the_wait_of_a_higher_one():
     gate = make_gate(limit=1)
     crowd(gate, SHEDDABLE)
     wait_for_slot(gate, SHEDDABLE)
-    patience = lambda rank: gate.bulkhead.patience(0.05, CODEL_INTERVAL, rank)
+    patience = lambda rank: gate.bulkhead.wait_limit(0.05, CODEL_INTERVAL, rank)
     assert [patience(rank) for rank in (SHEDDABLE, CRITICAL)] == [CODEL_TARGET, 0.05]
     waiter = wait_for_slot(gate, CRITICAL)
     assert patience(CRITICAL) == CODEL_TARGET
@@ -241,7 +241,7 @@ def test_a_queue_from_before_ranks_cuts_the_wait_of_the_first_lower_call():
     gate.enter(0.0, None)
     wait_for_slot(gate, CRITICAL)
     wait_for_slot(gate, SHEDDABLE, CODEL_INTERVAL)
-    assert gate.bulkhead.patience(0.05, CODEL_INTERVAL, SHEDDABLE) == CODEL_TARGET
+    assert gate.bulkhead.wait_limit(0.05, CODEL_INTERVAL, SHEDDABLE) == CODEL_TARGET
 
 
 def test_ranks_end_when_only_critical_calls_have_come_for_a_while():
@@ -250,13 +250,13 @@ def test_ranks_end_when_only_critical_calls_have_come_for_a_while():
     ticket = gate.enter(0.0, None)
     assert gate.bulkhead.ranks is None
     low = gate.enter(0.0, None, SHEDDABLE)
-    assert not gate.calm
+    assert not gate.admits_all
     gate.leave(0.0, low, Outcome.SUCCESS)
     gate.refresh(ACTIVE - 0.1)
     assert gate.bulkhead.ranks is not None
     gate.refresh(ACTIVE)
     assert gate.bulkhead.ranks is None
-    assert gate.calm
+    assert gate.admits_all
     assert end(gate, ticket, ACTIVE) == []
     assert gate.bulkhead.taken == 0
 
@@ -297,7 +297,7 @@ def test_a_reserved_slot_is_of_its_requests_class_whatever_takes_it_over(checkou
     else:
         gate.leave(0.0, number, Outcome.SUCCESS)
     assert gate.bulkhead.ranks.held == [0, 0, 1, 0]
-    assert gate.bulkhead.ranks.owners == {}
+    assert gate.bulkhead.ranks.rank_by_number == {}
 
 
 def test_a_reserved_slot_that_the_circuit_refuses_goes_back_to_its_class():
@@ -305,7 +305,7 @@ def test_a_reserved_slot_that_the_circuit_refuses_goes_back_to_its_class():
     gate = make_gate()
     crowd(gate, CRITICAL, count=1)
     book = reserved(gate, SHEDDABLE)
-    gate.turn(0.0, "forced_open")
+    gate.set_state(0.0, "forced_open")
     assert gate.take_over(0.0, book, checkout=True) == Refusal("circuit_open", None)
     assert gate.bulkhead.ranks.held == [0, 0, 1, 0]
 
@@ -405,7 +405,7 @@ class Slots(RuleBasedStateMachine):
             held = Counter(rank for _, _, rank in self.inside)
             if slots.ranks is not None:
                 assert slots.ranks.held == [held[rank] for rank in range(4)]
-                assert set(slots.ranks.owners.values()) <= set(range(4)) - {CRITICAL}
+                assert set(slots.ranks.rank_by_number.values()) <= set(range(4)) - {CRITICAL}
             else:
                 assert set(held) <= {CRITICAL}
 
@@ -420,4 +420,4 @@ def test_a_lower_waiter_that_leaves_keeps_the_standing_time():
     wait_for_slot(gate, CRITICAL, 1.0)
     low = wait_for_slot(gate, SHEDDABLE, 1.1)
     gate.abandon(1.2, low)
-    assert gate.bulkhead.standing_since == 1.0
+    assert gate.bulkhead.queued_since == 1.0

@@ -42,7 +42,7 @@ def simulate(arrivals, seconds=60.0, service=0.1):  # noqa: C901 - one world
         verdict = gate.enter(now, waiter, rank)
         admit(verdict, rank, now)
         if verdict is None:
-            push(now + gate.bulkhead.patience(0.05, now, rank), "late", waiter)
+            push(now + gate.bulkhead.wait_limit(0.05, now, rank), "late", waiter)
 
     while events:
         now, _, kind, what = heapq.heappop(events)

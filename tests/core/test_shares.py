@@ -22,10 +22,10 @@ def test_a_share_is_seven_tenths(total, expected):
 
 def ask(shares, now, part):
     """Asks for a slot as a gate does, which does nothing more if no limit changes."""
-    part.asked = now
-    if shares.nothing_changes(part):
+    part.last_request = now
+    if shares.keeps_limits(part):
         return ()
-    changed = shares.ask(now, part)
+    changed = shares.note_request(now, part)
     for one in changed:
         one.bulkhead.limit = shares.limit(one)
     return changed
@@ -78,14 +78,14 @@ def test_a_request_within_the_limit_changes_nothing():
     shares = Shares(10)
     orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
     for part in (orders, items, orders):
-        part.asked = 0
-        assert shares.nothing_changes(part)
+        part.last_request = 0
+        assert shares.keeps_limits(part)
     ask(shares, 2 * ACTIVE, full(orders))
     orders.bulkhead.taken = 6
-    assert shares.nothing_changes(orders)
+    assert shares.keeps_limits(orders)
     orders.bulkhead.taken = 7
-    assert not shares.nothing_changes(orders)
-    assert not shares.nothing_changes(items)
+    assert not shares.keeps_limits(orders)
+    assert not shares.keeps_limits(items)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_slots_beyond_the_share_are_for_quick_calls(oldest, most):
     """A call that waits for a lock would keep its slot when another part asks."""
     shares = Shares(10)
     part = shares.join(Bulkhead(7, 0))
-    shares.ask(0, part)
+    shares.note_request(0, part)
     assert shares.limit(part, oldest) == most
 
 

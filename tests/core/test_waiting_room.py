@@ -33,7 +33,7 @@ class Room:
         verdict = self.gate.enter(now, waiter)
         if verdict is None:
             self.waiting.add(waiter)
-            self.plan(now + self.gate.bulkhead.patience(self.max_wait, now), waiter)
+            self.plan(now + self.gate.bulkhead.wait_limit(self.max_wait, now), waiter)
         else:
             self.begin(now, verdict)
 

@@ -11,7 +11,14 @@ from guardrails._core.gate import Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.shares import ACTIVE, share
 from guardrails._guard.auto_compartments import DEFAULT, MOST, OTHER
-from guardrails._guard.guard import attach, divide, shown_parts, sort_calls, sorts_calls, workload
+from guardrails._guard.guard import (
+    attach,
+    compartment_for,
+    form_compartments,
+    forms_compartments,
+    set_compartments,
+    shown_compartments,
+)
 from guardrails._pool.checkout import Checkout
 from guardrails.events import CallFinished, StateChanged
 from guardrails.testing import open_circuit
@@ -24,7 +31,7 @@ TOTAL = 10
 def db(make_guard):
     """A guard that sorts calls by itself and lets nobody wait."""
     guard = make_guard(max_concurrent_calls=TOTAL, max_wait_duration=0)
-    sort_calls(guard)
+    form_compartments(guard)
     return guard
 
 
@@ -56,7 +63,7 @@ def a_checkout_without_waiting(gate):
 def a_request(gate):
     slot = asyncio.run(gate.reserve())
     if isinstance(slot, Refusal):
-        raise gate.refused(slot)
+        raise gate.refusal_error(slot)
     return lambda: gate.check_in(slot)
 
 
@@ -89,37 +96,37 @@ def sizes(guard):
 
 def test_a_workload_is_known_by_its_key_and_called_by_a_name_nobody_else_has(db):
     """The same key finds the same compartment; a name that is taken gives way to the key."""
-    first = workload(db, "shop.load", "load")
-    second = workload(db, "admin.load", "load")
+    first = compartment_for(db, "shop.load", "load")
+    second = compartment_for(db, "admin.load", "load")
     assert (first.name, second.name) == ("load", "admin.load")
-    assert workload(db, "shop.load", "load") is first
-    assert workload(db, DEFAULT).name == DEFAULT
-    assert db.compartments == (first, second, workload(db, DEFAULT))
+    assert compartment_for(db, "shop.load", "load") is first
+    assert compartment_for(db, DEFAULT).name == DEFAULT
+    assert db.compartments == (first, second, compartment_for(db, DEFAULT))
 
 
 def test_a_guard_that_does_not_sort_calls_is_its_own_only_workload(make_guard, db):
     """Asked which it is, it says so: nobody has to find out where its calls come from."""
     guard = make_guard()
-    assert (sorts_calls(guard), sorts_calls(db)) == (False, True)
-    assert workload(guard, "shop.load", "load") is guard
+    assert (forms_compartments(guard), forms_compartments(db)) == (False, True)
+    assert compartment_for(guard, "shop.load", "load") is guard
     assert guard.compartments == ()
 
 
 def test_beyond_so_many_workloads_the_rest_is_one(db):
     """Whatever they are called; who formed before keeps its own."""
-    parts = [workload(db, f"m.load_{number}", f"load_{number}") for number in range(MOST + 20)]
+    parts = [compartment_for(db, f"m.load_{number}", f"load_{number}") for number in range(MOST + 20)]
     assert len(set(parts)) == len(db.compartments) == MOST + 1
     assert {part.name for part in parts[MOST:]} == {OTHER}
-    assert workload(db, "m.load_0") is parts[0]
+    assert compartment_for(db, "m.load_0") is parts[0]
 
 
 def test_each_has_a_circuit_of_its_own(run, make_guard):
     """And what the guard itself is given."""
     db = make_guard(breaker=tripping(), max_wait_duration=0)
-    sort_calls(db)
-    sick, well = workload(db, "sick"), workload(db, "well")
+    form_compartments(db)
+    sick, well = compartment_for(db, "sick"), compartment_for(db, "well")
     fail(run, sick)
-    db.call_settings.gates[0].step(db.call_settings.gates[0].core.turn, "reset")  # it alone
+    db.call_settings.gates[0].step(db.call_settings.gates[0].core.set_state, "reset")  # it alone
     assert (sick.state, well.state, db.state) == ("open", "closed", "closed")
     assert run(well, lambda: "fine") == "fine"
 
@@ -127,17 +134,17 @@ def test_each_has_a_circuit_of_its_own(run, make_guard):
 def test_a_name_made_of_code_is_never_too_long(db):
     """It is cut, and what was cut off still tells two apart."""
     names = ["GET /" + "x" * 300 + end for end in "ab"]
-    parts = [workload(db, name) for name in names]
+    parts = [compartment_for(db, name) for name in names]
     assert len({part.name for part in parts}) == 2
     assert all(len(part.name) <= 200 and part.name.startswith("GET /xxx") for part in parts)
-    assert [workload(db, name) for name in names] == parts
+    assert [compartment_for(db, name) for name in names] == parts
 
 
 def test_a_guard_may_have_no_compartments_at_all(make_guard):
     """Asked for one, it says which setting that was."""
     db = make_guard()
-    divide(db, "none")
-    assert workload(db, "shop.load") is db
+    set_compartments(db, "none")
+    assert compartment_for(db, "shop.load") is db
     with pytest.raises(ConfigurationError, match="made with compartments='none'; with 'declared' or 'auto'"):
         db.compartment("reports")
 
@@ -148,7 +155,7 @@ def test_a_guard_may_have_no_compartments_at_all(make_guard):
 @pytest.mark.parametrize("way", WAYS)
 def test_one_alone_may_have_every_slot_and_one_of_two_its_share(db, clock, way):
     """From the moment somebody else asks; and all of it again when nobody has for a while."""
-    shop, admin = workload(db, "shop"), workload(db, "admin")
+    shop, admin = compartment_for(db, "shop"), compartment_for(db, "admin")
     held = hold(shop, way)
     assert len(held) == TOTAL
     give_back(held)
@@ -164,7 +171,7 @@ def test_one_alone_may_have_every_slot_and_one_of_two_its_share(db, clock, way):
 
 def test_what_one_holds_beyond_its_share_it_keeps_until_it_is_given_back(db):
     """Nobody's call is stopped for it."""
-    shop, admin = workload(db, "shop"), workload(db, "admin")
+    shop, admin = compartment_for(db, "shop"), compartment_for(db, "admin")
     held = hold(shop)
     others = hold(admin, most=1)
     assert shop.snapshot().in_use == TOTAL
@@ -177,9 +184,9 @@ def test_what_one_holds_beyond_its_share_it_keeps_until_it_is_given_back(db):
 
 def test_a_size_given_by_hand_stays_and_the_others_follow_the_guard(db, clock):
     """Given at the start or later; the shares are of the slots there are now."""
-    workload(db, "shop")
+    compartment_for(db, "shop")
     db.compartment("fixed", max_concurrent_calls=2)
-    workload(db, "by hand").resize(1)
+    compartment_for(db, "by hand").resize(1)
     for part in db.compartments:
         give_back(hold(part, most=1))
         clock.advance(ACTIVE)  # the next is alone, and might have it all
@@ -208,7 +215,7 @@ def pooled(make_guard):
 
     def make(**options):
         guard = make_guard(**({"max_concurrent_calls": TOTAL, "max_wait_duration": 0} | options))
-        sort_calls(guard)
+        form_compartments(guard)
         attach(guard, Pool())
         return guard
 
@@ -220,31 +227,31 @@ def check_out(db, key=DEFAULT, times=1):
     held = []
     for _ in range(times):
         try:
-            with workload(db, key).call():
+            with compartment_for(db, key).call():
                 checkout = Checkout(db)
                 checkout.take_slots()
         except RejectedError:
             break
-        held.append(checkout.give_back)
+        held.append(checkout.release_slots)
     return held
 
 
 def statement(db, key, outcome):
     """One checkout with one statement that ends so; returns whether it could start."""
     try:
-        with workload(db, key).call():
+        with compartment_for(db, key).call():
             checkout = Checkout(db)
             checkout.take_slots()
     except RejectedError:
         return False
     for gate, slot in checkout.slots:
         gate.end(gate.begin(slot), outcome)
-    checkout.give_back()
+    checkout.release_slots()
     return True
 
 
 def shown(db):
-    return [part.name for part in shown_parts(db)]
+    return [part.name for part in shown_compartments(db)]
 
 
 def test_a_guard_with_one_workload_is_that_workload(pooled):
@@ -331,9 +338,9 @@ def test_a_declared_compartment_keeps_its_size_and_divides_the_guard(pooled, clo
         held[-1].take_slots()
     assert len(check_out(db, "shop", times=99)) == TOTAL - share(TOTAL)
     for checkout in held:
-        checkout.give_back()
-    db.call_settings.gates[0].step(lambda _: db.call_settings.gates[0].core.forget_everyone())
-    workload(db, "shop").call_settings.gates[0].core.forget_everyone()
+        checkout.release_slots()
+    db.call_settings.gates[0].step(lambda _: db.call_settings.gates[0].core.drop_calls_and_waiters())
+    compartment_for(db, "shop").call_settings.gates[0].core.drop_calls_and_waiters()
 
 
 def test_slow_calls_get_no_slot_beyond_the_share_however_idle_the_others_are(pooled, clock):
@@ -364,7 +371,7 @@ def divided(pooled):
         for key in ("shop", "admin"):
             statement(db, key, Outcome.SUCCESS)
         statement(db, "shop", Outcome.FAILURE)
-        db.call_settings.gates[0].step(db.call_settings.gates[0].core.turn, "reset")  # it alone
+        db.call_settings.gates[0].step(db.call_settings.gates[0].core.set_state, "reset")  # it alone
         heard.clear()
         return db, heard
 
@@ -380,7 +387,7 @@ def test_what_is_done_to_the_guard_is_done_to_what_formed_by_itself(divided, mov
     getattr(db, move)()
     assert {part.state for part in db.compartments} == {db.state} == {state}
     later = {"closed"} if state == "closed" else {state}
-    assert {workload(db, "later").state} == later
+    assert {compartment_for(db, "later").state} == later
     assert all(statement(db, key, Outcome.SUCCESS) for key in ("shop", "admin", "later"))
     told = [(event.guard, event.old, event.new) for event in heard if isinstance(event, StateChanged)]
     assert told == [("db", "closed", state)] * (state != "closed") + [("shop", "open", state)]
@@ -409,11 +416,11 @@ def test_what_is_done_to_the_only_workload_holds(pooled, move):
     """It is not passed by for being the only one."""
     db = pooled()
     statement(db, "shop", Outcome.SUCCESS)
-    move(workload(db, "shop"))
+    move(compartment_for(db, "shop"))
     assert len(check_out(db, "shop", times=2)) < 2
     assert shown(db) == ["shop"]
-    db.call_settings.gates[0].core.forget_everyone()
-    workload(db, "shop").call_settings.gates[0].core.forget_everyone()
+    db.call_settings.gates[0].core.drop_calls_and_waiters()
+    compartment_for(db, "shop").call_settings.gates[0].core.drop_calls_and_waiters()
 
 
 def test_each_end_of_a_call_is_told_once(divided):
@@ -429,7 +436,7 @@ def test_a_detached_guard_forgets_who_was_inside(pooled):
     check_out(db, "shop")
     check_out(db, "admin")
     db.detach()
-    shop = workload(db, "shop")
+    shop = compartment_for(db, "shop")
     assert (db.snapshot().in_use, shop.snapshot().in_use) == (0, 0)
     assert db.run(lambda: "fine") == shop.run(lambda: "fine") == "fine"
 
@@ -437,8 +444,8 @@ def test_a_detached_guard_forgets_who_was_inside(pooled):
 def test_a_name_that_is_too_long_for_a_guard_is_cut_and_stays_its_own(db):
     """Routes and functions have names of any length; nothing raises in the middle of a request."""
     routes = ["/" + "r" * 300 + end for end in ("a", "b")]
-    parts = [workload(db, route) for route in routes]
+    parts = [compartment_for(db, route) for route in routes]
     assert [len(part.name) for part in parts] == [200, 200]
     assert len({part.name for part in parts}) == 2
-    assert [workload(db, route) for route in routes] == parts
-    assert workload(db, "key", "n" * 201).name != workload(db, "other key", "n" * 202).name
+    assert [compartment_for(db, route) for route in routes] == parts
+    assert compartment_for(db, "key", "n" * 201).name != compartment_for(db, "other key", "n" * 202).name

@@ -118,7 +118,7 @@ def test_nobody_pays_who_uses_no_class(make_guard):
     db.run(lambda: None)
     assert db.call_settings.gates[0].core.bulkhead.ranks is None
     assert other.call_settings.gates[0].core.bulkhead.ranks is not None
-    assert db.call_settings.gates[0].core.calm
+    assert db.call_settings.gates[0].core.admits_all
 
 
 @pytest.fixture(scope="module")

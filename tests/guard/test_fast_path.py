@@ -32,17 +32,18 @@ LINES = [
     FastGate.begin,
     FastGate.end,
     FastGate.try_enter_fast,
-    FastGate._slip_over,
+    FastGate._take_reserved_slot,
     FastGate.check_in,
-    FastGate.turns_away,
-    FastGate.crowds_out,
+    FastGate.refuse_if_open,
+    FastGate.refuse_if_full,
     FastCall.try_enter_fast,
     FastCall.try_exit_fast,
 ]
 LOOKS = {"fast_enter_until", "fast_leave_until", "fast_refuse_until", "admits_until"}
 CHANGED = {
-    *("abandoned", "admitted", "back_at", "bad", "closed", "crowded_out", "good_at", "issued", "last"),
-    *("succeeded", "taken", "ticket", "turned_away", "unwritten", "unwritten_failures"),
+    *("abandoned", "admitted", "bad_calls", "closed", "fast_full_refusals", "fast_refusals", "last"),
+    *("last_success_at", "last_ticket", "pending_failures", "pending_successes", "succeeded", "taken"),
+    "ticket",
 }
 STRAYS = ("CALL", "BUILD", "BACKWARD", "ITER", "SEND", "YIELD", "IMPORT", "FORMAT", "LIST", "SPECIAL")
 
@@ -109,8 +110,8 @@ STRAY_CALLS = [
     (
         FastCall,
         "try_exit_fast",
-        "breaker.unwritten += 1",
-        "breaker.unwritten = breaker.unwritten + max(1, 1)",
+        "breaker.pending_successes += 1",
+        "breaker.pending_successes = breaker.pending_successes + max(1, 1)",
     ),
 ]
 
@@ -126,7 +127,7 @@ def test_results_are_written_down_without_a_call_in_the_middle():
     steps = list(dis.get_instructions(Breaker._flush_results))
     names = [step.argval if step.opname in {"LOAD_ATTR", "STORE_ATTR"} else None for step in steps]
     first = max(at for at, step in enumerate(steps) if step.opname == "BUILD_MAP") + 1
-    last = names.index("failed", names.index("spare", first))
+    last = names.index("failed", names.index("failure_margin", first))
     section = [step.opname for step in steps[first:last]]
     assert not [name for name in section if any(stray in name for stray in STRAYS)]
 
@@ -234,10 +235,10 @@ def assert_books_are_right(move, other):
             return_the_checkout(guard, slot, ticket)
             assert in_use(guard) == (0, 0, 0), where
             now = guard.snapshot()
-            assert now.succeeded + now.failed + now.abandoned == guard._gate.core.breaker.issued, where
+            assert now.succeeded + now.failed + now.abandoned == guard._gate.core.breaker.last_ticket, where
     finally:
         for guard, *_ in made:
-            guard._gate.core.forget_everyone()
+            guard._gate.core.drop_calls_and_waiters()
     return places
 
 
@@ -330,7 +331,7 @@ def storm(calls, threads=8):  # noqa: C901 - all kinds of calls
     for one in (guard, part):
         if in_use(one) != (0, 0, 0):
             faults.append((one.name, in_use(one)))
-        one._gate.core.forget_everyone()
+        one._gate.core.drop_calls_and_waiters()
     return faults, guard.snapshot()
 
 

@@ -18,7 +18,7 @@ import pytest
 from guardrails import BreakerPolicy, Bulkhead, CircuitBreaker, CircuitOpenError, ConfigurationError, Guard
 from guardrails._core.outcome import Outcome
 from guardrails._guard.locked_gate import LockedGate
-from guardrails._runtime.classify import classify
+from guardrails._runtime.outcomes import classify
 from guardrails._runtime.waiters import WakeableWaiter
 from guardrails.errors import DeadlineSpentError
 from guardrails.events import CallFinished, CallRejected, Event, StateChanged
@@ -694,4 +694,4 @@ def test_a_way_out_that_never_works_ends(monkeypatch, make_guard):
         with pytest.raises(ZeroDivisionError):
             call.leave(Boom())
     assert len(tries) <= 4
-    guard._gate.core.forget_everyone()
+    guard._gate.core.drop_calls_and_waiters()

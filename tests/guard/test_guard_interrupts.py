@@ -92,12 +92,12 @@ def through_a_pool(guard):
     try:
         checkout.take_slots()
     finally:
-        checkout.give_back()
+        checkout.release_slots()
 
 
 def through_a_redis_pool(guard):
     checkout = CommandRunner(guard).enter()
-    checkout.give_back()
+    checkout.release_slots()
 
 
 def what_is_lost(make, call):
@@ -107,7 +107,7 @@ def what_is_lost(make, call):
         places += 1
         gate = guard._gate
         assert not gate.lock._is_owned(), f"the lock is held after an interrupt at {where}"
-        assert not gate.postponed
+        assert not gate.deferred
         slots = gate.core.bulkhead
         inside = [each._gate.core.bulkhead.taken for each in (guard, *guard.compartments)]
         if any(inside) or current() is not None:
@@ -118,7 +118,7 @@ def what_is_lost(make, call):
         with contextlib.suppress(CircuitOpenError):
             guard.run(int)  # the other slot still works
         for each in (guard, *guard.compartments):  # the next test starts with nobody inside
-            each._gate.core.forget_everyone()
+            each._gate.core.drop_calls_and_waiters()
     return places, lost
 
 
@@ -139,10 +139,10 @@ def what_is_lost(make, call):
         # The first instruction of what is called to end it: Python protects no `__exit__` written in Python.
         (warm, through_a_block, ["__exit__"]),
         (cold, through_a_block, ["__exit__"]),
-        (warm, through_a_pool, ["give_back"]),
-        (cold, through_a_pool, ["give_back"]),
-        (warm, through_a_redis_pool, ["give_back"]),
-        (cold, through_a_redis_pool, ["give_back"]),
+        (warm, through_a_pool, ["release_slots"]),
+        (cold, through_a_pool, ["release_slots"]),
+        (warm, through_a_redis_pool, ["release_slots"]),
+        (cold, through_a_redis_pool, ["release_slots"]),
     ],
 )
 def test_an_interrupt_at_any_place_loses_no_slot_and_no_scope(make, call, known):
@@ -185,4 +185,4 @@ def test_an_interrupt_of_a_quick_refusal_keeps_nothing(make, refuse, reason):
         assert gate.core.bulkhead.taken == (make is full)
     assert places >= 4
     for guard in made:
-        guard._gate.core.forget_everyone()
+        guard._gate.core.drop_calls_and_waiters()

@@ -179,7 +179,7 @@ def test_a_statement_collected_as_a_quick_step_reads_the_clock_ends_before_it(
     with contextlib.suppress(CircuitOpenError):
         STEPS[step](gate, slot)
     gate.check_in(slot)
-    assert (guard.state, guard.snapshot().failed, gate.postponed) == ("open", 1, [])
+    assert (guard.state, guard.snapshot().failed, gate.deferred) == ("open", 1, [])
     assert guard.snapshot().in_use == 0
 
 
@@ -295,7 +295,7 @@ def test_ctrl_c_in_a_listener_right_after_a_quick_step_holds_no_slot(run, collec
     with pytest.raises(Interruption):
         run(guard, drop if leaving else boom)
     assert (guard.snapshot().in_use, guard.state) == (0, "open")
-    assert not guard._gate._in_a_step()
+    assert not guard._gate._in_step()
 
 
 def test_a_door_paused_for_a_fork_waits_for_the_step_under_way(run, guard):

@@ -179,7 +179,7 @@ def test_a_circuit_opened_by_hand_refuses_every_workload():
 
 def _open(guard):
     gate = guard.call_settings.gates[0]
-    gate.step(gate.core.turn, "open")
+    gate.step(gate.core.set_state, "open")
 
 
 def test_five_slow_reports_at_once_are_no_stall():

@@ -20,7 +20,7 @@ def shut_guard():
 def open_guard():
     """A guard that refuses the fast path."""
     guard = Guard("db", max_concurrent_calls=1)
-    guard._gate.step(guard._gate.core.turn, "open")
+    guard._gate.step(guard._gate.core.set_state, "open")
     return guard.run
 
 

@@ -15,7 +15,7 @@ def test_a_request_refused_by_an_open_circuit_takes_at_most_twelve_frames():
     # The answer is rendered once for each number of seconds, so that number must not change here.
     db = Guard("db", max_concurrent_calls=2, clock=lambda: 1.0, random=lambda: 0.5)
     gate = db._gate
-    gate.step(gate.core.turn, "open")
+    gate.step(gate.core.set_state, "open")
 
     async def app(_scope, _receive, _send):
         raise AssertionError("the application was called")

@@ -89,10 +89,10 @@ def test_a_pause_is_taken_out_of_durations_once():
     breaker = Breaker(BreakerPolicy(), lambda: 0.5)
     first = breaker.begin(0.0)
     second = breaker.begin(2.0)
-    breaker.forgive(0.5, 3.5)
-    breaker.forgive(0.5, 3.5)
+    breaker.exclude_pause(0.5, 3.5)
+    breaker.exclude_pause(0.5, 3.5)
     assert breaker.in_flight == {first: 3.0, second: 3.5}
-    breaker.forgive(0.5, 4.0)  # the same gap, seen to its end
+    breaker.exclude_pause(0.5, 4.0)  # the same gap, seen to its end
     assert breaker.in_flight == {first: 3.5, second: 4.0}
     assert breaker.end(first, Outcome.SUCCESS, 4.4).slow is False
     breaker.tick(5.1)

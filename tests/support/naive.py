@@ -47,13 +47,13 @@ class Naive:
     round: list[Entry] = field(default_factory=list)
     shown: str = "log"
     flights: dict[int, Flight] = field(default_factory=dict)
-    issued: int = 0
+    last_ticket: int = 0
     taken: int = 0
     queue: list[object] = field(default_factory=list)
     queued_at: int = 0
     served: int = 0
     granted: list[object] = field(default_factory=list)
-    sent_away: list[object] = field(default_factory=list)
+    dismissed: list[object] = field(default_factory=list)
     changes: list[tuple[str, str, str]] = field(default_factory=list)
     totals: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("success", "failure", "abandoned", "slow", "late"), 0)
@@ -67,7 +67,7 @@ class Naive:
         if not self.queue and self.taken < self.limit:
             self.taken += 1
             return self.begin()
-        if place is None or self.state == "half_open" or len(self.queue) >= self.room():
+        if place is None or self.state == "half_open" or len(self.queue) >= self.max_queue_length():
             return "bulkhead_full"
         if not self.queue:
             self.queued_at, self.served = self.now, 0
@@ -85,7 +85,7 @@ class Naive:
                 return self.begin()
             self.pass_on()
         else:
-            self.sent_away.remove(place)
+            self.dismissed.remove(place)
         return "circuit_open"
 
     def abandon(self, place):
@@ -95,7 +95,7 @@ class Naive:
             self.granted.remove(place)
             self.pass_on()
         else:
-            self.sent_away.remove(place)
+            self.dismissed.remove(place)
 
     def leave(self, ticket, outcome):
         self.tick()
@@ -121,7 +121,7 @@ class Naive:
             self.served += 1
             self.granted.append(self.queue.pop(0))
 
-    def turn(self, transition):
+    def set_state(self, transition):
         self.tick()
         if transition == "reset":
             self.forget()
@@ -183,12 +183,12 @@ class Naive:
         return self.state not in ("open", "forced_open")
 
     def begin(self):
-        self.issued += 1
+        self.last_ticket += 1
         lease = None
         if self.state == "half_open":
             lease = self.now + self.policy.max_wait_duration_in_half_open_state
-        self.flights[self.issued] = Flight(self.now, self.generation, lease)
-        return self.issued
+        self.flights[self.last_ticket] = Flight(self.now, self.generation, lease)
+        return self.last_ticket
 
     def lose(self, flight):
         flight.lease = None
@@ -279,7 +279,7 @@ class Naive:
         elif new != "open":
             self.shown = "log"
         if new in ("open", "half_open", "forced_open"):
-            self.sent_away += self.queue
+            self.dismissed += self.queue
             self.queue = []
 
     def forget(self):
@@ -294,7 +294,7 @@ class Naive:
         else:
             self.taken -= 1
 
-    def room(self):
+    def max_queue_length(self):
         if not self.queue or self.now == self.queued_at:
             return self.max_waiting
         # A second is long enough to call a queue a standing one, which serves no more than this in 5 ms.

@@ -30,11 +30,11 @@ class QuickWays(FastGate):
     """
 
     max_wait = 1
-    tells_of_calls = False
+    reports_calls = False
     auto_compartments = None
 
     def __init__(self, gate, max_wait=1):
-        self.core, self.part = gate, gate.breaker.direct
+        self.core, self.workload = gate, gate.breaker.uncompartmented
         self.max_wait = max_wait
         self.now, self.led = 0, True
 
@@ -49,7 +49,7 @@ class QuickWays(FastGate):
 
     def preview(self, now):
         """The open circuit's refusal, or None."""
-        retry_after = self.turns_away(now)
+        retry_after = self.refuse_if_open(now)
         return None if retry_after is None else Refusal("circuit_open", retry_after)
 
     def checks_in(self, now, slot):
@@ -80,7 +80,7 @@ class QuickWays(FastGate):
     def check_in_slowly(self, slot):
         self.led = False
 
-    def turned_away(self, reason, retry_after):
+    def fast_refusal_error(self, reason, retry_after):
         return ERRORS[reason]("db", reason, retry_after)
 
 

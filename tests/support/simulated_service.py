@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from guardrails import Guard
 from guardrails._core.outcome import Outcome
-from guardrails._guard.guard import attach, sort_calls, workload
+from guardrails._guard.guard import attach, compartment_for, form_compartments
 from guardrails.errors import RejectedError
 
 QUICK = 0.02
@@ -44,14 +44,14 @@ class Service:
             **options,
         )
         if compartments == "auto":
-            sort_calls(self.guard)
+            form_compartments(self.guard)
         attach(self.guard, SimpleNamespace(most=slots, detach=lambda: None))
         self.parts = {}
         for name in names:
             if name == "direct":
                 self.parts[name] = self.guard
             elif compartments == "auto":
-                self.parts[name] = workload(self.guard, name)
+                self.parts[name] = compartment_for(self.guard, name)
             else:
                 self.parts[name] = self.guard.compartment(name)
         self.answers = dict.fromkeys(names, quick)

@@ -47,14 +47,14 @@ class RedisCheckout(Slots):
         for gate, ticket in tickets:
             gate.end(ticket, outcome)
 
-    def give_back(self) -> None:
+    def release_slots(self) -> None:
         """Gives each slot back once; work that has not ended is no evidence."""
         try:
             if self.tickets:
                 self.end(Outcome.ABANDONED)
-            Slots.give_back(self)
+            Slots.release_slots(self)
         except BaseException:  # an interrupt: once more, since no slot is given back twice
-            Slots.give_back(self)
+            Slots.release_slots(self)
             raise
 
 

@@ -9,7 +9,7 @@ import redis.asyncio
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.client import Pipeline
 
-from guardrails._guard.guard import Guard, attach, divide
+from guardrails._guard.guard import Guard, attach, set_compartments
 from guardrails._pool.limits import check_compartments, raises_as_driver, slots_for
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
@@ -60,7 +60,7 @@ def guard_client(
     how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
     guard = Guard(name, max_concurrent_calls=slots, **options)
-    divide(guard, how)
+    set_compartments(guard, how)
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     attachment = _ClientAttachment(client, guard, pool)

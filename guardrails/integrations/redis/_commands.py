@@ -12,11 +12,11 @@ from time import monotonic
 import redis
 
 from guardrails._core.outcome import Outcome
-from guardrails._guard.guard import Guard, sorts_calls
+from guardrails._guard.guard import Guard, forms_compartments
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.limits import innermost, time_allowed
-from guardrails._runtime.classify import classify
 from guardrails._runtime.fork import check_process
+from guardrails._runtime.outcomes import classify
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import current, note_guard_error, touch
 from guardrails.errors import GuardrailsError, RejectedError
@@ -46,7 +46,7 @@ class CommandRunner:
         self._guard = guard
         self._gate: LockedGate = guard.call_settings.gates[-1]
         self._timeout = guard.timeout
-        self._sorts = sorts_calls(guard)
+        self._sorts = forms_compartments(guard)
 
     # --- slots ---------------------------------------------------------------------------------
 
@@ -61,7 +61,7 @@ class CommandRunner:
             for gate in checkout.guard.call_settings.gates:
                 checkout.slots.append((gate, gate.check_out(None, budget=checkout.seconds)))
         except BaseException:
-            checkout.give_back()
+            checkout.release_slots()
             raise
         return checkout
 
@@ -72,7 +72,7 @@ class CommandRunner:
             for gate in checkout.guard.call_settings.gates:
                 checkout.slots.append((gate, await gate.check_out_async(budget=checkout.seconds)))
         except BaseException:
-            checkout.give_back()
+            checkout.release_slots()
             raise
         return checkout
 
@@ -225,12 +225,12 @@ class CommandRunner:
         """
         if self._guard.state in {"closed", "disabled", "metrics_only"} and checkout.slots:
             return
-        checkout.give_back()
+        checkout.release_slots()
         try:
             for gate in checkout.guard.call_settings.gates:
                 checkout.slots.append((gate, gate.check_out_now()))
         except BaseException:
-            checkout.give_back()
+            checkout.release_slots()
             self._gate.step(self._gate.core.adopt, 1)
             checkout.slots.append((self._gate, 0))
             raise

@@ -126,7 +126,7 @@ class Guarded:
     def __del__(self, *args: Any) -> None:
         # A connection that is dropped and not released, as a forgotten PubSub's is.
         if self.checkout is not None:
-            self.checkout.give_back()
+            self.checkout.release_slots()
         self.plain.__del__(self, *args)
 
     # --- its commands --------------------------------------------------------------------------

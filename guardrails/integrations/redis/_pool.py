@@ -153,7 +153,7 @@ class _SingleConnection:
     def unpause(self) -> None:
         """See ForkAware."""
 
-    def start_afresh(self) -> None:
+    def reset_in_child(self) -> None:
         """Leaves the socket to the parent: the child's next command opens another one, in a new slot."""
         self._connection.disconnect()
         if self._connection.checkout is not None:
@@ -196,7 +196,7 @@ def _getter(admission: ClientAdmission, base: Any) -> Any:
         try:
             return get_plain(self)
         except BaseException:
-            checkout.give_back()
+            checkout.release_slots()
             raise
         finally:
             current_checkout.reset(token)
@@ -220,7 +220,7 @@ def _releaser(admission: ClientAdmission, base: Any) -> Any:
             base.release(self, connection)
         finally:
             if checkout is not None:
-                checkout.give_back()
+                checkout.release_slots()
 
     return release
 
@@ -250,7 +250,7 @@ def _async_getter(admission: ClientAdmission, base: Any) -> Any:
         try:
             return await get_plain(self)
         except BaseException:
-            checkout.give_back()
+            checkout.release_slots()
             raise
         finally:
             current_checkout.reset(token)
@@ -274,7 +274,7 @@ def _async_releaser(admission: ClientAdmission, base: Any) -> Any:
             await base.release(self, connection)
         finally:
             if checkout is not None:
-                checkout.give_back()
+                checkout.release_slots()
 
     return release
 

@@ -11,7 +11,7 @@ from sqlalchemy.util import await_only
 
 from guardrails._dbapi.drivers import Driver, find_driver, unsupported
 from guardrails._dbapi.runner import StatementRunner
-from guardrails._guard.guard import Guard, attach, divide
+from guardrails._guard.guard import Guard, attach, set_compartments
 from guardrails._guard.protect import unsuited
 from guardrails._pool.limits import check_compartments, raises_as_driver, slots_for
 from guardrails._util.checks import Faults, shown
@@ -87,7 +87,7 @@ def guard_engine(
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
     attachment = _EngineAttachment(sync_engine, guard, _runner(guard, driver, dialect, backstop), leak_after)
-    divide(guard, how)
+    set_compartments(guard, how)
     attachment.attach()
     attach(guard, attachment)
     return guard

@@ -105,7 +105,7 @@ class DialectHooks:
     ) -> Any:
         """See ProxyWork."""
         connection, checkout = dbapi_connection_of(fairy), self._checkout_of(fairy)
-        if checkout is None or checkout.bracket is None:
+        if checkout is None or checkout.listener_limit is None:
             return self._runner.run(call, args, connection, checkout, timeout=timeout, proves=proves)
         work = partial(self._runner.run, call, args, connection, checkout, timeout=timeout, proves=proves)
         return self._listeners.outside_bracket(fairy, work)
@@ -129,8 +129,8 @@ class DialectHooks:
     def bound_unwrapped(self, fairy: Any) -> None:
         """See ProxyWork."""
         checkout = self._checkout_of(fairy)
-        if checkout is not None and checkout.lent is None:
-            checkout.lent = self._runner.lend(dbapi_connection_of(fairy))
+        if checkout is not None and checkout.raw_limit is None:
+            checkout.raw_limit = self._runner.limit_until_deadline(dbapi_connection_of(fairy))
 
     def finish(
         self, fairy: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
@@ -145,7 +145,7 @@ class DialectHooks:
         checkout = self.checkout_of(record)
         if checkout is None or connection is None:
             return None
-        return self._runner.watch_check_in(connection, checkout)
+        return self._runner.limit_check_in(connection, checkout)
 
     def checked_in(self, fairy: Any, record: Any, limit: Limit | None, error: BaseException | None) -> None:
         """See ProxyWork."""
@@ -158,7 +158,7 @@ class DialectHooks:
         if limit is None:
             return
         try:
-            self._runner.settle(limit, error)
+            self._runner.end_limit(limit, error)
         except CallTimeoutError:
             if error is not None:  # else SQLAlchemy has logged the error and dropped the connection
                 raise

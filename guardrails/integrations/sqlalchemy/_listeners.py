@@ -77,7 +77,7 @@ class BoundedListeners:
     def outside_bracket(self, fairy: Any, work: Callable[[], Any]) -> Any:
         """Runs hooked work outside the limit of the listener that asks for it: it has its own limit."""
         checkout = self._checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
-        if checkout is None or checkout.bracket is None:
+        if checkout is None or checkout.listener_limit is None:
             return work()
         self._runner.end_bracket(checkout)
         try:

@@ -112,7 +112,7 @@ class EngineAdmission:
             each: DBAPICheckout | None = checkout
             while each is not None:
                 if each.pool is not pool:
-                    each.surrender()
+                    each.release_early()
                 each = each.below
         for _ in range(self._gate.core.adopted):
             self._gate.check_in(0)
@@ -174,7 +174,7 @@ class EngineAdmission:
             try:
                 record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
             except BaseException:
-                checkout.give_back()
+                checkout.release_slots()
                 raise
             checkout.below = out.get(record)
             out[record] = checkout
@@ -199,7 +199,7 @@ class EngineAdmission:
                 checkout = out.get(record)
                 if (
                     checkout is not None
-                    and (checkout.must_discard or checkout.lent or checkout.bracket)
+                    and (checkout.must_discard or checkout.raw_limit or checkout.listener_limit)
                     and not checkout.take_back()
                 ):
                     record.invalidate()
@@ -219,11 +219,11 @@ class EngineAdmission:
                 fairy = base.connect(self)
             except BaseException as error:
                 if runner.setting_up:
-                    runner.ready(error)
+                    runner.end_set_up(error)
                 raise
             if runner.setting_up:
                 try:
-                    runner.ready()
+                    runner.end_set_up()
                 except BaseException as error:
                     fairy.invalidate(error)
                     raise
@@ -257,7 +257,7 @@ class EngineAdmission:
         if above is not None:
             above.below = checkout.below
             self._monitor.dropped(checkout)
-            checkout.give_back()
+            checkout.release_slots()
 
     def _give_slots_back(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)
@@ -273,10 +273,10 @@ class EngineAdmission:
             self._monitor.returned(checkout)
         elif checkout.proxy is not None and checkout.proxy() is None:
             self._monitor.dropped(checkout)
-        checkout.give_back()
+        checkout.release_slots()
 
 
 def _watch_check_in(runner: StatementRunner, record: Any, checkout: DBAPICheckout, _: object) -> None:
     """Bounds the listeners of a check-in that the garbage collector causes."""
     if record.dbapi_connection is not None:
-        runner.watch_check_in(record.dbapi_connection, checkout)
+        runner.limit_check_in(record.dbapi_connection, checkout)

@@ -118,7 +118,7 @@ class Statements:
             work: Callable[..., Any] = run
             if checkout is not None:
                 ending = ending or checkout.ends
-                work = run if checkout.bracket is None else run_listened
+                work = run if checkout.listener_limit is None else run_listened
             result = work(original, args, connection, checkout, timeout=timeout, ending=ending, proves=proves)
             if streams or (steps_in_fetch and not context.executemany):
 
@@ -183,7 +183,7 @@ def _special_context_class(base: type[ExecutionContext], runner: StatementRunner
     def post_exec(self: Any) -> None:
         base.post_exec(self)
         checkout = self.guardrails_checkout
-        if checkout is not None and checkout.bracket is not None:
+        if checkout is not None and checkout.listener_limit is not None:
             runner.end_bracket(checkout)
             if checkout.listening:
                 runner.open_bracket(self._dbapi_connection, checkout, None)

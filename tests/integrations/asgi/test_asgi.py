@@ -133,7 +133,7 @@ def test_full_bulkhead_is_503_with_retry_after(build, install, make_endpoint):
 def test_open_circuit_tells_its_wait(build, install, make_endpoint, make_guard, clock):
     """Retry-After is what remains of the open period, in whole seconds from above."""
     db = make_guard()
-    db._gate.step(db._gate.core.turn, "open")
+    db._gate.step(db._gate.core.set_state, "open")
     clock.advance(0.5)
     seen = ask(install(build(make_endpoint(lambda: db.run(len, "x")))))
     assert (seen.status, seen.headers["retry-after"], seen.problem["retry_after"]) == (503, "2", 2)

@@ -281,7 +281,7 @@ def test_probes_get_through(make_guard, clock):
                 await hall(scope, receive, send)
 
         middleware = GuardrailsMiddleware(app, requires={"/": [db]})
-        db._gate.step(db._gate.core.turn, "open")
+        db._gate.step(db._gate.core.set_state, "open")
         refused = await serve(middleware)
         assert (refused.status, hall.inside) == (503, 0)
         assert int(refused.headers["retry-after"]) >= 5

@@ -130,7 +130,7 @@ def test_a_ping_is_no_probe(lab):
     policy = BreakerPolicy(permitted_calls_in_half_open_state=1, max_wait_duration_in_half_open_state=30)
     guard = lab.protect(guard={"breaker": policy}, pool_pre_ping=True)
     lab.query("select 1")
-    guard.call_settings.gates[0].step(guard.call_settings.gates[0].core.turn, "half_open")
+    guard.call_settings.gates[0].step(guard.call_settings.gates[0].core.set_state, "half_open")
     lab.run(lambda session: None)
     assert guard.state == "half_open"
     lab.query("select 1")
@@ -142,7 +142,7 @@ def test_a_refused_connect_is_a_failed_probe(lab):
     policy = BreakerPolicy(permitted_calls_in_half_open_state=1, minimum_number_of_calls=1000)
     guard = protect(create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none"), breaker=policy)
     gate = guard.call_settings.gates[0]
-    gate.step(gate.core.turn, "half_open")
+    gate.step(gate.core.set_state, "half_open")
     with pytest.raises(DBAPIError):
         guard._attachment._engine.connect()
     assert guard.state == "open"

@@ -113,7 +113,7 @@ def test_a_failing_cancel_leaves_other_deadlines_alone():
     async def main():
         bounds = stopping.Bounds(Broken(), lambda connection: connection, is_async=True, slots=lambda: 5)
         for _ in range(2):
-            bounds.lend("a connection", 0.01)
+            bounds.start_limit("a connection", 0.01)
             end = time.monotonic() + 5
             while timers().armed and time.monotonic() < end:
                 await asyncio.sleep(0.01)

@@ -9,7 +9,7 @@ from django.db import utils
 from django.db.backends.postgresql import base
 
 from guardrails._dbapi.runner import StatementRunner
-from guardrails._guard.guard import COMPARTMENTS, Guard, attach, divide
+from guardrails._guard.guard import COMPARTMENTS, Guard, attach, set_compartments
 from guardrails._pool.checkout import Checkout
 from guardrails._runtime.fork import ForkedLock
 from guardrails._util.checks import Faults
@@ -40,7 +40,7 @@ class ThreadCheckout(Checkout):
     __slots__ = ()
 
     def __del__(self) -> None:
-        self.give_back()
+        self.release_slots()
 
 
 class ErrorWrapper(utils.DatabaseErrorWrapper):  # type: ignore[misc]  # Django has no types
@@ -126,6 +126,6 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
         protection = Protection(guard)
         protection.check(alias, most)
         _protections[guard] = protection
-        divide(guard, compartments)
+        set_compartments(guard, compartments)
         attach(guard, protection)
     return protection

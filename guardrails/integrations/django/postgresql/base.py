@@ -205,7 +205,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         if checkout is not None:
             if self._guarded is None:
                 checkout.slots.clear()  # the guard has forgotten them
-            checkout.give_back()
+            checkout.release_slots()
 
     # --- work on them ----------------------------------------------------------------------------
 
