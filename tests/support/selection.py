@@ -7,8 +7,8 @@
 - A test marked ``every_driver`` runs with all.
 
 The cases without a turn are also marked ``long``, since together they take a quarter of an hour. With the
-variable GUARDRAILS_SHARE=K/N every N-th of them, from the K-th on, is only ``slow``: N runs run
-them all.
+variable GUARDRAILS_SHARE=K/N every N-th of them, from the K-th on, is only ``slow``; N runs, one
+for each K, run them all.
 """
 
 from __future__ import annotations
