@@ -55,8 +55,8 @@ class RejectedError(GuardrailsError):
     }
 
     # ``args`` holds the constructor's arguments, and the properties read it: pickle, copy, multiprocessing
-    # and Celery rebuild an error as ``type(error)(*error.args)``. It also lets `LockedGate.shut_out` make the
-    # most frequent refusal without calling a constructor.
+    # and Celery rebuild an error as ``type(error)(*error.args)``. So `LockedGate.fast_refusal_error` creates
+    # the most frequent errors without calling a constructor.
 
     args: tuple[str, Reason, float | None]
 

@@ -1,7 +1,8 @@
-"""Circuit and bulkhead behind one gate: who may start, and what follows when one ends.
+"""The circuit and the slots of one dependency behind one gate. Depends on breaker and bulkhead.
 
-Each move takes ``now`` first, changes the state and leaves in ``outbox`` what the caller must do once
-it has let go of its lock: places to wake and transitions to tell. Nothing here does any of it.
+Must not import a clock, a lock, a log or an event loop. Each move takes ``now`` first and changes the state.
+It leaves in ``outbox`` what its caller must do after releasing the lock: waiters to wake and transitions to
+report.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ def threads_take_turns() -> bool:
 LOCK_FREE = threads_take_turns()
 
 OPENING = -1
-"""The slot of work that opens a connection: whose it will be is not known yet."""
+"""Stands for the slot of work that opens a connection: its checkout is not known yet."""
 
 _LATEST = 1e15
-"""Seconds. No clock that works gets there, and with less every sum stays finite."""
+"""Seconds. Later readings of a clock are ignored: no working clock reaches them. So every sum is finite."""
 
 
 class Refusal(NamedTuple):
-    """Why a call may not start, and in how many seconds one may (None: nobody can tell)."""
+    """The reason why a call may not start, and the seconds until one may; None if that is unknown."""
 
     reason: Reason
     retry_after: float | None
@@ -56,34 +57,33 @@ class Refusal(NamedTuple):
 class Gate:
     """One dependency's gate.
 
-    The order is fixed: the circuit is asked, then a slot is taken or queued for, and a queued caller
-    asks the circuit again when it is woken. What is admitted holds a slot; what is evidence has a
-    ticket of the breaker. A plain call is both (``enter``, ``leave``). In front of a connection pool
-    the two come apart: a checkout holds the slot (``check_out``, ``check_in``) and each statement on
-    it is evidence (``begin``, ``end``).
+    The order is fixed: first the circuit, then a slot or the queue, and the circuit again for a caller that
+    was woken in the queue. A plain call has a slot and is evidence, under one ticket (``enter``, ``leave``).
+    In front of a connection pool the two are separate: a checkout has the slot (``check_out``, ``check_in``),
+    and each statement on it is evidence (``begin``, ``end``).
 
     Attributes:
-        last: The latest moment seen; a clock that goes back is taken to stand still.
-        admits_until: Until then only the bulkhead refuses: the circuit lets everybody in, no call becomes
-            overdue, all calls matter the same. Every move keeps it up to date, for the fast paths; before
-            all time when it is not so.
-        fast_enter_until: Likewise, until then a free slot is all a call needs to start: nobody waits, either.
-        fast_leave_until: Likewise, until then a call's success decides nothing either.
-        fast_refuse_until: Likewise, until then the open circuit refuses every call.
+        last: The latest time seen. A clock that goes back counts as standing still.
+        admits_until: Before this time only the bulkhead refuses calls: the circuit admits all, no call
+            becomes overdue, and all calls have the default criticality. `NEVER` if that is not so. Each move
+            sets this time and the next three, for the fast paths.
+        fast_enter_until: Before this time a call needs only a free slot: moreover, the queue is empty.
+        fast_leave_until: Before this time a call's success cannot change the circuit either.
+        fast_refuse_until: Before this time the open circuit refuses every call.
         admitted: Slots given out.
-        noncritical_admitted: Those of them that were for calls of another class than CRITICAL.
-        releasing: The ticket whose slot is on its way back, or None. A ``leave`` that an interrupt cut short
-            can so be made again, and passes the slot on once.
-        checkouts: Of each checked-out connection, by the number of its slot: since when, and the
-            ticket of the probe it stands for (0: none).
-        adopted: Slots taken before the guard was there.
-        fast_refusals: Refusals of the open circuit by the fast path, which ``rejected`` counts in.
-        fast_full_refusals: Likewise of the full bulkhead.
-        outbox: Places to wake and changes to tell.
+        noncritical_admitted: Those of them that went to calls of another class than CRITICAL.
+        releasing: The ticket, or minus the slot's number of a checkout, that is being released; else None. If
+            an interrupt cuts the release short, it can be repeated and releases the slot once.
+        checkouts: (start, lease) of each checked-out connection, by the number of its slot. The lease is the
+            ticket of the probe that the checkout stands for; 0 without one.
+        adopted: Slots that were taken before the guard was attached.
+        fast_refusals: Refusals of the open circuit on the fast path. ``rejected`` includes them.
+        fast_full_refusals: Refusals of the full bulkhead on the fast path. ``rejected`` includes them.
+        outbox: Waiters to wake and transitions to report.
         fast: False closes the fast paths for good: there is no interpreter lock, or the clock's readings are
             objects whose comparison runs Python code.
-        nested: True during a move that a signal handler makes in the middle of another one, which goes on
-            afterwards: the fast paths stay closed.
+        nested: True during a move that a signal handler makes in the middle of another one. That one goes on
+            afterwards, so the fast paths stay closed.
     """
 
     __slots__ = (
@@ -133,11 +133,11 @@ class Gate:
 
     @property
     def admits_all(self) -> bool:
-        """Whether the circuit lets everybody in, as far as was known at the latest moment seen."""
+        """True if the circuit admitted all calls at the latest time seen."""
         return self.last < self.admits_until
 
     def close_fast_paths(self) -> None:
-        """Closes the fast paths until the next move's end, for whoever may interrupt this one."""
+        """Closes the fast paths until a move ends, as a signal handler may interrupt this one."""
         self.admits_until = self.fast_enter_until = self.fast_leave_until = self.fast_refuse_until = NEVER
 
     # --- a plain call: a slot and evidence -----------------------------------------------------
@@ -148,14 +148,14 @@ class Gate:
         """Admits a call.
 
         Args:
-            now: The moment.
-            waiter: Where to wait if there is no free slot; None does not wait.
-            rank: How much it matters; see `guardrails._core.criticality`.
-            held: Where the ticket is written as soon as there is one, for a caller that an interrupt keeps
-                from getting it any other way.
+            now: The time.
+            waiter: Joins the queue if no slot is free; None does not wait.
+            rank: The call's criticality; see `guardrails._core.criticality`.
+            held: Its first item is set to the ticket when the slot is taken, so that the caller knows the
+                ticket even if an interrupt prevents this method from returning it.
 
         Returns:
-            The call's ticket; or a refusal; or None when it now waits at ``waiter``.
+            The call's ticket, a refusal, or None if ``waiter`` is now in the queue.
         """
         now = self._begin_move(now)
         verdict = self._find_slot(now, waiter, rank)
@@ -164,23 +164,23 @@ class Gate:
     def woken(
         self, now: float, waiter: Waiter, late: Reason = "queue_timeout", held: list[int] | None = None
     ) -> int | Refusal:
-        """Decides about a call whose wait at ``waiter`` has ended, in whichever way.
+        """Admits or refuses a call whose wait has ended: it was woken, or its time is up.
 
         Args:
-            now: The moment.
-            waiter: The caller's place.
-            late: The reason to give if nobody granted a slot.
-            held: Where the ticket is written.
+            now: The time.
+            waiter: The caller's place in the queue.
+            late: The reason of the refusal if it has got no slot.
+            held: See ``enter``.
         """
         now = self._begin_move(now)
         verdict = self._decide_woken(now, waiter, late)
         return self._end_move(self._take(now, waiter.rank, waiter, held) if verdict is True else verdict)
 
     def leave(self, now: float, ticket: int, outcome: Outcome) -> CallEnd | None:
-        """Ends an admitted call: learns from it, then passes its slot on.
+        """Ends an admitted call: records its outcome, then releases its slot.
 
         Returns:
-            How it ended. A ticket that has ended before (None) gives nothing back a second time.
+            Its duration and slowness. None for a ticket that has ended before: no slot is released again.
         """
         now, breaker = self._begin_move(now), self.breaker
         if ticket in breaker.in_flight or ticket in breaker.overdue:
@@ -196,7 +196,7 @@ class Gate:
     def check_out(
         self, now: float, waiter: Waiter | None, rank: int = CRITICAL, held: list[int] | None = None
     ) -> int | Refusal | None:
-        """Like ``enter``, for a checkout: returns the number of its slot, which is no ticket."""
+        """Admits a checkout, as ``enter`` does a call; returns the number of its slot instead of a ticket."""
         now = self._begin_move(now)
         verdict = self._find_slot(now, waiter, rank)
         taken = self._take(now, rank, None, held, checkout=True) if verdict is True else verdict
@@ -205,16 +205,16 @@ class Gate:
     def woken_checkout(
         self, now: float, waiter: Waiter, late: Reason = "queue_timeout", held: list[int] | None = None
     ) -> int | Refusal:
-        """Like ``woken``, for a checkout."""
+        """Admits or refuses a checkout whose wait has ended, as ``woken`` does a call."""
         now = self._begin_move(now)
         verdict = self._decide_woken(now, waiter, late)
         taken = self._take(now, waiter.rank, waiter, held, checkout=True) if verdict is True else verdict
         return self._end_move(taken)
 
     def check_in(self, now: float, slot: int) -> None:
-        """Gives a checkout's slot back; 0 is any of the adopted ones. A slot goes back once.
+        """Releases a checkout's slot, once; 0 releases one of the adopted slots.
 
-        A checkout admitted as a probe that ran no statement gives its place in the round back too.
+        A checkout that was admitted as a probe and ran no statement also returns its lease.
         """
         now = self._begin_move(now)
         if slot in self.checkouts:
@@ -231,7 +231,7 @@ class Gate:
         self._end_move(None)
 
     def adopt(self, now: float, count: int) -> None:
-        """Counts slots that were taken before the guard was there."""
+        """Counts slots that were taken before the guard was attached."""
         self._begin_move(now)
         self.bulkhead.taken += count
         if self.bulkhead.ranks is not None:
@@ -240,9 +240,9 @@ class Gate:
         self._end_move(None)
 
     def begin(self, now: float, slot: int, held: list[int] | None = None) -> int:
-        """Starts evidence on a checked-out connection; the first on a probe's connection is the probe.
+        """Starts a statement on a checked-out connection. The first one on a probe's connection is the probe.
 
-        `OPENING` in place of a slot is a new connection for a checkout: in half-open, for a probe.
+        With `OPENING` for a slot it starts the opening of a connection, which in half-open is for a probe.
         """
         now = self._begin_move(now)
         self.breaker.tick(now)
@@ -253,7 +253,7 @@ class Gate:
         return self._end_move(self.breaker.begin_admitted(now, lease, held))
 
     def end(self, now: float, ticket: int, outcome: Outcome) -> CallEnd | None:
-        """Ends evidence started by ``begin``, once."""
+        """Ends a statement that ``begin`` has started, once."""
         ended = self.breaker.end(ticket, outcome, self._begin_move(now))
         self._collect_transitions()
         return self._end_move(ended)
@@ -263,17 +263,17 @@ class Gate:
     def take_over(
         self, now: float, slots: dict[Gate, tuple[_T, int]], held: list[int] | None = None, *, checkout: bool
     ) -> int | Refusal | None:
-        """Puts a reserved slot to use. The circuit is asked again, as by everybody who has waited.
+        """Uses a reserved slot for a call or checkout, after checking the circuit again.
 
         Args:
-            now: The moment.
-            slots: The slots from ``check_out`` that a request has and nothing inside it uses yet, by gate.
-                That of this gate is taken out of it.
-            held: Where what is returned is written, unless it is a refusal.
+            now: The time.
+            slots: The slots that a request has reserved with ``check_out`` and not used yet, by gate. The
+                slot of this gate is removed.
+            held: Its first item is set to the result, unless that is a refusal; see ``enter``.
             checkout: True for a pool's checkout, False for a plain call.
 
         Returns:
-            What ``check_out`` or ``enter`` would; None for a slot that is not reserved any more.
+            As ``check_out`` or ``enter``; None for a slot that is no longer reserved.
         """
         now = self._begin_move(now)
         slot = slots[self][1] if self in slots else 0
@@ -282,7 +282,7 @@ class Gate:
         breaker, ranks = self.breaker, self.bulkhead.ranks
         breaker.tick(now)
         _, lease = self.checkouts[slot]
-        # A probe's lease is its leave to start; without one it is knocked for like anything else.
+        # A probe that has its lease is admitted already.
         allowed = lease in breaker.leases or breaker.allow_call(now)
         self._collect_transitions()
         if not allowed:
@@ -294,7 +294,7 @@ class Gate:
         if lease not in breaker.leases:
             lease = breaker.lease(now)
         since, number, ticket = (now, lease), slot, lease or breaker.last_ticket + 1
-        # As in ``_take``, nothing is called from here on.
+        # As in ``_take``, nothing is called from here to the last change.
         del slots[self]
         if checkout:
             self.checkouts[slot] = since
@@ -315,7 +315,7 @@ class Gate:
     # --- without a slot ------------------------------------------------------------------------
 
     def abandon(self, now: float, waiter: Waiter) -> None:
-        """For a caller that will not come back to its place: it leaves the queue, or its slot goes on."""
+        """Gives up for a waiter that will not be resumed: takes it out of the queue or releases its slot."""
         self._begin_move(now)
         if not self.bulkhead.withdraw(waiter) and self.bulkhead.take_granted(waiter):
             self._release_slot(waiter.rank)
@@ -327,38 +327,38 @@ class Gate:
         return self._end_move(self._refuse(reason, None))
 
     def preview(self, now: float) -> Refusal | None:
-        """Refuses what the circuit would refuse anyway, before anything is spent on it."""
+        """Returns the refusal that the circuit would give to a call now; None if it would admit it."""
         now = self._begin_move(now)
         allowed = self.breaker.allow_call(now)
         self._collect_transitions()
         return self._end_move(None if allowed else self._circuit_open(now))
 
     def restart(self, now: float, ticket: int) -> None:
-        """Starts a call's clock again: it was admitted, but had to wait at another gate."""
+        """Restarts the duration of a call that was admitted here and then waited at another gate."""
         self.breaker.resume(ticket, self._begin_move(now))
         self._end_move(None)
 
     def watch_for_stalls(self, now: float, *, on: bool) -> None:
-        """Says whether the slots are all the dependency has, so that all of them overdue is a stall."""
+        """Switches the detection of stalls: for a pool, overdue statements in every slot are a stall."""
         self._begin_move(now)
         self.breaker.stall_slots = self.bulkhead.limit if on else None
         self._end_move(None)
 
     def add_workload(self, now: float, part: Breaker) -> Workload:
-        """Counts a compartment's calls apart from all others from now on; ``part`` is its own circuit."""
+        """Adds a record for the calls of a compartment whose own circuit is ``part``."""
         breaker, now = self.breaker, self._begin_move(now)
         if breaker.uncompartmented is None:
             breaker.uncompartmented = breaker.watch_workload(None, now)
         return self._end_move(breaker.watch_workload(part, now))
 
     def reevaluate(self, now: float) -> None:
-        """Judges anew: the circuit of a compartment has opened."""
+        """Evaluates the rules again, after the circuit of a compartment has opened."""
         self.breaker.reevaluate(self._begin_move(now))
         self._collect_transitions()
         self._end_move(None)
 
     def drop_calls_and_waiters(self) -> None:
-        """Drops every call and every waiter: for the child of a fork, where none of them exists."""
+        """Drops every call and every waiter: in the child of a fork none of their threads exists."""
         self.close_fast_paths()
         breaker, bulkhead = self.breaker, self.bulkhead
         breaker.forget_calls()
@@ -371,7 +371,7 @@ class Gate:
         self._end_move(None)
 
     def refresh(self, now: float) -> float:
-        """Brings everything up to ``now`` without asking for anything; returns the moment used."""
+        """Brings the state up to ``now``; returns the time that was used."""
         now = self._begin_move(now)
         self.breaker.tick(now)
         self._collect_transitions()
@@ -386,12 +386,12 @@ class Gate:
         self._end_move(None)
 
     def set_state(self, now: float, transition: str, cause: str = "manual") -> None:
-        """Makes a transition by hand: ``reset``, ``open``, ``half_open`` or a state to hold.
+        """Makes a manual transition.
 
         Args:
-            now: The moment.
-            transition: Which one.
-            cause: Of the first two, ``"divided"`` where compartments took the circuit over.
+            now: The time.
+            transition: ``"reset"``, ``"open"``, ``"half_open"``, or a state to hold.
+            cause: For the first two, ``"divided"`` where compartments take over the circuit.
         """
         now = self._begin_move(now)
         breaker = self.breaker
@@ -413,9 +413,9 @@ class Gate:
         self.close_fast_paths()
         if type(now) is not float and type(now) is not int:
             self.fast = False
-        if self.last < now < _LATEST:  # neither a step back nor NaN
+        if self.last < now < _LATEST:  # ignores a step back and NaN
             self.last = now
-        elif self.last == NEVER:  # a clock that has never told a time
+        elif self.last == NEVER:  # the clock has not given a valid reading yet
             self.last = 0.0
         return self.last
 
@@ -427,9 +427,7 @@ class Gate:
         if rank != CRITICAL and self.bulkhead.ranks is None:
             self.bulkhead.ranks = PriorityShares(self.bulkhead.taken, self.bulkhead.queued_since, now)
             if self.admitted > self.noncritical_admitted or self.bulkhead.queue:
-                self.bulkhead.ranks.note_request(
-                    CRITICAL, now
-                )  # nobody noted when; it may have been just now
+                self.bulkhead.ranks.note_request(CRITICAL, now)  # its time was not noted; perhaps just now
         if self.bulkhead.ranks is not None:
             return self._find_ranked(self.bulkhead.ranks, now, waiter, rank)
         if self.bulkhead.has_room():
@@ -439,7 +437,7 @@ class Gate:
         return None
 
     def _may_wait(self, waiter: Waiter) -> bool:
-        # Nobody waits in half-open: a probe that finds no slot is no probe.
+        # No waiting in half-open: a probe must start now. A healthy workload's call is not a probe.
         waiter.workload = self.breaker.caller_workload
         return self.breaker.state != "half_open" or self.breaker.admits_healthy(waiter.workload)
 
@@ -460,10 +458,10 @@ class Gate:
     def _take(
         self, now: float, rank: int, waiter: Waiter | None, held: list[int] | None, *, checkout: bool = False
     ) -> int:
-        """Takes the slot that was found, or, with a place, the one that was granted there.
+        """Takes the free slot, or the one that was granted to ``waiter``.
 
-        From the first number changed to the last nothing is called. So no interrupt leaves a slot taken that
-        ``held`` does not know of.
+        Nothing is called between the first and the last change, so an interrupt cannot leave a taken slot
+        that is not in ``held``.
         """
         breaker, bulkhead = self.breaker, self.bulkhead
         ranks, asking, until = bulkhead.ranks, breaker.caller_workload, breaker.probe_until(now)
@@ -488,7 +486,7 @@ class Gate:
                 ranks.held[rank] += 1
         if rank != CRITICAL:
             self.noncritical_admitted += 1
-            if ranks is not None:  # a call is known by its ticket, a checkout by its slot's number below zero
+            if ranks is not None:  # the key: a call's ticket, or minus a checkout's slot
                 ranks.rank_by_number[-number if checkout else number] = rank
         if held is not None:
             held[0] = number

@@ -1,4 +1,4 @@
-"""One call's call through a guard, from admission to release. Knows gates and deadlines, not callers."""
+"""One call through a guard, from admission to release. Depends on gates; must not import guards."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ __all__ = ["Call", "run_async"]
 
 T = TypeVar("T")
 
-# Looked up once: this is the way every call goes. (An enum's members are slow to reach in Python 3.11.)
+# Looked up once: an enum's members are slow to reach in Python 3.11.
 _SUCCESS, _FAILURE, _ABANDONED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
 _get_ambient = ambient.get
 
 
 class Call(FastCall):
-    """One call through a guard, used once: the scope of its deadline, and the timer of that, in one.
+    """One call through a guard, used once. It is the scope of its deadline and the deadline's timer, too.
 
-    There are two ways through. The quick one is for the call that meets nothing on its way but free slots and
-    closed circuits, and whose end does not change a circuit's state. The long one is for all others.
+    A call takes the fast path if it meets free slots and closed circuits only, and if its end cannot change a
+    circuit's state. All others take the slow path.
     """
 
     __slots__ = ()
 
     @classmethod
     def waiting(cls, call_settings: CallSettings, timeout: float | None) -> Self:
-        """Makes a call that is begun later, by ``with``."""
+        """Makes a call that a ``with`` block begins."""
         call = cls()
         call.call_settings, call.timeout = call_settings, timeout
         call.at = call.outer = call.request = None
-        call.closed, call.armed = True, False  # it is no scope yet
+        call.closed, call.armed = True, False  # not a scope yet
         return call
 
     def remaining(self) -> float | None:
-        """Seconds this call has left, 0.0 when time is up, None when it is unbounded."""
+        """Seconds until the deadline of this call, 0.0 if it has passed, None without one."""
         left = super().remaining()
         return None if left is None else max(0.0, left)
 
-    # --- the two flavours differ in the wait and in the timer, in nothing else -----------------
+    # --- threads and tasks: they differ in the wait and in the timer ---------------------------
 
     def __enter__(self) -> Self:
         self._check_new()
@@ -102,10 +102,10 @@ class Call(FastCall):
         """See TaskTimeout: a call without its timer does not start."""
         self.abandon()
 
-    # --- the long way --------------------------------------------------------------------------
+    # --- the slow path -------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """Passes the gates that the fast path did not, waiting where there is a queue.
+        """Takes the slots that the fast path did not get, and waits for them if necessary.
 
         Raises:
             RejectedError: The call may not start.
@@ -120,7 +120,7 @@ class Call(FastCall):
             raise
 
     async def enter_async(self) -> None:
-        """Passes the gates, for an asyncio task; see `enter`."""
+        """Takes the slots for an asyncio task; see `enter`."""
         try:
             budget = self._check_budget()
             for place, gate in self._gates():
@@ -131,15 +131,15 @@ class Call(FastCall):
             raise
 
     def leave(self, error: BaseException | None, outcome: Outcome = _SUCCESS) -> None:
-        """Ends the call with what came out of it; once, so a second time does nothing.
+        """Ends the call and records its outcome. A second time it does nothing.
 
         Args:
-            error: What it raised, or None.
-            outcome: What its result means, if it returned one.
+            error: The exception that the call raised; None if it returned.
+            outcome: The outcome of its result, if it returned one.
         """
         if self.closed:
             return
-        result, outcome = outcome, _ABANDONED  # in case that the user's rule or clock raises
+        result, outcome = outcome, _ABANDONED  # if the user's rule or clock raises
         try:
             if error is not None:
                 result = classify(error, self.call_settings.is_failure)
@@ -149,10 +149,10 @@ class Call(FastCall):
                 and self.owner is self.guard
                 and self.clock() > self.at
             ):
-                result = _FAILURE  # a synchronous call that came back after its deadline
+                result = _FAILURE  # a synchronous call that returned after its deadline
             outcome = result
             self.release(outcome)
-        except BaseException:  # or Ctrl-C on the way: the slot goes back
+        except BaseException:  # Ctrl-C, too: the slot must be released
             self.release(outcome)
             raise
 
@@ -165,7 +165,7 @@ class Call(FastCall):
         if not self.armed or not self.disarm(error):
             self.leave(error, outcome)
             return
-        # Only a deadline this guard set itself says anything about the dependency.
+        # Only the guard's own timeout is evidence about the dependency.
         own = self.owner is self.guard
         missed = self.timeout is not None and pause_detector.missed(self.timeout)
         self.release(_FAILURE if own and not missed else _ABANDONED)
@@ -174,14 +174,14 @@ class Call(FastCall):
         raise note_guard_error(CallTimeoutError(self.call_settings.name, given)) from error
 
     def _check_budget(self) -> float | None:
-        self.at, self.owner = None, self.guard  # what the fast path has set
+        self.at, self.owner = None, self.guard  # resets what the fast path has set
         budget = None if self.outer is None else budget_of(self)
         if budget is not None and budget <= 0:
             raise self.call_settings.gates[0].refuse("deadline_spent")
         return budget
 
     def _gates(self) -> list[tuple[int, LockedGate]]:
-        """The gates where it has no ticket yet, and their places among all."""
+        """The gates at which the call has no ticket yet, each with its index."""
         call_settings = self.call_settings
         if not self.tickets:
             self.tickets = [*call_settings.no_tickets]
@@ -195,7 +195,7 @@ class Call(FastCall):
 
     def _open(self) -> None:
         now = self.clock()
-        # Waiting at the parent's gate is not the dependency's slowness.
+        # The wait at the parent's gate must not make the dependency look slow.
         for gate, ticket in zip(self.call_settings.gates[:-1], self.tickets, strict=False):
             if ticket:
                 gate.step(gate.core.restart, ticket)
@@ -206,11 +206,11 @@ class Call(FastCall):
             and self.at is not None
             and self.at <= now
         ):
-            raise self.call_settings.gates[0].refuse("deadline_spent")  # it passed while the call queued
+            raise self.call_settings.gates[0].refuse("deadline_spent")  # it passed while the call waited
         enter(self)
 
     def release(self, outcome: Outcome) -> None:
-        """Gives everything back, in an order in which it can be made again: nothing is given back twice."""
+        """Releases slots and tickets. If it is interrupted, it can be repeated: each is released once."""
         gates, tickets = self.call_settings.gates, self.tickets
         try:
             if self.ticket:
@@ -236,11 +236,11 @@ async def run_async(
     """Awaits ``fn`` in one call and returns what it returns.
 
     Args:
-        call_settings: The guard's.
-        timeout: Seconds it is given; None is unbounded.
-        fn: What to call.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
+        call_settings: The settings of the guard.
+        timeout: Seconds for the call; None is unbounded.
+        fn: Returns an awaitable.
+        args: Positional arguments of ``fn``.
+        kwargs: Keyword arguments of ``fn``.
     """
     call = Call()
     if not call.try_enter_fast(call_settings, timeout):

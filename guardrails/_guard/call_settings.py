@@ -1,4 +1,4 @@
-"""What all calls through one guard have in common. Knows gates and rules, no call in particular."""
+"""The settings that all calls through one guard share. Depends on gates and rules; must not import calls."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["CallSettings"]
 
 
 class CallSettings:
-    """What all calls through one guard have in common.
+    """The settings that all calls through one guard share.
 
     Attributes:
-        owner: The guard, as scopes know it.
-        root: The gate of the outermost guard, which all compartments have in common.
-        name: Its name.
-        gates: The gates to pass, the innermost compartment's first.
-        policy: What says which ends are failures.
+        owner: The guard.
+        root: The gate of the outermost guard, which all its compartments share.
+        name: The guard's name.
+        gates: The gates of a call, the innermost compartment's first.
+        policy: The rules by which errors and results are failures; None without a circuit.
         is_failure: The policy's rule for errors.
-        judges: Whether it has a rule for returned values.
-        clock: What deadlines are measured with.
-        timeout: Seconds for a call that is given none of its own.
-        has_own_timeout: Whether its timeout was given to this compartment, or to one that it is a part of.
-        attached: Whether a pool's checkouts take the slots, so that a call only opens a scope.
-        auto_compartments: What compartments that form by themselves have in common; None where none do.
+        judges: True if the policy has a rule for results.
+        clock: Measures deadlines, in seconds.
+        timeout: Seconds for a call without a timeout of its own; None is unbounded.
+        has_own_timeout: True if the timeout was given to this compartment or to one that contains it.
+        attached: True if a pool's checkouts take the slots, so that a call only opens a scope.
+        auto_compartments: The guard's automatic compartments; None if it forms none.
         only_gate: The gate of a guard that is neither attached nor a compartment; else None.
         no_tickets: A 0 for each gate.
     """
@@ -71,11 +71,11 @@ class CallSettings:
         self.attach(timeout, attached=False)
 
     def attach(self, timeout: float | None, *, attached: bool) -> None:
-        """Notes whether a pool takes the slots, and the timeout of a call's own that follows from it."""
+        """Sets whether a pool takes the slots. Calls of an attached guard have no timeout by default."""
         self.attached = attached
         self.timeout = None if attached else timeout
         self.only_gate = None if attached or len(self.gates) > 1 else self.gates[0]
 
     def judge(self, result: object) -> Outcome:
-        """Says what a returned value means."""
+        """The outcome of a returned value."""
         return classify_result(result, None if self.policy is None else self.policy.is_failure_result)

@@ -1,28 +1,27 @@
-"""Every fast path, once: the moves of a calm gate as straight lines without a lock.
+"""The fast path of each move of a gate, as straight lines without a lock.
 
-Depends on gates and scopes; must not import gates, guards or callers.
+Depends on the core and on scopes; must not import locked gates, guards or calls.
 
-While the circuit is closed, nobody waits and a slot is free, a move that goes well changes a few numbers.
-Each move below looks at the gate, changes them, and is over. Where the fast path does not lead, it changes
-nothing, and the move of the same name in `guardrails._core.gate` is made under the lock. The tests hold the
-two equal.
+While the circuit is closed, the queue is empty and a slot is free, an ordinary move changes a few numbers.
+Each fast path checks the gate, then changes the numbers. If its conditions do not hold, it changes nothing,
+and the move of the same name in `guardrails._core.gate` is made under the lock. Tests prove that the two
+agree.
 
-**Nothing comes between the look and the last change.** CPython 3.11 to 3.15 looks at its *eval breaker*
-before it hands the interpreter lock on, runs a signal handler, raises what another thread has sent, or
-(from 3.12 on) collects garbage. It does so at the start of a function (RESUME), at a jump back
-(JUMP_BACKWARD) and after a call of C code (CALL and its kin), and the JIT of 3.13 to 3.15 does it at the
-same places. CPython 3.11 collects garbage where it makes an object that the collector tracks, such as a
-tuple. So between the look and the last change there is no call, no jump back and no such object.
-``tests/guard/test_fast_path.py`` reads the bytecode and says where there is.
+**Nothing else can run between the check and the last change.** CPython 3.11 to 3.15 checks its *eval
+breaker* before it releases the interpreter lock, runs a signal handler, raises an exception that another
+thread has sent, or (from 3.12 on) collects garbage. It does so at the start of a function (RESUME), at a
+backward jump (JUMP_BACKWARD) and after a call of C code (CALL and its variants). The JIT of 3.13 to 3.15 does
+so at the same places. CPython 3.11 collects garbage when it creates an object that the collector tracks, such
+as a tuple. So between the check and the last change there is no call, no backward jump and no such object.
+``tests/guard/test_fast_path.py`` reads the bytecode and reports each violation.
 
-What is compared and added there is float and int, and what is looked up is int: no code of anybody else
-runs. A clock whose readings are something else closes the fast paths (`Gate.fast`), and so does an
-interpreter that has no global lock, or is not CPython. In the middle of every other move they are closed
-(`Gate.close_fast_paths`).
+These lines compare and add float and int and look up int, so no Python code of other classes runs. A clock
+with readings of another type closes the fast paths (`Gate.fast`), and so does an interpreter that has no
+global lock or is not CPython. They are closed during every other move (`Gate.close_fast_paths`).
 
-A tracer written in Python runs between two lines of ours. Each number is therefore changed in one line,
-which reads and writes it. Such a tracer may let a call in that a moment later had been refused, but no slot
-is lost. One that lets other threads run between two *opcodes* of these lines can lose one.
+A tracer written in Python runs between two lines. So each number is read and written in the same line. Such a
+tracer may admit a call that would be refused a moment later, but no slot is lost. A tracer that lets other
+threads run between two *opcodes* of these lines can lose a slot.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ from guardrails.errors import Reason, RejectedError
 __all__ = ["FULL", "FastCall", "FastGate"]
 
 FULL = -1
-"""In place of a slot's number: the bulkhead is full, and nobody else may wait."""
+"""Stands for a slot's number: the bulkhead is full, and so is its queue."""
 
-# Looked up once: this is the way every call goes. (An enum's members are slow to reach in Python 3.11.)
+# Looked up once: an enum's members are slow to reach in Python 3.11.
 _SUCCESS, _FAILURE, _ABANDONED, _NEUTRAL = Outcome
 _get_ambient, _set_ambient = ambient.get, ambient.set
 
@@ -55,10 +54,10 @@ class FastGate:
 
     Attributes:
         core: The state.
-        workload: The workload whose calls pass here; None where there are no compartments.
-        clock: Where the time comes from.
-        max_wait: Seconds a caller may queue for a slot.
-        reports_calls: Whether a listener wants to know of each call's end.
+        workload: The workload of the calls that come through this object; None without compartments.
+        clock: Returns the time in seconds.
+        max_wait: Longest time in seconds that a caller waits for a slot.
+        reports_calls: True if a listener wants `CallFinished`.
     """
 
     __slots__ = ()
@@ -75,11 +74,11 @@ class FastGate:
         """Starts a statement on a checked-out connection, or a call.
 
         Args:
-            slot: The checkout's; `OPENING` for a new connection.
+            slot: The checkout's slot; `OPENING` for a new connection.
             slots: 1 for a call, which takes a slot; 0 for a statement, which has one.
 
         Returns:
-            The ticket; 0 for a call that must ask ``enter``.
+            The ticket; 0 for a call that must take the slow path, ``enter``.
         """
         core, workload, now = self.core, self.workload, self.clock()
         bulkhead, breaker = core.bulkhead, core.breaker
@@ -97,13 +96,13 @@ class FastGate:
         return 0 if slots else self.begin_slowly(slot)
 
     def end(self, ticket: int, outcome: Outcome, slots: int = 0) -> None:  # noqa: C901 - written out
-        """Ends a statement, or a call, which gives its slot back."""
+        """Ends a statement, or a call, which releases its slot."""
         core, workload = self.core, self.workload
         breaker = core.breaker
         try:
             now = self.clock()
             calm = now < core.fast_leave_until
-        except Exception:  # noqa: BLE001 - the user's clock: the long way knows what to do
+        except Exception:  # noqa: BLE001 - the user's clock raised: the slow path handles it
             now, calm = 0.0, False
         except BaseException:
             self.end_slowly(ticket, outcome, slots)
@@ -132,8 +131,8 @@ class FastGate:
                 breaker.pending_successes += 1
                 breaker.last_success_at = core.last
             elif outcome is _FAILURE:
-                before, so_far = breaker.failures_after, breaker.pending_successes
-                before[so_far] = before[so_far] + 1 if so_far in before else 1
+                counts, so_far = breaker.failures_after, breaker.pending_successes
+                counts[so_far] = counts[so_far] + 1 if so_far in counts else 1
                 breaker.pending_failures = failing + 1
             elif outcome is _NEUTRAL:
                 breaker.succeeded += 1
@@ -145,7 +144,7 @@ class FastGate:
     # --- a slot without evidence ---------------------------------------------------------------
 
     def try_enter_fast(self) -> int:
-        """Takes a slot for a checkout: its number; 0 where the fast path does not lead, or `FULL`."""
+        """Takes a slot for a checkout. Returns its number, 0 for the slow path, or `FULL`."""
         core = self.core
         scope = _get_ambient()
         while scope is not None and scope.closed:
@@ -168,11 +167,11 @@ class FastGate:
         return FULL if self.refuse_if_full(now) else 0
 
     def _take_reserved_slot(self, reserved: dict[Any, tuple[Any, int]]) -> int:
-        """Puts the slot to use that the current request has here."""
+        """Uses the slot that the current request has reserved here; 0 for the slow path."""
         core, now = self.core, self.clock()
         checkouts, slot = core.checkouts, reserved.get(core, (None, 0))[1]
         out = (now if now > core.last else core.last), 0
-        # The look for who else has taken it over counts as one at the gate.
+        # Another call of the request may have taken it over: check again after the clock was read.
         if now < core.admits_until and core in reserved and slot in checkouts and not checkouts[slot][1]:
             if now > core.last:
                 core.last = now
@@ -182,7 +181,7 @@ class FastGate:
         return 0
 
     def check_in(self, slot: int) -> None:
-        """Gives a checkout's slot back; 0 is one that was taken before the guard was there."""
+        """Releases a checkout's slot; 0 is one that was taken before the guard was attached."""
         core = self.core
         checkouts = core.checkouts
         try:
@@ -193,7 +192,7 @@ class FastGate:
         except BaseException:
             self.check_in_slowly(slot)
             raise
-        # Not a probe's connection, whose lease must be looked at.
+        # A probe's lease is returned on the slow path.
         if free and slot in checkouts and not checkouts[slot][1]:
             if now > core.last:
                 core.last = now
@@ -205,7 +204,7 @@ class FastGate:
     # --- refusals ------------------------------------------------------------------------------
 
     def refuse_if_open(self, now: float) -> float | None:
-        """Seconds until the circuit, which is open for sure, may let somebody in; None where it may now."""
+        """Counts a refusal if the circuit is certainly open, and returns ``retry_after``; else None."""
         core = self.core
         if now < core.fast_refuse_until:
             if now > core.last:
@@ -215,7 +214,7 @@ class FastGate:
         return None
 
     def refuse_if_full(self, now: float) -> bool:
-        """True if the bulkhead is full for sure, and so is its queue."""
+        """Counts a refusal and returns True if the bulkhead and its queue are certainly full."""
         core = self.core
         bulkhead = core.bulkhead
         waits = self.max_wait > 0 and len(bulkhead.queue) < bulkhead.max_queue_length(now)
@@ -227,10 +226,10 @@ class FastGate:
         return False
 
     def refuse_call(self, now: float) -> None:
-        """Raises the error of a call that may not start, if the fast path knows that.
+        """Refuses a call if the fast path suffices to decide that.
 
         Raises:
-            RejectedError: It may not.
+            RejectedError: The circuit is open, or the bulkhead and its queue are full.
         """
         retry_after = self.refuse_if_open(now)
         if retry_after is not None:
@@ -238,7 +237,7 @@ class FastGate:
         if self.refuse_if_full(now):
             raise self.fast_refusal_error("bulkhead_full", None)
 
-    # --- where the fast path does not lead -----------------------------------------------------
+    # --- the slow path -------------------------------------------------------------------------
 
     def begin_slowly(self, slot: int) -> int:
         """Starts a statement under the lock."""
@@ -249,11 +248,11 @@ class FastGate:
         raise NotImplementedError
 
     def check_in_slowly(self, slot: int) -> None:
-        """Gives a checkout's slot back under the lock."""
+        """Releases a checkout's slot under the lock."""
         raise NotImplementedError
 
     def fast_refusal_error(self, reason: Reason, retry_after: float | None) -> RejectedError:
-        """Tells of a refusal and builds its error."""
+        """Reports a refusal and creates its error."""
         raise NotImplementedError
 
 
@@ -261,22 +260,26 @@ class FastCall(TaskTimeout):
     """The fast paths of a plain call: it takes a slot, is evidence, and has a deadline.
 
     Attributes:
-        call_settings: What it has in common with all calls through its guard.
-        timeout: Seconds it is given; None is unbounded.
-        ticket: Its ticket at the only gate of its call; 0 where it has none.
-        tickets: Where its call has several gates, its tickets, in the order of the gates.
+        call_settings: The settings of all calls through its guard.
+        timeout: Its own timeout in seconds; None is unbounded.
+        ticket: Its ticket if the guard has one gate; 0 without one.
+        tickets: Its tickets if the guard has several gates, in the order of the gates.
     """
 
-    # No constructor: one frame less for each guarded call. `try_enter_fast` fills in what every call has.
+    # No constructor, which saves a frame for each call: `try_enter_fast` sets the attributes.
     __slots__ = ("call_settings", "ticket", "tickets", "timeout")
 
-    call_settings: Any  # a CallSettings, which knows gates
+    call_settings: Any  # a CallSettings, which this module must not import
     timeout: float | None
     ticket: int
     tickets: list[int]
 
     def try_enter_fast(self, call_settings: Any, timeout: float | None) -> bool:  # noqa: C901 - written out
-        """Begins the call; False if it must ask `enter`, and a RejectedError if it may not start."""
+        """Begins the call; False if it must take the slow path, `enter`.
+
+        Raises:
+            RejectedError: It may not start.
+        """
         self.call_settings = call_settings
         self.timeout = timeout
         self.guard = self.owner = call_settings.owner
@@ -299,7 +302,7 @@ class FastCall(TaskTimeout):
             return self._enter_gates(now)
         core, workload = gate.core, gate.workload
         bulkhead, breaker = core.bulkhead, core.breaker
-        # ``FastGate.begin`` once more: every call comes by.
+        # A copy of ``FastGate.begin``: it saves each call a frame.
         if now < core.fast_enter_until and bulkhead.taken < bulkhead.limit:
             if now > core.last:
                 core.last = now
@@ -314,14 +317,14 @@ class FastCall(TaskTimeout):
             return False
         if self.at is not None:
             try:
-                _set_ambient(self)  # without a deadline there is nothing to find out from it
+                _set_ambient(self)  # a call without a deadline means nothing to the code inside it
             except BaseException:
                 self.abandon()
                 raise
         return True
 
     def _apply_outer_scope(self, outer: Scope, now: float) -> bool:
-        """Takes on what is around the call; False if that is more than a deadline and a request."""
+        """Applies the deadline and the request around the call; False if there is more around it."""
         call_settings, request, own = self.call_settings, outer.request, self.timeout
         root, clock = call_settings.root, self.clock
         self.request = request
@@ -355,7 +358,7 @@ class FastCall(TaskTimeout):
         return True
 
     def _enter_gates(self, now: float) -> bool:
-        """Begins a call that passes several gates; or none, where a pool's checkout takes the slot."""
+        """Begins a call that has several gates, or takes no slot because a pool's checkout inside does."""
         call_settings, place = self.call_settings, 0
         self.tickets = tickets = [*call_settings.no_tickets]
         try:
@@ -369,9 +372,9 @@ class FastCall(TaskTimeout):
                         and not auto_compartments.divided
                         and auto_compartments.sole is not gate
                     ):
-                        return False  # it must hear of this workload first
+                        return False  # the compartments must note this workload first
                 else:
-                    # Neighbours that share slots are asked for them under the lock.
+                    # Compartments that share slots redistribute them under the lock.
                     tickets[place] = ticket = 0 if auto_compartments is not None else gate.begin(0, 1)
                     place += 1
                     if not ticket:
@@ -384,7 +387,7 @@ class FastCall(TaskTimeout):
         return True
 
     def try_exit_fast(self, outcome: Outcome) -> bool:
-        """Ends the call; False if it must `leave`."""
+        """Ends the call; False if it must take the slow path, `leave`."""
         gate, ticket = self.call_settings.only_gate, self.ticket
         if self.armed and self.fired:
             return False
@@ -399,7 +402,7 @@ class FastCall(TaskTimeout):
             return False
         core, workload = gate.core, gate.workload
         breaker = core.breaker
-        # ``FastGate.end`` once more, for a success.
+        # A copy of ``FastGate.end`` for a success.
         if now < core.fast_leave_until and ticket > breaker.generation and ticket in breaker.in_flight:
             if now > core.last:
                 core.last = now
@@ -414,7 +417,7 @@ class FastCall(TaskTimeout):
                 workload.last_success_at = core.last
             core.bulkhead.taken -= 1
             self.ticket = 0
-            # Whoever still has the scope, this context included, steps over it from now on.
+            # The contexts that still have this scope, the caller's included, skip it from now on.
             self.closed = True
         else:
             return False
@@ -427,15 +430,15 @@ class FastCall(TaskTimeout):
     def step_out(self) -> None:
         """Makes the enclosing scope the current one again.
 
-        Where there is none, a plain guard's call does without: the next one takes its place in the context,
-        and whoever looks before that steps over a closed scope.
+        A plain call without an enclosing scope skips this: `current` ignores a closed scope, and the next
+        call replaces it in the context.
         """
         self.request = None
         if _get_ambient() is self:
             _set_ambient(self.outer)
 
     def abandon(self) -> None:
-        """Gives everything back, without evidence; once more if that is interrupted."""
+        """Releases slots and tickets without evidence. Repeats that if it is interrupted."""
         try:
             self.release(_ABANDONED)
         except BaseException:
@@ -443,5 +446,5 @@ class FastCall(TaskTimeout):
             raise
 
     def release(self, outcome: Outcome) -> None:
-        """Gives everything back."""
+        """Releases slots and tickets."""
         raise NotImplementedError

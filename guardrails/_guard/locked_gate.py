@@ -1,7 +1,7 @@
-"""A gate with a lock and a clock: each move is one step. Knows no callers' code.
+"""A gate with a lock and a clock. Depends on the core and the runtime; must not import guards.
 
-A step is: lock, read the clock, decide, unlock, act. Waking waiters, telling listeners, logging and
-raising happen after the lock has been let go.
+A *step* is: lock, read the clock, make one move of the gate, unlock, act. Waking waiters, notifying
+listeners, logging and raising happen after the lock is released.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ABANDONED = Outcome.ABANDONED
 _FULL = Refusal("bulkhead_full", None)
 _get_ambient = ambient.get
 
-# An exception's own constructor has all there is to do; what the class adds are names for it.
+# ``__new__`` stores the arguments, which the properties of the error read; ``__init__`` would cost a call.
 _new_error: Callable[..., RejectedError] = CircuitOpenError.__new__
 
 
@@ -68,7 +68,7 @@ class ErrorClasses(NamedTuple):
         timeout: type[CallTimeoutError],
         commit_unknown: type[CommitUnknownError],
     ) -> ErrorClasses:
-        """Sorts the classes by the reason of a refusal."""
+        """Assigns the classes to the reasons of a refusal."""
         rejected: dict[Reason, type[RejectedError]] = {
             "circuit_open": circuit_open,
             "bulkhead_full": bulkhead_full,
@@ -88,15 +88,15 @@ class LockedGate(FastGate, Notifier):
     """One guard's gate, shared by threads and event loops.
 
     Attributes:
-        core: The state; touched only in a step.
-        workload: The workload whose calls pass here; None where there are no compartments.
-        workload_gates: The workload_gates of its compartments.
-        parent: Of a compartment, its workload_gate through the parent's gate.
-        clock: Where the time comes from.
-        max_wait: Seconds a caller may queue for a slot.
-        deferred: Moves that came up in the middle of a step and wait for its end.
-        errors: The classes of the errors it raises.
-        auto_compartments: Of a compartment that forms by itself, what it has in common with its neighbours.
+        core: The state. Only steps and the fast paths change it.
+        workload: The workload of the calls that come through this object; None without compartments.
+        workload_gates: This gate for the calls of each compartment.
+        parent: The parent guard's gate for this compartment's calls; None for an outermost guard.
+        clock: Returns the time in seconds.
+        max_wait: Longest time in seconds that a caller waits for a slot.
+        deferred: Moves that were requested during a step of the same thread, to be made at its end.
+        errors: The classes of the errors that this guard raises.
+        auto_compartments: The automatic compartments that this gate is one of; None for other gates.
     """
 
     auto_compartments: Any = None
@@ -134,12 +134,12 @@ class LockedGate(FastGate, Notifier):
         renew_after_fork(self)
 
     def join(self, report: GuardLog) -> None:
-        """Has this gate's refusals told with those of the guard that it is a compartment of."""
+        """Logs this gate's refusals in the log of the guard whose compartment it belongs to."""
         self.report = report
         report.gates.add(self)
 
     def workload_gate(self, below: LockedGate) -> WorkloadGate:
-        """The way through this gate for the calls of a compartment, given its own gate."""
+        """Makes this gate's `WorkloadGate` for the calls of a compartment, whose own gate is ``below``."""
         workload_gate = below.parent = WorkloadGate(
             self, self.step(self.core.add_workload, below.core.breaker)
         )
@@ -151,11 +151,11 @@ class LockedGate(FastGate, Notifier):
     # --- one step ------------------------------------------------------------------------------
 
     def step(self, move: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Makes one move of the gate, then does what it asks for."""
+        """Makes one move of the gate in a step: under the lock, at the present time."""
         return self._make(self.clock, move, *args, **kwargs)
 
     def _release_step(self, move: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """A step that gives something back, which must work whatever the user's clock does."""
+        """Makes a move that releases something. It must succeed even if the user's clock raises."""
         return self._make(self._safe_now, move, *args, **kwargs)
 
     def _make(
@@ -184,10 +184,10 @@ class LockedGate(FastGate, Notifier):
             if core.outbox:
                 todo = [(self.next_number(), item) for item in core.outbox]
                 core.outbox.clear()
-        # Who has a slot now does not wait for the listeners.
+        # First wake the waiters: they must not wait for the listeners.
         for _, item in todo:
             if isinstance(item, WakeableWaiter) and not item.wake():
-                self.step(core.abandon, item)  # its event loop is gone: pass the slot on
+                self.step(core.abandon, item)  # its event loop is closed: release its slot
         for seq, item in todo:
             if isinstance(item, Transition):
                 self.report_transition(seq, item)
@@ -196,7 +196,7 @@ class LockedGate(FastGate, Notifier):
         return result
 
     def _exclude_pauses(self, now: float) -> None:
-        """Before calls become overdue: takes back the time in which this process could not look."""
+        """Excludes a pause of this process from the durations of calls, before they become overdue."""
         breaker = self.core.breaker
         breaker.exclude_pause(*pause_detector.latest(now))
         if breaker.slow_after < math.inf:
@@ -204,8 +204,8 @@ class LockedGate(FastGate, Notifier):
 
     def _safe_now(self) -> float:
         try:
-            return self.clock() + 0.0  # what is no number cannot be added
-        except Exception:  # noqa: BLE001 - logged; a slot goes back whatever the user's clock does
+            return self.clock() + 0.0  # raises for a reading that is not a number
+        except Exception:  # noqa: BLE001 - logged; the slot must be released all the same
             log.exception("the clock of guard %r raised; for this step time stands still", self.name)
             return self.core.last
 
@@ -214,17 +214,17 @@ class LockedGate(FastGate, Notifier):
         return held
 
     def _defer(self, move: Callable[[float], object]) -> bool:
-        """Puts a move off to the end of the step this thread is in; False if it is in none.
+        """Defers a move to the end of the step that this thread is in; False if it is in none.
 
-        The garbage collector runs where it likes, even in the middle of a step of ours, and there and
-        then ends calls and returns connections that nobody holds any more. A signal handler may, too.
+        The garbage collector and signal handlers may run in the middle of a step. They may end calls and
+        return connections there.
         """
         if self._in_step():
             self.deferred.append(move)
             return True
         return False
 
-    # --- coming in -----------------------------------------------------------------------------
+    # --- admission -----------------------------------------------------------------------------
 
     def enter(
         self,
@@ -234,13 +234,13 @@ class LockedGate(FastGate, Notifier):
         wait: Callable[[Any], Any] | None = None,
         may_wait: bool = True,
     ) -> int:
-        """Takes a slot for a thread, waiting a little if there is none free.
+        """Takes a slot for a thread, and waits for one in the queue if none is free.
 
         Args:
             checkout: True takes a slot without evidence; see ``Gate.check_out``.
-            budget: Seconds the caller has left, which bound the wait.
+            budget: Seconds that the caller has left, a limit of the wait; None without a deadline.
             wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
-            may_wait: False does not wait.
+            may_wait: False refuses instead of waiting.
 
         Returns:
             The ticket, or for a checkout the number of its slot.
@@ -250,7 +250,7 @@ class LockedGate(FastGate, Notifier):
         """
         waiter: ThreadWaiter | TaskWaiter | None = None
         if may_wait and self.max_wait > 0:
-            # Blocking the event loop would stop the very callers whose slots this one waits for.
+            # Do not block an event loop: its tasks hold the slots that this caller would wait for.
             waiter = TaskWaiter() if wait is not None else None if on_event_loop() else ThreadWaiter()
         held = [0]
         try:
@@ -292,10 +292,10 @@ class LockedGate(FastGate, Notifier):
 
         Args:
             wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
-            budget: Seconds the caller has left, which bound the wait.
+            budget: Seconds that the caller has left, a limit of the wait; None without a deadline.
 
         Raises:
-            RejectedError: There is no slot in time.
+            RejectedError: The checkout may not start.
         """
         slot = self.try_enter_fast()
         if slot == FULL:
@@ -312,16 +312,16 @@ class LockedGate(FastGate, Notifier):
         return slot or await self.enter_async(checkout=True, budget=budget)
 
     def check_out_now(self) -> int:
-        """Takes a slot for a pool's checkout without waiting, from wherever; see ``check_out``."""
+        """Takes a slot for a pool's checkout without waiting; see ``check_out``."""
         return self.enter(checkout=True, may_wait=False)
 
     def _reservations(self) -> dict[Any, tuple[Any, int]] | None:
-        """Where a slot is noted that the current request has here and nothing uses yet."""
+        """The reserved slots that include one of this gate for the current request; None without one."""
         scope = current()
         return None if scope is None or scope.request is None else scope.request.reservations_at(self.core)
 
     def _request(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> int | Refusal | None:
-        """Asks for a slot; for the one first that the current request has here."""
+        """Takes the slot that the current request has reserved here, or requests another one."""
         core, scope = self.core, current()
         reserved = self._reservations()
         if reserved is not None:
@@ -342,7 +342,7 @@ class LockedGate(FastGate, Notifier):
         return self._end_wait(held, waiter, late, checkout=checkout)
 
     def _abort_admission(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> None:
-        """Gives back what an admission has taken that was broken off."""
+        """Releases the slot, ticket or place in the queue of an admission that an exception ended."""
         if held[0] and checkout:
             self.check_in_slowly(held[0])
         elif held[0]:
@@ -357,17 +357,17 @@ class LockedGate(FastGate, Notifier):
             return budget, "deadline_spent"
         return wait_limit, "queue_timeout"
 
-    # --- for a request, before the work in it --------------------------------------------------
+    # --- reservations of a web request ---------------------------------------------------------
 
     async def reserve(self, *, budget: float | None = None) -> int | Refusal:
-        """Takes a slot that the first checkout or call inside the current request will take over.
+        """Reserves a slot for the first checkout or call inside the current request.
 
         Args:
-            budget: Seconds the request has left, which bound the wait.
+            budget: Seconds that the request has left, a limit of the wait; None without a deadline.
 
         Returns:
-            The slot, to be given back with ``check_in`` unless it was taken over; or a refusal, of which the
-            listeners have been told.
+            The slot, to be released with ``check_in`` unless it was taken over; or a refusal, which has been
+            reported to the listeners.
         """
         slot, refusal, held = self.try_enter_fast(), _FULL, [0]
         if not slot:
@@ -379,7 +379,7 @@ class LockedGate(FastGate, Notifier):
         return refusal
 
     def preview(self) -> Refusal | None:
-        """Refuses what the circuit would refuse anyway; a request that has a slot here has asked before."""
+        """Returns the refusal that the circuit would give; None for a request that has reserved a slot."""
         if _get_ambient() is not None and self._reservations() is not None:
             return None
         retry_after = self.refuse_if_open(self.clock())
@@ -388,7 +388,7 @@ class LockedGate(FastGate, Notifier):
     # --- refusals ------------------------------------------------------------------------------
 
     def fast_refusal_error(self, reason: Reason, retry_after: float | None) -> RejectedError:
-        """Like ``refusal_error``, for the two refusals that there may be many of."""
+        """Creates the error of a refusal that the fast path has counted, and reports the refusal."""
         if not self.report.scheduled:
             self.report.schedule()
         if self.listeners:
@@ -397,13 +397,13 @@ class LockedGate(FastGate, Notifier):
         return error if _get_ambient() is None else note_guard_error(error)
 
     def refusal_error(self, refusal: Refusal) -> RejectedError:
-        """Tells the listeners of a refusal and builds its error, a new one each time."""
+        """Reports a refusal to the listeners and creates its error, a new one each time."""
         self.report_refusal(refusal)
         reason, retry_after = refusal
         return note_guard_error(self.errors.rejected[reason](self.name, reason, retry_after))
 
     def report_refusal(self, refusal: Refusal) -> None:
-        """Tells the listeners of a refusal that nobody raises."""
+        """Reports a refusal to the log and the listeners, without an error."""
         if not self.report.scheduled:
             self.report.schedule()
         if self.listeners and self.wanted(CallRejected):
@@ -413,10 +413,10 @@ class LockedGate(FastGate, Notifier):
             )
 
     def refuse(self, reason: Reason) -> RejectedError:
-        """Counts a refusal decided outside the gate and builds its error."""
+        """Counts a refusal that was decided elsewhere, reports it and creates its error."""
         return self.refusal_error(self.step(self.core.refuse, reason))
 
-    # --- going out -----------------------------------------------------------------------------
+    # --- release -------------------------------------------------------------------------------
 
     def end_slowly(self, ticket: int, outcome: Outcome, slots: int) -> None:
         """See FastGate."""
@@ -450,15 +450,15 @@ class LockedGate(FastGate, Notifier):
     # --- forks ---------------------------------------------------------------------------------
 
     def pause(self, seconds: float) -> bool:
-        """Takes the lock, so that a child inherits no half-made step; False if it could not."""
+        """See ForkAware."""
         return self.lock.acquire(timeout=seconds)
 
     def unpause(self) -> None:
-        """Gives the lock back."""
+        """See ForkAware."""
         self.lock.release()
 
     def reset_in_child(self) -> None:
-        """In the child of a fork: a lock nobody holds, and no calls, since none of their threads exists."""
+        """See ForkAware."""
         self.lock = threading.RLock()
         for workload_gate in self.workload_gates:
             workload_gate.lock = self.lock
@@ -468,7 +468,10 @@ class LockedGate(FastGate, Notifier):
 
 
 class WorkloadGate(LockedGate):
-    """A gate as the calls of one compartment pass it: the same gate, lock and listeners, its own workload.
+    """The parent's gate for the calls of one compartment.
+
+    It shares the state, lock and listeners of the parent's gate, and records calls for the compartment's
+    workload.
 
     Args:
         gate: The parent's gate.
@@ -477,7 +480,7 @@ class WorkloadGate(LockedGate):
 
     __slots__ = ("gate",)
 
-    def __init__(self, gate: LockedGate, part: Workload) -> None:  # the gate itself looks after forks
+    def __init__(self, gate: LockedGate, workload: Workload) -> None:  # forks are handled by ``gate``
         self.name = gate.name
         self.lock = gate.lock
         self.listeners = gate.listeners
@@ -491,7 +494,7 @@ class WorkloadGate(LockedGate):
         self.deferred = gate.deferred
         self.workload_gates = []
         self.parent = gate.parent
-        self.workload = part
+        self.workload = workload
         self.gate = gate
 
     def next_number(self) -> int:
@@ -500,7 +503,7 @@ class WorkloadGate(LockedGate):
 
 
 def all_gates() -> list[LockedGate]:
-    """The gates of all guards there are in this process, in no order."""
+    """The gates of all guards and compartments in this process, in no order."""
     return [survivor for survivor in fork_aware() if isinstance(survivor, LockedGate)]
 
 
