@@ -115,7 +115,7 @@ def _header(faults: Faults, name: str, value: object) -> str | None:
     return None
 
 
-_flag = _as_given(Faults.choice, allowed=(True, False))
+_flag = _as_given(Faults.flag)
 _callable = _as_given(Faults.callable, none=False)
 
 

@@ -9,6 +9,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 from guardrails._guard.guard import Guard
@@ -24,6 +25,8 @@ from guardrails._pool.frames import (
     stack_of,
 )
 from guardrails._pool.holders import Doing, Holder, PoolStatus, busiest, cause_of
+from guardrails._pool.lock_monitor import LockMonitor
+from guardrails._pool.lock_waits import Place
 from guardrails._pool.lost_holders import find_gone
 
 __all__ = ["HolderRegistry", "route_of"]
@@ -47,6 +50,7 @@ class HolderRegistry:
         guard: The pool's guard.
         idle: Returns the number of connections that are open and wait to be used.
         leak_after: See above.
+        locks: Asks the server which sessions the connections wait for; None where it is not asked.
         out: See above.
         site: Returns the application's code around a frame of the pool.
     """
@@ -57,6 +61,7 @@ class HolderRegistry:
         self.idle: Callable[[], int] = int  # likewise
         self.guard = guard
         self.leak_after = leak_after
+        self.locks: LockMonitor | None = None
         self.out = out
         self.site = site_outside if is_async else site
         self._gate = guard.call_settings.gates[0]
@@ -78,6 +83,7 @@ class HolderRegistry:
             holders=holders,
             failed_cancels=self.failed_cancels(),
             cause=cause_of(holders, snapshot.max_concurrent_calls),
+            lock_waits=() if self.locks is None else self.locks.waits(),
         )
 
     def holders(self, *, search: bool = True) -> tuple[Holder, ...]:
@@ -89,6 +95,14 @@ class HolderRegistry:
         out = [checkout for checkout in list(self.out.values()) if not checkout.disposed]
         of_each = Counter(_key(checkout.caller) for checkout in out)
         holders = [self._holder(checkout, nested=of_each[_key(checkout.caller)] > 1) for checkout in out]
+        if self.locks is not None:
+            known, blockers = self.locks.session_ids(), self.locks.blockers
+            holders = [
+                replace(holder, pid=known[checkout].pid, blocked_by=blockers(checkout))
+                if checkout in known
+                else holder
+                for checkout, holder in zip(out, holders, strict=True)
+            ]
         if search:
             find_gone(out, holders, self.caller())
         return tuple(sorted(holders, key=lambda holder: -holder.seconds))
@@ -106,6 +120,15 @@ class HolderRegistry:
             for holder in self.holders()
             if holder.doing == "gone" or (holder.doing != "statement" and holder.seconds >= least)
         )
+
+    def ask_server(self) -> None:
+        """Asks the server a little later which sessions the connections wait for; see `LockMonitor`."""
+        if self.locks is not None:
+            self.locks.request()
+
+    def place(self, checkout: HeldCheckout) -> Place:
+        """Returns the code that holds a checkout."""
+        return Place(lines(checkout.site), route_of(checkout))
 
     def age(self, checkout: HeldCheckout) -> float:
         """Returns the seconds for which a checkout has had its slot; 0.0 if it has none."""

@@ -1,6 +1,6 @@
 """Holders of a pool's connections, and the cause of an exhausted pool.
 
-Depends on the standard library only; must not import a pool or a driver.
+Depends on lock waits; must not import a pool or a driver.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from guardrails._pool.lock_waits import Blocker, LockWait
+
 __all__ = ["WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "cause_of"]
 
 Doing = Literal["statement", "other_work", "nested", "gone"]
 """The activity of a holder: something runs on it; its code does other work, or waits suspended;
 it has another connection of the same pool, or asked for one; or it has ended, and not given it back."""
 
-Cause = Literal["free", "slow_calls", "held_idle", "nested", "leak"]
+Cause = Literal["free", "slow_calls", "held_idle", "nested", "leak", "locks"]
 """The cause of an exhausted pool; ``"free"`` if it has connections left."""
 
 _POINTS_TO: dict[Doing, Cause] = {
@@ -33,6 +35,7 @@ _ADVICE: dict[Cause, str] = {
     "held_idle": "connections are held across other work: end the transaction or close the session before it",
     "nested": "code that holds a connection asks for a second one: pass the first on, or use another engine",
     "leak": "connections were not given back: close them in a with block",
+    "locks": "statements wait for locks that other sessions hold: end those; a larger pool makes it worse",
 }
 
 
@@ -60,6 +63,10 @@ class Holder:
         now: The lines where its holder runs now or is suspended; empty once it has ended.
         route: The template of the route it serves, under the middleware; else None.
         compartment: The compartment it belongs to, or None.
+        pid: The server's number of its session; None if the driver does not know it. Behind a pooler it is
+            the pooler's number.
+        blocked_by: The sessions that hold the lock for which it waits, as the server said when it was asked
+            last; empty if none is known.
     """
 
     seconds: float
@@ -68,6 +75,8 @@ class Holder:
     now: tuple[str, ...]
     route: str | None
     compartment: str | None
+    pid: int | None = None
+    blocked_by: tuple[Blocker, ...] = ()
 
 
 def busiest(holders: Sequence[Holder], taken: int, limit: int) -> str:
@@ -100,9 +109,11 @@ class PoolStatus:
         idle: Connections that are open and wait to be used.
         waiting: Callers that queue for a connection.
         holders: The holders of those that are out, the longest first.
-        cause: Why none is left: ``"slow_calls" "held_idle" "nested" "leak"``; ``"free"`` if some are.
+        cause: Why none is left: ``"slow_calls" "locks" "held_idle" "nested" "leak"``; ``"free"`` if some are.
         failed_cancels: Number of cancel requests that did not reach the server since the guard was attached.
             0 with a driver that does not report it, such as asyncpg.
+        lock_waits: The connections that wait for locks, and the sessions that hold them, as the server said
+            when it was asked last.
     """
 
     name: str
@@ -113,11 +124,13 @@ class PoolStatus:
     holders: tuple[Holder, ...]
     cause: Cause
     failed_cancels: int = 0
+    lock_waits: tuple[LockWait, ...] = ()
 
     def __str__(self) -> str:
         full = f"{self.checked_out} of {self.capacity} connections out, {self.waiting} callers waiting"
         failed = [f"  orders to cancel that did not reach the server: {self.failed_cancels}"]
-        lines = [*self._places(), *(failed if self.failed_cancels else [])]
+        waits = [f"  {wait}" for wait in self.lock_waits]
+        lines = [*self._places(), *waits, *(failed if self.failed_cancels else [])]
         return "\n".join([f"pool {self.name!r}: {full}: {_ADVICE[self.cause]}", *lines])
 
     def _places(self) -> list[str]:
@@ -144,4 +157,6 @@ def cause_of(holders: Sequence[Holder], capacity: int) -> Cause:
     if len(holders) < capacity:
         return "free"
     count = Counter(holder.doing for holder in holders)
-    return _POINTS_TO[max(_POINTS_TO, key=lambda doing: count[doing])]  # the first of equals
+    cause = _POINTS_TO[max(_POINTS_TO, key=lambda doing: count[doing])]  # the first of equals
+    blocked = sum(bool(holder.blocked_by) for holder in holders)
+    return "locks" if cause == "slow_calls" and 2 * blocked > count["statement"] else cause

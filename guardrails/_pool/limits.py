@@ -9,7 +9,7 @@ from guardrails._runtime.timeouts import NOT_GIVEN, given_timeout, outer_seconds
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
 
-__all__ = ["check_compartments", "innermost", "raises_as_driver", "slots_for", "time_allowed"]
+__all__ = ["asks_server", "check_compartments", "innermost", "raises_as_driver", "slots_for", "time_allowed"]
 
 
 def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
@@ -47,6 +47,18 @@ def check_compartments(name: str, compartments: object) -> str:
     faults.choice("compartments", compartments, COMPARTMENTS)
     faults.raise_if_any()
     return str(compartments)
+
+
+def asks_server(name: str, value: object) -> bool:
+    """Reads the setting ``ask_server`` of a pool's guard.
+
+    Raises:
+        ConfigurationError: It is neither True nor False.
+    """
+    faults = Faults(f"guard {shown(name)}")
+    faults.flag("ask_server", value)
+    faults.raise_if_any()
+    return bool(value)
 
 
 def raises_as_driver(name: str, raise_as: object) -> bool:

@@ -91,6 +91,7 @@ class PoolMonitor:
 
     def refused(self) -> None:
         """Notes a caller for whom the pool had no connection."""
+        self._registry.ask_server()
         caller = self._registry.caller()
         for checkout in list(self._out.values())[:_MAX_SEARCHED]:
             if checkout.caller == caller:
@@ -99,6 +100,7 @@ class PoolMonitor:
 
     def _describe(self, name: str, taken: int, limit: int) -> str | None:
         """Describes the holders for the log; see `HolderRegistry.describe`."""
+        self._registry.ask_server()
         description = self._registry.describe(name, taken, limit)
         if description is not None:
             self._next_diagnosis = time.monotonic() + _DIAGNOSIS_INTERVAL  # the description is a diagnosis
@@ -131,6 +133,7 @@ class PoolMonitor:
         # A middleware refuses requests before they ask the pool, so `refused` is not called for them.
         before, self._rejected = self._rejected, sum(self._guard.snapshot().rejected.values())
         if self._rejected != before:
+            self._registry.ask_server()
             self._diagnose(refused=False)
         waits = [self._check_leak(checkout) for checkout in list(self._out.values())]
         self.watching = bool(waits)

@@ -125,6 +125,11 @@ class Faults:
         if value not in allowed:
             self.add(field, value, " or ".join(map(repr, allowed)))
 
+    def flag(self, field: str, value: object) -> None:
+        """Checks that a value is True or False."""
+        if not isinstance(value, bool):
+            self.add(field, value, "True or False")
+
     def callable(self, field: str, value: object, *, none: bool = True) -> None:
         """Checks that a value can be called."""
         if not callable(value) and not (none and value is None):

@@ -5,15 +5,12 @@ It never reads the text of a statement, which contains values of users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from sqlalchemy import URL, Connection, Row, create_engine, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Connection, create_engine
 from sqlalchemy.pool import NullPool
 
+from guardrails._dbapi.server_sessions import KILL, Execute, is_mariadb, read_mysql, read_postgres
 from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, refusal, within, words
-from guardrails.diagnosis.findings import Facts, Finding, Prepared, Session
+from guardrails.diagnosis.findings import Facts, Finding, Prepared
 from guardrails.errors import ConfigurationError
 
 __all__ = ["ask", "why_not"]
@@ -47,9 +44,15 @@ def ask(url: URL) -> Facts:
 
     def question() -> Facts:
         with engine.connect() as connection:
-            return (_ask_postgres if dialect == "postgresql" else _ask_mysql)(connection)
+            return (_ask_postgres if dialect == "postgresql" else _ask_mysql)(_runs(connection))
 
     return within(ANSWER_TIMEOUT, question)
+
+
+def _runs(connection: Connection) -> Execute:
+    return lambda statement: (
+        result.all() if (result := connection.exec_driver_sql(statement)).returns_rows else ()
+    )
 
 
 def why_not(error: Exception, url: URL) -> Finding:
@@ -101,24 +104,6 @@ select name, setting::int from pg_settings
 where name in ('max_connections', 'superuser_reserved_connections', 'reserved_connections')
 """
 
-_POSTGRES_SESSIONS = """
-select pid, coalesce(nullif(application_name, ''), usename, '') as name, state,
-    query = '<insufficient privilege>' as hidden,
-    coalesce(wait_event_type = 'Lock' or l.pid is not null, false) as waiting,
-    extract(epoch from clock_timestamp() - coalesce(state_change, backend_start))::float8 as in_state,
-    extract(epoch from clock_timestamp() - coalesce({since}query_start, backend_start))::float8 as in_query,
-    pg_blocking_pids(pid) as blocking, l.relation as "table"
-from pg_stat_activity a
-left join lateral (
-    select l.pid, case when d.datname is not null then l.relation::regclass::text end as relation{waitstart}
-    from pg_locks l left join pg_database d on d.oid = l.database and d.datname = current_database()
-    where l.pid = a.pid and not l.granted limit 1
-) l using (pid)
-where usesysid is not null and coalesce(backend_type, 'client backend') = 'client backend'
-    and pid <> pg_backend_pid()
-"""
-"""All users may see waits for locks and the origin of a session; the rest needs the role pg_monitor."""
-
 _POSTGRES_PREPARED = """
 select gid, owner, database, extract(epoch from clock_timestamp() - prepared)::float8 as seconds,
     exists (
@@ -135,103 +120,34 @@ select gid, owner, database, extract(epoch from clock_timestamp() - prepared)::f
 from pg_prepared_xacts p
 """
 
-_WAITSTART = 140_000
-"""The first version of PostgreSQL whose pg_locks has the start of a wait."""
+_UNSEEN_TRANSACTIONS = ("what other users' sessions and transactions do: that takes the privilege PROCESS",)
 
 
-def _ask_postgres(connection: Connection) -> Facts:
-    connection.execute(text(f"set statement_timeout = {ANSWER_TIMEOUT * 1000:.0f}"))
-    settings = {row.name: int(row.setting) for row in connection.execute(text(_POSTGRES_SETTINGS))}
-    version = connection.execute(text("select current_setting('server_version_num')::int")).scalar_one()
-    new = int(version) >= _WAITSTART
-    question = _POSTGRES_SESSIONS.format(
-        since="l.waitstart, " if new else "", waitstart=", l.waitstart" if new else ""
-    )
-    rows = connection.execute(text(question)).all()
-    hidden = sum(bool(row.hidden) for row in rows)
+def _ask_postgres(execute: Execute) -> Facts:
+    execute(f"set statement_timeout = {ANSWER_TIMEOUT * 1000:.0f}")
+    settings = {name: int(setting) for name, setting in execute(_POSTGRES_SETTINGS)}
+    sessions = read_postgres(execute).sessions
+    hidden = sum(session.state == "unseen" for session in sessions)
     return Facts(
         product="PostgreSQL",
         limit=settings.pop("max_connections"),
         reserved=sum(settings.values()),
-        sessions=tuple(_of_postgres(row) for row in rows),
-        prepared=tuple(Prepared(*row) for row in connection.execute(text(_POSTGRES_PREPARED))),
-        unseen=(f"what {hidden} of {len(rows)} sessions do: that takes the role pg_monitor",)
+        sessions=sessions,
+        prepared=tuple(Prepared(*row) for row in execute(_POSTGRES_PREPARED)),
+        unseen=(f"what {hidden} of {len(sessions)} sessions do: that takes the role pg_monitor",)
         if hidden
         else (),
     )
 
 
-def _of_postgres(row: Row[Any]) -> Session:
-    state = row.state or ""
-    if row.waiting:
-        return Session(row.pid, row.name, "waiting", row.in_query or 0.0, tuple(row.blocking), row.table)
-    if row.hidden:
-        return Session(row.pid, row.name, "unseen", 0.0)
-    if state.startswith("idle in transaction"):
-        return Session(row.pid, row.name, "idle_in_transaction", row.in_state)
-    if state in {"active", "fastpath function call"}:
-        return Session(row.pid, row.name, "active", row.in_query)
-    return Session(row.pid, row.name, "idle", row.in_state)
-
-
-_MYSQL_SESSIONS = """
-select id as pid, user as name, command, time as seconds, state from information_schema.processlist
-where id <> connection_id() and command <> 'Daemon' and user <> 'system user'
-"""
-
-_MYSQL_TRANSACTIONS = "select trx_mysql_thread_id as pid from information_schema.innodb_trx"
-
-_MARIADB_BLOCKING = """
-select waiting.trx_mysql_thread_id as pid, blocking.trx_mysql_thread_id as blocking
-from information_schema.innodb_lock_waits w
-join information_schema.innodb_trx waiting on waiting.trx_id = w.requesting_trx_id
-join information_schema.innodb_trx blocking on blocking.trx_id = w.blocking_trx_id
-"""
-
-_MYSQL_BLOCKING = """
-select waiting.processlist_id as pid, blocking.processlist_id as blocking
-from performance_schema.data_lock_waits w
-join performance_schema.threads waiting on waiting.thread_id = w.requesting_thread_id
-join performance_schema.threads blocking on blocking.thread_id = w.blocking_thread_id
-"""
-
-
-_MYSQL_RIGHTS = {1044, 1142, 1227}
-"""The error codes for a missing privilege."""
-
-
-def _ask_mysql(connection: Connection) -> Facts:
-    is_mariadb = "mariadb" in str(connection.execute(text("select version()")).scalar()).lower()
-    blocking: dict[int, list[int]] = {}
-    in_transaction: set[int] = set()
-    unseen: tuple[str, ...] = ()
-    try:
-        in_transaction.update(connection.execute(text(_MYSQL_TRANSACTIONS)).scalars())
-        for row in connection.execute(text(_MARIADB_BLOCKING if is_mariadb else _MYSQL_BLOCKING)):
-            blocking.setdefault(row.pid, []).append(row.blocking)
-    except DBAPIError as error:
-        if not (error.orig and error.orig.args and error.orig.args[0] in _MYSQL_RIGHTS):
-            raise
-        unseen = ("what other users' sessions and transactions do: that takes the privilege PROCESS",)
+def _ask_mysql(execute: Execute) -> Facts:
+    view = read_mysql(execute)
     return Facts(
-        product="MariaDB" if is_mariadb else "MySQL",
-        limit=int(connection.execute(text("select @@max_connections")).scalar_one()),
+        product="MariaDB" if is_mariadb(execute) else "MySQL",
+        limit=int(execute("select @@max_connections")[0][0]),
         reserved=0,
-        sessions=tuple(
-            _of_mysql(row, in_transaction, blocking) for row in connection.execute(text(_MYSQL_SESSIONS))
-        ),
-        kill="KILL {}",
+        sessions=view.sessions,
+        kill=KILL["mysql"],
         orphan="a prepared transaction, which has no session: XA RECOVER lists it",
-        unseen=unseen,
+        unseen=() if view.complete else _UNSEEN_TRANSACTIONS,
     )
-
-
-def _of_mysql(row: Row[Any], in_transaction: set[int], blocking: Mapping[int, list[int]]) -> Session:
-    behind = tuple(blocking.get(row.pid, ()))
-    seconds = float(row.seconds or 0)
-    if behind or "lock" in (row.state or "").lower():
-        return Session(row.pid, row.name, "waiting", seconds, behind)
-    if row.command == "Sleep":
-        is_open = row.pid in in_transaction
-        return Session(row.pid, row.name, "idle_in_transaction" if is_open else "idle", seconds)
-    return Session(row.pid, row.name, "active", seconds)

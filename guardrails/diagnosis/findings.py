@@ -1,42 +1,21 @@
-"""Judges the sessions and connections of a server. Depends on nothing; must not connect to a server."""
+"""Judges the sessions and connections of a server. Depends on sessions; must not connect to a server."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+
+from guardrails._dbapi.server_sessions import KILL
+from guardrails._pool.sessions import Session, State, count_roots
 
 __all__ = ["Facts", "Finding", "Prepared", "Session", "judge", "limit_reached"]
-
-State = Literal["active", "waiting", "idle_in_transaction", "idle", "unseen"]
 
 _NEARLY = 0.8
 """The share of its connections from which a server is reported. One deployment may use up the rest."""
 
 _SHOWN = 5
 """Most sessions named in one finding."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """One connection, as its server sees it.
-
-    Attributes:
-        pid: The server's number of it.
-        name: The application's name, or the user's where there is none.
-        state: Its activity; ``"waiting"`` is for a lock, ``"unseen"`` is hidden from this user.
-        seconds: Time in this state.
-        waits_for: The sessions that hold the lock; 0 stands for a prepared transaction, which has no session.
-        table: The table it waits for, if the server reports it.
-    """
-
-    pid: int
-    name: str
-    state: State
-    seconds: float
-    waits_for: tuple[int, ...] = ()
-    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,7 @@ class Facts:
     reserved: int
     sessions: tuple[Session, ...]
     prepared: tuple[Prepared, ...] = ()
-    kill: str = "SELECT pg_terminate_backend({})"
+    kill: str = KILL["postgresql"]
     orphan: str = "a prepared transaction, which has no session"
     unseen: tuple[str, ...] = ()
 
@@ -110,7 +89,7 @@ def judge(facts: Facts, slow: float) -> list[Finding]:
         facts: The facts that the server reported.
         slow: Seconds from which a statement, or an idle transaction, is long.
     """
-    roots = _all_roots(facts)
+    roots = count_roots(facts.sessions)
     found = [*_locks(facts, roots), *_prepared(facts, slow), *_idle(facts, slow, roots), *_slow(facts, slow)]
     return [*_connections(facts), *found]
 
@@ -136,12 +115,6 @@ def _waiting(facts: Facts) -> list[Session]:
     return [session for session in facts.sessions if session.waits_for or session.state == "waiting"]
 
 
-def _all_roots(facts: Facts) -> Counter[int]:
-    """Counts the waiters of each session that others wait for and that itself waits for none."""
-    by_pid = {session.pid: session for session in facts.sessions}
-    return Counter(pid for session in _waiting(facts) for pid in _roots(session, by_pid))
-
-
 def _locks(facts: Facts, roots: Counter[int]) -> Iterator[Finding]:
     waiting = _waiting(facts)
     if not waiting:
@@ -164,20 +137,6 @@ def _locks(facts: Facts, roots: Counter[int]) -> Iterator[Finding]:
         + (f" if nothing else does: {kills}" if kills else "")
         + "; a migration should set a lock_timeout",
     )
-
-
-def _roots(session: Session, by_pid: dict[int, Session]) -> set[int]:
-    roots, seen, ahead = set[int](), {session.pid}, list(session.waits_for)
-    while ahead:
-        pid = ahead.pop()
-        if pid in seen:
-            continue  # a deadlock, which the server detects
-        seen.add(pid)
-        further = by_pid[pid].waits_for if pid in by_pid else ()
-        ahead.extend(further)
-        if not further:
-            roots.add(pid)
-    return roots
 
 
 def _blocker(pid: int, count: int, by_pid: dict[int, Session]) -> str:

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from guardrails._pool.sessions import SessionId
 from guardrails.errors import ConfigurationError
 
 __all__ = ["Driver", "find_driver", "unsupported"]
@@ -89,6 +90,9 @@ class Driver(Protocol):
 
     def allow(self, statement: str, seconds: float | None) -> str:
         """Rewords a statement that may take ``seconds``, more than the backstop; None for a stream."""
+
+    def session_of(self, connection: Any) -> SessionId | None:
+        """The server's number of a connection, without a round trip; None if unknown. Any thread may ask."""
 
     def failed(self, error: BaseException) -> bool | None:
         """True if an error of this driver is the server's fault; None if unknown."""

@@ -14,6 +14,7 @@ import asyncpg
 
 from guardrails._dbapi.drivers.background import Background
 from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
+from guardrails._pool.sessions import SessionId
 
 __all__ = ["Asyncpg"]
 
@@ -40,6 +41,11 @@ class Asyncpg(PostgresDriver):
         """See Driver."""
         with suppress(Exception):
             connection.terminate()
+
+    def session_of(self, connection: Any) -> SessionId | None:
+        """See Driver."""
+        address = connection._transport.get_extra_info("sockname")  # noqa: SLF001 - it has no public name
+        return SessionId(connection.get_server_pid(), address[1] if isinstance(address, tuple) else None)
 
     def unsent(self, error: BaseException) -> bool:
         """True if asyncpg's own encoder raised it. Unlike a server's it has no severity."""

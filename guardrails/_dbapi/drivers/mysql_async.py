@@ -20,6 +20,7 @@ from guardrails._dbapi.drivers.mysql import (
     with_backstop,
 )
 from guardrails._dbapi.drivers.plain import Plain
+from guardrails._pool.sessions import SessionId
 
 __all__ = ["MySQLAsync"]
 
@@ -76,6 +77,11 @@ class MySQLAsync(Plain):
         """See Driver."""
         with suppress(Exception):  # closed meanwhile
             self._transport(connection).abort()
+
+    def session_of(self, connection: Any) -> SessionId | None:
+        """See Driver."""
+        target = self._target(connection)
+        return SessionId(target.number, target.port)
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from guardrails._pool.sessions import SessionId
 from guardrails._runtime.fork import ForkedLock
 
 __all__ = ["Plain"]
@@ -67,6 +68,10 @@ class Plain(ABC):
     def allow(self, statement: str, seconds: float | None) -> str:  # noqa: ARG002 - there is no backstop to lift
         """See Driver."""
         return statement
+
+    def session_of(self, connection: Any) -> SessionId | None:  # noqa: ARG002 - there is no server
+        """See Driver."""
+        return None
 
     def retire(self, connection: Any) -> None:  # noqa: B027 - close() is enough
         """See Driver."""

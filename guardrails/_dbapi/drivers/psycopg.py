@@ -13,7 +13,8 @@ from weakref import WeakSet
 
 from guardrails._dbapi.drivers.background import Background
 from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
-from guardrails._dbapi.drivers.sockets import cut
+from guardrails._dbapi.drivers.sockets import client_port, cut
+from guardrails._pool.sessions import SessionId
 from guardrails._runtime.waiters import on_event_loop
 
 __all__ = ["Psycopg", "PsycopgAsync"]
@@ -64,6 +65,10 @@ class Psycopg(PostgresDriver):
 
     def _return(self, owner: Any, connection: Any) -> None:
         owner.putconn(connection)
+
+    def session_of(self, connection: Any) -> SessionId | None:
+        """See Driver."""
+        return SessionId(connection.pgconn.backend_pid, client_port(connection.pgconn.socket))
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""

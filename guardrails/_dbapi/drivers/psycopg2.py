@@ -16,7 +16,8 @@ from typing import Any
 import psycopg2
 
 from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
-from guardrails._dbapi.drivers.sockets import cut
+from guardrails._dbapi.drivers.sockets import client_port, cut
+from guardrails._pool.sessions import SessionId
 
 __all__ = ["Psycopg2"]
 
@@ -107,6 +108,10 @@ class Psycopg2(PostgresDriver):
         """See Driver. It wakes libpq from poll()."""
         with suppress(Exception):  # closed meanwhile
             cut(connection.fileno())
+
+    def session_of(self, connection: Any) -> SessionId | None:
+        """See Driver."""
+        return SessionId(connection.info.backend_pid, client_port(connection.fileno()))
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""

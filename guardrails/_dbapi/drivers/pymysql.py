@@ -21,6 +21,7 @@ from guardrails._dbapi.drivers.mysql import (
 )
 from guardrails._dbapi.drivers.plain import Plain
 from guardrails._dbapi.drivers.sockets import cut
+from guardrails._pool.sessions import SessionId
 
 __all__ = ["PyMySQL"]
 
@@ -75,6 +76,11 @@ class PyMySQL(Plain):
         """See Driver."""
         with suppress(Exception):  # closed meanwhile
             cut(connection._sock.fileno())  # noqa: SLF001 - it has no public name
+
+    def session_of(self, connection: Any) -> SessionId | None:
+        """See Driver."""
+        target = _target(connection)
+        return SessionId(target.number, target.port)
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""

@@ -6,7 +6,7 @@ import os
 import socket
 from contextlib import suppress
 
-__all__ = ["cut"]
+__all__ = ["client_port", "cut"]
 
 
 def cut(descriptor: int) -> None:
@@ -17,3 +17,10 @@ def cut(descriptor: int) -> None:
         handle = socket.socket(fileno=os.dup(descriptor))
         with handle:
             handle.shutdown(socket.SHUT_RDWR)
+
+
+def client_port(descriptor: int) -> int | None:
+    """Returns the client's port of a socket; None for a Unix socket."""
+    with socket.socket(fileno=os.dup(descriptor)) as handle:
+        address = handle.getsockname()
+    return address[1] if isinstance(address, tuple) else None

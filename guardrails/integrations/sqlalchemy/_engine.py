@@ -13,12 +13,13 @@ from guardrails._dbapi.drivers import Driver, find_driver, unsupported
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._guard.guard import Guard, attach, set_compartments
 from guardrails._guard.protect import unsuited
-from guardrails._pool.limits import check_compartments, raises_as_driver, slots_for
+from guardrails._pool.limits import asks_server, check_compartments, raises_as_driver, slots_for
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._hooks import DialectHooks
-from guardrails.integrations.sqlalchemy._pool import EngineAdmission, capacity, guard_of
+from guardrails.integrations.sqlalchemy._lock_question import watch_locks
+from guardrails.integrations.sqlalchemy._pool import EngineAdmission, capacity, guard_of, registry_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 
@@ -35,6 +36,7 @@ def guard_engine(
     engine: object,
     *,
     name: str | None = None,
+    ask_server: bool = True,
     backstop: float | None = None,
     compartments: str = "auto",
     leak_after: float | None = 60.0,
@@ -47,6 +49,9 @@ def guard_engine(
         engine: An ``Engine`` or ``AsyncEngine``, or a copy of one made by ``execution_options()``.
         name: The guard's label. None takes the name of the database, such as ``"orders"``; for a file the
             name without folder and suffix; without either the kind of database, such as ``"postgresql"``.
+        ask_server: Whether to ask the server, when the pool runs out, which sessions the connections wait
+            for. That takes one connection of its own for up to a second, once in 30 s at most. The answer is
+            in the log, in `pool_status` and on the status page. PostgreSQL, MariaDB and MySQL.
         backstop: Seconds after which the server ends a statement by itself, in case the network is cut and no
             cancel request reaches it. It must be above ``timeout``; no statement can ask for more. None takes
             four timeouts on MariaDB, where a statement can ask for more. PostgreSQL needs none: it ends the
@@ -80,6 +85,7 @@ def guard_engine(
     how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
     _check_limit(name, "leak_after", leak_after)
+    asks = asks_server(name, ask_server)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
@@ -89,6 +95,8 @@ def guard_engine(
     attachment = _EngineAttachment(sync_engine, guard, _runner(guard, driver, dialect, backstop), leak_after)
     set_compartments(guard, how)
     attachment.attach()
+    if asks and driver is not None:
+        watch_locks(sync_engine, driver, registry_of(pool))
     attach(guard, attachment)
     return guard
 

@@ -45,14 +45,17 @@ class SecondConnection:
         Raises:
             Exception: Any error of the engine's ``creator``, listeners or driver.
         """
+        return self._engine.dialect.get_driver_connection(self.open_adapted(**settings))
+
+    def open_adapted(self, **settings: Any) -> Any:
+        """Opens a connection and returns what SQLAlchemy uses as a DBAPI connection; see `open`."""
         pool = self._engine.pool
         connect = pool._should_wrap_creator(pool._creator)  # noqa: SLF001 - it has no public name
         token = _settings.set(settings)
         try:
-            adapted = connect(_ConnectionRecord(pool, connect=False))
+            return connect(_ConnectionRecord(pool, connect=False))
         finally:
             _settings.reset(token)
-        return self._engine.dialect.get_driver_connection(adapted)
 
     async def open_async(self, **settings: Any) -> Any:
         """Opens a connection of an asynchronous driver; see `open`."""

@@ -1,0 +1,190 @@
+"""Asks the server of a pool that runs out which sessions its connections wait for.
+
+Depends on sessions, the housekeeper and a thread of its own; must not import a pool or driver. The server is
+asked once in 30 s at most, over a connection of its own, and never in the thread or task of a caller. If it
+does not answer, or has no connection left, nothing is reported.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from guardrails._pool.checkout import Checkout
+from guardrails._pool.lock_waits import Blocker, LockWait, Place, Waiting, blockers_of, group
+from guardrails._pool.sessions import ServerView, SessionId, own_sessions
+from guardrails._runtime.fork import renew_after_fork
+from guardrails._runtime.guard_log import log
+from guardrails._runtime.housekeeper import run_later
+from guardrails._runtime.threads import daemon
+
+__all__ = ["LockMonitor", "Question"]
+
+_DELAY = 0.25
+"""Seconds from the exhaustion of the pool to the question. Only a connection that is out for that long is a
+reason to ask: in a short burst all come back sooner."""
+
+_INTERVAL = 30.0
+"""Seconds between two questions."""
+
+_FRESH = 5.0
+"""Seconds for which an answer holds about work that passes no hook, whose end is not seen."""
+
+_SHOWN = 3
+"""Most groups of connections in one line of the log."""
+
+
+class Question(Protocol):
+    """Asks a server for its sessions, over a connection of its own.
+
+    Attributes:
+        kill: The statement that ends a session, with ``{}`` for its number.
+    """
+
+    kill: str
+
+    def __call__(self) -> tuple[SessionId, ServerView]:
+        """Returns the identity of the connection that asked, and the answer. Takes about a second at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A checkout whose session waits, and the work on it at that time."""
+
+    waiting: Waiting
+    work: object
+
+    def holds(self, checkout: Checkout, age: float) -> bool:
+        """Returns True if the checkout still does the same work."""
+        if self.work:
+            return checkout.under_way is self.work
+        return age < _FRESH and bool(checkout.slots)
+
+
+class LockMonitor:
+    """Finds out why the statements of one pool wait.
+
+    Args:
+        name: The guard's name.
+        held: Returns the identities of the connections that are out, by their checkouts.
+        place: Returns the code that holds a checkout.
+        question: Asks the server.
+        wanted: Returns False while the server must not be asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        held: Callable[[], Mapping[Any, SessionId]],
+        place: Callable[[Any], Place],
+        question: Question,
+        wanted: Callable[[], bool],
+    ) -> None:
+        self._name = name
+        self._held = held
+        self._place = place
+        self._question = question
+        self._wanted = wanted
+        self._next_question = self._asked = -math.inf
+        self._planned = self._asking = False
+        self._reasons: set[Any] = set()
+        self._found: dict[Any, _Found] = {}
+        renew_after_fork(self)
+
+    def request(self) -> None:
+        """Asks the server a little later, unless it was asked a short time ago. Never blocks."""
+        if self._planned or time.monotonic() < self._next_question or not self._wanted():
+            return
+        self._planned = True
+        self._reasons = set(self._held())
+        try:
+            run_later(self._begin, _DELAY)
+        except RuntimeError:  # no new thread can be started while the interpreter shuts down
+            self._planned = False
+
+    def waits(self) -> tuple[LockWait, ...]:
+        """Returns the connections that waited for locks when the server was asked, and still do."""
+        age = time.monotonic() - self._asked
+        valid = [found.waiting for checkout, found in self._found.items() if found.holds(checkout, age)]
+        return group(valid, age) if valid else ()
+
+    def blockers(self, checkout: Checkout) -> tuple[Blocker, ...]:
+        """Returns the sessions that hold the lock for which a checkout waits; empty if none is known."""
+        found = self._found.get(checkout)
+        if found is None or not found.holds(checkout, time.monotonic() - self._asked):
+            return ()
+        return found.waiting.blockers
+
+    def session_ids(self) -> Mapping[Any, SessionId]:
+        """Returns the identities of the connections that are out, by their checkouts."""
+        return self._held()
+
+    def _begin(self) -> None:
+        """Starts the thread that asks, if a connection is still out for which to ask."""
+        self._planned = False
+        reasons, self._reasons = self._reasons, set()
+        if self._asking or reasons.isdisjoint(self._held()):
+            return
+        self._next_question = time.monotonic() + _INTERVAL
+        self._asking = True
+        daemon("guardrails-lock-monitor", self._ask).start()
+
+    def _ask(self) -> None:
+        try:
+            before = {checkout: (known, checkout.under_way) for checkout, known in self._held().items()}
+            asker, view = self._question()
+            now = {checkout: (known, checkout.under_way) for checkout, known in self._held().items()}
+            self._asked = time.monotonic()
+            # Only a checkout whose work was the same before and after the answer can be the one it is about.
+            same = {each: known for each, known in before.items() if now.get(each, (None,))[1:] == known[1:]}
+            self._found = found = self._join(same, asker, view)
+        except Exception as error:  # noqa: BLE001 - a server that does not answer is no news
+            log.debug("the server of %r could not be asked for locks: %s", self._name, type(error).__name__)
+            return
+        finally:
+            self._asking = False
+        if found:
+            self._log(group([each.waiting for each in found.values()], 0.0))
+
+    def _join(
+        self, held: Mapping[Any, tuple[SessionId, object]], asker: SessionId, view: ServerView
+    ) -> dict[Any, _Found]:
+        own = own_sessions({checkout: known for checkout, (known, _) in held.items()}, asker, view)
+        places = {checkout: self._place(checkout) for checkout in own}
+        by_pid = {session.pid: session for session in view.sessions}
+        own_places = {session.pid: places[checkout] for checkout, session in own.items()}
+        return {
+            checkout: _Found(
+                Waiting(places[checkout], session, blockers_of(session, by_pid, own_places)),
+                held[checkout][1],
+            )
+            for checkout, session in own.items()
+            if session.state == "waiting"
+        }
+
+    def _log(self, waits: tuple[LockWait, ...]) -> None:
+        shown = [str(wait) for wait in waits[:_SHOWN]]
+        more = len(waits) - len(shown)
+        if more:
+            shown.append(f"and {more} more places")
+        strangers = {each.pid for wait in waits for each in wait.blockers if each.pid and not each.where}
+        kills = ", ".join(self._question.kill.format(pid) for pid in sorted(strangers)[:_SHOWN])
+        advice = f"; if nothing else ends it: {kills}" if kills else ""
+        log.warning("pool %r: %s%s", self._name, "; ".join(shown), advice)
+
+    # --- forks ---------------------------------------------------------------------------------
+
+    def pause(self, seconds: float) -> bool:  # noqa: ARG002
+        """See ForkAware."""
+        return True
+
+    def unpause(self) -> None:
+        """See ForkAware."""
+
+    def start_afresh(self) -> None:
+        """Forgets all plans and answers: a child process has neither the threads nor the connections."""
+        self._planned = self._asking = False
+        self._reasons, self._found = set(), {}

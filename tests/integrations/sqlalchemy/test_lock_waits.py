@@ -1,0 +1,268 @@
+"""A pool that runs out because of a lock: the log and the status name the session that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine, text
+
+from guardrails import ConfigurationError, protect
+from guardrails.integrations.sqlalchemy import pool_status
+from guardrails.testing.pgbouncer import PgBouncer
+from guardrails.testing.proxy import FaultProxy
+from guardrails.testing.servers import PostgresServer
+from support.polling import poll
+
+CANARY = "canary-51c8"
+"""Stands in the statements, and must not be shown."""
+
+WAIT = f"select id from waited where id = 1 and '{CANARY}' <> '' for update"
+THREAD = "guardrails-lock-monitor"
+
+
+@pytest.fixture
+def rows(lab):
+    """A table with one row to lock, and a user that may see all transactions."""
+    lab.aside("create table waited (id int primary key)", "insert into waited values (1)")
+    if not on_postgres(lab):
+        lab.aside("grant process on *.* to lab@'127.0.0.1'")
+    yield
+    lab.dispose()
+    lab.aside("drop table waited")
+
+
+@contextlib.contextmanager
+def blocker(lab):
+    """Locks the row in a transaction of another application.
+
+    Yields the number of its session, and a function that ends the transaction.
+    """
+    with lab.backend.connect() as other:
+        lab.backend.run(other, "begin")
+        pid = lab.backend.run(other, lab.backend.say("select pg_backend_pid()"))
+        lab.backend.run(other, "select id from waited where id = 1 for update")
+        yield pid, lambda: lab.backend.run(other, "rollback")
+        lab.backend.run(other, "rollback")
+
+
+@contextlib.contextmanager
+def exhausted(lab):
+    """Two statements that wait for the row and have the pool's two connections; a third caller is refused."""
+    with lab.meanwhile(lambda: lab.query(WAIT), count=2):
+        until(lab, lambda: lab.guard.snapshot().in_use == 2, "both connections are out")
+        with contextlib.suppress(Exception):
+            lab.query("select 1")
+        yield
+
+
+def until(lab, condition, what, seconds=5.0):
+    """Waits for a condition, on the loop if there is one."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so within {seconds} s: {what}"
+        lab.pause(0.01)
+
+
+def told(caplog):
+    """The lines about locks in the log."""
+    return [line for line in caplog.messages if "for a lock" in line]
+
+
+def protect_small(lab, **options):
+    """An engine with two connections, whose statements have time to wait."""
+    settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": None} | options
+    return lab.protect(pool_size=2, max_overflow=0, guard=settings)
+
+
+@pytest.mark.every_driver
+def test_log_and_status_name_the_session_that_holds_the_lock(lab, rows, caplog):
+    """The lines of the victims and their sessions, the blocker's session, its activity, and how to end it."""
+    protect_small(lab)
+    with blocker(lab) as (pid, end), exhausted(lab):
+        until(lab, lambda: told(caplog), "a line about the lock")
+        status = pool_status(lab.engine)
+        end()
+    (line,), (wait,) = told(caplog), status.lock_waits
+    assert line.startswith("pool 'db': 2 x support/sql_lab.py:")
+    assert f"<- session {pid}, idle in transaction for" in line
+    assert line.endswith(("; if nothing else ends it: " + kill(lab)).format(pid))
+    assert status.cause == "locks"
+    assert {holder.pid for holder in status.holders} == set(wait.pids)
+    assert [each.pid for holder in status.holders for each in holder.blocked_by] == [pid, pid]
+    assert CANARY not in line + str(status) + repr(status)
+    assert not pool_status(lab.engine).lock_waits, "the wait is over"
+
+
+def on_postgres(lab):
+    """True if the lab's server is PostgreSQL."""
+    return lab.backend.say("pg_backend_pid") == "pg_backend_pid"
+
+
+def kill(lab):
+    """The statement that ends a session."""
+    return "KILL {}" if not on_postgres(lab) else "SELECT pg_terminate_backend({})"
+
+
+def test_a_blocker_of_the_same_pool_is_named_with_its_line(lab, rows, caplog):
+    """One connection of the pool holds the lock for which the other one waits."""
+    protect_small(lab)
+
+    def hold(session):
+        session.execute("select id from waited where id = 1 for update")
+        session.execute("select pg_sleep(0.9)")
+
+    with lab.meanwhile(lambda: lab.run(hold)):
+        until(lab, lambda: lab.guard.snapshot().in_use == 1, "the holder has its connection")
+        lab.pause(0.1)
+        with lab.meanwhile(lambda: lab.query(WAIT)):
+            until(lab, lambda: lab.guard.snapshot().in_use == 2, "both connections are out")
+            with contextlib.suppress(Exception):
+                lab.query("select 1")
+            until(lab, lambda: told(caplog), "a line about the lock")
+    (line,) = told(caplog)
+    victim, _, holder = line.partition("<-")
+    assert "1 x support/sql_lab.py:" in victim
+    assert ", held by support/sql_lab.py:" in holder
+    assert "if nothing else ends it" not in line, "the own code has to be mended, not killed"
+
+
+# --- on PostgreSQL, through one driver: what is in between must never lead to a wrong name ------------------
+
+
+@pytest.fixture
+def table(postgres):
+    """A table with one row."""
+    with psycopg.connect(postgres.url(""), autocommit=True) as connection:
+        connection.execute("create table waited (id int primary key)")
+        connection.execute("insert into waited values (1)")
+        yield
+        connection.execute("drop table waited")
+
+
+@contextlib.contextmanager
+def in_want(url, server, **options):
+    """An engine whose two connections wait for a row that another session has locked."""
+    engine = create_engine(url, pool_size=2, max_overflow=0, connect_args={"prepare_threshold": None})
+    settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": None} | options
+    guard = protect(engine, name="db", **settings)
+
+    def wait():
+        with engine.connect() as connection:
+            connection.execute(text(WAIT))
+
+    threads = [threading.Thread(target=wait) for _ in range(2)]
+    with psycopg.connect(server.url("")) as other:
+        other.execute("select id from waited where id = 1 for update")
+        for thread in threads:
+            thread.start()
+        try:
+            poll(lambda: guard.snapshot().in_use == 2 and running(server) == 2, "both wait")
+            with contextlib.suppress(Exception):
+                engine.connect()
+            yield engine, other.info.backend_pid
+        finally:
+            other.rollback()
+            for thread in threads:
+                thread.join()
+            engine.dispose()
+
+
+def running(server):
+    """Counts the statements that wait for a lock."""
+    with psycopg.connect(server.url("")) as connection:
+        question = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+        return connection.execute(question).fetchone()[0]
+
+
+def quiet(caplog):
+    """Waits until the server was asked, or could have been."""
+    time.sleep(0.35)
+    poll(lambda: THREAD not in {thread.name for thread in threading.enumerate()}, "the question is over")
+    return told(caplog) == []
+
+
+def test_a_proxy_that_changes_ports_does_not_hide_the_blocker(postgres, table, caplog):
+    """All of the pool's connections are sessions of the server that was asked."""
+    with FaultProxy(postgres.port) as proxy:
+        url = postgres.url("psycopg").replace(str(postgres.port), str(proxy.port))
+        with in_want(url, postgres) as (_, pid):
+            poll(lambda: told(caplog), "a line about the lock")
+    assert f"<- session {pid}, idle in transaction" in told(caplog)[0]
+
+
+def test_nothing_is_blamed_behind_a_pooler(postgres, table, caplog):
+    """pgbouncer gives its clients numbers of its own, which may be those of other sessions."""
+    if not PgBouncer.installed():
+        pytest.skip("pgbouncer is not installed")
+    with PgBouncer.start(postgres) as bouncer, in_want(bouncer.url("psycopg"), postgres) as (engine, _):
+        assert quiet(caplog)
+        status = pool_status(engine)
+    assert status.lock_waits == ()
+    assert status.cause == "slow_calls"
+
+
+def test_the_server_is_not_asked_where_that_is_off(postgres, table, caplog):
+    """No connection is opened, and nothing is said."""
+    with in_want(postgres.url("psycopg"), postgres, ask_server=False):
+        assert quiet(caplog)
+
+
+def test_the_server_is_asked_once_in_thirty_seconds(postgres, table, caplog):
+    """Refused callers by the hundred cause one question."""
+    with in_want(postgres.url("psycopg"), postgres) as (engine, _):
+        for _ in range(20):
+            with contextlib.suppress(Exception):
+                engine.connect()
+        poll(lambda: told(caplog), "a line about the lock")
+        for _ in range(20):
+            with contextlib.suppress(Exception):
+                engine.connect()
+        time.sleep(0.35)
+    assert len(told(caplog)) == 1
+
+
+def test_a_frozen_server_is_not_waited_for(postgres, table, caplog):
+    """The thread ends within its second, and nothing is said."""
+    with in_want(postgres.url("psycopg"), postgres) as (engine, _):
+        with engine_frozen(postgres):
+            began = time.monotonic()
+            poll(lambda: THREAD in {thread.name for thread in threading.enumerate()}, "the server is asked")
+            poll(lambda: THREAD not in {thread.name for thread in threading.enumerate()}, "that is over", 4)
+            assert time.monotonic() - began < 3.5  # libpq's shortest limit for a connect is 2 s
+        assert pool_status(engine).lock_waits == ()
+    assert told(caplog) == []
+
+
+@contextlib.contextmanager
+def engine_frozen(server):
+    """Stops the server as a whole."""
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
+
+
+def test_a_full_server_is_left_alone(caplog):
+    """There is no connection for the question: the calls go on, and nothing is said."""
+    with PostgresServer.start(max_connections=9, settings={"superuser_reserved_connections": "0"}) as server:
+        with psycopg.connect(server.url(""), autocommit=True) as connection:
+            connection.execute("create table waited (id int primary key)")
+            connection.execute("insert into waited values (1)")
+        with in_want(server.url("psycopg"), server) as (_, _), contextlib.ExitStack() as others:
+            with contextlib.suppress(psycopg.OperationalError):
+                while True:
+                    others.enter_context(psycopg.connect(server.url("")))
+            assert quiet(caplog)
+
+
+@pytest.mark.parametrize("value", [None, 1, "yes", "False"])
+def test_ask_server_must_be_a_bool(value):
+    """A word or a number is refused by the setting's name."""
+    engine = create_engine("postgresql+psycopg://u@h/d")
+    with pytest.raises(ConfigurationError, match="ask_server must be True or False"):
+        protect(engine, ask_server=value)
