@@ -1,37 +1,28 @@
 """``guardrails watch``: shows the figures of a running service again and again.
 
-Depends on HTTP and the format of ``/status.json``; must not import guards.
+Depends on the reader of ``/status.json``; must not import guards.
 """
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import json
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 import click
 
 from guardrails.cli._interrupts import interruptible
 from guardrails.cli._missing import missing
+from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, status_address
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["watch"]
-
-_TIMEOUT = 3.0
-"""Seconds for one page."""
-
-_LARGEST = 4_000_000
-"""Most bytes of one page; a guard with 64 compartments has some thirty thousand."""
 
 _WIDE = 160
 """Characters of a line where the output is no terminal."""
@@ -64,7 +55,7 @@ _COLOURS = {"closed": "green", "open": "red", "forced_open": "red", "half_open":
 @click.option("--json", "as_json", is_flag=True, help="Prints one JSON object a line.")
 def watch(*, url: str, every: float, times: int | None, as_json: bool) -> None:
     """Runs the command."""
-    address = _address(url)
+    address = status_address(url)
     fine = True
     with interruptible(), _Lines() if as_json else _screen() as screen:
         for look in _looks(address, every, times):
@@ -122,21 +113,6 @@ class _Look:
         return rates["refused"] > _FEW * (rates["in"] + rates["refused"])
 
 
-_NOT_FOUND = 404
-
-
-def _address(url: str) -> str:
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    try:
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # an invalid port
-        good = False
-    if not good or parts.username or parts.password:
-        raise click.UsageError("this is no address of a service, such as http://127.0.0.1:8000/internal")
-    path = parts.path if parts.path.endswith(".json") else parts.path.rstrip("/") + "/status.json"
-    return parts._replace(path=path, fragment="").geturl()
-
-
 def _looks(address: str, every: float, times: int | None) -> Iterator[_Look]:
     before: Mapping[str, _Row] = {}
     moment = time.monotonic()
@@ -151,21 +127,14 @@ def _looks(address: str, every: float, times: int | None) -> Iterator[_Look]:
 
 
 def _read(address: str) -> tuple[Mapping[str, Any], Sequence[_Row], str | None]:
-    request = urllib.request.Request(address, headers={"accept": "application/json"})  # noqa: S310 - http(s) only
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - likewise
-            page = json.loads(answer.read(_LARGEST))
-        page = {"ready": bool(page["ready"]), "reasons": list(page["reasons"]), "guards": page["guards"]}
+        page = read_page(address)
+        page = {name: page[name] for name in ("ready", "reasons", "guards")}
         return page, list(_rows("", page["guards"])), None
-    except urllib.error.HTTPError as error:
-        error.close()
-        hint = "; the URL must lead to status_app, as /internal may" if error.code == _NOT_FOUND else ""
-        return {}, (), f"it answers {error.code}{hint}"
-    except (OSError, http.client.HTTPException) as error:
-        cause = getattr(error, "reason", error)
-        return {}, (), f"it does not answer: {type(cause).__name__}"
+    except StatusPageError as error:
+        return {}, (), str(error)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return {}, (), "this is no status page of guardrails"
+        return {}, (), NOT_A_PAGE
 
 
 def _rows(above: str, guards: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
