@@ -171,11 +171,11 @@ def _problem_details(code: str, guard: str | None, retry_after: int | None) -> b
     return as_json(fields)
 
 
-def as_json(fields: dict[str, object], *, indent: int | None = None, between: str = ", ") -> bytes:
+def as_json(fields: object, *, indent: int | None = None, between: str = ", ") -> bytes:
     """Returns JSON in which a name cannot be taken for HTML.
 
     Args:
-        fields: The fields to write.
+        fields: The fields to write, or any other value.
         indent: Spaces for each level, for readers. It takes ten times as long.
         between: The separator of two fields.
     """

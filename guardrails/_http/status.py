@@ -86,13 +86,14 @@ class Probes:
     def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:
         """Returns one guard as JSON, a figure on each line. The text of unchanged figures is kept."""
         below = line + "    "
+        pool = _pool_text(guard, line)
         parts = ",".join(self._text(part, part.snapshot(), below) for part in shown_compartments(guard))
         before, text = self._texts.get((guard, line), (None, ""))
         if before != seen:
             figures: dict[str, object] = {name: getattr(seen, name) for name in _FIELDS}
             text = as_json(figures, between=f",{line}  ").decode()[1:-1]
             self._texts[guard, line] = seen, text
-        return f'{line}{{{line}  {text},{line}  "compartments": [{parts}]{line}}}'
+        return f'{line}{{{line}  {text},{pool}{line}  "compartments": [{parts}]{line}}}'
 
     def _reasons(self, seen: Iterable[GuardSnapshot]) -> list[str]:
         with self._lock:
@@ -105,6 +106,25 @@ class Probes:
         if changed:
             _log.warning("readiness: %s", "; ".join(map(ascii, reasons)) or "ready")
         return reasons
+
+
+def _pool_text(guard: Guard, line: str) -> str:
+    """Returns the cause and the holders of a guard's pool as JSON, a holder on each line.
+
+    A compartment has none of its own.
+    """
+    gates = guard.call_settings.gates
+    page = gates[0].report.pool_page
+    if page is None or len(gates) > 1:
+        return ""
+    text = ""
+    for name, value in page().items():
+        shown = as_json(value).decode()
+        if isinstance(value, list) and value:
+            shown = ",".join(f"{line}    {as_json(each).decode()}" for each in value)
+            shown = f"[{shown}{line}  ]"
+        text += f'{line}  "{name}": {shown},'
+    return text
 
 
 def as_page(fields: dict[str, object]) -> bytes:

@@ -9,7 +9,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, MutableMapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from guardrails._guard.guard import Guard
@@ -30,6 +30,9 @@ from guardrails._pool.lock_waits import Place
 from guardrails._pool.lost_holders import find_gone
 
 __all__ = ["HolderRegistry", "route_of"]
+
+_MAX_ON_PAGE = 100
+"""Most holders on the status page; those out longest come first."""
 
 CheckedOut = MutableMapping[Any, Any]
 """The checkouts of a pool, each a `HeldCheckout`."""
@@ -98,7 +101,7 @@ class HolderRegistry:
         if self.locks is not None:
             known, blockers = self.locks.session_ids(), self.locks.blockers
             holders = [
-                replace(holder, pid=known[checkout].pid, blocked_by=blockers(checkout))
+                replace(holder, **known[checkout]._asdict(), blocked_by=blockers(checkout))
                 if checkout in known
                 else holder
                 for checkout, holder in zip(out, holders, strict=True)
@@ -106,6 +109,18 @@ class HolderRegistry:
         if search:
             find_gone(out, holders, self.caller())
         return tuple(sorted(holders, key=lambda holder: -holder.seconds))
+
+    def page(self) -> dict[str, object]:
+        """Returns the cause and the holders as the status page shows them."""
+        holders = self.holders(search=False)
+        return {
+            "cause": cause_of(holders, self._gate.core.bulkhead.limit),
+            "lock_waits": [] if self.locks is None else [asdict(wait) for wait in self.locks.waits()],
+            "holders": [
+                asdict(each) | {"blocked_by": [blocker.pid for blocker in each.blocked_by]}
+                for each in holders[:_MAX_ON_PAGE]
+            ],
+        }
 
     def forgotten(self, older_than: float | None) -> tuple[Holder, ...]:
         """Returns the holders of connections that look forgotten, the longest first.

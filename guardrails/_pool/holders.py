@@ -65,6 +65,7 @@ class Holder:
         compartment: The compartment it belongs to, or None.
         pid: The server's number of its session; None if the driver does not know it. Behind a pooler it is
             the pooler's number.
+        port: The client's port of its connection; None for a Unix socket, or if the driver does not know it.
         blocked_by: The sessions that hold the lock for which it waits, as the server said when it was asked
             last; empty if none is known.
     """
@@ -76,6 +77,7 @@ class Holder:
     route: str | None
     compartment: str | None
     pid: int | None = None
+    port: int | None = None
     blocked_by: tuple[Blocker, ...] = ()
 
 

@@ -67,6 +67,7 @@ class PoolMonitor:
         self.watching = False
         report = self._gate.report
         report.line_of_code, report.holders = registry.calling_line, self._describe
+        report.pool_page = registry.page
         renew_after_fork(self)
 
     def watch(self) -> None:

@@ -46,6 +46,7 @@ class GuardLog:
             load"``.
         holders: Returns words for who holds the slots of a guard or compartment; takes its name, the slots in
             use and the limit.
+        pool_page: Returns what the status page shows of the pool's holders; None for a guard without a pool.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class GuardLog:
         "holders",
         "line_of_code",
         "name",
+        "pool_page",
         "scheduled",
         "stopped",
     )
@@ -68,6 +70,7 @@ class GuardLog:
         self.gates: WeakRegistry[Any] = WeakRegistry()
         self.line_of_code: Callable[[], str | None] | None = None
         self.holders: Callable[[str, int, int], str | None] | None = None
+        self.pool_page: Callable[[], dict[str, object]] | None = None
         self._reported: Counter[str] = Counter()
         self._since = 0.0
         self._where = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 
@@ -11,7 +12,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from guardrails import ConfigurationError, protect
+from guardrails._http.settings import StatusSettings
+from guardrails._http.status import Probes
 from guardrails.integrations.sqlalchemy import pool_status
+from guardrails.integrations.sqlalchemy._pool import registry_of
 from guardrails.testing.pgbouncer import PgBouncer
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import PostgresServer
@@ -266,3 +270,32 @@ def test_ask_server_must_be_a_bool(value):
     engine = create_engine("postgresql+psycopg://u@h/d")
     with pytest.raises(ConfigurationError, match="ask_server must be True or False"):
         protect(engine, ask_server=value)
+
+
+# --- the status page ---------------------------------------------------------------------------------------
+
+
+def test_status_page_names_holders_and_lock_waits(postgres, table, caplog):
+    """Cause, the victims with their lines and sessions, and the blocker."""
+    with in_want(postgres.url("psycopg"), postgres) as (engine, pid):
+        poll(lambda: told(caplog), "a line about the lock")
+        body = Probes(StatusSettings(guards=(registry_of(engine.pool).guard,))).status().body
+    (shown,) = json.loads(body)["guards"]
+    (wait,) = shown["lock_waits"]
+    assert shown["cause"] == "locks"
+    assert "test_lock_waits.py:" in wait["where"][0]
+    assert [each["pid"] for each in wait["blockers"]] == [pid]
+    assert [each["state"] for each in wait["blockers"]] == ["idle_in_transaction"]
+    assert sorted(each["pid"] for each in shown["holders"]) == wait["pids"]
+    assert all(each["blocked_by"] == [pid] and each["doing"] == "statement" for each in shown["holders"])
+    assert CANARY.encode() not in body
+
+
+def test_status_page_of_a_pool_at_rest_has_no_holders(postgres):
+    """The keys are there from the beginning."""
+    engine = create_engine(postgres.url("psycopg"))
+    guard = protect(engine, name="db")
+    guard.compartment("reports")
+    (shown,) = json.loads(Probes(StatusSettings(guards=(guard,))).status().body)["guards"]
+    assert (shown["cause"], shown["lock_waits"], shown["holders"]) == ("free", [], [])
+    assert "holders" not in shown["compartments"][0]
