@@ -184,7 +184,7 @@ class LockMonitor:
     def unpause(self) -> None:
         """See ForkAware."""
 
-    def start_afresh(self) -> None:
+    def reset_in_child(self) -> None:
         """Forgets all plans and answers: a child process has neither the threads nor the connections."""
         self._planned = self._asking = False
         self._reasons, self._found = set(), {}
