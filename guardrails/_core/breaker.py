@@ -190,15 +190,15 @@ class Breaker:
         if self.state == "open" and now >= self.open_until:
             self._transition(now, "half_open", "wait_over")
         if self.state == "half_open":
-            return self._has_room() or self.admits_healthy(self.caller_workload)
+            return self._has_free_lease() or self.admits_healthy(self.caller_workload)
         return self.state not in {"open", "forced_open"} or self.admits_healthy(self.caller_workload)
 
-    def admits_healthy(self, asking: Workload | None) -> bool:
+    def admits_healthy(self, workload: Workload | None) -> bool:
         """True if a circuit that other workloads have opened admits the calls of this one."""
         opened_by_rates = self.state in {"open", "half_open"} and not self._is_manual
-        return opened_by_rates and asking is not None and asking.is_healthy
+        return opened_by_rates and workload is not None and workload.is_healthy
 
-    def _has_room(self) -> bool:
+    def _has_free_lease(self) -> bool:
         return len(self.leases) + self.round.calls < self._policy.permitted_calls_in_half_open_state
 
     def begin(self, now: float) -> int:
@@ -235,7 +235,7 @@ class Breaker:
 
     def probe_until(self, now: float) -> float | None:
         """When the lease of a probe that is admitted now would end; None where it would be no probe."""
-        if self.state != "half_open" or not self._has_room():
+        if self.state != "half_open" or not self._has_free_lease():
             return None
         return now + self._policy.max_wait_duration_in_half_open_state
 
@@ -246,7 +246,7 @@ class Breaker:
     def resume(self, ticket: int, now: float) -> None:
         """Starts the duration of a leased probe, or restarts that of a call in flight, at ``now``."""
         if ticket not in self.overdue:
-            if ticket in self.in_flight:  # no call between the two: an interrupt would lose it
+            if ticket in self.in_flight:  # no call between the two lines: an interrupt would lose the ticket
                 del self.in_flight[ticket]
             self.in_flight[ticket] = now
 
@@ -342,8 +342,8 @@ class Breaker:
 
     def _flush_results(self) -> None:
         fresh: dict[int, int] = {} if self.pending_failures else self.failures_after
-        # A snapshot comes here while the fast path is open: nothing is called from here to the last 0.
-        count, before = self.pending_successes, self.failures_after
+        # A snapshot runs this while the fast path is open: so nothing is called up to the last assignment.
+        count, counts = self.pending_successes, self.failures_after
         failures = self.pending_failures
         self.failures_after = fresh
         self.pending_successes = 0
@@ -351,15 +351,15 @@ class Breaker:
         self.failure_margin -= failures
         self.succeeded += count
         self.failed += failures
-        if self.state != "closed":  # the other state in which results are left unwritten learns nothing
+        if self.state != "closed":  # "disabled", which has pending results, too, records no evidence
             return
-        written = 0
-        for so_far, failed in before.items() if failures else ():
-            self._add_successes(so_far - written)
+        added = 0
+        for so_far, failed in counts.items() if failures else ():
+            self._add_successes(so_far - added)
             self.window.add_failures(failed)
             self.streak += failed
-            written = so_far
-        self._add_successes(count - written)
+            added = so_far
+        self._add_successes(count - added)
 
     def _add_successes(self, count: int) -> None:
         if count:

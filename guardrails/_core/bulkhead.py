@@ -1,4 +1,4 @@
-"""Slots and their bounded queue, first in first out. Depends on ranks; must not import threads or loops."""
+"""Slots and their bounded queue, first in, first out. Depends on ranks; must not import threads or loops."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ class Bulkhead:
         return True
 
     def take_granted(self, waiter: Waiter) -> bool:
-        """Takes over the slot granted to a waiter; True for the first call only."""
+        """Takes the slot that was granted to a waiter; True for the first call only."""
         if waiter.verdict != "granted":
             return False
         waiter.verdict = "settled"
         return True
 
     def dismiss(self, stays: Callable[[Workload | None], bool] | None = None) -> list[Waiter]:
-        """Sends away each waiter whose workload ``stays`` does not accept; returns those waiters."""
+        """Removes the waiters whose workload ``stays`` does not accept from the queue; returns them."""
         sent = [waiter for waiter in self.queue if stays is None or not stays(waiter.workload)]
         for waiter in sent:
             waiter.verdict = "dismissed"

@@ -464,15 +464,15 @@ class Gate:
         that is not in ``held``.
         """
         breaker, bulkhead = self.breaker, self.bulkhead
-        ranks, asking, until = bulkhead.ranks, breaker.caller_workload, breaker.probe_until(now)
+        ranks, workload, until = bulkhead.ranks, breaker.caller_workload, breaker.probe_until(now)
         number = self.admitted = self.admitted + 1
         ticket = 0
         if until is not None or not checkout:
             ticket = breaker.last_ticket = breaker.last_ticket + 1
             if until is not None:
                 breaker.leases[ticket] = until
-            if asking is not None:
-                breaker.workload_by_ticket[ticket] = asking
+            if workload is not None:
+                breaker.workload_by_ticket[ticket] = workload
         if checkout:
             self.checkouts[number] = (now, ticket)
         else:

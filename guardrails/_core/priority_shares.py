@@ -69,11 +69,11 @@ class PriorityShares:
         others = [rank for rank in range(len(CLASSES)) if rank != CRITICAL]
         return not any(self.held[rank] or self._active(rank) for rank in others)
 
-    def _reserved_for_others(self, asking: int, limit: int) -> int:
+    def _reserved_for_others(self, own: int, limit: int) -> int:
         reserved = 0
         for rank, share in enumerate(GUARANTEED):
-            if rank != asking and self._active(rank):
-                least = limit * HEADROOM // 100 if rank > asking else 0
+            if rank != own and self._active(rank):
+                least = limit * HEADROOM // 100 if rank > own else 0
                 reserved += max(least, limit * share // 100 - self.held[rank])
         return reserved
 

@@ -1,10 +1,10 @@
-"""Compartments that form by themselves, and the gates that keep each to its share.
+"""Automatic compartments and their gates, which limit each to its share.
 
-Depends on keys and gates; what a key stands for (a function, a route) is for others to say.
+Depends on gates; must not import guards. A key stands for a workload, such as a function or a route.
 
-As long as there is one workload, it is the guard: its calls pass the guard's gate and no other, so it has
-every slot, one circuit and one line on every page. With the second workload the guard is *divided*. From then
-on each workload has a gate of its own in front of the guard's.
+With one workload, calls pass the guard's gate alone: the workload has every slot, one circuit and one line on
+every page. The second workload *divides* the guard. From then on each workload has a gate of its own in front
+of the guard's gate.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from guardrails._runtime.fork import ForkedLock
 __all__ = ["DEFAULT", "MOST", "OTHER", "AutoCompartments", "CompartmentGate"]
 
 DEFAULT, OTHER = "default", "other"
-"""The compartment of calls that nothing is known about, and the one of all beyond the first `MOST`."""
+"""The compartment of calls without a known workload, and that of all workloads beyond the first `MOST`."""
 
 MOST = 64
-"""Compartments that form by themselves. Each is a window of results and a row on every page."""
+"""Maximum number of automatic compartments. Each has a window of results and a row on every page."""
 
 _INHERITED_STATES = ("disabled", "metrics_only")
-"""States set by hand that only make sense for all of a guard's circuits at once."""
+"""Manual states that a guard's compartments take over."""
 
 _COUNTS = ("succeeded", "failed", "slow", "abandoned", "late")
 
 
 class AutoCompartments:
-    """The compartments of one guard, as a whole.
+    """The automatic compartments of one guard.
 
     Args:
         gate: The guard's gate.
 
     Attributes:
-        formed: The compartments that have formed by themselves, by key.
-        sole: The gate of the only one used so far, as long as the guard is not divided.
-        divided: Whether calls pass the gates of their compartments.
-        moving: The one that still holds slots from before it had a gate; None if none does.
+        formed: The automatic compartments, by key.
+        shares: The limits of all compartments.
+        sole: The gate of the only compartment that has been used so far; None before.
+        divided: True once calls pass the gates of their compartments.
+        moving: The compartment whose calls still hold slots from before the division; None without one.
     """
 
     def __init__(self, gate: LockedGate) -> None:
@@ -58,10 +59,10 @@ class AutoCompartments:
         self.sole: LockedGate | None = None
         self.divided = False
 
-    # --- who they are --------------------------------------------------------------------------
+    # --- forming and division ------------------------------------------------------------------
 
     def find(self, key: str, form: Callable[[str], Any]) -> Any:
-        """The compartment of a key, formed if it is new; beyond `MOST` the one that all others share."""
+        """The compartment of a key; ``form`` makes a new one. Keys beyond `MOST` share one compartment."""
         part = self.formed.get(key)
         if part is not None:
             return part
@@ -73,10 +74,10 @@ class AutoCompartments:
             return self.formed[key]
 
     def is_divided_for(self, gate: LockedGate) -> bool:
-        """True if a call of a compartment passes the compartment's own gate; if not, only the guard's.
+        """True if a call of a compartment passes the compartment's own gate; False if only the guard's.
 
-        The second compartment that is used divides the guard. What nothing is known about makes room for the
-        first that has a name: the queries of a start-up are no workload of their own.
+        The second compartment that is used divides the guard. If the first one is `DEFAULT` and idle, another
+        one replaces it without a division: the queries of a start-up are not a workload of their own.
         """
         if self.divided or gate is self.sole:
             return self.divided
@@ -90,41 +91,41 @@ class AutoCompartments:
         return self.divided
 
     def divide(self) -> None:
-        """Gives each compartment its gate; the one there was so far takes its past along."""
+        """Makes calls pass the gates of their compartments; the only one so far gets the guard's results."""
         with self._lock:
             if not self.divided and isinstance(self.sole, CompartmentGate):
                 gate = self.sole
                 gate.step(_copy_history, gate.core, self._gate)
-                if gate.core.breaker.state == "open":  # what opened the guard's says nothing about the others
+                if gate.core.breaker.state == "open":  # no evidence against the others
                     self._gate.step(self._gate.core.set_state, "reset", "divided")
                 gate.member.last_request = self._gate.clock()
                 if gate.member in self._elastic:
-                    self.moving = gate.member  # what it holds now, it holds of the guard alone
+                    self.moving = gate.member  # it holds slots of the guard's gate only
                     self._fit_all((gate.member,))
             self.divided = True
 
-    # --- their gates ---------------------------------------------------------------------------
+    # --- gates and limits ----------------------------------------------------------------------
 
     def add(self, gate: CompartmentGate, *, elastic: bool) -> None:
-        """Makes a gate one of these.
+        """Adds the gate of a compartment.
 
         Args:
-            gate: A compartment's.
-            elastic: Whether the compartment has formed by itself, so that its number of slots follows from
-                who is active; else it is its own.
+            gate: The gate.
+            elastic: True for an automatic compartment, whose number of slots depends on the active ones. A
+                declared compartment keeps its number.
         """
         gate.member = self.shares.join(gate.core.bulkhead)
         gate.auto_compartments = self
         if elastic:
             self._elastic[gate.member] = gate
             self._own.append(gate)
-            gate.reports_calls = False  # each call's end is told once, by the guard
+            gate.reports_calls = False  # the guard reports the end of each call
             state = self._gate.core.breaker.state
             if state in _INHERITED_STATES:
                 gate.step(_set_state_quietly, gate.core, state)
 
     def redistribute(self, gate: CompartmentGate) -> None:
-        """Gives every compartment the slots it may have, now that one asks for a slot."""
+        """Updates the limits of all compartments, because one requests a slot."""
         with self._lock:
             changed = self.shares.note_request(gate.clock(), gate.member)
             if self.moving is gate.member and gate.member not in changed:
@@ -132,18 +133,18 @@ class AutoCompartments:
         self._fit_all(changed)
 
     def keep_size(self, gate: LockedGate) -> None:
-        """Leaves a compartment the number of slots it was given by hand."""
+        """Keeps the number of slots that a compartment was given by hand."""
         if isinstance(gate, CompartmentGate):
             self._elastic.pop(gate.member, None)
             self.divide()
 
     def resize(self, total: int) -> None:
-        """Follows the guard's number of slots."""
+        """Updates the limits for a new number of slots of the guard."""
         self.shares.total = total
         self._fit_all(tuple(self._elastic))
 
     def set_state(self, transition: str) -> None:
-        """Follows the guard, whose state was changed by hand; except where that refuses everybody anyway."""
+        """Takes over a manual transition of the guard, unless the guard then refuses all calls anyway."""
         if transition in {"reset", *_INHERITED_STATES}:
             for gate in list(self._own):
                 gate.step(_set_state_quietly, gate.core, transition)
@@ -155,17 +156,17 @@ class AutoCompartments:
                 gate.step(self._fit, gate)
 
     def _fit(self, now: float, gate: CompartmentGate) -> None:
-        # Read under the compartment's own lock: of two threads that come here, the last sets what holds now.
+        # Computed under the compartment's lock: the last of two threads sets the present limit.
         core = gate.core
         limit = self.shares.limit(gate.member, _oldest(now, core))
         slots = max(0, limit - self._slots_outside()) if self.moving is gate.member else limit
         if slots != core.bulkhead.limit:
             core.resize(now, slots)
             if core.breaker.stall_slots is not None:
-                core.breaker.stall_slots = limit  # those it holds elsewhere may be overdue, too
+                core.breaker.stall_slots = limit  # calls in the guard's own slots may be overdue, too
 
     def _slots_outside(self) -> int:
-        """The slots of the guard that belong to no compartment's gate."""
+        """Slots of the guard that are in use by calls outside the gates of its compartments."""
         inside = sum(part.bulkhead.taken for part in self.shares.parts)
         outside = self._gate.core.bulkhead.taken - inside
         if outside <= 0:
@@ -174,10 +175,10 @@ class AutoCompartments:
 
 
 class CompartmentGate(LockedGate):
-    """The gate of a compartment, whose neighbours are told before anybody passes it.
+    """The gate of a compartment. Each request for a slot first updates the shares of the other compartments.
 
     Attributes:
-        auto_compartments: What it has in common with them; None where no compartments form by themselves.
+        auto_compartments: The compartments of its guard; None if the guard forms none automatically.
         member: Its part in the shares.
     """
 
@@ -191,7 +192,7 @@ class CompartmentGate(LockedGate):
     def _note_request(self, auto_compartments: AutoCompartments) -> None:
         part = self.member
         part.last_request = self.clock()
-        # No lock is taken and nothing is done as long as the shares stay as they are.
+        # The lock is taken only if a limit may change.
         if auto_compartments.moving is part or not auto_compartments.shares.keeps_limits(part):
             auto_compartments.redistribute(self)
 
@@ -203,51 +204,51 @@ class CompartmentGate(LockedGate):
         wait: Callable[[Any], Any] | None = None,
         may_wait: bool = True,
     ) -> int:
-        """See Gate."""
-        if self.auto_compartments is not None and not checkout:  # a checkout has asked in ``check_out``
+        """See LockedGate."""
+        if self.auto_compartments is not None and not checkout:  # a checkout was noted in ``check_out``
             self._note_request(self.auto_compartments)
         return LockedGate.enter(self, checkout=checkout, budget=budget, wait=wait, may_wait=may_wait)
 
     async def enter_async(self, *, checkout: bool = False, budget: float | None = None) -> int:
-        """See Gate."""
+        """See LockedGate."""
         if self.auto_compartments is not None and not checkout:  # likewise
             self._note_request(self.auto_compartments)
         return await LockedGate.enter_async(self, checkout=checkout, budget=budget)
 
     def check_out(self, wait: Callable[[Any], Any] | None, *, budget: float | None = None) -> int:
-        """See Gate."""
+        """See LockedGate."""
         if self.auto_compartments is not None:
             self._note_request(self.auto_compartments)
         return LockedGate.check_out(self, wait, budget=budget)
 
     async def check_out_async(self, *, budget: float | None = None) -> int:
-        """See Gate."""
+        """See LockedGate."""
         if self.auto_compartments is not None:
             self._note_request(self.auto_compartments)
         return await LockedGate.check_out_async(self, budget=budget)
 
     def check_out_now(self) -> int:
-        """See Gate."""
+        """See LockedGate."""
         if self.auto_compartments is not None:
             self._note_request(self.auto_compartments)
         return LockedGate.check_out_now(self)
 
     def preview(self) -> Refusal | None:
-        """See Gate. Who asks is about to make a call: the guard's own gate must know of it first."""
+        """See LockedGate. A call follows, so the compartment is noted as used first."""
         if self.auto_compartments is not None and not self.auto_compartments.divided:
             self.auto_compartments.is_divided_for(self)
         return LockedGate.preview(self)
 
     async def reserve(self, *, budget: float | None = None) -> int | Refusal:
-        """See Gate."""
+        """See LockedGate."""
         if self.auto_compartments is not None:
             self._note_request(self.auto_compartments)
         return await LockedGate.reserve(self, budget=budget)
 
 
 def _oldest(now: float, core: Gate) -> float | None:
-    """Seconds for which the oldest call of a gate has been under way; None without one."""
-    # Each of these is in the order of time.
+    """Age of a gate's oldest call or checkout in seconds; None without one."""
+    # Each of these is in the order of start times.
     starts = [since for since, _ in islice(core.checkouts.values(), 1)]
     starts += islice(core.breaker.in_flight.values(), 1)
     starts += [since for since, _ in islice(core.breaker.overdue.values(), 1)]
@@ -255,7 +256,7 @@ def _oldest(now: float, core: Gate) -> float | None:
 
 
 def _set_state_quietly(now: float, core: Gate, transition: str) -> None:
-    """Follows the guard. A circuit that was as the guard's had been is not told of once more."""
+    """Takes over a transition of the guard; reports it only if this compartment's circuit was open."""
     core.set_state(now, transition)
     core.outbox[:] = [
         item
@@ -265,10 +266,10 @@ def _set_state_quietly(now: float, core: Gate, transition: str) -> None:
 
 
 def _copy_history(now: float, core: Gate, whole: LockedGate) -> None:
-    """Makes the past of the guard that of the one workload it has had: its results, and an open circuit."""
+    """Copies the guard's results, and its open circuit, to the gate of its only workload so far."""
     with whole.lock:
         theirs, ours = whole.core.breaker, core.breaker
-        theirs.evidence(whole.core.last)  # writes down what is not
+        theirs.evidence(whole.core.last)  # adds the pending results to the window
         ours.window = ours._basis = copy.deepcopy(theirs.window)  # noqa: SLF001
         for count in _COUNTS:
             setattr(ours, count, getattr(theirs, count))

@@ -1,4 +1,4 @@
-"""`Bulkhead`: a guard that only counts its slots."""
+"""`Bulkhead`: a guard without circuit and timeout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Bulkhead"]
 
 
 class Bulkhead(Guard):
-    """At most so many calls at once: no circuit, no timeout.
+    """Limits the number of concurrent calls. It has no circuit and no timeout.
 
     ::
 
@@ -26,13 +26,13 @@ class Bulkhead(Guard):
     Args:
         name: A label for errors, events and metrics.
         max_concurrent_calls: Slots.
-        max_wait_duration: Seconds a call may wait for a slot; 0 refuses at once.
-        max_waiting: How many calls may wait at once; None means ``max_concurrent_calls``.
+        max_wait_duration: Longest time in seconds that a call waits for a slot; 0 refuses at once.
+        max_waiting: Maximum number of waiting calls; None means ``max_concurrent_calls``.
         listeners: Called with events; see `guardrails.events`.
-        clock: Where the time comes from; a monotonic reading in seconds.
+        clock: Returns the time in seconds; must be monotonic.
 
     Raises:
-        ConfigurationError: One or more arguments are wrong; all are named at once.
+        ConfigurationError: One or more arguments are wrong; the message names each of them.
     """
 
     __slots__ = ()

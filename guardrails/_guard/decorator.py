@@ -1,4 +1,4 @@
-"""`@guarded`: picks the wrapper once, when the function is decorated."""
+"""`@guarded`: chooses the wrapper when the function is decorated. Depends on guards and calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def guarded(
     criticality: Criticality | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 @overload
-def guarded(  # type: ignore[overload-overlap] # a coroutine is a result, too; it is asked for first
+def guarded(  # type: ignore[overload-overlap] # a coroutine is a result, too: the first overload that fits counts
     guard: Guard,
     *,
     timeout: float | None = None,
@@ -62,39 +62,40 @@ def guarded(
     criticality: Criticality | None = None,
     **_misspelt: Never,
 ) -> Any:
-    """Guards each call of a function or method, synchronous or not.
+    """Guards each call of a function or method, sync or async.
 
     ::
 
         @guarded(db, timeout=0.5)
         async def load(user_id: int) -> User: ...
 
-    The decorated function keeps its signature and its kind. On a guard attached to an engine or a
-    client it opens a scope (deadline, compartment, early refusal); the checkout inside takes the slot.
+    The decorated function keeps its signature and its kind. On a guard that is attached to an engine or a
+    client it opens a scope with the deadline and the compartment; the checkout inside takes the slot.
 
     Args:
-        guard: The guard to pass, or a compartment of one.
-        timeout: Seconds for each call instead of the guard's own timeout; with ``retry``, for each attempt.
-        retry: A tenacity ``Retrying`` or ``AsyncRetrying``, such as `retrying` returns. Asking for it says
-            that the function may run twice. Each attempt passes the guard anew.
-        fallback: Called with the error when the call was refused, or failed and is not tried again; what
-            it returns is returned. Not for a cancellation, a bug, an answer of the database, or a
-            `CommitUnknownError`, which must be seen.
-        criticality: How much its calls matter, and everything they call: ``"CRITICAL_PLUS"``,
-            ``"CRITICAL"``, ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``. Under pressure the lower is refused
-            first. None is what the caller's is, and without one ``"CRITICAL"``.
+        guard: A guard or a compartment of one.
+        timeout: Seconds for each call instead of the guard's timeout; with ``retry``, for each attempt.
+        retry: A tenacity ``Retrying`` or ``AsyncRetrying``, such as `retrying` returns. The function must
+            tolerate running twice. Each attempt is a new call through the guard.
+        fallback: Called with the error when the call was refused, or failed and is not retried; its result
+            is returned. It is not called for a cancellation, a bug, an answer of the database, or a
+            `CommitUnknownError`, which the caller must handle.
+        criticality: The class of its calls and of all calls inside them: ``"CRITICAL_PLUS"``, ``"CRITICAL"``,
+            ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``. Under load the lowest class is refused first. None takes
+            that of the enclosing call; without one it is ``"CRITICAL"``.
 
     Raises:
         ConfigurationError: ``timeout`` is not a number above 0, or another argument is wrong.
-        TypeError: What it decorates is no function, or a generator: between two ``yield`` the caller runs,
-            who would hold the slot. Guard the step that does the work, or open ``guard.call()`` where it is
-            used. Or it is synchronous, and its fallback is not. A call raises it for a result that is work
-            still to be done: a coroutine, a generator, a task or future, a context manager of contextlib's.
+        TypeError: The decorated object is not a function; or it is a generator function, whose caller would
+            hold the slot between two ``yield`` (guard the step that does the work, or open ``guard.call()``
+            where the generator is used); or it is synchronous and its fallback is not. A call raises it for a
+            result that is unfinished work: a coroutine, a generator, a task or future, or a context manager
+            of contextlib.
     """
     refuse_unknown("guarded", _misspelt, guarded)
     if not isinstance(guard, Guard):
         raise TypeError(f"guarded() takes a Guard first, got {type(guard).__name__}: write @guarded(guard)")
-    guard.call(timeout)  # a wrong timeout is found where it is written, not at the first call
+    guard.call(timeout)  # a wrong timeout raises here and not at the first call
     rank = None if criticality is None else _rank(criticality)
 
     def decorate(fn: Callable[P, T]) -> Callable[P, T]:
@@ -103,7 +104,7 @@ def guarded(
         check_guardable(fn)
         own = _own_compartment(guard, fn)
         wrapped: Any = _wrapper_for(own, timeout, fn)
-        return cast("Callable[P, T]", wrapped if rank is None else _mattering(wrapped, rank))
+        return cast("Callable[P, T]", wrapped if rank is None else _with_criticality(wrapped, rank))
 
     return decorate if retry is None and fallback is None else recovering(decorate, guard, retry, fallback)
 
@@ -114,7 +115,7 @@ def _wrapper_for(guard: Guard, timeout: float | None, fn: Callable[..., Any]) ->
     @_wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         call = Call()
-        # As in `Guard.run`, word for word.
+        # A copy of the lines in `Guard.run`: a shared function would cost each call a frame.
         if not call.try_enter_fast(call_settings, call_settings.timeout if timeout is None else timeout):
             call.enter()
         try:
@@ -128,7 +129,7 @@ def _wrapper_for(guard: Guard, timeout: float | None, fn: Callable[..., Any]) ->
             try:
                 call.leave(error)
             except BaseException:
-                call.abandon()  # it was interrupted, at its first instruction
+                call.abandon()  # `leave` was interrupted at its first instruction
                 raise
             raise
         return result
@@ -149,8 +150,8 @@ def _rank(criticality: object) -> int:
     return CLASSES.index(cast("Criticality", criticality))
 
 
-def _mattering(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
-    """Says of a guarded function how much it matters."""
+def _with_criticality(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    """Runs a guarded function in a scope with its criticality."""
 
     @_wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The guard: one dependency's slots, circuit and timeout, for threads and asyncio tasks alike."""
+"""The guard: slots, circuit and timeout of one dependency, for threads and asyncio tasks.
+
+Depends on gates, calls and compartments; must not import pools, drivers or frameworks.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +50,14 @@ _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 
 class Attachment(Protocol):
-    """What an integration leaves with the guard it attached to a pool."""
+    """An integration's attachment of a guard to a pool."""
 
     @property
     def most(self) -> int | None:
-        """The pool's capacity, or None."""
+        """The pool's capacity; None if it has no limit."""
 
     def detach(self) -> None:
-        """Puts the target back as it was."""
+        """Restores the target."""
 
 
 class Guard:
@@ -72,20 +75,20 @@ class Guard:
 
     Args:
         name: A label for errors, events and metrics.
-        max_concurrent_calls: Slots. Calls beyond it wait, and beyond that are refused.
-        max_wait_duration: How long a call may wait for a slot. Under lasting overload the wait drops
-            to 5 ms by itself; 0 never waits.
-        max_waiting: How many calls may wait at once; None means ``max_concurrent_calls``.
-        timeout: What each call is given; None is unbounded. An asyncio call is cancelled at the
-            deadline. A synchronous function cannot be stopped: it is told (`remaining`), and coming
-            back late counts as a failure.
-        breaker: When the circuit opens; None is no circuit.
+        max_concurrent_calls: Slots. Further calls wait in the queue; calls beyond the queue are refused.
+        max_wait_duration: Longest time that a call waits for a slot; 0 refuses at once. If the queue has
+            not been empty for 0.3 s, new callers wait at most 5 ms.
+        max_waiting: Maximum number of waiting calls; None means ``max_concurrent_calls``.
+        timeout: Time that each call may take; None is unbounded. An asyncio call is cancelled at its
+            deadline. A synchronous function cannot be stopped: it can read `remaining`, and a late return
+            counts as a failure.
+        breaker: The rules of the circuit; None is no circuit.
         listeners: Called with events; see `guardrails.events`.
-        clock: Where the time comes from; a monotonic reading in seconds.
-        random: Where jitter comes from; returns a float in [0, 1).
+        clock: Returns the time in seconds; must be monotonic.
+        random: Returns a float in [0, 1), for the jitter of open periods.
 
     Raises:
-        ConfigurationError: One or more arguments are wrong; all are named at once.
+        ConfigurationError: One or more arguments are wrong; the message names each of them.
     """
 
     __slots__ = (
@@ -119,13 +122,12 @@ class Guard:
             raise unknown_option("Guard", option, _OPTIONS)
         self._timeout = timeout
         self._max_waiting = max_waiting
-        heard: Any = listeners
-        heard = tuple(heard) if isinstance(heard, Iterable) else heard
-        settings = (max_wait_duration, max_waiting, timeout, breaker, heard, clock, random)
+        called: Any = tuple(listeners) if isinstance(listeners, Iterable) else listeners
+        settings = (max_wait_duration, max_waiting, timeout, breaker, called, clock, random)
         _check(name, max_concurrent_calls, dict(zip(_INHERITED, settings, strict=True)))
         queue = max_concurrent_calls if max_waiting is None else max_waiting
         core = Gate(Breaker(breaker, random), Bulkhead(max_concurrent_calls, queue))
-        gate = LockedGate(name, core, clock=clock, max_wait=max_wait_duration, listeners=heard)
+        gate = LockedGate(name, core, clock=clock, max_wait=max_wait_duration, listeners=called)
         self.call_settings = CallSettings(self, name, (gate,), breaker, timeout)
         self._parent: Guard | None = None
         self._share: int | None = None
@@ -134,16 +136,16 @@ class Guard:
         self._parts: tuple[Guard, ...] = ()
         self._attachment: Attachment | None = None
 
-    # --- passing through -----------------------------------------------------------------------
+    # --- calls ---------------------------------------------------------------------------------
 
     def call(self, timeout: float | None = None) -> Call:
-        """One call, for ``with`` or ``async with``.
+        """Makes one call, for ``with`` or ``async with``.
 
-        On a guard that is attached to a pool it takes no slot; the checkout inside does. It then opens
-        a scope: the deadline, the compartment, and an early refusal while the circuit is open.
+        On a guard that is attached to a pool it takes no slot, because the checkout inside takes one. It
+        opens a scope with the deadline and the compartment, and is refused while the circuit is open.
 
         Args:
-            timeout: Seconds for this call instead of the guard's own timeout.
+            timeout: Seconds for this call instead of the guard's timeout.
 
         Raises:
             ConfigurationError: ``timeout`` is not a number above 0.
@@ -155,13 +157,13 @@ class Guard:
         return Call.waiting(self.call_settings, self.call_settings.timeout if timeout is None else timeout)
 
     def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls ``fn`` in one call and returns what it returns.
+        """Calls ``fn`` in one call and returns its result.
 
         Raises:
             RejectedError: The call did not start.
         """
         call_settings, call = self.call_settings, Call()
-        # Once more in `guarded`, word for word: a function that both called would be one frame more a call.
+        # `guarded` has a copy of these lines: a shared function would cost each call a frame.
         if not call.try_enter_fast(call_settings, call_settings.timeout):
             call.enter()
         try:
@@ -175,13 +177,13 @@ class Guard:
             try:
                 call.leave(error)
             except BaseException:
-                call.abandon()  # it was interrupted, at its first instruction
+                call.abandon()  # `leave` was interrupted at its first instruction
                 raise
             raise
         return result
 
     async def run_async(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Awaits ``fn`` in one call and returns what it returns.
+        """Awaits ``fn`` in one call and returns its result.
 
         Raises:
             RejectedError: The call did not start.
@@ -190,16 +192,16 @@ class Guard:
         call_settings = self.call_settings
         return await run_async(call_settings, call_settings.timeout, fn, args, kwargs)
 
-    # --- looking -------------------------------------------------------------------------------
+    # --- reading -------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        """The label."""
+        """The name in errors, events and metrics."""
         return self.call_settings.name
 
     @property
     def timeout(self) -> float | None:
-        """Seconds each call is given, or None."""
+        """Seconds that each call may take; None is unbounded."""
         return self._timeout
 
     @property
@@ -208,13 +210,13 @@ class Guard:
         return self._gate.core.breaker.state
 
     def snapshot(self) -> GuardSnapshot:
-        """The figures of this moment. Reading them changes nothing."""
+        """The present figures. Reading them changes nothing."""
         gate = self._gate
         with gate.lock:
             return take(gate.clock(), self.name, gate.core)
 
     def __reduce__(self) -> Never:
-        """Refuses to be pickled or copied: slots and circuits are of one process."""
+        """Refuses to be pickled or copied: slots and circuits belong to one process."""
         raise TypeError(
             f"guard {self.name!r} cannot be pickled or copied: make one in each process, where it is imported"
         )
@@ -231,32 +233,32 @@ class Guard:
             f"{len(slots.queue)} waiting>"
         )
 
-    # --- by hand -------------------------------------------------------------------------------
+    # --- manual control ------------------------------------------------------------------------
 
     def force_open(self) -> None:
         """Refuses every call until `reset` or another manual state."""
         set_state(self, "forced_open")
 
     def disable(self) -> None:
-        """Lets every call pass the circuit and learns nothing; the bulkhead still holds."""
+        """Switches the circuit off: it admits every call and records no evidence. The bulkhead stays on."""
         set_state(self, "disabled")
 
     def metrics_only(self) -> None:
-        """Records and never opens; says once when it would have (a StateChanged with ``old == new``)."""
+        """Records evidence and never opens. A StateChanged with ``old == new`` reports that it would have."""
         set_state(self, "metrics_only")
 
     def reset(self) -> None:
-        """Back to closed, with empty windows; likewise the compartments that formed by themselves."""
+        """Closes the circuit and those of automatic compartments, and forgets their evidence."""
         set_state(self, "reset")
 
     def resize(self, max_concurrent_calls: int) -> None:
         """Changes the number of slots at once, without waiting.
 
-        Calls beyond a smaller number run to their end; a larger one wakes waiting callers. Compartments
-        of default size follow.
+        Calls in excess of a smaller number run to their end. A larger number wakes waiting callers.
+        Compartments of the default size change in proportion.
 
         Raises:
-            ConfigurationError: Not a whole number above 0, or above what the parent has.
+            ConfigurationError: It is not a whole number above 0, or exceeds the slots of the parent or pool.
         """
         faults = Faults(f"guard {self.name!r}")
         most = self._attachment.most if self._attachment else None
@@ -274,22 +276,23 @@ class Guard:
             if part._share is None:
                 part.resize(share(max_concurrent_calls))
 
-    # --- parts ---------------------------------------------------------------------------------
+    # --- compartments --------------------------------------------------------------------------
 
     def compartment(self, name: str, *, max_concurrent_calls: int | None = None, **options: Any) -> Guard:
-        """A part of this guard for one workload, so that it cannot sink the rest.
+        """A part of this guard for one workload, which cannot use all slots or open the circuit for the rest.
 
-        A call through it needs a slot in both and is evidence in both; each has its own circuit, and
-        this guard's opens only for trouble that is more than one workload's. On a guard attached
-        to a pool, checkouts made inside the compartment's calls belong to it.
+        A call through it needs a slot in both and is evidence for both circuits. This guard's circuit opens
+        only for a failure that affects more than one workload. On a guard that is attached to a pool,
+        checkouts inside the compartment's calls belong to it.
 
         Args:
-            name: Its label. Asked for again without options, the same compartment is returned.
+            name: Its name. Without options, a known name returns the existing compartment.
             max_concurrent_calls: Its slots; None is 70 % of this guard's, rounded down, at least 1.
-            **options: As for `Guard`; what is not given is this guard's own.
+            **options: As for `Guard`. The defaults are this guard's settings.
 
         Raises:
-            ConfigurationError: An argument is wrong, the name is taken, or this guard has no compartments.
+            ConfigurationError: An argument is wrong, the name is taken, or this guard was made without
+                compartments.
         """
         if not self._may_have_compartments:
             raise ConfigurationError(
@@ -334,7 +337,7 @@ class Guard:
         gate.join(self._gate.report)
         part.call_settings.has_own_timeout = "timeout" in options or self.call_settings.has_own_timeout
         attach(part, self._attachment)
-        with self._gate.lock:  # two threads may have come here at once
+        with self._gate.lock:  # two threads may make the same compartment
             known = self._part(name)
             if known is None:
                 self._parts += (part,)
@@ -343,7 +346,7 @@ class Guard:
         return known or part
 
     def _parent_gates(self, gate: LockedGate) -> tuple[LockedGate, ...]:
-        """The ways of a compartment's calls through the gates of this guard: evidence of its own workload."""
+        """The gates of this guard for the calls of a compartment, whose own gate is ``gate``."""
         own, *further = self.call_settings.gates
         return (own.workload_gate(gate), *further)
 
@@ -364,16 +367,16 @@ class Guard:
 
     @property
     def compartments(self) -> tuple[Guard, ...]:
-        """The parts, in the order they were made."""
+        """The compartments, oldest first."""
         return self._parts
 
     # --- attached to a pool --------------------------------------------------------------------
 
     def detach(self) -> None:
-        """Undoes `protect`: the target is as it was before, what is checked out now included.
+        """Undoes `protect` and restores the target, including its checked-out connections.
 
         Raises:
-            ConfigurationError: This guard is not attached to anything, or is a compartment.
+            ConfigurationError: This guard is not attached, or is a compartment.
         """
         if self._attachment is None or self._parent is not None:
             raise ConfigurationError(f"guard {self.name!r} is not attached to anything")
@@ -382,16 +385,16 @@ class Guard:
 
 
 def set_state(guard: Guard, transition: str) -> None:
-    """Changes the state of a guard's circuit by hand, and with it those of what formed by itself."""
+    """Makes a manual transition of a guard's circuit and those of its automatic compartments."""
     guard._gate.step(guard._gate.core.set_state, transition)
     if guard._auto_compartments is not None:
         guard._auto_compartments.set_state(transition)
     if guard._parent is not None and guard._parent._auto_compartments is not None:
-        guard._parent._auto_compartments.divide()  # or its calls would not notice
+        guard._parent._auto_compartments.divide()  # else its calls would not pass its gate
 
 
 def attach(guard: Guard, attachment: Attachment | None) -> None:
-    """Notes what a guard and all its parts are attached to; None for nothing any more."""
+    """Attaches a guard and its compartments to a pool; None detaches them."""
     guard._attachment = attachment
     if attachment is not None and guard._parent is None:
         _log_protection(guard)
@@ -416,21 +419,21 @@ def _log_protection(guard: Guard) -> None:
     log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit)
 
 
-# --- compartments that form by themselves ------------------------------------------------------
+# --- automatic compartments --------------------------------------------------------------------
 
 COMPARTMENTS = ("auto", "declared", "none")
 """The allowed values of a pool's setting ``compartments``; the first is the default."""
 
 
 def set_compartments(guard: Guard, how: str) -> None:
-    """Sets where a guard's compartments come from: one of `COMPARTMENTS`."""
+    """Sets how a guard's compartments are made: one of `COMPARTMENTS`."""
     guard._may_have_compartments = how != "none"
     if how == "auto":
         form_compartments(guard)
 
 
 def form_compartments(guard: Guard) -> None:
-    """Makes a guard form its compartments by itself, one for each `workload`."""
+    """Makes a guard form its compartments automatically, one for each workload."""
     guard._auto_compartments = auto_compartments = AutoCompartments(guard._gate)
     guard.call_settings.auto_compartments = auto_compartments
     for part in guard._parts:
@@ -441,17 +444,17 @@ def form_compartments(guard: Guard) -> None:
 
 
 def forms_compartments(guard: Guard) -> bool:
-    """Whether a guard's compartments form by themselves."""
+    """True if a guard forms compartments automatically."""
     return guard._auto_compartments is not None
 
 
 def compartment_for(guard: Guard, key: str, name: str | None = None) -> Guard:
-    """The compartment of one workload, formed if it is new; the guard itself if it does not sort calls.
+    """The compartment of one workload, made if it is new; the guard itself if it forms none automatically.
 
     Args:
         guard: The guard.
-        key: What tells the workload from all others.
-        name: The compartment's name while nobody else has that; None is the key.
+        key: Identifies the workload.
+        name: The compartment's name, unless another compartment has it; None is the key.
     """
     if guard._auto_compartments is None:
         return guard
@@ -468,30 +471,30 @@ def compartment_for(guard: Guard, key: str, name: str | None = None) -> Guard:
 
 
 def _fitting(name: str) -> str:
-    """A compartment's name that is no longer than a guard's may be, and still its own."""
+    """Shortens a compartment's name to the longest allowed one; a checksum keeps it unique."""
     if len(name) <= _LONGEST_NAME:
         return name
     return f"{name[: _LONGEST_NAME - 9]}~{zlib.crc32(name.encode(errors='replace')):08x}"
 
 
 def with_compartments(guards: Iterable[Guard]) -> Iterator[Guard]:
-    """The guards, each followed by all its compartments."""
+    """The guards, each followed by its compartments, and theirs."""
     for guard in guards:
         yield guard
         yield from with_compartments(guard._parts)
 
 
 def shown_compartments(guard: Guard) -> tuple[Guard, ...]:
-    """The compartments to show beside a guard: none as long as the guard is its only workload."""
+    """The compartments to show with a guard: none while the guard has one workload only."""
     auto_compartments = guard._auto_compartments
     return guard._parts if auto_compartments is None or auto_compartments.divided else ()
 
 
 _INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listeners", "clock", "random")
-"""What a compartment takes over from its guard, unless it is given its own."""
+"""Settings that a compartment inherits from its guard, unless it is given its own."""
 
 _LONGEST_NAME = 200
-"""Characters of a guard's name: it is in every error, log line and metric."""
+"""Maximum length of a guard's name, which is in every error, log line and metric."""
 
 _OPTIONS = ("name", "max_concurrent_calls", *_INHERITED)
 

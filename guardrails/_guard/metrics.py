@@ -1,4 +1,4 @@
-"""The figures of guards, by the names under which they are charted. Knows no monitoring system."""
+"""The exported figures of guards. Depends on guards; must not import a monitoring system."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Figure(NamedTuple):
     """One metric.
 
     Attributes:
-        kind: Whether it only grows.
+        kind: ``"counter"`` if it only grows.
         name: Its name without prefix and unit.
         unit: ``"s"`` for seconds, ``"1"`` for a ratio, empty for a number of things.
-        meaning: For whoever reads the page.
-        read: The figure by the value of its own label; under ``""`` where it has none.
+        meaning: Its help text.
+        read: Returns the figure by the value of its own label; under ``""`` without a label.
         label: Its own label, or None.
     """
 
@@ -37,8 +37,8 @@ class Set(NamedTuple):
     """The metrics of guards, or those of compartments.
 
     Attributes:
-        prefix: What their names begin with.
-        labels: What tells one guard from another.
+        prefix: The prefix of their names.
+        labels: The labels that identify a guard or compartment.
     """
 
     prefix: str
@@ -60,12 +60,12 @@ def _outcomes(seen: GuardSnapshot) -> Mapping[str, float]:
 
 
 def _rejections(seen: GuardSnapshot) -> Mapping[str, float]:
-    # The reasons nobody was refused for yet are there from the beginning, or rate() misses the first.
+    # Every reason is exported from the start, at 0: otherwise rate() misses its first refusal.
     return {reason: seen.rejected.get(reason, 0) for reason in get_args(Reason)}
 
 
 def _plain(read: Callable[[GuardSnapshot], float | None]) -> Callable[[GuardSnapshot], Mapping[str, float]]:
-    """A figure without a label of its own; None leaves it out."""
+    """A figure without a label of its own; it is omitted when ``read`` returns None."""
 
     def figure(seen: GuardSnapshot) -> Mapping[str, float]:
         value = read(seen)
@@ -141,7 +141,7 @@ FIGURES = (
 
 
 def reading(which: Set, guards: Iterable[Guard]) -> Mapping[tuple[str, ...], GuardSnapshot]:
-    """The figures of all guards, or of all compartments, at this moment, by the values of their labels."""
+    """The present figures of all guards, or of all compartments, by the values of their labels."""
     named = list(_distinct((guard.name, guard) for guard in guards))
     if which is GUARDS:
         return {(name,): guard.snapshot() for name, guard in named}
@@ -149,17 +149,17 @@ def reading(which: Set, guards: Iterable[Guard]) -> Mapping[tuple[str, ...], Gua
 
 
 def _parts(guard: Guard, above: str = "") -> Iterator[tuple[str, Guard]]:
-    """The compartments of a guard and theirs, by their names from the outermost on."""
+    """The compartments of a guard, and theirs, with their paths of names from the outermost on."""
     for part in shown_compartments(guard):
         yield above + part.name, part
         yield from _parts(part, f"{above}{part.name}/")
 
 
 def _distinct(named: Iterable[tuple[str, Guard]]) -> Iterator[tuple[str, Guard]]:
-    # Two of one name would be one series, and Prometheus would refuse the page.
+    # Two guards of one name would be one series, and Prometheus would reject the page.
     taken: set[str] = set()
     for name, guard in named:
-        # What is no character, such as half of a surrogate pair, cannot be sent.
+        # Half of a surrogate pair cannot be encoded.
         text = name.encode("utf-8", "backslashreplace").decode("utf-8")
         own, number = text, 1
         while own in taken:

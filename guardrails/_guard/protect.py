@@ -1,4 +1,4 @@
-"""`protect`: finds the integration a live target belongs to. Knows names of modules, imports none early."""
+"""`protect`: finds the integration for a live target. Must not import an integration before it is needed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ _INTEGRATIONS = {
     "redis": ("guardrails.integrations.redis", "guard_client"),
     "sqlalchemy": ("guardrails.integrations.sqlalchemy", "guard_engine"),
 }
-"""Top-level package of the target's class -> where it is guarded. Imported on use, so that
-``import guardrails`` needs none of them."""
+"""The module and function that guard a target, by the top-level package of the target's class."""
 
 
 def protect(target: object, *, name: str | None = None, **guard_options: Any) -> Guard:
-    """Attaches a guard to a live SQLAlchemy engine or Redis client; every caller of it is covered as it is.
+    """Attaches a guard to a live SQLAlchemy engine or Redis client. It covers all its users unchanged.
 
     Args:
         target: An ``Engine`` or ``AsyncEngine``; a ``redis.Redis`` or ``redis.asyncio.Redis``.
-        name: The guard's label; None takes the database's name, or "redis".
+        name: The guard's name; None takes the database's name, or "redis".
         **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
 
     Returns:

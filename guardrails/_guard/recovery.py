@@ -1,4 +1,7 @@
-"""What surrounds a guarded function: retries outside the guard, the fallback outside the retries."""
+"""Adds retries and a fallback to a guarded function. Imports `guardrails._retry` only when it is needed.
+
+The order from the inside: function, guard, retries, fallback.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ Decorator = Callable[[Any], Any]
 
 
 class Answered(Protocol[F_co]):
-    """A decorator with a fallback: the function may return what the fallback returns, too."""
+    """The type of a decorator with a fallback: the function also returns the fallback's type."""
 
     @overload
     def __call__(
@@ -35,7 +38,7 @@ class Answered(Protocol[F_co]):
 
 
 class AsyncAnswered(Protocol[F_co]):
-    """A decorator with an async fallback: for async functions only."""
+    """The type of a decorator with an async fallback, for async functions only."""
 
     def __call__(
         self, fn: Callable[P, Coroutine[Any, Any, T]], /
@@ -49,14 +52,14 @@ def recovering(
     retry: BaseRetrying | None,
     fallback: Callable[[Exception], Any] | None,
 ) -> Decorator:
-    """Builds the decorator that guards a function, then retries it, then answers for it.
+    """Makes the decorator that guards a function, retries it and calls its fallback.
 
     Raises:
-        ConfigurationError: ``retry`` is no tenacity object, or ``fallback`` cannot be called.
+        ConfigurationError: ``retry`` is not a tenacity object, or ``fallback`` cannot be called.
     """
     layers: list[Decorator] = [decorate]
     if retry is not None:
-        # tenacity brings asyncio along; who does not retry does not pay for it.
+        # Imported here: tenacity imports asyncio.
         from guardrails._retry.loop import check_policy, retried  # noqa: PLC0415
 
         check_policy("guarded", retry)

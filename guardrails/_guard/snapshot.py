@@ -1,4 +1,4 @@
-"""What a guard looks like at one moment, as plain numbers."""
+"""The figures of a guard at one moment. Depends on the core; must not import guards."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ __all__ = ["GuardSnapshot", "take"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSnapshot:
-    """The figures of one guard, all of the same moment.
+    """The figures of one guard, all of the same moment. Times are seconds.
 
     Attributes:
         name: The guard's name.
         state: ``"closed" "open" "half_open" "forced_open" "disabled" "metrics_only"``.
-        calls: Calls the next (in an open circuit, the last) verdict rests on.
+        calls: Calls behind the next verdict of the circuit; in an open circuit, behind the last one.
         failures: Those of them that failed.
         slow_calls: Those of them that were slow.
-        failure_rate: ``failures / calls``; None while there are too few for a verdict.
-        slow_call_rate: ``slow_calls / calls``; None likewise.
-        in_use: Slots taken.
-        max_concurrent_calls: Slots there are.
-        waiting: Callers queueing for a slot.
-        oldest_in_flight: Age in seconds of the oldest call (for a pool, checkout) under way, or None.
-        retry_after: Seconds until a refused caller may try again, or None.
-        admitted: Slots given out since the guard was made.
-        succeeded: Calls that ended well; for a guarded pool, statements, and the COMMITs, pings and the like
-            whose success is no evidence and is not among ``calls``.
+        failure_rate: ``failures / calls``; None while there are too few calls for a verdict.
+        slow_call_rate: ``slow_calls / calls``; None while there are too few calls for a verdict.
+        in_use: Slots in use.
+        max_concurrent_calls: Slots in total.
+        waiting: Callers in the queue.
+        oldest_in_flight: Age of the oldest call; for a pool, of the oldest checkout. None without one.
+        retry_after: Time until a refused caller may be admitted; None if that is unknown.
+        admitted: Slots given out. This and the following count from the start of the guard.
+        succeeded: Calls that succeeded. For a pool: statements, and also the COMMITs, pings and the like,
+            whose success is no evidence and not among ``calls``.
         failed: Calls that failed.
-        slow: Calls that were slow, whichever way they ended.
+        slow: Calls that were slow, with any outcome.
         abandoned: Calls that ended without evidence.
-        late_results: Calls that ended after the circuit had moved on, and decided nothing.
+        late_results: Calls that began before the circuit's last transition and so changed nothing.
         rejected: Refusals by reason.
     """
 
@@ -62,7 +62,7 @@ class GuardSnapshot:
 
 
 def take(now: float, name: str, core: Gate) -> GuardSnapshot:
-    """Reads one gate; to be called in a step."""
+    """Reads the figures of a gate. The caller holds its lock."""
     now = max(now, core.last)
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, enough = breaker.evidence(now)

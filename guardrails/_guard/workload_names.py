@@ -1,4 +1,4 @@
-"""The names of workloads: those of HTTP requests, and of compartments that form by themselves."""
+"""The names of HTTP requests and of automatic compartments. Depends on nothing."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _METHODS = {
 
 
 def request_name(method: str | None, template: str) -> str:
-    """The name that all requests of a route have in common, such as ``GET /orders/{id}``."""
-    # A client may send any word as its method; a HEAD is served by what serves the GET.
+    """The name that all requests of a route share, such as ``GET /orders/{id}``."""
+    # A client may send any word as its method. The endpoint of a GET also answers a HEAD.
     known = _METHODS.get(method or "")
     return template if known is None else f"{known} {template}"
 
 
 class WorkloadName(str):
-    """The name of a compartment that has formed by itself, which those of other guards may have, too.
+    """The name of an automatic compartment, which compartments of other guards may have, too.
 
-    It is a text as any other. Messages, which show its ``repr``, say whose compartment it is.
+    It is a ``str``. Its ``repr``, which messages show, includes the name of the guard.
 
     Attributes:
         guard_name: The name of the guard.
@@ -43,5 +43,5 @@ class WorkloadName(str):
 
 
 def guard_name_of(name: str) -> str:
-    """The guard's name for a compartment that has formed by itself; every other name as it is."""
+    """The guard's name for that of an automatic compartment; any other name unchanged."""
     return name.guard_name if isinstance(name, WorkloadName) else name

@@ -1,8 +1,8 @@
-"""Deadlines on an event loop, many for the price of one timer. Knows moments, not calls.
+"""All deadlines of an event loop with one timer handle. Depends on asyncio; must not import calls.
 
-`asyncio.timeout` costs 5 us a call, because each sets and cancels a timer of its own. Most deadlines
-never fire, so one timer per loop is enough: it sleeps until the earliest deadline that was armed,
-rings what is due, and plans for the earliest of the rest.
+`asyncio.timeout` costs 5 us a call, because each call schedules and cancels a handle of its own. Most
+deadlines never come, so one handle for each loop is enough. It runs at the earliest deadline, fires the
+timers that are due, and is scheduled again for the earliest of the others.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _log = logging.getLogger("guardrails")
 
 
 class Timer:
-    """Something to do at a moment, unless it is disarmed first.
+    """An action at a time on an event loop, unless it is disarmed before.
 
     Attributes:
-        due: The moment, in the loop's own time. Each kind of timer has a slot for it.
+        due: The time by the loop's clock. Each subclass has a slot for it.
     """
 
     __slots__ = ()
@@ -31,7 +31,7 @@ class Timer:
     due: float
 
     def fire(self) -> float | None:
-        """Time is up. Returns the loop time at which to ring again, or None to be disarmed."""
+        """Runs the action. Returns the loop time of the next one, or None for none."""
         raise NotImplementedError
 
 
@@ -39,11 +39,11 @@ class LoopTimers:
     """The armed timers of one loop; used only from its thread.
 
     Attributes:
-        monotonic: Whether the loop's time is `time.monotonic`, so that a deadline need not be converted.
-        armed: The timers that wait for their moment, in no order.
-        planned: When they will be looked through.
-        latest: The loop that was asked for last, and its timers: most processes have one. A pair, so that no
-            thread reads a loop with another one's timers.
+        monotonic: True if the loop's time is `time.monotonic`, so that a deadline need not be converted.
+        armed: The armed timers, in no order.
+        planned: The time of the next check for due timers.
+        latest: The loop that was used last, and its timers, as most processes have one loop. It is a pair, so
+            that no thread reads one loop with the timers of another.
     """
 
     latest: ClassVar[tuple[asyncio.AbstractEventLoop | None, LoopTimers | None]] = (None, None)
@@ -53,50 +53,50 @@ class LoopTimers:
         self._loop = weakref.ref(loop)
         self.armed: dict[Timer, None] = {}
         self.planned = math.inf
-        self._timer: asyncio.TimerHandle | None = None
+        self._handle: asyncio.TimerHandle | None = None
 
-    def arm(self, alarm: Timer, delay: float) -> None:
-        """Rings in ``delay`` seconds."""
+    def arm(self, timer: Timer, delay: float) -> None:
+        """Fires a timer in ``delay`` seconds."""
         loop = self._loop()
-        assert loop is not None, "an alarm is armed on a running loop"  # noqa: S101
-        alarm.due = loop.time() + delay  # type: ignore[misc] # a slot of each subclass
-        self.armed[alarm] = None
-        if alarm.due < self.planned:
-            self.plan(loop, alarm.due)
+        assert loop is not None, "a timer is armed on a running loop"  # noqa: S101
+        timer.due = loop.time() + delay  # type: ignore[misc] # a slot of each subclass
+        self.armed[timer] = None
+        if timer.due < self.planned:
+            self.plan(loop, timer.due)
 
-    def disarm(self, alarm: Timer) -> None:
-        """Forgets an timer; one that is not armed is left alone."""
-        self.armed.pop(alarm, None)
+    def disarm(self, timer: Timer) -> None:
+        """Removes a timer; does nothing if it is not armed."""
+        self.armed.pop(timer, None)
 
     def plan(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
-        """Looks through the armed timers at a moment of the loop's time."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Checks for due timers at a loop time."""
+        if self._handle is not None:
+            self._handle.cancel()
         self.planned = at
-        self._timer = loop.call_at(at, self._sweep, loop)
+        self._handle = loop.call_at(at, self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        self._timer = None
-        for alarm in [alarm for alarm in self.armed if alarm.due <= now]:
-            if alarm not in self.armed:
-                continue  # disarmed by one that rang before it
+        self._handle = None
+        for timer in [timer for timer in self.armed if timer.due <= now]:
+            if timer not in self.armed:
+                continue  # disarmed by a timer that fired before it
             try:
-                again = alarm.fire()
-            except Exception:  # noqa: BLE001 - logged; the other deadlines of the loop must not hang on this one
+                again = timer.fire()
+            except Exception:  # noqa: BLE001 - logged; the other timers of the loop must fire all the same
                 _log.exception("a deadline could not be kept")
                 again = None
             if again is None:
-                self.armed.pop(alarm, None)
+                self.armed.pop(timer, None)
             else:
-                alarm.due = again  # type: ignore[misc] # likewise
+                timer.due = again  # type: ignore[misc] # a slot of each subclass
         self.planned = math.inf
         if self.armed:
-            self.plan(loop, min(alarm.due for alarm in self.armed))
+            self.plan(loop, min(timer.due for timer in self.armed))
 
 
-# A planned timer refers to its loop, so a strong reference here would keep every loop that was closed
-# with one alive for ever. The loop itself keeps its timers for as long as one of them is planned.
+# A weak reference: a handle refers to its loop, so a strong one would keep each loop that was closed with a
+# handle alive. The loop itself keeps its timers while a handle is scheduled.
 _everywhere: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[LoopTimers]] = (
     weakref.WeakKeyDictionary()
 )
@@ -108,7 +108,7 @@ def timers() -> LoopTimers:
 
 
 def timers_of(loop: asyncio.AbstractEventLoop) -> LoopTimers:
-    """The timers of a loop, which must be the running one."""
+    """The timers of a loop, which must be the running loop."""
     last, found = LoopTimers.latest
     if last is loop and found is not None:
         return found

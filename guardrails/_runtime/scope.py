@@ -1,8 +1,8 @@
-"""The time a caller has left: the only ambient state of the library. Knows guards only as owners.
+"""The ambient state of the library: deadlines, criticality and web requests. Must not import guards.
 
-A deadline lives in a `Scope`, carried by a context variable, so tasks and worker threads that copy
-the context inherit it. When its block ends the scope is *closed*, not only reset: whoever still has
-it, such as a background task, steps over it instead of keeping a dead deadline for ever.
+A context variable holds the innermost `Scope`, so tasks and worker threads that copy the context inherit it.
+When its block ends, the scope is *closed*. A background task that still has it skips it, so that a deadline
+ends with its block.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ class Scope:
     """One block of code that runs under a deadline or for a guard.
 
     Attributes:
-        at: When time is up on ``clock``, the enclosing scopes included; None is never.
-        owner: The guard whose timeout ``at`` is; None for a `deadline` block.
-        guard: The guard this block was opened for; None for a `deadline` block.
-        limit: When its own time is up, where an enclosing scope's is up sooner.
-        clock: What ``at`` is measured with.
+        at: The deadline by ``clock``, the smallest of this scope's and the enclosing ones; None without one.
+        owner: The guard whose timeout gave the deadline; None for a `deadline` block.
+        guard: The guard for which the block was opened; None for a `deadline` block.
+        limit: The deadline of this scope's own timeout, if an enclosing scope's is smaller.
+        clock: The clock of ``at``.
         outer: The enclosing scope.
         closed: True once the block has ended.
-        request: The request this block is part of, or None.
-        timed_task: The ``id`` of the asyncio task that is cancelled at ``at``; 0 for none. That task lives as
-            long as the scope is open, so nobody else has its id, and a mere number keeps nothing alive.
+        request: The web request that this block is part of, or None.
+        timed_task: The ``id`` of the asyncio task that is cancelled at ``at``; 0 without one. The task lives
+            as long as the scope is open, so no other object has its id. A number keeps no object alive.
     """
 
     __slots__ = ("at", "clock", "closed", "guard", "limit", "outer", "owner", "request", "timed_task")
 
-    rank: int | None = None  # of the few scopes that say how much the block matters; the others ask outside
+    rank: int | None = None  # a class attribute: only a `RankScope` sets it
     at: float | None
     guard: Any
     limit: float | None
@@ -75,7 +75,7 @@ class Scope:
     request: RequestScope | None
 
     def begin(self, at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> None:
-        """Fills a new scope in, inside ``outer``, which is what `current` has just returned."""
+        """Initialises a scope inside ``outer``, the result of `current`."""
         self.at = at
         self.guard = self.owner = guard
         self.clock = clock
@@ -86,12 +86,12 @@ class Scope:
         self.bound_by(outer)
 
     def bound_by(self, outer: Scope | None) -> None:
-        """Takes the enclosing scope's deadline if that is the sooner one."""
+        """Applies the enclosing scope's deadline if it is sooner."""
         if outer is not None and outer.at is not None:
             self.bound_at(outer.at, outer.clock, outer.owner, outer.timed_task)
 
     def bound_at(self, at: float, clock: Clock, owner: Any, timed_task: int = 0) -> None:
-        """Takes a deadline from outside if that is the sooner one."""
+        """Applies a deadline from outside if it is sooner."""
         own = self.clock
         bound = at if clock is own else own() + (at - clock())
         if self.at is None or bound <= self.at:
@@ -101,7 +101,7 @@ class Scope:
             self.timed_task = timed_task
 
     def clear_deadline(self) -> None:
-        """Takes this scope's own limit away; an enclosing one still holds."""
+        """Removes this scope's own deadline; an enclosing one still applies."""
         if self.at is not None:
             outer = self.outer
             self.limit = None
@@ -110,15 +110,15 @@ class Scope:
                 self.owner, self.clock = outer.owner, outer.clock
 
     def remaining(self) -> float | None:
-        """Seconds left, negative when time is up, or None without a deadline."""
+        """Seconds until the deadline, negative after it; None without one."""
         return None if self.at is None else self.at - self.clock()
 
 
 class RankScope(Scope):
-    """A block of code that matters more or less than what is around it.
+    """A block of code with a criticality of its own.
 
     Attributes:
-        rank: How much; see `guardrails._core.criticality`.
+        rank: The rank of its criticality; see `guardrails._core.criticality`.
     """
 
     __slots__ = ("rank",)
@@ -130,20 +130,20 @@ class RankScope(Scope):
 
 
 ranked: set[int] = set()
-"""The ranks anybody ever spoke of in this process; while there are none, nobody has to look for them."""
+"""The ranks that this process has used. While it is empty, calls need not look for a `RankScope`."""
 
 
 class RequestScope(Scope):
-    """The scope of one HTTP request, opened by a middleware around everything the request does.
+    """The scope of one HTTP request, opened by a middleware.
 
-    A middleware inside another one serves the same request: what it touched they have in common. What each of
-    them has reserved is for everything inside it.
+    Nested middlewares serve the same request: they share ``touched``. A slot that one of them has reserved is
+    for the code inside it.
 
     Attributes:
-        request_errors: What is known of the refusals and timeouts inside it; None while there was none.
-        name: Its method and the template of its route, such as ``GET /orders/{id}``, as soon as it is known.
-        touched: When each guard was first asked for something inside it, on ``clock``, by call.
-        reserved: The slots taken for it that nothing inside it uses yet: by gate, the gate and the number.
+        request_errors: The refusals and timeouts of guards inside it; None before the first.
+        name: Its method and the template of its route, such as ``GET /orders/{id}``; None until it is known.
+        touched: Time of the first call through each guard inside it, by the guard's `CallSettings`.
+        reserved: (gate, number) of each reserved slot that is not used yet, by the core of the gate.
     """
 
     __slots__ = ("name", "request_errors", "reserved", "touched")
@@ -151,7 +151,7 @@ class RequestScope(Scope):
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
         shared = None
         if outer is None:
-            # What ``begin`` does then, written out: every request pays for it, and few have a scope outside.
+            # A copy of ``begin`` for the usual case, no enclosing scope: it saves each request a frame.
             self.at, self.clock, self.outer = at, clock, None
             self.guard = self.owner = None
             self.closed, self.timed_task = False, 0
@@ -165,7 +165,7 @@ class RequestScope(Scope):
         self.request = self
 
     def reservations_at(self, core: Any) -> dict[Any, tuple[Any, int]] | None:
-        """The book with the slot that the request, or an enclosing middleware, has at a gate; or None."""
+        """The reserved slots of the middleware that has one at a gate; None without one."""
         request: RequestScope | None = self
         while request is not None:
             if core in request.reserved:
@@ -174,40 +174,40 @@ class RequestScope(Scope):
         return None
 
     def template(self) -> str | None:
-        """The route the request is going to, as the application wrote it down; None if nobody knows.
+        """The template of the request's route, such as ``/orders/{id}``; None if it is unknown.
 
-        A template such as ``/orders/{id}``, never the path that a client sent: there are few of those.
+        It is never the path that the client sent, which has an unlimited number of values.
         """
         outer = self.enclosing()
         return None if outer is None else outer.template()
 
     def find_name(self) -> str | None:
-        """The request's method with its template; None as long as its route is not known."""
+        """The request's method with its template; None while its route is unknown."""
         outer = self.enclosing()
         return None if outer is None else outer.find_name()
 
     def record_errors(self) -> RequestErrors:
-        """The record of what went wrong, begun if there is none; shared with the enclosing middlewares."""
+        """The record of errors, made if it is missing; the enclosing middlewares share it."""
         if self.request_errors is None:
             outer = self.enclosing()
             self.request_errors = RequestErrors() if outer is None else outer.record_errors()
         return self.request_errors
 
     def forget_error(self) -> None:
-        """Drops the unhandled exception at the end: its traceback holds this request's frames.
+        """Drops the unhandled exception at the end of the request: its traceback keeps the request's frames.
 
-        The outermost middleware does it, since an inner one may leave the exception to an outer one.
+        Only the outermost middleware drops it, as an outer one may need the exception of an inner one.
         """
         if self.request_errors is not None and self.enclosing() is None:
             self.request_errors.unhandled = None
 
     def enclosing(self) -> RequestScope | None:
-        """What an enclosing middleware has opened for the same request, or None."""
+        """The scope of the enclosing middleware for the same request, or None."""
         return None if self.outer is None else self.outer.request
 
 
 def touch(scope: Scope | None, call_settings: Any) -> None:
-    """Notes with the request that a scope is part of, if any, that it came to a guard."""
+    """Notes in the request of a scope that a call came to a guard."""
     if scope is not None and scope.request is not None:
         request = scope.request
         if call_settings not in request.touched:
@@ -217,9 +217,9 @@ def touch(scope: Scope | None, call_settings: Any) -> None:
 
 
 def note_guard_error(error: E) -> E:
-    """Notes a guard's error with the request it happened in, if there is one, and returns it to be raised.
+    """Notes a guard's error in the current request, if any; returns the error.
 
-    Only the guard's name is kept: an error kept by its request would be a reference cycle.
+    Only the guard's name is kept: a request that kept the error would be a reference cycle.
     """
     scope = current()
     if scope is not None and scope.request is not None:
@@ -236,7 +236,7 @@ def current() -> Scope | None:
 
 
 def rank_of(scope: Scope | None) -> int:
-    """How much code in a scope matters: what the innermost block around it says that says anything."""
+    """The rank of the innermost `RankScope` around a scope; `CRITICAL` without one."""
     if ranked:
         while scope is not None:
             if scope.rank is not None and not scope.closed:
@@ -246,7 +246,7 @@ def rank_of(scope: Scope | None) -> int:
 
 
 def open_scope(at: float | None, guard: Any, clock: Clock, outer: Scope | None) -> Scope:
-    """Opens a scope inside ``outer``, which is what ``current`` has just returned."""
+    """Opens a scope inside ``outer``, the result of `current`."""
     scope = Scope()
     scope.begin(at, guard, clock, outer)
     return enter(scope)
@@ -259,10 +259,9 @@ def enter(scope: S) -> S:
 
 
 def swap(scope: Scope | None) -> Scope | None:
-    """Makes another scope the current one, or none, and returns the one that was.
+    """Makes another scope (None: no scope) the current one and returns the previous one.
 
-    For code that runs in steps with other code in between: what a step leaves behind is put back before
-    the next.
+    For work that runs in steps with other code in between: each step restores the work's own scope.
     """
     previous = ambient.get()
     ambient.set(scope)
@@ -270,7 +269,7 @@ def swap(scope: Scope | None) -> Scope | None:
 
 
 def close(scope: Scope) -> None:
-    """Ends a scope, from whichever context."""
+    """Ends a scope, in any context."""
     scope.closed = True
     scope.request = None  # a request's own scope would keep itself alive
     if ambient.get() is scope:
@@ -279,18 +278,18 @@ def close(scope: Scope) -> None:
 
 @contextmanager
 def deadline(seconds: float, *, clock: Clock = time.monotonic) -> Iterator[None]:
-    """Gives everything in the block, sync or async, at most this many seconds from now.
+    """Limits the time of all guarded calls in the block, sync or async.
 
-    Guarded calls inside take the smaller of this and their own timeout; one that finds no time left
-    raises DeadlineSpentError instead of starting. Blocks nest, and the smaller budget wins. The block
-    itself is not interrupted.
+    A guarded call inside has the smaller of this deadline and its own timeout. After the deadline it raises
+    DeadlineSpentError instead of starting. Blocks nest, and the smallest deadline counts. The block itself is
+    not interrupted.
 
     Args:
-        seconds: The budget. 0 or less means that no time is left.
-        clock: What the budget is measured with; only tests need another.
+        seconds: Seconds from now to the deadline. With 0 or less, no time is left.
+        clock: Returns the time in seconds; for tests.
 
     Raises:
-        ConfigurationError: ``seconds`` is not a finite number, or the clock cannot be called.
+        ConfigurationError: ``seconds`` is not a finite number, or ``clock`` cannot be called.
     """
     if not finite(seconds) or not callable(clock):
         faults = Faults("deadline")
@@ -304,13 +303,13 @@ def deadline(seconds: float, *, clock: Clock = time.monotonic) -> Iterator[None]
         enter(scope)
         yield
     finally:
-        scope.closed = True  # before any call: an interrupt in one must not leave it open
+        scope.closed = True  # before any call, in which an interrupt would leave it open
         check_entered(scope, ambient.get())
         close(scope)
 
 
 def remaining() -> float | None:
-    """Seconds left of the ambient budget, 0.0 when it is spent, None when there is none."""
+    """Seconds until the ambient deadline, 0.0 after it, None without one."""
     scope = current()
     left = None if scope is None else scope.remaining()
     return None if left is None else max(0.0, left)

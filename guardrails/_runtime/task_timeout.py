@@ -1,4 +1,4 @@
-"""A scope whose asyncio task is cancelled at its deadline. Knows tasks and loops, no guard."""
+"""A scope whose asyncio task is cancelled at its deadline. Depends on timers; must not import guards."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _current_task, _get_running_loop, _monotonic = asyncio.current_task, asyncio.get
 
 
 class TaskTimeout(Scope, Timer):
-    """A scope and its timer in one.
+    """A scope that is also its timer.
 
     Attributes:
-        armed: Whether the timer was set. It fills in what only an asyncio call has.
-        fired: Whether time was up before the work was over.
-        timers: Where it was set.
-        given: Seconds there were when it was armed, where the deadline is an enclosing scope's.
+        armed: True while the timer is set. The next three have a value only then.
+        fired: True if the deadline came before the end of the work.
+        timers: The loop's timers.
+        given: Seconds from arming to the deadline, if that is an enclosing scope's.
     """
 
     __slots__ = ("_cancelled_before", "_task", "armed", "due", "fired", "given", "timers")
@@ -34,7 +34,7 @@ class TaskTimeout(Scope, Timer):
     _task: asyncio.Task[Any]
 
     def arm(self) -> None:
-        """Has the running task cancelled at the deadline, which there must be.
+        """Cancels the running task at the deadline. The scope must have one.
 
         Raises:
             RuntimeError: No task is running.
@@ -46,7 +46,7 @@ class TaskTimeout(Scope, Timer):
                 raise RuntimeError("a guarded call must run inside an asyncio task")  # noqa: TRY301
             number = id(task)
             if self.timed_task == number:
-                return  # an enclosing call's own timer rings in this task at that moment
+                return  # an enclosing call's timer cancels this task at the same time
             at = self.at or 0.0
             if self.owner is not self.guard:
                 self.given = max(0.0, at - self.clock())
@@ -70,7 +70,7 @@ class TaskTimeout(Scope, Timer):
             raise
 
     def on_arm_failed(self) -> None:
-        """Told when the timer could not be set."""
+        """Is called when the timer could not be set."""
 
     def fire(self) -> None:
         """See Timer."""
@@ -78,9 +78,10 @@ class TaskTimeout(Scope, Timer):
         self._task.cancel()
 
     def disarm(self, error: BaseException | None) -> bool:
-        """Disarms, and says whether ``error`` is this timer's own cancellation, which it then takes back.
+        """Disarms the timer. Returns True if it has cancelled the task, and takes that cancellation back.
 
-        A cancellation from outside in the same tick wins. A body that swallowed ours is still late.
+        It returns False if the task was cancelled from outside as well, or ended with another exception. A
+        task that has suppressed the cancellation is late all the same.
         """
         if not self.fired:
             self.timers.armed.pop(self, None)
@@ -91,8 +92,8 @@ class TaskTimeout(Scope, Timer):
 
 
 def cancel_at(at: float) -> TaskTimeout:
-    """Has the running task cancelled at a moment of `time.monotonic`; ``disarm`` what is returned."""
-    alarm = TaskTimeout()
-    alarm.begin(at, None, time.monotonic, None)
-    alarm.arm()
-    return alarm
+    """Cancels the running task at a time by `time.monotonic`. The caller must ``disarm`` the result."""
+    timeout = TaskTimeout()
+    timeout.begin(at, None, time.monotonic, None)
+    timeout.arm()
+    return timeout

@@ -1,7 +1,7 @@
-"""The timeout that counts where several were given. Depends on scopes; must not import guards.
+"""Decides which of several timeouts counts. Depends on scopes; must not import guards.
 
-The timeout nearest to the call wins over those further out of the same guard. Everything else around the call
-bounds it from outside: a `deadline()` block, a request, a call of another guard.
+Of the timeouts of one guard, the one nearest to the call counts. All others limit the call from outside: a
+`deadline()` block, a request, a call of another guard.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from guardrails._runtime.scope import Scope
 __all__ = ["NOT_GIVEN", "budget_of", "given_timeout", "outer_bound", "outer_seconds_left", "set_deadline"]
 
 NOT_GIVEN: Final = -1.0
-"""No timeout was given: the guard's default holds."""
+"""No timeout was given: the guard's default counts."""
 
 
 def given_timeout(scope: Scope | None, gate: object) -> float | None:
-    """The timeout that was given nearest to the code in a scope, of one guard and its compartments.
+    """The nearest timeout around a scope that was given to a call or compartment of one guard.
 
     Args:
-        scope: The innermost scope, as `current` returns it.
-        gate: The guard's own gate, which its compartments' calls pass, too.
+        scope: The innermost scope, the result of `current`.
+        gate: The gate of the outermost guard.
 
     Returns:
-        Seconds that are left of a call's own timeout, or the seconds that a compartment gives each piece of
-        work (None: all the time in the world); `NOT_GIVEN` if there is only the guard's default.
+        Seconds left of the call's timeout, or the compartment's timeout for each piece of work in seconds
+        (None: unbounded); `NOT_GIVEN` if only the guard's default applies.
     """
     while scope is not None:
         if scope.guard is not None and not scope.closed:
@@ -44,17 +44,17 @@ def given_timeout(scope: Scope | None, gate: object) -> float | None:
 
 
 def outer_bound(scope: Scope | None, gate: object) -> tuple[float, Callable[[], float], Any] | None:
-    """The soonest deadline around code in a scope that is not a timeout of one guard's own.
+    """The soonest deadline around a scope that limits an attached guard's work from outside.
 
-    A plain guard's call ends at its deadline whatever runs inside it, so it bounds that code, too. The calls
-    of a guard that is attached to a pool only say how long the work inside them may take.
+    Timeouts of the attached guard's own calls do not count here, as they only give the time of the work
+    inside them. A plain guard's call ends at its deadline, so it limits all work inside it.
 
     Args:
-        scope: The innermost scope, as `current` returns it.
-        gate: The guard's own gate.
+        scope: The innermost scope, the result of `current`.
+        gate: The gate of the outermost guard.
 
     Returns:
-        The moment, the clock it is measured with, and the guard whose timeout it is; None without one.
+        The deadline, its clock, and the guard whose timeout it is; None without one.
     """
     if scope is None or scope.at is None:
         return None
@@ -73,7 +73,7 @@ def outer_bound(scope: Scope | None, gate: object) -> tuple[float, Callable[[], 
 
 
 def outer_seconds_left(scope: Scope | None, gate: object) -> float | None:
-    """Seconds until that deadline, negative when it has passed; None without one."""
+    """Seconds until the deadline of `outer_bound`, negative after it; None without one."""
     found = outer_bound(scope, gate)
     if found is None:
         return None
@@ -82,7 +82,7 @@ def outer_seconds_left(scope: Scope | None, gate: object) -> float | None:
 
 
 def budget_of(call: Any) -> float | None:
-    """Seconds that a call has before it begins, by what is around it."""
+    """Seconds that the scopes around a call leave it before it begins; None without a limit."""
     if _replaces(call):
         return outer_seconds_left(call.outer, call.call_settings.root)
     left: float | None = call.outer.remaining()
@@ -105,7 +105,7 @@ def set_deadline(call: Any, now: float) -> None:
 
 
 def _replaces(call: Any) -> bool:
-    """True if what a call says about time replaces what its guard's calls around it have said."""
+    """True if a call's timeout replaces those of its guard's calls around it."""
     call_settings = call.call_settings
     return bool(call_settings.attached and (call.timeout is not None or call_settings.has_own_timeout))
 
@@ -116,5 +116,5 @@ def _is_of(guard: Any, gate: object) -> bool:
 
 
 def _own_limit(scope: Scope) -> Any:
-    """The moment a scope's own time is up, whatever is around it."""
+    """The deadline of a scope's own timeout, without the enclosing ones."""
     return scope.at if scope.owner is scope.guard else scope.limit
