@@ -56,14 +56,26 @@ class Bulkhead:
         ranks: The slots by rank; None while every call has the same rank.
         served: Waiters that got a slot since the queue was last empty.
         queued_since: Time since which the queue has not been empty; None while it is empty.
+        timeouts: Waiters that got no slot in time.
+        waits: Callers that have joined the queue.
     """
 
-    __slots__ = ("limit", "max_waiting", "queue", "queued_since", "ranks", "served", "taken")
+    __slots__ = (
+        "limit",
+        "max_waiting",
+        "queue",
+        "queued_since",
+        "ranks",
+        "served",
+        "taken",
+        "timeouts",
+        "waits",
+    )
 
     def __init__(self, limit: int, max_waiting: int) -> None:
         self.limit = limit
         self.max_waiting = max_waiting
-        self.taken = self.served = 0
+        self.taken = self.served = self.waits = self.timeouts = 0
         self.queue: dict[Waiter, None] = {}
         self.queued_since: float | None = None
         self.ranks: PriorityShares | None = None
@@ -80,6 +92,7 @@ class Bulkhead:
             self.queued_since = now
             self.served = 0
         self.queue[waiter] = None
+        self.waits += 1
         return True
 
     def max_queue_length(self, now: float) -> float:
@@ -157,6 +170,7 @@ class Bulkhead:
         if waiter.rank >= CRITICAL and self.queued_since is None:
             self.queued_since = now
         self.queue[waiter] = None
+        self.waits += 1
         return True, shed
 
     def leave_ranked(self, ranks: PriorityShares, rank: int) -> list[Waiter]:

@@ -502,7 +502,9 @@ class Gate:
         ranks = self.bulkhead.ranks
         outranked = ranks is not None and ranks.outranked(waiter.rank)
         if self.bulkhead.withdraw(waiter):
-            return self._refuse("shed" if outranked and late == "queue_timeout" else late, None)
+            reason: Reason = "shed" if outranked and late == "queue_timeout" else late
+            self.bulkhead.timeouts += reason != "shed"
+            return self._refuse(reason, None)
         if waiter.verdict == "shed":
             return self._refuse("shed", None)
         if waiter.verdict == "granted" and allowed:

@@ -153,6 +153,7 @@ class StatementRunner(OutsideWork):
             CallTimeoutError: It was stopped.
         """
         proves = proves and not (ending or commit)
+        times = checkout.times if proves and checkout is not None else None
         guard = self._guard if checkout is None else checkout.guard
         if ambient.get() is None and guard is self._guard:
             seconds, own = self._timeout if timeout is None else timeout, True
@@ -164,10 +165,12 @@ class StatementRunner(OutsideWork):
         slots = self._no_checkout
         if checkout is not None:
             slots, checkout.under_way = checkout.slots, tickets
-        outcome = _ABANDONED
+        outcome, started = _ABANDONED, None
         try:
             for gate, slot in slots:
                 tickets.append((gate, gate.begin(slot)))
+            if times is not None:
+                started = times.clock()
             result = self._bounds.run(call, args, connection, seconds)
             outcome = _SUCCESS if proves else _NEUTRAL
         except StoppedError as stopped:
@@ -180,6 +183,8 @@ class StatementRunner(OutsideWork):
             while tickets:
                 gate, ticket = tickets.pop()
                 gate.end(ticket, outcome)
+            if times is not None and started is not None:
+                times.used(started)
         return result
 
     def bounds(

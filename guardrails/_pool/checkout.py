@@ -50,6 +50,9 @@ class HeldCheckout(Slots):
         request: The request it is for, or None.
         site: The application's frames that asked for the connection.
         caller: The thread, task or greenlet that ran them.
+        asked: When they asked for it, on the guard's clock.
+        since: When they got it, on the guard's clock.
+        times: Where its times are counted; None before it was handed out and after its return.
         disposed: True if its pool was disposed of; its slots were released then.
         nested: True if the guard refused its holder a second connection.
         next_search: Earliest time of the next search for the code that keeps the connection.
@@ -57,6 +60,7 @@ class HeldCheckout(Slots):
     """
 
     __slots__ = (
+        "asked",
         "caller",
         "disposed",
         "guard",
@@ -64,14 +68,19 @@ class HeldCheckout(Slots):
         "next_search",
         "reported",
         "request",
+        "since",
         "site",
         "slots",
+        "times",
     )
 
     guard: Guard
     request: RequestScope | None
     site: Site
     caller: Caller
+    asked: float
+    since: float
+    times: Any
     disposed: bool
     nested: bool
     next_search: float
@@ -120,7 +129,8 @@ class Checkout(HeldCheckout):
         self.request = None
         self.site = site
         self.caller = caller
-        self.next_search = 0.0
+        self.times: Any = None
+        self.asked = self.since = self.next_search = 0.0
         self.must_discard = self.caller_cancelled = False
         self.disposed = self.nested = self.reported = False
 

@@ -9,11 +9,12 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, MutableMapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from guardrails._guard.guard import Guard
 from guardrails._pool.checkout import HeldCheckout
+from guardrails._pool.figures import PoolFigures
 from guardrails._pool.frames import (
     Caller,
     callers,
@@ -49,9 +50,9 @@ class HolderRegistry:
 
     Attributes:
         caller: Returns the thread or task that runs now.
+        figures: The pool's figures.
         failed_cancels: Returns the number of cancel requests that did not reach the server.
         guard: The pool's guard.
-        idle: Returns the number of connections that are open and wait to be used.
         leak_after: See above.
         locks: Asks the server which sessions the connections wait for; None where it is not asked.
         out: See above.
@@ -61,7 +62,7 @@ class HolderRegistry:
     def __init__(self, guard: Guard, out: CheckedOut, leak_after: float | None, *, is_async: bool) -> None:
         self.caller = callers(is_async=is_async)
         self.failed_cancels: Callable[[], int] = int  # 0 until the pool is attached
-        self.idle: Callable[[], int] = int  # likewise
+        self.figures = PoolFigures(guard)
         self.guard = guard
         self.leak_after = leak_after
         self.locks: LockMonitor | None = None
@@ -76,16 +77,14 @@ class HolderRegistry:
             search: As for `holders`.
         """
         holders = self.holders(search=search)
-        snapshot = self.guard.snapshot()
+        seen = self.figures.snapshot()
         return PoolStatus(
+            **{field.name: getattr(seen, field.name) for field in fields(seen)},
             name=self.guard.name,
-            capacity=snapshot.max_concurrent_calls,
-            checked_out=snapshot.in_use,
-            idle=self.idle(),
-            waiting=snapshot.waiting,
+            checked_out=self._gate.core.bulkhead.taken,
             holders=holders,
             failed_cancels=self.failed_cancels(),
-            cause=cause_of(holders, snapshot.max_concurrent_calls),
+            cause=cause_of(holders, seen.capacity),
             lock_waits=() if self.locks is None else self.locks.waits(),
         )
 

@@ -1,6 +1,6 @@
 """Holders of a pool's connections, and the cause of an exhausted pool.
 
-Depends on lock waits; must not import a pool or a driver.
+Depends on plain records only; must not import a pool or a driver.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.lock_waits import Blocker, LockWait
 
 __all__ = ["WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "cause_of"]
@@ -101,15 +102,12 @@ def busiest(holders: Sequence[Holder], taken: int, limit: int) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStatus:
-    """One pool at one moment.
+class PoolStatus(PoolSnapshot):
+    """One pool at one moment: its figures, see `PoolSnapshot`, with the holders of its connections.
 
     Attributes:
         name: The guard's name.
-        capacity: Connections the guard lets out at once.
-        checked_out: Connections that are out.
-        idle: Connections that are open and wait to be used.
-        waiting: Callers that queue for a connection.
+        checked_out: Slots in use: ``in_use``, and the checkouts that have no connection yet.
         holders: The holders of those that are out, the longest first.
         cause: Why none is left: ``"slow_calls" "locks" "held_idle" "nested" "leak"``; ``"free"`` if some are.
         failed_cancels: Number of cancel requests that did not reach the server since the guard was attached.
@@ -119,10 +117,7 @@ class PoolStatus:
     """
 
     name: str
-    capacity: int
     checked_out: int
-    idle: int
-    waiting: int
     holders: tuple[Holder, ...]
     cause: Cause
     failed_cancels: int = 0

@@ -12,12 +12,20 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
     from guardrails._dbapi.runner import StatementRunner
+    from guardrails._pool.figures import PoolFigures
+    from guardrails._util.weak_registry import WeakRegistry
 
 __all__ = ["bounded_creator"]
 
 
-def bounded_creator(runner: StatementRunner) -> property:
-    """Returns a property for the function that opens a pool's connections; it bounds their set-up."""
+def bounded_creator(runner: StatementRunner, figures: PoolFigures, records: WeakRegistry[Any]) -> property:
+    """Returns a property for the function that opens a pool's connections; it bounds their set-up.
+
+    Args:
+        runner: Bounds the set-up.
+        figures: Counts the connections opened.
+        records: The pool's records of connections, to which each one is added.
+    """
 
     def creator(self: Pool) -> Callable[[ConnectionPoolEntry], Any]:
         try:
@@ -26,7 +34,10 @@ def bounded_creator(runner: StatementRunner) -> property:
             raise AttributeError("_invoke_creator") from None
 
         def create(record: ConnectionPoolEntry) -> Any:
+            started = figures.clock()
             connection = invoke(record)
+            figures.connected(started)
+            records.add(record)
             runner.set_up(connection)
             return connection
 

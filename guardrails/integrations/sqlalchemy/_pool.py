@@ -20,6 +20,7 @@ from guardrails._guard.guard import Guard
 from guardrails._pool.holder_registry import HolderRegistry
 from guardrails._pool.pool_monitor import PoolMonitor
 from guardrails.errors import BulkheadFullError, ConfigurationError
+from guardrails.integrations.sqlalchemy._connections import PoolConnections
 from guardrails.integrations.sqlalchemy._creator import bounded_creator
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class EngineAdmission:
         self._out: dict[Any, DBAPICheckout] = {}
         self._registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None)
         self._monitor = PoolMonitor(self._registry)
+        self._figures = figures = self._registry.figures
+        self._connections = PoolConnections(figures, self._out)
         self.checkout_of: Callable[[object], DBAPICheckout | None] = self._out.get
 
     def attach(self, pool: Pool, proxy: Proxy, runner: StatementRunner) -> None:
@@ -84,8 +87,7 @@ class EngineAdmission:
             ConfigurationError: The pool's class cannot be subclassed.
         """
         base = type(pool)
-        self._pool = pool
-        self._registry.failed_cancels, self._registry.idle = runner.failed_cancels, self._idle
+        self._registry.failed_cancels = runner.failed_cancels
         try:
             pool.__class__ = self._guarded(base, proxy, runner)
         except TypeError as error:
@@ -93,9 +95,11 @@ class EngineAdmission:
         # A connection that is out already has no slot; its return gives back an adopted one.
         checked_out = getattr(pool, "checkedout", None)
         self._gate.step(self._gate.core.adopt, checked_out() if callable(checked_out) else 0)
+        self._connections.attach(pool)
 
     def detach(self, pool: Pool) -> None:
         """Restores the pool's own class. Connections that are out return to it without the guard."""
+        self._connections.detach(pool)
         pool.__class__ = type(pool).__bases__[0]
         for checkout in list(self._out.values()):
             checkout.take_back()  # else its deadline would stop the next user of the connection
@@ -107,7 +111,6 @@ class EngineAdmission:
         Args:
             pool: The new pool.
         """
-        self._pool = pool
         for checkout in list(self._out.values()):
             each: DBAPICheckout | None = checkout
             while each is not None:
@@ -140,10 +143,6 @@ class EngineAdmission:
                 return checkout
         return None
 
-    def _idle(self) -> int:
-        checked_in = getattr(self._pool, "checkedin", None)
-        return checked_in() if callable(checked_in) else 0
-
     def _guarded(self, base: type[Pool], proxy: Proxy, runner: StatementRunner) -> type[Pool]:
         # A single base and empty slots, else CPython refuses the replacement ("object layout differs").
         # The name stays: SQLAlchemy names its loggers after the class.
@@ -154,7 +153,8 @@ class EngineAdmission:
             "_do_get": self._getter(base, runner),
             "_do_return_conn": self._returner(base),
             "connect": self._connector(base, proxy, runner),
-            "_invoke_creator": bounded_creator(runner),
+            "_invoke_creator": bounded_creator(runner, self._figures, self._connections.records),
+            "_close_connection": self._connections.closer(base),
             "_guardrails": self._guard,
             "_guardrails_registry": self._registry,
         }
@@ -162,10 +162,12 @@ class EngineAdmission:
 
     def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
         guard, wait, out, monitor = self._guard, self._wait, self._out, self._monitor
-        site, caller = self._registry.site, self._registry.caller
+        site, caller, clock = self._registry.site, self._registry.caller, self._figures.clock
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
+            asked = clock()
             checkout = DBAPICheckout(guard, self, site(_getframe(1)), caller())
+            checkout.asked = asked
             try:
                 checkout.take_slots(wait)
             except BulkheadFullError:
@@ -212,7 +214,7 @@ class EngineAdmission:
     def _connector(
         self, base: type[Pool], proxy: Proxy, runner: StatementRunner
     ) -> Callable[[Pool], PoolProxiedConnection]:
-        admission, out = self, self._out
+        admission, out, handed_out = self, self._out, self._figures.handed_out
 
         def connect(self: Pool) -> PoolProxiedConnection:
             try:
@@ -239,6 +241,7 @@ class EngineAdmission:
                     # Runs before SQLAlchemy's own callback: weak references call the latest first.
                     clean_up = partial(_watch_check_in, runner, record, checkout)
                     checkout.finalizer = weakref.ref(fairy, clean_up)
+                handed_out(checkout)
             return fairy
 
         return connect
@@ -262,6 +265,7 @@ class EngineAdmission:
     def _give_slots_back(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)
         if checkout is None:
+            self._connections.records.add(record)
             self._gate.check_in(0)
             return
         if checkout.below is not None:
@@ -274,6 +278,7 @@ class EngineAdmission:
         elif checkout.proxy is not None and checkout.proxy() is None:
             self._monitor.dropped(checkout)
         checkout.release_slots()
+        self._figures.returned(checkout)  # last: an interrupt here costs a figure and no slot
 
 
 def _watch_check_in(runner: StatementRunner, record: Any, checkout: DBAPICheckout, _: object) -> None:

@@ -1,0 +1,247 @@
+"""Counts and times the checkouts of one pool. Depends on the guard; must not import a pool or a driver.
+
+A duration is counted in two lines without a lock: its bucket plus one, and the sum plus the seconds. Between
+the look at a number and its change there is no call, no jump back and no new object of the collector's, so
+CPython hands its lock on to no other thread there (see `guardrails._guard.fast_path`). An interpreter without
+that lock takes a lock of ours.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import NamedTuple
+
+from guardrails._core.gate import LOCK_FREE
+from guardrails._guard.guard import Guard
+from guardrails._guard.pool_snapshot import BOUNDS, Distribution, PoolSnapshot, RouteFigures
+from guardrails._pool.checkout import HeldCheckout
+from guardrails._runtime.fork import ForkedLock
+
+__all__ = ["MOST_ROUTES", "OTHER", "Connections", "PoolFigures", "RouteTimes"]
+
+MOST_ROUTES = 128
+"""Pairs of compartment and route whose times are kept apart. All others are counted together."""
+
+OTHER = "other"
+"""The route under which the times beyond `MOST_ROUTES` are counted."""
+
+_LONGEST = 1e9
+"""Seconds. A longer time comes from a clock that does not work, as do NaN and infinity."""
+
+_count_lock = ForkedLock()
+"""Held for the rare counts of a pool, such as connections opened."""
+
+Cells = list[float]
+"""Durations: how many there are in each bucket, and their sum as the last item."""
+
+
+class Connections(NamedTuple):
+    """The open connections of a pool now.
+
+    Attributes:
+        in_use: Those that are checked out.
+        idle: Those that wait in the pool.
+        pool_size: Number of connections that the pool keeps when idle; None for none or any number.
+    """
+
+    in_use: int
+    idle: int
+    pool_size: int | None = None
+
+
+class RouteTimes:
+    """The times of the checkouts of one compartment and route.
+
+    Args:
+        clock: The guard's clock.
+    """
+
+    __slots__ = ("clock", "hold", "use", "wait")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.wait, self.hold, self.use = _cells(), _cells(), _cells()
+
+    def used(self, started: float) -> None:
+        """Counts a statement or command that began at ``started`` on the clock."""
+        _count_since(started, self.clock, self.use)
+
+
+def _cells() -> Cells:
+    return [*[0] * (len(BOUNDS) + 1), 0.0]
+
+
+def _count(cells: Cells, seconds: float) -> None:
+    """Counts one duration; must stay as the head of this module says."""
+    bucket = bisect_left(BOUNDS, seconds)
+    cells[bucket] += 1
+    cells[-1] += seconds
+
+
+if not LOCK_FREE:
+    _cells_lock = ForkedLock()
+    _count_unlocked = _count
+
+    def _count(cells: Cells, seconds: float) -> None:
+        with _cells_lock:
+            _count_unlocked(cells, seconds)
+
+
+def _count_since(started: float, clock: Callable[[], float], cells: Cells) -> None:
+    """Counts the time since a moment; raises nothing, whatever the user's clock does."""
+    try:
+        seconds = clock() - started + 0.0  # what is no number cannot be added
+        _count(cells, seconds if 0.0 <= seconds < _LONGEST else 0.0)
+    except Exception:  # noqa: BLE001, S110 - a figure less, but no error in the call
+        pass
+
+
+def _read(cells: Cells) -> Distribution:
+    *counts, total = cells[:]  # a copy in one step
+    return Distribution(counts=tuple(map(int, counts)), sum=total)
+
+
+class PoolFigures:
+    """The figures of one guarded pool.
+
+    Args:
+        guard: The pool's guard.
+
+    Attributes:
+        clock: The guard's clock.
+        connections: Counts the open connections of the pool; the pool's admission sets it.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._gate = guard.call_settings.gates[0]
+        self.clock = self._gate.clock
+        self.connections: Callable[[], Connections] = _no_connections
+        self._without_route: dict[Guard, RouteTimes] = {guard: RouteTimes(self.clock)}
+        self._of_route: dict[tuple[Guard, str], RouteTimes] = {}
+        self._connect = _cells()
+        self._lock = ForkedLock()
+        self._opened = self._closed = self._invalidated = self._timeouts = 0
+
+    def handed_out(self, checkout: HeldCheckout) -> None:
+        """Counts a checkout whose caller gets its connection now; raises nothing, as `_count_since`."""
+        request, guard = checkout.request, checkout.guard
+        try:
+            if request is None:
+                times = self._without_route.get(guard)
+            else:
+                times = self._of_route.get((guard, request.name or request.find_name() or ""))
+            now = self.clock()
+            seconds = now - checkout.asked + 0.0  # what is no number cannot be added
+            times = times or self._new_times(checkout)
+            _count(times.wait, seconds if 0.0 <= seconds < _LONGEST else 0.0)
+            checkout.times, checkout.since = times, now
+        except Exception:  # noqa: BLE001, S110 - likewise
+            pass
+
+    def returned(self, checkout: HeldCheckout) -> None:
+        """Counts the return of a connection, once."""
+        times = checkout.times
+        if times is not None:
+            checkout.times = None
+            _count_since(checkout.since, self.clock, times.hold)
+
+    def connected(self, started: float) -> None:
+        """Counts a connection whose opening began at ``started`` on the guard's clock."""
+        with _count_lock:
+            self._opened += 1
+        _count_since(started, self.clock, self._connect)
+
+    def _new_times(self, checkout: HeldCheckout) -> RouteTimes:
+        """The times of a compartment and route that is new, or beyond the limit."""
+        guard, request = checkout.guard, checkout.request
+        route = None if request is None else request.name or request.find_name()
+        with self._lock:
+            if len(self._of_route) + len(self._without_route) >= MOST_ROUTES:
+                return self._of_route.setdefault((self._guard, OTHER), RouteTimes(self.clock))
+            if route is None:
+                times = self._without_route.setdefault(guard, RouteTimes(self.clock))
+                if request is not None:
+                    self._of_route[guard, ""] = times
+                return times
+            return self._of_route.setdefault((guard, route), RouteTimes(self.clock))
+
+    # --- the rare events ---------------------------------------------------------------------------
+
+    def closed(self, *, invalidated: bool = False) -> None:
+        """Counts a connection that was closed.
+
+        Args:
+            invalidated: True if it had failed, or its work was stopped.
+        """
+        with _count_lock:
+            self._closed += 1
+            self._invalidated += invalidated
+
+    def invalidated(self) -> None:
+        """Counts a connection that must not be used again; its closing is counted by itself."""
+        with _count_lock:
+            self._invalidated += 1
+
+    def timed_out(self) -> None:
+        """Counts a caller for whom the pool behind the guard had no connection in time."""
+        with _count_lock:
+            self._timeouts += 1
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def snapshot(self) -> PoolSnapshot:
+        """Returns the figures of this moment."""
+        gates = [gate.core for gate in self._gate.report.gates.living()]
+        bulkheads = [core.bulkhead for core in gates]
+        refused = sum(core.rejected.get(reason, 0) for core in gates for reason in ("bulkhead_full", "shed"))
+        timeouts = self._timeouts + sum(slots.timeouts for slots in bulkheads)
+        routes = self._routes()
+        wait, hold, use = (
+            Distribution.total(getattr(each, kind) for each in routes) for kind in ("wait", "hold", "use")
+        )
+        in_use, idle, pool_size = self.connections()
+        return PoolSnapshot(
+            open=in_use + idle,
+            in_use=in_use,
+            idle=idle,
+            overflow=0 if pool_size is None else max(0, in_use + idle - pool_size),
+            capacity=self._gate.core.bulkhead.limit,
+            pool_size=pool_size,
+            waiting=sum(len(slots.queue) for slots in bulkheads),
+            checkouts=wait.count,
+            waits=sum(slots.waits for slots in bulkheads),
+            timeouts=timeouts,
+            exhausted=timeouts + refused,
+            opened=self._opened,
+            closed=self._closed,
+            invalidated=self._invalidated,
+            wait=wait,
+            hold=hold,
+            use=use,
+            connect=_read(self._connect),
+            routes=tuple(routes),
+        )
+
+    def _routes(self) -> list[RouteFigures]:
+        with self._lock:
+            known: dict[int, tuple[Guard, str | None, RouteTimes]] = {
+                id(times): (guard, None, times) for guard, times in self._without_route.items()
+            }
+            for (guard, route), times in self._of_route.items():
+                known.setdefault(id(times), (guard, route, times))
+        return [
+            RouteFigures(
+                compartment=None if guard is self._guard else guard.name,
+                route=route,
+                wait=_read(times.wait),
+                hold=_read(times.hold),
+                use=_read(times.use),
+            )
+            for guard, route, times in known.values()
+        ]
+
+
+def _no_connections() -> Connections:
+    return Connections(0, 0)

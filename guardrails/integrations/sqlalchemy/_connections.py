@@ -1,0 +1,82 @@
+"""Counts the open connections of a guarded pool, of whichever class. Must not import the pool's hooks.
+
+The pool's own numbers count a connection that was closed as one in the pool, and a connection that is being
+opened as one that is out. So the records of the pool are counted, each with what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
+
+from guardrails._pool.figures import Connections, PoolFigures
+from guardrails._util.weak_registry import WeakRegistry
+
+__all__ = ["PoolConnections"]
+
+
+class PoolConnections:
+    """The connections of one engine's pools: the current one, and those that were disposed of.
+
+    Args:
+        figures: The pool's figures.
+        out: The records whose connections are checked out.
+
+    Attributes:
+        records: The pool's record of each connection.
+    """
+
+    def __init__(self, figures: PoolFigures, out: Container[Any]) -> None:
+        self._figures = figures
+        self._out = out
+        self._kept: int | None = None
+        self.records: WeakRegistry[Any] = WeakRegistry()
+        figures.connections = self._count
+
+    def attach(self, pool: Pool) -> None:
+        """Finds the connections of a pool that is guarded from now on."""
+        self._kept = pool.size() if isinstance(pool, QueuePool) else None
+        for record in _waiting_in(pool):
+            self.records.add(record)
+        event.listen(pool, "invalidate", self._invalidated)
+
+    def detach(self, pool: Pool) -> None:
+        """Removes the listener."""
+        event.remove(pool, "invalidate", self._invalidated)
+
+    def closer(self, base: type[Pool]) -> Callable[..., None]:
+        """Returns the method of a guarded pool that closes a connection."""
+        figures = self._figures
+
+        def _close_connection(self: Pool, connection: Any, *, terminate: bool = False) -> None:
+            try:
+                base._close_connection(self, connection, terminate=terminate)  # noqa: SLF001 - the pool's hook
+            finally:
+                figures.closed()
+
+        return _close_connection
+
+    def _count(self) -> Connections:
+        # SQLAlchemy keeps the record of a connection that was closed, for the next one.
+        records = [record for record in self.records.living() if record.dbapi_connection is not None]
+        in_use = sum(record in self._out for record in records)
+        return Connections(in_use, len(records) - in_use, self._kept)
+
+    def _invalidated(self, *_: object) -> None:
+        self._figures.invalidated()
+
+
+def _waiting_in(pool: Pool) -> list[Any]:
+    """Returns the records of the connections in a pool, for which SQLAlchemy has no public way."""
+    queue = getattr(pool, "_pool", None)
+    queue = getattr(queue, "_queue", queue)  # of an asyncio pool
+    waiting = getattr(queue, "queue", None) or getattr(queue, "_queue", None) or ()
+    alone = [vars(pool).get("connection"), getattr(pool, "_conn", None)]  # a StaticPool's, an AssertionPool's
+    return [
+        record
+        for record in (*waiting, *getattr(pool, "_all_conns", ()), *alone)
+        if isinstance(record, ConnectionPoolEntry)
+    ]
