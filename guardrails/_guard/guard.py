@@ -122,7 +122,8 @@ class Guard:
             raise unknown_option("Guard", option, _OPTIONS)
         self._timeout = timeout
         self._max_waiting = max_waiting
-        called: Any = tuple(listeners) if isinstance(listeners, Iterable) else listeners
+        called: Any = listeners
+        called = tuple(called) if isinstance(called, Iterable) else called
         settings = (max_wait_duration, max_waiting, timeout, breaker, called, clock, random)
         _check(name, max_concurrent_calls, dict(zip(_INHERITED, settings, strict=True)))
         queue = max_concurrent_calls if max_waiting is None else max_waiting
