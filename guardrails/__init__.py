@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from guardrails._guard.guard import Guard
     from guardrails._guard.protect import protect
     from guardrails._guard.snapshot import GuardSnapshot
+    from guardrails._pool.status import pool_status
     from guardrails._pybreaker.breaker import CircuitBreaker
     from guardrails._retry.budget import RetryBudget
     from guardrails._retry.retrying import retrying
@@ -56,6 +57,7 @@ __all__ = [
     "ShedError",
     "deadline",
     "guarded",
+    "pool_status",
     "protect",
     "remaining",
     "retrying",
@@ -75,6 +77,7 @@ _ON_USE = {
     "RetryBudget": "guardrails._retry.budget",
     "deadline": "guardrails._runtime.scope",
     "guarded": "guardrails._guard.decorator",
+    "pool_status": "guardrails._pool.status",
     "protect": "guardrails._guard.protect",
     "remaining": "guardrails._runtime.scope",
     "retrying": "guardrails._retry.retrying",

@@ -21,6 +21,7 @@ from guardrails._guard.auto_compartments import OTHER, AutoCompartments, Compart
 from guardrails._guard.call import Call, run_async
 from guardrails._guard.call_settings import CallSettings
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.snapshot import GuardSnapshot, take
 from guardrails._guard.workload_names import WorkloadName
 from guardrails._runtime.guard_log import log
@@ -34,9 +35,11 @@ __all__ = [
     "Attachment",
     "Guard",
     "attach",
+    "attachment_of",
     "compartment_for",
     "form_compartments",
     "forms_compartments",
+    "glance",
     "set_compartments",
     "set_state",
     "shown_compartments",
@@ -58,6 +61,12 @@ class Attachment(Protocol):
 
     def detach(self) -> None:
         """Restores the target."""
+
+    def figures(self) -> PoolSnapshot:
+        """Returns the figures of the pool now."""
+
+    def status(self) -> Any:
+        """Returns the figures with the holders of the connections: a `PoolStatus`."""
 
 
 class Guard:
@@ -212,9 +221,8 @@ class Guard:
 
     def snapshot(self) -> GuardSnapshot:
         """The present figures. Reading them changes nothing."""
-        gate = self._gate
-        with gate.lock:
-            return take(gate.clock(), self.name, gate.core)
+        attachment = self._attachment
+        return glance(self, None if attachment is None or self._parent is not None else attachment.figures())
 
     def __reduce__(self) -> Never:
         """Refuses to be pickled or copied: slots and circuits belong to one process."""
@@ -383,6 +391,23 @@ class Guard:
             raise ConfigurationError(f"guard {self.name!r} is not attached to anything")
         self._attachment.detach()
         attach(self, None)
+
+
+def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
+    """The figures of a guard at this moment, without those of its pool, for whoever asks often.
+
+    Args:
+        guard: The guard.
+        pool: The figures of its pool, if they are to be among them.
+    """
+    gate = guard._gate
+    with gate.lock:
+        return take(gate.clock(), guard.name, gate.core, pool)
+
+
+def attachment_of(guard: Guard) -> Attachment | None:
+    """What a guard or its parent is attached to; None for nothing."""
+    return guard._attachment
 
 
 def set_state(guard: Guard, transition: str) -> None:

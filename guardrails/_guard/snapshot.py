@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from guardrails._core.breaker import State
     from guardrails._core.gate import Gate
+    from guardrails._guard.pool_snapshot import PoolSnapshot
 
 __all__ = ["GuardSnapshot", "take"]
 
@@ -38,6 +39,8 @@ class GuardSnapshot:
         abandoned: Calls that ended without evidence.
         late_results: Calls that began before the circuit's last transition and so changed nothing.
         rejected: Refusals by reason.
+        pool: The connections of the pool that the guard is attached to; None for other guards and for
+            compartments.
     """
 
     name: str
@@ -59,9 +62,10 @@ class GuardSnapshot:
     abandoned: int
     late_results: int
     rejected: Mapping[str, int]
+    pool: PoolSnapshot | None = None
 
 
-def take(now: float, name: str, core: Gate) -> GuardSnapshot:
+def take(now: float, name: str, core: Gate, pool: PoolSnapshot | None = None) -> GuardSnapshot:
     """Reads the figures of a gate. The caller holds its lock."""
     now = max(now, core.last)
     breaker, bulkhead = core.breaker, core.bulkhead
@@ -89,4 +93,5 @@ def take(now: float, name: str, core: Gate) -> GuardSnapshot:
         abandoned=breaker.abandoned,
         late_results=breaker.late,
         rejected=core.rejected,
+        pool=pool,
     )

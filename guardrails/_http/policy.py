@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from guardrails._core.gate import Refusal
-from guardrails._guard.guard import Guard, with_compartments
+from guardrails._guard.guard import Guard, glance, with_compartments
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.workload_names import guard_name_of
 from guardrails._http.answers import DEADLINE_HEADERS, Problem, budget, retry_seconds
@@ -67,7 +67,7 @@ class RequestPolicy:
     @property
     def slots(self) -> int:
         """The number of calls that all named guards together admit at once; 0 if no guard is named."""
-        return sum(guard.snapshot().max_concurrent_calls for guard in self._guards)
+        return sum(glance(guard).max_concurrent_calls for guard in self._guards)
 
     def budget(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
         """Returns the seconds for this request: ``request_timeout``, which a client can only lower."""

@@ -9,7 +9,15 @@ from guardrails._runtime.timeouts import NOT_GIVEN, given_timeout, outer_seconds
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
 
-__all__ = ["asks_server", "check_compartments", "innermost", "raises_as_driver", "slots_for", "time_allowed"]
+__all__ = [
+    "asks_server",
+    "check_compartments",
+    "check_leak_after",
+    "innermost",
+    "raises_as_driver",
+    "slots_for",
+    "time_allowed",
+]
 
 
 def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
@@ -59,6 +67,17 @@ def asks_server(name: str, value: object) -> bool:
     faults.flag("ask_server", value)
     faults.raise_if_any()
     return bool(value)
+
+
+def check_leak_after(name: str, leak_after: object) -> None:
+    """Checks the setting ``leak_after`` of a pool's guard.
+
+    Raises:
+        ConfigurationError: It is neither None nor a number of seconds above 0.
+    """
+    faults = Faults(f"guard {shown(name)}")
+    faults.seconds("leak_after", leak_after, none=True)
+    faults.raise_if_any()
 
 
 def raises_as_driver(name: str, raise_as: object) -> bool:

@@ -45,7 +45,7 @@ class Service:
         )
         if compartments == "auto":
             form_compartments(self.guard)
-        attach(self.guard, SimpleNamespace(most=slots, detach=lambda: None))
+        attach(self.guard, SimpleNamespace(most=slots, detach=lambda: None, figures=lambda: None))
         self.parts = {}
         for name in names:
             if name == "direct":

@@ -55,16 +55,26 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
     ) -> None:
         """See the synchronous twin."""
         if self._busy or self._connecting or self.checkout is None or self.is_connected:
+            if self.is_connected:
+                await self.plain.connect_check_health(self, check_health, retry_socket_connect)
+                return
+            started = self.work.checkouts.figures.clock()
             await self.plain.connect_check_health(self, check_health, retry_socket_connect)
+            self._note_opened(started)
             return
         self._connecting = True
         try:
             await self.call_with_retry(
-                lambda: self.plain.connect_check_health(self, check_health, retry_socket_connect=False),
+                lambda: self.connect_check_health(check_health, retry_socket_connect=False),
                 lambda error: self.disconnect(error=error),
             )
         finally:
             self._connecting = False
+
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """See redis-py."""
+        self._note_closed(kwargs.get("error"))
+        await self.plain.disconnect(self, *args, **kwargs)
 
     async def can_read(self, *args: Any) -> bool:  # fakeredis gives it a timeout
         """See the synchronous twin."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
 from guardrails._core.outcome import Outcome
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
-from guardrails._pool.checkout import Slots
+from guardrails._pool.checkout import HeldCheckout
+from guardrails._pool.figures import RouteTimes
+from guardrails._pool.frames import Caller, Site
+from guardrails._runtime.scope import RequestScope
 
 __all__ = ["RedisCheckout", "current_checkout"]
 
 
-class RedisCheckout(Slots):
+class RedisCheckout(HeldCheckout):
     """One connection out of the pool.
 
     Opening the connection, if needed, and the first command on it are one piece of work with one deadline:
     the caller asked for one thing.
 
     Attributes:
-        guard: The guard that admitted it: the client's own, or a compartment of it.
+        connection: Weak reference to the connection; None while the pool chooses it.
         tickets: The tickets of the work that runs.
         at: The deadline of the work on `time.monotonic`; None is no deadline.
         seconds: The time that the work was given, in seconds.
@@ -30,15 +33,32 @@ class RedisCheckout(Slots):
         blocking: Whether the work runs a blocking command.
         subscriber: Whether it belongs to a PubSub, which may be silent for hours.
         from_reserve: Whether its connection comes from the reserve, and not from the pool.
+        started: When the work that runs began, on the guard's clock.
     """
 
     # Without a constructor: most commands keep the defaults of the class, and a checkout costs one call less.
     guard: Guard
+    site: Site = ()
+    caller: Caller = 0
+    request: RequestScope | None = None
+    times: RouteTimes | None = None
+    disposed = nested = reported = False
+    next_search = started = 0.0
+    connection: Callable[[], object] | None = None
     at: float | None = None
     seconds: float | None = None
     own = proves = True
     tickets: Sequence[tuple[LockedGate, int]] = ()
     used = blocking = subscriber = from_reserve = False
+
+    @property
+    def busy(self) -> bool:
+        """See HeldCheckout. A subscriber waits for messages, so it is always busy."""
+        return bool(self.tickets) or self.blocking or self.subscriber or self.connection is None
+
+    def held_object(self) -> object:
+        """See HeldCheckout."""
+        return None if self.connection is None else self.connection()
 
     def end(self, outcome: Outcome) -> None:
         """Ends the tickets of the work that runs."""
@@ -52,9 +72,9 @@ class RedisCheckout(Slots):
         try:
             if self.tickets:
                 self.end(Outcome.ABANDONED)
-            Slots.release_slots(self)
+            HeldCheckout.release_slots(self)
         except BaseException:  # an interrupt: once more, since no slot is given back twice
-            Slots.release_slots(self)
+            HeldCheckout.release_slots(self)
             raise
 
 

@@ -10,12 +10,15 @@ from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.client import Pipeline
 
 from guardrails._guard.guard import Guard, attach, set_compartments
-from guardrails._pool.limits import check_compartments, raises_as_driver, slots_for
+from guardrails._guard.pool_snapshot import PoolSnapshot
+from guardrails._pool.holders import PoolStatus
+from guardrails._pool.limits import check_compartments, check_leak_after, raises_as_driver, slots_for
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
-from guardrails.integrations.redis._pool import ClientAdmission, capacity, guard_of
+from guardrails.integrations.redis._pool import ClientAdmission, guard_of
+from guardrails.integrations.redis._pool_connections import capacity
 
-__all__ = ["guard_client"]
+__all__ = ["guard_client", "guard_of_client"]
 
 _POOLS = (redis.ConnectionPool, redis.asyncio.ConnectionPool)
 
@@ -25,6 +28,7 @@ def guard_client(
     *,
     name: str | None = None,
     compartments: str = "auto",
+    leak_after: float | None = 60.0,
     raise_as: str | None = None,
     **options: Any,
 ) -> Guard:
@@ -39,6 +43,8 @@ def guard_client(
         compartments: ``"auto"``: each guarded function and each route gets a compartment, with a circuit of
             its own and at most 70 % of the slots while another one is active. ``"declared"``: only
             ``guard.compartment()`` makes compartments. ``"none"``: there are no compartments.
+        leak_after: Seconds after which a connection that is out, and on which nothing runs, is reported in
+            the log and as a `LeakFound`. None reports none.
         raise_as: None: refusals and timeouts are only this library's errors. ``"driver"``: a refusal is also
             a ``redis.RedisError``, a timeout also a ``redis.TimeoutError``.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's ``max_connections``.
@@ -59,14 +65,20 @@ def guard_client(
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
+    check_leak_after(name, leak_after)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     set_compartments(guard, how)
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
-    attachment = _ClientAttachment(client, guard, pool)
+    attachment = _ClientAttachment(client, guard, pool, leak_after)
     attachment.attach()
     attach(guard, attachment)
     return guard
+
+
+def guard_of_client(client: object) -> Guard | None:
+    """Returns the guard of a client; None without one, or for another object."""
+    return guard_of(getattr(client, "connection_pool", None))
 
 
 def _pool_of(client: Any) -> Any:
@@ -93,15 +105,23 @@ def _pool_of(client: Any) -> Any:
 class _ClientAttachment:
     """The hooks on one client: the classes of its pool and of its connections."""
 
-    def __init__(self, client: Any, guard: Guard, pool: Any) -> None:
+    def __init__(self, client: Any, guard: Guard, pool: Any, leak_after: float | None) -> None:
         self._client = client
-        self._admission = ClientAdmission(guard, pool)
+        self._admission = ClientAdmission(guard, pool, leak_after)
         self.most = capacity(pool)
 
     def attach(self) -> None:
         self._admission.attach()
         if self._client.connection is not None:
             self._admission.adopt(self._client.connection)
+
+    def figures(self) -> PoolSnapshot:
+        """See `Attachment`."""
+        return self._admission.registry.figures.snapshot()
+
+    def status(self) -> PoolStatus:
+        """See `Attachment`."""
+        return self._admission.registry.status()
 
     def detach(self) -> None:
         """Removes the hooks; see `Attachment`."""

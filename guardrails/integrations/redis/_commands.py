@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from sys import _getframe
 from time import monotonic
+from typing import Any
+from weakref import ref
 
 import redis
 
 from guardrails._core.outcome import Outcome
 from guardrails._guard.guard import Guard, forms_compartments
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.fork import check_process
 from guardrails._runtime.outcomes import classify
@@ -40,10 +44,18 @@ class CommandRunner:
 
     Args:
         guard: The client's guard.
+
+        leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
+        is_async: Whether asyncio tasks use the client.
+
+    Attributes:
+        checkouts: The checkouts that are out, with their holders and figures.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, leak_after: float | None, *, is_async: bool) -> None:
         self._guard = guard
+        self.checkouts = Checkouts(guard, leak_after, is_async=is_async)
+        self._clock = self.checkouts.figures.clock
         self._gate: LockedGate = guard.call_settings.gates[-1]
         self._timeout = guard.timeout
         self._sorts = forms_compartments(guard)
@@ -90,10 +102,24 @@ class CommandRunner:
         checkout.seconds, checkout.at = GRACE, monotonic() + GRACE
         return checkout
 
+    def hand_out(self, connection: Any, checkout: RedisCheckout) -> None:
+        """Notes that the caller of a checkout gets its connection."""
+        registry = self.checkouts.registry
+        checkout.connection = ref(connection)
+        checkout.site, checkout.caller = registry.site(_getframe(2)), registry.caller()
+        self.checkouts.add(checkout)
+        self.checkouts.figures.handed_out(checkout)
+
+    def not_handed_out(self, error: BaseException) -> None:
+        """Notes a caller for whom the pool behind the guard had no connection."""
+        if isinstance(error, redis.exceptions.MaxConnectionsError):
+            self.checkouts.figures.timed_out()
+
     def _new_checkout(self) -> RedisCheckout:
         check_process()
         checkout = RedisCheckout()
         checkout.slots = []
+        checkout.asked = self._clock()
         scope = current()
         alone = scope is None and not self._sorts  # saves a call: only the client's own guard can apply
         checkout.guard = self._guard if alone else innermost(self._guard)
@@ -103,6 +129,7 @@ class CommandRunner:
                 checkout.at = monotonic() + self._timeout
         else:
             touch(scope, checkout.guard.call_settings)
+            checkout.request = scope.request
             self._set_deadline(checkout)
         return checkout
 
@@ -124,6 +151,8 @@ class CommandRunner:
         Raises:
             RejectedError: The guard refuses it.
         """
+        if checkout.times is not None:
+            checkout.started = checkout.times.clock()
         if checkout.tickets:
             return
         if checkout.used:
@@ -163,6 +192,7 @@ class CommandRunner:
 
     def succeed(self, checkout: RedisCheckout, answer: object = None) -> None:
         """Ends a piece of work that got its reply."""
+        self._count(checkout)
         outcome = self._classify_replies(answer) if type(answer) is list else _SUCCESS
         if not checkout.proves and outcome is _SUCCESS:
             outcome = Outcome.NEUTRAL
@@ -192,12 +222,18 @@ class CommandRunner:
         Raises:
             CallTimeoutError: The deadline ended the work.
         """
+        self._count(checkout)
         if stopped or (isinstance(error, _CONNECTION_LOST) and self.is_late(checkout)):
             # A deadline that passed while the process stood still is no evidence.
             ours = checkout.own and not pause_detector.missed(checkout.seconds or 0.0)
             self._record(checkout, Outcome.FAILURE if ours else Outcome.ABANDONED)
             raise self._timed_out(checkout, error)
         self._record(checkout, self._classify(error, connecting=connecting))
+
+    def _count(self, checkout: RedisCheckout) -> None:
+        """Counts the time of a piece of work, unless it only waits for others to send something."""
+        if checkout.times is not None and not checkout.blocking and not checkout.subscriber:
+            checkout.times.used(checkout.started)
 
     def _timed_out(self, checkout: RedisCheckout, cause: BaseException) -> BaseException:
         self._gate.report.note_stopped()

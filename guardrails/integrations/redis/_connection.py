@@ -69,16 +69,26 @@ class GuardedConnection(Guarded, AbstractConnection):
         Outside a piece of work, as in the health check of a PubSub, opening is a piece of work by itself.
         """
         if self._busy or self._connecting or self.checkout is None or self._sock is not None:
+            if self._sock is not None:
+                self.plain.connect_check_health(self, check_health, retry_socket_connect)
+                return
+            started = self.work.checkouts.figures.clock()
             self.plain.connect_check_health(self, check_health, retry_socket_connect)
+            self._note_opened(started)
             return
         self._connecting = True
         try:
             self.call_with_retry(
-                lambda: self.plain.connect_check_health(self, check_health, retry_socket_connect=False),
-                lambda error: self.disconnect(error=error),  # type: ignore[no-untyped-call]
+                lambda: self.connect_check_health(check_health, retry_socket_connect=False),
+                lambda error: self.disconnect(error=error),
             )
         finally:
             self._connecting = False
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """See redis-py."""
+        self._note_closed(kwargs.get("error"))
+        self.plain.disconnect(self, *args, **kwargs)
 
     def _connect(self) -> Any:
         self._opening = True
@@ -183,7 +193,7 @@ class GuardedConnection(Guarded, AbstractConnection):
 
     def _fail(self, checkout: RedisCheckout, error: BaseException) -> None:
         if not leaves_connection_clean(error):
-            self.disconnect()  # type: ignore[no-untyped-call]
+            self.disconnect()
         self.work.fail(checkout, error, connecting=self._connecting)
 
     def _try_once(self, do: Work, fail: CleanUp, *, counts: bool) -> Any:

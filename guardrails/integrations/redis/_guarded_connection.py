@@ -65,6 +65,7 @@ class Guarded:
     checkout: RedisCheckout | None = None
     takes_checkout = True
     close_on_release = False
+    _counted = False
     _busy = _nested = False
     _connecting = False
     _read_replaced = False
@@ -72,6 +73,7 @@ class Guarded:
     def guard(self) -> None:
         """Guards a connection on which no work runs."""
         self.policy = RetryPolicy(self.__dict__["retry"])
+        self._counted = self.takes_checkout and self.is_connected
 
     # --- redis.retry.Retry ---------------------------------------------------------------------
 
@@ -125,9 +127,23 @@ class Guarded:
 
     def __del__(self, *args: Any) -> None:
         # A connection that is dropped and not released, as a forgotten PubSub's is.
+        self._note_closed(None)
         if self.checkout is not None:
             self.checkout.release_slots()
+            self.work.checkouts.remove(self.checkout, dropped=True)
         self.plain.__del__(self, *args)
+
+    def _note_opened(self, started: float) -> None:
+        """Counts the connection, which has been opened since ``started``."""
+        if self.takes_checkout and not self._counted and self.is_connected:
+            self._counted = True
+            self.work.checkouts.figures.connected(started)
+
+    def _note_closed(self, error: object) -> None:
+        """Counts the connection, which is about to be closed, possibly for an error."""
+        if self._counted:
+            self._counted = False
+            self.work.checkouts.figures.closed(invalidated=self._busy or error is not None)
 
     # --- its commands --------------------------------------------------------------------------
 

@@ -6,12 +6,10 @@ pipelines, locks, scripts and subscribers use it. All connections, existing and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
 import redis.asyncio
-import redis.connection
 import redis.utils
 
 from guardrails._guard.guard import Guard
@@ -22,20 +20,12 @@ from guardrails.integrations.redis._checkout import RedisCheckout, current_check
 from guardrails.integrations.redis._commands import CommandRunner, prefer_block_error
 from guardrails.integrations.redis._connection import GuardedConnection
 from guardrails.integrations.redis._guarded_connection import derive, derived, is_guarded
+from guardrails.integrations.redis._pool_connections import checked_out, idle, open_connections
 from guardrails.integrations.redis._releases import is_release
 from guardrails.integrations.redis._reserve import AsyncReserve, Reserve
 from guardrails.integrations.redis._sentinel import Discovery, restore_pool
 
-__all__ = ["ClientAdmission", "capacity", "guard_of"]
-
-_NO_LIMIT = 2**31
-"""redis-py's ``max_connections`` of a pool without a limit."""
-
-
-def capacity(pool: Any) -> int | None:
-    """Returns the maximum number of connections that a pool lets out at once; None without a limit."""
-    most: int = pool.max_connections
-    return most if most < _NO_LIMIT else None
+__all__ = ["ClientAdmission", "guard_of"]
 
 
 def guard_of(pool: object) -> Guard | None:
@@ -50,14 +40,20 @@ class ClientAdmission:
     Args:
         guard: The client's guard.
         pool: The client's pool.
+        leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
+
+    Attributes:
+        registry: The holders of the pool's connections.
     """
 
-    def __init__(self, guard: Guard, pool: Any) -> None:
+    def __init__(self, guard: Guard, pool: Any, leak_after: float | None) -> None:
         self._guard = guard
         self._gate = guard.call_settings.gates[-1]
-        self._work = CommandRunner(guard)
         self._pool = pool
         self._is_async = isinstance(pool, redis.asyncio.ConnectionPool)
+        self._work = CommandRunner(guard, leak_after, is_async=self._is_async)
+        self._work.checkouts.figures.connections = lambda: open_connections(pool)
+        self.registry = self._work.checkouts.registry
         self._classes: dict[type, type] = {}
         self._discovery = Discovery(pool, self._work)
         self._single: _SingleConnection | None = None
@@ -76,7 +72,7 @@ class ClientAdmission:
         try:
             guarded = derived(base, {"_guardrails": self._guard, **_hooks(self)})
             self._guarded(pool.connection_class)
-            for connection in _idle(pool):
+            for connection in idle(pool):
                 self.take_over(connection)
             pool.__class__ = guarded
             self._discovery.attach()
@@ -84,7 +80,7 @@ class ClientAdmission:
             self.detach()
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
         # A connection that is out already has no slot; its return gives back an adopted one.
-        self._gate.step(self._gate.core.adopt, len(_out(pool)))
+        self._gate.step(self._gate.core.adopt, len(checked_out(pool)))
 
     def adopt(self, connection: Any) -> None:
         """Guards the connection of a client with ``single_connection_client``."""
@@ -99,7 +95,7 @@ class ClientAdmission:
         self._discovery.detach()
         if "_guardrails" in vars(type(pool)):
             pool.__class__ = type(pool).__bases__[0]
-        for connection in [*_idle(pool), *_out(pool)]:
+        for connection in [*idle(pool), *checked_out(pool)]:
             if is_guarded(connection):
                 connection.__class__ = type(connection).plain
 
@@ -190,21 +186,31 @@ def _getter(admission: ClientAdmission, base: Any) -> Any:
             checkout = work.enter()
         except RejectedError as refusal:
             if not is_release():
+                work.checkouts.refused(refusal)
                 raise
             return _or_refuse(admission.reserve.open(), refusal)
         token = current_checkout.set(checkout)
         try:
-            return get_plain(self)
-        except BaseException:
+            connection = get_plain(self)
+        except BaseException as error:
             checkout.release_slots()
+            work.not_handed_out(error)
             raise
         finally:
             current_checkout.reset(token)
+        try:
+            work.hand_out(connection, checkout)
+        except BaseException:  # an interrupt
+            self.release(connection)
+            raise
+        return connection
 
     return get_connection
 
 
 def _releaser(admission: ClientAdmission, base: Any) -> Any:
+    take_back = admission._work.checkouts.remove  # noqa: SLF001
+
     def release(self: Any, connection: Any) -> None:
         if hasattr(connection, "checkout"):
             checkout, connection.checkout = connection.checkout, None
@@ -221,6 +227,7 @@ def _releaser(admission: ClientAdmission, base: Any) -> Any:
         finally:
             if checkout is not None:
                 checkout.release_slots()
+                take_back(checkout)
 
     return release
 
@@ -244,21 +251,31 @@ def _async_getter(admission: ClientAdmission, base: Any) -> Any:
             checkout = await work.enter_async()
         except RejectedError as refusal:
             if not is_release():
+                work.checkouts.refused(refusal)
                 raise
             return _or_refuse(await admission.reserve.open(), refusal)
         token = current_checkout.set(checkout)
         try:
-            return await get_plain(self)
-        except BaseException:
+            connection = await get_plain(self)
+        except BaseException as error:
             checkout.release_slots()
+            work.not_handed_out(error)
             raise
         finally:
             current_checkout.reset(token)
+        try:
+            work.hand_out(connection, checkout)
+        except BaseException:  # an interrupt
+            await self.release(connection)
+            raise
+        return connection
 
     return get_connection
 
 
 def _async_releaser(admission: ClientAdmission, base: Any) -> Any:
+    take_back = admission._work.checkouts.remove  # noqa: SLF001
+
     async def release(self: Any, connection: Any) -> None:
         if hasattr(connection, "checkout"):
             checkout, connection.checkout = connection.checkout, None
@@ -275,18 +292,6 @@ def _async_releaser(admission: ClientAdmission, base: Any) -> Any:
         finally:
             if checkout is not None:
                 checkout.release_slots()
+                take_back(checkout)
 
     return release
-
-
-def _idle(pool: Any) -> Iterable[Any]:
-    if isinstance(pool, redis.connection.BlockingConnectionPool):
-        return [connection for connection in list(pool.pool.queue) if connection is not None]
-    return list(pool._available_connections)  # noqa: SLF001 - there is no public getter
-
-
-def _out(pool: Any) -> list[Any]:
-    if isinstance(pool, redis.connection.BlockingConnectionPool):
-        idle = set(_idle(pool))
-        return [connection for connection in pool._connections if connection not in idle]  # noqa: SLF001
-    return list(pool._in_use_connections)  # noqa: SLF001

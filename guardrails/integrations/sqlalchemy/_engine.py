@@ -12,7 +12,9 @@ from sqlalchemy.util import await_only
 from guardrails._dbapi.drivers import Driver, find_driver, unsupported
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._guard.guard import Guard, attach, set_compartments
+from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.protect import unsuited
+from guardrails._pool.holders import PoolStatus
 from guardrails._pool.limits import asks_server, check_compartments, raises_as_driver, slots_for
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
@@ -23,7 +25,7 @@ from guardrails.integrations.sqlalchemy._pool import EngineAdmission, capacity, 
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 
-__all__ = ["guard_engine"]
+__all__ = ["guard_engine", "guard_of_engine"]
 
 _MAX_NAME_LENGTH = 200
 """Maximum number of characters in a guard's name."""
@@ -99,6 +101,12 @@ def guard_engine(
         watch_locks(sync_engine, driver, registry_of(pool))
     attach(guard, attachment)
     return guard
+
+
+def guard_of_engine(engine: object) -> Guard | None:
+    """Returns the guard of an engine; None without one, or for another object."""
+    sync_engine = getattr(engine, "sync_engine", engine)
+    return guard_of(sync_engine.pool) if isinstance(sync_engine, Engine) else None
 
 
 def _name_of(engine: Engine) -> str:
@@ -182,6 +190,14 @@ class _EngineAttachment:
 
     def _disposed(self, engine: Engine) -> None:
         self._admission.disposed(engine.pool)
+
+    def figures(self) -> PoolSnapshot:
+        """See `Attachment`."""
+        return self._admission.registry.figures.snapshot()
+
+    def status(self) -> PoolStatus:
+        """See `Attachment`."""
+        return self._admission.registry.status()
 
     def detach(self) -> None:
         """Removes the hooks; see `Attachment`."""

@@ -62,6 +62,7 @@ class EngineAdmission:
 
     Attributes:
         checkout_of: Returns the checkout of a pool's record; None for a checkout older than the guard.
+        registry: The holders of the pool's connections.
     """
 
     def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None, leak_after: float | None) -> None:
@@ -69,9 +70,9 @@ class EngineAdmission:
         self._gate = guard.call_settings.gates[0]
         self._wait = wait
         self._out: dict[Any, DBAPICheckout] = {}
-        self._registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None)
-        self._monitor = PoolMonitor(self._registry)
-        self._figures = figures = self._registry.figures
+        self.registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None)
+        self._monitor = PoolMonitor(self.registry)
+        self._figures = figures = self.registry.figures
         self._connections = PoolConnections(figures, self._out)
         self.checkout_of: Callable[[object], DBAPICheckout | None] = self._out.get
 
@@ -87,7 +88,7 @@ class EngineAdmission:
             ConfigurationError: The pool's class cannot be subclassed.
         """
         base = type(pool)
-        self._registry.failed_cancels = runner.failed_cancels
+        self.registry.failed_cancels = runner.failed_cancels
         try:
             pool.__class__ = self._guarded(base, proxy, runner)
         except TypeError as error:
@@ -156,13 +157,13 @@ class EngineAdmission:
             "_invoke_creator": bounded_creator(runner, self._figures, self._connections.records),
             "_close_connection": self._connections.closer(base),
             "_guardrails": self._guard,
-            "_guardrails_registry": self._registry,
+            "_guardrails_registry": self.registry,
         }
         return type(base.__name__, (base,), own)
 
     def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
         guard, wait, out, monitor = self._guard, self._wait, self._out, self._monitor
-        site, caller, clock = self._registry.site, self._registry.caller, self._figures.clock
+        site, caller, clock = self.registry.site, self.registry.caller, self._figures.clock
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             asked = clock()

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
+from sys import _getframe
 from types import TracebackType
 from typing import Any
 
-from django.db import utils
+from django.db import connections, utils
 from django.db.backends.postgresql import base
+from django.utils.connection import ConnectionDoesNotExist
 
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._guard.guard import COMPARTMENTS, Guard, attach, set_compartments
+from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.checkout import Checkout
+from guardrails._pool.checkouts import Checkouts
+from guardrails._pool.frames import Site
+from guardrails._pool.holders import PoolStatus
 from guardrails._runtime.fork import ForkedLock
+from guardrails._runtime.scope import note_guard_error
 from guardrails._util.checks import Faults
 from guardrails._util.weak_registry import WeakRegistry
-from guardrails.errors import ConfigurationError, GuardrailsError
+from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
 from guardrails.integrations.django._names import named
-from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, largest
+from guardrails.integrations.django.postgresql._connections import DjangoConnections
+from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, borrow, largest
 
-__all__ = ["ErrorWrapper", "Protection", "ThreadCheckout", "protect"]
+__all__ = ["ErrorWrapper", "Possession", "Protection", "guard_of_alias", "protect"]
 
 _ANSWERS = tuple(
     getattr(errors, name)
@@ -35,12 +44,33 @@ def _as_it_is(connection: Any) -> Any:
 
 
 class ThreadCheckout(Checkout):
-    """One that a thread may leave behind when it ends with its connection open."""
+    """The connection of one thread, from its first work in a request to the end of the request."""
 
     __slots__ = ()
 
+    def is_kept(self, now: Site | None) -> bool:
+        """See HeldCheckout. Django keeps a thread's connection, whichever function asked for it."""
+        return now is not None
+
+    def held_object(self) -> object:
+        """See HeldCheckout."""
+        return None
+
+
+class Possession:
+    """Kept by the wrapper of a thread's connection while it has a checkout.
+
+    A thread may end with its connection open. The wrapper is garbage then, and this object with it.
+    """
+
+    __slots__ = ("checkout", "protection")
+
+    def __init__(self, protection: Protection, checkout: ThreadCheckout) -> None:
+        self.protection = protection
+        self.checkout = checkout
+
     def __del__(self) -> None:
-        self.release_slots()
+        self.protection.leave(self.checkout, dropped=True)
 
 
 class ErrorWrapper(utils.DatabaseErrorWrapper):  # type: ignore[misc]  # Django has no types
@@ -56,18 +86,29 @@ class ErrorWrapper(utils.DatabaseErrorWrapper):  # type: ignore[misc]  # Django 
 class Protection:
     """The state that the connections of all threads and aliases behind one guard have in common.
 
+    Args:
+        guard: The guard.
+        leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
+
     Attributes:
         guard: The guard.
+        registry: The holders of the connections.
+        connections: Counts the connections.
         on: Whether the guard is still attached.
         direct: Runs statements, and opens connections where there is no pool.
         pooled: Takes connections from a pool.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, leak_after: float | None) -> None:
         self.guard = guard
+        self._checkouts = Checkouts(guard, leak_after, is_async=False)
+        self.registry = self._checkouts.registry
+        self._figures = self.registry.figures
+        self.connections = DjangoConnections(self._figures)
         self.on = True
         self.direct = StatementRunner(guard, DjangoPsycopg(), _as_it_is, is_async=False, errors=_ANSWERS)
         self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
+        self.registry.failed_cancels = self.direct.failed_cancels
         self._slots = guard.call_settings.gates[0].core.bulkhead
         self._pools: WeakRegistry[Any] = WeakRegistry()
 
@@ -79,6 +120,74 @@ class Protection:
     def detach(self) -> None:
         """See Attachment."""
         self.on = False
+        self._checkouts.clear()
+
+    def figures(self) -> PoolSnapshot:
+        """See Attachment."""
+        return self._figures.snapshot()
+
+    def status(self) -> PoolStatus:
+        """See Attachment."""
+        return self.registry.status()
+
+    def enter(self) -> Possession:
+        """Takes a slot for the connection of this thread.
+
+        Raises:
+            RejectedError: There is none.
+        """
+        registry = self.registry
+        asked = self._figures.clock()
+        checkout = ThreadCheckout(self.guard, registry.site(_getframe(1)), registry.caller())
+        checkout.asked = asked
+        possession = Possession(self, checkout)  # first: an interrupt from here on gives the slot back
+        try:
+            checkout.take_slots()
+        except RejectedError as refusal:
+            self._checkouts.refused(refusal)
+            raise
+        self._checkouts.add(checkout)
+        return possession
+
+    def handed_out(self, possession: Possession | None) -> None:
+        """Counts a checkout, once: its caller has the connection now."""
+        if possession is not None and possession.checkout.times is None:
+            self._figures.handed_out(possession.checkout)
+
+    def leave(self, checkout: ThreadCheckout, *, dropped: bool = False) -> None:
+        """Gives a slot back, once.
+
+        Args:
+            checkout: The checkout.
+            dropped: True if its thread has ended without closing the connection.
+        """
+        if not self.on:
+            checkout.slots.clear()  # the guard has forgotten them
+        checkout.release_slots()
+        self._checkouts.remove(checkout, dropped=dropped)
+
+    def borrow(self, pool: Any) -> Any:
+        """Takes a connection from a pool.
+
+        Raises:
+            CallTimeoutError: There was none in time.
+            RejectedError: Too many callers wait for one.
+        """
+        from psycopg_pool import PoolTimeout, TooManyRequests  # noqa: PLC0415 - there only with a pool
+
+        from guardrails.integrations.django.postgresql._pool_timeout import PoolTimeoutError  # noqa: PLC0415
+
+        name = self.guard.name
+        try:
+            return self.pooled.connect(partial(borrow, pool), {})
+        except CallTimeoutError as error:
+            self._figures.timed_out()
+            raise note_guard_error(PoolTimeoutError(name, error.timeout)) from error.__cause__
+        except TooManyRequests as error:
+            raise self.guard.call_settings.gates[0].refuse("bulkhead_full") from error
+        except PoolTimeout as error:
+            self._figures.timed_out()
+            raise note_guard_error(PoolTimeoutError(name, pool.timeout)) from error
 
     def check(self, alias: str, most: int | None) -> None:
         """Checks that a pool has a connection for each of the guard's slots.
@@ -95,6 +204,7 @@ class Protection:
         """Notes that connections come from a pool, too; see ``check``."""
         self.check(alias, pool.max_size)
         self._pools.add(pool)
+        self.connections.pools.add(pool)
 
 
 _lock = ForkedLock()
@@ -114,6 +224,8 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
         faults.add("OPTIONS['guard']", guard, "a Guard or its dotted name")
     compartments = options.get("compartments", COMPARTMENTS[0])
     faults.choice("OPTIONS['compartments']", compartments, COMPARTMENTS)
+    leak_after = options.get("leak_after", 60.0)
+    faults.seconds("OPTIONS['leak_after']", leak_after, none=True)
     faults.raise_if_any()
     most = largest(options.get("pool"))
     with _lock:
@@ -123,9 +235,19 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
             return protection
         if guard.call_settings.attached:
             raise ConfigurationError(f"{where}: guard {guard.name!r} protects something else already")
-        protection = Protection(guard)
+        protection = Protection(guard, leak_after)
         protection.check(alias, most)
         _protections[guard] = protection
         set_compartments(guard, compartments)
         attach(guard, protection)
     return protection
+
+
+def guard_of_alias(alias: str) -> Guard | None:
+    """Returns the guard of a database; None without one."""
+    try:
+        wrapper: Any = connections[alias]
+    except ConnectionDoesNotExist:
+        return None
+    protection: Protection | None = getattr(wrapper, "_protection", None)
+    return None if protection is None or not protection.on else protection.guard

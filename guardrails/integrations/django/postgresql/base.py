@@ -17,7 +17,6 @@ from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.utils.functional import cached_property
 
-from guardrails._runtime.scope import note_guard_error
 from guardrails.errors import CallTimeoutError, RejectedError
 
 if not is_psycopg3:
@@ -26,17 +25,17 @@ if not is_psycopg3:
     )
 
 from guardrails.integrations.django.postgresql._cursors import Steps, guard_cursor
-from guardrails.integrations.django.postgresql._pools import Source, borrow
+from guardrails.integrations.django.postgresql._pools import Source
 from guardrails.integrations.django.postgresql._protection import (
     ErrorWrapper,
+    Possession,
     Protection,
-    ThreadCheckout,
     protect,
 )
 
 __all__ = ["DatabaseWrapper"]
 
-_OURS = ("guard", "compartments")
+_OURS = ("guard", "compartments", "leak_after")
 """The options that are not the driver's."""
 
 
@@ -52,7 +51,8 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         }}
 
     ``OPTIONS["guard"]`` is a `Guard`, or its dotted name; ``OPTIONS["compartments"]`` is ``"auto"``,
-    ``"declared"`` or ``"none"``, as for an engine. Everything else is as in Django's own backend. The
+    ``"declared"`` or ``"none"``, and ``OPTIONS["leak_after"]`` a number of seconds or None, as for an engine.
+    Everything else is as in Django's own backend. The
     connection with which Django creates and drops databases for tests is not guarded.
 
     Raises:
@@ -61,12 +61,22 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._checkout: ThreadCheckout | None = None
+        self._possession: Possession | None = None
+        self._note_closed: Callable[[], object] = bool
         self._source: Source | None = None
         self._at_savepoint = self._ends_savepoint = False
         self._protection: Protection | None = None
         if self.alias != NO_DB_ALIAS:
             self._protection = protect(self.alias, self.settings_dict["OPTIONS"])
+
+    @property
+    def is_checked_out(self) -> bool:
+        """True if the connection is in use: it has a slot, or was taken from a pool."""
+        return self._possession is not None or bool(self.settings_dict["OPTIONS"].get("pool"))
+
+    @property
+    def _checkout(self) -> Any:
+        return None if self._possession is None else self._possession.checkout
 
     @property
     def _guarded(self) -> Protection | None:
@@ -105,7 +115,10 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
             options = {**self.settings_dict["OPTIONS"], "pool": None}  # its size is checked when it is opened
             maker = type(self)({**self.settings_dict, "OPTIONS": options}, self.alias)
             maker.settings_dict = self.settings_dict
-            return super(DatabaseWrapper, maker).pool
+            pool = super(DatabaseWrapper, maker).pool
+            if self._protection is not None:
+                self._protection.connections.count_in(pool)
+            return pool
         return super().pool
 
     def close_pool(self) -> None:
@@ -123,32 +136,20 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
             get = partial(protection.direct.connect, self.Database.connect, conn_params)
         else:
             protection.serve(self.alias, pool)
-            get = partial(self._borrow, protection, pool)
+            get = partial(protection.borrow, pool)
         self.admit()
         self._source = Source(get, pool)
+        started = protection.registry.figures.clock()
         try:
-            return super().get_new_connection(conn_params)
+            connection = super().get_new_connection(conn_params)
         except BaseException:
             self._leave()
             raise
         finally:
             self._source = None
-
-    @staticmethod
-    def _borrow(protection: Protection, pool: Any) -> Any:
-        from psycopg_pool import PoolTimeout, TooManyRequests  # noqa: PLC0415 - there only with a pool
-
-        from guardrails.integrations.django.postgresql._pool_timeout import PoolTimeoutError  # noqa: PLC0415
-
-        name = protection.guard.name
-        try:
-            return protection.pooled.connect(partial(borrow, pool), {})
-        except CallTimeoutError as error:
-            raise note_guard_error(PoolTimeoutError(name, error.timeout)) from error.__cause__
-        except TooManyRequests as error:
-            raise protection.guard.call_settings.gates[0].refuse("bulkhead_full") from error
-        except PoolTimeout as error:
-            raise note_guard_error(PoolTimeoutError(name, pool.timeout)) from error
+        self._note_closed = protection.connections.add(self, connection, None if pool else started)
+        protection.handed_out(self._possession)
+        return connection
 
     def close_if_health_check_failed(self) -> None:
         """See Django, which calls it before the first work of a request: the check is work already."""
@@ -190,22 +191,21 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
                 with suppress(CallTimeoutError):
                     protection.direct.bounds(super()._close, (), self.connection)
         finally:
+            self._note_closed()
             self._leave()
 
     def admit(self) -> None:
         """See Steps. Takes a slot for the work to come, unless there is one."""
         protection = self._guarded
-        if protection is not None and self._checkout is None:
-            checkout = ThreadCheckout(protection.guard)
-            checkout.take_slots()
-            self._checkout = checkout
+        if protection is not None and self._possession is None:
+            self._possession = protection.enter()
+            if self.connection is not None:
+                protection.handed_out(self._possession)
 
     def _leave(self) -> None:
-        checkout, self._checkout = self._checkout, None
-        if checkout is not None:
-            if self._guarded is None:
-                checkout.slots.clear()  # the guard has forgotten them
-            checkout.release_slots()
+        possession, self._possession = self._possession, None
+        if possession is not None:
+            possession.protection.leave(possession.checkout)
 
     # --- work on them ----------------------------------------------------------------------------
 
@@ -293,6 +293,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
 
     def _drop(self, protection: Protection) -> None:
         """Closes a connection for good: a late cancel would hit the next user, or psycopg lost its state."""
+        protection.registry.figures.invalidated()
         protection.direct.retire(self.connection)
         self.close()
         # Or Django would open another one, to end the transaction that ended with this one.
