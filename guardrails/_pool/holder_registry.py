@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from guardrails._pool.holders import Doing, Holder, PoolStatus, busiest, cause_o
 from guardrails._pool.lock_monitor import LockMonitor
 from guardrails._pool.lock_waits import Place
 from guardrails._pool.lost_holders import find_gone
+from guardrails._pool.sessions import SessionId
 
 __all__ = ["HolderRegistry", "route_of"]
 
@@ -56,6 +57,7 @@ class HolderRegistry:
         leak_after: See above.
         locks: Asks the server which sessions the connections wait for; None where it is not asked.
         out: See above.
+        session_ids: Returns the server's sessions of the connections that are out, by their checkouts.
         site: Returns the application's code around a frame of the pool.
     """
 
@@ -67,6 +69,7 @@ class HolderRegistry:
         self.leak_after = leak_after
         self.locks: LockMonitor | None = None
         self.out = out
+        self.session_ids: Callable[[], Mapping[Any, SessionId]] = dict  # none until the pool is attached
         self.site = site_outside if is_async else site
         self._gate = guard.call_settings.gates[0]
 
@@ -97,14 +100,11 @@ class HolderRegistry:
         out = [checkout for checkout in list(self.out.values()) if not checkout.disposed]
         of_each = Counter(_key(checkout.caller) for checkout in out)
         holders = [self._holder(checkout, nested=of_each[_key(checkout.caller)] > 1) for checkout in out]
-        if self.locks is not None:
-            known, blockers = self.locks.session_ids(), self.locks.blockers
-            holders = [
-                replace(holder, **known[checkout]._asdict(), blocked_by=blockers(checkout))
-                if checkout in known
-                else holder
-                for checkout, holder in zip(out, holders, strict=True)
-            ]
+        known = self.session_ids()
+        for index, checkout in enumerate(out):
+            if checkout in known:
+                blocked_by = () if self.locks is None else self.locks.blockers(checkout)
+                holders[index] = replace(holders[index], **known[checkout]._asdict(), blocked_by=blocked_by)
         if search:
             find_gone(out, holders, self.caller())
         return tuple(sorted(holders, key=lambda holder: -holder.seconds))

@@ -6,14 +6,14 @@ Depends on plain records only; must not import a pool or a driver.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.lock_waits import Blocker, LockWait
 
-__all__ = ["WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "cause_of"]
+__all__ = ["ADVICE", "WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "by_place", "cause_of"]
 
 Doing = Literal["statement", "other_work", "nested", "gone"]
 """The activity of a holder: something runs on it; its code does other work, or waits suspended;
@@ -30,7 +30,7 @@ _POINTS_TO: dict[Doing, Cause] = {
 }
 """The cause that most holders of one activity mean. The surest is first and wins a tie."""
 
-_ADVICE: dict[Cause, str] = {
+ADVICE: dict[Cause, str] = {
     "free": "the pool has connections left",
     "slow_calls": "statements take long: look for locks in the database; a larger pool makes it worse",
     "held_idle": "connections are held across other work: end the transaction or close the session before it",
@@ -38,6 +38,7 @@ _ADVICE: dict[Cause, str] = {
     "leak": "connections were not given back: close them in a with block",
     "locks": "statements wait for locks that other sessions hold: end those; a larger pool makes it worse",
 }
+"""The meaning of a cause, and the remedy."""
 
 
 WORDS: dict[Doing, str] = {
@@ -127,21 +128,20 @@ class PoolStatus(PoolSnapshot):
         full = f"{self.checked_out} of {self.capacity} connections out, {self.waiting} callers waiting"
         failed = [f"  orders to cancel that did not reach the server: {self.failed_cancels}"]
         waits = [f"  {wait}" for wait in self.lock_waits]
-        lines = [*self._places(), *waits, *(failed if self.failed_cancels else [])]
-        return "\n".join([f"pool {self.name!r}: {full}: {_ADVICE[self.cause]}", *lines])
+        lines = [*by_place(self.holders), *waits, *(failed if self.failed_cancels else [])]
+        return "\n".join([f"pool {self.name!r}: {full}: {ADVICE[self.cause]}", *lines])
 
-    def _places(self) -> list[str]:
-        """One line for each place and activity: number of holders, time and place."""
-        alike: dict[tuple[str, Doing], list[Holder]] = {}
-        for holder in self.holders:
-            alike.setdefault((holder.where[0] if holder.where else "unknown", holder.doing), []).append(
-                holder
-            )
-        return [
-            f"  {len(group)} x {WORDS[doing]}{_since(group[0])}, out for up to {group[0].seconds:.1f} s, "
-            f"taken at {where}"
-            for (where, doing), group in sorted(alike.items(), key=lambda item: -len(item[1]))
-        ]
+
+def by_place(holders: Iterable[Holder]) -> list[str]:
+    """Returns one line for each place and activity: number of holders, time and place."""
+    alike: dict[tuple[str, Doing], list[Holder]] = {}
+    for holder in holders:
+        alike.setdefault((holder.where[0] if holder.where else "unknown", holder.doing), []).append(holder)
+    return [
+        f"  {len(group)} x {WORDS[doing]}{_since(group[0])}, out for up to {group[0].seconds:.1f} s, "
+        f"taken at {where}"
+        for (where, doing), group in sorted(alike.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def _since(holder: Holder) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from guardrails._pool.checkout import Checkout
-from guardrails._pool.lock_waits import Blocker, LockWait, Place, Waiting, blockers_of, group
+from guardrails._pool.lock_waits import Blocker, LockWait, Place, Waiting, group, waiting_of
 from guardrails._pool.sessions import ServerView, SessionId, own_sessions
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
@@ -118,10 +118,6 @@ class LockMonitor:
             return ()
         return found.waiting.blockers
 
-    def session_ids(self) -> Mapping[Any, SessionId]:
-        """Returns the identities of the connections that are out, by their checkouts."""
-        return self._held()
-
     def _begin(self) -> None:
         """Starts the thread that asks, if a connection is still out for which to ask."""
         self._planned = False
@@ -153,16 +149,12 @@ class LockMonitor:
         self, held: Mapping[Any, tuple[SessionId, object]], asker: SessionId, view: ServerView
     ) -> dict[Any, _Found]:
         own = own_sessions({checkout: known for checkout, (known, _) in held.items()}, asker, view)
-        places = {checkout: self._place(checkout) for checkout in own}
-        by_pid = {session.pid: session for session in view.sessions}
-        own_places = {session.pid: places[checkout] for checkout, session in own.items()}
+        places = {session.pid: self._place(checkout) for checkout, session in own.items()}
+        waiting = waiting_of(places, view.sessions)
         return {
-            checkout: _Found(
-                Waiting(places[checkout], session, blockers_of(session, by_pid, own_places)),
-                held[checkout][1],
-            )
+            checkout: _Found(waiting[session.pid], held[checkout][1])
             for checkout, session in own.items()
-            if session.state == "waiting"
+            if session.pid in waiting
         }
 
     def _log(self, waits: tuple[LockWait, ...]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from guardrails._pool.sessions import Session, roots
 
-__all__ = ["Blocker", "LockWait", "Place", "Waiting", "blockers_of", "group"]
+__all__ = ["Blocker", "LockWait", "Place", "Waiting", "group", "waiting_of"]
 
 _SHOWN = 3
 """Most sessions named in one line."""
@@ -118,17 +118,25 @@ class Waiting:
     blockers: tuple[Blocker, ...]
 
 
-def blockers_of(
-    session: Session, by_pid: Mapping[int, Session], own: Mapping[int, Place]
-) -> tuple[Blocker, ...]:
-    """Returns the sessions for which a session waits in the end.
+def waiting_of(own: Mapping[int, Place], sessions: Iterable[Session]) -> dict[int, Waiting]:
+    """Returns which of a process's sessions wait for locks, and for whom in the end.
 
     Args:
-        session: The session that waits.
-        by_pid: All sessions.
-        own: The places that hold the sessions of this process.
+        own: The places that hold the sessions of the process, by the server's numbers.
+        sessions: All sessions of the server.
     """
-    return tuple(_blocker(pid, by_pid.get(pid), own.get(pid)) for pid in sorted(roots(session, by_pid)))
+    by_pid = {session.pid: session for session in sessions}
+    return {
+        pid: Waiting(
+            place,
+            by_pid[pid],
+            tuple(
+                _blocker(root, by_pid.get(root), own.get(root)) for root in sorted(roots(by_pid[pid], by_pid))
+            ),
+        )
+        for pid, place in own.items()
+        if pid in by_pid and by_pid[pid].state == "waiting"
+    }
 
 
 def _blocker(pid: int, session: Session | None, place: Place | None) -> Blocker:

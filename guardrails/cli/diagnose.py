@@ -9,19 +9,21 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import click
 
-from guardrails.cli._findings import as_text
+from guardrails.cli._findings import as_table, as_text
 from guardrails.cli._missing import missing
 from guardrails.cli._options import as_json
+from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, status_address
 from guardrails.diagnosis.findings import Finding, judge
+from guardrails.diagnosis.service_page import Pool, pools_of, unjoined
+from guardrails.diagnosis.tables import Table, tables_of
 from guardrails.errors import ConfigurationError
 
 __all__ = ["diagnose"]
-
-_Answer = tuple[str, Sequence[Finding], Sequence[str]]
-"""The product's name, its findings, and the things that this user may not see."""
 
 _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
 
@@ -39,25 +41,98 @@ _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
     metavar="SECONDS",
     help="Duration from which a statement, or an idle transaction, is long.",
 )
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    metavar="URL",
+    help="The status pages of the service, one for each process: names the lines that hold and wait.",
+)
+@click.option(
+    "--all",
+    "tables",
+    is_flag=True,
+    help="Prints the sessions, the connections by application and the long statements, too. "
+    "If the URL names a database: the sessions of that one.",
+)
+@click.option("--show-sql", is_flag=True, help="With --all: the texts of statements, which may hold values.")
 @as_json
-def diagnose(*, url: str | None, slow: float, as_json: bool) -> None:
+def diagnose(
+    *, url: str | None, slow: float, statuses: tuple[str, ...], tables: bool, show_sql: bool, as_json: bool
+) -> None:
     """Runs the command."""
     if url is None:
         raise click.UsageError("say which server: a URL, better in the environment variable DATABASE_URL")
-    product, findings, unseen = (_ask_cache if url.startswith(_CACHES) else _ask_database)(url, slow)
-    if as_json:
-        answer = {
-            "product": product,
-            "findings": [dataclasses.asdict(each) for each in findings],
-            "unseen": unseen,
-        }
-        print(json.dumps(answer))
+    if show_sql and not tables:
+        raise click.UsageError("--show-sql shows the statements of the tables: it needs --all")
+    pages = _pages([status_address(each) for each in statuses])
+    if url.startswith(_CACHES):
+        answer = _ask_cache(url, slow, tables=tables)
+        answer.findings.extend(pages.findings)
     else:
-        print(as_text(product, findings, unseen))
-    sys.exit(1 if findings else 0)
+        answer = _ask_database(url, slow, pages, tables=tables, show_sql=show_sql)
+    _print(answer, as_json=as_json)
+    sys.exit(1 if answer.findings else 0)
 
 
-def _ask_database(url: str, slow: float) -> _Answer:
+@dataclass
+class _Answer:
+    """What there is to print.
+
+    Attributes:
+        product: The name of the server.
+        findings: Its faults, and those on the status pages.
+        unseen: The things that this user may not see.
+        tables: The tables behind the findings.
+    """
+
+    product: str
+    findings: list[Finding]
+    unseen: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+
+
+def _print(answer: _Answer, *, as_json: bool) -> None:
+    if not as_json:
+        parts = [as_text(answer.product, answer.findings, answer.unseen), *map(as_table, answer.tables)]
+        print("\n\n".join(parts))
+        return
+    printed: dict[str, object] = {
+        "product": answer.product,
+        "findings": [dataclasses.asdict(each) for each in answer.findings],
+        "unseen": answer.unseen,
+    }
+    if answer.tables:
+        printed["tables"] = {
+            table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+            for table in answer.tables
+        }
+    print(json.dumps(printed))
+
+
+class _Pages(NamedTuple):
+    """The pools on the status pages; the pools that have no connection left, and unreadable pages."""
+
+    pools: list[Pool]
+    findings: list[Finding]
+
+
+def _pages(addresses: Sequence[str]) -> _Pages:
+    pools: list[Pool] = []
+    problems: list[str] = []
+    for number, address in enumerate(addresses, 1):
+        try:
+            pools += pools_of(read_page(address))
+        except StatusPageError as error:
+            problems.append(f"status page {number}: {error}")
+        except (KeyError, TypeError, ValueError, AttributeError):
+            problems.append(f"status page {number}: {NOT_A_PAGE}")
+    advice = "without it the lines of the service are unknown"
+    unread = [Finding("status_page", problem, (), advice) for problem in problems]
+    return _Pages(pools, [each for pool in pools for each in pool.findings()] + unread)
+
+
+def _ask_database(url: str, slow: float, pages: _Pages, *, tables: bool, show_sql: bool) -> _Answer:
     try:
         from sqlalchemy.engine import make_url  # noqa: PLC0415 - of an extra
         from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
@@ -70,17 +145,23 @@ def _ask_database(url: str, slow: float) -> _Answer:
     except (SQLAlchemyError, ValueError):
         raise _bad_url() from None  # its own message shows the URL
     try:
-        facts = ask(address)
+        facts = ask(address, statements=show_sql)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
     except (SQLAlchemyError, OSError) as error:
-        return address.get_backend_name(), [why_not(error, address)], ()
+        return _Answer(address.get_backend_name(), [why_not(error, address), *pages.findings])
     except (TypeError, ValueError):  # an option that its driver does not have
         raise _bad_url() from None
-    return facts.product, judge(facts, slow), facts.unseen
+    own = {pid: place for pool in pages.pools for pid, place in pool.places(facts.sessions).items()}
+    return _Answer(
+        facts.product,
+        [*judge(facts, slow, own), *pages.findings],
+        (*facts.unseen, *unjoined(pages.pools, len(own))),
+        tables_of(facts, slow, database=address.database, show_sql=show_sql) if tables else (),
+    )
 
 
-def _ask_cache(url: str, slow: float) -> _Answer:
+def _ask_cache(url: str, slow: float, *, tables: bool) -> _Answer:
     try:
         from redis import RedisError  # noqa: PLC0415 - of an extra
 
@@ -89,9 +170,9 @@ def _ask_cache(url: str, slow: float) -> _Answer:
         missing("redis")
     url = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
     try:
-        return ask(url, slow)
+        return _Answer(*ask(url, slow, tables=tables))
     except (RedisError, OSError) as error:
-        return "redis", [why_not(error, url)], ()
+        return _Answer("redis", [why_not(error, url)])
     except (ValueError, TypeError):  # an invalid port, an unknown option
         raise _bad_url() from None
 

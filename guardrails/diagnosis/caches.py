@@ -6,9 +6,10 @@ It shows no key and no argument of a command.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,8 +18,9 @@ from redis.retry import Retry
 
 from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, refusal, within, words
 from guardrails.diagnosis.findings import Finding, limit_reached
+from guardrails.diagnosis.tables import Table
 
-__all__ = ["ask", "why_not"]
+__all__ = ["Answer", "ask", "why_not"]
 
 _FULL = 0.95
 """The share of its memory from which a server counts as full."""
@@ -29,12 +31,29 @@ _RECENT = 600.0
 _SHOWN = 5
 
 
-def ask(url: str, slow: float) -> tuple[str, list[Finding], tuple[str, ...]]:
-    """Reads the product, the findings and the unseen parts of the server of a URL.
+class Answer(NamedTuple):
+    """The findings about a server.
+
+    Attributes:
+        product: Its name.
+        findings: The faults.
+        unseen: Facts hidden from this user, with the right that they require.
+        tables: The tables behind the findings; empty unless they were asked for.
+    """
+
+    product: str
+    findings: list[Finding]
+    unseen: tuple[str, ...]
+    tables: list[Table]
+
+
+def ask(url: str, slow: float, *, tables: bool = False) -> Answer:
+    """Reads what there is to say about the server of a URL.
 
     Args:
-        url: As for ``redis.Redis.from_url``.
+        url: As for ``redis.Redis.from_url``. A database in it limits the table of clients to it.
         slow: Seconds from which a command is slow.
+        tables: Whether to make the tables, too.
 
     Raises:
         ValueError: The URL is invalid.
@@ -44,17 +63,23 @@ def ask(url: str, slow: float) -> tuple[str, list[Finding], tuple[str, ...]]:
     limits = {"socket_timeout": CONNECT_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
     client = redis.Redis.from_url(url, max_connections=1, retry=Retry(NoBackoff(), 0), **limits)
 
-    def question() -> tuple[str, list[Finding], tuple[str, ...]]:
+    def question() -> Answer:
         with client:
             info: dict[str, Any] = client.info()
             unseen: tuple[str, ...] = ()
+            shown: list[Table] = []
             slowlog: list[dict[str, Any]] = []
             try:
                 slowlog = client.slowlog_get(128)
             except redis.ResponseError:  # NOPERM, or a service without SLOWLOG
                 unseen = ("slow commands: that takes the right to SLOWLOG GET",)
+            if tables:
+                try:
+                    shown = _tables(client.client_list(), int(info["maxclients"]), _database_of(url))
+                except redis.ResponseError:
+                    unseen += ("clients: that takes the right to CLIENT LIST",)
         product = "Valkey" if "valkey_version" in info else "Redis"
-        return product, [*_of_info(info), *_of_slowlog(slowlog, slow)], unseen
+        return Answer(product, [*_of_info(info), *_of_slowlog(slowlog, slow)], unseen, shown)
 
     return within(ANSWER_TIMEOUT, question)
 
@@ -96,6 +121,45 @@ def _of_slowlog(slowlog: list[dict[str, Any]], slow: float) -> Iterator[Finding]
             tuple(f"{_command(each)}, {each['duration'] / 1e6:.2f} s" for each in entries[:_SHOWN]),
             "everybody waits for such a command: ask for less at once, SCAN instead of KEYS",
         )
+
+
+def _database_of(url: str) -> str | None:
+    """Returns the number of the database that a URL names, or None."""
+    parts = urlsplit(url)
+    named = parse_qs(parts.query).get("db", [""])[0]
+    return named or (parts.path.strip("/") if parts.scheme != "unix" else "") or None
+
+
+def _tables(clients: list[dict[str, str]], limit: int, database: str | None) -> list[Table]:
+    names = Counter(each.get("name") or each.get("user", "") for each in clients)
+    within = [each for each in clients if database is None or each.get("db") == database]
+    where = "" if database is None else f" of database {database!a}"
+    return [
+        Table(
+            "applications",
+            f"connections by name: {len(clients)} of {limit}",
+            ("name", "connections", "share"),
+            tuple((name, count, f"{count / limit:.0%}") for name, count in names.most_common()),
+        ),
+        Table(
+            "sessions",
+            f"clients{where}: {len(within)}",
+            ("id", "database", "user", "application", "client", "seconds", "age", "command"),
+            tuple(
+                (
+                    int(each["id"]),
+                    each.get("db"),
+                    each.get("user"),
+                    each.get("name") or None,
+                    each.get("addr", "").rpartition(":")[0] or None,
+                    int(each.get("idle", 0)),
+                    int(each.get("age", 0)),
+                    each.get("cmd"),
+                )
+                for each in sorted(within, key=lambda each: int(each.get("idle", 0)))
+            ),
+        ),
+    ]
 
 
 def _command(entry: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Reads the sessions and locks of PostgreSQL, MariaDB and MySQL. Depends on SQLAlchemy; must not judge.
 
-It never reads the text of a statement, which contains values of users.
+It reads the text of a statement, which may hold values of users, only when it is told to.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ _BLOCKING = {
 """Usable drivers by dialect; the first installed one is used."""
 
 
-def ask(url: URL) -> Facts:
+def ask(url: URL, *, statements: bool = False) -> Facts:
     """Reads the facts of the server of a URL, which may name any driver.
+
+    Args:
+        url: The URL.
+        statements: Whether to read the texts of statements.
 
     Raises:
         ConfigurationError: The database is not supported, or its driver is missing.
@@ -44,7 +48,8 @@ def ask(url: URL) -> Facts:
 
     def question() -> Facts:
         with engine.connect() as connection:
-            return (_ask_postgres if dialect == "postgresql" else _ask_mysql)(_runs(connection))
+            read = _ask_postgres if dialect == "postgresql" else _ask_mysql
+            return read(_runs(connection), statements=statements)
 
     return within(ANSWER_TIMEOUT, question)
 
@@ -120,13 +125,15 @@ select gid, owner, database, extract(epoch from clock_timestamp() - prepared)::f
 from pg_prepared_xacts p
 """
 
+_ABORTED = "show global status where variable_name in ('Aborted_clients', 'Aborted_connects')"
+
 _UNSEEN_TRANSACTIONS = ("what other users' sessions and transactions do: that takes the privilege PROCESS",)
 
 
-def _ask_postgres(execute: Execute) -> Facts:
+def _ask_postgres(execute: Execute, *, statements: bool) -> Facts:
     execute(f"set statement_timeout = {ANSWER_TIMEOUT * 1000:.0f}")
     settings = {name: int(setting) for name, setting in execute(_POSTGRES_SETTINGS)}
-    sessions = read_postgres(execute).sessions
+    sessions = read_postgres(execute, statements=statements).sessions
     hidden = sum(session.state == "unseen" for session in sessions)
     return Facts(
         product="PostgreSQL",
@@ -140,8 +147,8 @@ def _ask_postgres(execute: Execute) -> Facts:
     )
 
 
-def _ask_mysql(execute: Execute) -> Facts:
-    view = read_mysql(execute)
+def _ask_mysql(execute: Execute, *, statements: bool) -> Facts:
+    view = read_mysql(execute, statements=statements)
     return Facts(
         product="MariaDB" if is_mariadb(execute) else "MySQL",
         limit=int(execute("select @@max_connections")[0][0]),
@@ -150,4 +157,5 @@ def _ask_mysql(execute: Execute) -> Facts:
         kill=KILL["mysql"],
         orphan="a prepared transaction, which has no session: XA RECOVER lists it",
         unseen=() if view.complete else _UNSEEN_TRANSACTIONS,
+        aborted=tuple((str(name).lower(), int(count)) for name, count in execute(_ABORTED)),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from guardrails._dbapi.server_sessions import KILL
+from guardrails._pool.lock_waits import Place, group, waiting_of
 from guardrails._pool.sessions import Session, State, count_roots
 
 __all__ = ["Facts", "Finding", "Prepared", "Session", "judge", "limit_reached"]
@@ -50,6 +51,7 @@ class Facts:
         kill: The command that ends a session, with ``{}`` for its number.
         orphan: The name of a transaction without a session, for which others wait.
         unseen: Facts hidden from this user, with the right that they require.
+        aborted: MySQL's and MariaDB's counters of connections that ended badly.
     """
 
     product: str
@@ -60,6 +62,7 @@ class Facts:
     kill: str = KILL["postgresql"]
     orphan: str = "a prepared transaction, which has no session"
     unseen: tuple[str, ...] = ()
+    aborted: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ class Finding:
 
     Attributes:
         kind: Of a server ``"unreachable" "denied"
-            "connections" "locks" "prepared" "idle_in_transaction" "slow" "memory" "loading"``; of a service
-            ``"nothing_made" "unguarded" "no_middleware" "unbounded" "ladder" "threads" "budget"
-            "shutdown"``.
+            "connections" "locks" "prepared" "idle_in_transaction" "slow" "memory" "loading"``; of a service's
+            status page ``"pool" "status_page"``; of a service ``"nothing_made" "unguarded" "no_middleware"
+            "unbounded" "unlimited" "null_pool" "circuit" "stale" "ladder" "threads" "budget" "shutdown"``.
         what: The fault in one line.
         details: Further lines.
         advice: The remedy.
@@ -82,16 +85,23 @@ class Finding:
     advice: str
 
 
-def judge(facts: Facts, slow: float) -> list[Finding]:
+def judge(facts: Facts, slow: float, own: Mapping[int, Place] | None = None) -> list[Finding]:
     """Returns the faults, the most urgent first.
 
     Args:
         facts: The facts that the server reported.
         slow: Seconds from which a statement, or an idle transaction, is long.
+        own: The code that holds the sessions of a service, by the server's numbers, where it is known.
     """
+    own = own or {}
     roots = count_roots(facts.sessions)
-    found = [*_locks(facts, roots), *_prepared(facts, slow), *_idle(facts, slow, roots), *_slow(facts, slow)]
-    return [*_connections(facts), *found]
+    return [
+        *_connections(facts),
+        *_locks(facts, roots, own),
+        *_prepared(facts, slow),
+        *_idle(facts, slow, roots, own),
+        *_slow(facts, slow, own),
+    ]
 
 
 def limit_reached(used: int, limit: int, details: Iterable[str] = ()) -> Iterator[Finding]:
@@ -115,18 +125,20 @@ def _waiting(facts: Facts) -> list[Session]:
     return [session for session in facts.sessions if session.waits_for or session.state == "waiting"]
 
 
-def _locks(facts: Facts, roots: Counter[int]) -> Iterator[Finding]:
+def _locks(facts: Facts, roots: Counter[int], own: Mapping[int, Place]) -> Iterator[Finding]:
     waiting = _waiting(facts)
     if not waiting:
         return
     by_pid = {session.pid: session for session in facts.sessions}
     shown = roots.most_common(_SHOWN)
     details = [
-        _blocker(pid, count, by_pid) if pid else f"{count} behind {facts.orphan}" for pid, count in shown
+        _blocker(pid, count, by_pid) + _held(pid, own) if pid else f"{count} behind {facts.orphan}"
+        for pid, count in shown
     ]
     tables = sorted({session.table for session in waiting if session.table})
     if tables:
         details.append("for " + ", ".join(f"{table!a}" for table in tables[:_SHOWN]))
+    details += [str(wait) for wait in group(waiting_of(own, facts.sessions).values(), 0.0)[:_SHOWN]]
     kills = ", ".join(facts.kill.format(pid) for pid, _ in shown if pid)
     longest = max(session.seconds for session in waiting)
     yield Finding(
@@ -149,6 +161,10 @@ def _blocker(pid: int, count: int, by_pid: dict[int, Session]) -> str:
     return f"{count} behind session {pid} of {session.name!a}, {state} for {session.seconds:.0f} s"
 
 
+def _held(pid: int, own: Mapping[int, Place]) -> str:
+    return f", held by {own[pid]}" if pid in own else ""
+
+
 def _prepared(facts: Facts, slow: float) -> Iterator[Finding]:
     forgotten = sorted(
         (each for each in facts.prepared if each.blocks or each.seconds >= slow),
@@ -169,7 +185,7 @@ def _forgotten(each: Prepared) -> str:
     return f"{each.name!a} in {each.database!a}, by {each.owner!a} {each.seconds:.0f} s ago{locks}"
 
 
-def _idle(facts: Facts, slow: float, roots: Counter[int]) -> Iterator[Finding]:
+def _idle(facts: Facts, slow: float, roots: Counter[int], own: Mapping[int, Place]) -> Iterator[Finding]:
     idle = _longest(facts, "idle_in_transaction", slow)
     if not idle:
         return
@@ -179,7 +195,9 @@ def _idle(facts: Facts, slow: float, roots: Counter[int]) -> Iterator[Finding]:
         "idle_in_transaction",
         f"open transactions in which nothing has happened for {slow:g} s or more: {len(idle)}",
         tuple(
-            _one(session) + (", which holds the locks above" if session in named else "")
+            _one(session)
+            + _held(session.pid, own)
+            + (", which holds the locks above" if session in named else "")
             for session in idle[:_SHOWN]
         ),
         "see the locks: its client has not ended what it began"
@@ -188,13 +206,13 @@ def _idle(facts: Facts, slow: float, roots: Counter[int]) -> Iterator[Finding]:
     )
 
 
-def _slow(facts: Facts, slow: float) -> Iterator[Finding]:
+def _slow(facts: Facts, slow: float, own: Mapping[int, Place]) -> Iterator[Finding]:
     busy = _longest(facts, "active", slow)
     if busy:
         yield Finding(
             "slow",
             f"statements running for {slow:g} s or more: {len(busy)}",
-            tuple(_one(session) for session in busy[:_SHOWN]),
+            tuple(_one(session) + _held(session.pid, own) for session in busy[:_SHOWN]),
             "look at their plans; a timeout of the guard ends them",
         )
 

@@ -20,7 +20,7 @@ from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._hooks import DialectHooks
-from guardrails.integrations.sqlalchemy._lock_question import watch_locks
+from guardrails.integrations.sqlalchemy._lock_question import know_sessions
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission, capacity, guard_of, registry_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
@@ -97,8 +97,9 @@ def guard_engine(
     attachment = _EngineAttachment(sync_engine, guard, _runner(guard, driver, dialect, backstop), leak_after)
     set_compartments(guard, how)
     attachment.attach()
-    if asks and driver is not None:
-        watch_locks(sync_engine, driver, registry_of(pool))
+    registry = registry_of(pool)
+    if driver is not None and registry is not None:
+        know_sessions(sync_engine, driver, registry, ask_server=asks)
     attach(guard, attachment)
     return guard
 

@@ -21,7 +21,7 @@ from guardrails._pool.sessions import ServerView, SessionId
 from guardrails._runtime.housekeeper import run_later
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 
-__all__ = ["LockQuestion", "watch_locks"]
+__all__ = ["LockQuestion", "know_sessions"]
 
 _LIMIT = 1.0
 """Seconds for the connection and the answer together."""
@@ -86,16 +86,15 @@ class LockQuestion:
         return asker, view
 
 
-def watch_locks(engine: Engine, driver: Driver, registry: HolderRegistry | None) -> None:
-    """Makes the registry of a pool ask the server for locks, if it is one that can be asked.
+def know_sessions(engine: Engine, driver: Driver, registry: HolderRegistry, *, ask_server: bool) -> None:
+    """Tells the registry of a pool the server's sessions of the connections.
 
     Args:
         engine: The engine.
         driver: Its driver.
         registry: The holders of the pool's connections.
+        ask_server: Whether the server is asked, too, which sessions they wait for.
     """
-    if registry is None or engine.dialect.name not in KILL or engine.dialect.driver not in _CONNECT_LIMITS:
-        return
     out, guard = registry.out, registry.guard
 
     def held() -> dict[Any, SessionId]:
@@ -110,8 +109,10 @@ def watch_locks(engine: Engine, driver: Driver, registry: HolderRegistry | None)
     def wanted() -> bool:
         return getattr(guard, "mode", "enforce") != "off"
 
-    question = LockQuestion(engine, driver)
-    registry.locks = LockMonitor(guard.name, held, registry.place, question, wanted)
+    registry.session_ids = held
+    if ask_server and engine.dialect.name in KILL and engine.dialect.driver in _CONNECT_LIMITS:
+        question = LockQuestion(engine, driver)
+        registry.locks = LockMonitor(guard.name, held, registry.place, question, wanted)
 
 
 def _rows(adapted: Any, statement: str) -> Any:

@@ -1,0 +1,105 @@
+"""Joins the status page of a service with the sessions of its server.
+
+Depends on the format of ``/status.json`` and on sessions; must not read the page or ask a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from guardrails._pool.holders import ADVICE, Holder, by_place
+from guardrails._pool.lock_waits import Place
+from guardrails._pool.sessions import Session
+from guardrails.diagnosis.findings import Finding
+
+__all__ = ["Pool", "pools_of", "unjoined"]
+
+_SHOWN = 5
+"""Most places named in one finding."""
+
+
+class Pool:
+    """One pool on a status page.
+
+    Args:
+        process: The process that made the page, such as ``"4711 on web-1"``.
+        page: The part of the page about the pool's guard.
+
+    Raises:
+        KeyError, TypeError, ValueError: The page has another format.
+    """
+
+    def __init__(self, process: str, page: Mapping[str, Any]) -> None:
+        self._where = f"pool {str(page['name'])!a} of process {process}"
+        self._out = f"{int(page['in_use'])} of {int(page['max_concurrent_calls'])} connections out"
+        self._waiting = int(page["waiting"])
+        self._cause = page["cause"]
+        self._advice = ADVICE[self._cause]
+        self.holders = tuple(_holder(each) for each in page["holders"])
+
+    def places(self, sessions: Iterable[Session]) -> dict[int, Place]:
+        """Returns the code that holds each session of this pool, by the server's number of the session.
+
+        A session counts only if its number and its client's port are those of the pool's connection. So none
+        counts behind a pooler, or of another server.
+        """
+        by_pid = {session.pid: session for session in sessions}
+        return {
+            holder.pid: Place(holder.where, holder.route)
+            for holder in self.holders
+            if holder.pid is not None and holder.pid in by_pid and by_pid[holder.pid].port == holder.port
+        }
+
+    def findings(self) -> Iterator[Finding]:
+        """Yields a finding if the pool has no connection left."""
+        if self._cause != "free":
+            waiting = f", {self._waiting} callers waiting" if self._waiting else ""
+            yield Finding(
+                "pool",
+                f"{self._where}: {self._out}{waiting}",
+                tuple(line.strip() for line in by_place(self.holders)[:_SHOWN]),
+                self._advice,
+            )
+
+
+def pools_of(page: Mapping[str, Any]) -> list[Pool]:
+    """Returns the pools on a status page.
+
+    Raises:
+        KeyError, TypeError, ValueError: The page has another format.
+    """
+    process = f"{page['pid']} on {str(page['host'])!a}" if "pid" in page else "unknown"
+    return [Pool(process, guard) for guard in page["guards"] if "holders" in guard]
+
+
+def unjoined(pools: Iterable[Pool], joined: int) -> Iterator[str]:
+    """Yields a line if connections of the pools are not among the sessions of the server.
+
+    Args:
+        pools: The pools.
+        joined: Number of connections that are.
+    """
+    known = sum(holder.pid is not None for pool in pools for holder in pool.holders)
+    if known > joined:
+        yield (
+            f"which sessions {known - joined} of {known} connections of the service have: gone, behind "
+            "a pooler or proxy, on another server, or hidden from this user (PostgreSQL: pg_monitor)"
+        )
+
+
+def _holder(shown: Mapping[str, Any]) -> Holder:
+    return Holder(
+        seconds=float(shown["seconds"]),
+        doing=shown["doing"],
+        where=tuple(map(_printable, shown["where"])),
+        now=tuple(map(_printable, shown["now"])),
+        route=None if shown["route"] is None else _printable(shown["route"]),
+        compartment=None,
+        pid=shown["pid"],
+        port=shown["port"],
+    )
+
+
+def _printable(text: object) -> str:
+    return "".join(char if char.isprintable() else "?" for char in str(text))
