@@ -180,7 +180,7 @@ def test_slow_is_a_mark_on_any_outcome(outcome, lasting, figures):
     assert (ended.duration, ended.slow) == (lasting, bool(figures[2]))
 
 
-def test_a_call_under_way_counts_as_slow_once():
+def test_a_call_in_flight_counts_as_slow_once():
     """It is in the window before it ends; its end adds only the failure."""
     breaker = make(minimum_number_of_calls=10)
     ticket = breaker.begin(0)
@@ -217,7 +217,7 @@ def test_a_failure_adds_no_mark_to_a_call_that_has_left_the_window():
     assert (breaker.window.failures, breaker.failed) == (0, 1)
 
 
-def test_all_slots_overdue_is_a_stall():
+def test_overdue_calls_in_all_slots_are_a_stall():
     """Old successes do not keep the rate low when every slot is overdue."""
     breaker = make(minimum_number_of_calls=5, sliding_window_type="time", sliding_window_size=60)
     breaker.stall_slots = 2
@@ -316,7 +316,7 @@ def test_a_ticket_ends_once():
     assert (breaker.failed, breaker.window.calls) == (1, 1)
 
 
-def test_reset_makes_calls_under_way_late():
+def test_reset_makes_calls_in_flight_late():
     """SM13: a reset in the closed state starts a new generation, too."""
     breaker = make(minimum_number_of_calls=2, sliding_window_size=2)
     ticket = breaker.begin(0)
@@ -385,7 +385,7 @@ def test_an_overdue_probe_that_fails_is_one_result_with_two_marks():
     assert (breaker.round.calls, breaker.round.slow, breaker.round.failures) == (1, 1, 1)
 
 
-def test_a_lease_that_runs_out_is_a_slow_result():
+def test_an_expired_lease_is_a_slow_result():
     """R17: whether the probe has begun or not."""
     for begun in (True, False):
         breaker = half_open(
@@ -424,7 +424,7 @@ def test_only_the_first_statement_on_a_probes_connection_is_the_probe():
     assert breaker.begin_admitted(5, lease) != lease
 
 
-def test_a_waiting_probes_clock_starts_when_it_resumes():
+def test_a_waiting_probes_duration_starts_when_it_resumes():
     """The wait at another gate is not part of its duration; an overdue call stays overdue."""
     breaker = half_open(permitted_calls_in_half_open_state=3, max_wait_duration_in_half_open_state=60)
     ticket = breaker.begin(5)
@@ -604,7 +604,7 @@ def test_an_idle_window_is_shown_empty():
     assert breaker.evidence(100) == (0, 0, 0, False)
 
 
-def test_the_oldest_call_under_way_is_known():
+def test_the_oldest_call_in_flight_is_known():
     """Overdue or not, of any generation."""
     breaker = make(minimum_number_of_calls=10)
     assert breaker.start_times() == []
@@ -615,7 +615,7 @@ def test_the_oldest_call_under_way_is_known():
     assert min(breaker.start_times()) == 1
 
 
-def test_under_way_holds_only_the_oldest_call_that_is_not_overdue():
+def test_start_times_has_only_the_oldest_call_that_is_not_overdue():
     """The caller needs an age and no list."""
     breaker = make()
     for now in (3, 4, 5):
@@ -721,7 +721,7 @@ def test_a_probe_whose_lease_ran_out_is_slow_once_and_as_old_as_its_call():
     assert breaker.end(unused, S, 10) == (1, True)
 
 
-def test_a_quick_call_ends_with_its_duration():
+def test_a_call_on_the_fast_path_ends_with_its_duration():
     """And is not slow."""
     breaker = make()
     assert call(breaker, S, 1, lasting=0.75) == (0.75, False)
@@ -745,14 +745,14 @@ def test_a_passed_round_has_the_time_of_its_last_result():
 
 
 def test_a_state_held_by_hand_starts_a_new_streak():
-    """What failed before is not in a row with what fails after."""
+    """Failures before it and after it are not in a row."""
     breaker = make(consecutive_failures=2, failure_rate_threshold=1, minimum_number_of_calls=9)
     breaker.hold("metrics_only", 0)
     call(breaker, F)
     assert moves(breaker) == [("closed", "metrics_only", "manual")]
 
 
-def test_a_rounds_figures_are_enough_when_the_round_is_whole():
+def test_a_rounds_figures_suffice_when_the_round_is_complete():
     """Not when the window's minimum is met, which is another number."""
     breaker = half_open(minimum_number_of_calls=1, permitted_calls_in_half_open_state=2)
     call(breaker, S, 6)
@@ -762,7 +762,7 @@ def test_a_rounds_figures_are_enough_when_the_round_is_whole():
     assert breaker.evidence(6) == (1, 0, 0, True)
 
 
-def test_quiet_until_is_when_the_oldest_call_becomes_overdue():
+def test_next_overdue_at_is_when_the_oldest_call_becomes_overdue():
     """Without calls in flight, when one that starts now would."""
     breaker = make(slow_call_duration_threshold=1)
     breaker.begin(0)

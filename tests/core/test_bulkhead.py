@@ -145,7 +145,7 @@ def test_a_fast_standing_queue_may_be_as_long_as_max_waiting():
     assert full(5, 0).max_queue_length(CODEL_INTERVAL) == 0
 
 
-def test_when_nothing_moves_only_the_first_waits():
+def test_only_the_first_caller_waits_while_no_slot_is_released():
     """All slots hang: only one caller may wait."""
     bulkhead = full(5, 5)
     queue(bulkhead, 1, now=0)

@@ -11,7 +11,7 @@ from guardrails._core.breaker import Breaker, Transition
 from guardrails._core.bulkhead import CODEL_INTERVAL, Bulkhead, Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
-from support.shell import QuickWays
+from support.shell import FastPaths
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
 
@@ -42,7 +42,7 @@ def trip(gate, now=0):
     assert drain(gate) == ["open"]
 
 
-def test_the_circuit_is_asked_before_a_slot(gate):
+def test_the_circuit_is_checked_before_a_slot(gate):
     """A full guard whose circuit is open says that the circuit is open."""
     first, second = gate.enter(0, None), gate.enter(0, None)
     assert gate.enter(0, None) == Refusal("bulkhead_full", None)
@@ -52,8 +52,8 @@ def test_the_circuit_is_asked_before_a_slot(gate):
     assert gate.rejected == {"bulkhead_full": 1, "circuit_open": 1}
 
 
-def test_when_the_circuit_opens_everybody_queued_is_sent_away(gate):
-    """SM19: at once, and the slot that came free goes to nobody."""
+def test_all_waiters_are_dismissed_when_the_circuit_opens(gate):
+    """SM19: at once; no waiter gets the slot that was released."""
     tickets = [gate.enter(0, None) for _ in range(2)]
     places = [Waiter(), Waiter()]
     assert [gate.enter(0, waiter) for waiter in places] == [None, None]
@@ -63,7 +63,7 @@ def test_when_the_circuit_opens_everybody_queued_is_sent_away(gate):
     assert gate.bulkhead.taken == 1
 
 
-def test_a_granted_waiter_asks_the_circuit_again(gate):
+def test_the_circuit_is_checked_again_for_a_granted_waiter(gate):
     """It was granted while closed, and wakes up in an open circuit: the slot goes on."""
     tickets = [gate.enter(0, None) for _ in range(2)]
     waiter = Waiter()
@@ -88,7 +88,7 @@ def test_a_wait_that_ends_as_the_slot_is_granted_is_granted(gate):
     assert gate.woken.__self__.rejected == {"queue_timeout": 1}
 
 
-def test_who_leaves_after_the_grant_passes_the_slot_on(gate):
+def test_a_caller_that_leaves_after_the_grant_releases_the_slot(gate):
     """B2: before the grant it only leaves the queue."""
     tickets = [gate.enter(0, None) for _ in range(2)]
     first, second = Waiter(), Waiter()
@@ -102,8 +102,8 @@ def test_who_leaves_after_the_grant_passes_the_slot_on(gate):
     assert gate.bulkhead.taken == 0
 
 
-def test_nobody_waits_in_half_open(gate):
-    """A probe that finds no slot is no probe, and nobody is parked for one."""
+def test_no_caller_waits_in_half_open(gate):
+    """A probe that finds no slot is refused and does not wait."""
     hanging = [gate.enter(0, None) for _ in range(2)]
     gate.set_state(0, "half_open")
     assert gate.enter(0, Waiter()) == Refusal("bulkhead_full", None)
@@ -111,7 +111,7 @@ def test_nobody_waits_in_half_open(gate):
         gate.leave(0, ticket, S)
 
 
-def test_a_clock_that_goes_back_stands_still(gate):
+def test_a_clock_that_goes_back_counts_as_standing_still(gate):
     """SM2: an open period is neither shortened nor extended."""
     trip(gate, now=10)
     assert gate.enter(3, None) == Refusal("circuit_open", 5)
@@ -130,7 +130,7 @@ def test_a_checkout_is_a_slot_and_no_evidence(gate):
     assert gate.bulkhead.taken == 0
 
 
-def test_a_probes_checkout_without_a_statement_gives_its_place_back(gate):
+def test_a_probes_checkout_without_a_statement_returns_its_lease(gate):
     """The next checkout is the probe then."""
     trip(gate)
     slot = gate.check_out(5, None)
@@ -142,7 +142,7 @@ def test_a_probes_checkout_without_a_statement_gives_its_place_back(gate):
     gate.check_in(5, slot)
 
 
-def test_a_checkout_that_never_comes_back_is_judged_when_its_lease_is_over(gate):
+def test_a_checkout_that_never_ends_is_judged_when_its_lease_expires(gate):
     """A lost probe cannot hold the circuit half-open, and its late return changes nothing."""
     trip(gate)
     slot = gate.check_out(5, None)
@@ -182,7 +182,7 @@ def test_a_reserved_slot_that_is_not_used_goes_to_the_next(gate):
 
 @pytest.mark.parametrize("checkout", [True, False])
 def test_a_slot_reserved_before_the_circuit_opened_is_refused(gate, checkout):
-    """Who has waited asks again; the slot goes to nobody."""
+    """The circuit is checked again after the wait; the slot stays free."""
     book = reserved(gate)
     trip(gate)
     assert gate.take_over(1, book, checkout=checkout) == Refusal("circuit_open", 4)
@@ -191,7 +191,7 @@ def test_a_slot_reserved_before_the_circuit_opened_is_refused(gate, checkout):
 
 @pytest.mark.parametrize("checkout", [True, False])
 def test_a_reserved_probe_is_the_probe(gate, checkout):
-    """Its lease was taken with the slot, so nobody else is let in, and its result closes the circuit."""
+    """Its lease was taken with the slot, so no other call is admitted, and its result closes the circuit."""
     trip(gate)
     book = reserved(gate, now=5)
     assert gate.check_out(5, None).reason == "circuit_open"
@@ -204,7 +204,7 @@ def test_a_reserved_probe_is_the_probe(gate, checkout):
     assert (gate.breaker.state, gate.bulkhead.taken) == ("closed", 0)
 
 
-def test_a_reserved_probe_that_is_not_used_gives_its_place_in_the_round_back(gate):
+def test_a_reserved_probe_that_is_not_used_returns_its_lease(gate):
     """The next request may probe at once."""
     trip(gate)
     gate.check_in(5, reserved(gate, now=5)[gate][1])
@@ -221,7 +221,7 @@ def test_a_slot_reserved_while_closed_becomes_a_probe_in_half_open(gate):
 
 
 def test_adopted_slots_come_back_without_a_number(gate):
-    """What was checked out before the guard was there; no more of it than was counted."""
+    """Those of checkouts from before the guard; no more than were counted."""
     gate.adopt(0, 2)
     assert gate.check_out(0, None) == Refusal("bulkhead_full", None)
     for _ in range(5):
@@ -244,8 +244,8 @@ def test_a_waiting_checkout_gets_its_number_when_it_wakes(gate):
     assert not gate.checkouts
 
 
-def test_looking_ahead_refuses_without_taking_anything(gate):
-    """What the circuit would refuse anyway; a due probe is let through, and counted by nobody."""
+def test_preview_refuses_without_taking_a_slot(gate):
+    """It returns the circuit's refusal; for a due probe it returns None and takes no lease."""
     assert gate.preview(0) is None
     trip(gate)
     assert gate.preview(1) == Refusal("circuit_open", 4)
@@ -264,7 +264,7 @@ def test_stalls_follow_the_number_of_slots(gate):
 
 
 def test_a_child_of_a_fork_starts_empty(gate):
-    """Nobody is inside, nobody waits; what the parent's calls would have settled changes nothing."""
+    """It has no calls and no waiters; the ends of the parent's calls change nothing."""
     ticket, book = gate.enter(0, None), reserved(gate)
     gate.enter(0, Waiter())
     gate.drop_calls_and_waiters()
@@ -275,8 +275,8 @@ def test_a_child_of_a_fork_starts_empty(gate):
     assert gate.admits_all
 
 
-def test_a_granted_slot_is_claimed_once(gate):
-    """Who comes second, of the caller, a waker that found its loop closed and the collector, gets nothing."""
+def test_a_granted_slot_is_taken_once(gate):
+    """The caller, a waker that finds the loop closed, or the collector: only the first releases the slot."""
     for first in (Gate.woken, Gate.abandon):
         tickets = [gate.enter(0, None) for _ in range(2)]
         waiter = Waiter()
@@ -292,7 +292,7 @@ def test_a_granted_slot_is_claimed_once(gate):
         assert gate.bulkhead.taken == 0
 
 
-def test_a_place_is_given_up_once(gate):
+def test_a_waiter_leaves_the_queue_once(gate):
     """Also one that was never granted."""
     tickets = [gate.enter(0, None) for _ in range(2)]
     waiter = Waiter()
@@ -304,17 +304,17 @@ def test_a_place_is_given_up_once(gate):
     assert (gate.bulkhead.taken, len(gate.bulkhead.queue)) == (0, 0)
 
 
-def test_a_slow_call_closes_the_quick_way_out_until_the_minimum_is_met():
+def test_a_slow_call_closes_the_fast_leave_until_the_minimum_is_met():
     """Before, the next result may complete the minimum and open the circuit; after, a success cannot."""
     policy = BreakerPolicy(minimum_number_of_calls=4, slow_call_duration_threshold=1, open_jitter=0)
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(9, 0))
     gate.leave(1.5, gate.enter(0.0, None), S)
     for _ in range(3):
-        ticket = QuickWays(gate).begins(1.6) or gate.begin(1.6, 0)
-        assert not QuickWays(gate).ends(1.7, ticket)
+        ticket = FastPaths(gate).begins(1.6) or gate.begin(1.6, 0)
+        assert not FastPaths(gate).ends(1.7, ticket)
         assert gate.end(1.7, ticket, S) is not None
-    ticket = QuickWays(gate).begins(1.8)
-    assert QuickWays(gate).ends(1.8, ticket)
+    ticket = FastPaths(gate).begins(1.8)
+    assert FastPaths(gate).ends(1.8, ticket)
     assert gate.breaker.evidence(1.8)[0] == 5
 
 
@@ -327,15 +327,15 @@ def test_a_slow_call_closes_the_quick_way_out_until_the_minimum_is_met():
         ({"minimum_number_of_calls": 10_000}, 256),
     ],
 )
-def test_failures_take_the_quick_way_as_long_as_they_cannot_open_the_circuit(options, quick):
-    """Also after somebody has looked, who writes them down."""
+def test_failures_take_the_fast_path_while_they_cannot_open_the_circuit(options, quick):
+    """Also after a reader has added the pending results."""
     for looks in (False, True):
         gate = Gate(Breaker(BreakerPolicy(**options), lambda: 0.5), Bulkhead(9, 0))
         gate.refresh(0.1)
         tickets = [gate.begin(0.1, 0) for _ in range(quick + 1)]
         ways = []
         for ticket in tickets:
-            ways.append(QuickWays(gate).ends(0.1, ticket, F))
+            ways.append(FastPaths(gate).ends(0.1, ticket, F))
             if looks:
                 gate.breaker.evidence(0.1)
         assert ways == [True] * quick + [False]
@@ -343,7 +343,7 @@ def test_failures_take_the_quick_way_as_long_as_they_cannot_open_the_circuit(opt
         assert (gate.breaker.failed, gate.breaker.streak) == (quick, quick)
 
 
-def test_unwritten_results_are_remembered_in_their_order():
+def test_pending_results_are_added_in_their_order():
     """Of the last four calls, the success before the failures is forgotten first."""
     policy = BreakerPolicy(
         sliding_window_type="count",
@@ -354,7 +354,7 @@ def test_unwritten_results_are_remembered_in_their_order():
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(9, 0))
     gate.refresh(0.1)
     for outcome in (S, F, F, S):
-        assert QuickWays(gate).ends(0.1, QuickWays(gate).begins(0.1), outcome)
+        assert FastPaths(gate).ends(0.1, FastPaths(gate).begins(0.1), outcome)
     assert gate.breaker.evidence(0.1)[:2] == (4, 2)
     assert gate.breaker.streak == 0
     seen = []
@@ -365,20 +365,20 @@ def test_unwritten_results_are_remembered_in_their_order():
 
 
 def test_a_refusal_decided_elsewhere_is_counted_by_its_reason(gate):
-    """And says when nobody can tell how long to wait."""
+    """``retry_after`` is None if the time is unknown."""
     assert gate.refuse(3, "deadline_spent") == Refusal("deadline_spent", None)
     assert (gate.rejected, gate.last) == ({"deadline_spent": 1}, 3)
 
 
-def test_a_restarted_call_is_slow_from_then_on(gate):
-    """What it waited at another gate is not its own time."""
+def test_the_duration_of_a_restarted_call_counts_from_then_on(gate):
+    """The wait at another gate is not part of its duration."""
     ticket = gate.enter(0, None)
     gate.restart(50, ticket)
     assert gate.last == 50
     assert gate.leave(51, ticket, S) == (1, False)
 
 
-def test_slots_may_be_adopted_bit_by_bit(gate):
+def test_slots_may_be_adopted_one_after_the_other(gate):
     """Each time so many more."""
     gate.adopt(0, 1)
     gate.adopt(0, 1)
@@ -388,7 +388,7 @@ def test_slots_may_be_adopted_bit_by_bit(gate):
     assert (gate.adopted, gate.bulkhead.taken) == (0, 0)
 
 
-def test_a_checkout_that_waited_in_vain_says_so(gate):
+def test_a_checkout_that_waited_in_vain_raises_queue_timeout(gate):
     """And one that waited with success knows since when it has its slot."""
     slots = [gate.check_out(0, None) for _ in range(2)]
     first, second = Waiter(), Waiter()
@@ -420,7 +420,7 @@ def test_a_statement_on_an_adopted_connection_is_no_probe(gate):
 
 
 def test_a_forked_child_has_no_standing_queue(gate):
-    """Its first waiter is patient, whoever waited in the parent."""
+    """Its first waiter may wait the full time, whatever the parent's queue was."""
     for _ in range(3):
         gate.enter(0, Waiter())
     gate.drop_calls_and_waiters()
@@ -439,80 +439,80 @@ def calm(gate):
     return gate
 
 
-def test_the_quick_ways_end_when_a_call_becomes_overdue(calm):
+def test_the_fast_paths_close_when_a_call_becomes_overdue(calm):
     """To the moment: from 1 on something else may have to be done."""
-    slot, ticket = QuickWays(calm).check_out(0.1), QuickWays(calm).begins(0.1)
+    slot, ticket = FastPaths(calm).check_out(0.1), FastPaths(calm).begins(0.1)
     assert slot
     assert ticket
-    assert not QuickWays(calm).checks_in(1, slot)
-    assert not QuickWays(calm).ends(1, ticket)
-    assert QuickWays(calm).begins(1) == 0
-    assert QuickWays(calm).ends(0.9, ticket)
-    assert QuickWays(calm).checks_in(0.9, slot)
-    assert QuickWays(calm).check_out(1) == 0
+    assert not FastPaths(calm).checks_in(1, slot)
+    assert not FastPaths(calm).ends(1, ticket)
+    assert FastPaths(calm).begins(1) == 0
+    assert FastPaths(calm).ends(0.9, ticket)
+    assert FastPaths(calm).checks_in(0.9, slot)
+    assert FastPaths(calm).check_out(1) == 0
 
 
-def test_a_quick_move_is_remembered_as_the_latest_moment(calm):
+def test_a_fast_move_updates_the_latest_time(calm):
     """A clock that goes back stands still."""
-    slot = QuickWays(calm).check_out(0.3)
+    slot = FastPaths(calm).check_out(0.3)
     assert calm.last == 0.3
     assert calm.checkouts[slot] == (0.3, 0)
-    ticket = QuickWays(calm).begins(0.2)
+    ticket = FastPaths(calm).begins(0.2)
     assert (calm.last, calm.breaker.in_flight[ticket]) == (0.3, 0.3)
-    QuickWays(calm).begins(0.4)
+    FastPaths(calm).begins(0.4)
     assert calm.last == 0.4
-    QuickWays(calm).ends(0.5, ticket)
+    FastPaths(calm).ends(0.5, ticket)
     assert calm.last == 0.5
-    QuickWays(calm).checks_in(0.6, slot)
+    FastPaths(calm).checks_in(0.6, slot)
     assert calm.last == 0.6
     assert calm.bulkhead.taken == 1
 
 
-def test_the_quick_way_in_takes_no_slot_that_is_not_there(calm):
-    """A full guard is asked the long way, which may wait."""
-    assert QuickWays(calm).check_out(0.1)
-    assert QuickWays(calm).check_out(0.1) == 0
+def test_the_fast_path_takes_no_slot_beyond_the_limit(calm):
+    """A full guard takes the slow path, which may wait."""
+    assert FastPaths(calm).check_out(0.1)
+    assert FastPaths(calm).check_out(0.1) == 0
     assert calm.bulkhead.taken == calm.bulkhead.limit
 
 
 def test_a_full_bulkhead_refuses_the_quick_way(calm):
     """While only the bulkhead refuses and its queue has no room; one by one, and at their moments."""
-    QuickWays(calm).check_out(0.1)
+    FastPaths(calm).check_out(0.1)
     places = [Waiter(), Waiter()]
     assert [calm.enter(0.2, waiter) for waiter in places] == [None, None]
     full = Refusal("bulkhead_full", None)
-    assert [QuickWays(calm).check_out(now) for now in (0.25, 0.3)] == [full, full]
+    assert [FastPaths(calm).check_out(now) for now in (0.25, 0.3)] == [full, full]
     assert (calm.last, calm.rejected) == (0.3, {"bulkhead_full": 2})
     assert calm.check_out(0.35, None) == full
     assert calm.rejected == {"bulkhead_full": 3}
-    assert QuickWays(calm).check_out(1) == 0
+    assert FastPaths(calm).check_out(1) == 0
     calm.woken(0.4, places[0])
-    assert QuickWays(calm).check_out(0.45) == 0
-    assert QuickWays(calm).check_out(0.2 + CODEL_INTERVAL) == full
+    assert FastPaths(calm).check_out(0.45) == 0
+    assert FastPaths(calm).check_out(0.2 + CODEL_INTERVAL) == full
     assert calm.rejected == {"bulkhead_full": 4, "queue_timeout": 1}
 
 
 def test_a_full_bulkhead_without_a_queue_refuses_the_quick_way(calm):
     """However many might wait, if they would not wait at all."""
-    quick = QuickWays(calm)
+    quick = FastPaths(calm)
     quick.max_wait = 0
     assert quick.check_out(0.1)
     assert quick.check_out(0.1) == Refusal("bulkhead_full", None)
 
 
 @pytest.mark.parametrize("transition", ["open", "half_open", "forced_open", "metrics_only"])
-def test_a_circuit_that_may_refuse_is_asked_first(calm, transition):
-    """Nobody is told that there is no room who would be told that the circuit is open."""
-    QuickWays(calm).check_out(0.1)
+def test_the_fast_path_checks_the_circuit_before_the_slots(calm, transition):
+    """A call that the open circuit refuses gets that reason, also if the bulkhead is full."""
+    FastPaths(calm).check_out(0.1)
     for _ in range(2):
         calm.enter(0.1, Waiter())
     calm.set_state(0.2, transition)
-    assert QuickWays(calm).check_out(0.3) == 0
+    assert FastPaths(calm).check_out(0.3) == 0
 
 
-def test_an_open_circuit_refuses_at_first_sight_the_quick_way(gate):
-    """One by one, with the wait that remains; from the moment a probe is due the long way decides."""
-    quick = QuickWays(gate)
+def test_preview_of_an_open_circuit_refuses_on_the_fast_path(gate):
+    """With the time left as ``retry_after``; once a probe is due, the slow path decides."""
+    quick = FastPaths(gate)
     trip(gate)
     gate.refresh(0)
     waits = [quick.preview(now).retry_after for now in (0.25, 0.5, 0.25)]
@@ -524,50 +524,50 @@ def test_an_open_circuit_refuses_at_first_sight_the_quick_way(gate):
     assert gate.rejected == {"circuit_open": 3}
 
 
-def test_quick_successes_are_counted_one_by_one(calm):
+def test_pending_successes_are_counted_one_by_one(calm):
     """However many before anybody writes them down."""
     for _ in range(3):
-        assert QuickWays(calm).ends(0.1, QuickWays(calm).begins(0.1))
+        assert FastPaths(calm).ends(0.1, FastPaths(calm).begins(0.1))
     calm.refresh(0.1)
     assert calm.breaker.succeeded == 3
 
 
-def test_the_quick_ways_settle_nothing_twice_and_nothing_unknown(calm):
-    """Such a ticket or slot goes the long way, which knows that it changes nothing."""
-    slot, ticket = QuickWays(calm).check_out(0.1), QuickWays(calm).begins(0.1)
-    assert QuickWays(calm).ends(0.1, ticket)
-    assert not QuickWays(calm).ends(0.1, ticket)
-    assert not QuickWays(calm).ends(0.1, ticket + 1)
-    assert QuickWays(calm).checks_in(0.1, slot)
-    assert not QuickWays(calm).checks_in(0.1, slot)
-    assert not QuickWays(calm).checks_in(0.1, slot + 1)
+def test_the_fast_paths_end_no_ticket_twice_and_no_unknown_one(calm):
+    """Such a ticket or slot takes the slow path, which changes nothing."""
+    slot, ticket = FastPaths(calm).check_out(0.1), FastPaths(calm).begins(0.1)
+    assert FastPaths(calm).ends(0.1, ticket)
+    assert not FastPaths(calm).ends(0.1, ticket)
+    assert not FastPaths(calm).ends(0.1, ticket + 1)
+    assert FastPaths(calm).checks_in(0.1, slot)
+    assert not FastPaths(calm).checks_in(0.1, slot)
+    assert not FastPaths(calm).checks_in(0.1, slot + 1)
     assert (calm.bulkhead.taken, calm.breaker.pending_successes) == (1, 1)
 
 
-def test_a_late_success_goes_the_long_way(calm):
+def test_a_late_success_takes_the_slow_path(calm):
     """Also that of the last call before the transition: it decides nothing, and is counted as late."""
-    ticket = QuickWays(calm).begins(0.1)
+    ticket = FastPaths(calm).begins(0.1)
     calm.set_state(0.2, "reset")
     assert ticket == calm.breaker.generation
-    assert not QuickWays(calm).ends(0.3, ticket)
+    assert not FastPaths(calm).ends(0.3, ticket)
     calm.end(0.3, ticket, S)
     assert calm.breaker.late == 1
 
 
-def test_a_probes_connection_goes_back_the_long_way(gate):
+def test_a_probes_connection_is_returned_on_the_slow_path(gate):
     """Its lease must be looked at, also when the round is over and the circuit closed."""
     trip(gate)
     slot = gate.check_out(5, None)
     gate.end(5, gate.begin(5, slot), S)
     gate.refresh(5)
     assert gate.admits_all
-    assert not QuickWays(gate).checks_in(5, slot)
+    assert not FastPaths(gate).checks_in(5, slot)
     gate.check_in(5, slot)
     assert gate.bulkhead.taken == 0
 
 
-def test_a_hand_on_the_circuit_has_its_moment(gate):
-    """Each transition is told with the time it was made."""
+def test_a_manual_change_of_the_circuit_has_its_time(gate):
+    """Each transition is reported with its time."""
     hands = ["forced_open", "half_open", "open", "half_open", "reset", "disabled"]
     for now, hand in enumerate(hands):
         gate.set_state(now, hand)
@@ -575,7 +575,7 @@ def test_a_hand_on_the_circuit_has_its_moment(gate):
     assert [change.new for change in gate.outbox] == [*hands[:4], "closed", "disabled"]
 
 
-def test_a_circuit_that_is_forced_open_sends_the_queue_away(gate):
+def test_a_circuit_that_is_forced_open_dismisses_the_queue(gate):
     """As one that opens by itself."""
     for _ in range(2):
         gate.enter(0, None)
@@ -585,7 +585,7 @@ def test_a_circuit_that_is_forced_open_sends_the_queue_away(gate):
     assert waiter.verdict == "dismissed"
 
 
-def test_a_queue_stands_from_the_moment_its_first_waiter_came(gate):
+def test_a_queue_is_standing_since_its_first_waiter_joined(gate):
     """By which later ones are hurried."""
     for _ in range(2):
         gate.enter(0, None)
@@ -605,17 +605,17 @@ def test_a_slot_that_was_waited_for_is_counted_as_given_out_once(gate):
     assert (gate.admitted, gate.rejected) == (3, {"bulkhead_full": 3})
 
 
-def test_an_open_circuit_refuses_the_quick_way_until_a_probe_is_due(gate):
-    """A disabled one lets everybody in the fast path."""
+def test_an_open_circuit_refuses_on_the_fast_path_until_a_probe_is_due(gate):
+    """A disabled circuit admits all calls on the fast path."""
     trip(gate)
     gate.refresh(0)
     assert gate.fast_refuse_until > 0
     gate.set_state(1, "disabled")
     gate.refresh(1)
-    assert QuickWays(gate).ends(1, QuickWays(gate).begins(1))
+    assert FastPaths(gate).ends(1, FastPaths(gate).begins(1))
 
 
-def test_a_hand_to_half_open_keeps_the_failures_in_a_row():
+def test_a_manual_half_open_keeps_the_failures_in_a_row():
     """A round begun by hand is judged like any other."""
     policy = BreakerPolicy(
         consecutive_failures=2,
@@ -631,14 +631,14 @@ def test_a_hand_to_half_open_keeps_the_failures_in_a_row():
 
 
 @pytest.mark.parametrize("later", [1.0, 10.0])
-def test_a_clock_that_goes_back_reopens_no_quick_way(later):
-    """A call is due to be overdue at 1.0: from then on somebody must look, whatever the clock says next."""
+def test_a_clock_that_goes_back_reopens_no_fast_path(later):
+    """A call becomes overdue at 1.0: from then on the slow path checks it, also if the clock goes back."""
     policy = BreakerPolicy(slow_call_duration_threshold=1)
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(5, 0))
     gate.enter(0.0, None)
-    assert QuickWays(gate).begins(0.5)
+    assert FastPaths(gate).begins(0.5)
     gate.adopt(later, 1)
-    assert QuickWays(gate).begins(0.5) == 0
+    assert FastPaths(gate).begins(0.5) == 0
 
 
 def test_a_woken_call_begins_when_it_wakes(gate):
@@ -660,7 +660,7 @@ def test_without_a_circuit_nothing_is_slow():
     assert not gate.leave(10_000, ticket, S).slow
 
 
-def test_what_no_clock_reads_is_no_moment(gate):
+def test_readings_that_are_no_time_are_ignored(gate):
     """W5: before the first reading time begins at zero; the largest number is none, and one below it is."""
     gate.refresh(math.nan)
     assert gate.last == 0

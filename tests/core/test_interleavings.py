@@ -12,7 +12,7 @@ from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from support.explorer import World, explore
-from support.shell import QuickWays
+from support.shell import FastPaths
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
 POLICY = BreakerPolicy(
@@ -35,7 +35,7 @@ def make_world(limit=1, gate=Gate, breaker=Breaker, bulkhead=Bulkhead):
 
 
 def caller(world, outcome=S):
-    """Waits until it is told, calls, and leaves."""
+    """Waits until it is woken, calls, and leaves."""
     waiter = Waiter()
     yield "enters"
     ticket = world.enter(waiter)
@@ -85,7 +85,7 @@ def borrower(world):
     if isinstance(slot, Refusal):
         return
     yield "runs a statement"
-    ticket = QuickWays(world.gate).begins(world.now) or world.gate.begin(world.now, slot)
+    ticket = FastPaths(world.gate).begins(world.now) or world.gate.begin(world.now, slot)
     world.gate.end(world.now, ticket, F)
     yield "checks in"
     world.check_in(slot)
@@ -137,12 +137,12 @@ def told_by(*actors, **parts):
 @pytest.mark.parametrize("limit", [1, 2])
 @pytest.mark.parametrize("actors", STORIES, ids=lambda actors: "-".join(actor.__name__ for actor in actors))
 def test_every_order_of_moves(actors, limit):
-    """Slots conserved, nobody parked beside a free one, first come first served, no probe too many."""
+    """Slots are conserved, no caller waits beside a free slot, first come first served, no probe too many."""
     assert explore(told_by(*actors, limit=limit)) >= 20
 
 
-def test_the_orders_are_many():
-    """A story of three actors has dozens of schedules, each told once."""
+def test_the_explorer_tries_more_than_fifty_orders():
+    """A story of three actors has dozens of schedules, each tried once."""
     schedules = []
 
     def story():
@@ -164,7 +164,7 @@ def test_the_orders_are_many():
 
 
 class ForgetsToWake(Gate):
-    """Grants the slot, and tells nobody."""
+    """Grants the slot and wakes no waiter."""
 
     def _release_slot(self, *_rank):
         self.releasing = None
@@ -210,7 +210,7 @@ class LosesTheRace(Bulkhead):
         return super().withdraw(waiter)
 
 
-class LetsEverybodyProbe(Breaker):
+class AdmitsEveryProbe(Breaker):
     """Counts no leases."""
 
     def allow_call(self, now):
@@ -233,21 +233,21 @@ class WaitsInTheOpen(Gate):
         ((caller, caller, hurried), {"bulkhead": LastComeFirstServed}, "overtook another"),
         ((caller, caller, caller), {"bulkhead": FreesAndWakes}, "beside a free slot"),
         ((caller, hurried, caller), {"bulkhead": LosesTheRace}, "not conserved"),
-        ((caller, caller, resetter), {"breaker": LetsEverybodyProbe, "limit": 2}, "too many probes"),
+        ((caller, caller, resetter), {"breaker": AdmitsEveryProbe, "limit": 2}, "too many probes"),
         ((failing, caller, caller), {"gate": WaitsInTheOpen}, "at a circuit that is not closed"),
     ],
     ids=lambda value: next(iter(value.values())).__name__ if isinstance(value, dict) else None,
 )
-def test_a_broken_gate_is_found_out(actors, parts, complaint):
-    """And the schedule that shows it is told."""
+def test_the_explorer_finds_the_fault_of_a_broken_gate(actors, parts, complaint):
+    """The message has the schedule that shows it."""
     with pytest.raises(AssertionError, match=complaint) as fault:
         explore(told_by(*actors, **parts))
     assert "\n  1. " in str(fault.value)
     assert " enters" in str(fault.value)
 
 
-def test_a_lost_wake_up_is_found_by_who_waits_for_ever(monkeypatch):
-    """Also without a look at the outbox: nobody can make a move, and somebody is not done."""
+def test_a_lost_wake_up_is_found_by_the_caller_that_waits_for_ever(monkeypatch):
+    """Also without a check of the outbox: no actor can move, and one has not finished."""
     monkeypatch.setattr(World, "look", lambda world: None)
     with pytest.raises(AssertionError, match="waits for ever: caller 2"):
         explore(told_by(caller, caller, gate=ForgetsToWake))

@@ -13,7 +13,7 @@ from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from support.naive import Naive
-from support.shell import QuickWays, Shell
+from support.shell import FastPaths, Shell
 
 EXAMPLES = settings.default.max_examples
 OUTCOMES = {"success": Outcome.SUCCESS, "failure": Outcome.FAILURE, "abandoned": Outcome.ABANDONED}
@@ -181,7 +181,7 @@ WAITS = (0, 0, 1, 1, 2, -1)
 
 
 class Driver:
-    """Makes moves on a gate, the fast path where it can, or always the long way."""
+    """Makes moves on a gate, on the fast path where it can, or always on the slow path."""
 
     def __init__(self, policy, *, quick, stalls, parts):
         self.gate = make_gate(policy, 3, 2)
@@ -205,7 +205,7 @@ class Driver:
             self.places += [waiter] if verdict is None else []
             self.keep(self.calls, verdict)
         elif move == "look":
-            return (self.quick and QuickWays(self.gate).preview(self.now)) or self.gate.preview(self.now)
+            return (self.quick and FastPaths(self.gate).preview(self.now)) or self.gate.preview(self.now)
         elif move == "wake":
             if self.places:
                 self.keep(self.calls, self.gate.woken(self.now, self.places.pop(0)))
@@ -223,11 +223,11 @@ class Driver:
             self.keep(self.calls, (self.shell if self.quick else gate).enter(now, None))
         elif move == "check_out":
             self.keep(
-                self.slots, (self.quick and QuickWays(gate).check_out(now)) or gate.check_out(now, None)
+                self.slots, (self.quick and FastPaths(gate).check_out(now)) or gate.check_out(now, None)
             )
         else:
             slot = self.slots[choice % len(self.slots)] if self.slots else 0
-            self.tickets.append((self.quick and QuickWays(gate).begins(now)) or gate.begin(now, slot))
+            self.tickets.append((self.quick and FastPaths(gate).begins(now)) or gate.begin(now, slot))
 
     def stop(self, move, number):
         gate, now = self.gate, self.now
@@ -235,12 +235,12 @@ class Driver:
             outcome = Outcome.FAILURE if number % 4 == 0 else Outcome.SUCCESS
             (self.shell if self.quick else gate).leave(now, number, outcome)
         elif move == "check_in":
-            if not (self.quick and QuickWays(gate).checks_in(now, number)):
+            if not (self.quick and FastPaths(gate).checks_in(now, number)):
                 gate.check_in(now, number)
         else:
             outcome = Outcome.NEUTRAL if number % 3 == 0 else Outcome.SUCCESS
             outcome = Outcome.FAILURE if move == "fail" else outcome
-            if not (self.quick and QuickWays(gate).ends(now, number, outcome)):
+            if not (self.quick and FastPaths(gate).ends(now, number, outcome)):
                 gate.end(now, number, outcome)
 
     def keep(self, where, verdict):
@@ -290,8 +290,8 @@ class Driver:
 @pytest.mark.timeout(900)
 @settings(max_examples=EXAMPLES * 5)
 @given(st.none() | POLICIES, st.booleans(), st.booleans(), st.lists(MOVES, max_size=80))
-def test_the_quick_ways_do_what_the_long_ways_do(policy, stalls, parts, moves):
-    """Two gates are told the same story; one may take short cuts, and nobody can tell."""
+def test_the_fast_paths_do_what_the_slow_paths_do(policy, stalls, parts, moves):
+    """Two gates get the same moves; one may take the fast paths, and both have the same state."""
     quick, long = (Driver(policy, quick=way, stalls=stalls, parts=parts) for way in (True, False))
     for move, choice in moves:
         assert quick.make(move, choice) == long.make(move, choice)

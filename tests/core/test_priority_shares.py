@@ -154,7 +154,7 @@ def granted(gate, rank):
     return waiter
 
 
-def test_an_unclaimed_slot_goes_back_to_its_class():
+def test_an_unused_granted_slot_is_released_to_its_class():
     """The caller has given up, or the circuit has opened in between."""
     gate = make_gate(limit=1)
     gate.abandon(0.0, granted(gate, SHEDDABLE))
@@ -213,7 +213,7 @@ def test_without_a_queue_no_waiter_is_shed():
     ],
 )
 def test_the_reason_is_shed_if_a_higher_class_is_active(above, rank, reason):
-    """Whether the caller waited or not."""
+    """Also if the caller has waited."""
     gate = make_gate(limit=1, max_waiting=1)
     crowd(gate, above)
     crowd(gate, SHEDDABLE, count=1)
@@ -380,7 +380,7 @@ class Slots(RuleBasedStateMachine):
             self.gate.abandon(self.now, one[0])
 
     def collect(self):
-        """Who was woken says so: the granted go in, the shed go home."""
+        """Ends the waits of the woken callers: the granted are admitted, the shed are refused."""
         for waiter in woken(self.gate):
             (one,) = [one for one in self.waiting if one[0] is waiter]
             self.waiting.remove(one)

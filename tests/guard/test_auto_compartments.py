@@ -29,7 +29,7 @@ TOTAL = 10
 
 @pytest.fixture
 def db(make_guard):
-    """A guard that sorts calls by itself and lets nobody wait."""
+    """A guard with automatic compartments and without a queue."""
     guard = make_guard(max_concurrent_calls=TOTAL, max_wait_duration=0)
     form_compartments(guard)
     return guard
@@ -94,7 +94,7 @@ def sizes(guard):
 # --- who they are --------------------------------------------------------------------------------
 
 
-def test_a_workload_is_known_by_its_key_and_called_by_a_name_nobody_else_has(db):
+def test_a_workload_has_a_key_and_a_unique_name(db):
     """The same key finds the same compartment; a name that is taken gives way to the key."""
     first = compartment_for(db, "shop.load", "load")
     second = compartment_for(db, "admin.load", "load")
@@ -104,15 +104,15 @@ def test_a_workload_is_known_by_its_key_and_called_by_a_name_nobody_else_has(db)
     assert db.compartments == (first, second, compartment_for(db, DEFAULT))
 
 
-def test_a_guard_that_does_not_sort_calls_is_its_own_only_workload(make_guard, db):
-    """Asked which it is, it says so: nobody has to find out where its calls come from."""
+def test_a_guard_without_automatic_compartments_is_its_only_workload(make_guard, db):
+    """So the origin of its calls need not be determined."""
     guard = make_guard()
     assert (forms_compartments(guard), forms_compartments(db)) == (False, True)
     assert compartment_for(guard, "shop.load", "load") is guard
     assert guard.compartments == ()
 
 
-def test_beyond_so_many_workloads_the_rest_is_one(db):
+def test_workloads_beyond_the_maximum_share_one_compartment(db):
     """Whatever they are called; who formed before keeps its own."""
     parts = [compartment_for(db, f"m.load_{number}", f"load_{number}") for number in range(MOST + 20)]
     assert len(set(parts)) == len(db.compartments) == MOST + 1
@@ -120,7 +120,7 @@ def test_beyond_so_many_workloads_the_rest_is_one(db):
     assert compartment_for(db, "m.load_0") is parts[0]
 
 
-def test_each_has_a_circuit_of_its_own(run, make_guard):
+def test_each_compartment_has_a_circuit_of_its_own(run, make_guard):
     """And what the guard itself is given."""
     db = make_guard(breaker=tripping(), max_wait_duration=0)
     form_compartments(db)
@@ -153,8 +153,8 @@ def test_a_guard_may_have_no_compartments_at_all(make_guard):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_one_alone_may_have_every_slot_and_one_of_two_its_share(db, clock, way):
-    """From the moment somebody else asks; and all of it again when nobody has for a while."""
+def test_the_only_active_part_may_use_every_slot_and_one_of_two_its_share(db, clock, way):
+    """From the first request of another part; and every slot again after a while without one."""
     shop, admin = compartment_for(db, "shop"), compartment_for(db, "admin")
     held = hold(shop, way)
     assert len(held) == TOTAL
@@ -169,8 +169,8 @@ def test_one_alone_may_have_every_slot_and_one_of_two_its_share(db, clock, way):
     give_back(held)
 
 
-def test_what_one_holds_beyond_its_share_it_keeps_until_it_is_given_back(db):
-    """Nobody's call is stopped for it."""
+def test_slots_beyond_a_share_are_kept_until_they_are_released(db):
+    """No call is stopped for the new part."""
     shop, admin = compartment_for(db, "shop"), compartment_for(db, "admin")
     held = hold(shop)
     others = hold(admin, most=1)
@@ -198,7 +198,7 @@ def test_a_size_given_by_hand_stays_and_the_others_follow_the_guard(db, clock):
 
 
 class Pool:
-    """What an integration leaves with a guard."""
+    """An integration's attachment."""
 
     most = TOTAL
 
@@ -214,7 +214,7 @@ class Pool:
 
 @pytest.fixture
 def pooled(make_guard):
-    """Builds a guard in front of a pool, which sorts calls by itself and lets nobody wait."""
+    """Makes a guard in front of a pool, with automatic compartments and without a queue."""
 
     def make(**options):
         guard = make_guard(**({"max_concurrent_calls": TOTAL, "max_wait_duration": 0} | options))
@@ -280,7 +280,7 @@ def test_the_second_workload_divides_the_guard(pooled):
     assert (db.snapshot().admitted, db.snapshot().calls) == (5, 5)
 
 
-def test_what_a_start_up_asks_is_no_workload_of_its_own(pooled):
+def test_queries_of_a_start_up_are_no_workload_of_their_own(pooled):
     """It makes room for the first that has a name; once it is there again it is one."""
     db = pooled()
     statement(db, DEFAULT, Outcome.SUCCESS)
@@ -290,7 +290,7 @@ def test_what_a_start_up_asks_is_no_workload_of_its_own(pooled):
     assert shown(db) == [DEFAULT, "shop"]
 
 
-def test_unknown_work_under_way_is_a_workload(pooled):
+def test_calls_in_flight_without_a_known_workload_are_a_workload(pooled):
     """It holds a slot when the first with a name comes, and may hold more."""
     db = pooled()
     held = check_out(db, DEFAULT)
@@ -299,7 +299,7 @@ def test_unknown_work_under_way_is_a_workload(pooled):
     give_back(held)
 
 
-def test_a_newcomer_gets_the_first_slots_that_come_back(pooled):
+def test_a_new_part_gets_the_first_slots_that_are_released(pooled):
     """The one that had them all gets none before it is within its share again."""
     db = pooled()
     held = check_out(db, "shop", times=99)
@@ -327,7 +327,7 @@ def test_a_circuit_that_the_only_workload_opened_does_not_refuse_the_second(pool
 
 
 def test_a_declared_compartment_keeps_its_size_and_divides_the_guard(pooled, clock):
-    """Whether others are active or not; and they know of it."""
+    """Whether or not others are active; their limits follow."""
     db = pooled()
     statement(db, "shop", Outcome.SUCCESS)
     reports = db.compartment("reports")
@@ -347,7 +347,7 @@ def test_a_declared_compartment_keeps_its_size_and_divides_the_guard(pooled, clo
 
 
 def test_slow_calls_get_no_slot_beyond_the_share_however_idle_the_others_are(pooled, clock):
-    """Somebody who asks once in a while finds one."""
+    """A part that rarely requests a slot gets one."""
     db = pooled()
     statement(db, "admin", Outcome.SUCCESS)
     statement(db, "shop", Outcome.SUCCESS)
@@ -384,8 +384,8 @@ def divided(pooled):
 @pytest.mark.parametrize(
     ("move", "state"), [("reset", "closed"), ("disable", "disabled"), ("metrics_only", "metrics_only")]
 )
-def test_what_is_done_to_the_guard_is_done_to_what_formed_by_itself(divided, move, state):
-    """Later ones included. A circuit that was open is told of; those that followed the guard are not."""
+def test_manual_transitions_of_the_guard_apply_to_automatic_compartments(divided, move, state):
+    """Later ones included. Only the transitions of circuits that were open are reported."""
     db, heard = divided()
     getattr(db, move)()
     assert {part.state for part in db.compartments} == {db.state} == {state}
@@ -396,7 +396,7 @@ def test_what_is_done_to_the_guard_is_done_to_what_formed_by_itself(divided, mov
     assert told == [("db", "closed", state)] * (state != "closed") + [("shop", "open", state)]
 
 
-def test_a_guard_that_is_forced_open_refuses_all_and_leaves_their_circuits(divided):
+def test_a_guard_that_is_forced_open_leaves_the_circuits_of_its_compartments(divided):
     """As they were; `reset` closes them, too."""
     db, _ = divided()
     db.force_open()
@@ -407,7 +407,7 @@ def test_a_guard_that_is_forced_open_refuses_all_and_leaves_their_circuits(divid
 
 
 def test_the_testing_kit_opens_the_guard_for_all_and_closes_all(divided):
-    """What was open before included."""
+    """Also for a circuit that was open before."""
     db, _ = divided()
     with open_circuit(db):
         assert not any(statement(db, key, Outcome.SUCCESS) for key in ("shop", "admin"))
@@ -415,7 +415,7 @@ def test_the_testing_kit_opens_the_guard_for_all_and_closes_all(divided):
 
 
 @pytest.mark.parametrize("move", [lambda part: part.force_open(), lambda part: part.resize(1), open_circuit])
-def test_what_is_done_to_the_only_workload_holds(pooled, move):
+def test_settings_of_the_only_workload_apply(pooled, move):
     """It is not passed by for being the only one."""
     db = pooled()
     statement(db, "shop", Outcome.SUCCESS)
@@ -426,14 +426,14 @@ def test_what_is_done_to_the_only_workload_holds(pooled, move):
     compartment_for(db, "shop").call_settings.gates[0].core.drop_calls_and_waiters()
 
 
-def test_each_end_of_a_call_is_told_once(divided):
-    """By the guard. A refusal is told by the gate that refused."""
+def test_each_end_of_a_call_is_reported_once(divided):
+    """By the guard. A refusal is reported by the gate that refused."""
     db, heard = divided()
     statement(db, "admin", Outcome.SUCCESS)
     assert [(type(event), event.guard) for event in heard] == [(CallFinished, "db")]
 
 
-def test_a_detached_guard_forgets_who_was_inside(pooled):
+def test_a_detached_guard_forgets_its_calls(pooled):
     """The connections that are out come back to a pool that knows no guard any more."""
     db = pooled()
     check_out(db, "shop")

@@ -29,7 +29,7 @@ def nothing():
     pass
 
 
-def test_whatever_a_call_does_its_slot_comes_back(slots):
+def test_each_end_of_a_call_releases_its_slot(slots):
     """And it is counted; a coroutine is not a result."""
 
     async def forgotten():
@@ -45,7 +45,7 @@ def test_whatever_a_call_does_its_slot_comes_back(slots):
     assert totals(slots) == (0, 1, 1, 2, 0)
 
 
-def test_two_inside_and_the_third_is_refused(slots):
+def test_a_third_call_is_refused_by_two_slots(slots):
     def third():
         with pytest.raises(BulkheadFullError):
             slots.run(nothing)
@@ -54,7 +54,7 @@ def test_two_inside_and_the_third_is_refused(slots):
     assert totals(slots) == (0, 2, 0, 0, 0)
 
 
-def test_a_deadline_around_is_kept_and_one_that_has_ended_is_stepped_over(slots):
+def test_an_enclosing_deadline_counts_and_one_that_has_ended_is_skipped(slots):
     """In a context that was copied inside the block, as a background task has it."""
     with deadline(60):
         inherited = contextvars.copy_context()
@@ -62,7 +62,7 @@ def test_a_deadline_around_is_kept_and_one_that_has_ended_is_stepped_over(slots)
     assert inherited.run(slots.run, remaining) is None
 
 
-def test_a_reset_while_it_runs_makes_its_result_late(slots):
+def test_a_reset_during_a_call_makes_its_result_late(slots):
     """It decides nothing any more; the slot comes back."""
     slots.run(slots.reset)
     assert totals(slots) == (0, 1, 0, 0, 1)

@@ -72,7 +72,7 @@ def test_async_functions_keep_their_kind_and_their_class(make_guard):
 
 
 @pytest.mark.parametrize("wrong", ["sheddable", "HIGH", 2, ""])
-def test_a_class_that_is_none_is_refused_where_it_is_written(make_guard, wrong):
+def test_an_unknown_criticality_is_refused_at_decoration(make_guard, wrong):
     """The message names the four."""
     with pytest.raises(ConfigurationError, match="criticality must be 'SHEDDABLE' or 'SHEDDABLE_PLUS' or"):
         guarded(make_guard(), criticality=wrong)
@@ -111,7 +111,7 @@ def test_the_lower_class_is_refused_first(make_guard):
     assert db.snapshot().rejected == {"shed": 4}
 
 
-def test_nobody_pays_who_uses_no_class(make_guard):
+def test_calls_without_a_criticality_pay_nothing_for_it(make_guard):
     """A guard that has never seen a class keeps no account of any, however many others have."""
     other, db = make_guard("other"), make_guard()
     guarded(other, criticality="SHEDDABLE")(lambda: None)()

@@ -31,7 +31,7 @@ def test_each_form_is_measured_to_its_true_end(make_guard, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_keeps_its_kind(make_guard, form):
-    """What awaits is known to await, and the signature stays."""
+    """Async callables are recognised, and the signature stays."""
     plain, wrapped = FORMS[form], guarded(make_guard())(FORMS[form])
     awaits = "async" in form or "coroutine" in form
     assert inspect.iscoroutinefunction(wrapped) == awaits
@@ -41,7 +41,7 @@ def test_each_form_keeps_its_kind(make_guard, form):
         assert (wrapped.__name__, wrapped.__doc__) == (plain.__name__, plain.__doc__)
 
 
-def test_methods(make_guard):
+def test_methods_of_each_kind_are_guarded(make_guard):
     """Plain, static and class methods, whichever decorator comes first; one guard for all instances."""
     guard = make_guard()
 
@@ -83,7 +83,7 @@ def test_methods(make_guard):
     assert guard.snapshot().succeeded == 6
 
 
-def test_generators_are_refused_where_they_are_written(make_guard):
+def test_generator_functions_are_refused_at_decoration(make_guard):
     """Between two yields the caller would hold the slot; the message says what to do instead."""
 
     def generator():
@@ -120,7 +120,7 @@ async def transaction_async():
 
 
 class Page:
-    """What else stands where a function is expected."""
+    """Objects that are not functions."""
 
     @property
     def size(self):
@@ -147,7 +147,7 @@ class Page:
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"fallback": lambda error: None}, {"timeout": 1}])
-def test_what_is_no_function_is_refused_where_it_is_written(make_guard, form, why, options):
+def test_other_objects_than_functions_are_refused_at_decoration(make_guard, form, why, options):
     """With a fallback around it, too."""
     with pytest.raises(TypeError, match=f"cannot guard .*{why}"):
         guarded(make_guard(), **options)(form)
@@ -211,7 +211,7 @@ def test_a_call_that_returns_unfinished_work_is_refused_and_no_failure(make_guar
     assert (seen.failed, seen.succeeded, seen.abandoned, seen.in_use) == (0, 0, 2, 0)
 
 
-def test_results_of_many_classes_are_looked_at_and_let_go(make_guard):
+def test_results_of_many_classes_are_checked_and_not_kept(make_guard):
     """Classes without end are not kept."""
     guard = make_guard()
     classes = [type("Row", (), {}) for _ in range(1000)]
@@ -223,7 +223,7 @@ def test_results_of_many_classes_are_looked_at_and_let_go(make_guard):
     assert sum(ref() is not None for ref in seen) < 300
 
 
-def test_a_function_that_returns_a_coroutine_is_refused_when_it_does(run, make_guard):
+def test_a_function_that_returns_a_coroutine_is_refused_at_the_call(run, make_guard):
     """It would be decorated and never protected: an error says so, and the coroutine is closed."""
     guard = make_guard()
     wrapped = guarded(guard)(lambda: load_async(1))
@@ -234,7 +234,7 @@ def test_a_function_that_returns_a_coroutine_is_refused_when_it_does(run, make_g
     assert guard.snapshot().succeeded == 0
 
 
-def test_wrong_uses_are_told(make_guard):
+def test_wrong_uses_raise_an_error_that_says_how(make_guard):
     """Not a guard, or a wrong timeout: at once, not at the first call."""
     with pytest.raises(TypeError, match=r"write @guarded\(guard\)"):
         guarded(load)
@@ -242,7 +242,7 @@ def test_wrong_uses_are_told(make_guard):
         guarded(make_guard(), timeout=0)
 
 
-def test_its_timeout_is_that_of_each_call(make_guard, clock):
+def test_the_timeout_of_a_compartment_is_that_of_each_call(make_guard, clock):
     """Instead of the guard's own."""
     guard = make_guard(timeout=5)
 
@@ -292,7 +292,7 @@ def test_recursion_takes_a_slot_for_each_level(make_guard):
     assert seen == [1, 2, 3, 4]
 
 
-def test_a_rule_for_results_is_asked(make_guard, run):
+def test_a_rule_for_results_decides_the_outcome(make_guard, run):
     """Also under the decorator."""
     from guardrails import BreakerPolicy  # noqa: PLC0415
 
@@ -301,7 +301,7 @@ def test_a_rule_for_results_is_asked(make_guard, run):
     assert guard.snapshot().failed == 1
 
 
-def test_a_bulkhead_guards_too():
+def test_guarded_takes_a_bulkhead():
     """Any guard does."""
     bulkhead = Bulkhead("reports", 1)
     assert guarded(bulkhead)(load)(1) == "1 False"

@@ -59,7 +59,7 @@ def following(steps):
 
 
 def strays(function):
-    """What stands between a fast path's look and its last change that may let something else in."""
+    """The instructions between a fast path's check and its last change at which other code may run."""
     steps = list(dis.get_instructions(function))
     after = list(following(steps))
     look = next(at for at, step in enumerate(steps) if step.opname == "LOAD_ATTR" and step.argval in LOOKS)
@@ -117,12 +117,12 @@ STRAY_CALLS = [
 
 
 @pytest.mark.parametrize("function", LINES, ids=lambda function: function.__qualname__)
-def test_a_quick_way_has_no_call_no_jump_back_and_no_new_object_between_look_and_last_change(function):
+def test_a_fast_path_has_no_call_no_backward_jump_and_no_new_object_between_check_and_last_change(function):
     """There alone CPython hands the interpreter on, or runs a handler or the collector."""
     assert strays(function) == []
 
 
-def test_results_are_written_down_without_a_call_in_the_middle():
+def test_pending_results_are_added_without_a_call_in_the_middle():
     """A snapshot does it while the fast paths are open."""
     steps = list(dis.get_instructions(Breaker._flush_results))
     names = [step.argval if step.opname in {"LOAD_ATTR", "STORE_ATTR"} else None for step in steps]
@@ -133,7 +133,7 @@ def test_results_are_written_down_without_a_call_in_the_middle():
 
 
 @pytest.mark.parametrize(("owner", "name", "line", "instead"), STRAY_CALLS)
-def test_a_stray_call_in_a_quick_way_is_seen_in_its_bytecode(owner, name, line, instead):
+def test_a_stray_call_in_a_fast_path_is_seen_in_its_bytecode(owner, name, line, instead):
     """So the test above can fail."""
     assert any("CALL" in found for found in strays(with_stray_call(getattr(owner, name), line, instead)))
 
@@ -219,7 +219,7 @@ MOVES = [
 
 
 def assert_books_are_right(move, other):
-    """Runs one move, and the other at every place of it; then everybody leaves and nothing may be left."""
+    """Runs one move, and the other at every place of it; then all calls end and no figure may remain."""
     places, made = 0, []
 
     def make():
@@ -244,13 +244,13 @@ def assert_books_are_right(move, other):
 
 @pytest.mark.parametrize("other", MOVES)
 @pytest.mark.parametrize("move", MOVES)
-def test_another_thread_at_any_place_of_a_move_leaves_the_books_right(move, other):
+def test_another_thread_at_any_place_of_a_move_keeps_the_figures_right(move, other):
     """No slot is lost or given back twice, no call is counted twice or stays under way."""
     assert assert_books_are_right(move, other) >= 1
 
 
 @pytest.mark.parametrize(("owner", "name", "line", "instead"), STRAY_CALLS)
-def test_another_thread_in_a_quick_way_with_a_stray_call_makes_the_books_wrong(
+def test_another_thread_in_a_fast_path_with_a_stray_call_makes_the_figures_wrong(
     monkeypatch, owner, name, line, instead
 ):
     """So the test above can fail."""
@@ -347,7 +347,7 @@ def test_a_storm_of_threads_loses_no_slot(calls):
     assert now.failed > 0
 
 
-def test_a_storm_finds_a_stray_call(monkeypatch):
+def test_a_storm_of_threads_finds_a_stray_call(monkeypatch):
     """So the storm can fail."""
     stray = with_stray_call(FastGate.check_in, *STRAY_CALLS[3][2:])
     monkeypatch.setattr(FastGate, "check_in", stray)
@@ -409,7 +409,7 @@ def closed(core):
         ("pypy", "", None, False),
     ],
 )
-def test_the_quick_ways_need_an_interpreter_lock(monkeypatch, name, flags, enabled, expected):
+def test_the_fast_paths_need_an_interpreter_lock(monkeypatch, name, flags, enabled, expected):
     """On a free-threaded build they are closed even while its lock is on."""
     monkeypatch.setattr(sys, "implementation", type("Implementation", (), {"name": name}))
     monkeypatch.setattr(sys, "abiflags", flags, raising=False)
@@ -444,7 +444,7 @@ class Odd(float):
         return float(self) < float(other)
 
 
-def test_a_clock_with_readings_of_its_own_kind_closes_the_quick_ways():
+def test_a_clock_with_readings_of_another_type_closes_the_fast_paths():
     guard = Guard("db", max_concurrent_calls=2, timeout=None, clock=lambda: Odd(time.monotonic()))
     for _ in range(3):
         guard.run(int)
@@ -452,7 +452,7 @@ def test_a_clock_with_readings_of_its_own_kind_closes_the_quick_ways():
     assert guard.snapshot().succeeded == 3
 
 
-def test_an_open_circuit_is_seen_by_the_quick_way_at_once():
+def test_an_open_circuit_is_seen_by_the_fast_path_at_once():
     """A move of another thread closes the fast paths before it changes anything."""
     guard = Guard("db", max_concurrent_calls=2, breaker=tripping())
     guard.run(int)
@@ -488,7 +488,7 @@ def frames_of(fn):
     return names
 
 
-def test_a_call_that_meets_nothing_runs_three_functions():
+def test_a_call_on_the_fast_path_runs_three_functions():
     """Its own, one in and one out; with a deadline around it, the look at that as well."""
     guard = Guard("db", max_concurrent_calls=2)
     assert frames_of(lambda: guard.run(int)) == ["run", "try_enter_fast", "try_exit_fast"]

@@ -1,4 +1,4 @@
-"""A guard through its public forms, sync and async: what is admitted, counted, told and given back."""
+"""A guard through its public forms, sync and async: admission, figures, events and release."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class Cancelled(BaseException):
         (BaseExceptionGroup("", [asyncio.CancelledError(), LookupError()]), Outcome.ABANDONED),
     ],
 )
-def test_what_an_end_means(error, outcome):
+def test_each_end_of_a_call_has_its_outcome(error, outcome):
     """SM8, SM15: faults count, who leaves does not, and of a group the worst leaf decides."""
     assert classify(error, lambda error: not isinstance(error, LookupError)) is outcome
 
 
-def test_results_and_errors_come_through_as_they_are(run, make_guard):
+def test_results_and_errors_reach_the_caller_unchanged(run, make_guard):
     """Same object, same traceback; arguments are passed on."""
     guard, error = make_guard(), Boom()
 
@@ -82,7 +82,7 @@ def test_results_and_errors_come_through_as_they_are(run, make_guard):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, Cancelled, MemoryError])
-def test_whatever_ends_a_probe_gives_its_place_back(run, make_guard, clock, error):
+def test_each_end_of_a_probe_returns_its_lease(run, make_guard, clock, error):
     """SM8: exactly once, the exception unchanged, and the circuit is never stuck half-open."""
     guard = make_guard(breaker=tripping(permitted_calls_in_half_open_state=1))
     trip(run, guard, clock, wait=5)
@@ -121,7 +121,7 @@ class NoTruth:
 
 
 @pytest.mark.parametrize("answer", [lambda _: 1 / 0, lambda _: NoTruth()])
-def test_a_rule_that_breaks_is_logged_and_the_default_holds(run, make_guard, caplog, answer):
+def test_a_rule_that_raises_is_logged_and_the_default_rule_counts(run, make_guard, caplog, answer):
     """SM14: for errors failure, for results success; the call's own end is untouched and the slot free."""
     guard = make_guard(breaker=counting(10, is_failure=answer, is_failure_result=answer))
     fail(run, guard)
@@ -132,7 +132,7 @@ def test_a_rule_that_breaks_is_logged_and_the_default_holds(run, make_guard, cap
     assert "the is_failure_result rule raised" in caplog.text
 
 
-def test_ctrl_c_in_a_rule_gives_the_slot_back(run, make_guard):
+def test_ctrl_c_in_a_rule_keeps_no_slot(run, make_guard):
     """It comes out, and nothing is held."""
 
     def interrupted(error):
@@ -144,7 +144,7 @@ def test_ctrl_c_in_a_rule_gives_the_slot_back(run, make_guard):
     assert totals(guard) == (1, 0, 0, 1)
 
 
-def test_ctrl_c_in_a_listener_gives_every_slot_back(run, make_guard):
+def test_ctrl_c_in_a_listener_keeps_no_slot(run, make_guard):
     """Also the slots of the gates further out."""
     stop = []
 
@@ -163,7 +163,7 @@ def test_ctrl_c_in_a_listener_gives_every_slot_back(run, make_guard):
 
 
 @pytest.mark.parametrize("reading", range(1, 4))
-def test_a_clock_that_breaks_while_entering_holds_no_slot(run, reading):
+def test_a_clock_that_raises_while_entering_keeps_no_slot(run, reading):
     """Whichever of the readings on the way in it is."""
     readings = itertools.count(1)
 
@@ -182,7 +182,7 @@ def test_a_clock_that_breaks_while_entering_holds_no_slot(run, reading):
 @pytest.mark.parametrize(
     "reading", [math.nan, math.inf, -math.inf, 1e308, 10**400, "5", None], ids=lambda it: str(it)[:9]
 )
-def test_a_clock_that_tells_no_time_for_a_while_spoils_nothing(run, clock, reading, leaving):
+def test_readings_of_a_clock_that_are_no_time_lose_no_slot(run, clock, reading, leaving):
     """W5: once it tells the time again the guard works as before, and no slot is lost."""
     guard = Guard("db", max_concurrent_calls=1, clock=clock, timeout=None)
     run(guard, clock.advance, 1)
@@ -219,7 +219,7 @@ def test_a_call_that_the_collector_ends_in_the_middle_of_a_step_ends_after_it(ru
 
 
 def test_a_full_guard_refuses(run, make_guard):
-    """At once where nobody may wait, and the function is not called."""
+    """At once if there is no queue, and the function is not called."""
     guard = make_guard(max_concurrent_calls=2, max_wait_duration=0)
     holders = [run.start(guard) for _ in range(2)]
     error = be_refused(run, guard, "bulkhead_full")
@@ -289,7 +289,7 @@ def test_a_call_is_used_once(make_guard):
         call.__enter__()
 
 
-def test_leaving_twice_gives_one_slot_back(make_guard):
+def test_leaving_twice_releases_one_slot(make_guard):
     """B1."""
     guard = make_guard(max_concurrent_calls=1)
     call = guard.call()
@@ -306,7 +306,7 @@ def test_leaving_twice_gives_one_slot_back(make_guard):
 # --- looking and telling -------------------------------------------------------------------------
 
 
-def test_looking_changes_nothing(run, make_guard, clock):
+def test_reading_the_state_changes_nothing(run, make_guard, clock):
     """SE2: neither the state nor a snapshot lets a due probe in."""
     guard = make_guard(breaker=tripping())
     trip(run, guard, clock, wait=60)
@@ -325,7 +325,7 @@ def test_the_oldest_call_is_shown(run, make_guard, clock):
     assert guard.snapshot().oldest_in_flight is None
 
 
-def test_events_tell_the_story(run, make_guard, clock):
+def test_events_report_each_transition_and_refusal(run, make_guard, clock):
     """In order, numbered, with the guard's name and clock."""
     told = []
     guard = make_guard(breaker=tripping(), listeners=[told.append])
@@ -342,7 +342,7 @@ def test_events_tell_the_story(run, make_guard, clock):
     assert {event.guard for event in told} == {"db"}
 
 
-def test_a_call_refused_further_out_ends_with_no_duration(run, make_guard, clock):
+def test_a_call_refused_by_an_outer_gate_ends_without_duration(run, make_guard, clock):
     """The compartment let it in, the guard around it did not; it never ran."""
     clock.advance(1000)
     told = []
@@ -355,8 +355,8 @@ def test_a_call_refused_further_out_ends_with_no_duration(run, make_guard, clock
     assert [(event.outcome, event.duration) for event in told] == [(Outcome.ABANDONED, 0)]
 
 
-def test_listeners_get_what_they_ask_for(run, make_guard):
-    """An event nobody wants is not built."""
+def test_listeners_get_the_events_they_want(run, make_guard):
+    """An event that no listener wants is not built."""
     told = []
 
     class Changes:
@@ -411,7 +411,7 @@ ODD_EVENTS = [
     "events", ODD_EVENTS, ids=[type(events).__name__ + str(n) for n, events in enumerate(ODD_EVENTS)]
 )
 @pytest.mark.parametrize("kind", [Odd, Touchy])
-def test_a_listener_that_does_not_say_what_it_wants_gets_every_event(run, make_guard, clock, events, kind):
+def test_a_listener_without_events_gets_every_event(run, make_guard, clock, events, kind):
     """Nothing raises in the middle of a call."""
     listener = kind(events)
     guard = make_guard(listeners=[listener])
@@ -428,7 +428,7 @@ def test_a_listener_that_does_not_say_what_it_wants_gets_every_event(run, make_g
 
 
 @pytest.mark.parametrize("make", [Mock, MagicMock])
-def test_a_mock_is_a_listener(run, make_guard, make):
+def test_a_mock_can_be_a_listener(run, make_guard, make):
     """It has every attribute, ``events`` too."""
     listener = make()
     guard = make_guard(listeners=[listener])
@@ -447,7 +447,7 @@ def test_a_mock_is_a_listener(run, make_guard, make):
         ((Event,), [CallFinished, StateChanged]),
     ],
 )
-def test_a_listener_says_what_it_wants_by_any_collection_of_classes(run, make_guard, events, heard):
+def test_events_of_a_listener_may_be_any_collection_of_classes(run, make_guard, events, heard):
     """A base class stands for all that derive from it."""
     listener = Odd(events)
     guard = make_guard(listeners=[listener])
@@ -456,7 +456,7 @@ def test_a_listener_says_what_it_wants_by_any_collection_of_classes(run, make_gu
     assert listener.heard == heard
 
 
-def test_a_listener_may_do_what_it_likes(run, make_guard, caplog):
+def test_a_listener_may_use_the_guard_and_raise(run, make_guard, caplog):
     """SM12: it raises, looks, resets, calls the guard: no deadlock, and the call's end is its own."""
     told = []
 
@@ -492,8 +492,8 @@ def test_transitions_are_logged(run, make_guard, caplog):
     ]
 
 
-def test_waiters_are_woken_before_listeners_are_told(make_guard):
-    """A slow listener keeps nobody from the slot that is theirs."""
+def test_waiters_are_woken_before_listeners_are_called(make_guard):
+    """A slow listener does not delay a waiter that was granted a slot."""
     order = []
 
     class Noting(WakeableWaiter):
@@ -520,7 +520,7 @@ def test_waiters_are_woken_before_listeners_are_told(make_guard):
 
 
 @pytest.mark.parametrize("state", ["force_open", "disable", "metrics_only", "reset"])
-def test_a_hand_on_the_circuit_makes_calls_under_way_late(run, make_guard, clock, state):
+def test_a_manual_change_of_the_circuit_makes_calls_in_flight_late(run, make_guard, clock, state):
     """SM13: they finish, give everything back, and decide nothing."""
     guard = make_guard(breaker=tripping())
     closed = run.start(guard)
@@ -551,7 +551,7 @@ def test_a_guard_without_a_breaker_only_holds_slots(run, make_guard):
 
 
 def test_resize_at_run_time(run, make_guard):
-    """B7: shrinking waits for nobody, growing lets more in."""
+    """B7: shrinking waits for no call, growing admits more."""
     guard = make_guard(max_concurrent_calls=3, max_wait_duration=0)
     holders = [run.start(guard) for _ in range(3)]
     guard.resize(1)
@@ -596,7 +596,7 @@ def test_a_compartments_circuit_is_its_own(run, make_guard):
     succeed(run, guard)
 
 
-def test_compartments_by_name(make_guard):
+def test_a_known_name_returns_the_same_compartment(make_guard):
     """Asked for again it is the same; given options again it is an error."""
     guard = make_guard(max_concurrent_calls=10)
     part = guard.compartment("part")
@@ -618,7 +618,7 @@ def test_compartments_by_name(make_guard):
         guard.detach()
 
 
-def test_two_who_make_the_same_compartment_at_once_get_the_same(make_guard):
+def test_two_threads_that_make_the_same_compartment_get_the_same(make_guard):
     """As two threads may; here the second comes while the first one's listeners are being read."""
     guard = make_guard()
     made = []
@@ -632,8 +632,8 @@ def test_two_who_make_the_same_compartment_at_once_get_the_same(make_guard):
     assert guard.compartments == (made[0],)
 
 
-def test_a_bulkhead_has_slots_and_nothing_else(run, clock):
-    """R19: no circuit, no timeout; by default nobody waits."""
+def test_a_bulkhead_has_no_circuit_and_no_timeout(run, clock):
+    """R19: no circuit, no timeout; by default no queue."""
     bulkhead = Bulkhead("reports", 2, clock=clock)
     holders = [run.start(bulkhead) for _ in range(2)]
     assert be_refused(run, bulkhead, "bulkhead_full").guard == "reports"
@@ -672,13 +672,13 @@ def test_settings_of_two_guards_are_their_own():
 
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_guard_has_no_copies(make_guard, duplicate):
-    """P2: slots and circuit are of one process; who tries is told what to do instead."""
+def test_a_guard_cannot_be_copied(make_guard, duplicate):
+    """P2: slots and circuit belong to one process; the error says what to do instead."""
     with pytest.raises(TypeError, match="guard 'db' cannot be pickled or copied: make one in each process"):
         duplicate(make_guard())
 
 
-def test_a_way_out_that_never_works_ends(monkeypatch, make_guard):
+def test_a_release_that_always_raises_ends(monkeypatch, make_guard):
     """The slot cannot be saved then; but the error comes out, and it is tried twice, not for ever."""
     guard = make_guard()
     tries = []

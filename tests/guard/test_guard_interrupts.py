@@ -24,12 +24,12 @@ def warm():
 
 
 def cold():
-    """A guard whose first call takes the long way."""
+    """A guard whose first call takes the slow path."""
     return Guard("db", max_concurrent_calls=2)
 
 
 def cold_and_divided():
-    """A guard with a compartment, whose first call takes the long way."""
+    """A guard with a compartment, whose first call takes the slow path."""
     guard = cold()
     guard.compartment("part", max_concurrent_calls=2)
     return guard
@@ -117,7 +117,7 @@ def what_is_lost(make, call):
         assert not slots.queue
         with contextlib.suppress(CircuitOpenError):
             guard.run(int)  # the other slot still works
-        for each in (guard, *guard.compartments):  # the next test starts with nobody inside
+        for each in (guard, *guard.compartments):  # the next test starts without calls
             each._gate.core.drop_calls_and_waiters()
     return places, lost
 
@@ -153,7 +153,7 @@ def test_an_interrupt_at_any_place_loses_no_slot_and_no_scope(make, call, known)
 
 
 def full():
-    """A pool's guard with its only slot taken, where nobody waits."""
+    """A pool's guard with its only slot in use and without a queue."""
     guard = Guard("db", max_concurrent_calls=1, max_wait_duration=0)
     guard._gate.check_out(None)
     return guard
@@ -172,7 +172,7 @@ def at_first_sight(guard):
     ("make", "refuse", "reason"),
     [(full, out_of_the_pool, "bulkhead_full"), (opened, at_first_sight, "circuit_open")],
 )
-def test_an_interrupt_of_a_quick_refusal_keeps_nothing(make, refuse, reason):
+def test_an_interrupt_of_a_fast_refusal_keeps_no_slot(make, refuse, reason):
     """Neither the lock nor a slot; and a refusal is counted once, or was none."""
     places, made = 0, []
     for where, guard in interrupted_everywhere(lambda: made.append(make()) or made[-1], refuse):

@@ -140,7 +140,7 @@ def test_a_thread_that_runs_a_loop_is_never_blocked(make_guard):
     assert asyncio.run(main()) == "bulkhead_full"
 
 
-def test_opening_sends_everybody_away_at_once(make_guard):
+def test_an_opening_circuit_dismisses_all_waiters_at_once(make_guard):
     """SM19: five hundred wait, the circuit opens, and the dependency sees none of them."""
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=LONG, max_waiting=500, breaker=tripping())
     called = []
@@ -168,7 +168,7 @@ def test_opening_sends_everybody_away_at_once(make_guard):
     assert guard.snapshot().rejected == {"circuit_open": 500}
 
 
-def test_growing_wakes_who_waits(make_guard):
+def test_growing_wakes_waiters(make_guard):
     """B7."""
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=LONG, max_waiting=10)
     together = threading.Barrier(3, timeout=LONG)
@@ -180,8 +180,8 @@ def test_growing_wakes_who_waits(make_guard):
     join(threads)
 
 
-def test_a_standing_queue_hurries_newcomers(make_guard, clock):
-    """Overload that lasts: from then on a newcomer waits 5 ms, and only if the queue moves at all."""
+def test_a_standing_queue_shortens_the_wait_of_new_callers(make_guard, clock):
+    """Under lasting overload a new caller waits 5 ms at most, and only if the queue moves at all."""
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=LONG, max_waiting=10)
     done = threading.Event()
     with guard.call():
@@ -202,7 +202,7 @@ def test_a_standing_queue_hurries_newcomers(make_guard, clock):
 
 
 @pytest.mark.parametrize("round_", range(5))
-def test_exactly_so_many_probes_of_a_crowd_run(make_guard, clock, run, round_):
+def test_a_crowd_in_half_open_runs_the_permitted_number_of_probes(make_guard, clock, run, round_):
     """SM10: threads and tasks arrive together at the end of the wait."""
     told = []
     guard = make_guard(breaker=tripping(permitted_calls_in_half_open_state=3), listeners=[told.append])
@@ -240,8 +240,8 @@ def test_exactly_so_many_probes_of_a_crowd_run(make_guard, clock, run, round_):
     assert [event.new for event in told if isinstance(event, StateChanged)] == ["open", "half_open", "closed"]
 
 
-def test_an_abandoned_probe_that_is_collected_gives_its_place_back(make_guard, clock, run):
-    """SM9: a coroutine that nobody will ever resume."""
+def test_an_abandoned_probe_that_is_collected_returns_its_lease(make_guard, clock, run):
+    """SM9: a coroutine that is never resumed."""
     guard = make_guard(breaker=tripping(permitted_calls_in_half_open_state=1))
     trip(run, guard, clock, wait=5)
 
@@ -291,7 +291,7 @@ def test_a_call_cancelled_at_any_step_holds_nothing(make_guard, steps):
     assert (in_use(guard), waiting(guard)) == (0, 0)
 
 
-def test_cancelled_in_the_tick_of_the_grant_the_slot_goes_on(make_guard):
+def test_a_slot_granted_in_the_tick_of_a_cancellation_goes_to_the_next(make_guard):
     """Granted first and cancelled first, in the same turn of the loop."""
     for grant_first in (True, False):
         guard = make_guard(max_concurrent_calls=1, max_wait_duration=LONG, max_waiting=10)
@@ -315,7 +315,7 @@ def test_cancelled_in_the_tick_of_the_grant_the_slot_goes_on(make_guard):
         assert in_use(guard) == 0
 
 
-def test_a_wait_that_ends_as_it_is_granted(make_guard):
+def test_a_wait_that_ends_while_the_slot_is_granted(make_guard):
     """B3: ten rounds of ten threads whose waits end about when slots come free; nothing is lost."""
     guard = Guard(
         "db", max_concurrent_calls=3, max_wait_duration=0.002, max_waiting=50, timeout=None, breaker=None
@@ -430,7 +430,7 @@ class Interruption(BaseException):
     """As KeyboardInterrupt, for a thread of our choice."""
 
 
-def test_an_interrupted_wait_gives_its_place_up(make_guard):
+def test_an_interrupted_wait_leaves_the_queue(make_guard):
     """B9: an exception that a signal raises in a waiting thread leaves the queue."""
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=LONG, max_waiting=10)
 
@@ -469,7 +469,7 @@ def in_child(check):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_starts_with_nobody_inside(make_guard):
+def test_a_child_starts_without_calls(make_guard):
     """B8, P2: calls, waiters and probes stay in the parent; what the forking call settles is void."""
     guard = make_guard(max_concurrent_calls=2, max_wait_duration=LONG)
     breaker = CircuitBreaker(success_threshold=1)
@@ -513,7 +513,7 @@ def test_a_fork_inside_a_call_settles_in_the_parent_only(make_guard):
     assert in_use(guard) == 0
 
 
-def test_where_there_is_no_fork_a_lock_is_a_lock(monkeypatch):
+def test_a_forked_lock_works_without_fork_support(monkeypatch):
     """As on Windows, whose `os` has no word of forks."""
     monkeypatch.delattr(os, "register_at_fork", raising=False)
     lock = runpy.run_path(fork.__file__)["ForkedLock"]()
@@ -744,7 +744,7 @@ def test_ten_thousand_races_of_grant_timeout_and_cancellation_lose_no_slot():
     assert races.most <= 3
     assert (now.in_use, now.waiting) == (0, 0)
     assert now.admitted == now.succeeded + now.failed + now.abandoned
-    # One that returns late on a busy loop is a failure, too, although nothing has rung.
+    # One that returns late on a busy loop is a failure, too, although no timer has fired.
     assert now.succeeded + now.failed == races.ends["granted"] + races.ends["late"]
     with contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -778,7 +778,7 @@ def test_totals_are_exact_under_threads(make_guard):
     assert not wrong
 
 
-def test_calls_of_one_after_a_crowd(run, make_guard):
+def test_a_single_caller_after_a_crowd(run, make_guard):
     """The guard is whole after failures."""
     guard = make_guard(max_concurrent_calls=1)
     fail(run, guard, times=5)

@@ -87,7 +87,7 @@ def test_a_wrong_option_of_a_guard_is_refused_by_name(option, value):
         Guard(options.pop("name"), **options)
 
 
-def test_several_faults_are_told_together():
+def test_several_faults_are_reported_together():
     """C6."""
     with pytest.raises(ConfigurationError) as refusal:
         BreakerPolicy(failure_rate_threshold=50, open_jitter=2, minimum_number_of_calls=0)
@@ -143,13 +143,13 @@ def test_a_longest_wait_below_the_first_one_shortens_nothing(run, make_guard, cl
     assert be_refused(run, guard).retry_after == 5
 
 
-def test_what_cannot_be_protected_is_refused():
+def test_other_targets_of_protect_are_refused():
     """Anything but an engine or a client, by its type and not by what it holds."""
     with pytest.raises(ConfigurationError, match="a dict cannot be guarded"):
         protect({"dsn": "secret"})
 
 
-def test_what_can_be_protected_is_known_by_its_library():
+def test_targets_of_protect_are_recognised_by_their_package():
     """Also a class of the user's own that inherits from it."""
     guard = protect(create_engine("sqlite://"), max_concurrent_calls=3)
     assert (guard.name, guard.snapshot().max_concurrent_calls) == ("sqlite", 3)

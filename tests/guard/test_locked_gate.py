@@ -64,7 +64,7 @@ def figures(guard):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_checkout_holds_a_slot_and_each_statement_on_it_is_evidence(make_guard, way):
-    """Whoever checks out; twice, as the first goes the long way round."""
+    """For each kind of checkout; twice, as the first one takes the slow path."""
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=0)
     gate = guard._gate
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_an_open_circuit_hands_out_no_connection(run, make_guard, way):
     assert figures(guard)[0] == 0
 
 
-def test_a_checkout_behind_a_greenlet_waits_its_turn(make_guard):
+def test_a_checkout_behind_a_greenlet_waits_in_the_queue(make_guard):
     """The loop goes on meanwhile, and the slot given back there is handed over."""
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=LONG)
     gate = guard._gate
@@ -103,8 +103,8 @@ def test_a_checkout_behind_a_greenlet_waits_its_turn(make_guard):
     assert (guard.snapshot().in_use, guard.snapshot().admitted) == (0, 2)
 
 
-def test_a_statement_that_listeners_hear_of(make_guard):
-    """Each end is told, the successes too."""
+def test_the_end_of_each_statement_is_reported(make_guard):
+    """The successes, too."""
     told = []
     gate = make_guard(listeners=[told.append])._gate
     slot = gate.check_out(None)
@@ -121,7 +121,7 @@ def test_a_statement_that_listeners_hear_of(make_guard):
 
 
 class Collector:
-    """A clock that, each time it is read, ends what somebody has dropped: as a collection just then would."""
+    """A clock that ends dropped calls each time it is read, as a collection at that moment would."""
 
     def __init__(self):
         self.dropped = []
@@ -164,7 +164,7 @@ STEPS = {
 def test_a_statement_collected_as_a_quick_step_reads_the_clock_ends_before_it(
     guard, collector, step, reading
 ):
-    """No quick step has begun before it has the time, so the step knows of the failure."""
+    """The fast path reads the clock first, so the step takes the failure into account."""
     gate = guard._gate
     slot = gate.check_out(None)
     ticket = gate.begin(slot)
@@ -183,7 +183,7 @@ def test_a_statement_collected_as_a_quick_step_reads_the_clock_ends_before_it(
     assert guard.snapshot().in_use == 0
 
 
-def test_a_call_collected_as_a_quick_call_reads_the_clock_ends_before_it(run, guard, collector):
+def test_a_call_collected_while_a_fast_call_reads_the_clock_ends_before_it(run, guard, collector):
     """So that the circuit it opens refuses the call."""
     dropped = guard.call()
     dropped.__enter__()
@@ -193,15 +193,15 @@ def test_a_call_collected_as_a_quick_call_reads_the_clock_ends_before_it(run, gu
     assert (guard.state, guard.snapshot().in_use, guard.snapshot().failed) == ("open", 0, 1)
 
 
-def test_what_is_collected_on_a_calls_way_out_ends_right_after_it(run, guard, collector):
-    """A failure that nobody waited for opens the circuit once the step is over."""
+def test_calls_collected_while_a_call_ends_end_right_after_it(run, guard, collector):
+    """A failure that was deferred opens the circuit at the end of the step."""
     dropped = guard.call()
     dropped.__enter__()
     run(guard, lambda: collector.dropped.append(lambda: dropped.__exit__(Boom, Boom(), None)))
     assert (guard.state, guard.snapshot().in_use, guard.snapshot().failed) == ("open", 0, 1)
 
 
-def test_a_whole_family_is_collected_in_the_middle_of_a_step(guard, collector):
+def test_a_guard_with_compartments_is_collected_in_the_middle_of_a_step(guard, collector):
     """A failed statement, its connection, and a task that waited: put off together, made in their order."""
     gate = guard._gate
     slots = [gate.check_out(None) for _ in range(4)]
@@ -241,8 +241,8 @@ def test_a_signal_handler_changes_the_guard_in_the_middle_of_a_step(guard, colle
 # --- what breaks in the middle of a step ---------------------------------------------------------
 
 
-def test_a_clock_that_breaks_keeps_no_connection_and_no_statement(guard, collector, caplog):
-    """What is given back is given back; for that moment time stands still."""
+def test_a_clock_that_raises_keeps_no_connection_and_no_statement(guard, collector, caplog):
+    """Both are released; the time of the last reading counts."""
     gate = guard._gate
     slot = gate.check_out(None)
     ticket = gate.begin(slot)
@@ -254,7 +254,7 @@ def test_a_clock_that_breaks_keeps_no_connection_and_no_statement(guard, collect
     assert "the clock of guard 'db' raised" in caplog.text
 
 
-def test_a_clock_that_breaks_while_leaving_holds_no_slot(run, guard, collector):
+def test_a_clock_that_raises_while_leaving_keeps_no_slot(run, guard, collector):
     """Its error is the caller's, as the call may have come back late; the lock is free again."""
 
     def work():
@@ -272,8 +272,8 @@ class Interruption(BaseException):
 
 
 @pytest.mark.parametrize("leaving", [False, True])
-def test_ctrl_c_in_a_listener_right_after_a_quick_step_holds_no_slot(run, collector, leaving):
-    """What was put off during the step is told after it; the lock has been let go by then."""
+def test_ctrl_c_in_a_listener_right_after_a_fast_step_keeps_no_slot(run, collector, leaving):
+    """Deferred moves are reported after the step, when the lock is released."""
 
     def interrupt(event):
         if isinstance(event, StateChanged):
@@ -298,7 +298,7 @@ def test_ctrl_c_in_a_listener_right_after_a_quick_step_holds_no_slot(run, collec
     assert not guard._gate._in_step()
 
 
-def test_a_door_paused_for_a_fork_waits_for_the_step_under_way(run, guard):
+def test_a_gate_locked_for_a_fork_waits_for_the_step_in_progress(run, guard):
     """And afterwards everything is as before."""
     assert guard._gate.pause(LONG)
     guard._gate.unpause()

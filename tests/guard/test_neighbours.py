@@ -1,4 +1,4 @@
-"""Whose trouble it is, in fake time: a locked table refuses no neighbour, a database that is down all."""
+"""A locked table refuses no call of other workloads, a database that is down refuses all; in fake time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def down(service, rates, how, seed=None, until=30.0):
 @pytest.mark.parametrize("neighbour", ["other", "direct"])
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("compartments", COMPARTMENTS)
-def test_a_locked_table_refuses_no_neighbour(compartments, rate, neighbour, seed):
+def test_a_locked_table_refuses_no_call_of_other_workloads(compartments, rate, neighbour, seed):
     """At no rate, and the whole guard's circuit never opens."""
     if neighbour == "direct" and compartments == "auto":
         neighbour = "default"
@@ -62,7 +62,7 @@ def test_a_locked_table_refuses_no_neighbour(compartments, rate, neighbour, seed
 
 @pytest.mark.parametrize("policy", [BreakerPolicy(sliding_window_type="count", sliding_window_size=50), None])
 @pytest.mark.parametrize("slots", [2, 3, 5, 50])
-def test_no_neighbour_meets_the_open_circuit_of_the_whole(slots, policy):
+def test_no_healthy_workload_is_refused_by_the_guards_open_circuit(slots, policy):
     """In small pools and large, with a window of calls, and in a compartment without a circuit."""
     options = {} if policy is None else {"breaker": policy}
     service = Service(slots, ["orders", "other"], **options)
@@ -73,7 +73,7 @@ def test_no_neighbour_meets_the_open_circuit_of_the_whole(slots, policy):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.4, 2])
-def test_several_locked_tables_refuse_no_neighbour(rate):
+def test_several_locked_tables_refuse_no_call_of_other_workloads(rate):
     """Three at once, whose compartments are small enough to leave some slots."""
     service = Service(15, ["orders", "items", "users", "other"])
     for name in ("orders", "items", "users"):
@@ -83,7 +83,7 @@ def test_several_locked_tables_refuse_no_neighbour(rate):
 
 
 @pytest.mark.parametrize("busy", [0.4, 1, 3])
-def test_a_quiet_table_that_is_locked_refuses_no_neighbour(busy):
+def test_a_rarely_used_table_that_is_locked_refuses_no_other_workload(busy):
     """Its own circuit has too little to go by, and must not need to open."""
     service = Service(15, ["orders", "other"])
     lock(service, ["orders"], busy=busy, neighbours=["other"], rate=0.4)
@@ -101,7 +101,7 @@ def test_a_quiet_table_that_is_locked_refuses_no_neighbour(busy):
     seed=st.integers(0, 1000),
     count=st.booleans(),
 )
-def test_whose_calls_all_succeed_is_never_refused_by_the_whole(
+def test_a_workload_whose_calls_all_succeed_is_never_refused_by_the_guards_circuit(
     slots, compartments, rates, sick, busy, seed, count
 ):
     """Whatever happens to the others, and however many they are."""
@@ -136,28 +136,28 @@ def test_whose_calls_all_succeed_is_never_refused_by_the_whole(
         ({f"route{i}": 0.3 for i in range(40)}, refuses, 2.0),
     ],
 )
-def test_a_database_that_is_down_for_all_opens_the_whole(rates, how, within, seed):
-    """About a slow-call threshold after its trouble has reached a second workload, or the only one."""
+def test_a_database_that_is_down_for_all_opens_the_guards_circuit(rates, how, within, seed):
+    """About one slow-call threshold after the failure has reached a second workload, or the only one."""
     service = down(Service(15, list(rates)), rates, how, seed)
     assert 15 < service.opened() < 15 + within
 
 
-def test_a_quiet_second_workload_is_enough():
+def test_one_call_of_a_second_workload_is_enough():
     """The first has opened its own circuit; one call of the second is then enough for the whole."""
     service = down(Service(15, ["orders", "other"]), {"orders": 15, "other": 0.4}, frozen)
     assert service.opened() == 20.0  # asked at 17.5, and the next that comes by finds it overdue
     assert service.shut_out("other") > 0
 
 
-def test_one_workload_that_holds_every_slot_does_not_open_the_whole():
-    """Its neighbours find no slot until its calls have timed out, and are not refused for longer."""
+def test_one_workload_that_holds_every_slot_does_not_open_the_guards_circuit():
+    """Other workloads get no slot until its calls have timed out, and are not refused for longer."""
     service = Service(15, ["direct", "other"])
     lock(service, ["direct"], busy=30, neighbours=["other"], rate=1)
     assert service.shut_out("other") == 0
     assert service.refused["other", "db", "bulkhead_full"] > 0
 
 
-def test_the_whole_closes_when_the_database_is_back():
+def test_the_guards_circuit_closes_when_the_database_is_back():
     """By the probes of whichever workload comes."""
     service = Service(15, ["orders", "other"])
     service.at(25.0, lambda: service.answers.update(orders=quick, other=quick))
@@ -167,7 +167,7 @@ def test_the_whole_closes_when_the_database_is_back():
 
 
 def test_a_circuit_opened_by_hand_refuses_every_workload():
-    """Whoever opens it means all."""
+    """A manual opening is for all workloads."""
     for hold in (lambda guard: guard.force_open(), _open):
         service = Service(15, ["orders", "other"])
         service.call("other")
@@ -204,7 +204,7 @@ def test_a_long_report_among_short_ones_is_no_stall():
     assert service.changes == []
 
 
-def test_a_pool_of_which_nothing_comes_back_stalls():
+def test_a_pool_without_any_returned_call_stalls():
     """Two thresholds after its slots were taken at once."""
     service = Service(5, ["direct"])
     service.answers["direct"] = frozen

@@ -1,4 +1,4 @@
-"""What the log says when a circuit opens: true of those it speaks of, and complete."""
+"""The log's message on an opened circuit: correct and complete."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def held(seconds, doing="statement", where="shop.py:1 in load", compartment=None
     return Holder(seconds=seconds, doing=doing, where=(where,), now=(), route=None, compartment=compartment)
 
 
-def test_the_time_is_that_of_the_holders_it_speaks_of():
+def test_the_age_in_the_log_is_that_of_the_holders_it_names():
     """One that has been held across other work for five minutes does not make nine statements as old."""
     holders = [held(300.0, "other_work"), *[held(1.5) for _ in range(9)]]
     assert busiest(holders, 10, 10) == "9 of 10 slots in a statement for up to 1.5 s, shop.py:1 in load"
 
 
-def test_slots_whose_connection_is_being_opened_are_told_of():
+def test_slots_whose_connection_is_being_opened_are_named_in_the_log():
     """A frozen server: a few statements hang, and all the others on their way to it."""
     words = "2 of 10 slots in a statement for up to 2.0 s, shop.py:1 in load; 8 without a connection yet"
     assert busiest([held(2.0), held(1.9)], 10, 10) == words
 
 
-def test_a_call_that_has_just_failed_is_no_holder():
-    """Its line is told all the same."""
+def test_a_call_that_has_just_failed_is_not_counted_as_a_holder():
+    """Its line of code is named all the same."""
     assert busiest([held(0.01, "other_work")], 1, 10) == "such as shop.py:1 in load"
 
 

@@ -11,7 +11,7 @@ from guardrails import Bulkhead, CircuitBreaker, Guard, RejectedError
 
 
 def shut_guard():
-    """A guard that refuses the long way, as it is held open by hand."""
+    """A guard that refuses on the slow path, as it is forced open."""
     guard = Guard("db", max_concurrent_calls=1)
     guard.force_open()
     return guard.run
@@ -39,7 +39,7 @@ def open_breaker():
 
 
 @pytest.mark.parametrize("make", [shut_guard, open_guard, shut_bulkhead, open_breaker])
-def test_a_refusal_is_gone_when_it_has_been_handled(make):
+def test_a_handled_refusal_is_removed_from_the_request(make):
     """Without the collector's help: no frame that its traceback keeps may keep the error in turn."""
     run = make()
     gc.disable()

@@ -36,7 +36,7 @@ def run(request):
 
 @contextlib.contextmanager
 def request():
-    """What a middleware opens around a request."""
+    """The scope that a middleware opens around a request."""
     scope = enter(RequestScope(None, time.monotonic, current()))
     try:
         yield scope
@@ -45,7 +45,7 @@ def request():
 
 
 def reserve(scope, guard):
-    """Reserves a slot at each gate of a guard, where nobody has to wait."""
+    """Reserves a slot at each gate of a guard that has free slots."""
     for gate in guard.call_settings.gates:
         scope.reserved[gate.core] = gate, asyncio.run(gate.reserve())
 
@@ -118,7 +118,7 @@ def test_the_first_checkout_inside_takes_the_slot_over(make_guard, check_out):
     assert in_use(db) == 0
 
 
-def test_a_refusal_is_left_with_the_request(run, make_guard):
+def test_a_refusal_is_noted_in_the_request(run, make_guard):
     """A framework's error handler may hide it from the middleware; also where the circuit refuses quickly."""
     db = make_guard(breaker=tripping())
     elsewhere(db, fail)
@@ -128,7 +128,7 @@ def test_a_refusal_is_left_with_the_request(run, make_guard):
         assert scope.request_errors.failing == {"db"}
 
 
-def test_other_requests_cannot_take_it(run, make_guard):
+def test_other_requests_cannot_take_a_reserved_slot(run, make_guard):
     """It belongs to one request, not to who comes first."""
     db = make_guard(max_concurrent_calls=1, max_wait_duration=0)
     with request() as scope:
@@ -152,7 +152,7 @@ def test_a_compartments_call_takes_both_slots_over(run, make_guard):
     assert in_use(reports) == 0
 
 
-def test_a_circuit_that_opened_since_refuses(run, make_guard):
+def test_a_circuit_that_opened_after_the_reservation_refuses(run, make_guard):
     """The slot is no ticket past the circuit."""
     db = make_guard(breaker=tripping())
     with request() as scope:
@@ -165,7 +165,7 @@ def test_a_circuit_that_opened_since_refuses(run, make_guard):
 
 
 def test_a_reserved_probe_passes_the_early_refusal_of_an_attached_guard(run, make_guard, clock):
-    """Its own lease must not look like somebody else's."""
+    """Its own lease must not look like that of another call."""
     db = make_guard(breaker=tripping(permitted_calls_in_half_open_state=1))
     elsewhere(db, fail)
     clock.advance(5)
@@ -179,7 +179,7 @@ def test_a_reserved_probe_passes_the_early_refusal_of_an_attached_guard(run, mak
     assert run(db, fine) == "fine"
 
 
-def test_it_is_taken_over_once_by_many_threads():
+def test_a_reserved_slot_is_taken_over_once_by_many_threads():
     """However many of the request's threads come at once, each slot has one user."""
     db = Guard("db", max_concurrent_calls=1, max_wait_duration=0, timeout=None)
     for _ in range(50):
@@ -203,7 +203,7 @@ def test_it_is_taken_over_once_by_many_threads():
         assert in_use(db) == 0
 
 
-def test_a_refused_reservation_is_told_and_counted():
+def test_a_refused_reservation_is_reported_and_counted():
     """It names the reason, tells the listeners, and builds no error."""
     seen = []
     db = Guard("db", max_concurrent_calls=1, max_wait_duration=0, listeners=[seen.append])
@@ -213,7 +213,7 @@ def test_a_refused_reservation_is_told_and_counted():
     assert db.snapshot().rejected["bulkhead_full"] == 1
 
 
-def test_a_reservation_waits_its_turn_and_may_be_cancelled():
+def test_a_reservation_waits_in_the_queue_and_may_be_cancelled():
     """First come, first served; who is cancelled in the queue leaves nothing behind."""
     db = Guard("db", max_concurrent_calls=1, max_wait_duration=20, max_waiting=3)
     gate = db.call_settings.gates[0]
@@ -235,7 +235,7 @@ def test_a_reservation_waits_its_turn_and_may_be_cancelled():
     assert (in_use(db), db.snapshot().waiting) == (0, 0)
 
 
-def test_what_a_request_touched_is_known(run, make_guard):
+def test_a_request_notes_the_guards_of_its_calls(run, make_guard):
     """Each guard once, with the moment of its first call, refused or not; nested middleware share it."""
     db, cache = make_guard("db"), make_guard("cache")
     cache.force_open()

@@ -107,7 +107,7 @@ def test_r5_a_time_window_slides_in_whole_slices(run, watched, clock):
 
 
 def test_r6_reading_an_idle_time_window_sees_it_empty(run, watched, clock):
-    """R6: what is too old is gone when somebody looks, without a call in between."""
+    """R6: a reader sees no calls that are too old, also without a call in between."""
     clock.set(-0.2)
     guard = watched(sliding_window_size=5, minimum_number_of_calls=1, slow_call_duration_threshold=0.9)
     finish_slow = run.start(guard)
@@ -260,7 +260,7 @@ def test_r14_each_reopening_in_a_row_waits_longer(run, make_guard, clock):
 
 
 def test_r15_forced_open_is_left_only_by_hand(run, make_guard, clock):
-    """R15: no time opens it, and nobody can say when it will."""
+    """R15: it does not open with time, so ``retry_after`` is None."""
     guard = make_guard(breaker=tripping())
     guard.force_open()
     clock.advance(10**6)

@@ -100,7 +100,7 @@ def test_no_time_left_starts_nothing(run, make_guard, clock, seconds):
     assert guard.snapshot().calls == 0
 
 
-def test_a_closed_deadline_holds_nobody_any_longer():
+def test_a_closed_deadline_limits_no_call():
     """A task started inside a block and a copied context step over it once the block has ended."""
 
     async def main():
@@ -137,7 +137,7 @@ def test_deadlines_that_end_out_of_order_leave_none_behind():
 
 
 @pytest.mark.parametrize("around", [None, 9])
-def test_a_limit_that_is_lifted_leaves_the_one_around_it(clock, make_guard, around):
+def test_clear_deadline_leaves_the_enclosing_deadline(clock, make_guard, around):
     """As a middleware does for a response that streams for as long as it likes."""
     with contextlib.ExitStack() as stack:
         if around is not None:
@@ -164,8 +164,8 @@ def test_code_that_runs_in_steps_keeps_its_own_deadline_between_them():
     assert remaining() is None
 
 
-def test_a_scope_closed_from_elsewhere_is_stepped_over():
-    """Whoever is in another scope by then stays in it."""
+def test_a_scope_closed_in_another_context_is_skipped():
+    """Code that is in another scope by then stays in it."""
     outer = _scope.open_scope(None, None, time.monotonic, None)
     inner = _scope.open_scope(None, None, time.monotonic, outer)
     _scope.close(outer)
@@ -229,7 +229,7 @@ def test_the_next_request_of_the_same_thread_has_no_deadline(run, make_guard):
 # --- a guard's own timeout -----------------------------------------------------------------------
 
 
-def test_a_call_knows_what_it_has_left(make_guard, clock):
+def test_remaining_of_a_call_is_its_time_left(make_guard, clock):
     """The smaller of its own timeout and the ambient budget; 0.0 when time is up."""
     guard = make_guard(timeout=5)
     unbounded = guard.call()
@@ -250,7 +250,7 @@ def test_a_timeout_is_a_number_of_seconds(make_guard, timeout):
         make_guard().call(timeout)
 
 
-def test_a_synchronous_call_that_comes_back_late_counts_as_a_failure(make_guard, clock):
+def test_a_synchronous_call_that_returns_late_counts_as_a_failure(make_guard, clock):
     """It cannot be stopped; its result is returned, and the dependency was too slow."""
     guard = make_guard(timeout=1)
     assert guard.run(lambda: clock.advance(1.5) or "late") == "late"
@@ -259,7 +259,7 @@ def test_a_synchronous_call_that_comes_back_late_counts_as_a_failure(make_guard,
     assert guard.snapshot().succeeded == 1
 
 
-def test_a_late_call_is_a_failure_even_if_its_result_is_judged_fine(make_guard, clock):
+def test_a_late_call_is_a_failure_even_if_its_result_is_a_success(make_guard, clock):
     """The rule for results cannot make a late answer an early one."""
     guard = make_guard(timeout=1, breaker=BreakerPolicy(is_failure_result=lambda result: False))
     guard.run(clock.advance, 1.5)
@@ -380,7 +380,7 @@ def test_a_cancellation_from_outside_wins_over_the_timeout():
     """Cancelled before the deadline or in the same tick: CancelledError, no evidence, count restored."""
     guard = Guard("db", max_concurrent_calls=2, timeout=HANG)
 
-    async def cancel_with(alarm_first):
+    async def cancel_with(timer_first):
         async def body():
             async with guard.call() as call:
                 calls.append(call)
@@ -389,7 +389,7 @@ def test_a_cancellation_from_outside_wins_over_the_timeout():
         calls = []
         task = asyncio.create_task(body())
         await asyncio.sleep(0)
-        first, second = (calls[0].fire, task.cancel) if alarm_first else (task.cancel, calls[0].fire)
+        first, second = (calls[0].fire, task.cancel) if timer_first else (task.cancel, calls[0].fire)
         first()
         second()
         with pytest.raises(asyncio.CancelledError):
@@ -397,8 +397,8 @@ def test_a_cancellation_from_outside_wins_over_the_timeout():
         assert task.cancelled()
 
     async def main():
-        await cancel_with(alarm_first=True)
-        await cancel_with(alarm_first=False)
+        await cancel_with(timer_first=True)
+        await cancel_with(timer_first=False)
         task = asyncio.create_task(guard.run_async(hang))
         await asyncio.sleep(0)
         task.cancel()
@@ -429,7 +429,7 @@ def test_a_body_that_swallows_the_cancellation_is_still_late():
     assert guard.snapshot().failed == 1
 
 
-def test_a_call_whose_alarm_has_rung_is_late_whatever_its_clock_says(clock):
+def test_a_call_whose_timer_has_fired_is_late_whatever_its_clock_reads(clock):
     """The guard's clock may be behind the loop's, here it stands still: cancelled is cancelled."""
     guard = Guard("db", max_concurrent_calls=1, timeout=0.02, clock=clock)
 
@@ -470,7 +470,7 @@ def test_an_error_raised_while_being_cancelled_comes_out_as_it_is():
     assert guard.snapshot().failed == 1
 
 
-def test_a_cleanup_after_the_deadline_is_let_finish_and_keeps_its_slot():
+def test_a_cleanup_after_the_deadline_may_finish_and_keeps_its_slot():
     """T4: it is not cancelled a second time, is still inside, and can start nothing that is guarded."""
     guard = Guard("db", max_concurrent_calls=1, timeout=0.02)
     other = Guard("other", max_concurrent_calls=1, timeout=HANG)
@@ -499,8 +499,8 @@ def test_a_cleanup_after_the_deadline_is_let_finish_and_keeps_its_slot():
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["thread_is_the_call", "waiting_is_the_call"])
-def test_work_that_a_thread_goes_on_with_keeps_the_slot_of_its_own_call(inside):
-    """T7: nobody can stop a thread; only a call made inside it says how long it really takes."""
+def test_work_that_a_thread_continues_keeps_the_slot_of_its_call(inside):
+    """T7: a thread cannot be stopped; only a call inside it is measured to its true end."""
     guard = Guard("db", max_concurrent_calls=1, max_wait_duration=0, timeout=HANG)
     began, release = threading.Event(), threading.Event()
 
@@ -537,7 +537,7 @@ def test_a_task_group_inside_a_deadline_ends_as_one_timeout():
     assert guard.snapshot().failed == 1
 
 
-def test_a_scope_of_anyio_and_a_deadline_each_end_what_is_theirs():
+def test_a_scope_of_anyio_and_a_deadline_each_end_their_own_work():
     """T9: whichever is the smaller, inside or outside of the other, and only that one says so."""
     guard = Guard("db", max_concurrent_calls=1, timeout=HANG)
     seen = []
@@ -566,8 +566,8 @@ def test_a_scope_of_anyio_and_a_deadline_each_end_what_is_theirs():
     assert (now.abandoned, now.succeeded, now.failed, now.in_use) == (1, 1, 2, 0)
 
 
-def test_a_call_entered_outside_a_task_gives_its_slot_back():
-    """There would be nobody to cancel: a RuntimeError, and nothing held."""
+def test_a_call_entered_outside_a_task_releases_its_slot():
+    """Without a task to cancel it is a RuntimeError, and no slot is kept."""
     guard = Guard("db", max_concurrent_calls=1)
     entering = guard.call().__aenter__()
     loop = asyncio.new_event_loop()
@@ -679,7 +679,7 @@ def test_a_closed_loop_is_forgotten():
     assert sum(loop() is not None for loop in loops) <= 1
 
 
-def test_alarms_ring_in_order_and_the_rest_is_planned_again():
+def test_timers_fire_in_order_and_the_rest_is_planned_again():
     """Three deadlines armed latest first end earliest first."""
     guard = Guard("db", max_concurrent_calls=3)
     ended = []
@@ -698,7 +698,7 @@ def test_alarms_ring_in_order_and_the_rest_is_planned_again():
 
 
 class Bell(loop_timers.Timer):
-    """A timer that notes when it rang, and does what it is told then."""
+    """A timer that notes when it fired and then runs an action."""
 
     __slots__ = ("_then", "due", "fired")
 
@@ -710,7 +710,7 @@ class Bell(loop_timers.Timer):
         return self._then()
 
 
-def test_an_alarm_may_ring_again_and_disarm_others():
+def test_a_timer_may_fire_again_and_disarm_others():
     """One that says when is planned again; one disarmed by another, due in the same moment, stays silent."""
 
     async def main():
@@ -730,8 +730,8 @@ def test_an_alarm_may_ring_again_and_disarm_others():
     assert asyncio.run(main()) == (True, 2, 1, [])
 
 
-def test_a_task_may_be_cancelled_at_a_moment_that_is_no_calls():
-    """As a pool does for a checkout's last moment; silenced in time, it never rings."""
+def test_cancel_at_cancels_a_task_without_a_call():
+    """As a pool does for the deadline of a checkout; disarmed in time, it never fires."""
 
     async def main():
         silenced = task_timeout.cancel_at(time.monotonic() + 0.01)
@@ -754,8 +754,8 @@ def test_calls_after_a_timeout_are_as_before(run, make_guard):
     be_refused(run, guard)
 
 
-def test_an_alarm_that_raises_stops_no_other(caplog):
-    """It is logged, and what was armed beside it and after it still rings."""
+def test_a_timer_that_raises_stops_no_other(caplog):
+    """It is logged, and timers that were armed beside it and after it still fire."""
     fired = []
 
     class Note(loop_timers.Timer):

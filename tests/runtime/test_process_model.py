@@ -118,7 +118,7 @@ def test_a_package_imported_twice_is_two_packages():
 
 @pytest.fixture(scope="module")
 def story():
-    """What a guard does in a process started as usual."""
+    """The behaviour of a guard in a process started as usual."""
     ended = run("switches.py", str(PACKAGE.parent))
     assert (ended.stdout.split()[0], ended.stderr, ended.returncode) == ("True", "", 0)
     return ended.stdout
@@ -141,7 +141,7 @@ def test_a_guard_does_the_same_under_every_interpreter_option(story, switches, v
     assert (ended.stdout, ended.stderr, ended.returncode) == (story, "", 0)
 
 
-def test_a_copy_somewhere_else_does_the_same(story, tmp_path):
+def test_a_copy_of_the_package_elsewhere_does_the_same(story, tmp_path):
     """P10: vendored, as a directory that comes first on the path."""
     shutil.copytree(PACKAGE, tmp_path / "guardrails", ignore=shutil.ignore_patterns("__pycache__"))
     ended = run("switches.py", str(tmp_path), PYTHONPATH=str(tmp_path))

@@ -133,7 +133,7 @@ def test_two_threads_start_one_watchdog(monkeypatch):
     assert started == ["guardrails-watchdog"]
 
 
-def test_two_threads_start_one_pulse(monkeypatch):
+def test_two_threads_start_one_pause_detector(monkeypatch):
     """Both have found that this process has none."""
     started = count_starts(monkeypatch, pauses, lambda: None)
     usual, barrier = os.getpid, threading.Barrier(2)
@@ -148,7 +148,7 @@ def test_two_threads_start_one_pulse(monkeypatch):
     assert started == ["guardrails-pulse"]
 
 
-def test_a_finaliser_that_asks_while_a_thread_is_made_starts_no_second_one(monkeypatch):
+def test_a_finaliser_that_runs_while_a_thread_is_started_starts_no_second_one(monkeypatch):
     """The collector may run there, and return a connection that nothing holds any more."""
     asked = []
 
@@ -215,13 +215,13 @@ def test_each_stopped_call_is_counted(switching, monkeypatch):
     assert report.stopped == 4_000
 
 
-def test_a_route_learns_while_another_request_of_it_does():
+def test_two_requests_of_a_route_may_learn_at_once():
     """Threads of a WSGI server share what is known of a route."""
     stats, guards = RouteStats(), [Guard(name, max_concurrent_calls=1) for name in ("db", "cache", "other")]
     first, second, third = [guard.call_settings for guard in guards]
 
     class Touched(dict):
-        """What a request has touched; looked at while another request finds a new guard."""
+        """The guards of a request; read while another request notes a new guard."""
 
         def get(self, key, default=None):
             request = scope.RequestScope(None, lambda: 0.0, None)
@@ -236,10 +236,10 @@ def test_a_route_learns_while_another_request_of_it_does():
     assert set(stats._counts) == {first, second, third}
 
 
-ASKED = ((test_a_route_learns_while_another_request_of_it_does.__code__, 0),)
+ASKED = ((test_two_requests_of_a_route_may_learn_at_once.__code__, 0),)
 
 
-def test_without_an_interpreter_lock_no_running_thread_is_looked_into(monkeypatch):
+def test_without_an_interpreter_lock_frames_of_running_threads_are_not_read(monkeypatch):
     """Its frames go while they are read. It is alive, and as far as known where it asked."""
     monkeypatch.setattr(frames, "has_gil", lambda: False)
     monkeypatch.setattr(referrers, "has_gil", lambda: False)
@@ -268,7 +268,7 @@ def test_without_an_interpreter_lock_no_running_thread_is_looked_into(monkeypatc
     assert frames.stack_of(thread.ident, ASKED) is None
 
 
-def test_without_an_interpreter_lock_only_tasks_of_this_loop_are_looked_into(monkeypatch):
+def test_without_an_interpreter_lock_only_frames_of_this_loops_tasks_are_read(monkeypatch):
     """A task of another loop may run just now."""
     monkeypatch.setattr(frames, "has_gil", lambda: False)
 

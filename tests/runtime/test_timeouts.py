@@ -68,7 +68,7 @@ class Lab:
         return (self.guard if kind == CALL else self.parts[seconds]).call(seconds if kind == CALL else None)
 
     def inside(self, layers, look):
-        """What ``look`` says inside all the layers, the first outermost."""
+        """The result of ``look`` inside all the layers, the first outermost."""
         with contextlib.ExitStack() as stack:
             for layer in layers:
                 stack.enter_context(self.layer(*layer))
@@ -76,7 +76,7 @@ class Lab:
 
 
 def said(layers):
-    """What the guard's own layers say, the nearest first."""
+    """The timeouts of the guard's own layers, the nearest first."""
     return [
         math.inf if seconds == "unbounded" else seconds
         for kind, seconds in reversed(layers)
@@ -97,7 +97,7 @@ def seconds_of(value):
 @pytest.mark.parametrize(
     "layers", [[], *([layer] for layer in LAYERS), *map(list, itertools.product(LAYERS, repeat=2))], ids=str
 )
-def test_of_an_attached_guard_the_nearest_timeout_counts_and_what_is_around_bounds_it(layers, option):
+def test_the_nearest_timeout_of_an_attached_guard_counts_and_outer_scopes_limit_it(layers, option):
     """The table of docs/guard.md: the statement's option, a call's, a compartment's, the guard's."""
     lab = Lab(attached=True)
     allowed, own = lab.inside(layers, lambda: time_allowed(innermost(lab.guard), option))
@@ -110,7 +110,7 @@ def test_of_an_attached_guard_the_nearest_timeout_counts_and_what_is_around_boun
 @pytest.mark.parametrize(
     "layers", [[], *([layer] for layer in LAYERS), *map(list, itertools.product(LAYERS, repeat=2))], ids=str
 )
-def test_of_a_plain_guard_a_call_is_bounded_by_the_calls_around_it(layers):
+def test_a_plain_guards_call_is_limited_by_the_calls_around_it(layers):
     """A call that says nothing takes what is left of the nearest that does; only then the default."""
     lab = Lab(attached=False)
     left = lab.inside([*layers, (CALL, None)], remaining)
@@ -125,7 +125,7 @@ def test_of_a_plain_guard_a_call_is_bounded_by_the_calls_around_it(layers):
 
 
 @given(st.lists(st.sampled_from(LAYERS), max_size=5), st.sampled_from([None, SHORT, LONG]))
-def test_any_number_of_layers(layers, option):
+def test_the_timeout_that_counts_does_not_depend_on_the_number_of_layers(layers, option):
     """As with two."""
     lab = Lab(attached=True)
     allowed, _ = lab.inside(layers, lambda: time_allowed(innermost(lab.guard), option))
@@ -148,7 +148,7 @@ def test_a_calls_timeout_is_for_all_its_statements_and_a_compartments_for_each()
         assert time_allowed(innermost(lab.guard)) == (15, True)
 
 
-def test_a_spent_budget_refuses_only_what_has_no_time_of_its_own():
+def test_a_spent_timeout_of_a_guard_does_not_refuse_a_nearer_call_with_its_own():
     """A nearer timeout starts anew; an ambient deadline that is over refuses everything."""
     lab = Lab(attached=True)
     with lab.guard.call(SHORT):
@@ -160,8 +160,8 @@ def test_a_spent_budget_refuses_only_what_has_no_time_of_its_own():
         assert time_allowed(innermost(lab.guard), 4.0) == (4.0, True)
 
 
-def test_a_part_of_a_part_has_the_timeout_of_the_part_that_was_given_one():
-    """What it inherits was said, too."""
+def test_a_nested_compartment_inherits_the_timeout_given_to_its_parent():
+    """An inherited timeout counts as given, too."""
     lab = Lab(attached=True)
     inner = lab.parts[LONG].compartment("inner")
     with inner.call():
@@ -199,7 +199,7 @@ def test_the_decorator_raises_a_plain_guards_timeout_for_each_retry():
     assert late.value.timeout == 0.02
 
 
-def test_a_task_of_its_own_inside_a_call_is_told_what_it_was_given():
+def test_a_task_inside_a_call_times_out_with_the_seconds_it_had():
     """It is stopped by a timer of its own, at the deadline of the call around it."""
     guard = Guard("db", max_concurrent_calls=4, timeout=30, breaker=None)
 

@@ -45,7 +45,7 @@ BLOCKS = {
 
 @pytest.fixture
 def told(caplog, monkeypatch):
-    """What was said since the test began."""
+    """The warnings since the start of the test."""
     monkeypatch.setattr(unentered, "_warned_of", set())
     caplog.set_level(logging.WARNING, "guardrails")
     return lambda: [
@@ -228,7 +228,7 @@ def in_a_deadline(get_response):
 
 
 async def left(_request):
-    """What an asynchronous view sees of it."""
+    """An asynchronous view returns the state that it sees."""
     await asyncio.sleep(0)
     return HttpResponse(str(remaining() is not None))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from guardrails._core.breaker import Transition
 from guardrails._core.gate import Refusal
 from guardrails._core.outcome import Outcome
-from support.shell import QuickWays, Shell
+from support.shell import FastPaths, Shell
 
 
 class World:
@@ -19,7 +19,7 @@ class World:
     Attributes:
         holding: What was admitted and has not been given back, by ticket or by the number of its slot.
         queue: The places of who waits, in the order in which they came.
-        granted: The places that were given a slot nobody has claimed yet.
+        granted: The waiters with a granted slot that they have not taken yet.
         told: The places that were woken.
         probes: Calls that were admitted in this half-open round and ended with evidence, or not yet.
     """
@@ -40,12 +40,12 @@ class World:
         """Asks for a slot: True when it is there, False when refused, None when it is waited for."""
         waiting = bool(self.queue)
         if checkout:
-            verdict = QuickWays(self.gate).check_out(self.now) or self.gate.check_out(self.now, place)
+            verdict = FastPaths(self.gate).check_out(self.now) or self.gate.check_out(self.now, place)
         else:
             verdict = self.shell.enter(self.now, place)
         if verdict is None:
             self.queue.append(place)
-        assert not (waiting and isinstance(verdict, int)), "a newcomer overtook the queue"
+        assert not (waiting and isinstance(verdict, int)), "a new caller overtook the queue"
         return self._admit(verdict, checkout=checkout)
 
     def wake(self, place, *, checkout=False):
@@ -72,7 +72,7 @@ class World:
 
     def check_in(self, slot):
         """Gives a checkout's slot back, twice likewise."""
-        if not QuickWays(self.gate).checks_in(self.now, slot):
+        if not FastPaths(self.gate).checks_in(self.now, slot):
             self.gate.check_in(self.now, slot)
         self.holding.remove(("checkout", slot))
         taken = self.gate.bulkhead.taken
@@ -82,7 +82,7 @@ class World:
     def _admit(self, verdict, *, checkout):
         if isinstance(verdict, Refusal) or verdict is None:
             return verdict
-        assert self.gate.breaker.state not in {"open", "forced_open"}, "an open circuit let somebody in"
+        assert self.gate.breaker.state not in {"open", "forced_open"}, "an open circuit admitted a caller"
         self.holding.add(("checkout" if checkout else "call", verdict))
         if self.gate.breaker.state == "half_open" and not checkout:
             self.probes.add(verdict)
@@ -116,9 +116,9 @@ class World:
         taken, self._taken = self._taken, bulkhead.taken
         assert bulkhead.taken == len(self.holding) + len(self.granted), "slots are not conserved"
         assert bulkhead.taken <= max(taken, bulkhead.limit), "more are inside than there are slots"
-        assert not (self.queue and bulkhead.taken < bulkhead.limit), "somebody waits beside a free slot"
+        assert not (self.queue and bulkhead.taken < bulkhead.limit), "a caller waits beside a free slot"
         if gate.breaker.state in {"open", "half_open", "forced_open"}:
-            assert not self.queue, "somebody waits at a circuit that is not closed"
+            assert not self.queue, "a caller waits at a circuit that is not closed"
         if gate.breaker.state == "half_open":
             assert len(self.probes) <= self._probes_at_most, "too many probes were let in"
             assert len(gate.breaker.leases) <= self._probes_at_most, "too many leases were given out"
@@ -153,7 +153,7 @@ class Run:
         self.world.look()
 
     def end(self):
-        """Checks that everybody is done, because nobody can make a move any more."""
+        """Checks that all actors have finished when no actor can move."""
         assert not self._actors, f"waits for ever: {', '.join(self._actors)}"
         self.world.look_at_the_end()
 

@@ -30,7 +30,7 @@ class Flight:
 
 @dataclass
 class Naive:
-    """What `Gate` should do. Times are whole numbers, so that nothing rounds."""
+    """A model of `Gate`. Times are whole numbers, so that nothing rounds."""
 
     policy: object
     limit: int

@@ -1,4 +1,4 @@
-"""The fast paths through a gate, behind a gate of nothing but a clock, whose long ways are closed."""
+"""The fast paths of a gate without its slow paths, and plain calls on them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def take(bulkhead):
     return found
 
 
-class QuickWays(FastGate):
-    """A door's fast paths through a gate, and nothing at all where they do not lead.
+class FastPaths(FastGate):
+    """The fast paths of a gate; where they are closed, nothing happens.
 
     Attributes:
         now: The time.
-        led: Whether the last way out led through.
+        led: True if the last release took the fast path.
     """
 
     max_wait = 1
@@ -53,7 +53,7 @@ class QuickWays(FastGate):
         return None if retry_after is None else Refusal("circuit_open", retry_after)
 
     def checks_in(self, now, slot):
-        """Whether the slot went back."""
+        """Releases a slot; True if the fast path did it."""
         self.now, self.led = now, True
         self.check_in(slot)
         return self.led
@@ -64,12 +64,12 @@ class QuickWays(FastGate):
         return self.begin(0, slots)
 
     def ends(self, now, ticket, outcome=Outcome.SUCCESS, slots=0):
-        """Whether the end was noted."""
+        """Ends a statement; True if the fast path did it."""
         self.now, self.led = now, True
         self.end(ticket, outcome, slots)
         return self.led
 
-    # The long ways.
+    # The slow paths.
 
     def begin_slowly(self, slot):
         return 0
@@ -85,19 +85,19 @@ class QuickWays(FastGate):
 
 
 class Shell:
-    """Makes a plain call's moves the fast path where it is open, and the long way where it is not.
+    """Makes a plain call's moves on the fast path where it is open, and on the slow path where it is not.
 
-    There are two fast paths that must be the same: that of a call with one door, and that of a door.
+    There are two fast paths that must be the same: that of a call with one gate, and that of a gate.
     """
 
     def __init__(self, gate, max_wait=0):
         self.gate = gate
-        self.locked = QuickWays(gate, max_wait)
+        self.locked = FastPaths(gate, max_wait)
         self.call_settings = CallSettings(self, "db", (self.locked,), None, None)
         self._turns = itertools.count()
 
     def enter(self, now, waiter):
-        """A ticket or a refusal the fast path, or what the long way says."""
+        """A ticket or a refusal on the fast path, or the result of the slow path."""
         self.locked.now = now
         self.locked.max_wait = 0 if waiter is None else 1
         if next(self._turns) % 2:
@@ -111,7 +111,7 @@ class Shell:
         return self.gate.enter(now, waiter)
 
     def leave(self, now, ticket, outcome=Outcome.SUCCESS):
-        """Ends a call the fast path, or the long way; how it ended, or True."""
+        """Ends a call on the fast path or the slow path; returns its end, or True."""
         self.locked.now = now
         if outcome is Outcome.SUCCESS and next(self._turns) % 2:
             call = Call.waiting(self.call_settings, None)

@@ -391,7 +391,7 @@ def test_a_timeout_is_gone_when_it_has_been_handled(cache, valkey, work, when):
         assert is_gone(cache, work)
 
 
-def test_a_refusal_is_gone_when_it_has_been_handled(cache, work):
+def test_a_handled_refusal_is_removed_from_the_request(cache, work):
     """Of these there are more."""
     cache.protect().force_open()
     assert is_gone(cache, work)
