@@ -7,7 +7,6 @@ listeners, logging and raising happen after the lock is released.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic as _monotonic
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -18,7 +17,7 @@ from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.workloads import Workload
 from guardrails._guard.fast_path import FULL, FastGate
-from guardrails._runtime.fork import check_process, fork_aware, renew_after_fork
+from guardrails._runtime.fork import LockOwner, check_process, fork_aware, renew_after_fork
 from guardrails._runtime.guard_log import GuardLog, log
 from guardrails._runtime.notifier import Notifier
 from guardrails._runtime.pauses import pause_detector
@@ -84,7 +83,7 @@ OWN_ERRORS = ErrorClasses.of(
 )
 
 
-class LockedGate(FastGate, Notifier):
+class LockedGate(FastGate, Notifier, LockOwner):
     """One guard's gate, shared by threads and event loops.
 
     Attributes:
@@ -449,17 +448,9 @@ class LockedGate(FastGate, Notifier):
 
     # --- forks ---------------------------------------------------------------------------------
 
-    def pause(self, seconds: float) -> bool:
-        """See ForkAware."""
-        return self.lock.acquire(timeout=seconds)
-
-    def unpause(self) -> None:
-        """See ForkAware."""
-        self.lock.release()
-
     def reset_in_child(self) -> None:
         """See ForkAware."""
-        self.lock = threading.RLock()
+        LockOwner.reset_in_child(self)
         for workload_gate in self.workload_gates:
             workload_gate.lock = self.lock
         self.deferred.clear()
