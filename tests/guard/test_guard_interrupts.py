@@ -96,7 +96,7 @@ def through_a_pool(guard):
 
 
 def through_a_redis_pool(guard):
-    checkout = CommandRunner(guard).enter()
+    checkout = CommandRunner(guard, None, is_async=False).enter()
     checkout.release_slots()
 
 
