@@ -10,7 +10,7 @@ from guardrails._guard.guard import Guard, shown_compartments
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails.errors import Reason
 
-__all__ = ["FIGURES", "SETS", "Figure", "Set", "reading"]
+__all__ = ["FIGURES", "SETS", "Figure", "Set", "reading", "sendable"]
 
 
 class Figure(NamedTuple):
@@ -155,12 +155,16 @@ def _parts(guard: Guard, above: str = "") -> Iterator[tuple[str, Guard]]:
         yield from _parts(part, f"{above}{part.name}/")
 
 
+def sendable(name: str) -> str:
+    """Returns a name that can be encoded: half of a surrogate pair is written as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _distinct(named: Iterable[tuple[str, Guard]]) -> Iterator[tuple[str, Guard]]:
     # Two guards of one name would be one series, and Prometheus would reject the page.
     taken: set[str] = set()
     for name, guard in named:
-        # Half of a surrogate pair cannot be encoded.
-        text = name.encode("utf-8", "backslashreplace").decode("utf-8")
+        text = sendable(name)
         own, number = text, 1
         while own in taken:
             number += 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
+from math import nextafter
 
 __all__ = ["BOUNDS", "EXPORTED_BOUNDS", "Distribution", "PoolSnapshot", "RouteFigures"]
 
@@ -71,6 +72,26 @@ class Distribution:
         """Returns the number of durations up to each bound, and at the end of all; as Prometheus counts."""
         return list(accumulate(self.buckets(bounds)))
 
+    def values(self) -> Iterator[tuple[float, int]]:
+        """Yields a duration in each bucket and their number; together they have the same sum.
+
+        For an exporter that takes only single durations.
+        """
+        edges = (0.0, *BOUNDS, 2 * BOUNDS[-1])
+        ranges = [
+            (low, high, count)
+            for (low, high), count in zip(pairwise(edges), self.counts, strict=True)
+            if count
+        ]
+        least = sum(low * count for low, _, count in ranges)
+        most = sum(high * count for _, high, count in ranges)
+        # Every duration is as far into its bucket as all of them are on average.
+        share = (self.sum - least) / (most - least) if most > least else 0.0
+        for low, high, count in ranges:
+            seconds = low + (high - low) * share
+            above = max(seconds, nextafter(low, high))  # a bound belongs to the bucket below it
+            yield (above if high > BOUNDS[-1] else min(above, high)), count
+
     def __sub__(self, earlier: Distribution) -> Distribution:
         """Returns the durations since an earlier moment."""
         counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=True))
@@ -120,6 +141,7 @@ class PoolSnapshot:
     """The connections of one pool. A figure means the same for each kind of pool.
 
     Attributes:
+        system: The kind of server, by OpenTelemetry's ``db.system.name``, such as ``"postgresql"``.
         open: Connections that are open: ``in_use + idle``. One that is being opened is not among them yet.
         in_use: Open connections that are checked out.
         idle: Open connections that wait in the pool.
@@ -141,6 +163,7 @@ class PoolSnapshot:
         routes: The same times by compartment and route.
     """
 
+    system: str
     open: int
     in_use: int
     idle: int

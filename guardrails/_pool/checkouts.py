@@ -22,15 +22,16 @@ class Checkouts:
         guard: The pool's guard.
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
         is_async: Whether asyncio tasks take the connections.
+        system: The kind of server; see `PoolFigures`.
 
     Attributes:
         registry: The holders of the connections.
         figures: The pool's figures.
     """
 
-    def __init__(self, guard: Guard, leak_after: float | None, *, is_async: bool) -> None:
+    def __init__(self, guard: Guard, leak_after: float | None, *, is_async: bool, system: str) -> None:
         self._out: dict[int, HeldCheckout] = {}
-        self.registry = HolderRegistry(guard, self._out, leak_after, is_async=is_async)
+        self.registry = HolderRegistry(guard, self._out, leak_after, is_async=is_async, system=system)
         self.figures = self.registry.figures
         self._monitor = PoolMonitor(self.registry)
 

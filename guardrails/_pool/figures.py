@@ -107,14 +107,16 @@ class PoolFigures:
 
     Args:
         guard: The pool's guard.
+        system: The kind of server, by OpenTelemetry's ``db.system.name``.
 
     Attributes:
         clock: The guard's clock.
         connections: Counts the open connections of the pool; the pool's admission sets it.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, system: str) -> None:
         self._guard = guard
+        self._system = system
         self._gate = guard.call_settings.gates[0]
         self.clock = self._gate.clock
         self.connections: Callable[[], Connections] = _no_connections
@@ -203,6 +205,7 @@ class PoolFigures:
         )
         in_use, idle, pool_size = self.connections()
         return PoolSnapshot(
+            system=self._system,
             open=in_use + idle,
             in_use=in_use,
             idle=idle,

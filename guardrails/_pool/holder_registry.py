@@ -48,6 +48,7 @@ class HolderRegistry:
         out: The checkouts by the pool's record of the connection. The pool's admission changes it.
         leak_after: Seconds after which a connection on which nothing runs counts as a leak; None is never.
         is_async: Whether asyncio tasks take the connections.
+        system: The kind of server; see `PoolFigures`.
 
     Attributes:
         caller: Returns the thread or task that runs now.
@@ -61,10 +62,12 @@ class HolderRegistry:
         site: Returns the application's code around a frame of the pool.
     """
 
-    def __init__(self, guard: Guard, out: CheckedOut, leak_after: float | None, *, is_async: bool) -> None:
+    def __init__(
+        self, guard: Guard, out: CheckedOut, leak_after: float | None, *, is_async: bool, system: str
+    ) -> None:
         self.caller = callers(is_async=is_async)
         self.failed_cancels: Callable[[], int] = int  # 0 until the pool is attached
-        self.figures = PoolFigures(guard)
+        self.figures = PoolFigures(guard, system)
         self.guard = guard
         self.leak_after = leak_after
         self.locks: LockMonitor | None = None

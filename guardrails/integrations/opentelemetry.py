@@ -6,28 +6,24 @@ read when a reader collects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 try:
     from opentelemetry import metrics, trace
-    from opentelemetry.metrics import CallbackOptions, Meter, Observation
+    from opentelemetry.metrics import Histogram, Meter, Observation
 except ImportError as error:
     raise ImportError("opentelemetry-api is missing: pip install 'guardrails-db[otel]'") from error
 
 from guardrails._guard.guard import Guard
-from guardrails._guard.metrics import FIGURES, SETS, Figure, Set, reading
-from guardrails._guard.snapshot import GuardSnapshot
+from guardrails._guard.metric_table import METRICS, Metric, Readings, read_guards
+from guardrails._guard.pool_snapshot import Distribution
 from guardrails._http.settings import checked_guards
+from guardrails._runtime.fork import ForkedLock
 from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
 from guardrails.events import CallRejected, Event
 
 __all__ = ["SpanListener", "observe"]
-
-_POOL = "db.client.connection.pool.name"
-_STATE = "db.client.connection.state"
-
-_Read = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 def observe(guards: Iterable[Guard], *, meter: Meter | None = None) -> None:
@@ -41,7 +37,8 @@ def observe(guards: Iterable[Guard], *, meter: Meter | None = None) -> None:
     ``guard`` and ``compartment``. An export to Prometheus gives them the names that
     `guardrails.integrations.prometheus` uses. A guard attached to a pool also reports its connections
     under the names of OpenTelemetry's semantic conventions (1.44, status "development"):
-    ``db.client.connection.count`` (those in use), ``.max`` and ``.pending_requests``.
+    ``db.client.connection.count`` by state, ``.max``, ``.idle.max``, ``.pending_requests``, ``.timeouts``,
+    the histograms ``.wait_time``, ``.use_time`` and ``.create_time``, and ``db.client.operation.duration``.
 
     Call it once for each guard: an instrument cannot be removed.
 
@@ -58,15 +55,9 @@ def observe(guards: Iterable[Guard], *, meter: Meter | None = None) -> None:
     if meter is not None and not isinstance(meter, Meter):
         raise ConfigurationError(f"observe: meter must be a Meter or None, got a {type(meter).__name__}")
     meter = metrics.get_meter("guardrails") if meter is None else meter
-    for which in SETS:
-        for figure in FIGURES:
-            name = ".".join(filter(None, ("guardrails", which.prefix, figure.name)))
-            callbacks = [_reader(checked, which, figure)]
-            if figure.kind == "counter":
-                meter.create_observable_counter(name, callbacks, figure.unit, figure.meaning)
-            else:
-                meter.create_observable_gauge(name, callbacks, figure.unit, figure.meaning)
-    _observe_pools(meter, [guard for guard in checked if guard.call_settings.attached])
+    reader = _Reader(checked)
+    for metric in METRICS:
+        reader.observe(meter, metric)
 
 
 class SpanListener:
@@ -95,44 +86,62 @@ class SpanListener:
             span.add_event("guardrails.rejected", attributes)
 
 
-def _reader(guards: Iterable[Guard], which: Set, figure: Figure) -> _Read:
-    def read(_: CallbackOptions) -> Iterator[Observation]:
-        for names, snapshot in reading(which, guards).items():
-            labels = dict(zip(which.labels, names, strict=True))
-            for value, amount in figure.read(snapshot).items():
-                own = {} if figure.label is None else {figure.label: value}
-                yield Observation(amount, labels | own)
+class _Reader:
+    """Reads the guards once for all instruments of a collection, and records what has been timed since.
 
-    return read
+    An instrument that is asked again belongs to the next collection.
+    """
 
+    def __init__(self, guards: tuple[Guard, ...]) -> None:
+        self._guards = guards
+        self._seen: Readings | None = None
+        self._asked: set[Metric] = set()
+        self._histograms: list[tuple[Metric, Histogram]] = []
+        self._recorded: dict[tuple[Metric, tuple[str, ...]], Distribution] = {}
+        self._lock = ForkedLock()
 
-def _observe_pools(meter: Meter, guards: list[Guard]) -> None:
-    def callbacks(
-        figure: Callable[[GuardSnapshot], int], attributes: dict[str, str] | None = None
-    ) -> list[_Read]:
-        def read(_: CallbackOptions) -> Iterator[Observation]:
-            for guard in guards:
-                yield Observation(figure(guard.snapshot()), {_POOL: guard.name} | (attributes or {}))
+    def observe(self, meter: Meter, metric: Metric) -> None:
+        """Creates the instrument of a metric."""
+        if metric.kind == "histogram":
+            histogram = meter.create_histogram(
+                metric.name,
+                metric.unit,
+                metric.meaning,
+                explicit_bucket_boundaries_advisory=metric.bounds,
+            )
+            self._histograms.append((metric, histogram))
+            return
+        conventional = metric.name.startswith("db.")
+        create = (
+            meter.create_observable_counter
+            if metric.kind == "counter"
+            else meter.create_observable_up_down_counter
+            if conventional
+            else meter.create_observable_gauge
+        )
+        create(metric.name, [lambda _: self._observations(metric)], metric.unit, metric.meaning)
 
-        return [read]
+    def _observations(self, metric: Metric) -> list[Observation]:
+        with self._lock:
+            if self._seen is None or metric in self._asked:
+                self._seen = read_guards(self._guards)
+                self._asked.clear()
+                self._record(self._seen)
+            self._asked.add(metric)
+            return [
+                Observation(value, dict(zip(metric.labels, labels, strict=True)))
+                for labels, value in metric.read(self._seen)
+                if not isinstance(value, Distribution)
+            ]
 
-    if not guards:
-        return
-    meter.create_observable_up_down_counter(
-        "db.client.connection.count",
-        callbacks(lambda snapshot: snapshot.in_use, {_STATE: "used"}),
-        "{connection}",
-        "Connections in use.",
-    )
-    meter.create_observable_up_down_counter(
-        "db.client.connection.max",
-        callbacks(lambda snapshot: snapshot.max_concurrent_calls),
-        "{connection}",
-        "Connections that may be in use at once.",
-    )
-    meter.create_observable_up_down_counter(
-        "db.client.connection.pending_requests",
-        callbacks(lambda snapshot: snapshot.waiting),
-        "{request}",
-        "Callers that wait for a connection.",
-    )
+    def _record(self, seen: Readings) -> None:
+        # OpenTelemetry has no histogram that is read: each duration is recorded, before its collection ends.
+        for metric, histogram in self._histograms:
+            for labels, value in metric.read(seen):
+                if isinstance(value, Distribution):
+                    before = self._recorded.get((metric, labels), Distribution())
+                    self._recorded[metric, labels] = value
+                    attributes = dict(zip(metric.labels, labels, strict=True))
+                    for seconds, count in (value - before).values():
+                        for _ in range(count):
+                            histogram.record(seconds, attributes)

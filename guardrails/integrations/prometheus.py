@@ -6,29 +6,42 @@ guarded call costs nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.multiprocess import MultiProcessCollector
     from prometheus_client.registry import Collector
 except ImportError as error:
     raise ImportError("prometheus-client is missing: pip install 'guardrails-db[prometheus]'") from error
 
 from guardrails._guard.guard import Guard
-from guardrails._guard.metrics import FIGURES, SETS, Set, reading
-from guardrails._guard.snapshot import GuardSnapshot
+from guardrails._guard.metric_table import CLASSIC, METRICS, Metric, Readings, Value, read_guards
+from guardrails._guard.metrics import SETS
+from guardrails._guard.pool_snapshot import Distribution
 from guardrails._http.settings import checked_guards
 from guardrails._util.checks import Faults
+from guardrails.integrations._prometheus_files import keep_written
 
 __all__ = ["CONTENT_TYPE", "GuardCollector", "page"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-Metric = CounterMetricFamily | GaugeMetricFamily
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
-_KINDS: dict[str, type[Metric]] = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
-_UNITS = {"": "", "s": "seconds", "1": "ratio"}
+_FAMILIES: dict[str, type[Family]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+_NOTHING = Readings({which: {} for which in SETS})
+
+
+def _is_multiprocess() -> bool:
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ or "prometheus_multiproc_dir" in os.environ
 
 
 class GuardCollector(Collector):
@@ -40,55 +53,91 @@ class GuardCollector(Collector):
 
     The metrics of a guard are ``guardrails_...{guard}``, those of its compartments
     ``guardrails_compartment_...{guard, compartment}``. A guard's figures include those of its compartments,
-    so sum over one of the two sets, not over both. In the multiprocess mode of prometheus-client a registry
-    calls no collectors: scrape each worker by itself.
+    so sum over one of the two sets, not over both. The connections of pools have the names of OpenTelemetry's
+    semantic conventions, such as ``db_client_connection_count{db_client_connection_pool_name}``.
+
+    In the multiprocess mode of prometheus-client, where ``PROMETHEUS_MULTIPROC_DIR`` is set, a registry calls
+    no collectors. There the figures are written to its files once a second, by a thread.
 
     Args:
         guards: The guards. Their compartments are included, also those that are made later.
+        classic_names: Whether to export the seven classic metrics of pools, too:
+            ``db_pool_open_connections``, ``db_pool_in_use_connections``, ``db_pool_idle_connections``,
+            ``db_pool_wait_total``, ``db_pool_wait_duration_seconds``, ``db_connection_hold_duration_seconds``
+            and ``db_pool_exhausted_total``, with the label ``pool_name``.
 
     Raises:
-        ConfigurationError: ``guards`` is not a list of guards.
+        ConfigurationError: One or more arguments are wrong; all are named at once.
     """
 
-    def __init__(self, guards: Iterable[Guard]) -> None:
+    def __init__(self, guards: Iterable[Guard], *, classic_names: bool = False) -> None:
         faults = Faults("GuardCollector")
         self._guards = checked_guards(faults, "guards", guards)
+        faults.flag("classic_names", classic_names)
         faults.raise_if_any()
+        self._metrics = (*METRICS, *CLASSIC) if classic_names else METRICS
+        if _is_multiprocess():
+            keep_written(self._guards, self._metrics)
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         """Yields one metric after the other, each with the samples of all guards; see prometheus-client."""
-        for which in SETS:
-            yield from _metrics(which, reading(which, self._guards))
+        seen = read_guards(self._guards)
+        return (_family(metric, seen) for metric in self._metrics)
 
-    def describe(self) -> Iterator[Metric]:
+    def describe(self) -> Iterator[Family]:
         """Yields the metrics of `collect` without samples; a registry calls it instead of collecting."""
-        for which in SETS:
-            yield from _metrics(which, {})
+        return (_family(metric, _NOTHING) for metric in self._metrics)
 
 
-def page(guards: Iterable[Guard]) -> Callable[[], bytes]:
+def page(guards: Iterable[Guard], *, classic_names: bool = False) -> Callable[[], bytes]:
     """Returns a function that renders the metrics of these guards alone.
+
+    In multiprocess mode they are those of all processes.
 
     Args:
         guards: As for `GuardCollector`.
+        classic_names: As for `GuardCollector`.
 
     Returns:
         A function without arguments. It returns the body of an answer of type `CONTENT_TYPE`.
 
     Raises:
-        ConfigurationError: ``guards`` is not a list of guards.
+        ConfigurationError: One or more arguments are wrong; all are named at once.
     """
+    collector: Collector = GuardCollector(guards, classic_names=classic_names)
     registry = CollectorRegistry()
-    registry.register(GuardCollector(guards))
+    registry.register(_OfAllProcesses(collector) if _is_multiprocess() else collector)
     return lambda: generate_latest(registry)
 
 
-def _metrics(which: Set, snapshots: Mapping[tuple[str, ...], GuardSnapshot]) -> Iterator[Metric]:
-    for figure in FIGURES:
-        own = [] if figure.label is None else [figure.label]
-        name = "_".join(filter(None, ("guardrails", which.prefix, figure.name, _UNITS[figure.unit])))
-        metric = _KINDS[figure.kind](name, figure.meaning, labels=[*which.labels, *own])
-        for labels, snapshot in snapshots.items():
-            for value, number in figure.read(snapshot).items():
-                metric.add_metric([*labels, *([value] if own else [])], number)
-        yield metric
+class _OfAllProcesses(Collector):
+    """The metrics of a collector as the processes of a service have written them."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._names = {family.name for family in collector.describe()}  # type: ignore[attr-defined] # of ours
+        self._files = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterator[Family]:
+        """See prometheus-client."""
+        return (family for family in self._files.collect() if family.name in self._names)  # type: ignore[no-untyped-call]
+
+    def describe(self) -> Iterator[Family]:
+        """See prometheus-client."""
+        return iter(())
+
+
+def _family(metric: Metric, seen: Readings) -> Family:
+    names = [*metric.prometheus_labels]
+    family = _FAMILIES[metric.kind](metric.prometheus_name, metric.meaning, labels=names)
+    for labels, value in metric.read(seen):
+        _add(family, metric, labels, value)
+    return family
+
+
+def _add(family: Family, metric: Metric, labels: tuple[str, ...], value: Value) -> None:
+    if isinstance(family, HistogramMetricFamily) and isinstance(value, Distribution):
+        bounds = [*map(str, metric.bounds), "+Inf"]
+        counts = value.cumulative(metric.bounds)
+        family.add_metric(labels, [*zip(bounds, counts, strict=True)], value.sum)
+    elif not isinstance(family, HistogramMetricFamily) and not isinstance(value, Distribution):
+        family.add_metric(labels, value)

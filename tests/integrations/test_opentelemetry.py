@@ -35,7 +35,10 @@ def collect():
         return {
             metric.name: (
                 metric.unit,
-                {tuple(sorted(point.attributes.items())): point.value for point in metric.data.data_points},
+                {
+                    tuple(sorted(point.attributes.items())): getattr(point, "value", point)
+                    for point in metric.data.data_points
+                },
             )
             for metric in found
         }
@@ -104,7 +107,10 @@ def test_pools_have_the_names_of_the_conventions(make_guard, collect, tmp_path):
     assert ours["db.client.connection.pending_requests"] == ("{request}", {(name,): 0})
     assert ours["db.client.connection.count"] == (
         "{connection}",
-        {(name, ("db.client.connection.state", "used")): 1},
+        {
+            (name, ("db.client.connection.state", "used")): 1,
+            (name, ("db.client.connection.state", "idle")): 0,
+        },
     )
 
 

@@ -54,7 +54,7 @@ class CommandRunner:
 
     def __init__(self, guard: Guard, leak_after: float | None, *, is_async: bool) -> None:
         self._guard = guard
-        self.checkouts = Checkouts(guard, leak_after, is_async=is_async)
+        self.checkouts = Checkouts(guard, leak_after, is_async=is_async, system="redis")
         self._clock = self.checkouts.figures.clock
         self._gate: LockedGate = guard.call_settings.gates[-1]
         self._timeout = guard.timeout

@@ -30,6 +30,9 @@ __all__ = ["guard_engine", "guard_of_engine"]
 _MAX_NAME_LENGTH = 200
 """Maximum number of characters in a guard's name."""
 
+_SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
+"""OpenTelemetry's names of databases, where SQLAlchemy has another one."""
+
 _STATEMENT_ERRORS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
 """DBAPI errors that are about the statement: the database has answered."""
 
@@ -175,7 +178,9 @@ class _EngineAttachment:
         self._engine = engine
         self.most = capacity(engine.pool)
         wait = await_only if engine.dialect.is_async else None
-        self._admission = EngineAdmission(guard, wait, leak_after)
+        self._admission = EngineAdmission(
+            guard, wait, leak_after, _SYSTEMS.get(engine.dialect.name, engine.dialect.name)
+        )
         self._runner = runner
         self._hooks = DialectHooks(engine, self._admission, runner)
 

@@ -59,18 +59,21 @@ class EngineAdmission:
         guard: The engine's guard.
         wait: Runs a coroutine from inside SQLAlchemy's greenlet; None for a synchronous engine.
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
+        system: The kind of server; see `PoolFigures`.
 
     Attributes:
         checkout_of: Returns the checkout of a pool's record; None for a checkout older than the guard.
         registry: The holders of the pool's connections.
     """
 
-    def __init__(self, guard: Guard, wait: Callable[[Any], Any] | None, leak_after: float | None) -> None:
+    def __init__(
+        self, guard: Guard, wait: Callable[[Any], Any] | None, leak_after: float | None, system: str
+    ) -> None:
         self._guard = guard
         self._gate = guard.call_settings.gates[0]
         self._wait = wait
         self._out: dict[Any, DBAPICheckout] = {}
-        self.registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None)
+        self.registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None, system=system)
         self._monitor = PoolMonitor(self.registry)
         self._figures = figures = self.registry.figures
         self._connections = PoolConnections(figures, self._out)

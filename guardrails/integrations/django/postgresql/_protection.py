@@ -101,7 +101,7 @@ class Protection:
 
     def __init__(self, guard: Guard, leak_after: float | None) -> None:
         self.guard = guard
-        self._checkouts = Checkouts(guard, leak_after, is_async=False)
+        self._checkouts = Checkouts(guard, leak_after, is_async=False, system="postgresql")
         self.registry = self._checkouts.registry
         self._figures = self.registry.figures
         self.connections = DjangoConnections(self._figures)
