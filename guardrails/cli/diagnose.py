@@ -147,7 +147,7 @@ def _ask_database(url: str, slow: float, pages: _Pages, *, tables: bool, show_sq
     try:
         facts = ask(address, statements=show_sql)
     except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(f"diagnose: {error}") from error
     except (SQLAlchemyError, OSError) as error:
         return _Answer(address.get_backend_name(), [why_not(error, address), *pages.findings])
     except (TypeError, ValueError):  # an option that its driver does not have

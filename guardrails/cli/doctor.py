@@ -8,14 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from guardrails.cli._findings import as_text
 from guardrails.cli._interrupts import interruptible
+from guardrails.cli._missing import missing
 from guardrails.cli._options import as_json, max_connections, workers
 from guardrails.diagnosis.findings import Finding
 from guardrails.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from guardrails.diagnosis.service import Surroundings
 
 __all__ = ["doctor"]
 
@@ -48,6 +53,13 @@ __all__ = ["doctor"]
     help="Time after which a worker is killed; gunicorn's default is 30.",
 )
 @max_connections
+@click.option(
+    "--database-url",
+    "--url",
+    "url",
+    metavar="URL",
+    help="The database server: reads its limit of connections and its idle timeout.",
+)
 @as_json
 def doctor(
     *,
@@ -58,6 +70,7 @@ def doctor(
     threads: int,
     worker_timeout: float | None,
     max_connections: int | None,
+    url: str | None,
     as_json: bool,
 ) -> None:
     """Runs the command."""
@@ -66,6 +79,7 @@ def doctor(
 
     try:
         around = Surroundings(workers, threads, worker_timeout, max_connections)
+        around, problems = _with_server(around, url)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
     if not all(where.partition(":")):
@@ -80,11 +94,45 @@ def doctor(
             findings = examine(app, around)
     except _service.ServiceError as error:
         raise click.UsageError(f"--app {where!a} {error}") from None
+    findings += problems
     if as_json:
         print(json.dumps({"app": where, "findings": [dataclasses.asdict(each) for each in findings]}))
     else:
         print(as_text(where, findings))
     sys.exit(1 if findings else 0)
+
+
+def _with_server(around: Surroundings, url: str | None) -> tuple[Surroundings, list[Finding]]:
+    """Adds the limits of the server of a URL; a number that was given as an option stays."""
+    if url is None:
+        return around, []
+    try:
+        from sqlalchemy.engine import make_url  # noqa: PLC0415 - of an extra
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+        from guardrails.diagnosis.databases import read_limits, why_not  # noqa: PLC0415 - likewise
+    except ImportError:
+        missing("sqlalchemy")
+    try:
+        address = make_url(url)
+    except (SQLAlchemyError, ValueError):
+        raise _bad_url() from None  # its own message shows the URL
+    try:
+        limits = read_limits(address)
+    except (SQLAlchemyError, OSError) as error:
+        return around, [why_not(error, address)]
+    except (TypeError, ValueError) as error:  # an option that its driver does not have
+        if isinstance(error, ConfigurationError):
+            raise
+        raise _bad_url() from None
+    changes: dict[str, Any] = {"idle_timeout": limits.idle_timeout, "address": address}
+    if around.max_connections is None:
+        changes |= {"max_connections": limits.connections, "reserved": limits.reserved}
+    return dataclasses.replace(around, **changes), []
+
+
+def _bad_url() -> click.UsageError:
+    return click.UsageError("--database-url must be the URL of a server, such as postgresql://user@host/name")
 
 
 def _shutdown(problem: str | None) -> list[Finding]:

@@ -9,13 +9,16 @@ from typing import TypeVar
 from guardrails._runtime.threads import daemon
 from guardrails.diagnosis.findings import Finding
 
-__all__ = ["ANSWER_TIMEOUT", "CONNECT_TIMEOUT", "refusal", "within", "words"]
+__all__ = ["ANSWER_TIMEOUT", "CONNECT_TIMEOUT", "OUR_ENGINE", "refusal", "within", "words"]
 
 ANSWER_TIMEOUT = 10.0
 """Seconds for connecting and all queries together."""
 
 CONNECT_TIMEOUT = 5
 """Seconds for the driver to connect, for each address of the host."""
+
+OUR_ENGINE = "guardrails_diagnosis"
+"""The execution option of the engines that ask servers, which are no part of a service."""
 
 _LONGEST = 200
 _ADDRESS = re.compile(

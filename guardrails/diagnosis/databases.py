@@ -5,15 +5,20 @@ It reads the text of a statement, which may hold values of users, only when it i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
 from sqlalchemy import URL, Connection, create_engine
 from sqlalchemy.pool import NullPool
 
 from guardrails._dbapi.server_sessions import KILL, Execute, is_mariadb, read_mysql, read_postgres
-from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, refusal, within, words
+from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, OUR_ENGINE, refusal, within, words
 from guardrails.diagnosis.findings import Facts, Finding, Prepared
 from guardrails.errors import ConfigurationError
 
-__all__ = ["ask", "why_not"]
+__all__ = ["Limits", "ask", "read_limits", "why_not"]
+
+T = TypeVar("T")
 
 _BLOCKING = {
     "postgresql": ("psycopg", "psycopg2"),
@@ -35,23 +40,76 @@ def ask(url: URL, *, statements: bool = False) -> Facts:
         TimeoutError: There was no answer in time.
         SQLAlchemyError: The server could not be reached, or refused this user.
     """
+
+    def read(dialect: str, execute: Execute) -> Facts:
+        return (_ask_postgres if dialect == "postgresql" else _ask_mysql)(execute, statements=statements)
+
+    return _connected(url, read)
+
+
+def _connected(url: URL, read: Callable[[str, Execute], T]) -> T:
+    """Reads something from the server of a URL, within the time for an answer."""
     url = _with_usual_name(url)
     dialect = url.get_backend_name()
     if dialect not in _BLOCKING:
-        raise ConfigurationError(
-            f"diagnose: {dialect} cannot be asked; PostgreSQL, MariaDB, MySQL and Redis can"
-        )
+        raise ConfigurationError(f"{dialect} cannot be asked; PostgreSQL, MariaDB, MySQL and Redis can")
     # All these drivers have this option; without it they wait for ever.
     engine = create_engine(
-        _with_driver(url, dialect), poolclass=NullPool, connect_args={"connect_timeout": CONNECT_TIMEOUT}
+        _with_driver(url, dialect),
+        poolclass=NullPool,
+        connect_args={"connect_timeout": CONNECT_TIMEOUT},
+        execution_options={OUR_ENGINE: True},
     )
 
-    def question() -> Facts:
+    def question() -> T:
         with engine.connect() as connection:
-            read = _ask_postgres if dialect == "postgresql" else _ask_mysql
-            return read(_runs(connection), statements=statements)
+            return read(dialect, _runs(connection))
 
     return within(ANSWER_TIMEOUT, question)
+
+
+class Limits(NamedTuple):
+    """The limits of a server for one user in one database.
+
+    Attributes:
+        connections: Connections it allows: the smallest limit of the server, the user and the database.
+        reserved: Of these, connections that applications cannot get.
+        idle_timeout: Seconds after which it closes an idle connection; None is never.
+    """
+
+    connections: int
+    reserved: int
+    idle_timeout: float | None
+
+
+_POSTGRES_LIMITS = """
+select rolconnlimit from pg_roles where rolname = current_user
+union all select datconnlimit from pg_database where datname = current_database()
+"""
+
+_POSTGRES_IDLE = """
+select setting::float8 / 1000 from pg_settings where name = 'idle_session_timeout' and setting <> '0'
+"""
+
+
+def read_limits(url: URL) -> Limits:
+    """Reads the limits of the server of a URL; see `ask`."""
+    return _connected(url, _limits)
+
+
+def _limits(dialect: str, execute: Execute) -> Limits:
+    if dialect == "postgresql":
+        settings = {name: int(setting) for name, setting in execute(_POSTGRES_SETTINGS)}
+        most, reserved = settings.pop("max_connections"), sum(settings.values())
+        own = [limit for (limit,) in execute(_POSTGRES_LIMITS) if limit >= 0]
+        if own and min(own) < most - reserved:
+            most, reserved = min(own), 0
+        idle = [seconds for (seconds,) in execute(_POSTGRES_IDLE)]
+        return Limits(most, reserved, min(idle, default=None))
+    ((most, of_user, idle_timeout),) = execute(
+        "select @@max_connections, @@max_user_connections, @@wait_timeout"
+    )
+    return Limits(min(most, of_user or most), 0, float(idle_timeout))
 
 
 def _runs(connection: Connection) -> Execute:
@@ -101,7 +159,7 @@ def _with_driver(url: URL, dialect: str) -> URL:
         except ImportError:
             continue
         return candidate
-    raise ConfigurationError(f"diagnose: {dialect} needs one of the drivers {', '.join(_BLOCKING[dialect])}")
+    raise ConfigurationError(f"{dialect} needs one of the drivers {', '.join(_BLOCKING[dialect])}")
 
 
 _POSTGRES_SETTINGS = """

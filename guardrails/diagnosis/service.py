@@ -14,7 +14,9 @@ from typing import Any
 from guardrails._guard.guard import Guard
 from guardrails._pool.sizing import RESERVED
 from guardrails._util.checks import Faults
+from guardrails.diagnosis.asking import OUR_ENGINE
 from guardrails.diagnosis.findings import Finding
+from guardrails.diagnosis.settings import circuits, pools, stale
 
 __all__ = ["Surroundings", "examine"]
 
@@ -31,6 +33,9 @@ class Surroundings:
         threads: Threads of one process that run synchronous endpoints.
         worker_timeout: Seconds after which a supervisor kills a worker that does not answer; None: never.
         max_connections: The database server's limit; None: not checked.
+        reserved: Of these, the connections that applications cannot get.
+        idle_timeout: Seconds after which the server closes an idle connection; None: never, or not known.
+        address: The server's URL, as SQLAlchemy has it; None if there is none.
 
     Raises:
         ConfigurationError: One or more are out of range.
@@ -40,6 +45,9 @@ class Surroundings:
     threads: int = 40
     worker_timeout: float | None = None
     max_connections: int | None = None
+    reserved: int = RESERVED
+    idle_timeout: float | None = None
+    address: Any = None
 
     def __post_init__(self) -> None:
         faults = Faults("doctor")
@@ -59,15 +67,31 @@ def examine(app: object, around: Surroundings) -> list[Finding]:
     """
     targets = list(_targets())
     guards = list({id(guard): guard for _, _, guard in targets if guard is not None}.values())
+    others = [each for each in _guards() if each not in guards]
     return [
         *_nothing_made(targets),
         *_unguarded(targets),
         *_unanswered(app, guards),
         *_unbounded(guards),
+        *circuits([*guards, *others]),
+        *pools(targets),
+        *_stale(targets, around),
         *_ladder(guards, around),
         *_threads(targets, around),
         *_budget(targets, around),
     ]
+
+
+def _guards() -> Iterator[Guard]:
+    """All guards of the process but compartments, whose circuits open by rules of their own."""
+    for each in gc.get_objects():
+        if issubclass(type(each), Guard) and len(each.call_settings.gates) == 1:
+            yield each
+
+
+def _stale(targets: Iterable[Target], around: Surroundings) -> Iterator[Finding]:
+    if around.address is not None and around.idle_timeout is not None:
+        yield from stale(targets, around.address, around.idle_timeout)
 
 
 Target = tuple[str, Any, Guard | None]
@@ -82,9 +106,15 @@ def _targets() -> Iterator[Target]:
     kinds, seen = list(_kinds()), set()
     for each in gc.get_objects():
         for kind, cls, pool_of in kinds:
-            if issubclass(type(each), cls) and id(pool := pool_of(each)) not in seen:
+            if not issubclass(type(each), cls) or (kind == "engine" and _is_ours(each)):
+                continue
+            if id(pool := pool_of(each)) not in seen:
                 seen.add(id(pool))
                 yield kind, each, getattr(pool, "_guardrails", None)
+
+
+def _is_ours(engine: Any) -> bool:
+    return OUR_ENGINE in engine.get_execution_options()
 
 
 def _kinds() -> Iterator[tuple[str, type, Callable[[Any], object]]]:
@@ -101,7 +131,7 @@ def _kinds() -> Iterator[tuple[str, type, Callable[[Any], object]]]:
 
 
 def _nothing_made(targets: Iterable[Target]) -> Iterator[Finding]:
-    if targets or any(issubclass(type(each), Guard) for each in gc.get_objects()) or _has_django_databases():
+    if targets or any(True for _ in _guards()) or _has_django_databases():
         return
     yield Finding(
         "nothing_made",
@@ -203,7 +233,7 @@ def _budget(targets: Iterable[Target], around: Surroundings) -> Iterator[Finding
         of_server.setdefault(address, []).append(guard)
     for guards in of_server.values():
         each = sum(guard.snapshot().max_concurrent_calls for guard in guards)
-        room = around.max_connections - RESERVED
+        room = around.max_connections - around.reserved
         if each * around.workers > room:
             yield Finding(
                 "budget",

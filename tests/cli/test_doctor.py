@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
+import psycopg
 import pytest
 
 from support.forks import ForkServer
@@ -272,3 +274,131 @@ def test_error_of_an_import_is_reported_by_module_and_file(doctor, tmp_path, tex
     (tmp_path / "db.py").write_text(text)
     code, output = doctor("import db\napp = None\n")
     assert (code, said in " ".join(output.split())) == (2, True), output
+
+
+# --- circuits and pools ---------------------------------------------------------------------------------
+
+
+def with_policy(policy, **guard):
+    """The good service with other settings of its circuit and guard."""
+    options = "".join(f", {name}={value}" for name, value in guard.items())
+    service = GOOD.replace("protect(engine)", f"protect(engine, breaker=BreakerPolicy({policy}){options})")
+    return service.replace("import protect", "import BreakerPolicy, protect")
+
+
+@pytest.mark.parametrize(
+    ("policy", "guard"),
+    [
+        ("slow_call_duration_threshold=5", {}),
+        ("slow_call_duration_threshold=30", {}),
+        ("", {"timeout": 1}),
+        ("minimum_number_of_calls=31", {}),  # 10 slots x (10 s / 5 s + 1)
+        ("", {"max_concurrent_calls": 3}),
+        ("sliding_window_size=4", {"max_concurrent_calls": 9}),
+    ],
+)
+def test_circuits_that_slow_calls_cannot_open_are_found(found, policy, guard):
+    """A threshold that no call reaches, a minimum that the slots cannot make in the window."""
+    assert set(found(with_policy(policy, **guard))) == {"circuit"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "guard"),
+    [
+        ("slow_call_duration_threshold=4.9", {}),
+        ("minimum_number_of_calls=30", {}),
+        ("", {"max_concurrent_calls": 4}),
+        ("minimum_number_of_calls=1000, consecutive_failures=5", {}),
+        ("minimum_number_of_calls=1000, sliding_window_type='count', sliding_window_size=100", {}),
+    ],
+)
+def test_circuits_that_can_open_are_no_finding(found, policy, guard):
+    """The next better value, and rules that need no rate."""
+    assert found(with_policy(policy, **guard)) == {}
+
+
+def test_circuits_of_other_guards_are_checked(found):
+    """A guard of something that is no pool has a circuit, too; one without a circuit or a timeout has not."""
+    mail = "from guardrails import Guard\nmail = Guard('mail', max_concurrent_calls=2{})\n"
+    assert "'mail'" in found(GOOD + mail.format(""))["circuit"]["what"]
+    assert found(GOOD + mail.format(", breaker=None")) == {}
+    assert found(GOOD + mail.format(", timeout=None")) == {}
+
+
+def test_pools_without_a_limit_are_found(found):
+    """An engine's overflow, and a Redis client's connections; guarded or not."""
+    endless = GOOD.replace("max_overflow=5", "max_overflow=-1")
+    endless = endless.replace("protect(engine)", "protect(engine, max_concurrent_calls=10)")
+    assert set(found(endless)) == {"unlimited"}
+    bare = "import redis\ncache = redis.Redis(max_connections=2**31)\n"
+    assert set(found(GOOD + bare)) == {"unguarded", "unlimited"}
+
+
+def test_engines_without_a_pool_are_found(found):
+    """A NullPool opens a connection for each checkout."""
+    service = GOOD.replace("pool_size=5, max_overflow=5", "poolclass=NullPool")
+    service = service.replace("protect(engine)", "protect(engine, max_concurrent_calls=10)")
+    service = service.replace("import create_engine", "import NullPool, create_engine")
+    assert set(found(service)) == {"null_pool"}
+
+
+def asking(server, *words):
+    """The options that name a server."""
+    return ("--database-url", server.url("asyncpg"), *words)
+
+
+def test_limit_of_connections_is_read_from_the_server(found, postgres):
+    """Less what is reserved; a limit of the role counts if it is smaller; an option wins."""
+    words = asking(postgres, "--workers", "10")
+    what = found(GOOD, *words)["budget"]["what"]
+    assert what == "10 x 10 connections are more than the 97 there are for applications"
+    assert found(GOOD, *asking(postgres, "--workers", "9")) == {}
+    assert found(GOOD, *words, "--max-connections", "200") == {}
+    with psycopg.connect(postgres.url(""), autocommit=True) as connection:
+        connection.execute("create role shop login connection limit 15")
+        try:
+            url = postgres.url().replace("postgres@", "shop@")
+            what = found(GOOD, "--url", url, "--workers", "2")["budget"]["what"]
+        finally:
+            connection.execute("drop role shop")
+    assert what == "2 x 10 connections are more than the 15 there are for applications"
+
+
+def test_idle_connections_are_compared_with_the_servers_timeout(found, postgres):
+    """Without pre-ping, and kept for longer."""
+    with psycopg.connect(postgres.url(""), autocommit=True) as connection:
+        connection.execute("create role shop login")
+        connection.execute("alter role shop set idle_session_timeout = '60s'")
+        words = ("--url", postgres.url().replace("postgres@", "shop@"))
+        try:
+            stale = found(GOOD, *words)["stale"]
+            for option in ("pool_pre_ping=True", "pool_recycle=59"):
+                assert found(GOOD.replace("max_overflow=5", f"max_overflow=5, {option}"), *words) == {}
+            late = found(GOOD.replace("max_overflow=5", "max_overflow=5, pool_recycle=60"), *words)
+        finally:
+            connection.execute("drop role shop")
+    assert "keeps idle connections for ever, and its server closes them after 60 s" in stale["what"]
+    assert "for 60 s, and its server" in late["stale"]["what"]
+
+
+def test_timeout_of_mariadb_is_read(found, mariadb):
+    """Its default is eight hours, which a quiet night exceeds."""
+    service = GOOD.replace("postgresql+psycopg", "mysql+pymysql")
+    stale = found(service, "--url", f"mysql+aiomysql://root@127.0.0.1:{mariadb.port}/guardrails")["stale"]
+    assert "closes them after 28800 s" in stale["what"]
+
+
+def test_server_that_does_not_answer_is_a_finding(found):
+    """The settings are checked all the same; the address is not shown."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = f"postgresql://{CANARY}:{CANARY}@127.0.0.1:{port}/{CANARY}"
+    findings = found(GOOD, "--url", url, "--threads", "10")
+    assert set(findings) == {"unreachable", "threads"}
+    assert str(port) not in findings["unreachable"]["what"]
+
+
+@pytest.mark.parametrize("url", [CANARY, f"oracle://{CANARY}@h/d", f"redis://{CANARY}@h"])
+def test_url_of_no_database_is_a_usage_error(doctor, url):
+    """Exit 2, without the URL."""
+    assert doctor(GOOD, "--url", url)[0] == 2
