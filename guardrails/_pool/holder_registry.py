@@ -26,7 +26,7 @@ from guardrails._pool.frames import (
     stack_of,
 )
 from guardrails._pool.holders import Doing, Holder, PoolStatus, busiest, cause_of
-from guardrails._pool.lock_monitor import LockMonitor
+from guardrails._pool.lock_monitor import LockMonitor, Question
 from guardrails._pool.lock_waits import Place
 from guardrails._pool.lost_holders import find_gone
 from guardrails._pool.sessions import SessionId
@@ -136,6 +136,17 @@ class HolderRegistry:
             holder
             for holder in self.holders()
             if holder.doing == "gone" or (holder.doing != "statement" and holder.seconds >= least)
+        )
+
+    def watch_locks(self, question: Question) -> None:
+        """Asks the server for locks when the pool runs out; `session_ids` must be known."""
+        guard = self.guard
+        self.locks = LockMonitor(
+            guard.name,
+            self.session_ids,
+            self.place,
+            question,
+            lambda: getattr(guard, "mode", "enforce") != "off",
         )
 
     def ask_server(self) -> None:

@@ -143,7 +143,14 @@ class LockMonitor:
         finally:
             self._asking = False
         if found:
+            run_later(self._prune, _FRESH)
             self._log(group([each.waiting for each in found.values()], 0.0))
+
+    def _prune(self) -> float | None:
+        """Forgets waits that are over, with all that their checkouts refer to."""
+        age = time.monotonic() - self._asked
+        self._found = {each: found for each, found in self._found.items() if found.holds(each, age)}
+        return _FRESH if self._found else None
 
     def _join(
         self, held: Mapping[Any, tuple[SessionId, object]], asker: SessionId, view: ServerView

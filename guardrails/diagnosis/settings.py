@@ -66,14 +66,16 @@ def pools(targets: Iterable[tuple[str, Any, Guard | None]]) -> Iterator[Finding]
 def _engine(engine: Any, name: str) -> Iterator[Finding]:
     from sqlalchemy.pool import NullPool, QueuePool  # noqa: PLC0415 - there is an engine
 
+    from guardrails.integrations.sqlalchemy._pool import capacity  # noqa: PLC0415 - likewise
+
     if isinstance(engine.pool, NullPool):
         yield Finding(
             "null_pool",
             f"an engine of {engine.dialect.name} ({name}) has a NullPool: each checkout opens a connection",
             (),
-            "leave poolclass out; a NullPool is right in front of a pooler such as pgbouncer, and there alone",
+            "leave poolclass out; a NullPool is right in front of a pooler such as pgbouncer, and only there",
         )
-    elif isinstance(engine.pool, QueuePool) and engine.pool._max_overflow < 0:  # noqa: SLF001 - no getter
+    elif isinstance(engine.pool, QueuePool) and capacity(engine.pool) is None:
         yield _unlimited(f"the pool of an engine of {engine.dialect.name}", name, "max_overflow=10")
 
 

@@ -7,29 +7,24 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.util import greenlet_spawn
 
 from guardrails._dbapi.drivers import Driver
-from guardrails._dbapi.server_sessions import KILL, read_sessions
+from guardrails._dbapi.server_sessions import KILL
+from guardrails._dbapi.session_question import LIMIT, ask_for_sessions
 from guardrails._pool.holder_registry import HolderRegistry
-from guardrails._pool.lock_monitor import LockMonitor
 from guardrails._pool.sessions import ServerView, SessionId
-from guardrails._runtime.housekeeper import run_later
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 
 __all__ = ["LockQuestion", "know_sessions"]
 
-_LIMIT = 1.0
-"""Seconds for the connection and the answer together."""
-
 _CONNECT_LIMITS: dict[str, dict[str, Any]] = {
     "psycopg": {"connect_timeout": 2},  # the minimum of libpq
     "psycopg2": {"connect_timeout": 2},
-    "asyncpg": {"timeout": _LIMIT},
+    "asyncpg": {"timeout": LIMIT},
     "pymysql": {"connect_timeout": 1, "read_timeout": 1, "write_timeout": 1},
     "aiomysql": {"connect_timeout": 1},
     "asyncmy": {"connect_timeout": 1},
@@ -58,32 +53,15 @@ class LockQuestion:
             return runner.run(self._ask_async())
 
     async def _ask_async(self) -> tuple[SessionId, ServerView]:
-        async with asyncio.timeout(_LIMIT):
+        async with asyncio.timeout(LIMIT):
             answer: tuple[SessionId, ServerView] = await greenlet_spawn(self._ask)
         return answer
 
     def _ask(self) -> tuple[SessionId, ServerView]:
-        """Asks; the connection is cut if that takes too long."""
         dialect = self._engine.dialect
         adapted = self._second.open_adapted(**_CONNECT_LIMITS[dialect.driver])
         own = dialect.get_driver_connection(adapted)
-        try:
-            if not dialect.is_async:
-                run_later(partial(self._driver.kill, own), _LIMIT)
-            asker = self._driver.session_of(own)
-            view = read_sessions(dialect.name, partial(_rows, adapted))
-            adapted.close()
-        except BaseException:
-            self._driver.kill(own)
-            self._driver.retire(own)
-            with suppress(Exception):
-                closing = own.close()
-                if asyncio.iscoroutine(closing):
-                    closing.close()
-            raise
-        if asker is None:
-            raise TypeError(f"{dialect.driver} does not know its session")
-        return asker, view
+        return ask_for_sessions(dialect.name, self._driver, adapted, own, cut=not dialect.is_async)
 
 
 def know_sessions(engine: Engine, driver: Driver, registry: HolderRegistry, *, ask_server: bool) -> None:
@@ -95,7 +73,7 @@ def know_sessions(engine: Engine, driver: Driver, registry: HolderRegistry, *, a
         registry: The holders of the pool's connections.
         ask_server: Whether the server is asked, too, which sessions they wait for.
     """
-    out, guard = registry.out, registry.guard
+    out = registry.out
 
     def held() -> dict[Any, SessionId]:
         found = {}
@@ -106,19 +84,6 @@ def know_sessions(engine: Engine, driver: Driver, registry: HolderRegistry, *, a
                     found[checkout] = session
         return found
 
-    def wanted() -> bool:
-        return getattr(guard, "mode", "enforce") != "off"
-
     registry.session_ids = held
     if ask_server and engine.dialect.name in KILL and engine.dialect.driver in _CONNECT_LIMITS:
-        question = LockQuestion(engine, driver)
-        registry.locks = LockMonitor(guard.name, held, registry.place, question, wanted)
-
-
-def _rows(adapted: Any, statement: str) -> Any:
-    cursor = adapted.cursor()
-    try:
-        cursor.execute(statement)
-        return cursor.fetchall()
-    finally:
-        cursor.close()
+        registry.watch_locks(LockQuestion(engine, driver))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from functools import partial
 from sys import _getframe
 from types import TracebackType
@@ -25,6 +27,7 @@ from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._connections import DjangoConnections
+from guardrails.integrations.django.postgresql._lock_question import know_sessions
 from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, borrow, largest
 
 __all__ = ["ErrorWrapper", "Possession", "Protection", "guard_of_alias", "protect"]
@@ -44,9 +47,15 @@ def _as_it_is(connection: Any) -> Any:
 
 
 class ThreadCheckout(Checkout):
-    """The connection of one thread, from its first work in a request to the end of the request."""
+    """The connection of one thread, from its first work in a request to the end of the request.
 
-    __slots__ = ()
+    Attributes:
+        wrapper: Weak reference to Django's wrapper of the connection.
+    """
+
+    __slots__ = ("wrapper",)
+
+    wrapper: Callable[[], Any]
 
     def is_kept(self, now: Site | None) -> bool:
         """See HeldCheckout. Django keeps a thread's connection, whichever function asked for it."""
@@ -89,6 +98,7 @@ class Protection:
     Args:
         guard: The guard.
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
+        ask_server: Whether to ask the server for locks when the connections run out.
 
     Attributes:
         guard: The guard.
@@ -99,14 +109,16 @@ class Protection:
         pooled: Takes connections from a pool.
     """
 
-    def __init__(self, guard: Guard, leak_after: float | None) -> None:
+    def __init__(self, guard: Guard, leak_after: float | None, *, ask_server: bool) -> None:
         self.guard = guard
         self._checkouts = Checkouts(guard, leak_after, is_async=False, system="postgresql")
         self.registry = self._checkouts.registry
         self._figures = self.registry.figures
         self.connections = DjangoConnections(self._figures)
         self.on = True
-        self.direct = StatementRunner(guard, DjangoPsycopg(), _as_it_is, is_async=False, errors=_ANSWERS)
+        driver = DjangoPsycopg()
+        know_sessions(driver, self.registry, ask_server=ask_server)
+        self.direct = StatementRunner(guard, driver, _as_it_is, is_async=False, errors=_ANSWERS)
         self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
         self.registry.failed_cancels = self.direct.failed_cancels
         self._slots = guard.call_settings.gates[0].core.bulkhead
@@ -130,8 +142,11 @@ class Protection:
         """See Attachment."""
         return self.registry.status()
 
-    def enter(self) -> Possession:
+    def enter(self, wrapper: Any) -> Possession:
         """Takes a slot for the connection of this thread.
+
+        Args:
+            wrapper: Django's wrapper of the connection.
 
         Raises:
             RejectedError: There is none.
@@ -140,6 +155,7 @@ class Protection:
         asked = self._figures.clock()
         checkout = ThreadCheckout(self.guard, registry.site(_getframe(1)), registry.caller())
         checkout.asked = asked
+        checkout.wrapper = weakref.ref(wrapper)
         possession = Possession(self, checkout)  # first: an interrupt from here on gives the slot back
         try:
             checkout.take_slots()
@@ -226,6 +242,8 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
     faults.choice("OPTIONS['compartments']", compartments, COMPARTMENTS)
     leak_after = options.get("leak_after", 60.0)
     faults.seconds("OPTIONS['leak_after']", leak_after, none=True)
+    ask_server = options.get("ask_server", True)
+    faults.flag("OPTIONS['ask_server']", ask_server)
     faults.raise_if_any()
     most = largest(options.get("pool"))
     with _lock:
@@ -235,7 +253,7 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
             return protection
         if guard.call_settings.attached:
             raise ConfigurationError(f"{where}: guard {guard.name!r} protects something else already")
-        protection = Protection(guard, leak_after)
+        protection = Protection(guard, leak_after, ask_server=ask_server)
         protection.check(alias, most)
         _protections[guard] = protection
         set_compartments(guard, compartments)

@@ -35,7 +35,7 @@ from guardrails.integrations.django.postgresql._protection import (
 
 __all__ = ["DatabaseWrapper"]
 
-_OURS = ("guard", "compartments", "leak_after")
+_OURS = ("guard", "ask_server", "compartments", "leak_after")
 """The options that are not the driver's."""
 
 
@@ -198,7 +198,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         """See Steps. Takes a slot for the work to come, unless there is one."""
         protection = self._guarded
         if protection is not None and self._possession is None:
-            self._possession = protection.enter()
+            self._possession = protection.enter(self)
             if self.connection is not None:
                 protection.handed_out(self._possession)
 
