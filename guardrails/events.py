@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from guardrails._core.outcome import Outcome
     from guardrails.errors import Reason
 
-__all__ = ["CallFinished", "CallRejected", "Event", "LeakFound", "Listener", "StateChanged"]
+__all__ = [
+    "CallFinished",
+    "CallRejected",
+    "Event",
+    "LeakFound",
+    "Listener",
+    "StateChanged",
+    "WouldReject",
+    "WouldStop",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +77,37 @@ class CallRejected(Event):
 
     reason: Reason
     retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WouldReject(Event):
+    """In shadow: a call was let in that enforcing would have refused.
+
+    Attributes:
+        reason: As in `guardrails.RejectedError`.
+        retry_after: Seconds after which a call may be admitted; None if that is unknown.
+        route: The method and template of its request, such as ``"GET /orders/{id}"``; None outside a request
+            of the middleware, or if the template is not known.
+    """
+
+    reason: Reason
+    retry_after: float | None = None
+    route: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WouldStop(Event):
+    """In shadow: a call passed a deadline at which enforcing would have stopped it. It goes on.
+
+    Attributes:
+        timeout: Seconds that it would have been given.
+        where: The application's lines that made the call, innermost first; empty if they are not known.
+        route: As in `WouldReject`.
+    """
+
+    timeout: float
+    where: tuple[str, ...] = ()
+    route: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

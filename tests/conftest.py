@@ -66,11 +66,16 @@ def nothing_left_behind():
         if gate not in _seen:
             # Its line in the log would come in the middle of the next test.
             gate.report.gates = type(gate.report.gates)()
-            gate.report.stopped = 0
+            gate.report.stopped = gate.report.sums.stops = 0
+            if not gate.core.enforces:
+                gate.step(
+                    gate.core.set_mode, "enforce"
+                )  # what would have happened later has no slot any more
             slots = gate.core.bulkhead
             assert (slots.taken, len(slots.queue)) == (0, 0), (
                 f"{gate.name}: {slots.taken} slots not given back"
             )
+            assert not gate.core.outside, f"{gate.name}: calls without a slot that never ended"
             assert not gate.core.breaker.in_flight, f"{gate.name}: calls that never ended"
     assert scope.current() is None, "a deadline was left behind"
     scope.swap(None)  # a scope that ended in another context may still be set here, and costs a look

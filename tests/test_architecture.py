@@ -37,6 +37,7 @@ LARGE = {
     "_core/gate.py": "circuit and slots change together, move by move",
     "_runtime/scope.py": "the only ambient state, with every kind of scope",
     "_guard/fast_path.py": "every straight line without a lock, under one explanation of why it needs none",
+    "_guard/call.py": "one call in both flavours: each step must know what the others have taken",
     "_guard/locked_gate.py": "one lock: whatever may touch the gate is here, so that nothing else does",
     "_guard/guard.py": "the public class; half of it is its documentation",
 }

@@ -34,9 +34,9 @@ class Waiter:
     Attributes:
         workload: The caller's workload; None where the circuit does not separate workloads.
         rank: The caller's criticality; see `guardrails._core.criticality`.
-        verdict: None while it waits. Then ``"granted"`` (it has a slot), ``"dismissed"`` (the circuit opened)
-            or ``"shed"`` (a more important caller took its place in the queue). At last ``"settled"``: it has
-            left the queue or taken over its slot.
+        verdict: None while it waits. Then ``"granted"`` (it has a slot), ``"dismissed"`` (the circuit
+            opened), ``"shed"`` (a more important caller took its place in the queue) or ``"let_in"`` (nothing
+            is enforced any more). At last ``"settled"``: it has left the queue or taken over its slot.
     """
 
     __slots__ = ("rank", "verdict", "workload")
@@ -44,7 +44,7 @@ class Waiter:
     def __init__(self) -> None:
         self.workload: Workload | None = None
         self.rank = CRITICAL
-        self.verdict: Literal["granted", "dismissed", "shed", "settled"] | None = None
+        self.verdict: Literal["granted", "dismissed", "shed", "let_in", "settled"] | None = None
 
 
 class Bulkhead:

@@ -15,6 +15,8 @@ from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.criticality import CRITICAL
 from guardrails._core.outcome import Outcome
 from guardrails._core.priority_shares import PriorityShares
+from guardrails._core.shadow import UNCOUNTED, Outside
+from guardrails._core.shadow_queue import Late
 from guardrails._core.window import NEVER
 from guardrails._core.workloads import Workload
 
@@ -54,7 +56,7 @@ class Refusal(NamedTuple):
     retry_after: float | None
 
 
-class Gate:
+class Gate(Outside):
     """One dependency's gate.
 
     The order is fixed: first the circuit, then a slot or the queue, and the circuit again for a caller that
@@ -79,7 +81,7 @@ class Gate:
         adopted: Slots that were taken before the guard was attached.
         fast_refusals: Refusals of the open circuit on the fast path. ``rejected`` includes them.
         fast_full_refusals: Refusals of the full bulkhead on the fast path. ``rejected`` includes them.
-        outbox: Waiters to wake and transitions to report.
+        outbox: Waiters to wake, transitions to report, and in shadow the refusals that there would have been.
         fast: False closes the fast paths for good: there is no interpreter lock, or the clock's readings are
             objects whose comparison runs Python code.
         nested: True during a move that a signal handler makes in the middle of another one. That one goes on
@@ -100,7 +102,6 @@ class Gate:
         "fast_leave_until",
         "fast_refusals",
         "fast_refuse_until",
-        "last",
         "nested",
         "noncritical_admitted",
         "outbox",
@@ -116,8 +117,9 @@ class Gate:
         self.checkouts: dict[int, tuple[float, int]] = {}
         self._refusals: dict[str, int] = {}
         self.fast_refusals = self.fast_full_refusals = 0
-        self.outbox: list[Waiter | Transition] = []
+        self.outbox: list[Waiter | Transition | Refusal | Late] = []
         self.fast, self.nested = LOCK_FREE, False
+        self._start_outside()
         self.close_fast_paths()
         self._end_move(None)
 
@@ -173,7 +175,8 @@ class Gate:
             held: See ``enter``.
         """
         now = self._begin_move(now)
-        verdict = self._decide_woken(now, waiter, late)
+        asked = self.enforces and waiter.verdict != "let_in"
+        verdict = self._decide_woken(now, waiter, late) if asked else self._let_in_woken(waiter, held)
         return self._end_move(self._take(now, waiter.rank, waiter, held) if verdict is True else verdict)
 
     def leave(self, now: float, ticket: int, outcome: Outcome) -> CallEnd | None:
@@ -182,14 +185,23 @@ class Gate:
         Returns:
             Its duration and slowness. None for a ticket that has ended before: no slot is released again.
         """
-        now, breaker = self._begin_move(now), self.breaker
+        now = self._begin_move(now)
+        if ticket in self.outside:
+            self.leave_outside(now, ticket, outcome)
+            return self._end_move(None)
+        return self._end_move(self._end_call(now, ticket, outcome))
+
+    def _end_call(self, now: float, ticket: int, outcome: Outcome) -> CallEnd | None:
+        breaker = self.breaker
         if ticket in breaker.in_flight or ticket in breaker.overdue:
             self.releasing = ticket
         ended = breaker.end(ticket, outcome, now)
         self._collect_transitions()
         if self.releasing == ticket:
             self._release_slot(self._pop_rank(ticket))
-        return self._end_move(ended)
+        if ended is not None and not self.enforces:
+            self.longest = max(self.longest, ended.duration)
+        return ended
 
     # --- a pool: slots for checkouts, evidence from statements ---------------------------------
 
@@ -207,7 +219,8 @@ class Gate:
     ) -> int | Refusal:
         """Admits or refuses a checkout whose wait has ended, as ``woken`` does a call."""
         now = self._begin_move(now)
-        verdict = self._decide_woken(now, waiter, late)
+        asked = self.enforces and waiter.verdict != "let_in"
+        verdict = self._decide_woken(now, waiter, late) if asked else self._let_in_woken(waiter, held)
         taken = self._take(now, waiter.rank, waiter, held, checkout=True) if verdict is True else verdict
         return self._end_move(taken)
 
@@ -217,18 +230,31 @@ class Gate:
         A checkout that was admitted as a probe and ran no statement also returns its lease.
         """
         now = self._begin_move(now)
+        outside = slot if slot < 0 else -slot
+        if outside in self.outside:
+            self.leave_outside(now, outside, Outcome.ABANDONED)
+        elif slot == 0 and self.adopted:
+            self.adopted -= 1
+            self._release_slot()
+        elif slot:
+            self._end_checkout(now, slot)
+        self._end_move(None)
+
+    def _end_checkout(self, now: float, slot: int) -> None:
         if slot in self.checkouts:
             self.releasing = -slot
             _, lease = self.checkouts.pop(slot)
             if lease:
                 self.breaker.end(lease, Outcome.ABANDONED, now)
                 self._collect_transitions()
-        if slot and self.releasing == -slot:
+        if self.releasing == -slot:
             self._release_slot(self._pop_rank(-slot))
-        elif slot == 0 and self.adopted:
-            self.adopted -= 1
-            self._release_slot()
-        self._end_move(None)
+
+    def _release(self, number: int, outcome: Outcome, now: float, *, checkout: bool) -> None:
+        if checkout:
+            self._end_checkout(now, number)
+        else:
+            self._end_call(now, number, outcome)
 
     def adopt(self, now: float, count: int) -> None:
         """Counts slots that were taken before the guard was attached."""
@@ -246,6 +272,12 @@ class Gate:
         """
         now = self._begin_move(now)
         self.breaker.tick(now)
+        if not self.enforces:
+            slot = self._slot_in_model(slot)
+            if slot == UNCOUNTED:
+                if held is not None:
+                    held[0] = UNCOUNTED
+                return int(self._end_move(UNCOUNTED))
         _, lease = self.checkouts.get(slot, (now, 0))
         if slot == OPENING:
             lease = self.breaker.idle_lease()
@@ -256,6 +288,8 @@ class Gate:
         """Ends a statement that ``begin`` has started, once."""
         ended = self.breaker.end(ticket, outcome, self._begin_move(now))
         self._collect_transitions()
+        if ended is not None and not self.enforces:
+            self.longest = max(self.longest, ended.duration)
         return self._end_move(ended)
 
     # --- a slot taken for a request, ahead of the work in it -----------------------------------
@@ -278,7 +312,7 @@ class Gate:
         now = self._begin_move(now)
         slot = slots[self][1] if self in slots else 0
         if slot not in self.checkouts:
-            return self._end_move(None)
+            return self._end_move(self._take_over_outside(slot, slots, held))
         breaker, ranks = self.breaker, self.bulkhead.ranks
         breaker.tick(now)
         _, lease = self.checkouts[slot]
@@ -364,9 +398,12 @@ class Gate:
         breaker.forget_calls()
         bulkhead.queue.clear()
         bulkhead.queued_since = bulkhead.ranks = None
-        bulkhead.taken = self.adopted = 0
+        bulkhead.taken = self.adopted = self.unslotted = self.phantoms = 0
         self.releasing = None
         self.checkouts.clear()
+        self.outside.clear()
+        self._waiting.clear()
+        self.events.clear()
         self.outbox.clear()
         self._end_move(None)
 
@@ -414,6 +451,8 @@ class Gate:
         if type(now) is not float and type(now) is not int:
             self.fast = False
         if self.last < now < _LATEST:  # ignores a step back and NaN
+            if self.events:
+                self.catch_up(now)
             self.last = now
         elif self.last == NEVER:  # the clock has not given a valid reading yet
             self.last = 0.0
@@ -517,8 +556,12 @@ class Gate:
         return self._refuse("circuit_open", self.breaker.retry_after(now))
 
     def _refuse(self, reason: Reason, retry_after: float | None) -> Refusal:
-        self._refusals[reason] = self._refusals.get(reason, 0) + 1
-        return Refusal(reason, retry_after)
+        refusal = Refusal(reason, retry_after)
+        counts = self._refusals if self.enforces else self.would_reject
+        counts[reason] = counts.get(reason, 0) + 1
+        if not self.enforces:
+            self.outbox.append(refusal)
+        return refusal
 
     def _release_slot(self, rank: int = CRITICAL) -> None:
         if self.bulkhead.ranks is not None:
@@ -540,11 +583,15 @@ class Gate:
 
     def _end_move(self, result: _T) -> _T:
         breaker, bulkhead = self.breaker, self.bulkhead
+        if self._waiting:
+            self.follow_waiters()
         if bulkhead.ranks is not None and not bulkhead.queue and bulkhead.ranks.not_needed(self.last):
             bulkhead.ranks = None
-        if self.nested or not self.fast:
+        if self.nested or not self.fast or self.outside or self.mode == "off":
             return result
         if breaker.state == "open" and breaker.uncompartmented is None:
+            if not self.enforces:
+                return result
             self.fast_refuse_until = self._ahead(min(breaker.open_until, breaker.next_overdue_at))
         elif breaker.state in {"closed", "disabled"} and bulkhead.ranks is None:
             self.admits_until = self._ahead(breaker.next_overdue_at)

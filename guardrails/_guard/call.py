@@ -12,7 +12,8 @@ from guardrails._guard.fast_path import FastCall
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._runtime.outcomes import classify
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import Scope, ambient, enter, note_guard_error
+from guardrails._runtime.scope import Scope, ambient, enter, note_guard_error, would_not_run
+from guardrails._runtime.task_timeout import lines_of
 from guardrails._runtime.timeouts import budget_of, set_deadline
 from guardrails._runtime.unentered import check_entered
 from guardrails._util.callables import FINISHED, check_finished
@@ -113,7 +114,9 @@ class Call(FastCall):
         try:
             budget = self._check_budget()
             for place, gate in self._gates():
-                self.tickets[place] = gate.enter(budget=budget)
+                self.tickets[place] = gate.let_pass() if self.ghost else gate.enter(budget=budget)
+                if self.tickets[place] < 0:
+                    self._run_outside(place, gate)
             self._open()
         except BaseException:
             self.abandon()
@@ -124,7 +127,9 @@ class Call(FastCall):
         try:
             budget = self._check_budget()
             for place, gate in self._gates():
-                self.tickets[place] = await gate.enter_async(budget=budget)
+                self.tickets[place] = gate.let_pass() if self.ghost else await gate.enter_async(budget=budget)
+                if self.tickets[place] < 0:
+                    self._run_outside(place, gate)
             self._open()
         except BaseException:
             self.abandon()
@@ -177,8 +182,15 @@ class Call(FastCall):
         self.at, self.owner = None, self.guard  # resets what the fast path has set
         budget = None if self.outer is None else budget_of(self)
         if budget is not None and budget <= 0:
-            raise self.call_settings.gates[0].refuse("deadline_spent")
+            self._reject_as_spent()
+            return None
         return budget
+
+    def _reject_as_spent(self) -> None:
+        gate = self.call_settings.gates[0]
+        gate.reject("deadline_spent")
+        if gate.core.mode == "shadow":
+            self._become_ghost(_ABANDONED)
 
     def _gates(self) -> list[tuple[int, LockedGate]]:
         """The gates at which the call has no ticket yet, each with its index."""
@@ -188,26 +200,79 @@ class Call(FastCall):
         if not call_settings.attached:
             return [each for each in enumerate(call_settings.gates) if not self.tickets[each[0]]]
         for gate in call_settings.gates:
-            refusal = gate.preview()
+            refusal = None if self.ghost else gate.preview()
             if refusal is not None:
-                raise gate.refusal_error(refusal)
+                if gate.core.enforces:
+                    raise gate.refusal_error(refusal)
+                self._become_ghost(_ABANDONED)
         return []
 
     def _open(self) -> None:
-        now = self.clock()
-        # The wait at the parent's gate must not make the dependency look slow.
-        for gate, ticket in zip(self.call_settings.gates[:-1], self.tickets, strict=False):
-            if ticket:
-                gate.step(gate.core.restart, ticket)
+        now, core = self.clock(), self.call_settings.gates[0].core
+        if core.mode == "off":
+            return
+        if core.enforces:
+            # The wait at the parent's gate must not make the dependency look slow.
+            for gate, ticket in zip(self.call_settings.gates[:-1], self.tickets, strict=False):
+                if ticket:
+                    gate.step(gate.core.restart, ticket)
         set_deadline(self, now)
         if (
             not self.call_settings.attached
             and self.owner is not self.guard
             and self.at is not None
             and self.at <= now
+            and not self.ghost
         ):
-            raise self.call_settings.gates[0].refuse("deadline_spent")  # it passed while the call waited
+            self._reject_as_spent()  # it passed while the call waited
         enter(self)
+
+    # --- in shadow -----------------------------------------------------------------------------
+
+    def _run_outside(self, place: int, gate: LockedGate) -> None:
+        """Notes that a gate has let the call in without a slot. In shadow it may not have run."""
+        if gate.core.mode == "shadow" and not self.ghost and not gate.core.would_run(self.tickets[place]):
+            self._become_ghost(_ABANDONED)
+
+    def _become_ghost(self, outcome: Outcome) -> None:
+        """Ends the call in the model, while the real one goes on."""
+        self.__class__ = GhostCall  # of the same layout
+        for gate, ticket in zip(self.call_settings.gates, self.tickets or [self.ticket], strict=False):
+            if ticket:
+                gate.step(gate.core.expel, ticket, outcome)
+
+    def fire(self) -> float | None:
+        """See Timer. Only an enforcing guard cancels the task."""
+        core = self.call_settings.gates[0].core
+        if core.enforces:
+            self.fired = True
+            self._task.cancel()
+        elif core.mode == "shadow" and not self.ghost and not would_not_run(self.outer, core):
+            return self._note_would_stop()
+        return None
+
+    def _note_would_stop(self) -> float | None:
+        """Notes that the deadline has passed; returns when to look again if it would have begun later."""
+        own, gates = self.owner is self.guard, self.call_settings.gates
+        for gate, ticket in zip(gates, self.tickets or [self.ticket], strict=False):
+            gate.step(gate.core.play)
+            if ticket < 0:
+                late = gate.core.lateness(ticket)
+                if late is None:
+                    self._become_ghost(_ABANDONED)
+                    return None
+                if own and late and self.timed_task:
+                    self.timed_task = 0  # once: from its slot in the model on it has all its time
+                    return float(self.due + late)
+        given = self.timeout if own and self.timeout is not None else self.given
+        missed = own and pause_detector.missed(given)
+        self._become_ghost(_FAILURE if own and not missed else _ABANDONED)
+        for gate in gates:
+            gate.step(gate.core.count_would_stop)
+        gates[0].note_would_stop(self, given, lines_of(self._task), self.request)
+        return None
+
+    # --- the end -------------------------------------------------------------------------------
 
     def release(self, outcome: Outcome) -> None:
         """Releases slots and tickets. If it is interrupted, it can be repeated: each is released once."""
@@ -224,6 +289,19 @@ class Call(FastCall):
             self.closed = True
             if self.outer is not None or self.call_settings.attached:
                 self.step_out()
+
+
+class GhostCall(Call):
+    """A call in shadow that enforcing would have refused, or stopped by now. Nothing inside it would run."""
+
+    __slots__ = ()
+
+    ghost = True
+
+    def release(self, outcome: Outcome) -> None:
+        """See Call."""
+        super().release(outcome)
+        self.call_settings.gates[0].report.sums.ended(self)
 
 
 async def run_async(

@@ -218,7 +218,7 @@ class FastGate:
         core = self.core
         bulkhead = core.bulkhead
         waits = self.max_wait > 0 and len(bulkhead.queue) < bulkhead.max_queue_length(now)
-        if now < core.admits_until and bulkhead.taken >= bulkhead.limit and not waits:
+        if now < core.admits_until and bulkhead.taken >= bulkhead.limit and not waits and core.enforces:
             if now > core.last:
                 core.last = now
             core.fast_full_refusals += 1

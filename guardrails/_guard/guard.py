@@ -16,15 +16,18 @@ from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.gate import Gate
 from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
+from guardrails._core.shadow import MODES, Mode
 from guardrails._core.shares import share
 from guardrails._guard.auto_compartments import OTHER, AutoCompartments, CompartmentGate
 from guardrails._guard.call import Call, run_async
 from guardrails._guard.call_settings import CallSettings
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._guard.mode import VARIABLE, is_switched_off, resolve
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.snapshot import GuardSnapshot, take
 from guardrails._guard.workload_names import WorkloadName
 from guardrails._runtime.guard_log import log
+from guardrails._runtime.scope import unenforced
 from guardrails._util.callables import FINISHED, check_finished
 from guardrails._util.checks import Faults, shown, unknown_option
 from guardrails.errors import ConfigurationError
@@ -92,6 +95,9 @@ class Guard:
             deadline. A synchronous function cannot be stopped: it can read `remaining`, and a late return
             counts as a failure.
         breaker: The rules of the circuit; None is no circuit.
+        mode: ``"enforce"``; ``"shadow"``, which refuses, queues and stops nothing and counts what it would
+            have done; or ``"off"``. None takes that of the environment, ``GUARDRAILS_MODE``, and without one
+            ``"enforce"``. ``GUARDRAILS_MODE=off`` switches off every guard, whatever it was given.
         listeners: Called with events; see `guardrails.events`.
         clock: Returns the time in seconds; must be monotonic.
         random: Returns a float in [0, 1), for the jitter of open periods.
@@ -122,6 +128,7 @@ class Guard:
         max_waiting: int | None = None,
         timeout: float | None = 5.0,
         breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 - frozen
+        mode: Mode | None = None,
         listeners: Iterable[Listener] = (),
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
@@ -134,7 +141,7 @@ class Guard:
         called: Any = listeners
         called = tuple(called) if isinstance(called, Iterable) else called
         settings = (max_wait_duration, max_waiting, timeout, breaker, called, clock, random)
-        _check(name, max_concurrent_calls, dict(zip(_INHERITED, settings, strict=True)))
+        _check(name, max_concurrent_calls, mode, dict(zip(_INHERITED, settings, strict=True)))
         queue = max_concurrent_calls if max_waiting is None else max_waiting
         core = Gate(Breaker(breaker, random), Bulkhead(max_concurrent_calls, queue))
         gate = LockedGate(name, core, clock=clock, max_wait=max_wait_duration, listeners=called)
@@ -145,6 +152,8 @@ class Guard:
         self._may_have_compartments = True
         self._parts: tuple[Guard, ...] = ()
         self._attachment: Attachment | None = None
+        if (wanted := resolve(mode)) != "enforce":
+            switch(self, wanted)
 
     # --- calls ---------------------------------------------------------------------------------
 
@@ -242,7 +251,37 @@ class Guard:
             f"{len(slots.queue)} waiting>"
         )
 
+    @property
+    def mode(self) -> Mode:
+        """``"enforce"``, ``"shadow"`` or ``"off"``; see `set_mode`."""
+        return self._gate.core.mode
+
     # --- manual control ------------------------------------------------------------------------
+
+    def set_mode(self, mode: Mode) -> None:
+        """Changes the mode of this guard and its compartments at once, with any calls under way.
+
+        ``"shadow"`` lets every call in and stops none; the circuit runs through its states as if, and what
+        enforcing would have refused and stopped is counted (``would_reject``, ``would_stop``). ``"off"`` lets
+        every call pass and learns nothing. While the environment has ``GUARDRAILS_MODE=off``, the guard stays
+        off, and a warning is logged.
+
+        Raises:
+            ConfigurationError: It is no mode, or this is a compartment, which has the mode of its guard.
+        """
+        faults = Faults(f"guard {self.name!r}")
+        faults.choice("mode", mode, MODES)
+        faults.raise_if_any()
+        if self._parent is not None:
+            raise ConfigurationError(
+                f"compartment {self.name!r} has the mode of its guard; set that of {self._parent.name!r}"
+            )
+        if mode != "off" and is_switched_off():
+            log.warning("guard %r stays off: %s=off is in the environment", self.name, VARIABLE)
+            mode = "off"
+        if mode != self.mode:
+            log.warning("guard %r: mode %s -> %s", self.name, self.mode, mode)
+        switch(self, mode)
 
     def force_open(self) -> None:
         """Refuses every call until `reset` or another manual state."""
@@ -308,6 +347,10 @@ class Guard:
                 f"guard {self.name!r} was made with compartments='none'; "
                 "with 'declared' or 'auto' it can have some"
             )
+        if "mode" in options:
+            raise ConfigurationError(
+                f"compartment {shown(name)} has the mode of its guard; set that of {self.name!r}"
+            )
         if known := self._part(name):
             if max_concurrent_calls is None and not options:
                 return known
@@ -327,6 +370,7 @@ class Guard:
         part = Guard(
             name,
             max_concurrent_calls=max_concurrent_calls or share(total),
+            mode=self.mode,
             **{**self._inherited(), **options},
         )
         part._parent = self
@@ -350,6 +394,8 @@ class Guard:
             known = self._part(name)
             if known is None:
                 self._parts += (part,)
+        if part.mode != self.mode:  # it was changed meanwhile, or the environment says off
+            switch(part, self.mode)
         if known is None and self._auto_compartments is not None:
             self._auto_compartments.add(gate, elastic=elastic)
         return known or part
@@ -401,6 +447,8 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
         pool: The figures of its pool, if they are to be among them.
     """
     gate = guard._gate
+    if not gate.core.enforces:
+        gate.step(gate.core.play)  # what has become certain meanwhile
     with gate.lock:
         return take(gate.clock(), guard.name, gate.core, pool)
 
@@ -417,6 +465,18 @@ def set_state(guard: Guard, transition: str) -> None:
         guard._auto_compartments.set_state(transition)
     if guard._parent is not None and guard._parent._auto_compartments is not None:
         guard._parent._auto_compartments.divide()  # else its calls would not pass its gate
+
+
+def switch(guard: Guard, mode: Mode) -> None:
+    """Changes the mode of a guard and all its compartments."""
+    gate = guard._gate
+    if mode != "enforce":
+        unenforced.add(mode)
+    gate.step(gate.core.set_mode, mode)
+    if mode == "shadow":
+        gate.report.sums.begin()
+    for part in guard._parts:
+        switch(part, mode)
 
 
 def attach(guard: Guard, attachment: Attachment | None) -> None:
@@ -522,10 +582,10 @@ _INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listene
 _LONGEST_NAME = 200
 """Maximum length of a guard's name, which is in every error, log line and metric."""
 
-_OPTIONS = ("name", "max_concurrent_calls", *_INHERITED)
+_OPTIONS = ("name", "max_concurrent_calls", "mode", *_INHERITED)
 
 
-def _check(name: object, limit: object, settings: Mapping[str, Any]) -> None:
+def _check(name: object, limit: object, mode: object, settings: Mapping[str, Any]) -> None:
     faults = Faults(f"guard {shown(name)}")
     if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
         faults.add("name", name, f"a text of 1 to {_LONGEST_NAME} characters")
@@ -535,6 +595,7 @@ def _check(name: object, limit: object, settings: Mapping[str, Any]) -> None:
     faults.seconds("timeout", settings["timeout"], none=True)
     if not isinstance(settings["breaker"], BreakerPolicy | None):
         faults.add("breaker", settings["breaker"], "a BreakerPolicy or None")
+    faults.choice("mode", mode, (*MODES, None))
     listeners = settings["listeners"]
     if not isinstance(listeners, tuple) or not all(map(callable, listeners)):
         faults.add("listeners", listeners, "callables")

@@ -15,13 +15,23 @@ from guardrails._core.breaker import CallEnd, Transition
 from guardrails._core.bulkhead import Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
+from guardrails._core.shadow import UNCOUNTED
+from guardrails._core.shadow_queue import Late
 from guardrails._core.workloads import Workload
 from guardrails._guard.fast_path import FULL, FastGate
 from guardrails._runtime.fork import LockOwner, check_process, fork_aware, renew_after_fork
 from guardrails._runtime.guard_log import GuardLog, log
 from guardrails._runtime.notifier import Notifier
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import ambient, current, note_guard_error, rank_of
+from guardrails._runtime.scope import (
+    RequestScope,
+    Scope,
+    ambient,
+    current,
+    note_guard_error,
+    rank_of,
+    would_not_run,
+)
 from guardrails._runtime.waiters import TaskWaiter, ThreadWaiter, WakeableWaiter, on_event_loop
 from guardrails.errors import (
     BulkheadFullError,
@@ -33,7 +43,7 @@ from guardrails.errors import (
     RejectedError,
     ShedError,
 )
-from guardrails.events import CallFinished, CallRejected, Listener
+from guardrails.events import CallFinished, CallRejected, Listener, WouldReject, WouldStop
 
 __all__ = ["ErrorClasses", "LockedGate", "all_gates"]
 
@@ -165,7 +175,7 @@ class LockedGate(FastGate, Notifier, LockOwner):
         **kwargs: P.kwargs,
     ) -> T:
         check_process()
-        todo: list[tuple[int, Waiter | Transition]] = []
+        todo: list[tuple[int, Waiter | Transition | Refusal | Late]] = []
         core, inside_another = self.core, self._in_step()
         with self.lock:
             core.close_fast_paths()
@@ -183,16 +193,26 @@ class LockedGate(FastGate, Notifier, LockOwner):
             if core.outbox:
                 todo = [(self.next_number(), item) for item in core.outbox]
                 core.outbox.clear()
+        if todo:
+            self._act(todo)
+        return result
+
+    def _act(self, todo: list[tuple[int, Waiter | Transition | Refusal | Late]]) -> None:
+        """Does what a step asks for, without the lock."""
         # First wake the waiters: they must not wait for the listeners.
         for _, item in todo:
             if isinstance(item, WakeableWaiter) and not item.wake():
-                self.step(core.abandon, item)  # its event loop is closed: release its slot
+                self.step(self.core.abandon, item)  # its event loop is closed: release its slot
         for seq, item in todo:
             if isinstance(item, Transition):
                 self.report_transition(seq, item)
                 if self.parent is not None and item.new == "open":
                     self.parent.step(self.parent.core.reevaluate)
-        return result
+            elif isinstance(item, Late):
+                self._tell_would_reject(seq, item.refusal, item.origin)
+            elif isinstance(item, Refusal):
+                scope = current()
+                self._tell_would_reject(seq, item, None if scope is None else scope.request)
 
     def _exclude_pauses(self, now: float) -> None:
         """Excludes a pause of this process from the durations of calls, before they become overdue."""
@@ -247,6 +267,11 @@ class LockedGate(FastGate, Notifier, LockOwner):
         Raises:
             RejectedError: The call may not start.
         """
+        if not self.core.enforces:
+            waits = may_wait and (wait is not None or not on_event_loop())
+            number = self._let_in(budget, self.max_wait if waits else 0.0, checkout=checkout)
+            if number:
+                return number
         waiter: ThreadWaiter | TaskWaiter | None = None
         if may_wait and self.max_wait > 0:
             # Do not block an event loop: its tasks hold the slots that this caller would wait for.
@@ -276,6 +301,10 @@ class LockedGate(FastGate, Notifier, LockOwner):
         raise self.refusal_error(refusal)
 
     async def _enter_async(self, held: list[int], *, checkout: bool, budget: float | None) -> Refusal:
+        if not self.core.enforces:
+            held[0] = self._let_in(budget, self.max_wait, checkout=checkout)
+            if held[0]:
+                return _FULL
         waiter = TaskWaiter() if self.max_wait > 0 else None
         try:
             verdict = self._request(held, waiter, checkout=checkout)
@@ -313,6 +342,80 @@ class LockedGate(FastGate, Notifier, LockOwner):
     def check_out_now(self) -> int:
         """Takes a slot for a pool's checkout without waiting; see ``check_out``."""
         return self.enter(checkout=True, may_wait=False)
+
+    # --- in shadow, and off --------------------------------------------------------------------
+
+    def _let_in(self, budget: float | None, max_wait: float, *, checkout: bool) -> int:
+        """Admits a call in any case; see ``Gate.let_in``. 0 if the guard enforces by now."""
+        core, scope, held = self.core, current(), [0]
+        request = None if scope is None else scope.request
+        try:
+            judged, reserved = not would_not_run(scope, core), self._reservations()
+            if reserved is not None and judged:
+                verdict = self.step(core.take_over, reserved, held, checkout=checkout)
+                if held[0]:
+                    return held[0]
+                judged = not isinstance(verdict, Refusal)
+            hopeless = scope is not None and not checkout and self._holds_all(scope)
+            options = {"checkout": checkout, "judged": judged, "hopeless": hopeless}
+            return self.step(core.let_in, held, rank_of(scope), max_wait, budget, request, **options)
+        except BaseException:
+            self._abort_admission(held, None, checkout=checkout)
+            raise
+
+    def _holds_all(self, scope: Scope | None) -> bool:
+        """True if the calls around the caller have every slot, so that it would wait for itself."""
+        held = 0
+        while scope is not None:
+            guard: Any = None if scope.closed else scope.guard
+            held += guard is not None and any(gate.core is self.core for gate in guard.call_settings.gates)
+            scope = scope.outer
+        return held >= self.core.bulkhead.limit
+
+    def let_pass(self) -> int:
+        """Admits a call that an earlier gate would have refused."""
+        held = [0]
+        self.step(self.core.let_in, held, judged=False)
+        return held[0] or UNCOUNTED
+
+    def reject(self, reason: Reason) -> None:
+        """Refuses what was decided outside the gate; in shadow only counts it.
+
+        Raises:
+            RejectedError: It is refused.
+        """
+        if self.core.enforces:
+            raise self.refuse(reason)
+        if self.core.mode == "shadow" and not would_not_run(current(), self.core):
+            self.step(self.core.refuse, reason)
+
+    def note_would_stop(self, call: object, timeout: float, where: tuple[str, ...], request: Any) -> None:
+        """Reports a call that has passed a limit at which it would have been stopped.
+
+        Args:
+            call: What `ShadowSums.ended` is told when it ends.
+            timeout: The limit in seconds.
+            where: The application's lines that made it.
+            request: Its request, or None.
+        """
+        route = None if request is None else request.name or request.find_name()
+        self.report.sums.stopped(call, timeout, where, route)
+        if not self.report.scheduled:
+            self.report.schedule()
+        if self.listeners and self.wanted(WouldStop):
+            now, seq = self.core.last, self.next_number()
+            self.notify(WouldStop, at=now, seq=seq, timeout=timeout, where=where, route=route)
+
+    def _tell_would_reject(self, seq: int, refusal: Refusal, origin: object) -> None:
+        route = None
+        if isinstance(origin, RequestScope):
+            route = origin.name or origin.find_name()
+        self.report.sums.refused(refusal.reason, route)
+        if not self.report.scheduled:
+            self.report.schedule()
+        if self.listeners and self.wanted(WouldReject):
+            reason, wait = refusal
+            self.notify(WouldReject, at=self.core.last, seq=seq, reason=reason, retry_after=wait, route=route)
 
     def _reservations(self) -> dict[Any, tuple[Any, int]] | None:
         """The reserved slots that include one of this gate for the current request; None without one."""
@@ -380,6 +483,8 @@ class LockedGate(FastGate, Notifier, LockOwner):
     def preview(self) -> Refusal | None:
         """Returns the refusal that the circuit would give; None for a request that has reserved a slot."""
         if _get_ambient() is not None and self._reservations() is not None:
+            return None
+        if not self.core.enforces and (self.core.mode == "off" or would_not_run(current())):
             return None
         retry_after = self.refuse_if_open(self.clock())
         return self.step(self.core.preview) if retry_after is None else Refusal("circuit_open", retry_after)

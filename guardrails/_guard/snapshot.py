@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from guardrails._core.breaker import State
     from guardrails._core.gate import Gate
+    from guardrails._core.shadow import Mode
     from guardrails._guard.pool_snapshot import PoolSnapshot
 
 __all__ = ["GuardSnapshot", "take"]
@@ -39,6 +40,10 @@ class GuardSnapshot:
         abandoned: Calls that ended without evidence.
         late_results: Calls that began before the circuit's last transition and so changed nothing.
         rejected: Refusals by reason.
+        mode: ``"enforce" "shadow" "off"``. In the last two ``in_use`` counts the calls under way, up to the
+            limit.
+        would_reject: Calls let in in shadow that would have been refused, by reason.
+        would_stop: Calls in shadow that have passed a deadline at which they would have been stopped.
         pool: The connections of the pool that the guard is attached to; None for other guards and for
             compartments.
     """
@@ -62,6 +67,9 @@ class GuardSnapshot:
     abandoned: int
     late_results: int
     rejected: Mapping[str, int]
+    mode: Mode = "enforce"
+    would_reject: Mapping[str, int] = field(default_factory=dict)
+    would_stop: int = 0
     pool: PoolSnapshot | None = None
 
 
@@ -81,9 +89,9 @@ def take(now: float, name: str, core: Gate, pool: PoolSnapshot | None = None) ->
         slow_calls=slow,
         failure_rate=failures / calls if enough else None,
         slow_call_rate=slow / calls if enough else None,
-        in_use=bulkhead.taken,
+        in_use=bulkhead.taken if core.enforces else min(core.under_way, bulkhead.limit),
         max_concurrent_calls=bulkhead.limit,
-        waiting=len(bulkhead.queue),
+        waiting=len(bulkhead.queue) if core.enforces else 0,
         oldest_in_flight=None if oldest is None else now - oldest,
         retry_after=breaker.retry_after(now),
         admitted=core.admitted,
@@ -93,5 +101,8 @@ def take(now: float, name: str, core: Gate, pool: PoolSnapshot | None = None) ->
         abandoned=breaker.abandoned,
         late_results=breaker.late,
         rejected=core.rejected,
+        mode=core.mode,
+        would_reject={**core.would_reject},
+        would_stop=core.would_stop,
         pool=pool,
     )

@@ -17,6 +17,7 @@ from guardrails._core.gate import Gate
 from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import current
+from guardrails._runtime.shadow_sums import ShadowSums
 from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import RejectedError
 
@@ -42,6 +43,7 @@ class GuardLog:
         scheduled: True while a line is due.
         gates: The gates of the guard and its compartments.
         stopped: Calls that were stopped at their deadline.
+        sums: What the guard would have done in shadow.
         line_of_code: Returns the application's line that makes the call, such as ``"shop/orders.py:42 in
             load"``.
         holders: Returns words for who holds the slots of a guard or compartment; takes its name, the slots in
@@ -61,12 +63,14 @@ class GuardLog:
         "pool_page",
         "scheduled",
         "stopped",
+        "sums",
     )
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.scheduled = False
         self.stopped = 0
+        self.sums = ShadowSums()
         self.gates: WeakRegistry[Any] = WeakRegistry()
         self.line_of_code: Callable[[], str | None] | None = None
         self.holders: Callable[[str, int, int], str | None] | None = None
@@ -97,23 +101,22 @@ class GuardLog:
         """Writes the line. Returns the seconds until the next one, or None if there was nothing to write."""
         self.scheduled = False  # before the counters are read, so that a later call schedules the next line
         counts: Counter[str] = Counter()
+        would: Counter[str] = Counter()
         for gate in self.gates.living():
             counts.update(gate.core.rejected)
+            would.update(gate.core.would_reject)
+        would["stopped"] = self.sums.stops
         counts["stopped"] = self.stopped
+        counts.update({f"{_WOULD}{reason}": count for reason, count in would.items()})
         new = counts - self._reported
         if not new:
             return None
         self._reported = counts
         now = time.monotonic()
-        stopped = new.pop("stopped", 0)
-        parts = []
-        if new:
-            reasons = ", ".join(
-                f"{RejectedError.words_for(reason)}: {count}" for reason, count in new.most_common()
-            )
-            parts.append(f"{new.total()} refused ({reasons})")
-        if stopped:
-            parts.append(f"{stopped} stopped at the deadline")
+        in_shadow = Counter(
+            {reason.removeprefix(_WOULD): new.pop(reason) for reason in [*new] if _WOULD in reason}
+        )
+        parts = [*_in_words(new, ""), *_in_words(in_shadow, " in shadow")]
         log.warning("guard %r: in %.1f s %s%s", self.name, now - self._since, "; ".join(parts), self._where)
         self._since = now
         self.scheduled = True
@@ -131,6 +134,23 @@ class GuardLog:
             return ""
         known = ", ".join(each for each in (line, route) if each)
         return f"; such as {known}" if known else ""
+
+
+_WOULD = "would be "
+
+
+def _in_words(new: Counter[str], how: str) -> list[str]:
+    """Words for what was refused and stopped; with ``how``, for what would have been."""
+    parts, would = [], "would be " if how else ""
+    stopped = new.pop("stopped", 0)
+    if new:
+        reasons = ", ".join(
+            f"{RejectedError.words_for(reason)}: {count}" for reason, count in new.most_common()
+        )
+        parts.append(f"{new.total()} {would}refused{how} ({reasons})")
+    if stopped:
+        parts.append(f"{stopped} {would}stopped at the deadline{how}")
+    return parts
 
 
 def why_open(core: Gate, change: Transition, holders: str | None) -> str:

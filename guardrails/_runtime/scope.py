@@ -20,6 +20,7 @@ from guardrails._util.checks import Faults, finite
 from guardrails.errors import CallTimeoutError, RejectedError
 
 __all__ = [
+    "GhostScope",
     "RankScope",
     "RequestScope",
     "Scope",
@@ -35,6 +36,8 @@ __all__ = [
     "remaining",
     "swap",
     "touch",
+    "unenforced",
+    "would_not_run",
 ]
 
 S = TypeVar("S", bound="Scope")
@@ -64,6 +67,7 @@ class Scope:
     __slots__ = ("at", "clock", "closed", "guard", "limit", "outer", "owner", "request", "timed_task")
 
     rank: int | None = None  # a class attribute: only a `RankScope` sets it
+    ghost = False  # True of the few whose block runs only because nothing is enforced
     at: float | None
     guard: Any
     limit: float | None
@@ -131,6 +135,43 @@ class RankScope(Scope):
 
 ranked: set[int] = set()
 """The ranks that this process has used. While it is empty, calls need not look for a `RankScope`."""
+
+
+class GhostScope(Scope):
+    """A block of code that runs only because a guard is in shadow: enforcing, it would have been refused."""
+
+    __slots__ = ()
+
+    ghost = True
+
+    def __init__(self, outer: Scope | None) -> None:
+        self.begin(None, None, time.monotonic if outer is None else outer.clock, outer)
+
+
+def would_not_run(scope: Scope | None, core: object = None) -> bool:
+    """True for code in a block that runs only because nothing is enforced.
+
+    Args:
+        scope: The innermost scope.
+        core: The gate of a call. One that is inside another call of the same gate is judged for itself: the
+            blocks may be one in the other because they were opened in one place.
+    """
+    while scope is not None:
+        if scope.ghost and not scope.closed and not _takes_slot_of(scope, core):
+            return True
+        scope = scope.outer
+    return False
+
+
+def _takes_slot_of(scope: Scope, core: object) -> bool:
+    if scope.guard is None or scope.guard.call_settings.attached:
+        return False
+    return any(gate.core is core for gate in scope.guard.call_settings.gates)
+
+
+unenforced: set[str] = set()
+"""Modes other than ``"enforce"`` that any guard of this process ever had; while there are none, nobody has to
+look for deadlines that bound nothing."""
 
 
 class RequestScope(Scope):

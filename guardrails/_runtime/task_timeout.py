@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
+import sysconfig
 import time
 from typing import Any
 
 from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
 from guardrails._runtime.scope import Scope
 
-__all__ = ["TaskTimeout", "cancel_at"]
+__all__ = ["TaskTimeout", "cancel_at", "lines_of"]
 
 _current_task, _get_running_loop, _monotonic = asyncio.current_task, asyncio.get_running_loop, time.monotonic
 
@@ -72,10 +74,11 @@ class TaskTimeout(Scope, Timer):
     def on_arm_failed(self) -> None:
         """Is called when the timer could not be set."""
 
-    def fire(self) -> None:
+    def fire(self) -> float | None:
         """See Timer."""
         self.fired = True
         self._task.cancel()
+        return None
 
     def disarm(self, error: BaseException | None) -> bool:
         """Disarms the timer. Returns True if it has cancelled the task, and takes that cancellation back.
@@ -97,3 +100,27 @@ def cancel_at(at: float) -> TaskTimeout:
     timeout.begin(at, None, time.monotonic, None)
     timeout.arm()
     return timeout
+
+
+_MOST_LINES = 3
+
+
+def lines_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
+    """The application's lines at which a task waits, innermost first, without those of libraries."""
+    found: list[str] = []
+    step: Any = task.get_coro()
+    while step is not None:
+        frame = getattr(step, "cr_frame", None) or getattr(step, "gi_frame", None)
+        if frame is not None and not _is_library(frame.f_code.co_filename):
+            path = "/".join(pathlib.PurePath(frame.f_code.co_filename).parts[-2:])
+            found.append(f"{path}:{frame.f_lineno} in {frame.f_code.co_name}")
+        step = getattr(step, "cr_await", None) or getattr(step, "gi_yieldfrom", None)
+    return tuple(reversed(found))[:_MOST_LINES]
+
+
+_OWN = str(pathlib.PurePath(__file__).parents[1])
+_LIBRARIES = tuple({_OWN, *(sysconfig.get_path(each) for each in ("stdlib", "purelib", "platlib"))})
+
+
+def _is_library(file: str) -> bool:
+    return file.startswith((*_LIBRARIES, "<"))

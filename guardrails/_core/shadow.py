@@ -1,0 +1,253 @@
+"""The mode of a gate, and the calls that run without a slot of it where it does not enforce.
+
+Depends on the queue of the shadow and on outcomes; must not import clocks or locks.
+
+In shadow the gate decides as if. The calls that enforcing would admit hold the slots and are the evidence, by
+the same moves. A call that it would refuse, or keep waiting, runs all the same and is *outside*: it holds no
+slot and is no evidence; see `guardrails._core.shadow_queue` for the wait. Off, every call is outside.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from guardrails._core.bulkhead import Waiter
+from guardrails._core.criticality import CRITICAL
+from guardrails._core.outcome import Outcome
+from guardrails._core.shadow_queue import ShadowQueue, WouldWait
+
+if TYPE_CHECKING:
+    from guardrails.errors import Reason
+
+__all__ = ["MODES", "UNCOUNTED", "Mode", "Outside"]
+
+Mode = Literal["enforce", "shadow", "off"]
+
+MODES: tuple[Mode, ...] = ("enforce", "shadow", "off")
+
+UNCOUNTED = -(10**12)
+"""The ticket of work that is no evidence, and the slot of a request that would have been refused before.
+
+The numbers of outside calls are below it. Those of a slot times -1 are above it."""
+
+
+class Outside(ShadowQueue):
+    """The calls of one gate that run without a slot of it. A base of `guardrails._core.gate.Gate`.
+
+    Attributes:
+        mode: ``"enforce"``, ``"shadow"`` or ``"off"``.
+        enforces: True in ``"enforce"``.
+        would_reject: Calls that would have been refused, by reason.
+        would_stop: Calls that would have been stopped at their deadline.
+        highest: The most calls there were at once since the mode was set, if that was above the limit.
+        longest: Seconds of the longest call that was slow.
+    """
+
+    __slots__ = ("_lowest", "enforces", "highest", "longest", "mode", "would_reject", "would_stop")
+
+    mode: Mode
+    enforces: bool
+    would_reject: dict[str, int]
+    would_stop: int
+    highest: int
+    longest: float
+    _lowest: int
+
+    def _start_outside(self) -> None:
+        self.mode = "enforce"
+        self.enforces = True
+        self.outside = {}
+        self._waiting = {}
+        self.events = []
+        self.would_reject = {}
+        self.unslotted = self.phantoms = self.would_stop = self.highest = 0
+        self.longest = 0.0
+        self._lowest = UNCOUNTED
+
+    @property
+    def under_way(self) -> int:
+        """The calls that run, with a slot or without."""
+        return self.bulkhead.taken + (0 if self.enforces else self.unslotted - self.phantoms)
+
+    # --- the mode ------------------------------------------------------------------------------
+
+    def set_mode(self, now: float, mode: Mode) -> None:
+        """Changes the mode. A call under way ends in the books in which it began."""
+        self._begin_move(now)
+        if mode != self.mode:
+            if self.mode == "shadow":
+                self._end_model()
+            if self.enforces:  # calls that were outside before lose the slots that they hold since
+                self._adopt_outside(-1)
+                self._wake_all()
+            self.mode, self.enforces = mode, mode == "enforce"
+            if self.enforces:
+                self._adopt_outside(1)
+            self.highest, self.longest = 0, 0.0
+        self._end_move(None)
+
+    def _adopt_outside(self, sign: int) -> None:
+        self.bulkhead.taken += sign * self.unslotted
+        if self.bulkhead.ranks is not None:
+            self.bulkhead.ranks.held[CRITICAL] += sign * self.unslotted
+
+    def _wake_all(self) -> None:
+        """Lets every real waiter in: nobody waits where nothing is enforced."""
+        for waiter in list(self.bulkhead.queue):
+            self.bulkhead.withdraw(waiter)
+            waiter.verdict = "let_in"
+            self.outbox.append(waiter)
+
+    # --- a call that is let in -----------------------------------------------------------------
+
+    def let_in(
+        self,
+        now: float,
+        held: list[int],
+        rank: int = CRITICAL,
+        max_wait: float = 0.0,
+        budget: float | None = None,
+        origin: object = None,
+        *,
+        checkout: bool = False,
+        judged: bool = True,
+        hopeless: bool = False,
+    ) -> int:
+        """Admits a call in any case. In shadow, decides first as if.
+
+        Args:
+            now: The moment.
+            held: Where its number is written.
+            rank: How much it matters.
+            max_wait: Seconds for which it would wait for a slot.
+            budget: Seconds that it has left, which bound the wait.
+            origin: Where it comes from.
+            checkout: Whether it is a pool's checkout.
+            judged: False for a call that would not have been made: it is inside one that would not run.
+            hopeless: Whether it would wait in vain: the caller has every slot itself.
+
+        Returns:
+            The number of a ticket or slot. 0 if the gate enforces by now.
+        """
+        now = self._begin_move(now)
+        if self.enforces:
+            return int(self._end_move(0))
+        if not judged or self.mode == "off":
+            return int(self._end_move(self._go_outside(held)))
+        waiter = Waiter() if max_wait > 0 else None
+        verdict = self._find_slot(now, waiter, rank)
+        if verdict is True:
+            return int(self._end_move(self._take(now, rank, None, held, checkout=checkout)))
+        number = self._go_outside(held)
+        if verdict is None and waiter is not None:
+            patience = self.bulkhead.wait_limit(max_wait, now, waiter.rank)
+            short = budget is not None and budget < patience
+            late: Reason = "deadline_spent" if short else "queue_timeout"
+            call = WouldWait(number, waiter, now, late, origin, checkout=checkout)
+            seconds = budget if short and budget is not None else patience
+            self._would_wait(call, 0.0 if hopeless else seconds)
+        return int(self._end_move(number))
+
+    def _go_outside(self, held: list[int]) -> int:
+        number = held[0] = self._lowest = self._lowest - 1
+        self.outside[number] = None
+        self.unslotted += 1
+        if self.enforces:  # it was let in from the queue, and the mode has been changed again
+            self.bulkhead.taken += 1
+        self.highest = max(self.highest, self.under_way)
+        return number
+
+    def would_run(self, number: int) -> bool:
+        """True if a call has a slot in the model, or would wait for one."""
+        return number > 0 or self.outside.get(number) is not None
+
+    def lateness(self, number: int) -> float | None:
+        """Seconds by which an outside call would begin later, as far as known; None if it would not run."""
+        call = self.outside.get(number)
+        if call is None:
+            return None
+        return call.waited if call.inner else self.last - call.since
+
+    def _let_in_woken(self, waiter: Waiter, held: list[int] | None) -> Any:
+        """Lets in a call that waited for real when the mode was changed: True if it was granted a slot."""
+        if waiter.verdict == "granted":
+            return True
+        self.bulkhead.withdraw(waiter)
+        return self._go_outside([0] if held is None else held)
+
+    def _take_over_outside(self, slot: int, slots: dict[Any, Any], held: list[int] | None) -> int | None:
+        """Like ``Gate.take_over``, for the reservation of a request that runs outside."""
+        held = [0] if held is None else held
+        if self.enforces or (slot != UNCOUNTED and slot not in self.outside):
+            return None
+        if self.outside.get(slot) is None:  # nothing in this request would have run
+            return self._go_outside(held)
+        del slots[self]
+        held[0] = slot
+        return slot
+
+    def _slot_in_model(self, slot: int) -> int:
+        """The slot that a checkout has in the model; `UNCOUNTED` if it has none: its work is no evidence."""
+        if self.mode == "off":
+            return UNCOUNTED
+        if slot > 0:
+            return UNCOUNTED if -slot in self.outside else slot
+        if slot >= -1:  # of a new connection
+            return slot
+        call = self.outside.get(slot)
+        return call.inner if call is not None and call.inner else UNCOUNTED
+
+    # --- the end of one ------------------------------------------------------------------------
+
+    def leave_outside(self, now: float, number: int, outcome: Outcome) -> None:
+        """Ends a call that is outside."""
+        call = self.outside[number]
+        if call is None:
+            del self.outside[number]
+            self.unslotted -= 1
+            if self.enforces:  # it was adopted
+                self._release_slot()
+            return
+        if call.ended is not None:
+            return
+        call.ended = now, outcome
+        if not call.inner:
+            self.unslotted -= 1  # it would still wait
+        elif self.mode != "shadow" or call.checkout:  # a pool has kept its checkout waiting itself
+            self._end_in_model(call, now, outcome)
+        else:
+            self._end_later(call, now)
+
+    def count_would_stop(self, now: float) -> None:
+        """Counts a call that would have been stopped."""
+        self._begin_move(now)
+        self.would_stop += 1
+        self._end_move(None)
+
+    def expel(self, now: float, number: int, outcome: Outcome, *, checkout: bool = False) -> None:
+        """Ends a call in the model, while the real one goes on: it would have been stopped, or given up.
+
+        Args:
+            now: The moment.
+            number: Its ticket, slot or number outside.
+            outcome: What its end is evidence of.
+            checkout: Whether it is a checkout.
+        """
+        now = self._begin_move(now)
+        call = self.outside.get(number)
+        if self.mode == "shadow" and call is not None and call.ended is None:
+            self.outside[number] = None
+            self._waiting.pop(call.waiter, None)
+            if call.inner:
+                self.unslotted += 1
+                self._release(call.inner, outcome, now, checkout=call.checkout)
+            else:
+                self.bulkhead.withdraw(call.waiter)
+        elif self.mode == "shadow" and number > 0:
+            breaker = self.breaker
+            in_flight = number in breaker.in_flight or number in breaker.overdue
+            if number in self.checkouts if checkout else in_flight:
+                self.outside[-number if checkout else number] = None
+                self.unslotted += 1
+                self._release(number, outcome, now, checkout=checkout)
+        self._end_move(None)

@@ -1,0 +1,118 @@
+"""Sums of what one guard would have done in shadow: refusals by route, and the longest calls beyond a limit.
+
+Depends on nothing of guards. Bounded: a route's name may be made up by a client.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from guardrails._runtime.fork import ForkedLock
+
+__all__ = ["NO_ROUTE", "OTHER_ROUTES", "ShadowSums", "Stop"]
+
+NO_ROUTE, OTHER_ROUTES = "(no route)", "(other routes)"
+"""The name for calls outside a request, and that of all routes beyond `_MOST_ROUTES`."""
+
+_MOST_ROUTES = 100
+_MOST_STOPS = 10
+_MOST_RUNNING = 100
+
+
+class Stop:
+    """A call that has passed its limit.
+
+    Attributes:
+        timeout: The limit in seconds.
+        where: The application's lines that made it, innermost first.
+        route: Its request's route; None if there is none.
+        began: When it began, on `time.monotonic`.
+        took: Seconds that it took; None while it runs.
+    """
+
+    __slots__ = ("began", "route", "timeout", "took", "where")
+
+    def __init__(self, timeout: float, where: tuple[str, ...], route: str | None) -> None:
+        self.timeout = timeout
+        self.where = where
+        self.route = route
+        self.began = time.monotonic() - timeout
+        self.took: float | None = None
+
+    def seconds(self) -> float:
+        """Seconds that it took, or has taken so far."""
+        return time.monotonic() - self.began if self.took is None else self.took
+
+
+class ShadowSums:
+    """The sums of one guard and its compartments since the process started or the guard was made.
+
+    Attributes:
+        since: When the guard went into shadow for the first time, in seconds of `time.time`; None before.
+        stops: Calls that have passed a limit.
+    """
+
+    __slots__ = ("_lock", "_longest", "_routes", "_running", "since", "stops")
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self.stops = 0
+        self._lock = ForkedLock()
+        self._routes: dict[str, dict[str, int]] = {}
+        self._longest: list[Stop] = []
+        self._running: dict[object, Stop] = {}
+
+    def begin(self) -> None:
+        """Notes that the guard is in shadow from now on."""
+        if self.since is None:
+            self.since = time.time()
+
+    def refused(self, reason: str, route: str | None) -> None:
+        """Counts a refusal that there would have been."""
+        name = NO_ROUTE if route is None else route
+        with self._lock:
+            if name not in self._routes and len(self._routes) >= _MOST_ROUTES:
+                name = OTHER_ROUTES
+            counts = self._routes.setdefault(name, {})
+            counts[reason] = counts.get(reason, 0) + 1
+
+    def stopped(self, call: object, timeout: float, where: tuple[str, ...], route: str | None) -> None:
+        """Notes a call that has just passed its limit; `ended` is told the same object when it ends."""
+        stop = Stop(timeout, where, route)
+        with self._lock:
+            self.stops += 1
+            if len(self._running) < _MOST_RUNNING:
+                self._running[call] = stop
+
+    def ended(self, call: object) -> None:
+        """Notes the end of a call that had passed its limit."""
+        with self._lock:
+            stop = self._running.pop(call, None)
+            if stop is not None:
+                stop.took = stop.seconds()
+                self._longest = self._cut([*self._longest, stop])
+
+    @staticmethod
+    def _cut(stops: list[Stop]) -> list[Stop]:
+        return sorted(stops, key=Stop.seconds, reverse=True)[:_MOST_STOPS]
+
+    def report(self) -> dict[str, Any]:
+        """The sums, for JSON."""
+        with self._lock:
+            routes = {route: dict(counts) for route, counts in self._routes.items()}
+            longest = self._cut([*self._longest, *self._running.values()])
+        return {
+            "since": self.since,
+            "routes": routes,
+            "longest": [
+                {
+                    "took": round(stop.seconds(), 3),
+                    "timeout": stop.timeout,
+                    "running": stop.took is None,
+                    "where": stop.where[0] if stop.where else None,
+                    "route": stop.route,
+                }
+                for stop in longest
+            ],
+        }
