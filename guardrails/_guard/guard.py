@@ -43,6 +43,7 @@ __all__ = [
     "form_compartments",
     "forms_compartments",
     "glance",
+    "recent_events",
     "set_compartments",
     "set_state",
     "shown_compartments",
@@ -456,6 +457,11 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
 def attachment_of(guard: Guard) -> Attachment | None:
     """What a guard or its parent is attached to; None for nothing."""
     return guard._attachment
+
+
+def recent_events(guard: Guard) -> list[dict[str, Any]]:
+    """Returns the last events of a guard and its compartments, the oldest first."""
+    return list(guard._gate.report.recent)
 
 
 def set_state(guard: Guard, transition: str) -> None:

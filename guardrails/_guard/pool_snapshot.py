@@ -189,7 +189,11 @@ class PoolSnapshot:
         shown: dict[str, object] = {}
         for field in fields(PoolSnapshot):
             value = getattr(self, field.name)
-            shown[field.name] = value.summary() if isinstance(value, Distribution) else value
+            if isinstance(value, Distribution):
+                bounds = [*map(str, EXPORTED_BOUNDS), "+Inf"]
+                buckets = dict(zip(bounds, value.cumulative(), strict=True))
+                value = {**value.summary(), "buckets": buckets}
+            shown[field.name] = value
         shown["routes"] = [
             {
                 "compartment": each.compartment,

@@ -6,13 +6,15 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from operator import itemgetter
 from typing import NamedTuple
 
-from guardrails._guard.guard import Guard, shown_compartments
+from guardrails._guard.guard import Guard, attachment_of, glance, recent_events, shown_compartments
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails._http.answers import as_json
+from guardrails._http.history import History
 from guardrails._http.settings import StatusSettings
 
 __all__ = ["HEADERS", "Page", "Probes", "as_page", "figures"]
@@ -25,6 +27,9 @@ HEADERS = (
     ("x-content-type-options", "nosniff"),
 )
 
+_EVENTS = 50
+"""Events on the page, the last ones of all guards."""
+
 _SICK = {"open", "half_open", "forced_open"}
 _RECOVERY_DIVISOR = 3
 """A stuck guard is well again after it had a free slot for ``stuck_after`` divided by this. Otherwise a
@@ -32,10 +37,11 @@ slow pool would take its process in and out of service with every probe."""
 
 
 class Page(NamedTuple):
-    """A status and a JSON body."""
+    """A status, a body and the headers; without others those of JSON."""
 
     status: int
     body: bytes
+    headers: tuple[tuple[str, str], ...] = HEADERS
 
 
 class Probes:
@@ -51,7 +57,13 @@ class Probes:
 
     def __init__(self, settings: StatusSettings) -> None:
         self.guards = settings.guards
-        self.pages = {"/livez": self.live, "/readyz": self.ready, "/status.json": self.status}
+        self.pages = {
+            "/livez": self.live,
+            "/readyz": self.ready,
+            "/status.json": self.status,
+            "/history.json": self.history,
+        }
+        self._history = History(settings.guards)
         self._clock = settings.clock
         self._watches = [_Watch(guard, settings.stuck_after) for guard in self.guards]
         self._texts: dict[tuple[Guard, str], tuple[GuardSnapshot, str]] = {}
@@ -69,29 +81,39 @@ class Probes:
 
     def ready(self) -> Page:
         """Returns 200 if this process should get requests, else 503 with the reasons."""
-        reasons = self._reasons(guard.snapshot() for guard in self.guards)
+        self._history.start()
+        reasons = self._reasons(glance(guard) for guard in self.guards)
         return Page(503 if reasons else 200, as_page({"ready": not reasons, "reasons": reasons}))
 
     def status(self) -> Page:
         """Returns the figures of every guard."""
-        seen = [guard.snapshot() for guard in self.guards]
+        self._history.start()
+        seen = [glance(guard) for guard in self.guards]
         reasons = self._reasons(seen)
         shown = zip(self.guards, seen, strict=True)
         guards = ",".join(self._text(guard, figures, "\n    ") for guard, figures in shown)
+        events = sorted(
+            (event for guard in self.guards for event in recent_events(guard)), key=itemgetter("at")
+        )
         # Several workers may answer at one address.
         process = {"pid": os.getpid(), "host": socket.gethostname()}
         head = as_json({"ready": not reasons, "reasons": reasons, **process}, between=",\n  ").decode()
-        return Page(200, f'{{\n  {head[1:-1]},\n  "guards": [{guards}\n  ]\n}}\n'.encode())
+        late = f'"events": {_lines(events[-_EVENTS:])}'
+        return Page(200, f'{{\n  {head[1:-1]},\n  {late},\n  "guards": [{guards}\n  ]\n}}\n'.encode())
+
+    def history(self) -> Page:
+        """Returns the last two minutes of the guards, for a page that was opened late."""
+        self._history.start()
+        return Page(200, as_json(self._history.fields()) + b"\n")
 
     def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:
         """Returns one guard as JSON, a figure on each line. The text of unchanged figures is kept."""
         below = line + "    "
         pool = _pool_text(guard, line)
-        parts = ",".join(self._text(part, part.snapshot(), below) for part in shown_compartments(guard))
+        parts = ",".join(self._text(part, glance(part), below) for part in shown_compartments(guard))
         before, text = self._texts.get((guard, line), (None, ""))
         if before != seen:
-            figures: dict[str, object] = {name: getattr(seen, name) for name in _FIELDS}
-            text = as_json(figures, between=f",{line}  ").decode()[1:-1]
+            text = as_json(_fields(seen), between=f",{line}  ").decode()[1:-1]
             self._texts[guard, line] = seen, text
         return f'{line}{{{line}  {text},{pool}{line}  "compartments": [{parts}]{line}}}'
 
@@ -114,17 +136,22 @@ def _pool_text(guard: Guard, line: str) -> str:
     A compartment has none of its own.
     """
     gates = guard.call_settings.gates
-    page = gates[0].report.pool_page
-    if page is None or len(gates) > 1:
-        return ""
-    text = ""
+    page, attachment = gates[0].report.pool_page, attachment_of(guard)
+    if attachment is None or len(gates) > 1:
+        return f'{line}  "pool": null,'
+    text = f'{line}  "pool": {as_json(attachment.figures().summary(), between=f",{line}    ").decode()},'
+    if page is None:
+        return text
     for name, value in page().items():
-        shown = as_json(value).decode()
-        if isinstance(value, list) and value:
-            shown = ",".join(f"{line}    {as_json(each).decode()}" for each in value)
-            shown = f"[{shown}{line}  ]"
+        shown = _lines(value, line + "  ") if isinstance(value, list) else as_json(value).decode()
         text += f'{line}  "{name}": {shown},'
     return text
+
+
+def _lines(items: Sequence[object], line: str = "\n  ") -> str:
+    """Returns a list as JSON, an item on each line."""
+    shown = ",".join(f"{line}  {as_json(each).decode()}" for each in items)
+    return f"[{shown}{line}]" if items else "[]"
 
 
 def as_page(fields: dict[str, object]) -> bytes:
@@ -134,10 +161,17 @@ def as_page(fields: dict[str, object]) -> bytes:
 
 def figures(guard: Guard) -> dict[str, object]:
     """Returns the figures of a guard and of the compartments shown with it."""
-    return asdict(guard.snapshot()) | {"compartments": [figures(part) for part in shown_compartments(guard)]}
+    seen = guard.snapshot()
+    pool = None if seen.pool is None else seen.pool.summary()
+    parts = [figures(part) for part in shown_compartments(guard)]
+    return _fields(seen) | {"pool": pool, "compartments": parts}
 
 
-_FIELDS = [field.name for field in fields(GuardSnapshot)]
+_FIELDS = [field.name for field in fields(GuardSnapshot) if field.name != "pool"]
+
+
+def _fields(seen: GuardSnapshot) -> dict[str, object]:
+    return {name: getattr(seen, name) for name in _FIELDS}
 
 
 class _Watch:

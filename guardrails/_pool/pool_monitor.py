@@ -161,6 +161,7 @@ class PoolMonitor:
 
     def _report(self, leak: dict[str, Any]) -> None:
         gate = self._gate
+        gate.report.remember("leak", gate.name, **leak)
         gate.notify(LeakFound, at=gate.clock(), seq=gate.next_number(), **leak)
         now, place = time.monotonic(), leak["where"]
         if now - self._last_warning.get(place, -math.inf) < _WARNING_INTERVAL:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +32,10 @@ _INTERVAL = 1.0
 """Shortest time in seconds between two lines of one guard."""
 
 
+_RECENT = 50
+"""Events that are remembered for the status page."""
+
+
 class GuardLog:
     """The log of one guard and its compartments.
 
@@ -48,6 +52,7 @@ class GuardLog:
             load"``.
         holders: Returns words for who holds the slots of a guard or compartment; takes its name, the slots in
             use and the limit.
+        recent: The last changes of circuits and leaks, for the status page.
         pool_page: Returns what the status page shows of the pool's holders; None for a guard without a pool.
     """
 
@@ -61,6 +66,7 @@ class GuardLog:
         "line_of_code",
         "name",
         "pool_page",
+        "recent",
         "scheduled",
         "stopped",
         "sums",
@@ -75,9 +81,14 @@ class GuardLog:
         self.line_of_code: Callable[[], str | None] | None = None
         self.holders: Callable[[str, int, int], str | None] | None = None
         self.pool_page: Callable[[], dict[str, object]] | None = None
+        self.recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
         self._reported: Counter[str] = Counter()
         self._since = 0.0
         self._where = ""
+
+    def remember(self, event: str, name: str, **fields: Any) -> None:
+        """Remembers an event for the status page, with the time of day."""
+        self.recent.append({"at": round(time.time(), 3), "event": event, "guard": name, **fields})
 
     def schedule(self) -> None:
         """Schedules a line for one second from now, unless one is due already."""

@@ -75,6 +75,8 @@ class Notifier:
 
     def report_transition(self, number: int, change: Transition) -> None:
         """Reports a transition, or the crossing of a threshold in ``metrics_only``."""
+        if change.old != change.new:
+            self.report.remember("state", self.name, old=change.old, new=change.new, cause=change.cause)
         if change.old == change.new:
             log.warning("circuit %r would have opened (%s): %s", self.name, change.cause, self._why(change))
         elif change.new == "open":

@@ -16,18 +16,10 @@ except ImportError as error:
     raise ImportError("Starlette is missing: pip install 'guardrails-db[starlette]'") from error
 
 from guardrails._guard.guard import Guard, with_compartments
-from guardrails._http.dashboard import HEADERS as DASHBOARD_HEADERS
-from guardrails._http.dashboard import PAGE
 from guardrails._http.settings import StatusSettings
-from guardrails._http.status import HEADERS, Page, Probes, as_page, figures
+from guardrails._http.status import Page, Probes, as_page, figures
 from guardrails._util.checks import Faults
-
-try:
-    from guardrails.integrations import prometheus
-except ImportError:  # without the extra, its page says what to install
-    _COUNTED = False
-else:
-    _COUNTED = True
+from guardrails.integrations._status_pages import status_pages
 
 __all__ = ["StatusApp", "status_app"]
 
@@ -45,17 +37,12 @@ class StatusApp(Starlette):
     """The application that `status_app` makes."""
 
     def __init__(self, probes: Probes, auth: Auth | None) -> None:
+        pages = {path: _showing(page) for path, page in status_pages(probes).items()}
+        dashboard = pages.pop("/")
         # With and without a slash at the end: some routers add one to a mount, and a redirected probe fails.
-        routes = [
-            Route(path + slash, endpoint)
-            for path, endpoint in [
-                *((path, _showing(page)) for path, page in probes.pages.items()),
-                ("/metrics", _scraping(probes.guards)),
-            ]
-            for slash in ("", "/")
-        ]
+        routes = [Route(path + slash, endpoint) for path, endpoint in pages.items() for slash in ("", "/")]
         # Only with the slash: without it a browser would ask for the figures one level too high.
-        routes.append(Route("/", _dashboard))
+        routes.append(Route("/", dashboard))
         if auth is not None:
             control = _controlling(probes.guards, auth)
             # The name of a guard may contain a slash.
@@ -102,23 +89,7 @@ def status_app(
 def _showing(page: Callable[[], Page]) -> Callable[[Request], Awaitable[Response]]:
     # Asynchronous, so that a probe does not wait for a thread: calls that hang may hold them all.
     async def endpoint(_request: Request) -> Response:
-        status, body = page()
-        return _response(status, body)
-
-    return endpoint
-
-
-async def _dashboard(_request: Request) -> Response:
-    return Response(PAGE, headers=DASHBOARD_HEADERS)
-
-
-def _scraping(guards: Iterable[Guard]) -> Callable[[Request], Awaitable[Response]]:
-    read = prometheus.page(guards) if _COUNTED else None
-
-    async def endpoint(_request: Request) -> Response:
-        if read is None:
-            return _fault(404, "prometheus-client is missing: pip install 'guardrails-db[prometheus]'")
-        return _response(200, read(), prometheus.CONTENT_TYPE)
+        return _response(page())
 
     return endpoint
 
@@ -134,7 +105,7 @@ def _controlling(guards: Iterable[Guard], auth: Auth) -> Callable[[Request], Awa
         if len(named) != 1:
             return _fault(409, "several guards have this name") if named else _fault(404, "no such guard")
         action(named[0])
-        return _response(200, as_page(figures(named[0])))
+        return _response(Page(200, as_page(figures(named[0]))))
 
     return endpoint
 
@@ -174,8 +145,8 @@ def _named(guards: Iterable[Guard], name: str) -> Iterator[Guard]:
 
 
 def _fault(status: int, why: str) -> Response:
-    return _response(status, as_page({"error": why}))
+    return _response(Page(status, as_page({"error": why})))
 
 
-def _response(status: int, body: bytes, kind: str = "application/json") -> Response:
-    return Response(body, status, headers=dict(HEADERS) | {"content-type": kind})
+def _response(page: Page) -> Response:
+    return Response(page.body, page.status, headers=dict(page.headers))

@@ -11,6 +11,7 @@ import random as _random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Never
+from urllib.parse import quote
 
 from guardrails._core.criticality import Criticality
 from guardrails._guard.guard import Guard
@@ -20,11 +21,12 @@ from guardrails._http.environ import budgets_of, path_of, rank_in, status_line
 from guardrails._http.error_causes import follow_frameworks
 from guardrails._http.policy import RequestPolicy
 from guardrails._http.settings import HTTPSettings, StatusSettings
-from guardrails._http.status import HEADERS, Probes, as_page
+from guardrails._http.status import HEADERS, Page, Probes, as_page
 from guardrails._http.tracked_request import Views
 from guardrails._http.wsgi_request import WSGIRequest
 from guardrails._runtime.scope import Clock, current
 from guardrails._util.checks import Faults, refuse_unknown
+from guardrails.integrations._status_pages import status_pages
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -133,9 +135,10 @@ class GuardrailsMiddleware:
 def status_app(
     guards: Iterable[Guard], *, stuck_after: float = 30.0, clock: Callable[[], float] = time.monotonic
 ) -> StatusApp:
-    """Makes a WSGI application with ``/livez``, ``/readyz`` and ``/status.json``, to mount.
+    """Makes a WSGI application with ``/livez``, ``/readyz``, ``/status.json`` and ``/metrics``, to mount.
 
-    The pages are those of `guardrails.integrations.starlette.status_app`; there is no control here.
+    The pages are those of `guardrails.integrations.starlette.status_app`, the page for browsers at ``/``
+    included; there is no control here.
 
     Args:
         guards: The guards to show, each with its compartments.
@@ -153,6 +156,7 @@ class StatusApp:
 
     def __init__(self, probes: Probes) -> None:
         self._probes = probes
+        self._pages = status_pages(probes)
 
     def drain(self) -> None:
         """Makes ``/readyz`` fail from now on, because this process is about to stop."""
@@ -160,18 +164,27 @@ class StatusApp:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         """Serves one page."""
-        page = self._probes.pages.get(path_of(environ))
+        path = path_of(environ)
+        make = self._pages.get(path.removesuffix("/") or path)
         method = environ["REQUEST_METHOD"]
-        headers = [(name.title(), value) for name, value in HEADERS]
-        if page is None:
-            status, body = 404, as_page({"error": "no such page"})
+        if not path and environ.get("SCRIPT_NAME"):
+            page = _with_slash(environ["SCRIPT_NAME"])
+        elif make is None:
+            page = Page(404, as_page({"error": "no such page"}))
         elif method not in {"GET", "HEAD"}:
-            status, body = 405, as_page({"error": "only to be read"})
-            headers.append(("Allow", "GET, HEAD"))
+            page = Page(405, as_page({"error": "only to be read"}), (*HEADERS, ("allow", "GET, HEAD")))
         else:
-            status, body = page()
-        start_response(status_line(status), [*headers, ("Content-Length", str(len(body)))])
-        return [] if method == "HEAD" else [body]
+            page = make()
+        headers = [(name.title(), value) for name, value in page.headers]
+        start_response(status_line(page.status), [*headers, ("Content-Length", str(len(page.body)))])
+        return [] if method == "HEAD" else [page.body]
+
+
+def _with_slash(mount: str) -> Page:
+    """Redirects a browser to the mount with a slash: else it would ask for the figures one level too high."""
+    # Relative, so that no path of a client can make it another host's address.
+    last = quote(mount.rpartition("/")[2].encode("latin-1", "replace"), safe="")
+    return Page(308, b"", (*HEADERS, ("location", f"{last}/")))
 
 
 def _check_threads(threads: int, slots: int, max_in_flight: int | None) -> None:
