@@ -43,8 +43,8 @@ COLUMNS = (
     "hold_p50",
     "hold_p99",
 )
-"""The columns of a row. ``admitted`` to ``slow`` are the numbers of that second; the last four are times of the
-checkouts in it, and None where there was none."""
+"""The columns of a row. ``admitted`` to ``slow`` are the numbers of that second; the last four are times of
+the checkouts in it, and None where there was none."""
 
 _process = [0]
 """Counts the forks, so that a history starts its task again in a child process."""
