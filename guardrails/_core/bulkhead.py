@@ -37,11 +37,13 @@ class Waiter:
         verdict: None while it waits. Then ``"granted"`` (it has a slot), ``"dismissed"`` (the circuit
             opened), ``"shed"`` (a more important caller took its place in the queue) or ``"let_in"`` (nothing
             is enforced any more). At last ``"settled"``: it has left the queue or taken over its slot.
+        epoch: The bulkhead's ``epoch`` when it joined the queue.
     """
 
-    __slots__ = ("rank", "verdict", "workload")
+    __slots__ = ("epoch", "rank", "verdict", "workload")
 
     def __init__(self) -> None:
+        self.epoch = 0
         self.workload: Workload | None = None
         self.rank = CRITICAL
         self.verdict: Literal["granted", "dismissed", "shed", "let_in", "settled"] | None = None
@@ -55,12 +57,14 @@ class Bulkhead:
         queue: The waiters in the order of their arrival.
         ranks: The slots by rank; None while every call has the same rank.
         served: Waiters that got a slot since the queue was last empty.
+        epoch: Number of times that all slots and waiters were dropped.
         queued_since: Time since which the queue has not been empty; None while it is empty.
         timeouts: Waiters that got no slot in time.
         waits: Callers that have joined the queue.
     """
 
     __slots__ = (
+        "epoch",
         "limit",
         "max_waiting",
         "queue",
@@ -75,7 +79,7 @@ class Bulkhead:
     def __init__(self, limit: int, max_waiting: int) -> None:
         self.limit = limit
         self.max_waiting = max_waiting
-        self.taken = self.served = self.waits = self.timeouts = 0
+        self.taken = self.served = self.waits = self.timeouts = self.epoch = 0
         self.queue: dict[Waiter, None] = {}
         self.queued_since: float | None = None
         self.ranks: PriorityShares | None = None
@@ -91,6 +95,7 @@ class Bulkhead:
         if not self.queue:
             self.queued_since = now
             self.served = 0
+        waiter.epoch = self.epoch
         self.queue[waiter] = None
         self.waits += 1
         return True
@@ -126,10 +131,17 @@ class Bulkhead:
 
     def take_granted(self, waiter: Waiter) -> bool:
         """Takes the slot that was granted to a waiter; True for the first call only."""
-        if waiter.verdict != "granted":
+        if waiter.verdict != "granted" or waiter.epoch != self.epoch:
             return False
         waiter.verdict = "settled"
         return True
+
+    def drop_all(self) -> None:
+        """Drops all slots in use and all waiters. A slot granted to one of these waiters counts no longer."""
+        self.queue.clear()
+        self.queued_since = self.ranks = None
+        self.taken = 0
+        self.epoch += 1
 
     def dismiss(self, stays: Callable[[Workload | None], bool] | None = None) -> list[Waiter]:
         """Removes the waiters whose workload ``stays`` does not accept from the queue; returns them."""
@@ -169,6 +181,7 @@ class Bulkhead:
             ranks.any_queued_since = now
         if waiter.rank >= CRITICAL and self.queued_since is None:
             self.queued_since = now
+        waiter.epoch = self.epoch
         self.queue[waiter] = None
         self.waits += 1
         return True, shed

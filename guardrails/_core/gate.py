@@ -8,7 +8,7 @@ report.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from guardrails._core.breaker import Breaker, CallEnd, Transition
 from guardrails._core.bulkhead import Bulkhead, Waiter
@@ -394,11 +394,9 @@ class Gate(Outside):
     def drop_calls_and_waiters(self) -> None:
         """Drops every call and every waiter: in the child of a fork none of their threads exists."""
         self.close_fast_paths()
-        breaker, bulkhead = self.breaker, self.bulkhead
-        breaker.forget_calls()
-        bulkhead.queue.clear()
-        bulkhead.queued_since = bulkhead.ranks = None
-        bulkhead.taken = self.adopted = self.unslotted = self.phantoms = 0
+        self.breaker.forget_calls()
+        self.bulkhead.drop_all()
+        self.adopted = self.unslotted = self.phantoms = 0
         self.releasing = None
         self.checkouts.clear()
         self.outside.clear()
@@ -517,16 +515,15 @@ class Gate(Outside):
         else:
             breaker.in_flight[ticket] = now
             number = ticket
-        if waiter is not None:
+        if waiter is not None and waiter.verdict == "granted":
             waiter.verdict = "settled"
         else:
             bulkhead.taken += 1
             if ranks is not None:
                 ranks.held[rank] += 1
-        if rank != CRITICAL:
+        if rank != CRITICAL and ranks is not None:  # its ranks are kept while it waits and while it runs
             self.noncritical_admitted += 1
-            if ranks is not None:  # the key: a call's ticket, or minus a checkout's slot
-                ranks.rank_by_number[-number if checkout else number] = rank
+            ranks.rank_by_number[-number if checkout else number] = rank  # a ticket, or minus a slot
         if held is not None:
             held[0] = number
         return number
@@ -536,6 +533,10 @@ class Gate(Outside):
         return CRITICAL if ranks is None else ranks.rank_by_number.pop(number, CRITICAL)
 
     def _decide_woken(self, now: float, waiter: Waiter, late: Reason) -> bool | Refusal:
+        if waiter.epoch != self.bulkhead.epoch:  # its place or slot was dropped: treat it as a new call
+            waiter.verdict = "settled"
+            found = self._find_slot(now, None, waiter.rank)
+            return cast("bool | Refusal", found)  # never None without a waiter
         allowed = self.breaker.allow_call(now)
         self._collect_transitions()
         ranks = self.bulkhead.ranks

@@ -9,11 +9,13 @@ import pytest
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, Transition
 from guardrails._core.bulkhead import CODEL_INTERVAL, Bulkhead, Waiter
-from guardrails._core.gate import Gate, Refusal
+from guardrails._core.criticality import CLASSES, CRITICAL
+from guardrails._core.gate import OPENING, Gate, Refusal
 from guardrails._core.outcome import Outcome
 from support.shell import FastPaths
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
+SHEDDABLE = CLASSES.index("SHEDDABLE")
 
 
 @pytest.fixture
@@ -668,3 +670,46 @@ def test_readings_that_are_no_time_are_ignored(gate):
     assert gate.last == 0
     gate.refresh(1e15 - 1)
     assert gate.last == 1e15 - 1
+
+
+@pytest.mark.parametrize("rank", [CRITICAL, SHEDDABLE], ids=["critical", "sheddable"])
+@pytest.mark.parametrize("ends", ["woken", "abandoned"])
+def test_a_slot_granted_before_all_calls_were_dropped_counts_no_longer(gate, rank, ends):
+    """As when a guard is detached: the waiter that wakes then is a new call."""
+    tickets, waiter = [gate.enter(0, None, rank) for _ in range(2)], Waiter()
+    assert gate.enter(0, waiter, rank) is None
+    gate.leave(0, tickets[0], S)
+    assert (waiter.verdict, gate.bulkhead.taken) == ("granted", 2)
+    gate.drop_calls_and_waiters()
+    if ends == "abandoned":
+        gate.abandon(0, waiter)
+        assert gate.bulkhead.taken == 0
+        return
+    ticket = gate.woken(0, waiter)
+    assert (gate.bulkhead.taken, list(gate.breaker.in_flight)) == (1, [ticket])
+    gate.leave(0, ticket, S)
+    assert gate.bulkhead.taken == 0
+
+
+def test_a_waiter_that_was_dropped_is_refused_if_no_slot_is_free(gate):
+    """It does not wait once more."""
+    tickets, waiter = [gate.enter(0, None) for _ in range(2)], Waiter()
+    gate.enter(0, waiter)
+    gate.drop_calls_and_waiters()
+    tickets = [gate.enter(0, None) for _ in range(2)]
+    assert gate.woken(0, waiter) == Refusal("bulkhead_full", None)
+    assert gate.bulkhead.taken == len(tickets)
+
+
+def test_an_opening_in_half_open_is_the_probe_of_a_checkout_without_a_statement(gate):
+    """Its result counts in the round; in a closed circuit an opening is ordinary evidence."""
+    assert gate.begin(0, OPENING) == 1
+    gate.end(0, 1, S)
+    trip(gate)
+    slot = gate.check_out(5, None)
+    _, lease = gate.checkouts[slot]
+    assert gate.begin(5, OPENING) == lease
+    assert gate.begin(5, OPENING) != lease, "the lease is in use"
+    gate.end(5, lease, S)
+    assert gate.breaker.state == "closed"
+    gate.check_in(5, slot)
