@@ -367,17 +367,15 @@ class Breaker:
             self.window.add_unmarked(count)
 
     def steady_until(self) -> float:
-        """The time until which a success cannot change the state; `NEVER` if it can now.
+        """The time until which a success cannot change a circuit that is closed or disabled.
 
-        It ends when the window next forgets calls: successes that kept a rate low may be among them. Up to
-        `failure_margin` failures in a row change nothing either.
+        `NEVER` if a success can change it now. The time ends when the window next forgets calls: successes
+        that kept a rate low may be among them. Up to `failure_margin` failures in a row change nothing.
         """
         self.failure_margin = MAX_PENDING_FAILURES
         if self.state == "disabled":
             # The fast path would count a success for its workload, which learns nothing in this state.
             return self.next_overdue_at if self.uncompartmented is None else NEVER
-        if self.state != "closed":
-            return NEVER
         window = self.window
         calls, (share, whole) = max(window.calls, self._minimum_calls), self._failure_rate
         margin = min((share * calls - 1) // whole - window.failures, self._streak_limit - self.streak - 1)

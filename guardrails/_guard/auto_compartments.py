@@ -132,11 +132,10 @@ class AutoCompartments:
                 changed = (*changed, gate.member)
         self._fit_all(changed)
 
-    def keep_size(self, gate: LockedGate) -> None:
+    def keep_size(self, gate: CompartmentGate) -> None:
         """Keeps the number of slots that a compartment was given by hand."""
-        if isinstance(gate, CompartmentGate):
-            self._elastic.pop(gate.member, None)
-            self.divide()
+        self._elastic.pop(gate.member, None)
+        self.divide()
 
     def resize(self, total: int) -> None:
         """Updates the limits for a new number of slots of the guard."""

@@ -9,7 +9,7 @@ import random as _random
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Never, ParamSpec, Protocol, TypeVar
+from typing import Any, Never, ParamSpec, Protocol, TypeVar, cast
 
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead
@@ -317,7 +317,7 @@ class Guard:
         faults.raise_if_any()
         self._gate.step(self._gate.core.resize, max_concurrent_calls)
         if self._parent is not None and self._parent._auto_compartments is not None:
-            self._parent._auto_compartments.keep_size(self._gate)
+            self._parent._auto_compartments.keep_size(cast("CompartmentGate", self._gate))
         if self._auto_compartments is not None:
             self._auto_compartments.resize(max_concurrent_calls)
             return
@@ -525,14 +525,8 @@ def set_compartments(guard: Guard, how: str) -> None:
 
 
 def form_compartments(guard: Guard) -> None:
-    """Makes a guard form its compartments automatically, one for each workload."""
-    guard._auto_compartments = auto_compartments = AutoCompartments(guard._gate)
-    guard.call_settings.auto_compartments = auto_compartments
-    for part in guard._parts:
-        gate = part._gate
-        if isinstance(gate, CompartmentGate):
-            auto_compartments.add(gate, elastic=False)
-        auto_compartments.divide()
+    """Makes a guard that has no compartments yet form them automatically, one for each workload."""
+    guard._auto_compartments = guard.call_settings.auto_compartments = AutoCompartments(guard._gate)
 
 
 def forms_compartments(guard: Guard) -> bool:

@@ -801,3 +801,50 @@ def test_half_open_begins_at_the_first_call_after_the_wait():
 def test_no_calls_reach_no_rate():
     """0 of 0 is no rate."""
     assert not _reaches(0, 0, (1, 2))
+
+
+# --- probes of a checkout and of compartments ----------------------------------------------------
+
+
+def test_a_neutral_end_keeps_the_lease_for_the_next_statement():
+    """A ping that works is not the probe's result."""
+    breaker = half_open()
+    ticket = breaker.begin(5)
+    assert breaker.end(ticket, Outcome.NEUTRAL, 5.5) == (0.5, False)
+    assert (breaker.leases, breaker.round.calls, breaker.succeeded) == ({ticket: 15}, 0, 1)
+    assert breaker.begin_admitted(6, ticket) == ticket
+    breaker.end(ticket, S, 6)
+    assert (breaker.leases, breaker.round.calls) == ({}, 1)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_expired_lease_of_a_failing_compartment_is_no_result_of_the_round(begun):
+    """Its own circuit is open and another workload is healthy, so the lease goes to the next probe."""
+    breaker, own = make(), make()
+    breaker.uncompartmented = healthy = breaker.watch_workload(None, 0)
+    failing = breaker.watch_workload(own, 0)
+    own.open(0)
+    breaker.caller_workload = healthy
+    call(breaker, S)
+    breaker.half_open(0)
+    breaker.caller_workload = failing
+    ticket = breaker.begin(0) if begun else breaker.lease(0)
+    assert breaker.workload_by_ticket[ticket] is failing
+    breaker.slow_after = math.inf  # so that the lease expires before the call is overdue
+    breaker.next_overdue_at = math.inf
+    breaker.tick(10)
+    assert (breaker.leases, breaker.round.calls, breaker.round.slow, breaker.slow) == ({}, 0, 0, 1)
+    assert breaker.overdue == {ticket: (0 if begun else 10, None)}
+    assert breaker.state == "half_open"
+
+
+def test_a_pause_of_the_process_extends_leases_that_end_after_its_start():
+    """A call that began after the pause keeps its start."""
+    breaker = half_open()
+    probe, late = breaker.begin(5), breaker.lease(5)
+    breaker.leases[late] = 6
+    breaker.exclude_pause(7, 9)
+    assert (breaker.in_flight, breaker.leases) == ({probe: 7}, {probe: 17, late: 6})
+    breaker.resume(probe, 20)
+    breaker.exclude_pause(10, 12)
+    assert (breaker.in_flight, breaker.leases) == ({probe: 20}, {probe: 19, late: 6})
