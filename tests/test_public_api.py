@@ -23,6 +23,15 @@ def test_public_names_are_listed_and_there(module):
         module.protectt  # noqa: B018
 
 
+def test_public_names_are_in_dir_before_they_are_used():
+    """An interactive shell completes them."""
+    code = "import guardrails; print(set(guardrails.__all__) - set(dir(guardrails)))"
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout == "set()\n"
+    assert set(guardrails.__all__) <= set(dir(guardrails))
+
+
 def test_public_names_are_documented():
     """Every public class and function says what it is."""
     for name in guardrails.__all__:

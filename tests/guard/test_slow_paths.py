@@ -11,7 +11,14 @@ from guardrails._core.criticality import CLASSES
 from guardrails._core.outcome import Outcome
 from guardrails._guard import fast_path
 from guardrails._guard.call import Call
-from guardrails._guard.guard import attach, attachment_of, with_compartments
+from guardrails._guard.guard import (
+    attach,
+    attachment_of,
+    compartment_for,
+    form_compartments,
+    with_compartments,
+)
+from guardrails._guard.workload_names import WorkloadName, guard_name_of
 from guardrails._runtime.scope import RankScope, RequestScope, close, current, enter
 from support.calls import boom
 
@@ -206,3 +213,28 @@ def test_a_compartment_has_the_attachment_of_its_guard(db):
     db.detach()
     assert (attachment_of(db), attachment_of(part)) == (None, None)
     db.run(int)
+
+
+def test_the_name_of_an_automatic_compartment_has_that_of_its_guard():
+    """Any other name is the name of a guard itself."""
+    name = WorkloadName("GET /orders", "db")
+    assert (name, guard_name_of(name), repr(name)) == ("GET /orders", "db", "'GET /orders' of 'db'")
+    assert guard_name_of("cache") == "cache"
+
+
+def test_a_guard_divided_by_another_thread_in_the_meantime_stays_divided(make_guard):
+    """The compartment passes its own gate, and is not noted as the only one."""
+    db = make_guard()
+    form_compartments(db)
+    compartments, orders = db.call_settings.auto_compartments, compartment_for(db, "orders")._gate
+
+    class DividesFirst:
+        def __enter__(self):
+            compartments.divided = True
+
+        def __exit__(self, *_):
+            pass
+
+    compartments._lock = DividesFirst()
+    assert compartments.is_divided_for(orders)
+    assert compartments.sole is None

@@ -505,6 +505,23 @@ def test_a_transition_seen_by_two_threads_is_reported_once(make):
     assert (quicker, diary.lines) == ([], ["closed>half-open"])
 
 
+def test_a_failure_counted_while_another_thread_resets_the_circuit_does_not_open_it(make):
+    """The store counts without our lock, as Redis does, so the other thread comes in between."""
+
+    class ResetsMeanwhile(pybreaker.CircuitMemoryStorage):
+        """A store whose reply arrives after another thread has closed the circuit again."""
+
+        def increment_counter(self):
+            super().increment_counter()
+            breaker.close()
+            self._fail_counter = 5
+
+    breaker = make(state_storage=ResetsMeanwhile("closed"), fail_max=5)
+    with pytest.raises(Boom):
+        breaker.call(boom)
+    assert breaker.current_state == "closed"
+
+
 def test_an_unknown_state_in_the_store_is_ignored(run, make, caplog):
     """A corrupt key does not take the service down."""
     store = Poisoned("closed")

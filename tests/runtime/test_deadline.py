@@ -181,15 +181,35 @@ def test_a_route_is_known_to_the_outermost_middleware_that_knows_one():
         def template(self):
             return "/orders/{id}"
 
+        def find_name(self):
+            return "GET /orders/{id}"
+
     outer = _scope.enter(Routed(None, time.monotonic, None))
     inner = _scope.enter(_scope.RequestScope(None, time.monotonic, outer))
-    assert inner.template() == "/orders/{id}"
+    assert (inner.template(), inner.find_name()) == ("/orders/{id}", "GET /orders/{id}")
     _scope.close(inner)
     _scope.close(outer)
     with deadline(60):
         in_a_block = _scope.RequestScope(None, time.monotonic, _scope.current())
-        assert in_a_block.template() is None
+        assert in_a_block.template() is in_a_block.find_name() is None
     assert _scope.RequestScope(None, time.monotonic, None).template() is None
+
+
+def test_the_outermost_middleware_drops_the_unhandled_exception_of_a_request():
+    """An outer one may need that of an inner one; the guards' names stay."""
+    outer = _scope.enter(_scope.RequestScope(None, time.monotonic, None))
+    inner = _scope.enter(_scope.RequestScope(None, time.monotonic, outer))
+    outer.forget_error()
+    assert outer.request_errors is None
+    errors = inner.record_errors()
+    errors.failing.add("db")
+    errors.unhandled = error = LookupError()
+    inner.forget_error()
+    assert outer.request_errors.unhandled is error
+    outer.forget_error()
+    assert (errors.unhandled, errors.failing) == (None, {"db"})
+    _scope.close(inner)
+    _scope.close(outer)
 
 
 def test_worker_threads_and_tasks_inherit_and_cannot_extend():

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from guardrails import BreakerPolicy, CallTimeoutError, Guard, RejectedError
+from guardrails._runtime import guard_log
 from guardrails.testing.servers import PostgresServer
 from support.paths import PROCESSES
 from support.polling import wait_until
@@ -154,3 +155,56 @@ def test_no_handler_switches_pythons_last_resort_off():
     words = [sys.executable, "-c", code]
     ended = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
     assert ended.stdout == "[]\n"
+
+
+def test_a_line_is_written_at_once_if_no_thread_can_be_started(monkeypatch, make_guard, caplog):
+    """As while the interpreter shuts down."""
+
+    def no_thread(task, seconds):
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    monkeypatch.setattr(guard_log, "run_later", no_thread)
+    guard = make_guard("shop")
+    guard.force_open()
+    refuse(guard, 1)
+    assert lines(caplog) == ["guard 'shop': in 0.0 s 1 refused (the circuit is open: 1)"]
+    guard._gate.report.scheduled = False
+
+
+def test_a_line_of_code_that_cannot_be_determined_is_left_out(make_guard, caplog):
+    """The reason is a debug message."""
+    caplog.set_level(logging.DEBUG, "guardrails")
+    report = make_guard("shop")._gate.report
+
+    def broken():
+        raise LookupError
+
+    report.line_of_code = broken
+    assert report._caller() == ""
+    assert "the caller could not be determined" in caplog.text
+    report.line_of_code = lambda: "shop.py:1 in load"
+    assert report._caller() == "; such as shop.py:1 in load"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_log_names_the_holders_of_an_opened_circuit_if_they_are_known(make_guard, caplog, known):
+    """With the command that asks the database; an error of the lookup does not reach the call."""
+    caplog.set_level(logging.DEBUG, "guardrails")
+    guard = make_guard(breaker=BreakerPolicy(minimum_number_of_calls=1))
+    asked = []
+
+    def holders(*about):
+        asked.append(about)
+        if not known:
+            raise LookupError
+        return "3 of 100 slots in use by shop.py:1 in load"
+
+    guard._gate.report.holders = holders
+    with pytest.raises(ZeroDivisionError):
+        guard.run(lambda: 1 / 0)
+    (line,) = [each for each in caplog.messages if "closed -> open" in each]
+    reason, wait, ask = "1 of 1 calls failed", "refusing for 2 s", "ask the database: guardrails diagnose"
+    parts = [reason, "3 of 100 slots in use by shop.py:1 in load", wait, ask] if known else [reason, wait]
+    assert line == f"circuit 'db': closed -> open (failure_rate): {'; '.join(parts)}"
+    assert ("the holders of 'db' could not be determined" in caplog.text) is not known
+    assert asked == [("db", 0, 100)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import queue
 import sys
 import threading
 import weakref
@@ -291,3 +292,29 @@ def test_without_an_interpreter_lock_only_frames_of_this_loops_tasks_are_read(mo
     assert here is not ASKED
     assert elsewhere is ASKED
     assert ended is None
+
+
+def test_a_task_that_raises_is_logged_and_the_next_one_runs(caplog):
+    """The one that raised does not run again."""
+    keeper, runs, done = housekeeper._Housekeeper(), [], threading.Event()
+
+    def broken():
+        runs.append("broken")
+        raise LookupError
+
+    def twice():
+        runs.append("twice")
+        return 0.001 if runs.count("twice") < 2 else done.set()
+
+    keeper.run_later(broken, 0.0)
+    keeper.run_later(twice, 0.002)
+    assert done.wait(10)
+    assert runs == ["broken", "twice", "twice"]
+    assert "a periodic task of a guard raised" in caplog.text
+
+
+def test_a_pause_detectors_thread_ends_when_another_has_replaced_it():
+    """In a child process, whose detector has a queue of its own."""
+    detector = pauses.PauseDetector()
+    detector._run(queue.SimpleQueue())
+    assert (detector.last, detector.gap) == (None, pauses.ProcessPause(0.0, 0.0))

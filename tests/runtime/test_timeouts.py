@@ -16,6 +16,7 @@ from guardrails import CallTimeoutError, Guard, deadline, guarded, remaining
 from guardrails._guard.guard import attach
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.scope import RequestScope, close, current, enter
+from guardrails._runtime.timeouts import outer_seconds_left
 from guardrails.testing import FakeClock
 
 DEFAULT = 5.0
@@ -214,3 +215,15 @@ def test_a_task_inside_a_call_times_out_with_the_seconds_it_had():
     with pytest.raises(CallTimeoutError) as late:
         asyncio.run(outer())
     assert 0 < late.value.timeout <= 0.05
+
+
+@pytest.mark.parametrize(("outer", "inner", "soonest"), [(10, 20, 10), (20, 10, 10), (10, 10, 10)])
+def test_the_soonest_of_nested_deadlines_limits_an_attached_guard(outer, inner, soonest):
+    """The timeout of the guard's own call, which is smaller, is no limit from outside."""
+    lab = Lab(attached=True)
+    gate = lab.guard.call_settings.root
+    with deadline(outer, clock=lab.clock), deadline(inner, clock=lab.clock), lab.guard.call(SHORT):
+        assert remaining() == SHORT
+        assert outer_seconds_left(current(), gate) == soonest
+    with lab.guard.call(SHORT):
+        assert outer_seconds_left(current(), gate) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import logging
@@ -241,3 +242,23 @@ def test_sync_middleware_of_django_is_right_under_asgi(told):
     with override_settings(MIDDLEWARE=[f"{__name__}.in_a_deadline"], ROOT_URLCONF=__name__):
         assert asgi_client.ask(ASGIHandler(), asgi_client.http("/left")).body == b"True"
     assert told() == []
+
+
+def test_generator_at_the_bottom_of_a_threads_stack_is_named(told):
+    """As of a server that runs each step in a thread of its own, started in C."""
+    done = threading.Event()
+
+    def pieces():
+        try:
+            with deadline(2.0):
+                yield
+        finally:
+            done.set()
+
+    body, started = pieces(), threading.Event()
+    _thread.start_new_thread(lambda step: (step(), started.set()), (body.__next__,))
+    assert started.wait(10)
+    _thread.start_new_thread(body.close, ())
+    assert done.wait(10)
+    [words] = told()
+    assert "make pieces an async def" in words
