@@ -170,7 +170,7 @@ class Outside(ShadowQueue):
 
     def _let_in_woken(self, waiter: Waiter, held: list[int] | None) -> Any:
         """Lets in a call that waited for real when the mode was changed: True if it was granted a slot."""
-        if waiter.verdict == "granted":
+        if waiter.verdict == "granted" and waiter.epoch == self.bulkhead.epoch:
             return True
         self.bulkhead.withdraw(waiter)
         return self._go_outside([0] if held is None else held)

@@ -691,6 +691,20 @@ def test_a_slot_granted_before_all_calls_were_dropped_counts_no_longer(gate, ran
     assert gate.bulkhead.taken == 0
 
 
+def test_a_waiter_that_was_dropped_runs_without_a_slot_once_nothing_is_enforced(gate):
+    """Its granted slot counts no longer, in shadow either."""
+    ticket, waiter = gate.enter(0, None), Waiter()
+    gate.enter(0, None)
+    gate.enter(0, waiter)
+    gate.leave(0, ticket, S)
+    gate.drop_calls_and_waiters()
+    gate.set_mode(0, "shadow")
+    number = gate.woken(0, waiter)
+    assert (gate.bulkhead.taken, list(gate.outside)) == (0, [number])
+    gate.leave(0, number, S)
+    assert (gate.bulkhead.taken, gate.outside, gate.under_way) == (0, {}, 0)
+
+
 def test_a_waiter_that_was_dropped_is_refused_if_no_slot_is_free(gate):
     """It does not wait once more."""
     tickets, waiter = [gate.enter(0, None) for _ in range(2)], Waiter()
