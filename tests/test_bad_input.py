@@ -29,6 +29,7 @@ from guardrails import (
     protect,
     retrying,
 )
+from guardrails._util.checks import refuse_unknown
 
 VALUES = [float("nan"), float("inf"), -1, 0, True, "5", None, 10**400, Decimal("0.5"), timedelta(seconds=1)]
 COLUMNS = """
@@ -312,3 +313,13 @@ def test_a_message_tells_no_password_and_no_host(telling):
             CircuitBreaker(**{setting: telling})
         assert "hunter2" not in str(refusal.value)
         assert "internal" not in str(refusal.value)
+
+
+def test_the_misspelt_one_of_several_options_is_named():
+    """The others are right."""
+
+    def protect_all(*, guards, timeout): ...
+
+    with pytest.raises(ConfigurationError, match="has no option 'timeuot'; did you mean 'timeout'"):
+        refuse_unknown("protect_all", ["guards", "timeuot"], protect_all)
+    refuse_unknown("protect_all", ["guards", "timeout"], protect_all)

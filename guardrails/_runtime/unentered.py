@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import traceback
+from itertools import takewhile
 from types import CodeType
 from typing import Any
 
@@ -47,12 +49,11 @@ def _warn() -> None:
 
 
 def _outermost_generator() -> CodeType | None:
-    found, frame = None, inspect.currentframe()
-    while frame is not None and frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_globals.get("__name__", "").split(".")[0] in _SKIPPED:
-            continue
-        if not frame.f_code.co_flags & inspect.CO_GENERATOR:
-            break
-        found = frame.f_code
-    return found
+    stack = traceback.walk_stack(inspect.currentframe())
+    codes = (
+        frame.f_code
+        for frame, _ in stack
+        if frame.f_globals.get("__name__", "").split(".")[0] not in _SKIPPED
+    )
+    generators = list(takewhile(lambda code: code.co_flags & inspect.CO_GENERATOR, codes))
+    return generators[-1] if generators else None

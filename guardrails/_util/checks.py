@@ -66,11 +66,14 @@ def _cut(text: str) -> str:
 
 
 def refuse_unknown(where: str, given: Iterable[str], function: Callable[..., object]) -> None:
-    """Raises ConfigurationError for the first name in ``given``: none is a parameter of ``function``."""
+    """Raises ConfigurationError for the first name in ``given`` that is not a parameter of ``function``."""
     for name in given:
         parameters = inspect.signature(function).parameters.values()
-        known = (each.name for each in parameters if each.kind is not each.VAR_KEYWORD)
-        raise unknown_option(where, name, (each for each in known if each != "self"))
+        known = [
+            each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name != "self"
+        ]
+        if name not in known:
+            raise unknown_option(where, name, known)
 
 
 class Faults:
