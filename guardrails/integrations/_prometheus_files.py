@@ -63,7 +63,7 @@ class _Files:
     def write(self) -> float:
         """Writes what has changed. Returns the seconds until the next write."""
         with self._lock:
-            seen = read_guards(self._guards.living())
+            seen = read_guards(filter(_was_asked, self._guards.living()))
             for metric, made in self._metrics.items():
                 for labels, value in metric.read(seen):
                     self._write(metric, made.labels(*labels), (metric.name, labels), value)
@@ -100,6 +100,12 @@ class _Files:
                     for labels, value in metric.read(seen):
                         self._written[metric.name, labels] = value
             self._schedule()
+
+
+def _was_asked(guard: Guard) -> bool:
+    """True if the guard was asked in this process, which is not so in one that only starts workers."""
+    core = guard.call_settings.gates[0].core
+    return bool(core.admitted or core.rejected)
 
 
 def _made(metric: Metric) -> Any:
