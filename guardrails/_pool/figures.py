@@ -1,18 +1,18 @@
 """Counts and times the checkouts of one pool. Depends on the guard; must not import a pool or a driver.
 
-A duration is counted in two lines without a lock: its bucket plus one, and the sum plus the seconds. Between
-the look at a number and its change there is no call, no jump back and no new object of the collector's, so
-CPython hands its lock on to no other thread there (see `guardrails._guard.fast_path`). An interpreter without
-that lock takes a lock of ours.
+A call appends its duration to a deque, which is one step of the interpreter, with its lock and without. Every
+`_BATCH` durations, and before the figures are read, they are sorted into buckets together: this costs a
+quarter of what a search for the bucket of each would.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
-from guardrails._core.gate import LOCK_FREE
 from guardrails._guard.guard import Guard
 from guardrails._guard.pool_snapshot import BOUNDS, Distribution, PoolSnapshot, RouteFigures
 from guardrails._pool.checkout import HeldCheckout
@@ -32,8 +32,8 @@ _LONGEST = 1e9
 _count_lock = ForkedLock()
 """Held for the rare counts of a pool, such as connections opened."""
 
-Cells = list[float]
-"""Durations: how many there are in each bucket, and their sum as the last item."""
+_BATCH = 128
+"""Durations that are sorted into buckets together."""
 
 
 class Connections(NamedTuple):
@@ -50,56 +50,75 @@ class Connections(NamedTuple):
     pool_size: int | None = None
 
 
+class Durations:
+    """How long something took, by bucket.
+
+    Attributes:
+        pending: Durations that are in no bucket yet.
+    """
+
+    __slots__ = ("_counts", "_lock", "_sum", "pending")
+
+    def __init__(self, lock: ForkedLock) -> None:
+        self.pending: deque[float] = deque()
+        self._counts = [0] * (len(BOUNDS) + 1)
+        self._sum = 0.0
+        self._lock = lock
+
+    def sort(self) -> None:
+        """Sorts the durations into buckets."""
+        with self._lock:
+            batch: list[float] = []
+            with suppress(IndexError):  # others only append, but a finaliser may sort in the middle of this
+                while True:
+                    batch.append(self.pending.popleft())
+            batch.sort()
+            self._sum += sum(batch)
+            start = 0
+            for bucket, bound in enumerate(BOUNDS):
+                if start == len(batch):
+                    return
+                end = bisect_right(batch, bound, start)
+                self._counts[bucket] += end - start
+                start = end
+            self._counts[-1] += len(batch) - start
+
+    def read(self) -> Distribution:
+        """Returns the durations so far."""
+        with self._lock:
+            self.sort()
+            return Distribution(counts=tuple(self._counts), sum=self._sum)
+
+
 class RouteTimes:
     """The times of the checkouts of one compartment and route.
 
     Args:
         clock: The guard's clock.
+        lock: Held while durations are sorted.
     """
 
     __slots__ = ("clock", "hold", "use", "wait")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], lock: ForkedLock) -> None:
         self.clock = clock
-        self.wait, self.hold, self.use = _cells(), _cells(), _cells()
+        self.wait, self.hold, self.use = Durations(lock), Durations(lock), Durations(lock)
 
     def used(self, started: float) -> None:
         """Counts a statement or command that began at ``started`` on the clock."""
         _count_since(started, self.clock, self.use)
 
 
-def _cells() -> Cells:
-    return [*[0] * (len(BOUNDS) + 1), 0.0]
-
-
-def _count(cells: Cells, seconds: float) -> None:
-    """Counts one duration; must stay as the head of this module says."""
-    bucket = bisect_left(BOUNDS, seconds)
-    cells[bucket] += 1
-    cells[-1] += seconds
-
-
-if not LOCK_FREE:
-    _cells_lock = ForkedLock()
-    _count_unlocked = _count
-
-    def _count(cells: Cells, seconds: float) -> None:
-        with _cells_lock:
-            _count_unlocked(cells, seconds)
-
-
-def _count_since(started: float, clock: Callable[[], float], cells: Cells) -> None:
+def _count_since(started: float, clock: Callable[[], float], durations: Durations) -> None:
     """Counts the time since a moment; raises nothing, whatever the user's clock does."""
     try:
         seconds = clock() - started + 0.0  # what is no number cannot be added
-        _count(cells, seconds if 0.0 <= seconds < _LONGEST else 0.0)
+        pending = durations.pending
+        pending.append(seconds if 0.0 <= seconds < _LONGEST else 0.0)
+        if len(pending) >= _BATCH:
+            durations.sort()
     except Exception:  # noqa: BLE001, S110 - a figure less, but no error in the call
         pass
-
-
-def _read(cells: Cells) -> Distribution:
-    *counts, total = cells[:]  # a copy in one step
-    return Distribution(counts=tuple(map(int, counts)), sum=total)
 
 
 class PoolFigures:
@@ -120,10 +139,10 @@ class PoolFigures:
         self._gate = guard.call_settings.gates[0]
         self.clock = self._gate.clock
         self.connections: Callable[[], Connections] = _no_connections
-        self._without_route: dict[Guard, RouteTimes] = {guard: RouteTimes(self.clock)}
-        self._of_route: dict[tuple[Guard, str], RouteTimes] = {}
-        self._connect = _cells()
         self._lock = ForkedLock()
+        self._without_route: dict[Guard, RouteTimes] = {guard: self._times()}
+        self._of_route: dict[tuple[Guard, str], RouteTimes] = {}
+        self._connect = Durations(self._lock)
         self._opened = self._closed = self._invalidated = self._timeouts = 0
 
     def handed_out(self, checkout: HeldCheckout) -> None:
@@ -136,9 +155,13 @@ class PoolFigures:
                 times = self._of_route.get((guard, request.name or request.find_name() or ""))
             now = self.clock()
             seconds = now - checkout.asked + 0.0  # what is no number cannot be added
-            times = times or self._new_times(checkout)
-            _count(times.wait, seconds if 0.0 <= seconds < _LONGEST else 0.0)
+            if times is None:
+                times = self._new_times(checkout)
             checkout.times, checkout.since = times, now
+            pending = times.wait.pending
+            pending.append(seconds if 0.0 <= seconds < _LONGEST else 0.0)
+            if len(pending) >= _BATCH:
+                times.wait.sort()
         except Exception:  # noqa: BLE001, S110 - likewise
             pass
 
@@ -155,19 +178,22 @@ class PoolFigures:
             self._opened += 1
         _count_since(started, self.clock, self._connect)
 
+    def _times(self) -> RouteTimes:
+        return RouteTimes(self.clock, self._lock)
+
     def _new_times(self, checkout: HeldCheckout) -> RouteTimes:
         """The times of a compartment and route that is new, or beyond the limit."""
         guard, request = checkout.guard, checkout.request
         route = None if request is None else request.name or request.find_name()
         with self._lock:
             if len(self._of_route) + len(self._without_route) >= MOST_ROUTES:
-                return self._of_route.setdefault((self._guard, OTHER), RouteTimes(self.clock))
+                return self._of_route.setdefault((self._guard, OTHER), self._times())
             if route is None:
-                times = self._without_route.setdefault(guard, RouteTimes(self.clock))
+                times = self._without_route.setdefault(guard, self._times())
                 if request is not None:
                     self._of_route[guard, ""] = times
                 return times
-            return self._of_route.setdefault((guard, route), RouteTimes(self.clock))
+            return self._of_route.setdefault((guard, route), self._times())
 
     # --- the rare events ---------------------------------------------------------------------------
 
@@ -223,7 +249,7 @@ class PoolFigures:
             wait=wait,
             hold=hold,
             use=use,
-            connect=_read(self._connect),
+            connect=self._connect.read(),
             routes=tuple(routes),
         )
 
@@ -238,9 +264,9 @@ class PoolFigures:
             RouteFigures(
                 compartment=None if guard is self._guard else guard.name,
                 route=route,
-                wait=_read(times.wait),
-                hold=_read(times.hold),
-                use=_read(times.use),
+                wait=times.wait.read(),
+                hold=times.hold.read(),
+                use=times.use.read(),
             )
             for guard, route, times in known.values()
         ]
