@@ -26,7 +26,7 @@ from guardrails._pool.frames import (
     stack_of,
 )
 from guardrails._pool.holders import Doing, Holder, PoolStatus, busiest, cause_of
-from guardrails._pool.lock_monitor import LockMonitor, Question
+from guardrails._pool.lock_monitor import LONGEST_DELAY, LockMonitor, Question
 from guardrails._pool.lock_waits import Place
 from guardrails._pool.lost_holders import find_gone
 from guardrails._pool.sessions import SessionId
@@ -140,12 +140,18 @@ class HolderRegistry:
 
     def watch_locks(self, question: Question) -> None:
         """Asks the server for locks when the pool runs out; `session_ids` must be known."""
-        guard = self.guard
+        guard, policy = self.guard, self.guard.call_settings.policy
+        limits = [LONGEST_DELAY]
+        if policy is not None:
+            limits.append(policy.slow_call_duration_threshold)
+        if guard.timeout is not None:
+            limits.append(guard.timeout / 2)
         self.locks = LockMonitor(
             guard.name,
             self.session_ids,
             self.place,
             question,
+            min(limits),
             lambda: getattr(guard, "mode", "enforce") != "off",
         )
 

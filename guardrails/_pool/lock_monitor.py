@@ -21,11 +21,14 @@ from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.threads import daemon
 
-__all__ = ["LockMonitor", "Question"]
+__all__ = ["LONGEST_DELAY", "LockMonitor", "Question"]
 
-_DELAY = 0.25
-"""Seconds from the exhaustion of the pool to the question. Only a connection that is out for that long is a
-reason to ask: in a short burst all come back sooner."""
+LONGEST_DELAY = 1.0
+"""Most seconds from the exhaustion of the pool to the question. Only a statement that runs for all this time
+is a reason to ask. In a short burst all of them end sooner, and the one question of 30 s is not wasted."""
+
+_LOOKS = 3
+"""Looks for such a statement after one exhaustion."""
 
 _INTERVAL = 30.0
 """Seconds between two questions."""
@@ -64,6 +67,13 @@ class _Found:
         return age < _FRESH and bool(checkout.slots)
 
 
+def _is_at_work(checkout: Checkout, before: Mapping[Any, object]) -> bool:
+    """Returns True if a checkout still does the work that it did before. Work without hooks has no number."""
+    if checkout not in before or before[checkout] is not checkout.under_way:
+        return False
+    return bool(checkout.under_way) or checkout.busy
+
+
 class LockMonitor:
     """Finds out why the statements of one pool wait.
 
@@ -72,6 +82,7 @@ class LockMonitor:
         held: Returns the identities of the connections that are out, by their checkouts.
         place: Returns the code that holds a checkout.
         question: Asks the server.
+        delay: Seconds from the exhaustion of the pool to the question; see `LONGEST_DELAY`.
         wanted: Returns False while the server must not be asked.
     """
 
@@ -81,16 +92,19 @@ class LockMonitor:
         held: Callable[[], Mapping[Any, SessionId]],
         place: Callable[[Any], Place],
         question: Question,
+        delay: float,
         wanted: Callable[[], bool],
     ) -> None:
         self._name = name
         self._held = held
         self._place = place
         self._question = question
+        self._delay = delay
         self._wanted = wanted
         self._next_question = self._asked = -math.inf
         self._planned = self._asking = False
-        self._reasons: set[Any] = set()
+        self._looks = 0
+        self._reasons: dict[Any, object] = {}
         self._found: dict[Any, _Found] = {}
         renew_after_fork(self)
 
@@ -99,9 +113,10 @@ class LockMonitor:
         if self._planned or time.monotonic() < self._next_question or not self._wanted():
             return
         self._planned = True
-        self._reasons = set(self._held())
+        self._looks = 0
+        self._reasons = self._works()
         try:
-            run_later(self._begin, _DELAY)
+            run_later(self._begin, self._delay)
         except RuntimeError:  # no new thread can be started while the interpreter shuts down
             self._planned = False
 
@@ -118,15 +133,27 @@ class LockMonitor:
             return ()
         return found.waiting.blockers
 
-    def _begin(self) -> None:
-        """Starts the thread that asks, if a connection is still out for which to ask."""
-        self._planned = False
-        reasons, self._reasons = self._reasons, set()
-        if self._asking or reasons.isdisjoint(self._held()):
-            return
-        self._next_question = time.monotonic() + _INTERVAL
-        self._asking = True
-        daemon("guardrails-lock-monitor", self._ask).start()
+    def _works(self) -> dict[Any, object]:
+        """Returns the work on each connection that is out, by its checkout."""
+        return {checkout: checkout.under_way for checkout in self._held()}
+
+    def _begin(self) -> float | None:
+        """Starts the thread that asks, if there is a statement for which to ask. Returns None, or a delay."""
+        before, self._reasons = self._reasons, self._works()
+        if not any(_is_at_work(checkout, before) for checkout in self._reasons):
+            self._looks += 1
+            if self._looks < _LOOKS and self._reasons:
+                return self._delay
+        elif not self._asking:
+            self._next_question = time.monotonic() + _INTERVAL
+            thread = daemon("guardrails-lock-monitor", self._ask)
+            self._asking = True
+            try:
+                thread.start()
+            except RuntimeError:  # as in `request`
+                self._asking = False
+        self._planned, self._reasons = False, {}
+        return None
 
     def _ask(self) -> None:
         try:
@@ -186,4 +213,4 @@ class LockMonitor:
     def reset_in_child(self) -> None:
         """Forgets all plans and answers: a child process has neither the threads nor the connections."""
         self._planned = self._asking = False
-        self._reasons, self._found = set(), {}
+        self._reasons, self._found = {}, {}

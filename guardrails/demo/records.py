@@ -100,6 +100,7 @@ class Twin:
         max_in_flight: Most requests inside the app at once; None without a reading.
         max_checked_out: Most connections out of the pool at once.
         queries_left_running: Queries in the database 1 s after the load ended.
+        cause: The first lock wait that the app names, with the session that holds the lock; None without one.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Twin:
     max_in_flight: int | None = None
     max_checked_out: int | None = None
     queries_left_running: int | None = None
+    cause: str | None = None
 
 
 @dataclass(slots=True)

@@ -172,6 +172,7 @@ class App:
         twin.changes = [
             Transition(when - epoch, guard, old, new) for when, guard, old, new in stats["changes"]
         ]
+        twin.cause = twin.cause or next(iter(stats["lock_waits"]), None)
         twin.max_in_flight = stats["max_in_flight"]
         twin.max_checked_out = stats["max_checked_out"]
 

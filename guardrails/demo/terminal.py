@@ -63,11 +63,19 @@ def _caption(run: Run, now: float) -> str:
     return f"the fault has been over for {now - run.fault_ends:.0f} s"
 
 
+def _cause_lines(run: Run, now: float) -> list[str]:
+    """Returns the cause that the guarded app has found, with the time; no line if there is none."""
+    if run.guarded.cause is None:
+        return []
+    return wrap(f"-- after {now:.0f} s the guarded app names the cause: {run.guarded.cause}", _WIDTH)
+
+
 class PlainLines:
     """Writes one line a second, for pipes, logs and ``--headless``."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
+        self._cause: list[str] = []
         self._next = 0.0
         self._phase = ""
 
@@ -80,6 +88,10 @@ class PlainLines:
         if now < self._next:
             return
         self._next = now + 0.9
+        if not self._cause:
+            self._cause = _cause_lines(run, now)
+            for line in self._cause:
+                self._write(line)
         phase = "end" if now > run.seconds else run.phase(now)
         if phase != self._phase:
             self._phase = phase
@@ -116,6 +128,7 @@ class LiveTable:
         # Without auto-refresh: its thread would draw while clients wait.
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._history: list[tuple[float, Frame, Frame]] = []
+        self._cause: list[str] = []
 
     @contextmanager
     def open(self) -> Iterator[LiveTable]:
@@ -130,6 +143,7 @@ class LiveTable:
     def show(self, run: Run, now: float) -> None:
         """Draws the table."""
         plain, guarded = (frame(run, twin, now) for twin in run.twins)
+        self._cause = self._cause or _cause_lines(run, now)
         if not self._history or int(now) != int(self._history[-1][0]):
             self._history = [*self._history[-_HISTORY + 1 :], (now, plain, guarded)]
         self._live.update(self._draw(run, now, plain, guarded), refresh=True)
@@ -138,6 +152,7 @@ class LiveTable:
         from rich.console import Group  # noqa: PLC0415 - as above
         from rich.panel import Panel  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
 
         offered = sum(now - 1.0 <= user.at < now and user.path in MAINS for user in run.arrivals)
         sides = Table.grid(expand=True, padding=(0, 1))
@@ -160,7 +175,7 @@ class LiveTable:
                 f"{at:3.0f}", _bar(one.good, most, longest), _bar(other.good, most, longest), refused
             )
         heading = f"[b]{now:4.0f} s[/b] of {run.seconds}   {offered} users/s arriving   {_caption(run, now)}"
-        return Group(heading, sides, history)
+        return Group(heading, sides, history, Text("\n".join(self._cause)))
 
 
 def _card(now: Frame) -> RenderableType:

@@ -141,7 +141,16 @@ class Monitor:
             "waiting": max(0, self._at_database - checked_out),
             "guards": {name: _state_of(guard.snapshot()) for name, guard in self._guards().items()},
             "changes": self._changes,
+            "lock_waits": self._lock_waits(),
         }
+
+    def _lock_waits(self) -> list[str]:
+        """Returns what the guarded twin knows about locks, as its log has it."""
+        if not self._roots:
+            return []
+        from guardrails.integrations.sqlalchemy import pool_status  # noqa: PLC0415 - as SQLAlchemy above
+
+        return [str(wait) for wait in pool_status(self._engine).lock_waits]
 
     async def watch(self) -> None:
         """Records each change of a guard's state, to within 20 ms, for as long as it runs."""

@@ -77,6 +77,14 @@ def test_a_short_run_from_end_to_end(tmp_path):
     assert "@guarded(orders)" in out
     assert "\x1b" not in out
     assert "users served: after the fault" in out
+    words = " ".join(out.split())
+    found = re.search(
+        r"after (\d+) s the guarded app names the cause: \d+ x shop.py:\d+ in OrderRepository", words
+    )
+    assert found, words
+    assert int(found[1]) <= 10
+    assert "for a lock on 'orders'" in words
+    assert "_stage', idle in transaction for" in words
     assert sums["origin"]["command"].startswith("guardrails demo --scenario lock --seconds 20 --seed 1")
     assert (sums["scenario"], sums["seconds"]) == ("lock", 20)
     assert sums["fault"]["start_s"] == pytest.approx(5.0, abs=0.5)

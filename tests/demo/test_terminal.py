@@ -50,6 +50,16 @@ def test_no_line_of_a_pipe_is_longer_than_80_columns(scenario):
     assert sum(line.startswith("-- ") for line in lines) == 4  # a heading for each phase
 
 
+def test_the_cause_that_the_guarded_app_names_is_printed_once():
+    run, lines = crowded(), []
+    run.guarded.cause = "10 x shop.py:50 in OrderRepository.one, /orders wait for a lock " * 2
+    screen = PlainLines(lines.append)
+    for now in (7.0, 8.0, 9.0):
+        screen.show(run, now)
+    assert sum("after 7 s the guarded app names the cause: 10 x shop.py:50" in line for line in lines) == 1
+    assert [line for line in lines if len(line) > 80] == []
+
+
 def test_a_queue_of_thousands_stays_apart_from_the_column_before_it():
     run = crowded()
     run.twins[0].looks = [Look(13.5, 9999, 15, 9984, {})]

@@ -9,12 +9,15 @@ import psycopg
 import pytest
 from django.db import connections
 
-from guardrails import ConfigurationError, Guard
+from guardrails import BreakerPolicy, ConfigurationError, Guard
 from guardrails.integrations.django.postgresql import base
 from support import django_lab
 from support.polling import poll
 
 CANARY = "canary-77fe"
+
+EARLY = BreakerPolicy(slow_call_duration_threshold=0.2, minimum_number_of_calls=1000)
+"""The server is asked after 0.2 s, not after a second."""
 
 POOLS = {"without a pool": {}, "with a pool": {"pool": {"min_size": 1, "max_size": 2}}}
 
@@ -46,7 +49,7 @@ def table(postgres):
 @pytest.mark.parametrize("options", POOLS.values(), ids=POOLS)
 def test_log_names_the_session_that_holds_the_lock(postgres, table, caplog, options):
     """The lines of the threads that wait, and the blocker."""
-    guard = Guard("django", max_concurrent_calls=2, max_wait_duration=0.02, timeout=10.0, breaker=None)
+    guard = Guard("django", max_concurrent_calls=2, max_wait_duration=0.02, timeout=10.0, breaker=EARLY)
     entry = django_lab.database(postgres, {"guard": guard, **options})
     threads = [threading.Thread(target=load_order) for _ in range(2)]
     with django_lab.configured("shop", entry) as connection, psycopg.connect(postgres.url("")) as other:

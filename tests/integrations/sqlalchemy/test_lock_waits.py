@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 
-from guardrails import ConfigurationError, protect
+from guardrails import BreakerPolicy, ConfigurationError, protect
 from guardrails._http.settings import StatusSettings
 from guardrails._http.status import Probes
 from guardrails.integrations.sqlalchemy import pool_status
@@ -26,6 +26,9 @@ CANARY = "canary-51c8"
 
 WAIT = f"select id from waited where id = 1 and '{CANARY}' <> '' for update"
 THREAD = "guardrails-lock-monitor"
+
+EARLY = BreakerPolicy(slow_call_duration_threshold=0.2, minimum_number_of_calls=1000)
+"""The server is asked after 0.2 s, not after a second."""
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def told(caplog):
 
 def protect_small(lab, **options):
     """An engine with two connections, whose statements have time to wait."""
-    settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": None} | options
+    settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": EARLY} | options
     return lab.protect(pool_size=2, max_overflow=0, guard=settings)
 
 
@@ -151,7 +154,7 @@ def table(postgres):
 def in_want(url, server, **options):
     """An engine whose two connections wait for a row that another session has locked."""
     engine = create_engine(url, pool_size=2, max_overflow=0, connect_args={"prepare_threshold": None})
-    settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": None} | options
+    settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": EARLY} | options
     guard = protect(engine, name="db", **settings)
 
     def wait():
