@@ -152,7 +152,7 @@ class HolderRegistry:
             self.place,
             question,
             min(limits),
-            lambda: getattr(guard, "mode", "enforce") != "off",
+            lambda: guard.mode != "off",
         )
 
     def ask_server(self) -> None:

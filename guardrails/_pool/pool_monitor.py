@@ -132,7 +132,9 @@ class PoolMonitor:
         while self._dropped:
             self._report(self._dropped.popleft())
         # A middleware refuses requests before they ask the pool, so `refused` is not called for them.
-        before, self._rejected = self._rejected, sum(self._gate.core.rejected.values())
+        core = self._gate.core
+        rejected = sum(core.rejected.values()) + sum(core.would_reject.values())
+        before, self._rejected = self._rejected, rejected
         if self._rejected != before:
             self._registry.ask_server()
             self._diagnose(refused=False)

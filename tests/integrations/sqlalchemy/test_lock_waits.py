@@ -153,7 +153,8 @@ def table(postgres):
 @contextlib.contextmanager
 def in_want(url, server, **options):
     """An engine whose two connections wait for a row that another session has locked."""
-    engine = create_engine(url, pool_size=2, max_overflow=0, connect_args={"prepare_threshold": None})
+    arguments = {"prepare_threshold": None}
+    engine = create_engine(url, pool_size=2, max_overflow=0, pool_timeout=0.05, connect_args=arguments)
     settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": EARLY} | options
     guard = protect(engine, name="db", **settings)
 
@@ -212,10 +213,20 @@ def test_nothing_is_blamed_behind_a_pooler(postgres, table, caplog):
     assert status.cause == "slow_calls"
 
 
-def test_the_server_is_not_asked_where_that_is_off(postgres, table, caplog):
+@pytest.mark.parametrize("options", [{"ask_server": False}, {"mode": "off"}], ids=str)
+def test_the_server_is_not_asked_where_that_is_off(postgres, table, caplog, options):
     """No connection is opened, and nothing is said."""
-    with in_want(postgres.url("psycopg"), postgres, ask_server=False):
+    with in_want(postgres.url("psycopg"), postgres, **options) as (engine, _):
+        registry_of(engine.pool).ask_server()
         assert quiet(caplog)
+
+
+def test_the_server_is_asked_in_shadow(postgres, table, caplog):
+    """Nobody is refused there; a pool that would have refused is asked about."""
+    with in_want(postgres.url("psycopg"), postgres, mode="shadow") as (engine, pid):
+        registry_of(engine.pool).ask_server()
+        poll(lambda: told(caplog), "a line about the lock")
+    assert f"<- session {pid}" in told(caplog)[0]
 
 
 def test_the_server_is_asked_once_in_thirty_seconds(postgres, table, caplog):
