@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         GuardrailsError,
         RejectedError,
         ShedError,
+        WarmUpError,
     )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "RejectedError",
     "RetryBudget",
     "ShedError",
+    "WarmUpError",
     "deadline",
     "guarded",
     "pool_status",

@@ -10,6 +10,7 @@
      |   +- ShedError              dropped for its criticality
      +- CallTimeoutError           also a TimeoutError; it started, the effect is unknown
      |   +- CommitUnknownError     a COMMIT timed out
+     +- WarmUpError                the pool could not open its idle connections
      +- ConfigurationError         also a ValueError
 
 The class tells a caller whether the call has started. No message holds SQL, parameters, host names or
@@ -33,6 +34,7 @@ __all__ = [
     "GuardrailsError",
     "RejectedError",
     "ShedError",
+    "WarmUpError",
 ]
 
 Reason = Literal["circuit_open", "bulkhead_full", "queue_timeout", "deadline_spent", "shed"]
@@ -131,6 +133,37 @@ class CallTimeoutError(GuardrailsError, TimeoutError):
 
 class CommitUnknownError(CallTimeoutError):
     """A COMMIT timed out. The transaction may or may not have been committed. It is never retried."""
+
+
+class WarmUpError(GuardrailsError):
+    """A warm-up could not open all of its connections. The cause is the error of the one that failed."""
+
+    # ``args`` holds the constructor's arguments, as in RejectedError.
+
+    args: tuple[str, int, int]
+
+    def __init__(self, guard: str, idle: int, wanted: int) -> None:
+        self.args = (guard, idle, wanted)
+
+    @property
+    def guard(self) -> str:
+        """The name of the guard."""
+        return self.args[0]
+
+    @property
+    def idle(self) -> int:
+        """Number of idle connections that there are."""
+        return self.args[1]
+
+    @property
+    def wanted(self) -> int:
+        """Number of idle connections that there should be."""
+        return self.args[2]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.guard!r} has {self.idle} of {self.wanted} idle connections: opening the next one failed"
+        )
 
 
 class ConfigurationError(GuardrailsError, ValueError):

@@ -7,31 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from guardrails._core.gate import OPENING
 from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.drivers import Driver
+from guardrails._dbapi.judge import Judge
 from guardrails._dbapi.stopping import Bounds, StoppedError
 from guardrails._dbapi.unhooked import OutsideWork, too_late
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.limits import innermost, time_allowed
-from guardrails._runtime.outcomes import classify
 from guardrails._runtime.scope import ambient
 
 __all__ = ["StatementRunner"]
 
 # Looked up once, because each statement reads them: enum members are slow to reach in Python 3.11.
 _SUCCESS, _ABANDONED, _NEUTRAL = Outcome.SUCCESS, Outcome.ABANDONED, Outcome.NEUTRAL
-
-_RAISED_BEFORE = (ArithmeticError, TypeError, ValueError)
-"""Python's errors for a parameter that cannot be sent: a number too large, a lone surrogate, a NUL.
-
-RuntimeError and AttributeError are not listed, because a lost connection may raise them.
-"""
 
 _BACKSTOP = 4
 """The default backstop, in timeouts of the guard; it ends statements whose cancel request is lost."""
@@ -51,6 +46,7 @@ class StatementRunner(OutsideWork):
             the driver.
 
     Attributes:
+        judge: Judges the errors of the work.
         questioned: New connections that the dialect is initializing, whose statements are no evidence.
     """
 
@@ -70,8 +66,7 @@ class StatementRunner(OutsideWork):
         self._timeout = guard.timeout
         self._driver = driver
         self.questioned: list[Any] = []
-        self._unsent = (*errors, *_RAISED_BEFORE)
-        self._refused: Callable[[BaseException], bool] = getattr(driver, "unsent", lambda _: False)
+        self.judge = Judge(guard, driver, errors)
         self._backstop = backstop
         if (
             backstop is None
@@ -175,9 +170,10 @@ class StatementRunner(OutsideWork):
             outcome = _SUCCESS if proves else _NEUTRAL
         except StoppedError as stopped:
             outcome = too_late(seconds, own=own)
+            self.judge.suspect()
             raise self.timed_out(guard, seconds, checkout, commit=commit) from stopped.__cause__
         except BaseException as error:
-            outcome = self._judge(error, checkout, ending=ending, proves=proves)
+            outcome = self.judge.outcome(error, connection, checkout, ending=ending, proves=proves)
             raise
         finally:
             while tickets:
@@ -238,13 +234,23 @@ class StatementRunner(OutsideWork):
             outcome = too_late(seconds, own=own)
             raise self.timed_out(self._guard, seconds) from stopped.__cause__
         except BaseException as error:
-            outcome = classify(error, None)  # any failure to connect is the server's fault
+            outcome = self.judge.outcome_of_connect(error)
             raise
         finally:
             while tickets:
                 gate, ticket = tickets.pop()
                 gate.end(ticket, outcome)
         return connection
+
+    def note_set_up(self, connection: Any) -> None:
+        """See OutsideWork."""
+        if self._driver is not None and connection is not None:
+            with suppress(Exception):  # closed meanwhile
+                self._driver.set_up(connection)
+
+    def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
+        """The host that a connection was opened to and its address, each None if unknown."""
+        return (None, None) if self._driver is None else self._driver.endpoint(connection)
 
     def check_time_left(self) -> None:
         """Checks that time is left for work that must not stop in the middle.
@@ -261,24 +267,3 @@ class StatementRunner(OutsideWork):
         if not ending:
             raise self._gate.refuse("deadline_spent")
         return GRACE
-
-    def _judge(
-        self, error: BaseException, checkout: DBAPICheckout | None, *, ending: bool, proves: bool
-    ) -> Outcome:
-        if checkout is not None and isinstance(error, AssertionError):
-            # psycopg raises it where an executemany() is cancelled early, and leaves pipeline mode on.
-            checkout.must_discard = True
-            return _ABANDONED
-        if checkout is not None and not isinstance(error, Exception):
-            checkout.caller_cancelled = True
-        elif checkout is not None and checkout.caller_cancelled and ending:
-            return _ABANDONED
-        policy = self._guard.call_settings.policy
-        outcome = classify(error, None if policy is None else policy.is_failure)
-        answered = _SUCCESS if proves else _NEUTRAL
-        if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
-            return answered if outcome is _SUCCESS else outcome
-        failed = None if self._driver is None else self._driver.failed(error)
-        if failed is None and (isinstance(error, self._unsent) or self._refused(error)):
-            return _ABANDONED  # without a code of the server the driver raised it: nothing was sent
-        return answered if failed is False else Outcome.FAILURE

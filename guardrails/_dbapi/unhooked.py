@@ -136,11 +136,12 @@ class OutsideWork:
         if limit is not None:
             self.setting_up[caller] = limit
 
-    def end_set_up(self, error: BaseException | None = None) -> None:
+    def end_set_up(self, error: BaseException | None = None, connection: Any = None) -> None:
         """Ends the limit that `set_up` started for this caller.
 
         Args:
             error: The exception that the caller got instead of a connection, if any.
+            connection: The connection that it got.
 
         Raises:
             CallTimeoutError: The set-up was stopped.
@@ -148,6 +149,10 @@ class OutsideWork:
         limit = self.setting_up.pop(self._caller(), None)
         if limit is not None:
             self.end_limit(limit, error)
+            self.note_set_up(connection)
+
+    def note_set_up(self, connection: Any) -> None:
+        """Notes what the set-up of a new connection has asked for."""
 
     def timed_out(
         self,

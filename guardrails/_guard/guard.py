@@ -21,6 +21,7 @@ from guardrails._core.shares import share
 from guardrails._guard.auto_compartments import OTHER, AutoCompartments, CompartmentGate
 from guardrails._guard.call import Call, run_async
 from guardrails._guard.call_settings import CallSettings
+from guardrails._guard.environment import fill_from_environment
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.mode import VARIABLE, is_switched_off, resolve
 from guardrails._guard.pool_snapshot import PoolSnapshot
@@ -56,12 +57,29 @@ T = TypeVar("T")
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 
+class Upkeep(Protocol):
+    """The idle connections of the pool that a guard is attached to."""
+
+    def warm_up(self, seconds: float) -> int:
+        """Opens connections until enough are idle."""
+
+    async def warm_up_async(self, seconds: float) -> int:
+        """Opens connections until enough are idle, without blocking the event loop."""
+
+    def resized(self) -> None:
+        """Closes the idle connections above the guard's limit."""
+
+
 class Attachment(Protocol):
     """An integration's attachment of a guard to a pool."""
 
     @property
     def most(self) -> int | None:
         """The pool's capacity; None if it has no limit."""
+
+    @property
+    def upkeep(self) -> Upkeep | None:
+        """The upkeep of the pool's idle connections; None if the pool looks after them itself."""
 
     def detach(self) -> None:
         """Restores the target."""
@@ -84,7 +102,8 @@ class Guard:
             ...
         db.run(fetch, 42)               # or: await db.run_async(fetch, 42)
 
-    Durations are seconds.
+    Durations are seconds. Environment variables such as ``GUARDRAILS_ORDERS_DB_TIMEOUT`` fill the settings
+    that are left at their default.
 
     Args:
         name: A label for errors, events and metrics.
@@ -137,16 +156,21 @@ class Guard:
     ) -> None:
         for option in unknown:
             raise unknown_option("Guard", option, _OPTIONS)
-        self._timeout = timeout
-        self._max_waiting = max_waiting
-        called: Any = listeners
-        called = tuple(called) if isinstance(called, Iterable) else called
-        settings = (max_wait_duration, max_waiting, timeout, breaker, called, clock, random)
-        _check(name, max_concurrent_calls, mode, dict(zip(_INHERITED, settings, strict=True)))
-        queue = max_concurrent_calls if max_waiting is None else max_waiting
-        core = Gate(Breaker(breaker, random), Bulkhead(max_concurrent_calls, queue))
-        gate = LockedGate(name, core, clock=clock, max_wait=max_wait_duration, listeners=called)
-        self.call_settings = CallSettings(self, name, (gate,), breaker, timeout)
+        given = (max_wait_duration, max_waiting, timeout, breaker, listeners, clock, random)
+        settings = dict(zip(_INHERITED, given, strict=True))
+        self._build(name, max_concurrent_calls, mode, fill_from_environment(name, settings, _DEFAULTS))
+
+    def _build(self, name: str, slots: int, mode: Mode | None, settings: dict[str, Any]) -> None:
+        called = settings["listeners"]
+        called = settings["listeners"] = tuple(called) if isinstance(called, Iterable) else called
+        _check(name, slots, mode, settings)
+        self._timeout: float | None = settings["timeout"]
+        self._max_waiting: int | None = settings["max_waiting"]
+        queue = slots if self._max_waiting is None else self._max_waiting
+        core = Gate(Breaker(settings["breaker"], settings["random"]), Bulkhead(slots, queue))
+        wait = settings["max_wait_duration"]
+        gate = LockedGate(name, core, clock=settings["clock"], max_wait=wait, listeners=called)
+        self.call_settings = CallSettings(self, name, (gate,), settings["breaker"], self._timeout)
         self._parent: Guard | None = None
         self._share: int | None = None
         self._auto_compartments: AutoCompartments | None = None
@@ -305,6 +329,8 @@ class Guard:
 
         Calls in excess of a smaller number run to their end. A larger number wakes waiting callers.
         Compartments of the default size change in proportion.
+        On a guard attached to a pool, idle connections in excess of a smaller number are closed, and the
+        others when they return.
 
         Raises:
             ConfigurationError: It is not a whole number above 0, or exceeds the slots of the parent or pool.
@@ -316,6 +342,8 @@ class Guard:
         faults.count("max_concurrent_calls", max_concurrent_calls, most=most)
         faults.raise_if_any()
         self._gate.step(self._gate.core.resize, max_concurrent_calls)
+        if self._parent is None and self._attachment is not None and self._attachment.upkeep is not None:
+            self._attachment.upkeep.resized()
         if self._parent is not None and self._parent._auto_compartments is not None:
             self._parent._auto_compartments.keep_size(cast("CompartmentGate", self._gate))
         if self._auto_compartments is not None:
@@ -368,12 +396,11 @@ class Guard:
         faults = Faults(f"compartment {shown(name)}")
         faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=total)
         faults.raise_if_any()
-        part = Guard(
-            name,
-            max_concurrent_calls=max_concurrent_calls or share(total),
-            mode=self.mode,
-            **{**self._inherited(), **options},
-        )
+        for option in options:
+            if option not in _INHERITED:
+                raise unknown_option("Guard", option, _OPTIONS)
+        part = Guard.__new__(Guard)  # the environment's settings are for whole guards
+        part._build(name, max_concurrent_calls or share(total), self.mode, {**self._inherited(), **options})
         part._parent = self
         part._share = max_concurrent_calls
         own = part._inherited()
@@ -428,6 +455,38 @@ class Guard:
 
     # --- attached to a pool --------------------------------------------------------------------
 
+    def warm_up(self, timeout: float = 30.0) -> int:
+        """Opens connections until ``minimum_idle`` are idle, for the start of a service.
+
+        Args:
+            timeout: Maximum seconds for all of them.
+
+        Returns:
+            The number of connections that were opened.
+
+        Raises:
+            WarmUpError: One could not be opened. Those that were opened stay.
+            ConfigurationError: The guard is not attached to a pool, or the pool's connections belong to an
+                event loop: await `warm_up_async`.
+        """
+        return self._find_upkeep("warm_up", timeout).warm_up(timeout)
+
+    async def warm_up_async(self, timeout: float = 30.0) -> int:  # noqa: ASYNC109 - its twin's parameter
+        """Opens connections as `warm_up` does, without blocking the event loop."""
+        return await self._find_upkeep("warm_up_async", timeout).warm_up_async(timeout)
+
+    def _find_upkeep(self, where: str, timeout: float) -> Upkeep:
+        faults = Faults(f"guard {self.name!r}: {where}")
+        faults.seconds("timeout", timeout)
+        faults.raise_if_any()
+        upkeep = None if self._attachment is None or self._parent is not None else self._attachment.upkeep
+        if upkeep is None:
+            raise ConfigurationError(
+                f"guard {self.name!r} has no pool to warm up: call {where}() on the guard that protect() "
+                "returned for an engine or a Redis client"
+            )
+        return upkeep
+
     def detach(self) -> None:
         """Undoes `protect` and restores the target, including its checked-out connections.
 
@@ -451,7 +510,7 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
     if not gate.core.enforces:
         gate.step(gate.core.play)  # what has become certain meanwhile
     with gate.lock:
-        return take(gate.clock(), guard.name, gate.core, pool)
+        return take(gate.clock(), guard.name, gate.core, gate.report, pool)
 
 
 def attachment_of(guard: Guard) -> Attachment | None:
@@ -583,6 +642,9 @@ _LONGEST_NAME = 200
 """Maximum length of a guard's name, which is in every error, log line and metric."""
 
 _OPTIONS = ("name", "max_concurrent_calls", "mode", *_INHERITED)
+
+_DEFAULTS = {"max_wait_duration": 0.05, "max_waiting": None, "timeout": 5.0}
+"""The defaults of the settings that the environment may fill."""
 
 
 def _check(name: object, limit: object, mode: object, settings: Mapping[str, Any]) -> None:

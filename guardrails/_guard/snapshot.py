@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from guardrails._core.gate import Gate
     from guardrails._core.shadow import Mode
     from guardrails._guard.pool_snapshot import PoolSnapshot
+    from guardrails._runtime.guard_log import GuardLog
 
 __all__ = ["GuardSnapshot", "take"]
 
@@ -46,6 +47,7 @@ class GuardSnapshot:
         would_stop: Calls in shadow that have passed a deadline at which they would have been stopped.
         pool: The connections of the pool that the guard is attached to; None for other guards and for
             compartments.
+        failure_cause: Known cause of the latest failures, such as ``"the server is read-only"``, or None.
     """
 
     name: str
@@ -71,10 +73,13 @@ class GuardSnapshot:
     would_reject: Mapping[str, int] = field(default_factory=dict)
     would_stop: int = 0
     pool: PoolSnapshot | None = None
+    failure_cause: str | None = None
 
 
-def take(now: float, name: str, core: Gate, pool: PoolSnapshot | None = None) -> GuardSnapshot:
-    """Reads the figures of a gate. The caller holds its lock."""
+def take(
+    now: float, name: str, core: Gate, report: GuardLog, pool: PoolSnapshot | None = None
+) -> GuardSnapshot:
+    """Reads the figures of a gate and the cause in the log. The caller holds the gate's lock."""
     now = max(now, core.last)
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, enough = breaker.evidence(now)
@@ -105,4 +110,5 @@ def take(now: float, name: str, core: Gate, pool: PoolSnapshot | None = None) ->
         would_reject={**core.would_reject},
         would_stop=core.would_stop,
         pool=pool,
+        failure_cause=report.cause(is_open=breaker.state != "closed"),
     )

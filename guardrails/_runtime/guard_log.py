@@ -21,12 +21,18 @@ from guardrails._runtime.shadow_sums import ShadowSums
 from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import RejectedError
 
-__all__ = ["GuardLog", "log", "why_open"]
+__all__ = ["LOGIN_REFUSED", "READ_ONLY", "GuardLog", "log", "why_open"]
 
 log = logging.getLogger("guardrails")
 
 _count_lock = ForkedLock()
 """Held while a call is counted: on a free-threaded build two threads would otherwise count one of two."""
+
+READ_ONLY = "the server is read-only"
+LOGIN_REFUSED = "the server refuses the login"
+
+_CAUSE_LASTS = 30.0
+"""Seconds for which the known cause of a failure explains a circuit."""
 
 _INTERVAL = 1.0
 """Shortest time in seconds between two lines of one guard."""
@@ -58,6 +64,7 @@ class GuardLog:
 
     __slots__ = (
         "__weakref__",
+        "_cause",
         "_reported",
         "_since",
         "_where",
@@ -85,6 +92,26 @@ class GuardLog:
         self._reported: Counter[str] = Counter()
         self._since = 0.0
         self._where = ""
+        self._cause: tuple[str, float] | None = None
+
+    def note_cause(self, words: str) -> None:
+        """Notes the cause of a failure, such as `READ_ONLY`."""
+        self._cause = words, time.monotonic()
+
+    def cause(self, *, is_open: bool) -> str | None:
+        """The cause of the latest failures; None if it is unknown or over.
+
+        Args:
+            is_open: True while the circuit is not closed: the cause is then current, however old it is.
+        """
+        known = self._cause
+        if known is None or (not is_open and time.monotonic() - known[1] > _CAUSE_LASTS):
+            return None
+        return known[0]
+
+    def forget_cause(self) -> None:
+        """Forgets the cause: the circuit has closed."""
+        self._cause = None
 
     def remember(self, event: str, name: str, **fields: Any) -> None:
         """Remembers an event for the status page, with the time of day."""
@@ -164,13 +191,14 @@ def _in_words(new: Counter[str], how: str) -> list[str]:
     return parts
 
 
-def why_open(core: Gate, change: Transition, holders: str | None) -> str:
+def why_open(core: Gate, change: Transition, holders: str | None, cause: str | None = None) -> str:
     """Explains why a circuit has opened, or would have opened.
 
     Args:
         core: The gate of the circuit.
         change: The transition.
         holders: Words for who holds the slots; None if that is unknown.
+        cause: The cause of the failures; None if it is unknown.
     """
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, _ = breaker.evidence(change.at)
@@ -192,6 +220,8 @@ def why_open(core: Gate, change: Transition, holders: str | None) -> str:
     ):
         words[change.cause] += ", and none has come back well since"
     parts = [words.get(change.cause, change.cause)]
+    if cause is not None and change.cause != "manual":
+        parts[0] += f": {cause}"
     if change.cause != "manual" and (holders or age > breaker.slow_after / 2):
         busy = f"{bulkhead.taken} of {bulkhead.limit} slots in use for up to {age:.1f} s"
         parts.append(holders or busy)

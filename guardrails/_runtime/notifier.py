@@ -71,7 +71,7 @@ class Notifier:
         except Exception:  # noqa: BLE001 - logging must not break a call
             log.debug("the holders of %r could not be determined", self.name, exc_info=True)
         with self.lock:
-            return why_open(self.core, change, holders)
+            return why_open(self.core, change, holders, self.report.cause(is_open=False))
 
     def report_transition(self, number: int, change: Transition) -> None:
         """Reports a transition, or the crossing of a threshold in ``metrics_only``."""
@@ -84,6 +84,8 @@ class Notifier:
                 "circuit %r: %s -> open (%s): %s", self.name, change.old, change.cause, self._why(change)
             )
         else:
+            if change.new == "closed":
+                self.report.forget_cause()
             # An operator who was alerted by the opening must also see the end of it.
             recovered = change.new == "closed" and change.cause != "manual"
             level = logging.WARNING if recovered or change.new == "forced_open" else logging.INFO

@@ -97,6 +97,18 @@ class Driver(Protocol):
     def failed(self, error: BaseException) -> bool | None:
         """True if an error of this driver is the server's fault; None if unknown."""
 
+    def set_up(self, connection: Any) -> None:
+        """Notes what the user's set-up of a new connection has asked for; gets SQLAlchemy's connection."""
+
+    def refuses_writes(self, error: BaseException, connection: Any) -> bool:
+        """True if the server is read-only and the work did not ask for that; gets SQLAlchemy's connection."""
+
+    def refuses_login(self, error: BaseException) -> bool:
+        """True if a connect failed because the server refuses the user or the password."""
+
+    def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
+        """The host that was asked for and the address of the server, each None if unknown."""
+
 
 _KNOWN = {
     ("psycopg", False): ("psycopg", "Psycopg"),

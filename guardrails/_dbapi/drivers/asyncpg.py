@@ -56,7 +56,26 @@ class Asyncpg(PostgresDriver):
         """See Driver. SQLAlchemy's wrapper carries the state of the error it wraps."""
         if self.unsent(error):
             return None
-        return server_failed(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None))
+        return server_failed(self.sqlstate(error))
+
+    def sqlstate(self, error: BaseException) -> str | None:
+        """See PostgresDriver."""
+        return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+
+    def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
+        """See Driver."""
+        own = connection.driver_connection
+        peer = own._transport.get_extra_info("peername")  # noqa: SLF001 - it has no public name
+        asked = own._addr  # noqa: SLF001 - likewise
+        return (asked[0], peer[0]) if isinstance(peer, tuple) and isinstance(asked, tuple) else (None, None)
+
+    def _reported(self, own: Any, name: str) -> str | None:
+        value: str | None = getattr(own.get_settings(), name, None)
+        return value
+
+    def _asked_for(self, own: Any) -> tuple[str, str]:
+        given = own._params  # noqa: SLF001 - it has no public name
+        return getattr(given.target_session_attrs, "value", ""), " ".join(given.server_settings or ())
 
     def _with_settings(
         self,

@@ -9,7 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PATIENCE", "Target", "allowing", "server_failed", "with_backstop"]
+__all__ = [
+    "PATIENCE",
+    "Target",
+    "allowing",
+    "refuses_login",
+    "refuses_writes",
+    "server_failed",
+    "with_backstop",
+]
 
 PATIENCE = 1.0
 """Seconds a KILL may take: more than the grace period, because the server works on for a lost client."""
@@ -76,8 +84,21 @@ _SEEN_BY_THE_CLIENT = {
 _FAULTS = frozenset(_OUT_OF_RESOURCES | _STORAGE | _STOPPED_BY_THE_SERVER | _SEEN_BY_THE_CLIENT)
 """Every other code is an answer about the statement from a healthy server.
 
-Examples are 1205 (lock wait timeout), 1213 (deadlock), 1062 (duplicate), 1064 (syntax) and 1290 (read-only).
+Examples are 1205 (lock wait timeout), 1213 (deadlock), 1062 (duplicate), 1064 (syntax) and 1792 (the
+transaction was set read-only).
 """
+
+_READ_ONLY_MODE = 1836
+_PREVENTED_BY_OPTION = 1290
+_REFUSED_LOGINS = frozenset(
+    {
+        1044,  # no right to use the database
+        1045,  # wrong user or password
+        1698,  # likewise, without a password
+        1862,  # the password has expired
+        3118,  # the account is locked
+    }
+)
 
 
 def server_failed(error: BaseException) -> bool | None:
@@ -87,6 +108,19 @@ def server_failed(error: BaseException) -> bool | None:
     """
     code = error.args[0] if error.args else None
     return code in _FAULTS if isinstance(code, int) and code else None
+
+
+def refuses_writes(error: BaseException) -> bool:
+    """True if the server is read-only. The option's name in the text is the same in every language."""
+    code, *text = error.args or (None,)
+    return code == _READ_ONLY_MODE or (
+        code == _PREVENTED_BY_OPTION and any(word in str(text) for word in ("read-only", "read_only"))
+    )
+
+
+def refuses_login(error: BaseException) -> bool:
+    """True if the server refuses the user or the password."""
+    return bool(error.args) and error.args[0] in _REFUSED_LOGINS
 
 
 def with_backstop(arguments: dict[str, Any], seconds: float | None) -> dict[str, Any]:

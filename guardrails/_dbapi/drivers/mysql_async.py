@@ -16,6 +16,8 @@ from guardrails._dbapi.drivers.mysql import (
     PATIENCE,
     Target,
     allowing,
+    refuses_login,
+    refuses_writes,
     server_failed,
     with_backstop,
 )
@@ -86,6 +88,21 @@ class MySQLAsync(Plain):
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""
         return server_failed(error)
+
+    def refuses_writes(self, error: BaseException, connection: Any) -> bool:  # noqa: ARG002 - the code tells
+        """See Driver."""
+        return refuses_writes(error)
+
+    def refuses_login(self, error: BaseException) -> bool:
+        """See Driver."""
+        return refuses_login(error)
+
+    def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
+        """See Driver."""
+        connection = connection.driver_connection
+        peer = self._transport(connection).get_extra_info("peername")
+        host: str | None = connection._host  # noqa: SLF001 - asyncmy has no public name
+        return host, peer[0] if isinstance(peer, tuple) else None
 
     def _target(self, connection: Any) -> Target:
         address = self._transport(connection).get_extra_info("sockname")

@@ -79,6 +79,21 @@ class Plain(ABC):
     def abandon(self, connection: Any) -> None:  # noqa: B027 - see below
         """See Driver. Cancelling the task is enough."""
 
+    def set_up(self, connection: Any) -> None:  # noqa: B027 - most drivers ask the server when it fails
+        """See Driver."""
+
+    def refuses_writes(self, error: BaseException, connection: Any) -> bool:  # noqa: ARG002
+        """See Driver."""
+        return False
+
+    def refuses_login(self, error: BaseException) -> bool:  # noqa: ARG002
+        """See Driver."""
+        return False
+
+    def endpoint(self, connection: Any) -> tuple[str | None, str | None]:  # noqa: ARG002
+        """See Driver."""
+        return None, None
+
 
 def _cause(error: BaseException) -> str:
     """An error's class, with the server's refusal or number, and without any name or address."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from guardrails._dbapi.drivers.plain import Plain
 from guardrails.errors import ConfigurationError
@@ -54,6 +56,31 @@ _ANSWERS = {
 """States of those classes that are not the server's fault."""
 
 
+_READ_ONLY = "25006"
+_DEFAULT_READ_ONLY = "default_transaction_read_only"
+_LOGIN_REFUSED = "28"
+
+_BY_THE_USER = ("read_only", "readonly")
+"""Attributes of connections that make the transactions read-only."""
+
+_READ_ONLY_HOSTS = frozenset({"read-only", "standby", "prefer-standby"})
+"""Values of ``target_session_attrs`` that ask for a server without writes."""
+
+_OWN_SOURCES = frozenset({"client", "database", "database user", "session", "user"})
+"""Sources of a setting that the user, and not the server's administrator, has chosen."""
+
+_SOURCE = f"SELECT source FROM pg_settings WHERE name = '{_DEFAULT_READ_ONLY}'"  # noqa: S608 - a constant
+
+_LOGIN_WORDS = (
+    "authentication failed",
+    "no password supplied",
+    "pg_hba.conf",
+    "is not permitted to log in",
+    'role "',
+)
+"""libpq reports no state for a failed connect, so its words tell. Another language is not understood."""
+
+
 def server_failed(sqlstate: object) -> bool | None:
     """True if the state means a fault of the server; None without a state."""
     if not isinstance(sqlstate, str) or len(sqlstate) < 2:  # noqa: PLR2004 - the class is two letters
@@ -68,6 +95,7 @@ class PostgresDriver(Plain):
 
     def __init__(self) -> None:
         self._refused = 0
+        self._chosen: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def open(
         self,
@@ -88,6 +116,7 @@ class PostgresDriver(Plain):
                     raise
             else:
                 self._note_refused(refused, limited=bool(limit))
+                self._note_choice(connection)
                 return connection
         raise AssertionError  # the last offer is empty
 
@@ -96,6 +125,66 @@ class PostgresDriver(Plain):
         raise ConfigurationError(
             f"execution_options: guardrails_timeout must be at most the engine's backstop, got {seconds!r}"
         )
+
+    def set_up(self, connection: Any) -> None:
+        """See Driver. A session that was writable when it was opened was made read-only by a listener."""
+        own = _own(connection)
+        if self._reported(own, _DEFAULT_READ_ONLY) == "on":
+            self._chosen.setdefault(own, True)
+
+    def refuses_writes(self, error: BaseException, connection: Any) -> bool:
+        """See Driver.
+
+        The server reports whether it is a standby, and the default of its transactions. If neither is
+        read-only, this transaction was made so.
+        """
+        if self.sqlstate(error) != _READ_ONLY:
+            return False
+        own = _own(connection)
+        if self._chosen.get(own) or any(getattr(connection, name, None) is True for name in _BY_THE_USER):
+            return False
+        reported = {self._reported(own, name) for name in ("in_hot_standby", _DEFAULT_READ_ONLY)}
+        if reported == {"off"}:
+            return False
+        wanted, options = self._asked_for(own)
+        return wanted not in _READ_ONLY_HOSTS and _DEFAULT_READ_ONLY not in options
+
+    def refuses_login(self, error: BaseException) -> bool:
+        """See Driver."""
+        state = self.sqlstate(error)
+        if state is not None:
+            return state.startswith(_LOGIN_REFUSED)
+        said = str(error).lower()
+        return any(word in said for word in _LOGIN_WORDS)
+
+    @abstractmethod
+    def sqlstate(self, error: BaseException) -> str | None:
+        """The SQLSTATE of an error; None without one."""
+
+    @abstractmethod
+    def _reported(self, own: Any, name: str) -> str | None:
+        """The value of a setting that the server reports by itself; None if it does not."""
+
+    @abstractmethod
+    def _asked_for(self, own: Any) -> tuple[str, str]:
+        """The ``target_session_attrs`` and the session's settings that the connection was opened with."""
+
+    def _note_choice(self, connection: Any) -> None:
+        """Notes for a session that begins read-only whether the user has chosen that."""
+        own = _own(connection)
+        if self._reported(own, _DEFAULT_READ_ONLY) != "on":
+            return
+        self._chosen[own] = False
+        try:
+            cursor = connection.cursor()
+            cursor.execute(_SOURCE)
+            row = cursor.fetchone()
+            cursor.close()
+            connection.rollback()
+            source = next(iter(row.values())) if isinstance(row, Mapping) else row[0]
+        except Exception:  # noqa: BLE001 - a pooler may refuse it; then the server has decided
+            return
+        self._chosen[own] = source in _OWN_SOURCES
 
     def _note_refused(self, offers: int, *, limited: bool) -> None:
         """Stores the number of offers that were refused, and logs it."""
@@ -123,6 +212,11 @@ class PostgresDriver(Plain):
             return arguments
         ours = [f"-c {name}={value}" for name, value in offer.items() if name not in given]
         return {**arguments, "options": " ".join([given, *ours]).strip()} if ours else arguments
+
+
+def _own(connection: Any) -> Any:
+    """The driver's own connection for SQLAlchemy's."""
+    return getattr(connection, "driver_connection", connection)
 
 
 def _refuses(error: Exception) -> bool:

@@ -72,7 +72,25 @@ class Psycopg(PostgresDriver):
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""
-        return server_failed(getattr(error, "sqlstate", None))
+        return server_failed(self.sqlstate(error))
+
+    def sqlstate(self, error: BaseException) -> str | None:
+        """See PostgresDriver."""
+        return getattr(error, "sqlstate", None)
+
+    def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
+        """See Driver. A user's own ``hostaddr`` has no name to look up."""
+        info = getattr(connection, "driver_connection", connection).info
+        peer = info.hostaddr or None
+        return (None if "hostaddr" in info.get_parameters() else info.host), peer
+
+    def _reported(self, own: Any, name: str) -> str | None:
+        value = own.pgconn.parameter_status(name.encode())
+        return None if value is None else str(value.decode())
+
+    def _asked_for(self, own: Any) -> tuple[str, str]:
+        given = own.info.get_parameters()
+        return given.get("target_session_attrs", ""), given.get("options", "")
 
 
 class PsycopgAsync(Psycopg):

@@ -115,7 +115,24 @@ class Psycopg2(PostgresDriver):
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""
-        return server_failed(getattr(error, "pgcode", None))
+        return server_failed(self.sqlstate(error))
+
+    def sqlstate(self, error: BaseException) -> str | None:
+        """See PostgresDriver."""
+        return getattr(error, "pgcode", None)
+
+    def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
+        """See Driver. A user's own ``hostaddr`` has no name to look up."""
+        info = connection.info
+        return (None if "hostaddr" in info.dsn_parameters else info.host), _ends(connection)[1] or None
+
+    def _reported(self, own: Any, name: str) -> str | None:
+        value: str | None = own.get_parameter_status(name)
+        return value
+
+    def _asked_for(self, own: Any) -> tuple[str, str]:
+        given = own.info.dsn_parameters
+        return given.get("target_session_attrs", ""), given.get("options", "")
 
 
 def _ends(connection: Any) -> tuple[int, str]:

@@ -16,11 +16,13 @@ from guardrails._dbapi.drivers.mysql import (
     PATIENCE,
     Target,
     allowing,
+    refuses_login,
+    refuses_writes,
     server_failed,
     with_backstop,
 )
 from guardrails._dbapi.drivers.plain import Plain
-from guardrails._dbapi.drivers.sockets import cut
+from guardrails._dbapi.drivers.sockets import cut, peer_of
 from guardrails._pool.sessions import SessionId
 
 __all__ = ["PyMySQL"]
@@ -85,6 +87,18 @@ class PyMySQL(Plain):
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""
         return server_failed(error)
+
+    def refuses_writes(self, error: BaseException, connection: Any) -> bool:  # noqa: ARG002 - the code tells
+        """See Driver."""
+        return refuses_writes(error)
+
+    def refuses_login(self, error: BaseException) -> bool:
+        """See Driver."""
+        return refuses_login(error)
+
+    def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
+        """See Driver."""
+        return connection.host, peer_of(connection._sock.fileno())  # noqa: SLF001 - it has no public name
 
 
 def _target(connection: Any) -> Target:

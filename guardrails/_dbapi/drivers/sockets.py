@@ -1,4 +1,4 @@
-"""Shuts a socket below its driver. Depends on descriptors only; must not import a driver."""
+"""Shuts and reads a socket below its driver. Depends on descriptors only; must not import a driver."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import socket
 from contextlib import suppress
 
-__all__ = ["client_port", "cut"]
+__all__ = ["client_port", "cut", "peer_of"]
 
 
 def cut(descriptor: int) -> None:
@@ -24,3 +24,10 @@ def client_port(descriptor: int) -> int | None:
     with socket.socket(fileno=os.dup(descriptor)) as handle:
         address = handle.getsockname()
     return address[1] if isinstance(address, tuple) else None
+
+
+def peer_of(descriptor: int) -> str | None:
+    """The address at the other end of a socket; None for a Unix socket."""
+    with socket.socket(fileno=os.dup(descriptor)) as handle:
+        peer = handle.getpeername()
+    return str(peer[0]) if isinstance(peer, tuple) else None

@@ -48,6 +48,11 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             finally:
                 self._connecting = False
 
+    async def _connect(self) -> None:
+        await self.plain._connect(self)  # noqa: SLF001 - redis-py's own hook
+        if self.takes_checkout and self.work.created is not None:
+            self.work.created(self, self._writer)
+
     async def connect_check_health(
         self,
         check_health: bool = True,  # noqa: FBT001, FBT002 - redis-py's signature
@@ -120,12 +125,13 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
                 self.socket_timeout = socket_timeout
         if stopped:  # the timer has fired, and other code has swallowed the cancellation
             await self._fail(checkout, asyncio.CancelledError(), stopped=True)
-        if not self._connecting or current_checkout.get() is not checkout:  # else it only opened it
-            self.work.succeed(checkout, result)
+        only_opened = self._connecting and current_checkout.get() is checkout
+        if not only_opened and self.work.succeed(checkout, result):
+            await self._abort()
         return result
 
     async def _fail(self, checkout: RedisCheckout, error: BaseException, *, stopped: bool) -> None:
-        if not leaves_connection_clean(error):
+        if not leaves_connection_clean(error) or self.work.must_close(error):
             await self._abort()
         self.work.fail(checkout, error, connecting=self._connecting, stopped=stopped)
 

@@ -9,9 +9,11 @@ import redis.asyncio
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.client import Pipeline
 
+from guardrails._guard.environment import fill_pool_options
 from guardrails._guard.guard import Guard, attach, set_compartments
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.holders import PoolStatus
+from guardrails._pool.life import LifeSettings
 from guardrails._pool.limits import check_compartments, check_leak_after, raises_as_driver, slots_for
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
@@ -47,7 +49,9 @@ def guard_client(
             the log and as a `LeakFound`. None reports none.
         raise_as: None: refusals and timeouts are only this library's errors. ``"driver"``: a refusal is also
             a ``redis.RedisError``, a timeout also a ``redis.TimeoutError``.
-        **options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's ``max_connections``.
+        **options: As for `Guard`, and the pool's life: ``minimum_idle``, ``idle_timeout``, ``max_lifetime``
+            and ``keepalive``; see `LifeSettings`. ``max_concurrent_calls`` defaults to the pool's
+            ``max_connections``.
 
     Returns:
         The guard; ``guard.detach()`` removes it from the client.
@@ -62,15 +66,18 @@ def guard_client(
     if known is not None:
         raise ConfigurationError(f"protect: this client's pool is guarded already, by {known!r}")
     kind = f"a {type(pool).__name__} without max_connections"
+    fill_pool_options(name, options)
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
     check_leak_after(name, leak_after)
+    kept = None if _has_one_connection(client) else capacity(pool) or 0
+    life = LifeSettings.taken_from(options, name, kept, "a client with a single connection")
     guard = Guard(name, max_concurrent_calls=slots, **options)
     set_compartments(guard, how)
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
-    attachment = _ClientAttachment(client, guard, pool, leak_after)
+    attachment = _ClientAttachment(client, guard, pool, life, leak_after)
     attachment.attach()
     attach(guard, attachment)
     return guard
@@ -102,12 +109,21 @@ def _pool_of(client: Any) -> Any:
     return pool
 
 
+def _has_one_connection(client: Any) -> bool:
+    """True for a client with ``single_connection_client``; the two flavours name it differently."""
+    names = ("single_connection_client", "_single_connection_client")
+    return any(getattr(client, name, False) is True for name in names)
+
+
 class _ClientAttachment:
     """The hooks on one client: the classes of its pool and of its connections."""
 
-    def __init__(self, client: Any, guard: Guard, pool: Any, leak_after: float | None) -> None:
+    def __init__(
+        self, client: Any, guard: Guard, pool: Any, life: LifeSettings, leak_after: float | None
+    ) -> None:
         self._client = client
-        self._admission = ClientAdmission(guard, pool, leak_after)
+        self._admission = ClientAdmission(guard, pool, life, leak_after)
+        self.upkeep = self._admission.upkeep
         self.most = capacity(pool)
 
     def attach(self) -> None:

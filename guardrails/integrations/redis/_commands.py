@@ -6,7 +6,7 @@ Depends on guards and checkouts; must not import connections or pools.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from sys import _getframe
 from time import monotonic
 from typing import Any
@@ -20,13 +20,14 @@ from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.fork import check_process
+from guardrails._runtime.guard_log import LOGIN_REFUSED, READ_ONLY
 from guardrails._runtime.outcomes import classify
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import current, note_guard_error, touch
 from guardrails.errors import GuardrailsError, RejectedError
 from guardrails.integrations.redis._checkout import RedisCheckout
 from guardrails.integrations.redis._releases import GRACE, error_of_lock_block, in_giving_back, is_release
-from guardrails.integrations.redis._replies import server_failed
+from guardrails.integrations.redis._replies import errors_in, is_read_only, refuses_login, server_failed
 
 __all__ = ["CommandRunner", "prefer_block_error"]
 
@@ -50,9 +51,17 @@ class CommandRunner:
 
     Attributes:
         checkouts: The checkouts that are out, with their holders and figures.
+        created: Called with each connection that was opened, and its socket or stream.
+        for_replica: True if the client is for a replica, which takes no writes.
+        moved: Called when the server refuses writes: its pool should find the new primary.
+        suspect: Called after each failure: the server's name may lead elsewhere.
     """
 
     def __init__(self, guard: Guard, leak_after: float | None, *, is_async: bool) -> None:
+        self.created: Callable[[Any, Any], None] | None = None
+        self.for_replica = False
+        self.moved: Callable[[], object] = bool
+        self.suspect: Callable[[], object] = bool
         self._guard = guard
         self.checkouts = Checkouts(guard, leak_after, is_async=is_async, system="redis")
         self._clock = self.checkouts.figures.clock
@@ -114,6 +123,17 @@ class CommandRunner:
         """Notes a caller for whom the pool behind the guard had no connection."""
         if isinstance(error, redis.exceptions.MaxConnectionsError):
             self.checkouts.figures.timed_out()
+
+    def for_upkeep(self) -> RedisCheckout:
+        """Returns a checkout without a slot, for the opening or the ping of an idle connection.
+
+        Raises:
+            DeadlineSpentError: No time is left of the deadline around it.
+        """
+        checkout = RedisCheckout()
+        checkout.guard, checkout.slots, checkout.proves = self._guard, [(self._gate, 0)], False
+        self._set_deadline(checkout)
+        return checkout
 
     def _new_checkout(self) -> RedisCheckout:
         check_process()
@@ -190,18 +210,22 @@ class CommandRunner:
         checkout.at, checkout.seconds = soonest, GRACE
         return True
 
-    def succeed(self, checkout: RedisCheckout, answer: object = None) -> None:
-        """Ends a piece of work that got its reply."""
+    def succeed(self, checkout: RedisCheckout, answer: object = None) -> bool:
+        """Ends a piece of work that got its reply; True if the connection must be closed.
+
+        That is so if the server no longer takes writes.
+        """
         self._count(checkout)
         outcome = self._classify_replies(answer) if type(answer) is list else _SUCCESS
         if not checkout.proves and outcome is _SUCCESS:
             outcome = Outcome.NEUTRAL
         if checkout.blocking or outcome is not _SUCCESS:
             self._record(checkout, outcome)
-            return
+            return outcome is Outcome.FAILURE and any(map(self.must_close, errors_in(answer)))
         tickets, checkout.tickets = checkout.tickets, ()
         for gate, ticket in tickets:
             gate.end(ticket, _SUCCESS)
+        return False
 
     def fail(
         self,
@@ -271,21 +295,39 @@ class CommandRunner:
             checkout.slots.append((self._gate, 0))
             raise
 
+    def refuses_writes(self, error: BaseException) -> bool:
+        """Returns True if the server has become read-only, while its client is not one for a replica."""
+        return not self.for_replica and is_read_only(error)
+
+    def must_close(self, error: BaseException) -> bool:
+        """Returns True if the connection must be closed after an error whose reply was read."""
+        return self.refuses_writes(error) and self._guard.mode == "enforce"
+
     def _classify_replies(self, replies: list[object]) -> Outcome:
         """Classifies replies, among which ``execute(raise_on_error=False)`` returns errors."""
-        if any(issubclass(kind, Exception) for kind in set(map(type, replies))):  # there are few classes
-            for reply in replies:
-                if isinstance(reply, Exception) and self._classify(reply, connecting=False) is not _SUCCESS:
-                    return Outcome.FAILURE
+        errors = errors_in(replies)
+        if any(self._classify(error, connecting=False) is not _SUCCESS for error in errors):
+            return Outcome.FAILURE
         return _SUCCESS
 
     def _classify(self, error: BaseException, *, connecting: bool) -> Outcome:
+        self._note_cause(error, connecting=connecting)
         policy = self._guard.call_settings.policy
         outcome = classify(error, None if policy is None else policy.is_failure)
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
             return outcome
         answer = Outcome.ABANDONED if isinstance(error, _NOT_SENT) else _SUCCESS
-        return Outcome.FAILURE if server_failed(error, connecting=connecting) else answer
+        if not server_failed(error, connecting=connecting) or (self.for_replica and is_read_only(error)):
+            return answer
+        self.suspect()
+        return Outcome.FAILURE
+
+    def _note_cause(self, error: BaseException, *, connecting: bool) -> None:
+        if self.refuses_writes(error):
+            self._gate.report.note_cause(READ_ONLY)
+            self.moved()
+        elif connecting and refuses_login(error):
+            self._gate.report.note_cause(LOGIN_REFUSED)
 
 
 def prefer_block_error(error: GuardrailsError) -> BaseException | None:

@@ -96,6 +96,8 @@ class GuardedConnection(Guarded, AbstractConnection):
             raw = self.plain._connect(self)  # noqa: SLF001 - redis-py's own hook
         finally:
             self._opening = False
+        if self.takes_checkout and self.work.created is not None:
+            self.work.created(self, raw)
         return self._wrap(raw)
 
     def _wrap(self, raw: Any) -> Any:
@@ -187,12 +189,13 @@ class GuardedConnection(Guarded, AbstractConnection):
         finally:
             self._busy = self._limit.blocking = False
             self._limit.at = None
-        if not self._connecting or current_checkout.get() is not checkout:  # else it only opened it
-            self.work.succeed(checkout, result)
+        only_opened = self._connecting and current_checkout.get() is checkout
+        if not only_opened and self.work.succeed(checkout, result):
+            self.disconnect()
         return result
 
     def _fail(self, checkout: RedisCheckout, error: BaseException) -> None:
-        if not leaves_connection_clean(error):
+        if not leaves_connection_clean(error) or self.work.must_close(error):
             self.disconnect()
         self.work.fail(checkout, error, connecting=self._connecting)
 

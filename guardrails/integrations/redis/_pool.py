@@ -13,7 +13,7 @@ import redis.asyncio
 import redis.utils
 
 from guardrails._guard.guard import Guard
-from guardrails._runtime.fork import renew_after_fork
+from guardrails._pool.life import LifeSettings
 from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
 from guardrails.integrations.redis._checkout import RedisCheckout, current_checkout
@@ -24,6 +24,8 @@ from guardrails.integrations.redis._pool_connections import checked_out, idle, o
 from guardrails.integrations.redis._releases import is_release
 from guardrails.integrations.redis._reserve import AsyncReserve, Reserve
 from guardrails.integrations.redis._sentinel import Discovery, restore_pool
+from guardrails.integrations.redis._single_connection import SingleConnection
+from guardrails.integrations.redis._upkeep import AsyncClientUpkeep, ClientUpkeep
 
 __all__ = ["ClientAdmission", "guard_of"]
 
@@ -40,13 +42,15 @@ class ClientAdmission:
     Args:
         guard: The client's guard.
         pool: The client's pool.
+        life: The settings of the pool's life.
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
 
     Attributes:
         registry: The holders of the pool's connections.
+        upkeep: The upkeep of the pool's idle connections.
     """
 
-    def __init__(self, guard: Guard, pool: Any, leak_after: float | None) -> None:
+    def __init__(self, guard: Guard, pool: Any, life: LifeSettings, leak_after: float | None) -> None:
         self._guard = guard
         self._gate = guard.call_settings.gates[-1]
         self._pool = pool
@@ -56,7 +60,12 @@ class ClientAdmission:
         self.registry = self._work.checkouts.registry
         self._classes: dict[type, type] = {}
         self._discovery = Discovery(pool, self._work)
-        self._single: _SingleConnection | None = None
+        self._single: SingleConnection | None = None
+        upkeep = AsyncClientUpkeep if self._is_async else ClientUpkeep
+        self.upkeep = upkeep(pool, guard, life, self._work)
+        self._work.created, self._work.moved = self.upkeep.created, self.upkeep.renew
+        self._work.suspect = self.upkeep.suspect
+        self._work.for_replica = not getattr(pool, "is_master", True)  # of a Sentinel's pool
 
     def attach(self) -> None:
         """Replaces the classes of the pool and of its connections.
@@ -87,11 +96,13 @@ class ClientAdmission:
         self.take_over(connection)
         connection.checkout = self._work.adopt()
         if not self._is_async:  # an event loop does not survive a fork
-            self._single = _SingleConnection(connection)
+            self._single = SingleConnection(connection)
 
     def detach(self) -> None:
         """Restores the classes. Connections that are out return to the pool without the guard."""
         pool, self._single = self._pool, None
+        self.upkeep.stop()
+        self._work.created = None
         self._discovery.detach()
         if "_guardrails" in vars(type(pool)):
             pool.__class__ = type(pool).__bases__[0]
@@ -127,33 +138,6 @@ class ClientAdmission:
         """Guards a connection that returns from a checkout older than the guard; returns that checkout."""
         self.take_over(connection)
         return self._work.adopt()
-
-
-class _SingleConnection:
-    """Closes the connection of a single-connection client in a child process.
-
-    redis-py checks only its pools for a fork, so parent and child would read each other's replies.
-
-    Args:
-        connection: The client's connection.
-    """
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        renew_after_fork(self)
-
-    def pause(self, seconds: float) -> bool:  # noqa: ARG002
-        """See ForkAware."""
-        return True
-
-    def unpause(self) -> None:
-        """See ForkAware."""
-
-    def reset_in_child(self) -> None:
-        """Leaves the socket to the parent: the child's next command opens another one, in a new slot."""
-        self._connection.disconnect()
-        if self._connection.checkout is not None:
-            self._connection.checkout.slots.clear()
 
 
 def _without_wrapper(method: Any) -> Any:
@@ -210,6 +194,7 @@ def _getter(admission: ClientAdmission, base: Any) -> Any:
 
 def _releaser(admission: ClientAdmission, base: Any) -> Any:
     take_back = admission._work.checkouts.remove  # noqa: SLF001
+    upkeep, life = admission.upkeep, admission.upkeep.life
 
     def release(self: Any, connection: Any) -> None:
         if hasattr(connection, "checkout"):
@@ -222,8 +207,13 @@ def _releaser(admission: ClientAdmission, base: Any) -> Any:
             if checkout is not None and checkout.from_reserve:
                 admission.reserve.release(connection)
                 return
+        over = life.acts and upkeep.returned(connection)
+        if over:
+            connection.disconnect()
         try:
             base.release(self, connection)
+            if over:
+                upkeep.sink(connection)
         finally:
             if checkout is not None:
                 checkout.release_slots()
@@ -275,6 +265,7 @@ def _async_getter(admission: ClientAdmission, base: Any) -> Any:
 
 def _async_releaser(admission: ClientAdmission, base: Any) -> Any:
     take_back = admission._work.checkouts.remove  # noqa: SLF001
+    upkeep, life = admission.upkeep, admission.upkeep.life
 
     async def release(self: Any, connection: Any) -> None:
         if hasattr(connection, "checkout"):
@@ -288,7 +279,12 @@ def _async_releaser(admission: ClientAdmission, base: Any) -> Any:
                 if checkout is not None and checkout.from_reserve:
                     await admission.reserve.release(connection)
                     return
+            over = life.acts and upkeep.returned(connection)
+            if over:
+                await connection.disconnect(nowait=True)
             await base.release(self, connection)
+            if over:
+                upkeep.sink(connection)
         finally:
             if checkout is not None:
                 checkout.release_slots()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import redis
 
-__all__ = ["leaves_connection_clean", "server_failed"]
+__all__ = ["errors_in", "is_read_only", "leaves_connection_clean", "refuses_login", "server_failed"]
 
 _SERVER_FAULTS = frozenset(
     {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"}
@@ -13,6 +13,8 @@ _SERVER_FAULTS = frozenset(
 about the command: the server is healthy."""
 
 _REFUSED_LOGIN = frozenset({"NOAUTH", "WRONGPASS"})
+
+_READ_ONLY = "READONLY"
 
 
 def server_failed(error: BaseException, *, connecting: bool = False) -> bool:
@@ -30,6 +32,28 @@ def server_failed(error: BaseException, *, connecting: bool = False) -> bool:
     if code in _REFUSED_LOGIN or isinstance(error, redis.MaxConnectionsError):
         return False
     return isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.InvalidResponse | OSError)
+
+
+def errors_in(replies: object) -> list[Exception]:
+    """Returns the errors in a list of replies; ``execute(raise_on_error=False)`` returns errors."""
+    if type(replies) is not list or not any(issubclass(kind, Exception) for kind in set(map(type, replies))):
+        return []  # there are few classes
+    return [reply for reply in replies if isinstance(reply, Exception)]
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Returns True if the server has refused a write because it is a replica.
+
+    redis-py's connection to a Sentinel's master raises a ConnectionError instead, while it handles the reply.
+    """
+    return _code(error) == _READ_ONLY or (
+        isinstance(error, redis.ConnectionError) and isinstance(error.__context__, redis.ReadOnlyError)
+    )
+
+
+def refuses_login(error: BaseException) -> bool:
+    """Returns True if the error of a connect is about the user or the password."""
+    return isinstance(error, redis.AuthenticationError) or _code(error) in _REFUSED_LOGIN
 
 
 def leaves_connection_clean(error: BaseException) -> bool:

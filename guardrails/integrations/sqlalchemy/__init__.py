@@ -8,13 +8,14 @@ from guardrails._util.lazy import on_use
 
 if TYPE_CHECKING:
     from guardrails.integrations.sqlalchemy._engine import guard_engine
-    from guardrails.integrations.sqlalchemy._status import PoolSettings, leaks, pool_status
+    from guardrails.integrations.sqlalchemy._pool_settings import PoolSettings
+    from guardrails.integrations.sqlalchemy._status import leaks, pool_status
 
 __all__ = ["PoolSettings", "guard_engine", "leaks", "pool_status"]
 
 # Imported on use, so that the package can be imported without SQLAlchemy.
 _ON_USE = {
-    "PoolSettings": f"{__name__}._status",
+    "PoolSettings": f"{__name__}._pool_settings",
     "guard_engine": f"{__name__}._engine",
     "leaks": f"{__name__}._status",
     "pool_status": f"{__name__}._status",

@@ -44,8 +44,9 @@ class PoolConnections:
         event.listen(pool, "invalidate", self._invalidated)
 
     def detach(self, pool: Pool) -> None:
-        """Removes the listener."""
-        event.remove(pool, "invalidate", self._invalidated)
+        """Removes the listener. A pool that ``dispose()`` has made has it from the first pool, for good."""
+        if event.contains(pool, "invalidate", self._invalidated):
+            event.remove(pool, "invalidate", self._invalidated)
 
     def closer(self, base: type[Pool]) -> Callable[..., None]:
         """Returns the method of a guarded pool that closes a connection."""

@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     from guardrails._dbapi.runner import StatementRunner
     from guardrails._pool.figures import PoolFigures
     from guardrails._util.weak_registry import WeakRegistry
+    from guardrails.integrations.sqlalchemy._upkeep import EngineUpkeep
 
 __all__ = ["bounded_creator"]
 
 
-def bounded_creator(runner: StatementRunner, figures: PoolFigures, records: WeakRegistry[Any]) -> property:
+def bounded_creator(
+    runner: StatementRunner, figures: PoolFigures, records: WeakRegistry[Any], upkeep: EngineUpkeep
+) -> property:
     """Returns a property for the function that opens a pool's connections; it bounds their set-up.
 
     Args:
         runner: Bounds the set-up.
         figures: Counts the connections opened.
         records: The pool's records of connections, to which each one is added.
+        upkeep: Gets to know the new connection.
     """
 
     def creator(self: Pool) -> Callable[[ConnectionPoolEntry], Any]:
@@ -39,6 +43,7 @@ def bounded_creator(runner: StatementRunner, figures: PoolFigures, records: Weak
             figures.connected(started)
             records.add(record)
             runner.set_up(connection)
+            upkeep.created(record, connection)
             return connection
 
         return create

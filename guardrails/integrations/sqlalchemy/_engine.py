@@ -11,10 +11,12 @@ from sqlalchemy.util import await_only
 
 from guardrails._dbapi.drivers import Driver, find_driver, unsupported
 from guardrails._dbapi.runner import StatementRunner
+from guardrails._guard.environment import fill_pool_options
 from guardrails._guard.guard import Guard, attach, set_compartments
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.protect import unsuited
 from guardrails._pool.holders import PoolStatus
+from guardrails._pool.life import LifeSettings
 from guardrails._pool.limits import asks_server, check_compartments, raises_as_driver, slots_for
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
@@ -24,6 +26,7 @@ from guardrails.integrations.sqlalchemy._lock_question import know_sessions
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission, capacity, guard_of, registry_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
+from guardrails.integrations.sqlalchemy._upkeep import AsyncEngineUpkeep, EngineUpkeep, kept_idle
 
 __all__ = ["guard_engine", "guard_of_engine"]
 
@@ -68,7 +71,8 @@ def guard_engine(
             the log and as a `LeakFound`. None reports none.
         raise_as: None: refusals and timeouts are only this library's errors. ``"driver"``: they are also
             instances of ``sqlalchemy.exc.OperationalError``.
-        **options: As for `Guard`. ``max_concurrent_calls`` defaults to the capacity of the pool.
+        **options: As for `Guard`, and the pool's life: ``minimum_idle``, ``idle_timeout``, ``max_lifetime``
+            and ``keepalive``; see `LifeSettings`. ``max_concurrent_calls`` defaults to the pool's capacity.
 
     Returns:
         The guard; ``guard.detach()`` removes it from the engine.
@@ -80,24 +84,25 @@ def guard_engine(
     sync_engine = getattr(engine, "sync_engine", engine)
     if not isinstance(sync_engine, Engine):
         raise unsuited(engine)
-    dialect, pool = sync_engine.dialect, sync_engine.pool
+    pool, kind = sync_engine.pool, f"a {type(sync_engine.pool).__name__}"
     name = _name_of(sync_engine) if name is None else name
     if guard_of(pool) is not None:
         raise ConfigurationError(f"protect: this engine is guarded already, by {guard_of(pool)!r}")
-    slots = slots_for(
-        name, options.pop("max_concurrent_calls", None), capacity(pool), f"a {type(pool).__name__}"
-    )
+    fill_pool_options(name, options)
+    slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
     _check_limit(name, "leak_after", leak_after)
     asks = asks_server(name, ask_server)
+    life = LifeSettings.taken_from(options, name, kept_idle(pool), kind)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     driver = _driver_of(sync_engine, guard)
     if backstop is not None:
         _check_backstop(backstop, guard, driver)
-    attachment = _EngineAttachment(sync_engine, guard, _runner(guard, driver, dialect, backstop), leak_after)
+    runner = _runner(guard, driver, sync_engine.dialect, backstop)
+    attachment = _EngineAttachment(sync_engine, guard, runner, life, leak_after)
     set_compartments(guard, how)
     attachment.attach()
     registry = registry_of(pool)
@@ -173,9 +178,17 @@ class _EngineAttachment:
     """The hooks on one engine: the class of its pool, the methods of its dialect, two event listeners."""
 
     def __init__(
-        self, engine: Engine, guard: Guard, runner: StatementRunner, leak_after: float | None
+        self,
+        engine: Engine,
+        guard: Guard,
+        runner: StatementRunner,
+        life: LifeSettings,
+        leak_after: float | None,
     ) -> None:
         self._engine = engine
+        self.upkeep = (AsyncEngineUpkeep if engine.dialect.is_async else EngineUpkeep)(
+            engine, guard, life, runner
+        )
         self.most = capacity(engine.pool)
         wait = await_only if engine.dialect.is_async else None
         self._admission = EngineAdmission(
@@ -185,7 +198,9 @@ class _EngineAttachment:
         self._hooks = DialectHooks(engine, self._admission, runner)
 
     def attach(self) -> None:
-        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner)
+        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner, self.upkeep)
+        judge = self._runner.judge
+        judge.moved, judge.suspect = self.upkeep.renew, self.upkeep.suspect
         self._hooks.attach()
         event.listen(self._engine, "handle_error", self._hooks.handle_error)
         self._root = root = _root(self._engine)
@@ -207,6 +222,7 @@ class _EngineAttachment:
 
     def detach(self) -> None:
         """Removes the hooks; see `Attachment`."""
+        self.upkeep.stop()
         event.remove(self._root, "engine_disposed", self._disposed)
         event.remove(self._engine, "handle_error", self._hooks.handle_error)
         self._hooks.detach()

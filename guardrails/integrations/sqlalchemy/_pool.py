@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from guardrails._dbapi.runner import StatementRunner
     from guardrails.integrations.sqlalchemy._raw import Proxy
+    from guardrails.integrations.sqlalchemy._upkeep import EngineUpkeep
 
 __all__ = ["EngineAdmission", "capacity", "guard_of", "registry_of"]
 
@@ -79,13 +80,14 @@ class EngineAdmission:
         self._connections = PoolConnections(figures, self._out)
         self.checkout_of: Callable[[object], DBAPICheckout | None] = self._out.get
 
-    def attach(self, pool: Pool, proxy: Proxy, runner: StatementRunner) -> None:
+    def attach(self, pool: Pool, proxy: Proxy, runner: StatementRunner, upkeep: EngineUpkeep) -> None:
         """Replaces the pool's class.
 
         Args:
             pool: The live pool.
             proxy: The class of the connections that it hands out from now on.
             runner: Bounds the set-up of new connections.
+            upkeep: Gets to know the connections that are opened and returned.
 
         Raises:
             ConfigurationError: The pool's class cannot be subclassed.
@@ -93,7 +95,7 @@ class EngineAdmission:
         base = type(pool)
         self.registry.failed_cancels = runner.failed_cancels
         try:
-            pool.__class__ = self._guarded(base, proxy, runner)
+            pool.__class__ = self._guarded(base, proxy, runner, upkeep)
         except TypeError as error:
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
         # A connection that is out already has no slot; its return gives back an adopted one.
@@ -147,7 +149,9 @@ class EngineAdmission:
                 return checkout
         return None
 
-    def _guarded(self, base: type[Pool], proxy: Proxy, runner: StatementRunner) -> type[Pool]:
+    def _guarded(
+        self, base: type[Pool], proxy: Proxy, runner: StatementRunner, upkeep: EngineUpkeep
+    ) -> type[Pool]:
         # A single base and empty slots, else CPython refuses the replacement ("object layout differs").
         # The name stays: SQLAlchemy names its loggers after the class.
         own = {
@@ -155,9 +159,9 @@ class EngineAdmission:
             "__module__": base.__module__,
             "__doc__": base.__doc__,
             "_do_get": self._getter(base, runner),
-            "_do_return_conn": self._returner(base),
+            "_do_return_conn": self._returner(base, upkeep),
             "connect": self._connector(base, proxy, runner),
-            "_invoke_creator": bounded_creator(runner, self._figures, self._connections.records),
+            "_invoke_creator": bounded_creator(runner, self._figures, self._connections.records, upkeep),
             "_close_connection": self._connections.closer(base),
             "_guardrails": self._guard,
             "_guardrails_registry": self.registry,
@@ -196,8 +200,10 @@ class EngineAdmission:
 
         return _do_get
 
-    def _returner(self, base: type[Pool]) -> Callable[[Pool, ConnectionPoolEntry], None]:
-        give_slots_back, out = self._give_slots_back, self._out
+    def _returner(
+        self, base: type[Pool], upkeep: EngineUpkeep
+    ) -> Callable[[Pool, ConnectionPoolEntry], None]:
+        give_slots_back, out, life = self._give_slots_back, self._out, upkeep.life
 
         def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
             try:
@@ -209,7 +215,8 @@ class EngineAdmission:
                     and not checkout.take_back()
                 ):
                     record.invalidate()
-                base._do_return_conn(self, record)  # noqa: SLF001
+                if not (life.acts and upkeep.returned(self, record)):
+                    base._do_return_conn(self, record)  # noqa: SLF001
             finally:
                 give_slots_back(record)
 
@@ -229,7 +236,7 @@ class EngineAdmission:
                 raise
             if runner.setting_up:
                 try:
-                    runner.end_set_up()
+                    runner.end_set_up(connection=fairy.dbapi_connection)
                 except BaseException as error:
                     fairy.invalidate(error)
                     raise

@@ -106,8 +106,8 @@ def test_servers_own_lock_timeout_is_an_answer(lab, table):
         assert failures(lab, lambda: lab.run(impatient)) == 0
 
 
-def test_read_only_server_is_an_answer(lab, table):
-    """A replica that refuses to write serves reads."""
+def test_write_in_a_read_only_transaction_is_an_answer(lab, table):
+    """The transaction was made so by its own code."""
     lab.protect()
 
     def write(session):

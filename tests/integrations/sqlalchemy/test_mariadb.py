@@ -131,13 +131,13 @@ ANSWERS = {
     "no privilege": (run_each("select * from mysql.user"), 1142),
     "raised by a trigger": (run_each("signal sqlstate '45000' set message_text = 'no'"), 1644),
     "read-only transaction": (run_each("set transaction read only", "update pair set n = 1"), 1792),
-    "read-only server": (read_only_server, 1290),
     "deadlock": (deadlock, 1213),
     "lock wait timeout": (lock_wait, 1205),
     "overtaken by another": (overtaken, 1020),
 }
 FAULTS = {
     "KILL QUERY": (killed("query"), {1317}),
+    "read-only server": (read_only_server, {1290}),
     "KILL": (killed("connection"), {1317, 1927, 2013}),
     "max_statement_time": (
         run_each("set max_statement_time = 0.1", "select 1 from dual where sleep(20) = 0"),

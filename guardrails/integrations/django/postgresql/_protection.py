@@ -107,7 +107,10 @@ class Protection:
         on: Whether the guard is still attached.
         direct: Runs statements, and opens connections where there is no pool.
         pooled: Takes connections from a pool.
+        upkeep: None: Django and its pool look after idle connections.
     """
+
+    upkeep = None
 
     def __init__(self, guard: Guard, leak_after: float | None, *, ask_server: bool) -> None:
         self.guard = guard

@@ -1,0 +1,112 @@
+"""Judges the errors of driver work: the server's fault, an answer, or no evidence.
+
+Depends on the guard and drivers; must not import SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from guardrails._core.outcome import Outcome
+from guardrails._dbapi.checkout import DBAPICheckout
+from guardrails._dbapi.drivers import Driver
+from guardrails._guard.guard import Guard
+from guardrails._runtime.guard_log import LOGIN_REFUSED, READ_ONLY
+from guardrails._runtime.outcomes import classify
+
+__all__ = ["Judge"]
+
+_RAISED_BEFORE = (ArithmeticError, TypeError, ValueError)
+"""Python's errors for a parameter that cannot be sent: a number too large, a lone surrogate, a NUL.
+
+RuntimeError and AttributeError are not listed, because a lost connection may raise them.
+"""
+
+
+class Judge:
+    """Judges the errors of one engine's work.
+
+    Args:
+        guard: The engine's guard.
+        driver: Knows the driver's errors; None if it is unknown.
+        errors: The DBAPI's error classes for a wrong statement. Without a code of the server, the driver
+            refused to send it.
+
+    Attributes:
+        moved: Called when the server refuses writes: its pool should find the new primary.
+        suspect: Called after each failure: the server's name may lead elsewhere.
+    """
+
+    def __init__(self, guard: Guard, driver: Driver | None, errors: tuple[type[Exception], ...]) -> None:
+        self._guard = guard
+        self._report = guard.call_settings.gates[0].report
+        self._driver = driver
+        self._unsent = (*errors, *_RAISED_BEFORE)
+        self._refused: Callable[[BaseException], bool] = getattr(driver, "unsent", lambda _: False)
+        self.moved: Callable[[], None] = _nothing
+        self.suspect: Callable[[], None] = _nothing
+
+    def outcome(
+        self,
+        error: BaseException,
+        connection: Any,
+        checkout: DBAPICheckout | None,
+        *,
+        ending: bool,
+        proves: bool,
+    ) -> Outcome:
+        """Returns the outcome of a piece of work that raised.
+
+        Args:
+            error: What it raised.
+            connection: SQLAlchemy's DBAPI connection.
+            checkout: The connection's checkout, if any; notes whether the connection must be discarded.
+            ending: True if the work ends a transaction, a savepoint or a checkout.
+            proves: True if its success would be evidence.
+        """
+        if checkout is not None and isinstance(error, AssertionError):
+            # psycopg raises it where an executemany() is cancelled early, and leaves pipeline mode on.
+            checkout.must_discard = True
+            return Outcome.ABANDONED
+        if checkout is not None and not isinstance(error, Exception):
+            checkout.caller_cancelled = True
+        elif checkout is not None and checkout.caller_cancelled and ending:
+            return Outcome.ABANDONED
+        read_only = self._has_become_read_only(error, connection, checkout)
+        policy = self._guard.call_settings.policy
+        outcome = classify(error, None if policy is None else policy.is_failure)
+        answered = Outcome.SUCCESS if proves else Outcome.NEUTRAL
+        if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
+            return answered if outcome is Outcome.SUCCESS else outcome
+        failed = read_only or (None if self._driver is None else self._driver.failed(error))
+        if failed is None and (isinstance(error, self._unsent) or self._refused(error)):
+            return Outcome.ABANDONED  # without a code of the server the driver raised it: nothing was sent
+        if failed is False:
+            return answered
+        self.suspect()
+        return Outcome.FAILURE
+
+    def outcome_of_connect(self, error: BaseException) -> Outcome:
+        """Returns the outcome of a failed connect: any error is the server's fault."""
+        if self._driver is not None and self._driver.refuses_login(error):
+            self._report.note_cause(LOGIN_REFUSED)
+        return classify(error, None)
+
+    def _has_become_read_only(
+        self, error: BaseException, connection: Any, checkout: DBAPICheckout | None
+    ) -> bool:
+        """True if the server no longer takes writes; its connection is then dropped on return."""
+        driver = self._driver
+        if driver is None or not isinstance(error, Exception) or not driver.refuses_writes(error, connection):
+            return False
+        self._report.note_cause(READ_ONLY)
+        if self._guard.mode == "enforce":
+            if checkout is not None:
+                checkout.must_discard = True
+            self.moved()
+        return True
+
+
+def _nothing() -> None:
+    pass

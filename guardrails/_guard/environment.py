@@ -1,0 +1,180 @@
+"""Settings of guards from environment variables, such as ``GUARDRAILS_ORDERS_DB_TIMEOUT``.
+
+Depends on checks and policies; must not import guards. A variable fills a setting that the code left at its
+default. A setting with another value wins over the variable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from guardrails._core.policy import BreakerPolicy
+from guardrails._runtime.fork import ForkedLock
+from guardrails._runtime.guard_log import log
+from guardrails._util.checks import Faults
+from guardrails._util.texts import read_number
+from guardrails.errors import ConfigurationError
+
+__all__ = ["fill_from_environment", "fill_pool_options", "prefix_of"]
+
+Check = Callable[[Faults, str, Any], None]
+
+
+def _seconds(**how: bool) -> Check:
+    return lambda faults, field, value: faults.seconds(field, value, **how)
+
+
+def _count(**how: Any) -> Check:
+    return lambda faults, field, value: faults.count(field, value, **how)
+
+
+def _number(least: float, most: float) -> Check:
+    return lambda faults, field, value: faults.number(field, value, least, most)
+
+
+_GUARD: dict[str, Check] = {
+    "max_wait_duration": _seconds(zero=True),
+    "max_waiting": _count(least=0, none=True),
+    "timeout": _seconds(none=True),
+}
+_POLICY: dict[str, Check] = {
+    "failure_rate_threshold": Faults.rate,
+    "slow_call_rate_threshold": Faults.rate,
+    "slow_call_duration_threshold": _seconds(),
+    "sliding_window_size": _number(0.001, 10**9),
+    "minimum_number_of_calls": _count(),
+    "wait_duration_in_open_state": _seconds(zero=True),
+    "open_backoff_multiplier": _number(1, 1000),
+    "max_wait_duration_in_open_state": _seconds(),
+    "open_jitter": _number(0, 1),
+    "permitted_calls_in_half_open_state": _count(),
+    "max_wait_duration_in_half_open_state": _seconds(),
+    "consecutive_failures": _count(none=True),
+}
+_POOL: dict[str, Check] = {
+    "idle_timeout": _seconds(none=True),
+    "keepalive": _seconds(none=True),
+    "max_concurrent_calls": _count(),
+    "max_lifetime": _seconds(none=True),
+    "minimum_idle": _count(least=0),
+}
+"""The settings of a guard in front of a pool that `guardrails.protect` takes."""
+
+_ALL = {**_GUARD, **_POLICY, **_POOL}
+
+_lock = ForkedLock()
+_users: dict[str, str] = {}
+"""The guard that uses the variables with a prefix."""
+
+
+def prefix_of(name: str) -> str:
+    """Returns the beginning of a guard's variables.
+
+    It is the guard's name in capitals, with ``_`` for each character that is no letter or digit.
+    """
+    return f"GUARDRAILS_{re.sub('[^A-Z0-9]', '_', name.upper())}_"
+
+
+def fill_from_environment(
+    name: object, settings: dict[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns a guard's settings, filled from the environment where they have their default.
+
+    Args:
+        name: The guard's name.
+        settings: The settings by name, ``breaker`` among them.
+        defaults: The defaults of those that may be filled.
+
+    Raises:
+        ConfigurationError: A variable is wrong; the message names it.
+    """
+    values = _values(name, {**_GUARD, **_POLICY})
+    if not values:
+        return settings
+    found = {
+        field: values[field]
+        for field, default in defaults.items()
+        if field in values and settings[field] == default
+    }
+    policy = settings["breaker"]
+    if isinstance(policy, BreakerPolicy):
+        rules = {
+            field.name: values[field.name]
+            for field in fields(policy)
+            if field.name in values and getattr(policy, field.name) == field.default
+        }
+        _log(name, rules)
+        kept = {field.name: getattr(policy, field.name) for field in fields(policy)}
+        settings = {**settings, "breaker": BreakerPolicy(**{**kept, **rules})}
+    _log(name, found)
+    return {**settings, **found}
+
+
+def fill_pool_options(name: object, options: dict[str, Any]) -> None:
+    """Adds settings from the environment to the options of `guardrails.protect` that have their default.
+
+    Raises:
+        ConfigurationError: A variable is wrong; the message names it.
+    """
+    values = _values(name, _POOL)
+    found = {field: value for field, value in values.items() if not options.get(field)}
+    _log(name, found)
+    options.update(found)
+
+
+def _log(name: object, values: Mapping[str, Any]) -> None:
+    for field, value in values.items():
+        variable = prefix_of(str(name)) + field.upper()
+        log.info("guard %r: %s is %s by the environment variable %s", name, field, value, variable)
+
+
+def _values(name: object, settings: Mapping[str, Check]) -> dict[str, Any]:
+    """Returns the values of a guard's variables for some settings."""
+    if not isinstance(name, str):
+        return {}
+    prefix = prefix_of(name)
+    found = {
+        key.removeprefix(prefix): text for key, text in os.environ.items() if key.startswith(prefix) and text
+    }
+    if not found:
+        return {}
+    known = {field.upper(): field for field in _ALL}
+    for word in found.keys() - known.keys():
+        _check_unknown(name, prefix, word, known)
+    used = {known[word]: text for word, text in found.items() if word in known}
+    if used:
+        _claim(name, prefix)
+    faults = Faults(f"guard {name!r}: environment")
+    values = {field: read_number(text) for field, text in used.items() if field in settings}
+    for field, value in values.items():
+        settings[field](faults, prefix + field.upper(), value)
+    faults.raise_if_any()
+    return values
+
+
+def _check_unknown(name: str, prefix: str, word: str, known: Mapping[str, str]) -> None:
+    """Refuses a variable that looks misspelt.
+
+    One that ends in a setting may belong to a guard with a longer name: ``GUARDRAILS_DB_EU_TIMEOUT``.
+    """
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
+    if near and not any(word.endswith(f"_{each}") for each in known):
+        raise ConfigurationError(
+            f"guard {name!r}: environment: no setting is {prefix}{word}; did you mean {prefix}{near[0]}?"
+        )
+
+
+def _claim(name: str, prefix: str) -> None:
+    """Refuses a second guard whose name leads to the same variables."""
+    with _lock:
+        user = _users.setdefault(prefix, name)
+    if user != name:
+        raise ConfigurationError(
+            f"guard {name!r}: environment: the variables {prefix}... belong to the guard {user!r} as well; "
+            "rename one of the two"
+        )

@@ -1,0 +1,130 @@
+"""Settings of guards from environment variables."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from sqlalchemy import create_engine
+
+from guardrails import BreakerPolicy, Bulkhead, ConfigurationError, Guard, protect
+from guardrails._guard import environment
+
+
+@pytest.fixture(autouse=True)
+def no_users(monkeypatch):
+    """Each test begins with no guard that uses a variable."""
+    monkeypatch.setattr(environment, "_users", {})
+
+
+def named(name="orders-db", **settings):
+    return Guard(name, max_concurrent_calls=3, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("orders-db", "GUARDRAILS_ORDERS_DB_"),
+        ("Orders.DB 2", "GUARDRAILS_ORDERS_DB_2_"),
+        ("bücher", "GUARDRAILS_B_CHER_"),
+    ],
+)
+def test_prefix_is_the_name_in_capitals(name, prefix):
+    assert environment.prefix_of(name) == prefix
+
+
+def test_variable_fills_what_the_code_left_at_its_default(monkeypatch, caplog):
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_TIMEOUT", "1.5")
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_MAX_WAIT_DURATION", "0")
+    with caplog.at_level(logging.INFO, "guardrails"):
+        guard = named()
+    assert guard.timeout == 1.5
+    assert guard._gate.max_wait == 0
+    assert (
+        "guard 'orders-db': timeout is 1.5 by the environment variable GUARDRAILS_ORDERS_DB_TIMEOUT"
+        in caplog.text
+    )
+
+
+def test_value_in_the_code_wins(monkeypatch, caplog):
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_TIMEOUT", "1.5")
+    with caplog.at_level(logging.INFO, "guardrails"):
+        assert named(timeout=2).timeout == 2
+        assert named(timeout=None).timeout is None
+    assert "environment" not in caplog.text
+
+
+def test_none_switches_a_setting_off_and_an_empty_variable_is_none(monkeypatch):
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_TIMEOUT", "none")
+    assert named().timeout is None
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_TIMEOUT", "")
+    assert named().timeout == 5.0
+
+
+def test_fields_of_the_policy_are_filled_one_by_one(monkeypatch):
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_FAILURE_RATE_THRESHOLD", "0.2")
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_MINIMUM_NUMBER_OF_CALLS", "40")
+    policy = named(breaker=BreakerPolicy(minimum_number_of_calls=20)).call_settings.policy
+    assert (policy.failure_rate_threshold, policy.minimum_number_of_calls) == (0.2, 20)
+    assert named(breaker=None).call_settings.policy is None
+
+
+def test_compartments_and_other_guards_are_left_alone(monkeypatch):
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_TIMEOUT", "1.5")
+    monkeypatch.setenv("GUARDRAILS_REPORTS_TIMEOUT", "9")
+    guard = named()
+    assert guard.compartment("reports").timeout == 1.5, "it has its guard's"
+    assert named("orders").timeout == 5.0
+    assert Bulkhead("orders-db", 2).timeout is None
+
+
+def test_pools_settings_are_filled(monkeypatch):
+    for setting, value in {"MINIMUM_IDLE": 2, "MAX_LIFETIME": 1800, "MAX_CONCURRENT_CALLS": 3}.items():
+        monkeypatch.setenv(f"GUARDRAILS_SHOP_{setting}", str(value))
+    engine = create_engine("postgresql+psycopg://db/shop")
+    guard = protect(engine, max_lifetime=600)
+    settings = guard._attachment.upkeep.life.settings
+    assert (settings.minimum_idle, settings.max_lifetime) == (2, 600)
+    assert guard.snapshot().max_concurrent_calls == 3
+    guard.detach()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("TIMEOUT", "fast", "GUARDRAILS_DB_TIMEOUT must be a number of seconds above 0 .*, got 'fast'"),
+        ("TIMEOUT", "-1", "GUARDRAILS_DB_TIMEOUT must be .*, got -1"),
+        ("TIMEOUT", "nan", "GUARDRAILS_DB_TIMEOUT must be .*, got nan"),
+        ("TIMEOUT", "True", "GUARDRAILS_DB_TIMEOUT must be .*, got 'True'"),
+        ("MAX_WAITING", "1.5", "GUARDRAILS_DB_MAX_WAITING must be a whole number from 0 .*, got 1.5"),
+        (
+            "FAILURE_RATE_THRESHOLD",
+            "50",
+            "GUARDRAILS_DB_FAILURE_RATE_THRESHOLD must be a fraction .*write 0.5",
+        ),
+        ("TIMEOUT", "postgresql://app:secret@db/x", "GUARDRAILS_DB_TIMEOUT must be .*, got a URL"),
+        ("TIMOUT", "3", "no setting is GUARDRAILS_DB_TIMOUT; did you mean GUARDRAILS_DB_TIMEOUT"),
+    ],
+)
+def test_wrong_variable_is_refused_by_its_name(monkeypatch, setting, value, words):
+    monkeypatch.setenv(f"GUARDRAILS_DB_{setting}", value)
+    with pytest.raises(ConfigurationError, match=f"guard 'db': environment: {words}"):
+        named("db")
+
+
+def test_variable_of_a_guard_with_a_longer_name_is_not_misspelt(monkeypatch):
+    monkeypatch.setenv("GUARDRAILS_DB_EU_TIMEOUT", "3")
+    assert named("db").timeout == 5.0
+    assert named("db-eu").timeout == 3
+
+
+def test_two_guards_of_one_prefix_are_refused(monkeypatch):
+    named("orders-db")
+    named("orders_db")  # without a variable there is nothing to confuse
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_TIMEOUT", "3")
+    named("orders-db")
+    named("orders-db")
+    with pytest.raises(
+        ConfigurationError, match=r"GUARDRAILS_ORDERS_DB_.* belong to the guard 'orders-db' as"
+    ):
+        named("orders_db")
