@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from guardrails._pybreaker.breaker import CircuitBreaker
     from guardrails._retry.budget import RetryBudget
     from guardrails._retry.retrying import retrying
+    from guardrails._runtime.holding import holding
     from guardrails._runtime.scope import deadline, remaining
     from guardrails.errors import (
         BulkheadFullError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         CircuitOpenError,
         CommitUnknownError,
         ConfigurationError,
+        ConnectionRevokedError,
         DeadlineSpentError,
         GuardrailsError,
         RejectedError,
@@ -49,6 +51,7 @@ __all__ = [
     "CircuitOpenError",
     "CommitUnknownError",
     "ConfigurationError",
+    "ConnectionRevokedError",
     "DeadlineSpentError",
     "Guard",
     "GuardSnapshot",
@@ -59,6 +62,7 @@ __all__ = [
     "WarmUpError",
     "deadline",
     "guarded",
+    "holding",
     "pool_status",
     "protect",
     "remaining",
@@ -79,6 +83,7 @@ _ON_USE = {
     "RetryBudget": "guardrails._retry.budget",
     "deadline": "guardrails._runtime.scope",
     "guarded": "guardrails._guard.decorator",
+    "holding": "guardrails._runtime.holding",
     "pool_status": "guardrails._pool.status",
     "protect": "guardrails._guard.protect",
     "remaining": "guardrails._runtime.scope",

@@ -10,6 +10,7 @@
      |   +- ShedError              dropped for its criticality
      +- CallTimeoutError           also a TimeoutError; it started, the effect is unknown
      |   +- CommitUnknownError     a COMMIT timed out
+     +- ConnectionRevokedError     the connection had been idle for too long and was taken back
      +- WarmUpError                the pool could not open its idle connections
      +- ConfigurationError         also a ValueError
 
@@ -22,6 +23,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pybreaker
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "CircuitOpenError",
     "CommitUnknownError",
     "ConfigurationError",
+    "ConnectionRevokedError",
     "DeadlineSpentError",
     "GuardrailsError",
     "RejectedError",
@@ -163,6 +167,49 @@ class WarmUpError(GuardrailsError):
     def __str__(self) -> str:
         return (
             f"{self.guard!r} has {self.idle} of {self.wanted} idle connections: opening the next one failed"
+        )
+
+
+class ConnectionRevokedError(GuardrailsError):
+    """The connection was taken back, because nothing had run on it for ``max_idle_hold`` seconds.
+
+    The statement that raises it was not sent. The transaction that was open on the connection is rolled back.
+    """
+
+    # ``args`` holds the constructor's arguments, as in RejectedError.
+
+    args: tuple[str, float, tuple[str, ...], str | None]
+
+    def __init__(
+        self, guard: str, seconds: float, where: Sequence[str] = (), route: str | None = None
+    ) -> None:
+        self.args = (guard, seconds, tuple(where), route)
+
+    @property
+    def guard(self) -> str:
+        """The name of the guard that took the connection back."""
+        return self.args[0]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds for which nothing had run on the connection."""
+        return self.args[1]
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """The application's lines that took the connection, such as ``"shop/orders.py:42 in load"``."""
+        return self.args[2]
+
+    @property
+    def route(self) -> str | None:
+        """The template of the route whose request took it; None outside a request of the middleware."""
+        return self.args[3]
+
+    def __str__(self) -> str:
+        place = ", ".join(filter(None, [" < ".join(self.where), self.route]))
+        idle = f"nothing had run on it for {self.seconds:.3g} s"
+        return (
+            f"{self.guard!r} took the connection back: {idle}; it was taken at {place or 'an unknown place'}"
         )
 
 

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import guardrails
-from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, Reason, RejectedError
+from guardrails.errors import (
+    CallTimeoutError,
+    ConfigurationError,
+    ConnectionRevokedError,
+    GuardrailsError,
+    Reason,
+    RejectedError,
+)
 
 CLASSES = sorted(
     {value for value in vars(guardrails.errors).values() if isinstance(value, type)}
@@ -22,7 +29,7 @@ CLASSES = sorted(
     key=lambda cls: cls.__name__,
 )
 SECONDS = st.floats(0, 1e9, allow_nan=False)
-ATTRIBUTES = ("guard", "reason", "retry_after", "timeout", "args", "__notes__")
+ATTRIBUTES = ("guard", "reason", "retry_after", "timeout", "seconds", "where", "route", "args", "__notes__")
 
 
 def arguments(cls):
@@ -31,6 +38,8 @@ def arguments(cls):
         return st.tuples(st.text(), st.sampled_from(typing.get_args(Reason)), st.none() | SECONDS)
     if issubclass(cls, CallTimeoutError):
         return st.tuples(st.text(), SECONDS)
+    if issubclass(cls, ConnectionRevokedError):
+        return st.tuples(st.text(), SECONDS, st.lists(st.text()), st.none() | st.text())
     return st.tuples(st.text())
 
 

@@ -6,6 +6,7 @@ Depends on the guard and limits; must not import SQLAlchemy.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from guardrails._dbapi.stopping import Limit
 from guardrails._guard.guard import Guard
@@ -34,6 +35,9 @@ class DBAPICheckout(Checkout):
         listening: True while a listener of the connection's events runs.
         raw_limit: The limit of work on the driver's own connection; None if the user has not asked for that
             connection or has no deadline.
+        loop: The event loop of an asynchronous connection, where its idle time is limited; else None.
+        occupies: True while the checkout itself counts as work in its hold: until it is handed out, and from
+            its return on.
         pool: The pool it was taken from.
         proxy: Weak reference to SQLAlchemy's connection proxy; None until that is made.
     """
@@ -45,6 +49,8 @@ class DBAPICheckout(Checkout):
         "finalizer",
         "listener_limit",
         "listening",
+        "loop",
+        "occupies",
         "pool",
         "proxy",
         "raw_limit",
@@ -56,7 +62,8 @@ class DBAPICheckout(Checkout):
         self.listener_limit = self.raw_limit = None
         self.finalizer: object = None
         self.pool = pool
-        self.checking_in = self.ends = self.listening = False
+        self.checking_in = self.ends = self.listening = self.occupies = False
+        self.loop: Any = None
         self.proxy: Callable[[], object] | None = None
 
     listener_limit: Limit | None

@@ -20,6 +20,7 @@ from guardrails._dbapi.unhooked import OutsideWork, too_late
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._pool.holds import PutBack
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.scope import ambient
 
@@ -75,6 +76,7 @@ class StatementRunner(OutsideWork):
         ):
             self._backstop = guard.timeout * _BACKSTOP
         self._no_checkout = [(self._gate, 0)]
+        self._core = self._gate.core
 
     def failed_cancels(self) -> int:
         """Number of cancel requests that did not reach the server."""
@@ -117,7 +119,7 @@ class StatementRunner(OutsideWork):
             return statement
         return self._driver.allow(statement, None if timeout == math.inf else timeout)
 
-    def run(
+    def run(  # noqa: C901, PLR0912 - hot: every statement runs it
         self,
         call: Callable[..., Any],
         args: Sequence[Any],
@@ -146,6 +148,7 @@ class StatementRunner(OutsideWork):
         Raises:
             DeadlineSpentError: No time was left; the work did not start.
             CallTimeoutError: It was stopped.
+            ConnectionRevokedError: The connection was taken back; the work did not start.
         """
         proves = proves and not (ending or commit)
         times = checkout.times if proves and checkout is not None else None
@@ -157,9 +160,16 @@ class StatementRunner(OutsideWork):
         if seconds is not None and seconds <= 0:
             seconds = self._spent(ending=ending)
         tickets: list[tuple[LockedGate, int]] = []
-        slots = self._no_checkout
+        slots, hold = self._no_checkout, None
         if checkout is not None:
-            slots, checkout.under_way = checkout.slots, tickets
+            slots, checkout.under_way, hold = checkout.slots, tickets, checkout.hold
+        token: PutBack | None = None
+        if hold is not None:
+            idle = token = hold.idle
+            try:
+                idle.pop()  # see Hold
+            except IndexError:
+                token = hold.begin()
         outcome, started = _ABANDONED, None
         try:
             for gate, slot in slots:
@@ -179,35 +189,11 @@ class StatementRunner(OutsideWork):
             while tickets:
                 gate, ticket = tickets.pop()
                 gate.end(ticket, outcome)
+            if token is not None:
+                token.append(self._core.last)
             if times is not None and started is not None:
                 times.used(started)
         return result
-
-    def bounds(
-        self, call: Callable[..., Any], args: Sequence[Any], connection: Any, timeout: float | None = None
-    ) -> Any:
-        """Runs a call within the time of a piece of work, without evidence.
-
-        It gets at least `GRACE` seconds, also after the deadline.
-
-        Args:
-            call: Several pieces of work, or a clean-up.
-            args: Its arguments.
-            connection: SQLAlchemy's DBAPI connection.
-            timeout: Its own timeout in seconds.
-
-        Raises:
-            CallTimeoutError: It was stopped. The connection must not be used again.
-        """
-        seconds, _ = time_allowed(self._guard, timeout)
-        if seconds is None or self._driver is None:
-            return call(*args)
-        # Of two timers that cancel one task, it could not be said which one did.
-        run = self._bounds.around if self._driver.interrupts_task else self._bounds.run
-        try:
-            return run(call, args, connection, max(seconds, GRACE))
-        except StoppedError as stopped:
-            raise self.timed_out(self._guard, seconds) from stopped.__cause__
 
     def connect(self, connect: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Opens a connection as evidence, within the time that is left.

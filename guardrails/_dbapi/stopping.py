@@ -150,6 +150,15 @@ class Bounds:
             raise StoppedError
         return result
 
+    def run_several(
+        self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float | None
+    ) -> Any:
+        """Runs several pieces of work under one limit, as `run`."""
+        if seconds is None or self._driver is None:
+            return call(*args)
+        run = self.around if self._driver.interrupts_task else self.run  # one timer must cancel one task
+        return run(call, args, connection, seconds)
+
     def start_limit(self, connection: Any, seconds: float) -> Limit | None:
         """Starts a limit that stops any work on a connection after ``seconds``.
 
@@ -164,6 +173,11 @@ class Bounds:
         """Closes a connection for good, whoever owns it."""
         with suppress(Exception):  # it may be closed already, or its loop
             self._operations.retire(connection)
+
+    def kill(self, connection: Any) -> None:
+        """Shuts a connection below its driver."""
+        with suppress(Exception):  # likewise
+            self._operations.kill(connection)
 
     def connect(
         self,

@@ -7,20 +7,36 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
-from guardrails._dbapi.stopping import Bounds, Limit
+from guardrails._dbapi.stopping import Bounds, Limit, StoppedError
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.limits import time_allowed
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import current, note_guard_error
-from guardrails.errors import CallTimeoutError, CommitUnknownError, GuardrailsError
+from guardrails.errors import CallTimeoutError, CommitUnknownError, ConnectionRevokedError, GuardrailsError
 
 __all__ = ["OutsideWork", "too_late"]
+
+
+class _NoLimit:
+    late = False
+
+    def end(self) -> bool:
+        return False
+
+    def failed(self, error: BaseException) -> bool:  # noqa: ARG002 - see Limit
+        return False
+
+
+_NO_LIMIT: Limit = _NoLimit()
+"""The limit of work that may take any time."""
 
 
 class OutsideWork:
@@ -52,9 +68,63 @@ class OutsideWork:
         left = None if scope is None else scope.remaining()
         return None if left is None else self._bounds.start_limit(connection, max(left, GRACE))
 
+    def bounds(
+        self, call: Callable[..., Any], args: Sequence[Any], connection: Any, timeout: float | None = None
+    ) -> Any:
+        """Runs a call within the time of a piece of work, without evidence.
+
+        It gets at least `GRACE` seconds, also after the deadline.
+
+        Args:
+            call: Several pieces of work, or a clean-up.
+            args: Its arguments.
+            connection: SQLAlchemy's DBAPI connection.
+            timeout: Its own timeout in seconds.
+
+        Raises:
+            CallTimeoutError: It was stopped. The connection must not be used again.
+        """
+        seconds, _ = time_allowed(self._guard, timeout)
+        try:
+            return self._bounds.run_several(
+                call, args, connection, None if seconds is None else max(seconds, GRACE)
+            )
+        except StoppedError as stopped:
+            raise self.timed_out(self._guard, seconds) from stopped.__cause__
+
+    def finish(
+        self,
+        close: Callable[..., Any],
+        args: Sequence[Any],
+        connection: Any,
+        checkout: DBAPICheckout | None,
+        timeout: float | None,
+    ) -> Any:
+        """Closes a cursor, as `bounds`; that of a connection that was taken back in this process alone."""
+        hold = None if checkout is None else checkout.hold
+        if hold is None:
+            return self.bounds(close, args, connection, timeout)
+        try:
+            token = hold.begin()
+        except ConnectionRevokedError:
+            return self.drop_cursor(close, args)
+        try:
+            return self.bounds(close, args, connection, timeout)
+        finally:
+            token.append(self._gate.clock())
+
+    def drop_cursor(self, close: Callable[..., Any], args: Sequence[Any]) -> None:
+        """Closes a cursor whose connection is closed: there is no server to tell."""
+        with suppress(Exception):
+            close(*args)
+
     def retire(self, connection: Any) -> None:
         """Closes a connection for good; its own ``close()`` may return it to the pool that owns it."""
         self._bounds.retire(connection)
+
+    def kill(self, connection: Any) -> None:
+        """Shuts a connection below its driver, in case its server does not answer."""
+        self._bounds.kill(connection)
 
     def limit_listeners(self, connection: Any, timeout: float | None = None) -> Limit | None:
         """Starts a limit for listeners that use a connection, as long as for a piece of work.
@@ -104,10 +174,18 @@ class OutsideWork:
             connection: SQLAlchemy's DBAPI connection.
             checkout: The connection's checkout.
             timeout: The timeout of the statement around them, in seconds.
+
+        Raises:
+            ConnectionRevokedError: The connection was taken back.
         """
         if checkout.listener_limit is not None:
             self.end_bracket(checkout)
-        checkout.listener_limit = self.limit_listeners(connection, timeout)
+        if checkout.hold is None:
+            checkout.listener_limit = self.limit_listeners(connection, timeout)
+            return
+        checkout.hold.begin()
+        checkout.listener_limit = _NO_LIMIT  # also without a timeout: `end_bracket` ends what has begun
+        checkout.listener_limit = self.limit_listeners(connection, timeout) or _NO_LIMIT
 
     def end_bracket(self, checkout: DBAPICheckout, error: BaseException | None = None) -> None:
         """Ends the limit that `open_bracket` started.
@@ -121,6 +199,8 @@ class OutsideWork:
         """
         limit, checkout.listener_limit = checkout.listener_limit, None
         if limit is not None:
+            if checkout.hold is not None:
+                checkout.hold.append(self._gate.clock())
             self.end_limit(limit, error, checkout)
 
     def set_up(self, connection: Any) -> None:

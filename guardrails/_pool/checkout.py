@@ -8,6 +8,7 @@ from typing import Any
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.frames import Caller, Site
+from guardrails._pool.holds import Hold
 from guardrails._pool.limits import innermost
 from guardrails._runtime.fork import check_process
 from guardrails._runtime.scope import RequestScope, ambient, current, touch
@@ -115,17 +116,19 @@ class Checkout(HeldCheckout):
 
     Attributes:
         under_way: Gates and tickets of the call that runs on the connection; empty while none does.
+        hold: Whether work runs on the connection; None where the idle time is not limited.
         must_discard: True if work on it was stopped: a late cancel request would hit its next user.
         caller_cancelled: True if its caller was cancelled during work. The clean-up may then find the
             connection in any state, and is no evidence about the database.
     """
 
-    __slots__ = ("caller_cancelled", "must_discard", "under_way")
+    __slots__ = ("caller_cancelled", "hold", "must_discard", "under_way")
 
     def __init__(self, guard: Guard, site: Site = (), caller: Caller = 0) -> None:
         self.guard = innermost(guard)
         self.slots = []
         self.under_way: Sequence[tuple[LockedGate, int]] = ()
+        self.hold: Hold | None = None
         self.request = None
         self.site = site
         self.caller = caller

@@ -66,7 +66,7 @@ def pools(targets: Iterable[tuple[str, Any, Guard | None]]) -> Iterator[Finding]
 def _engine(engine: Any, name: str) -> Iterator[Finding]:
     from sqlalchemy.pool import NullPool, QueuePool  # noqa: PLC0415 - there is an engine
 
-    from guardrails.integrations.sqlalchemy._pool import capacity  # noqa: PLC0415 - likewise
+    from guardrails.integrations.sqlalchemy._connections import capacity  # noqa: PLC0415 - likewise
 
     if isinstance(engine.pool, NullPool):
         yield Finding(

@@ -14,6 +14,7 @@ import asyncpg
 
 from guardrails._dbapi.drivers.background import Background
 from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
+from guardrails._dbapi.drivers.sockets import abort
 from guardrails._pool.sessions import SessionId
 
 __all__ = ["Asyncpg"]
@@ -41,6 +42,8 @@ class Asyncpg(PostgresDriver):
         """See Driver."""
         with suppress(Exception):
             connection.terminate()
+            return
+        abort(connection._transport)  # noqa: SLF001 - its event loop is closed
 
     def session_of(self, connection: Any) -> SessionId | None:
         """See Driver."""

@@ -22,6 +22,7 @@ from guardrails._dbapi.drivers.mysql import (
     with_backstop,
 )
 from guardrails._dbapi.drivers.plain import Plain
+from guardrails._dbapi.drivers.sockets import abort
 from guardrails._pool.sessions import SessionId
 
 __all__ = ["MySQLAsync"]
@@ -78,7 +79,7 @@ class MySQLAsync(Plain):
     def kill(self, connection: Any) -> None:
         """See Driver."""
         with suppress(Exception):  # closed meanwhile
-            self._transport(connection).abort()
+            abort(self._transport(connection))
 
     def session_of(self, connection: Any) -> SessionId | None:
         """See Driver."""

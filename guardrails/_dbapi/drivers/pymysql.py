@@ -79,6 +79,12 @@ class PyMySQL(Plain):
         with suppress(Exception):  # closed meanwhile
             cut(connection._sock.fileno())  # noqa: SLF001 - it has no public name
 
+    def retire(self, connection: Any) -> None:
+        """See Driver. A half-read result would try to read the rest when it is dropped."""
+        result = connection._result  # noqa: SLF001 - it has no public name
+        if result is not None:
+            result.unbuffered_active = False
+
     def session_of(self, connection: Any) -> SessionId | None:
         """See Driver."""
         target = _target(connection)

@@ -5,8 +5,18 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from typing import Any
 
-__all__ = ["client_port", "cut", "peer_of"]
+__all__ = ["abort", "client_port", "cut", "peer_of"]
+
+
+def abort(transport: Any) -> None:
+    """Aborts a transport, or shuts its socket if its event loop is closed. Never blocks or raises."""
+    with suppress(Exception):
+        try:
+            transport.abort()
+        except RuntimeError:
+            cut(transport.get_extra_info("socket").fileno())
 
 
 def cut(descriptor: int) -> None:

@@ -10,12 +10,20 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
+from sqlalchemy.pool import AssertionPool, ConnectionPoolEntry, Pool, QueuePool
 
 from guardrails._pool.figures import Connections, PoolFigures
 from guardrails._util.weak_registry import WeakRegistry
 
-__all__ = ["PoolConnections"]
+__all__ = ["PoolConnections", "capacity"]
+
+
+def capacity(pool: Pool) -> int | None:
+    """Returns the maximum number of connections that a pool lets out at once; None without a limit."""
+    if isinstance(pool, QueuePool):
+        overflow: int = pool._max_overflow  # noqa: SLF001 - there is no public getter
+        return None if overflow < 0 else pool.size() + overflow
+    return 1 if isinstance(pool, AssertionPool) else None
 
 
 class PoolConnections:
@@ -38,15 +46,15 @@ class PoolConnections:
 
     def attach(self, pool: Pool) -> None:
         """Finds the connections of a pool that is guarded from now on."""
+        self._first = pool  # later pools have its listeners, which are known as this one's
         self._kept = pool.size() if isinstance(pool, QueuePool) else None
         for record in _waiting_in(pool):
             self.records.add(record)
         event.listen(pool, "invalidate", self._invalidated)
 
-    def detach(self, pool: Pool) -> None:
-        """Removes the listener. A pool that ``dispose()`` has made has it from the first pool, for good."""
-        if event.contains(pool, "invalidate", self._invalidated):
-            event.remove(pool, "invalidate", self._invalidated)
+    def detach(self) -> None:
+        """Removes the listener."""
+        event.remove(self._first, "invalidate", self._invalidated)
 
     def closer(self, base: type[Pool]) -> Callable[..., None]:
         """Returns the method of a guarded pool that closes a connection."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from guardrails.integrations.sqlalchemy._proxied import dbapi_connection_of
+
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from guardrails._util.weak_registry import WeakRegistry
     from guardrails.integrations.sqlalchemy._upkeep import EngineUpkeep
 
-__all__ = ["bounded_creator"]
+__all__ = ["around_initialize", "bounded_creator"]
 
 
 def bounded_creator(
@@ -58,3 +60,19 @@ def bounded_creator(
             raise AttributeError("_invoke_creator") from None
 
     return property(creator, keep, forget)
+
+
+def around_initialize(original: Callable[[Any], Any], runner: StatementRunner) -> Callable[[Any], Any]:
+    """Bounds the dialect's queries on its first connection; some of them pass no other hook."""
+    bounds, questioned = runner.bounds, runner.questioned
+
+    def ask(connection: Any) -> Any:
+        fairy = getattr(connection, "connection", None)  # None if it is the driver's connection
+        asked = dbapi_connection_of(fairy) if fairy else connection
+        questioned.append(asked)
+        try:
+            return bounds(original, (connection,), asked)
+        finally:
+            questioned.remove(asked)
+
+    return ask

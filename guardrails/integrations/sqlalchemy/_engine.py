@@ -19,12 +19,15 @@ from guardrails._pool.holders import PoolStatus
 from guardrails._pool.life import LifeSettings
 from guardrails._pool.limits import asks_server, check_compartments, raises_as_driver, slots_for
 from guardrails._util.checks import Faults, shown
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, ConnectionRevokedError
+from guardrails.integrations.sqlalchemy._connections import capacity
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
+from guardrails.integrations.sqlalchemy._errors import ConnectionRevokedError as DriverRevokedError
 from guardrails.integrations.sqlalchemy._hooks import DialectHooks
 from guardrails.integrations.sqlalchemy._lock_question import know_sessions
-from guardrails.integrations.sqlalchemy._pool import EngineAdmission, capacity, guard_of, registry_of
+from guardrails.integrations.sqlalchemy._pool import EngineAdmission, guard_of, registry_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
+from guardrails.integrations.sqlalchemy._revoking import Revocation
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 from guardrails.integrations.sqlalchemy._upkeep import AsyncEngineUpkeep, EngineUpkeep, kept_idle
 
@@ -48,6 +51,7 @@ def guard_engine(
     backstop: float | None = None,
     compartments: str = "auto",
     leak_after: float | None = 60.0,
+    max_idle_hold: float | None = None,
     raise_as: str | None = None,
     **options: Any,
 ) -> Guard:
@@ -69,6 +73,9 @@ def guard_engine(
             ``guard.compartment()`` makes compartments. ``"none"``: there are no compartments.
         leak_after: Seconds after which a connection that is out, and on which nothing runs, is reported in
             the log and as a `LeakFound`. None reports none.
+        max_idle_hold: Seconds for which nothing may run on a connection that is out. Then it is taken back:
+            its transaction is rolled back, the pool has its place again, and the next statement of its holder
+            raises `ConnectionRevokedError`. `guardrails.holding` exempts a block. None takes none back.
         raise_as: None: refusals and timeouts are only this library's errors. ``"driver"``: they are also
             instances of ``sqlalchemy.exc.OperationalError``.
         **options: As for `Guard`, and the pool's life: ``minimum_idle``, ``idle_timeout``, ``max_lifetime``
@@ -92,21 +99,20 @@ def guard_engine(
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
-    _check_limit(name, "leak_after", leak_after)
+    _check_limits(name, leak_after=leak_after, max_idle_hold=max_idle_hold)
     asks = asks_server(name, ask_server)
     life = LifeSettings.taken_from(options, name, kept_idle(pool), kind)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     driver = _driver_of(sync_engine, guard)
-    if backstop is not None:
-        _check_backstop(backstop, guard, driver)
+    _check_backstop(backstop, guard, driver)
     runner = _runner(guard, driver, sync_engine.dialect, backstop)
     attachment = _EngineAttachment(sync_engine, guard, runner, life, leak_after)
+    attachment.limit_idle_holds(max_idle_hold, as_driver=as_driver)
     set_compartments(guard, how)
     attachment.attach()
-    registry = registry_of(pool)
-    if driver is not None and registry is not None:
+    if driver is not None and (registry := registry_of(pool)) is not None:
         know_sessions(sync_engine, driver, registry, ask_server=asks)
     attach(guard, attachment)
     return guard
@@ -157,20 +163,23 @@ def _runner(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: flo
     )
 
 
-def _check_backstop(backstop: float, guard: Guard, driver: Driver | None) -> None:
+def _check_backstop(backstop: float | None, guard: Guard, driver: Driver | None) -> None:
+    if backstop is None:
+        return
     where = f"guard {guard.name!r}"
     if driver is None or guard.timeout is None:
         raise ConfigurationError(f"{where}: a backstop needs a timeout")
-    _check_limit(guard.name, "backstop", backstop)
+    _check_limits(guard.name, backstop=backstop)
     if backstop <= guard.timeout:
         raise ConfigurationError(
             f"{where}: backstop must be above the timeout of {guard.timeout:g} s, got {shown(backstop)}"
         )
 
 
-def _check_limit(name: str, setting: str, seconds: float | None) -> None:
+def _check_limits(name: str, **limits: float | None) -> None:
     faults = Faults(f"guard {shown(name)}")
-    faults.seconds(setting, seconds, none=True)
+    for setting, seconds in limits.items():
+        faults.seconds(setting, seconds, none=True)
     faults.raise_if_any()
 
 
@@ -196,6 +205,14 @@ class _EngineAttachment:
         )
         self._runner = runner
         self._hooks = DialectHooks(engine, self._admission, runner)
+
+    def limit_idle_holds(self, seconds: float | None, *, as_driver: bool) -> None:
+        """Sets the limit for connections on which nothing runs; None sets none."""
+        if seconds is not None:
+            error = DriverRevokedError if as_driver else ConnectionRevokedError
+            is_async = self._engine.dialect.is_async
+            revocation = Revocation(self._admission.registry, seconds, error, is_async=is_async)
+            self._admission.revocation = self._hooks.revocation = revocation
 
     def attach(self) -> None:
         self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner, self.upkeep)

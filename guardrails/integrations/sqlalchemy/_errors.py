@@ -60,6 +60,10 @@ class CommitUnknownError(errors.CommitUnknownError, CallTimeoutError):
     """See guardrails.errors."""
 
 
+class ConnectionRevokedError(errors.ConnectionRevokedError, _RefusedError):
+    """See guardrails.errors."""
+
+
 DRIVER_ERRORS = ErrorClasses.of(
     CircuitOpenError, BulkheadFullError, DeadlineSpentError, ShedError, CallTimeoutError, CommitUnknownError
 )

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from sqlalchemy.engine.cursor import _DEFAULT_FETCH, BufferedRowCursorFetchStrategy, CursorFetchStrategy
 
 from guardrails._dbapi.cursors import SteppedCursor
+from guardrails.errors import ConnectionRevokedError
 
 __all__ = ["fetch_batches", "fetch_in_steps"]
 
@@ -47,6 +48,8 @@ class _Fetching:
 
     def handle_exception(self, result: Any, dbapi_cursor: Any, err: BaseException) -> NoReturn:
         cursor = dbapi_cursor.bare if isinstance(dbapi_cursor, SteppedCursor) else dbapi_cursor
+        if isinstance(err, ConnectionRevokedError):
+            self._close(result)  # SQLAlchemy leaves the cursors of a lost connection to the garbage collector
         super().handle_exception(result, cursor, err)  # type: ignore[misc]
         raise err
 

@@ -15,11 +15,18 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import ExceptionContext
 
 from guardrails._dbapi.runner import StatementRunner
-from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails.errors import CallTimeoutError, ConnectionRevokedError, RejectedError
 from guardrails.integrations.sqlalchemy._closing import around_close, around_terminate
+from guardrails.integrations.sqlalchemy._creator import around_initialize
 from guardrails.integrations.sqlalchemy._listeners import BoundedListeners
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission
-from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of, get_dbapi_connection
+from guardrails.integrations.sqlalchemy._proxied import (
+    dbapi_connection_of,
+    get_dbapi_connection,
+    refuse_revoked,
+    revoked_connection_of,
+)
+from guardrails.integrations.sqlalchemy._revoking import Revocation, around_rollback_to_savepoint
 from guardrails.integrations.sqlalchemy._second_connection import second_connection_arguments
 from guardrails.integrations.sqlalchemy._statements import Statements, check_timeout
 from guardrails.integrations.sqlalchemy._two_phase import TwoPhase
@@ -46,6 +53,7 @@ class DialectHooks:
         self._runner = runner
         self._hooked: list[str] = []
         self.checkout_of = admission.checkout_of
+        self.revocation: Revocation | None = None
         self._commit = self._around_commit(engine.dialect.do_commit)
         self._rollback = self._around_rollback(engine.dialect.do_rollback)
         self._listeners = BoundedListeners(engine, admission.checkout_of, runner)
@@ -62,6 +70,7 @@ class DialectHooks:
         self._replace("do_commit", self._around_commit_of_sqlalchemy)
         self._replace("do_rollback", self._rollback)
         phases = TwoPhase(self._dialect, self._admission, self._runner)
+        self._hook("do_rollback_to_savepoint", around_rollback_to_savepoint)
         self._hook("do_prepare_twophase", phases.around_prepare)
         self._hook("do_commit_twophase", partial(phases.around_end, commit=True))
         self._hook("do_rollback_twophase", partial(phases.around_end, commit=False))
@@ -71,9 +80,10 @@ class DialectHooks:
         self._hook("connect", self._around_connect)
         self._hook("do_terminate", partial(around_terminate, runner=self._runner))
         self._hook("do_close", partial(around_close, runner=self._runner))
-        self._hook("initialize", self._around_initialize)
+        initialize = partial(around_initialize, runner=self._runner)
+        self._hook("initialize", initialize)
         if hasattr(self._dialect, "_hstore_oids"):  # psycopg2's dialect runs it past its other methods
-            self._hook("_hstore_oids", self._around_initialize)
+            self._hook("_hstore_oids", initialize)
 
     def detach(self) -> None:
         """Restores the dialect's own methods."""
@@ -129,6 +139,8 @@ class DialectHooks:
     def bound_unwrapped(self, fairy: Any) -> None:
         """See ProxyWork."""
         checkout = self._checkout_of(fairy)
+        if checkout is not None and checkout.hold is not None:
+            checkout.hold.set_exempt(on=True)
         if checkout is not None and checkout.raw_limit is None:
             checkout.raw_limit = self._runner.limit_until_deadline(dbapi_connection_of(fairy))
 
@@ -136,7 +148,10 @@ class DialectHooks:
         self, fairy: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Any:
         """See ProxyWork."""
-        return self._runner.bounds(close, args, dbapi_connection_of(fairy), timeout)
+        if revoked_connection_of(fairy) is not None:
+            return self._runner.drop_cursor(close, args)
+        checkout = self.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
+        return self._runner.finish(close, args, dbapi_connection_of(fairy), checkout, timeout)
 
     def checking_in(self, fairy: Any) -> Limit | None:
         """See ProxyWork."""
@@ -171,8 +186,11 @@ class DialectHooks:
         error: BaseException = context.original_exception
         connection = context.connection
         fairy = None if connection is None else connection._dbapi_connection  # noqa: SLF001 - likewise
-        checkout = None if fairy is None else self._checkout_of(fairy)
+        revoked = None if fairy is None else revoked_connection_of(fairy)
+        checkout = None if fairy is None or revoked is not None else self._checkout_of(fairy)
         try:
+            if revoked is not None and context.sqlalchemy_exception is not None:
+                raise revoked.error()  # the driver's error for a connection that was closed
             if checkout is not None:
                 self._runner.end_bracket(checkout, error)
                 if checkout.listening and not checkout.must_discard:
@@ -181,12 +199,16 @@ class DialectHooks:
             error = late
             raise
         finally:
-            if isinstance(error, CallTimeoutError):
+            if isinstance(error, CallTimeoutError) or revoked is not None:
                 context.is_disconnect = True
                 context.invalidate_pool_on_disconnect = False
 
     def _checkout_of(self, fairy: Any) -> DBAPICheckout | None:
-        return self.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
+        """Returns the checkout of a connection, None for one older than the guard; refuses a revoked one."""
+        checkout = self.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
+        if checkout is None:
+            refuse_revoked(fairy)
+        return checkout
 
     def _hook(self, method: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         self._replace(method, around(getattr(self._dialect, method)))
@@ -200,8 +222,10 @@ class DialectHooks:
 
         def commit(fairy: Any) -> Any:
             connection = dbapi_connection_of(fairy)
-            record = fairy._connection_record  # noqa: SLF001 - no public way
-            return run(original, (connection,), connection, checkout_of(record), commit=True)
+            checkout = checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
+            if checkout is None:
+                refuse_revoked(fairy)
+            return run(original, (connection,), connection, checkout, commit=True)
 
         return commit
 
@@ -245,8 +269,13 @@ class DialectHooks:
                 connection = get_dbapi_connection(fairy)
             except TypeError:
                 connection = dbapi_connection_of(fairy)
-            record = getattr(fairy, "_connection_record", None)
-            return run(original, (connection,), connection, checkout_of(record), ending=True)
+            checkout = checkout_of(getattr(fairy, "_connection_record", None))
+            try:
+                if checkout is None:
+                    refuse_revoked(fairy)
+                return run(original, (connection,), connection, checkout, ending=True)
+            except ConnectionRevokedError:
+                return None  # it is rolled back: blocks must unwind quietly
 
         return rollback
 
@@ -268,18 +297,3 @@ class DialectHooks:
             return connect(partial(original, *args), kwargs)
 
         return connect_within
-
-    def _around_initialize(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Bounds the dialect's queries on its first connection; some of them pass no other hook."""
-        bounds, questioned = self._runner.bounds, self._runner.questioned
-
-        def ask(connection: Any) -> Any:
-            fairy = getattr(connection, "connection", None)  # None if it is the driver's connection
-            asked = dbapi_connection_of(fairy) if fairy else connection
-            questioned.append(asked)
-            try:
-                return bounds(original, (connection,), asked)
-            finally:
-                questioned.remove(asked)
-
-        return ask

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine
 
 from guardrails._dbapi.runner import StatementRunner
-from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of
+from guardrails.integrations.sqlalchemy._proxied import dbapi_connection_of
 
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout

@@ -13,7 +13,7 @@ from functools import partial
 from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.pool import AssertionPool, Pool, QueuePool
+from sqlalchemy.pool import Pool
 
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._guard.guard import Guard
@@ -22,6 +22,7 @@ from guardrails._pool.pool_monitor import PoolMonitor
 from guardrails.errors import BulkheadFullError, ConfigurationError
 from guardrails.integrations.sqlalchemy._connections import PoolConnections
 from guardrails.integrations.sqlalchemy._creator import bounded_creator
+from guardrails.integrations.sqlalchemy._revoking import Revocation
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -30,15 +31,7 @@ if TYPE_CHECKING:
     from guardrails.integrations.sqlalchemy._raw import Proxy
     from guardrails.integrations.sqlalchemy._upkeep import EngineUpkeep
 
-__all__ = ["EngineAdmission", "capacity", "guard_of", "registry_of"]
-
-
-def capacity(pool: Pool) -> int | None:
-    """Returns the maximum number of connections that a pool lets out at once; None without a limit."""
-    if isinstance(pool, QueuePool):
-        overflow: int = pool._max_overflow  # noqa: SLF001 - there is no public getter
-        return None if overflow < 0 else pool.size() + overflow
-    return 1 if isinstance(pool, AssertionPool) else None
+__all__ = ["EngineAdmission", "guard_of", "registry_of"]
 
 
 def guard_of(pool: Pool) -> Guard | None:
@@ -65,6 +58,7 @@ class EngineAdmission:
     Attributes:
         checkout_of: Returns the checkout of a pool's record; None for a checkout older than the guard.
         registry: The holders of the pool's connections.
+        revocation: Takes connections back that are held idle; None if they may be held.
     """
 
     def __init__(
@@ -75,6 +69,7 @@ class EngineAdmission:
         self._wait = wait
         self._out: dict[Any, DBAPICheckout] = {}
         self.registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None, system=system)
+        self.revocation: Revocation | None = None
         self._monitor = PoolMonitor(self.registry)
         self._figures = figures = self.registry.figures
         self._connections = PoolConnections(figures, self._out)
@@ -93,6 +88,8 @@ class EngineAdmission:
             ConfigurationError: The pool's class cannot be subclassed.
         """
         base = type(pool)
+        if self.revocation is not None:
+            self.revocation.attach(pool, runner)
         self.registry.failed_cancels = runner.failed_cancels
         try:
             pool.__class__ = self._guarded(base, proxy, runner, upkeep)
@@ -105,7 +102,7 @@ class EngineAdmission:
 
     def detach(self, pool: Pool) -> None:
         """Restores the pool's own class. Connections that are out return to it without the guard."""
-        self._connections.detach(pool)
+        self._connections.detach()
         pool.__class__ = type(pool).__bases__[0]
         for checkout in list(self._out.values()):
             checkout.take_back()  # else its deadline would stop the next user of the connection
@@ -171,6 +168,7 @@ class EngineAdmission:
     def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
         guard, wait, out, monitor = self._guard, self._wait, self._out, self._monitor
         site, caller, clock = self.registry.site, self.registry.caller, self._figures.clock
+        revocation = self.revocation
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             asked = clock()
@@ -182,7 +180,9 @@ class EngineAdmission:
                 monitor.refused()
                 raise
             try:
-                record: ConnectionPoolEntry = base._do_get(self)  # noqa: SLF001 - the pools' own hook
+                record: ConnectionPoolEntry = (
+                    base._do_get(self) if revocation is None else revocation.take(checkout, base, self)  # noqa: SLF001
+                )
             except BaseException:
                 checkout.release_slots()
                 raise
@@ -226,6 +226,7 @@ class EngineAdmission:
         self, base: type[Pool], proxy: Proxy, runner: StatementRunner
     ) -> Callable[[Pool], PoolProxiedConnection]:
         admission, out, handed_out = self, self._out, self._figures.handed_out
+        revocation = self.revocation
 
         def connect(self: Pool) -> PoolProxiedConnection:
             try:
@@ -245,6 +246,8 @@ class EngineAdmission:
             checkout = out.get(record)
             if checkout is not None:
                 checkout.proxy = record.fairy_ref
+                if revocation is not None:
+                    revocation.leave(checkout)
                 reset, back = self.dispatch.reset, self.dispatch.checkin
                 if checkout.below is not None:
                     admission._watch_first_proxy(record, checkout.below)
@@ -283,6 +286,8 @@ class EngineAdmission:
             self._out[record] = checkout.below
             # Else SQLAlchemy would take the record for returned, and ignore its return.
             record.fairy_ref = checkout.below.proxy  # type: ignore[attr-defined] # of its own records
+            if self.revocation is not None:
+                self.revocation.leave(checkout)
         checkout.finalizer = None
         if checkout.reported:
             self._monitor.returned(checkout)

@@ -18,17 +18,19 @@ from sqlalchemy.pool.base import _ConnectionFairy
 from guardrails._dbapi.cursors import raw_cursor
 from guardrails._runtime.scope import ambient
 from guardrails.errors import CallTimeoutError
+from guardrails.integrations.sqlalchemy._proxied import (
+    get_dbapi_connection,
+    set_dbapi_connection,
+)
 
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
     from guardrails._dbapi.stopping import Limit
+    from guardrails.integrations.sqlalchemy._revoking import Revocation
 
-__all__ = ["Proxy", "ProxyWork", "dbapi_connection_of", "get_dbapi_connection", "guarded_proxy"]
+__all__ = ["Proxy", "ProxyWork", "guarded_proxy"]
 
 Proxy = type[PoolProxiedConnection]
-
-_member: Any = _ConnectionFairy.dbapi_connection
-get_dbapi_connection, _set_dbapi_connection = _member.__get__, _member.__set__
 
 _TWO_PHASE = frozenset({"tpc_begin", "tpc_prepare", "tpc_recover"})
 """PEP 249's two-phase methods that run as plain work; commit and rollback are handled below."""
@@ -54,8 +56,14 @@ class ProxyWork(Protocol):
     ) -> Any:
         """Runs a call of a cursor; its success is evidence if ``proves``."""
 
+    revocation: Revocation | None
+    """Takes connections back that are held idle; None if they may be held."""
+
     def bound_unwrapped(self, connection: Any) -> None:
-        """Bounds the user's work on the driver's own connection by the ambient deadline."""
+        """Bounds the user's work on the driver's own connection by the ambient deadline.
+
+        Such work cannot be seen, so the connection is no longer taken back.
+        """
 
     def finish(
         self, connection: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None
@@ -119,6 +127,9 @@ class _GuardedConnection(_ConnectionFairy):
 
     def _checkin(self, transaction_was_reset: bool = False) -> None:  # noqa: FBT001, FBT002
         self.__class__ = self._bare  # type: ignore[assignment] # from here on SQLAlchemy alone reads its attributes
+        revocation = self._work.revocation
+        if revocation is not None and not revocation.claim(self):
+            set_dbapi_connection(self, None)  # there is nothing to reset
         record, limit = self._connection_record, None
         reset, returned = self._pool.dispatch.reset, self._pool.dispatch.checkin
         checkout = self._work.checkout_of(record)
@@ -135,6 +146,19 @@ class _GuardedConnection(_ConnectionFairy):
             raise
         if limit is not None:
             self._work.checked_in(self, record, limit, None)
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
+        revocation = self._work.revocation
+        if soft or revocation is None or revocation.claim(self):
+            super().invalidate(e, soft)
+        else:
+            self._checkin()
+
+    def detach(self) -> None:
+        revocation = self._work.revocation
+        if revocation is not None and not revocation.claim(self):
+            raise get_dbapi_connection(self).error()
+        super().detach()
 
     def commit(self) -> None:
         self._guarded(self._work.commit)
@@ -172,7 +196,19 @@ class _GuardedConnection(_ConnectionFairy):
         if not self.is_valid:
             return call(*args)
         ending = not commit if ending is None else ending
-        return self._guarded(partial(self._work.end, commit=commit, ending=ending), call, args)
+        result = self._guarded(partial(self._work.end, commit=commit, ending=ending), call, args)
+        self._set_prepared(on=False)
+        return result
+
+    def _set_prepared(self, *, on: bool) -> None:
+        checkout = self._work.checkout_of(self._connection_record)
+        if checkout is not None and checkout.hold is not None:
+            checkout.hold.set_exempt(on=on)
+
+    def _prepare(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = self._run(call, *args, **kwargs)
+        self._set_prepared(on=True)
+        return result
 
     def _allow(self, statement: Any) -> Any:
         return self._work.allow(statement, self.guardrails_timeout)
@@ -196,19 +232,22 @@ class _UnwrappableConnection(_GuardedConnection):
         """The DBAPI connection. Work on it is stopped at the ambient deadline."""
         connection = get_dbapi_connection(self)
         # SQLAlchemy reads it too, for work that is hooked.
-        if ambient.get() is not None and connection is not None and not _read_by_sqlalchemy():
+        watched = ambient.get() is not None or self._work.revocation is not None
+        if watched and connection is not None and not _read_by_sqlalchemy():
             self._work.bound_unwrapped(self)
+            return get_dbapi_connection(self)  # it may have been taken back before
         return connection
 
-    dbapi_connection = property(_unwrap, _set_dbapi_connection)
+    dbapi_connection = property(_unwrap, set_dbapi_connection)
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(get_dbapi_connection(self), name)
         if name in _TWO_PHASE:
-            return partial(self._run, attribute)
+            return partial(self._prepare if name == "tpc_prepare" else self._run, attribute)
         if name in {"tpc_commit", "tpc_rollback"}:
             return partial(self.guardrails_end, attribute, commit=name == "tpc_commit")
-        if ambient.get() is not None and callable(attribute) and not _read_by_sqlalchemy():
+        watched = ambient.get() is not None or self._work.revocation is not None
+        if watched and callable(attribute) and not _read_by_sqlalchemy():
             self._work.bound_unwrapped(self)
         return attribute
 
@@ -220,15 +259,6 @@ def guarded_proxy(work: ProxyWork) -> Proxy:
     bare: Any = type(name, (_GuardedConnection,), own)
     bare._bare = bare  # noqa: SLF001 - an invalidated connection is checked in again
     return type(name, (_UnwrappableConnection,), {**own, "_bare": bare})
-
-
-def dbapi_connection_of(connection: Any) -> Any:
-    """Returns the DBAPI connection of a pool's connection, for hooked work: no deadline is put on it."""
-    try:
-        return get_dbapi_connection(connection)
-    except TypeError:
-        # Another proxy of SQLAlchemy's, or the DBAPI connection itself.
-        return getattr(connection, "dbapi_connection", connection)
 
 
 def _read_by_sqlalchemy() -> bool:

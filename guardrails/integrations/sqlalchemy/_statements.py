@@ -20,7 +20,11 @@ from guardrails._util.checks import Faults
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations.sqlalchemy._fetching import fetch_batches, fetch_in_steps
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission
-from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of, get_dbapi_connection
+from guardrails.integrations.sqlalchemy._proxied import (
+    dbapi_connection_of,
+    get_dbapi_connection,
+    refuse_revoked,
+)
 
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
@@ -116,7 +120,9 @@ class Statements:
             ending = isinstance(element, _SAVEPOINT_ENDS)
             proves = not (isinstance(element, SavepointClause) or (questioned and connection in questioned))
             work: Callable[..., Any] = run
-            if checkout is not None:
+            if checkout is None:
+                refuse_revoked(context.root_connection._dbapi_connection)  # noqa: SLF001 - likewise
+            else:
                 ending = ending or checkout.ends
                 work = run if checkout.listener_limit is None else run_listened
             result = work(original, args, connection, checkout, timeout=timeout, ending=ending, proves=proves)
@@ -167,7 +173,7 @@ class Statements:
         timeout: float | None,
     ) -> Any:
         try:
-            return self._runner.bounds(close, (), connection, timeout)
+            return self._runner.finish(close, (), connection, checkout, timeout)
         except CallTimeoutError as error:
             user.invalidate(error)  # SQLAlchemy logs the error and goes on
             raise

@@ -14,7 +14,7 @@ from sqlalchemy import Dialect
 from guardrails._dbapi.runner import StatementRunner
 from guardrails.errors import CallTimeoutError, CommitUnknownError, RejectedError
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission
-from guardrails.integrations.sqlalchemy._raw import dbapi_connection_of
+from guardrails.integrations.sqlalchemy._proxied import dbapi_connection_of, revoked_connection_of
 
 __all__ = ["TwoPhase"]
 
@@ -41,7 +41,9 @@ class TwoPhase:
                 return original(connection, xid)
             self._runner.check_time_left()
             with self._with_grace(connection):
-                return original(connection, xid)
+                result = original(connection, xid)
+            self._set_prepared(connection, on=True)
+            return result
 
         return prepare
 
@@ -54,6 +56,8 @@ class TwoPhase:
 
         def end(connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> Any:  # noqa: FBT001, FBT002 - SQLAlchemy's
             fairy, args = connection.connection, (connection, xid, is_prepared, recover)
+            if not commit and revoked_connection_of(fairy) is not None:
+                return None  # it is rolled back, or prepared and to be recovered; blocks must unwind quietly
             if commit and not is_prepared:
                 try:
                     self._runner.check_time_left()
@@ -64,15 +68,23 @@ class TwoPhase:
                 return fairy.guardrails_end(original, *args, commit=commit, ending=True)
             try:
                 with self._with_grace(connection):
-                    return original(*args)  # the dialect runs statements, which are hooked
+                    result = original(*args)  # the dialect runs statements, which are hooked
             except CommitUnknownError:
                 raise
             except CallTimeoutError as error:
                 if not commit:
                     raise
                 raise unknown(error) from error.__cause__
+            self._set_prepared(connection, on=False)
+            return result
 
         return end
+
+    def _set_prepared(self, connection: Any, *, on: bool) -> None:
+        """Exempts a connection while its transaction is prepared: without it the locks would stay."""
+        checkout = self._checkout_of(connection.connection._connection_record)  # noqa: SLF001 - no public way
+        if checkout is not None and checkout.hold is not None:
+            checkout.hold.set_exempt(on=on)
 
     @contextmanager
     def _with_grace(self, connection: Any) -> Iterator[None]:
