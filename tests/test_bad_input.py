@@ -29,7 +29,7 @@ from guardrails import (
     protect,
     retrying,
 )
-from guardrails._util.checks import refuse_unknown
+from guardrails._util.checks import Faults, refuse_unknown
 
 VALUES = [float("nan"), float("inf"), -1, 0, True, "5", None, 10**400, Decimal("0.5"), timedelta(seconds=1)]
 COLUMNS = """
@@ -323,3 +323,16 @@ def test_the_misspelt_one_of_several_options_is_named():
     with pytest.raises(ConfigurationError, match="has no option 'timeuot'; did you mean 'timeout'"):
         refuse_unknown("protect_all", ["guards", "timeuot"], protect_all)
     refuse_unknown("protect_all", ["guards", "timeout"], protect_all)
+
+
+@pytest.mark.parametrize("value", [0, 1, "yes", None])
+def test_a_switch_is_true_or_false_and_nothing_else(value):
+    """1 may be meant as a number."""
+    faults = Faults("pool")
+    faults.flag("ask_server", value)
+    with pytest.raises(ConfigurationError, match=r"ask_server.* True or False"):
+        faults.raise_if_any()
+    faults = Faults("pool")
+    faults.flag("ask_server", True)
+    faults.flag("ask_server", False)
+    faults.raise_if_any()
