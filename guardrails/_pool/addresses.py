@@ -74,12 +74,15 @@ class NameWatch:
         self._next = math.inf
         self._under_way = False
 
-    def add(self, names: frozenset[str]) -> None:
-        """Adds names, after a connection to them was opened."""
-        if not names <= self.names and self._returns < _RETURNS:
+    def add(self, names: frozenset[str], peer: str) -> None:
+        """Adds names, after a connection to one of them was opened, and the address that it reached."""
+        if self._returns >= _RETURNS:
+            return
+        if not names <= self.names:
             self.names |= names
-            self._known, self._missing = frozenset(), frozenset()
             self._next = 0.0
+        if peer not in self._known:
+            self._known |= {peer}
 
     def forget_look_up(self) -> None:
         """Forgets a look-up under way: a child process does not have its thread."""

@@ -69,7 +69,7 @@ class PoolUpkeep(IdlePool):
             peer: The address of the server.
         """
         if peer is not None and (names := names_in((host,))):
-            self.watch.add(names)
+            self.watch.add(names, peer)
             self._peers.add(peer)
         if not self._planned and not self.stopped and (self.life.acts or self.watch.names):
             self._planned = True

@@ -24,7 +24,7 @@ def test_names_are_told_from_addresses_and_paths(hosts, names):
 def gone_in(*answers, every=5.0):
     """Plays answers to a watch; returns what is gone after each."""
     watch = NameWatch()
-    watch.add(frozenset({"db"}))
+    watch.add(frozenset({"db"}), "1")
     return watch, [
         set(watch.note(number * every, frozenset(answer))) for number, answer in enumerate(answers)
     ]
@@ -35,6 +35,7 @@ def gone_in(*answers, every=5.0):
     [
         ([{"1"}, {"1"}, {"1"}], [set(), set(), set()]),
         ([{"1"}, {"2"}, {"2"}, {"2"}], [set(), set(), {"1"}, set()]),
+        ([{"2"}, {"2"}], [set(), {"1"}]),
         ([{"1"}, {"2"}, {"1"}, {"2"}], [set(), set(), set(), set()]),
         ([{"1", "2"}, {"2", "3"}, {"2", "3"}], [set(), set(), {"1"}]),
         ([{"1"}, {"2"}, {"2"}, {"1"}, {"1"}], [set(), set(), {"1"}, set(), {"2"}]),
@@ -49,7 +50,7 @@ def test_name_that_rotates_is_not_watched():
     watch, gone = gone_in(*[{"1"}, {"2"}, {"2"}, {"1"}, {"1"}] * 3)
     assert sum(map(len, gone)) <= 4
     assert not watch.names
-    watch.add(frozenset({"db"}))
+    watch.add(frozenset({"db"}), "1")
     assert not watch.names
 
 
@@ -69,7 +70,7 @@ def test_missing_address_is_looked_up_again_soon():
 def test_failure_makes_a_look_up_due_once_in_half_a_second():
     watch = NameWatch()
     assert not watch.hurry(1.0), "there is no name"
-    watch.add(frozenset({"db"}))
+    watch.add(frozenset({"db"}), "1")
     assert watch.is_due(1.0)
     watch._next = 6.0  # a look-up at 1.0
     assert not watch.hurry(1.4)

@@ -20,21 +20,19 @@ from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.fork import check_process
-from guardrails._runtime.guard_log import LOGIN_REFUSED, READ_ONLY
-from guardrails._runtime.outcomes import classify
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import current, note_guard_error, touch
 from guardrails.errors import GuardrailsError, RejectedError
 from guardrails.integrations.redis._checkout import RedisCheckout
+from guardrails.integrations.redis._judge import ReplyJudge
 from guardrails.integrations.redis._releases import GRACE, error_of_lock_block, in_giving_back, is_release
-from guardrails.integrations.redis._replies import errors_in, is_read_only, refuses_login, server_failed
+from guardrails.integrations.redis._replies import errors_in
 
 __all__ = ["CommandRunner", "prefer_block_error"]
 
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 _CONNECTION_LOST = (redis.TimeoutError, redis.ConnectionError, TimeoutError)
-_NOT_SENT = (redis.DataError, ArithmeticError, TypeError, ValueError)
 
 _DEADLINE_TOLERANCE = 0.005
 """Seconds before its deadline at which a read that timed out counts as late: socket timeouts can be early."""
@@ -45,23 +43,18 @@ class CommandRunner:
 
     Args:
         guard: The client's guard.
-
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
         is_async: Whether asyncio tasks use the client.
 
     Attributes:
         checkouts: The checkouts that are out, with their holders and figures.
         created: Called with each connection that was opened, and its socket or stream.
-        for_replica: True if the client is for a replica, which takes no writes.
-        moved: Called when the server refuses writes: its pool should find the new primary.
-        suspect: Called after each failure: the server's name may lead elsewhere.
+        judge: Judges errors.
     """
 
     def __init__(self, guard: Guard, leak_after: float | None, *, is_async: bool) -> None:
         self.created: Callable[[Any, Any], None] | None = None
-        self.for_replica = False
-        self.moved: Callable[[], object] = bool
-        self.suspect: Callable[[], object] = bool
+        self.judge = ReplyJudge(guard)
         self._guard = guard
         self.checkouts = Checkouts(guard, leak_after, is_async=is_async, system="redis")
         self._clock = self.checkouts.figures.clock
@@ -216,12 +209,12 @@ class CommandRunner:
         That is so if the server no longer takes writes.
         """
         self._count(checkout)
-        outcome = self._classify_replies(answer) if type(answer) is list else _SUCCESS
+        outcome = self.judge.outcome_of_replies(answer) if type(answer) is list else _SUCCESS
         if not checkout.proves and outcome is _SUCCESS:
             outcome = Outcome.NEUTRAL
         if checkout.blocking or outcome is not _SUCCESS:
             self._record(checkout, outcome)
-            return outcome is Outcome.FAILURE and any(map(self.must_close, errors_in(answer)))
+            return outcome is Outcome.FAILURE and any(map(self.judge.must_close, errors_in(answer)))
         tickets, checkout.tickets = checkout.tickets, ()
         for gate, ticket in tickets:
             gate.end(ticket, _SUCCESS)
@@ -251,8 +244,9 @@ class CommandRunner:
             # A deadline that passed while the process stood still is no evidence.
             ours = checkout.own and not pause_detector.missed(checkout.seconds or 0.0)
             self._record(checkout, Outcome.FAILURE if ours else Outcome.ABANDONED)
+            self.judge.suspect()
             raise self._timed_out(checkout, error)
-        self._record(checkout, self._classify(error, connecting=connecting))
+        self._record(checkout, self.judge.outcome(error, connecting=connecting))
 
     def _count(self, checkout: RedisCheckout) -> None:
         """Counts the time of a piece of work, unless it only waits for others to send something."""
@@ -294,40 +288,6 @@ class CommandRunner:
             self._gate.step(self._gate.core.adopt, 1)
             checkout.slots.append((self._gate, 0))
             raise
-
-    def refuses_writes(self, error: BaseException) -> bool:
-        """Returns True if the server has become read-only, while its client is not one for a replica."""
-        return not self.for_replica and is_read_only(error)
-
-    def must_close(self, error: BaseException) -> bool:
-        """Returns True if the connection must be closed after an error whose reply was read."""
-        return self.refuses_writes(error) and self._guard.mode == "enforce"
-
-    def _classify_replies(self, replies: list[object]) -> Outcome:
-        """Classifies replies, among which ``execute(raise_on_error=False)`` returns errors."""
-        errors = errors_in(replies)
-        if any(self._classify(error, connecting=False) is not _SUCCESS for error in errors):
-            return Outcome.FAILURE
-        return _SUCCESS
-
-    def _classify(self, error: BaseException, *, connecting: bool) -> Outcome:
-        self._note_cause(error, connecting=connecting)
-        policy = self._guard.call_settings.policy
-        outcome = classify(error, None if policy is None else policy.is_failure)
-        if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
-            return outcome
-        answer = Outcome.ABANDONED if isinstance(error, _NOT_SENT) else _SUCCESS
-        if not server_failed(error, connecting=connecting) or (self.for_replica and is_read_only(error)):
-            return answer
-        self.suspect()
-        return Outcome.FAILURE
-
-    def _note_cause(self, error: BaseException, *, connecting: bool) -> None:
-        if self.refuses_writes(error):
-            self._gate.report.note_cause(READ_ONLY)
-            self.moved()
-        elif connecting and refuses_login(error):
-            self._gate.report.note_cause(LOGIN_REFUSED)
 
 
 def prefer_block_error(error: GuardrailsError) -> BaseException | None:

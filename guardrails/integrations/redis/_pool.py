@@ -63,9 +63,9 @@ class ClientAdmission:
         self._single: SingleConnection | None = None
         upkeep = AsyncClientUpkeep if self._is_async else ClientUpkeep
         self.upkeep = upkeep(pool, guard, life, self._work)
-        self._work.created, self._work.moved = self.upkeep.created, self.upkeep.renew
-        self._work.suspect = self.upkeep.suspect
-        self._work.for_replica = not getattr(pool, "is_master", True)  # of a Sentinel's pool
+        self._work.created, judge = self.upkeep.created, self._work.judge
+        judge.moved, judge.suspect = self.upkeep.renew, self.upkeep.suspect
+        judge.for_replica = not getattr(pool, "is_master", True)  # of a Sentinel's pool
 
     def attach(self) -> None:
         """Replaces the classes of the pool and of its connections.

@@ -1,0 +1,74 @@
+"""Judges the errors of a client's commands: the server's fault, an answer, or no evidence.
+
+Depends on the guard and replies; must not import connections or pools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import redis
+
+from guardrails._core.outcome import Outcome
+from guardrails._guard.guard import Guard
+from guardrails._runtime.guard_log import LOGIN_REFUSED, READ_ONLY
+from guardrails._runtime.outcomes import classify
+from guardrails.integrations.redis._replies import errors_in, is_read_only, refuses_login, server_failed
+
+__all__ = ["ReplyJudge"]
+
+_NOT_SENT = (redis.DataError, ArithmeticError, TypeError, ValueError)
+
+
+class ReplyJudge:
+    """Judges the errors of one client's commands.
+
+    Args:
+        guard: The client's guard.
+
+    Attributes:
+        for_replica: True if the client is for a replica, which takes no writes.
+        moved: Called when the server refuses writes: its pool should find the new primary.
+        suspect: Called after each failure: the server's name may lead elsewhere.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._report = guard.call_settings.gates[-1].report
+        self.for_replica = False
+        self.moved: Callable[[], object] = bool
+        self.suspect: Callable[[], object] = bool
+
+    def outcome(self, error: BaseException, *, connecting: bool = False) -> Outcome:
+        """Returns the outcome of work that raised, and notes a known cause of its failure.
+
+        Args:
+            error: What it raised.
+            connecting: True if the connection was still being opened.
+        """
+        if self._refuses_writes(error):
+            self._report.note_cause(READ_ONLY)
+            self.moved()
+        elif connecting and refuses_login(error):
+            self._report.note_cause(LOGIN_REFUSED)
+        policy = self._guard.call_settings.policy
+        outcome = classify(error, None if policy is None else policy.is_failure)
+        if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
+            return outcome
+        if not server_failed(error, connecting=connecting) or (self.for_replica and is_read_only(error)):
+            return Outcome.ABANDONED if isinstance(error, _NOT_SENT) else Outcome.SUCCESS
+        self.suspect()
+        return Outcome.FAILURE
+
+    def outcome_of_replies(self, replies: list[object]) -> Outcome:
+        """Returns the outcome of replies, some of which may be errors."""
+        if any(self.outcome(error) is not Outcome.SUCCESS for error in errors_in(replies)):
+            return Outcome.FAILURE
+        return Outcome.SUCCESS
+
+    def must_close(self, error: BaseException) -> bool:
+        """Returns True if the connection leads to a replica now, and must be closed."""
+        return self._refuses_writes(error) and self._guard.mode == "enforce"
+
+    def _refuses_writes(self, error: BaseException) -> bool:
+        return not self.for_replica and is_read_only(error)
