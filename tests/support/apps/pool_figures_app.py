@@ -1,7 +1,7 @@
 """A WSGI application on a guarded pool, with the metrics of all its processes.
 
-``/work`` holds a connection for `HOLD` seconds. It answers the process, and what the caller measured: the
-seconds of waiting and holding, or that it was refused. ``/internal/`` has the pages of the status pages.
+``/work`` holds a connection for `HOLD` seconds. It answers with its process and what the caller measured: the
+seconds of waiting and holding, or that it was refused. ``/internal/`` has the status application's pages.
 """
 
 from __future__ import annotations
