@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, get_args
 
 from guardrails._core.breaker import State
+from guardrails._core.shadow import Mode
 from guardrails._guard.guard import Guard, shown_compartments
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails.errors import Reason
@@ -64,6 +65,14 @@ def _rejections(seen: GuardSnapshot) -> Mapping[str, float]:
     return {reason: seen.rejected.get(reason, 0) for reason in get_args(Reason)}
 
 
+def _modes(seen: GuardSnapshot) -> Mapping[str, float]:
+    return {mode: float(mode == seen.mode) for mode in get_args(Mode)}
+
+
+def _would_reject(seen: GuardSnapshot) -> Mapping[str, float]:
+    return {reason: seen.would_reject.get(reason, 0) for reason in get_args(Reason)}
+
+
 def _plain(read: Callable[[GuardSnapshot], float | None]) -> Callable[[GuardSnapshot], Mapping[str, float]]:
     """A figure without a label of its own; it is omitted when ``read`` returns None."""
 
@@ -114,6 +123,22 @@ FIGURES = (
         _plain(lambda seen: seen.late_results),
     ),
     Figure("counter", "rejections", "", "Calls that were refused.", _rejections, "reason"),
+    Figure("gauge", "mode", "", "1 for the mode of the guard, 0 for the others.", _modes, "mode"),
+    Figure(
+        "counter",
+        "would_reject",
+        "",
+        "Calls let in in shadow that would have been refused.",
+        _would_reject,
+        "reason",
+    ),
+    Figure(
+        "counter",
+        "would_stop",
+        "",
+        "Calls in shadow that passed a deadline at which they would have been stopped.",
+        _plain(lambda seen: seen.would_stop),
+    ),
     Figure("counter", "admissions", "", "Slots given out.", _plain(lambda seen: seen.admitted)),
     Figure("gauge", "bulkhead_in_use", "", "Slots taken.", _plain(lambda seen: seen.in_use)),
     Figure(

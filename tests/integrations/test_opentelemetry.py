@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine
 
 from guardrails import ConfigurationError, RejectedError, protect
+from guardrails._guard.pool_snapshot import EXPORTED_BOUNDS
 from guardrails.integrations.opentelemetry import SpanListener, observe
 from guardrails.integrations.prometheus import GuardCollector
 
@@ -112,6 +113,32 @@ def test_pools_have_the_names_of_the_conventions(make_guard, collect, tmp_path):
             (name, ("db.client.connection.state", "idle")): 0,
         },
     )
+
+
+def test_times_of_pools_are_histograms_with_the_bounds_of_the_conventions(collect, tmp_path):
+    """Each collection has what was timed until then, once; number and sum are the pool's."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db")
+    db = protect(engine, name="orders")
+    for again in (False, True):
+        for _ in range(3):
+            with engine.connect() as connection:
+                connection.exec_driver_sql("select 1")
+        collected = collect(db, again=again)
+    engine.dispose()
+    pool = db.snapshot().pool
+    name = ("db.client.connection.pool.name", "orders")
+    for metric, attributes, times in (
+        ("db.client.connection.wait_time", (name,), pool.wait),
+        ("db.client.connection.use_time", (name,), pool.hold),
+        ("db.client.connection.create_time", (name,), pool.connect),
+        ("db.client.operation.duration", (name, ("db.system.name", "sqlite")), pool.use),
+    ):
+        unit, points = collected[metric]
+        point = points[attributes]
+        assert (unit, tuple(point.explicit_bounds)) == ("s", EXPORTED_BOUNDS)
+        assert list(point.bucket_counts) == times.buckets()
+        assert point.sum == pytest.approx(times.sum)
+    assert pool.use.count == 6
 
 
 def test_refusals_are_on_their_span(make_guard):

@@ -95,7 +95,7 @@ def test_connections_are_those_of_the_server(lab):
 
 
 def measure(lab, callers):
-    """Runs callers at once, each with a statement of 0.1 s; returns the seconds of waiting and holding of each."""
+    """Runs callers at once, each with a statement of 0.1 s; returns what each waited and held."""
     measured = []
 
     def work():
