@@ -122,8 +122,8 @@ class RouteFigures:
 
     Attributes:
         compartment: The name of the compartment; None for the guard itself.
-        route: The template of the route, under the middleware; else None. ``"other"`` for all routes beyond
-            the first 64.
+        route: The template of the route, under the middleware; else None. ``"other"`` for all
+            beyond the first 128 pairs of compartment and route.
         wait: As in `PoolSnapshot`.
         hold: As in `PoolSnapshot`.
         use: As in `PoolSnapshot`.
