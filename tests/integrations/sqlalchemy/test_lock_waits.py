@@ -85,7 +85,6 @@ def protect_small(lab, **options):
     return lab.protect(pool_size=2, max_overflow=0, guard=settings)
 
 
-@pytest.mark.every_driver
 def test_log_and_status_name_the_session_that_holds_the_lock(lab, rows, caplog):
     """The lines of the victims and their sessions, the blocker's session, its activity, and how to end it."""
     protect_small(lab)

@@ -1,0 +1,177 @@
+"""The alert rules for Prometheus, made from the table of metrics. Must not print.
+
+Each rule has a section of its name in ``docs/runbooks.md``. Rules exclude each other: a sick dependency also
+fills the queue, and its alert alone should wake someone up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from guardrails.cli._metric_names import POOL_LABEL, of_guard, quantile, rate, selected
+
+__all__ = ["ALERTS", "Alert", "as_yaml"]
+
+
+class Alert(NamedTuple):
+    """One rule.
+
+    Attributes:
+        name: Its name, and that of its section in the runbooks.
+        expression: PromQL.
+        lasts: How long the expression must hold.
+        severity: ``"critical"`` wakes someone up; ``"warning"`` can wait for the morning.
+        summary: One line; ``$labels`` and ``$value`` are Prometheus'.
+        description: What it means.
+    """
+
+    name: str
+    expression: str
+    lasts: str
+    severity: Literal["critical", "warning"]
+    summary: str
+    description: str
+
+
+_BY = "job, guard"
+_WINDOW = "5m"
+_LONG = "10m"
+
+_SICK = 'state=~"open|half_open"'
+_BY_HAND = 'state=~"forced_open|disabled|metrics_only"'
+
+_HELD_SECONDS = 60
+"""Seconds for which a connection may be out. A statement ends at its timeout, long before."""
+
+
+def _sum(expression: str, by: str = _BY) -> str:
+    return f"sum by ({by}) ({expression})"
+
+
+def _unless(expression: str, *others: str) -> str:
+    return "".join([f"({expression})", *(f"\nunless on ({_BY}) ({other})" for other in others)])
+
+
+def _either(make: Callable[[str], str]) -> str:
+    """Returns the series of guards and of compartments, whose circuits and refusals are their own."""
+    return f"{make('guardrails')} or {make('guardrails.compartment')}"
+
+
+def _in_state(state: str) -> str:
+    def count(prefix: str) -> str:
+        by = _BY if prefix == "guardrails" else f"{_BY}, compartment"
+        return f"{_sum(selected(f'{prefix}.breaker_state', state), by)} > 0"
+
+    return _either(count)
+
+
+def _over_time(prefix: str) -> str:
+    return f"max_over_time({selected(f'{prefix}.breaker_state', _SICK)}[{_WINDOW}])"
+
+
+def _refused(prefix: str) -> str:
+    return rate(f"{prefix}.rejections", 'reason=~"bulkhead_full|queue_timeout|shed"', window=_WINDOW)
+
+
+_was_sick = f"max by ({_BY}) ({_either(_over_time)}) > 0"
+_held = f"max by ({_BY}) ({selected('guardrails.oldest_call')}) > {_HELD_SECONDS}"
+
+_full = _sum(_either(_refused))
+_asked = f"({_sum(rate('guardrails.admissions', window=_WINDOW))} + {_full})"
+_failed = _sum(rate("guardrails.calls", 'outcome="failure"', window=_WINDOW))
+_ended = _sum(rate("guardrails.calls", window=_WINDOW))
+_wait = of_guard(quantile(0.99, "db.client.connection.wait_time", by=f"job, {POOL_LABEL}", window=_WINDOW))
+
+
+def _pool_rate(name: str) -> str:
+    return _sum(rate(name, window=_LONG), f"job, {POOL_LABEL}")
+
+
+_opened = f"({_pool_rate('guardrails.pool_opened')} - {_pool_rate('guardrails.pool_invalidated')})"
+_taken = _pool_rate("guardrails.pool_checkouts")
+
+ALERTS = (
+    Alert(
+        "GuardrailsCircuitOpen",
+        _in_state(_SICK),
+        "1m",
+        "critical",
+        "The circuit of {{ $labels.guard }} {{ $labels.compartment }} is open",
+        "Its dependency fails or is slow. Calls are refused at once, but for a few probes.",
+    ),
+    Alert(
+        "GuardrailsCircuitByHand",
+        _in_state(_BY_HAND),
+        "15m",
+        "warning",
+        "The circuit of {{ $labels.guard }} {{ $labels.compartment }} was set by hand",
+        "It is forced open, disabled or measures only, and does not react to its dependency.",
+    ),
+    Alert(
+        "GuardrailsOverloaded",
+        _unless(f"{_full} / {_asked} > 0.01", _was_sick, _held),
+        "2m",
+        "critical",
+        "{{ $labels.guard }} refuses {{ $value | humanizePercentage }} of its calls: no slot is free",
+        "More calls arrive than the pool can serve, and its dependency is well.",
+    ),
+    Alert(
+        "GuardrailsConnectionsHeld",
+        _held,
+        "1m",
+        "warning",
+        "A connection of {{ $labels.guard }} has been out for {{ $value | humanizeDuration }}",
+        "It was forgotten, or is held across other work, such as a stream or a call of another service.",
+    ),
+    Alert(
+        "GuardrailsFailing",
+        _unless(f"{_failed} / {_ended} > 0.02", _was_sick),
+        "5m",
+        "warning",
+        "{{ $value | humanizePercentage }} of the calls of {{ $labels.guard }} fail",
+        "Too few to open the circuit: some statements, one table or one replica.",
+    ),
+    Alert(
+        "GuardrailsWaitHigh",
+        _unless(f"{_wait} > 0.1", _was_sick, _held),
+        "5m",
+        "warning",
+        "Callers wait {{ $value | humanizeDuration }} for a connection of {{ $labels.guard }}",
+        "One caller in a hundred waits longer: the pool is nearly full, or connections are slow to open.",
+    ),
+    Alert(
+        "GuardrailsConnectionChurn",
+        _unless(of_guard(f"({_opened} / {_taken} > 0.2 and {_taken} > 0.1)"), _was_sick),
+        "10m",
+        "warning",
+        "{{ $labels.guard }} opens a connection for {{ $value | humanizePercentage }} of its checkouts",
+        "The pool keeps fewer connections than are in use, and opens and closes the rest all the time.",
+    ),
+)
+"""Every rule."""
+
+
+def as_yaml(alerts: Iterable[Alert], runbooks: str) -> str:
+    """Formats rules as a rule file of Prometheus.
+
+    Args:
+        alerts: The rules.
+        runbooks: The address of the page with a section for each rule.
+    """
+    lines = ["groups:", "  - name: guardrails", "    rules:"]
+    for alert in alerts:
+        lines += [
+            f"      - alert: {alert.name}",
+            "        expr: |-",
+            *(f"          {line}" for line in alert.expression.splitlines()),
+            f"        for: {alert.lasts}",
+            "        labels:",
+            f"          severity: {alert.severity}",
+            "        annotations:",
+            f"          summary: {json.dumps(alert.summary)}",
+            f"          description: {json.dumps(alert.description)}",
+            f"          runbook_url: {json.dumps(f'{runbooks}#{alert.name.lower()}')}",
+        ]
+    return "\n".join(lines)
