@@ -22,7 +22,8 @@ class Alert(NamedTuple):
         name: Its name, and that of its section in the runbooks.
         expression: PromQL.
         lasts: How long the expression must hold.
-        severity: ``"critical"`` wakes someone up; ``"warning"`` can wait for the morning.
+        severity: ``"critical"`` wakes someone up; ``"warning"`` can wait for the morning; ``"info"`` is
+            for who tries the guard out.
         summary: One line; ``$labels`` and ``$value`` are Prometheus'.
         description: What it means.
     """
@@ -30,7 +31,7 @@ class Alert(NamedTuple):
     name: str
     expression: str
     lasts: str
-    severity: Literal["critical", "warning"]
+    severity: Literal["critical", "warning", "info"]
     summary: str
     description: str
 
@@ -73,6 +74,10 @@ def _over_time(prefix: str) -> str:
 
 def _refused(prefix: str) -> str:
     return rate(f"{prefix}.rejections", 'reason=~"bulkhead_full|queue_timeout|shed"', window=_WINDOW)
+
+
+def _would_refuse(prefix: str) -> str:
+    return rate(f"{prefix}.would_reject", window=_WINDOW)
 
 
 _was_sick = f"max by ({_BY}) ({_either(_over_time)}) > 0"
@@ -140,6 +145,14 @@ ALERTS = (
         "warning",
         "Callers wait {{ $value | humanizeDuration }} for a connection of {{ $labels.guard }}",
         "One caller in a hundred waits longer: the pool is nearly full, or connections are slow to open.",
+    ),
+    Alert(
+        "GuardrailsShadowWouldRefuse",
+        f"{_sum(_either(_would_refuse))} > 0",
+        "5m",
+        "info",
+        "{{ $labels.guard }} would refuse {{ $value | humanize }} calls per second if it enforced",
+        "It is in shadow: the calls were let in, and counted.",
     ),
     Alert(
         "GuardrailsConnectionChurn",

@@ -5,10 +5,7 @@ Depends on HTTP and the format of the page; must not import guards.
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,6 +53,10 @@ def read_page(address: str) -> Mapping[str, Any]:
     Raises:
         StatusPageError: There is none.
     """
+    import http.client  # noqa: PLC0415 - for those commands alone that read a page
+    import urllib.error  # noqa: PLC0415 - likewise
+    import urllib.request  # noqa: PLC0415 - likewise
+
     request = urllib.request.Request(address, headers={"accept": "application/json"})  # noqa: S310 - http(s) only
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - likewise

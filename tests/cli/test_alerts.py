@@ -120,9 +120,9 @@ def forced_open(postgres):
 
 
 @contextlib.contextmanager
-def overloaded(postgres):
-    """More callers than connections; the statements themselves are well."""
-    with made(postgres) as (engine, guard):
+def overloaded(postgres, **options):
+    """More callers than slots; the statements themselves are well."""
+    with made(postgres, size=3, max_concurrent_calls=2, **options) as (engine, guard):
 
         def step():
             with engine.connect(), engine.connect():
@@ -132,6 +132,13 @@ def overloaded(postgres):
                 query(engine)
 
         yield guard, step
+
+
+@contextlib.contextmanager
+def shadowed(postgres):
+    """The same in shadow: nobody is refused by the guard."""
+    with overloaded(postgres, mode="shadow") as fault:
+        yield fault
 
 
 @contextlib.contextmanager
@@ -197,6 +204,7 @@ FAULTS = {
     "GuardrailsOverloaded in a compartment": crowded_compartment,
     "GuardrailsCircuitByHand": forced_open,
     "GuardrailsOverloaded": overloaded,
+    "GuardrailsShadowWouldRefuse": shadowed,
     "GuardrailsConnectionsHeld": leaking,
     "GuardrailsFailing": failing,
     "GuardrailsWaitHigh": queueing,
