@@ -34,7 +34,7 @@ class PutBack(Protocol):
 class Hold:
     """One connection that is out: whether work runs on it, and since when none does.
 
-    It is new in the hands of its caller, as if work ran on it; `end` then lets it count as idle.
+    While it is set up, work counts as running on it; `hand_out` or `append` lets it count as idle.
 
     Attributes:
         idle: The token: the time at which the last work ended. Empty while work runs, and once the connection
@@ -43,12 +43,13 @@ class Hold:
         noted: True if its idle time was reported, where nothing is taken back.
     """
 
-    __slots__ = ("_block", "_error", "_guests", "_since", "exempt", "idle", "noted")
+    __slots__ = ("_block", "_error", "_guests", "_is_new", "_since", "exempt", "idle", "noted")
 
     def __init__(self, now: float) -> None:
         self.idle: list[float] = [now]
         self.exempt = self.noted = False
         self._guests = 1
+        self._is_new = True
         self._since = now
         self._block = current_block()
         self._error: Callable[[], ConnectionRevokedError] | None = None
@@ -57,6 +58,11 @@ class Hold:
     def revoked(self) -> bool:
         """True if the connection was taken back."""
         return self._error is not None
+
+    def new_error(self) -> ConnectionRevokedError:
+        """Makes the error of a connection that was taken back; see `revoked`."""
+        assert self._error is not None  # noqa: S101 - by contract
+        return self._error()
 
     def begin(self) -> PutBack:
         """Begins a piece of work whatever else runs on the connection.
@@ -82,8 +88,10 @@ class Hold:
             self._since = max(self._since, now)
 
     def hand_out(self, now: float) -> None:
-        """Ends the set-up of a new hold, or of a shared connection for one more caller."""
-        self.append(now)
+        """Ends the set-up of a connection that is not shared; repeated calls do nothing."""
+        if self._is_new:
+            self._is_new = False
+            self.append(now)
 
     def share(self) -> Self:
         """Begins the set-up of a connection for one more caller, who has it together with the others.

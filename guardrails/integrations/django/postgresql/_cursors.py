@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 
 from psycopg import ServerCursor
 
+from guardrails.errors import ConnectionRevokedError
+
 __all__ = ["Steps", "guard_cursor"]
 
 
@@ -18,6 +20,10 @@ class Steps:
 
     def admit(self) -> None:
         """Called before work that is not run step by step."""
+        raise NotImplementedError
+
+    def hide_work(self) -> None:
+        """Called before work that is not run step by step, after `admit`."""
         raise NotImplementedError
 
     def step(
@@ -52,11 +58,13 @@ class _Guarded:
     def copy(self, *args: Any, **kwargs: Any) -> Any:
         """See psycopg. It needs a slot and has no deadline."""
         self.guardrails.admit()
+        self.guardrails.hide_work()
         return super().copy(*args, **kwargs)  # type: ignore[misc]  # likewise
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
         """See psycopg. It needs a slot and has no deadline."""
         self.guardrails.admit()
+        self.guardrails.hide_work()
         return super().stream(*args, **kwargs)  # type: ignore[misc]  # likewise
 
 
@@ -85,7 +93,10 @@ class _GuardedServerCursor(_Guarded):
 
     def close(self) -> None:
         """See psycopg."""
-        self.guardrails.step(super().close, (), {}, ending=True)  # type: ignore[misc]  # likewise
+        try:
+            self.guardrails.step(super().close, (), {}, ending=True)  # type: ignore[misc]  # likewise
+        except ConnectionRevokedError:
+            super().close()  # type: ignore[misc]  # likewise; there is no server to tell
 
     def __iter__(self) -> Iterator[Any]:
         """See psycopg: a page at a time; who stops in the middle of a page and goes on gets its rest."""

@@ -29,6 +29,7 @@ from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._connections import DjangoConnections
 from guardrails.integrations.django.postgresql._lock_question import know_sessions
 from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, borrow, largest
+from guardrails.integrations.django.postgresql._revoking import Revocation
 
 __all__ = ["ErrorWrapper", "Possession", "Protection", "guard_of_alias", "protect"]
 
@@ -98,6 +99,7 @@ class Protection:
     Args:
         guard: The guard.
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
+        max_idle_hold: Seconds after which such a connection is taken back; None is never.
         ask_server: Whether to ask the server for locks when the connections run out.
 
     Attributes:
@@ -112,7 +114,9 @@ class Protection:
 
     upkeep = None
 
-    def __init__(self, guard: Guard, leak_after: float | None, *, ask_server: bool) -> None:
+    def __init__(
+        self, guard: Guard, leak_after: float | None, max_idle_hold: float | None, *, ask_server: bool
+    ) -> None:
         self.guard = guard
         self._checkouts = Checkouts(guard, leak_after, is_async=False, system="postgresql")
         self.registry = self._checkouts.registry
@@ -126,6 +130,9 @@ class Protection:
         self.registry.failed_cancels = self.direct.failed_cancels
         self._slots = guard.call_settings.gates[0].core.bulkhead
         self._pools: WeakRegistry[Any] = WeakRegistry()
+        self._revocation: Revocation | None = None
+        if max_idle_hold is not None:
+            self._revocation = Revocation(self.registry, max_idle_hold, self.direct, self.leave)
 
     @property
     def most(self) -> int | None:
@@ -165,6 +172,8 @@ class Protection:
         except RejectedError as refusal:
             self._checkouts.refused(refusal)
             raise
+        if self._revocation is not None:
+            self._revocation.begin(checkout)
         self._checkouts.add(checkout)
         return possession
 
@@ -172,6 +181,8 @@ class Protection:
         """Counts a checkout, once: its caller has the connection now."""
         if possession is not None and possession.checkout.times is None:
             self._figures.handed_out(possession.checkout)
+            if self._revocation is not None:
+                self._revocation.handed_out(possession.checkout)
 
     def leave(self, checkout: ThreadCheckout, *, dropped: bool = False) -> None:
         """Gives a slot back, once.
@@ -245,6 +256,8 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
     faults.choice("OPTIONS['compartments']", compartments, COMPARTMENTS)
     leak_after = options.get("leak_after", 60.0)
     faults.seconds("OPTIONS['leak_after']", leak_after, none=True)
+    max_idle_hold = options.get("max_idle_hold")
+    faults.seconds("OPTIONS['max_idle_hold']", max_idle_hold, none=True)
     ask_server = options.get("ask_server", True)
     faults.flag("OPTIONS['ask_server']", ask_server)
     faults.raise_if_any()
@@ -256,7 +269,7 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
             return protection
         if guard.call_settings.attached:
             raise ConfigurationError(f"{where}: guard {guard.name!r} protects something else already")
-        protection = Protection(guard, leak_after, ask_server=ask_server)
+        protection = Protection(guard, leak_after, max_idle_hold, ask_server=ask_server)
         protection.check(alias, most)
         _protections[guard] = protection
         set_compartments(guard, compartments)

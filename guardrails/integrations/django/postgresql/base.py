@@ -17,7 +17,7 @@ from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.utils.functional import cached_property
 
-from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails.errors import CallTimeoutError, ConnectionRevokedError, RejectedError
 
 if not is_psycopg3:
     raise ImportError(
@@ -32,14 +32,16 @@ from guardrails.integrations.django.postgresql._protection import (
     Protection,
     protect,
 )
+from guardrails.integrations.django.postgresql._revoking import Revocable
 
 __all__ = ["DatabaseWrapper"]
 
-_OURS = ("guard", "ask_server", "compartments", "leak_after")
+_LOST = (CallTimeoutError, ConnectionRevokedError)  # the guard's errors that cost a connection
+_OURS = ("guard", "ask_server", "compartments", "leak_after", "max_idle_hold")
 """The options that are not the driver's."""
 
 
-class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Django has no types
+class DatabaseWrapper(Revocable, base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Django has no types
     """Django's connection to PostgreSQL, with a guard in front of it and a deadline on its statements.
 
     ::
@@ -51,9 +53,9 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         }}
 
     ``OPTIONS["guard"]`` is a `Guard`, or its dotted name; ``OPTIONS["compartments"]`` is ``"auto"``,
-    ``"declared"`` or ``"none"``, and ``OPTIONS["leak_after"]`` a number of seconds or None, as for an engine.
-    Everything else is as in Django's own backend. The
-    connection with which Django creates and drops databases for tests is not guarded.
+    ``"declared"`` or ``"none"``; ``"leak_after"`` and ``"max_idle_hold"`` are numbers of seconds or None, as
+    for an engine. Everything else is as in Django's own backend. The connection with which Django creates
+    and drops databases for tests is not guarded.
 
     Raises:
         ConfigurationError: There is no guard, or it has more slots than the pool has connections.
@@ -173,13 +175,12 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         checkout = cast("Any", self._checkout)
         try:
             protection.direct.run(self._ping, (), self.connection, checkout, ending=True)
-        except (self.Database.Error, CallTimeoutError):
+        except (self.Database.Error, *_LOST):
             return False
         return True
 
     def _ping(self) -> None:
-        with self.connection.cursor() as cursor:  # the driver's own, as Django does it
-            cursor.execute("SELECT 1")
+        self.connection.execute("SELECT 1")  # on the driver's own cursor, as Django does it
 
     def _close(self) -> None:
         protection = self._guarded
@@ -188,7 +189,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
                 super()._close()
             else:
                 # A pool ends an open transaction first. A connection that is cut meanwhile is closed as well.
-                with suppress(CallTimeoutError):
+                with suppress(*_LOST):
                     protection.direct.bounds(super()._close, (), self.connection)
         finally:
             self._note_closed()
@@ -247,7 +248,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
     def _rollback(self) -> None:
         if self.connection is not None:
             # A connection that is cut rolls back as well.
-            with suppress(CallTimeoutError):
+            with suppress(*_LOST):
                 self._work(super()._rollback, (), ending=True)
 
     def _savepoint(self, sid: str) -> None:
@@ -257,7 +258,7 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
         self._with_savepoint(super()._savepoint_commit, sid, ending=True)
 
     def _savepoint_rollback(self, sid: str) -> None:
-        with suppress(CallTimeoutError):  # the whole transaction is rolled back then
+        with suppress(*_LOST):  # the whole transaction is rolled back then
             self._with_savepoint(super()._savepoint_rollback, sid, ending=True)
 
     def _with_savepoint(self, call: Callable[[str], None], sid: str, *, ending: bool) -> None:
@@ -287,14 +288,13 @@ class DatabaseWrapper(base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Dja
                 proves=not self._at_savepoint,
             )
         except BaseException as error:
-            if isinstance(error, CallTimeoutError) or (checkout is not None and checkout.must_discard):
+            if isinstance(error, _LOST) or (checkout is not None and checkout.must_discard):
                 self._drop(protection)
             raise
 
     def _drop(self, protection: Protection) -> None:
         """Closes a connection for good: a late cancel would hit the next user, or psycopg lost its state."""
-        protection.registry.figures.invalidated()
-        protection.direct.retire(self.connection)
-        self.close()
-        # Or Django would open another one, to end the transaction that ended with this one.
-        self.closed_in_transaction = True
+        if not self._is_revoked:
+            protection.registry.figures.invalidated()
+            protection.direct.retire(self.connection)
+        self._forget()

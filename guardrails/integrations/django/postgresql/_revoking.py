@@ -1,0 +1,163 @@
+"""Takes Django's connections back that are held idle for too long. Must not open, make or look for a pool.
+
+A connection of Django's belongs to one thread. Another one only closes it; its own thread learns of that
+before its next statement, and forgets the connection then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from guardrails._dbapi.runner import StatementRunner
+from guardrails._pool.checkout import Checkout
+from guardrails._pool.frames import lines
+from guardrails._pool.holder_registry import HolderRegistry, route_of
+from guardrails._pool.holds import Hold
+from guardrails._pool.idle_limit import IdleLimit
+from guardrails._runtime.holding import holding, on_enter
+from guardrails.errors import ConnectionRevokedError
+
+__all__ = ["Revocable", "Revocation"]
+
+
+class Revocation:
+    """The limit for the idle holds of the connections behind one guard.
+
+    Args:
+        registry: The holders of the connections.
+        seconds: The limit.
+        runner: Closes the connections.
+        leave: Gives the slot of a checkout back.
+    """
+
+    def __init__(
+        self,
+        registry: HolderRegistry,
+        seconds: float,
+        runner: StatementRunner,
+        leave: Callable[[Any], None],
+    ) -> None:
+        self._registry = registry
+        self._runner = runner
+        self._leave = leave
+        self._limit: IdleLimit[Any] = IdleLimit(
+            registry.guard, seconds, self._holds, self._take_back, lambda out: (lines(out.site), out.request)
+        )
+        on_enter(self)
+
+    def begin(self, checkout: Checkout) -> None:
+        """Gives a new checkout its hold."""
+        checkout.hold = Hold(self._limit.now())
+        if not self._limit.watching:
+            self._limit.watch()
+
+    def handed_out(self, checkout: Checkout) -> None:
+        """Lets a connection count as idle: its caller has it."""
+        if checkout.hold is not None:
+            checkout.hold.hand_out(self._limit.now())
+
+    def cover(self, block: holding) -> None:
+        """See `on_enter`."""
+        caller = self._registry.caller()
+        for hold, checkout in self._holds():
+            if checkout.caller == caller:
+                hold.cover(block)
+
+    def _holds(self) -> Iterable[tuple[Hold, Any]]:
+        out = list(self._registry.out.values())
+        return [(checkout.hold, checkout) for checkout in out if checkout.hold is not None]
+
+    def _take_back(self, checkout: Any) -> None:
+        wrapper = checkout.wrapper()
+        connection = None if wrapper is None else wrapper.connection
+        if connection is None:
+            return  # its thread has ended, or closes it
+        now, where, route = self._limit.now(), lines(checkout.site), route_of(checkout)
+        seconds = checkout.hold.idle_for(now)
+        arguments = (self._registry.guard.name, seconds, where, route)
+
+        def cut() -> bool:
+            # psycopg holds its lock while it works: also for work that the guard cannot see.
+            if wrapper.connection is not connection or not connection.lock.acquire(blocking=False):
+                return False
+            try:
+                self._runner.retire(connection)
+            finally:
+                connection.lock.release()
+            return True
+
+        if checkout.hold.take_back(now, self._limit.seconds, lambda: ConnectionRevokedError(*arguments), cut):
+            self._registry.figures.invalidated()
+            wrapper.note_revoked(connection)
+            checkout.reported = False
+            self._leave(checkout)
+            self._limit.log(where, route, seconds)
+
+
+class Revocable:
+    """Mixed into Django's wrapper of a connection: its side of a connection that was taken back."""
+
+    connection: Any
+    closed_in_transaction: bool
+    _checkout: Any
+    _note_closed: Callable[[], object]
+
+    @property
+    def _hold(self) -> Hold | None:
+        checkout = self._checkout
+        return None if checkout is None else checkout.hold
+
+    @property
+    def _is_revoked(self) -> bool:
+        return self._hold is not None and self._hold.revoked
+
+    def note_revoked(self, connection: Any) -> None:
+        """Gives a connection that was taken back to its pool, if it has one; called in another thread."""
+        pool = getattr(connection, "_pool", None)
+        if pool is not None:
+            with suppress(Exception):  # the pool was closed meanwhile
+                pool.putconn(connection)
+            connection._pool = None  # noqa: SLF001 - it would open another connection for each return
+        self._note_closed()
+
+    def hide_work(self) -> None:
+        """Exempts the connection: work begins on it that is not run step by step.
+
+        Raises:
+            ConnectionRevokedError: It was taken back.
+        """
+        if self._hold is not None:
+            self._hold.set_exempt(on=True)
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """See Django."""
+        try:
+            return super().create_cursor(name)  # type: ignore[misc]  # of the other base
+        except Exception as error:
+            hold = self._hold
+            if hold is None or not hold.revoked:
+                raise
+            self._forget()
+            raise hold.new_error() from error
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """See Django, which calls it before and after each request."""
+        if self._is_revoked:
+            self._forget()
+        super().close_if_unusable_or_obsolete()  # type: ignore[misc]  # of the other base
+
+    def _close(self) -> None:
+        try:
+            if self._hold is not None:
+                self._hold.begin()  # from here on it cannot be taken back
+        except ConnectionRevokedError:
+            return  # it is closed
+        super()._close()  # type: ignore[misc]  # of the other base
+
+    def _forget(self) -> None:
+        """Forgets a connection that is closed."""
+        self.close()  # type: ignore[attr-defined]  # Django's
+        # Or Django would open another one, to end the transaction that ended with this one.
+        self.closed_in_transaction = True

@@ -1,0 +1,243 @@
+"""Django's connections that are held idle for too long are taken back, with and without a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import psycopg
+import pytest
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.db import connections, transaction
+from django.http import HttpResponse
+from django.test import AsyncClient, Client, override_settings
+from django.urls import path
+
+from guardrails import ConfigurationError, ConnectionRevokedError, Guard, holding
+from support import django_lab
+from support.polling import poll
+
+LIMIT = 0.1
+"""Seconds for which a connection may be held idle here."""
+
+KINDS = {
+    "pool": {"pool": {"min_size": 1, "max_size": 3}},
+    "kept": {},
+}
+
+
+@pytest.fixture(params=KINDS)
+def db(request, postgres):
+    """A guard with the database ``shop`` behind it."""
+    guard = Guard("db", max_concurrent_calls=3, max_wait_duration=0.5)
+    options = {"guard": guard, "max_idle_hold": LIMIT, **KINDS[request.param]}
+    kept = {} if options.get("pool") else {"CONN_MAX_AGE": None}
+    with django_lab.configured("shop", django_lab.database(postgres, options, **kept)):
+        yield guard
+    guard.detach()
+
+
+@pytest.fixture
+def table(postgres):
+    """A table of the test's own."""
+    aside(postgres, "create table if not exists revoked (a int)", "truncate revoked")
+    yield "revoked"
+    aside(postgres, "drop table revoked")
+
+
+def aside(server, *statements):
+    """Runs statements on a connection of their own; returns the last one's first value."""
+    with psycopg.connect(server.url(""), autocommit=True) as connection:
+        cursor = [connection.execute(sql) for sql in statements][-1]
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+def run(sql):
+    with connections["shop"].cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+def until_revoked(guard):
+    poll(lambda: guard.snapshot().in_use == 0, "the connection is taken back")
+
+
+def test_an_idle_transaction_is_rolled_back_and_its_commit_raises(db, table, postgres):
+    """Its locks and its slot are free at once; the thread goes on with a new connection."""
+
+    def hold():
+        with transaction.atomic("shop"):
+            run(f"insert into {table} values (1)")
+            until_revoked(db)
+            aside(postgres, f"drop table {table}", f"create table {table} (a int)")
+
+    with pytest.raises(ConnectionRevokedError) as told:
+        hold()
+    assert told.value.guard == "db"
+    assert "test_revoked_connections.py:" in told.value.where[0]
+    assert run(f"select count(*) from {table}") == 0
+
+
+def test_the_next_statement_raises_and_blocks_unwind(db, table):
+    """Also inside a savepoint; what the block itself raises is not replaced."""
+
+    def hold(then):
+        with transaction.atomic("shop"), transaction.atomic("shop"):
+            run(f"insert into {table} values (1)")
+            until_revoked(db)
+            then()
+
+    def fail():
+        raise KeyError("the holder's own")
+
+    with pytest.raises(ConnectionRevokedError):
+        hold(lambda: run("select 1"))
+    with pytest.raises(KeyError, match="the holder's own"):
+        hold(fail)
+    assert run(f"select count(*) from {table}") == 0
+
+
+def test_without_a_transaction(db):
+    """The next statement raises, and the one after it has a new connection."""
+    assert run("select 42") == 42
+    until_revoked(db)
+    with pytest.raises(ConnectionRevokedError):
+        run("select 42")
+    assert run("select 42") == 42
+
+
+def test_the_next_request_of_the_thread_is_not_the_holder(db):
+    """A connection that was taken back in one request is replaced in the next one, without an error."""
+    assert run("select 42") == 42
+    until_revoked(db)
+    connections["shop"].close_if_unusable_or_obsolete()
+    assert run("select 42") == 42
+
+
+def test_a_statement_may_take_longer_than_the_limit(db):
+    """A connection with a statement on it is not idle."""
+    assert run(f"select 42 from pg_sleep({LIMIT * 4})") == 42
+
+
+def test_work_that_is_not_seen(db, table):
+    """A COPY runs on the driver's own cursor: its connection is not taken back until the request ends."""
+    statement = f"copy {table} from stdin"
+    with transaction.atomic("shop"), connections["shop"].cursor() as cursor, cursor.copy(statement) as copy:
+        for n in range(8):
+            copy.write_row((n,))
+            time.sleep(LIMIT / 3)
+    assert run(f"select count(*) from {table}") == 8
+
+
+def test_a_stream_between_two_fetches_is_idle(db):
+    """Its next page raises."""
+    with (
+        transaction.atomic("shop"),
+        pytest.raises(ConnectionRevokedError),
+        connections["shop"].chunked_cursor() as cursor,
+    ):
+        cursor.execute("select generate_series(1, 5000)")
+        assert cursor.fetchmany(10)
+        until_revoked(db)
+        cursor.fetchmany(10)
+
+
+def test_holding(db):
+    """A block of `holding` exempts the connection of its thread."""
+    with holding(30):
+        assert run("select 42") == 42
+        time.sleep(LIMIT * 4)
+        assert run("select 42") == 42
+    until_revoked(db)
+    with pytest.raises(ConnectionRevokedError):
+        run("select 42")
+
+
+@pytest.mark.parametrize("leaks", [12, pytest.param(999, marks=pytest.mark.slow)])
+def test_leaks_of_threads_heal(db, table, leaks):
+    """Threads that sit on their connections cost no slot, and lose no statement that they have run."""
+    go_on = threading.Event()
+    lost, failed = [], []
+
+    def leak(number):
+        try:
+            with transaction.atomic("shop"):
+                assert run(f"select {number}") == number
+                go_on.wait(60)
+                run(f"insert into {table} values ({number})")
+        except ConnectionRevokedError:
+            lost.append(number)
+        except Exception as error:
+            failed.append(error)
+        finally:
+            django_lab.leave("shop")
+
+    for first in range(0, leaks, 3):
+        threads = [threading.Thread(target=leak, args=(n,)) for n in range(first, first + 3)]
+        for thread in threads:
+            thread.start()
+        poll(lambda: db.snapshot().in_use == 3, "all connections are out")
+        until_revoked(db)
+        with transaction.atomic("shop"):
+            assert run("select 42") == 42
+        django_lab.leave("shop")
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        go_on.clear()
+    assert (failed, len(lost)) == ([], leaks)
+    assert run(f"select count(*) from {table}") == 0
+    django_lab.leave("shop")
+    assert db.snapshot().in_use == 0
+
+
+def slow_view(_request):
+    with transaction.atomic("shop"):
+        run("select 1")
+        time.sleep(LIMIT * 3)
+        run("select 1")
+    return HttpResponse("never")
+
+
+async def slow_async_view(_request):
+    await sync_to_async(run)("select 1")
+    await sync_to_async(time.sleep)(LIMIT * 3)
+    await sync_to_async(run)("select 1")
+    return HttpResponse("never")
+
+
+urlpatterns = [path("slow", slow_view), path("async", slow_async_view)]
+
+
+def test_a_view_that_waits_elsewhere(db):
+    """It gets the error, with its route."""
+    middleware = ["guardrails.integrations.django.GuardrailsMiddleware"]
+    with override_settings(ROOT_URLCONF=__name__, MIDDLEWARE=middleware):
+        with pytest.raises(ConnectionRevokedError) as told:
+            Client().get("/slow")
+        assert told.value.route == "/slow"
+    assert run("select 42") == 42
+
+
+async def ask(where):
+    async with ThreadSensitiveContext():  # as Django's own handler
+        return await AsyncClient().get(where)
+
+
+def test_an_asynchronous_view_that_waits_elsewhere(db):
+    """Likewise under ASGI."""
+    middleware = ["guardrails.integrations.django.GuardrailsMiddleware"]
+    views = override_settings(ROOT_URLCONF=__name__, MIDDLEWARE=middleware)
+    with views, pytest.raises(ConnectionRevokedError):
+        asyncio.run(ask("/async"))
+
+
+def test_a_wrong_limit_is_refused(postgres):
+    """With the alias, the option and the range."""
+    guard = Guard("db", max_concurrent_calls=3)
+    options = {"guard": guard, "max_idle_hold": "soon"}
+    entry = django_lab.database(postgres, options)
+    refused = pytest.raises(ConfigurationError, match=r"'shop'\]: OPTIONS\['max_idle_hold'\] must be")
+    with refused, django_lab.known("shop", entry):
+        pass
