@@ -76,6 +76,8 @@ class NameWatch:
 
     def add(self, names: frozenset[str], peer: str) -> None:
         """Adds names, after a connection to one of them was opened, and the address that it reached."""
+        if peer in self._gone:  # an older answer, a user's own ``hostaddr``, or a name that rotates
+            self._note_returns(1)
         if self._returns >= _RETURNS:
             return
         if not names <= self.names:
@@ -83,6 +85,11 @@ class NameWatch:
             self._next = 0.0
         if peer not in self._known:
             self._known |= {peer}
+
+    def _note_returns(self, count: int) -> None:
+        self._returns += count
+        if self._returns >= _RETURNS:
+            self.names = frozenset()
 
     def forget_look_up(self) -> None:
         """Forgets a look-up under way: a child process does not have its thread."""
@@ -134,9 +141,8 @@ class NameWatch:
         back = answer & self._gone.keys()
         for address in back:
             del self._gone[address]
-        self._returns += len(back)
-        if self._returns >= _RETURNS:
-            self.names = frozenset()
+        self._note_returns(len(back))
+        if not self.names:
             return frozenset()
         missing = self._known - answer
         confirmed = missing & self._missing

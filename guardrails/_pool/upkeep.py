@@ -26,6 +26,9 @@ __all__ = ["PoolUpkeep"]
 _RECHECK = 0.25
 """Seconds until the next look while the circuit, the mode or a full pool forbids what is due."""
 
+_LINE_INTERVAL = 30.0
+"""Seconds between two lines in the log about a pool that is being renewed."""
+
 _AFTER_ERROR = 30.0
 """Seconds until the next look after an error of the upkeep itself."""
 
@@ -54,6 +57,7 @@ class PoolUpkeep(IdlePool):
         self._look_up = _Weakly(self._look)
         self._random = guard.call_settings.gates[-1].core.breaker.random
         self._peers: set[str] = set()
+        self._next_line = 0.0
         self._planned = self._shrinking = self.stopped = False
         self._working = threading.Lock()
         renew_after_fork(self)
@@ -89,7 +93,10 @@ class PoolUpkeep(IdlePool):
     def renew(self, gone: frozenset[str] | None = None) -> None:
         """Begins to replace the connections; see `PoolLife.renew`."""
         if not self.stopped and self._acts() and self.life.renew(time.monotonic(), gone):
-            log.warning("guard %r: the connections of its pool are being replaced", self._guard.name)
+            now = time.monotonic()
+            if now >= self._next_line:  # a server may stay read-only for long
+                self._next_line = now + _LINE_INTERVAL
+                log.warning("guard %r: the connections of its pool are being replaced", self._guard.name)
             self.look_soon()
 
     def suspect(self) -> None:

@@ -69,12 +69,13 @@ def wait_for(ask, address, seconds=5.0):
         time.sleep(0.02)
 
 
-def test_engine_follows_its_servers_name(databases, name):
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_engine_follows_its_servers_name(databases, name, driver):
     """Open connections to the old address end within seconds; no statement fails."""
 
     async def main():
         engine = create_async_engine(
-            f"postgresql+asyncpg://postgres@{NAME}:{databases}/postgres", pool_size=4, max_overflow=0
+            f"postgresql+{driver}://postgres@{NAME}:{databases}/postgres", pool_size=4, max_overflow=0
         )
         guard = protect(engine)
 

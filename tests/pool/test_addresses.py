@@ -54,6 +54,16 @@ def test_name_that_rotates_is_not_watched():
     assert not watch.names
 
 
+def test_connections_that_reach_a_lost_address_end_the_watch():
+    """A user's own address, or a driver that keeps an old answer, would have its pool renewed for ever."""
+    watch, gone = gone_in({"2"}, {"2"})
+    assert gone[1] == {"1"}
+    for _ in range(3):
+        assert watch.names
+        watch.add(frozenset({"db"}), "1")
+    assert not watch.names
+
+
 def test_move_and_return_is_followed():
     """A fail-over and the way back, a minute apart, three times."""
     watch, gone = gone_in(*[{"1"}, {"1"}, {"2"}, {"2"}] * 3, every=70.0)

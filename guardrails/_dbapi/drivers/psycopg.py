@@ -79,10 +79,9 @@ class Psycopg(PostgresDriver):
         return getattr(error, "sqlstate", None)
 
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
-        """See Driver. A user's own ``hostaddr`` has no name to look up."""
+        """See Driver."""
         info = getattr(connection, "driver_connection", connection).info
-        peer = info.hostaddr or None
-        return (None if "hostaddr" in info.get_parameters() else info.host), peer
+        return info.host, info.hostaddr or None
 
     def _reported(self, own: Any, name: str) -> str | None:
         value = own.pgconn.parameter_status(name.encode())

@@ -122,9 +122,8 @@ class Psycopg2(PostgresDriver):
         return getattr(error, "pgcode", None)
 
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
-        """See Driver. A user's own ``hostaddr`` has no name to look up."""
-        info = connection.info
-        return (None if "hostaddr" in info.dsn_parameters else info.host), _ends(connection)[1] or None
+        """See Driver."""
+        return connection.info.host, _ends(connection)[1] or None
 
     def _reported(self, own: Any, name: str) -> str | None:
         value: str | None = own.get_parameter_status(name)
