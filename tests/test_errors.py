@@ -20,6 +20,7 @@ from guardrails.errors import (
     GuardrailsError,
     Reason,
     RejectedError,
+    WarmUpError,
 )
 
 CLASSES = sorted(
@@ -29,7 +30,10 @@ CLASSES = sorted(
     key=lambda cls: cls.__name__,
 )
 SECONDS = st.floats(0, 1e9, allow_nan=False)
-ATTRIBUTES = ("guard", "reason", "retry_after", "timeout", "seconds", "where", "route", "args", "__notes__")
+ATTRIBUTES = (
+    *("guard", "reason", "retry_after", "timeout", "seconds", "where", "route", "idle", "wanted"),
+    *("args", "__notes__"),
+)
 
 
 def arguments(cls):
@@ -40,6 +44,8 @@ def arguments(cls):
         return st.tuples(st.text(), SECONDS)
     if issubclass(cls, ConnectionRevokedError):
         return st.tuples(st.text(), SECONDS, st.lists(st.text()), st.none() | st.text())
+    if issubclass(cls, WarmUpError):
+        return st.tuples(st.text(), st.integers(0, 9), st.integers(0, 9))
     return st.tuples(st.text())
 
 
@@ -90,6 +96,7 @@ def test_an_error_comes_back_from_a_multiprocessing_pool():
     with context.Pool(1) as pool:
         for cls in CLASSES:
             args = ("db", "circuit_open", 1.5) if issubclass(cls, RejectedError) else ("db", 1.5)
+            args = ("db", 2, 4) if cls is WarmUpError else args
             args = ("settings",) if cls in {ConfigurationError, GuardrailsError} else args
             with pytest.raises(cls) as caught:
                 pool.apply(fail_with, (cls, args))

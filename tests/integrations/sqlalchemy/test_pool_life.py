@@ -409,3 +409,22 @@ def test_set_up_of_an_idle_connection_is_that_of_every_other(lab, ended):
     assert lab.query("show search_path") == "pg_catalog"
     with lab.engine.connect() as connection:
         assert connection.execute(text("show search_path")).scalar() == "pg_catalog"
+
+
+@pytest.mark.parametrize("mode", ["shadow", "off"])
+@pytest.mark.parametrize("lab", ["psycopg", "asyncpg"], indirect=True)
+def test_guard_that_does_not_enforce_touches_no_connection(lab, ended, mode):
+    """Nothing is opened, pinged or closed, and a smaller pool keeps what it has."""
+    guard = lab.protect(
+        pool_size=3,
+        max_overflow=0,
+        guard={"mode": mode, "minimum_idle": 2, "keepalive": 0.05, "max_lifetime": 0.1, "idle_timeout": 0.1},
+    )
+    ended(guard)
+    occupy(lab, 3)
+    open_now, succeeded = lab.server_side(ALL), guard.snapshot().succeeded
+    guard.resize(1)
+    lab.pause(0.5)
+    assert (lab.server_side(ALL), guard.snapshot().succeeded) == (open_now, succeeded)
+    guard.set_mode("enforce")
+    until(lab, lambda: lab.server_side(ALL) <= 1, "from now on it acts")

@@ -292,6 +292,19 @@ def test_failed_commit_of_a_read_only_server_is_a_failure(lab):
 
 
 @pytest.mark.parametrize("lab", ["psycopg"], indirect=True)
+def test_shadow_names_a_read_only_server_and_keeps_its_connections(lab):
+    """The failure counts, and no connection is dropped."""
+    guard = lab.protect(guard={"mode": "shadow"})
+    number = lab.query("select pg_backend_pid()")
+    with read_only_server(lab):
+        with pytest.raises(Exception, match="read-only"):
+            lab.query("create table never (n int)")
+        assert (guard.snapshot().failed, guard.snapshot().failure_cause) == (1, READ_ONLY)
+        assert lab.query("select pg_backend_pid()") == number
+    guard.detach()
+
+
+@pytest.mark.parametrize("lab", ["psycopg"], indirect=True)
 def test_pool_is_renewed_in_a_spread(lab):
     """Idle connections that were opened before the write failed end within two seconds, not all at once."""
     guard = lab.protect(pool_size=8, max_overflow=0)
