@@ -106,7 +106,6 @@ def guard_engine(
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     driver = _driver_of(sync_engine, guard)
-    _check_backstop(backstop, guard, driver)
     runner = _runner(guard, driver, sync_engine.dialect, backstop)
     attachment = _EngineAttachment(sync_engine, guard, runner, life, leak_after)
     attachment.limit_idle_holds(max_idle_hold, as_driver=as_driver)
@@ -151,6 +150,7 @@ def _driver_of(engine: Engine, guard: Guard) -> Driver | None:
 
 
 def _runner(guard: Guard, driver: Driver | None, dialect: Dialect, backstop: float | None) -> StatementRunner:
+    _check_backstop(backstop, guard, driver)
     dbapi = dialect.dbapi  # a third-party dialect may have none
     errors = [getattr(dbapi, name, None) for name in _STATEMENT_ERRORS]
     return StatementRunner(
@@ -203,6 +203,7 @@ class _EngineAttachment:
         self._admission = EngineAdmission(
             guard, wait, leak_after, _SYSTEMS.get(engine.dialect.name, engine.dialect.name)
         )
+        self._admission.upkeep = self.upkeep
         self._runner = runner
         self._hooks = DialectHooks(engine, self._admission, runner)
 
@@ -215,7 +216,7 @@ class _EngineAttachment:
             self._admission.revocation = self._hooks.revocation = revocation
 
     def attach(self) -> None:
-        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner, self.upkeep)
+        self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner)
         judge = self._runner.judge
         judge.moved, judge.suspect = self.upkeep.renew, self.upkeep.suspect
         self._hooks.attach()

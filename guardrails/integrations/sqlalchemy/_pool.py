@@ -58,8 +58,11 @@ class EngineAdmission:
     Attributes:
         checkout_of: Returns the checkout of a pool's record; None for a checkout older than the guard.
         registry: The holders of the pool's connections.
+        upkeep: Gets to know the connections that are opened and returned; to be set before `attach`.
         revocation: Takes connections back that are held idle; None if they may be held.
     """
+
+    upkeep: EngineUpkeep
 
     def __init__(
         self, guard: Guard, wait: Callable[[Any], Any] | None, leak_after: float | None, system: str
@@ -71,18 +74,17 @@ class EngineAdmission:
         self.registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None, system=system)
         self.revocation: Revocation | None = None
         self._monitor = PoolMonitor(self.registry)
-        self._figures = figures = self.registry.figures
-        self._connections = PoolConnections(figures, self._out)
+        self._figures = self.registry.figures
+        self._connections = PoolConnections(self._figures, self._out)
         self.checkout_of: Callable[[object], DBAPICheckout | None] = self._out.get
 
-    def attach(self, pool: Pool, proxy: Proxy, runner: StatementRunner, upkeep: EngineUpkeep) -> None:
+    def attach(self, pool: Pool, proxy: Proxy, runner: StatementRunner) -> None:
         """Replaces the pool's class.
 
         Args:
             pool: The live pool.
             proxy: The class of the connections that it hands out from now on.
             runner: Bounds the set-up of new connections.
-            upkeep: Gets to know the connections that are opened and returned.
 
         Raises:
             ConfigurationError: The pool's class cannot be subclassed.
@@ -92,7 +94,7 @@ class EngineAdmission:
             self.revocation.attach(pool, runner)
         self.registry.failed_cancels = runner.failed_cancels
         try:
-            pool.__class__ = self._guarded(base, proxy, runner, upkeep)
+            pool.__class__ = self._guarded(base, proxy, runner)
         except TypeError as error:
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
         # A connection that is out already has no slot; its return gives back an adopted one.
@@ -146,9 +148,7 @@ class EngineAdmission:
                 return checkout
         return None
 
-    def _guarded(
-        self, base: type[Pool], proxy: Proxy, runner: StatementRunner, upkeep: EngineUpkeep
-    ) -> type[Pool]:
+    def _guarded(self, base: type[Pool], proxy: Proxy, runner: StatementRunner) -> type[Pool]:
         # A single base and empty slots, else CPython refuses the replacement ("object layout differs").
         # The name stays: SQLAlchemy names its loggers after the class.
         own = {
@@ -156,9 +156,9 @@ class EngineAdmission:
             "__module__": base.__module__,
             "__doc__": base.__doc__,
             "_do_get": self._getter(base, runner),
-            "_do_return_conn": self._returner(base, upkeep),
+            "_do_return_conn": self._returner(base),
             "connect": self._connector(base, proxy, runner),
-            "_invoke_creator": bounded_creator(runner, self._figures, self._connections.records, upkeep),
+            "_invoke_creator": bounded_creator(runner, self._figures, self._connections.records, self.upkeep),
             "_close_connection": self._connections.closer(base),
             "_guardrails": self._guard,
             "_guardrails_registry": self.registry,
@@ -200,10 +200,8 @@ class EngineAdmission:
 
         return _do_get
 
-    def _returner(
-        self, base: type[Pool], upkeep: EngineUpkeep
-    ) -> Callable[[Pool, ConnectionPoolEntry], None]:
-        give_slots_back, out, life = self._give_slots_back, self._out, upkeep.life
+    def _returner(self, base: type[Pool]) -> Callable[[Pool, ConnectionPoolEntry], None]:
+        give_slots_back, out, upkeep, life = self._give_slots_back, self._out, self.upkeep, self.upkeep.life
 
         def _do_return_conn(self: Pool, record: ConnectionPoolEntry) -> None:
             try:
@@ -262,8 +260,7 @@ class EngineAdmission:
 
     def _watch_first_proxy(self, record: Any, checkout: DBAPICheckout) -> None:
         """Watches the first proxy of a connection that is out once more: SQLAlchemy no longer does."""
-        first = None if checkout.proxy is None else checkout.proxy()
-        if first is not None:
+        if checkout.proxy is not None and (first := checkout.proxy()) is not None:
             checkout.finalizer = weakref.ref(first, partial(self._proxy_dropped, record, checkout))
 
     def _proxy_dropped(self, record: Any, checkout: DBAPICheckout, _: object) -> None:
