@@ -35,6 +35,8 @@ IMPURE = {"asyncio", "contextvars", "logging", "os", "random", "threading", "tim
 LARGE = {
     "_core/breaker.py": "one state machine: each half would need the other half's numbers",
     "_core/gate.py": "circuit and slots change together, move by move",
+    "_dbapi/runner.py": "the only place that begins and ends a piece of work, in every mode",
+    "integrations/redis/_commands.py": "likewise, for the commands of both flavours",
     "_runtime/scope.py": "the only ambient state, with every kind of scope",
     "_guard/fast_path.py": "every straight line without a lock, under one explanation of why it needs none",
     "_guard/call.py": "one call in both flavours: each step must know what the others have taken",
@@ -45,6 +47,7 @@ LONG = {
     "_guard/fast_path.py: try_enter_fast": "every call runs it: one more would cost as much as its rules",
     "_guard/fast_path.py: end": "likewise, and a straight line cannot be divided",
     "_dbapi/runner.py: run": "likewise, for every statement",
+    "_dbapi/runner.py: _run_unbounded": "likewise, in shadow",
     "integrations/sqlalchemy/_statements.py: around": "likewise: what it makes runs for every statement",
 }
 

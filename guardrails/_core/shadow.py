@@ -161,6 +161,10 @@ class Outside(ShadowQueue):
         """True if a call has a slot in the model, or would wait for one."""
         return number > 0 or self.outside.get(number) is not None
 
+    def has_slot(self, slot: int) -> bool:
+        """True if a checkout has a slot in the model, would wait for one, or is older than the guard."""
+        return slot == 0 or (self.would_run(slot) and -slot not in self.outside)
+
     def lateness(self, number: int) -> float | None:
         """Seconds by which an outside call would begin later, as far as known; None if it would not run."""
         call = self.outside.get(number)

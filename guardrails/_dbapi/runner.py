@@ -16,7 +16,8 @@ from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.judge import Judge
 from guardrails._dbapi.stopping import Bounds, StoppedError
-from guardrails._dbapi.unhooked import OutsideWork, too_late
+from guardrails._dbapi.unenforced import UnenforcedWork
+from guardrails._dbapi.unhooked import too_late
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
@@ -33,7 +34,7 @@ _BACKSTOP = 4
 """The default backstop, in timeouts of the guard; it ends statements whose cancel request is lost."""
 
 
-class StatementRunner(OutsideWork):
+class StatementRunner(UnenforcedWork):
     """Runs pieces of driver work for one engine.
 
     Args:
@@ -111,7 +112,7 @@ class StatementRunner(OutsideWork):
 
         In a stream each fetch has that time, so the backstop must not cover the stream as a whole.
         """
-        if self._driver is None or self._backstop is None:
+        if self._driver is None or self._backstop is None or not self._gate.core.enforces:
             return statement
         if streams and self._driver.backstop_spans_streams:
             return self._driver.allow(statement, None)
@@ -151,6 +152,9 @@ class StatementRunner(OutsideWork):
             ConnectionRevokedError: The connection was taken back; the work did not start.
         """
         proves = proves and not (ending or commit)
+        if not self._gate.core.enforces:
+            how = {"ending": ending, "proves": proves}
+            return self.run_unenforced(call, args, connection, checkout, timeout, **how)
         times = checkout.times if proves and checkout is not None else None
         guard = self._guard if checkout is None else checkout.guard
         if ambient.get() is None and guard is self._guard:
@@ -207,14 +211,18 @@ class StatementRunner(OutsideWork):
         """
         seconds, own = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
-            raise self._gate.refuse("deadline_spent")
+            self._gate.reject("deadline_spent")
         # A new connection is opened for a checkout under way, so its evidence counts for that one's gates.
         tickets: list[tuple[LockedGate, int]] = []
-        outcome = Outcome.ABANDONED
+        outcome, observation = Outcome.ABANDONED, None
         try:
             for gate in innermost(self._guard).call_settings.gates:
                 tickets.append((gate, gate.begin(OPENING)))  # noqa: PERF401 - known at once, if the next raises
-            connection = self._bounds.connect(connect, arguments, seconds, self._backstop)
+            if self._gate.core.enforces:
+                connection = self._bounds.connect(connect, arguments, seconds, self._backstop)
+            else:
+                observation = self.observe(None, tickets, seconds, own=own)
+                connection = connect(**arguments)
             outcome = _NEUTRAL
         except StoppedError as stopped:
             outcome = too_late(seconds, own=own)
@@ -223,6 +231,8 @@ class StatementRunner(OutsideWork):
             outcome = self.judge.outcome_of_connect(error)
             raise
         finally:
+            if observation is not None:
+                observation.finish()
             while tickets:
                 gate, ticket = tickets.pop()
                 gate.end(ticket, outcome)
@@ -246,7 +256,7 @@ class StatementRunner(OutsideWork):
         """
         seconds, _ = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
-            raise self._gate.refuse("deadline_spent")
+            self._gate.reject("deadline_spent")
 
     def _spent(self, *, ending: bool) -> float:
         """Seconds for work after the deadline: `GRACE` for an end; other work is refused."""

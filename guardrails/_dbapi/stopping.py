@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from guardrails._dbapi.connecting import InThread, Openings, StoppedError, lasting
 from guardrails._dbapi.drivers import Driver
-from guardrails._dbapi.watchdog import AGAIN, GRACE, watch
+from guardrails._dbapi.watchdog import AGAIN, GRACE, Stop, watch
 from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
 from guardrails._runtime.waiters import on_event_loop
 
-__all__ = ["Bounds", "Limit", "StoppedError"]
+__all__ = ["Bounds", "Limit", "StoppedError", "limit_on_loop"]
 
 _Call = Callable[[], Any]
 
@@ -37,6 +37,15 @@ class Limit(Protocol):
 
     def failed(self, error: BaseException) -> bool:
         """Ends the limit of work that raised; True if its cancellation was the reason."""
+
+
+class Operations(Stop, Protocol):
+    """What a limit on an event loop does with a connection; see Driver."""
+
+    interrupts_task: bool
+
+    def abandon(self, connection: Any) -> None:
+        """See Driver."""
 
 
 class _DriverOperations:
@@ -104,7 +113,7 @@ class Bounds:
         self._operations = _DriverOperations(driver, own, interrupts_task=interrupts_task)
         # Several tasks may use a lent connection, so there is no one task to cancel.
         self._shared_operations = _DriverOperations(driver, own, interrupts_task=False)
-        self._limit: Callable[[_DriverOperations, Any, float], Limit] = _limit_on_loop if is_async else watch
+        self._limit: Callable[[Operations, Any, float], Limit] = limit_on_loop if is_async else watch
         self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
     def run(
@@ -221,7 +230,7 @@ class Bounds:
 
 
 class _OnLoop(Timer):
-    """Stops driver work on an event loop, in the steps of the watchdog. Made by `_limit_on_loop`.
+    """Stops driver work on an event loop, in the steps of the watchdog. Made by `limit_on_loop`.
 
     The work runs inside SQLAlchemy's greenlet, where a cancellation of the task is raised like any error.
     """
@@ -233,7 +242,7 @@ class _OnLoop(Timer):
     connection: Any
     fired: int
     task: asyncio.Task[Any] | None  # the one to cancel, where that is how the work is stopped
-    operations: _DriverOperations
+    operations: Operations
 
     @property
     def late(self) -> bool:
@@ -278,7 +287,7 @@ class _OnLoop(Timer):
         return False
 
 
-def _limit_on_loop(operations: _DriverOperations, connection: Any, seconds: float) -> _OnLoop:
+def limit_on_loop(operations: Operations, connection: Any, seconds: float) -> _OnLoop:
     """Starts a limit of ``seconds`` for work on a connection."""
     loop = _get_running_loop()
     limit = _OnLoop()  # no constructor: one frame less for each statement

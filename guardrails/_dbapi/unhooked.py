@@ -19,7 +19,7 @@ from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.limits import time_allowed
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import current, note_guard_error
+from guardrails._runtime.scope import current, note_guard_error, time_left
 from guardrails.errors import CallTimeoutError, CommitUnknownError, ConnectionRevokedError, GuardrailsError
 
 __all__ = ["OutsideWork", "too_late"]
@@ -64,8 +64,10 @@ class OutsideWork:
         Returns:
             The limit, to be ended when the connection returns; None without a deadline.
         """
+        if not self._gate.core.enforces:
+            return None
         scope = current()
-        left = None if scope is None else scope.remaining()
+        left = None if scope is None else time_left(scope)
         return None if left is None else self._bounds.start_limit(connection, max(left, GRACE))
 
     def bounds(
@@ -84,6 +86,8 @@ class OutsideWork:
         Raises:
             CallTimeoutError: It was stopped. The connection must not be used again.
         """
+        if not self._gate.core.enforces:
+            return call(*args)
         seconds, _ = time_allowed(self._guard, timeout)
         try:
             return self._bounds.run_several(
@@ -136,6 +140,8 @@ class OutsideWork:
         Returns:
             The limit, to be ended with `end_limit`; None without a timeout.
         """
+        if not self._gate.core.enforces:
+            return None
         seconds, _ = time_allowed(self._guard, timeout)
         return None if seconds is None else self._bounds.start_limit(connection, max(seconds, GRACE))
 

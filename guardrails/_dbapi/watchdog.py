@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from guardrails._runtime.fork import check_process, in_child
 from guardrails._runtime.threads import daemon
 
-__all__ = ["AGAIN", "GRACE", "Watched", "watch"]
+__all__ = ["AGAIN", "GRACE", "Stop", "Watched", "watch"]
 
 _Request = Callable[[], None]
 

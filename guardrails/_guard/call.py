@@ -12,7 +12,7 @@ from guardrails._guard.fast_path import FastCall
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._runtime.outcomes import classify
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import Scope, ambient, enter, note_guard_error, would_not_run
+from guardrails._runtime.scope import Scope, ambient, enter, note_guard_error, time_left, would_not_run
 from guardrails._runtime.task_timeout import lines_of
 from guardrails._runtime.timeouts import budget_of, set_deadline
 from guardrails._runtime.unentered import check_entered
@@ -48,7 +48,7 @@ class Call(FastCall):
 
     def remaining(self) -> float | None:
         """Seconds until the deadline of this call, 0.0 if it has passed, None without one."""
-        left = super().remaining()
+        left = time_left(self)
         return None if left is None else max(0.0, left)
 
     # --- threads and tasks: they differ in the wait and in the timer ---------------------------

@@ -33,7 +33,7 @@ from guardrails._core.criticality import CRITICAL
 from guardrails._core.gate import Gate
 from guardrails._core.outcome import Outcome
 from guardrails._core.workloads import Workload
-from guardrails._runtime.scope import Scope, ambient, rank_of, ranked, touch
+from guardrails._runtime.scope import Scope, ambient, enforces, rank_of, ranked, touch
 from guardrails._runtime.task_timeout import TaskTimeout
 from guardrails.errors import Reason, RejectedError
 
@@ -347,7 +347,7 @@ class FastCall(TaskTimeout):
             if (
                 at <= now
                 or outer.clock is not clock
-                or (owner is not None and owner.call_settings.root is root)
+                or (owner is not None and (owner.call_settings.root is root or not enforces(owner)))
             ):
                 return False
             if self.at is None or at <= self.at:

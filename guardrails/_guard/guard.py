@@ -5,6 +5,7 @@ Depends on gates, calls and compartments; must not import pools, drivers or fram
 
 from __future__ import annotations
 
+import math
 import random as _random
 import time
 import zlib
@@ -28,7 +29,6 @@ from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.snapshot import GuardSnapshot, take
 from guardrails._guard.workload_names import WorkloadName
 from guardrails._runtime.guard_log import log
-from guardrails._runtime.scope import unenforced
 from guardrails._util.callables import FINISHED, check_finished
 from guardrails._util.checks import Faults, shown, unknown_option
 from guardrails.errors import ConfigurationError
@@ -47,6 +47,7 @@ __all__ = [
     "recent_events",
     "set_compartments",
     "set_state",
+    "shadow_sums",
     "shown_compartments",
     "with_compartments",
 ]
@@ -513,6 +514,32 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
         return take(gate.clock(), guard.name, gate.core, gate.report, pool)
 
 
+def shadow_sums(guard: Guard) -> dict[str, Any] | None:
+    """What enforcing would have done since the guard was in shadow first; None if it never was.
+
+    Returns:
+        ``since`` (`time.time`), ``judged`` calls or checkouts, those that would have been ``refused`` and
+        ``stopped``, ``routes``, the ``longest`` beyond a limit, the ``highest`` number of calls at once if
+        that was above the limit, and the ``slowest`` call in seconds if one was slow.
+    """
+    gate = guard._gate
+    if gate.report.sums.since is None:
+        return None
+    gates = [part._gate.core for part in with_compartments((guard,))]
+    report = gate.report.sums.report()
+    refused = sum(sum(core.would_reject.values()) for core in gates)
+    return report | {
+        "judged": gate.core.admitted - gate.report.sums.admitted_before + refused,
+        "refused": refused,
+        "stopped": gate.report.sums.stops,
+        "highest": gate.core.highest if gate.core.highest > gate.core.bulkhead.limit else None,
+        "slowest": gate.core.longest or None,
+        "slow_after": None if gate.core.breaker.slow_after == math.inf else gate.core.breaker.slow_after,
+        "limit": gate.core.bulkhead.limit,
+        "timeout": guard._timeout,
+    }
+
+
 def attachment_of(guard: Guard) -> Attachment | None:
     """What a guard or its parent is attached to; None for nothing."""
     return guard._attachment
@@ -535,11 +562,9 @@ def set_state(guard: Guard, transition: str) -> None:
 def switch(guard: Guard, mode: Mode) -> None:
     """Changes the mode of a guard and all its compartments."""
     gate = guard._gate
-    if mode != "enforce":
-        unenforced.add(mode)
     gate.step(gate.core.set_mode, mode)
     if mode == "shadow":
-        gate.report.sums.begin()
+        gate.report.sums.begin(gate.core.admitted)
     for part in guard._parts:
         switch(part, mode)
 

@@ -410,6 +410,8 @@ class LockedGate(FastGate, Notifier, LockOwner):
         route = None
         if isinstance(origin, RequestScope):
             route = origin.name or origin.find_name()
+            if not origin.closed:  # enforcing, the request would most likely have ended here
+                origin.reserved.setdefault(self.core, (self, UNCOUNTED))
         self.report.sums.refused(refusal.reason, route)
         if not self.report.scheduled:
             self.report.schedule()
@@ -475,7 +477,7 @@ class LockedGate(FastGate, Notifier, LockOwner):
         if not slot:
             refusal = await self._enter_async(held, checkout=True, budget=budget)
             slot = held[0]
-        if slot > 0:
+        if slot > 0 or slot < FULL:
             return slot
         self.report_refusal(refusal)
         return refusal

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from guardrails._core.gate import Refusal
+from guardrails._core.shadow import UNCOUNTED
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._http.answers import Problem
 from guardrails._http.asgi_routes import ASGIScope, RoutedRequest
@@ -75,8 +76,11 @@ class ASGIRequest(RoutedRequest):
         """
         if self.reservations_at(gate.core) is not None:
             return None  # an outer middleware has one already
+        if not gate.core.enforces and self._would_not_run():
+            self.reserved[gate.core] = gate, UNCOUNTED
+            return None
         left = self.remaining()
-        if left is not None and left <= 0:
+        if left is not None and left <= 0 and gate.core.enforces:
             refusal = gate.step(gate.core.refuse, "deadline_spent")
             gate.report_refusal(refusal)
             return refusal
@@ -85,6 +89,10 @@ class ASGIRequest(RoutedRequest):
             return verdict
         self.reserved[gate.core] = gate, verdict
         return None
+
+    def _would_not_run(self) -> bool:
+        """True in shadow if a guard would have refused the request already."""
+        return any(slot < 0 and not gate.core.would_run(slot) for gate, slot in self.reserved.values())
 
     def release_slots(self) -> None:
         """Returns the reserved slots that no call has taken over."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from guardrails._core.gate import Refusal
+from guardrails._core.shadow import UNCOUNTED, Mode
 from guardrails._guard.guard import Guard, glance, with_compartments
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._guard.mode import resolve
 from guardrails._guard.workload_names import guard_name_of
 from guardrails._http.answers import DEADLINE_HEADERS, Problem, budget, retry_seconds
 from guardrails._http.criticality import CriticalityRules
@@ -19,6 +21,7 @@ from guardrails._http.paths import PathTable
 from guardrails._http.retry_estimator import RetryEstimator
 from guardrails._http.route_stats import NeededGuard, RouteStats
 from guardrails._http.settings import HTTPSettings
+from guardrails._runtime.scope import RequestScope
 from guardrails.errors import CallTimeoutError, RejectedError
 
 __all__ = ["RequestPolicy", "gates_of"]
@@ -37,6 +40,7 @@ class RequestPolicy:
         requires: The gates that the requests of a path need.
         selective: Whether `admit` can refuse a request.
         timed: Whether `budget` can return seconds.
+        would_reject: Requests that ``max_in_flight`` would have refused in shadow.
         mounts: The mounts of the application under WSGI.
     """
 
@@ -54,6 +58,8 @@ class RequestPolicy:
         self._inside: set[object] = set()
         self._retry_estimators: dict[LockedGate, RetryEstimator] = {}
         self._answered: set[str] = set()
+        self._mode = resolve(None)  # for a middleware that names no guard
+        self.would_reject = 0
         self.selective = settings.max_in_flight is not None or bool(settings.requires)
         self.timed = settings.request_timeout is not None or bool(self._headers)
 
@@ -69,8 +75,18 @@ class RequestPolicy:
         """The number of calls that all named guards together admit at once; 0 if no guard is named."""
         return sum(glance(guard).max_concurrent_calls for guard in self._guards)
 
+    @property
+    def mode(self) -> Mode:
+        """``"enforce"`` if one of the guards enforces; without guards, the mode of the environment."""
+        if not self._guards:
+            return self._mode
+        modes = [guard.mode for guard in self._guards]
+        return "enforce" if "enforce" in modes else modes[0]
+
     def budget(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
         """Returns the seconds for this request: ``request_timeout``, which a client can only lower."""
+        if self.mode != "enforce":
+            return None
         own = self._request_timeout
         asked = budget(headers, self._headers) if self._headers else None
         return asked if own is None or (asked is not None and asked < own) else own
@@ -89,12 +105,24 @@ class RequestPolicy:
         self._inside.add(request)
         if len(self._inside) > self._max_in_flight:
             self._inside.discard(request)
-            return self._too_many()
+            if self.mode == "enforce":
+                return self._too_many()
+            self._let_in(request)
         return None
+
+    def _let_in(self, request: object) -> None:
+        """Counts a request that would have been refused; what it asks of the guards would not have been."""
+        self.would_reject += self.mode == "shadow"
+        if isinstance(request, RequestScope):
+            for gate in gates_of(with_compartments(self._guards)):
+                if not gate.core.enforces:
+                    request.reserved.setdefault(gate.core, (gate, UNCOUNTED))
 
     def check_room(self) -> Problem | None:
         """Returns why a request would be refused by `count_in` now; counts nothing."""
-        room = self._max_in_flight is None or len(self._inside) < self._max_in_flight
+        room = (
+            self._max_in_flight is None or len(self._inside) < self._max_in_flight or self.mode != "enforce"
+        )
         return None if room else self._too_many()
 
     def _too_many(self) -> Problem:
@@ -110,7 +138,8 @@ class RequestPolicy:
             # A closed circuit needs no step under its lock here: the call inside makes one anyway.
             # (`Gate.admits_all`, written out: most requests come by here.)
             core = gate.core
-            refusal = None if core.last < core.admits_until else gate.preview()
+            # In shadow the call inside is judged, or the reservation before it.
+            refusal = None if core.last < core.admits_until or not core.enforces else gate.preview()
             if refusal is not None:
                 gate.report_refusal(refusal)
                 return self.problem_of_refusal(gate, refusal)

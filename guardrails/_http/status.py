@@ -11,7 +11,14 @@ from dataclasses import fields
 from operator import itemgetter
 from typing import NamedTuple
 
-from guardrails._guard.guard import Guard, attachment_of, glance, recent_events, shown_compartments
+from guardrails._guard.guard import (
+    Guard,
+    attachment_of,
+    glance,
+    recent_events,
+    shadow_sums,
+    shown_compartments,
+)
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails._http.answers import as_json
 from guardrails._http.history import History
@@ -115,6 +122,7 @@ class Probes:
         if before != seen:
             text = as_json(_fields(seen), between=f",{line}  ").decode()[1:-1]
             self._texts[guard, line] = seen, text
+        pool += _shadow_text(guard, line)
         return f'{line}{{{line}  {text},{pool}{line}  "compartments": [{parts}]{line}}}'
 
     def _reasons(self, seen: Iterable[GuardSnapshot]) -> list[str]:
@@ -128,6 +136,12 @@ class Probes:
         if changed:
             _log.warning("readiness: %s", "; ".join(map(ascii, reasons)) or "ready")
         return reasons
+
+
+def _shadow_text(guard: Guard, line: str) -> str:
+    """Returns the sums of a guard's shadow as JSON; those of a compartment are among its guard's."""
+    sums = shadow_sums(guard) if len(guard.call_settings.gates) == 1 else None
+    return f'{line}  "shadow": null,' if sums is None else f'{line}  "shadow": {as_json(sums).decode()},'
 
 
 def _pool_text(guard: Guard, line: str) -> str:
@@ -164,7 +178,7 @@ def figures(guard: Guard) -> dict[str, object]:
     seen = guard.snapshot()
     pool = None if seen.pool is None else seen.pool.summary()
     parts = [figures(part) for part in shown_compartments(guard)]
-    return _fields(seen) | {"pool": pool, "compartments": parts}
+    return _fields(seen) | {"pool": pool, "shadow": shadow_sums(guard), "compartments": parts}
 
 
 _FIELDS = [field.name for field in fields(GuardSnapshot) if field.name != "pool"]
@@ -194,7 +208,7 @@ class _Watch:
 
     def is_stuck(self, now: float, seen: GuardSnapshot) -> bool:
         """Takes one reading; returns True if the guard is stuck."""
-        sick = seen.state in _SICK
+        sick = seen.state in _SICK or seen.mode != "enforce"
         full = seen.in_use >= seen.max_concurrent_calls and not sick
         returned = seen.admitted - seen.in_use
         unchanged = full and self._full and returned == self._returned

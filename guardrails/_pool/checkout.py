@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from guardrails._core.outcome import Outcome
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.frames import Caller, Site
 from guardrails._pool.holds import Hold
 from guardrails._pool.limits import innermost
 from guardrails._runtime.fork import check_process
-from guardrails._runtime.scope import RequestScope, ambient, current, touch
+from guardrails._runtime.scope import RequestScope, Scope, ambient, current, time_left, touch
 
 __all__ = ["Checkout", "HeldCheckout", "Slots"]
 
@@ -26,6 +27,23 @@ class Slots:
     __slots__ = ()
 
     slots: list[tuple[LockedGate, int]]
+
+    def leaves_the_model(self, gates: Sequence[LockedGate]) -> bool:
+        """Notes that the last gate has let this in without a slot; True if it would have refused it.
+
+        Then none of its gates has a slot for it in the model.
+
+        Args:
+            gates: All gates that it has to pass, in their order.
+        """
+        gate, number = self.slots[-1]
+        if gate.core.mode != "shadow" or gate.core.would_run(number):
+            return False
+        for other, slot in self.slots[:-1]:
+            other.step(other.core.expel, slot, Outcome.ABANDONED, checkout=True)
+        for further in gates[len(self.slots) :]:
+            self.slots.append((further, further.let_pass()))
+        return True
 
     def release_slots(self) -> None:
         """Releases the slots, each once."""
@@ -157,12 +175,15 @@ class Checkout(HeldCheckout):
             scope = current()
             touch(scope, self.guard.call_settings)
             if scope is not None:
-                self.request, budget = scope.request, scope.remaining()
+                self.request = scope.request
+                budget = time_left(scope) if gates[-1].core.enforces else Scope.remaining(scope)
             if budget is not None and budget <= 0:
-                raise gates[-1].refuse("deadline_spent")
+                gates[-1].reject("deadline_spent")
         try:
             for gate in gates:
                 self.slots.append((gate, gate.check_out(wait, budget=budget)))
+                if self.slots[-1][1] < 0 and self.leaves_the_model(gates):
+                    break
         except BaseException:
             self.release_slots()
             raise

@@ -28,6 +28,7 @@ __all__ = [
     "close",
     "current",
     "deadline",
+    "enforces",
     "enter",
     "note_guard_error",
     "open_scope",
@@ -35,8 +36,8 @@ __all__ = [
     "ranked",
     "remaining",
     "swap",
+    "time_left",
     "touch",
-    "unenforced",
     "would_not_run",
 ]
 
@@ -169,9 +170,26 @@ def _takes_slot_of(scope: Scope, core: object) -> bool:
     return any(gate.core is core for gate in scope.guard.call_settings.gates)
 
 
-unenforced: set[str] = set()
-"""Modes other than ``"enforce"`` that any guard of this process ever had; while there are none, nobody has to
-look for deadlines that bound nothing."""
+def enforces(guard: Any) -> bool:
+    """True unless a guard is in shadow or off. None stands for a `deadline` block or a request."""
+    return guard is None or bool(guard.call_settings.root.core.enforces)
+
+
+def time_left(scope: Scope) -> float | None:
+    """Seconds left of the deadlines that are enforced, negative when time is up; None without one."""
+    if scope.at is None or enforces(scope.owner):
+        return Scope.remaining(scope)
+    left: float | None = None
+    around: Scope | None = scope
+    while around is not None:
+        own = None
+        if around.at is not None and enforces(around.guard):
+            own = around.at if around.owner is around.guard else around.limit
+        if own is not None:
+            seconds = own - around.clock()
+            left = seconds if left is None else min(left, seconds)
+        around = around.outer
+    return left
 
 
 class RequestScope(Scope):
@@ -352,5 +370,5 @@ def deadline(seconds: float, *, clock: Clock = time.monotonic) -> Iterator[None]
 def remaining() -> float | None:
     """Seconds until the ambient deadline, 0.0 after it, None without one."""
     scope = current()
-    left = None if scope is None else scope.remaining()
+    left = None if scope is None else time_left(scope)
     return None if left is None else max(0.0, left)

@@ -51,22 +51,23 @@ class ShadowSums:
     Attributes:
         since: When the guard went into shadow for the first time, in seconds of `time.time`; None before.
         stops: Calls that have passed a limit.
+        admitted_before: Slots that the guard had given out by then.
     """
 
-    __slots__ = ("_lock", "_longest", "_routes", "_running", "since", "stops")
+    __slots__ = ("_lock", "_longest", "_routes", "_running", "admitted_before", "since", "stops")
 
     def __init__(self) -> None:
         self.since: float | None = None
-        self.stops = 0
+        self.stops = self.admitted_before = 0
         self._lock = ForkedLock()
         self._routes: dict[str, dict[str, int]] = {}
         self._longest: list[Stop] = []
         self._running: dict[object, Stop] = {}
 
-    def begin(self) -> None:
-        """Notes that the guard is in shadow from now on."""
+    def begin(self, admitted: int) -> None:
+        """Notes that the guard is in shadow from now on, and how many slots it had given out before."""
         if self.since is None:
-            self.since = time.time()
+            self.since, self.admitted_before = time.time(), admitted
 
     def refused(self, reason: str, route: str | None) -> None:
         """Counts a refusal that there would have been."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from guardrails._runtime.scope import Scope
+from guardrails._runtime.scope import Scope, enforces
 
 __all__ = ["NOT_GIVEN", "budget_of", "given_timeout", "outer_bound", "outer_seconds_left", "set_deadline"]
 
@@ -43,7 +43,7 @@ def given_timeout(scope: Scope | None, gate: object) -> float | None:
     return NOT_GIVEN
 
 
-def outer_bound(scope: Scope | None, gate: object) -> tuple[float, Callable[[], float], Any] | None:
+def outer_bound(scope: Scope | None, gate: Any) -> tuple[float, Callable[[], float], Any] | None:
     """The soonest deadline around a scope that limits an attached guard's work from outside.
 
     Timeouts of the attached guard's own calls do not count here, as they only give the time of the work
@@ -58,12 +58,15 @@ def outer_bound(scope: Scope | None, gate: object) -> tuple[float, Callable[[], 
     """
     if scope is None or scope.at is None:
         return None
-    if scope.owner is None or not _is_of(scope.owner, gate):
+    # A guard that enforces is not bound by the deadline of one that does not.
+    selects = not enforces(scope.owner) and gate.core.enforces
+    if not selects and (scope.owner is None or not _is_of(scope.owner, gate)):
         return scope.at, scope.clock, scope.owner
     found: tuple[float, Callable[[], float], Any] | None = None
     soonest = 0.0
     while scope is not None:
-        if not scope.closed and (scope.guard is None or not _is_of(scope.guard, gate)):
+        of_gate = scope.guard is not None and _is_of(scope.guard, gate)
+        if not of_gate and (enforces(scope.guard) if selects else not scope.closed):
             limit = _own_limit(scope)
             left = None if limit is None else limit - scope.clock()
             if limit is not None and left is not None and (found is None or left < soonest):
@@ -83,10 +86,9 @@ def outer_seconds_left(scope: Scope | None, gate: object) -> float | None:
 
 def budget_of(call: Any) -> float | None:
     """Seconds that the scopes around a call leave it before it begins; None without a limit."""
-    if _replaces(call):
+    if _replaces(call) or _selects(call):
         return outer_seconds_left(call.outer, call.call_settings.root)
-    left: float | None = call.outer.remaining()
-    return left
+    return Scope.remaining(call.outer)
 
 
 def set_deadline(call: Any, now: float) -> None:
@@ -98,7 +100,7 @@ def set_deadline(call: Any, now: float) -> None:
         call.timeout = call.timeout if given == NOT_GIVEN else given
     if call.timeout is not None:
         call.at = now + call.timeout
-    if not _replaces(call):
+    if outer is None or not (_replaces(call) or _selects(call)):
         call.bound_by(outer)
     elif (outside := outer_bound(outer, gate)) is not None:
         call.bound_at(*outside)
@@ -108,6 +110,11 @@ def _replaces(call: Any) -> bool:
     """True if a call's timeout replaces those of its guard's calls around it."""
     call_settings = call.call_settings
     return bool(call_settings.attached and (call.timeout is not None or call_settings.has_own_timeout))
+
+
+def _selects(call: Any) -> bool:
+    """True if a call has to leave out the deadlines around it that are not enforced."""
+    return not enforces(call.outer.owner) and bool(call.call_settings.root.core.enforces)
 
 
 def _is_of(guard: Any, gate: object) -> bool:

@@ -125,6 +125,11 @@ class GuardrailsMiddleware:
         """The number of requests that count against ``max_in_flight`` now."""
         return self._policy.in_flight
 
+    @property
+    def would_reject(self) -> int:
+        """The number of requests that ``max_in_flight`` would have refused while the guards are in shadow."""
+        return self._policy.would_reject
+
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:  # noqa: C901 - hot
         """Serves one HTTP request or websocket, and passes on all else."""
         if scope["type"] != "http":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 
 try:
     from starlette.applications import Starlette
@@ -15,21 +16,24 @@ try:
 except ImportError as error:
     raise ImportError("Starlette is missing: pip install 'guardrails-db[starlette]'") from error
 
+from guardrails._core.shadow import MODES
 from guardrails._guard.guard import Guard, with_compartments
 from guardrails._http.settings import StatusSettings
 from guardrails._http.status import Page, Probes, as_page, figures
 from guardrails._util.checks import Faults
+from guardrails.errors import ConfigurationError
 from guardrails.integrations._status_pages import status_pages
 
 __all__ = ["StatusApp", "status_app"]
 
 Auth = Callable[[Request], object | Awaitable[object]]
 
-_ACTIONS: dict[str, Callable[[Guard], None]] = {
+_ACTIONS: dict[str, Callable[..., None]] = {
     "force-open": Guard.force_open,
     "disable": Guard.disable,
     "metrics-only": Guard.metrics_only,
     "reset": Guard.reset,
+    **{mode: partial(Guard.set_mode, mode=mode) for mode in MODES},
 }
 
 
@@ -71,7 +75,8 @@ def status_app(
     Args:
         guards: The guards to show, each with its compartments.
         auth: Allows manual control, which is
-            ``POST /control/{guard}/{force-open,disable,metrics-only,reset}``; without it there is none.
+            ``POST /control/{guard}/{force-open,disable,metrics-only,reset}`` for the circuit and
+            ``POST /control/{guard}/{enforce,shadow,off}`` for the mode; without it there is none.
             Called with the request; a true result, or an awaitable with one, allows it. It runs on the
             event loop, so one that waits for another service must be asynchronous.
         stuck_after: Seconds after which a guard that is full and gets no slot back makes ``/readyz`` fail.
@@ -104,7 +109,10 @@ def _controlling(guards: Iterable[Guard], auth: Auth) -> Callable[[Request], Awa
         named = list(_named(guards, request.path_params["guard"]))
         if len(named) != 1:
             return _fault(409, "several guards have this name") if named else _fault(404, "no such guard")
-        action(named[0])
+        try:
+            action(named[0])
+        except ConfigurationError as error:  # the mode of a compartment
+            return _fault(409, str(error))
         return _response(Page(200, as_page(figures(named[0]))))
 
     return endpoint

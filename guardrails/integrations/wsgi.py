@@ -110,6 +110,11 @@ class GuardrailsMiddleware:
         """The number of requests that count against ``max_in_flight`` now."""
         return self._policy.in_flight
 
+    @property
+    def would_reject(self) -> int:
+        """The number of requests that ``max_in_flight`` would have refused while the guards are in shadow."""
+        return self._policy.would_reject
+
     def views(self) -> Views:
         """Makes the table of endpoints, for a framework that can report the endpoint of a request."""
         return Views(self._policy, self._clock, learns=self._learns)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import io
 import json
 import socket
 import threading
 
 import pytest
-import uvicorn
 from click.testing import CliRunner
 from rich.console import Console
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from guardrails import Guard
 from guardrails.cli.watch import _Look, _Row, _table, watch
-from guardrails.integrations.starlette import status_app
+from support.status_site import answering, served
 
 
 def run(*words):
@@ -32,45 +27,6 @@ def pages(*words):
     """The readings of a run with ``--json``."""
     code, output = run("--json", "--every", "0.1", *words)
     return code, [json.loads(line) for line in output.splitlines()]
-
-
-@contextlib.contextmanager
-def served(*guards):
-    """A service with these guards; yields the address of its pages."""
-    app = Starlette(routes=[Mount("/internal", status_app(guards))])
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/internal"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@contextlib.contextmanager
-def answering(status, body):
-    """A service that is none of ours."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_figures_and_their_change():

@@ -103,7 +103,7 @@ def test_status_shows_every_figure(pages, make_guard):
     said = json.loads(pages([db]).get("/status.json")[2])
     assert (said["ready"], said["reasons"]) == (True, [])
     (shown,) = said["guards"]
-    assert set(shown) == {*GuardSnapshot.__slots__, "compartments"}
+    assert set(shown) == {*GuardSnapshot.__slots__, "compartments", "shadow"}
     assert (shown["name"], shown["admitted"], shown["max_concurrent_calls"]) == ("db", 1, 10)
     assert [part["name"] for part in shown["compartments"]] == ["reports"]
 

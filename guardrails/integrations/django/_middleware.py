@@ -72,6 +72,11 @@ class GuardrailsMiddleware:
         """The number of requests that count against ``max_in_flight`` now."""
         return self._policy.in_flight
 
+    @property
+    def would_reject(self) -> int:
+        """The number of requests that ``max_in_flight`` would have refused while the guards are in shadow."""
+        return self._policy.would_reject
+
     def __call__(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         """Serves one request, or returns the coroutine that does, by the kind of the server."""
         if self._asynchronous:

@@ -111,7 +111,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         self._busy = True
         self._timer = None if checkout.at is None else cancel_at(checkout.at)
         socket_timeout = self.socket_timeout
-        if socket_timeout and checkout.seconds is not None and checkout.seconds <= socket_timeout:
+        if socket_timeout and self._timer is not None and (checkout.seconds or 0.0) <= socket_timeout:
             self.socket_timeout = None  # redis-py would make a task and a timer for each write and read
         try:
             result = await self._try(do, fail, counts=with_failure_count, until=checkout)
@@ -149,7 +149,8 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
                 return await do()
             except self.policy.errors as error:
                 failures += 1
-                delay = None if until is None else self.policy.delay(failures, until.at)
+                plain = not self.work.enforces
+                delay = None if until is None else self.policy.delay(failures, until.at, as_asked=plain)
                 try:
                     await (fail(error, failures) if counts else fail(error))
                 except redis.WatchError as unwatched:  # the transaction asks for a retry
@@ -183,6 +184,8 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             raise redis.ConnectionError("UNWATCH was not answered in time") from error
 
     def _start_blocking(self, checkout: RedisCheckout) -> None:
+        if not self.work.enforces:
+            return
         self.socket_timeout = None
         self._reschedule(checkout)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
 from guardrails._core.outcome import Outcome
+from guardrails._dbapi.observing import Observation
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkout import HeldCheckout
@@ -33,6 +34,7 @@ class RedisCheckout(HeldCheckout):
         blocking: Whether the work runs a blocking command.
         subscriber: Whether it belongs to a PubSub, which may be silent for hours.
         from_reserve: Whether its connection comes from the reserve, and not from the pool.
+        observation: In shadow, the limit of the work that runs.
         started: When the work that runs began, on the guard's clock.
     """
 
@@ -45,6 +47,7 @@ class RedisCheckout(HeldCheckout):
     disposed = nested = reported = False
     next_search = started = 0.0
     connection: Callable[[], object] | None = None
+    observation: Observation | None = None
     at: float | None = None
     seconds: float | None = None
     own = proves = True
@@ -60,6 +63,12 @@ class RedisCheckout(HeldCheckout):
         """See HeldCheckout."""
         return None if self.connection is None else self.connection()
 
+    def end_observation(self) -> None:
+        """Ends the limit of the work in shadow, if it has one."""
+        observation, self.observation = self.observation, None
+        if observation is not None:
+            observation.finish()
+
     def end(self, outcome: Outcome) -> None:
         """Ends the tickets of the work that runs."""
         tickets, self.tickets = self.tickets, ()
@@ -72,6 +81,8 @@ class RedisCheckout(HeldCheckout):
         try:
             if self.tickets:
                 self.end(Outcome.ABANDONED)
+            if self.observation is not None:
+                self.end_observation()
             HeldCheckout.release_slots(self)
         except BaseException:  # an interrupt: once more, since no slot is given back twice
             HeldCheckout.release_slots(self)

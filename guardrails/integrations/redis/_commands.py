@@ -15,6 +15,7 @@ from weakref import ref
 import redis
 
 from guardrails._core.outcome import Outcome
+from guardrails._dbapi.observing import observe
 from guardrails._guard.guard import Guard, forms_compartments
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkouts import Checkouts
@@ -60,6 +61,7 @@ class CommandRunner:
         self._clock = self.checkouts.figures.clock
         self._gate: LockedGate = guard.call_settings.gates[-1]
         self._timeout = guard.timeout
+        self._is_async = is_async
         self._sorts = forms_compartments(guard)
 
     # --- slots ---------------------------------------------------------------------------------
@@ -74,6 +76,10 @@ class CommandRunner:
         try:
             for gate in checkout.guard.call_settings.gates:
                 checkout.slots.append((gate, gate.check_out(None, budget=checkout.seconds)))
+                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(
+                    checkout.guard.call_settings.gates
+                ):
+                    break
         except BaseException:
             checkout.release_slots()
             raise
@@ -85,6 +91,10 @@ class CommandRunner:
         try:
             for gate in checkout.guard.call_settings.gates:
                 checkout.slots.append((gate, await gate.check_out_async(budget=checkout.seconds)))
+                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(
+                    checkout.guard.call_settings.gates
+                ):
+                    break
         except BaseException:
             checkout.release_slots()
             raise
@@ -144,7 +154,14 @@ class CommandRunner:
             touch(scope, checkout.guard.call_settings)
             checkout.request = scope.request
             self._set_deadline(checkout)
+        if not self._gate.core.enforces:
+            checkout.at = None
         return checkout
+
+    @property
+    def enforces(self) -> bool:
+        """True unless the guard is in shadow or off."""
+        return self._gate.core.enforces
 
     def _set_deadline(self, checkout: RedisCheckout) -> None:
         """Sets the deadline of the next piece of work."""
@@ -152,9 +169,10 @@ class CommandRunner:
         if seconds is not None and seconds < GRACE and (in_giving_back() or (seconds <= 0 and is_release())):
             seconds = GRACE
         if seconds is not None and seconds <= 0:
-            raise self._gate.refuse("deadline_spent")
+            self._gate.reject("deadline_spent")
+            seconds = None
         checkout.seconds = seconds
-        checkout.at = None if seconds is None else monotonic() + seconds
+        checkout.at = None if seconds is None or not self.enforces else monotonic() + seconds
 
     # --- evidence ------------------------------------------------------------------------------
 
@@ -182,17 +200,23 @@ class CommandRunner:
         checkout.tickets = tickets = []
         for gate, slot in checkout.slots:
             tickets.append((gate, gate.begin(slot)))
+        if not self.enforces:
+            gates = checkout.guard.call_settings.gates
+            checkout.observation = observe(
+                gates, checkout, tickets, checkout.seconds, own=checkout.own, on_loop=self._is_async
+            )
 
     def note_blocking(self, checkout: RedisCheckout, seconds: float) -> None:
         """Marks the work as blocking: its wait is not slow, and it is no probe."""
         checkout.end(Outcome.ABANDONED)
         checkout.blocking = True
+        checkout.end_observation()
         if checkout.guard.timeout is None or math.isinf(seconds):
             checkout.at = checkout.seconds = None
         else:
             # A smaller limit could lose an element that the server has already removed from its list.
             checkout.seconds = seconds + checkout.guard.timeout
-            checkout.at = monotonic() + checkout.seconds
+            checkout.at = monotonic() + checkout.seconds if self.enforces else None
             checkout.own = True
 
     def extend_for_release(self, checkout: RedisCheckout, commands: list[Sequence[object]]) -> bool:
@@ -250,6 +274,8 @@ class CommandRunner:
 
     def _count(self, checkout: RedisCheckout) -> None:
         """Counts the time of a piece of work, unless it only waits for others to send something."""
+        if checkout.observation is not None:
+            checkout.end_observation()
         if checkout.times is not None and not checkout.blocking and not checkout.subscriber:
             checkout.times.used(checkout.started)
 
@@ -283,6 +309,10 @@ class CommandRunner:
         try:
             for gate in checkout.guard.call_settings.gates:
                 checkout.slots.append((gate, gate.check_out_now()))
+                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(
+                    checkout.guard.call_settings.gates
+                ):
+                    break
         except BaseException:
             checkout.release_slots()
             self._gate.step(self._gate.core.adopt, 1)

@@ -178,7 +178,8 @@ class GuardedConnection(Guarded, AbstractConnection):
                     break
                 except self.policy.errors as error:
                     failures += 1
-                    delay = self.policy.delay(failures, self._limit.at)
+                    plain = not self.work.enforces
+                    delay = self.policy.delay(failures, self._limit.at, as_asked=plain)
                     self._clean_up(error, failures, fail, counts=with_failure_count)
                     if delay is None:
                         raise
@@ -245,6 +246,8 @@ class GuardedConnection(Guarded, AbstractConnection):
             self._limit.at = None
 
     def _start_blocking(self, checkout: RedisCheckout) -> None:
+        if not self.work.enforces:
+            return
         self._limit.blocking = True
         self._reschedule(checkout)
 

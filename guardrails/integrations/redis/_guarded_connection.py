@@ -175,6 +175,8 @@ class Guarded:
         """
         if self._busy or args != ("UNWATCH",) or self.checkout is None or self.checkout.subscriber:
             return False
+        if not self.work.enforces:
+            return False
         if not self.is_connected:
             raise redis.ConnectionError("not sent: nothing is watched on a closed connection")
         return True

@@ -59,9 +59,16 @@ class RetryPolicy:
 
         return self.policy.call_with_retry(do, fail, retryable, with_failure_count)
 
-    def delay(self, failures: int, until: float | None) -> float | None:
-        """Returns the seconds before the next try; None if there is no retry, or no time for it."""
-        if 0 <= self.max_retries < failures:
+    def delay(self, failures: int, until: float | None, *, as_asked: bool = False) -> float | None:
+        """Returns the seconds before the next try; None if there is no retry, or no time for it.
+
+        Args:
+            failures: Tries that have failed.
+            until: The deadline, or None.
+            as_asked: Whether redis-py's default policy counts, too, as it does without a guard.
+        """
+        retries = self.policy.get_retries() if as_asked else self.max_retries
+        if 0 <= retries < failures:
             return None
         backoff = self.policy._backoff  # noqa: SLF001 - there is no public getter
         if failures == 1:

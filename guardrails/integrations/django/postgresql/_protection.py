@@ -207,16 +207,20 @@ class Protection:
 
         from guardrails.integrations.django.postgresql._pool_timeout import PoolTimeoutError  # noqa: PLC0415
 
-        name = self.guard.name
+        name, core = self.guard.name, self.guard.call_settings.gates[0].core
         try:
             return self.pooled.connect(partial(borrow, pool), {})
         except CallTimeoutError as error:
             self._figures.timed_out()
             raise note_guard_error(PoolTimeoutError(name, error.timeout)) from error.__cause__
         except TooManyRequests as error:
+            if not core.enforces:
+                raise
             raise self.guard.call_settings.gates[0].refuse("bulkhead_full") from error
         except PoolTimeout as error:
             self._figures.timed_out()
+            if not core.enforces:
+                raise
             raise note_guard_error(PoolTimeoutError(name, pool.timeout)) from error
 
     def check(self, alias: str, most: int | None) -> None:

@@ -1,0 +1,128 @@
+"""Notes in shadow that a piece of work passes its limit, where enforcing would have stopped it.
+
+Depends on the guard and its checkouts; must not import a driver. The same timers run as where the guard
+enforces, so the slots and the circuit of the model change at the same moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from guardrails._core.outcome import Outcome
+from guardrails._dbapi.stopping import limit_on_loop
+from guardrails._dbapi.watchdog import watch
+from guardrails._guard.locked_gate import LockedGate
+from guardrails._pool.frames import lines
+from guardrails._runtime.pauses import pause_detector
+from guardrails._runtime.scope import current, would_not_run
+
+if TYPE_CHECKING:
+    from guardrails._dbapi.stopping import Limit
+    from guardrails._pool.checkout import HeldCheckout
+
+__all__ = ["Observation", "has_slots", "observe"]
+
+
+class Observation:
+    """One piece of work with a limit at which nothing is done. It stands in the place of a driver.
+
+    Args:
+        gates: The gates of the work's guard, its own first.
+        checkout: The connection's checkout; None while a connection is opened.
+        tickets: The tickets of the work, each with its gate.
+        seconds: The limit.
+        own: Whether the limit is the guard's own timeout.
+
+    Attributes:
+        interrupts_task: False: no task is cancelled.
+    """
+
+    __slots__ = ("_checkout", "_gates", "_over", "_own", "_request", "_seconds", "_tickets", "limit")
+
+    interrupts_task = False
+
+    def __init__(
+        self,
+        gates: Sequence[LockedGate],
+        checkout: HeldCheckout | None,
+        tickets: Sequence[tuple[LockedGate, int]],
+        seconds: float,
+        *,
+        own: bool,
+    ) -> None:
+        scope = current()
+        self._gates = gates
+        self._checkout = checkout
+        self._tickets = tickets
+        self._seconds = seconds
+        self._own = own
+        self._request = None if scope is None else scope.request
+        self._over = False
+        self.limit: Limit | None = None
+
+    def start(self, *, on_loop: bool) -> None:
+        """Starts the limit."""
+        self.limit = limit_on_loop(self, None, self._seconds) if on_loop else watch(self, None, self._seconds)
+
+    def finish(self) -> None:
+        """Ends the limit: the work has ended, in time or not."""
+        self._over = True
+        if self.limit is not None and self.limit.end():
+            self._gates[0].report.sums.ended(self)
+
+    def aim(self, connection: Any) -> Any:
+        """See Stop."""
+
+    def cancel(self, target: Any, within: float) -> None:  # noqa: ARG002
+        """Time is up: ends the work in the model, and what it would have ended, too."""
+        missed = self._own and pause_detector.missed(self._seconds)
+        outcome = Outcome.FAILURE if self._own and not missed else Outcome.ABANDONED
+        for gate, ticket in list(self._tickets):
+            gate.end(ticket, outcome)
+        for gate, slot in [] if self._checkout is None else list(self._checkout.slots):
+            if slot:
+                gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True)
+        for gate in self._gates:
+            gate.step(gate.core.count_would_stop)
+        where = () if self._checkout is None else lines(self._checkout.site)
+        self._gates[0].note_would_stop(self, self._seconds, where, self._request)
+        if self._over:  # it ended meanwhile
+            self._gates[0].report.sums.ended(self)
+
+    def insist(self, target: Any, within: float) -> None:
+        """See Stop."""
+
+    def kill(self, connection: Any) -> None:
+        """See Stop."""
+
+    def retire(self, connection: Any) -> None:
+        """See Stop."""
+
+    def abandon(self, connection: Any) -> None:
+        """See Driver."""
+
+
+def has_slots(checkout: HeldCheckout | None) -> bool:
+    """True unless a checkout runs only because nothing is enforced."""
+    return checkout is None or all(gate.core.has_slot(slot) for gate, slot in checkout.slots)
+
+
+def observe(
+    gates: Sequence[LockedGate],
+    checkout: HeldCheckout | None,
+    tickets: Sequence[tuple[LockedGate, int]],
+    seconds: float | None,
+    *,
+    own: bool,
+    on_loop: bool,
+) -> Observation | None:
+    """Starts to observe a piece of work; see Observation. None if it has no limit, or would not run."""
+    core = gates[0].core
+    if seconds is None or seconds <= 0 or core.mode != "shadow" or would_not_run(current(), core):
+        return None
+    if not has_slots(checkout):
+        return None
+    found = Observation(gates, checkout, tickets, seconds, own=own)
+    found.start(on_loop=on_loop)
+    return found

@@ -1,0 +1,127 @@
+"""``guardrails shadow URL``: what the guards of a service would have done since they are in shadow.
+
+Depends on the format of ``/status.json``; must not import guards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from guardrails.cli._options import as_json
+from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, status_address
+
+__all__ = ["shadow"]
+
+_ROUTES = 3
+"""Most routes named for one guard."""
+
+
+@click.command(
+    short_help="Says what guards in shadow would have done.",
+    help="Says what the guards of a service would have refused and stopped since they are in shadow, and "
+    "which settings would have done no harm. URL leads to the service's status pages.",
+)
+@click.argument("url")
+@as_json
+def shadow(url: str, *, as_json: bool) -> None:
+    """Prints the sums. Exits with 0 if nothing would have been refused or stopped, else with 1."""
+    address = status_address(url)
+    try:
+        page = read_page(address)
+        sums = [_sums(guard) for guard in page["guards"]]
+    except StatusPageError as error:
+        click.echo(f"{address}: {error}", err=True)
+        sys.exit(2)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        click.echo(f"{address}: {NOT_A_PAGE}", err=True)
+        sys.exit(2)
+    if as_json:
+        click.echo(json.dumps({"guards": sums}))
+    else:
+        click.echo("\n".join(line for each in sums for line in _lines(each)) or "no guards on this page.")
+    sys.exit(1 if any(each["refused"] or each["stopped"] for each in sums) else 0)
+
+
+def _sums(guard: Mapping[str, Any]) -> dict[str, Any]:
+    """The sums of one guard, checked."""
+    seen = guard.get("shadow") or {}
+    routes = {
+        _clean(route): {_clean(why): int(count) for why, count in counts.items()}
+        for route, counts in seen.get("routes", {}).items()
+    }
+    reasons: Counter[str] = Counter()
+    for counts in routes.values():
+        reasons.update(counts)
+    longest = [
+        {
+            "took": float(each["took"]),
+            "timeout": float(each["timeout"]),
+            "running": bool(each["running"]),
+            "where": None if each["where"] is None else _clean(each["where"]),
+            "route": None if each["route"] is None else _clean(each["route"]),
+        }
+        for each in seen.get("longest", [])
+    ]
+    return {
+        "name": _clean(guard["name"]),
+        "mode": _clean(guard["mode"]),
+        "since": None if seen.get("since") is None else float(seen["since"]),
+        "judged": int(seen.get("judged", 0)),
+        "refused": int(seen.get("refused", 0)),
+        "stopped": int(seen.get("stopped", 0)),
+        "reasons": dict(reasons.most_common()),
+        "routes": routes,
+        "longest": longest,
+        "harmless": _harmless(seen, longest),
+    }
+
+
+def _harmless(seen: Mapping[str, Any], longest: list[dict[str, Any]]) -> dict[str, float | int]:
+    """The settings that would have refused and stopped nothing, as far as it is known."""
+    found: dict[str, float | int] = {}
+    if seen.get("highest"):
+        found["max_concurrent_calls"] = int(seen["highest"])
+    slowest = max([float(seen.get("slowest") or 0.0), *(each["took"] for each in longest)])
+    if slowest:
+        found["timeout"] = math.ceil(slowest * 10 + 1) / 10
+    return found
+
+
+def _lines(each: dict[str, Any]) -> Iterator[str]:
+    name = each["name"]
+    if each["since"] is None:
+        yield f"{name}: {each['mode']}; it was never in shadow."
+        return
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["since"]))
+    yield f"{name}: {each['mode']}; in shadow since {since}"
+    share = each["refused"] / each["judged"] if each["judged"] else 0.0
+    yield f"  would have refused {each['refused']} of {each['judged']} calls ({share:.1%})"
+    if each["reasons"]:
+        yield "    by reason: " + ", ".join(f"{why} {count}" for why, count in each["reasons"].items())
+        most = sorted(each["routes"].items(), key=lambda route: -sum(route[1].values()))
+        shown = ", ".join(f"{route} {sum(counts.values())}" for route, counts in most[:_ROUTES])
+        more = f", {len(most) - _ROUTES} more" if len(most) > _ROUTES else ""
+        yield f"    by route:  {shown}{more}"
+    yield f"  would have stopped {each['stopped']}"
+    for stop in each["longest"][:1]:
+        took = f"{stop['took']:.2f} s{' so far' if stop['running'] else ''}"
+        place = f" at {stop['where']}" if stop["where"] else ""
+        route = f", {stop['route']}" if stop["route"] else ""
+        yield f"    the longest took {took} with a limit of {stop['timeout']:g} s{place}{route}"
+    if each["harmless"]:
+        settings = ", ".join(f"{setting}={value}" for setting, value in each["harmless"].items())
+        yield f"  would have done no harm: {settings}"
+    elif not each["refused"] and not each["stopped"]:
+        yield "  the present settings would have done no harm"
+
+
+def _clean(text: object) -> str:
+    return "".join(char if char.isprintable() else "?" for char in str(text))[:300]

@@ -1,0 +1,106 @@
+"""An engine whose guard is in shadow: every statement runs as without a guard, and the guard counts."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from guardrails import BreakerPolicy, CallTimeoutError, Guard, deadline, protect, remaining
+from guardrails.events import WouldStop
+from support.polling import poll
+
+QUICK = {"max_wait_duration": 0.02, "timeout": 0.1, "mode": "shadow"}
+
+
+def test_a_statement_past_its_limit_runs_to_its_end_and_is_counted_at_its_limit(lab):
+    told = []
+
+    def listen(event):
+        told.append(event)
+
+    listen.events = (WouldStop,)
+    guard = lab.protect(guard={**QUICK, "listeners": [listen]})
+    guard.set_mode("off")
+    lab.query("select 42")  # opens the connection
+    guard.set_mode("shadow")
+    with lab.meanwhile(lambda: lab.query("select pg_sleep(0.6), 42")) as answers:
+        poll(lambda: lab.pause(0.01) or guard.snapshot().would_stop == 1, "it is counted", 5)
+        assert answers == []
+    (event,) = told
+    assert event.timeout == 0.1
+    assert event.where[0].startswith("support/sql_lab.py")
+    assert guard.snapshot().failed == 1
+    assert lab.query("select 42") == 42
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+    assert lab.pool.checkedout() == 0
+    (longest,) = guard._gate.report.sums.report()["longest"]
+    assert longest["timeout"] == 0.1
+    assert longest["took"] >= 0.5
+
+
+def test_the_timeout_of_a_statement_a_call_and_a_block_stop_nothing(lab):
+    guard = lab.protect(guard={**QUICK, "timeout": 5})
+    lab.query("select pg_sleep(0.15), 42", timeout=0.05)
+    lab.call(guard, lambda: lab.query("select pg_sleep(0.15), 42"), timeout=0.05)
+    with deadline(0.05):
+        lab.query("select pg_sleep(0.15), 42")
+    assert guard.snapshot().would_stop == 3
+    assert guard.snapshot().rejected == {}
+
+
+def test_more_callers_than_slots_wait_for_the_pool_alone(lab):
+    guard = lab.protect(pool_size=2, max_overflow=0, guard=QUICK)
+    answers = lab.all([lambda: lab.query("select pg_sleep(0.1), 42")] * 8)
+    assert not [each for each in answers if isinstance(each, Exception)]
+    seen = guard.snapshot()
+    assert seen.rejected == {}
+    assert sum(seen.would_reject.values()) >= 2
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+
+
+def test_an_open_circuit_lets_statements_through_and_recovers(lab):
+    policy = BreakerPolicy(minimum_number_of_calls=2, wait_duration_in_open_state=0.2)
+    guard = lab.protect(guard={**QUICK, "breaker": policy})
+    for _ in range(3):
+        lab.query("select pg_sleep(0.15), 42")
+    assert guard.state == "open"
+    assert lab.query("select 42") == 42
+    assert guard.snapshot().would_reject["circuit_open"] >= 1
+
+    def closed():
+        assert lab.query("select 42") == 42
+        return guard.state == "closed"
+
+    poll(closed, "the probes close it", 5)
+
+
+def test_off_counts_nothing(lab):
+    guard = lab.protect(guard={**QUICK, "mode": "off"})
+    lab.query("select pg_sleep(0.15), 42")
+    seen = guard.snapshot()
+    assert (seen.would_stop, dict(seen.would_reject), seen.succeeded, seen.admitted) == (0, {}, 0, 0)
+    guard.set_mode("enforce")
+    with pytest.raises(CallTimeoutError):
+        lab.query("select pg_sleep(5), 42")
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+
+
+@pytest.fixture
+def file_engine(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db")
+    yield engine
+    engine.dispose()
+
+
+def test_the_timeout_of_a_shadowed_guard_does_not_bound_a_guard_that_enforces(file_engine):
+    db = protect(file_engine, name="db", timeout=5, compartments="none")
+    outer = Guard("outer", max_concurrent_calls=5, timeout=0.0001, mode="shadow")
+    with outer.call() as call, file_engine.connect() as connection:
+        assert call.remaining() is remaining() is None
+        assert connection.execute(text("select 42")).scalar_one() == 42
+    inner = Guard("inner", max_concurrent_calls=5, timeout=5)
+    with outer.call(), inner.call() as call:
+        assert call.remaining() > 4
+    with deadline(3), outer.call():
+        assert 2 < remaining() <= 3
+    db.detach()
