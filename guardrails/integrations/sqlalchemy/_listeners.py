@@ -17,7 +17,7 @@ from guardrails.integrations.sqlalchemy._proxied import dbapi_connection_of
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
 
-__all__ = ["BoundedListeners"]
+__all__ = ["BoundedListeners", "watch_check_in"]
 
 _EVENTS = (
     "after_execute",
@@ -124,3 +124,9 @@ def _bounded(base: type, run: Callable[..., Any]) -> type:
 
     own = {"__slots__": (), "__module__": base.__module__, "__iter__": iterate, "__call__": call}
     return type(base.__name__, (base,), own)
+
+
+def watch_check_in(runner: StatementRunner, record: Any, checkout: DBAPICheckout, _: object) -> None:
+    """Bounds the listeners of a check-in that the garbage collector causes."""
+    if record.dbapi_connection is not None:
+        runner.limit_check_in(record.dbapi_connection, checkout)

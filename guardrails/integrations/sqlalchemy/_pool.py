@@ -22,6 +22,7 @@ from guardrails._pool.pool_monitor import PoolMonitor
 from guardrails.errors import BulkheadFullError, ConfigurationError
 from guardrails.integrations.sqlalchemy._connections import PoolConnections
 from guardrails.integrations.sqlalchemy._creator import bounded_creator
+from guardrails.integrations.sqlalchemy._listeners import watch_check_in
 from guardrails.integrations.sqlalchemy._revoking import Revocation
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ class EngineAdmission:
                     admission._watch_first_proxy(record, checkout.below)
                 elif reset.listeners or reset.parent_listeners or back.listeners or back.parent_listeners:
                     # Runs before SQLAlchemy's own callback: weak references call the latest first.
-                    clean_up = partial(_watch_check_in, runner, record, checkout)
+                    clean_up = partial(watch_check_in, runner, record, checkout)
                     checkout.finalizer = weakref.ref(fairy, clean_up)
                 handed_out(checkout)
             return fairy
@@ -272,6 +273,7 @@ class EngineAdmission:
             above.below = checkout.below
             self._monitor.dropped(checkout)
             checkout.release_slots()
+            self._figures.returned(checkout)
 
     def _give_slots_back(self, record: ConnectionPoolEntry) -> None:
         checkout = self._out.pop(record, None)
@@ -292,9 +294,3 @@ class EngineAdmission:
             self._monitor.dropped(checkout)
         checkout.release_slots()
         self._figures.returned(checkout)  # last: an interrupt here costs a figure and no slot
-
-
-def _watch_check_in(runner: StatementRunner, record: Any, checkout: DBAPICheckout, _: object) -> None:
-    """Bounds the listeners of a check-in that the garbage collector causes."""
-    if record.dbapi_connection is not None:
-        runner.limit_check_in(record.dbapi_connection, checkout)
