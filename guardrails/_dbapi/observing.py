@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from guardrails._core.outcome import Outcome
-from guardrails._dbapi.stopping import limit_on_loop
+from guardrails._dbapi.loop_watch import limit_on_loop
 from guardrails._dbapi.watchdog import watch
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.frames import lines

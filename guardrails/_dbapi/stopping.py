@@ -5,8 +5,6 @@ Depends on drivers, timers and the watchdog; must not import a guard or SQLAlche
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -14,15 +12,11 @@ from typing import Any, Protocol
 
 from guardrails._dbapi.connecting import InThread, Openings, StoppedError, lasting
 from guardrails._dbapi.drivers import Driver
-from guardrails._dbapi.watchdog import AGAIN, GRACE, Stop, watch
-from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
+from guardrails._dbapi.loop_watch import Operations, limit_on_loop
+from guardrails._dbapi.watchdog import watch
 from guardrails._runtime.waiters import on_event_loop
 
-__all__ = ["Bounds", "Limit", "StoppedError", "limit_on_loop"]
-
-_Call = Callable[[], Any]
-
-_get_running_loop, _current_task, _monotonic = asyncio.get_running_loop, asyncio.current_task, time.monotonic
+__all__ = ["Bounds", "Limit", "StoppedError"]
 
 
 class Limit(Protocol):
@@ -37,15 +31,6 @@ class Limit(Protocol):
 
     def failed(self, error: BaseException) -> bool:
         """Ends the limit of work that raised; True if its cancellation was the reason."""
-
-
-class Operations(Stop, Protocol):
-    """What a limit on an event loop does with a connection; see Driver."""
-
-    interrupts_task: bool
-
-    def abandon(self, connection: Any) -> None:
-        """See Driver."""
 
 
 class _DriverOperations:
@@ -227,81 +212,6 @@ class Bounds:
     def _gave_up(self, error: BaseException, limit: Limit) -> bool:
         """True if the driver ended its work on its own, as `prepare` had set it up."""
         return self._prepare is not None and isinstance(error, Exception) and limit.late
-
-
-class _OnLoop(Timer):
-    """Stops driver work on an event loop, in the steps of the watchdog. Made by `limit_on_loop`.
-
-    The work runs inside SQLAlchemy's greenlet, where a cancellation of the task is raised like any error.
-    """
-
-    __slots__ = ("before", "connection", "due", "fired", "operations", "task", "timers")
-
-    timers: LoopTimers
-    before: int
-    connection: Any
-    fired: int
-    task: asyncio.Task[Any] | None  # the one to cancel, where that is how the work is stopped
-    operations: Operations
-
-    @property
-    def late(self) -> bool:
-        """See Limit."""
-        return _get_running_loop().time() >= self.due
-
-    def fire(self) -> float | None:
-        """See Timer."""
-        self.fired += 1
-        with suppress(Exception):  # it may have been closed meanwhile
-            if self.fired == 1:
-                self.operations.cancel(self.operations.aim(self.connection), GRACE)
-            elif self.fired == 2:  # noqa: PLR2004 - see AGAIN
-                self.operations.insist(self.operations.aim(self.connection), GRACE)
-            else:
-                self.operations.kill(self.connection)
-        if self.fired == 1 and self.task is not None:
-            self.task.cancel()
-        return {1: self.due + AGAIN, 2: self.due - AGAIN + GRACE}.get(self.fired)
-
-    def end(self) -> bool:
-        """See Limit. Also False if another party has cancelled the task.
-
-        After the first cancel request the timer stays armed: it limits the closing of a connection whose
-        server does not answer. That connection is never used again.
-        """
-        if not self.fired:
-            self.timers.armed.pop(self, None)
-            return False
-        with suppress(Exception):  # it may have been closed meanwhile
-            self.operations.retire(self.connection)
-        return self.task is None or self.task.uncancel() <= self.before
-
-    def failed(self, error: BaseException) -> bool:
-        """See Limit."""
-        if self.end() and isinstance(error, Exception | asyncio.CancelledError):
-            return True
-        if isinstance(error, asyncio.CancelledError) and not self.fired:
-            self.operations.abandon(
-                self.connection
-            )  # cancelled by another party; the server may need a cancel request
-        return False
-
-
-def limit_on_loop(operations: Operations, connection: Any, seconds: float) -> _OnLoop:
-    """Starts a limit of ``seconds`` for work on a connection."""
-    loop = _get_running_loop()
-    limit = _OnLoop()  # no constructor: one frame less for each statement
-    limit.operations = operations
-    limit.connection = connection
-    limit.fired = 0
-    limit.task = task = _current_task(loop) if operations.interrupts_task else None
-    limit.before = 0 if task is None else task.cancelling()
-    limit.timers = timers = timers_of(loop)
-    limit.due = due = (_monotonic() if timers.monotonic else loop.time()) + seconds
-    timers.armed[limit] = None
-    if due < timers.planned:
-        timers.plan(loop, due)
-    return limit
 
 
 def _several(host: object) -> bool:

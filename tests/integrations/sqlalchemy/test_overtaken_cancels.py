@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from guardrails import CallTimeoutError
-from guardrails._dbapi import stopping, watchdog
+from guardrails._dbapi import loop_watch, watchdog
 from guardrails._dbapi.drivers import find_driver
 from guardrails._dbapi.drivers.psycopg2 import Psycopg2
 from support.polling import poll
@@ -26,7 +26,7 @@ NAP = "select pg_sleep(cast(current_setting('lab.nap') as float))"
 @pytest.fixture
 def patience(monkeypatch):
     """Seconds until the second order: more than usual, for what must happen before it on a busy machine."""
-    for module in (watchdog, stopping):
+    for module in (watchdog, loop_watch):
         monkeypatch.setattr(module, "AGAIN", 1.5)
         monkeypatch.setattr(module, "GRACE", 3.0)
     return 1.5
