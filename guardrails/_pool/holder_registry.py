@@ -112,6 +112,12 @@ class HolderRegistry:
             find_gone(out, holders, self.caller())
         return tuple(sorted(holders, key=lambda holder: -holder.seconds))
 
+    def holder_of(self, checkout: HeldCheckout) -> Holder:
+        """Returns the holder of one checkout; it searches the process if its caller has ended."""
+        holders = [self._holder(checkout, nested=False)]
+        find_gone([checkout], holders, self.caller())
+        return holders[0]
+
     def page(self) -> dict[str, object]:
         """Returns the cause and the holders as the status page shows them."""
         holders = self.holders(search=False)
@@ -193,7 +199,9 @@ class HolderRegistry:
         if checkout.busy or in_driver(checkout.caller):
             doing = "statement"
         elif not checkout.is_kept(now):
-            doing, now = "gone", None
+            # The request for which it was taken decides, not the function that has returned.
+            is_open = checkout.request is not None and not checkout.request.closed
+            doing, now = ("other_work" if is_open else "gone"), None
         elif nested or checkout.nested:
             doing = "nested"
         return Holder(

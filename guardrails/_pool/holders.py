@@ -70,6 +70,8 @@ class Holder:
         port: The client's port of its connection; None for a Unix socket, or if the driver does not know it.
         blocked_by: The sessions that hold the lock for which it waits, as the server said when it was asked
             last; empty if none is known.
+        at_yield: True if a suspended generator holds it, such as a dependency or the body of a stream. Then
+            ``now`` is the line of its ``yield``.
     """
 
     seconds: float
@@ -81,6 +83,17 @@ class Holder:
     pid: int | None = None
     port: int | None = None
     blocked_by: tuple[Blocker, ...] = ()
+    at_yield: bool = False
+
+    @property
+    def advice(self) -> str:
+        """The code that holds it, and what to do, for the log."""
+        at = self.now[0] if self.now else "an unknown line"
+        if self.doing == "gone":
+            return "its code has ended and nothing that runs keeps it: close it in a with block"
+        if self.at_yield:
+            return f"{at} holds it across its yield: close the session before a stream or a background task"
+        return f"its holder does other work at {at}: end the transaction or close the session before that"
 
 
 def busiest(holders: Sequence[Holder], taken: int, limit: int) -> str:

@@ -5,6 +5,7 @@ Depends on frames and references; must not import pools.
 
 from __future__ import annotations
 
+import inspect
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["find_gone"]
 
+_YIELDS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
 _SEARCH_INTERVAL = 5.0
 """Seconds until the next search for the holder of a connection that no code held."""
 
 
 def find_gone(out: list[HeldCheckout], holders: list[Holder], caller: Caller) -> None:
-    """Replaces holders marked ``"gone"`` where other code still holds the connection.
+    """Replaces holders that have no line where other code still holds the connection.
 
-    Such code is a generator that is suspended in its block, or a caller further out.
+    Such code is a generator that is suspended in its block, or a caller further out. While the request is
+    open for which a connection was taken, it is not gone, whichever function has returned.
 
     Args:
         out: The checkouts.
@@ -36,7 +40,8 @@ def find_gone(out: list[HeldCheckout], holders: list[Holder], caller: Caller) ->
     gone = [
         (index, kept)
         for index, checkout in enumerate(out)
-        if holders[index].doing == "gone"
+        if holders[index].doing in {"gone", "other_work"}
+        and not holders[index].now
         and checkout.next_search <= now
         and (kept := checkout.held_object()) is not None
     ]
@@ -46,6 +51,8 @@ def find_gone(out: list[HeldCheckout], holders: list[Holder], caller: Caller) ->
     for (index, _), where in zip(gone, referrers([kept for _, kept in gone], own), strict=True):
         request = out[index].request
         if where is not None or (request is not None and not request.closed):
-            holders[index] = replace(holders[index], doing="other_work", now=lines(where or ()))
+            at_yield = where is not None and bool(where[0][0].co_flags & _YIELDS)
+            now_at = lines(where or ())
+            holders[index] = replace(holders[index], doing="other_work", now=now_at, at_yield=at_yield)
         else:
             out[index].next_search = now + _SEARCH_INTERVAL

@@ -150,7 +150,7 @@ class PoolMonitor:
         if left > 0 or checkout.busy:
             return max(left, self._leak_after / 4)
         checkout.reported = True
-        self._report(self._leak("held", checkout))
+        self._report(self._leak("held", checkout), checkout)
         return _INTERVAL
 
     def _leak(self, cause: Literal["held", "dropped"], checkout: HeldCheckout) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class PoolMonitor:
             "route": route_of(checkout),
         }
 
-    def _report(self, leak: dict[str, Any]) -> None:
+    def _report(self, leak: dict[str, Any], checkout: HeldCheckout | None = None) -> None:
         gate = self._gate
         gate.report.remember("leak", gate.name, **leak)
         gate.notify(LeakFound, at=gate.clock(), seq=gate.next_number(), **leak)
@@ -171,7 +171,11 @@ class PoolMonitor:
         if len(self._last_warning) >= _MAX_PLACES:
             self._last_warning.clear()
         self._last_warning[place] = now
-        log.warning(_WARNINGS[leak["cause"]], self._guard.name, leak["seconds"], " < ".join(place))
+        # The search for its holder is slow, so it is made only for a line in the log.
+        advice = "" if checkout is None else f"; {self._registry.holder_of(checkout).advice}"
+        route = f", for {leak['route']}" if leak["route"] else ""
+        said = " < ".join(place) + route + advice
+        log.warning(_WARNINGS[leak["cause"]], self._guard.name, leak["seconds"], said)
 
     # --- forks ---------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from guardrails import protect
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.sqlalchemy import pool_status
 from support.asgi_client import ask, http
+from support.polling import poll
 
 
 @pytest.fixture
@@ -238,3 +239,76 @@ def test_request_that_is_under_way_holds_what_it_took(engine):
 
     serve(GuardrailsMiddleware(app))
     assert (seen[0].cause, seen[0].holders[0].doing) == ("held_idle", "other_work")
+
+
+def reported(engine, caplog):
+    """The line in the log about a connection that is held."""
+    poll(lambda: any("nothing runs on it" in each.getMessage() for each in caplog.records), "a report")
+    return next(line for each in caplog.records if "nothing runs on it" in (line := each.getMessage()))
+
+
+@pytest.fixture
+def impatient(tmp_path):
+    """An engine whose held connections are reported at once."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db", pool_size=2, max_overflow=0)
+    guard = protect(engine, name="db", leak_after=0.05)
+    yield engine
+    guard.detach()
+    engine.dispose()
+
+
+def test_the_log_names_the_dependency_of_a_slow_call(impatient, caplog):
+    """A session that a dependency holds while the endpoint waits for another service is no leak."""
+    app, session = application(impatient)
+    lines, status = [], []
+
+    @app.get("/slow/{item}")
+    def endpoint(item: int, session: Session = session):
+        query_deep_down(session)
+        lines.append(reported(impatient, caplog))
+        status.append(pool_status(impatient).holders[0].doing)
+        return item
+
+    serve(GuardrailsMiddleware(app), "/slow/1")
+    assert status == ["other_work"]
+    assert "test_held_connections.py" in lines[0]
+    assert ", for /slow/{item}" in lines[0]
+    assert "before" in lines[0]
+    assert "close it in a with block" not in lines[0]
+
+
+def test_the_log_names_the_dependency_of_a_stream(impatient, caplog):
+    """Likewise of a stream: the line of its ``yield``, and what to do."""
+    app, session = application(impatient)
+    lines = []
+
+    @app.get("/")
+    def endpoint(session: Session = session):
+        query_deep_down(session)
+
+        def rows():
+            lines.append(reported(impatient, caplog))
+            yield b"1"
+
+        return StreamingResponse(rows())
+
+    serve(GuardrailsMiddleware(app))
+    assert "in application.<locals>.get_session holds it across its yield" in lines[0]
+    assert "close the session before a stream or a background task" in lines[0]
+
+
+def test_the_log_calls_a_leak_a_leak(impatient, caplog):
+    """A connection that a request has left in a global list, when the request is over."""
+    app, kept = FastAPI(), []
+
+    @app.get("/")
+    def endpoint():
+        kept.append(impatient.connect())
+        return 1
+
+    serve(GuardrailsMiddleware(app))
+    assert "its code has ended and nothing that runs keeps it: close it in a with block" in reported(
+        impatient, caplog
+    )
+    assert pool_status(impatient).holders[0].doing == "gone"
+    kept.pop().close()

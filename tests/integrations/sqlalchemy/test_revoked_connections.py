@@ -612,6 +612,46 @@ def test_many_leaks_beside_work(lab, table, leaks):
     assert lab.server_side("true") <= 10
 
 
+@pytest.mark.parametrize("leaks", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lab", ["asyncpg"], indirect=True)
+def test_many_leaks_of_tasks_beside_work(lab, table, leaks):
+    """Likewise on an event loop."""
+    guard = protected(
+        lab, pool_size=10, max_overflow=10, guard={"max_idle_hold": 0.25, "max_wait_duration": 5.0}
+    )
+    over, done = asyncio.Event(), []
+
+    async def work():
+        while not over.is_set():
+            async with lab.engine.begin() as connection:
+                me = len(done)
+                assert (await connection.execute(text(f"select {me}"))).scalar() == me
+                await connection.execute(text(f"insert into {table} values ({me})"))
+            done.append(me)
+
+    async def until_free(most):
+        while guard.snapshot().in_use > most:
+            await asyncio.sleep(0.005)
+
+    async def main():
+        worker, kept = asyncio.create_task(work()), []
+        while len(kept) < leaks:
+            kept.append(await lab.engine.connect())
+            if len(kept) % 15 == 0:
+                await until_free(1)
+        over.set()
+        await worker
+        for connection in kept[::2]:
+            await connection.close()
+        await until_free(0)
+
+    lab.runner.run(main())
+    gc.collect()
+    assert count(lab, table) == len(done) > 0
+    assert (lab.pool.checkedout(), guard.snapshot().in_use) == (0, 0)
+    assert lab.server_side("true") <= 10
+
+
 # --- the error, the log, the modes -------------------------------------------------------------------
 
 
