@@ -93,8 +93,7 @@ def guard_engine(
         raise unsuited(engine)
     pool, kind = sync_engine.pool, f"a {type(sync_engine.pool).__name__}"
     name = _name_of(sync_engine) if name is None else name
-    if guard_of(pool) is not None:
-        raise ConfigurationError(f"protect: this engine is guarded already, by {guard_of(pool)!r}")
+    _check_unguarded(guard_of(pool))
     fill_pool_options(name, options)
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     how = check_compartments(name, compartments)
@@ -115,6 +114,11 @@ def guard_engine(
         know_sessions(sync_engine, driver, registry, ask_server=asks)
     attach(guard, attachment)
     return guard
+
+
+def _check_unguarded(guard: Guard | None) -> None:
+    if guard is not None:
+        raise ConfigurationError(f"protect: this engine is guarded already, by {guard!r}")
 
 
 def guard_of_engine(engine: object) -> Guard | None:
@@ -213,6 +217,7 @@ class _EngineAttachment:
             error = DriverRevokedError if as_driver else ConnectionRevokedError
             is_async = self._engine.dialect.is_async
             revocation = Revocation(self._admission.registry, seconds, error, is_async=is_async)
+            revocation.attach(self._engine.pool, self._runner)
             self._admission.revocation = self._hooks.revocation = revocation
 
     def attach(self) -> None:

@@ -91,8 +91,6 @@ class EngineAdmission:
             ConfigurationError: The pool's class cannot be subclassed.
         """
         base = type(pool)
-        if self.revocation is not None:
-            self.revocation.attach(pool, runner)
         self.registry.failed_cancels = runner.failed_cancels
         try:
             pool.__class__ = self._guarded(base, proxy, runner)
@@ -225,7 +223,6 @@ class EngineAdmission:
         self, base: type[Pool], proxy: Proxy, runner: StatementRunner
     ) -> Callable[[Pool], PoolProxiedConnection]:
         admission, out, handed_out = self, self._out, self._figures.handed_out
-        revocation = self.revocation
 
         def connect(self: Pool) -> PoolProxiedConnection:
             try:
@@ -245,8 +242,8 @@ class EngineAdmission:
             checkout = out.get(record)
             if checkout is not None:
                 checkout.proxy = record.fairy_ref
-                if revocation is not None:
-                    revocation.leave(checkout)
+                if admission.revocation is not None:
+                    admission.revocation.leave(checkout)
                 reset, back = self.dispatch.reset, self.dispatch.checkin
                 if checkout.below is not None:
                     admission._watch_first_proxy(record, checkout.below)
