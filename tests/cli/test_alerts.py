@@ -136,8 +136,8 @@ def overloaded(postgres, **options):
 
 @contextlib.contextmanager
 def shadowed(postgres):
-    """The same in shadow: nobody is refused by the guard."""
-    with overloaded(postgres, mode="shadow") as fault:
+    """The same in shadow, where callers that must not wait are let in."""
+    with overloaded(postgres, mode="shadow", max_wait_duration=0.0) as fault:
         yield fault
 
 
