@@ -10,6 +10,7 @@ from django.db.utils import InternalError
 from guardrails import Guard
 from guardrails.testing.servers import PostgresServer
 from support.django_lab import configured, database, leave
+from support.polling import poll
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,10 @@ def read_only(primary, connection):
     with psycopg.connect(primary.url(""), autocommit=True) as aside:
         aside.execute("alter system set default_transaction_read_only = on")
         aside.execute("select pg_reload_conf()")
+        poll(
+            lambda: ask(connection, "show default_transaction_read_only") == "on",
+            "the session knows",
+        )
         yield
         aside.execute("set default_transaction_read_only = off")
         aside.execute("alter system reset default_transaction_read_only")
