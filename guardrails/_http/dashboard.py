@@ -1,7 +1,6 @@
 """The page that shows guards in a browser. Must not import a guard: the page reads ``status.json``.
 
-Its parts are the files in ``page/``. They are sent as one document, so that a probe's port serves one page and
-a browser loads nothing else.
+Its parts are the files in ``page/``. They are sent as one document, so that a browser loads nothing else.
 """
 
 from __future__ import annotations
@@ -44,7 +43,8 @@ HEADERS = dict(status.HEADERS) | {
     "referrer-policy": "no-referrer",
     # Only the page's own style, script and figures: the name of a guard cannot load anything.
     "content-security-policy": (
-        f"default-src 'none'; style-src {_hash_of(_INSIDE['style'])}; script-src {_hash_of(_INSIDE['script'])};"
+        f"default-src 'none'; style-src {_hash_of(_INSIDE['style'])};"
+        f" script-src {_hash_of(_INSIDE['script'])};"
         " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     ),
 }

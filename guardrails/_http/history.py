@@ -42,9 +42,10 @@ COLUMNS = (
     "wait_p99",
     "hold_p50",
     "hold_p99",
+    "would_reject",
 )
-"""The columns of a row. ``admitted`` to ``slow`` are the numbers of that second; the last four are times of
-the checkouts in it, and None where there was none."""
+"""The columns of a row. ``admitted`` to ``slow`` are the numbers of that second; the next four are times of
+the checkouts in it, and None where there was none. ``would_reject`` counts what shadow let in."""
 
 _process = [0]
 """Counts the forks, so that a history starts its task again in a child process."""
@@ -127,4 +128,5 @@ def _row(
         wait.quantile(0.99),
         hold.quantile(0.5),
         hold.quantile(0.99),
+        sum(seen.would_reject.values()) - sum(before.would_reject.values()),
     )

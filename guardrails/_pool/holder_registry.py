@@ -25,7 +25,7 @@ from guardrails._pool.frames import (
     site_outside,
     stack_of,
 )
-from guardrails._pool.holders import Doing, Holder, PoolStatus, busiest, cause_of
+from guardrails._pool.holders import ADVICE, Doing, Holder, PoolStatus, busiest, cause_of
 from guardrails._pool.lock_monitor import LONGEST_DELAY, LockMonitor, Question
 from guardrails._pool.lock_waits import Place
 from guardrails._pool.lost_holders import find_gone
@@ -121,8 +121,10 @@ class HolderRegistry:
     def page(self) -> dict[str, object]:
         """Returns the cause and the holders as the status page shows them."""
         holders = self.holders(search=False)
+        cause = cause_of(holders, self._gate.core.bulkhead.limit)
         return {
-            "cause": cause_of(holders, self._gate.core.bulkhead.limit),
+            "cause": cause,
+            "advice": ADVICE[cause],
             "lock_waits": [] if self.locks is None else [asdict(wait) for wait in self.locks.waits()],
             "holders": [
                 asdict(each) | {"blocked_by": [blocker.pid for blocker in each.blocked_by]}

@@ -119,7 +119,9 @@ class PoolMonitor:
             return
         if status.cause != "free":
             self._next_diagnosis = now + _DIAGNOSIS_INTERVAL
-            log.warning("%s", str(status).replace("\n  ", "; "))
+            words = str(status).replace("\n  ", "; ")
+            self._gate.report.remember("exhausted", self._guard.name, cause=status.cause, words=words)
+            log.warning("%s", words)
             return
         # Some connections have no holder: they are being opened, or are older than the guard.
         self._next_diagnosis = now + _RECHECK / 2

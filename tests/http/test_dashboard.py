@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
-import html
 import json
 import os
 import re
-import shutil
 import socket
-import subprocess
 
 import pytest
 
 from support.apps.dashboard_app import HOSTILE, app
 from support.asgi_client import ask, http
+from support.browser import CHROMIUM, Browser
 from support.server_process import Server
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def test_the_page_is_whole_and_says_what_a_browser_may_run():
@@ -54,57 +51,91 @@ def test_the_figures_say_whose_they_are():
     assert (page["pid"], page["host"]) == (os.getpid(), socket.gethostname())
 
 
-def looked_at(address, profile, *words, budget=5000):
-    """What a browser makes of the page."""
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(f"--user-data-dir={profile}", f"--virtual-time-budget={budget}", "--dump-dom", *words),
-            address,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-    )
-    return done.stdout
+@contextlib.contextmanager
+def shown(tmp_path, name, **options):
+    """A browser on the page of an application of ``support/apps``, and the application's server."""
+    server = Server("uvicorn", f"uvicorn {name}:app --log-level warning --port {{port}}", tmp_path / "log")
+    try:
+        host, port = server.wait().address
+        with Browser(tmp_path / "profile", **options) as browser:
+            browser.open(f"http://{host}:{port}/internal/")
+            browser.wait("document.querySelector('tbody tr') !== null")
+            yield browser, server
+            assert browser.faults == []
+            assert {address.split("/")[2] for address in browser.asked} == {f"{host}:{port}"}
+    finally:
+        server.stop()
+
+
+ROWS = "document.querySelectorAll('table[aria-label=Guards] tbody tr')"
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_a_guard_that_refuses_half_of_its_calls_is_not_green(tmp_path):
     """Its circuit is closed, for its slots are full; the page says how many it refuses, at its head too."""
-    command = "uvicorn crowded_app:app --log-level warning --port {port}"
-    server = Server("uvicorn", command, tmp_path / "log")
-    try:
-        host, port = server.wait().address
-        seen = looked_at(f"http://{host}:{port}/internal/", tmp_path / "profile", budget=9000)
-    finally:
-        server.stop()
-    assert "<title>ready, one guard refuses calls - guardrails</title>" in seen
+    with shown(tmp_path, "crowded_app") as (browser, _):
+        browser.wait("document.title === 'ready, one guard refuses calls - guardrails'")
+        seen = browser.read("document.querySelector('tbody').innerHTML")
     assert re.search(
-        r'<span class="between">closed</span><small class="bad">refuses \d+ % of its calls', seen
+        r'<span class="between">closed</span><small class="(bad|between)">refuses \d+ % of its calls', seen
     )
     assert '<span class="good">closed</span>' in seen  # the other guard's
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_a_browser_shows_every_guard_and_runs_nothing_of_theirs(tmp_path):
     """Readiness, states, reasons, compartments; a name that is a tag stays a name."""
-    command = "uvicorn dashboard_app:app --log-level warning --port {port}"
-    server = Server("uvicorn", command, tmp_path / "log")
-    try:
-        host, port = server.wait().address
-        seen = looked_at(f"http://{host}:{port}/internal/", tmp_path / "profile")
-    finally:
-        server.stop()
-    assert "<title>ready, one circuit is open - guardrails</title>" in seen
-    words = html.unescape(re.sub(r"<[^>]*>", "|", seen.partition("<tbody")[2].partition("</tbody>")[0]))
+    with shown(tmp_path, "dashboard_app") as (browser, _):
+        assert browser.read("document.title") == "ready, one circuit is open - guardrails"
+        words = browser.words()
+        assert browser.read("document.querySelectorAll('img, main script').length") == 0
     for word in ("orders-db", "orders-db/reports", "closed", "forced_open", "refused: circuit_open 3", "0/2"):
-        assert f"|{word}|" in words
+        assert word in words
     assert HOSTILE in words
-    assert "|orders-db (2)|" in words
+    assert "orders-db (2)" in words
     assert "NaN" not in words
-    assert 'data-name="refused/s"' in seen  # what a narrow screen shows beside the figure
+    assert "undefined" not in words
+
+
+@needs_browser
+def test_a_guard_in_shadow_is_marked_in_the_table_on_its_card_and_at_the_head(tmp_path):
+    """With what enforcing would have refused, by reason and by route."""
+    with shown(tmp_path, "shadow_app") as (browser, _):
+        browser.wait("document.querySelector('.card.shadow') !== null")
+        words = browser.words()
+        assert browser.read("document.querySelector('tr.shadow th').innerText").startswith("orders-db")
+        assert browser.read("document.querySelector('#verdict').innerText") == "ready"
+    assert "one guard of 2: refuses and stops nothing; counts what it would have done" in words
+    assert "Enforcing would have refused 4 calls of 5 and stopped 0 since " in words
+    assert "bulkhead_full 4" in words
+
+
+@needs_browser
+def test_a_leak_is_marked_with_the_line_that_took_the_connection(tmp_path):
+    """The holders of one place share a row; a route that is a tag stays text."""
+    with shown(tmp_path, "leaking_app") as (browser, _):
+        browser.wait("document.querySelector('tr.leak') !== null")
+        words = browser.words()
+        row = browser.read("document.querySelector('tr.leak').innerText")
+        assert browser.read("document.querySelectorAll('img, main script').length") == 0
+    assert "2 connections leaked" in words
+    assert "Leak: connections were not given back; close them in a with block" in words
+    assert re.search(r"leaking_app\.py:\d+ in forget", row)
+
+
+@needs_browser
+def test_a_thousand_guards_make_a_bounded_page_with_a_filter(tmp_path):
+    """The unwell ones come first; the others are found by name, and opened with the keyboard."""
+    with shown(tmp_path, "crowd_of_guards_app", width=390) as (browser, _):
+        assert browser.read(f"{ROWS}.length") == 60
+        assert browser.read(f"{ROWS}[0].querySelector('button').innerText") == "guard-777"
+        assert browser.read("document.documentElement.scrollWidth") <= 390
+        field = "document.querySelector('input')"
+        browser.read(f"{field}.value = 'guard-42'; {field}.oninput({{target: {field}}})")
+        assert browser.read(f"{ROWS}.length") == 11
+        browser.read("document.querySelector('tbody button.name').focus()")
+        browser.press("Enter")
+        browser.wait("document.querySelector('.card[aria-label=guard-42]') !== null")

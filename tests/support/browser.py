@@ -17,8 +17,20 @@ from support.polling import wait_until
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 _QUIET = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
+    *(
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--hide-scrollbars",
+    ),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-extensions",
+    ),
 )
 
 
@@ -39,7 +51,13 @@ class Browser:
     def __init__(self, profile, *, width=1280, height=900, dark=False):
         self.faults, self.asked = [], []
         self._number = 0
-        command = [CHROMIUM, *_QUIET, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        command = [
+            CHROMIUM,
+            *_QUIET,
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
         self._process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -49,7 +67,8 @@ class Browser:
             port = port_file.read_text().split("\n", 1)[0]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
                 (page,) = [each for each in json.load(answer) if each["type"] == "page"]
-            self._socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+            self._connection = connect(page["webSocketDebuggerUrl"], max_size=None)
+            self._socket = self._connection.__enter__()
         except BaseException:
             self._end()
             raise
@@ -62,7 +81,7 @@ class Browser:
         return self
 
     def __exit__(self, *_):
-        self._socket.close()
+        self._connection.__exit__(None, None, None)
         self._end()
 
     def _end(self):
@@ -92,7 +111,11 @@ class Browser:
     def resize(self, width, height):
         """Makes the page as wide and high as a screen."""
         self.order(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
 
     def prefer(self, *, dark):

@@ -375,7 +375,7 @@ function holders({path, guard, leaks}, now) {
   const few = numbers => joined(numbers.slice(0, 6)) + (numbers.length > 6 ? ` and ${numbers.length - 6} more` : "") || "-";
   const rows = alike.map(all => ({kind: hasEnded(all[0]) && "leak", cells: [
     [duration(all[0].seconds), h("small", null, `since ${clock(now - all[0].seconds)}`)], all.length,
-    h("span", {class: hasEnded(all[0]) && "bad"}, DOING[all[0].doing] || all[0].doing),
+    h("span", {class: hasEnded(all[0]) && "bad"}, all[0].at_yield ? "held across a yield" : DOING[all[0].doing] || all[0].doing),
     code(all[0].where), code(all[0].now), routeOf(all[0]),
     few(pids(all, each => each.pid)), few(pids(all, each => listed(each.blocked_by)))]}));
   return [
@@ -418,15 +418,19 @@ function routes({path, guard}) {
 
 // What enforcing would have done.
 function shadow({path, guard, mode}) {
-  const refused = sum(Object.values(guard.would_reject || {})), stopped = guard.would_stop || 0;
+  const sums = guard.shadow || {}, reasons = {};
+  const stopped = known(sums.stopped) ? sums.stopped : guard.would_stop || 0;
+  for (const [reason, count] of pairs(sums.routes).flatMap(([, each]) => pairs(each)))  // those of compartments, too
+    reasons[reason] = (reasons[reason] || 0) + count;
+  const refused = known(sums.refused) ? sums.refused : sum(Object.values(reasons));
   if (mode !== "shadow" && !refused && !stopped) return null;
-  const sums = guard.shadow || {}, since = known(sums.since) ? ` since ${new Date(1000 * sums.since).toLocaleString()}` : "";
+  const since = known(sums.since) ? ` since ${new Date(1000 * sums.since).toLocaleString()}` : "";
   const byRoute = pairs(sums.routes).map(([route, reasons]) => [route, reasons, sum(Object.values(reasons))])
     .sort((a, b) => b[2] - a[2]);
   const longest = listed(sums.longest);
   return h("div", {class: "box shadow-edge", key: "shadow"},
-    h("h3", null, `Enforcing would have refused ${some(refused, "call")} and stopped ${some(stopped, "call")}${since}`),
-    refused > 0 && h("p", null, counts(guard.would_reject)),
+    h("h3", null, `Enforcing would have refused ${some(refused, "call")}${known(sums.judged) ? ` of ${sums.judged}` : ""} and stopped ${stopped}${since}`),
+    refused > 0 && h("p", null, counts(reasons)),
     byRoute.length > 0 && shortened(path + "\nshadow", "Refusals by route", ["route", "#would have been refused", "for"],
       byRoute.map(([route, reasons, total]) => ({key: route, cells: [route, total, counts(reasons)]}))),
     longest.length > 0 && shortened(path + "\nstops", "The longest calls beyond their timeout", ["took", "#timeout", "made at", "route"],
@@ -464,6 +468,7 @@ function card(one) {
 }
 
 const EVENTS = {
+  exhausted: each => each.words || `no connection is left: ${each.cause}`,
   state: each => `circuit ${each.old} → ${each.new}${each.cause ? `: ${each.cause}` : ""}`,
   leak: each => [`connection ${each.cause === "dropped" ? "dropped" : "not given back"} after ${duration(each.seconds)}, taken at `, place(each)],
 };
