@@ -12,10 +12,11 @@ from wsgiref.validate import validator
 import pytest
 from sqlalchemy import create_engine, text
 
-from guardrails import Guard, protect
+from guardrails import BulkheadFullError, Guard, protect
 from guardrails._http import history as _history
 from guardrails._http.answers import as_json
 from guardrails._http.history import COLUMNS, History
+from guardrails._pool.holders import ADVICE
 from guardrails.integrations import starlette, wsgi
 from support import wsgi_client
 from support.asgi_client import ask, http
@@ -107,6 +108,20 @@ def test_browser_page_is_the_same_under_asgi_and_wsgi(engine):
         assert "script-src 'sha256-" in headers["content-security-policy"]
         assert b"status.json" in body
     assert pages[0][2] == pages[1][2]
+
+
+def test_a_pool_that_ran_out_is_an_event_with_its_cause(site, engine):
+    """What the log says, for whoever comes late; the page has the advice for this cause."""
+    with engine.connect(), engine.connect():
+        with pytest.raises(BulkheadFullError):
+            engine.connect()
+        said = json.loads(site([guard_of(engine)])("/status.json")[2])
+    (event,) = [each for each in said["events"] if each["event"] == "exhausted"]
+    (shown,) = said["guards"]
+    assert (event["guard"], event["cause"]) == ("orders", "nested")
+    assert "2 of 2 connections out" in event["words"]
+    assert CANARY not in event["words"]
+    assert (shown["cause"], shown["advice"]) == ("nested", ADVICE["nested"])
 
 
 @pytest.mark.parametrize(
