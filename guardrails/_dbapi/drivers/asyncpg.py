@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 from guardrails._dbapi.drivers.background import Background
 from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
@@ -73,6 +74,8 @@ class Asyncpg(PostgresDriver):
         return (asked[0], peer[0]) if isinstance(peer, tuple) and isinstance(asked, tuple) else (None, None)
 
     def _reported(self, own: Any, name: str) -> str | None:
+        if not isinstance(own, asyncpg.Connection | PoolConnectionProxy):
+            return None
         value: str | None = getattr(own.get_settings(), name, None)
         return value
 

@@ -163,7 +163,10 @@ class PostgresDriver(Plain):
 
     @abstractmethod
     def _reported(self, own: Any, name: str) -> str | None:
-        """The value of a setting that the server reports by itself; None if it does not."""
+        """The value of a setting that the server reports by itself; None if it does not.
+
+        Also None for a connection of another class, which a listener of ``do_connect`` may return.
+        """
 
     @abstractmethod
     def _asked_for(self, own: Any) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
+from psycopg import BaseConnection
+
 from guardrails._dbapi.drivers.background import Background
 from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
 from guardrails._dbapi.drivers.sockets import client_port, cut
@@ -84,6 +86,8 @@ class Psycopg(PostgresDriver):
         return info.host, info.hostaddr or None
 
     def _reported(self, own: Any, name: str) -> str | None:
+        if not isinstance(own, BaseConnection):
+            return None
         value = own.pgconn.parameter_status(name.encode())
         return None if value is None else str(value.decode())
 

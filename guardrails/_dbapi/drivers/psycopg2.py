@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg2
+import psycopg2.extensions
 
 from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
 from guardrails._dbapi.drivers.sockets import client_port, cut
@@ -126,6 +127,8 @@ class Psycopg2(PostgresDriver):
         return connection.info.host, _ends(connection)[1] or None
 
     def _reported(self, own: Any, name: str) -> str | None:
+        if not isinstance(own, psycopg2.extensions.connection):
+            return None
         value: str | None = own.get_parameter_status(name)
         return value
 
