@@ -207,10 +207,10 @@ class Outside(ShadowQueue):
         """Ends a call that is outside."""
         call = self.outside[number]
         if call is None:
+            if self.enforces:  # it was adopted; first, as an interrupt here leaves it to be ended again
+                self._release_slot()
             del self.outside[number]
             self.unslotted -= 1
-            if self.enforces:  # it was adopted
-                self._release_slot()
             return
         if call.ended is not None:
             return

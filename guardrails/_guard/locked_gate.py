@@ -358,10 +358,11 @@ class LockedGate(FastGate, Notifier, LockOwner):
                 judged = not isinstance(verdict, Refusal)
             hopeless = scope is not None and not checkout and self._holds_all(scope)
             options = {"checkout": checkout, "judged": judged, "hopeless": hopeless}
-            return self.step(core.let_in, held, rank_of(scope), max_wait, budget, request, **options)
+            self.step(core.let_in, held, rank_of(scope), max_wait, budget, request, **options)
         except BaseException:
             self._abort_admission(held, None, checkout=checkout)
             raise
+        return held[0]
 
     def _holds_all(self, scope: Scope | None) -> bool:
         """True if the calls around the caller have every slot, so that it would wait for itself."""
