@@ -13,7 +13,7 @@ from typing import Any, Literal
 from guardrails._pool.checkout import HeldCheckout
 from guardrails._pool.frames import lines
 from guardrails._pool.holder_registry import HolderRegistry, route_of
-from guardrails._runtime.fork import renew_after_fork
+from guardrails._runtime.fork import ForkedLock, renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails.events import LeakFound
@@ -63,6 +63,7 @@ class PoolMonitor:
         self._dropped: deque[dict[str, Any]] = deque()
         self._last_warning: dict[tuple[str, ...], float] = {}
         self._next_diagnosis = -math.inf
+        self._lock = ForkedLock()  # guards the decision to make a diagnosis, not the diagnosis
         self._rejected = 0
         self.watching = False
         report = self._gate.report
@@ -110,15 +111,18 @@ class PoolMonitor:
     def _diagnose(self, *, refused: bool) -> None:
         # A diagnosis walks stacks, so a compartment that has used up its share does not cause one.
         slots, now = self._gate.core.bulkhead, time.monotonic()
-        if slots.taken < slots.limit or now < self._next_diagnosis:
-            return
+        with self._lock:
+            if slots.taken < slots.limit or now < self._next_diagnosis:
+                return
+            # Set before the stacks are walked: callers refused meanwhile would make the same diagnosis.
+            self._next_diagnosis = now + _DIAGNOSIS_INTERVAL
         # A refused caller does not wait for a search. The housekeeper's thread searches.
         status = self._registry.status(search=not refused)
         if refused and any(holder.doing == "gone" for holder in status.holders):
+            self._next_diagnosis = now
             run_later(self._check, 0.0)
             return
         if status.cause != "free":
-            self._next_diagnosis = now + _DIAGNOSIS_INTERVAL
             words = str(status).replace("\n  ", "; ")
             self._gate.report.remember("exhausted", self._guard.name, cause=status.cause, words=words)
             log.warning("%s", words)
@@ -191,5 +195,6 @@ class PoolMonitor:
     def reset_in_child(self) -> None:
         """Forgets all checkouts in a child process: they are the parent's, and no check is planned."""
         self.watching = False
+        self._next_diagnosis = -math.inf
         self._dropped.clear()
         self._out.clear()

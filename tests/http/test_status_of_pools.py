@@ -13,9 +13,11 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from guardrails import BulkheadFullError, Guard, protect
+from guardrails._guard.guard import recent_events
 from guardrails._http import history as _history
 from guardrails._http.answers import as_json
 from guardrails._http.history import COLUMNS, History
+from guardrails._pool.holder_registry import HolderRegistry
 from guardrails._pool.holders import ADVICE
 from guardrails.integrations import starlette, wsgi
 from support import wsgi_client
@@ -122,6 +124,29 @@ def test_a_pool_that_ran_out_is_an_event_with_its_cause(site, engine):
     assert "2 of 2 connections out" in event["words"]
     assert CANARY not in event["words"]
     assert (shown["cause"], shown["advice"]) == ("nested", ADVICE["nested"])
+
+
+def test_a_caller_refused_during_a_diagnosis_does_not_repeat_it(engine, monkeypatch, caplog):
+    """One event and one line for a pool that ran out, however many callers are refused at that moment."""
+    status = HolderRegistry.status
+
+    def refused():
+        with pytest.raises(BulkheadFullError):
+            engine.connect()
+
+    def interrupted(registry, **words):
+        monkeypatch.setattr(HolderRegistry, "status", status)
+        other = threading.Thread(target=refused)
+        other.start()
+        other.join()
+        return status(registry, **words)
+
+    monkeypatch.setattr(HolderRegistry, "status", interrupted)
+    with engine.connect(), engine.connect():
+        refused()
+    assert HolderRegistry.status is status  # the other caller came in the middle
+    assert [each["event"] for each in recent_events(guard_of(engine))] == ["exhausted"]
+    assert sum("2 of 2 connections out" in line for line in caplog.messages) == 1
 
 
 @pytest.mark.parametrize(
