@@ -107,10 +107,49 @@ def test_a_guard_in_shadow_is_marked_in_the_table_on_its_card_and_at_the_head(tm
         browser.wait("document.querySelector('.card.shadow') !== null")
         words = browser.words()
         assert browser.read("document.querySelector('tr.shadow th').innerText").startswith("orders-db")
-        assert browser.read("document.querySelector('#verdict').innerText") == "ready"
-    assert "one guard of 2: refuses and stops nothing; counts what it would have done" in words
+        assert browser.read("document.querySelector('#verdict').innerText").startswith("ready")
+    assert "2 guards of 3: refuses and stops nothing; counts what it would have done" in words
     assert "Enforcing would have refused 4 calls of 5 and stopped 0 since " in words
     assert "bulkhead_full 4" in words
+
+
+@needs_browser
+def test_the_share_that_shadow_would_refuse_is_of_all_calls(tmp_path):
+    """Four of five: the calls that enforcing would refuse are not among those that are in."""
+    with shown(tmp_path, "shadow_app") as (browser, _):
+        browser.wait(f"[...{ROWS}].some(row => /would refuse/.test(row.innerText))")
+        (row,) = browser.read(
+            f"[...{ROWS}].map(row => row.innerText).filter(text => text.startsWith('stock-db'))"
+        )
+    share = int(re.search(r"would refuse (\d+) % of its calls", row)[1])
+    assert 75 <= share <= 85
+
+
+@needs_browser
+def test_the_card_of_a_compartment_that_refuses_opens_by_itself(tmp_path):
+    """Its guard's card does not show the compartment's refusals."""
+    with shown(tmp_path, "shadow_app") as (browser, _):
+        browser.wait("document.querySelector('.card.unwell') !== null")
+        assert browser.read("document.querySelector('.card.unwell').ariaLabel") == "mail/letters"
+
+
+@needs_browser
+def test_routes_and_times_that_look_alike_are_told_apart(tmp_path):
+    """A route in its compartment and before that; a duration below a tenth of a millisecond."""
+    times = {"count": 1, "sum": 1.0, "p50": 0.00004, "p99": 0.002}
+    seen = {"wait": times, "hold": times, "use": times}
+    rows = [{"route": "GET /a", "compartment": part, **seen} for part in ("GET /a", None)]
+    guard = json.dumps({"path": "db", "guard": {"pool": {"routes": rows}}})
+    with shown(tmp_path, "dashboard_app") as (browser, _):
+        names, cell = browser.read(
+            f"""(box => {{
+                patch(box, [h("div", null, routes({guard}))]);
+                const texts = what => Array.from(box.querySelectorAll("tbody " + what), e => e.textContent);
+                return [texts("th"), texts("td")[1]];
+            }})(document.createElement("div"))"""
+        )
+    assert names == ["GET /a", "GET /a, in no compartment"]
+    assert cell == "40 µs / 2.0 ms"
 
 
 @needs_browser

@@ -104,6 +104,7 @@ const clock = seconds => new Date(1000 * seconds).toLocaleTimeString([], {hourCy
 
 function duration(seconds) {
   if (!known(seconds)) return "-";
+  if (seconds > 0 && seconds < 0.0001) return `${(1e6 * seconds).toFixed(0)} µs`;
   if (seconds < 0.01) return `${(1000 * seconds).toFixed(1)} ms`;
   if (seconds < 1) return `${(1000 * seconds).toFixed(0)} ms`;
   if (seconds < 100) return `${seconds.toFixed(1)} s`;
@@ -173,7 +174,8 @@ function notice(page, history, now) {
 function judge(one) {
   const lately = one.curve.filter(each => each.at > one.latest.at - LATELY && known(each.in));
   const refused = sum(lately.map(each => (one.mode === "shadow" ? each.would : each.refused) || 0));
-  const all = sum(lately.map(each => each.in + each.refused));
+  // In shadow, `in` has only the calls that enforcing would let in.
+  const all = sum(lately.map(each => each.in + each.refused + (each.would || 0)));
   const {guard} = one, enforces = one.mode === "enforce";
   one.share = all > 0 ? Math.min(1, refused / all) : 0;
   one.isShut = enforces && ["open", "forced_open"].includes(guard.state);
@@ -288,7 +290,7 @@ function row(one) {
     refused && h("small", null, `refused: ${refused}`),
     would && h("small", null, `would have refused: ${would}`),
   ];
-  const refusing = [rate(latest.refused), mode === "shadow" && h("small", {class: "shadow"}, `${rate(latest.would)} would be`)];
+  const refusing = [rate(latest.refused), mode === "shadow" && h("small", {class: "shadow"}, `would be ${rate(latest.would)}`)];
   return {key: path, kind: mode, cells: [
     name, circuit(one), [`${guard.in_use}/${guard.max_concurrent_calls}`, bar(guard.in_use, guard.max_concurrent_calls)],
     String(guard.waiting), rate(latest.in), refusing, rate(latest.failed), rate(latest.slow),
@@ -407,10 +409,13 @@ function times({guard, curve, latest}) {
 function routes({path, guard}) {
   const all = listed(guard.pool.routes).filter(each => (each.route || each.compartment) && each.wait.count);
   if (!all.length) return null;
+  // Calls from before the compartments formed have a row of their own, because percentiles cannot be added.
+  const hasParts = all.some(each => each.compartment);
+  const name = each => routeOf(each) + (hasParts && !each.compartment ? ", in no compartment" : "");
   const both = times => `${duration(times.p50)} / ${duration(times.p99)}`;
   const rows = [...all].sort((a, b) => b.hold.sum - a.hold.sum).map(each => ({
     key: `${each.route}\n${each.compartment}`, cells: [
-      routeOf(each), each.wait.count, both(each.wait),
+      name(each), each.wait.count, both(each.wait),
       both(each.hold), both(each.use)]}));
   return [h("h3", null, "Routes, those that hold longest first"),
     shortened(path + "\nroutes", "Routes", ["route", "#checkouts", "#wait p50 / p99", "#hold p50 / p99", "#statement p50 / p99"], rows)];
@@ -483,8 +488,8 @@ function events(page) {
 
 // Cards of up to MOST_CARDS guards open by themselves, the unwell ones first. Only the user closes one.
 function openCards(all) {
-  const own = all.filter(one => !one.isPart);
-  const wanted = own.length <= MOST_CARDS ? own : own.filter(one => one.unwell);
+  const own = all.filter(one => !one.isPart), unwell = all.filter(one => one.unwell);
+  const wanted = own.length <= MOST_CARDS ? [...unwell, ...own] : unwell;
   for (const one of wanted) {
     const open = [...chosen.values()].filter(Boolean).length;
     if (!chosen.has(one.path) && open < MOST_CARDS) chosen.set(one.path, true);
