@@ -70,7 +70,7 @@ class HeldCheckout(Slots):
         site: The application's frames that asked for the connection.
         caller: The thread, task or greenlet that ran them.
         asked: When they asked for it, on the guard's clock.
-        since: When they got it, on the guard's clock.
+        since: When they got it, on the guard's clock; 0.0 before.
         times: Where its times are counted; None before it was handed out and after its return.
         disposed: True if its pool was disposed of; its slots were released then.
         nested: True if the guard refused its holder a second connection.

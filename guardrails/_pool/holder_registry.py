@@ -173,10 +173,11 @@ class HolderRegistry:
         return Place(lines(checkout.site), route_of(checkout))
 
     def age(self, checkout: HeldCheckout) -> float:
-        """Returns the seconds for which a checkout has had its slot; 0.0 if it has none."""
+        """Returns the seconds since a checkout got its connection; before that, since it got its slot."""
         now = self._gate.clock()
+        if checkout.since:  # also without a slot: off, beyond the slots in shadow, and after its return
+            return now - checkout.since
         slots = checkout.slots
-        # The gate keeps the start of each slot. A slot that was given back meanwhile is no longer there.
         return now - self._gate.core.checkouts.get(slots[-1][1], (now, 0))[0] if slots else 0.0
 
     def describe(self, name: str, taken: int, limit: int) -> str | None:

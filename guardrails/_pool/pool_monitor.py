@@ -150,7 +150,7 @@ class PoolMonitor:
 
     def _check_leak(self, checkout: HeldCheckout) -> float:
         """Reports a checkout if it looks forgotten. Returns the seconds until it may look so."""
-        if self._leak_after is None or checkout.reported:
+        if self._leak_after is None or checkout.reported or not checkout.slots:  # returned meanwhile
             return _INTERVAL
         left = self._leak_after - self._registry.age(checkout)
         if left > 0 or checkout.busy:

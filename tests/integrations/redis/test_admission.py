@@ -22,6 +22,8 @@ from guardrails import (
     Guard,
     protect,
 )
+from guardrails.events import LeakFound
+from support.polling import poll
 from support.redis_lab import QUIET, Stopwatch, frozen, nimble
 
 # --- slots -------------------------------------------------------------------------------------
@@ -107,15 +109,26 @@ def test_subscriber_holds_a_slot_and_is_never_slow(cache):
 
 
 def test_forgotten_connection_gives_its_slot_back():
-    """A connection that is dropped without release is no slot lost for ever."""
+    """A connection that is dropped without release loses no slot; its leak says how long it was out."""
+    leaks = []
+
+    def listen(event):
+        leaks.append(event)
+
+    listen.events = (LeakFound,)
     client = fakeredis.FakeRedis(max_connections=3)
-    guard = protect(client)
+    guard = protect(client, listeners=[listen])
     connection = client.connection_pool.get_connection()
+    taken = time.monotonic()
     client.connection_pool._in_use_connections.clear()
     assert guard.snapshot().in_use == 1
+    poll(lambda: time.monotonic() - taken > 0.05, "the connection was out for a while")
     del connection
     gc.collect()
     assert guard.snapshot().in_use == 0
+    poll(lambda: leaks, "the leak is reported")
+    assert leaks[0].cause == "dropped"
+    assert 0.05 <= leaks[0].seconds < 5
 
 
 def test_locks_scripts_and_scans_pass(cache):

@@ -301,6 +301,19 @@ def test_a_connection_held_too_long_is_reported_once(make_engine, caplog):
     assert "came back" in back
 
 
+@pytest.mark.parametrize("mode", ["enforce", "shadow", "off"])
+def test_leaks_and_ages_are_reported_in_each_mode_also_beyond_the_slots(make_engine, mode):
+    """A checkout that is let in without a slot is held for as long as one with a slot."""
+    events = []
+    slots = {"max_concurrent_calls": 1} if mode == "shadow" else {}
+    engine, _ = make_engine(2, mode=mode, leak_after=0.1, listeners=[heard_by(events)], **slots)
+    with engine.connect(), engine.connect():
+        poll(lambda: len(events) == 2, "both leaks are reported")
+        assert all(holder.seconds >= 0.1 for holder in pool_status(engine).holders)
+    assert [event.cause for event in events] == ["held", "held"]
+    assert all(0.1 <= event.seconds < 5 for event in events)
+
+
 def test_work_is_no_leak(make_engine):
     """A statement may take as long as its deadline lets it; what comes after it is looked at."""
     events = []
