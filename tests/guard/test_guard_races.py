@@ -459,6 +459,8 @@ def in_child(check):
         warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of forks among threads
         pid = os.fork()
     if pid == 0:
+        # A child that hangs does not run a handler of Python's.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(20)
         code = 1
         try:

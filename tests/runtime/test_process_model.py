@@ -69,6 +69,14 @@ def test_a_guard_on_uvloop(check):
     assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the C library of Linux")
+@pytest.mark.parametrize("check", ["no_calls", "one_reset"])
+def test_a_child_that_c_code_has_forked(check):
+    """It runs none of Python's hooks: it notices the fork at its first step and starts without calls."""
+    ended = run("forked_in_c.py", check)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fine\n", "", 0)
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("check", ["pool", "blocking_pool", "single_connection"])
