@@ -67,7 +67,8 @@ def test_overload_costs_the_good_answers_nothing(postgres, driver, times):
 
     async def story(crowd, _address):
         await crowd.saturate("/query", pool, 0.5)
-        capacity = await crowd.saturate("/query", pool, 1.5)
+        # A short count may come out above what the pool can do at all.
+        capacity = min(pool / query, await crowd.saturate("/query", pool, 1.5))
         visits = await crowd.visit(
             together(
                 poisson("/query", times * pool / query, seconds, seed=times),
