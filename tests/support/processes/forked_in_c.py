@@ -1,8 +1,8 @@
 """Checks in a child that C code has forked, so that none of Python's hooks ran in it.
 
 Where another thread waits for the interpreter's lock at the moment of such a fork, the C library leaves the
-child a condition variable on which it hangs, with or without this package. The guard's own thread wakes now and
-then, so a child that hangs is tried again: a fault of the package hangs each time.
+child a condition variable on which it hangs, with or without this package. The guard's own thread wakes now
+and then, so a child that hangs is tried again: a fault of the package hangs each time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def no_calls():
 
 
 def one_reset():
-    """One thread of the child resets its locks; the others wait, since a lock taken meanwhile would be replaced."""
+    """One thread of the child resets its locks. The others wait: a lock taken meanwhile would be replaced."""
 
     def check():
         resets, reset = [], fork._in_child
