@@ -67,12 +67,13 @@ class Psycopg2(PostgresDriver):
         """See Driver.
 
         ``connection.info`` reads libpq's memory unchecked, which crashes the process while another thread
-        closes the connection.
+        closes the connection. So it is read only here, while the call cannot end, and when it was opened.
         """
-        info = connection.info
+        number, login = connection.get_backend_pid(), connection.get_dsn_parameters()
         port, server = _ends(connection)
-        login = {**info.dsn_parameters, "password": info.password}
-        return _Target(info.backend_pid, port, server, info.host, info.port, login)
+        info = connection.info
+        login["password"] = info.password
+        return _Target(number, port, server, info.host, info.port, login)
 
     def cancel(self, target: _Target, within: float) -> None:  # noqa: ARG002 - libpq takes no fractions
         """See Driver. Blocks, so it runs in a thread of its own.
@@ -111,8 +112,8 @@ class Psycopg2(PostgresDriver):
             cut(connection.fileno())
 
     def session_of(self, connection: Any) -> SessionId | None:
-        """See Driver."""
-        return SessionId(connection.info.backend_pid, client_port(connection.fileno()))
+        """See Driver. Its caller may close the connection at the same time; see `aim`."""
+        return SessionId(connection.get_backend_pid(), client_port(connection.fileno()))
 
     def failed(self, error: BaseException) -> bool | None:
         """See Driver."""
@@ -133,7 +134,7 @@ class Psycopg2(PostgresDriver):
         return value
 
     def _asked_for(self, own: Any) -> tuple[str, str]:
-        given = own.info.dsn_parameters
+        given = own.get_dsn_parameters()
         return given.get("target_session_attrs", ""), given.get("options", "")
 
 

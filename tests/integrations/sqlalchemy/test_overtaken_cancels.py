@@ -143,6 +143,18 @@ def test_a_cancel_request_reads_nothing_of_a_connection_that_may_be_closed(postg
     assert (own.touched, driver.failed_cancels) == ([], 0)
 
 
+def test_the_session_is_read_where_a_closed_connection_is_noticed(postgres):
+    """Any thread asks for it: ``info`` would read memory that the owner has freed."""
+    with contextlib.closing(psycopg2.connect(postgres.url(""))) as connection:
+        own = Closable(connection)
+        own.closed.set()
+        session = Psycopg2().session_of(own)
+        assert session.pid == connection.info.backend_pid
+        assert "info" not in own.touched
+    with pytest.raises(psycopg2.InterfaceError):
+        Psycopg2().session_of(own)
+
+
 def test_the_watchdog_reads_a_connection_only_while_its_call_cannot_end():
     """``end()`` waits until the request is prepared, so the caller cannot close the connection before."""
     aiming, ended, seen = threading.Event(), threading.Event(), []
