@@ -155,12 +155,13 @@ class Revocation:
         seconds, route, pool = hold.idle_for(now), route_of(checkout), checkout.pool
         arguments = (self._registry.guard.name, seconds, where, route)
         stub = RevokedConnection(lambda: self._error(*arguments))
-        replacement = type(record)(pool, connect=False)
+        # Two records: one gives the place back at once, the other has the connection until it is closed.
+        replacement, closing = (type(record)(pool, connect=False) for _ in range(2))
 
         def cut() -> bool:
             if self._out.get(record) is not checkout:
                 return False
-            _move(record, replacement)
+            _move(record, replacement, closing)
             if isinstance(pool, AssertionPool):
                 pool._conn = replacement  # noqa: SLF001 - the only record that it takes back
             for fairy in fairies:
@@ -172,40 +173,32 @@ class Revocation:
         if hold.take_back(now, self._limit.seconds, stub.error, cut):
             for each in holders:
                 each.reported, each.proxy, each.finalizer = False, None, None
-            end(replacement, len(holders), stub.error())
-            self._limit.log(where, route, seconds)
+            try:
+                for _ in holders:
+                    replacement.checkin(_fairy_was_created=False)
+            finally:
+                # Its socket is shut first, so that a server that does not answer delays nothing.
+                if self._runner is not None:
+                    self._runner.kill(closing.dbapi_connection)
+                end(closing, stub.error())
+                self._limit.log(where, route, seconds)
 
-    def _end(self, record: Any, times: int, error: BaseException) -> None:
-        """Closes the connection, and returns the place in the pool with the slots."""
-        connection = record.dbapi_connection
-        try:
-            record.invalidate(error)
-        finally:
-            if self._runner is not None:
-                self._runner.kill(connection)
-            for _ in range(times):
-                record.checkin(_fairy_was_created=False)
+    def _end(self, record: Any, error: BaseException) -> None:
+        record.invalidate(error)
 
-    def _end_on_loop(self, record: Any, times: int, error: BaseException) -> None:
-        self._closing.run(self._end_in_task(record, times, error), GRACE)
+    def _end_on_loop(self, record: Any, error: BaseException) -> None:
+        self._closing.run(self._end_in_task(record, error), GRACE)
 
-    async def _end_in_task(self, record: Any, times: int, error: BaseException) -> None:
-        connection = record.dbapi_connection
+    async def _end_in_task(self, record: Any, error: BaseException) -> None:
         try:
             await greenlet_spawn(record.invalidate, error)
         finally:
             record.dbapi_connection = None
-            if self._runner is not None:
-                self._runner.kill(connection)
-            for _ in range(times):
-                record.checkin(_fairy_was_created=False)
 
-    def _end_without_loop(self, record: Any, times: int, error: BaseException) -> None:
+    def _end_without_loop(self, record: Any, error: BaseException) -> None:  # noqa: ARG002 - no code runs
         if self._runner is not None:
-            self._runner.kill(record.dbapi_connection)
             self._runner.retire(record.dbapi_connection)
         record.dbapi_connection = None
-        self._end(record, times, error)
 
 
 def around_rollback_to_savepoint(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -227,12 +220,14 @@ def _chain(checkout: DBAPICheckout | None) -> Iterator[DBAPICheckout]:
         checkout = checkout.below
 
 
-def _move(record: Any, replacement: Any) -> None:
-    """Moves what belongs to the connection and its place in the pool from one record to another."""
+def _move(record: Any, replacement: Any, closing: Any) -> None:
+    """Moves a record's connection to the one that closes it, and what belongs to its place to both."""
     for name in ("info", "record_info"):
         if name in vars(record):
-            vars(replacement)[name] = vars(record).pop(name)
-    replacement.starttime, replacement.dbapi_connection = record.starttime, record.dbapi_connection
+            vars(closing)[name] = vars(record).pop(name)
+    if "record_info" in vars(closing):
+        vars(replacement)["record_info"] = vars(closing)["record_info"]
+    closing.starttime, closing.dbapi_connection = record.starttime, record.dbapi_connection
     record.dbapi_connection = record.fairy_ref = None
 
 

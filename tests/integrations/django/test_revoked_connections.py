@@ -15,6 +15,7 @@ from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 
 from guardrails import ConfigurationError, ConnectionRevokedError, Guard, holding
+from guardrails._runtime.housekeeper import run_later
 from support import django_lab
 from support.polling import poll
 
@@ -141,6 +142,24 @@ def test_a_stream_between_two_fetches_is_idle(db):
         assert cursor.fetchmany(10)
         until_revoked(db)
         cursor.fetchmany(10)
+
+
+def test_a_frozen_server_delays_nothing(db, postgres):
+    """The slot is free at once, and other tasks of the housekeeper run."""
+    assert run("select 42") == 42
+    postgres.freeze()
+    try:
+        began = time.monotonic()
+        until_revoked(db)
+        ran = threading.Event()
+        run_later(ran.set, 0.0)
+        assert ran.wait(5)
+        assert time.monotonic() - began < LIMIT + 1
+    finally:
+        postgres.thaw()
+    with pytest.raises(ConnectionRevokedError):
+        run("select 42")
+    assert run("select 42") == 42
 
 
 def test_holding(db):

@@ -27,6 +27,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.util import await_only
 
 from guardrails import ConfigurationError, ConnectionRevokedError, holding, protect
+from guardrails._runtime.housekeeper import run_later
+from guardrails.integrations.sqlalchemy import _revoking
 from support.polling import poll, wait_until
 from support.sql_lab import AsyncLab, drivers, in_threads, on_loops, on_postgres
 
@@ -466,6 +468,48 @@ def test_sqlite(tmp_path):
     with engine.begin() as connection:
         assert connection.execute(text("select a from t")).scalars().all() == [2]
     engine.dispose()
+
+
+# --- a server that does not answer -------------------------------------------------------------------
+
+
+@pytest.mark.every_driver
+def test_a_frozen_server_delays_nothing(lab, monkeypatch):
+    """Slot and place are free at once, other tasks of the housekeeper run, and the session ends later."""
+    monkeypatch.setattr(_revoking, "GRACE", 30.0)  # whoever waited for the server would be seen
+    guard = protected(lab)
+
+    def hold(session):
+        session.execute("select 1")
+        with lab.frozen():
+            began = time.monotonic()
+            until_revoked(lab)
+            assert lab.pool.checkedout() == 0
+            ran = threading.Event()
+            run_later(ran.set, 0.0)
+            idle(lab, ran.is_set)
+            assert time.monotonic() - began < LIMIT + 1
+        with pytest.raises(ConnectionRevokedError):
+            session.execute("select 1")
+        session.rollback()
+
+    lab.run(hold)
+    assert lab.soon() == 42
+    poll(lambda: lab.pause(0.01) or lab.server_side("true") <= 1, "the session is gone from the server")
+    assert guard.snapshot().in_use == 0
+
+
+def test_the_slot_is_back_before_the_connection_is_closed(lab):
+    """Whatever the close waits for, such as a listener of the application's, delays no other caller."""
+    guard = protected(lab)
+    seen = []
+
+    @event.listens_for(lab.pool, "invalidate")
+    def look(*_):
+        seen.append((guard.snapshot().in_use, lab.pool.checkedout()))
+
+    lab.run(lambda session: (session.execute("select 1"), until_revoked(lab), idle(lab, lambda: seen)))
+    assert seen == [(0, 0)]
 
 
 # --- holding ---------------------------------------------------------------------------------------

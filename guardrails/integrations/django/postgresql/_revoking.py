@@ -83,16 +83,17 @@ class Revocation:
             if wrapper.connection is not connection or not connection.lock.acquire(blocking=False):
                 return False
             try:
+                self._runner.kill(connection)  # first: a server that does not answer must not delay the close
                 self._runner.retire(connection)
             finally:
                 connection.lock.release()
             return True
 
         if checkout.hold.take_back(now, self._limit.seconds, lambda: ConnectionRevokedError(*arguments), cut):
-            self._registry.figures.invalidated()
-            wrapper.note_revoked(connection)
             checkout.reported = False
             self._leave(checkout)
+            self._registry.figures.invalidated()
+            wrapper.note_revoked(connection)
             self._limit.log(where, route, seconds)
 
 
