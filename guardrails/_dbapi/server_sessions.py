@@ -11,7 +11,15 @@ from typing import Any
 
 from guardrails._pool.sessions import ServerView, Session, State
 
-__all__ = ["KILL", "Execute", "is_mariadb", "read_mysql", "read_postgres", "read_sessions"]
+__all__ = [
+    "KILL",
+    "Execute",
+    "is_mariadb",
+    "read_mysql",
+    "read_postgres",
+    "read_processlist",
+    "read_sessions",
+]
 
 KILL = {
     "postgresql": "SELECT pg_terminate_backend({})",
@@ -148,6 +156,12 @@ def read_mysql(execute: Execute, *, statements: bool = False) -> ServerView:
     return _view(
         ((bool(row[-1]), _of_mysql(row, in_transaction, blocking)) for row in rows), complete=complete
     )
+
+
+def read_processlist(execute: Execute) -> ServerView:
+    """Reads the sessions of a MariaDB or MySQL server, without their transactions and locks."""
+    rows = execute(_MYSQL.format(statement="null"))
+    return _view(((bool(row[-1]), _of_mysql(row, set(), {})) for row in rows), complete=False)
 
 
 def _of_mysql(row: Sequence[Any], in_transaction: set[int], blocking: Mapping[int, list[int]]) -> Session:

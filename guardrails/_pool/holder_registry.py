@@ -29,6 +29,7 @@ from guardrails._pool.holders import ADVICE, Doing, Holder, PoolStatus, busiest,
 from guardrails._pool.lock_monitor import LONGEST_DELAY, LockMonitor, Question
 from guardrails._pool.lock_waits import Place
 from guardrails._pool.lost_holders import find_gone
+from guardrails._pool.revoked_sessions import RevokedSessions
 from guardrails._pool.sessions import SessionId
 
 __all__ = ["HolderRegistry", "route_of"]
@@ -58,6 +59,8 @@ class HolderRegistry:
         leak_after: See above.
         locks: Asks the server which sessions the connections wait for; None where it is not asked.
         out: See above.
+        revoked_sessions: Asks the server for the sessions of connections that were taken back; None where it
+            is not asked.
         session_ids: Returns the server's sessions of the connections that are out, by their checkouts.
         site: Returns the application's code around a frame of the pool.
     """
@@ -72,6 +75,7 @@ class HolderRegistry:
         self.leak_after = leak_after
         self.locks: LockMonitor | None = None
         self.out = out
+        self.revoked_sessions: RevokedSessions | None = None
         self.session_ids: Callable[[], Mapping[Any, SessionId]] = dict  # none until the pool is attached
         self.site = site_outside if is_async else site
         self._gate = guard.call_settings.gates[0]

@@ -24,11 +24,11 @@ from guardrails.integrations.sqlalchemy._connections import capacity
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._errors import ConnectionRevokedError as DriverRevokedError
 from guardrails.integrations.sqlalchemy._hooks import DialectHooks
-from guardrails.integrations.sqlalchemy._lock_question import know_sessions
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission, guard_of, registry_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
 from guardrails.integrations.sqlalchemy._revoking import Revocation
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
+from guardrails.integrations.sqlalchemy._server_question import know_sessions
 from guardrails.integrations.sqlalchemy._upkeep import AsyncEngineUpkeep, EngineUpkeep, kept_idle
 
 __all__ = ["guard_engine", "guard_of_engine"]
@@ -63,7 +63,8 @@ def guard_engine(
             name without folder and suffix; without either the kind of database, such as ``"postgresql"``.
         ask_server: Whether to ask the server, when the pool runs out, which sessions the connections wait
             for. That takes one connection of its own for up to a second, once in 30 s at most. The answer is
-            in the log, in `pool_status` and on the status page. PostgreSQL, MariaDB and MySQL.
+            in the log, in `pool_status` and on the status page. Likewise after a connection was taken back,
+            whether its session has ended; if not, the server ends it. PostgreSQL, MariaDB and MySQL.
         backstop: Seconds after which the server ends a statement by itself, in case the network is cut and no
             cancel request reaches it. It must be above ``timeout``; no statement can ask for more. None takes
             four timeouts on MariaDB, where a statement can ask for more. PostgreSQL needs none: it ends the
@@ -111,7 +112,7 @@ def guard_engine(
     set_compartments(guard, how)
     attachment.attach()
     if driver is not None and (registry := registry_of(pool)) is not None:
-        know_sessions(sync_engine, driver, registry, ask_server=asks)
+        know_sessions(sync_engine, driver, registry, asks=asks)
     attach(guard, attachment)
     return guard
 
@@ -217,7 +218,7 @@ class _EngineAttachment:
             error = DriverRevokedError if as_driver else ConnectionRevokedError
             is_async = self._engine.dialect.is_async
             revocation = Revocation(self._admission.registry, seconds, error, is_async=is_async)
-            revocation.attach(self._engine.pool, self._runner)
+            revocation.attach(self._engine.pool, self._runner, self.upkeep)
             self._admission.revocation = self._hooks.revocation = revocation
 
     def attach(self) -> None:

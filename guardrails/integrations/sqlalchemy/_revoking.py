@@ -10,8 +10,10 @@ way. The old record is never handed out again, so nothing that the holder does c
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import AssertionPool, Pool, SingletonThreadPool
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from guardrails._dbapi.runner import StatementRunner
+    from guardrails._pool.life import Age
+    from guardrails.integrations.sqlalchemy._upkeep import EngineUpkeep
 
 __all__ = ["Revocation", "around_rollback_to_savepoint"]
 
@@ -57,8 +61,9 @@ class Revocation:
         self._registry = registry
         self._error = error
         self._is_async = is_async
+        self._runner: StatementRunner
+        self._age: Callable[[Any], Age]
         self._out: MutableMapping[Any, DBAPICheckout] = registry.out
-        self._runner: StatementRunner | None = None
         self._left_behind: weakref.WeakSet[ConnectionPoolEntry] = weakref.WeakSet()
         self._closing = Background(_log_failure)
         self._limit: IdleLimit[_Out] = IdleLimit(
@@ -66,8 +71,13 @@ class Revocation:
         )
         on_enter(self)
 
-    def attach(self, pool: Pool, runner: StatementRunner) -> None:
+    def attach(self, pool: Pool, runner: StatementRunner, upkeep: EngineUpkeep) -> None:
         """Begins to serve an engine.
+
+        Args:
+            pool: Its pool.
+            runner: Shuts the sockets of its connections.
+            upkeep: Knows when they were opened.
 
         Raises:
             ConfigurationError: The pool's connections cannot be taken from their threads.
@@ -77,7 +87,7 @@ class Revocation:
                 f"guard {self._registry.guard.name!r}: max_idle_hold must be None with a "
                 "SingletonThreadPool, whose connections belong to their threads"
             )
-        self._runner = runner
+        self._runner, self._age = runner, upkeep.age
 
     # --- one checkout --------------------------------------------------------------------------
 
@@ -157,10 +167,13 @@ class Revocation:
         stub = RevokedConnection(lambda: self._error(*arguments))
         # Two records: one gives the place back at once, the other has the connection until it is closed.
         replacement, closing = (type(record)(pool, connect=False) for _ in range(2))
+        check_later: Callable[[], object] = bool
 
         def cut() -> bool:
+            nonlocal check_later
             if self._out.get(record) is not checkout:
                 return False
+            check_later = self._identify(record, seconds)
             _move(record, replacement, closing)
             if isinstance(pool, AssertionPool):
                 pool._conn = replacement  # noqa: SLF001 - the only record that it takes back
@@ -178,10 +191,20 @@ class Revocation:
                     replacement.checkin(_fairy_was_created=False)
             finally:
                 # Its socket is shut first, so that a server that does not answer delays nothing.
-                if self._runner is not None:
-                    self._runner.kill(closing.dbapi_connection)
+                self._runner.kill(closing.dbapi_connection)
                 end(closing, stub.error())
+                check_later()
                 self._limit.log(where, route, seconds)
+
+    def _identify(self, record: Any, idle: float) -> Callable[[], object]:
+        """Returns what checks later that the server has ended the session of a record's connection."""
+        sessions = self._registry.revoked_sessions
+        if sessions is not None:
+            with suppress(Exception):  # it is broken
+                age = time.monotonic() - self._age(record).opened
+                ages = age, max(age, time.time() - record.starttime)
+                return sessions.identify(record.driver_connection, idle, *ages)
+        return bool
 
     def _end(self, record: Any, error: BaseException) -> None:
         record.invalidate(error)
@@ -196,8 +219,7 @@ class Revocation:
             record.dbapi_connection = None
 
     def _end_without_loop(self, record: Any, error: BaseException) -> None:  # noqa: ARG002 - no code runs
-        if self._runner is not None:
-            self._runner.retire(record.dbapi_connection)
+        self._runner.retire(record.dbapi_connection)
         record.dbapi_connection = None
 
 

@@ -71,7 +71,7 @@ class EngineUpkeep(PoolUpkeep):
         """Notes the return of a record; True if it was closed and dropped, because its time is over."""
         if not isinstance(pool, QueuePool) or pool is not self._pool or record.dbapi_connection is None:
             return False
-        age = self._age(record)
+        age = self.age(record)
         if age.process != os.getpid() or not self.must_close(age):
             return False
         self.drop(pool, record)
@@ -102,7 +102,7 @@ class EngineUpkeep(PoolUpkeep):
                 if self.take(record):
                     pool._dec_overflow()  # noqa: SLF001 - see `drop`
                 continue
-            age = self._age(record)
+            age = self.age(record)
             if age.process == os.getpid() and age.loop is loop:
                 found.append((record, age))
         return found
@@ -180,7 +180,8 @@ class EngineUpkeep(PoolUpkeep):
         self.drop(pool, record)
         return False
 
-    def _age(self, record: Any) -> Age:
+    def age(self, record: Any) -> Age:
+        """Returns the times of a record's connection."""
         age: Age | None = getattr(record, _AGE, None)
         if age is None:  # it is older than the guard
             age = Age(time.monotonic(), 0.5, self.loop())

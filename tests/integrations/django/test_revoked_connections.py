@@ -15,7 +15,9 @@ from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 
 from guardrails import ConfigurationError, ConnectionRevokedError, Guard, holding
+from guardrails._pool import revoked_sessions
 from guardrails._runtime.housekeeper import run_later
+from guardrails.testing.proxy import FaultProxy
 from support import django_lab
 from support.polling import poll
 
@@ -160,6 +162,29 @@ def test_a_frozen_server_delays_nothing(db, postgres):
     with pytest.raises(ConnectionRevokedError):
         run("select 42")
     assert run("select 42") == 42
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_session_whose_close_is_swallowed_is_ended_over_another_connection(
+    table, postgres, kind, monkeypatch, caplog
+):
+    """Its row lock is gone a moment later."""
+    monkeypatch.setattr(revoked_sessions, "_DELAY", 0.1)
+    aside(postgres, f"insert into {table} values (1)")
+    guard = Guard("db", max_concurrent_calls=3)
+    options = {"guard": guard, "max_idle_hold": LIMIT, **KINDS[kind]}
+    with FaultProxy(postgres.port) as first, FaultProxy(postgres.port) as second:
+        entry = django_lab.database(postgres, options, PORT=first.port)
+        with django_lab.configured("shop", entry) as connection:
+            with pytest.raises(ConnectionRevokedError), transaction.atomic("shop"):
+                run(f"update {table} set a = 2")
+                first.hang("server")
+                connection.settings_dict["PORT"] = second.port
+                until_revoked(guard)
+            poll(lambda: "ended over another connection (1)" in caplog.text, "the session was ended")
+            assert aside(postgres, f"update {table} set a = 3 returning a") == 3
+            first.heal()
+    guard.detach()
 
 
 def test_holding(db):

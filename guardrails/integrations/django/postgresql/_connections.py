@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,20 @@ from typing import Any
 from guardrails._pool.figures import Connections, PoolFigures
 from guardrails._util.weak_registry import WeakRegistry
 
-__all__ = ["DjangoConnections"]
+__all__ = ["DjangoConnections", "ages_of"]
+
+_OPENED = "_guardrails_opened"
+
+
+def ages_of(connection: Any) -> tuple[float, float]:
+    """Returns the seconds since a counted connection was open, and since its opening began.
+
+    Raises:
+        AttributeError: It is older than the guard.
+    """
+    now = time.monotonic()
+    opened, began = getattr(connection, _OPENED)
+    return now - opened, now - began
 
 
 class DjangoConnections:
@@ -40,6 +54,8 @@ class DjangoConnections:
             The function to call when it has been closed; else its end counts as its closing.
         """
         self.figures.connected(started)
+        now = time.monotonic()
+        setattr(connection, _OPENED, (now, now - max(0.0, self.figures.clock() - started)))
         closed = weakref.finalize(connection, self.figures.closed)
         closed.atexit = False
         return closed

@@ -27,9 +27,9 @@ from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._connections import DjangoConnections
-from guardrails.integrations.django.postgresql._lock_question import know_sessions
 from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, borrow, largest
 from guardrails.integrations.django.postgresql._revoking import Revocation
+from guardrails.integrations.django.postgresql._server_question import know_sessions
 
 __all__ = ["ErrorWrapper", "Possession", "Protection", "guard_of_alias", "protect"]
 
@@ -100,7 +100,8 @@ class Protection:
         guard: The guard.
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
         max_idle_hold: Seconds after which such a connection is taken back; None is never.
-        ask_server: Whether to ask the server for locks when the connections run out.
+        ask_server: Whether to ask the server for locks when the connections run out, and for the sessions of
+            connections that were taken back.
 
     Attributes:
         guard: The guard.
@@ -124,7 +125,7 @@ class Protection:
         self.connections = DjangoConnections(self._figures)
         self.on = True
         driver = DjangoPsycopg()
-        know_sessions(driver, self.registry, ask_server=ask_server)
+        know_sessions(driver, self.registry, asks=ask_server)
         self.direct = StatementRunner(guard, driver, _as_it_is, is_async=False, errors=_ANSWERS)
         self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
         self.registry.failed_cancels = self.direct.failed_cancels

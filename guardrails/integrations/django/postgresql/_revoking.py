@@ -18,6 +18,8 @@ from guardrails._pool.holds import Hold
 from guardrails._pool.idle_limit import IdleLimit
 from guardrails._runtime.holding import holding, on_enter
 from guardrails.errors import ConnectionRevokedError
+from guardrails.integrations.django.postgresql._connections import ages_of
+from guardrails.integrations.django.postgresql._server_question import Login
 
 __all__ = ["Revocable", "Revocation"]
 
@@ -78,11 +80,15 @@ class Revocation:
         seconds = checkout.hold.idle_for(now)
         arguments = (self._registry.guard.name, seconds, where, route)
 
+        check_later: Callable[[], object] = bool
+
         def cut() -> bool:
+            nonlocal check_later
             # psycopg holds its lock while it works: also for work that the guard cannot see.
             if wrapper.connection is not connection or not connection.lock.acquire(blocking=False):
                 return False
             try:
+                check_later = self._identify(wrapper, connection, seconds)
                 self._runner.kill(connection)  # first: a server that does not answer must not delay the close
                 self._runner.retire(connection)
             finally:
@@ -94,7 +100,16 @@ class Revocation:
             self._leave(checkout)
             self._registry.figures.invalidated()
             wrapper.note_revoked(connection)
+            check_later()
             self._limit.log(where, route, seconds)
+
+    def _identify(self, wrapper: Any, connection: Any, idle: float) -> Callable[[], object]:
+        """Returns what checks later that the server has ended the session of a connection."""
+        sessions = self._registry.revoked_sessions
+        if sessions is not None:
+            with suppress(Exception):  # it is broken, or older than the guard
+                return sessions.identify(connection, idle, *ages_of(connection), Login(wrapper))
+        return bool
 
 
 class Revocable:

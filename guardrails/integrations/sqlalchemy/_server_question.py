@@ -1,4 +1,4 @@
-"""Asks the server of an engine for its sessions, over a connection past the pool and the guard.
+"""Asks the server of an engine about its sessions, over a connection past the pool and the guard.
 
 Depends on second connections and drivers; must not import pools.
 """
@@ -6,20 +6,26 @@ Depends on second connections and drivers; must not import pools.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.util import greenlet_spawn
 
 from guardrails._dbapi.drivers import Driver
-from guardrails._dbapi.server_sessions import KILL
-from guardrails._dbapi.session_question import LIMIT, ask_for_sessions
+from guardrails._dbapi.server_sessions import KILL, read_sessions
+from guardrails._dbapi.session_end import end_sessions
+from guardrails._dbapi.session_question import LIMIT, Work, ask_server
 from guardrails._pool.holder_registry import HolderRegistry
+from guardrails._pool.revoked_sessions import RevokedSession, RevokedSessions
 from guardrails._pool.sessions import ServerView, SessionId
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 
-__all__ = ["LockQuestion", "know_sessions"]
+__all__ = ["ServerQuestion", "know_sessions"]
+
+R = TypeVar("R")
 
 _CONNECT_LIMITS: dict[str, dict[str, Any]] = {
     "psycopg": {"connect_timeout": 2},  # the minimum of libpq
@@ -31,7 +37,7 @@ _CONNECT_LIMITS: dict[str, dict[str, Any]] = {
 }
 
 
-class LockQuestion:
+class ServerQuestion:
     """See Question.
 
     Args:
@@ -43,35 +49,45 @@ class LockQuestion:
         self._engine = engine
         self._driver = driver
         self._second = SecondConnection(engine)
-        self.kill = KILL[engine.dialect.name]
+        self._dialect = engine.dialect.name
+        self.kill = KILL[self._dialect]
 
     def __call__(self) -> tuple[SessionId, ServerView]:
-        """See Question. For an asyncio driver it runs a loop of its own, so the application's may be busy."""
-        if not self._engine.dialect.is_async:
-            return self._ask()
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            return runner.run(self._ask_async())
+        """See Question."""
+        return self._ask(lambda asker, execute: (asker, read_sessions(self._dialect, execute)))
 
-    async def _ask_async(self) -> tuple[SessionId, ServerView]:
+    def end(self, sessions: Sequence[RevokedSession]) -> int:
+        """See RevokedSessions."""
+        return self._ask(partial(end_sessions, self._dialect, sessions=sessions))
+
+    def _ask(self, work: Work[R]) -> R:
+        """Asks. For an asyncio driver it runs a loop of its own, so the application's may be busy."""
+        if not self._engine.dialect.is_async:
+            return self._connect_and_ask(work)
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            return runner.run(self._ask_async(work))
+
+    async def _ask_async(self, work: Work[R]) -> R:
         async with asyncio.timeout(LIMIT):
-            answer: tuple[SessionId, ServerView] = await greenlet_spawn(self._ask)
+            answer: R = await greenlet_spawn(self._connect_and_ask, work)
         return answer
 
-    def _ask(self) -> tuple[SessionId, ServerView]:
+    def _connect_and_ask(self, work: Work[R]) -> R:
         dialect = self._engine.dialect
         adapted = self._second.open_adapted(**_CONNECT_LIMITS[dialect.driver])
         own = dialect.get_driver_connection(adapted)
-        return ask_for_sessions(dialect.name, self._driver, adapted, own, cut=not dialect.is_async)
+        return ask_server(self._driver, adapted, own, work, cut=not dialect.is_async)
 
 
-def know_sessions(engine: Engine, driver: Driver, registry: HolderRegistry, *, ask_server: bool) -> None:
+def know_sessions(engine: Engine, driver: Driver, registry: HolderRegistry, *, asks: bool) -> None:
     """Tells the registry of a pool the server's sessions of the connections.
 
     Args:
         engine: The engine.
         driver: Its driver.
         registry: The holders of the pool's connections.
-        ask_server: Whether the server is asked, too, which sessions they wait for.
+        asks: Whether the server is asked, too: which sessions they wait for, and whether it has ended
+            those that were taken back.
     """
     out = registry.out
 
@@ -85,5 +101,7 @@ def know_sessions(engine: Engine, driver: Driver, registry: HolderRegistry, *, a
         return found
 
     registry.session_ids = held
-    if ask_server and engine.dialect.name in KILL and engine.dialect.driver in _CONNECT_LIMITS:
-        registry.watch_locks(LockQuestion(engine, driver))
+    if asks and engine.dialect.name in KILL and engine.dialect.driver in _CONNECT_LIMITS:
+        question = ServerQuestion(engine, driver)
+        registry.watch_locks(question)
+        registry.revoked_sessions = RevokedSessions(registry.guard.name, driver.session_of, question.end)

@@ -1,0 +1,117 @@
+"""Asks Django's database about its sessions, over a connection past Django's and past the guard.
+
+Depends on drivers; must not import the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from guardrails._dbapi.drivers import Driver
+from guardrails._dbapi.server_sessions import KILL, read_sessions
+from guardrails._dbapi.session_end import end_sessions
+from guardrails._dbapi.session_question import Work, ask_server
+from guardrails._pool.holder_registry import HolderRegistry
+from guardrails._pool.revoked_sessions import RevokedSession, RevokedSessions
+from guardrails._pool.sessions import ServerView, SessionId
+
+__all__ = ["Login", "know_sessions"]
+
+R = TypeVar("R")
+
+_DIALECT = "postgresql"
+
+_CONNECT_LIMIT = 2
+"""Seconds; the minimum of libpq."""
+
+
+class Login:
+    """Connects as a thread's connection did.
+
+    Args:
+        wrapper: Django's wrapper of that connection.
+
+    Attributes:
+        alias: The name of the database.
+    """
+
+    def __init__(self, wrapper: Any) -> None:
+        self.alias: str = wrapper.alias
+        self._connect = wrapper.Database.connect
+        self._params: Mapping[str, Any] = wrapper.get_connection_params()
+
+    def open(self) -> Any:
+        """Opens a connection."""
+        return self._connect(**{**self._params, "connect_timeout": _CONNECT_LIMIT})
+
+
+class ServerQuestion:
+    """See Question. It connects as one of the connections that are out.
+
+    Args:
+        driver: psycopg.
+        registry: The holders of the connections.
+    """
+
+    kill = KILL[_DIALECT]
+
+    def __init__(self, driver: Driver, registry: HolderRegistry) -> None:
+        self._driver = driver
+        self._out = registry.out
+
+    def __call__(self) -> tuple[SessionId, ServerView]:
+        """See Question."""
+        wrapper = next(each for each in map(_wrapper_of, list(self._out.values())) if each is not None)
+        return self._ask(Login(wrapper), lambda asker, execute: (asker, read_sessions(_DIALECT, execute)))
+
+    def end(self, sessions: Sequence[RevokedSession]) -> int:
+        """See RevokedSessions. The databases behind one guard may be on several servers."""
+        logins = {session.login.alias: session.login for session in sessions}
+        return sum(
+            self._ask(
+                login,
+                partial(
+                    end_sessions, _DIALECT, sessions=[each for each in sessions if each.login.alias == alias]
+                ),
+            )
+            for alias, login in logins.items()
+        )
+
+    def _ask(self, login: Login, work: Work[R]) -> R:
+        connection = login.open()
+        return ask_server(self._driver, connection, connection, work)
+
+
+def know_sessions(driver: Driver, registry: HolderRegistry, *, asks: bool) -> None:
+    """Tells the registry the server's sessions of the connections.
+
+    Args:
+        driver: psycopg.
+        registry: The holders of the connections.
+        asks: Whether the server is asked, too: which sessions they wait for, and whether it has ended those
+            that were taken back.
+    """
+    out = registry.out
+
+    def held() -> dict[Any, SessionId]:
+        found = {}
+        for checkout in list(out.values()):
+            with suppress(Exception):  # not open yet, or closed meanwhile
+                session = driver.session_of(_wrapper_of(checkout).connection)
+                if session is not None:
+                    found[checkout] = session
+        return found
+
+    registry.session_ids = held
+    if asks:
+        question = ServerQuestion(driver, registry)
+        registry.watch_locks(question)
+        registry.revoked_sessions = RevokedSessions(registry.guard.name, driver.session_of, question.end)
+
+
+def _wrapper_of(checkout: Any) -> Any:
+    """Returns Django's wrapper of the connection; None if its thread has ended."""
+    return checkout.wrapper()

@@ -1,0 +1,316 @@
+"""The session of a connection that was taken back ends, also where the close does not reach the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import psycopg
+import pymysql
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.util import await_only
+
+from guardrails import ConnectionRevokedError
+from guardrails._dbapi.drivers import find_driver
+from guardrails._pool import revoked_sessions
+from guardrails._pool.revoked_sessions import RevokedSession, RevokedSessions
+from guardrails._pool.sessions import SessionId
+from guardrails.integrations.sqlalchemy._server_question import ServerQuestion
+from guardrails.testing.pgbouncer import PgBouncer
+from guardrails.testing.proxy import FaultProxy
+from support.polling import poll
+from support.sql_lab import AsyncLab, Postgres
+
+LIMIT = 0.1
+"""Seconds for which a connection may be held idle here."""
+
+SOON = 0.1
+"""Seconds from a revocation to the question here."""
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Lets the server be asked at once."""
+    monkeypatch.setattr(revoked_sessions, "_DELAY", SOON)
+    monkeypatch.setattr(revoked_sessions, "_INTERVAL", SOON)
+
+
+@pytest.fixture
+def row(lab):
+    """A row to lock."""
+    lab.aside("drop table if exists held", "create table held (a int)", "insert into held values (1)")
+    yield
+    lab.dispose()
+    lab.aside("drop table held")
+
+
+class Split:
+    """Two ways to the server. The first can swallow all that its connections send, their close included."""
+
+    def __init__(self, lab, first, second):
+        self.lab, self.first, self.second = lab, first, second
+        self.port = first.port
+        direct = lab.url
+        lab.url = lambda port=None: direct(port or first.port)
+
+    def guarded(self, **options):
+        """Protects an engine whose new connections take the present way."""
+        guard = self.lab.protect(guard={"max_idle_hold": LIMIT, "timeout": 5.0, **options})
+        engine = getattr(self.lab.engine, "sync_engine", self.lab.engine)
+        event.listen(engine, "do_connect", self._connect)
+        return guard
+
+    def _connect(self, _dialect, _record, _args, params):
+        params["port"] = self.port
+
+    def swallow(self):
+        """Loses what the connections of the first way send; new connections take the second."""
+        self.first.hang("server")
+        self.port = self.second.port
+
+
+@pytest.fixture
+def split(lab):
+    with FaultProxy(lab.server.port) as first, FaultProxy(lab.server.port) as second:
+        yield Split(lab, first, second)
+        first.heal()
+        lab.dispose()
+
+
+def lines(caplog):
+    """The warnings of the library about sessions."""
+    warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    return [line for line in warnings if "their sessions" in line or "the sessions of" in line]
+
+
+def hold_the_row(lab, split):
+    """Locks the row on a connection whose close will be lost, and holds it idle until it is taken back."""
+
+    def hold(session):
+        session.execute("update held set a = 2")
+        split.swallow()
+        end = time.monotonic() + 10
+        while lab.guard.snapshot().in_use:
+            assert time.monotonic() < end
+            pause(lab, 0.005)
+        with pytest.raises(ConnectionRevokedError):
+            session.commit()
+        session.rollback()
+
+    lab.run(hold)
+
+
+def pause(lab, seconds):
+    """Lets time pass inside a checkout."""
+    if isinstance(lab, AsyncLab):
+        await_only(asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
+
+
+@pytest.mark.every_driver
+def test_a_session_whose_close_is_swallowed_is_ended_over_another_connection(lab, row, split, soon, caplog):
+    """Its row lock is gone a moment later; the log has a line without address, user and password."""
+    split.guarded()
+    hold_the_row(lab, split)
+    assert lab.server_side("true") >= 1, "the close has not reached the server"
+    poll(lambda: lab.pause(0.01) or lines(caplog), "the session was ended", 10)
+    lab.aside("update held set a = 3")
+    assert len(lines(caplog)) == 1
+    assert "ended over another connection (1)" in lines(caplog)[0]
+    assert "127.0.0.1" not in lines(caplog)[0]
+    assert lab.soon("select a from held") == 3
+
+
+@pytest.mark.every_driver
+def test_a_server_that_sees_the_close_is_asked_and_told_nothing(lab, row, soon, caplog, monkeypatch):
+    """The usual case: no line in the log, and nobody's session ends."""
+    answers = []
+    end = ServerQuestion.end
+    monkeypatch.setattr(ServerQuestion, "end", lambda *args: answers.append(end(*args)))
+    guard = lab.protect(guard={"max_idle_hold": LIMIT, "timeout": 5.0})
+    beside = lab.backend.connect()
+    with contextlib.closing(beside):
+        for _ in range(2):
+            lab.run(lambda session: (session.execute("update held set a = 2"), idle(lab, guard)))
+        poll(lambda: lab.pause(0.01) or answers, "the server was asked")
+        assert set(answers) == {0}
+        assert lab.backend.run(beside, "select 42") == 42
+    assert lines(caplog) == []
+
+
+def idle(lab, guard):
+    end = time.monotonic() + 10
+    while guard.snapshot().in_use:
+        assert time.monotonic() < end
+        pause(lab, 0.005)
+
+
+@pytest.mark.parametrize("lab", ["psycopg"], indirect=True)
+def test_the_server_is_not_asked_where_that_is_off(lab, row, split, soon, caplog):
+    """``ask_server=False``: the session stays until the server notices by itself."""
+    split.guarded(ask_server=False)
+    hold_the_row(lab, split)
+    time.sleep(SOON * 5)
+    assert lab.server_side("state = 'idle in transaction'") == 1
+    assert split.second.accepted == 0
+
+
+# --- never another's -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def victim(lab, port):
+    """A session of the lab's user that the test opens; yields it as the client knows it."""
+    began = time.monotonic()
+    if isinstance(lab.backend, Postgres):
+        name, connection = "psycopg", psycopg.connect(lab.backend.url("", port).replace("+", ""))
+    else:
+        where = {"host": "127.0.0.1", "port": port, "user": "lab", "database": "guardrails"}
+        name, connection = "pymysql", pymysql.connect(**where, ssl_disabled=True)
+    opened = time.monotonic()
+    with contextlib.closing(connection):
+        known = find_driver(name, is_async=False).session_of(connection)
+        time.sleep(0.2)
+        now = time.monotonic()
+        yield connection, RevokedSession(known, now, now - opened, now - opened, now - began)
+
+
+STRANGERS = {
+    "another number": lambda session: session._replace(
+        id=SessionId(session.id.pid + 100_000, session.id.port)
+    ),
+    "a later one": lambda session: session._replace(idle=600.0, youngest=600.0, oldest=601.0),
+    "an earlier one": lambda session: session._replace(idle=0.0, youngest=-60.0, oldest=-59.0),
+    "idle for longer": lambda session: session._replace(idle=60.0),
+    "another port": lambda session: session._replace(id=SessionId(session.id.pid, 1)),
+}
+"""What another session with the number would differ in. MySQL gives no number twice, so it has no earlier or
+later ones; where it sees the port it needs nothing else."""
+
+FITTING = {
+    ("postgres", "direct"): [],
+    ("postgres", "proxy"): ["another port"],
+    ("mariadb", "direct"): ["an earlier one", "idle for longer"],
+    ("mariadb", "proxy"): ["an earlier one", "another port"],
+}
+
+
+@pytest.mark.parametrize("way", ["direct", "proxy"])
+def test_a_session_that_may_be_another_one_s_is_not_ended(lab, way):
+    """Only where all fits, the session ends; the port counts unless there is a proxy in between."""
+    with FaultProxy(lab.server.port) as proxy:
+        port = proxy.port if way == "proxy" else lab.server.port
+        direct = lab.url
+        lab.url = lambda: direct(port)
+        lab.engine = lab.make_engine()
+        engine = getattr(lab.engine, "sync_engine", lab.engine)
+        driver = find_driver(engine.dialect.driver, is_async=engine.dialect.is_async)
+        question = ServerQuestion(engine, driver)
+        kind = "postgres" if engine.dialect.name == "postgresql" else "mariadb"
+        with victim(lab, port) as (connection, known):
+            assert question.end([]) == 0
+            for name, change in STRANGERS.items():
+                if name not in FITTING[kind, way]:
+                    assert question.end([change(known)]) == 0, name
+            assert lab.backend.run(connection, "select 42") == 42
+            now = time.monotonic()
+            youngest = now - known.at + known.youngest
+            right = known._replace(at=now, idle=0.0, youngest=youngest, oldest=youngest + 0.2)
+            assert question.end([STRANGERS["another number"](known), right]) == 1
+            with pytest.raises((psycopg.OperationalError, pymysql.OperationalError)):
+                lab.backend.run(connection, "select 42")
+
+
+@pytest.mark.parametrize("lab", ["psycopg", "asyncpg"], indirect=True)
+def test_another_user_s_session_is_not_ended(lab):
+    """Also if the number and the age fit."""
+    lab.aside("create role stranger superuser login")
+    try:
+        lab.engine = lab.make_engine()
+        engine = getattr(lab.engine, "sync_engine", lab.engine)
+        driver = find_driver(engine.dialect.driver, is_async=engine.dialect.is_async)
+        began = time.monotonic()
+        with psycopg.connect(lab.backend.server.url(""), user="stranger") as other:
+            opened = time.monotonic()
+            known = find_driver("psycopg", is_async=False).session_of(other)
+            session = RevokedSession(known, opened, 0.0, 0.0, opened - began)
+            assert ServerQuestion(engine, driver).end([session]) == 0
+            assert other.execute("select 42").fetchone() == (42,)
+    finally:
+        lab.aside("drop role stranger")
+
+
+def test_behind_a_pooler_nothing_is_ended(postgres):
+    """Its clients have numbers that are no server's, or another client's."""
+    with PgBouncer.start(postgres) as pooler:
+        url = postgres.url("psycopg").replace(str(postgres.port), str(pooler.port))
+        engine = create_engine(url)
+        driver = find_driver("psycopg", is_async=False)
+        began = time.monotonic()
+        with engine.connect() as connection:
+            own = connection.connection.driver_connection
+            opened = time.monotonic()
+            pid = connection.execute(text("select pg_backend_pid()")).scalar()
+            for number in (pid, driver.session_of(own).pid):
+                session = RevokedSession(SessionId(number, None), opened, 0.0, 0.0, opened - began)
+                assert ServerQuestion(engine, driver).end([session]) == 0
+            assert connection.execute(text("select 42")).scalar() == 42
+        engine.dispose()
+
+
+# --- a server that cannot be reached -----------------------------------------------------------------
+
+
+def test_a_server_that_does_not_answer_is_asked_for_a_while(soon, caplog, monkeypatch):
+    """Then the log says what becomes of the sessions; a later one is asked for again."""
+    monkeypatch.setattr(revoked_sessions, "_PATIENCE", SOON * 3.5)
+    asked = []
+
+    def end(sessions):
+        asked.append(len(sessions))
+        if len(asked) < 100:
+            raise OSError("password=hunter2")
+        return 0
+
+    sessions = RevokedSessions("db", lambda own: SessionId(own, None), end)
+    for number in (1, 2):
+        sessions.identify(number, 0.1, 0.2, 0.3)()
+    poll(lambda: lines(caplog), "the line")
+    assert len(asked) > 1
+    assert "have ended (2)" in lines(caplog)[0]
+    assert "TCP keepalive" in lines(caplog)[0]
+    assert "hunter2" not in caplog.text
+    before = len(asked)
+    sessions.identify(3, 0.1, 0.2, 0.3)()
+    poll(lambda: len(asked) > before, "asked again")
+    assert asked[-1] == 1
+
+
+def test_a_clock_that_runs_wild_makes_no_wrong_statement():
+    """The idle time is the guard's clock's; what cannot be is not used."""
+    kept = []
+    sessions = RevokedSessions("db", lambda own: SessionId(own, None), kept.append)
+    for idle_time in (float("nan"), float("inf"), -5.0, 3.0, 0.5):
+        watch = sessions.identify(1, idle_time, 1.0, 2.0)
+        session = watch.args[0]
+        assert session.idle == (0.5 if idle_time == 0.5 else 0.0)
+        least, most = session.ages(1.0)
+        assert 0.5 <= least <= 1.0 + session.passed
+        assert most >= 3.0
+
+
+@pytest.mark.parametrize("lab", ["psycopg", "asyncpg", "pymysql"], indirect=True)
+def test_where_neither_way_is_open_nobody_waits(lab, row, split, soon):
+    """The question has a thread of its own: callers and other revocations go on meanwhile."""
+    guard = split.guarded()
+    hold_the_row(lab, split)
+    split.second.hang()
+    split.port = lab.server.port
+    poll(lambda: lab.pause(0.01) or guard.snapshot().in_use == 0, "the slot is back")
+    assert lab.soon() == 42
+    lab.run(lambda session: (session.execute("select 1"), idle(lab, guard)))
+    split.second.heal()
