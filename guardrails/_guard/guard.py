@@ -36,6 +36,7 @@ from guardrails.events import Listener
 
 __all__ = [
     "COMPARTMENTS",
+    "OPTIONS",
     "Attachment",
     "Guard",
     "attach",
@@ -156,7 +157,7 @@ class Guard:
         **unknown: Never,
     ) -> None:
         for option in unknown:
-            raise unknown_option("Guard", option, _OPTIONS)
+            raise unknown_option("Guard", option, OPTIONS)
         given = (max_wait_duration, max_waiting, timeout, breaker, listeners, clock, random)
         settings = dict(zip(_INHERITED, given, strict=True))
         self._build(name, max_concurrent_calls, mode, fill_from_environment(name, settings, _DEFAULTS))
@@ -399,7 +400,7 @@ class Guard:
         faults.raise_if_any()
         for option in options:
             if option not in _INHERITED:
-                raise unknown_option("Guard", option, _OPTIONS)
+                raise unknown_option("Guard", option, OPTIONS)
         part = Guard.__new__(Guard)  # the environment's settings are for whole guards
         part._build(name, max_concurrent_calls or share(total), self.mode, {**self._inherited(), **options})
         part._parent = self
@@ -666,7 +667,8 @@ _INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listene
 _LONGEST_NAME = 200
 """Maximum length of a guard's name, which is in every error, log line and metric."""
 
-_OPTIONS = ("name", "max_concurrent_calls", "mode", *_INHERITED)
+OPTIONS = ("name", "max_concurrent_calls", "mode", *_INHERITED)
+"""The names of the options of a guard."""
 
 _DEFAULTS = {"max_wait_duration": 0.05, "max_waiting": None, "timeout": 5.0}
 """The defaults of the settings that the environment may fill."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterable
+
 from guardrails._guard.auto_compartments import DEFAULT
-from guardrails._guard.guard import COMPARTMENTS, Guard, compartment_for
+from guardrails._guard.guard import COMPARTMENTS, OPTIONS, Guard, compartment_for
+from guardrails._pool.life import LifeSettings
 from guardrails._runtime.scope import RequestScope, ambient
 from guardrails._runtime.timeouts import NOT_GIVEN, given_timeout, outer_seconds_left
-from guardrails._util.checks import Faults, shown
+from guardrails._util.checks import Faults, shown, unknown_option
 from guardrails.errors import ConfigurationError
 
 __all__ = [
@@ -15,9 +19,27 @@ __all__ = [
     "check_leak_after",
     "innermost",
     "raises_as_driver",
+    "refuse_unknown_options",
     "slots_for",
     "time_allowed",
 ]
+
+
+def refuse_unknown_options(options: Iterable[str], attach: Callable[..., object]) -> None:
+    """Checks the names of the options that ``protect`` was given beside those that a function names.
+
+    Args:
+        options: The names.
+        attach: The function; its first parameter is the target, and its last takes these options.
+
+    Raises:
+        ConfigurationError: There is no such option; it names the nearest.
+    """
+    further = {*OPTIONS, *LifeSettings.__slots__}
+    for option in options:
+        if option not in further:
+            _, *own, _ = inspect.signature(attach).parameters
+            raise unknown_option("protect", option, {*own, *further})
 
 
 def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:

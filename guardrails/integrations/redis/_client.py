@@ -14,7 +14,13 @@ from guardrails._guard.guard import Guard, attach, set_compartments
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.holders import PoolStatus
 from guardrails._pool.life import LifeSettings
-from guardrails._pool.limits import check_compartments, check_leak_after, raises_as_driver, slots_for
+from guardrails._pool.limits import (
+    check_compartments,
+    check_leak_after,
+    raises_as_driver,
+    refuse_unknown_options,
+    slots_for,
+)
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import ClientAdmission, guard_of
@@ -62,6 +68,7 @@ def guard_client(
     """
     name = "redis" if name is None else name
     pool = _pool_of(client)
+    refuse_unknown_options(options, guard_client)
     known = guard_of(pool)
     if known is not None:
         raise ConfigurationError(f"protect: this client's pool is guarded already, by {known!r}")

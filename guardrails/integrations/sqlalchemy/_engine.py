@@ -17,7 +17,13 @@ from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.protect import unsuited
 from guardrails._pool.holders import PoolStatus
 from guardrails._pool.life import LifeSettings
-from guardrails._pool.limits import asks_server, check_compartments, raises_as_driver, slots_for
+from guardrails._pool.limits import (
+    asks_server,
+    check_compartments,
+    raises_as_driver,
+    refuse_unknown_options,
+    slots_for,
+)
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError, ConnectionRevokedError
 from guardrails.integrations.sqlalchemy._connections import capacity
@@ -95,6 +101,7 @@ def guard_engine(
     pool, kind = sync_engine.pool, f"a {type(sync_engine.pool).__name__}"
     name = _name_of(sync_engine) if name is None else name
     _check_unguarded(guard_of(pool))
+    refuse_unknown_options(options, guard_engine)
     fill_pool_options(name, options)
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     how = check_compartments(name, compartments)
