@@ -20,7 +20,6 @@ from guardrails._util.checks import Faults, finite
 from guardrails.errors import CallTimeoutError, RejectedError
 
 __all__ = [
-    "GhostScope",
     "RankScope",
     "RequestScope",
     "Scope",
@@ -136,17 +135,6 @@ class RankScope(Scope):
 
 ranked: set[int] = set()
 """The ranks that this process has used. While it is empty, calls need not look for a `RankScope`."""
-
-
-class GhostScope(Scope):
-    """A block of code that runs only because a guard is in shadow: enforcing, it would have been refused."""
-
-    __slots__ = ()
-
-    ghost = True
-
-    def __init__(self, outer: Scope | None) -> None:
-        self.begin(None, None, time.monotonic if outer is None else outer.clock, outer)
 
 
 def would_not_run(scope: Scope | None, core: object = None) -> bool:

@@ -208,3 +208,34 @@ def test_the_log_names_the_holders_of_an_opened_circuit_if_they_are_known(make_g
     assert line == f"circuit 'db': closed -> open (failure_rate): {'; '.join(parts)}"
     assert ("the holders of 'db' could not be determined" in caplog.text) is not known
     assert asked == [("db", 0, 100)]
+
+
+def test_the_log_names_the_cause_of_an_opened_circuit_while_it_is_current(
+    make_guard, clock, caplog, monkeypatch
+):
+    """Of failures half a minute ago no longer, and not of a circuit that was opened by hand."""
+    now = [1000.0]
+    monkeypatch.setattr(guard_log.time, "monotonic", lambda: now[0])
+    guard = make_guard(breaker=BreakerPolicy(minimum_number_of_calls=1))
+    report = guard._gate.report
+
+    def opened_after(seconds):
+        guard.reset()
+        report.note_cause(guard_log.READ_ONLY)
+        now[0] += seconds
+        caplog.clear()
+        with pytest.raises(ZeroDivisionError):
+            guard.run(lambda: 1 / 0)
+        (line,) = [each for each in caplog.messages if "closed -> open" in each]
+        return "1 of 1 calls failed: the server is read-only; refusing for 2 s" in line
+
+    assert opened_after(30)
+    assert report.cause(is_open=False) == guard_log.READ_ONLY
+    assert not opened_after(31)
+    assert (report.cause(is_open=False), report.cause(is_open=True)) == (None, guard_log.READ_ONLY)
+    guard.reset()
+    assert report.cause(is_open=True) is None
+    report.note_cause(guard_log.LOGIN_REFUSED)
+    caplog.clear()
+    guard.force_open()
+    assert caplog.messages == ["circuit 'db': closed -> forced_open (manual)"]

@@ -30,10 +30,11 @@ def test_the_innermost_block_counts_until_it_ends():
     assert current_block() is None
 
 
-def test_a_block_that_ends_in_another_context_no_longer_counts_where_it_began():
+@pytest.mark.parametrize("context", [contextvars.copy_context, contextvars.Context])
+def test_a_block_that_ends_in_another_context_no_longer_counts_where_it_began(context):
     block = holding(60)
     block.__enter__()
-    contextvars.copy_context().run(block.__exit__, None, None, None)
+    context().run(block.__exit__, None, None, None)
     assert current_block() is None
 
 

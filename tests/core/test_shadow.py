@@ -1,0 +1,485 @@
+"""The moves of a gate that does not enforce: who has a slot in the model, what is evidence and counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from guardrails import BreakerPolicy
+from guardrails._core.breaker import Breaker
+from guardrails._core.bulkhead import Bulkhead, Waiter
+from guardrails._core.criticality import CLASSES, CRITICAL
+from guardrails._core.gate import OPENING, Gate, Refusal
+from guardrails._core.outcome import Outcome
+from guardrails._core.shadow import UNCOUNTED
+from guardrails._core.shadow_queue import Late
+
+SHEDDABLE = CLASSES.index("SHEDDABLE")
+S, F, A = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
+TRIPS_AT_TWO = BreakerPolicy(
+    sliding_window_type="count",
+    sliding_window_size=2,
+    minimum_number_of_calls=2,
+    slow_call_duration_threshold=10,
+    wait_duration_in_open_state=5,
+    open_jitter=0,
+    permitted_calls_in_half_open_state=1,
+)
+
+
+def new_gate(limit=1, mode="shadow", policy=TRIPS_AT_TWO):
+    gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(limit, 5))
+    gate.set_mode(0.0, mode)
+    return gate
+
+
+def let_in(gate, now, max_wait=0.0, **options):
+    """Lets a call in, or with ``checkout`` a checkout; returns its number."""
+    held = [0]
+    number = gate.let_in(now, held, max_wait=max_wait, **options)
+    assert held == [number]
+    return number
+
+
+def books(gate):
+    """What the model says: slots taken, calls outside that run, calls outside in all."""
+    return gate.bulkhead.taken, gate.unslotted, len(gate.outside)
+
+
+EMPTY = (0, 0, 0)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_a_call_has_a_ticket_with_a_free_slot_and_a_number_below_all_others_without():
+    gate = new_gate()
+    first, second, third = (let_in(gate, 1.0) for _ in range(3))
+    assert (first, second, third) == (1, UNCOUNTED - 1, UNCOUNTED - 2)
+    assert gate.would_reject == {"bulkhead_full": 2}
+    assert gate.rejected == {}
+    assert books(gate) == (1, 2, 2)
+    assert (gate.under_way, gate.highest) == (3, 3)
+    for number in (first, second, third):
+        gate.leave(2.0, number, S)
+    assert books(gate) == EMPTY
+    assert gate.breaker.succeeded == 1, "only the call with a slot is evidence"
+
+
+def test_a_gate_that_enforces_lets_nobody_in():
+    gate = new_gate(mode="enforce")
+    held = [0]
+    assert gate.let_in(1.0, held) == 0
+    assert (held, books(gate)) == ([0], EMPTY)
+
+
+@pytest.mark.parametrize(("mode", "options"), [("off", {}), ("shadow", {"judged": False})])
+def test_a_call_that_is_not_judged_takes_no_slot_and_counts_nowhere(mode, options):
+    gate = new_gate(mode=mode)
+    number = let_in(gate, 1.0, **options)
+    assert (number, books(gate), gate.admitted) == (UNCOUNTED - 1, (0, 1, 1), 0)
+    gate.leave(2.0, number, F)
+    assert (books(gate), gate.would_reject, gate.breaker.failed) == (EMPTY, {}, 0)
+
+
+def test_the_most_calls_at_once_and_the_longest_one_are_those_since_the_mode_was_set():
+    gate = new_gate(limit=2)
+    numbers = [let_in(gate, 1.0) for _ in range(3)]
+    for number in numbers:
+        gate.leave(4.0, number, S)
+    assert (gate.highest, gate.longest) == (3, 3.0)
+    gate.set_mode(5.0, "shadow")
+    assert (gate.highest, gate.longest) == (3, 3.0), "it is the mode it had"
+    gate.set_mode(5.0, "enforce")
+    assert (gate.highest, gate.longest) == (0, 0.0)
+    ticket = gate.enter(6.0, None)
+    gate.leave(9.0, ticket, S)
+    assert gate.longest == 0.0, "an enforcing gate has other figures for that"
+
+
+# --- the wait in the model ------------------------------------------------------------------------
+
+
+def test_a_call_that_would_wait_begins_in_the_model_as_the_slot_comes_free_and_ends_that_much_later():
+    gate = new_gate()
+    first = let_in(gate, 1.0)
+    second = let_in(gate, 2.0, max_wait=5.0)
+    assert gate.would_run(second)
+    assert (books(gate), gate.lateness(second)) == ((1, 1, 1), 0.0)
+    gate.play(2.5)
+    assert gate.lateness(second) == 0.5, "so far"
+    gate.leave(3.0, first, S)
+    assert (books(gate), gate.lateness(second)) == ((1, 0, 1), 1.0)
+    gate.play(3.5)
+    assert gate.lateness(second) == 1.0
+    gate.leave(4.0, second, S)
+    assert (books(gate), gate.phantoms, gate.under_way) == ((1, 0, 1), 1, 0)
+    gate.play(4.99)
+    assert books(gate) == (1, 0, 1)
+    gate.play(5.0)
+    assert (books(gate), gate.phantoms, gate.would_reject) == (EMPTY, 0, {})
+    assert gate.breaker.succeeded == 2
+
+
+def test_a_call_whose_time_is_up_in_the_queue_is_refused_at_that_moment():
+    gate = new_gate()
+    first = let_in(gate, 1.0)
+    second = let_in(gate, 1.0, max_wait=0.5, origin="a request")
+    gate.outbox.clear()
+    gate.play(2.0)
+    assert gate.outbox == [Late(Refusal("queue_timeout", None), "a request")]
+    assert (gate.would_reject, gate.bulkhead.timeouts) == ({"queue_timeout": 1}, 1)
+    assert not gate.would_run(second)
+    assert (gate.lateness(second), books(gate)) == (None, (1, 1, 1))
+    for number in (second, first):
+        gate.leave(3.0, number, S)
+    assert books(gate) == EMPTY
+
+
+@pytest.mark.parametrize(("budget", "reason"), [(0.2, "deadline_spent"), (0.5, "queue_timeout")])
+def test_the_time_a_caller_has_left_bounds_its_wait(budget, reason):
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=0.5, budget=budget)
+    gate.play(1.0 + budget - 0.01)
+    assert gate.would_reject == {}
+    gate.play(1.0 + budget)
+    assert gate.would_reject == {reason: 1}
+    for number in (second, first):
+        gate.leave(3.0, number, S)
+
+
+def test_a_caller_that_has_every_slot_itself_is_refused_at_once():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=0.5, hopeless=True)
+    assert (gate.would_reject, gate.would_run(second)) == ({"queue_timeout": 1}, False)
+    for number in (second, first):
+        gate.leave(3.0, number, S)
+    assert books(gate) == EMPTY
+
+
+def test_a_call_that_ends_while_it_would_still_wait_keeps_its_place_in_the_queue():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 2.0, max_wait=5.0)
+    gate.leave(2.5, second, F)
+    assert books(gate) == (1, 0, 1)
+    gate.leave(2.75, second, S)
+    assert books(gate) == (1, 0, 1), "it ends once"
+    gate.leave(4.0, first, S)
+    assert (books(gate), gate.phantoms) == ((1, 0, 1), 1), "it has its slot, 2 s late"
+    gate.play(4.5)
+    assert (books(gate), gate.breaker.failed) == (EMPTY, 1)
+
+
+def test_a_call_that_has_ended_is_gone_once_the_model_refuses_it():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 2.0, max_wait=0.5)
+    gate.leave(2.25, second, S)
+    gate.play(3.0)
+    assert (books(gate), gate.would_reject) == ((1, 0, 0), {"queue_timeout": 1})
+    gate.leave(4.0, first, S)
+    assert books(gate) == EMPTY
+
+
+def test_an_opening_circuit_refuses_those_who_would_wait():
+    gate = new_gate(limit=2)
+    tickets = [let_in(gate, 1.0) for _ in range(2)]
+    waiting = let_in(gate, 1.0, max_wait=5.0)
+    for ticket in tickets:
+        gate.leave(2.0, ticket, F)
+    assert gate.breaker.state == "open"
+    assert (gate.would_reject, gate.would_run(waiting)) == ({}, True), "it had the first slot that came free"
+    gate.leave(3.0, waiting, S)
+    gate.play(5.0)
+    assert books(gate) == EMPTY
+    refused = let_in(gate, 5.5, max_wait=5.0)
+    assert (gate.would_reject, gate.would_run(refused)) == ({"circuit_open": 1}, False)
+    gate.leave(6.0, refused, S)
+
+
+def test_the_circuit_that_opens_meanwhile_refuses_those_in_the_queue():
+    gate = new_gate(limit=1)
+    first, waiting = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
+    gate.set_state(2.0, "open")
+    assert (gate.would_reject, gate.would_run(waiting)) == ({"circuit_open": 1}, False)
+    for number in (first, waiting):
+        gate.leave(3.0, number, S)
+    assert books(gate) == EMPTY
+
+
+# --- checkouts and their statements ---------------------------------------------------------------
+
+
+def test_a_statement_is_evidence_on_a_connection_with_a_slot_in_the_model():
+    gate = new_gate()
+    inside, outside = (let_in(gate, 1.0, checkout=True) for _ in range(2))
+    assert (gate.has_slot(inside), gate.has_slot(outside)) == (True, False)
+    held = [0]
+    ticket = gate.begin(1.0, inside, held)
+    assert held == [ticket]
+    assert ticket > 0
+    assert gate.begin(1.0, outside, held) == UNCOUNTED
+    assert held == [UNCOUNTED]
+    assert gate.begin(1.0, outside) == UNCOUNTED
+    assert gate.end(2.0, UNCOUNTED, F) is None
+    ended = gate.end(3.5, ticket, F)
+    assert (ended.duration, gate.longest) == (2.5, 2.5)
+    assert gate.breaker.failed == 1
+    for slot in (inside, outside):
+        gate.check_in(4.0, slot)
+    assert books(gate) == EMPTY
+
+
+def test_the_time_of_a_statement_is_no_figure_of_a_gate_that_enforces():
+    gate = new_gate(mode="enforce")
+    slot = gate.check_out(1.0, None)
+    gate.end(3.0, gate.begin(1.0, slot), S)
+    assert gate.longest == 0.0
+    gate.check_in(3.0, slot)
+
+
+@pytest.mark.parametrize("slot", [0, OPENING])
+def test_a_connection_older_than_the_guard_and_a_new_one_are_evidence(slot):
+    gate = new_gate()
+    assert gate.has_slot(0)
+    ticket = gate.begin(1.0, slot)
+    gate.end(2.0, ticket, F)
+    assert (ticket, gate.breaker.failed) == (1, 1)
+
+
+def test_off_no_statement_is_evidence():
+    gate = new_gate(mode="off")
+    slot = let_in(gate, 1.0, checkout=True)
+    assert [gate.begin(1.0, each) for each in (slot, 0, OPENING)] == [UNCOUNTED] * 3
+    assert gate.breaker.in_flight == {}
+    gate.check_in(2.0, slot)
+    assert books(gate) == EMPTY
+
+
+def test_a_checkout_that_would_wait_is_evidence_from_its_slot_in_the_model_on():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0, checkout=True), let_in(gate, 1.0, max_wait=5.0, checkout=True)
+    assert gate.has_slot(second)
+    assert gate.begin(1.0, second) == UNCOUNTED
+    gate.check_in(2.0, first)
+    ticket = gate.begin(2.0, second)
+    gate.end(3.0, ticket, F)
+    assert (ticket > 0, gate.breaker.failed) == (True, 1)
+    gate.check_in(3.0, second)
+    assert (books(gate), gate.phantoms) == (EMPTY, 0), (
+        "it ends with the real one: the pool has kept it waiting"
+    )
+
+
+def test_a_slot_that_a_request_has_reserved_goes_to_the_work_inside_it():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0, checkout=True), let_in(gate, 1.0, max_wait=5.0, checkout=True)
+    slots, held = {gate: (None, second)}, [0]
+    assert gate.take_over(1.0, slots, held, checkout=True) == second
+    assert (slots, held) == ({}, [second])
+    assert gate.take_over(1.0, slots, checkout=True) is None
+    for slot in (first, second):
+        gate.check_in(2.0, slot)
+    assert books(gate) == EMPTY
+
+
+def test_work_of_a_request_that_would_have_been_refused_is_outside():
+    gate = new_gate()
+    first, second = (let_in(gate, 1.0, checkout=True) for _ in range(2))
+    slots = {gate: (None, second)}
+    number = gate.take_over(1.0, slots, checkout=False)
+    assert number == UNCOUNTED - 2
+    assert (slots, gate.would_reject) == ({gate: (None, second)}, {"bulkhead_full": 1})
+    gate.leave(2.0, number, S)
+    for slot in (first, second):
+        gate.check_in(2.0, slot)
+    assert books(gate) == EMPTY
+
+
+# --- the end in the model, while the real call goes on --------------------------------------------
+
+
+def test_a_call_that_would_be_stopped_gives_its_slot_back_at_once_and_ends_once():
+    gate = new_gate()
+    ticket = let_in(gate, 1.0)
+    gate.expel(2.0, ticket, F)
+    assert (books(gate), gate.breaker.failed, gate.under_way) == ((0, 1, 1), 1, 1)
+    gate.expel(2.5, ticket, F)
+    gate.leave(3.0, ticket, S)
+    assert (books(gate), gate.breaker.failed, gate.breaker.succeeded) == (EMPTY, 1, 0)
+    gate.expel(4.0, ticket, F)
+    assert books(gate) == EMPTY
+
+
+def test_a_checkout_that_would_be_given_up_gives_its_slot_back_and_its_work_is_no_evidence():
+    gate = new_gate()
+    slot = let_in(gate, 1.0, checkout=True)
+    gate.expel(2.0, slot, A, checkout=True)
+    assert (books(gate), gate.has_slot(slot)) == ((0, 1, 1), False)
+    assert gate.begin(2.0, slot) == UNCOUNTED
+    gate.expel(2.5, slot, A, checkout=True)
+    assert books(gate) == (0, 1, 1)
+    gate.check_in(3.0, slot)
+    assert books(gate) == EMPTY
+
+
+def test_a_call_that_would_wait_leaves_the_queue_when_it_is_given_up():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
+    gate.expel(2.0, second, A)
+    assert (books(gate), gate.would_run(second), list(gate.bulkhead.queue)) == ((1, 1, 1), False, [])
+    gate.leave(3.0, first, S)
+    gate.play(30.0)
+    assert (books(gate), gate.would_reject) == ((0, 1, 1), {})
+    gate.leave(31.0, second, S)
+    assert books(gate) == EMPTY
+
+
+def test_a_call_that_has_waited_in_the_model_gives_back_the_slot_that_it_got():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
+    gate.leave(2.0, first, S)
+    gate.expel(3.0, second, F)
+    assert (books(gate), gate.breaker.failed) == ((0, 1, 1), 1)
+    gate.leave(4.0, second, S)
+    assert (books(gate), gate.phantoms) == (EMPTY, 0)
+
+
+@pytest.mark.parametrize("checkout", [False, True])
+def test_a_checkout_that_has_waited_in_the_model_likewise(checkout):
+    gate = new_gate()
+    first, second = let_in(gate, 1.0, checkout=True), let_in(gate, 1.0, max_wait=5.0, checkout=True)
+    gate.check_in(2.0, first)
+    gate.expel(3.0, second, A, checkout=checkout)
+    assert (books(gate), gate.has_slot(second)) == ((0, 1, 1), False)
+    gate.check_in(4.0, second)
+    assert books(gate) == EMPTY
+
+
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_nothing_is_given_up_where_there_is_no_model(mode):
+    gate = new_gate()
+    ticket, slot = let_in(gate, 1.0), let_in(gate, 1.0, checkout=True)
+    gate.set_mode(2.0, mode)
+    before = books(gate)
+    gate.expel(3.0, ticket, F)
+    gate.expel(3.0, slot, A, checkout=True)
+    assert books(gate) == before
+    gate.leave(4.0, ticket, S)
+    gate.check_in(4.0, slot)
+    gate.set_mode(5.0, "enforce")
+    assert books(gate) == EMPTY
+
+
+def test_calls_that_would_have_been_stopped_are_counted():
+    gate = new_gate()
+    gate.count_would_stop(1.0)
+    gate.count_would_stop(2.0)
+    assert gate.would_stop == 2
+
+
+# --- switches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_the_model_ends_with_the_mode_and_those_who_would_wait_are_calls_without_a_slot(mode):
+    gate = new_gate()
+    first = let_in(gate, 1.0)
+    running, over = (let_in(gate, 1.0, max_wait=5.0) for _ in range(2))
+    gate.leave(1.5, over, S)
+    gate.set_mode(2.0, mode)
+    assert (list(gate.bulkhead.queue), gate.events, gate.would_reject) == ([], [], {})
+    assert books(gate) == (2 if mode == "enforce" else 1, 1, 1)
+    gate.play(30.0)
+    assert gate.would_reject == {}
+    for number in (first, running):
+        gate.leave(31.0, number, S)
+    assert books(gate) == EMPTY
+
+
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_a_call_that_has_its_slot_in_the_model_keeps_it_until_it_ends(mode):
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
+    gate.leave(2.0, first, S)
+    gate.set_mode(3.0, mode)
+    assert books(gate) == (1, 0, 1)
+    gate.leave(4.0, second, F)
+    assert (books(gate), gate.phantoms, gate.breaker.failed) == (EMPTY, 0, 1), "at once: nothing comes later"
+
+
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_a_slot_that_the_model_holds_for_a_call_that_has_ended_is_given_back_with_the_mode(mode):
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
+    gate.leave(2.0, first, S)
+    gate.leave(2.5, second, F)
+    assert gate.phantoms == 1
+    gate.set_mode(2.75, mode)
+    assert (books(gate), gate.phantoms, gate.breaker.failed) == (EMPTY, 0, 1)
+
+
+def test_calls_without_a_slot_hold_one_of_their_criticality_while_the_gate_enforces():
+    gate = new_gate(limit=4)
+    ranked, outside = let_in(gate, 1.0, rank=SHEDDABLE), let_in(gate, 1.0, judged=False)
+
+    def held():
+        return gate.bulkhead.taken, gate.bulkhead.ranks.held[SHEDDABLE], gate.bulkhead.ranks.held[CRITICAL]
+
+    assert held() == (1, 1, 0)
+    gate.set_mode(2.0, "enforce")
+    assert held() == (2, 1, 1)
+    gate.set_mode(3.0, "off")
+    assert held() == (1, 1, 0)
+    gate.set_mode(4.0, "enforce")
+    gate.leave(5.0, outside, S)
+    assert held() == (1, 1, 0)
+    gate.leave(5.0, ranked, S)
+    assert books(gate) == EMPTY
+
+
+def test_real_waiters_are_let_in_when_the_gate_stops_enforcing():
+    gate = new_gate(mode="enforce")
+    first, waiters = gate.enter(1.0, None), [Waiter(), Waiter()]
+    assert [gate.enter(1.0, waiter) for waiter in waiters] == [None, None]
+    gate.set_mode(2.0, "shadow")
+    assert (gate.outbox, list(gate.bulkhead.queue)) == (waiters, [])
+    held = [0]
+    numbers = [gate.woken(2.0, waiters[0], held=held), gate.woken(2.0, waiters[1])]
+    assert (numbers, held) == ([UNCOUNTED - 1, UNCOUNTED - 2], numbers[:1])
+    for number in (first, *numbers):
+        gate.leave(3.0, number, S)
+    assert (books(gate), gate.would_reject) == (EMPTY, {})
+
+
+def test_a_waiter_that_has_its_slot_already_keeps_it_when_the_gate_stops_enforcing():
+    gate = new_gate(mode="enforce")
+    first, waiter = gate.enter(1.0, None), Waiter()
+    assert gate.enter(1.0, waiter) is None
+    gate.leave(2.0, first, S)
+    gate.set_mode(2.0, "shadow")
+    assert gate.woken(2.0, waiter) == 2
+    assert books(gate) == (1, 0, 0)
+    gate.leave(3.0, 2, S)
+
+
+def test_a_waiter_that_was_let_in_holds_a_slot_if_the_gate_enforces_again_before_it_runs():
+    gate = new_gate(mode="enforce")
+    first, waiter = gate.enter(1.0, None), Waiter()
+    assert gate.enter(1.0, waiter) is None
+    gate.set_mode(2.0, "off")
+    gate.set_mode(2.0, "enforce")
+    number = gate.woken(2.0, waiter)
+    assert (number, books(gate)) == (UNCOUNTED - 1, (2, 1, 1))
+    for each in (first, number):
+        gate.leave(3.0, each, S)
+    assert books(gate) == EMPTY
+
+
+def test_a_fork_leaves_nothing_of_the_model():
+    gate = new_gate()
+    let_in(gate, 1.0)
+    let_in(gate, 1.0, max_wait=5.0)
+    let_in(gate, 1.0)
+    gate.drop_calls_and_waiters()
+    assert (books(gate), gate.events, gate.phantoms) == (EMPTY, [], 0)
+    gate.play(30.0)
+    assert gate.would_reject == {"bulkhead_full": 1}

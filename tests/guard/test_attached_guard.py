@@ -1,0 +1,81 @@
+"""What a guard asks of the pool that it is attached to."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from guardrails import ConfigurationError
+from guardrails._guard.guard import attach
+from support.fake_pool import FakePool
+
+
+class Upkeep:
+    """Opens two connections in no time, and keeps what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def warm_up(self, seconds):
+        self.asked.append(("threads", seconds))
+        return 2
+
+    async def warm_up_async(self, seconds):
+        self.asked.append(("loop", seconds))
+        return 2
+
+    def resized(self):
+        self.asked.append("resized")
+
+
+@pytest.fixture
+def upkeep():
+    return Upkeep()
+
+
+@pytest.fixture
+def db(make_guard, upkeep):
+    guard = make_guard(max_concurrent_calls=4)
+    attach(guard, FakePool(upkeep))
+    return guard
+
+
+def test_a_pool_is_warmed_up_within_the_given_time(db, upkeep):
+    assert (db.warm_up(), asyncio.run(db.warm_up_async(2.5))) == (2, 2)
+    assert upkeep.asked == [("threads", 30.0), ("loop", 2.5)]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "5", None])
+def test_a_time_that_is_none_warms_nothing_up(db, upkeep, seconds):
+    with pytest.raises(ConfigurationError, match="guard 'db': warm_up: timeout must be"):
+        db.warm_up(seconds)
+    with pytest.raises(ConfigurationError, match="guard 'db': warm_up_async: timeout must be"):
+        asyncio.run(db.warm_up_async(seconds))
+    assert upkeep.asked == []
+
+
+def test_only_the_guard_that_has_the_pool_warms_it_up(db, make_guard):
+    """Not a compartment, a guard without a pool, or one whose pool looks after its connections itself."""
+    foreign = make_guard("foreign")
+    attach(foreign, FakePool())
+    for guard in (db.compartment("part"), make_guard("plain"), foreign):
+        with pytest.raises(ConfigurationError, match=f"guard '{guard.name}' has no pool to warm up"):
+            guard.warm_up()
+        with pytest.raises(ConfigurationError, match=r"call warm_up_async\(\) on the guard that protect"):
+            asyncio.run(guard.warm_up_async())
+
+
+def test_the_pool_is_told_of_the_guard_s_new_number_of_slots_and_of_no_compartment_s(db, upkeep):
+    part = db.compartment("part", max_concurrent_calls=2)
+    part.resize(3)
+    assert upkeep.asked == []
+    db.resize(2)
+    assert upkeep.asked == ["resized"]
+
+
+def test_a_pool_that_looks_after_itself_is_told_nothing(make_guard):
+    guard = make_guard(max_concurrent_calls=4)
+    attach(guard, FakePool())
+    guard.resize(2)
+    assert guard.snapshot().max_concurrent_calls == 2
