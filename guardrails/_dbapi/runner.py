@@ -16,7 +16,7 @@ from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.judge import Judge
 from guardrails._dbapi.stopping import Bounds, StoppedError
-from guardrails._dbapi.unenforced import UnenforcedWork
+from guardrails._dbapi.unenforced import UnenforcedWork, end_observed
 from guardrails._dbapi.unhooked import too_late
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
@@ -231,11 +231,7 @@ class StatementRunner(UnenforcedWork):
             outcome = self.judge.outcome_of_connect(error)
             raise
         finally:
-            if observation is not None:
-                observation.finish()
-            while tickets:
-                gate, ticket = tickets.pop()
-                gate.end(ticket, outcome)
+            end_observed(tickets, outcome, observation)
         return connection
 
     def note_set_up(self, connection: Any) -> None:

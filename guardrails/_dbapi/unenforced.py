@@ -1,11 +1,12 @@
-"""Runs work on connections while the guard enforces nothing: in shadow it is observed, off it is only run.
+"""Runs work on connections while the guard does not enforce. In shadow it observes the work.
 
 Depends on observations and checkouts; must not import SQLAlchemy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from guardrails._core.outcome import Outcome
@@ -16,10 +17,11 @@ from guardrails._dbapi.observing import Observation, has_slots
 from guardrails._dbapi.observing import observe as observe_work
 from guardrails._dbapi.unhooked import OutsideWork
 from guardrails._guard.locked_gate import LockedGate
+from guardrails._pool.holds import Hold
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.waiters import on_event_loop
 
-__all__ = ["UnenforcedWork"]
+__all__ = ["UnenforcedWork", "end_observed"]
 
 
 class UnenforcedWork(OutsideWork):
@@ -40,64 +42,50 @@ class UnenforcedWork(OutsideWork):
         ending: bool,
         proves: bool,
     ) -> Any:
-        """Runs one piece of work where nothing is enforced; see `run`.
+        """Runs one piece of work while the guard does not enforce; see `StatementRunner.run`.
 
-        A connection that was taken back before stays so, and is not idle meanwhile: the mode may change.
+        The mode may change meanwhile. So a connection that was taken back stays taken back, and one on which
+        this work runs does not count as idle.
         """
-        hold = None if checkout is None else checkout.hold
-        if hold is None:
-            return self._run_observed(call, args, connection, checkout, timeout, ending=ending, proves=proves)
-        token = hold.begin()
-        try:
-            return self._run_observed(call, args, connection, checkout, timeout, ending=ending, proves=proves)
-        finally:
-            token.append(self._gate.clock())
-
-    def _run_observed(
-        self,
-        call: Callable[..., Any],
-        args: Sequence[Any],
-        connection: Any,
-        checkout: DBAPICheckout | None,
-        timeout: float | None,
-        *,
-        ending: bool,
-        proves: bool,
-    ) -> Any:
-        gate = self._gate
-        if gate.core.mode == "off":
-            return call(*args)
-        guard = self._guard if checkout is None else checkout.guard
-        seconds, own = time_allowed(guard, timeout)
-        if seconds is not None and seconds <= 0 and not ending and has_slots(checkout):
-            gate.reject("deadline_spent")
-            for each, slot in [] if checkout is None else checkout.slots:
-                each.step(each.core.expel, slot, Outcome.ABANDONED, checkout=True)
         tickets: list[tuple[LockedGate, int]] = []
-        slots = self._no_checkout
-        if checkout is not None:
-            slots, checkout.under_way = checkout.slots, tickets
-        outcome, observation = Outcome.ABANDONED, None
-        times = checkout.times if proves and checkout is not None else None
-        started = None if times is None else times.clock()
-        try:
-            for gate, slot in slots:
-                tickets.append((gate, gate.begin(slot)))
-            observation = self.observe(checkout, tickets, seconds, own=own)
-            result = call(*args)
-            outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
-        except BaseException as error:
-            outcome = self.judge.outcome(error, connection, checkout, ending=ending, proves=proves)
-            raise
-        finally:
-            if observation is not None:
-                observation.finish()
-            while tickets:
-                gate, ticket = tickets.pop()
-                gate.end(ticket, outcome)
-            if times is not None and started is not None:
-                times.used(started)
-        return result
+        outcome, observation, times = Outcome.ABANDONED, None, None
+        with _busy(None if checkout is None else checkout.hold, self._gate.clock):
+            if self._gate.core.mode == "off":
+                return call(*args)
+            seconds, own = self._limit_in_model(checkout, timeout, ending=ending)
+            slots = self._no_checkout
+            if checkout is not None:
+                slots, checkout.under_way = checkout.slots, tickets
+                times = checkout.times if proves else None
+            started = None if times is None else times.clock()
+            try:
+                for gate, slot in slots:
+                    tickets.append((gate, gate.begin(slot)))
+                observation = self.observe(checkout, tickets, seconds, own=own)
+                result = call(*args)
+                outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
+            except BaseException as error:
+                outcome = self.judge.outcome(error, connection, checkout, ending=ending, proves=proves)
+                raise
+            finally:
+                end_observed(tickets, outcome, observation)
+                if times is not None and started is not None:
+                    times.used(started)
+            return result
+
+    def _limit_in_model(
+        self, checkout: DBAPICheckout | None, timeout: float | None, *, ending: bool
+    ) -> tuple[float | None, bool]:
+        """The seconds for a piece of work, and whether they are the guard's own; see `time_allowed`.
+
+        Without time left, enforcing would refuse the work. Then its checkout leaves the model.
+        """
+        seconds, own = time_allowed(self._guard if checkout is None else checkout.guard, timeout)
+        if seconds is not None and seconds <= 0 and not ending and has_slots(checkout):
+            self._gate.reject("deadline_spent")
+            for gate, slot in [] if checkout is None else checkout.slots:
+                gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True)
+        return seconds, own
 
     def observe(
         self,
@@ -107,7 +95,7 @@ class UnenforcedWork(OutsideWork):
         *,
         own: bool,
     ) -> Observation | None:
-        """Observes work that enforcing would stop after ``seconds``; None where it could not stop it."""
+        """Observes work that enforcing would stop after ``seconds``; None if it could not stop this work."""
         if self._driver is None:
             return None
         guard = innermost(self._guard) if checkout is None else checkout.guard
@@ -115,3 +103,31 @@ class UnenforcedWork(OutsideWork):
         return observe_work(
             gates, checkout, tickets, seconds, own=own, on_loop=self._is_async and on_event_loop()
         )
+
+
+def end_observed(
+    tickets: list[tuple[LockedGate, int]], outcome: Outcome, observation: Observation | None
+) -> None:
+    """Ends a piece of work: its observation, and then each of its tickets, which it removes from the list."""
+    if observation is not None:
+        observation.finish()
+    while tickets:
+        gate, ticket = tickets.pop()
+        gate.end(ticket, outcome)
+
+
+@contextmanager
+def _busy(hold: Hold | None, clock: Callable[[], float]) -> Iterator[None]:
+    """Counts a block as work on a connection whose idle time is limited.
+
+    Raises:
+        ConnectionRevokedError: The connection was taken back.
+    """
+    if hold is None:
+        yield
+        return
+    token = hold.begin()
+    try:
+        yield
+    finally:
+        token.append(clock())

@@ -24,7 +24,7 @@ from guardrails._http.settings import HTTPSettings
 from guardrails._runtime.scope import RequestScope
 from guardrails.errors import CallTimeoutError, RejectedError
 
-__all__ = ["RequestPolicy", "gates_of"]
+__all__ = ["RequestPolicy", "WithPolicy", "gates_of"]
 
 _FULL = ("bulkhead_full", "queue_timeout")
 _FORESEEABLE = (*_FULL, "circuit_open")
@@ -111,7 +111,7 @@ class RequestPolicy:
         return None
 
     def _let_in(self, request: object) -> None:
-        """Counts a request that would have been refused; what it asks of the guards would not have been."""
+        """Counts a request that would have been refused; its guards then count nothing of what it does."""
         self.would_reject += self.mode == "shadow"
         if isinstance(request, RequestScope):
             for gate in gates_of(with_compartments(self._guards)):
@@ -138,7 +138,7 @@ class RequestPolicy:
             # A closed circuit needs no step under its lock here: the call inside makes one anyway.
             # (`Gate.admits_all`, written out: most requests come by here.)
             core = gate.core
-            # In shadow the call inside is judged, or the reservation before it.
+            # In shadow the reservation, or the call inside, counts the refusal.
             refusal = None if core.last < core.admits_until or not core.enforces else gate.preview()
             if refusal is not None:
                 gate.report_refusal(refusal)
@@ -206,6 +206,22 @@ class RequestPolicy:
         # An unknown name is looked up each time: compartments may be made after the middleware.
         self._answered = {guard.name for guard in with_compartments(self._guards)}
         return name in self._answered
+
+
+class WithPolicy:
+    """Base of a middleware: what its users may read of its policy."""
+
+    _policy: RequestPolicy
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests that count against ``max_in_flight`` now."""
+        return self._policy.in_flight
+
+    @property
+    def would_reject(self) -> int:
+        """The number of requests that ``max_in_flight`` would have refused while the guards are in shadow."""
+        return self._policy.would_reject
 
 
 def gates_of(guards: Iterable[Guard]) -> tuple[LockedGate, ...]:

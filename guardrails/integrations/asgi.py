@@ -30,7 +30,7 @@ from guardrails._http.asgi_request import (
     server_timing,
 )
 from guardrails._http.error_causes import follow_frameworks
-from guardrails._http.policy import RequestPolicy
+from guardrails._http.policy import RequestPolicy, WithPolicy
 from guardrails._http.routes import WEBSOCKET, RouteTable, requires, routes_for
 from guardrails._http.settings import HTTPSettings
 from guardrails._runtime.scope import Clock, Scope, close, current, enter
@@ -39,7 +39,7 @@ from guardrails._util.checks import Faults, refuse_unknown
 __all__ = ["GuardrailsMiddleware", "requires"]
 
 
-class GuardrailsMiddleware:
+class GuardrailsMiddleware(WithPolicy):
     """Answers 503 for a call that a guard refused and 504 for one that it stopped; passes on all else.
 
     ::
@@ -119,16 +119,6 @@ class GuardrailsMiddleware:
         self._routes: list[object] | None = None
         self._table = RouteTable(())
         self._has_read_routes, self._by_path = False, True
-
-    @property
-    def in_flight(self) -> int:
-        """The number of requests that count against ``max_in_flight`` now."""
-        return self._policy.in_flight
-
-    @property
-    def would_reject(self) -> int:
-        """The number of requests that ``max_in_flight`` would have refused while the guards are in shadow."""
-        return self._policy.would_reject
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:  # noqa: C901 - hot
         """Serves one HTTP request or websocket, and passes on all else."""

@@ -19,7 +19,7 @@ from guardrails._http.answers import Problem
 from guardrails._http.applications import WSGI, check_application
 from guardrails._http.environ import budgets_of, path_of, rank_in, status_line
 from guardrails._http.error_causes import follow_frameworks
-from guardrails._http.policy import RequestPolicy
+from guardrails._http.policy import RequestPolicy, WithPolicy
 from guardrails._http.settings import HTTPSettings, StatusSettings
 from guardrails._http.status import HEADERS, Page, Probes, as_page
 from guardrails._http.tracked_request import Views
@@ -36,7 +36,7 @@ __all__ = ["GuardrailsMiddleware", "StatusApp", "status_app"]
 _log = logging.getLogger("guardrails")
 
 
-class GuardrailsMiddleware:
+class GuardrailsMiddleware(WithPolicy):
     """Answers 503 for a call that a guard refused and 504 for one that it stopped; passes on all else.
 
     ::
@@ -104,16 +104,6 @@ class GuardrailsMiddleware:
         self._learns = settings.learn_routes
         if settings.threads is not None:
             _check_threads(settings.threads, self._policy.slots, settings.max_in_flight)
-
-    @property
-    def in_flight(self) -> int:
-        """The number of requests that count against ``max_in_flight`` now."""
-        return self._policy.in_flight
-
-    @property
-    def would_reject(self) -> int:
-        """The number of requests that ``max_in_flight`` would have refused while the guards are in shadow."""
-        return self._policy.would_reject
 
     def views(self) -> Views:
         """Makes the table of endpoints, for a framework that can report the endpoint of a request."""

@@ -9,15 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "PATIENCE",
-    "Target",
-    "allowing",
-    "refuses_login",
-    "refuses_writes",
-    "server_failed",
-    "with_backstop",
-]
+from guardrails._dbapi.drivers.plain import Plain
+
+__all__ = ["PATIENCE", "MySQLDriver", "Target", "server_failed", "with_backstop"]
 
 PATIENCE = 1.0
 """Seconds a KILL may take: more than the grace period, because the server works on for a lost client."""
@@ -110,19 +104,6 @@ def server_failed(error: BaseException) -> bool | None:
     return code in _FAULTS if isinstance(code, int) and code else None
 
 
-def refuses_writes(error: BaseException) -> bool:
-    """True if the server is read-only. The option's name in the text is the same in every language."""
-    code, *text = error.args or (None,)
-    return code == _READ_ONLY_MODE or (
-        code == _PREVENTED_BY_OPTION and any(word in str(text) for word in ("read-only", "read_only"))
-    )
-
-
-def refuses_login(error: BaseException) -> bool:
-    """True if the server refuses the user or the password."""
-    return bool(error.args) and error.args[0] in _REFUSED_LOGINS
-
-
 def with_backstop(arguments: dict[str, Any], seconds: float | None) -> dict[str, Any]:
     """Adds a limit for each statement of the session to the arguments of a connect.
 
@@ -140,14 +121,34 @@ def with_backstop(arguments: dict[str, Any], seconds: float | None) -> dict[str,
     return {**arguments, "init_command": command}
 
 
-def allowing(statement: str, seconds: float | None) -> str:
-    """Adds a limit to one statement, in the same round trip; to MySQL it is a comment.
+class MySQLDriver(Plain):
+    """The part of the drivers of MySQL and MariaDB that is the same for all."""
 
-    None restores the limit from before the backstop: for MariaDB a stream is one statement until its last
-    row is read.
-    """
-    limit = f"COALESCE({_WITHOUT_US} + 0, @@max_statement_time)" if seconds is None else f"{seconds:f}"
-    return f"/*M!100100 SET STATEMENT max_statement_time = {limit} FOR */ {statement}"
+    backstop_spans_streams = True
+
+    def allow(self, statement: str, seconds: float | None) -> str:
+        """See Driver. To MySQL the added limit is a comment.
+
+        None restores the limit from before the backstop: for MariaDB a stream is one statement until its last
+        row is read.
+        """
+        limit = f"COALESCE({_WITHOUT_US} + 0, @@max_statement_time)" if seconds is None else f"{seconds:f}"
+        return f"/*M!100100 SET STATEMENT max_statement_time = {limit} FOR */ {statement}"
+
+    def failed(self, error: BaseException) -> bool | None:
+        """See Driver."""
+        return server_failed(error)
+
+    def refuses_writes(self, error: BaseException, connection: Any) -> bool:  # noqa: ARG002 - the code tells
+        """See Driver. The option's name in the text is the same in every language."""
+        code, *text = error.args or (None,)
+        return code == _READ_ONLY_MODE or (
+            code == _PREVENTED_BY_OPTION and any(word in str(text) for word in ("read-only", "read_only"))
+        )
+
+    def refuses_login(self, error: BaseException) -> bool:
+        """See Driver."""
+        return bool(error.args) and error.args[0] in _REFUSED_LOGINS
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,26 +12,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from guardrails._dbapi.drivers.background import Background
-from guardrails._dbapi.drivers.mysql import (
-    PATIENCE,
-    Target,
-    allowing,
-    refuses_login,
-    refuses_writes,
-    server_failed,
-    with_backstop,
-)
-from guardrails._dbapi.drivers.plain import Plain
+from guardrails._dbapi.drivers.mysql import PATIENCE, MySQLDriver, Target, with_backstop
 from guardrails._dbapi.drivers.sockets import abort
 from guardrails._pool.sessions import SessionId
 
 __all__ = ["MySQLAsync"]
 
 
-class MySQLAsync(Plain):
+class MySQLAsync(MySQLDriver):
     """See Driver."""
-
-    backstop_spans_streams = True
 
     def __init__(self) -> None:
         self._background = Background(self.cancel_failed)
@@ -61,10 +50,6 @@ class MySQLAsync(Plain):
         self._opened[connection] = (self._target(connection), self._host(connection))
         return adapted
 
-    def allow(self, statement: str, seconds: float | None) -> str:
-        """See Driver."""
-        return allowing(statement, seconds)
-
     def abandon(self, connection: Any) -> None:
         """See Driver. A cancelled task has closed its connection; its statement would run on."""
         known = self._opened.get(connection)
@@ -85,18 +70,6 @@ class MySQLAsync(Plain):
         """See Driver."""
         target = self._target(connection)
         return SessionId(target.number, target.port)
-
-    def failed(self, error: BaseException) -> bool | None:
-        """See Driver."""
-        return server_failed(error)
-
-    def refuses_writes(self, error: BaseException, connection: Any) -> bool:  # noqa: ARG002 - the code tells
-        """See Driver."""
-        return refuses_writes(error)
-
-    def refuses_login(self, error: BaseException) -> bool:
-        """See Driver."""
-        return refuses_login(error)
 
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
         """See Driver."""

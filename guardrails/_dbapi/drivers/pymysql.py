@@ -12,16 +12,7 @@ from typing import Any
 
 import pymysql
 
-from guardrails._dbapi.drivers.mysql import (
-    PATIENCE,
-    Target,
-    allowing,
-    refuses_login,
-    refuses_writes,
-    server_failed,
-    with_backstop,
-)
-from guardrails._dbapi.drivers.plain import Plain
+from guardrails._dbapi.drivers.mysql import PATIENCE, MySQLDriver, Target, with_backstop
 from guardrails._dbapi.drivers.sockets import cut, peer_of
 from guardrails._pool.sessions import SessionId
 
@@ -30,10 +21,9 @@ __all__ = ["PyMySQL"]
 _LIMITS = {"connect_timeout": PATIENCE, "read_timeout": PATIENCE, "write_timeout": PATIENCE}
 
 
-class PyMySQL(Plain):
+class PyMySQL(MySQLDriver):
     """See Driver."""
 
-    backstop_spans_streams = True
     reads_when_dropped = True
 
     def open(
@@ -46,10 +36,6 @@ class PyMySQL(Plain):
         connection = connect(**with_backstop(bounded, backstop))
         connection._read_timeout = own  # noqa: SLF001 - from here on deadlines bound every read
         return connection
-
-    def allow(self, statement: str, seconds: float | None) -> str:
-        """See Driver."""
-        return allowing(statement, seconds)
 
     def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
         """See Driver. Blocks, so it runs in a thread of its own."""
@@ -89,18 +75,6 @@ class PyMySQL(Plain):
         """See Driver."""
         target = _target(connection)
         return SessionId(target.number, target.port)
-
-    def failed(self, error: BaseException) -> bool | None:
-        """See Driver."""
-        return server_failed(error)
-
-    def refuses_writes(self, error: BaseException, connection: Any) -> bool:  # noqa: ARG002 - the code tells
-        """See Driver."""
-        return refuses_writes(error)
-
-    def refuses_login(self, error: BaseException) -> bool:
-        """See Driver."""
-        return refuses_login(error)
 
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
         """See Driver."""

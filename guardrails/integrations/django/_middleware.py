@@ -18,7 +18,7 @@ from guardrails._guard.workload_names import request_name
 from guardrails._http.answers import Problem
 from guardrails._http.environ import answer_of, budgets_of, rank_in
 from guardrails._http.error_causes import follow_frameworks
-from guardrails._http.policy import RequestPolicy
+from guardrails._http.policy import RequestPolicy, WithPolicy
 from guardrails._http.routes import requires
 from guardrails._http.settings import HTTPSettings
 from guardrails._http.tracked_request import TrackedRequest, Views
@@ -32,7 +32,7 @@ __all__ = ["GuardrailsMiddleware", "requires"]
 _UNHANDLED = 500
 
 
-class GuardrailsMiddleware:
+class GuardrailsMiddleware(WithPolicy):
     """Answers 503 for a call that a guard refused and 504 for one that it stopped, instead of Django's 500.
 
     ::
@@ -66,16 +66,6 @@ class GuardrailsMiddleware:
             markcoroutinefunction(self)
         # Of the server's kind, or Django would run it in a thread.
         self.process_view = self._check_view_async if self._asynchronous else self._check_view
-
-    @property
-    def in_flight(self) -> int:
-        """The number of requests that count against ``max_in_flight`` now."""
-        return self._policy.in_flight
-
-    @property
-    def would_reject(self) -> int:
-        """The number of requests that ``max_in_flight`` would have refused while the guards are in shadow."""
-        return self._policy.would_reject
 
     def __call__(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         """Serves one request, or returns the coroutine that does, by the kind of the server."""

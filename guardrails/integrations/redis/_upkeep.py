@@ -104,14 +104,14 @@ class ClientUpkeep(PoolUpkeep):
 
     async def close(self, connection: Any) -> None:
         """See PoolUpkeep."""
-        connection.disconnect()
+        await self._disconnect(connection)
         self.put_back(connection)
 
     async def ping(self, connection: Any) -> bool:
         """See PoolUpkeep."""
         with self._checkout(connection):
             try:
-                connection.call_with_retry(lambda: _ping(connection), lambda *_: connection.disconnect())
+                await self._ping(connection)
             except Exception:  # noqa: BLE001 - it is evidence already
                 return False
         return True
@@ -123,12 +123,27 @@ class ClientUpkeep(PoolUpkeep):
             return False
         try:
             with self._checkout(connection):
-                connection.connect()
+                await self._connect(connection)
             if self.stopped:
-                connection.disconnect()
+                await self._disconnect(connection)
         finally:
             self.put_back(connection)
         return not self.stopped
+
+    # --- the calls of redis-py: the asyncio flavour awaits them ------------------------------------
+
+    async def _connect(self, connection: Any) -> None:
+        connection.connect()
+
+    async def _disconnect(self, connection: Any) -> None:
+        connection.disconnect()
+
+    async def _ping(self, connection: Any) -> None:
+        def ping() -> None:
+            connection.send_command("PING", check_health=False)
+            connection.read_response()
+
+        connection.call_with_retry(ping, lambda *_: connection.disconnect())
 
     # --- its parts --------------------------------------------------------------------------------
 
@@ -203,35 +218,18 @@ class AsyncClientUpkeep(LoopUpkeep, ClientUpkeep):
         if condition is not None:  # of a blocking pool
             self._waking = asyncio.ensure_future(_wake(condition))
 
-    async def close(self, connection: Any) -> None:
-        """See PoolUpkeep."""
+    async def _connect(self, connection: Any) -> None:
+        await connection.connect()
+
+    async def _disconnect(self, connection: Any) -> None:
         await connection.disconnect(nowait=True)
-        self.put_back(connection)
 
-    async def ping(self, connection: Any) -> bool:
-        """See PoolUpkeep."""
-        with self._checkout(connection):
-            try:
-                await connection.call_with_retry(
-                    lambda: _ping_async(connection), lambda *_: connection.disconnect(nowait=True)
-                )
-            except Exception:  # noqa: BLE001 - it is evidence already
-                return False
-        return True
+    async def _ping(self, connection: Any) -> None:
+        async def ping() -> None:
+            await connection.send_command("PING", check_health=False)
+            await connection.read_response()
 
-    async def open(self) -> bool:
-        """See PoolUpkeep."""
-        connection = self._take_closed()
-        if connection is None:
-            return False
-        try:
-            with self._checkout(connection):
-                await connection.connect()
-            if self.stopped:
-                await connection.disconnect(nowait=True)
-        finally:
-            self.put_back(connection)
-        return not self.stopped
+        await connection.call_with_retry(ping, lambda *_: connection.disconnect(nowait=True))
 
     def _take_closed(self) -> Any:
         pool = self._pool
@@ -249,16 +247,6 @@ class AsyncClientUpkeep(LoopUpkeep, ClientUpkeep):
     def _peer(stream: Any) -> str | None:
         peer = stream.get_extra_info("peername")
         return peer[0] if isinstance(peer, tuple) else None
-
-
-def _ping(connection: Any) -> None:
-    connection.send_command("PING", check_health=False)
-    connection.read_response()
-
-
-async def _ping_async(connection: Any) -> None:
-    await connection.send_command("PING", check_health=False)
-    await connection.read_response()
 
 
 async def _wake(condition: asyncio.Condition) -> None:
