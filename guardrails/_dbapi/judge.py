@@ -34,8 +34,8 @@ class Judge:
             refused to send it.
 
     Attributes:
-        moved: Called when the server refuses writes: its pool should find the new primary.
-        suspect: Called after each failure: the server's name may lead elsewhere.
+        moved: Called when the server refuses writes, so that the pool connects to the new primary.
+        suspect: Called after each failure, so that the pool looks whether the server's name leads elsewhere.
     """
 
     def __init__(self, guard: Guard, driver: Driver | None, errors: tuple[type[Exception], ...]) -> None:
@@ -81,7 +81,7 @@ class Judge:
             return answered if outcome is Outcome.SUCCESS else outcome
         failed = read_only or (None if self._driver is None else self._driver.failed(error))
         if failed is None and (isinstance(error, self._unsent) or self._refused(error)):
-            return Outcome.ABANDONED  # without a code of the server the driver raised it: nothing was sent
+            return Outcome.ABANDONED  # the error has no code of the server: the driver sent nothing
         if failed is False:
             return answered
         self.suspect()

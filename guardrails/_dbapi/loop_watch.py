@@ -19,7 +19,7 @@ _get_running_loop, _current_task, _monotonic = asyncio.get_running_loop, asyncio
 
 
 class Operations(Stop, Protocol):
-    """What a limit on an event loop does with a connection; see Driver."""
+    """The operations on a connection that a limit on an event loop needs; see Driver."""
 
     interrupts_task: bool
 

@@ -1,7 +1,7 @@
-"""Notes in shadow that a piece of work passes its limit, where enforcing would have stopped it.
+"""Records in shadow each piece of work that passes the limit at which enforcing would have stopped it.
 
-Depends on the guard and its checkouts; must not import a driver. The same timers run as where the guard
-enforces, so the slots and the circuit of the model change at the same moments.
+Depends on the guard and its checkouts; must not import a driver. It uses the timers that an enforcing guard
+uses, so the slots and the circuit of the model change at the same times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Observation", "has_slots", "observe"]
 
 
 class Observation:
-    """One piece of work with a limit at which nothing is done. It stands in the place of a driver.
+    """One piece of work whose limit stops nothing. The timers call it in place of a driver.
 
     Args:
         gates: The gates of the work's guard, its own first.
@@ -75,7 +75,7 @@ class Observation:
         """See Stop."""
 
     def cancel(self, target: Any, within: float) -> None:  # noqa: ARG002
-        """Time is up: ends the work in the model, and what it would have ended, too."""
+        """Time is up: ends the work in the model, and its checkout, which enforcing would discard."""
         missed = self._own and pause_detector.missed(self._seconds)
         outcome = Outcome.FAILURE if self._own and not missed else Outcome.ABANDONED
         for gate, ticket in list(self._tickets):
@@ -87,7 +87,7 @@ class Observation:
             gate.step(gate.core.count_would_stop)
         where = () if self._checkout is None else lines(self._checkout.site)
         self._gates[0].note_would_stop(self, self._seconds, where, self._request)
-        if self._over:  # it ended meanwhile
+        if self._over:  # the work has ended meanwhile
             self._gates[0].report.sums.ended(self)
 
     def insist(self, target: Any, within: float) -> None:
@@ -104,7 +104,7 @@ class Observation:
 
 
 def has_slots(checkout: HeldCheckout | None) -> bool:
-    """True unless a checkout runs only because nothing is enforced."""
+    """True if enforcing would have admitted a checkout, too."""
     return checkout is None or all(gate.core.has_slot(slot) for gate, slot in checkout.slots)
 
 
@@ -117,7 +117,11 @@ def observe(
     own: bool,
     on_loop: bool,
 ) -> Observation | None:
-    """Starts to observe a piece of work; see Observation. None if it has no limit, or would not run."""
+    """Starts to observe a piece of work; see Observation.
+
+    Returns:
+        None for work without a limit, and for work that enforcing would not have run.
+    """
     core = gates[0].core
     if seconds is None or seconds <= 0 or core.mode != "shadow" or would_not_run(current(), core):
         return None

@@ -104,7 +104,7 @@ class OutsideWork:
         checkout: DBAPICheckout | None,
         timeout: float | None,
     ) -> Any:
-        """Closes a cursor, as `bounds`; that of a connection that was taken back in this process alone."""
+        """Closes a cursor as `bounds` does. On a connection that was taken back it tells no server."""
         hold = None if checkout is None else checkout.hold
         if hold is None:
             return self.bounds(close, args, connection, timeout)

@@ -21,8 +21,8 @@ __all__ = ["DEADLINE_HEADERS", "OUTGOING_HEADERS", "Answer", "Problem", "as_json
 
 DEFAULT_RETRY = 1.0
 LONGEST_RETRY = 120
-"""Seconds. The first is for a full bulkhead, where a slot may come free at any time. No client is sent away
-for longer than the second."""
+"""Seconds. The first is for a full bulkhead, where a slot may come free at any time. The second is the
+longest ``Retry-After``."""
 
 
 def retry_seconds(reason: Reason, retry_after: float | None, random: Callable[[], float]) -> int | None:

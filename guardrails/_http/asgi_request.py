@@ -91,7 +91,7 @@ class ASGIRequest(RoutedRequest):
         return None
 
     def _would_not_run(self) -> bool:
-        """True in shadow if a guard would have refused the request already."""
+        """True if a guard in shadow would have refused this request before."""
         return any(slot < 0 and not gate.core.would_run(slot) for gate, slot in self.reserved.values())
 
     def release_slots(self) -> None:
@@ -126,7 +126,7 @@ class ASGIRequest(RoutedRequest):
         whole = message["type"] == "http.response.body" and not message.get("more_body", False)
         reported = self.request_errors is not None and self.request_errors.unhandled is not None
         if len(self.held) > 1 and not reported and not (whole and len(self.held) == 2):  # noqa: PLR2004
-            await self.flush_held_response()  # no error handler's answer: a stream may be long
+            await self.flush_held_response()  # an error handler's answer is not in parts, a stream is
 
     async def flush_held_response(self) -> None:
         """Sends the messages that were held back."""

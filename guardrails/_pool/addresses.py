@@ -22,7 +22,8 @@ _REMEMBERED = 60.0
 """Seconds for which an address that is gone is remembered."""
 
 _RETURNS = 3
-"""Number of addresses that may come back within `_REMEMBERED` seconds. After that the name rotates."""
+"""Addresses that come back within `_REMEMBERED` seconds. From this number on the name counts as one whose
+answers rotate."""
 
 
 def names_in(hosts: Iterable[object]) -> frozenset[str]:
@@ -104,7 +105,7 @@ class NameWatch:
         return max(0.05, self._next - now) if self.names else math.inf
 
     def hurry(self, now: float) -> bool:
-        """Makes a look-up due, unless there was one half a second ago."""
+        """Makes a look-up due now; False if one is due already, or was less than half a second ago."""
         soon = min(self._next, now)
         if not self.names or self._next <= now or self._next > now + _INTERVAL - _CONFIRM:
             return False

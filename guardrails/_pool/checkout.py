@@ -29,12 +29,15 @@ class Slots:
     slots: list[tuple[LockedGate, int]]
 
     def leaves_the_model(self, gates: Sequence[LockedGate]) -> bool:
-        """Notes that the last gate has let this in without a slot; True if it would have refused it.
+        """Handles a checkout that its last gate, which does not enforce, has let in without a slot.
 
-        Then none of its gates has a slot for it in the model.
+        If the gate would have refused it, the checkout leaves the model at each of its other gates.
 
         Args:
             gates: All gates that it has to pass, in their order.
+
+        Returns:
+            True if the gate would have refused it.
         """
         gate, number = self.slots[-1]
         if gate.core.mode != "shadow" or gate.core.would_run(number):

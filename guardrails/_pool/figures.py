@@ -1,6 +1,6 @@
 """Counts and times the checkouts of one pool. Depends on the guard; must not import a pool or a driver.
 
-A call appends its duration to a deque, which is one step of the interpreter, with its lock and without. Every
+A call appends its duration to a deque, which is atomic with the interpreter lock and without it. Every
 `_BATCH` durations, and before the figures are read, they are sorted into buckets together: this costs a
 quarter of what a search for the bucket of each would.
 """
@@ -27,7 +27,7 @@ OTHER = "other"
 """The route under which the times beyond `MOST_ROUTES` are counted."""
 
 _LONGEST = 1e9
-"""Seconds. A longer time comes from a clock that does not work, as do NaN and infinity."""
+"""Seconds. A longer time, NaN and infinity come from a broken clock and are counted as 0."""
 
 _count_lock = ForkedLock()
 """Held for the rare counts of a pool, such as connections opened."""
@@ -112,12 +112,12 @@ class RouteTimes:
 def _count_since(started: float, clock: Callable[[], float], durations: Durations) -> None:
     """Counts the time since a moment; raises nothing, whatever the user's clock does."""
     try:
-        seconds = clock() - started + 0.0  # what is no number cannot be added
+        seconds = clock() - started + 0.0  # raises for a reading that is not a number
         pending = durations.pending
         pending.append(seconds if 0.0 <= seconds < _LONGEST else 0.0)
         if len(pending) >= _BATCH:
             durations.sort()
-    except Exception:  # noqa: BLE001, S110 - a figure less, but no error in the call
+    except Exception:  # noqa: BLE001, S110 - the figure is lost, and the call goes on
         pass
 
 
@@ -154,7 +154,7 @@ class PoolFigures:
             else:
                 times = self._of_route.get((guard, request.name or request.find_name() or ""))
             now = self.clock()
-            seconds = now - checkout.asked + 0.0  # what is no number cannot be added
+            seconds = now - checkout.asked + 0.0  # raises for a reading that is not a number
             if times is None:
                 times = self._new_times(checkout)
             checkout.times, checkout.since = times, now
@@ -182,7 +182,7 @@ class PoolFigures:
         return RouteTimes(self.clock, self._lock)
 
     def _new_times(self, checkout: HeldCheckout) -> RouteTimes:
-        """The times of a compartment and route that is new, or beyond the limit."""
+        """The times of a new pair of compartment and route; those of `OTHER` beyond the limit."""
         guard, request = checkout.guard, checkout.request
         route = None if request is None else request.name or request.find_name()
         with self._lock:

@@ -1,6 +1,6 @@
 """Records who has connections out of one pool.
 
-Depends on the frames of callers; must not import pools or statements, so that a pool of any kind has one.
+Depends on the frames of callers; must not import pools or statements: every kind of pool uses it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from guardrails._pool.sessions import SessionId
 __all__ = ["HolderRegistry", "route_of"]
 
 _MAX_ON_PAGE = 100
-"""Most holders on the status page; those out longest come first."""
+"""Maximum number of holders on the status page; those out longest come first."""
 
 CheckedOut = MutableMapping[Any, Any]
 """The checkouts of a pool, each a `HeldCheckout`."""
@@ -179,7 +179,7 @@ class HolderRegistry:
     def age(self, checkout: HeldCheckout) -> float:
         """Returns the seconds since a checkout got its connection; before that, since it got its slot."""
         now = self._gate.clock()
-        if checkout.since:  # also without a slot: off, beyond the slots in shadow, and after its return
+        if checkout.since:  # set without a slot, too: when off, beyond the slots in shadow, after its return
             return now - checkout.since
         slots = checkout.slots
         return now - self._gate.core.checkouts.get(slots[-1][1], (now, 0))[0] if slots else 0.0

@@ -16,8 +16,12 @@ from guardrails._pool.lock_waits import Blocker, LockWait
 __all__ = ["ADVICE", "WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "by_place", "cause_of"]
 
 Doing = Literal["statement", "other_work", "nested", "gone"]
-"""The activity of a holder: something runs on it; its code does other work, or waits suspended;
-it has another connection of the same pool, or asked for one; or it has ended, and not given it back."""
+"""The activity of a holder.
+
+``"statement"``: something runs on the connection. ``"other_work"``: its code does other work or is suspended.
+``"nested"``: it has a second connection of the same pool, or was refused one. ``"gone"``: its code has ended
+and has not given the connection back.
+"""
 
 Cause = Literal["free", "slow_calls", "held_idle", "nested", "leak", "locks"]
 """The cause of an exhausted pool; ``"free"`` if it has connections left."""
@@ -28,7 +32,8 @@ _POINTS_TO: dict[Doing, Cause] = {
     "other_work": "held_idle",
     "statement": "slow_calls",
 }
-"""The cause that most holders of one activity mean. The surest is first and wins a tie."""
+"""The cause of an exhausted pool if most holders have this activity. The most certain one is first, and
+wins a tie."""
 
 ADVICE: dict[Cause, str] = {
     "free": "the pool has connections left",

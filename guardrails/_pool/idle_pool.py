@@ -1,7 +1,7 @@
 """The operations on the idle connections of a pool that its upkeep needs. Must not import a pool or a guard.
 
-One body of code looks after pools in threads and on event loops: it is a coroutine, and where these
-operations do not wait for a loop, `run_to_end` runs it.
+The same code serves pools in threads and on event loops. It is a coroutine. In threads no operation waits for
+an event loop, so `run_to_end` runs it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class IdlePool(ABC):
 
     @abstractmethod
     def put_back(self, connection: Any) -> None:
-        """Returns a connection to the place of the longest idle."""
+        """Returns a connection to the place in the pool that is used last."""
 
     @abstractmethod
     async def close(self, connection: Any) -> None:

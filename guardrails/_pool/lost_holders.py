@@ -26,10 +26,10 @@ _SEARCH_INTERVAL = 5.0
 
 
 def find_gone(out: list[HeldCheckout], holders: list[Holder], caller: Caller) -> None:
-    """Replaces holders that have no line where other code still holds the connection.
+    """Finds the code that holds the connections of callers who have ended, and corrects their holders.
 
-    Such code is a generator that is suspended in its block, or a caller further out. While the request is
-    open for which a connection was taken, it is not gone, whichever function has returned.
+    Such code is a generator that is suspended in its block, or a caller further out. A connection that was
+    taken for a request is not gone before that request has ended.
 
     Args:
         out: The checkouts.

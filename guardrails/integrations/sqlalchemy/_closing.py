@@ -1,4 +1,4 @@
-"""Closing the connections of a dialect: those that SQLAlchemy drops never return to a pool that owns them.
+"""Closes the connections of a dialect, so that one in an unknown state never returns to a foreign pool.
 
 Depends on the runner; must not import a driver.
 """

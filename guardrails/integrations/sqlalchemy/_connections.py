@@ -1,7 +1,7 @@
 """Counts the open connections of a guarded pool, of whichever class. Must not import the pool's hooks.
 
-The pool's own numbers count a connection that was closed as one in the pool, and a connection that is being
-opened as one that is out. So the records of the pool are counted, each with what it has.
+SQLAlchemy's own numbers count a closed connection as one in the pool, and a connection that is being opened
+as one that is out. So this module counts the pool's records that have an open connection.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PoolConnections:
 
     def attach(self, pool: Pool) -> None:
         """Finds the connections of a pool that is guarded from now on."""
-        self._first = pool  # later pools have its listeners, which are known as this one's
+        self._first = pool  # pools made later share its listeners, which must be removed from this one
         self._kept = pool.size() if isinstance(pool, QueuePool) else None
         for record in _waiting_in(pool):
             self.records.add(record)

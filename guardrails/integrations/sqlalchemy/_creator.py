@@ -30,7 +30,7 @@ def bounded_creator(
         runner: Bounds the set-up.
         figures: Counts the connections opened.
         records: The pool's records of connections, to which each one is added.
-        upkeep: Gets to know the new connection.
+        upkeep: Is told of each new connection.
     """
 
     def creator(self: Pool) -> Callable[[ConnectionPoolEntry], Any]:

@@ -275,7 +275,7 @@ class DialectHooks:
                     refuse_revoked(fairy)
                 return run(original, (connection,), connection, checkout, ending=True)
             except ConnectionRevokedError:
-                return None  # it is rolled back: blocks must unwind quietly
+                return None  # it is rolled back: a block must end without an error
 
         return rollback
 

@@ -59,7 +59,7 @@ class EngineAdmission:
     Attributes:
         checkout_of: Returns the checkout of a pool's record; None for a checkout older than the guard.
         registry: The holders of the pool's connections.
-        upkeep: Gets to know the connections that are opened and returned; to be set before `attach`.
+        upkeep: Is told of the connections that are opened and returned; must be set before `attach`.
         revocation: Takes connections back that are held idle; None if they may be held.
     """
 
@@ -96,7 +96,7 @@ class EngineAdmission:
             pool.__class__ = self._guarded(base, proxy, runner)
         except TypeError as error:
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
-        # A connection that is out already has no slot; its return gives back an adopted one.
+        # A connection that is out already has no slot of its own: its return releases an adopted slot.
         checked_out = getattr(pool, "checkedout", None)
         self._gate.step(self._gate.core.adopt, checked_out() if callable(checked_out) else 0)
         self._connections.attach(pool)

@@ -57,7 +57,7 @@ class TwoPhase:
         def end(connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> Any:  # noqa: FBT001, FBT002 - SQLAlchemy's
             fairy, args = connection.connection, (connection, xid, is_prepared, recover)
             if not commit and revoked_connection_of(fairy) is not None:
-                return None  # it is rolled back, or prepared and to be recovered; blocks must unwind quietly
+                return None  # it is rolled back, or prepared and to be recovered: no error of the block
             if commit and not is_prepared:
                 try:
                     self._runner.check_time_left()

@@ -123,11 +123,11 @@ class EngineUpkeep(PoolUpkeep):
         return True
 
     def put_back(self, connection: Any) -> None:
-        """See PoolUpkeep. The place of the longest idle is the left end of the queue, also of a stack."""
+        """See PoolUpkeep. Also in a stack, the left end of the queue is used last."""
         pool = self._pool
         with self._mutex(pool):
             try:
-                pool._pool.put(connection, False)  # noqa: SLF001 - the pool's own door, which wakes a waiter
+                pool._pool.put(connection, False)  # noqa: SLF001 - the pool's own way, which wakes a waiter
             except Full:
                 pass
             else:
