@@ -1,10 +1,11 @@
-"""The mode of a gate, and the calls that run without a slot of it where it does not enforce.
+"""The mode of a gate, and the calls that run without a slot while the gate does not enforce.
 
 Depends on the queue of the shadow and on outcomes; must not import clocks or locks.
 
-In shadow the gate decides as if. The calls that enforcing would admit hold the slots and are the evidence, by
-the same moves. A call that it would refuse, or keep waiting, runs all the same and is *outside*: it holds no
-slot and is no evidence; see `guardrails._core.shadow_queue` for the wait. Off, every call is outside.
+In shadow the gate lets every call run, and makes the decisions of an enforcing gate on a model. A call that
+enforcing would admit holds a slot of the model and is evidence. A call that it would refuse or keep waiting
+is *outside*: it holds no slot and is no evidence. `guardrails._core.shadow_queue` models the wait. When the
+gate is off, every call is outside.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MODES: tuple[Mode, ...] = ("enforce", "shadow", "off")
 UNCOUNTED = -(10**12)
 """The ticket of work that is no evidence, and the slot of a request that would have been refused before.
 
-The numbers of outside calls are below it. Those of a slot times -1 are above it."""
+The numbers of outside calls are below it. A slot times -1 is above it."""
 
 
 class Outside(ShadowQueue):
@@ -39,8 +40,10 @@ class Outside(ShadowQueue):
         enforces: True in ``"enforce"``.
         would_reject: Calls that would have been refused, by reason.
         would_stop: Calls that would have been stopped at their deadline.
-        highest: The most calls there were at once since the mode was set, if that was above the limit.
-        longest: Seconds of the longest call that was slow.
+        highest: The largest number of calls under way when one was let in without a slot, since the mode was
+            set.
+        longest: Seconds of the longest call that ended under the lock, since the mode was set. Each slow call
+            ends there.
     """
 
     __slots__ = ("_lowest", "enforces", "highest", "longest", "mode", "would_reject", "would_stop")
@@ -66,18 +69,18 @@ class Outside(ShadowQueue):
 
     @property
     def under_way(self) -> int:
-        """The calls that run, with a slot or without."""
+        """The number of calls that run, with a slot or without."""
         return self.bulkhead.taken + (0 if self.enforces else self.unslotted - self.phantoms)
 
     # --- the mode ------------------------------------------------------------------------------
 
     def set_mode(self, now: float, mode: Mode) -> None:
-        """Changes the mode. A call under way ends in the books in which it began."""
+        """Changes the mode. A call under way ends as it began: with a slot, or outside."""
         self._begin_move(now)
         if mode != self.mode:
             if self.mode == "shadow":
                 self._end_model()
-            if self.enforces:  # calls that were outside before lose the slots that they hold since
+            if self.enforces:  # the calls that are still outside hold slots since the gate enforces
                 self._adopt_outside(-1)
                 self._wake_all()
             self.mode, self.enforces = mode, mode == "enforce"
@@ -92,7 +95,7 @@ class Outside(ShadowQueue):
             self.bulkhead.ranks.held[CRITICAL] += sign * self.unslotted
 
     def _wake_all(self) -> None:
-        """Lets every real waiter in: nobody waits where nothing is enforced."""
+        """Lets in every caller that waits for a slot: the gate no longer enforces."""
         for waiter in list(self.bulkhead.queue):
             self.bulkhead.withdraw(waiter)
             waiter.verdict = "let_in"
@@ -113,21 +116,21 @@ class Outside(ShadowQueue):
         judged: bool = True,
         hopeless: bool = False,
     ) -> int:
-        """Admits a call in any case. In shadow, decides first as if.
+        """Lets a call run in any case. In shadow it first decides whether enforcing would admit the call.
 
         Args:
             now: The moment.
-            held: Where its number is written.
-            rank: How much it matters.
-            max_wait: Seconds for which it would wait for a slot.
-            budget: Seconds that it has left, which bound the wait.
-            origin: Where it comes from.
-            checkout: Whether it is a pool's checkout.
-            judged: False for a call that would not have been made: it is inside one that would not run.
-            hopeless: Whether it would wait in vain: the caller has every slot itself.
+            held: Its first item is set to the call's number; see ``Gate.enter``.
+            rank: The call's criticality; see `guardrails._core.criticality`.
+            max_wait: Maximum seconds for which it would wait for a slot.
+            budget: Seconds that the caller has left, a limit of the wait; None without a deadline.
+            origin: The request that it belongs to; handed on with a refusal after a wait.
+            checkout: True for a pool's checkout.
+            judged: False for a call inside another one that enforcing would not run: nothing is decided.
+            hopeless: True if the caller itself holds every slot, so that a wait could not end well.
 
         Returns:
-            The number of a ticket or slot. 0 if the gate enforces by now.
+            The ticket or slot; for a call outside a number below `UNCOUNTED`; 0 if the gate enforces by now.
         """
         now = self._begin_move(now)
         if self.enforces:
@@ -152,39 +155,39 @@ class Outside(ShadowQueue):
         number = held[0] = self._lowest = self._lowest - 1
         self.outside[number] = None
         self.unslotted += 1
-        if self.enforces:  # it was let in from the queue, and the mode has been changed again
+        if self.enforces:  # a waiter was let in, and the gate enforces again before it runs
             self.bulkhead.taken += 1
         self.highest = max(self.highest, self.under_way)
         return number
 
     def would_run(self, number: int) -> bool:
-        """True if a call has a slot in the model, or would wait for one."""
+        """True if a call has a slot in the model, or still waits for one there."""
         return number > 0 or self.outside.get(number) is not None
 
     def has_slot(self, slot: int) -> bool:
-        """True if a checkout has a slot in the model, would wait for one, or is older than the guard."""
+        """True if a checkout has a slot in the model, waits for one there, or is older than the guard."""
         return slot == 0 or (self.would_run(slot) and -slot not in self.outside)
 
     def lateness(self, number: int) -> float | None:
-        """Seconds by which an outside call would begin later, as far as known; None if it would not run."""
+        """Seconds that an outside call has waited in the model so far; None if enforcing would not run it."""
         call = self.outside.get(number)
         if call is None:
             return None
         return call.waited if call.inner else self.last - call.since
 
     def _let_in_woken(self, waiter: Waiter, held: list[int] | None) -> Any:
-        """Lets in a call that waited for real when the mode was changed: True if it was granted a slot."""
+        """Lets in a caller that waited for a slot when the mode was changed: True if it was granted one."""
         if waiter.verdict == "granted" and waiter.epoch == self.bulkhead.epoch:
             return True
         self.bulkhead.withdraw(waiter)
         return self._go_outside([0] if held is None else held)
 
     def _take_over_outside(self, slot: int, slots: dict[Any, Any], held: list[int] | None) -> int | None:
-        """Like ``Gate.take_over``, for the reservation of a request that runs outside."""
+        """Does ``Gate.take_over`` for a reservation that is outside; None if there is none."""
         held = [0] if held is None else held
         if self.enforces or (slot != UNCOUNTED and slot not in self.outside):
             return None
-        if self.outside.get(slot) is None:  # nothing in this request would have run
+        if self.outside.get(slot) is None:  # enforcing would have refused the request
             return self._go_outside(held)
         del slots[self]
         held[0] = slot
@@ -196,7 +199,7 @@ class Outside(ShadowQueue):
             return UNCOUNTED
         if slot > 0:
             return UNCOUNTED if -slot in self.outside else slot
-        if slot >= -1:  # of a new connection
+        if slot >= -1:  # 0 or `OPENING`
             return slot
         call = self.outside.get(slot)
         return call.inner if call is not None and call.inner else UNCOUNTED
@@ -207,7 +210,7 @@ class Outside(ShadowQueue):
         """Ends a call that is outside."""
         call = self.outside[number]
         if call is None:
-            if self.enforces:  # it was adopted; first, as an interrupt here leaves it to be ended again
+            if self.enforces:  # it holds a slot. Released first: after an interrupt here it ends again
                 self._release_slot()
             del self.outside[number]
             self.unslotted -= 1
@@ -216,26 +219,28 @@ class Outside(ShadowQueue):
             return
         call.ended = now, outcome
         if not call.inner:
-            self.unslotted -= 1  # it would still wait
-        elif self.mode != "shadow" or call.checkout:  # a pool has kept its checkout waiting itself
+            self.unslotted -= 1  # in the model it still waits
+        elif (
+            self.mode != "shadow" or call.checkout
+        ):  # a checkout's end is not delayed: the pool itself has made it wait
             self._end_in_model(call, now, outcome)
         else:
             self._end_later(call, now)
 
     def count_would_stop(self, now: float) -> None:
-        """Counts a call that would have been stopped."""
+        """Counts a call that enforcing would have stopped."""
         self._begin_move(now)
         self.would_stop += 1
         self._end_move(None)
 
     def expel(self, now: float, number: int, outcome: Outcome, *, checkout: bool = False) -> None:
-        """Ends a call in the model, while the real one goes on: it would have been stopped, or given up.
+        """Ends a call in the model while the real one goes on: enforcing would have ended it by now.
 
         Args:
             now: The moment.
             number: Its ticket, slot or number outside.
-            outcome: What its end is evidence of.
-            checkout: Whether it is a checkout.
+            outcome: The outcome of the call in the model.
+            checkout: True for a checkout.
         """
         now = self._begin_move(now)
         call = self.outside.get(number)

@@ -1,13 +1,13 @@
-"""The calls that would wait in shadow: a model plays their wait. A part of `guardrails._core.gate.Gate`.
+"""Models in shadow the wait of calls that find no slot. A part of `guardrails._core.gate.Gate`.
 
 Depends on bulkheads and outcomes; must not import clocks or locks.
 
-A call that enforcing would keep waiting runs at once. In the model it joins the queue. It gets the slot that
-comes free for it, or is refused when its time is up. Its call in the model ends later than the real one, by
-the time that it would have waited. So a slot is in use for as long as it would be.
+A call that enforcing would keep waiting runs at once. In the model it joins the queue: it is granted a slot
+that comes free, or is refused when its time is up. In the model it ends later than in reality, by the time
+that it has waited there. So it holds its slot for as long as the real call took.
 
-Time is an argument here as well. So what the model would have done meanwhile is done at the next move, each
-event at its own moment (`ShadowQueue.catch_up`).
+Time is an argument here, too. Each move first makes the changes of the model that were due before it, each
+at its own time (`ShadowQueue.catch_up`).
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ __all__ = ["Late", "ShadowQueue", "WouldWait"]
 
 
 class Late(NamedTuple):
-    """A refusal that there would have been after a wait, and where the call had come from."""
+    """A refusal after a wait in the model, and the request that the call belongs to."""
 
     refusal: Any
     origin: object
 
 
 class WouldWait:
-    """A call that runs, and that enforcing would have kept waiting.
+    """A call that runs although enforcing would have made it wait.
 
     Attributes:
         number: Its number; its key in ``Outside.outside``.
         waiter: Its place in the model's queue.
-        checkout: Whether it is a pool's checkout.
-        since: When it came.
-        late: The reason for a refusal when its time is up.
-        origin: Where it came from, for whoever hears of the refusal.
-        inner: The ticket or slot that it has in the model; 0 while it would wait.
-        waited: Seconds that it would have waited, once it has a slot in the model.
-        ended: When the real call ended, and how; None while it runs.
-        ends_at: When its call in the model ends, once the real one has; None before.
+        checkout: True for a pool's checkout.
+        since: The time at which it began.
+        late: The reason of the refusal when its time in the queue is up.
+        origin: The request that it belongs to, or None; reported with a refusal.
+        inner: The ticket or slot that it has in the model; 0 while it waits there.
+        waited: Seconds that it has waited, once it has a slot in the model.
+        ended: The time and the outcome of the real call's end; None while it runs.
+        ends_at: The time at which it ends in the model, after the real call has ended; None before.
     """
 
     __slots__ = (
@@ -82,11 +82,12 @@ class ShadowQueue:
 
     Attributes:
         last: The latest moment seen; see Gate.
-        outside: The calls without a slot, by number: one that would wait, or None. A call that would have
-            been stopped keeps its ticket as its number, a checkout its slot times -1.
-        unslotted: Those of them that run and hold no slot in the model.
-        phantoms: Slots in the model that are held for a call which has ended.
-        events: What the model does later: (moment, order, call), the earliest first.
+        outside: The calls that were let in without a slot, by number. The value is a `WouldWait` for a call
+            that waits in the model or has waited there; else None. A call that enforcing would have stopped
+            has its ticket as its number, a checkout its slot times -1.
+        unslotted: The number of those that run and hold no slot in the model.
+        phantoms: The number of slots in the model that are held for calls which have ended.
+        events: The planned changes of the model, a heap: (time, order, call).
     """
 
     __slots__ = ("_waiting", "events", "last", "outside", "phantoms", "unslotted")
@@ -116,14 +117,14 @@ class ShadowQueue:
     # --- one call ------------------------------------------------------------------------------
 
     def _would_wait(self, call: WouldWait, seconds: float) -> None:
-        """Lets a call that has joined the queue wait there for at most so many seconds."""
+        """Starts the wait of a call that has joined the queue, for at most ``seconds``."""
         self.outside[call.number] = self._waiting[call.waiter] = call
         heappush(self.events, (self.last + seconds, -call.number, call))
         if not seconds:
             self.catch_up(self.last)
 
     def _end_later(self, call: WouldWait, now: float) -> None:
-        """Ends a call in the model after the real one, by the time that it has waited."""
+        """Plans the end of a call in the model: later than the real end by the time that it has waited."""
         self.phantoms += 1
         call.ends_at = now + call.waited
         heappush(self.events, (call.ends_at, -call.number, call))
@@ -133,7 +134,7 @@ class ShadowQueue:
         self._release(call.inner, outcome, now, checkout=call.checkout)
 
     def _end_if_due(self, call: WouldWait, at: float) -> bool:
-        """Ends a call in the model if that was planned for this moment."""
+        """Ends a call in the model if its end was planned for ``at``; else returns False."""
         if call.ends_at != at or call.ended is None:
             return False
         self.phantoms -= 1
@@ -142,14 +143,14 @@ class ShadowQueue:
         return True
 
     def _drop(self, call: WouldWait) -> None:
-        """Would be refused after a wait: from now on it is a call that would not have run."""
+        """Removes a refused call from the model. While the real call runs, it is outside."""
         if call.ended is None:
             self.outside[call.number] = None
         else:
             self.outside.pop(call.number, None)
 
     def _end_model(self) -> None:
-        """Forgets what would have happened later. Calls with a slot in the model keep it."""
+        """Ends the model: drops all waits and planned changes. A running call keeps the slot that it has."""
         for call in [*self._waiting.values()]:
             self.bulkhead.withdraw(call.waiter)
             self._drop(call)
@@ -158,15 +159,15 @@ class ShadowQueue:
         for at, _, call in events:
             self._end_if_due(call, at)
 
-    # --- what the model does meanwhile ---------------------------------------------------------
+    # --- changes that are due ------------------------------------------------------------------
 
     def play(self, now: float) -> None:
-        """Brings the model up to a moment; asks for nothing."""
+        """Brings the model up to ``now``, and does nothing else."""
         self._begin_move(now)
         self._end_move(None)
 
     def catch_up(self, now: float) -> None:
-        """Does what the model would have done up to a moment, each event at its own."""
+        """Makes the planned changes that are due at ``now``, each at its own time."""
         while self.events and self.events[0][0] <= now:
             at, _, call = heappop(self.events)
             self.last = max(self.last, at)
@@ -177,7 +178,7 @@ class ShadowQueue:
             self.follow_waiters()
 
     def follow_waiters(self) -> None:
-        """Takes the model's waiters out of the outbox: those that have a slot now, or none to hope for."""
+        """Takes the model's waiters out of the outbox, and admits those with a slot and drops the others."""
         while True:
             found = next((item for item in self.outbox if item in self._waiting), None)
             if found is None:

@@ -158,7 +158,7 @@ def _values(name: object, settings: Mapping[str, Check]) -> dict[str, Any]:
 
 
 def _check_unknown(name: str, prefix: str, word: str, known: Mapping[str, str]) -> None:
-    """Refuses a variable that looks misspelt.
+    """Refuses a variable that looks like a misspelt setting.
 
     One that ends in a setting may belong to a guard with a longer name: ``GUARDRAILS_DB_EU_TIMEOUT``.
     """

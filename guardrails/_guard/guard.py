@@ -502,15 +502,15 @@ class Guard:
 
 
 def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
-    """The figures of a guard at this moment, without those of its pool, for whoever asks often.
+    """The figures of a guard now, without those of its pool unless they are given: they take long to read.
 
     Args:
         guard: The guard.
-        pool: The figures of its pool, if they are to be among them.
+        pool: The figures of its pool, or None.
     """
     gate = guard._gate
     if not gate.core.enforces:
-        gate.step(gate.core.play)  # what has become certain meanwhile
+        gate.step(gate.core.play)  # else refusals that are due in the model would be missing
     with gate.lock:
         return take(gate.clock(), guard.name, gate.core, gate.report, pool)
 

@@ -60,7 +60,7 @@ class Metric(NamedTuple):
         meaning: Its help text.
         labels: The names of its labels, with dots where OpenTelemetry has them.
         read: Yields the series: the values of the labels, and the value.
-        across: What Prometheus shows for all processes of a service together: the sum, or the largest.
+        across: The value for all processes of a service together in Prometheus: their sum or their maximum.
         bounds: The bounds of a histogram in seconds.
     """
 
@@ -129,7 +129,7 @@ def _statements(seen: Readings) -> Iterator[_Series]:
 def _of_routes(value: Callable[[Distribution], float], time: str) -> Callable[[Readings], Iterator[_Series]]:
     def read(seen: Readings) -> Iterator[_Series]:
         for name, pool in seen.pools():
-            # Compartments of compartments may have one name, and two series of one name are a fault.
+            # Compartments of different compartments may have the same name; two series must not.
             sums: Counter[tuple[str, ...]] = Counter()
             for each in pool.routes:
                 labels = name, sendable(each.compartment or ""), sendable(each.route or "")

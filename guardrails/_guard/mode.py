@@ -1,4 +1,4 @@
-"""The mode of a guard: what it is given in code, and what the environment says. Must not import guards."""
+"""Finds the mode of a guard, from code and from the environment. Must not import guards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from guardrails._util.checks import Faults
 __all__ = ["VARIABLE", "is_switched_off", "resolve"]
 
 VARIABLE = "GUARDRAILS_MODE"
-"""The environment variable. ``off`` is a kill switch; the others are for guards that were given no mode."""
+"""The environment variable. ``off`` wins over the code; another mode is for guards without ``mode=``."""
 
 
 def from_environment() -> Mode | None:
-    """The mode that the environment gives; None if it gives none.
+    """The mode in the environment; None if the variable is missing or empty.
 
     Raises:
-        ConfigurationError: It is no mode.
+        ConfigurationError: The variable has another value.
     """
     value = os.environ.get(VARIABLE)
     if not value:
@@ -37,7 +37,7 @@ def resolve(given: Mode | None) -> Mode:
     """The mode of a new guard.
 
     Raises:
-        ConfigurationError: The environment gives no mode.
+        ConfigurationError: The variable in the environment is not a mode.
     """
     environment = from_environment()
     if environment == "off":

@@ -44,7 +44,7 @@ class Distribution:
         return self.sum / count if count else None
 
     def quantile(self, share: float) -> float | None:
-        """Returns an estimate of the time in seconds within which this share of them ended; None without any.
+        """Returns an estimate of the seconds within which this share of the durations lies; None without any.
 
         Args:
             share: Above 0 and at most 1, such as 0.99.
@@ -69,13 +69,13 @@ class Distribution:
         return [sum(self.counts[start:end]) for start, end in pairwise(ends)]
 
     def cumulative(self, bounds: Sequence[float] = EXPORTED_BOUNDS) -> list[int]:
-        """Returns the number of durations up to each bound, and at the end of all; as Prometheus counts."""
+        """Returns the number of durations up to each bound, and then of all, as Prometheus counts them."""
         return list(accumulate(self.buckets(bounds)))
 
     def values(self) -> Iterator[tuple[float, int]]:
-        """Yields a duration in each bucket and their number; together they have the same sum.
+        """Yields for each bucket one duration and how often to count it. The sum stays the same.
 
-        For an exporter that takes only single durations.
+        For exporters that take single durations only.
         """
         edges = (0.0, *BOUNDS, 2 * BOUNDS[-1])
         ranges = [
@@ -85,7 +85,7 @@ class Distribution:
         ]
         least = sum(low * count for low, _, count in ranges)
         most = sum(high * count for _, high, count in ranges)
-        # Every duration is as far into its bucket as all of them are on average.
+        # Each duration is placed at the same fraction of its bucket, the one that gives the right sum.
         share = (self.sum - least) / (most - least) if most > least else 0.0
         for low, high, count in ranges:
             seconds = low + (high - low) * share
@@ -107,7 +107,7 @@ class Distribution:
         return cls(counts=counts, sum=sum(each.sum for each in every))
 
     def summary(self) -> dict[str, object]:
-        """Returns the fields of a page in JSON."""
+        """Returns the fields for a JSON page."""
         return {
             "count": self.count,
             "sum": self.sum,
@@ -149,13 +149,13 @@ class PoolSnapshot:
         capacity: Connections that the guard lets out at once.
         pool_size: Connections that the pool keeps when idle; None for a pool that keeps none or any number.
         waiting: Callers that queue for a connection now.
-        checkouts: Connections handed out, since the guard was attached, as all that follows.
+        checkouts: Connections handed out. This and all that follows counts from the attaching of the guard.
         waits: Times that a caller had to queue for a connection.
         timeouts: Callers that queued and got none in time.
         exhausted: Callers that were refused because no connection was free, ``timeouts`` included.
         opened: Connections opened.
         closed: Connections closed.
-        invalidated: Those of them that were closed because they had failed or their work had been stopped.
+        invalidated: Closed connections that had failed or whose work had been stopped.
         wait: Seconds from asking for a connection to having it, open and checked.
         hold: Seconds from having a connection to its return.
         use: Seconds of each statement or command.
@@ -185,7 +185,7 @@ class PoolSnapshot:
     routes: tuple[RouteFigures, ...]
 
     def summary(self) -> dict[str, object]:
-        """Returns the fields of a page in JSON."""
+        """Returns the fields for a JSON page."""
         shown: dict[str, object] = {}
         for field in fields(PoolSnapshot):
             value = getattr(self, field.name)

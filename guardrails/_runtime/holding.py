@@ -18,7 +18,7 @@ __all__ = ["current_block", "holding", "on_enter"]
 
 class _Pool(Protocol):
     def cover(self, block: holding) -> None:
-        """Extends a block to the connections that its caller has already taken."""
+        """Applies a block to the connections that its caller has already taken."""
 
 
 _innermost: ContextVar[holding | None] = ContextVar("guardrails_holding", default=None)

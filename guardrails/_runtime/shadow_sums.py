@@ -1,6 +1,6 @@
-"""Sums of what one guard would have done in shadow: refusals by route, and the longest calls beyond a limit.
+"""Counts what one guard would have done in shadow: refusals by route, and the longest calls past a limit.
 
-Depends on nothing of guards. Bounded: a route's name may be made up by a client.
+Must not import guards. Its size is bounded, because clients can make up names of routes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Stop:
 
     Attributes:
         timeout: The limit in seconds.
-        where: The application's lines that made it, innermost first.
-        route: Its request's route; None if there is none.
-        began: When it began, on `time.monotonic`.
-        took: Seconds that it took; None while it runs.
+        where: The application's lines that made the call, innermost first.
+        route: The route of its request, or None.
+        began: Its start on `time.monotonic`.
+        took: Its duration in seconds; None while it runs.
     """
 
     __slots__ = ("began", "route", "timeout", "took", "where")
@@ -41,7 +41,7 @@ class Stop:
         self.took: float | None = None
 
     def seconds(self) -> float:
-        """Seconds that it took, or has taken so far."""
+        """Its duration in seconds, so far while it runs."""
         return time.monotonic() - self.began if self.took is None else self.took
 
 
@@ -49,9 +49,9 @@ class ShadowSums:
     """The sums of one guard and its compartments since the process started or the guard was made.
 
     Attributes:
-        since: When the guard went into shadow for the first time, in seconds of `time.time`; None before.
-        stops: Calls that have passed a limit.
-        admitted_before: Slots that the guard had given out by then.
+        since: The first time at which the guard went into shadow, by `time.time`; None before.
+        stops: Number of calls that have passed a limit.
+        admitted_before: Slots that the guard had given out before ``since``.
     """
 
     __slots__ = ("_lock", "_longest", "_routes", "_running", "admitted_before", "since", "stops")
@@ -65,12 +65,12 @@ class ShadowSums:
         self._running: dict[object, Stop] = {}
 
     def begin(self, admitted: int) -> None:
-        """Notes that the guard is in shadow from now on, and how many slots it had given out before."""
+        """Notes that the guard is in shadow from now on; ``admitted`` slots were given out before."""
         if self.since is None:
             self.since, self.admitted_before = time.time(), admitted
 
     def refused(self, reason: str, route: str | None) -> None:
-        """Counts a refusal that there would have been."""
+        """Counts a call that enforcing would have refused."""
         name = NO_ROUTE if route is None else route
         with self._lock:
             if name not in self._routes and len(self._routes) >= _MOST_ROUTES:
@@ -79,7 +79,7 @@ class ShadowSums:
             counts[reason] = counts.get(reason, 0) + 1
 
     def stopped(self, call: object, timeout: float, where: tuple[str, ...], route: str | None) -> None:
-        """Notes a call that has just passed its limit; `ended` is told the same object when it ends."""
+        """Notes a call that has just passed its limit. Its end is noted by `ended`, with the same object."""
         stop = Stop(timeout, where, route)
         with self._lock:
             self.stops += 1
