@@ -5,8 +5,7 @@ Depends on observations and checkouts; must not import SQLAlchemy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from guardrails._core.outcome import Outcome
@@ -17,7 +16,6 @@ from guardrails._dbapi.observing import Observation, has_slots
 from guardrails._dbapi.observing import observe as observe_work
 from guardrails._dbapi.unhooked import OutsideWork
 from guardrails._guard.locked_gate import LockedGate
-from guardrails._pool.holds import Hold
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.waiters import on_event_loop
 
@@ -47,31 +45,36 @@ class UnenforcedWork(OutsideWork):
         The mode may change meanwhile. So a connection that was taken back stays taken back, and one on which
         this work runs does not count as idle.
         """
+        hold = None if checkout is None else checkout.hold
+        token = None if hold is None else hold.begin()
         tickets: list[tuple[LockedGate, int]] = []
-        outcome, observation, times = Outcome.ABANDONED, None, None
-        with _busy(None if checkout is None else checkout.hold, self._gate.clock):
-            if self._gate.core.mode == "off":
+        outcome, observation, times, started = Outcome.ABANDONED, None, None, 0.0
+        observed = self._gate.core.mode != "off"
+        try:
+            if not observed:
                 return call(*args)
             seconds, own = self._limit_in_model(checkout, timeout, ending=ending)
             slots = self._no_checkout
             if checkout is not None:
                 slots, checkout.under_way = checkout.slots, tickets
-                times = checkout.times if proves else None
-            started = None if times is None else times.clock()
-            try:
-                for gate, slot in slots:
-                    tickets.append((gate, gate.begin(slot)))
-                observation = self.observe(checkout, tickets, seconds, own=own)
-                result = call(*args)
-                outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
-            except BaseException as error:
+                if proves and checkout.times is not None:
+                    times, started = checkout.times, checkout.times.clock()
+            for gate, slot in slots:
+                tickets.append((gate, gate.begin(slot)))
+            observation = self.observe(checkout, tickets, seconds, own=own)
+            result = call(*args)
+            outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
+        except BaseException as error:
+            if observed:
                 outcome = self.judge.outcome(error, connection, checkout, ending=ending, proves=proves)
-                raise
-            finally:
-                end_observed(tickets, outcome, observation)
-                if times is not None and started is not None:
-                    times.used(started)
-            return result
+            raise
+        finally:
+            end_observed(tickets, outcome, observation)
+            if times is not None:
+                times.used(started)
+            if token is not None:
+                token.append(self._gate.clock())
+        return result
 
     def _limit_in_model(
         self, checkout: DBAPICheckout | None, timeout: float | None, *, ending: bool
@@ -114,20 +117,3 @@ def end_observed(
     while tickets:
         gate, ticket = tickets.pop()
         gate.end(ticket, outcome)
-
-
-@contextmanager
-def _busy(hold: Hold | None, clock: Callable[[], float]) -> Iterator[None]:
-    """Counts a block as work on a connection whose idle time is limited.
-
-    Raises:
-        ConnectionRevokedError: The connection was taken back.
-    """
-    if hold is None:
-        yield
-        return
-    token = hold.begin()
-    try:
-        yield
-    finally:
-        token.append(clock())
