@@ -165,6 +165,7 @@ async def _play(options: Options, database: Database, cache: ValkeyServer, scree
         for app in apps:
             await app.ready(control)
         screen.say(f"apps ready: plain {apps[0].address}  guarded {apps[1].address}")
+        screen.say(f"watch the guarded app in a browser: {await apps[1].open_page(control)}")
         for app, crowd in zip(apps, crowds, strict=True):
             await _warm_up(app, crowd, options.scenario)
             await app.ask(control, "begin")

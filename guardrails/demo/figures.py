@@ -90,6 +90,7 @@ def _of_twin(run: Run, twin: Twin) -> dict[str, Any]:
         "first_shed_after_s": None if first_shed is None else round(first_shed - run.fault_starts, 3),
         "seconds_without_good": seconds_without_good(run, twin),
         "queries_left_running": twin.queries_left_running,
+        "cause": twin.cause,
     }
 
 

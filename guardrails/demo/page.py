@@ -54,6 +54,7 @@ th, td { padding: 4px 12px; text-align: right; } td { white-space: nowrap; }
 th[scope=row] { text-align: left; font-weight: 400; }
 tbody th, tbody td { border-top: 1px solid var(--edge); }
 pre { padding: 12px 16px; margin: 0; overflow-x: auto; font-size: .85rem; }
+pre.wrapped { white-space: pre-wrap; overflow-wrap: anywhere; }
 .timeline { list-style: none; margin: 0; padding: 0; columns: 290px; font-variant-numeric: tabular-nums; }
 .timeline li { white-space: nowrap; }
 .timeline time { display: inline-block; min-width: 4.5em; text-align: right; margin-right: 6px; }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from guardrails.demo.selfcheck import Check
 
-__all__ = ["Arrival", "Look", "Run", "Transition", "Try", "Twin", "User"]
+__all__ = ["Arrival", "Look", "PoolReport", "Run", "Transition", "Try", "Twin", "User"]
 
 Answer = Literal["ok", "rejected", "error", "timeout"]
 """``ok`` 2xx; ``rejected`` a 503 with problem+json; ``error`` any other answer or a broken
@@ -87,6 +87,23 @@ class Transition:
     new: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class PoolReport:
+    """What an app says about its pool at one instant. The worse one is the greater one.
+
+    Attributes:
+        has_cause: True if it names a lock or a leak.
+        wanted: Connections in use, and callers that wait for one.
+        at: The instant.
+        words: The report, on several lines.
+    """
+
+    has_cause: bool
+    wanted: int
+    at: float
+    words: str
+
+
 @dataclass(slots=True)
 class Twin:
     """The records of one twin.
@@ -100,7 +117,9 @@ class Twin:
         max_in_flight: Most requests inside the app at once; None without a reading.
         max_checked_out: Most connections out of the pool at once.
         queries_left_running: Queries in the database 1 s after the load ended.
-        cause: The first lock wait that the app names, with the session that holds the lock; None without one.
+        cause: The first cause that the app names: a lock wait with the session that holds the lock, or the
+            line that leaks connections; None without one.
+        pool: The worst report of the app about its pool; None without one.
     """
 
     name: str
@@ -112,6 +131,7 @@ class Twin:
     max_checked_out: int | None = None
     queries_left_running: int | None = None
     cause: str | None = None
+    pool: PoolReport | None = None
 
 
 @dataclass(slots=True)

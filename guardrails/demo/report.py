@@ -37,6 +37,7 @@ def page(run: Run, figures: dict[str, Any]) -> str:
         _warning(figures),
         _lead(scenario.caption, figures),
         _headline(figures),
+        _cause(run),
         _charts(run),
         f"<div class=columns><div>{_table(figures)}</div>",
         f"<div>{_difference(run.compartments)}{_timeline(run)}</div></div>",
@@ -185,6 +186,20 @@ def _count(value: float) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:g} s" if seconds >= 1.0 else f"{seconds * 1000:g} ms"
+
+
+def _cause(run: Run) -> str:
+    """Returns what the guarded app knew: the cause, and its pool when that was worst."""
+    cause, pool = run.guarded.cause, run.guarded.pool
+    parts = ["<h2>What the guarded app reported</h2>"] if cause or pool else []
+    if cause:
+        parts.append(f"<p class=warning><b>The cause:</b> {escape(cause)}</p>")
+    if pool:
+        parts.append(
+            f"<p>Its pool at its worst, after {pool.at:.0f} s:</p>"
+            f"<pre class=wrapped>{escape(pool.words)}</pre>"
+        )
+    return "".join(parts)
 
 
 def _difference(compartments: str) -> str:

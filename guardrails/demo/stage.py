@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import aiohttp
 
-from guardrails.demo.records import Look, Transition
+from guardrails.demo.records import Look, PoolReport, Transition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,6 +144,12 @@ class App:
             else:
                 return
 
+    async def open_page(self, session: aiohttp.ClientSession) -> str:
+        """Returns the address of the guarded app's status page, which keeps a history from now on."""
+        address = f"{self.address}/internal/"
+        async with session.get(address + "readyz"):
+            return address
+
     async def ask(self, session: aiohttp.ClientSession, what: str, limit: float = 1.0) -> dict[str, Any]:
         """Calls the monitor around the app; ``what`` is ``stats``, ``begin`` or ``mend``."""
         async with asyncio.timeout(limit), session.get(f"{self.address}/_demo/{what}") as response:
@@ -172,7 +178,10 @@ class App:
         twin.changes = [
             Transition(when - epoch, guard, old, new) for when, guard, old, new in stats["changes"]
         ]
-        twin.cause = twin.cause or next(iter(stats["lock_waits"]), None)
+        if (pool := stats["pool"]) is not None:
+            report = PoolReport(pool["cause"] is not None, pool["wanted"], at, pool["words"])
+            twin.pool = report if twin.pool is None else max(twin.pool, report)
+            twin.cause = twin.cause or pool["cause"]
         twin.max_in_flight = stats["max_in_flight"]
         twin.max_checked_out = stats["max_checked_out"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,6 +34,9 @@ _UNDECLARED = {
 """Replacements in the marked lines where no compartment is declared."""
 
 _LOOK_EVERY = 0.02
+
+_LEAKED_FOR = 1.0
+"""Seconds. A request that ends at this moment looks like a leak for less."""
 
 
 def shop_source(*, guarded: bool, compartments: str = "declared") -> str:
@@ -82,6 +85,7 @@ class Monitor:
         self._engine = shop["engine"]
         self._forgotten = shop["forgotten"]
         self._roots = [shop[name] for name in ("db", "prices") if name in shop]
+        self._pages = _status_pages(self._roots) if self._roots else None
         self._in_flight = self._max_in_flight = self._at_database = self._max_checked_out = 0
         self._mended = False
         self._changes: list[tuple[float, str, str, str]] = []
@@ -106,6 +110,8 @@ class Monitor:
             await self._app(scope, receive, send)
         elif scope["path"].startswith("/_demo/"):
             await self._answer(scope["path"], send)
+        elif self._pages is not None and scope["path"].startswith("/internal"):
+            await self._pages(scope, receive, send)  # beside the shop: a look at them is no request of a user
         else:
             await self._count(scope, receive, send)
 
@@ -141,16 +147,21 @@ class Monitor:
             "waiting": max(0, self._at_database - checked_out),
             "guards": {name: _state_of(guard.snapshot()) for name, guard in self._guards().items()},
             "changes": self._changes,
-            "lock_waits": self._lock_waits(),
+            "pool": self._pool(),
         }
 
-    def _lock_waits(self) -> list[str]:
-        """Returns what the guarded twin knows about locks, as its log has it."""
+    def _pool(self) -> dict[str, Any] | None:
+        """Returns what the guarded twin knows about its pool; None for the plain one."""
         if not self._roots:
-            return []
+            return None
         from guardrails.integrations.sqlalchemy import pool_status  # noqa: PLC0415 - as SQLAlchemy above
 
-        return [str(wait) for wait in pool_status(self._engine).lock_waits]
+        status = pool_status(self._engine)
+        return {
+            "words": str(status),
+            "wanted": status.checked_out + status.waiting,
+            "cause": next(map(str, status.lock_waits), None) or _leak(status.holders),
+        }
 
     async def watch(self) -> None:
         """Records each change of a guard's state, to within 20 ms, for as long as it runs."""
@@ -163,6 +174,26 @@ class Monitor:
                 if before != self._states[name]:
                     self._changes.append((time.monotonic(), name, before, self._states[name]))
             await asyncio.sleep(_LOOK_EVERY)
+
+
+def _status_pages(guards: list[Any]) -> App:
+    """Returns the status application at ``/internal``, as a service mounts it."""
+    from starlette.applications import Starlette  # noqa: PLC0415 - as SQLAlchemy above
+    from starlette.routing import Mount  # noqa: PLC0415
+
+    from guardrails.integrations.starlette import status_app  # noqa: PLC0415
+
+    return Starlette(routes=[Mount("/internal", status_app(guards))])
+
+
+def _leak(holders: Iterable[Any]) -> str | None:
+    """Returns a line about the connections that have been leaked for a second or more; None without any."""
+    leaked = [each for each in holders if each.doing == "gone" and each.seconds >= _LEAKED_FOR]
+    if not leaked:
+        return None
+    first = leaked[0]
+    place = f"{len(leaked)} x {first.where[0]}, {first.route}"
+    return f"{place}, out for up to {first.seconds:.1f} s: {first.advice}"
 
 
 def _state_of(snapshot: Any) -> dict[str, Any]:

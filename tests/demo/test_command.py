@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import psutil
 import psycopg
@@ -100,7 +101,32 @@ def test_a_short_run_from_end_to_end(tmp_path):
     assert guarded["max_checked_out"] <= 15
     assert guarded["max_in_flight"] < plain["max_in_flight"]
     assert guarded["queries_left_running"] == 0
-    assert "</html>" in (tmp_path / "out.html").read_text()
+    assert re.match(r"10 x shop.py:\d+ in OrderRepository.one, /orders \(sessions ", guarded["cause"])
+    report = (tmp_path / "out.html").read_text()
+    assert "</html>" in report
+    assert "a lock on &#x27;orders&#x27;" in report.partition("Its pool at its worst")[2]
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.first
+@pytest.mark.slow
+def test_the_leak_scenario_names_the_line_and_its_page_has_the_leak(tmp_path):
+    """While it runs, at the address that it prints."""
+    with start(tmp_path, "--headless", "--seconds", "20", "--scenario", "leak") as process:
+        wait_for(process, "apps ready")
+        address = re.search(r"http://\S+/internal/", process.stdout.readline())[0]
+        wait_for(process, "the guarded app names the cause: ")
+        assert "ReportRepository.total, /reports, out for up to " in process.stdout.readline()
+        with urllib.request.urlopen(address + "status.json") as answer:
+            (db,) = [each for each in json.load(answer)["guards"] if each["name"] == "db"]
+        with urllib.request.urlopen(address + "history.json") as answer:
+            rows = json.load(answer)["guards"][0]["rows"]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    gone = [each["where"][0] for each in db["holders"] if each["doing"] == "gone"]
+    assert len(gone) >= 2
+    assert {re.sub(r"\d+", "N", line) for line in gone} == {"shop.py:N in ReportRepository.total"}
+    assert len(rows) >= 5  # from before anybody looked
     assert leftovers(tmp_path) == []
 
 

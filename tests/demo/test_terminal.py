@@ -9,7 +9,7 @@ from rich.console import Console
 
 from guardrails.demo.figures import figures
 from guardrails.demo.origin import origin
-from guardrails.demo.records import Arrival, Look, Run, Try, User
+from guardrails.demo.records import Arrival, Look, PoolReport, Run, Try, User
 from guardrails.demo.report import page
 from guardrails.demo.scenarios import SCENARIOS
 from guardrails.demo.selfcheck import Check, Meter, _compare, _Reading
@@ -58,6 +58,23 @@ def test_the_cause_that_the_guarded_app_names_is_printed_once():
         screen.show(run, now)
     assert sum("after 7 s the guarded app names the cause: 10 x shop.py:50" in line for line in lines) == 1
     assert [line for line in lines if len(line) > 80] == []
+
+
+def test_the_report_has_the_cause_and_the_pool_at_its_worst():
+    """A report with a cause is worse than one with more callers; neither is markup."""
+    run = crowded("leak")
+    assert "What the guarded app reported" not in page(run, figures(run))
+    run.guarded.cause = "10 x shop.py:90 in <total>"
+    run.guarded.pool = max(
+        PoolReport(True, 11, 9.6, "pool 'db': 10 x <gone>"), PoolReport(False, 40, 16.0, "busy")
+    )
+    text = page(run, figures(run))
+    assert "The cause:</b> 10 x shop.py:90 in &lt;total&gt;" in text
+    assert "Its pool at its worst, after 10 s:" in text
+    assert "10 x &lt;gone&gt;" in text
+    assert "busy" not in text.partition("What the guarded app reported")[2].partition("class=charts")[0]
+    assert figures(run)["guarded"]["cause"] == run.guarded.cause
+    assert figures(run)["plain"]["cause"] is None
 
 
 def test_a_queue_of_thousands_stays_apart_from_the_column_before_it():
