@@ -102,16 +102,14 @@ class Probes:
         events = sorted(
             (event for guard in self.guards for event in recent_events(guard)), key=itemgetter("at")
         )
-        # Several workers may answer at one address.
-        process = {"pid": os.getpid(), "host": socket.gethostname()}
-        head = as_json({"ready": not reasons, "reasons": reasons, **process}, between=",\n  ").decode()
+        head = as_json({"ready": not reasons, "reasons": reasons, **_process()}, between=",\n  ").decode()
         late = f'"events": {_lines(events[-_EVENTS:])}'
         return Page(200, f'{{\n  {head[1:-1]},\n  {late},\n  "guards": [{guards}\n  ]\n}}\n'.encode())
 
     def history(self) -> Page:
         """Returns the last two minutes of the guards, for a page that was opened late."""
         self._history.start()
-        return Page(200, as_json(self._history.fields()) + b"\n")
+        return Page(200, as_json(_process() | self._history.fields()) + b"\n")
 
     def _text(self, guard: Guard, seen: GuardSnapshot, line: str) -> str:
         """Returns one guard as JSON, a figure on each line. The text of unchanged figures is kept."""
@@ -136,6 +134,11 @@ class Probes:
         if changed:
             _log.warning("readiness: %s", "; ".join(map(ascii, reasons)) or "ready")
         return reasons
+
+
+def _process() -> dict[str, object]:
+    """Returns the process that answers: several workers may answer at one address."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _shadow_text(guard: Guard, line: str) -> str:

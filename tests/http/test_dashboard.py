@@ -153,6 +153,35 @@ def test_routes_and_times_that_look_alike_are_told_apart(tmp_path):
 
 
 @needs_browser
+def test_the_history_of_another_worker_is_not_drawn_over_the_figures_of_this_one(tmp_path):
+    """The page keeps it for the time when that worker answers with its figures."""
+    guard = {
+        "name": "db",
+        "state": "closed",
+        "in_use": 1,
+        "waiting": 0,
+        "admitted": 1,
+        "rejected": {},
+        "failed": 0,
+        "slow": 0,
+    }
+    pages = json.dumps({pid: {"pid": pid, "host": "web", "guards": [guard]} for pid in (1, 2)})
+    rows = {
+        "pid": 2,
+        "host": "web",
+        "columns": ["seconds_ago", "in_use"],
+        "guards": [{"name": "db", "rows": [[9, 7]]}],
+    }
+    with shown(tmp_path, "dashboard_app") as (browser, _):
+        drawn = browser.read(
+            f"""[[1, {json.dumps(rows)}, 1000], [2, null, 1002], [1, null, 1004], [2, null, 1140]]
+                .map(([pid, rows, now]) => notice({pages}[pid], rows, now)[0]
+                    .curve.map(each => [each.at, each.in_use]))"""
+        )
+    assert drawn == [[[1000, 1]], [[991, 7], [1002, 1]], [[1000, 1], [1004, 1]], [[1140, 1]]]
+
+
+@needs_browser
 def test_a_leak_is_marked_with_the_line_that_took_the_connection(tmp_path):
     """The holders of one place share a row; a route that is a tag stays text."""
     with shown(tmp_path, "leaking_app") as (browser, _):

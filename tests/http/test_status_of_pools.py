@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -186,6 +187,8 @@ def test_history_is_there_for_whoever_comes_late(site, engine):
     db = guard_of(engine)
     get = site([db])
     assert json.loads(get("/history.json")[2]) == {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
         "columns": [*COLUMNS],
         "guards": [{"name": "orders", "rows": []}],
     }

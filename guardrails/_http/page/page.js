@@ -151,18 +151,26 @@ function* kept(history, now) {
     })];
 }
 
-function notice(page, history, now) {
-  const late = new Map(kept(history, now));
-  const process = `${page.pid}@${page.host}`, guards = processes.get(process) || new Map();
+// With several workers the next answer may be another one's, so that history and figures are kept by process.
+function memory({pid, host}) {
+  const process = `${pid}@${host}`, read = processes.get(process) || {rows: new Map(), guards: new Map()};
   processes.delete(process);
-  processes.set(process, guards);  // the last one is the newest
+  processes.set(process, read);  // the last one is the newest
   for (const old of processes.keys()) if (processes.size > MOST_PROCESSES) processes.delete(old);
-  const all = [...flat(page.guards)];
+  return read;
+}
+
+function notice(page, history, now) {
+  if (history && known(history.pid)) memory(history).rows = new Map(kept(history, now));
+  const {rows, guards} = memory(page), all = [...flat(page.guards)];
   for (const one of all) {
-    const before = guards.get(one.path), own = before ? before.own : [], rows = late.get(one.path) || [];
+    const before = guards.get(one.path), own = before ? before.own : [];
     own.push(point(one.guard, now, before));
     while (own[0].at < now - SPAN) own.shift();
-    Object.assign(one, {curve: rows.length ? rows : own, latest: own[own.length - 1], mode: one.guard.mode || "enforce"});
+    // The service's rows, and what this page has read since, if the last answers were other processes'.
+    const theirs = (rows.get(one.path) || []).filter(each => each.at >= now - SPAN), last = theirs[theirs.length - 1];
+    const curve = last ? [...theirs, ...own.filter(each => each.at > last.at + 1.5)] : own;
+    Object.assign(one, {curve, latest: own[own.length - 1], mode: one.guard.mode || "enforce"});
     guards.set(one.path, {at: now, counted: counted(one.guard), own});
   }
   for (const [path, kept] of guards) if (kept.at !== now) guards.delete(path);
