@@ -195,13 +195,26 @@ class PoolSnapshot:
                 value = {**value.summary(), "buckets": buckets}
             shown[field.name] = value
         shown["routes"] = [
-            {
-                "compartment": each.compartment,
-                "route": each.route,
-                "wait": each.wait.summary(),
-                "hold": each.hold.summary(),
-                "use": each.use.summary(),
+            {"compartment": compartment, "route": route}
+            | {
+                kind: Distribution.total(getattr(each, kind) for each in those).summary()
+                for kind in ("wait", "hold", "use")
             }
-            for each in self.routes
+            for (compartment, route), those in _by_compartment(self.routes).items()
         ]
         return shown
+
+
+def _by_compartment(
+    routes: Sequence[RouteFigures],
+) -> dict[tuple[str | None, str | None], list[RouteFigures]]:
+    """Groups a route's calls from before its own compartment formed with those inside it.
+
+    The metrics keep them apart, because a counter never falls.
+    """
+    formed = {each.route for each in routes if each.route is not None and each.compartment == each.route}
+    found: dict[tuple[str | None, str | None], list[RouteFigures]] = {}
+    for each in routes:
+        is_early = each.compartment is None and each.route in formed
+        found.setdefault((each.route if is_early else each.compartment, each.route), []).append(each)
+    return found

@@ -105,3 +105,26 @@ def test_a_pool_summary_has_every_figure_and_its_times_as_summaries():
     (shown_route,) = shown["routes"]
     assert (shown_route["compartment"], shown_route["route"]) == ("reports", "/orders/{id}")
     assert [shown_route[name]["count"] for name in TIMES] == [1, 2, 3]
+
+
+def test_a_summary_counts_the_calls_before_a_compartment_formed_with_those_inside():
+    """Only where the compartment is the route's own: it may also run in a declared one, and outside."""
+    rows = (
+        (None, "GET /a", 1),
+        ("GET /a", "GET /a", 2),
+        (None, "GET /b", 3),
+        ("orders", "GET /b", 4),
+        (None, None, 5),
+    )
+    routes = tuple(
+        RouteFigures(compartment=part, route=route, **{name: distribution([0.1] * count) for name in TIMES})
+        for part, route, count in rows
+    )
+    numbers = {field.name: 0 for field in fields(PoolSnapshot)} | {"routes": routes}
+    shown = PoolSnapshot(**numbers).summary()["routes"]
+    assert [(each["compartment"], each["route"], each["hold"]["count"]) for each in shown] == [
+        ("GET /a", "GET /a", 3),
+        (None, "GET /b", 3),
+        ("orders", "GET /b", 4),
+        (None, None, 5),
+    ]

@@ -417,7 +417,7 @@ function times({guard, curve, latest}) {
 function routes({path, guard}) {
   const all = listed(guard.pool.routes).filter(each => (each.route || each.compartment) && each.wait.count);
   if (!all.length) return null;
-  // Calls from before the compartments formed have a row of their own, because percentiles cannot be added.
+  // A route may run in a declared compartment and outside of all.
   const hasParts = all.some(each => each.compartment);
   const name = each => routeOf(each) + (hasParts && !each.compartment ? ", in no compartment" : "");
   const both = times => `${duration(times.p50)} / ${duration(times.p99)}`;
