@@ -114,7 +114,7 @@ function duration(seconds) {
 
 // --- what is known of each guard ------------------------------------------------------------------
 
-const processes = new Map();  // by process: by path: the counts and points that this page has read
+const processes = new Map();  // by process: what this page has read of it, by path: its last two minutes, counts, points
 
 // Guards of one name are told apart by their number, as in Prometheus.
 function* flat(guards, above = "") {
@@ -198,12 +198,13 @@ function judge(one) {
 const drawn = new Map();  // by path and title
 const ink = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-function axis(values, size) {
-  return {stroke: ink("soft"), grid: {stroke: ink("edge"), width: 1}, ticks: {show: false}, values, size, gap: 4,
+function axis(values, size, grid) {
+  return {stroke: ink("soft"), grid: {stroke: ink("edge"), width: 1, ...grid}, ticks: {show: false}, values, size, gap: 4,
     font: "12px system-ui, sans-serif"};
 }
 
 const upward = (_, least, most) => [0, 1.15 * (most || 1)];
+const powers = (_, splits) => splits.map(split => Number.isInteger(Math.round(1e6 * Math.log10(split)) / 1e6) ? split : null);
 const decades = (_, least, most) => known(least) ? [10 ** Math.floor(Math.log10(least)), 10 ** Math.ceil(Math.log10(most * 1.01))] : [0.001, 1];
 
 function draw(series, format, data, now) {
@@ -211,7 +212,8 @@ function draw(series, format, data, now) {
   shown.plot = new uPlot({
     width: 300, height: HEIGHT, cursor: {sync: {key: "all"}, drag: {x: false, y: false}, y: false},
     scales: {x: {range: () => [shown.now - SPAN, shown.now]}, y: isTime ? {distr: 3, range: decades} : {range: upward}},
-    axes: [{...axis((_, ticks) => ticks.map(clock), 24), space: 90}, axis((_, ticks) => ticks.map(tick => known(tick) ? format(tick) : ""), 56)],
+    axes: [{...axis((_, ticks) => ticks.map(clock), 24), space: 90},
+      axis((_, ticks) => ticks.map(tick => known(tick) ? format(tick) : ""), 56, isTime && {filter: powers})],
     series: [{label: "at", value: (_, at) => known(at) ? clock(at) : "-"}, ...series.map(line => ({
       label: line.name, stroke: ink(line.ink), dash: line.dash, width: 2, points: {show: isTime, size: 4},
       value: (_, value) => known(value) ? format(value) : "-"}))],
@@ -362,7 +364,7 @@ function lockWait(wait) {
 function cause({guard, isExhausted}) {
   const waits = listed(guard.lock_waits);
   if (!isExhausted && !waits.length) return null;
-  return h("div", {class: isExhausted ? "box bad-edge" : "box", key: "cause"},
+  return h("div", {class: "box bad-edge", key: "cause"},
     h("h3", null, isExhausted ? `No connection is left: ${guard.advice || guard.cause}` : "Waits for locks"),
     waits.length > 0 && h("ul", null, waits.slice(0, MOST_HOLDERS).map(lockWait)),
     waits.length > 0 && known(waits[0].asked) && h("small", null, `The server was asked ${duration(waits[0].asked)} ago.`));
@@ -408,10 +410,10 @@ function connections({pool}) {
 function times({guard, curve, latest}) {
   const {pool} = guard, lately = curve.filter(each => each.at > latest.at - LATELY);
   const worst = kind => Math.max(...lately.map(each => each[kind + "_p99"] || 0)) || null;
-  const rows = TIMES.filter(([kind]) => pool[kind]).map(([kind, name]) => ({cells: [
+  const rows = TIMES.filter(([kind]) => pool[kind] && pool[kind].count).map(([kind, name]) => ({cells: [
     name, duration(worst(kind)), duration(pool[kind].p50), duration(pool[kind].p99), pool[kind].count]}));
   return [h("h3", null, "Times"),
-    table("Times", ["time", `#p99 of ${LATELY} s`, "#p50 since start", "#p99 since start", "#count"], rows)];
+    !rows.length ? h("p", null, "No connection was taken yet.") : table("Times", ["time", `#p99 of ${LATELY} s`, "#p50 since start", "#p99 since start", "#count"], rows)];
 }
 
 function routes({path, guard}) {
@@ -420,7 +422,7 @@ function routes({path, guard}) {
   // A route may run in a declared compartment and outside of all.
   const hasParts = all.some(each => each.compartment);
   const name = each => routeOf(each) + (hasParts && !each.compartment ? ", in no compartment" : "");
-  const both = times => `${duration(times.p50)} / ${duration(times.p99)}`;
+  const both = times => times.count ? `${duration(times.p50)} / ${duration(times.p99)}` : "-";
   const rows = [...all].sort((a, b) => b.hold.sum - a.hold.sum).map(each => ({
     key: `${each.route}\n${each.compartment}`, cells: [
       name(each), each.wait.count, both(each.wait),
@@ -452,7 +454,7 @@ function shadow({path, guard, mode}) {
 }
 
 function plots(one) {
-  const {guard, mode, curve} = one, count = value => String(Math.round(100 * value) / 100);
+  const {guard, mode, curve} = one, count = value => String(Math.round(10 * value) / 10);
   const line = (name, ink, read, dash) => ({name, ink, read, dash});
   return h("div", {class: "charts", key: "charts"},
     figure(one, "Calls per second", count, [
@@ -502,8 +504,7 @@ function openCards(all) {
     const open = [...chosen.values()].filter(Boolean).length;
     if (!chosen.has(one.path) && open < MOST_CARDS) chosen.set(one.path, true);
   }
-  const byPath = new Map(all.map(one => [one.path, one]));
-  return [...chosen].filter(([path, isOpen]) => isOpen && byPath.has(path)).map(([path]) => byPath.get(path));
+  return all.filter(one => chosen.get(one.path));  // in the order of the table
 }
 
 // --- the page -------------------------------------------------------------------------------------
