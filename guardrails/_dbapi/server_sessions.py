@@ -7,8 +7,10 @@ is told to, because a text may hold values of users.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from guardrails._dbapi.metadata_locks import read_metadata_waits
 from guardrails._pool.sessions import ServerView, Session, State
 
 __all__ = [
@@ -113,7 +115,7 @@ select id, user, db, host, command, time, state, {statement}, id = connection_id
 from information_schema.processlist where command <> 'Daemon' and user <> 'system user'
 """
 
-_TRANSACTIONS = "select trx_mysql_thread_id from information_schema.innodb_trx"
+_TRANSACTIONS = "select trx_mysql_thread_id from information_schema.innodb_trx order by trx_started"
 
 _MARIADB_BLOCKING = """
 select waiting.trx_mysql_thread_id, blocking.trx_mysql_thread_id
@@ -141,11 +143,11 @@ def is_mariadb(execute: Execute) -> bool:
 def read_mysql(execute: Execute, *, statements: bool = False) -> ServerView:
     """Reads the sessions of a MariaDB or MySQL server; see `read_postgres`."""
     blocking: dict[int, list[int]] = {}
-    in_transaction: set[int] = set()
-    complete = True
+    transactions: list[int] = []
+    complete, mariadb = True, is_mariadb(execute)
     try:
-        in_transaction.update(row[0] for row in execute(_TRANSACTIONS))
-        for waiting, holder in execute(_MARIADB_BLOCKING if is_mariadb(execute) else _MYSQL_BLOCKING):
+        transactions += (row[0] for row in execute(_TRANSACTIONS))
+        for waiting, holder in execute(_MARIADB_BLOCKING if mariadb else _MYSQL_BLOCKING):
             blocking.setdefault(waiting, []).append(holder)
     except Exception as error:
         original = getattr(error, "orig", None) or error
@@ -153,18 +155,57 @@ def read_mysql(execute: Execute, *, statements: bool = False) -> ServerView:
             raise
         complete = False
     rows = execute(_MYSQL.format(statement="info" if statements else "null"))
-    return _view(
-        ((bool(row[-1]), _of_mysql(row, in_transaction, blocking)) for row in rows), complete=complete
-    )
+    sessions = [_of_mysql(row, transactions, blocking) for row in rows]
+    if any(each.state == "waiting" and not each.waits_for for each in sessions):
+        sessions = _with_metadata_locks(
+            execute, sessions, [row[6] for row in rows], transactions, mariadb=mariadb
+        )
+    own = [bool(row[-1]) for row in rows]
+    return _view(zip(own, sessions, strict=True), complete=complete)
 
 
 def read_processlist(execute: Execute) -> ServerView:
     """Reads the sessions of a MariaDB or MySQL server, without their transactions and locks."""
     rows = execute(_MYSQL.format(statement="null"))
-    return _view(((bool(row[-1]), _of_mysql(row, set(), {})) for row in rows), complete=False)
+    return _view(((bool(row[-1]), _of_mysql(row, (), {})) for row in rows), complete=False)
 
 
-def _of_mysql(row: Sequence[Any], in_transaction: set[int], blocking: Mapping[int, list[int]]) -> Session:
+def _with_metadata_locks(
+    execute: Execute, sessions: list[Session], said: list[Any], transactions: list[int], *, mariadb: bool
+) -> list[Session]:
+    """Adds who holds the metadata locks, and the likely holder where the server does not tell.
+
+    That is the oldest open transaction that does not wait itself, in the same database if there is one. A
+    transaction keeps the metadata locks of all tables that it has read.
+
+    Args:
+        execute: Runs a statement on the server.
+        sessions: The sessions.
+        said: The state of each in the server's words.
+        transactions: The numbers of the sessions with an open transaction, the oldest first.
+        mariadb: False for MySQL.
+    """
+    waits = read_metadata_waits(execute, mariadb=mariadb)
+    by_pid = {each.pid: each for each in sessions}
+    open_ones = [by_pid[pid] for pid in transactions if pid in by_pid and by_pid[pid].state != "waiting"]
+    found = []
+    for session, state in zip(sessions, said, strict=True):
+        wait = waits.get(session.pid)
+        if session.state != "waiting" or session.waits_for:
+            found.append(session)
+        elif wait is not None and wait.blockers:
+            found.append(replace(session, waits_for=wait.blockers, table=wait.table))
+        elif open_ones and "metadata lock" in state:
+            likely = next((each for each in open_ones if each.database == session.database), open_ones[0])
+            found.append(replace(session, waits_for=(likely.pid,), guessed=True))
+        else:
+            found.append(session)
+    return found
+
+
+def _of_mysql(
+    row: Sequence[Any], in_transaction: Sequence[int], blocking: Mapping[int, list[int]]
+) -> Session:
     pid, user, database, host, command, time, said, statement = row[:8]
     behind = tuple(dict.fromkeys(blocking.get(pid, ())))
     state: State = "active"

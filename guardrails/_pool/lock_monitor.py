@@ -196,7 +196,8 @@ class LockMonitor:
         more = len(waits) - len(shown)
         if more:
             shown.append(f"and {more} more places")
-        strangers = {each.pid for wait in waits for each in wait.blockers if each.pid and not each.where}
+        blockers = [each for wait in waits for each in wait.blockers if each.pid and not each.likely]
+        strangers = {each.pid for each in blockers if not each.where}
         kills = ", ".join(self._question.kill.format(pid) for pid in sorted(strangers)[:_SHOWN])
         advice = f"; if nothing else ends it: {kills}" if kills else ""
         log.warning("pool %r: %s%s", self._name, "; ".join(shown), advice)

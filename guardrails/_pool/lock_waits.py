@@ -45,6 +45,7 @@ class Blocker:
         seconds: Time in this state.
         where: The lines of this process's own code that hold its connection; empty if another process does.
         route: Their route, or None.
+        likely: True if the server does not tell who holds the lock, and this session is the likely one.
     """
 
     pid: int
@@ -53,11 +54,12 @@ class Blocker:
     seconds: float
     where: tuple[str, ...] = ()
     route: str | None = None
+    likely: bool = False
 
     def __str__(self) -> str:
         if not self.pid:
             return "a prepared transaction, which has no session"
-        words = f"session {self.pid}"
+        words = f"{'likely ' if self.likely else ''}session {self.pid}"
         if self.where:
             words += f", held by {Place(self.where, self.route)}"
         elif self.application:
@@ -131,7 +133,8 @@ def waiting_of(own: Mapping[int, Place], sessions: Iterable[Session]) -> dict[in
             place,
             by_pid[pid],
             tuple(
-                _blocker(root, by_pid.get(root), own.get(root)) for root in sorted(roots(by_pid[pid], by_pid))
+                _blocker(root, by_pid.get(root), own.get(root), likely=likely)
+                for root, likely in sorted(roots(by_pid[pid], by_pid).items())
             ),
         )
         for pid, place in own.items()
@@ -139,17 +142,15 @@ def waiting_of(own: Mapping[int, Place], sessions: Iterable[Session]) -> dict[in
     }
 
 
-def _blocker(pid: int, session: Session | None, place: Place | None) -> Blocker:
-    where, route = ((), None) if place is None else (place.where, place.route)
-    if session is None:
-        return Blocker(pid=pid, application="", state="unseen", seconds=0.0, where=where, route=route)
+def _blocker(pid: int, session: Session | None, place: Place | None, *, likely: bool) -> Blocker:
     return Blocker(
         pid=pid,
-        application=session.application,
-        state=session.state,
-        seconds=session.seconds,
-        where=where,
-        route=route,
+        application="" if session is None else session.application,
+        state="unseen" if session is None else session.state,
+        seconds=0.0 if session is None else session.seconds,
+        where=() if place is None else place.where,
+        route=None if place is None else place.route,
+        likely=likely,
     )
 
 

@@ -47,6 +47,7 @@ class Session:
         port: The client's port, as the server sees it; None likewise.
         age: Seconds since it was opened, or None if the server does not report it.
         statement: The text of its statement; None unless it was asked for.
+        guessed: True if the server does not tell for whom it waits, and ``waits_for`` is only likely.
     """
 
     pid: int
@@ -62,6 +63,7 @@ class Session:
     port: int | None = None
     age: float | None = None
     statement: str | None = None
+    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,25 +81,30 @@ class ServerView:
     complete: bool = True
 
 
-def roots(session: Session, by_pid: Mapping[int, Session]) -> set[int]:
-    """Returns the sessions at the end of the chains in which a session waits. They wait for none."""
-    found, seen, ahead = set[int](), {session.pid}, list(session.waits_for)
+def roots(session: Session, by_pid: Mapping[int, Session]) -> dict[int, bool]:
+    """Returns the sessions at the end of the chains in which a session waits. They wait for none.
+
+    Each has True if it is only likely that the chain leads to it.
+    """
+    found, seen = dict[int, bool](), {session.pid}
+    ahead = [(pid, session.guessed) for pid in session.waits_for]
     while ahead:
-        pid = ahead.pop()
+        pid, guessed = ahead.pop()
         if pid in seen:
             continue  # a deadlock, which the server detects
         seen.add(pid)
-        further = by_pid[pid].waits_for if pid in by_pid else ()
-        ahead.extend(further)
-        if not further:
-            found.add(pid)
+        further = by_pid.get(pid)
+        if further is None or not further.waits_for:
+            found[pid] = guessed
+        else:
+            ahead.extend((each, guessed or further.guessed) for each in further.waits_for)
     return found
 
 
-def count_roots(sessions: Iterable[Session]) -> Counter[int]:
-    """Counts the waiters of each session that others wait for and that itself waits for none."""
+def count_roots(sessions: Iterable[Session]) -> Counter[tuple[int, bool]]:
+    """Counts the waiters of each session that others wait for and that itself waits for none; see `roots`."""
     by_pid = {session.pid: session for session in sessions}
-    return Counter(pid for session in by_pid.values() for pid in roots(session, by_pid))
+    return Counter(root for session in by_pid.values() for root in roots(session, by_pid).items())
 
 
 def own_sessions(held: Mapping[K, SessionId], asker: SessionId, view: ServerView) -> dict[K, Session]:

@@ -125,21 +125,23 @@ def _waiting(facts: Facts) -> list[Session]:
     return [session for session in facts.sessions if session.waits_for or session.state == "waiting"]
 
 
-def _locks(facts: Facts, roots: Counter[int], own: Mapping[int, Place]) -> Iterator[Finding]:
+def _locks(facts: Facts, roots: Counter[tuple[int, bool]], own: Mapping[int, Place]) -> Iterator[Finding]:
     waiting = _waiting(facts)
     if not waiting:
         return
     by_pid = {session.pid: session for session in facts.sessions}
     shown = roots.most_common(_SHOWN)
     details = [
-        _blocker(pid, count, by_pid) + _held(pid, own) if pid else f"{count} behind {facts.orphan}"
-        for pid, count in shown
+        f"{count} {'likely ' if likely else ''}behind {_blocker(pid, by_pid)}{_held(pid, own)}"
+        if pid
+        else f"{count} behind {facts.orphan}"
+        for (pid, likely), count in shown
     ]
     tables = sorted({session.table for session in waiting if session.table})
     if tables:
         details.append("for " + ", ".join(f"{table!a}" for table in tables[:_SHOWN]))
     details += [str(wait) for wait in group(waiting_of(own, facts.sessions).values(), 0.0)[:_SHOWN]]
-    kills = ", ".join(facts.kill.format(pid) for pid, _ in shown if pid)
+    kills = ", ".join(facts.kill.format(pid) for (pid, likely), _ in shown if pid and not likely)
     longest = max(session.seconds for session in waiting)
     yield Finding(
         "locks",
@@ -151,14 +153,14 @@ def _locks(facts: Facts, roots: Counter[int], own: Mapping[int, Place]) -> Itera
     )
 
 
-def _blocker(pid: int, count: int, by_pid: dict[int, Session]) -> str:
+def _blocker(pid: int, by_pid: dict[int, Session]) -> str:
     session = by_pid.get(pid)
     if session is None:
-        return f"{count} behind session {pid}"
+        return f"session {pid}"
     if session.state == "unseen":
-        return f"{count} behind session {pid} of {session.name!a}"
+        return f"session {pid} of {session.name!a}"
     state = session.state.replace("_", " ")
-    return f"{count} behind session {pid} of {session.name!a}, {state} for {session.seconds:.0f} s"
+    return f"session {pid} of {session.name!a}, {state} for {session.seconds:.0f} s"
 
 
 def _held(pid: int, own: Mapping[int, Place]) -> str:
@@ -185,23 +187,23 @@ def _forgotten(each: Prepared) -> str:
     return f"{each.name!a} in {each.database!a}, by {each.owner!a} {each.seconds:.0f} s ago{locks}"
 
 
-def _idle(facts: Facts, slow: float, roots: Counter[int], own: Mapping[int, Place]) -> Iterator[Finding]:
+def _idle(
+    facts: Facts, slow: float, roots: Counter[tuple[int, bool]], own: Mapping[int, Place]
+) -> Iterator[Finding]:
     idle = _longest(facts, "idle_in_transaction", slow)
     if not idle:
         return
     # A session already named as the blocker needs no second explanation.
-    named = [session for session in idle if session.pid in roots]
+    named = {pid: ", which holds the locks above" for pid, likely in roots if not likely}
+    named = {pid: ", which likely holds the locks above" for pid, _ in roots} | named
     yield Finding(
         "idle_in_transaction",
         f"open transactions in which nothing has happened for {slow:g} s or more: {len(idle)}",
         tuple(
-            _one(session)
-            + _held(session.pid, own)
-            + (", which holds the locks above" if session in named else "")
-            for session in idle[:_SHOWN]
+            _one(session) + _held(session.pid, own) + named.get(session.pid, "") for session in idle[:_SHOWN]
         ),
         "see the locks: its client has not ended what it began"
-        if len(named) == len(idle)
+        if all(session.pid in named for session in idle)
         else "their clients do something else meanwhile: in a service, pool_status(engine) says where",
     )
 

@@ -96,7 +96,7 @@ def _sessions(sessions: Iterable[Session], where: str) -> Table:
                 each.state,
                 round(each.seconds, 1),
                 None if each.age is None else round(each.age, 1),
-                " ".join(map(str, each.waits_for)) or None,
+                ("likely " if each.guessed else "") + " ".join(map(str, each.waits_for)) or None,
                 each.table,
             )
             for each in rows

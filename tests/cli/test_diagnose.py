@@ -19,6 +19,7 @@ from guardrails.cli.diagnose import diagnose
 from guardrails.diagnosis.asking import words
 from guardrails.diagnosis.databases import _with_driver
 from guardrails.diagnosis.findings import Facts, Session, judge
+from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer, ValkeyServer
 from support.polling import poll
 from support.sql_lab import BACKENDS
@@ -374,6 +375,61 @@ def test_mariadb_is_asked_too(mariadb):
             waiting.join()
         backend.run(first, "drop table crowded")
     poll(lambda: run(url) == (0, "MariaDB: nothing found.\n"), "it is well again")
+
+
+PERFORMANCE_SCHEMA = (
+    "--performance-schema=on",
+    "--performance-schema-instrument=wait/lock/metadata/sql/mdl=ON",
+)
+PLUGIN = ("--plugin-load-add=metadata_lock_info",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [PERFORMANCE_SCHEMA, PLUGIN, ()], ids=["performance_schema", "plugin", "neither"]
+)
+def test_the_transaction_that_stops_an_alter_table_is_named(options):
+    """Reads wait behind it. Where the server does not tell who holds the table, it says "likely"."""
+    if not MariaDBServer.installed():
+        pytest.skip("mariadbd is not installed")
+    with MariaDBServer.start(*options) as server, contextlib.ExitStack() as stack:
+        backend = BACKENDS["mariadb"](server)
+        holder, *others = (stack.enter_context(backend.connect()) for _ in range(4))
+        backend.run(holder, "create table crowded (id int primary key) engine=innodb")
+        backend.run(holder, "create table calm (id int primary key) engine=innodb")
+        innocent = others.pop()
+        backend.run(innocent, "lock tables calm read")
+        backend.run(holder, "begin")
+        backend.run(holder, f"select count(*), '{CANARY}' from crowded")
+        pid = backend.run(holder, "select connection_id()")
+        waiters = [
+            threading.Thread(target=backend.run, args=(each, statement))
+            for each, statement in zip(
+                others, ("alter table crowded add more int", "select count(*) from crowded"), strict=True
+            )
+        ]
+        url = server.url()
+        try:
+            for number, waiter in enumerate(waiters, 1):
+                waiter.start()
+                poll(
+                    lambda said=f"locks: {number},": said in found(url).get("locks", {}).get("what", ""),
+                    "it waits",
+                )
+            finding = found(url)["locks"]
+            _, tables = run(url, "--all")
+        finally:
+            backend.run(holder, "rollback")
+            for waiter in waiters:
+                if waiter.ident is not None:
+                    waiter.join()
+    how = "" if options else "likely "
+    assert finding["details"][0].startswith(
+        f"2 {how}behind session {pid} of 'root', idle in transaction for "
+    )
+    assert (finding["details"][1:] == ["for 'crowded'"]) == bool(options)
+    assert (f"KILL {pid}" in finding["advice"]) == bool(options)
+    assert ("likely " in tables) == (not options)
 
 
 def test_valkey_is_asked_too():

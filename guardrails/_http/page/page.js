@@ -351,7 +351,7 @@ function blocker(session) {
   if (!session.pid) return ["a prepared transaction, which has no session"];
   const state = session.state === "unseen" ? "" : `, ${session.state.replaceAll("_", " ")} for ${duration(session.seconds)}`;
   const whose = listed(session.where).length ? [", held by ", place(session)] : session.application ? ` of ${session.application}` : "";
-  return [`session ${session.pid}`, whose, state];
+  return [`${session.likely ? "likely " : ""}session ${session.pid}`, whose, state];
 }
 
 function lockWait(wait) {

@@ -34,6 +34,20 @@ EARLY = BreakerPolicy(slow_call_duration_threshold=0.2, minimum_number_of_calls=
 @pytest.fixture
 def rows(lab):
     """A table with one row to lock, and a user that may see all transactions."""
+    with table_in(lab):
+        yield
+
+
+@pytest.fixture
+def maria_rows(maria_lab):
+    """See `rows`."""
+    with table_in(maria_lab):
+        yield
+
+
+@contextlib.contextmanager
+def table_in(lab):
+    """See `rows`."""
     lab.aside("create table waited (id int primary key)", "insert into waited values (1)")
     if not on_postgres(lab):
         lab.aside("grant process on *.* to lab@'127.0.0.1'")
@@ -134,6 +148,56 @@ def test_a_blocker_of_the_same_pool_is_named_with_its_line(lab, rows, caplog):
     assert "1 x support/sql_lab.py:" in victim
     assert ", held by support/sql_lab.py:" in holder
     assert "if nothing else ends it" not in line, "the own code has to be mended, not killed"
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["plugin", "no plugin"])
+def test_an_alter_table_leads_to_the_transaction_that_stops_it(maria_lab, maria_rows, caplog, tells):
+    """The pool waits behind it. Where the server does not tell who holds the table, the log says "likely"."""
+    lab = maria_lab
+    protect_small(lab)
+    with plugin(lab, tells), blocker(lab) as (pid, end), altering(lab), exhausted(lab):
+        until(lab, lambda: told(caplog), "a line about the lock")
+        (wait,) = pool_status(lab.engine).lock_waits
+        end()
+    (line,) = told(caplog)
+    assert "2 x support/sql_lab.py:" in line
+    (blocked,) = wait.blockers
+    assert (blocked.pid, blocked.state, blocked.likely) == (pid, "idle_in_transaction", not tells)
+    if tells:
+        assert "wait for a lock on 'waited' for up to" in line
+        assert f"<- session {pid}, idle in transaction for" in line
+        assert line.endswith(f"; if nothing else ends it: KILL {pid}")
+    else:
+        assert f"<- likely session {pid}, idle in transaction for" in line
+        assert "KILL" not in line, "a guess is no reason to end a session"
+
+
+@contextlib.contextmanager
+def plugin(lab, installed):
+    """The server with its plugin for metadata locks, or without."""
+    if not installed:
+        yield
+        return
+    lab.aside("install soname 'metadata_lock_info'")
+    try:
+        yield
+    finally:
+        lab.aside("uninstall soname 'metadata_lock_info'")
+
+
+@contextlib.contextmanager
+def altering(lab):
+    """A migration that waits for the table."""
+    with lab.backend.connect() as migration:
+        thread = threading.Thread(
+            target=lambda: lab.backend.run(migration, "alter table waited add column more int")
+        )
+        thread.start()
+        question = "select count(*) from information_schema.processlist where state like '%metadata lock%'"
+        with lab.backend.connect() as other:
+            poll(lambda: lab.backend.run(other, question), "the migration waits")
+        yield
+        thread.join()
 
 
 # --- on PostgreSQL, through one driver: what is in between must never lead to a wrong name ------------------
