@@ -187,7 +187,10 @@ class PoolLife:
     def next_look(self, now: float, idle: Sequence[tuple[T, Age]]) -> float:
         """Returns the seconds until the next look."""
         settings = self.settings
-        soonest = now + (_REFILL if settings.minimum_idle else _SLOWEST)
+        limits = (settings.keepalive, settings.idle_timeout, settings.max_lifetime)  # of one idle from now on
+        soonest = now + min([_REFILL if settings.minimum_idle else _SLOWEST, *filter(None, limits)])
+        if now < self.renewed_at + RENEWAL:  # one that returns meanwhile is over then
+            soonest = min(soonest, self.renewed_at + RENEWAL)
         spare = len(idle) > settings.minimum_idle
         for _, age in idle:
             soonest = min(soonest, self.end_of(age))

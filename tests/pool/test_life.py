@@ -108,6 +108,8 @@ def test_connections_are_pinged_after_their_last_use_or_ping():
     ],
 )
 def test_next_look_is_at_the_first_due_time(settings, seconds):
+    """Also where no connection is idle yet: one may be from this moment on."""
+    assert life(**settings).next_look(NOW, []) == seconds
     assert life(**settings).next_look(NOW, idle(NOW)) == seconds
 
 
@@ -138,3 +140,11 @@ def test_other_options_stay():
     options = {"keepalive": 3, "timeout": 1}
     assert LifeSettings.taken_from(options, "db", 0, "").keepalive == 3
     assert options == {"timeout": 1}
+
+
+def test_a_look_at_the_end_of_a_renewal_finds_those_that_returned_meanwhile():
+    """They were out at the last look, and returned before their own time was over."""
+    renewed = life()
+    renewed.renew(NOW)
+    assert renewed.next_look(NOW + 0.5, []) == RENEWAL - 0.5
+    assert renewed.next_look(NOW + RENEWAL, []) == 30.0
