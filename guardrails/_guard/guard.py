@@ -62,6 +62,10 @@ _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 class Upkeep(Protocol):
     """The idle connections of the pool that a guard is attached to."""
 
+    @property
+    def life(self) -> Any:
+        """The rules of their life: a `PoolLife`."""
+
     def warm_up(self, seconds: float) -> int:
         """Opens connections until enough are idle."""
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from guardrails._guard.guard import Guard
+from guardrails._guard.guard import Guard, attachment_of
 from guardrails.diagnosis.findings import Finding
 
 __all__ = ["circuits", "pools", "stale"]
@@ -98,23 +98,38 @@ def stale(
         address: The server's URL, as SQLAlchemy has it.
         seconds: Seconds after which the server closes an idle connection.
     """
-    engines = [target for kind, target, _ in targets if kind == "engine"]
-    same_kind = [engine for engine in engines if _kind(engine.url) == _kind(address)]
+    engines = [(target, guard) for kind, target, guard in targets if kind == "engine"]
+    same_kind = [each for each in engines if _kind(each[0].url) == _kind(address)]
     place = (address.host, address.port)
-    same_place = [engine for engine in same_kind if (engine.url.host, engine.url.port) == place]
-    for engine in same_place or same_kind:
+    same_place = [each for each in same_kind if (each[0].url.host, each[0].url.port) == place]
+    for engine, guard in same_place or same_kind:
         pool = engine.pool
-        recycle = getattr(pool, "_recycle", -1)
-        if getattr(pool, "_pre_ping", False) or 0 <= recycle < seconds or not hasattr(pool, "checkedin"):
+        kept = min(_kept_idle(pool, guard), default=math.inf)
+        if getattr(pool, "_pre_ping", False) or kept < seconds or not hasattr(pool, "checkedin"):
             continue
-        kept = "for ever" if recycle < 0 else f"for {recycle:g} s"
         yield Finding(
             "stale",
-            f"an engine of {engine.dialect.name} keeps idle connections {kept}, and its server closes them "
+            f"an engine of {engine.dialect.name} keeps idle connections "
+            f"{'for ever' if kept == math.inf else f'for {kept:g} s'}, and its server closes them "
             f"after {seconds:g} s: the first call after a quiet time fails",
             (),
-            f"pool_pre_ping=True, or pool_recycle below {seconds:g}",
+            f"pool_pre_ping=True, or keepalive, max_lifetime or pool_recycle below {seconds:g}",
         )
+
+
+def _kept_idle(pool: Any, guard: Guard | None) -> Iterator[float]:
+    """Yields each limit, in seconds, of the time for which a pool keeps a connection silent."""
+    recycle: float = getattr(pool, "_recycle", -1)
+    if recycle >= 0:
+        yield recycle
+    attachment = None if guard is None or guard.mode != "enforce" else attachment_of(guard)
+    if attachment is None or attachment.upkeep is None:
+        return
+    life = attachment.upkeep.life.settings
+    # The connections of minimum_idle outlive idle_timeout.
+    for limit in (life.keepalive, life.max_lifetime, None if life.minimum_idle else life.idle_timeout):
+        if limit is not None:
+            yield limit
 
 
 def _kind(url: Any) -> str:

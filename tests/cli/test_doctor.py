@@ -27,6 +27,11 @@ app.add_middleware(GuardrailsMiddleware, guards=[db])
 """
 
 
+def kept_alive(option):
+    """The good service, with a setting of its guard."""
+    return GOOD.replace("protect(engine)", f"protect(engine, {option})")
+
+
 LIBRARIES = (
     *("click", "rich.console", "sqlalchemy.ext.asyncio", "psycopg", "aiosqlite", "redis.asyncio"),
     *("starlette.applications", "fastapi", "flask", "django.conf"),
@@ -375,8 +380,14 @@ def test_idle_connections_are_compared_with_the_servers_timeout(found, postgres)
             for option in ("pool_pre_ping=True", "pool_recycle=59"):
                 assert found(GOOD.replace("max_overflow=5", f"max_overflow=5, {option}"), *words) == {}
             late = found(GOOD.replace("max_overflow=5", "max_overflow=5, pool_recycle=60"), *words)
+            for option in ("keepalive=59", "max_lifetime=59", "idle_timeout=59"):
+                assert found(kept_alive(option), *words) == {}, option
+            for option in ("keepalive=60", "idle_timeout=59, minimum_idle=1", 'keepalive=59, mode="shadow"'):
+                assert "stale" in found(kept_alive(option), *words), option
+            aged = found(kept_alive("max_lifetime=90"), *words)
         finally:
             connection.execute("drop role shop")
+    assert "keeps idle connections for 90 s, and its server" in aged["stale"]["what"]
     assert "keeps idle connections for ever, and its server closes them after 60 s" in stale["what"]
     assert "for 60 s, and its server" in late["stale"]["what"]
 
