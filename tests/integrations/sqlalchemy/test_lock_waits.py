@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from guardrails import BreakerPolicy, ConfigurationError, protect
+from guardrails._dbapi import session_question
 from guardrails._http.settings import StatusSettings
 from guardrails._http.status import Probes
-from guardrails.integrations.sqlalchemy import pool_status
+from guardrails.integrations.sqlalchemy import _server_question, pool_status
 from guardrails.integrations.sqlalchemy._pool import registry_of
 from guardrails.testing.pgbouncer import PgBouncer
 from guardrails.testing.proxy import FaultProxy
@@ -32,14 +33,24 @@ EARLY = BreakerPolicy(slow_call_duration_threshold=0.2, minimum_number_of_calls=
 
 
 @pytest.fixture
-def rows(lab):
+def slow_machine(monkeypatch):
+    """Gives the question more than its second: it comes once in 30 s, so a test cannot wait for the next one."""
+    for module in (session_question, _server_question):
+        monkeypatch.setattr(module, "LIMIT", 4.0)
+    limits = _server_question._CONNECT_LIMITS
+    for driver, names in list(limits.items()):
+        monkeypatch.setitem(limits, driver, dict.fromkeys(names, 4))
+
+
+@pytest.fixture
+def rows(lab, slow_machine):
     """A table with one row to lock, and a user that may see all transactions."""
     with table_in(lab):
         yield
 
 
 @pytest.fixture
-def maria_rows(maria_lab):
+def maria_rows(maria_lab, slow_machine):
     """See `rows`."""
     with table_in(maria_lab):
         yield
@@ -130,10 +141,13 @@ def kill(lab):
 def test_a_blocker_of_the_same_pool_is_named_with_its_line(lab, rows, caplog):
     """One connection of the pool holds the lock for which the other one waits."""
     protect_small(lab)
+    seen = threading.Event()
 
     def hold(session):
         session.execute("select id from waited where id = 1 for update")
-        session.execute("select pg_sleep(0.9)")
+        end = time.monotonic() + 9
+        while not seen.is_set() and time.monotonic() < end:
+            session.execute("select pg_sleep(0.05)")
 
     with lab.meanwhile(lambda: lab.run(hold)):
         until(lab, lambda: lab.guard.snapshot().in_use == 1, "the holder has its connection")
@@ -142,7 +156,10 @@ def test_a_blocker_of_the_same_pool_is_named_with_its_line(lab, rows, caplog):
             until(lab, lambda: lab.guard.snapshot().in_use == 2, "both connections are out")
             with contextlib.suppress(Exception):
                 lab.query("select 1")
-            until(lab, lambda: told(caplog), "a line about the lock")
+            try:
+                until(lab, lambda: told(caplog), "a line about the lock")
+            finally:
+                seen.set()
     (line,) = told(caplog)
     victim, _, holder = line.partition("<-")
     assert "1 x support/sql_lab.py:" in victim
