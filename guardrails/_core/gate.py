@@ -7,7 +7,6 @@ report.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from guardrails._core.breaker import Breaker, CallEnd, Transition
@@ -19,10 +18,9 @@ from guardrails._core.shadow import UNCOUNTED, Outside
 from guardrails._core.shadow_queue import Late
 from guardrails._core.window import NEVER
 from guardrails._core.workloads import Workload
+from guardrails._util.interpreter import threads_take_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from guardrails.errors import Reason
 
 __all__ = ["OPENING", "Gate", "Refusal"]
@@ -30,17 +28,8 @@ __all__ = ["OPENING", "Gate", "Refusal"]
 _T = TypeVar("_T")
 
 
-def threads_take_turns() -> bool:
-    """True under an interpreter lock that changes hands at known places only; see `_guard/fast_path.py`.
-
-    Closed on every free-threaded build: there a dictionary's own lock may hand the interpreter's on.
-    """
-    enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)
-    free_threaded = "t" in getattr(sys, "abiflags", "") or (enabled is not None and not enabled())
-    return sys.implementation.name == "cpython" and not free_threaded
-
-
 LOCK_FREE = threads_take_turns()
+"""Whether the fast paths may be used; see `guardrails._guard.fast_path`."""
 
 OPENING = -1
 """Stands for the slot of work that opens a connection: its checkout is not known yet."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar, cast, overload
 from guardrails._core.criticality import CLASSES, Criticality
 from guardrails._core.outcome import Outcome
 from guardrails._guard.call import Call, run_async
-from guardrails._guard.guard import Guard, compartment_for
+from guardrails._guard.compartments import compartment_for
+from guardrails._guard.guard import Guard
 from guardrails._guard.recovery import Answered, AsyncAnswered, recovering
 from guardrails._runtime.scope import RankScope, close, current, enter
 from guardrails._util.callables import FINISHED, check_finished, check_guardable, is_async, label

@@ -5,12 +5,10 @@ Depends on gates, calls and compartments; must not import pools, drivers or fram
 
 from __future__ import annotations
 
-import math
 import random as _random
 import time
-import zlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Never, ParamSpec, Protocol, TypeVar, cast
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Never, ParamSpec, TypeVar, cast
 
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead
@@ -19,82 +17,28 @@ from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
 from guardrails._core.shadow import MODES, Mode
 from guardrails._core.shares import share
-from guardrails._guard.auto_compartments import OTHER, AutoCompartments, CompartmentGate
+from guardrails._guard.attachment import Attachment, Upkeep
+from guardrails._guard.auto_compartments import AutoCompartments, CompartmentGate
 from guardrails._guard.call import Call, run_async
 from guardrails._guard.call_settings import CallSettings
 from guardrails._guard.environment import fill_from_environment
+from guardrails._guard.guard_settings import DEFAULTS, INHERITED, OPTIONS, check_settings
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.mode import VARIABLE, is_switched_off, resolve
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.snapshot import GuardSnapshot, take
-from guardrails._guard.workload_names import WorkloadName
 from guardrails._runtime.guard_log import log
 from guardrails._util.callables import FINISHED, check_finished
 from guardrails._util.checks import Faults, shown, unknown_option
 from guardrails.errors import ConfigurationError
 from guardrails.events import Listener
 
-__all__ = [
-    "COMPARTMENTS",
-    "OPTIONS",
-    "Attachment",
-    "Guard",
-    "attach",
-    "attachment_of",
-    "compartment_for",
-    "form_compartments",
-    "forms_compartments",
-    "glance",
-    "recent_events",
-    "set_compartments",
-    "set_state",
-    "shadow_sums",
-    "shown_compartments",
-    "with_compartments",
-]
+__all__ = ["Guard", "attach", "attachment_of", "glance", "recent_events", "set_state", "switch"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
-
-
-class Upkeep(Protocol):
-    """The idle connections of the pool that a guard is attached to."""
-
-    @property
-    def life(self) -> Any:
-        """The rules of their life: a `PoolLife`."""
-
-    def warm_up(self, seconds: float) -> int:
-        """Opens connections until enough are idle."""
-
-    async def warm_up_async(self, seconds: float) -> int:
-        """Opens connections until enough are idle, without blocking the event loop."""
-
-    def resized(self) -> None:
-        """Closes the idle connections above the guard's limit."""
-
-
-class Attachment(Protocol):
-    """An integration's attachment of a guard to a pool."""
-
-    @property
-    def most(self) -> int | None:
-        """The pool's capacity; None if it has no limit."""
-
-    @property
-    def upkeep(self) -> Upkeep | None:
-        """The upkeep of the pool's idle connections; None if the pool looks after them itself."""
-
-    def detach(self) -> None:
-        """Restores the target."""
-
-    def figures(self) -> PoolSnapshot:
-        """Returns the figures of the pool now."""
-
-    def status(self) -> Any:
-        """Returns the figures with the holders of the connections: a `PoolStatus`."""
 
 
 class Guard:
@@ -163,13 +107,13 @@ class Guard:
         for option in unknown:
             raise unknown_option("Guard", option, OPTIONS)
         given = (max_wait_duration, max_waiting, timeout, breaker, listeners, clock, random)
-        settings = dict(zip(_INHERITED, given, strict=True))
-        self._build(name, max_concurrent_calls, mode, fill_from_environment(name, settings, _DEFAULTS))
+        settings = dict(zip(INHERITED, given, strict=True))
+        self._build(name, max_concurrent_calls, mode, fill_from_environment(name, settings, DEFAULTS))
 
     def _build(self, name: str, slots: int, mode: Mode | None, settings: dict[str, Any]) -> None:
         called = settings["listeners"]
         called = settings["listeners"] = tuple(called) if isinstance(called, Iterable) else called
-        _check(name, slots, mode, settings)
+        check_settings(name, slots, mode, settings)
         self._timeout: float | None = settings["timeout"]
         self._max_waiting: int | None = settings["max_waiting"]
         queue = slots if self._max_waiting is None else self._max_waiting
@@ -403,7 +347,7 @@ class Guard:
         faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=total)
         faults.raise_if_any()
         for option in options:
-            if option not in _INHERITED:
+            if option not in INHERITED:
                 raise unknown_option("Guard", option, OPTIONS)
         part = Guard.__new__(Guard)  # the environment's settings are for whole guards
         part._build(name, max_concurrent_calls or share(total), self.mode, {**self._inherited(), **options})
@@ -519,32 +463,6 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
         return take(gate.clock(), guard.name, gate.core, gate.report, pool)
 
 
-def shadow_sums(guard: Guard) -> dict[str, Any] | None:
-    """What enforcing would have done since the guard was in shadow first; None if it never was.
-
-    Returns:
-        ``since`` (`time.time`), ``judged`` calls or checkouts, those that would have been ``refused`` and
-        ``stopped``, ``routes``, the ``longest`` beyond a limit, the ``highest`` number of calls at once if
-        that was above the limit, and the ``slowest`` call in seconds if one was slow.
-    """
-    gate = guard._gate
-    if gate.report.sums.since is None:
-        return None
-    gates = [part._gate.core for part in with_compartments((guard,))]
-    report = gate.report.sums.report()
-    refused = sum(sum(core.would_reject.values()) for core in gates)
-    return report | {
-        "judged": gate.core.admitted - gate.report.sums.admitted_before + refused,
-        "refused": refused,
-        "stopped": gate.report.sums.stops,
-        "highest": gate.core.highest if gate.core.highest > gate.core.bulkhead.limit else None,
-        "slowest": gate.core.longest or None,
-        "slow_after": None if gate.core.breaker.slow_after == math.inf else gate.core.breaker.slow_after,
-        "limit": gate.core.bulkhead.limit,
-        "timeout": guard._timeout,
-    }
-
-
 def attachment_of(guard: Guard) -> Attachment | None:
     """What a guard or its parent is attached to; None for nothing."""
     return guard._attachment
@@ -598,100 +516,3 @@ def _log_protection(guard: Guard) -> None:
         )
     limit = "no timeout" if timeout is None else f"timeout {timeout:g} s"
     log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit)
-
-
-# --- automatic compartments --------------------------------------------------------------------
-
-COMPARTMENTS = ("auto", "declared", "none")
-"""The allowed values of a pool's setting ``compartments``; the first is the default."""
-
-
-def set_compartments(guard: Guard, how: str) -> None:
-    """Sets how a guard's compartments are made: one of `COMPARTMENTS`."""
-    guard._may_have_compartments = how != "none"
-    if how == "auto":
-        form_compartments(guard)
-
-
-def form_compartments(guard: Guard) -> None:
-    """Makes a guard that has no compartments yet form them automatically, one for each workload."""
-    guard._auto_compartments = guard.call_settings.auto_compartments = AutoCompartments(guard._gate)
-
-
-def forms_compartments(guard: Guard) -> bool:
-    """True if a guard forms compartments automatically."""
-    return guard._auto_compartments is not None
-
-
-def compartment_for(guard: Guard, key: str, name: str | None = None) -> Guard:
-    """The compartment of one workload, made if it is new; the guard itself if it forms none automatically.
-
-    Args:
-        guard: The guard.
-        key: Identifies the workload.
-        name: The compartment's name, unless another compartment has it; None is the key.
-    """
-    if guard._auto_compartments is None:
-        return guard
-
-    def form(found: str) -> Guard:
-        wanted = _fitting(found if name is None or found == OTHER else name)
-        if guard._part(wanted) is not None:
-            wanted = _fitting(found)
-        known = guard._part(wanted)
-        return known or guard._new_part(WorkloadName(wanted, guard.name), None, {}, elastic=True)
-
-    part: Guard = guard._auto_compartments.find(key, form)
-    return part
-
-
-def _fitting(name: str) -> str:
-    """Shortens a compartment's name to the longest allowed one; a checksum keeps it unique."""
-    if len(name) <= _LONGEST_NAME:
-        return name
-    return f"{name[: _LONGEST_NAME - 9]}~{zlib.crc32(name.encode(errors='replace')):08x}"
-
-
-def with_compartments(guards: Iterable[Guard]) -> Iterator[Guard]:
-    """The guards, each followed by its compartments, and theirs."""
-    for guard in guards:
-        yield guard
-        yield from with_compartments(guard._parts)
-
-
-def shown_compartments(guard: Guard) -> tuple[Guard, ...]:
-    """The compartments to show with a guard: none while the guard has one workload only."""
-    auto_compartments = guard._auto_compartments
-    return guard._parts if auto_compartments is None or auto_compartments.divided else ()
-
-
-_INHERITED = ("max_wait_duration", "max_waiting", "timeout", "breaker", "listeners", "clock", "random")
-"""Settings that a compartment inherits from its guard, unless it is given its own."""
-
-_LONGEST_NAME = 200
-"""Maximum length of a guard's name, which is in every error, log line and metric."""
-
-OPTIONS = ("name", "max_concurrent_calls", "mode", *_INHERITED)
-"""The names of the options of a guard."""
-
-_DEFAULTS = {"max_wait_duration": 0.05, "max_waiting": None, "timeout": 5.0}
-"""The defaults of the settings that the environment may fill."""
-
-
-def _check(name: object, limit: object, mode: object, settings: Mapping[str, Any]) -> None:
-    faults = Faults(f"guard {shown(name)}")
-    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
-        faults.add("name", name, f"a text of 1 to {_LONGEST_NAME} characters")
-    faults.count("max_concurrent_calls", limit)
-    faults.seconds("max_wait_duration", settings["max_wait_duration"], zero=True)
-    faults.count("max_waiting", settings["max_waiting"], least=0, none=True)
-    faults.seconds("timeout", settings["timeout"], none=True)
-    if not isinstance(settings["breaker"], BreakerPolicy | None):
-        faults.add("breaker", settings["breaker"], "a BreakerPolicy or None")
-    faults.choice("mode", mode, (*MODES, None))
-    listeners = settings["listeners"]
-    if not isinstance(listeners, tuple) or not all(map(callable, listeners)):
-        faults.add("listeners", listeners, "callables")
-    faults.callable("clock", settings["clock"], none=False)
-    faults.callable("random", settings["random"], none=False)
-    faults.raise_if_any()

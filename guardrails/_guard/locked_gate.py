@@ -7,45 +7,38 @@ listeners, logging and raising happen after the lock is released.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from time import monotonic as _monotonic
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from guardrails._core.breaker import CallEnd, Transition
+from guardrails._core.breaker import Transition
 from guardrails._core.bulkhead import Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.shadow import UNCOUNTED
 from guardrails._core.shadow_queue import Late
 from guardrails._core.workloads import Workload
+from guardrails._guard.error_classes import OWN_ERRORS
 from guardrails._guard.fast_path import FULL, FastGate
+from guardrails._guard.gate_reports import GateReports
 from guardrails._runtime.fork import LockOwner, check_process, fork_aware, renew_after_fork
 from guardrails._runtime.guard_log import GuardLog, log
-from guardrails._runtime.notifier import Notifier
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import (
-    RequestScope,
     Scope,
     ambient,
     current,
-    note_guard_error,
     rank_of,
     would_not_run,
 )
 from guardrails._runtime.waiters import TaskWaiter, ThreadWaiter, WakeableWaiter, on_event_loop
 from guardrails.errors import (
-    BulkheadFullError,
-    CallTimeoutError,
-    CircuitOpenError,
-    CommitUnknownError,
-    DeadlineSpentError,
     Reason,
     RejectedError,
-    ShedError,
 )
-from guardrails.events import CallFinished, CallRejected, Listener, WouldReject, WouldStop
+from guardrails.events import Listener
 
-__all__ = ["ErrorClasses", "LockedGate", "all_gates"]
+__all__ = ["LockedGate", "all_gates"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,44 +49,8 @@ _ABANDONED = Outcome.ABANDONED
 _FULL = Refusal("bulkhead_full", None)
 _get_ambient = ambient.get
 
-# ``__new__`` stores the arguments, which the properties of the error read; ``__init__`` would cost a call.
-_new_error: Callable[..., RejectedError] = CircuitOpenError.__new__
 
-
-class ErrorClasses(NamedTuple):
-    """The classes of the errors that one guard raises."""
-
-    rejected: Mapping[Reason, type[RejectedError]]
-    timeout: type[CallTimeoutError]
-    commit_unknown: type[CommitUnknownError]
-
-    @classmethod
-    def of(
-        cls,
-        circuit_open: type[CircuitOpenError],
-        bulkhead_full: type[BulkheadFullError],
-        deadline_spent: type[DeadlineSpentError],
-        shed: type[ShedError],
-        timeout: type[CallTimeoutError],
-        commit_unknown: type[CommitUnknownError],
-    ) -> ErrorClasses:
-        """Assigns the classes to the reasons of a refusal."""
-        rejected: dict[Reason, type[RejectedError]] = {
-            "circuit_open": circuit_open,
-            "bulkhead_full": bulkhead_full,
-            "queue_timeout": bulkhead_full,
-            "deadline_spent": deadline_spent,
-            "shed": shed,
-        }
-        return cls(rejected, timeout, commit_unknown)
-
-
-OWN_ERRORS = ErrorClasses.of(
-    CircuitOpenError, BulkheadFullError, DeadlineSpentError, ShedError, CallTimeoutError, CommitUnknownError
-)
-
-
-class LockedGate(FastGate, Notifier, LockOwner):
+class LockedGate(GateReports, FastGate, LockOwner):
     """One guard's gate, shared by threads and event loops.
 
     Attributes:
@@ -101,10 +58,8 @@ class LockedGate(FastGate, Notifier, LockOwner):
         workload: The workload of the calls that come through this object; None without compartments.
         workload_gates: This gate for the calls of each compartment.
         parent: The parent guard's gate for this compartment's calls; None for an outermost guard.
-        clock: Returns the time in seconds.
         max_wait: Longest time in seconds that a caller waits for a slot.
         deferred: Moves that were requested during a step of the same thread, to be made at its end.
-        errors: The classes of the errors that this guard raises.
         auto_compartments: The automatic compartments that this gate is one of; None for other gates.
     """
 
@@ -112,9 +67,7 @@ class LockedGate(FastGate, Notifier, LockOwner):
 
     __slots__ = (
         "__weakref__",
-        "clock",
         "deferred",
-        "errors",
         "max_wait",
         "parent",
         "workload",
@@ -209,10 +162,10 @@ class LockedGate(FastGate, Notifier, LockOwner):
                 if self.parent is not None and item.new == "open":
                     self.parent.step(self.parent.core.reevaluate)
             elif isinstance(item, Late):
-                self._tell_would_reject(seq, item.refusal, item.origin)
+                self.report_would_reject(seq, item.refusal, item.origin)
             elif isinstance(item, Refusal):
                 scope = current()
-                self._tell_would_reject(seq, item, None if scope is None else scope.request)
+                self.report_would_reject(seq, item, None if scope is None else scope.request)
 
     def _exclude_pauses(self, now: float) -> None:
         """Excludes a pause of this process from the durations of calls, before they become overdue."""
@@ -379,47 +332,6 @@ class LockedGate(FastGate, Notifier, LockOwner):
         self.step(self.core.let_in, held, judged=False)
         return held[0] or UNCOUNTED
 
-    def reject(self, reason: Reason) -> None:
-        """Refuses what was decided outside the gate; in shadow only counts it.
-
-        Raises:
-            RejectedError: It is refused.
-        """
-        if self.core.enforces:
-            raise self.refuse(reason)
-        if self.core.mode == "shadow" and not would_not_run(current(), self.core):
-            self.step(self.core.refuse, reason)
-
-    def note_would_stop(self, call: object, timeout: float, where: tuple[str, ...], request: Any) -> None:
-        """Reports a call that has passed a limit at which it would have been stopped.
-
-        Args:
-            call: What `ShadowSums.ended` is told when it ends.
-            timeout: The limit in seconds.
-            where: The application's lines that made it.
-            request: Its request, or None.
-        """
-        route = None if request is None else request.name or request.find_name()
-        self.report.sums.stopped(call, timeout, where, route)
-        if not self.report.scheduled:
-            self.report.schedule()
-        if self.listeners and self.wanted(WouldStop):
-            now, seq = self.core.last, self.next_number()
-            self.notify(WouldStop, at=now, seq=seq, timeout=timeout, where=where, route=route)
-
-    def _tell_would_reject(self, seq: int, refusal: Refusal, origin: object) -> None:
-        route = None
-        if isinstance(origin, RequestScope):
-            route = origin.name or origin.find_name()
-            if not origin.closed:  # enforcing, the request would most likely have ended here
-                origin.reserved.setdefault(self.core, (self, UNCOUNTED))
-        self.report.sums.refused(refusal.reason, route)
-        if not self.report.scheduled:
-            self.report.schedule()
-        if self.listeners and self.wanted(WouldReject):
-            reason, wait = refusal
-            self.notify(WouldReject, at=self.core.last, seq=seq, reason=reason, retry_after=wait, route=route)
-
     def _reservations(self) -> dict[Any, tuple[Any, int]] | None:
         """The reserved slots that include one of this gate for the current request; None without one."""
         scope = current()
@@ -492,36 +404,22 @@ class LockedGate(FastGate, Notifier, LockOwner):
         retry_after = self.refuse_if_open(self.clock())
         return self.step(self.core.preview) if retry_after is None else Refusal("circuit_open", retry_after)
 
-    # --- refusals ------------------------------------------------------------------------------
-
-    def fast_refusal_error(self, reason: Reason, retry_after: float | None) -> RejectedError:
-        """Creates the error of a refusal that the fast path has counted, and reports the refusal."""
-        if not self.report.scheduled:
-            self.report.schedule()
-        if self.listeners:
-            self.report_refusal(Refusal(reason, retry_after))
-        error = _new_error(self.errors.rejected[reason], self.name, reason, retry_after)
-        return error if _get_ambient() is None else note_guard_error(error)
-
-    def refusal_error(self, refusal: Refusal) -> RejectedError:
-        """Reports a refusal to the listeners and creates its error, a new one each time."""
-        self.report_refusal(refusal)
-        reason, retry_after = refusal
-        return note_guard_error(self.errors.rejected[reason](self.name, reason, retry_after))
-
-    def report_refusal(self, refusal: Refusal) -> None:
-        """Reports a refusal to the log and the listeners, without an error."""
-        if not self.report.scheduled:
-            self.report.schedule()
-        if self.listeners and self.wanted(CallRejected):
-            reason, retry_after = refusal
-            self.notify(
-                CallRejected, at=self.clock(), seq=self.next_number(), reason=reason, retry_after=retry_after
-            )
+    # --- refusals that were decided elsewhere ---------------------------------------------------
 
     def refuse(self, reason: Reason) -> RejectedError:
         """Counts a refusal that was decided elsewhere, reports it and creates its error."""
         return self.refusal_error(self.step(self.core.refuse, reason))
+
+    def reject(self, reason: Reason) -> None:
+        """Refuses what was decided outside the gate; in shadow only counts it.
+
+        Raises:
+            RejectedError: It is refused.
+        """
+        if self.core.enforces:
+            raise self.refuse(reason)
+        if self.core.mode == "shadow" and not would_not_run(current(), self.core):
+            self.step(self.core.refuse, reason)
 
     # --- release -------------------------------------------------------------------------------
 
@@ -529,7 +427,7 @@ class LockedGate(FastGate, Notifier, LockOwner):
         """See FastGate."""
         move = self.core.leave if slots else self.core.end
         if not self._defer(lambda now: move(now, ticket, outcome)):
-            self._report_end(outcome, self._release_step(move, ticket, outcome))
+            self.report_end(outcome, self._release_step(move, ticket, outcome))
 
     def check_in_slowly(self, slot: int) -> None:
         """See FastGate."""
@@ -546,13 +444,6 @@ class LockedGate(FastGate, Notifier, LockOwner):
                 self.end(held[0], _ABANDONED)
             raise
         return held[0]
-
-    def _report_end(self, outcome: Outcome, ended: CallEnd | None) -> None:
-        if self.reports_calls and ended is not None:
-            now, seq = self.core.last, self.next_number()
-            self.notify(
-                CallFinished, at=now, seq=seq, outcome=outcome, duration=ended.duration, slow=ended.slow
-            )
 
     # --- forks ---------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple, get_args
 
 from guardrails._core.breaker import State
 from guardrails._core.shadow import Mode
-from guardrails._guard.guard import Guard, shown_compartments
+from guardrails._guard.compartments import shown_compartments
+from guardrails._guard.guard import Guard
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails.errors import Reason
 

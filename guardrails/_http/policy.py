@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from guardrails._core.gate import Refusal
 from guardrails._core.shadow import UNCOUNTED, Mode
-from guardrails._guard.guard import Guard, glance, with_compartments
+from guardrails._guard.compartments import with_compartments
+from guardrails._guard.guard import Guard, glance
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.mode import resolve
 from guardrails._guard.workload_names import guard_name_of

@@ -11,14 +11,9 @@ from dataclasses import fields
 from operator import itemgetter
 from typing import NamedTuple
 
-from guardrails._guard.guard import (
-    Guard,
-    attachment_of,
-    glance,
-    recent_events,
-    shadow_sums,
-    shown_compartments,
-)
+from guardrails._guard.compartments import shown_compartments
+from guardrails._guard.guard import Guard, attachment_of, glance, recent_events
+from guardrails._guard.shadow_report import shadow_sums
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails._http.answers import as_json
 from guardrails._http.history import History

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FrameType
 from typing import Any
 
+from guardrails._util.interpreter import has_gil
+
 __all__ = [
     "Caller",
     "Site",
     "callers",
-    "has_gil",
     "in_driver",
     "is_plumbing",
     "lines",
@@ -94,8 +95,6 @@ _INSTALLED = ("site-packages", "dist-packages")
 _HIDDEN: list[tuple[CodeType, int]] = []
 """The frames of a caller that cannot be read."""
 
-_is_gil_enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)
-
 _plumbing: set[int] = set()
 _own: set[int] = set()
 """Results of `is_plumbing` by the code's ``id``, because the hash of a code object is slow."""
@@ -136,11 +135,6 @@ def site_outside(frame: FrameType) -> Site:
     greenlet = _greenlet()
     around = None if greenlet is None or greenlet.parent is None else greenlet.parent.gr_frame
     return site(frame if around is None else around)
-
-
-def has_gil() -> bool:
-    """True if the interpreter lock is on, so that other threads stand still while this one looks at them."""
-    return _is_gil_enabled is None or _is_gil_enabled()
 
 
 def stack_of(caller: Caller, otherwise: Site) -> Site | None:

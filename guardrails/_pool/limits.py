@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable
 
 from guardrails._guard.auto_compartments import DEFAULT
-from guardrails._guard.guard import COMPARTMENTS, OPTIONS, Guard, compartment_for
+from guardrails._guard.compartments import COMPARTMENTS, compartment_for
+from guardrails._guard.guard import Guard
+from guardrails._guard.guard_settings import OPTIONS
 from guardrails._pool.life import LifeSettings
 from guardrails._runtime.scope import RequestScope, ambient
 from guardrails._runtime.timeouts import NOT_GIVEN, given_timeout, outer_seconds_left

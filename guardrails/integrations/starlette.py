@@ -17,7 +17,8 @@ except ImportError as error:
     raise ImportError("Starlette is missing: pip install 'guardrails-db[starlette]'") from error
 
 from guardrails._core.shadow import MODES
-from guardrails._guard.guard import Guard, with_compartments
+from guardrails._guard.compartments import with_compartments
+from guardrails._guard.guard import Guard
 from guardrails._http.settings import StatusSettings
 from guardrails._http.status import Page, Probes, as_page, figures
 from guardrails._util.checks import Faults

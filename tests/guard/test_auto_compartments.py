@@ -11,14 +11,14 @@ from guardrails._core.gate import Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.shares import ACTIVE, share
 from guardrails._guard.auto_compartments import DEFAULT, MOST, OTHER
-from guardrails._guard.guard import (
-    attach,
+from guardrails._guard.compartments import (
     compartment_for,
     form_compartments,
     forms_compartments,
     set_compartments,
     shown_compartments,
 )
+from guardrails._guard.guard import attach
 from guardrails._pool.checkout import Checkout
 from guardrails.events import CallFinished, StateChanged
 from guardrails.testing import open_circuit

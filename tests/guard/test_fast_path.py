@@ -18,13 +18,13 @@ import pytest
 from guardrails import BreakerPolicy, Bulkhead, Guard, RejectedError, deadline, guarded
 from guardrails._core import gate as gate_module
 from guardrails._core.breaker import Breaker
-from guardrails._core.gate import threads_take_turns
 from guardrails._core.outcome import Outcome
 from guardrails._guard import decorator as decorator_module
 from guardrails._guard import fast_path
 from guardrails._guard import guard as guard_module
 from guardrails._guard.fast_path import FastCall, FastGate
 from guardrails._runtime.scope import RequestScope, close, current, enter
+from guardrails._util.interpreter import threads_take_turns
 from support.calls import Boom, boom, tripping
 from support.interrupts import switched_everywhere
 

@@ -11,13 +11,8 @@ from guardrails._core.criticality import CLASSES
 from guardrails._core.outcome import Outcome
 from guardrails._guard import fast_path
 from guardrails._guard.call import Call
-from guardrails._guard.guard import (
-    attach,
-    attachment_of,
-    compartment_for,
-    form_compartments,
-    with_compartments,
-)
+from guardrails._guard.compartments import compartment_for, form_compartments, with_compartments
+from guardrails._guard.guard import attach, attachment_of
 from guardrails._guard.workload_names import WorkloadName, guard_name_of
 from guardrails._runtime.scope import RankScope, RequestScope, close, current, enter
 from support.calls import boom

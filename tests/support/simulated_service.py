@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 from guardrails import Guard
 from guardrails._core.outcome import Outcome
-from guardrails._guard.guard import attach, compartment_for, form_compartments
+from guardrails._guard.compartments import compartment_for, form_compartments
+from guardrails._guard.guard import attach
 from guardrails.errors import RejectedError
 
 QUICK = 0.02

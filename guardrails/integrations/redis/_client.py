@@ -9,8 +9,9 @@ import redis.asyncio
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.client import Pipeline
 
+from guardrails._guard.compartments import set_compartments
 from guardrails._guard.environment import fill_pool_options
-from guardrails._guard.guard import Guard, attach, set_compartments
+from guardrails._guard.guard import Guard, attach
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.holders import PoolStatus
 from guardrails._pool.life import LifeSettings

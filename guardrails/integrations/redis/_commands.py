@@ -16,7 +16,8 @@ import redis
 
 from guardrails._core.outcome import Outcome
 from guardrails._dbapi.observing import observe
-from guardrails._guard.guard import Guard, forms_compartments
+from guardrails._guard.compartments import forms_compartments
+from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.limits import innermost, time_allowed

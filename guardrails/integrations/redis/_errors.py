@@ -11,7 +11,7 @@ import redis
 from redis.exceptions import ExceptionType
 
 from guardrails import errors
-from guardrails._guard.locked_gate import ErrorClasses
+from guardrails._guard.error_classes import ErrorClasses
 from guardrails.errors import CircuitOpenError as _CircuitOpenError
 
 __all__ = ["DRIVER_ERRORS"]

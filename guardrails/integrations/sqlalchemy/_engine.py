@@ -11,8 +11,9 @@ from sqlalchemy.util import await_only
 
 from guardrails._dbapi.drivers import Driver, find_driver, unsupported
 from guardrails._dbapi.runner import StatementRunner
+from guardrails._guard.compartments import set_compartments
 from guardrails._guard.environment import fill_pool_options
-from guardrails._guard.guard import Guard, attach, set_compartments
+from guardrails._guard.guard import Guard, attach
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.protect import unsuited
 from guardrails._pool.holders import PoolStatus

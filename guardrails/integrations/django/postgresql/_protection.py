@@ -14,7 +14,8 @@ from django.db.backends.postgresql import base
 from django.utils.connection import ConnectionDoesNotExist
 
 from guardrails._dbapi.runner import StatementRunner
-from guardrails._guard.guard import COMPARTMENTS, Guard, attach, set_compartments
+from guardrails._guard.compartments import COMPARTMENTS, set_compartments
+from guardrails._guard.guard import Guard, attach
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.checkout import Checkout
 from guardrails._pool.checkouts import Checkouts
