@@ -65,7 +65,7 @@ def recovering(
         check_policy("guarded", retry)
         layers.append(lambda fn: retried(fn, retry))
     if fallback is not None:
-        from guardrails._retry.fallback import Fallback  # noqa: PLC0415 - as seldom
+        from guardrails._retry.fallback import Fallback  # noqa: PLC0415 - few functions have one
 
         faults = Faults("guarded")
         faults.callable("fallback", fallback)

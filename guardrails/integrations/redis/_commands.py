@@ -74,12 +74,11 @@ class CommandRunner:
             RejectedError: No slot became free in time.
         """
         checkout = self._new_checkout()
+        gates = checkout.guard.call_settings.gates
         try:
-            for gate in checkout.guard.call_settings.gates:
+            for gate in gates:
                 checkout.slots.append((gate, gate.check_out(None, budget=checkout.seconds)))
-                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(
-                    checkout.guard.call_settings.gates
-                ):
+                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(gates):
                     break
         except BaseException:
             checkout.release_slots()
@@ -89,12 +88,11 @@ class CommandRunner:
     async def enter_async(self) -> RedisCheckout:
         """Takes a slot for a task; see `enter`."""
         checkout = self._new_checkout()
+        gates = checkout.guard.call_settings.gates
         try:
-            for gate in checkout.guard.call_settings.gates:
+            for gate in gates:
                 checkout.slots.append((gate, await gate.check_out_async(budget=checkout.seconds)))
-                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(
-                    checkout.guard.call_settings.gates
-                ):
+                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(gates):
                     break
         except BaseException:
             checkout.release_slots()
@@ -307,12 +305,11 @@ class CommandRunner:
         if self._guard.state in {"closed", "disabled", "metrics_only"} and checkout.slots:
             return
         checkout.release_slots()
+        gates = checkout.guard.call_settings.gates
         try:
-            for gate in checkout.guard.call_settings.gates:
+            for gate in gates:
                 checkout.slots.append((gate, gate.check_out_now()))
-                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(
-                    checkout.guard.call_settings.gates
-                ):
+                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(gates):
                     break
         except BaseException:
             checkout.release_slots()
