@@ -34,7 +34,7 @@ EARLY = BreakerPolicy(slow_call_duration_threshold=0.2, minimum_number_of_calls=
 
 @pytest.fixture
 def slow_machine(monkeypatch):
-    """Gives the question more than its second: it comes once in 30 s, so a test cannot wait for the next one."""
+    """Gives the question more than its second. It comes once in 30 s, too late for a test."""
     for module in (session_question, _server_question):
         monkeypatch.setattr(module, "LIMIT", 4.0)
     limits = _server_question._CONNECT_LIMITS
