@@ -434,8 +434,10 @@ class Breaker:
             if now - started <= self.slow_after:
                 self.next_overdue_at = started + self.slow_after
                 break
+            # Nothing is called in between: an interrupt would lose the call, and its slot.
             del self.in_flight[ticket]
             self.slow += 1
+            self.overdue[ticket] = (started, None)
             self.overdue[ticket] = (started, self._record_overdue(ticket, started))
         else:
             self.next_overdue_at = now + self.slow_after
@@ -492,14 +494,16 @@ class Breaker:
     def _expire_leases(self, now: float) -> None:
         lost = [ticket for ticket, until in self.leases.items() if now >= until]
         for ticket in lost:
+            started = self.in_flight.get(ticket, now)
+            excused = self._is_compartment_fault(self.workload_by_ticket.get(ticket))
+            # Nothing is called in between, as above.
             del self.leases[ticket]
             self.slow += 1
-            started = self.in_flight.pop(ticket, now)
-            if self._is_compartment_fault(self.workload_by_ticket.get(ticket)):
-                self.overdue[ticket] = (started, None)
-                continue
-            self.overdue[ticket] = (started, _IN_ROUND)
-            self._count_slow_probe()
+            if ticket in self.in_flight:
+                del self.in_flight[ticket]
+            self.overdue[ticket] = (started, None if excused else _IN_ROUND)
+            if not excused:
+                self._count_slow_probe()
         if lost:
             self._judge_round(now)
 

@@ -129,13 +129,6 @@ class Bulkhead:
         self._note_empty()
         return True
 
-    def take_granted(self, waiter: Waiter) -> bool:
-        """Takes the slot that was granted to a waiter; True for the first call only."""
-        if waiter.verdict != "granted" or waiter.epoch != self.epoch:
-            return False
-        waiter.verdict = "settled"
-        return True
-
     def drop_all(self) -> None:
         """Drops all slots in use and all waiters. A slot granted to one of these waiters counts no longer."""
         self.queue.clear()
@@ -186,13 +179,8 @@ class Bulkhead:
         self.waits += 1
         return True, shed
 
-    def leave_ranked(self, ranks: PriorityShares, rank: int) -> list[Waiter]:
-        """Frees a slot. Returns the waiters that are granted one, the most important first."""
-        self.taken -= 1
-        ranks.held[rank] -= 1
-        return self._grant_ranked(ranks)
-
-    def _grant_ranked(self, ranks: PriorityShares) -> list[Waiter]:
+    def grant_ranked(self, ranks: PriorityShares) -> list[Waiter]:
+        """Grants the free slots. Returns the waiters that have one now, the most important first."""
         granted = []
         # A stable sort keeps the order of arrival within a rank.
         for waiter in sorted(self.queue, key=lambda waiter: -waiter.rank):
@@ -209,19 +197,22 @@ class Bulkhead:
         """Changes the number of slots; calls keep theirs. Returns the waiters that are granted a slot."""
         self.limit = limit
         if self.ranks is not None:
-            return self._grant_ranked(self.ranks)
+            return self.grant_ranked(self.ranks)
         granted = []
         while self.queue and self.taken < limit:
+            waiter = self._grant()
             self.taken += 1
-            granted.append(self._grant())
+            granted.append(waiter)
         return granted
 
     def _grant(self) -> Waiter:
         waiter = next(iter(self.queue))
+        # Nothing is called from here on: an interrupt would lose the slot that the caller moves.
         del self.queue[waiter]
         waiter.verdict = "granted"
         self.served += 1
-        self._note_empty()
+        if not self.queue:
+            self.queued_since = None
         return waiter
 
     def _note_empty(self) -> None:

@@ -63,8 +63,9 @@ class Gate(Outside):
         fast_refuse_until: Before this time the open circuit refuses every call.
         admitted: Slots given out.
         noncritical_admitted: Those of them that went to calls of another class than CRITICAL.
-        releasing: The ticket, or minus the slot's number of a checkout, that is being released; else None. If
-            an interrupt cuts the release short, it can be repeated and releases the slot once.
+        releasing: The ticket, minus the slot's number of a checkout, the number of a call outside, or 0 for
+            another slot, that is being released; else None. If an interrupt cuts the release short, the next
+            move completes it.
         checkouts: (start, lease) of each checked-out connection, by the number of its slot. The lease is the
             ticket of the probe that the checkout stands for; 0 without one.
         adopted: Slots that were taken before the guard was attached.
@@ -94,7 +95,6 @@ class Gate(Outside):
         "nested",
         "noncritical_admitted",
         "outbox",
-        "releasing",
     )
 
     def __init__(self, breaker: Breaker, bulkhead: Bulkhead) -> None:
@@ -187,7 +187,7 @@ class Gate(Outside):
         ended = breaker.end(ticket, outcome, now)
         self._collect_transitions()
         if self.releasing == ticket:
-            self._release_slot(self._pop_rank(ticket))
+            self._release_slot(ticket)
         if ended is not None and not self.enforces:
             self.longest = max(self.longest, ended.duration)
         return ended
@@ -223,6 +223,7 @@ class Gate(Outside):
         if outside in self.outside:
             self.leave_outside(now, outside, Outcome.ABANDONED)
         elif slot == 0 and self.adopted:
+            self.releasing = 0
             self.adopted -= 1
             self._release_slot()
         elif slot:
@@ -232,12 +233,13 @@ class Gate(Outside):
     def _end_checkout(self, now: float, slot: int) -> None:
         if slot in self.checkouts:
             self.releasing = -slot
-            _, lease = self.checkouts.pop(slot)
+            _, lease = self.checkouts[slot]
+            del self.checkouts[slot]
             if lease:
                 self.breaker.end(lease, Outcome.ABANDONED, now)
                 self._collect_transitions()
         if self.releasing == -slot:
-            self._release_slot(self._pop_rank(-slot))
+            self._release_slot(-slot)
 
     def _release(self, number: int, outcome: Outcome, now: float, *, checkout: bool) -> None:
         if checkout:
@@ -312,7 +314,7 @@ class Gate(Outside):
             del slots[self]
             self.releasing = -slot
             del self.checkouts[slot]
-            self._release_slot(self._pop_rank(-slot))
+            self._release_slot(-slot)
             return self._end_move(self._circuit_open(now))
         if lease not in breaker.leases:
             lease = breaker.lease(now)
@@ -340,8 +342,8 @@ class Gate(Outside):
     def abandon(self, now: float, waiter: Waiter) -> None:
         """Gives up for a waiter that will not be resumed: takes it out of the queue or releases its slot."""
         self._begin_move(now)
-        if not self.bulkhead.withdraw(waiter) and self.bulkhead.take_granted(waiter):
-            self._release_slot(waiter.rank)
+        if not self.bulkhead.withdraw(waiter):
+            self._release_granted(waiter)
         self._end_move(None)
 
     def refuse(self, now: float, reason: Reason) -> Refusal:
@@ -389,7 +391,6 @@ class Gate(Outside):
         self.releasing = None
         self.checkouts.clear()
         self.outside.clear()
-        self._waiting.clear()
         self.events.clear()
         self.outbox.clear()
         self._end_move(None)
@@ -437,13 +438,25 @@ class Gate(Outside):
         self.close_fast_paths()
         if type(now) is not float and type(now) is not int:
             self.fast = False
-        if self.last < now < _LATEST:  # ignores a step back and NaN
-            if self.events:
-                self.catch_up(now)
+        if self.releasing is not None and not self.nested:
+            self._complete_release(self.releasing)
+        forward = self.last < now < _LATEST  # ignores a step back and NaN
+        if self.events and not self.nested:
+            self.catch_up(now if forward else self.last)
+        if forward:
             self.last = now
         elif self.last == NEVER:  # the clock has not given a valid reading yet
             self.last = 0.0
         return self.last
+
+    def _complete_release(self, number: int) -> None:
+        """Completes a release that an interrupt has cut short."""
+        breaker = self.breaker
+        books = breaker.in_flight, breaker.overdue, self.outside
+        if -number in self.checkouts or any(number in book for book in books):
+            self.releasing = None  # it had not begun: whoever was interrupted repeats it
+        else:
+            self._release_slot(number)
 
     def _find_slot(self, now: float, waiter: Waiter | None, rank: int) -> bool | Refusal | None:
         allowed = self.breaker.allow_call(now)
@@ -517,10 +530,6 @@ class Gate(Outside):
             held[0] = number
         return number
 
-    def _pop_rank(self, number: int) -> int:
-        ranks = self.bulkhead.ranks
-        return CRITICAL if ranks is None else ranks.rank_by_number.pop(number, CRITICAL)
-
     def _decide_woken(self, now: float, waiter: Waiter, late: Reason) -> bool | Refusal:
         if waiter.epoch != self.bulkhead.epoch:  # its place or slot was dropped: treat it as a new call
             waiter.verdict = "settled"
@@ -538,8 +547,7 @@ class Gate(Outside):
             return self._refuse("shed", None)
         if waiter.verdict == "granted" and allowed:
             return True
-        if self.bulkhead.take_granted(waiter):
-            self._release_slot(waiter.rank)
+        self._release_granted(waiter)
         return self._circuit_open(now)
 
     def _circuit_open(self, now: float) -> Refusal:
@@ -553,10 +561,27 @@ class Gate(Outside):
             self.outbox.append(refusal)
         return refusal
 
-    def _release_slot(self, rank: int = CRITICAL) -> None:
-        if self.bulkhead.ranks is not None:
-            self.outbox.extend(self.bulkhead.leave_ranked(self.bulkhead.ranks, rank))
+    def _release_granted(self, waiter: Waiter) -> None:
+        """Releases the slot that was granted to a waiter, once."""
+        ranks = self.bulkhead.ranks
+        if waiter.verdict == "granted" and waiter.epoch == self.bulkhead.epoch:
+            waiter.verdict, self.releasing = "settled", 0
+            if ranks is not None:
+                ranks.rank_by_number[0] = waiter.rank
+            self._release_slot()
+
+    def _release_slot(self, number: int = 0) -> None:
+        """Releases the slot of `releasing`. Nothing is called between the first and the last change."""
+        ranks = self.bulkhead.ranks
+        if ranks is not None:
+            rank = CRITICAL
+            if number in ranks.rank_by_number:
+                rank = ranks.rank_by_number[number]
+                del ranks.rank_by_number[number]
+            self.bulkhead.taken -= 1
+            ranks.held[rank] -= 1
             self.releasing = None
+            self.outbox.extend(self.bulkhead.grant_ranked(ranks))
             return
         next_waiter = self.bulkhead.leave()
         self.releasing = None
@@ -573,7 +598,7 @@ class Gate(Outside):
 
     def _end_move(self, result: _T) -> _T:
         breaker, bulkhead = self.breaker, self.bulkhead
-        if self._waiting:
+        if self.outbox and self.outside:
             self.follow_waiters()
         if bulkhead.ranks is not None and not bulkhead.queue and bulkhead.ranks.not_needed(self.last):
             bulkhead.ranks = None

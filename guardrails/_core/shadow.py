@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from guardrails._core.bulkhead import Waiter
 from guardrails._core.criticality import CRITICAL
 from guardrails._core.outcome import Outcome
 from guardrails._core.shadow_queue import ShadowQueue, WouldWait
 
 if TYPE_CHECKING:
-    from guardrails.errors import Reason
+    from guardrails._core.bulkhead import Waiter
 
 __all__ = ["MODES", "UNCOUNTED", "Mode", "Outside"]
 
@@ -46,7 +45,16 @@ class Outside(ShadowQueue):
             ends there.
     """
 
-    __slots__ = ("_lowest", "enforces", "highest", "longest", "mode", "would_reject", "would_stop")
+    __slots__ = (
+        "_lowest",
+        "enforces",
+        "highest",
+        "longest",
+        "mode",
+        "releasing",
+        "would_reject",
+        "would_stop",
+    )
 
     mode: Mode
     enforces: bool
@@ -60,7 +68,6 @@ class Outside(ShadowQueue):
         self.mode = "enforce"
         self.enforces = True
         self.outside = {}
-        self._waiting = {}
         self.events = []
         self.would_reject = {}
         self.unslotted = self.phantoms = self.would_stop = self.highest = 0
@@ -80,19 +87,17 @@ class Outside(ShadowQueue):
         if mode != self.mode:
             if self.mode == "shadow":
                 self._end_model()
-            if self.enforces:  # the calls that are still outside hold slots since the gate enforces
-                self._adopt_outside(-1)
-                self._wake_all()
-            self.mode, self.enforces = mode, mode == "enforce"
-            if self.enforces:
-                self._adopt_outside(1)
+            ranks, enforces = self.bulkhead.ranks, mode == "enforce"
+            # A call that is outside holds a slot while the gate enforces. No function is called in between.
+            adopted = self.unslotted if enforces else -self.unslotted if self.enforces else 0
+            self.bulkhead.taken += adopted
+            if ranks is not None:
+                ranks.held[CRITICAL] += adopted
+            self.mode, self.enforces = mode, enforces
             self.highest, self.longest = 0, 0.0
+            if not enforces:
+                self._wake_all()
         self._end_move(None)
-
-    def _adopt_outside(self, sign: int) -> None:
-        self.bulkhead.taken += sign * self.unslotted
-        if self.bulkhead.ranks is not None:
-            self.bulkhead.ranks.held[CRITICAL] += sign * self.unslotted
 
     def _wake_all(self) -> None:
         """Lets in every caller that waits for a slot: the gate no longer enforces."""
@@ -137,26 +142,29 @@ class Outside(ShadowQueue):
             return int(self._end_move(0))
         if not judged or self.mode == "off":
             return int(self._end_move(self._go_outside(held)))
-        waiter = Waiter() if max_wait > 0 else None
-        verdict = self._find_slot(now, waiter, rank)
-        if verdict is True:
-            return int(self._end_move(self._take(now, rank, None, held, checkout=checkout)))
-        number = self._go_outside(held)
-        if verdict is None and waiter is not None:
-            patience = self.bulkhead.wait_limit(max_wait, now, waiter.rank)
-            short = budget is not None and budget < patience
-            late: Reason = "deadline_spent" if short else "queue_timeout"
-            call = WouldWait(number, waiter, now, late, origin, checkout=checkout)
-            seconds = budget if short and budget is not None else patience
-            self._would_wait(call, 0.0 if hopeless else seconds)
+        call = WouldWait(now, origin, checkout=checkout) if max_wait > 0 else None
+        try:
+            verdict = self._find_slot(now, call, rank)
+            if verdict is True:
+                return int(self._end_move(self._take(now, rank, None, held, checkout=checkout)))
+            number = self._go_outside(held)
+            if verdict is None and call is not None:
+                self._would_wait(call, number, 0.0 if hopeless else max_wait, budget)
+        except BaseException:
+            if call is not None and not call.number:
+                self.bulkhead.withdraw(call)
+            raise
         return int(self._end_move(number))
 
     def _go_outside(self, held: list[int]) -> int:
+        ranks = self.bulkhead.ranks
         number = held[0] = self._lowest = self._lowest - 1
         self.outside[number] = None
         self.unslotted += 1
         if self.enforces:  # a waiter was let in, and the gate enforces again before it runs
             self.bulkhead.taken += 1
+            if ranks is not None:
+                ranks.held[CRITICAL] += 1
         self.highest = max(self.highest, self.under_way)
         return number
 
@@ -209,23 +217,18 @@ class Outside(ShadowQueue):
     def leave_outside(self, now: float, number: int, outcome: Outcome) -> None:
         """Ends a call that is outside."""
         call = self.outside[number]
-        if call is None:
-            if self.enforces:  # it holds a slot. Released first: after an interrupt here it ends again
-                self._release_slot()
-            del self.outside[number]
-            self.unslotted -= 1
+        if call is not None:
+            if call.ended is None:
+                # A checkout's end is not delayed: the pool itself has made it wait.
+                later = self.mode == "shadow" and not call.checkout
+                self._end_real(call, now, outcome, now + call.waited if later else now)
             return
-        if call.ended is not None:
-            return
-        call.ended = now, outcome
-        if not call.inner:
-            self.unslotted -= 1  # in the model it still waits
-        elif (
-            self.mode != "shadow" or call.checkout
-        ):  # a checkout's end is not delayed: the pool itself has made it wait
-            self._end_in_model(call, now, outcome)
-        else:
-            self._end_later(call, now)
+        if self.enforces:  # it holds a slot
+            self.releasing = number
+        del self.outside[number]
+        self.unslotted -= 1
+        if self.releasing == number:
+            self._release_slot()
 
     def count_would_stop(self, now: float) -> None:
         """Counts a call that enforcing would have stopped."""
@@ -244,19 +247,19 @@ class Outside(ShadowQueue):
         """
         now = self._begin_move(now)
         call = self.outside.get(number)
+        # Each leaves the books of the model first: an interrupt in between costs this count, and no slot.
         if self.mode == "shadow" and call is not None and call.ended is None:
-            self.outside[number] = None
-            self._waiting.pop(call.waiter, None)
             if call.inner:
-                self.unslotted += 1
                 self._release(call.inner, outcome, now, checkout=call.checkout)
+                self.unslotted += 1
             else:
-                self.bulkhead.withdraw(call.waiter)
+                self.bulkhead.withdraw(call)
+            self.outside[number] = call.due = None
         elif self.mode == "shadow" and number > 0:
             breaker = self.breaker
             in_flight = number in breaker.in_flight or number in breaker.overdue
             if number in self.checkouts if checkout else in_flight:
+                self._release(number, outcome, now, checkout=checkout)
                 self.outside[-number if checkout else number] = None
                 self.unslotted += 1
-                self._release(number, outcome, now, checkout=checkout)
         self._end_move(None)

@@ -13,10 +13,10 @@ at its own time (`ShadowQueue.catch_up`).
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guardrails._core.bulkhead import Bulkhead, Waiter
-from guardrails._core.criticality import CRITICAL
 from guardrails._core.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -33,12 +33,11 @@ class Late(NamedTuple):
     origin: object
 
 
-class WouldWait:
-    """A call that runs although enforcing would have made it wait.
+class WouldWait(Waiter):
+    """A call that runs although enforcing would have made it wait: its place in the model's queue.
 
     Attributes:
-        number: Its number; its key in ``Outside.outside``.
-        waiter: Its place in the model's queue.
+        number: Its number; its key in ``Outside.outside``. 0 before it has one.
         checkout: True for a pool's checkout.
         since: The time at which it began.
         late: The reason of the refusal when its time in the queue is up.
@@ -46,35 +45,22 @@ class WouldWait:
         inner: The ticket or slot that it has in the model; 0 while it waits there.
         waited: Seconds that it has waited, once it has a slot in the model.
         ended: The time and the outcome of the real call's end; None while it runs.
-        ends_at: The time at which it ends in the model, after the real call has ended; None before.
+        due: The time of its next planned change: the end of its wait in the model, or its end in the model
+            after the real call has ended. None if there is none.
     """
 
-    __slots__ = (
-        "checkout",
-        "ended",
-        "ends_at",
-        "inner",
-        "late",
-        "number",
-        "origin",
-        "since",
-        "waited",
-        "waiter",
-    )
+    __slots__ = ("checkout", "due", "ended", "inner", "late", "number", "origin", "since", "waited")
 
-    def __init__(
-        self, number: int, waiter: Waiter, since: float, late: Reason, origin: object, *, checkout: bool
-    ) -> None:
-        self.number = number
-        self.waiter = waiter
+    def __init__(self, since: float, origin: object, *, checkout: bool) -> None:
+        super().__init__()
+        self.number = self.inner = 0
         self.checkout = checkout
         self.since = since
-        self.late: Reason = late
+        self.late: Reason = "queue_timeout"
         self.origin = origin
-        self.inner = 0
         self.waited = 0.0
         self.ended: tuple[float, Outcome] | None = None
-        self.ends_at: float | None = None
+        self.due: float | None = None
 
 
 class ShadowQueue:
@@ -87,23 +73,24 @@ class ShadowQueue:
             has its ticket as its number, a checkout its slot times -1.
         unslotted: The number of those that run and hold no slot in the model.
         phantoms: The number of slots in the model that are held for calls which have ended.
-        events: The planned changes of the model, a heap: (time, order, call).
+        events: The planned changes of the model, a heap: (time, order, call). One whose time is not the
+            call's ``due`` is ignored.
     """
 
-    __slots__ = ("_waiting", "events", "last", "outside", "phantoms", "unslotted")
+    __slots__ = ("events", "last", "outside", "phantoms", "unslotted")
 
     last: float
     outside: dict[int, WouldWait | None]
     unslotted: int
     phantoms: int
     events: list[tuple[float, int, WouldWait]]
-    _waiting: dict[Waiter, WouldWait]
 
     if TYPE_CHECKING:
         breaker: Breaker
         bulkhead: Bulkhead
         checkouts: dict[int, tuple[float, int]]
         outbox: list[Any]
+        releasing: int | None
 
         def _begin_move(self, now: float) -> float: ...
         def _end_move(self, result: Any) -> Any: ...
@@ -111,53 +98,63 @@ class ShadowQueue:
         def _decide_woken(self, now: float, waiter: Waiter, late: Reason) -> Any: ...
         def _take(self, now: float, rank: int, waiter: Any, held: Any, *, checkout: bool = False) -> int: ...
         def _release(self, number: int, outcome: Outcome, now: float, *, checkout: bool) -> None: ...
-        def _release_slot(self, rank: int = CRITICAL) -> None: ...
-        def _refuse(self, reason: Reason, retry_after: float | None) -> Any: ...
+        def _release_slot(self, number: int = 0) -> None: ...
+
+    # An interrupt may come at any function call below. So the lines that change the model are together, with
+    # no function call between them, and the next move completes what an interrupt has cut short: `catch_up`
+    # repeats a change until it is no longer due, and `follow_waiters` until the call is settled.
 
     # --- one call ------------------------------------------------------------------------------
 
-    def _would_wait(self, call: WouldWait, seconds: float) -> None:
-        """Starts the wait of a call that has joined the queue, for at most ``seconds``."""
-        self.outside[call.number] = self._waiting[call.waiter] = call
-        heappush(self.events, (self.last + seconds, -call.number, call))
-        if not seconds:
-            self.catch_up(self.last)
+    def _would_wait(self, call: WouldWait, number: int, max_wait: float, budget: float | None) -> None:
+        """Starts the wait of a call that has joined the queue."""
+        seconds = self.bulkhead.wait_limit(max_wait, self.last, call.rank)
+        if budget is not None and budget < seconds:
+            seconds, call.late = budget, "deadline_spent"
+        at = self.last + seconds
+        heappush(self.events, (at, -number, call))
+        call.number, call.due = number, at
+        self.outside[number] = call
+        self.catch_up(self.last)
 
-    def _end_later(self, call: WouldWait, now: float) -> None:
-        """Plans the end of a call in the model: later than the real end by the time that it has waited."""
+    def _end_real(self, call: WouldWait, now: float, outcome: Outcome, at: float) -> None:
+        """Notes the end of the real call, and plans its end in the model for ``at`` if it has begun there."""
+        if not call.inner:  # in the model it still waits
+            call.ended = now, outcome
+            self.unslotted -= 1
+            return
+        heappush(self.events, (at, -call.number, call))
+        call.ended, call.due = (now, outcome), at
         self.phantoms += 1
-        call.ends_at = now + call.waited
-        heappush(self.events, (call.ends_at, -call.number, call))
+        self.catch_up(now)
 
-    def _end_in_model(self, call: WouldWait, now: float, outcome: Outcome) -> None:
-        self.outside.pop(call.number, None)
-        self._release(call.inner, outcome, now, checkout=call.checkout)
-
-    def _end_if_due(self, call: WouldWait, at: float) -> bool:
-        """Ends a call in the model if its end was planned for ``at``; else returns False."""
-        if call.ends_at != at or call.ended is None:
-            return False
-        self.phantoms -= 1
-        call.ends_at = None
-        self._end_in_model(call, self.last, call.ended[1])
-        return True
+    def _end_in_model(self, call: WouldWait, outcome: Outcome) -> None:
+        self._release(call.inner, outcome, self.last, checkout=call.checkout)
+        if call.number in self.outside:
+            del self.outside[call.number]
+            self.phantoms -= 1
+        call.due = None
 
     def _drop(self, call: WouldWait) -> None:
         """Removes a refused call from the model. While the real call runs, it is outside."""
+        call.due = None
         if call.ended is None:
             self.outside[call.number] = None
-        else:
-            self.outside.pop(call.number, None)
+        elif call.number in self.outside:
+            del self.outside[call.number]
 
     def _end_model(self) -> None:
         """Ends the model: drops all waits and planned changes. A running call keeps the slot that it has."""
-        for call in [*self._waiting.values()]:
-            self.bulkhead.withdraw(call.waiter)
-            self._drop(call)
-        self._waiting.clear()
-        events, self.events = sorted(self.events), []
-        for at, _, call in events:
-            self._end_if_due(call, at)
+        self.follow_waiters()
+        for call in [*self.outside.values()]:
+            if call is None:
+                continue
+            if not call.inner:
+                self.bulkhead.withdraw(call)
+                self._drop(call)
+            elif call.ended is not None:
+                self._end_in_model(call, call.ended[1])
+        self.events.clear()
 
     # --- changes that are due ------------------------------------------------------------------
 
@@ -169,45 +166,51 @@ class ShadowQueue:
     def catch_up(self, now: float) -> None:
         """Makes the planned changes that are due at ``now``, each at its own time."""
         while self.events and self.events[0][0] <= now:
-            at, _, call = heappop(self.events)
-            self.last = max(self.last, at)
-            if not self._end_if_due(call, at) and call.waiter in self._waiting:
-                del self._waiting[call.waiter]
-                self._ask_as(call)
-                self._drop(call)
-            self.follow_waiters()
-
-    def follow_waiters(self) -> None:
-        """Takes the model's waiters out of the outbox, and admits those with a slot and drops the others."""
-        while True:
-            found = next((item for item in self.outbox if item in self._waiting), None)
-            if found is None:
-                return
-            self.outbox.remove(found)
-            call = self._waiting.pop(found)
-            if self._ask_as(call) is not True:
-                self._drop(call)
+            at, _, call = self.events[0]
+            if call.due != at:  # it was made, or replaced
+                heappop(self.events)
                 continue
-            self._admit_in_model(call)
+            self.last = max(self.last, at)
+            acted = len(self.outbox)
+            if call.inner and call.ended is not None:
+                self._end_in_model(call, call.ended[1])
+            else:
+                self._settle(call)
+            self.follow_waiters(acted)
 
-    def _ask_as(self, call: WouldWait) -> Any:
-        outside, self.breaker.caller_workload = self.breaker.caller_workload, call.waiter.workload
+    def follow_waiters(self, first: int = 0) -> None:
+        """Settles the model's waiters in the outbox: those that were granted a slot, or refused one."""
+        for item in islice(self.outbox, first, None):  # it grows meanwhile
+            if isinstance(item, WouldWait) and item.verdict != "settled":
+                self._settle(item)
+
+    def _settle(self, call: WouldWait) -> None:
+        """Ends a wait in the model: the call gets its slot there, or is refused."""
+        breaker, verdict = self.breaker, None
+        workload, breaker.caller_workload = breaker.caller_workload, call.workload
         try:
-            verdict = self._decide_woken(self.last, call.waiter, call.late)
+            if call.verdict == "settled":  # it has left the queue, and an interrupt came then
+                self._drop(call)
+                return
+            verdict = self._decide_woken(self.last, call, call.late)
+            if verdict is True:
+                self._admit_in_model(call)
         finally:
-            self.breaker.caller_workload = outside
+            breaker.caller_workload = workload
         if verdict is not True:
             self.outbox[-1] = Late(verdict, call.origin)
-        return verdict
+            call.verdict = "settled"
+            self._drop(call)
 
     def _admit_in_model(self, call: WouldWait) -> None:
-        outside, self.breaker.caller_workload = self.breaker.caller_workload, call.waiter.workload
-        try:
-            call.inner = self._take(self.last, call.waiter.rank, call.waiter, None, checkout=call.checkout)
-        finally:
-            self.breaker.caller_workload = outside
-        call.waited = self.last - call.since
-        if call.ended is None:
+        at: float | None = None
+        waited = self.last - call.since
+        if call.ended is not None:
+            at = call.ended[0] + waited
+            heappush(self.events, (at, -call.number, call))
+        call.inner = self._take(self.last, call.rank, call, None, checkout=call.checkout)
+        call.waited, call.due = waited, at
+        if at is None:
             self.unslotted -= 1
         else:
-            self._end_later(call, call.ended[0])
+            self.phantoms += 1

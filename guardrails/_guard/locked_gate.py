@@ -329,7 +329,11 @@ class LockedGate(GateReports, FastGate, LockOwner):
     def let_pass(self) -> int:
         """Admits a call that an earlier gate would have refused."""
         held = [0]
-        self.step(self.core.let_in, held, judged=False)
+        try:
+            self.step(self.core.let_in, held, judged=False)
+        except BaseException:
+            self._abort_admission(held, None, checkout=False)
+            raise
         return held[0] or UNCOUNTED
 
     def _reservations(self) -> dict[Any, tuple[Any, int]] | None:

@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 
 from guardrails import Bulkhead, BulkheadFullError, CircuitOpenError, Guard, deadline
-from guardrails._core.outcome import Outcome
 from guardrails._pool.checkout import Checkout
 from guardrails._runtime.scope import ambient, current
 from guardrails.integrations.redis._commands import CommandRunner
@@ -187,43 +186,3 @@ def test_an_interrupt_of_a_fast_refusal_keeps_no_slot(make, refuse, reason):
     assert places >= 4
     for guard in made:
         guard._gate.core.drop_calls_and_waiters()
-
-
-def without_a_slot():
-    """A guard in shadow whose slots are in use: a call would be refused, and runs outside."""
-    guard = Guard("db", max_concurrent_calls=1, max_wait_duration=0, mode="shadow")
-    guard._gate.enter()
-    return guard
-
-
-def switched_off():
-    """A guard that is off."""
-    return Guard("db", max_concurrent_calls=2, mode="off")
-
-
-@pytest.mark.parametrize("make", [without_a_slot, switched_off])
-def test_an_interrupt_at_the_end_of_an_adopted_call_loses_no_slot(make):
-    """The call began outside and ends where the guard enforces: it has held a slot since."""
-    made, places, lost = [], 0, []
-
-    def adopted():
-        guard = make()
-        number = guard._gate.enter()
-        guard.set_mode("enforce")
-        made.append(guard)
-        return guard, number, guard._gate.core.bulkhead.taken
-
-    def end(call):
-        guard, number, _ = call
-        guard._gate.step(guard._gate.core.leave, number, Outcome.SUCCESS)
-
-    for where, (guard, number, taken) in interrupted_everywhere(adopted, end):
-        places += 1
-        # The caller that was interrupted ends it again.
-        guard._gate.step(guard._gate.core.leave, number, Outcome.SUCCESS)
-        if guard._gate.core.bulkhead.taken != taken - 1:
-            lost.append((*where, guard._gate.core.bulkhead.taken))
-    for guard in made:
-        guard._gate.core.drop_calls_and_waiters()
-    assert places >= 4
-    assert not lost
