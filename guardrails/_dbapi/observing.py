@@ -25,12 +25,12 @@ __all__ = ["Observation", "has_slots", "observe"]
 
 
 class Observation:
-    """One piece of work whose limit stops nothing. The timers call it in place of a driver.
+    """One piece of work whose limit stops nothing. The timers call it in place of a driver; it is a Limit.
 
     Args:
         gates: The gates of the work's guard, its own first.
         checkout: The connection's checkout; None while a connection is opened.
-        tickets: The tickets of the work, each with its gate.
+        tickets: The tickets of the work, each with its gate; 0 for work that is evidence only if it is late.
         seconds: The limit.
         own: Whether the limit is the guard's own timeout.
 
@@ -40,7 +40,7 @@ class Observation:
 
     __slots__ = ("_checkout", "_gates", "_over", "_own", "_request", "_seconds", "_tickets", "limit")
 
-    interrupts_task = False
+    interrupts_task = late = False
 
     def __init__(
         self,
@@ -65,21 +65,28 @@ class Observation:
         """Starts the limit."""
         self.limit = limit_on_loop(self, None, self._seconds) if on_loop else watch(self, None, self._seconds)
 
-    def finish(self) -> None:
-        """Ends the limit: the work has ended, in time or not."""
+    def end(self) -> bool:
+        """Ends the limit: the work has ended, in time or not. False: its connection may be used again."""
         self._over = True
         if self.limit is not None and self.limit.end():
             self._gates[0].report.sums.ended(self)
+        return False
+
+    def failed(self, error: BaseException) -> bool:  # noqa: ARG002
+        """See Limit."""
+        return self.end()
 
     def aim(self, connection: Any) -> Any:
         """See Stop."""
 
     def cancel(self, target: Any, within: float) -> None:  # noqa: ARG002
         """Time is up: ends the work in the model, and its checkout, which enforcing would discard."""
+        if not has_slots(self._checkout):
+            return  # it has left the model already
         missed = self._own and pause_detector.missed(self._seconds)
         outcome = Outcome.FAILURE if self._own and not missed else Outcome.ABANDONED
         for gate, ticket in list(self._tickets):
-            gate.end(ticket, outcome)
+            gate.end(ticket or gate.begin(0), outcome)
         for gate, slot in [] if self._checkout is None else list(self._checkout.slots):
             if slot:
                 gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True)

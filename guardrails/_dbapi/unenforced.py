@@ -93,19 +93,17 @@ class UnenforcedWork(OutsideWork):
     def observe(
         self,
         checkout: DBAPICheckout | None,
-        tickets: list[tuple[LockedGate, int]],
+        tickets: Sequence[tuple[LockedGate, int]],
         seconds: float | None,
         *,
         own: bool,
     ) -> Observation | None:
         """Observes work that enforcing would stop after ``seconds``; None if it could not stop this work."""
-        if self._driver is None:
+        if self._driver is None or (self._is_async and not on_event_loop()):
             return None
         guard = innermost(self._guard) if checkout is None else checkout.guard
         gates = guard.call_settings.gates
-        return observe_work(
-            gates, checkout, tickets, seconds, own=own, on_loop=self._is_async and on_event_loop()
-        )
+        return observe_work(gates, checkout, tickets, seconds, own=own, on_loop=self._is_async)
 
 
 def end_observed(
@@ -113,7 +111,7 @@ def end_observed(
 ) -> None:
     """Ends a piece of work: its observation, and then each of its tickets, which it removes from the list."""
     if observation is not None:
-        observation.finish()
+        observation.end()
     while tickets:
         gate, ticket = tickets.pop()
         gate.end(ticket, outcome)

@@ -58,17 +58,34 @@ class OutsideWork:
         self._is_async = is_async
         self.setting_up: dict[int, Limit] = {}
 
-    def limit_until_deadline(self, connection: Any) -> Limit | None:
+    def observe(
+        self,
+        checkout: DBAPICheckout | None,
+        tickets: Sequence[tuple[LockedGate, int]],
+        seconds: float | None,
+        *,
+        own: bool,
+    ) -> Limit | None:
+        """Observes work that enforcing would stop after ``seconds``; None where it could not stop it."""
+        raise NotImplementedError
+
+    def limit_until_deadline(self, connection: Any, checkout: DBAPICheckout) -> Limit | None:
         """Starts a limit for work past the hooks, until the ambient deadline.
+
+        Args:
+            connection: SQLAlchemy's DBAPI connection.
+            checkout: The connection's checkout.
 
         Returns:
             The limit, to be ended when the connection returns; None without a deadline.
         """
-        if not self._gate.core.enforces:
+        scope, enforces = current(), self._gate.core.enforces
+        left = None if scope is None else time_left(scope) if enforces else scope.remaining()
+        if left is None:
             return None
-        scope = current()
-        left = None if scope is None else time_left(scope)
-        return None if left is None else self._bounds.start_limit(connection, max(left, GRACE))
+        if not enforces:
+            return self.observe(checkout, (), max(left, GRACE), own=False)
+        return self._bounds.start_limit(connection, max(left, GRACE))
 
     def bounds(
         self, call: Callable[..., Any], args: Sequence[Any], connection: Any, timeout: float | None = None
@@ -87,7 +104,7 @@ class OutsideWork:
             CallTimeoutError: It was stopped. The connection must not be used again.
         """
         if not self._gate.core.enforces:
-            return call(*args)
+            return self._observe_several(call, args, timeout)
         seconds, _ = time_allowed(self._guard, timeout)
         try:
             return self._bounds.run_several(
@@ -95,6 +112,17 @@ class OutsideWork:
             )
         except StoppedError as stopped:
             raise self.timed_out(self._guard, seconds) from stopped.__cause__
+
+    def _observe_several(self, call: Callable[..., Any], args: Sequence[Any], timeout: float | None) -> Any:
+        if self._gate.core.mode == "off":
+            return call(*args)
+        seconds, own = time_allowed(self._guard, timeout)
+        limit = None if seconds is None else self.observe(None, (), max(seconds, GRACE), own=own)
+        try:
+            return call(*args)
+        finally:
+            if limit is not None:
+                limit.end()
 
     def finish(
         self,
@@ -130,20 +158,25 @@ class OutsideWork:
         """Shuts a connection below its driver, in case its server does not answer."""
         self._bounds.kill(connection)
 
-    def limit_listeners(self, connection: Any, timeout: float | None = None) -> Limit | None:
+    def limit_listeners(
+        self, connection: Any, checkout: DBAPICheckout | None, timeout: float | None = None
+    ) -> Limit | None:
         """Starts a limit for listeners that use a connection, as long as for a piece of work.
 
         Args:
             connection: SQLAlchemy's DBAPI connection.
+            checkout: The connection's checkout; None while it is set up.
             timeout: Their own timeout in seconds.
 
         Returns:
             The limit, to be ended with `end_limit`; None without a timeout.
         """
-        if not self._gate.core.enforces:
+        seconds, own = time_allowed(self._guard, timeout)
+        if seconds is None:
             return None
-        seconds, _ = time_allowed(self._guard, timeout)
-        return None if seconds is None else self._bounds.start_limit(connection, max(seconds, GRACE))
+        if not self._gate.core.enforces:
+            return self.observe(checkout, [(self._gate, 0)], max(seconds, GRACE), own=own)
+        return self._bounds.start_limit(connection, max(seconds, GRACE))
 
     def end_limit(
         self, limit: Limit, error: BaseException | None = None, checkout: DBAPICheckout | None = None
@@ -170,7 +203,7 @@ class OutsideWork:
         if checkout.raw_limit is not None and checkout.raw_limit.end():
             checkout.must_discard = True
         checkout.checking_in = True
-        checkout.raw_limit = self.limit_listeners(connection)
+        checkout.raw_limit = self.limit_listeners(connection, checkout)
         return checkout.raw_limit
 
     def open_bracket(self, connection: Any, checkout: DBAPICheckout, timeout: float | None) -> None:
@@ -187,11 +220,11 @@ class OutsideWork:
         if checkout.listener_limit is not None:
             self.end_bracket(checkout)
         if checkout.hold is None:
-            checkout.listener_limit = self.limit_listeners(connection, timeout)
+            checkout.listener_limit = self.limit_listeners(connection, checkout, timeout)
             return
         checkout.hold.begin()
         checkout.listener_limit = _NO_LIMIT  # also without a timeout: `end_bracket` ends what has begun
-        checkout.listener_limit = self.limit_listeners(connection, timeout) or _NO_LIMIT
+        checkout.listener_limit = self.limit_listeners(connection, checkout, timeout) or _NO_LIMIT
 
     def end_bracket(self, checkout: DBAPICheckout, error: BaseException | None = None) -> None:
         """Ends the limit that `open_bracket` started.
@@ -218,7 +251,7 @@ class OutsideWork:
         previous = self.setting_up.pop(caller, None)
         if previous is not None:
             previous.end()  # the limit of a connection that was replaced
-        limit = self.limit_listeners(connection)
+        limit = self.limit_listeners(connection, None)
         if limit is not None:
             self.setting_up[caller] = limit
 

@@ -347,7 +347,10 @@ class FastCall(TaskTimeout):
             if (
                 at <= now
                 or outer.clock is not clock
-                or (owner is not None and (owner.call_settings.root is root or not enforces(owner)))
+                or (
+                    owner is not None
+                    and (owner.call_settings.root is root or (root.core.enforces and not enforces(owner)))
+                )
             ):
                 return False
             if self.at is None or at <= self.at:

@@ -87,14 +87,18 @@ class GateReports(Notifier):
         route = None
         if isinstance(origin, RequestScope):
             route = origin.name or origin.find_name()
-            if not origin.closed:  # enforcing, the request would most likely have ended here
-                origin.reserved.setdefault(self.core, (self, UNCOUNTED))
+            self._end_in_model(origin)
         self.report.sums.refused(refusal.reason, route)
         if not self.report.scheduled:
             self.report.schedule()
         if self.listeners and self.wanted(WouldReject):
             reason, wait = refusal
             self.notify(WouldReject, at=self.core.last, seq=seq, reason=reason, retry_after=wait, route=route)
+
+    def _end_in_model(self, request: RequestScope) -> None:
+        """Counts no more of a request at this gate: enforcing, it would most likely have ended here."""
+        if not request.closed:
+            request.reserved.setdefault(self.core, (self, UNCOUNTED))
 
     def note_would_stop(self, call: object, timeout: float, where: tuple[str, ...], request: Any) -> None:
         """Reports a call that has passed a limit at which it would have been stopped.
@@ -106,6 +110,8 @@ class GateReports(Notifier):
             request: Its request, or None.
         """
         route = None if request is None else request.name or request.find_name()
+        if request is not None:
+            self._end_in_model(request)
         self.report.sums.stopped(call, timeout, where, route)
         if not self.report.scheduled:
             self.report.schedule()

@@ -422,8 +422,10 @@ class LockedGate(GateReports, FastGate, LockOwner):
         """
         if self.core.enforces:
             raise self.refuse(reason)
-        if self.core.mode == "shadow" and not would_not_run(current(), self.core):
-            self.step(self.core.refuse, reason)
+        core, reserved = self.core, self._reservations()
+        runs = reserved is None or core.would_run(reserved[core][1])
+        if core.mode == "shadow" and runs and not would_not_run(current(), core):
+            self.step(core.refuse, reason)
 
     # --- release -------------------------------------------------------------------------------
 

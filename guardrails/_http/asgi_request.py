@@ -16,7 +16,7 @@ from guardrails._guard.locked_gate import LockedGate
 from guardrails._http.answers import Problem
 from guardrails._http.asgi_routes import ASGIScope, RoutedRequest
 from guardrails._http.error_causes import note_caught
-from guardrails._runtime.scope import Clock, RequestScope, Scope
+from guardrails._runtime.scope import Clock, RequestScope, Scope, time_left
 
 __all__ = [
     "ASGIApp",
@@ -59,8 +59,8 @@ class ASGIRequest(RoutedRequest):
 
     __slots__ = ("_send", "began", "held", "let_in", "served", "started", "timed")
 
-    def __init__(self, at: float | None, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
-        RequestScope.__init__(self, at, clock, outer)  # super() would cost more than all it calls
+    def __init__(self, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
+        RequestScope.__init__(self, None, clock, outer)  # super() would cost more than all it calls
         self._send = send
         self.started = self.timed = self.served = False
         self.held: list[Message] = []
@@ -79,7 +79,7 @@ class ASGIRequest(RoutedRequest):
         if not gate.core.enforces and self._would_not_run():
             self.reserved[gate.core] = gate, UNCOUNTED
             return None
-        left = self.remaining()
+        left = time_left(self) if gate.core.enforces else self.remaining()
         if left is not None and left <= 0 and gate.core.enforces:
             refusal = gate.step(gate.core.refuse, "deadline_spent")
             gate.report_refusal(refusal)

@@ -40,7 +40,7 @@ class RequestPolicy:
         exempt: True for each path that is always let in.
         requires: The gates that the requests of a path need.
         selective: Whether `admit` can refuse a request.
-        timed: Whether `budget` can return seconds.
+        timed: Whether `limit` can set a deadline.
         would_reject: Requests that ``max_in_flight`` would have refused in shadow.
         mounts: The mounts of the application under WSGI.
     """
@@ -84,40 +84,49 @@ class RequestPolicy:
         modes = [guard.mode for guard in self._guards]
         return "enforce" if "enforce" in modes else modes[0]
 
-    def budget(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
-        """Returns the seconds for this request: ``request_timeout``, which a client can only lower."""
-        if self.mode != "enforce":
-            return None
-        own = self._request_timeout
-        asked = budget(headers, self._headers) if self._headers else None
-        return asked if own is None or (asked is not None and asked < own) else own
+    def limit(self, request: RequestScope, headers: Iterable[tuple[bytes, bytes]], now: float) -> None:
+        """Sets the deadline of a request: ``request_timeout`` from now, which a client can only lower.
 
-    def admit(self, request: object, path: str) -> Problem | None:
+        In shadow it bounds no guard that enforces, and those in shadow count what would have been stopped.
+        """
+        mode, seconds = self.mode, self._request_timeout
+        asked = budget(headers, self._headers) if self._headers else None
+        if seconds is None or (asked is not None and asked < seconds):
+            seconds = asked
+        if seconds is not None and mode != "off":
+            request.limit_until(now + seconds, enforced=mode == "enforce")
+
+    def admit(self, request: RequestScope, path: str, token: object = None) -> Problem | None:
         """Admits a request, or returns why it is refused. The caller releases an admitted request."""
         if self.exempt.find(path):
             return None
-        return self.missing(self.requires.find(path) or ()) or self.count_in(request)
+        return self.missing(self.requires.find(path) or ()) or self.count_in(request, token)
 
-    def count_in(self, request: object) -> Problem | None:
-        """Counts a request against ``max_in_flight``, or returns why it is refused."""
+    def count_in(self, request: RequestScope, token: object = None) -> Problem | None:
+        """Counts a request against ``max_in_flight``, or returns why it is refused.
+
+        Args:
+            request: The request.
+            token: What is counted, and given to `release`; None is the request itself.
+        """
         if self._max_in_flight is None:
             return None
         # Added first and counted after, so that two threads cannot both take the last place.
-        self._inside.add(request)
+        counted = request if token is None else token
+        self._inside.add(counted)
         if len(self._inside) > self._max_in_flight:
-            self._inside.discard(request)
+            self._inside.discard(counted)
             if self.mode == "enforce":
                 return self._too_many()
             self._let_in(request)
         return None
 
-    def _let_in(self, request: object) -> None:
+    def _let_in(self, request: RequestScope) -> None:
         """Counts a request that would have been refused; its guards then count nothing of what it does."""
         self.would_reject += self.mode == "shadow"
-        if isinstance(request, RequestScope):
-            for gate in gates_of(with_compartments(self._guards)):
-                if not gate.core.enforces:
-                    request.reserved.setdefault(gate.core, (gate, UNCOUNTED))
+        for gate in gates_of(with_compartments(self._guards)):
+            if not gate.core.enforces:
+                request.reserved.setdefault(gate.core, (gate, UNCOUNTED))
 
     def check_room(self) -> Problem | None:
         """Returns why a request would be refused by `count_in` now; counts nothing."""

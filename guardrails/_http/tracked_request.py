@@ -28,8 +28,8 @@ class TrackedRequest(RequestScope):
 
     __slots__ = ("rank", "served", "view")
 
-    def __init__(self, at: float | None, clock: Clock, outer: Scope | None, rank: int | None) -> None:
-        super().__init__(at, clock, outer)
+    def __init__(self, clock: Clock, outer: Scope | None, rank: int | None) -> None:
+        super().__init__(None, clock, outer)
         self.view: View | None = None
         self.served = False
         self.rank = rank

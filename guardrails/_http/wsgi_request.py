@@ -55,7 +55,6 @@ class WSGIRequest(TrackedRequest):
 
     def __init__(
         self,
-        at: float | None,
         clock: Clock,
         outer: Scope | None,
         rank: int | None,
@@ -63,7 +62,7 @@ class WSGIRequest(TrackedRequest):
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> None:
-        super().__init__(at, clock, outer, rank)
+        super().__init__(clock, outer, rank)
         self.token = object()
         self.started = False
         self._announced = False  # whether the server has a status

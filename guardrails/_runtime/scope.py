@@ -158,6 +158,18 @@ def _takes_slot_of(scope: Scope, core: object) -> bool:
     return any(gate.core is core for gate in scope.guard.call_settings.gates)
 
 
+class _Watched:
+    """Stands for a guard in shadow, as the owner of a request's deadline."""
+
+    attached = enforces = False
+
+    def __init__(self) -> None:
+        self.call_settings = self.root = self.core = self
+
+
+_WATCHED = _Watched()
+
+
 def enforces(guard: Any) -> bool:
     """True unless a guard is in shadow or off. None stands for a `deadline` block or a request."""
     return guard is None or bool(guard.call_settings.root.core.enforces)
@@ -210,6 +222,15 @@ class RequestScope(Scope):
         self.touched: dict[Any, float] = {} if shared is None else shared.touched
         self.reserved: dict[Any, tuple[Any, int]] = {}
         self.request = self
+
+    def limit_until(self, at: float, *, enforced: bool) -> None:
+        """Gives the request a deadline. One that is not enforced bounds no guard that enforces."""
+        if enforced:
+            self.at, self.owner, self.timed_task = at, None, 0
+            self.bound_by(self.outer)
+        else:
+            self.bound_at(at, self.clock, _WATCHED)
+            self.limit = None  # it has no deadline of its own for a guard that enforces
 
     def reservations_at(self, core: Any) -> dict[Any, tuple[Any, int]] | None:
         """The reserved slots of the middleware that has one at a gate; None without one."""

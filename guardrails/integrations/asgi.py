@@ -136,9 +136,10 @@ class GuardrailsMiddleware(WithPolicy):
                 timing = server_timing(0.0, self._clock() - now) if self._server_timing else None
                 await answer(problem, scope, receive, send, timing)
                 return
-        at = self._deadline_of(scope, now) if self._timed else None
         ranked = self._criticality.enter(headers_of(scope), path_of(scope)) if self._criticality else None
-        request = enter(ASGIRequest(at, now, self._clock, current(), send))
+        request = enter(ASGIRequest(now, self._clock, current(), send))
+        if self._timed:
+            self._policy.limit(request, headers_of(scope), now)
         request.timed = self._server_timing
         request.set_destination(scope, table, by_path=self._by_path)
         try:
@@ -176,10 +177,6 @@ class GuardrailsMiddleware(WithPolicy):
             request.forget_error()
 
     # --- before the application ------------------------------------------------------------------
-
-    def _deadline_of(self, scope: ASGIScope, now: float) -> float | None:
-        budget = self._policy.budget(headers_of(scope))
-        return None if budget is None else now + budget
 
     def _check_before_body(
         self, scope: ASGIScope, table: RouteTable, now: float

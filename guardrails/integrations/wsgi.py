@@ -118,12 +118,12 @@ class GuardrailsMiddleware(WithPolicy):
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serves one request."""
-        budget = self._policy.budget(budgets_of(environ)) if self._timed else None
-        at = None if budget is None else self._clock() + budget
         path = path_of(environ)
         rank = rank_in(environ, self._criticality, path)
-        request = WSGIRequest(at, self._clock, current(), rank, self._policy, environ, start_response)
-        problem = self._policy.admit(request.token, path) if self._selective else None
+        request = WSGIRequest(self._clock, current(), rank, self._policy, environ, start_response)
+        if self._timed:
+            self._policy.limit(request, budgets_of(environ), self._clock())
+        problem = self._policy.admit(request, path, request.token) if self._selective else None
         return request.serve(self.app) if problem is None else request.answer(problem)
 
 

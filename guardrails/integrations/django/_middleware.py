@@ -97,10 +97,11 @@ class GuardrailsMiddleware(WithPolicy):
         return None if problem is None else _response(problem, request)
 
     def _tracked(self, request: HttpRequest) -> _TrackedRequest:
-        budget = self._policy.budget(budgets_of(request.META)) if self._policy.timed else None
-        at = None if budget is None else self._clock() + budget
         rank = rank_in(request.META, self._policy.criticality, request.path_info)
-        return _TrackedRequest(at, self._clock, rank, self._policy, request, wsgi=not self._asynchronous)
+        tracked = _TrackedRequest(self._clock, rank, self._policy, request, wsgi=not self._asynchronous)
+        if self._policy.timed:
+            self._policy.limit(tracked, budgets_of(request.META), self._clock())
+        return tracked
 
 
 class _TrackedRequest(TrackedRequest):
@@ -112,7 +113,6 @@ class _TrackedRequest(TrackedRequest):
 
     def __init__(
         self,
-        at: float | None,
         clock: Callable[[], float],
         rank: int | None,
         policy: RequestPolicy,
@@ -120,7 +120,7 @@ class _TrackedRequest(TrackedRequest):
         *,
         wsgi: bool,
     ) -> None:
-        super().__init__(at, clock, current(), rank)
+        super().__init__(clock, current(), rank)
         self.response: HttpResponse | None = None
         self._policy = policy
         self._request = request

@@ -67,7 +67,7 @@ class RedisCheckout(HeldCheckout):
         """Ends the limit of the work in shadow, if it has one."""
         observation, self.observation = self.observation, None
         if observation is not None:
-            observation.finish()
+            observation.end()
 
     def end(self, outcome: Outcome) -> None:
         """Ends the tickets of the work that runs."""

@@ -142,7 +142,7 @@ class DialectHooks:
         if checkout is not None and checkout.hold is not None:
             checkout.hold.set_exempt(on=True)
         if checkout is not None and checkout.raw_limit is None:
-            checkout.raw_limit = self._runner.limit_until_deadline(dbapi_connection_of(fairy))
+            checkout.raw_limit = self._runner.limit_until_deadline(dbapi_connection_of(fairy), checkout)
 
     def finish(
         self, fairy: Any, close: Callable[..., Any], args: Sequence[Any], timeout: float | None

@@ -32,7 +32,7 @@ def test_a_command_past_its_limit_runs_to_its_end_and_is_counted_at_its_limit(ca
 
 def test_a_client_s_own_timeout_still_holds(cache, valkey):
     guard = cache.protect(
-        guard={"timeout": 0.05, "mode": "shadow"}, max_connections=3, socket_timeout=0.2, retry=None
+        guard={"timeout": 0.05, "mode": "shadow"}, max_connections=3, socket_timeout=1, retry=None
     )
     assert cache.do(lambda client: client.ping())
     with frozen(valkey), pytest.raises(redis.TimeoutError) as raised:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from guardrails import BreakerPolicy, CallTimeoutError, Guard, deadline, protect, remaining
 from guardrails.events import WouldStop
@@ -83,6 +83,76 @@ def test_off_counts_nothing(lab):
     with pytest.raises(CallTimeoutError):
         lab.query("select pg_sleep(5), 42")
     poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+
+
+LIMIT = 0.3
+SLOW = "select pg_sleep(0.7)"
+
+
+def slowly(lab, connection):
+    """A slow statement on the driver's connection, as a listener runs it."""
+    cursor = connection.cursor()
+    cursor.execute(lab.backend.say(SLOW))
+    cursor.fetchall()
+    cursor.close()
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["connect", "checkout", "begin", "before_cursor_execute", "after_cursor_execute", "reset", "checkin"],
+)
+def test_a_listener_past_its_limit_runs_on_and_is_counted_once(lab, moment):
+    """Enforcing stops the listener, and with it what it was called for."""
+    guard = lab.protect(pool_size=1, max_overflow=0, guard={**QUICK, "timeout": LIMIT})
+    asking = []
+
+    def listener(first, *rest):
+        if asking:
+            asking.clear()
+            if moment == "begin":
+                first.exec_driver_sql(lab.backend.say(SLOW))
+            elif "cursor" in moment:
+                rest[0].execute(lab.backend.say(SLOW))
+            else:
+                slowly(lab, first)
+
+    if moment != "connect":
+        lab.query("select 42")
+    event.listen(getattr(lab.engine, "sync_engine", lab.engine), moment, listener)
+    asking.append(True)
+    if "cursor" in moment:  # its statement's rows are no longer there
+        lab.run(lambda session: session.execute("select 42"))
+    else:
+        assert lab.query("select 42") == 42
+    seen = guard.snapshot()
+    assert (seen.would_stop, seen.failed, seen.rejected) == (1, 1, {})
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+    assert lab.query("select 42") == 42
+    assert (guard.snapshot().would_stop, lab.pool.checkedout()) == (1, 0)
+
+
+def test_work_on_the_driver_s_connection_past_a_deadline_runs_on_and_is_counted_once(lab):
+    guard = lab.protect(guard={**QUICK, "timeout": None})
+
+    def work(session):
+        with deadline(LIMIT):
+            slowly(lab, session.connection.connection.dbapi_connection)
+            session.execute("select 42")
+
+    lab.run(work)
+    seen = guard.snapshot()
+    assert (seen.would_stop, seen.failed, seen.rejected) == (1, 0, {})
+    assert guard._gate.report.sums.report()["longest"][0]["took"] > 2 * LIMIT
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+
+
+def test_off_counts_no_listener(lab):
+    guard = lab.protect(guard={**QUICK, "timeout": LIMIT, "mode": "off"})
+    event.listen(
+        getattr(lab.engine, "sync_engine", lab.engine), "checkout", lambda each, *_: slowly(lab, each)
+    )
+    lab.query("select 42")
+    assert (guard.snapshot().would_stop, guard.snapshot().failed) == (0, 0)
 
 
 @pytest.fixture

@@ -239,7 +239,7 @@ def test_many_threads_learn_of_one_view():
     def serve(mine):
         try:
             for number in range(600):
-                tracked = enter(TrackedRequest(None, time.monotonic, None, None))
+                tracked = enter(TrackedRequest(time.monotonic, None, None))
                 views.check_view(serve, "/orders", "/orders")
                 for guard in (guards[0], mine[number % len(mine)]):
                     guard.run(len, "x")
