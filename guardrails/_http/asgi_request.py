@@ -59,10 +59,11 @@ class ASGIRequest(RoutedRequest):
 
     __slots__ = ("_send", "began", "held", "let_in", "served", "started", "timed")
 
-    def __init__(self, began: float, clock: Clock, outer: Scope | None, send: Send) -> None:
+    def __init__(self, began: float, clock: Clock, outer: Scope | None, send: Send, *, timed: bool) -> None:
         RequestScope.__init__(self, None, clock, outer)  # super() would cost more than all it calls
         self._send = send
-        self.started = self.timed = self.served = False
+        self.started = self.served = False
+        self.timed = timed
         self.held: list[Message] = []
         self.began = self.let_in = began
 

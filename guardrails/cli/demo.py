@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from guardrails._core.shadow import MODES
+from guardrails.cli.shadow import words
 from guardrails.demo.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -66,6 +68,13 @@ class _Output(click.Path):
     show_default=True,
     help="How the guarded app keeps its endpoints apart.",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="enforce",
+    show_default=True,
+    help="The mode of the guarded app's guards; in shadow they watch, and the end says what they would do.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed sends the same users.")
 @click.option("--headless", is_flag=True, help="Lines instead of the live table.")
 @click.option("--report", type=_Output(), metavar="FILE.html", help="Writes one self-contained page.")
@@ -76,31 +85,17 @@ class _Output(click.Path):
     help="Your own PostgreSQL instead of a private one; a schema is created there and dropped.",
 )
 def demo(
-    *,
-    scenario: str,
-    seconds: int,
-    compartments: str,
-    seed: int,
-    headless: bool,
-    report: Path | None,
-    json_file: Path | None,
-    database_url: str | None,
+    *, scenario: str, headless: bool, report: Path | None, json_file: Path | None, **settings: Any
 ) -> None:
     """Runs the command."""
     try:
         from guardrails.demo import conduct  # noqa: PLC0415 - needs the demo extra
     except ImportError as error:
         _exit_with(_missing(error))
-    options = conduct.Options(
-        scenario=SCENARIOS[scenario],
-        seconds=seconds,
-        seed=seed,
-        database_url=database_url,
-        compartments=compartments,
-    )
+    options = conduct.Options(scenario=SCENARIOS[scenario], **settings)
     try:
-        if database_url is not None:
-            conduct.async_url(database_url)
+        if options.database_url is not None:
+            conduct.async_url(options.database_url)
         run = _perform(options, live=sys.stdout.isatty() and not headless)
         sums = _write(run, report, json_file)
     except ValueError as error:
@@ -121,7 +116,8 @@ def _perform(options: Options, *, live: bool) -> Run:
     from guardrails.demo import conduct, terminal, twin  # noqa: PLC0415 - as above
 
     with conduct.Interrupts() as interrupts:
-        for line in terminal.opening(options.scenario, twin.difference(options.compartments)):
+        difference = twin.difference(options.compartments)
+        for line in terminal.opening(options.scenario, difference, options.mode):
             click.echo(line)
         if not live:
             return conduct.perform(options, terminal.PlainLines(click.echo), interrupts)
@@ -136,9 +132,14 @@ def _write(run: Run, report: Path | None, json_file: Path | None) -> dict[str, A
     from guardrails.demo.report import page  # noqa: PLC0415
 
     sums = figures.figures(run)
+    watched = words(sums["watched"])
     click.echo()
     for line in (*terminal.validity_lines(sums), *terminal.scorecard_lines(sums)):
         click.echo(line)
+    if watched:
+        click.echo("\nWhat enforcing would have done, as the guarded app has counted it:")
+        for line in watched:
+            click.echo(line)
     click.echo()
     for line in terminal.closing_lines(sums):
         click.echo(line)
@@ -146,7 +147,7 @@ def _write(run: Run, report: Path | None, json_file: Path | None) -> dict[str, A
         json_file.write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
         click.echo(f"figures: {json_file}")
     if report is not None:
-        report.write_text(page(run, sums), encoding="utf-8")
+        report.write_text(page(run, sums, watched), encoding="utf-8")
         click.echo(f"report:  {report}")
     return sums
 

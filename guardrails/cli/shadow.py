@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -18,7 +18,7 @@ import click
 from guardrails.cli._options import as_json
 from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, status_address
 
-__all__ = ["shadow"]
+__all__ = ["shadow", "words"]
 
 _ROUTES = 3
 """Most routes named for one guard."""
@@ -48,6 +48,11 @@ def shadow(url: str, *, as_json: bool) -> None:
     else:
         click.echo("\n".join(line for each in sums for line in _lines(each)) or "no guards on this page.")
     sys.exit(1 if any(each["refused"] or each["stopped"] for each in sums) else 0)
+
+
+def words(guards: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the lines about guards that were in shadow, each as ``/status.json`` has it."""
+    return [line for guard in guards for line in _lines(_sums(guard))]
 
 
 def _sums(guard: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from guardrails.testing.servers import PostgresServer, ServerError, ValkeyServer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guardrails._core.shadow import Mode
+
 __all__ = [
     "InterruptedRunError",
     "Interrupts",
@@ -68,6 +70,7 @@ class Options:
         seed: Seed of the arrivals and the jitter.
         database_url: A PostgreSQL of the user's own; None for a private one.
         compartments: ``"declared"``, ``"auto"`` or ``"none"``.
+        mode: The mode of the guarded app's guards.
     """
 
     scenario: Scenario
@@ -75,12 +78,13 @@ class Options:
     seed: int
     database_url: str | None = None
     compartments: str = "declared"
+    mode: Mode = "enforce"
 
     @property
     def command(self) -> str:
         """The command that repeats this run, without the URL and without names of files."""
         words = f"--scenario {self.scenario.name} --seconds {self.seconds} --seed {self.seed}"
-        words += f" --compartments {self.compartments}"
+        words += f" --compartments {self.compartments} --mode {self.mode}"
         return f"guardrails demo {words}" + (" --database-url ..." if self.database_url else "")
 
 
@@ -156,7 +160,7 @@ async def _play(options: Options, database: Database, cache: ValkeyServer, scree
         await stack.enter_async_context(database.prepared())
         apps = [
             stack.enter_context(
-                App.started(name, database, options.scenario, cache.port, options.compartments)
+                App.started(name, database, options.scenario, cache.port, options.compartments, options.mode)
             )
             for name in ("plain", "guarded")
         ]
@@ -184,7 +188,7 @@ async def _run_the_load(
     scenario, seconds = options.scenario, options.seconds
     people = arrivals(scenario, seconds, options.seed)
     run = Run(scenario.name, seconds, options.seed, scenario.fault_starts, scenario.fault_ends, people)
-    run.compartments = options.compartments
+    run.compartments, run.mode = options.compartments, options.mode
     run.origin = origin(options.command)
     meter = Meter(owns_database=options.database_url is None)
     epoch = time.monotonic() + _LEAD_IN

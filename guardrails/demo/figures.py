@@ -30,6 +30,7 @@ def figures(run: Run) -> dict[str, Any]:
     return {
         "scenario": run.scenario,
         "compartments": run.compartments,
+        "mode": run.mode,
         "seconds": run.seconds,
         "seed": run.seed,
         "offered_per_s": round(offered / run.seconds, 1),
@@ -37,6 +38,7 @@ def figures(run: Run) -> dict[str, Any]:
         "check": _of_check(run),
         "origin": run.origin,
         **{twin.name: _of_twin(run, twin) for twin in run.twins},
+        "watched": run.guarded.watched,
     }
 
 

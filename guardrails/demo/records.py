@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from guardrails._core.shadow import Mode
     from guardrails.demo.selfcheck import Check
 
 __all__ = ["Arrival", "Look", "PoolReport", "Run", "Transition", "Try", "Twin", "User"]
@@ -120,6 +121,7 @@ class Twin:
         cause: The first cause that the app names: a lock wait with the session that holds the lock, or the
             line that leaks connections; None without one.
         pool: The worst report of the app about its pool; None without one.
+        watched: What its guards in shadow would have done, each as on a status page.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Twin:
     queries_left_running: int | None = None
     cause: str | None = None
     pool: PoolReport | None = None
+    watched: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -150,6 +153,7 @@ class Run:
     fault_ends: float
     arrivals: list[Arrival]
     compartments: str = "declared"
+    mode: Mode = "enforce"
     check: Check | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     plain: Twin = field(default_factory=lambda: Twin("plain"))

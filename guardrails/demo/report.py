@@ -17,19 +17,20 @@ from guardrails.demo.terminal import scorecard
 from guardrails.demo.twin import difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from guardrails.demo.records import Run, Transition, Try, Twin
 
 __all__ = ["page"]
 
 
-def page(run: Run, figures: dict[str, Any]) -> str:
+def page(run: Run, figures: dict[str, Any], watched: Sequence[str] = ()) -> str:
     """Returns the page.
 
     Args:
         run: The records, for the charts.
         figures: The result of `guardrails.demo.figures.figures`.
+        watched: Lines that say what guards in shadow would have done.
     """
     scenario = SCENARIOS[run.scenario]
     parts = [
@@ -38,6 +39,7 @@ def page(run: Run, figures: dict[str, Any]) -> str:
         _lead(scenario.caption, figures),
         _headline(figures),
         _cause(run),
+        _watched(watched),
         _charts(run),
         f"<div class=columns><div>{_table(figures)}</div>",
         f"<div>{_difference(run.compartments)}{_timeline(run)}</div></div>",
@@ -58,6 +60,12 @@ def _warning(figures: dict[str, Any]) -> str:
     return (
         f"<p class=warning><b>These figures are not valid:</b> {escape('; '.join(why))}.</p>" if why else ""
     )
+
+
+def _watched(lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    return f"<h2>What enforcing would have done</h2>\n<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def _sentence(words: str) -> str:

@@ -20,11 +20,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import aiohttp
 
+from guardrails._guard.mode import VARIABLE
 from guardrails.demo.records import Look, PoolReport, Transition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from guardrails._core.shadow import Mode
     from guardrails.demo.database import Database
     from guardrails.demo.records import Twin
     from guardrails.demo.scenarios import Scenario
@@ -86,8 +88,18 @@ class App:
         scenario: Scenario,
         cache_port: int,
         compartments: str = "declared",
+        mode: Mode = "enforce",
     ) -> Iterator[App]:
-        """Starts a twin on a free loopback port; ends it at the end of the block, whatever it is doing."""
+        """Starts a twin on a free loopback port; ends it at the end of the block, whatever it is doing.
+
+        Args:
+            name: ``"plain"`` or ``"guarded"``.
+            database: The database.
+            scenario: The scenario.
+            cache_port: The port of the cache.
+            compartments: See `guardrails.demo.twin.shop_source`.
+            mode: The mode of its guards, which it gets from its environment.
+        """
         with tempfile.TemporaryFile() as errors, socket.socket() as listener:
             # The parent binds the socket, so that no other process can take the port before the twin listens.
             listener.bind(("127.0.0.1", 0))
@@ -105,7 +117,7 @@ class App:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env=_environment(name, database, scenario, cache_port),
+                env=_environment(name, database, scenario, cache_port) | {VARIABLE: mode},
                 pass_fds=(listener.fileno(),),
                 start_new_session=True,
             )
@@ -182,6 +194,7 @@ class App:
             report = PoolReport(pool["cause"] is not None, pool["wanted"], at, pool["words"])
             twin.pool = report if twin.pool is None else max(twin.pool, report)
             twin.cause = twin.cause or pool["cause"]
+        twin.watched = [guard for guard in stats["roots"] if guard["shadow"] is not None]
         twin.max_in_flight = stats["max_in_flight"]
         twin.max_checked_out = stats["max_checked_out"]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
+    from guardrails._core.shadow import Mode
     from guardrails.demo.records import Run
 
 __all__ = [
@@ -36,13 +37,15 @@ _WIDTH = 79
 """Characters of a line on a terminal of 80 columns."""
 
 
-def opening(scenario: Scenario, difference: Sequence[tuple[bool, str]]) -> list[str]:
+def opening(scenario: Scenario, difference: Sequence[tuple[bool, str]], mode: Mode = "enforce") -> list[str]:
     """Returns the lines before the start: the scenario, and the lines of code that make the difference."""
+    variable = [] if mode == "enforce" else [f"and in its environment GUARDRAILS_MODE={mode}."]
     return [
         f"guardrails demo: {scenario.title}",
         *wrap(scenario.caption, _WIDTH),
         "The same app twice. All that the guarded one has more:",
         *(f"    {'+' if added else ' '} {line}" for added, line in difference),
+        *variable,
     ]
 
 
@@ -248,6 +251,13 @@ def closing_lines(figures: dict[str, Any]) -> list[str]:
 def verdict(figures: dict[str, Any]) -> str:
     """Returns the conclusion from the figures."""
     plain, guarded = figures["plain"], figures["guarded"]
+    if figures["mode"] != "enforce":
+        fault = [_percent(twin["users_ok_ratio"]["fault"]) for twin in (plain, guarded)]
+        return (
+            f"With its guards {_WATCHING[figures['mode']]} the guarded app refused"
+            f" {guarded['rejections']['count']} requests; during the fault it served {fault[1]} of its users,"
+            f" the plain one {fault[0]}."
+        )
     if figures["scenario"] == "redis-freeze":
         silent = [_figure(twin["seconds_without_good"]) for twin in (plain, guarded)]
         slowest = [_figure(twin["answer_p99_ms"]["fault"], "ms") for twin in (plain, guarded)]
@@ -263,9 +273,14 @@ def verdict(figures: dict[str, Any]) -> str:
     )
 
 
+_WATCHING = {"shadow": "in shadow", "off": "off"}
+
+
 def _next_step(figures: dict[str, Any]) -> str:
     if figures["check"]["valid"] is False:
         return "Run it again when nothing else runs here: what was measured is the machine."
+    if figures["mode"] != "enforce":
+        return "Next: the same with --mode enforce."
     return (
         "Next: protect(engine) and the middleware in your own application, then"
         " guardrails doctor --app MODULE:ATTR."

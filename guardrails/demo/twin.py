@@ -146,9 +146,18 @@ class Monitor:
             "max_checked_out": self._max_checked_out,
             "waiting": max(0, self._at_database - checked_out),
             "guards": {name: _state_of(guard.snapshot()) for name, guard in self._guards().items()},
+            "roots": self._sums_of_roots(),
             "changes": self._changes,
             "pool": self._pool(),
         }
+
+    def _sums_of_roots(self) -> list[dict[str, Any]]:
+        """Returns what each guard with its compartments would have done, as on a status page."""
+        if not self._roots:
+            return []
+        from guardrails._guard.shadow_report import shadow_sums  # noqa: PLC0415 - the plain twin has no guards
+
+        return [{"name": root.name, "mode": root.mode, "shadow": shadow_sums(root)} for root in self._roots]
 
     def _pool(self) -> dict[str, Any] | None:
         """Returns what the guarded twin knows about its pool; None for the plain one."""

@@ -137,10 +137,9 @@ class GuardrailsMiddleware(WithPolicy):
                 await answer(problem, scope, receive, send, timing)
                 return
         ranked = self._criticality.enter(headers_of(scope), path_of(scope)) if self._criticality else None
-        request = enter(ASGIRequest(now, self._clock, current(), send))
+        request = enter(ASGIRequest(now, self._clock, current(), send, timed=self._server_timing))
         if self._timed:
             self._policy.limit(request, headers_of(scope), now)
-        request.timed = self._server_timing
         request.set_destination(scope, table, by_path=self._by_path)
         try:
             if needed is not None:

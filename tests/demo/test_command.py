@@ -146,6 +146,31 @@ def test_bystander_is_served_without_a_declared_compartment(tmp_path):
     assert sums["guarded"]["queries_left_running"] == 0
 
 
+@pytest.mark.first
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["shadow", "off"])
+def test_a_run_whose_guards_enforce_nothing(tmp_path, mode):
+    """Whatever the environment says; in shadow the end says what enforcing would have done."""
+    words = ("--headless", "--seconds", "20", "--mode", mode, "--json", "out.json", "--report", "out.html")
+    code, out, err = run(tmp_path, *words, GUARDRAILS_MODE="enforce")
+    assert (code in {0, 3}, err) == (True, "")
+    sums, page = json.loads((tmp_path / "out.json").read_text()), (tmp_path / "out.html").read_text()
+    assert f"GUARDRAILS_MODE={mode}" in out
+    assert f"--mode {mode}" in sums["origin"]["command"]
+    assert sums["guarded"]["rejections"]["count"] == 0
+    assert sums["guarded"]["users_ok_ratio"]["healthy"] == sums["plain"]["users_ok_ratio"]["healthy"]
+    if mode == "off":
+        assert sums["watched"] == []
+        assert ("would have" in out, "would have" in page) == (False, False)
+        return
+    db, prices = sums["watched"]
+    assert (db["name"], db["mode"], prices["name"]) == ("db", "shadow", "prices")
+    assert db["shadow"]["refused"] == sum(sum(each.values()) for each in db["shadow"]["routes"].values()) > 0
+    assert f"would have refused {db['shadow']['refused']} of {db['shadow']['judged']} calls" in out
+    assert f"would have refused {db['shadow']['refused']} of" in page
+    assert f"would have stopped {db['shadow']['stopped']}" in out
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("moment", "signum"),
@@ -186,6 +211,7 @@ def test_even_a_killed_demo_leaves_nothing(tmp_path):
     [
         (["--seconds", "0"], "0 is not in the range 20<=x<=600"),
         (["--seconds", "ten"], "'ten' is not a valid integer"),
+        (["--mode", "on"], "'on' is not one of 'enforce', 'shadow', 'off'"),
         (["--compartments", "few"], "'few' is not one of 'declared', 'auto', 'none'"),
         (["--scenario", "flood"], "'flood' is not one of 'lock', 'slow', 'burst', 'leak', 'redis-freeze'"),
         (["--report", "nowhere/out.html"], "cannot be written"),

@@ -50,6 +50,25 @@ def test_no_line_of_a_pipe_is_longer_than_80_columns(scenario):
     assert sum(line.startswith("-- ") for line in lines) == 4  # a heading for each phase
 
 
+@pytest.mark.parametrize("mode", ["shadow", "off"])
+def test_a_run_whose_guards_enforce_nothing_is_not_judged_as_if_they_did(mode):
+    run = crowded()
+    run.mode = mode
+    sums = figures(run)
+    lines = [*opening(SCENARIOS["lock"], difference(), mode), *closing_lines(sums)]
+    assert [line for line in lines if len(line) > 80] == []
+    said = " ".join(lines)
+    assert f"and in its environment GUARDRAILS_MODE={mode}." in said
+    assert (
+        f"With its guards {'in shadow' if mode == 'shadow' else 'off'} the guarded app refused 150 requests"
+        in said
+    )
+    assert "Next: the same with --mode enforce." in said
+    assert "doctor" not in said
+    assert "What enforcing" not in page(run, sums)
+    assert "<pre>db: 1 &lt; 2\nprices</pre>" in page(run, sums, ["db: 1 < 2", "prices"])
+
+
 def test_the_cause_that_the_guarded_app_names_is_printed_once():
     run, lines = crowded(), []
     run.guarded.cause = "10 x shop.py:50 in OrderRepository.one, /orders wait for a lock " * 2
