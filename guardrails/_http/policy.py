@@ -89,11 +89,11 @@ class RequestPolicy:
 
         In shadow it bounds no guard that enforces, and those in shadow count what would have been stopped.
         """
-        mode, seconds = self.mode, self._request_timeout
+        seconds = self._request_timeout
         asked = budget(headers, self._headers) if self._headers else None
         if seconds is None or (asked is not None and asked < seconds):
             seconds = asked
-        if seconds is not None and mode != "off":
+        if seconds is not None and (mode := self.mode) != "off":
             request.limit_until(now + seconds, enforced=mode == "enforce")
 
     def admit(self, request: RequestScope, path: str, token: object = None) -> Problem | None:
