@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import ref
 
 from guardrails._core.outcome import Outcome
 from guardrails._guard.guard import Guard
@@ -69,7 +70,9 @@ class HeldCheckout(Slots):
 
     Attributes:
         guard: The guard that admitted it: the pool's own, or a compartment of it.
-        request: The request it is for, or None.
+        request_ref: Weak reference to the request it is for, or None. The request may keep the connection: if
+            this kept the request, a connection that its code forgets would never be collected.
+        route_name: The name of that request's route when the connection was handed out; None if unknown.
         site: The application's frames that asked for the connection.
         caller: The thread, task or greenlet that ran them.
         asked: When they asked for it, on the guard's clock.
@@ -89,7 +92,8 @@ class HeldCheckout(Slots):
         "nested",
         "next_search",
         "reported",
-        "request",
+        "request_ref",
+        "route_name",
         "since",
         "site",
         "slots",
@@ -97,7 +101,8 @@ class HeldCheckout(Slots):
     )
 
     guard: Guard
-    request: RequestScope | None
+    request_ref: Callable[[], RequestScope | None] | None
+    route_name: str | None
     site: Site
     caller: Caller
     asked: float
@@ -107,6 +112,22 @@ class HeldCheckout(Slots):
     nested: bool
     next_search: float
     reported: bool
+
+    @property
+    def request(self) -> RequestScope | None:
+        """The request it is for; None without one, or if nothing keeps it any more."""
+        return None if self.request_ref is None else self.request_ref()
+
+    @property
+    def route(self) -> str | None:
+        """The route template of the request that it is for; None if it is unknown."""
+        request, name = self.request, self.route_name
+        if request is not None:
+            template = request.template()
+            if template is not None:
+                return template
+            name = request.name or name  # Flask drops the route before the last parts of a body are made
+        return None if name is None else name.partition(" ")[2] or name
 
     @property
     def busy(self) -> bool:
@@ -150,7 +171,7 @@ class Checkout(HeldCheckout):
         self.slots = []
         self.under_way: Sequence[tuple[LockedGate, int]] = ()
         self.hold: Hold | None = None
-        self.request = None
+        self.request_ref = self.route_name = None
         self.site = site
         self.caller = caller
         self.times: Any = None
@@ -178,7 +199,8 @@ class Checkout(HeldCheckout):
             scope = current()
             touch(scope, self.guard.call_settings)
             if scope is not None:
-                self.request = scope.request
+                if scope.request is not None:
+                    self.request_ref = ref(scope.request)
                 budget = time_left(scope) if gates[-1].core.enforces else Scope.remaining(scope)
             if budget is not None and budget <= 0:
                 gates[-1].reject("deadline_spent")

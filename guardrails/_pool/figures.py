@@ -152,7 +152,8 @@ class PoolFigures:
             if request is None:
                 times = self._without_route.get(guard)
             else:
-                times = self._of_route.get((guard, request.name or request.find_name() or ""))
+                name = checkout.route_name = request.name or request.find_name()
+                times = self._of_route.get((guard, name or ""))
             now = self.clock()
             seconds = now - checkout.asked + 0.0  # raises for a reading that is not a number
             if times is None:
@@ -183,14 +184,13 @@ class PoolFigures:
 
     def _new_times(self, checkout: HeldCheckout) -> RouteTimes:
         """The times of a new pair of compartment and route; those of `OTHER` beyond the limit."""
-        guard, request = checkout.guard, checkout.request
-        route = None if request is None else request.name or request.find_name()
+        guard, route = checkout.guard, checkout.route_name
         with self._lock:
             if len(self._of_route) + len(self._without_route) >= MOST_ROUTES:
                 return self._of_route.setdefault((self._guard, OTHER), self._times())
             if route is None:
                 times = self._without_route.setdefault(guard, self._times())
-                if request is not None:
+                if checkout.request is not None:
                     self._of_route[guard, ""] = times
                 return times
             return self._of_route.setdefault((guard, route), self._times())

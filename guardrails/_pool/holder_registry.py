@@ -32,7 +32,7 @@ from guardrails._pool.lost_holders import find_gone
 from guardrails._pool.revoked_sessions import RevokedSessions
 from guardrails._pool.sessions import SessionId
 
-__all__ = ["HolderRegistry", "route_of"]
+__all__ = ["HolderRegistry"]
 
 _MAX_ON_PAGE = 100
 """Maximum number of holders on the status page; those out longest come first."""
@@ -174,7 +174,7 @@ class HolderRegistry:
 
     def place(self, checkout: HeldCheckout) -> Place:
         """Returns the code that holds a checkout."""
-        return Place(lines(checkout.site), route_of(checkout))
+        return Place(lines(checkout.site), checkout.route)
 
     def age(self, checkout: HeldCheckout) -> float:
         """Returns the seconds since a checkout got its connection; before that, since it got its slot."""
@@ -207,7 +207,8 @@ class HolderRegistry:
             doing = "statement"
         elif not checkout.is_kept(now):
             # The request for which it was taken decides, not the function that has returned.
-            is_open = checkout.request is not None and not checkout.request.closed
+            request = checkout.request
+            is_open = request is not None and request.is_open
             doing, now = ("other_work" if is_open else "gone"), None
         elif nested or checkout.nested:
             doing = "nested"
@@ -216,14 +217,9 @@ class HolderRegistry:
             doing=doing,
             where=lines(checkout.site),
             now=() if now is None else lines(now),
-            route=route_of(checkout),
+            route=checkout.route,
             compartment=None if checkout.guard is self.guard else checkout.guard.name,
         )
-
-
-def route_of(checkout: HeldCheckout) -> str | None:
-    """Returns the route template of the request that a checkout serves, or None."""
-    return None if checkout.request is None else checkout.request.template()
 
 
 def _key(caller: Caller) -> int:

@@ -50,7 +50,7 @@ def find_gone(out: list[HeldCheckout], holders: list[Holder], caller: Caller) ->
     own = [place for place, (index, _) in enumerate(gone) if out[index].caller == caller]
     for (index, _), where in zip(gone, referrers([kept for _, kept in gone], own), strict=True):
         request = out[index].request
-        if where is not None or (request is not None and not request.closed):
+        if where is not None or (request is not None and request.is_open):
             at_yield = where is not None and bool(where[0][0].co_flags & _YIELDS)
             now_at = lines(where or ())
             holders[index] = replace(holders[index], doing="other_work", now=now_at, at_yield=at_yield)

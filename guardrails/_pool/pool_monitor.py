@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from guardrails._pool.checkout import HeldCheckout
 from guardrails._pool.frames import lines
-from guardrails._pool.holder_registry import HolderRegistry, route_of
+from guardrails._pool.holder_registry import HolderRegistry
 from guardrails._runtime.fork import ForkedLock, renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
@@ -164,7 +164,7 @@ class PoolMonitor:
             "cause": cause,
             "seconds": self._registry.age(checkout),
             "where": lines(checkout.site),
-            "route": route_of(checkout),
+            "route": checkout.route,
         }
 
     def _report(self, leak: dict[str, Any], checkout: HeldCheckout | None = None) -> None:

@@ -205,7 +205,7 @@ class RequestScope(Scope):
         reserved: (gate, number) of each reserved slot that is not used yet, by the core of the gate.
     """
 
-    __slots__ = ("name", "request_errors", "reserved", "touched")
+    __slots__ = ("__weakref__", "name", "request_errors", "reserved", "touched")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
         shared = None
@@ -222,6 +222,11 @@ class RequestScope(Scope):
         self.touched: dict[Any, float] = {} if shared is None else shared.touched
         self.reserved: dict[Any, tuple[Any, int]] = {}
         self.request = self
+
+    @property
+    def is_open(self) -> bool:
+        """True until the server is done with the request, a streamed body and background tasks included."""
+        return not self.closed
 
     def limit_until(self, at: float, *, enforced: bool) -> None:
         """Gives the request a deadline. One that is not enforced bounds no guard that enforces."""

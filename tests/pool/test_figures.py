@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import tracemalloc
+import weakref
 
 import pytest
 from hypothesis import given
@@ -31,7 +32,8 @@ class Request:
 def checkout_of(guard, figures, route=None):
     """One checkout that is handed out and returned."""
     checkout = Checkout(guard)
-    checkout.request = None if route is None else Request(route)
+    request = Request(route)
+    checkout.request_ref = None if route is None else weakref.ref(request)
     checkout.asked = figures.clock()
     figures.handed_out(checkout)
     figures.returned(checkout)

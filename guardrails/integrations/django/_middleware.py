@@ -124,7 +124,13 @@ class _TrackedRequest(TrackedRequest):
         self.response: HttpResponse | None = None
         self._policy = policy
         self._request = request
+        self._over = False
         self._wsgi = wsgi
+
+    @property
+    def is_open(self) -> bool:
+        """See RequestScope. The block ends before a streamed body is sent."""
+        return not self._over
 
     def template(self) -> str | None:
         """See RequestScope."""
@@ -151,7 +157,7 @@ class _TrackedRequest(TrackedRequest):
         if self.response is None:
             self.learn()
             self.forget_error()
-            self._policy.release(self)
+            self._finish()
             return
         if self.request_errors is not None:
             if self.response.status_code == _UNHANDLED and self.request_errors.unhandled is not None:
@@ -178,13 +184,17 @@ class _TrackedRequest(TrackedRequest):
         try:
             error = make_first_part(response)
         except BaseException:  # the worker stops, or a coroutine times out
-            self._policy.release(self)
+            self._finish()
             raise
         problem = None if error is None else self._policy.problem(error)
         if problem is None:
             return response
         response.close()
         return _response(problem, self._request)
+
+    def _finish(self) -> None:
+        self._over = True
+        self._policy.release(self)
 
     def _release_at_close(self, response: HttpResponse) -> None:
         closing = response.close
@@ -193,7 +203,7 @@ class _TrackedRequest(TrackedRequest):
             try:
                 closing()
             finally:
-                self._policy.release(self)
+                self._finish()
 
         response.close = close_and_release  # both handlers call it when all is sent or the client has left
 

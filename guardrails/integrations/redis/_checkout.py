@@ -42,7 +42,8 @@ class RedisCheckout(HeldCheckout):
     guard: Guard
     site: Site = ()
     caller: Caller = 0
-    request: RequestScope | None = None
+    request_ref: Callable[[], RequestScope | None] | None = None
+    route_name: str | None = None
     times: RouteTimes | None = None
     disposed = nested = reported = False
     next_search = started = 0.0

@@ -151,7 +151,8 @@ class CommandRunner:
                 checkout.at = monotonic() + self._timeout
         else:
             touch(scope, checkout.guard.call_settings)
-            checkout.request = scope.request
+            if scope.request is not None:
+                checkout.request_ref = ref(scope.request)
             self._set_deadline(checkout)
         if not self._gate.core.enforces:
             checkout.at = None

@@ -24,7 +24,7 @@ from guardrails._dbapi.drivers.background import Background
 from guardrails._dbapi.revoked import RevokedConnection
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._pool.frames import lines
-from guardrails._pool.holder_registry import HolderRegistry, route_of
+from guardrails._pool.holder_registry import HolderRegistry
 from guardrails._pool.holds import Hold
 from guardrails._pool.idle_limit import IdleLimit
 from guardrails._runtime.guard_log import log
@@ -162,7 +162,7 @@ class Revocation:
         fairies = [None if each.proxy is None else each.proxy() for each in holders]
         if hold is None or None in fairies:
             return  # being set up, or dropped
-        seconds, route, pool = hold.idle_for(now), route_of(checkout), checkout.pool
+        seconds, route, pool = hold.idle_for(now), checkout.route, checkout.pool
         arguments = (self._registry.guard.name, seconds, where, route)
         stub = RevokedConnection(lambda: self._error(*arguments))
         # Two records: one gives the place back at once, the other has the connection until it is closed.

@@ -13,7 +13,7 @@ from typing import Any
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._pool.checkout import Checkout
 from guardrails._pool.frames import lines
-from guardrails._pool.holder_registry import HolderRegistry, route_of
+from guardrails._pool.holder_registry import HolderRegistry
 from guardrails._pool.holds import Hold
 from guardrails._pool.idle_limit import IdleLimit
 from guardrails._runtime.holding import holding, on_enter
@@ -76,7 +76,7 @@ class Revocation:
         connection = None if wrapper is None else wrapper.connection
         if connection is None:
             return  # its thread has ended, or closes it
-        now, where, route = self._limit.now(), lines(checkout.site), route_of(checkout)
+        now, where, route = self._limit.now(), lines(checkout.site), checkout.route
         seconds = checkout.hold.idle_for(now)
         arguments = (self._registry.guard.name, seconds, where, route)
 
