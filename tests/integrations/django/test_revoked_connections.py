@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -30,15 +31,24 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
-def db(request, postgres):
+@contextlib.contextmanager
+def guarded(server, kind, size=3):
     """A guard with the database ``shop`` behind it."""
-    guard = Guard("db", max_concurrent_calls=3, max_wait_duration=0.5)
-    options = {"guard": guard, "max_idle_hold": LIMIT, **KINDS[request.param]}
-    kept = {} if options.get("pool") else {"CONN_MAX_AGE": None}
-    with django_lab.configured("shop", django_lab.database(postgres, options, **kept)):
+    guard = Guard("db", max_concurrent_calls=size, max_wait_duration=0.5)
+    options = {"guard": guard, "max_idle_hold": LIMIT, **KINDS[kind]}
+    if "pool" in options:
+        options["pool"] = {"min_size": 1, "max_size": size}
+    kept = {} if "pool" in options else {"CONN_MAX_AGE": None}
+    with django_lab.configured("shop", django_lab.database(server, options, **kept)):
         yield guard
     guard.detach()
+
+
+@pytest.fixture(params=KINDS)
+def db(request, postgres):
+    """The same, for a test."""
+    with guarded(postgres, request.param) as guard:
+        yield guard
 
 
 @pytest.fixture
@@ -198,16 +208,24 @@ def test_holding(db):
         run("select 42")
 
 
-@pytest.mark.parametrize("leaks", [12, pytest.param(999, marks=pytest.mark.slow)])
-def test_leaks_of_threads_heal(db, table, leaks):
+@pytest.mark.parametrize(("leaks", "size"), [(12, 3), pytest.param(1000, 25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaks_of_threads_heal(postgres, table, kind, leaks, size):
     """Threads that sit on their connections cost no slot, and lose no statement that they have run."""
+    with guarded(postgres, kind, size) as guard:
+        leak_and_heal(guard, table, leaks, size)
+
+
+def leak_and_heal(db, table, leaks, size):
+    """All connections are leaked at once, again and again."""
     go_on = threading.Event()
-    lost, failed = [], []
+    begun, lost, failed = [], [], []
 
     def leak(number):
         try:
             with transaction.atomic("shop"):
                 assert run(f"select {number}") == number
+                begun.append(number)
                 go_on.wait(60)
                 run(f"insert into {table} values ({number})")
         except ConnectionRevokedError:
@@ -217,11 +235,11 @@ def test_leaks_of_threads_heal(db, table, leaks):
         finally:
             django_lab.leave("shop")
 
-    for first in range(0, leaks, 3):
-        threads = [threading.Thread(target=leak, args=(n,)) for n in range(first, first + 3)]
+    for first in range(0, leaks, size):
+        threads = [threading.Thread(target=leak, args=(n,)) for n in range(first, first + size)]
         for thread in threads:
             thread.start()
-        poll(lambda: db.snapshot().in_use == 3, "all connections are out")
+        poll(lambda most=first + size: len(begun) == most, "all connections are out")
         until_revoked(db)
         with transaction.atomic("shop"):
             assert run("select 42") == 42
