@@ -13,6 +13,7 @@ for each K, run them all.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import zlib
@@ -30,11 +31,13 @@ def mark(items):
     """Marks what needs a server as ``server``, and the cases that have no turn as ``slow``."""
     tests = defaultdict(list)
     for item in items:
-        if SERVER_FIXTURES & set(item.fixturenames) or SERVER_CLASSES & _used_names(item):
-            item.add_marker(pytest.mark.server)
-        if hasattr(item, "callspec"):
-            tests[item.nodeid.partition("[")[0]].append(item)
-    without_turn = [item for cases in tests.values() for item in _without_turn(cases)]
+        tests[item.nodeid.partition("[")[0]].append(item)
+    for cases in tests.values():
+        if _needs_server(cases[0]):
+            for item in cases:
+                item.add_marker(pytest.mark.server)
+    tables = [cases for cases in tests.values() if hasattr(cases[0], "callspec")]
+    without_turn = [item for cases in tables for item in _without_turn(cases)]
     first, step = _share(os.environ.get("GUARDRAILS_SHARE"))
     for number, item in enumerate(sorted(without_turn, key=lambda item: item.nodeid)):
         item.add_marker(pytest.mark.slow)
@@ -52,23 +55,29 @@ def _share(given):
     return first, step
 
 
+def _needs_server(item):
+    return bool(SERVER_FIXTURES & set(item.fixturenames) or SERVER_CLASSES & _used_names(item))
+
+
 def _used_names(item):
     """The names that a test, its fixtures and the functions of its module that they call refer to."""
     fixtures = [definitions[-1].func for definitions in item._fixtureinfo.name2fixturedefs.values()]
-    functions, names = [item.function, *fixtures], set()
+    functions, names, module = [item.function, *fixtures], set(), vars(item.module)
     while functions:
-        new = set(_names_in(inspect.unwrap(functions.pop()))) - names
+        new = _names_in(inspect.unwrap(functions.pop())) - names
         names |= new
-        functions += [found for name in new if inspect.isfunction(found := vars(item.module).get(name))]
+        functions += [found for name in new if inspect.isfunction(found := module.get(name))]
     return names
 
 
+@functools.cache
 def _names_in(function):
-    codes = [function.__code__] if inspect.isfunction(function) else []
+    codes, names = [function.__code__] if inspect.isfunction(function) else [], set()
     while codes:
         code = codes.pop()
-        yield from code.co_names
+        names.update(code.co_names)
         codes += [const for const in code.co_consts if inspect.iscode(const)]
+    return names
 
 
 def deal(items, workers):
