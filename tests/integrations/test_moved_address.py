@@ -60,7 +60,7 @@ def caches():
         yield first.port
 
 
-def wait_for(ask, address, seconds=5.0):
+def wait_for(ask, address, seconds=20.0):
     """Asks until the answers come from an address, and only from there."""
     end, row = time.monotonic() + seconds, 0
     while row < 10:

@@ -699,6 +699,15 @@ def test_a_closed_loop_is_forgotten():
     assert sum(loop() is not None for loop in loops) <= 1
 
 
+class SteppedLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock a test moves."""
+
+    now = 0.0
+
+    def time(self):
+        return self.now
+
+
 def test_timers_fire_in_order_and_the_rest_is_planned_again():
     """Three deadlines armed latest first end earliest first."""
     guard = Guard("db", max_concurrent_calls=3)
@@ -711,10 +720,18 @@ def test_timers_fire_in_order_and_the_rest_is_planned_again():
         ended.append(seconds)
 
     async def main():
-        await asyncio.gather(*map(wait, (0.06, 0.04, 0.02)))
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(wait(seconds)) for seconds in (6, 4, 2)]
+        for now in (0, 2.1, 4.1, 6.1):
+            loop.now = now
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert len(ended) == now // 2
+        await asyncio.gather(*tasks)
 
-    asyncio.run(main())
-    assert ended == [0.02, 0.04, 0.06]
+    with asyncio.Runner(loop_factory=SteppedLoop) as runner:
+        runner.run(main())
+    assert ended == [2, 4, 6]
 
 
 class Bell(loop_timers.Timer):

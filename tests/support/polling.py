@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-def poll(condition, what, seconds=5.0):
+def poll(condition, what, seconds=20.0):
     """Waits until a server shows a state; says ``what`` was awaited if it does not come."""
     end = time.monotonic() + seconds
     while not condition():
@@ -13,7 +13,7 @@ def poll(condition, what, seconds=5.0):
         time.sleep(0.01)
 
 
-def wait_until(true, seconds=10.0):
+def wait_until(true, seconds=20.0):
     """Waits until another thread or process has done something."""
     end = time.monotonic() + seconds
     while not true():

@@ -18,9 +18,10 @@ import redis.asyncio
 from guardrails import BreakerPolicy, protect
 from guardrails.testing._ground import Ground, new_home
 from guardrails.testing.servers import ValkeyServer
+from support.lateness import ROOM
 
-LATE = 0.1 + 0.5
-"""Seconds after its deadline by which a call must be back: the promise, and room for a busy machine."""
+LATE = 0.1 + ROOM
+"""Seconds after its deadline by which a call must be back: the promise, and room."""
 
 QUIET = BreakerPolicy(minimum_number_of_calls=10_000, slow_call_duration_threshold=1000)
 """A circuit that stays out of the way."""
@@ -154,6 +155,10 @@ class SyncLab:
         """Runs something to its end."""
         return make()
 
+    def pause(self, seconds):
+        """Lets time pass."""
+        time.sleep(seconds)
+
     def all(self, works):
         """Runs several at once and returns what each came to, errors included."""
         results = [None] * len(works)
@@ -197,6 +202,9 @@ class AsyncLab(SyncLab):
             return result
 
         return self.runner.run(main(), context=contextvars.copy_context())
+
+    def pause(self, seconds):
+        self.finish(lambda: asyncio.sleep(seconds))
 
     def all(self, works):
         async def one(work):

@@ -200,6 +200,14 @@ class Lab:
         self.guard = protect(self.engine, **({"name": "db"} | (guard or {})))
         return self.guard
 
+    def connect(self):
+        """Opens a connection, however long a busy machine takes: it has no limit and is not counted."""
+        self.guard.set_mode("off")
+        try:
+            self.query("select 1")
+        finally:
+            self.guard.set_mode("enforce")
+
     def soon(self, sql="select 42"):
         """The answer to a query, as soon as one comes in time: a busy machine may take long to connect."""
         answers = []
@@ -209,7 +217,7 @@ class Lab:
                 answers.append(self.query(sql, timeout=5))
             return answers
 
-        poll(ask, "a caller is answered", 10)
+        poll(ask, "a caller is answered")
         return answers[0]
 
     def server_side(self, where):

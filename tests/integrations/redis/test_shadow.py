@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -21,10 +22,10 @@ def sleep(client):
 def test_a_command_past_its_limit_runs_to_its_end_and_is_counted_at_its_limit(cache):
     guard = cache.protect(guard={"timeout": 0.05, "mode": "shadow"}, max_connections=3)
     assert cache.do(sleep)
-    poll(lambda: guard.snapshot().would_stop == 1, "it is counted", 1)
+    poll(lambda: guard.snapshot().would_stop == 1, "it is counted")
     assert guard.snapshot().failed == 1
     assert cache.do(lambda client: client.set("key", "value"))
-    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back")
     guard.set_mode("enforce")
     with pytest.raises(CallTimeoutError):
         cache.do(sleep)
@@ -34,11 +35,17 @@ def test_a_client_s_own_timeout_still_holds(cache, valkey):
     guard = cache.protect(
         guard={"timeout": 0.05, "mode": "shadow"}, max_connections=3, socket_timeout=1, retry=None
     )
-    assert cache.do(lambda client: client.ping())
+
+    def answered():
+        with contextlib.suppress(redis.TimeoutError):  # a busy machine may take longer to connect
+            return cache.do(lambda client: client.ping())
+
+    poll(answered, "a connection is open")
+    before = guard.snapshot().would_stop
     with frozen(valkey), pytest.raises(redis.TimeoutError) as raised:
         cache.do(lambda client: client.get("key"))
     assert not isinstance(raised.value, CallTimeoutError)
-    poll(lambda: guard.snapshot().would_stop >= 1, "it is counted", 1)
+    poll(lambda: guard.snapshot().would_stop > before, "it is counted")
 
 
 def test_more_callers_than_slots_are_let_in(cache):
@@ -57,7 +64,7 @@ def test_an_open_circuit_lets_commands_through(cache):
     guard = cache.protect(guard={"timeout": 0.05, "mode": "shadow", "breaker": policy}, max_connections=3)
     for _ in range(2):
         cache.do(sleep)
-    poll(lambda: guard.state == "open", "it opens", 1)
+    poll(lambda: guard.state == "open", "it opens")
     assert cache.do(lambda client: client.set("key", "value"))
     assert guard.snapshot().would_reject == {"circuit_open": 1}
     assert threading.active_count() < 50
@@ -85,4 +92,4 @@ def test_a_guarded_function_s_timeout_stops_nothing(cache):
             return sleep(client)
 
     assert cache.do(slow)
-    poll(lambda: guard.snapshot().would_stop >= 1, "it is counted", 1)
+    poll(lambda: guard.snapshot().would_stop >= 1, "it is counted")

@@ -11,11 +11,9 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from guardrails import CallTimeoutError, CommitUnknownError, ConfigurationError, DeadlineSpentError, deadline
+from support.lateness import LATE
 from support.polling import poll
 from support.sql_lab import on_loops
-
-LATE = 0.25 + 0.1 + 0.25
-"""Seconds after its deadline by which a call must be back: grace, promise, and room for a busy machine."""
 
 
 class Stopwatch:
@@ -42,7 +40,7 @@ def test_slow_query_is_cancelled_on_the_server(lab):
     assert 0.3 <= watch.seconds < 0.3 + LATE
     assert caught.value.guard == "db"
     assert caught.value.__cause__ is not None
-    poll(lambda: lab.running() == 0, "the statement has ended on the server", 1.0)
+    poll(lambda: lab.running() == 0, "the statement has ended on the server", LATE)
     assert lab.pool.checkedout() == 0
     assert lab.guard.snapshot().in_use == 0
     assert lab.server_side("true") == 1  # the other idle connection lives on
@@ -67,7 +65,7 @@ def test_lock_wait_ends_at_the_deadline(lab, table):
     with lab.locked(table), Stopwatch() as watch, pytest.raises(CallTimeoutError):
         lab.query(f"select count(*) from {table}")
     assert 0.3 <= watch.seconds < 0.3 + LATE
-    poll(lambda: lab.running() == 0, "nothing waits for the lock any more", 1.0)
+    poll(lambda: lab.running() == 0, "nothing waits for the lock any more", LATE)
     assert lab.query(f"select count(*) from {table}") == 0
 
 
@@ -118,7 +116,7 @@ def test_commit_that_hangs_leaves_the_outcome_unknown(lab, table):
         with Stopwatch() as watch, pytest.raises(CommitUnknownError):
             lab.run(work)
         assert 0.3 <= watch.seconds < 0.3 + LATE
-        poll(lambda: lab.running() == 0, "the COMMIT has ended on the server", 1.0)
+        poll(lambda: lab.running() == 0, "the COMMIT has ended on the server", LATE)
         assert lab.pool.checkedout() == 0
 
 
@@ -287,7 +285,7 @@ def test_cancellation_from_outside_stays_a_cancellation(lab):
     assert (snapshot.in_use, snapshot.failed) == (0, 0)
     assert snapshot.abandoned >= 1
     # The pause lets the loop go on, as an application's would.
-    poll(lambda: lab.pause(0.01) or lab.running() == 0, "the statement has ended on the server", 2.0)
+    poll(lambda: lab.pause(0.01) or lab.running() == 0, "the statement has ended on the server", LATE)
 
 
 @pytest.fixture

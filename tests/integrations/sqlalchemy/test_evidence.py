@@ -193,5 +193,5 @@ def table(lab):
     """A table nobody else uses."""
     lab.aside("create table evidence (id int)")
     yield "evidence"
-    poll(lambda: lab.running() == 0, "nothing of the test runs on the server", 5)
+    poll(lambda: lab.running() == 0, "nothing of the test runs on the server")
     lab.aside("drop table evidence")

@@ -13,12 +13,11 @@ from sqlalchemy.exc import DBAPIError
 
 from guardrails import CallTimeoutError, CommitUnknownError, RejectedError, deadline
 from guardrails.testing.proxy import FaultProxy
+from support.lateness import LATE
 from support.polling import poll
 from support.sql_lab import in_threads
 
 LIMIT = 0.3
-LATE = 0.25 + 0.1 + 0.25
-"""Seconds after its deadline by which a call must be back: grace, promise, and room for a busy machine."""
 
 NUMBERS = Table("numbers", MetaData(), Column("n", Integer))
 BIG = "select repeat('x', 4000000)"

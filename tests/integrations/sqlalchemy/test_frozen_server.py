@@ -11,12 +11,11 @@ from sqlalchemy import event, text
 
 from guardrails import CallTimeoutError, CommitUnknownError, deadline
 from support.foreign_pool import foreign_pool
+from support.lateness import LATE
 from support.polling import poll
 from support.prepared import names_of_prepared, tidy
 
 LIMIT = 0.3
-LATE = 0.25 + 0.1 + 0.4
-"""Grace, promise, and room for a busy machine."""
 
 
 def target(lab):

@@ -411,7 +411,7 @@ def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, capl
             engine.connect()
         assert not logged(caplog)
         connecting.set()
-        poll(lambda: logged(caplog), "the log has it", 3)
+        poll(lambda: logged(caplog), "the log has it")
     assert "2 x held across other work" in logged(caplog)[0].getMessage()
 
 

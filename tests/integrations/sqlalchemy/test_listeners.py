@@ -13,10 +13,10 @@ from sqlalchemy.event.attr import _ListenerCollection
 from guardrails import CallTimeoutError, CommitUnknownError, deadline
 from guardrails.integrations.sqlalchemy import pool_status
 from guardrails.testing.proxy import FaultProxy
+from support.lateness import LATE
 from support.sql_lab import in_threads, lab_with, on_loops, on_postgres
 
 LIMIT = 0.4
-LATE = 0.25 + 0.1 + 0.4
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def in_time(lab, times=1):
 def well_again(lab):
     """The engine works when the wire does."""
     lab.wire.heal()
-    assert lab.query("select 42") == 42
+    assert lab.soon() == 42
 
 
 def test_listener_of_a_checkout_is_bounded(wired):
@@ -63,7 +63,7 @@ def test_listener_of_a_checkout_is_bounded(wired):
     wired.protect(guard={"timeout": LIMIT})
     asking = []
     event.listen(target(wired), "checkout", lambda connection, *_: asking and ask(connection))
-    wired.query("select 1")
+    wired.connect()
     asking.append(True)
     wired.wire.hang()
     with in_time(wired), pytest.raises(CallTimeoutError):
@@ -80,7 +80,7 @@ def test_listener_of_a_return_is_bounded(wired, moment, reset):
     wired.protect(guard={"timeout": LIMIT}, pool_reset_on_return=reset)
     asking = []
     event.listen(target(wired), moment, lambda connection, *_: asking and connection and ask(connection))
-    wired.query("select 1")
+    wired.connect()
 
     def work(session):
         session.execute("select 1")
@@ -104,7 +104,7 @@ def test_listener_of_a_connect_is_bounded(wired):
         wired.wire.hang()
         ask(connection)
 
-    wired.query("select 1")
+    wired.connect()
     event.listen(target(wired), "connect", silent)
     wired.dispose()
     with in_time(wired), pytest.raises(CallTimeoutError):
@@ -124,7 +124,7 @@ def test_listener_of_a_statement_is_bounded(wired, moment):
             wired.wire.hang()
             cursor.execute("select 1")
 
-    wired.query("select 1")
+    wired.connect()
     event.listen(target(wired), moment, listener)
     wired.query("select 1")
     asking.append(True)
@@ -204,7 +204,7 @@ def check_listener(wired, moment, where):
 def test_listener_of_a_two_phase_transaction_is_bounded(wired, moment):
     """Before each of its phases; none of them has been sent when the listener is stopped."""
     wired.protect(guard={"timeout": LIMIT})
-    wired.query("select 1")
+    wired.connect()
 
     def listener(user, *_rest):
         wired.wire.hang()
@@ -235,7 +235,7 @@ def test_listener_of_a_checked_out_connection_is_bounded(wired):
             ask(user.connection.dbapi_connection)
 
     event.listen(target(wired), "engine_connect", listener)
-    wired.query("select 1")
+    wired.connect()
     asking.append(True)
     with in_time(wired, times=2), pytest.raises(CallTimeoutError):
         wired.query("select 1")
@@ -351,7 +351,7 @@ def test_listeners_in_time_cost_nothing(wired):
 def test_isolation_level_is_asked_for_in_time(wired):
     """Connection.get_isolation_level() asks the server, for no longer than a statement may."""
     wired.protect(guard={"timeout": LIMIT})
-    wired.query("select 1")
+    wired.connect()
 
     def work(session):
         session.execute("select 1")
@@ -369,7 +369,7 @@ def test_isolation_level_is_asked_for_in_time(wired):
 def test_isolation_level_is_set_in_time(wired, where):
     """Setting the isolation level of an engine's or a connection's checkouts asks the server, too."""
     wired.protect(guard={"timeout": LIMIT})
-    wired.query("select 1")
+    wired.connect()
     bare = wired.engine
     if where == "engine":
         wired.engine = bare.execution_options(isolation_level="AUTOCOMMIT")
@@ -439,7 +439,7 @@ def test_status_of_a_hanging_listener_is_a_call(wired):
             ask(connection)
 
     event.listen(target(wired), "checkout", checkout)
-    wired.query("select 1")
+    wired.connect()
     asking.append(True)
     wired.query("select 1")
     assert seen[0].holders[0].doing == "statement"

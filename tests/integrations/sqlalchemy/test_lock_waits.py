@@ -91,7 +91,7 @@ def exhausted(lab):
         yield
 
 
-def until(lab, condition, what, seconds=5.0):
+def until(lab, condition, what, seconds=20.0):
     """Waits for a condition, on the loop if there is one."""
     end = time.monotonic() + seconds
     while not condition():

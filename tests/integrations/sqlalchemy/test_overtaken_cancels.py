@@ -16,10 +16,10 @@ from guardrails import CallTimeoutError
 from guardrails._dbapi import loop_watch, watchdog
 from guardrails._dbapi.drivers import find_driver
 from guardrails._dbapi.drivers.psycopg2 import Psycopg2
+from support.lateness import LATE
 from support.polling import poll
 
 LIMIT = 0.2
-LATE = 0.25 + 0.1 + 0.25
 NAP = "select pg_sleep(cast(current_setting('lab.nap') as float))"
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import CallTimeoutError, protect
 from guardrails.testing.pgbouncer import PgBouncer
+from support.lateness import LATE
 from support.polling import poll
 
 TRANSACTIONS = int(os.environ.get("GUARDRAILS_TRANSACTIONS", "1200"))
@@ -25,8 +26,6 @@ TRANSACTIONS = int(os.environ.get("GUARDRAILS_TRANSACTIONS", "1200"))
 CLIENTS = {"patient": 5.0, "hurried": 0.03}
 """Two applications behind one pgbouncer, and what each gives a statement, in seconds."""
 
-LATE = 0.25 + 0.1 + 0.25
-"""Seconds after its deadline by which a call must be back: grace, promise, and room for a busy machine."""
 
 ARGUMENTS = {
     # Prepared statements do not survive the change of server connection between transactions.
@@ -181,4 +180,4 @@ def test_cancel_goes_through(bouncer, postgres, driver):
     asyncio.run(main())
     with psycopg.connect(postgres.url(""), autocommit=True) as spy:
         active = "select count(*) from pg_stat_activity where state = 'active' and query like 'select 77 %'"
-        poll(lambda: spy.execute(active).fetchone() == (0,), "the statement has ended on the server", 1.0)
+        poll(lambda: spy.execute(active).fetchone() == (0,), "the statement has ended on the server", LATE)

@@ -27,11 +27,11 @@ from guardrails import (
 )
 from guardrails._dbapi import watchdog
 from guardrails.testing.proxy import FaultProxy
+from support.lateness import LATE
 from support.polling import poll
 from support.sql_lab import on_loops, on_postgres
 
 LIMIT = 0.3
-LATE = 0.25 + 0.1 + 0.25
 
 of_libpq = pytest.mark.parametrize("lab", ["psycopg", "psycopg2"], indirect=True)
 """The drivers whose cursors have a COPY and are closed on the server."""

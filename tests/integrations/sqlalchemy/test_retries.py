@@ -9,11 +9,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from guardrails import CallTimeoutError, DeadlineSpentError, deadline, guarded, retrying
+from support.lateness import LATE
 from support.sql_lab import SyncLab
 
 DIE = "select pg_terminate_backend(pg_backend_pid())"
-LATE = 0.25 + 0.1 + 1.0
-"""Seconds after a deadline by which a call must be back: grace, promise, and room for a busy machine."""
 
 
 def ask_through(lab, statements, seconds=None, **recovery):

@@ -24,14 +24,14 @@ def test_a_statement_past_its_limit_runs_to_its_end_and_is_counted_at_its_limit(
     lab.query("select 42")  # opens the connection
     guard.set_mode("shadow")
     with lab.meanwhile(lambda: lab.query("select pg_sleep(0.6), 42")) as answers:
-        poll(lambda: lab.pause(0.01) or guard.snapshot().would_stop == 1, "it is counted", 5)
+        poll(lambda: lab.pause(0.01) or guard.snapshot().would_stop == 1, "it is counted")
         assert answers == []
     (event,) = told
     assert event.timeout == 0.1
     assert event.where[0].startswith("support/sql_lab.py")
     assert guard.snapshot().failed == 1
     assert lab.query("select 42") == 42
-    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back")
     assert lab.pool.checkedout() == 0
     (longest,) = guard._gate.report.sums.report()["longest"]
     assert longest["timeout"] == 0.1
@@ -55,11 +55,11 @@ def test_more_callers_than_slots_wait_for_the_pool_alone(lab):
     seen = guard.snapshot()
     assert seen.rejected == {}
     assert sum(seen.would_reject.values()) >= 2
-    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back")
 
 
 def test_an_open_circuit_lets_statements_through_and_recovers(lab):
-    policy = BreakerPolicy(minimum_number_of_calls=2, wait_duration_in_open_state=0.2)
+    policy = BreakerPolicy(minimum_number_of_calls=2, wait_duration_in_open_state=1)
     guard = lab.protect(guard={**QUICK, "breaker": policy})
     for _ in range(3):
         lab.query("select pg_sleep(0.15), 42")
@@ -71,7 +71,7 @@ def test_an_open_circuit_lets_statements_through_and_recovers(lab):
         assert lab.query("select 42") == 42
         return guard.state == "closed"
 
-    poll(closed, "the probes close it", 5)
+    poll(closed, "the probes close it")
 
 
 def test_off_counts_nothing(lab):
@@ -82,7 +82,7 @@ def test_off_counts_nothing(lab):
     guard.set_mode("enforce")
     with pytest.raises(CallTimeoutError):
         lab.query("select pg_sleep(5), 42")
-    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back")
 
 
 LIMIT = 0.3

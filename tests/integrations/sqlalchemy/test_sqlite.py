@@ -18,9 +18,9 @@ from sqlalchemy.pool import StaticPool
 from guardrails import CallTimeoutError, ConfigurationError, protect
 from guardrails._dbapi.stopping import Bounds
 from guardrails._pool.limits import time_allowed
+from support.lateness import LATE
 
 ENDLESS = text("with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n")
-LATE = 0.6
 
 
 def test_endless_statement_is_interrupted(tmp_path):

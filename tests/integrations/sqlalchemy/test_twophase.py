@@ -12,11 +12,10 @@ from sqlalchemy import text
 
 from guardrails import CallTimeoutError, CircuitOpenError, CommitUnknownError, deadline
 from guardrails.testing.proxy import FaultProxy
+from support.lateness import LATE
 from support.prepared import tidy
 
 LIMIT = 0.5
-LATE = 0.25 + 0.1 + 0.4
-"""A second phase that is stopped costs up to the limit and a grace."""
 
 
 @pytest.fixture
