@@ -19,6 +19,7 @@ from guardrails import BreakerPolicy, protect
 from guardrails.testing._ground import Ground, new_home
 from guardrails.testing.servers import ValkeyServer
 from support.lateness import ROOM
+from support.polling import poll
 
 LATE = 0.1 + ROOM
 """Seconds after its deadline by which a call must be back: the promise, and room."""
@@ -158,6 +159,10 @@ class SyncLab:
     def pause(self, seconds):
         """Lets time pass."""
         time.sleep(seconds)
+
+    def until(self, condition, what, seconds=20.0):
+        """Waits for a state; an event loop runs meanwhile."""
+        poll(lambda: condition() or self.pause(0.01), what, seconds)
 
     def all(self, works):
         """Runs several at once and returns what each came to, errors included."""

@@ -8,7 +8,6 @@ from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import PostgresServer, ValkeyServer
 from support import redis_lab
-from support.polling import poll
 from support.sql_lab import MariaDB, drivers, lab_with
 
 
@@ -56,7 +55,7 @@ def cache(request, valkey, parser):
         yield lab
         if lab.guard is not None and lab.client.connection is None:
             # The upkeep may be pinging one of them.
-            poll(lambda: lab.out() == 0 or lab.pause(0.01), "every connection was given back")
+            lab.until(lambda: lab.out() == 0, "every connection was given back")
 
 
 @pytest.fixture

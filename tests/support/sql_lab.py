@@ -220,6 +220,10 @@ class Lab:
         poll(ask, "a caller is answered")
         return answers[0]
 
+    def until(self, condition, what, seconds=20.0):
+        """Waits for a state; on an event loop, which runs meanwhile, what was stopped ends."""
+        poll(lambda: condition() or self.pause(0.01), what, seconds)
+
     def server_side(self, where):
         """Counts this test's sessions on the server."""
         return self.aside(self.backend.sessions(where))

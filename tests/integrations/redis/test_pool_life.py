@@ -45,13 +45,6 @@ def start(cache, valkey):
         cache.guard.detach()
 
 
-def until(cache, condition, what, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s: {what}"
-        cache.pause(0.01)
-
-
 def warm_up(cache, timeout=30.0):
     guard = cache.guard
     return cache.finish(lambda: guard.warm_up_async(timeout) if cache.is_async else guard.warm_up(timeout))
@@ -101,7 +94,7 @@ def test_warm_up_of_a_frozen_server_ends_at_its_timeout(cache, start, valkey, bl
 def test_idle_connections_are_closed_and_the_minimum_is_kept(cache, start, clients, blocking):
     start(blocking=blocking, minimum_idle=1, idle_timeout=0.2)
     occupy(cache, 4)
-    until(cache, lambda: clients() == 1, "three of four are closed")
+    cache.until(lambda: clients() == 1, "three of four are closed")
     assert cache.out() == 0
     occupy(cache, 4)
     assert clients() == 4, "the pool has room for as many as before"
@@ -111,13 +104,13 @@ def test_idle_connections_are_closed_and_the_minimum_is_kept(cache, start, clien
 def test_old_connections_are_closed_idle_or_on_their_return(cache, start, clients, blocking):
     start(blocking=blocking, max_lifetime=0.2)
     occupy(cache, 2)
-    until(cache, lambda: clients() == 0, "idle ones are closed")
+    cache.until(lambda: clients() == 0, "idle ones are closed")
     pool = cache.pool
     connection = cache.finish(pool.get_connection)
     cache.pause(0.3)
     assert clients() == 1, "it is not touched while it is out"
     cache.finish(lambda: pool.release(connection))
-    until(cache, lambda: clients() == 0, "it is closed on its return")
+    cache.until(lambda: clients() == 0, "it is closed on its return")
 
 
 @pools
@@ -125,14 +118,14 @@ def test_keepalive_is_neutral_and_replaces_dead_connections(cache, start, client
     guard = start(blocking=blocking, keepalive=0.1, minimum_idle=1)
     warm_up(cache)
     before = guard.snapshot()
-    until(cache, lambda: guard.snapshot().succeeded >= before.succeeded + 3, "three pings")
+    cache.until(lambda: guard.snapshot().succeeded >= before.succeeded + 3, "three pings")
     assert (guard.snapshot().calls, guard.snapshot().failed) == (0, 0)
     with redis.Redis(port=valkey.port) as aside:
         for each in aside.client_list():
             if each["name"] == "lab":
                 aside.client_kill_filter(_id=each["id"])
-    until(cache, lambda: guard.snapshot().failed >= 1, "the ping fails")
-    until(cache, lambda: clients() == 1, "another one is opened")
+    cache.until(lambda: guard.snapshot().failed >= 1, "the ping fails")
+    cache.until(lambda: clients() == 1, "another one is opened")
     assert cache.do(lambda client: client.ping())
 
 
@@ -140,8 +133,8 @@ def test_keepalive_on_a_frozen_server_is_bounded(cache, start, valkey):
     guard = start(keepalive=0.1, timeout=0.3)
     occupy(cache, 1)
     with frozen(valkey):
-        until(cache, lambda: guard.snapshot().failed >= 1, "the ping is stopped")
-        until(cache, lambda: guard.snapshot().in_use == 0 == cache.out(), "its slot is free")
+        cache.until(lambda: guard.snapshot().failed >= 1, "the ping is stopped")
+        cache.until(lambda: guard.snapshot().in_use == 0 == cache.out(), "its slot is free")
     assert cache.do(lambda client: client.ping())
 
 
@@ -150,7 +143,7 @@ def test_resize_closes_idle_connections_and_those_that_return(cache, start, clie
     guard = start(blocking=blocking)
     occupy(cache, 4)
     guard.resize(2)
-    until(cache, lambda: clients() == 2, "two of four are closed")
+    cache.until(lambda: clients() == 2, "two of four are closed")
     guard.resize(4)
     pool = cache.pool
 
@@ -168,7 +161,7 @@ def test_resize_closes_idle_connections_and_those_that_return(cache, start, clie
     cache.finish(
         lambda: give(connections) if cache.is_async else [pool.release(each) for each in connections]
     )
-    until(cache, lambda: clients() == 1, "three were closed on their return")
+    cache.until(lambda: clients() == 1, "three were closed on their return")
     assert cache.do(lambda client: client.ping())
     assert clients() == 1, "the open one is used"
 
@@ -233,7 +226,7 @@ def test_connection_to_a_replica_is_closed_and_the_pool_renewed(
         seen.add(clients())
         return clients() == 0
 
-    until(cache, all_gone, "the others follow")
+    cache.until(all_gone, "the others follow")
     assert len(seen) >= 2, "one after the other"
     assert cache.do(lambda client: client.get("moved")) in {None, b"1"}
 
@@ -288,8 +281,8 @@ def test_writes_work_again_within_five_seconds_of_the_move(cache, start, blockin
                 assert not write() or guard.state == "closed"
         assert READ_ONLY in caplog.text
         proxy._relay._upstream = ("127.0.0.1", second.port)
-        until(cache, write, "a write to the next primary")
-        until(cache, lambda: write() and guard.state == "closed", "the circuit closes")
+        cache.until(write, "a write to the next primary")
+        cache.until(lambda: write() and guard.state == "closed", "the circuit closes")
         assert guard.snapshot().failure_cause is None
         assert all(write() for _ in range(20)), "no connection to the old primary is left"
         guard.detach()
@@ -330,6 +323,6 @@ def test_rotated_password_is_named_and_the_next_one_works(cache, start):
             ping()
         assert guard.snapshot().failure_cause == "the server refuses the login"
         known["password"] = "new"
-        until(cache, lambda: ping() and guard.state == "closed", "the new password works")
+        cache.until(lambda: ping() and guard.state == "closed", "the new password works")
         guard.detach()
         cache.finish(cache.pool.disconnect)

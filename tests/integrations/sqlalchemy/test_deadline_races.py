@@ -16,7 +16,6 @@ from sqlalchemy import event, text
 from guardrails import CallTimeoutError, CommitUnknownError, DeadlineSpentError, deadline
 from guardrails.testing.proxy import FaultProxy
 from support.foreign_pool import foreign_pool
-from support.polling import poll
 from support.prepared import names_of_prepared, tidy
 from support.sql_lab import lab_with
 
@@ -42,7 +41,7 @@ def races(lab):
     yield lab
     lab.dispose()
     gc.collect()  # a driver whose connect was cancelled, such as an order's, leaves a socket in a cycle
-    poll(lambda: lab.server_side("true") == 0, "the test's connections are gone from the server", 10)
+    lab.until(lambda: lab.server_side("true") == 0, "the test's connections are gone from the server")
     tidy(lab)
     lab.aside("drop table races")
 
@@ -66,7 +65,7 @@ def rows(lab):
 
 def settled(lab):
     """The committed rows and the prepared transactions, when no statement of the test's runs any more."""
-    poll(lambda: lab.running() == 0, "nothing runs on the server", 10)
+    lab.until(lambda: lab.running() == 0, "nothing runs on the server")
     return rows(lab), names_of_prepared(lab)
 
 
@@ -87,7 +86,7 @@ def insert(session, number):
 def ended_well(lab, idle):
     """Every slot is back, and no connection beyond the pool's is left."""
     assert lab.guard.snapshot().in_use == 0
-    poll(lambda: lab.server_side("true") <= idle, "only the pool's connections are left")
+    lab.until(lambda: lab.server_side("true") <= idle, "only the pool's connections are left")
 
 
 @each_count

@@ -12,7 +12,6 @@ from sqlalchemy import event, text
 from guardrails import CallTimeoutError, CommitUnknownError, deadline
 from support.foreign_pool import foreign_pool
 from support.lateness import LATE
-from support.polling import poll
 from support.prepared import names_of_prepared, tidy
 
 LIMIT = 0.3
@@ -111,7 +110,7 @@ def frozen(lab):
     yield lab
     lab.server.thaw()
     lab.dispose()
-    poll(lambda: lab.server_side("true") == 0, "the test's connections are gone from the server", 10)
+    lab.until(lambda: lab.server_side("true") == 0, "the test's connections are gone from the server")
     tidy(lab)
     lab.aside("drop table frozen")
 

@@ -85,18 +85,10 @@ def blocker(lab):
 def exhausted(lab):
     """Two statements that wait for the row and have the pool's two connections; a third caller is refused."""
     with lab.meanwhile(lambda: lab.query(WAIT), count=2):
-        until(lab, lambda: lab.guard.snapshot().in_use == 2, "both connections are out")
+        lab.until(lambda: lab.guard.snapshot().in_use == 2, "both connections are out")
         with contextlib.suppress(Exception):
             lab.query("select 1")
         yield
-
-
-def until(lab, condition, what, seconds=20.0):
-    """Waits for a condition, on the loop if there is one."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s: {what}"
-        lab.pause(0.01)
 
 
 def told(caplog):
@@ -114,7 +106,7 @@ def test_log_and_status_name_the_session_that_holds_the_lock(lab, rows, caplog):
     """The lines of the victims and their sessions, the blocker's session, its activity, and how to end it."""
     protect_small(lab)
     with blocker(lab) as (pid, end), exhausted(lab):
-        until(lab, lambda: told(caplog), "a line about the lock")
+        lab.until(lambda: told(caplog), "a line about the lock")
         status = pool_status(lab.engine)
         end()
     (line,), (wait,) = told(caplog), status.lock_waits
@@ -150,14 +142,14 @@ def test_a_blocker_of_the_same_pool_is_named_with_its_line(lab, rows, caplog):
             session.execute("select pg_sleep(0.05)")
 
     with lab.meanwhile(lambda: lab.run(hold)):
-        until(lab, lambda: lab.guard.snapshot().in_use == 1, "the holder has its connection")
+        lab.until(lambda: lab.guard.snapshot().in_use == 1, "the holder has its connection")
         lab.pause(0.1)
         with lab.meanwhile(lambda: lab.query(WAIT)):
-            until(lab, lambda: lab.guard.snapshot().in_use == 2, "both connections are out")
+            lab.until(lambda: lab.guard.snapshot().in_use == 2, "both connections are out")
             with contextlib.suppress(Exception):
                 lab.query("select 1")
             try:
-                until(lab, lambda: told(caplog), "a line about the lock")
+                lab.until(lambda: told(caplog), "a line about the lock")
             finally:
                 seen.set()
     (line,) = told(caplog)
@@ -173,7 +165,7 @@ def test_an_alter_table_leads_to_the_transaction_that_stops_it(maria_lab, maria_
     lab = maria_lab
     protect_small(lab)
     with plugin(lab, tells), blocker(lab) as (pid, end), altering(lab), exhausted(lab):
-        until(lab, lambda: told(caplog), "a line about the lock")
+        lab.until(lambda: told(caplog), "a line about the lock")
         (wait,) = pool_status(lab.engine).lock_waits
         end()
     (line,) = told(caplog)

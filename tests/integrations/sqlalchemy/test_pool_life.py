@@ -22,14 +22,6 @@ from support.sql_lab import in_threads, on_loops
 ALL = "true"
 
 
-def until(lab, condition, what, seconds=20.0):
-    """Waits for a state; an event loop runs meanwhile."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s: {what}"
-        lab.pause(0.01)
-
-
 def warm_up(lab):
     guard = lab.guard
     return lab._run(guard.warm_up_async) if hasattr(lab, "runner") else guard.warm_up()
@@ -184,8 +176,8 @@ def test_failed_openings_pause_and_open_the_circuit_only_as_evidence(lab, ended)
 def test_idle_connections_above_the_minimum_are_closed(lab, ended):
     ended(lab.protect(pool_size=3, max_overflow=0, guard={"minimum_idle": 1, "idle_timeout": 0.3}))
     occupy(lab, 3)
-    until(lab, lambda: lab.server_side(ALL) == 1, "two of three are closed")
-    until(lab, lambda: (lab.pool.checkedin(), lab.pool.checkedout()) == (1, 0), "the pool knows it")
+    lab.until(lambda: lab.server_side(ALL) == 1, "two of three are closed")
+    lab.until(lambda: (lab.pool.checkedin(), lab.pool.checkedout()) == (1, 0), "the pool knows it")
     lab.pause(0.2)
     assert lab.server_side(ALL) == 1
     assert len(occupy(lab, 3)) == 3, "the pool has room for as many as before"
@@ -194,7 +186,7 @@ def test_idle_connections_above_the_minimum_are_closed(lab, ended):
 def test_old_connections_are_closed_when_idle(lab, ended):
     ended(lab.protect(guard={"max_lifetime": 0.4}))
     first = lab.query("select pg_backend_pid()")
-    until(lab, lambda: lab.server_side(ALL) == 0, "its time is over")
+    lab.until(lambda: lab.server_side(ALL) == 0, "its time is over")
     assert lab.query("select pg_backend_pid()") != first
 
 
@@ -209,7 +201,7 @@ def test_old_connection_in_use_is_closed_on_its_return(lab, ended):
 
     assert lab.run(hold) == 1
     assert (lab.pool.checkedin(), lab.pool.checkedout()) == (0, 0)
-    until(lab, lambda: lab.server_side(ALL) == 0, "it was closed")
+    lab.until(lambda: lab.server_side(ALL) == 0, "it was closed")
 
 
 @pytest.mark.parametrize("lifo", [False, True], ids=["queue", "stack"])
@@ -238,10 +230,10 @@ def test_resize_closes_idle_connections_and_those_that_return(lab, ended, lifo):
             session.execute("select pg_sleep(0.02)")
 
     with lab.meanwhile(lambda: lab.run(hold), count=3):
-        until(lab, lambda: lab.pool.checkedout() == 3, "three are out")
+        lab.until(lambda: lab.pool.checkedout() == 3, "three are out")
         lab.guard.resize(1)
         released.set()
-    until(lab, lambda: lab.server_side(ALL) <= 1, "two of three were closed on their return")
+    lab.until(lambda: lab.server_side(ALL) <= 1, "two of three were closed on their return")
     assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)
 
 
@@ -252,7 +244,7 @@ def test_keepalive_pings_idle_connections(lab, ended):
     ended(lab.protect(guard={"keepalive": 0.1}))
     first = lab.query("select pg_backend_pid()")
     before = lab.guard.snapshot()
-    until(lab, lambda: lab.guard.snapshot().succeeded >= before.succeeded + 3, "three pings")
+    lab.until(lambda: lab.guard.snapshot().succeeded >= before.succeeded + 3, "three pings")
     after = lab.guard.snapshot()
     assert (after.calls, after.failed, after.in_use) == (before.calls, 0, 0), "a ping is neutral"
     assert lab.query("select pg_backend_pid()") == first
@@ -262,8 +254,8 @@ def test_keepalive_replaces_a_dead_connection_before_a_caller_gets_it(lab, ended
     ended(lab.protect(guard={"keepalive": 0.1, "minimum_idle": 1}))
     first = lab.query("select pg_backend_pid()")
     lab.aside(lab.backend.say(f"select pg_terminate_backend({first})"))
-    until(lab, lambda: lab.guard.snapshot().failed == 1, "the ping fails")
-    until(lab, lambda: lab.pool.checkedin() == 1 and lab.server_side(ALL) == 1, "another one is opened")
+    lab.until(lambda: lab.guard.snapshot().failed == 1, "the ping fails")
+    lab.until(lambda: lab.pool.checkedin() == 1 and lab.server_side(ALL) == 1, "another one is opened")
     assert lab.query("select pg_backend_pid()") != first
 
 
@@ -271,9 +263,9 @@ def test_keepalive_on_a_frozen_server_is_bounded_and_a_failure(lab, ended):
     ended(lab.protect(guard={"keepalive": 0.1, "timeout": 0.3}))
     lab.query("select 1", timeout=5)
     with lab.frozen():
-        until(lab, lambda: lab.guard.snapshot().failed >= 1, "the ping is stopped")
-        until(lab, lambda: lab.guard.snapshot().in_use == 0, "its slot is free")
-        until(lab, lambda: lab.pool.checkedout() == 0, "the connection is gone")
+        lab.until(lambda: lab.guard.snapshot().failed >= 1, "the ping is stopped")
+        lab.until(lambda: lab.guard.snapshot().in_use == 0, "its slot is free")
+        lab.until(lambda: lab.pool.checkedout() == 0, "the connection is gone")
     assert lab.soon() == 42
 
 
@@ -332,7 +324,7 @@ def test_dispose_leaves_the_upkeep_to_the_next_pool(lab, ended):
     lab.dispose()
     assert lab.server_side(ALL) == 0
     lab.query("select 1")
-    until(lab, lambda: lab.server_side(ALL) == 2, "the new pool is filled")
+    lab.until(lambda: lab.server_side(ALL) == 2, "the new pool is filled")
 
 
 def test_work_on_an_engine_that_was_dropped_ends(lab):
@@ -344,7 +336,7 @@ def test_work_on_an_engine_that_was_dropped_ends(lab):
     lab.dispose()
     lab.guard = lab.engine = upkeep = None
     gc.collect()
-    until(lab, lambda: gc.collect() is not None and reference() is None, "it is collected")
+    lab.until(lambda: gc.collect() is not None and reference() is None, "it is collected")
 
 
 @pytest.mark.parametrize("lab", ["psycopg"], indirect=True)
@@ -428,4 +420,4 @@ def test_guard_that_does_not_enforce_touches_no_connection(lab, ended, mode):
     lab.pause(0.5)
     assert (lab.server_side(ALL), guard.snapshot().succeeded) == (open_now, succeeded)
     guard.set_mode("enforce")
-    until(lab, lambda: lab.server_side(ALL) <= 1, "from now on it acts")
+    lab.until(lambda: lab.server_side(ALL) <= 1, "from now on it acts")

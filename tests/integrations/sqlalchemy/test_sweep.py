@@ -220,7 +220,7 @@ def batches(lab):
     lab.aside("drop table if exists batches", "create table batches (n int)")
     yield
     lab.dispose()
-    poll(lambda: lab.server_side("true") == 0, "the test's connections are gone from the server", 10)
+    lab.until(lambda: lab.server_side("true") == 0, "the test's connections are gone from the server")
     tidy(lab)
     lab.aside("drop table batches")
 
