@@ -10,6 +10,8 @@ from guardrails import CallTimeoutError, deadline, guarded
 from support.redis_lab import frozen
 
 DEFAULT, SHORT, LONG = 0.3, 0.12, 0.6
+NEXT = {LONG: DEFAULT, DEFAULT: SHORT, SHORT: 0}
+"""The next shorter one: a statement that begins late is given less than its timeout, but more than that."""
 
 
 def sleep(seconds):
@@ -54,7 +56,7 @@ def test_the_nearest_timeout_counts(lab, case):
         with deadline(ambient):
             return in_part()
 
-    assert given(work) == pytest.approx(expected, abs=0.11)
+    assert NEXT[expected] < given(work) <= expected + 0.001
 
 
 def test_the_decorator_raises_the_timeout(lab):
@@ -116,4 +118,4 @@ def test_the_nearest_timeout_counts_for_a_redis_client(cache, valkey, part, call
     with frozen(valkey), contextlib.ExitStack() as stack:
         for layer in layers:
             stack.enter_context(layer)
-        assert given(lambda: cache.do(lambda client: client.get("key"))) == pytest.approx(expected, abs=0.11)
+        assert NEXT[expected] < given(lambda: cache.do(lambda client: client.get("key"))) <= expected + 0.001

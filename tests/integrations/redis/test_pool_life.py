@@ -12,7 +12,7 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 
-from guardrails import BreakerPolicy, ConfigurationError, WarmUpError, protect
+from guardrails import BreakerPolicy, CallTimeoutError, ConfigurationError, WarmUpError, protect
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import ValkeyServer
 from support.redis_lab import LATE, QUIET, frozen, nimble
@@ -135,7 +135,12 @@ def test_keepalive_on_a_frozen_server_is_bounded(cache, start, valkey):
     with frozen(valkey):
         cache.until(lambda: guard.snapshot().failed >= 1, "the ping is stopped")
         cache.until(lambda: guard.snapshot().in_use == 0 == cache.out(), "its slot is free")
-    assert cache.do(lambda client: client.ping())
+
+    def answered():
+        with contextlib.suppress(CallTimeoutError):  # a busy machine may take longer to connect
+            return cache.do(lambda client: client.ping())
+
+    cache.until(answered, "a connection is open")
 
 
 @pools
