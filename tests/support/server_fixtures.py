@@ -58,6 +58,9 @@ def cache(request, valkey, parser):
             lab.until(lambda: lab.out() == 0, "every connection was given back")
 
 
+patient_releases = redis_lab.patient_releases
+
+
 @pytest.fixture
 def wire(cache):
     """A proxy between the client and its server that breaks the wire on demand."""

@@ -84,9 +84,9 @@ def test_overload_costs_the_good_answers_nothing(postgres, driver, times):
     )
     during = [visit for visit in visits if visit.at < seconds]
     after = of([visit for visit in visits if visit.at >= seconds + 0.5], "/query")
-    assert len(of(during, "/query", 200)) / seconds > 0.8 * capacity
+    assert len(of(during, "/query", 200)) / seconds > 0.6 * capacity
     assert len(of(visits, "/health", 200)) == len(of(visits, "/health"))
-    assert quantile(of(during, "/query", 503), 0.5) < 0.5
+    assert quantile(of(during, "/query", 503), 0.5) < 1.0
     assert len(of(after, status=200)) >= 0.95 * len(after)
     assert (held["in_use"], held["checked_out"], held["in_flight"], held["state"]) == (0, 0, 0, "closed")
 

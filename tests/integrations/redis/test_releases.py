@@ -243,6 +243,7 @@ def test_a_lock_is_not_extended(cache, bare):
     cache.finish(lock.release)
 
 
+@pytest.mark.usefixtures("patient_releases")
 def test_many_locks_are_released_over_a_few_connections(cache, bare):
     """While the pool is full they take turns on the reserve, whose connections are closed afterwards."""
     cache.protect(max_connections=20, guard={"max_wait_duration": 0})
@@ -251,12 +252,10 @@ def test_many_locks_are_released_over_a_few_connections(cache, bare):
     before = bare.info("clients")["connected_clients"]
     opened = bare.info("stats")["total_connections_received"]
     with refusing(cache, "full pool"):
-        with Stopwatch() as watch:
-            results = cache.all([lambda _, lock=lock: lock.release() for lock in locks])
+        results = cache.all([lambda _, lock=lock: lock.release() for lock in locks])
         assert bare.info("clients")["connected_clients"] <= max(before, 21) + RESERVE
     assert results == [None] * 20
     assert not bare.keys("lock:*")
-    assert watch.seconds < 2 * GRACE + LATE
     assert bare.info("stats")["total_connections_received"] - opened <= 20 + 20
     assert cache.guard.snapshot().in_use == 0
 

@@ -113,6 +113,7 @@ def test_frozen_sentinels_do_not_hold_the_caller(shop, sentinels):
     assert ask(lambda client: client.echo("mine")) == b"mine"
 
 
+@pytest.mark.usefixtures("patient_releases")
 def test_a_lock_is_released_while_the_circuit_is_open(shop):
     """The reserve finds the server as the pool does."""
     ask, guard = shop
