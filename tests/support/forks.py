@@ -28,9 +28,21 @@ class ForkServer:
         self._process.wait(30)
         self._process.stdout.close()
 
-    def run(self, folder, *words):
-        """Runs a module with its arguments in a folder; returns its exit code, and its stdout and stderr."""
-        self._process.stdin.write(json.dumps({"folder": str(folder), "words": words}) + "\n")
+    def run(self, folder, *words, environ=None, output=None):
+        """Runs a module with its arguments.
+
+        Args:
+            folder: Its current folder, which is the first on its path.
+            words: The module, and its arguments.
+            environ: Its environment, if not that of the tests.
+            output: The folder of the files that it prints to, if not its current one.
+
+        Returns:
+            Its exit code, and its stdout and stderr.
+        """
+        output = output or folder
+        order = {"folder": str(folder), "words": words, "environ": environ, "output": str(output)}
+        self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
-        return code, "".join((folder / name).read_text() for name in ("stdout", "stderr"))
+        return code, "".join((output / name).read_text() for name in ("stdout", "stderr"))

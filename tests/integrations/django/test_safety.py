@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from guardrails.testing.servers import PostgresServer
+from support.forks import ForkServer
 from support.paths import ROOT, SUPPORT
 from support.polling import poll
 
@@ -59,12 +60,29 @@ PYTEST = [
 ]
 
 
-class Site:
-    """A production server, a decoy, and what has happened on them."""
+COMMANDS = ("check", "dbshell", "dumpdata", "flush", "inspectdb", "migrate", "shell", "test")
+LIBRARIES = (
+    *("django.contrib.auth.hashers", "django.db.migrations.executor", "django.test.runner"),
+    *(f"django.core.management.commands.{name}" for name in COMMANDS),
+    *("psycopg_pool", f"{OURS}.base"),
+)
 
-    def __init__(self, production, decoy):
+
+class Site:
+    """A production server, a decoy, and what has happened on them.
+
+    Args:
+        production: The server whose data must stay.
+        decoy: The server that libpq would choose by itself.
+        libraries: Runs a command of Django's in a fork of a process that has imported what it needs.
+        output: The folder of what such a command prints.
+    """
+
+    def __init__(self, production, decoy, libraries, output):
         self.production = production
         self.decoy = decoy
+        self.libraries = libraries
+        self.output = output
         self.databases = {"production": production, "production_two": production, "decoy": decoy}
 
     def prepare(self):
@@ -138,7 +156,13 @@ class Site:
 
     def run(self, words, environment):
         """Runs one command and returns what it printed."""
-        words = [*words, *PYTEST] if "pytest" in words else words
+        if words[0] == "manage.py":
+            code, printed = self.libraries.run(
+                SITE, "manage", *words[1:], environ=environment, output=self.output
+            )
+            assert code == 0, printed
+            return printed
+        words = [*words, *PYTEST]
         done = subprocess.run(
             [sys.executable, *words],
             cwd=SITE,
@@ -177,10 +201,17 @@ def servers():
         yield production, decoy
 
 
+@pytest.fixture(scope="module")
+def libraries():
+    """A process that has imported Django and the drivers, and connected to nothing."""
+    with ForkServer(*LIBRARIES) as server:
+        yield server
+
+
 @pytest.fixture
-def site(servers):
+def site(servers, libraries, tmp_path):
     """Both, with their canaries."""
-    site = Site(*servers)
+    site = Site(*servers, libraries, tmp_path)
     site.prepare()
     return site
 

@@ -16,7 +16,10 @@ def run(order):
     """In the child: what ``python -W error -m MODULE ARGUMENTS`` does, without the start of Python."""
     os.chdir(order["folder"])
     for number, name in enumerate(["stdout", "stderr"], 1):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(pathlib.Path(order["output"], name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if order["environ"] is not None:
+        os.environ.clear()
+        os.environ.update(order["environ"])
     sys.path.insert(0, order["folder"])
     sys.argv = order["words"]
     warnings.simplefilter("error")
