@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardrails._pool.figures import Connections, PoolFigures
 from guardrails._util.weak_registry import WeakRegistry
+
+if TYPE_CHECKING:
+    from guardrails.integrations.django.postgresql._upkeep import DjangoUpkeep
 
 __all__ = ["DjangoConnections", "ages_of"]
 
@@ -35,7 +38,10 @@ class DjangoConnections:
     Attributes:
         wrappers: Django's wrappers of connections, each of one thread.
         pools: The pools of psycopg that connections come from.
+        upkeep: Replaces the connections when the primary has moved.
     """
+
+    upkeep: DjangoUpkeep
 
     def __init__(self, figures: PoolFigures) -> None:
         self.figures = figures
@@ -56,6 +62,7 @@ class DjangoConnections:
         self.figures.connected(started)
         now = time.monotonic()
         setattr(connection, _OPENED, (now, now - max(0.0, self.figures.clock() - started)))
+        self.upkeep.created(connection)
         closed = weakref.finalize(connection, self.figures.closed)
         closed.atexit = False
         return closed

@@ -31,6 +31,7 @@ from guardrails.integrations.django.postgresql._connections import DjangoConnect
 from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, borrow, largest
 from guardrails.integrations.django.postgresql._revoking import Revocation
 from guardrails.integrations.django.postgresql._server_question import know_sessions
+from guardrails.integrations.django.postgresql._upkeep import DjangoUpkeep
 
 __all__ = ["ErrorWrapper", "Possession", "Protection", "guard_of_alias", "protect"]
 
@@ -111,7 +112,8 @@ class Protection:
         on: Whether the guard is still attached.
         direct: Runs statements, and opens connections where there is no pool.
         pooled: Takes connections from a pool.
-        upkeep: None: Django and its pool look after idle connections.
+        renewal: Replaces the connections when the primary has moved.
+        upkeep: None: Django and its pool look after the life of idle connections.
     """
 
     upkeep = None
@@ -130,6 +132,10 @@ class Protection:
         self.direct = StatementRunner(guard, driver, _as_it_is, is_async=False, errors=_ANSWERS)
         self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
         self.registry.failed_cancels = self.direct.failed_cancels
+        renewal = DjangoUpkeep(guard, self.connections.pools, self.direct.endpoint)
+        self.connections.upkeep = self.renewal = renewal
+        for runner in (self.direct, self.pooled):
+            runner.judge.moved, runner.judge.suspect = renewal.renew, renewal.suspect
         self._slots = guard.call_settings.gates[0].core.bulkhead
         self._pools: WeakRegistry[Any] = WeakRegistry()
         self._revocation: Revocation | None = None
@@ -144,6 +150,7 @@ class Protection:
     def detach(self) -> None:
         """See Attachment."""
         self.on = False
+        self.renewal.stop()
         self._checkouts.clear()
 
     def figures(self) -> PoolSnapshot:

@@ -33,6 +33,7 @@ from guardrails.integrations.django.postgresql._protection import (
     protect,
 )
 from guardrails.integrations.django.postgresql._revoking import Revocable
+from guardrails.integrations.django.postgresql._upkeep import Renewable
 
 __all__ = ["DatabaseWrapper"]
 
@@ -41,7 +42,7 @@ _OURS = ("guard", "ask_server", "compartments", "leak_after", "max_idle_hold")
 """The options that are not the driver's."""
 
 
-class DatabaseWrapper(Revocable, base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Django has no types
+class DatabaseWrapper(Revocable, Renewable, base.DatabaseWrapper, Steps):  # type: ignore[misc]  # Django has no types
     """Django's connection to PostgreSQL, with a guard in front of it and a deadline on its statements.
 
     ::
@@ -224,14 +225,13 @@ class DatabaseWrapper(Revocable, base.DatabaseWrapper, Steps):  # type: ignore[m
         return self._work(call, args, ending=ending or self._ends_savepoint)
 
     def _configure_connection(self, connection: Any) -> Any:
-        protection = self._guarded
+        protection, configure = self._guarded, super()._configure_connection
         if protection is None:
-            return super()._configure_connection(connection)
+            return configure(connection)
         ours = connection is self.connection  # or a pool's, in a thread of the pool
         checkout = cast("Any", self._checkout if ours else None)
-        call = super()._configure_connection
         try:
-            return protection.direct.run(call, (connection,), connection, checkout, ending=True)
+            return protection.direct.run(configure, (connection,), connection, checkout, ending=True)
         except CallTimeoutError:
             if ours:
                 self._drop(protection)
