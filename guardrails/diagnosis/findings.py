@@ -175,7 +175,7 @@ def _prepared(facts: Facts, slow: float) -> Iterator[Finding]:
     if forgotten:
         yield Finding(
             "prepared",
-            f"prepared transactions that nobody has ended: {len(forgotten)}",
+            f"prepared transactions that have not been ended: {len(forgotten)}",
             tuple(_forgotten(each) for each in forgotten[:_SHOWN]),
             "they keep their locks, over restarts too, and stop the vacuum: ask their coordinator how they "
             "ended, then COMMIT PREPARED or ROLLBACK PREPARED each by its name, in its database",
