@@ -25,6 +25,7 @@ from guardrails.errors import ConfigurationError
 
 __all__ = ["diagnose"]
 
+_BAD_URL = "this is no URL of a server, such as postgresql://user@host/name or redis://host:6379"
 _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
 
 
@@ -134,24 +135,17 @@ def _pages(addresses: Sequence[str]) -> _Pages:
 
 def _ask_database(url: str, slow: float, pages: _Pages, *, tables: bool, show_sql: bool) -> _Answer:
     try:
-        from sqlalchemy.engine import make_url  # noqa: PLC0415 - of an extra
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
-        from guardrails.diagnosis.databases import ask, why_not  # noqa: PLC0415 - likewise
+        from guardrails.diagnosis.databases import answer, ask  # noqa: PLC0415 - of an extra
     except ImportError:
         missing("sqlalchemy")
     try:
-        address = make_url(url)
-    except (SQLAlchemyError, ValueError):
-        raise _bad_url() from None  # its own message shows the URL
-    try:
-        facts = ask(address, statements=show_sql)
+        address, facts = answer(url, lambda at: ask(at, statements=show_sql))
     except ConfigurationError as error:
         raise click.UsageError(f"diagnose: {error}") from error
-    except (SQLAlchemyError, OSError) as error:
-        return _Answer(address.get_backend_name(), [why_not(error, address), *pages.findings])
-    except (TypeError, ValueError):  # an option that its driver does not have
-        raise _bad_url() from None
+    except ValueError:
+        raise click.UsageError(_BAD_URL) from None
+    if isinstance(facts, Finding):
+        return _Answer(address.get_backend_name(), [facts, *pages.findings])
     own = {pid: place for pool in pages.pools for pid, place in pool.places(facts.sessions).items()}
     return _Answer(
         facts.product,
@@ -174,10 +168,4 @@ def _ask_cache(url: str, slow: float, *, tables: bool) -> _Answer:
     except (RedisError, OSError) as error:
         return _Answer("redis", [why_not(error, url)])
     except (ValueError, TypeError):  # an invalid port, an unknown option
-        raise _bad_url() from None
-
-
-def _bad_url() -> click.UsageError:
-    return click.UsageError(
-        "this is no URL of a server, such as postgresql://user@host/name or redis://host:6379"
-    )
+        raise click.UsageError(_BAD_URL) from None

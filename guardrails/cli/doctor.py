@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
+_BAD_URL = "--database-url must be the URL of a server, such as postgresql://user@host/name"
+
 
 @click.command(
     short_help="Finds what will go wrong with a service.",
@@ -107,32 +109,21 @@ def _with_server(around: Surroundings, url: str | None) -> tuple[Surroundings, l
     if url is None:
         return around, []
     try:
-        from sqlalchemy.engine import make_url  # noqa: PLC0415 - of an extra
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
-        from guardrails.diagnosis.databases import read_limits, why_not  # noqa: PLC0415 - likewise
+        from guardrails.diagnosis.databases import answer, read_limits  # noqa: PLC0415 - of an extra
     except ImportError:
         missing("sqlalchemy")
     try:
-        address = make_url(url)
-    except (SQLAlchemyError, ValueError):
-        raise _bad_url() from None  # its own message shows the URL
-    try:
-        limits = read_limits(address)
-    except (SQLAlchemyError, OSError) as error:
-        return around, [why_not(error, address)]
-    except (TypeError, ValueError) as error:  # an option that its driver does not have
-        if isinstance(error, ConfigurationError):
-            raise
-        raise _bad_url() from None
+        address, limits = answer(url, read_limits)
+    except ConfigurationError:
+        raise
+    except ValueError:
+        raise click.UsageError(_BAD_URL) from None
+    if isinstance(limits, Finding):
+        return around, [limits]
     changes: dict[str, Any] = {"idle_timeout": limits.idle_timeout, "address": address}
     if around.max_connections is None:
         changes |= {"max_connections": limits.connections, "reserved": limits.reserved}
     return dataclasses.replace(around, **changes), []
-
-
-def _bad_url() -> click.UsageError:
-    return click.UsageError("--database-url must be the URL of a server, such as postgresql://user@host/name")
 
 
 def _shutdown(problem: str | None) -> list[Finding]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy import URL, Connection, create_engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from guardrails._dbapi.server_sessions import KILL, Execute, is_mariadb, read_mysql, read_postgres
@@ -16,7 +17,7 @@ from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, OUR_ENG
 from guardrails.diagnosis.findings import Facts, Finding, Prepared
 from guardrails.errors import ConfigurationError
 
-__all__ = ["Limits", "ask", "read_limits", "why_not"]
+__all__ = ["Limits", "answer", "ask", "read_limits", "why_not"]
 
 T = TypeVar("T")
 
@@ -26,6 +27,31 @@ _BLOCKING = {
     "mariadb": ("pymysql",),
 }
 """Usable drivers by dialect; the first installed one is used."""
+
+
+def answer(url: str, question: Callable[[URL], T]) -> tuple[URL, T | Finding]:
+    """Returns the URL, and what its server answers, or a finding if it does not.
+
+    Args:
+        url: The URL.
+        question: `ask` or `read_limits`.
+
+    Raises:
+        ConfigurationError: The database is not supported, or its driver is missing.
+        ValueError: The URL is wrong; the message does not show it.
+    """
+    try:
+        address = make_url(url)
+    except (SQLAlchemyError, ValueError):
+        raise ValueError("no URL") from None
+    try:
+        return address, question(address)
+    except ConfigurationError:
+        raise
+    except (SQLAlchemyError, OSError) as error:
+        return address, why_not(error, address)
+    except (TypeError, ValueError):
+        raise ValueError("an option that its driver does not have") from None
 
 
 def ask(url: URL, *, statements: bool = False) -> Facts:
