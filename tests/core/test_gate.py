@@ -170,6 +170,29 @@ def test_a_reserved_slot_is_counted_once(gate):
     assert gate.breaker.succeeded == 1
 
 
+@pytest.mark.parametrize("workload", [False, True])
+def test_a_call_in_a_reserved_slot_has_the_next_ticket(gate, workload):
+    """And is one of the workload on whose behalf it is made."""
+    for _ in range(2):
+        gate.leave(0, gate.enter(0, None), S)
+    gate.breaker.caller_workload = part = (
+        gate.add_workload(0, Breaker(None, lambda: 0.5)) if workload else None
+    )
+    held = [0]
+    assert gate.take_over(1, reserved(gate), held, checkout=False) == 3
+    assert (held, gate.breaker.last_ticket, gate.breaker.in_flight) == ([3], 3, {3: 1})
+    assert gate.breaker.workload_by_ticket == ({3: part} if workload else {})
+    assert gate.enter(1, None) == 4
+
+
+def test_a_call_in_a_reserved_slot_of_a_probe_has_the_probes_ticket(gate):
+    trip(gate)
+    book, held = reserved(gate, now=5), [0]
+    assert gate.take_over(6, book, held, checkout=False) == 2
+    assert (held, gate.breaker.last_ticket, gate.breaker.in_flight) == ([2], 2, {2: 6})
+    assert list(gate.breaker.leases) == [2]
+
+
 def test_a_reserved_slot_that_is_not_used_goes_to_the_next(gate):
     """It is no evidence, and goes back once."""
     book, _ = reserved(gate), reserved(gate)

@@ -165,6 +165,8 @@ def test_a_call_that_ends_while_it_would_still_wait_keeps_its_place_in_the_queue
     assert books(gate) == (1, 0, 1), "it ends once"
     gate.leave(4.0, first, S)
     assert (books(gate), gate.phantoms) == ((1, 0, 1), 1), "it has its slot, 2 s late"
+    gate.play(4.49)
+    assert (books(gate), gate.phantoms) == ((1, 0, 1), 1)
     gate.play(4.5)
     assert (books(gate), gate.breaker.failed) == (EMPTY, 1)
 
@@ -203,6 +205,75 @@ def test_the_circuit_that_opens_meanwhile_refuses_those_in_the_queue():
     for number in (first, waiting):
         gate.leave(3.0, number, S)
     assert books(gate) == EMPTY
+
+
+def test_of_those_whose_time_is_up_at_once_the_first_to_come_is_refused_first():
+    gate = new_gate()
+    numbers = [let_in(gate, 1.0), *(let_in(gate, 1.0, max_wait=0.5, origin=name) for name in "abc")]
+    gate.play(2.0)
+    assert [item.origin for item in gate.outbox] == ["a", "b", "c"]
+    for number in numbers:
+        gate.leave(3.0, number, S)
+
+
+def test_of_those_that_end_at_once_in_the_model_the_first_to_come_ends_first():
+    gate = new_gate(limit=2, policy=BreakerPolicy())
+    holders = [let_in(gate, 1.0) for _ in range(2)]
+    waiting = [let_in(gate, 1.0, max_wait=5.0) for _ in range(2)]
+    for number in holders:
+        gate.leave(2.0, number, S)
+    for number, outcome in zip(waiting, (F, S), strict=True):
+        gate.leave(3.0, number, outcome)
+    assert gate.phantoms == 2
+    gate.play(4.0)
+    assert (books(gate), gate.phantoms, gate.breaker.streak) == (EMPTY, 0, 0), "the last one was the success"
+
+
+def test_a_circuit_that_opens_refuses_everyone_in_the_queue():
+    gate = new_gate()
+    numbers = [let_in(gate, 1.0), *(let_in(gate, 1.0, max_wait=5.0) for _ in range(3))]
+    gate.set_state(2.0, "open")
+    assert (gate.would_reject, gate._waiting) == ({"circuit_open": 3}, {})
+    for number in numbers:
+        gate.leave(3.0, number, S)
+    assert books(gate) == EMPTY
+
+
+def test_a_change_of_the_model_is_made_for_its_own_workload_and_not_for_that_of_the_move():
+    gate = new_gate(policy=BreakerPolicy())
+    part = gate.add_workload(1.0, Breaker(BreakerPolicy(), lambda: 0.5))
+    mine = gate.breaker.uncompartmented
+    gate.breaker.caller_workload = part
+    first, second, third = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0), let_in(gate, 1.0, max_wait=2.0)
+    gate.breaker.caller_workload = mine
+    gate.leave(2.0, first, S)
+    assert gate.breaker.caller_workload is mine
+    assert list(gate.breaker.workload_by_ticket.values()) == [part], "that of the call which has the slot now"
+    gate.play(4.0)
+    assert (gate.breaker.caller_workload, gate.would_reject) == (mine, {"queue_timeout": 1})
+    for number in (second, third):
+        gate.leave(5.0, number, S)
+    gate.play(9.0)
+    assert books(gate) == EMPTY
+
+
+def test_a_call_that_has_waited_holds_a_slot_of_its_own_criticality():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0, rank=SHEDDABLE), let_in(gate, 1.0, max_wait=5.0)
+    gate.leave(2.0, first, S)
+    held = gate.bulkhead.ranks.held
+    assert (held[SHEDDABLE], held[CRITICAL], gate.noncritical_admitted) == (0, 1, 1)
+    gate.expel(3.0, second, F)
+    assert not any(held)
+    gate.leave(3.0, second, S)
+
+
+def test_without_a_time_to_wait_a_full_bulkhead_refuses_at_once():
+    gate = new_gate()
+    numbers = [gate.let_in(1.0, [0]), gate.let_in(1.0, [0])]
+    assert gate.would_reject == {"bulkhead_full": 1}
+    for number in numbers:
+        gate.leave(3.0, number, S)
 
 
 # --- checkouts and their statements ---------------------------------------------------------------
@@ -366,6 +437,35 @@ def test_nothing_is_given_up_where_there_is_no_model(mode):
     gate.leave(4.0, ticket, S)
     gate.check_in(4.0, slot)
     gate.set_mode(5.0, "enforce")
+    assert books(gate) == EMPTY
+
+
+def test_each_call_that_leaves_the_model_runs_on_without_a_slot():
+    gate = new_gate(limit=2)
+    ticket, slot = let_in(gate, 1.0), let_in(gate, 1.0, checkout=True)
+    waiting = [let_in(gate, 1.0, max_wait=5.0) for _ in range(2)]
+    gate.leave(2.0, ticket, S)
+    other = let_in(gate, 2.0, judged=False)
+    assert books(gate) == (2, 2, 3)
+    gate.expel(2.5, slot, A, checkout=True)
+    assert books(gate) == (2, 2, 4), "the next in the queue has the slot"
+    for number in waiting:
+        gate.expel(3.0, number, A)
+    assert books(gate) == (0, 4, 4)
+    gate.check_in(4.0, slot)
+    for number in (*waiting, other):
+        gate.leave(4.0, number, S)
+    assert books(gate) == EMPTY
+
+
+def test_a_probe_that_would_be_given_up_gives_its_lease_back():
+    gate = new_gate()
+    gate.set_state(1.0, "half_open")
+    probe = let_in(gate, 2.0, checkout=True)
+    assert len(gate.breaker.leases) == 1
+    gate.expel(3.0, probe, A, checkout=True)
+    assert (gate.breaker.leases, gate.breaker.state) == ({}, "half_open")
+    gate.check_in(4.0, probe)
     assert books(gate) == EMPTY
 
 
