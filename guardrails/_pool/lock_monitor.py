@@ -161,9 +161,11 @@ class LockMonitor:
             asker, view = self._question()
             now = {checkout: (known, checkout.under_way) for checkout, known in self._held().items()}
             self._asked = time.monotonic()
-            # Only a checkout whose work was the same before and after the answer can be the one it is about.
-            same = {each: known for each, known in before.items() if now.get(each, (None,))[1:] == known[1:]}
-            self._found = found = self._join(same, asker, view)
+            # Only a checkout that was out before and after the answer can be one that it is about. One that
+            # waited must still do the same work; the holder of a lock may do other work by now.
+            out = {each: known for each, known in before.items() if now.get(each, (None,))[0] == known[0]}
+            steady = {each for each, known in out.items() if now[each] == known}
+            self._found = found = self._join(out, steady, asker, view)
         except Exception as error:  # noqa: BLE001 - a server that does not answer is no news
             log.debug("the server of %r could not be asked for locks: %s", self._name, type(error).__name__)
             return
@@ -180,7 +182,11 @@ class LockMonitor:
         return _FRESH if self._found else None
 
     def _join(
-        self, held: Mapping[Any, tuple[SessionId, object]], asker: SessionId, view: ServerView
+        self,
+        held: Mapping[Any, tuple[SessionId, object]],
+        steady: set[Any],
+        asker: SessionId,
+        view: ServerView,
     ) -> dict[Any, _Found]:
         own = own_sessions({checkout: known for checkout, (known, _) in held.items()}, asker, view)
         places = {session.pid: self._place(checkout) for checkout, session in own.items()}
@@ -188,7 +194,7 @@ class LockMonitor:
         return {
             checkout: _Found(waiting[session.pid], held[checkout][1])
             for checkout, session in own.items()
-            if session.pid in waiting
+            if session.pid in waiting and checkout in steady
         }
 
     def _log(self, waits: tuple[LockWait, ...]) -> None:
