@@ -14,6 +14,12 @@ __all__ = ["Aiomysql"]
 class Aiomysql(MySQLAsync):
     """See Driver."""
 
+    def kill(self, connection: Any) -> None:
+        """See Driver. The finaliser of a connection whose loop is closed would warn, and use the loop."""
+        super().kill(connection)
+        if connection.loop.is_closed():
+            connection._writer = None  # noqa: SLF001 - so that it counts as closed
+
     def _transport(self, connection: Any) -> Any:
         return connection._writer.transport  # noqa: SLF001 - it has no public name
 
