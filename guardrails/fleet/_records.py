@@ -1,0 +1,196 @@
+"""What a worker and a store of leases say to each other, and what a store writes down.
+
+Pure. Depends on nothing of ours. Numbers are whole and times are milliseconds, so that Python and Lua compute
+the same.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+__all__ = [
+    "EPOCH",
+    "FORGET_AFTER",
+    "GRANTED",
+    "LEASE",
+    "LEAVING",
+    "MOST_CONNECTIONS",
+    "SKEW",
+    "STALE",
+    "TAKEN",
+    "Record",
+    "Reply",
+    "Request",
+    "read_epoch",
+]
+
+LEASE = 3000
+"""Milliseconds for which a grant holds without a renewal. After them a worker counts as silent."""
+
+FORGET_AFTER = 15000
+"""Milliseconds for which a silent worker's connections stay reserved."""
+
+LEAVING = 500
+"""Milliseconds for which the connections of a worker that said goodbye stay reserved: servers take a moment
+to see a connection closed."""
+
+SKEW = 1000
+"""Milliseconds by which the store's clock may step back before its data are treated as lost."""
+
+MOST_CONNECTIONS = 1_000_000
+"""The largest budget."""
+
+EPOCH = "@"
+"""The field with the time of the last renewal, and the end of the learning period."""
+
+GRANTED, STALE, TAKEN = 0, 1, 2
+"""The kinds of a reply. ``STALE``: a later request of the same worker came first; nothing was changed.
+``TAKEN``: another process uses the same ``worker_id``."""
+
+_MOST_DIGITS = 15
+_LONGEST = 300
+_RECORD = re.compile(
+    r"1 ([0-9a-f]+) ([0-9]+) ([01]) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) "
+    r"([0-9]+) ([!-~]*)"
+)
+_EPOCH = re.compile(r"1 ([0-9]+) ([0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a worker asks for one budget.
+
+    Attributes:
+        worker: Its ``worker_id``.
+        instance: A random number of its process, in hexadecimal.
+        seq: Number of the request; it only grows.
+        fresh: True until the worker has had a reply. Then it may take over the record of another process.
+        has: Connections that are open.
+        cap: Connections that it may have open until it has a reply; at least ``has``.
+        safe: Connections that it will keep without contact.
+        wants: Connections that it could use.
+        minimum: Its floor.
+        most: The capacity of its pool.
+        budget: The budget that its code names.
+        host: The name of its machine, for people.
+    """
+
+    worker: str
+    instance: str
+    seq: int
+    fresh: bool
+    has: int
+    cap: int
+    safe: int
+    wants: int
+    minimum: int
+    most: int
+    budget: int
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a store answers.
+
+    Attributes:
+        status: `GRANTED`, `STALE` or `TAKEN`; the other attributes count for the first only.
+        grant: Connections that the worker may have open.
+        safe: Connections that it may keep without contact.
+        workers: Number of workers known.
+        budget: The budget that counts: the smallest that a worker names.
+        largest: The largest that a worker names.
+        learning: True while the store learns what there is, after it lost its data.
+        borrowed: Connections of the grant that may be in use elsewhere; see `renew`.
+    """
+
+    status: int
+    grant: int = 0
+    safe: int = 0
+    workers: int = 0
+    budget: int = 0
+    largest: int = 0
+    learning: bool = False
+    borrowed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a store knows of one worker.
+
+    Attributes:
+        left: True if it said goodbye.
+        cap: Connections that it may have open.
+        safe: Connections that it may keep without contact.
+        renewed: Time of its last renewal.
+        grant: Its last grant.
+    """
+
+    instance: str
+    seq: int
+    left: bool
+    cap: int
+    safe: int
+    wants: int
+    minimum: int
+    most: int
+    budget: int
+    renewed: int
+    has: int
+    grant: int
+    host: str
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """Reads a record; None if it is none."""
+        found = _RECORD.fullmatch(text) if len(text) <= _LONGEST else None
+        if found is None:
+            return None
+        instance, seq, left, *numbers, host = found.groups()
+        if any(len(number) > _MOST_DIGITS for number in (seq, *numbers)):
+            return None
+        cap, safe, wants, minimum, most, budget, renewed, has, grant = map(int, numbers)
+        if max(cap, safe, wants, minimum, most, budget, has, grant) > MOST_CONNECTIONS:
+            return None
+        return cls(
+            instance,
+            int(seq),
+            left == "1",
+            cap,
+            safe,
+            wants,
+            minimum,
+            most,
+            budget,
+            renewed,
+            has,
+            grant,
+            host,
+        )
+
+    def write(self) -> str:
+        """Returns the text of the record."""
+        return (
+            f"1 {self.instance} {self.seq} {int(self.left)} {self.cap} {self.safe} {self.wants} "
+            f"{self.minimum} {self.most} {self.budget} {self.renewed} {self.has} {self.grant} {self.host}"
+        )
+
+    def is_silent(self, now: int) -> bool:
+        """True if its lease has ended and it has not said goodbye."""
+        return not self.left and now - self.renewed > LEASE
+
+    def is_over(self, now: int) -> bool:
+        """True if it is to be forgotten."""
+        age = now - self.renewed
+        return age < -SKEW or age > FORGET_AFTER
+
+
+def read_epoch(text: str) -> tuple[int, int] | None:
+    """Reads the field `EPOCH`: the last renewal and the end of the learning period; None if it is hostile."""
+    found = _EPOCH.fullmatch(text) if len(text) <= _LONGEST else None
+    if found is None or max(map(len, found.groups())) > _MOST_DIGITS:
+        return None
+    last, until = map(int, found.groups())
+    return last, until
