@@ -23,7 +23,10 @@ __all__ = [
     "CallFinished",
     "CallRejected",
     "Event",
+    "FleetBack",
+    "FleetLost",
     "LeakFound",
+    "LeaseChanged",
     "Listener",
     "StateChanged",
     "WouldReject",
@@ -142,6 +145,47 @@ class LeakFound(Event):
     seconds: float
     where: tuple[str, ...]
     route: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseChanged(Event):
+    """A fleet's lease has changed the number of connections that the guard's pool may have open.
+
+    Attributes:
+        budget: The name of the budget.
+        old: Number before.
+        new: Number now.
+    """
+
+    budget: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetLost(Event):
+    """The lease could not be renewed in time.
+
+    Attributes:
+        budget: The name of the budget.
+        keeps: Number of connections that the pool keeps without contact.
+    """
+
+    budget: str
+    keeps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetBack(Event):
+    """The lease could be renewed again.
+
+    Attributes:
+        budget: The name of the budget.
+        grant: Number of connections that it gives.
+    """
+
+    budget: str
+    grant: int
 
 
 Listener = Callable[[Event], None]

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 import guardrails
-from guardrails import errors, events
+from guardrails import errors, events, fleet
 from guardrails._util import identity
 from guardrails._util.lazy import on_use
 
 
-@pytest.mark.parametrize("module", [guardrails, errors, events], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [guardrails, errors, events, fleet], ids=lambda module: module.__name__)
 def test_public_names_are_listed_and_there(module):
     """``__all__`` is sorted, complete and importable."""
     assert module.__all__ == sorted(module.__all__)
@@ -34,8 +34,9 @@ def test_public_names_are_in_dir_before_they_are_used():
 
 def test_public_names_are_documented():
     """Every public class and function says what it is."""
-    for name in guardrails.__all__:
-        assert getattr(guardrails, name).__doc__
+    for module in (guardrails, fleet):
+        for name in module.__all__:
+            assert getattr(module, name).__doc__
 
 
 def test_import_needs_nothing_and_starts_nothing():

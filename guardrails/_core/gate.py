@@ -407,7 +407,7 @@ class Gate(Outside):
         self._begin_move(now)
         self.outbox.extend(self.bulkhead.resize(limit))
         if self.breaker.stall_slots is not None:
-            self.breaker.stall_slots = limit
+            self.breaker.stall_slots = max(1, limit)
         self._end_move(None)
 
     def set_state(self, now: float, transition: str, cause: str = "manual") -> None:

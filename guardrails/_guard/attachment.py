@@ -6,7 +6,14 @@ from typing import Any, Protocol
 
 from guardrails._guard.pool_snapshot import PoolSnapshot
 
-__all__ = ["Attachment", "Upkeep"]
+__all__ = ["Attachment", "Lease", "Upkeep"]
+
+
+class Lease(Protocol):
+    """A limit of a pool's connections that changes by itself."""
+
+    def resize(self, ceiling: int) -> int:
+        """Sets the largest limit; returns the limit that counts now."""
 
 
 class Upkeep(Protocol):
@@ -24,6 +31,10 @@ class Upkeep(Protocol):
 
     def resized(self) -> None:
         """Closes the idle connections above the guard's limit."""
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease that limits the pool's connections; None without a fleet."""
 
 
 class Attachment(Protocol):

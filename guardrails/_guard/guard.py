@@ -33,7 +33,7 @@ from guardrails._util.checks import Faults, shown, unknown_option
 from guardrails.errors import ConfigurationError
 from guardrails.events import Listener
 
-__all__ = ["Guard", "attach", "attachment_of", "glance", "recent_events", "set_state", "switch"]
+__all__ = ["Guard", "attach", "attachment_of", "glance", "recent_events", "set_slots", "set_state", "switch"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -280,7 +280,7 @@ class Guard:
         Calls in excess of a smaller number run to their end. A larger number wakes waiting callers.
         Compartments of the default size change in proportion.
         On a guard attached to a pool, idle connections in excess of a smaller number are closed, and the
-        others when they return.
+        others when they return. With a fleet's budget, it is the most that a lease may give.
 
         Raises:
             ConfigurationError: It is not a whole number above 0, or exceeds the slots of the parent or pool.
@@ -291,17 +291,11 @@ class Guard:
             most = self._parent.snapshot().max_concurrent_calls
         faults.count("max_concurrent_calls", max_concurrent_calls, most=most)
         faults.raise_if_any()
-        self._gate.step(self._gate.core.resize, max_concurrent_calls)
-        if self._parent is None and self._attachment is not None and self._attachment.upkeep is not None:
-            self._attachment.upkeep.resized()
+        upkeep = None if self._attachment is None or self._parent is not None else self._attachment.upkeep
+        lease = None if upkeep is None else upkeep.lease
+        set_slots(self, max_concurrent_calls if lease is None else lease.resize(max_concurrent_calls))
         if self._parent is not None and self._parent._auto_compartments is not None:
             self._parent._auto_compartments.keep_size(cast("CompartmentGate", self._gate))
-        if self._auto_compartments is not None:
-            self._auto_compartments.resize(max_concurrent_calls)
-            return
-        for part in self.compartments:
-            if part._share is None:
-                part.resize(share(max_concurrent_calls))
 
     # --- compartments --------------------------------------------------------------------------
 
@@ -471,6 +465,26 @@ def attachment_of(guard: Guard) -> Attachment | None:
 def recent_events(guard: Guard) -> list[dict[str, Any]]:
     """Returns the last events of a guard and its compartments, the oldest first."""
     return list(guard._gate.report.recent)
+
+
+def set_slots(guard: Guard, slots: int, *, closes: bool = True) -> None:
+    """Changes the number of slots of a guard and of its compartments of the default size; may be 0.
+
+    Args:
+        guard: The guard.
+        slots: The number.
+        closes: False to leave the idle connections above it to others.
+    """
+    guard._gate.step(guard._gate.core.resize, slots)
+    upkeep = None if guard._attachment is None or guard._parent is not None else guard._attachment.upkeep
+    if closes and upkeep is not None:
+        upkeep.resized()
+    if guard._auto_compartments is not None:
+        guard._auto_compartments.resize(slots)
+        return
+    for part in guard.compartments:
+        if part._share is None:
+            set_slots(part, share(slots))
 
 
 def set_state(guard: Guard, transition: str) -> None:

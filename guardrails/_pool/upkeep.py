@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from guardrails._guard.attachment import Lease
 from guardrails._guard.guard import Guard
 from guardrails._pool.addresses import NameWatch, names_in
 from guardrails._pool.idle_pool import IdlePool, run_to_end
@@ -47,7 +48,10 @@ class PoolUpkeep(IdlePool):
         opener: Opens connections.
         stopped: True once the guard is detached.
         watch: Notices when the names of the pool's servers lead elsewhere.
+        lease: Limits the connections that may be open, with a fleet's budget.
     """
+
+    lease: Lease | None = None
 
     def __init__(self, guard: Guard, settings: LifeSettings) -> None:
         self.life = PoolLife(settings)

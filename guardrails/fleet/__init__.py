@@ -2,3 +2,9 @@
 
 ``docs/fleet.md`` has the protocol and what is promised under which fault.
 """
+
+from __future__ import annotations
+
+from guardrails.fleet._fleet import Budget, Fleet
+
+__all__ = ["Budget", "Fleet"]

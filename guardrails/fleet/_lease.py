@@ -17,6 +17,7 @@ from guardrails.fleet._records import (
     GRANTED,
     LEASE,
     LEAVING,
+    ROOM_FOR_NEW,
     SKEW,
     STALE,
     TAKEN,
@@ -140,7 +141,8 @@ def _target(budget: int, live: Mapping[str, Record], worker: str) -> int:
     """Returns a worker's fair share: max-min by demand, then the rest in the same way.
 
     Every worker gets its floor first. What is missing is taken from those who want most. What is left over
-    goes to those who have least, for the next burst.
+    goes to those who have least, for the next burst. But a tenth of the budget is given only to those who
+    want it: a new worker gets its floor from it at once, while others need a renewal to make room.
     """
     low = [min(record.minimum, record.most) for record in live.values()]
     wanted = [
@@ -152,6 +154,7 @@ def _target(budget: int, live: Mapping[str, Record], worker: str) -> int:
         return low[own]
     if sum(wanted) >= budget:
         return _share(budget, low, wanted, own)
+    budget = max(sum(wanted), budget - max(1, budget // ROOM_FOR_NEW))
     if sum(high) <= budget:
         return high[own]
     return _share(budget, wanted, high, own)

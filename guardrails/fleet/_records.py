@@ -17,6 +17,7 @@ __all__ = [
     "LEASE",
     "LEAVING",
     "MOST_CONNECTIONS",
+    "ROOM_FOR_NEW",
     "SKEW",
     "STALE",
     "TAKEN",
@@ -35,6 +36,9 @@ FORGET_AFTER = 15000
 LEAVING = 500
 """Milliseconds for which the connections of a worker that said goodbye stay reserved: servers take a moment
 to see a connection closed."""
+
+ROOM_FOR_NEW = 10
+"""This part of a budget, a tenth, stays free for new workers while nobody wants it."""
 
 SKEW = 1000
 """Milliseconds by which the store's clock may step back before its data are treated as lost."""

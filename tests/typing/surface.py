@@ -40,6 +40,7 @@ from guardrails import (
 )
 from guardrails.errors import Reason
 from guardrails.events import CallFinished, CallRejected, Event, StateChanged
+from guardrails.fleet import Budget, Fleet
 from guardrails.integrations import asgi, wsgi
 from guardrails.integrations.redis import guard_client
 from guardrails.integrations.sqlalchemy import guard_engine
@@ -288,3 +289,12 @@ def mount(app: ASGIApp) -> ASGIApp:
     pages.drain()
     wsgi.GuardrailsMiddleware(wsgi.status_app([guard]), guards=[guard])
     return asgi.GuardrailsMiddleware(app)
+
+
+# --- fleets ---------------------------------------------------------------------------------------
+
+fleet = Fleet("redis://cache:6379/0", name="shop", worker_id="web-1")
+budget = fleet.budget("orders-db", connections=80, minimum=2)
+assert_type(budget, Budget)
+assert_type(guard_engine(sqlalchemy.create_engine("sqlite://"), fleet=budget), Guard)
+fleet.budget("orders-db", connections=80, most=2)  # type: ignore[call-arg]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -27,6 +28,7 @@ from guardrails._pool.limits import (
 )
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError, ConnectionRevokedError
+from guardrails.fleet._fleet import Budget
 from guardrails.integrations.sqlalchemy._connections import capacity
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._errors import ConnectionRevokedError as DriverRevokedError
@@ -57,6 +59,7 @@ def guard_engine(
     ask_server: bool = True,
     backstop: float | None = None,
     compartments: str = "auto",
+    fleet: Budget | None = None,
     leak_after: float | None = 60.0,
     max_idle_hold: float | None = None,
     raise_as: str | None = None,
@@ -79,6 +82,9 @@ def guard_engine(
         compartments: ``"auto"``: each guarded function and each route gets a compartment, with a circuit of
             its own and at most 70 % of the slots while another one is active. ``"declared"``: only
             ``guard.compartment()`` makes compartments. ``"none"``: there are no compartments.
+        fleet: A budget of a `guardrails.fleet.Fleet`: the pool has at most as many connections open as its
+            lease gives, and ``max_concurrent_calls`` is the most that it may be given. None: the pool keeps
+            to its own limits.
         leak_after: Seconds after which a connection that is out, and on which nothing runs, is reported in
             the log and as a `LeakFound`. None reports none.
         max_idle_hold: Seconds for which nothing may run on a connection that is out. Then it is taken back:
@@ -105,7 +111,6 @@ def guard_engine(
     refuse_unknown_options(options, guard_engine)
     fill_pool_options(name, options)
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
-    how = check_compartments(name, compartments)
     as_driver = raises_as_driver(name, raise_as)
     _check_limits(name, leak_after=leak_after, max_idle_hold=max_idle_hold)
     asks = asks_server(name, ask_server)
@@ -117,8 +122,8 @@ def guard_engine(
     runner = _runner(guard, driver, sync_engine.dialect, backstop)
     attachment = _EngineAttachment(sync_engine, guard, runner, life, leak_after)
     attachment.limit_idle_holds(max_idle_hold, as_driver=as_driver)
-    set_compartments(guard, how)
-    attachment.attach()
+    set_compartments(guard, check_compartments(name, compartments))
+    attachment.attach(fleet)
     if driver is not None and (registry := registry_of(pool)) is not None:
         know_sessions(sync_engine, driver, registry, asks=asks)
     attach(guard, attachment)
@@ -208,6 +213,7 @@ class _EngineAttachment:
         leak_after: float | None,
     ) -> None:
         self._engine = engine
+        self._guard = guard
         self.upkeep = (AsyncEngineUpkeep if engine.dialect.is_async else EngineUpkeep)(
             engine, guard, life, runner
         )
@@ -229,7 +235,27 @@ class _EngineAttachment:
             revocation.attach(self._engine.pool, self._runner, self.upkeep)
             self._admission.revocation = self._hooks.revocation = revocation
 
-    def attach(self) -> None:
+    def _follow(self, budget: Budget | None) -> None:
+        """Limits the pool's connections by a fleet's lease; None sets no limit."""
+        if budget is None:
+            return
+        if not isinstance(budget, Budget):
+            faults = Faults(f"guard {self._guard.name!r}")
+            faults.add("fleet", budget, "a budget, as Fleet(...).budget() returns it, or None")
+            faults.raise_if_any()
+        connections, upkeep = self._admission.registry.figures.connections, self.upkeep
+
+        def count() -> int:
+            in_use, idle, _ = connections()
+            return max(in_use + idle, upkeep.open_count())
+
+        lease = budget.lease(self._guard, count)
+        wait = await_only if self._engine.dialect.is_async else None
+        upkeep.lease = self._admission.lease = lease
+        upkeep.admits = partial(lease.admit, wait)
+
+    def attach(self, budget: Budget | None) -> None:
+        self._follow(budget)
         self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner)
         judge = self._runner.judge
         judge.moved, judge.suspect = self.upkeep.renew, self.upkeep.suspect
@@ -255,6 +281,8 @@ class _EngineAttachment:
     def detach(self) -> None:
         """Removes the hooks; see `Attachment`."""
         self.upkeep.stop()
+        if self._admission.lease is not None:
+            self._admission.lease.leave()
         event.remove(self._root, "engine_disposed", self._disposed)
         event.remove(self._engine, "handle_error", self._hooks.handle_error)
         self._hooks.detach()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from guardrails._dbapi.runner import StatementRunner
+    from guardrails.fleet._pool_lease import PoolLease
     from guardrails.integrations.sqlalchemy._raw import Proxy
     from guardrails.integrations.sqlalchemy._upkeep import EngineUpkeep
 
@@ -61,6 +62,7 @@ class EngineAdmission:
         registry: The holders of the pool's connections.
         upkeep: Is told of the connections that are opened and returned; must be set before `attach`.
         revocation: Takes connections back that are held idle; None if they may be held.
+        lease: The pool's part of a fleet's budget; None without one.
     """
 
     upkeep: EngineUpkeep
@@ -74,6 +76,7 @@ class EngineAdmission:
         self._out: dict[Any, DBAPICheckout] = {}
         self.registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None, system=system)
         self.revocation: Revocation | None = None
+        self.lease: PoolLease | None = None
         self._monitor = PoolMonitor(self.registry)
         self._figures = self.registry.figures
         self._connections = PoolConnections(self._figures, self._out)
@@ -165,12 +168,14 @@ class EngineAdmission:
         return type(base.__name__, (base,), own)
 
     def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
-        guard, wait, out, monitor = self._guard, self._wait, self._out, self._monitor
+        guard, wait, out, monitor, lease = self._guard, self._wait, self._out, self._monitor, self.lease
         site, caller, clock = self.registry.site, self.registry.caller, self._figures.clock
         revocation = self.revocation
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             asked = clock()
+            if lease is not None and (not lease.started or not lease.limit):
+                lease.admit(wait)
             checkout = DBAPICheckout(guard, self, site(_getframe(1)), caller())
             checkout.asked = asked
             try:

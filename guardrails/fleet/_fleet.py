@@ -1,0 +1,139 @@
+"""`Fleet`: what an application makes. Depends on the stores, the worker and the leases of pools."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from guardrails._guard.guard import Guard
+from guardrails._util.checks import Faults, shown
+from guardrails.errors import ConfigurationError
+from guardrails.fleet._pool_lease import PoolLease
+from guardrails.fleet._records import MOST_CONNECTIONS
+from guardrails.fleet._stores import Store
+from guardrails.fleet._worker import FleetWorker
+
+__all__ = ["Budget", "Fleet"]
+
+_NAME = re.compile(r"(?!@)[!-z|~]{1,100}")
+_REDIS = ("redis://", "rediss://", "unix://")
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A budget of connections that many processes share; made by `Fleet.budget`.
+
+    Attributes:
+        name: Its name.
+        connections: The largest number of open connections of all workers together.
+        minimum: The number of connections that each worker gets in any case.
+    """
+
+    name: str
+    connections: int
+    minimum: int
+    _worker: FleetWorker = field(repr=False, compare=False)
+
+    def lease(self, guard: Guard, open_connections: Callable[[], int]) -> PoolLease:
+        """Makes the lease of one guarded pool, for integrations.
+
+        Args:
+            guard: The pool's guard.
+            open_connections: Returns the number of connections that are open or being opened.
+        """
+        return PoolLease(self.name, self.connections, self.minimum, guard, open_connections, self._worker)
+
+
+class Fleet:
+    """The processes that share budgets, and the store of their leases.
+
+    ::
+
+        fleet = Fleet("redis://cache:6379/0", name="shop")
+        db = protect(engine, fleet=fleet.budget("orders-db", connections=80))
+
+    It does nothing until the first connection is opened. A process that only forks workers is no worker; each
+    child is one of its own.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://`` for Redis or Valkey; ``sqlite:///relative.db`` or
+            ``sqlite:////absolute.db`` for the workers of one machine.
+        name: Names the fleet in its store.
+        worker_id: A name of this process that no other one has, and that it keeps when it is restarted: the
+            new process then takes the connections of the old one over. None takes a new name each time. A
+            forked child adds its process number.
+
+    Raises:
+        ConfigurationError: An argument is wrong. No message holds the URL.
+        ImportError: A URL of Redis, without redis-py.
+    """
+
+    def __init__(self, url: str, *, name: str, worker_id: str | None = None) -> None:
+        faults = Faults("Fleet")
+        _check_name(faults, "name", name)
+        if worker_id is not None:
+            _check_name(faults, "worker_id", worker_id)
+        faults.raise_if_any()
+        self.name = name
+        self._budgets: dict[str, Budget] = {}
+        self._worker = FleetWorker(name, _store_of(url, name), worker_id)
+
+    def budget(self, name: str, *, connections: int, minimum: int = 1) -> Budget:
+        """Returns a budget of connections, for ``protect(engine, fleet=...)``.
+
+        Args:
+            name: Its name: the same in all processes.
+            connections: The largest number of open connections of all workers together. If workers name
+                different numbers, the smallest counts, and a warning is logged.
+            minimum: The number of connections that each worker gets in any case. It is what a worker has that
+                has never reached the store.
+
+        Raises:
+            ConfigurationError: An argument is wrong, or this process has a budget of that name with others.
+        """
+        faults = Faults(f"fleet {self.name!r}: budget {shown(name)}")
+        _check_name(faults, "name", name)
+        faults.count("connections", connections, most=MOST_CONNECTIONS)
+        faults.count("minimum", minimum, most=connections if type(connections) is int else None)
+        faults.raise_if_any()
+        made = Budget(name, connections, minimum, self._worker)
+        known = self._budgets.setdefault(name, made)
+        if known != made:
+            raise ConfigurationError(
+                f"fleet {self.name!r}: the budget {name!r} has {known.connections} connections and a minimum "
+                f"of {known.minimum} already, got {connections} and {minimum}"
+            )
+        return known
+
+    def close(self) -> None:
+        """Says goodbye: what this process has is free for the others soon. Harmless when called again.
+
+        Call it after the last connection was closed. An orderly exit of the process does the same.
+        """
+        self._worker.close()
+
+    def __repr__(self) -> str:
+        return f"<Fleet {self.name!r} worker {self._worker.identity.worker!r}>"
+
+
+def _check_name(faults: Faults, what: str, name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        faults.add(
+            what, name, "a text of 1 to 100 visible ASCII characters without braces, not beginning with @"
+        )
+
+
+def _store_of(url: object, name: str) -> Callable[[], Store]:
+    if isinstance(url, str) and url.startswith(_REDIS):
+        from guardrails.fleet._redis_store import RedisStore  # noqa: PLC0415 - imported where it is used
+
+        return lambda: RedisStore(url, name)
+    if isinstance(url, str) and url.startswith(_SQLITE) and url.removeprefix(_SQLITE).strip("/"):
+        from guardrails.fleet._sqlite_store import SQLiteStore  # noqa: PLC0415
+
+        return lambda: SQLiteStore(url.removeprefix(_SQLITE), name)
+    raise ConfigurationError(
+        "Fleet: url must begin with redis://, rediss:// or unix://, or with sqlite:/// and name a file"
+    )

@@ -1,0 +1,258 @@
+"""One guarded pool that follows a lease. Depends on the guard and the worker's rule; must not import a pool.
+
+The clock's thread measures the pool and applies the limit; the fleet's thread asks the store. So a limit is
+applied in time however long the store takes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from guardrails._guard.guard import Guard, set_slots
+from guardrails._runtime.guard_log import log
+from guardrails.events import FleetBack, FleetLost, LeaseChanged
+from guardrails.fleet._holder import FIRST_WAIT, LeaseHolder
+from guardrails.fleet._records import GRANTED, TAKEN, Reply, Request
+from guardrails.fleet._worker import FleetWorker, Identity
+
+__all__ = ["PoolLease"]
+
+RENEWAL = 1.0
+"""Seconds between two renewals."""
+
+_QUICKEST = 0.25
+"""Seconds between two renewals while the worker is short of connections, or has just closed some."""
+
+_CLOSING = 0.25
+"""Seconds for which a closed connection is still reported as open, as the server takes a moment to see it."""
+
+_PEAK = 2.0
+"""Seconds over which the largest demand counts, so that a lease does not follow each gap between calls."""
+
+_WARN_INTERVAL = 60.0
+"""Seconds between two lines in the log about the same trouble."""
+
+
+class PoolLease:
+    """The lease of one guarded pool.
+
+    Args:
+        budget: The name of the budget.
+        connections: The budget.
+        minimum: The worker's floor.
+        guard: The pool's guard.
+        open_connections: Returns the number of connections that are open or being opened.
+        worker: Renews it.
+
+    Attributes:
+        started: True once callers need not wait for the first lease. Read before each checkout.
+        ceiling: The largest limit, from the pool's capacity and `Guard.resize`.
+    """
+
+    def __init__(
+        self,
+        budget: str,
+        connections: int,
+        minimum: int,
+        guard: Guard,
+        open_connections: Callable[[], int],
+        worker: FleetWorker,
+    ) -> None:
+        self.budget = budget
+        self.guard = guard
+        self._connections = connections
+        self._minimum = minimum
+        self._open = open_connections
+        self._worker = worker
+        self._gate = guard.call_settings.gates[-1]
+        self.ceiling: int = self._gate.core.bulkhead.limit
+        self._next_line: dict[str, float] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts anew, without a lease: at first, and in a child process. The limit is the floor."""
+        self.started = self.is_lost = False
+        self.ready = threading.Event()
+        self.holder: LeaseHolder | None = None
+        self.reply: Reply | None = None
+        self._seq = 0
+        self._asked = self._sent = -1e9
+        self._told_cap = self._told_wants = 0
+        self._had: deque[tuple[float, int]] = deque(maxlen=64)
+        self._demands: deque[tuple[float, int]] = deque(maxlen=64)
+        self._refused_before = self._refused()
+        set_slots(self.guard, min(self._minimum, self.ceiling), closes=False)
+
+    # --- for the pool's hooks ---------------------------------------------------------------------
+
+    def admit(self, wait: Callable[[Any], Any] | None) -> None:
+        """Joins the fleet before the first connection is opened, and waits a moment for the first lease.
+
+        Args:
+            wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
+
+        Raises:
+            BulkheadFullError: The lease has no connection, and the caller may hold a slot from before.
+        """
+        if not self.started:
+            self._worker.join(self)
+            ready = self.ready
+            if wait is None:
+                ready.wait(FIRST_WAIT)
+            else:
+                wait(_set_soon(ready, time.monotonic() + FIRST_WAIT))
+            self.started = True
+        if self.limit == 0:
+            self._gate.reject("bulkhead_full")
+
+    def leave(self) -> None:
+        """Says goodbye."""
+        self._worker.leave(self)
+
+    @property
+    def limit(self) -> int:
+        """The number of connections that the guard lets out now."""
+        return self._gate.core.bulkhead.limit
+
+    def resize(self, ceiling: int) -> int:
+        """Sets the largest limit; returns the limit that counts now."""
+        self.ceiling = ceiling
+        return min(ceiling, self.holder.limit(time.monotonic()) if self.holder else self._minimum)
+
+    # --- the clock's thread -------------------------------------------------------------------------
+
+    def tick(self, now: float) -> bool:
+        """Measures the pool and applies the limit; True if the store is to be asked now."""
+        holder = self.holder = self.holder or LeaseHolder(self._minimum, now)
+        self._measure(now)
+        if holder.grant is not None or now - holder.started >= FIRST_WAIT:
+            self._apply(min(self.ceiling, holder.limit(now)))
+        self._note_contact(holder, now)
+        since = now - self._asked
+        limit = self.limit
+        has_shrunk = max(self._has(now), limit) < self._told_cap
+        is_short = self._wants(now) > max(limit, self._told_wants)
+        return since >= RENEWAL or (since >= _QUICKEST and (has_shrunk or is_short))
+
+    def _measure(self, now: float) -> None:
+        slots = self._gate.core.bulkhead
+        self._had.append((now, max(self._open(), slots.taken)))
+        waiting = sum(len(gate.core.bulkhead.queue) for gate in self._gate.report.gates.living())
+        refused = self._refused()
+        # Callers that are refused are seen by nobody: then it wants twice what it has.
+        wanted = max(slots.taken + waiting, 2 * slots.limit if refused > self._refused_before else 0)
+        self._refused_before = refused
+        self._demands.append((now, wanted))
+
+    def _refused(self) -> int:
+        cores = [gate.core for gate in self._gate.report.gates.living()]
+        return sum(
+            core.rejected.get("bulkhead_full", 0)
+            + core.rejected.get("queue_timeout", 0)
+            + core.bulkhead.timeouts
+            for core in cores
+        )
+
+    def _has(self, now: float) -> int:
+        recent = max((has for at, has in list(self._had) if now - at <= _CLOSING), default=0)
+        return max(recent, self._open(), self._gate.core.bulkhead.taken)
+
+    def _wants(self, now: float) -> int:
+        peak = max((wanted for at, wanted in list(self._demands) if now - at <= _PEAK), default=0)
+        return min(self.ceiling, peak + max(1, peak // 4))
+
+    def _apply(self, limit: int) -> None:
+        old = self.limit
+        if limit != old:
+            set_slots(self.guard, limit)
+            self._notify(LeaseChanged, budget=self.budget, old=old, new=limit)
+
+    # --- the fleet's thread -------------------------------------------------------------------------
+
+    def request(self, identity: Identity) -> Request:
+        """Returns the next request."""
+        now = time.monotonic()
+        holder = self.holder = self.holder or LeaseHolder(self._minimum, now)
+        has = self._has(now)
+        self._asked = self._sent = now
+        self._seq += 1
+        # Nobody has passed `admit` before the first lease. Later the limit may be applied a moment late.
+        applied = 0 if holder.grant is None else self.limit
+        self._told_cap, self._told_wants = max(applied, holder.cap(now, has)), self._wants(now)
+        return Request(
+            worker=identity.worker,
+            instance=identity.instance,
+            seq=self._seq,
+            fresh=holder.grant is None,
+            has=has,
+            cap=self._told_cap,
+            safe=holder.safe,
+            wants=self._told_wants,
+            minimum=self._minimum,
+            most=self.ceiling,
+            budget=self._connections,
+            host=identity.host,
+        )
+
+    def answered(self, reply: Reply) -> bool:
+        """Takes the reply to the last request; False if another process has the worker's name."""
+        if reply.status == TAKEN:
+            return False
+        if reply.status == GRANTED and self.holder is not None:
+            self.holder.renew(self._sent, reply)
+            self.reply = reply
+            self._apply(min(self.ceiling, self.holder.limit(time.monotonic())))
+            if self.limit:
+                self.ready.set()
+            self._check(reply)
+        return True
+
+    def _check(self, reply: Reply) -> None:
+        if reply.largest != reply.budget:
+            self.warn(
+                "budgets",
+                "the workers name different budgets, from %d to %d connections; the smallest counts",
+                reply.budget,
+                reply.largest,
+            )
+        if reply.workers * self._minimum > reply.budget:
+            self.warn(
+                "floors",
+                "%d workers need at least %d connections each, more than the budget of %d: some get none",
+                reply.workers,
+                self._minimum,
+                reply.budget,
+            )
+
+    def warn(self, kind: str, words: str, *values: object) -> None:
+        """Logs a warning about the budget, each kind at most once a minute."""
+        now = time.monotonic()
+        if now >= self._next_line.get(kind, 0.0):
+            self._next_line[kind] = now + _WARN_INTERVAL
+            log.warning("fleet budget %r: " + words, self.budget, *values)
+
+    def _note_contact(self, holder: LeaseHolder, now: float) -> None:
+        is_new = holder.grant is None and now - holder.started < 2 * RENEWAL
+        is_lost = not (holder.is_in_contact(now) or is_new)
+        if is_lost == self.is_lost:
+            return
+        self.is_lost = is_lost
+        if is_lost:
+            kept = min(self.ceiling, max(self._minimum, holder.safe))
+            self._notify(FleetLost, budget=self.budget, keeps=kept)
+        else:
+            self._notify(FleetBack, budget=self.budget, grant=holder.grant or 0)
+
+    def _notify(self, kind: type[Any], **fields: Any) -> None:
+        self._gate.notify(kind, at=self._gate.clock(), seq=self._gate.next_number(), **fields)
+
+
+async def _set_soon(ready: threading.Event, until: float) -> None:
+    import asyncio  # noqa: PLC0415 - its import takes long, and only this needs it
+
+    while not ready.is_set() and time.monotonic() < until:  # noqa: ASYNC110 - another thread sets it
+        await asyncio.sleep(0.005)

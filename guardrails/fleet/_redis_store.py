@@ -1,0 +1,176 @@
+"""Leases in Redis or Valkey. Depends on redis-py and the records; ``lease.lua`` has the rule.
+
+One call a second runs one script, whose time is the server's. The connection is the fleet's own, with short
+timeouts and without retries: the worker asks again a second later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha1
+from pathlib import Path
+from typing import Any, cast
+
+from guardrails.errors import ConfigurationError
+from guardrails.fleet import _records
+from guardrails.fleet._records import Reply
+from guardrails.fleet._stores import Ask, StoreError, StoreView
+
+__all__ = ["RedisStore", "script"]
+
+_TIMEOUT = 0.5
+"""Seconds for a connect, and for a reply."""
+
+_CONSTANTS = {
+    "LEASE": _records.LEASE,
+    "FORGET_AFTER": _records.FORGET_AFTER,
+    "LEAVING": _records.LEAVING,
+    "SKEW": _records.SKEW,
+    "ROOM_FOR_NEW": _records.ROOM_FOR_NEW,
+    "MOST": _records.MOST_CONNECTIONS,
+    "MOST_BYTES": 10_000_000,  # what is larger is not ours; reading it would stop the server
+    "GRANTED": _records.GRANTED,
+    "STALE": _records.STALE,
+    "TAKEN": _records.TAKEN,
+}
+
+_MISSING = "a fleet on Redis or Valkey needs redis-py: pip install 'guardrails-db[redis]'"
+
+_REASONS = (
+    (("NOAUTH", "WRONGPASS", "AuthenticationError"), "it refuses the login"),
+    (("NOPERM",), "its user may not run scripts on the keys guardrails:*"),
+    (("READONLY", "ReadOnlyError"), "it is a read-only replica; give the address of the primary"),
+    (
+        ("Cluster", "MovedError", "AskError", "CROSSSLOT"),
+        "it is a cluster; a fleet needs one that is none",
+    ),
+    (("LOADING",), "it loads its data"),
+    (("OOM",), "its memory is full"),
+    (("MISCONF",), "it refuses writes, as it cannot save them"),
+)
+"""Parts of the server's errors, and what they mean."""
+
+
+def script() -> str:
+    """Returns the script that renews leases, with its constants."""
+    words = "".join(f"local {name} = {value}\n" for name, value in _CONSTANTS.items())
+    return words + Path(__file__).with_name("lease.lua").read_text(encoding="utf-8")
+
+
+class RedisStore:
+    """Keeps leases in Redis or Valkey.
+
+    Args:
+        url: The URL.
+        fleet: The fleet's name.
+
+    Raises:
+        ConfigurationError: redis-py is not installed, or cannot read the URL.
+    """
+
+    def __init__(self, url: str, fleet: str) -> None:
+        try:
+            import redis  # noqa: PLC0415 - an optional dependency, whose import takes 0.3 s
+            from redis.backoff import NoBackoff  # noqa: PLC0415
+            from redis.retry import Retry  # noqa: PLC0415
+        except ImportError as error:
+            raise ImportError(_MISSING) from error
+        self._prefix = f"guardrails:{{{fleet}}}:budget:"
+        self._script = script()
+        self._digest = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
+        self._error = redis.RedisError
+        self._unknown_script = redis.exceptions.NoScriptError
+        self._refused = redis.ResponseError
+        try:
+            self._client = redis.Redis.from_url(
+                url,
+                socket_timeout=_TIMEOUT,
+                socket_connect_timeout=_TIMEOUT,
+                retry=Retry(NoBackoff(), 0),
+                client_name="guardrails-fleet",
+                encoding_errors="replace",
+                decode_responses=True,
+            )
+        except (ValueError, TypeError, redis.RedisError):
+            # The error's text may hold the URL, and that a password.
+            raise ConfigurationError("Fleet: url must be one that redis-py can read, got another") from None
+
+    def exchange(self, asks: Sequence[Ask]) -> list[Reply]:
+        """See Store."""
+        keys = [self._prefix + ask.budget for ask in asks]
+        words = [word for ask in asks for word in _words(ask)]
+        replies = self._call(self._run, keys, words)
+        if not isinstance(replies, list) or len(replies) != len(asks):
+            raise StoreError("its answer cannot be read")
+        try:
+            return [_reply(values) for values in replies]
+        except (TypeError, ValueError):
+            raise StoreError("its answer cannot be read") from None
+
+    def read(self) -> StoreView:
+        """See Store."""
+        return cast("StoreView", self._call(self._read))
+
+    def close(self) -> None:
+        """See Store."""
+        with suppress(Exception):
+            self._client.connection_pool.disconnect()
+
+    def _run(self, keys: list[str], words: list[Any]) -> Any:
+        try:
+            return self._client.evalsha(self._digest, len(keys), *keys, *words)
+        except self._unknown_script:  # it was restarted, or SCRIPT FLUSH was called
+            return self._client.eval(self._script, len(keys), *keys, *words)
+
+    def _read(self) -> StoreView:
+        seconds, micros = self._client.time()
+        found = {}
+        for key in sorted(self._client.scan_iter(match=_literal(self._prefix) + "*", count=1000)):
+            if self._client.type(key) == "hash":
+                found[str(key).removeprefix(self._prefix)] = cast("dict[str, str]", self._client.hgetall(key))
+        return StoreView(seconds * 1000 + micros // 1000, found)
+
+    def _call(self, function: Any, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except (self._error, OSError, ValueError) as error:
+            self.close()  # a late reply must not be taken for that of the next request
+            raise StoreError(_reason(error, refused=isinstance(error, self._refused))) from None
+
+
+def _reason(error: Exception, *, refused: bool) -> str:
+    text = f"{type(error).__name__} {error}"
+    for parts, meaning in _REASONS:
+        if any(part in text for part in parts):
+            return meaning
+    return "it answers with an error" if refused else type(error).__name__
+
+
+def _literal(text: str) -> str:
+    """Escapes a text for a pattern of Redis."""
+    return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in text)
+
+
+def _words(ask: Ask) -> list[Any]:
+    asked = ask.request
+    return [
+        "leave" if ask.leaving else "renew",
+        asked.worker,
+        asked.instance,
+        asked.seq,
+        int(asked.fresh),
+        asked.has,
+        asked.cap,
+        asked.safe,
+        asked.wants,
+        asked.minimum,
+        asked.most,
+        asked.budget,
+        asked.host,
+    ]
+
+
+def _reply(values: Any) -> Reply:
+    status, grant, safe, workers, budget, largest, learning, borrowed = map(int, values)
+    return Reply(status, grant, safe, workers, budget, largest, learning == 1, borrowed)

@@ -1,0 +1,117 @@
+"""Leases in a SQLite file, for the workers of one machine. Depends on the rule and the standard library.
+
+Each call opens the file anew: a file that was deleted or replaced is one file for all workers again a second
+later, and a forked child inherits no lock. The journal is SQLite's default, a rollback journal: the next
+worker rolls back what a killed one had half written. A write-ahead log would gain nothing at a few writes a
+second, and needs shared memory beside the file. ``synchronous`` is off: after a power failure no worker is
+left whose connections would have to be known.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+from guardrails.fleet._lease import leave, renew
+from guardrails.fleet._records import GRANTED, Reply
+from guardrails.fleet._stores import Ask, StoreError, StoreView
+
+__all__ = ["SQLiteStore"]
+
+_BUSY = 0.5
+"""Seconds for which a worker waits for the file's lock."""
+
+_TABLE = """create table if not exists guardrails_fleet (
+    fleet text, budget text, field text, value text, primary key (fleet, budget, field)) without rowid"""
+
+
+class SQLiteStore:
+    """Keeps leases in a SQLite file.
+
+    The time is that since the machine's start, which all processes share and nobody can set.
+
+    Args:
+        path: The file.
+        fleet: The fleet's name.
+    """
+
+    def __init__(self, path: str, fleet: str) -> None:
+        self._path = path
+        self._fleet = fleet
+
+    def exchange(self, asks: Sequence[Ask]) -> list[Reply]:
+        """See Store."""
+        try:
+            with closing(self._open()) as file:
+                file.execute("begin immediate")
+                now = _now()
+                replies = [self._ask(file, ask, now) for ask in asks]
+                file.execute("commit")
+                return replies
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(_reason(error)) from None
+
+    def read(self) -> StoreView:
+        """See Store."""
+        try:
+            with closing(self._open()) as file:
+                rows = file.execute(
+                    "select budget, field, value from guardrails_fleet where fleet = ?", (self._fleet,)
+                ).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(_reason(error)) from None
+        found: dict[str, dict[str, str]] = {}
+        for budget, field, value in rows:
+            if isinstance(budget, str) and isinstance(field, str):
+                found.setdefault(budget, {})[field] = value if isinstance(value, str) else ""
+        return StoreView(_now(), found)
+
+    def close(self) -> None:
+        """See Store. Nothing stays open."""
+
+    def _open(self) -> sqlite3.Connection:
+        file = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None)
+        try:
+            file.text_factory = lambda data: data.decode("utf-8", "replace")
+            file.execute("pragma synchronous = off")
+            file.execute(_TABLE)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _ask(self, file: sqlite3.Connection, ask: Ask, now: int) -> Reply:
+        rows = file.execute(
+            "select field, value from guardrails_fleet where fleet = ? and budget = ?",
+            (self._fleet, ask.budget),
+        ).fetchall()
+        before = {str(field): value if isinstance(value, str) else "" for field, value in rows}
+        fields = dict(before)
+        if ask.leaving:
+            leave(fields, ask.request, now)
+            reply = Reply(GRANTED)
+        else:
+            reply = renew(fields, ask.request, now)
+        for field in before.keys() - fields.keys():
+            file.execute(
+                "delete from guardrails_fleet where fleet = ? and budget = ? and field = ?",
+                (self._fleet, ask.budget, field),
+            )
+        for field, value in fields.items():
+            if before.get(field) != value:
+                file.execute(
+                    "insert or replace into guardrails_fleet values (?, ?, ?, ?)",
+                    (self._fleet, ask.budget, field, value),
+                )
+        return reply
+
+
+def _now() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _reason(error: Exception) -> str:
+    """Returns SQLite's words, which name no path."""
+    return str(error) if isinstance(error, sqlite3.Error) else type(error).__name__

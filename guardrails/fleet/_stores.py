@@ -1,0 +1,61 @@
+"""What a store of leases can do, whichever it is. Depends on the records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from guardrails.fleet._records import Reply, Request
+
+__all__ = ["Ask", "Store", "StoreError", "StoreView"]
+
+
+class StoreError(Exception):
+    """The store could not be used. The message holds no address and no password."""
+
+
+class Ask(NamedTuple):
+    """One question to a store.
+
+    Attributes:
+        budget: The name of the budget.
+        request: The request.
+        leaving: True to say goodbye instead of renewing.
+    """
+
+    budget: str
+    request: Request
+    leaving: bool = False
+
+
+class StoreView(NamedTuple):
+    """The texts that a store has.
+
+    Attributes:
+        now: The store's time in milliseconds.
+        budgets: For each budget the store's mapping.
+    """
+
+    now: int
+    budgets: dict[str, dict[str, str]]
+
+
+class Store(Protocol):
+    """Keeps the leases of one fleet. One thread uses it at a time."""
+
+    def exchange(self, asks: Sequence[Ask]) -> list[Reply]:
+        """Sends the questions in one call; returns a reply to each.
+
+        Raises:
+            StoreError: The store cannot be used now.
+        """
+
+    def read(self) -> StoreView:
+        """Returns what the store has, for people.
+
+        Raises:
+            StoreError: The store cannot be used now.
+        """
+
+    def close(self) -> None:
+        """Closes the connection. The next call opens another."""

@@ -1,0 +1,449 @@
+"""Pools that follow their leases: with a store that a test answers for, and with real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from guardrails import protect
+from guardrails.errors import BulkheadFullError, ConfigurationError
+from guardrails.events import FleetBack, FleetLost, LeaseChanged
+from guardrails.fleet import Fleet
+from guardrails.fleet._fleet import Budget
+from guardrails.fleet._lease import members
+from guardrails.fleet._records import GRANTED, TAKEN, Reply
+from guardrails.fleet._sqlite_store import SQLiteStore
+from guardrails.fleet._stores import StoreError
+from guardrails.fleet._worker import FleetWorker
+from support.paths import PROCESSES
+from support.polling import wait_until
+
+ONE = text("select 1")
+
+
+class ScriptedStore:
+    """A store that grants what a test says.
+
+    Attributes:
+        grant: The next grants; an exception is raised.
+        asked: The requests, with whether they said goodbye.
+    """
+
+    def __init__(self, grant=3):
+        self.grant, self.asked, self.status = grant, [], GRANTED
+        self.delay = 0.0
+        self.more = {"safe": 2, "workers": 2, "budget": 8, "largest": 8}
+
+    def exchange(self, asks):
+        time.sleep(self.delay)
+        self.asked += [(ask.request, ask.leaving) for ask in asks]
+        if isinstance(self.grant, Exception):
+            raise self.grant
+        return [Reply(self.status, self.grant, **self.more) for _ in asks]
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """An engine with room for eight connections, guarded by a lease that the test grants."""
+    made, events, store = [], [], ScriptedStore()
+
+    def make(url=f"sqlite:///{tmp_path}/shop.db", *, minimum=1, **options):
+        new = create_async_engine if "aiosqlite" in url else create_engine
+        engine = new(url, pool_size=8, max_overflow=0)
+        worker = FleetWorker("shop", lambda: store, None)
+        budget = Budget("shop-db", 8, minimum, worker)
+        guard = protect(engine, fleet=budget, listeners=[events.append], **options)
+        made.append((guard, worker))
+        return SimpleNamespace(engine=engine, guard=guard, worker=worker, store=store, events=events)
+
+    yield make
+    for guard, worker in made:
+        worker.close()
+        guard.detach()
+
+
+def limit(shop):
+    return shop.guard.snapshot().max_concurrent_calls
+
+
+def test_pool_gets_its_lease_with_the_first_checkout(shop):
+    shop = shop()
+    assert shop.store.asked == []
+    assert limit(shop) == 1
+    with shop.engine.connect() as connection:
+        assert connection.scalar(ONE) == 1
+        assert limit(shop) == 3
+    (request, leaving), *_ = shop.store.asked
+    assert (request.has, request.cap, request.minimum, request.most, request.budget) == (0, 0, 1, 8, 8)
+    assert not leaving
+    shop.engine.dispose()
+
+
+def test_smaller_lease_closes_idle_connections_then_busy_ones_and_reports_less_only_then(shop):
+    shop = shop()
+    shop.store.grant = 6
+    connections = [shop.engine.connect() for _ in range(6)]
+    for connection in connections[:3]:
+        connection.close()
+    shop.store.grant = 2
+    wait_until(lambda: limit(shop) == 2 and shop.guard.snapshot().pool.open == 3)
+    shop.store.asked.clear()
+    wait_until(lambda: len(shop.store.asked) >= 2)
+    assert {(request.has, request.cap) for request, _ in shop.store.asked[1:]} == {(3, 3)}
+    with pytest.raises(BulkheadFullError):
+        shop.engine.connect()
+    for connection in connections[3:]:
+        connection.close()
+    assert shop.guard.snapshot().pool.open == 2
+    wait_until(lambda: shop.store.asked[-1][0].cap == 2)
+    changes = [
+        (event.budget, event.old, event.new) for event in shop.events if isinstance(event, LeaseChanged)
+    ]
+    assert changes == [("shop-db", 1, 6), ("shop-db", 6, 2)]
+    shop.engine.dispose()
+
+
+def test_worker_that_is_short_asks_again_soon_and_says_what_it_wants(shop):
+    shop = shop(max_wait_duration=5.0)
+    shop.store.grant = 1
+    held = shop.engine.connect()
+    wait_until(lambda: len(shop.store.asked) >= 1)
+
+    def call():
+        with shop.engine.connect() as connection:
+            connection.execute(ONE)
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    wait_until(lambda: shop.store.asked[-1][0].wants == 5)  # one in use, three waiting, a quarter more
+    shop.store.grant = 5
+    for caller in callers:
+        caller.join(10)
+        assert not caller.is_alive()
+    held.close()
+    shop.engine.dispose()
+
+
+def test_callers_are_refused_while_the_lease_has_no_connection(shop):
+    shop = shop()
+    shop.store.grant = 0
+    for _ in range(2):
+        with pytest.raises(BulkheadFullError):
+            shop.engine.connect()
+    assert shop.guard.snapshot().pool.open == 0
+    shop.store.grant = 2
+    wait_until(lambda: limit(shop) == 2)
+    with shop.engine.connect() as connection:
+        assert connection.scalar(ONE) == 1
+    shop.engine.dispose()
+
+
+@pytest.mark.parametrize("fault", ["slow", "gone"])
+def test_first_callers_wait_half_a_second_and_then_have_the_floor(shop, fault, caplog):
+    caplog.set_level(logging.WARNING)
+    shop = shop(minimum=2)
+    shop.store.delay = 1 if fault == "slow" else 0
+    shop.store.grant = StoreError("it refuses the login") if fault == "gone" else 3
+    began = time.monotonic()
+    with shop.engine.connect() as connection:
+        assert connection.scalar(ONE) == 1
+    assert 0.4 < time.monotonic() - began < 3
+    assert limit(shop) == 2
+    began = time.monotonic()
+    with shop.engine.connect():
+        pass
+    assert time.monotonic() - began < 0.4
+    if fault == "gone":
+        words = "fleet 'shop': no contact to its store (it refuses the login); each pool keeps its safe share"
+        wait_until(lambda: words in caplog.messages)
+        assert [type(event) for event in shop.events if isinstance(event, FleetLost | FleetBack)] == [
+            FleetLost
+        ]
+    else:
+        wait_until(lambda: limit(shop) == 3)
+    shop.engine.dispose()
+
+
+def test_without_contact_it_shrinks_to_the_safe_share_and_comes_back(shop, caplog):
+    caplog.set_level(logging.WARNING)
+    shop = shop()
+    shop.store.grant = 6
+    with shop.engine.connect():
+        pass
+    shop.store.grant = StoreError("TimeoutError")
+    wait_until(lambda: limit(shop) == 2)
+    wait_until(lambda: any(isinstance(event, FleetLost) for event in shop.events))
+    shop.store.grant = 4
+    wait_until(lambda: limit(shop) == 4)
+    wait_until(lambda: any(isinstance(event, FleetBack) for event in shop.events))
+    seen = [event for event in shop.events if isinstance(event, FleetLost | FleetBack)]
+    assert [(type(event), getattr(event, "keeps", None)) for event in seen] == [
+        (FleetLost, 2),
+        (FleetBack, None),
+    ]
+    assert len([line for line in caplog.messages if "no contact" in line]) == 1
+    shop.engine.dispose()
+
+
+def test_asyncio_engine_follows_its_lease(shop, tmp_path):
+    shop = shop(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    shop.store.grant = 4
+
+    async def main():
+        connections = [await shop.engine.connect() for _ in range(4)]
+        for connection in connections[:3]:
+            await connection.close()
+        shop.store.grant = 1
+        while limit(shop) != 1 or shop.guard.snapshot().pool.open != 1:
+            await asyncio.sleep(0.01)
+        await connections[3].close()
+        shop.store.grant = 0
+        while shop.guard.snapshot().pool.open:
+            await asyncio.sleep(0.01)
+        with pytest.raises(BulkheadFullError):
+            await shop.engine.connect()
+        await shop.engine.dispose()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_the_event_loop_runs_on_while_the_first_caller_waits(shop, tmp_path):
+    shop = shop(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    shop.store.delay = 3
+    beats = []
+
+    async def beat():
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    async def main():
+        beating = asyncio.create_task(beat())
+        async with shop.engine.connect() as connection:
+            await connection.execute(ONE)
+        beating.cancel()
+        await shop.engine.dispose()
+
+    asyncio.run(main())
+    assert len(beats) > 10
+
+
+def test_resize_sets_the_most_that_the_lease_may_give(shop):
+    shop = shop()
+    shop.store.grant = 6
+    with shop.engine.connect():
+        pass
+    shop.guard.resize(2)
+    assert limit(shop) == 2
+    wait_until(lambda: shop.store.asked[-1][0].most == 2)
+    shop.guard.resize(8)
+    assert limit(shop) == 6
+    shop.engine.dispose()
+
+
+def test_compartments_live_through_a_lease_without_connections(shop):
+    shop = shop(compartments="declared")
+    reports = shop.guard.compartment("reports")
+    shop.store.grant = 0
+    with pytest.raises(BulkheadFullError):
+        shop.engine.connect()
+    shop.store.grant = 8
+    wait_until(lambda: limit(shop) == 8)
+    assert reports.snapshot().max_concurrent_calls == 5
+    with reports.call(), shop.engine.connect() as connection:
+        assert connection.scalar(ONE) == 1
+    shop.engine.dispose()
+
+
+def test_minimum_idle_connections_are_opened_under_the_lease(shop):
+    shop = shop(minimum_idle=3)
+    shop.store.grant = 2
+    assert shop.guard.warm_up() == 2
+    assert shop.store.asked[0][0].has == 0
+    shop.engine.dispose()
+
+
+def test_goodbye_is_said_on_detach_and_on_close(shop):
+    shop = shop()
+    with shop.engine.connect():
+        pass
+    shop.engine.dispose()
+    shop.worker.close()
+    assert [leaving for _, leaving in shop.store.asked].count(True) == 1
+    assert shop.store.asked[-1][0].has == 0
+    shop.worker.close()
+    count = len(shop.store.asked)
+    time.sleep(0.3)
+    assert len(shop.store.asked) == count
+
+
+def test_two_processes_with_one_worker_id_become_two_workers(shop, caplog):
+    shop = shop()
+    with shop.engine.connect():
+        pass
+    name = shop.worker.identity.worker
+    shop.store.status = TAKEN
+    wait_until(lambda: shop.worker.identity.worker != name)
+    shop.store.status = GRANTED
+    assert f"another process uses the worker_id {name!r}" in caplog.text
+    wait_until(lambda: shop.store.asked[-1][0].worker.startswith(f"{name}~"))
+    shop.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            {"largest": 9},
+            "fleet budget 'shop-db': the workers name different budgets, from 8 to 9 connections",
+        ),
+        ({"workers": 9}, "9 workers need at least 1 connections each, more than the budget of 8"),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_one_warning(shop, caplog, more, words):
+    shop = shop()
+    shop.store.more |= more
+    with shop.engine.connect():
+        pass
+    wait_until(lambda: len(shop.store.asked) >= 3)
+    assert [words in line for line in caplog.messages if "fleet" in line] == [True]
+    shop.engine.dispose()
+
+
+# --- bad input ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["", None, 5, "http://:hunter2@x", "sqlite://", "sqlite:///", "redis+cluster://:hunter2@x"]
+)
+def test_a_wrong_url_is_refused_without_its_text(url):
+    with pytest.raises(
+        ConfigurationError, match="Fleet: url must begin with redis://, rediss:// or unix://"
+    ) as told:
+        Fleet(url, name="shop")
+    assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 101, "{x}", "@x", "é", None, 5])
+def test_a_wrong_name_is_refused(name, tmp_path):
+    with pytest.raises(ConfigurationError, match="Fleet: name must be a text of 1 to 100 visible ASCII"):
+        Fleet(f"sqlite:///{tmp_path}/f.db", name=name)
+    if name is not None:
+        with pytest.raises(ConfigurationError, match="worker_id must be a text"):
+            Fleet(f"sqlite:///{tmp_path}/f.db", name="shop", worker_id=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"connections": 0}, "connections must be a whole number from 1 to 1000000, got 0"),
+        ({"connections": 2.5}, "connections must be a whole number from 1 to 1000000, got 2.5"),
+        ({"connections": 4, "minimum": 5}, "minimum must be a whole number from 1 to 4, got 5"),
+        ({"connections": 4, "minimum": 0}, "minimum must be a whole number from 1 to 4, got 0"),
+    ],
+)
+def test_a_wrong_budget_is_refused_with_field_value_and_range(tmp_path, options, words):
+    fleet = Fleet(f"sqlite:///{tmp_path}/f.db", name="shop")
+    with pytest.raises(ConfigurationError, match=f"fleet 'shop': budget 'db': {words}"):
+        fleet.budget("db", **options)
+
+
+def test_one_process_has_one_budget_of_a_name(tmp_path):
+    fleet = Fleet(f"sqlite:///{tmp_path}/f.db", name="shop")
+    budget = fleet.budget("db", connections=4)
+    assert fleet.budget("db", connections=4) is budget
+    with pytest.raises(ConfigurationError, match="has 4 connections and a minimum of 1 already, got 5 and 1"):
+        fleet.budget("db", connections=5)
+
+
+def test_protect_takes_a_budget_and_not_a_fleet(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db")
+    with pytest.raises(ConfigurationError, match=r"fleet must be a budget, as Fleet.* got a Fleet"):
+        protect(engine, fleet=Fleet(f"sqlite:///{tmp_path}/f.db", name="shop"))
+    engine.dispose()
+
+
+# --- processes ------------------------------------------------------------------------------------------
+
+
+def known(path):
+    """The workers in a SQLite store that have not left, with their records."""
+    view = SQLiteStore(str(path), "shop").read()
+    found = members(view.budgets.get("db", {}), view.now)
+    return {name: record for name, record in found.items() if not record.left}
+
+
+def run(script, *words):
+    command = [sys.executable, PROCESSES / script, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+
+
+def test_each_child_of_a_fork_is_a_worker_of_its_own_and_leaves_at_its_exit(tmp_path):
+    path = tmp_path / "fleet.db"
+    process = run("fleet_forks.py", tmp_path / "shop.db", path)
+    try:
+        assert process.stdout.readline().split() == ["parent", "1"]
+        wait_until(lambda: len(known(path)) == 3)
+        names = sorted(known(path))
+        assert len({record.instance for record in known(path).values()}) == 3
+        assert names[0] == "web"
+        assert all(name.startswith("web:") for name in names[1:])
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(20) == 0
+        assert known(path) == {}
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("farewell", ["exit", "SIGTERM"])
+def test_an_orderly_exit_says_goodbye(tmp_path, farewell):
+    path = tmp_path / "fleet.db"
+    process = run("fleet_exit.py", tmp_path / "shop.db", path)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        assert list(known(path)) == ["web"]
+        if farewell == "SIGTERM":
+            os.kill(process.pid, signal.SIGTERM)
+        process.communicate("\n", timeout=20)
+        assert process.returncode == 0
+        assert known(path) == {}
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_killed_worker_is_taken_over_under_its_name(tmp_path):
+    path = tmp_path / "fleet.db"
+    instances = []
+    for _ in range(2):
+        process = run("fleet_exit.py", tmp_path / "shop.db", path)
+        try:
+            assert process.stdout.readline() == "ready\n"
+            assert list(known(path)) == ["web"]
+            instances.append(known(path)["web"].instance)
+        finally:
+            process.kill()
+            process.communicate()
+    assert len(set(instances)) == 2
+
+
+def test_gevent_workers_renew_while_greenlets_work(tmp_path):
+    ended = run("fleet_gevent.py", tmp_path / "shop.db", tmp_path / "fleet.db").communicate(timeout=60)[0]
+    assert ended.split() == ["first", "True", "beats", "True", "renewed", "True"]
