@@ -244,8 +244,33 @@ _POOLS = (
     _route("use", "s", "Time of statements and commands, by compartment and route.", "use"),
 )
 
-METRICS: tuple[Metric, ...] = (*(_of_set(which, figure) for which in SETS for figure in FIGURES), *_POOLS)
-"""Every metric, those of pools last."""
+
+def _lease(
+    name: str, meaning: str, field: str, *, unit: str = _CONNECTION, across: Literal["sum", "max"] = "sum"
+) -> Metric:
+    def read(seen: Readings) -> Iterator[_Series]:
+        for guard, pool in seen.pools():
+            if pool.lease is not None:
+                yield (guard, pool.lease.budget), float(getattr(pool.lease, field))
+
+    return Metric(f"guardrails.fleet_{name}", "gauge", unit, meaning, (POOL_NAME, "budget"), read, across)
+
+
+_LEASES = (
+    _lease("limit", "Connections that the pool may have open by its lease.", "limit"),
+    _lease("safe_share", "Connections that the pool keeps without contact.", "safe_share"),
+    _lease("wants", "Connections that the pool could use.", "wants"),
+    _lease("in_contact", "Pools whose lease can be renewed.", "in_contact", unit="{pool}"),
+    _lease("budget", "Connections that all workers may have open.", "connections", across="max"),
+    _lease("workers", "Workers that the store knows.", "workers", unit="{worker}", across="max"),
+)
+
+METRICS: tuple[Metric, ...] = (
+    *(_of_set(which, figure) for which in SETS for figure in FIGURES),
+    *_POOLS,
+    *_LEASES,
+)
+"""Every metric, those of pools and leases last."""
 
 
 def _classic(kind: Kind, name: str, unit: str, meaning: str, field: str) -> Metric:

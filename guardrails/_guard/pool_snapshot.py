@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 from math import nextafter
 
-__all__ = ["BOUNDS", "EXPORTED_BOUNDS", "Distribution", "PoolSnapshot", "RouteFigures"]
+__all__ = ["BOUNDS", "EXPORTED_BOUNDS", "Distribution", "LeaseSnapshot", "PoolSnapshot", "RouteFigures"]
 
 EXPORTED_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Seconds. OpenTelemetry's bounds for ``db.client.operation.duration``. Each of them is one of `BOUNDS`."""
@@ -137,6 +137,29 @@ class RouteFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseSnapshot:
+    """A pool's part of a fleet's budget.
+
+    Attributes:
+        budget: The name of the budget.
+        connections: Open connections that all workers may have together, as the store last said.
+        workers: Number of workers known to the store.
+        limit: Connections that this pool may have open now.
+        safe_share: Connections that it keeps without contact to the store.
+        wants: Connections that it could use.
+        in_contact: False while the lease cannot be renewed.
+    """
+
+    budget: str
+    connections: int
+    workers: int
+    limit: int
+    safe_share: int
+    wants: int
+    in_contact: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSnapshot:
     """The connections of one pool. A figure means the same for each kind of pool.
 
@@ -161,6 +184,7 @@ class PoolSnapshot:
         use: Seconds of each statement or command.
         connect: Seconds of opening a connection.
         routes: The same times by compartment and route.
+        lease: Its part of a fleet's budget; None without a fleet.
     """
 
     system: str
@@ -183,6 +207,7 @@ class PoolSnapshot:
     use: Distribution
     connect: Distribution
     routes: tuple[RouteFigures, ...]
+    lease: LeaseSnapshot | None = None
 
     def summary(self) -> dict[str, object]:
         """Returns the fields for a JSON page."""
@@ -193,6 +218,8 @@ class PoolSnapshot:
                 bounds = [*map(str, EXPORTED_BOUNDS), "+Inf"]
                 buckets = dict(zip(bounds, value.cumulative(), strict=True))
                 value = {**value.summary(), "buckets": buckets}
+            elif isinstance(value, LeaseSnapshot):
+                value = asdict(value)
             shown[field.name] = value
         shown["routes"] = [
             {"compartment": compartment, "route": route}

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from guardrails._guard.guard import Guard
-from guardrails._guard.pool_snapshot import BOUNDS, Distribution, PoolSnapshot, RouteFigures
+from guardrails._guard.pool_snapshot import BOUNDS, Distribution, LeaseSnapshot, PoolSnapshot, RouteFigures
 from guardrails._pool.checkout import HeldCheckout
 from guardrails._runtime.fork import ForkedLock
 
@@ -131,6 +131,7 @@ class PoolFigures:
     Attributes:
         clock: The guard's clock.
         connections: Counts the open connections of the pool; the pool's admission sets it.
+        lease: Returns its part of a fleet's budget; None without a fleet.
     """
 
     def __init__(self, guard: Guard, system: str) -> None:
@@ -139,6 +140,7 @@ class PoolFigures:
         self._gate = guard.call_settings.gates[0]
         self.clock = self._gate.clock
         self.connections: Callable[[], Connections] = _no_connections
+        self.lease: Callable[[], LeaseSnapshot] | None = None
         self._lock = ForkedLock()
         self._without_route: dict[Guard, RouteTimes] = {guard: self._times()}
         self._of_route: dict[tuple[Guard, str], RouteTimes] = {}
@@ -251,6 +253,7 @@ class PoolFigures:
             use=use,
             connect=self._connect.read(),
             routes=tuple(routes),
+            lease=None if self.lease is None else self.lease(),
         )
 
     def _routes(self) -> list[RouteFigures]:

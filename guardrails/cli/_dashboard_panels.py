@@ -228,6 +228,28 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         _times("Statements", "db.client.operation.duration", "Shorter than hold: held across other work."),
         _times("Opening a connection", "db.client.connection.create_time", "Slow: DNS, TLS or the server."),
     ),
+    "Fleet": (
+        Panel(
+            "Leases and their budget",
+            "short",
+            (
+                (_pool_sum("guardrails.fleet_limit", "budget"), "{{budget}} leased"),
+                (_pool_sum("guardrails.fleet_wants", "budget"), "{{budget}} wanted"),
+                (_pool_sum("guardrails.fleet_safe_share", "budget"), "{{budget}} safe shares"),
+                (f"max by (budget) ({selected('guardrails.fleet_budget', *_POOL)})", "{{budget}} budget"),
+            ),
+            "Wanted above the budget for long: too few connections, or they are held for too long.",
+        ),
+        Panel(
+            "Workers",
+            "short",
+            (
+                (f"max by (budget) ({selected('guardrails.fleet_workers', *_POOL)})", "{{budget}} known"),
+                (_pool_sum("guardrails.fleet_in_contact", "budget"), "{{budget}} in contact"),
+            ),
+            "Fewer in contact than known: some cannot reach the store, or have died.",
+        ),
+    ),
     "Routes": (
         _routes(
             "Connections held by route",

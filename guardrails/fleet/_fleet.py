@@ -14,7 +14,7 @@ from guardrails.fleet._records import MOST_CONNECTIONS
 from guardrails.fleet._stores import Store
 from guardrails.fleet._worker import FleetWorker
 
-__all__ = ["Budget", "Fleet"]
+__all__ = ["Budget", "Fleet", "store_of"]
 
 _NAME = re.compile(r"(?!@)[!-z|~]{1,100}")
 _REDIS = ("redis://", "rediss://", "unix://")
@@ -78,7 +78,7 @@ class Fleet:
         faults.raise_if_any()
         self.name = name
         self._budgets: dict[str, Budget] = {}
-        self._worker = FleetWorker(name, _store_of(url, name), worker_id)
+        self._worker = FleetWorker(name, store_of(url, name), worker_id)
 
     def budget(self, name: str, *, connections: int, minimum: int = 1) -> Budget:
         """Returns a budget of connections, for ``protect(engine, fleet=...)``.
@@ -125,7 +125,13 @@ def _check_name(faults: Faults, what: str, name: object) -> None:
         )
 
 
-def _store_of(url: object, name: str) -> Callable[[], Store]:
+def store_of(url: object, name: str) -> Callable[[], Store]:
+    """Returns what makes the store of a fleet; see `Fleet`.
+
+    Raises:
+        ConfigurationError: It is no URL of a store.
+        ImportError: A URL of Redis, without redis-py.
+    """
     if isinstance(url, str) and url.startswith(_REDIS):
         from guardrails.fleet._redis_store import RedisStore  # noqa: PLC0415 - imported where it is used
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from guardrails._guard.guard import Guard, set_slots
+from guardrails._guard.pool_snapshot import LeaseSnapshot
 from guardrails._runtime.guard_log import log
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
 from guardrails.fleet._holder import FIRST_WAIT, LeaseHolder
@@ -122,6 +123,19 @@ class PoolLease:
         """Sets the largest limit; returns the limit that counts now."""
         self.ceiling = ceiling
         return min(ceiling, self.holder.limit(time.monotonic()) if self.holder else self._minimum)
+
+    def snapshot(self) -> LeaseSnapshot:
+        """Returns the figures of this moment."""
+        now, reply, holder = time.monotonic(), self.reply, self.holder
+        return LeaseSnapshot(
+            budget=self.budget,
+            connections=self._connections if reply is None else reply.budget,
+            workers=0 if reply is None else reply.workers,
+            limit=self.limit,
+            safe_share=self._minimum if holder is None else max(self._minimum, holder.safe),
+            wants=self._wants(now),
+            in_contact=holder is not None and holder.is_in_contact(now),
+        )
 
     # --- the clock's thread -------------------------------------------------------------------------
 

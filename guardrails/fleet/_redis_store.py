@@ -6,6 +6,7 @@ timeouts and without retries: the worker asks again a second later.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha1
@@ -36,6 +37,8 @@ _CONSTANTS = {
 }
 
 _MISSING = "a fleet on Redis or Valkey needs redis-py: pip install 'guardrails-db[redis]'"
+
+_KEY = re.compile(r"guardrails:\{([^{}]*)\}:budget:(.*)")
 
 _REASONS = (
     (("NOAUTH", "WRONGPASS", "AuthenticationError"), "it refuses the login"),
@@ -126,9 +129,10 @@ class RedisStore:
     def _read(self) -> StoreView:
         seconds, micros = self._client.time()
         found = {}
-        for key in sorted(self._client.scan_iter(match=_literal(self._prefix) + "*", count=1000)):
-            if self._client.type(key) == "hash":
-                found[str(key).removeprefix(self._prefix)] = cast("dict[str, str]", self._client.hgetall(key))
+        for key in sorted(self._client.scan_iter(match="guardrails:{*}:budget:*", count=1000)):
+            names = _KEY.fullmatch(key)
+            if names is not None and self._client.type(key) == "hash":
+                found[names[1], names[2]] = cast("dict[str, str]", self._client.hgetall(key))
         return StoreView(seconds * 1000 + micros // 1000, found)
 
     def _call(self, function: Any, *args: Any) -> Any:
@@ -145,11 +149,6 @@ def _reason(error: Exception, *, refused: bool) -> str:
         if any(part in text for part in parts):
             return meaning
     return "it answers with an error" if refused else type(error).__name__
-
-
-def _literal(text: str) -> str:
-    """Escapes a text for a pattern of Redis."""
-    return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in text)
 
 
 def _words(ask: Ask) -> list[Any]:

@@ -57,15 +57,13 @@ class SQLiteStore:
         """See Store."""
         try:
             with closing(self._open()) as file:
-                rows = file.execute(
-                    "select budget, field, value from guardrails_fleet where fleet = ?", (self._fleet,)
-                ).fetchall()
+                rows = file.execute("select fleet, budget, field, value from guardrails_fleet").fetchall()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(_reason(error)) from None
-        found: dict[str, dict[str, str]] = {}
-        for budget, field, value in rows:
-            if isinstance(budget, str) and isinstance(field, str):
-                found.setdefault(budget, {})[field] = value if isinstance(value, str) else ""
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        for fleet, budget, field, value in rows:
+            mapping = found.setdefault((str(fleet), str(budget)), {})
+            mapping[str(field)] = value if isinstance(value, str) else ""
         return StoreView(_now(), found)
 
     def close(self) -> None:

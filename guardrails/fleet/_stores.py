@@ -33,11 +33,11 @@ class StoreView(NamedTuple):
 
     Attributes:
         now: The store's time in milliseconds.
-        budgets: For each budget the store's mapping.
+        budgets: The store's mapping for each fleet and budget, by their names.
     """
 
     now: int
-    budgets: dict[str, dict[str, str]]
+    budgets: dict[tuple[str, str], dict[str, str]]
 
 
 class Store(Protocol):
@@ -51,7 +51,7 @@ class Store(Protocol):
         """
 
     def read(self) -> StoreView:
-        """Returns what the store has, for people.
+        """Returns what the store has of every fleet, for people.
 
         Raises:
             StoreError: The store cannot be used now.

@@ -117,6 +117,23 @@ def test_smaller_lease_closes_idle_connections_then_busy_ones_and_reports_less_o
     shop.engine.dispose()
 
 
+def test_lease_is_among_the_figures_of_the_pool(shop):
+    shop = shop()
+    with shop.engine.connect():
+        pass
+    lease = shop.guard.snapshot().pool.lease
+    assert (lease.budget, lease.connections, lease.workers, lease.limit, lease.safe_share) == (
+        "shop-db",
+        8,
+        2,
+        3,
+        2,
+    )
+    assert lease.in_contact
+    assert shop.guard.snapshot().pool.summary()["lease"]["limit"] == 3
+    shop.engine.dispose()
+
+
 def test_worker_that_is_short_asks_again_soon_and_says_what_it_wants(shop):
     shop = shop(max_wait_duration=5.0)
     shop.store.grant = 1
@@ -384,7 +401,7 @@ def test_protect_takes_a_budget_and_not_a_fleet(tmp_path):
 def known(path):
     """The workers in a SQLite store that have not left, with their records."""
     view = SQLiteStore(str(path), "shop").read()
-    found = members(view.budgets.get("db", {}), view.now)
+    found = members(view.budgets.get(("shop", "db"), {}), view.now)
     return {name: record for name, record in found.items() if not record.left}
 
 

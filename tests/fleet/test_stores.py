@@ -129,7 +129,7 @@ def test_workers_share_a_budget(store):
     assert [(each.status, each.grant, each.learning) for each in replies] == [(GRANTED, 1, True)] * 3
     assert replies[-1].workers == 3
     view = store.read()
-    assert sorted(_lease.members(view.budgets["db"], view.now)) == ["w0", "w1", "w2"]
+    assert sorted(_lease.members(view.budgets["shop", "db"], view.now)) == ["w0", "w1", "w2"]
 
 
 def test_one_call_renews_several_budgets(store):
@@ -279,7 +279,7 @@ def test_a_full_disk_is_an_error_and_the_next_call_works(tmp_path, monkeypatch):
         with pytest.raises(StoreError, match="full"):
             store.exchange([Ask(f"db{n}", request(host="h" * 100)) for n in range(100)])
     assert store.exchange([Ask("db", request(seq=2))])[0].status == GRANTED
-    assert list(store.read().budgets) == ["db"], "the transaction that failed left nothing"
+    assert list(store.read().budgets) == [("shop", "db")], "the transaction that failed left nothing"
 
 
 def test_a_file_that_was_removed_is_made_anew(tmp_path):
@@ -314,7 +314,7 @@ def test_workers_that_are_killed_while_they_write_leave_a_file_that_works(tmp_pa
         worker.start()
     store = SQLiteStore(path, "shop")
     try:
-        wait_until(lambda: Path(path).exists() and len(store.read().budgets.get("db", {})) == 4)
+        wait_until(lambda: Path(path).exists() and len(store.read().budgets.get(("shop", "db"), {})) == 4)
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
             worker.join(10)

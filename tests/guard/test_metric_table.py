@@ -6,7 +6,7 @@ import pytest
 
 from guardrails._guard.guard import attach
 from guardrails._guard.metric_table import CLASSIC, METRICS, read_guards
-from guardrails._guard.pool_snapshot import BOUNDS, Distribution, RouteFigures
+from guardrails._guard.pool_snapshot import BOUNDS, Distribution, LeaseSnapshot, RouteFigures
 from support.fake_pool import NUMBERS, TIMES, FakePool
 
 ROUTES = ("checkouts", "wait", "hold", "use")
@@ -76,6 +76,32 @@ def read(make_guard, pool):
 )
 def test_a_metric_of_pools_is_one_figure_by_the_name_of_the_guard(read, pool, metric, field):
     assert read(metric) == {("db",): getattr(pool, field)}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        ("limit", 7),
+        ("safe_share", 4),
+        ("wants", 9),
+        ("in_contact", 1),
+        ("budget", 40),
+        ("workers", 8),
+    ],
+)
+def test_a_metric_of_leases_has_the_label_of_the_budget_and_is_absent_without_a_fleet(
+    make_guard, metric, value
+):
+    lease = LeaseSnapshot(
+        budget="orders", connections=40, workers=8, limit=7, safe_share=4, wants=9, in_contact=True
+    )
+    guards = {name: make_guard(name) for name in ("db", "plain")}
+    attach(guards["db"], FakePool(lease=lease))
+    attach(guards["plain"], FakePool())
+    tables = {each.name: each for each in METRICS}
+    assert dict(tables[f"guardrails.fleet_{metric}"].read(read_guards(guards.values()))) == {
+        ("db", "orders"): value
+    }
 
 
 def test_connections_are_counted_by_what_they_do(read, pool):

@@ -397,10 +397,22 @@ function holders({path, guard, leaks}, now) {
   ];
 }
 
+function lease(lease) {
+  if (!lease) return [];
+  const facts = [["budget", `${lease.budget}: ${lease.connections}`], ["workers", lease.workers], ["lease", lease.limit],
+    ["wants", lease.wants], ["safe share", lease.safe_share], ["store", lease.in_contact ? "in contact" : "no contact"]];
+  return [
+    h("h3", null, "Fleet"),
+    h("dl", {class: "facts"}, facts.map(([name, value]) =>
+      h("div", null, h("dt", null, name), h("dd", null, String(value))))),
+  ];
+}
+
 function connections({pool}) {
   const facts = [["open", pool.open], ["in use", pool.in_use], ["idle", pool.idle], ["overflow", pool.overflow],
     ["waiting", pool.waiting], ["capacity", pool.capacity], ...TOTALS.map(name => [name, pool[name]])];
   return [
+    ...lease(pool.lease),
     h("h3", null, "Connections"),
     h("dl", {class: "facts"}, facts.filter(([, value]) => known(value)).map(([name, value]) =>
       h("div", null, h("dt", null, name), h("dd", null, String(value))))),

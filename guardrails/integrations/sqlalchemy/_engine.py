@@ -243,16 +243,16 @@ class _EngineAttachment:
             faults = Faults(f"guard {self._guard.name!r}")
             faults.add("fleet", budget, "a budget, as Fleet(...).budget() returns it, or None")
             faults.raise_if_any()
-        connections, upkeep = self._admission.registry.figures.connections, self.upkeep
+        figures, upkeep = self._admission.registry.figures, self.upkeep
 
         def count() -> int:
-            in_use, idle, _ = connections()
+            in_use, idle, _ = figures.connections()
             return max(in_use + idle, upkeep.open_count())
 
         lease = budget.lease(self._guard, count)
         wait = await_only if self._engine.dialect.is_async else None
         upkeep.lease = self._admission.lease = lease
-        upkeep.admits = partial(lease.admit, wait)
+        upkeep.admits, figures.lease = partial(lease.admit, wait), lease.snapshot
 
     def attach(self, budget: Budget | None) -> None:
         self._follow(budget)

@@ -36,7 +36,7 @@ with engine.connect() as connection:
 gevent.sleep(2.5)
 print("beats", len(beats) > 20)
 view = SQLiteStore(path, "shop").read()
-(record,) = members(view.budgets["db"], view.now).values()
+(record,) = members(view.budgets["shop", "db"], view.now).values()
 print("renewed", record.seq >= 2, flush=True)
 beating.kill()
 engine.dispose()

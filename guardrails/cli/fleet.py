@@ -1,0 +1,130 @@
+"""``guardrails fleet URL``: the workers of a fleet, their leases, and the sums against the budget.
+
+Depends on the stores of leases; must not import guards of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from guardrails.cli._options import as_json
+from guardrails.errors import ConfigurationError
+from guardrails.fleet._fleet import store_of
+from guardrails.fleet._lease import members, reserved
+from guardrails.fleet._records import LEASE, Record, read_epoch
+from guardrails.fleet._stores import StoreError
+
+__all__ = ["fleet"]
+
+
+@click.command(
+    short_help="Lists the workers of a fleet and their leases.",
+    help="Lists the workers that share a budget of connections: what each has, wants and may have, and the "
+    "sums against the budget. URL leads to the store, as in Fleet(URL).",
+)
+@click.argument("url")
+@click.option("--name", metavar="FLEET", help="Only the fleet of this name.")
+@as_json
+def fleet(url: str, *, name: str | None, as_json: bool) -> None:
+    """Prints the workers. Exits with 0 if every budget is kept and every worker in contact, else with 1."""
+    try:
+        view = store_of(url, "")().read()
+    except (ConfigurationError, ImportError) as error:
+        raise click.UsageError(str(error).removeprefix("Fleet: ")) from None
+    except StoreError as error:
+        click.echo(f"the store cannot be read: {error}", err=True)
+        sys.exit(2)
+    budgets = [
+        _budget(*names, fields, view.now)
+        for names, fields in sorted(view.budgets.items())
+        if name is None or names[0] == name
+    ]
+    budgets = [each for each in budgets if each["workers"]]
+    if as_json:
+        click.echo(json.dumps({"budgets": budgets}))
+    else:
+        click.echo("\n".join(line for each in budgets for line in _lines(each)) or "no workers are known.")
+    sys.exit(1 if any(each["findings"] for each in budgets) else 0)
+
+
+def _budget(fleet_name: str, name: str, fields: Mapping[str, str], now: int) -> dict[str, Any]:
+    """Returns one budget with its workers, its sums and what is wrong with it."""
+    known = {worker: record for worker, record in members(fields, now).items() if not record.left}
+    budgets = sorted({record.budget for record in known.values()})
+    epoch = read_epoch(fields.get("@", ""))
+    sums = {
+        "has": sum(record.has for record in known.values()),
+        "wants": sum(record.wants for record in known.values()),
+        "grant": sum(record.grant for record in known.values()),
+        "reserved": sum(reserved(record, now) for record in known.values()),
+    }
+    findings = []
+    if budgets and sums["has"] > budgets[0]:
+        findings.append(f"{sums['has']} connections are open, more than the budget of {budgets[0]}")
+    if len(budgets) > 1:
+        findings.append(f"the workers name different budgets: {', '.join(map(str, budgets))}")
+    if budgets and sum(record.minimum for record in known.values()) > budgets[0]:
+        findings.append("the floors of the workers together exceed the budget")
+    silent = [worker for worker, record in known.items() if record.is_silent(now)]
+    if silent:
+        findings.append(f"not in contact for more than {LEASE / 1000:g} s: {', '.join(map(_clean, silent))}")
+    return {
+        "fleet": _clean(fleet_name),
+        "name": _clean(name),
+        "connections": budgets[0] if budgets else None,
+        "learning": epoch is not None and now < epoch[1],
+        "workers": [_worker(worker, record, now) for worker, record in known.items()],
+        "sums": sums,
+        "findings": findings,
+    }
+
+
+def _worker(name: str, record: Record, now: int) -> dict[str, Any]:
+    return {
+        "worker": _clean(name),
+        "host": _clean(record.host),
+        "has": record.has,
+        "wants": record.wants,
+        "grant": record.grant,
+        "safe_share": record.safe,
+        "minimum": record.minimum,
+        "reserved": reserved(record, now),
+        "renewed": round((now - record.renewed) / 1000, 3),
+        "state": "silent" if record.is_silent(now) else "in contact",
+    }
+
+
+_COLUMNS = ("worker", "host", "has", "wants", "grant", "reserved", "safe_share", "renewed", "state")
+
+
+def _lines(budget: Mapping[str, Any]) -> Iterator[str]:
+    learning = ", learning" if budget["learning"] else ""
+    yield f"{budget['fleet']} / {budget['name']}: {budget['connections']} connections{learning}"
+    sums = budget["sums"]
+    rows = [
+        [column.replace("_", " ") for column in _COLUMNS],
+        *([_cell(column, worker[column]) for column in _COLUMNS] for worker in budget["workers"]),
+        ["sum", "", *(str(sums[column]) for column in ("has", "wants", "grant", "reserved")), "", "", ""],
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        cells = (
+            cell.ljust(width) if column < 2 or column == len(widths) - 1 else cell.rjust(width)  # noqa: PLR2004
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield ("  " + "  ".join(cells)).rstrip()
+    for finding in budget["findings"]:
+        yield f"  ! {finding}"
+
+
+def _cell(column: str, value: object) -> str:
+    return f"{value:.1f} s ago" if column == "renewed" else str(value)
+
+
+def _clean(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)[:120]

@@ -1,0 +1,94 @@
+"""``guardrails fleet``: the workers of a store, the sums, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from guardrails.cli.fleet import fleet
+from guardrails.fleet import _sqlite_store
+from guardrails.fleet._records import Request
+from guardrails.fleet._redis_store import RedisStore
+from guardrails.fleet._sqlite_store import SQLiteStore
+from guardrails.fleet._stores import Ask
+from guardrails.testing.servers import ValkeyServer
+
+
+def run(*words):
+    """Runs the command; its exit code and what it printed."""
+    done = CliRunner().invoke(fleet, [*map(str, words)])
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done.exit_code, done.output
+
+
+def asked(worker, has=2, budget=10, **more):
+    settings = {"fresh": True, "cap": has, "safe": 0, "wants": 3, "minimum": 1, "most": 9, "host": "web-1"}
+    return Ask("db", Request(worker, "aa", 1, has=has, budget=budget, **(settings | more)))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return SQLiteStore(str(tmp_path / "fleet.db"), "shop")
+
+
+def test_workers_and_sums_are_listed(store, tmp_path):
+    store.exchange([asked("w1"), asked("w2", has=4)])
+    code, output = run(f"sqlite:///{tmp_path}/fleet.db")
+    head, columns, first, second, sums = output.splitlines()
+    assert code == 0
+    assert head == "shop / db: 10 connections, learning"
+    assert columns.split()[:6] == ["worker", "host", "has", "wants", "grant", "reserved"]
+    assert first.split()[:7] == ["w1", "web-1", "2", "3", "2", "2", "0"]
+    assert second.split()[:6] == ["w2", "web-1", "4", "3", "4", "4"]
+    assert sums.split() == ["sum", "6", "6", "6", "6"]
+
+
+def test_findings_are_said_and_exit_with_1(store, tmp_path, monkeypatch):
+    store.exchange([asked("w1", has=8), asked("w2", has=4, budget=9, minimum=9)])
+    now = _sqlite_store._now()
+    monkeypatch.setattr(_sqlite_store, "_now", lambda: now + 4000)
+    code, output = run(f"sqlite:///{tmp_path}/fleet.db")
+    assert code == 1
+    assert [line.strip() for line in output.splitlines() if "!" in line] == [
+        "! 12 connections are open, more than the budget of 9",
+        "! the workers name different budgets: 9, 10",
+        "! the floors of the workers together exceed the budget",
+        "! not in contact for more than 3 s: w1, w2",
+    ]
+
+
+def test_json_has_the_same(store, tmp_path):
+    store.exchange([asked("w1")])
+    SQLiteStore(str(tmp_path / "fleet.db"), "other").exchange([asked("w9")])
+    code, output = run(f"sqlite:///{tmp_path}/fleet.db", "--json", "--name", "shop")
+    (budget,) = json.loads(output)["budgets"]
+    assert code == 0
+    assert (budget["fleet"], budget["name"], budget["connections"]) == ("shop", "db", 10)
+    assert budget["sums"] == {"has": 2, "wants": 3, "grant": 2, "reserved": 2}
+    (worker,) = budget["workers"]
+    assert (worker["worker"], worker["has"], worker["state"]) == ("w1", 2, "in contact")
+
+
+def test_a_store_without_workers_is_fine(tmp_path):
+    assert run(f"sqlite:///{tmp_path}/fleet.db") == (0, "no workers are known.\n")
+
+
+def test_redis_is_read_and_its_password_not_shown():
+    with ValkeyServer.start("--requirepass", "hunter2") as server:
+        url = f"redis://:hunter2@127.0.0.1:{server.port}"
+        store = RedisStore(url, "shop")
+        store.exchange([asked("w1")])
+        store.close()
+        code, output = run(url)
+        assert (code, output.splitlines()[0]) == (0, "shop / db: 10 connections, learning")
+        assert run(url.replace("hunter2", "wrong")) == (2, "the store cannot be read: it refuses the login\n")
+
+
+@pytest.mark.parametrize("url", ["http://:hunter2@x", "shop", "redis://:hunter2@host:port"])
+def test_a_wrong_url_is_a_usage_error_without_its_text(url):
+    code, output = run(url)
+    assert code == 2
+    assert "url must" in output
+    assert "hunter2" not in output
