@@ -59,7 +59,7 @@ def move_load(fleet):
 
 @by_seed
 def test_open_connections_never_exceed_the_budget_when_workers_die_leave_join_and_lose_messages(seed):
-    """A floor that is borrowed from a worker that is silent is allowed by `Fleet.allowed`."""
+    """`Fleet.allowed` allows a floor that is borrowed from a silent worker, or taken without an answer."""
     fleet = steady(seed, loss=0.05)
     for _ in range(12):
         move_load(fleet)

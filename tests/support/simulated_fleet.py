@@ -63,6 +63,8 @@ class Worker:
     def work(self):
         """Starts the calls that the limit allows, and opens connections for them."""
         self.fit()
+        if self.holder.grant is None and self.limit:  # it had no answer in time, and takes its floor
+            self.allowance = (self.minimum, self.fleet.now + 20)
         while self.busy < min(self.demand, self.limit):
             self.idle -= self.idle > 0
             self.busy += 1
