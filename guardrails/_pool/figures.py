@@ -149,7 +149,8 @@ class PoolFigures:
 
     def handed_out(self, checkout: HeldCheckout) -> None:
         """Counts a checkout whose caller gets its connection now; raises nothing, as `_count_since`."""
-        request, guard = checkout.request, checkout.guard
+        keeper, guard = checkout.request_ref, checkout.guard
+        request = None if keeper is None else keeper()
         try:
             if request is None:
                 times = self._without_route.get(guard)

@@ -251,13 +251,9 @@ def test_a_request_notes_the_guards_of_its_calls(run, make_guard):
 
 def test_a_request_is_freed_at_its_end():
     """Its scope is no cyclic garbage, which only a collection would free."""
-
-    class Traced(RequestScope):
-        __slots__ = ("__weakref__",)
-
     gc.disable()
     try:
-        scope = enter(Traced(None, time.monotonic, current()))
+        scope = enter(RequestScope(None, time.monotonic, current()))
         gone = weakref.ref(scope)
         close(scope)
         del scope

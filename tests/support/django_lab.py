@@ -40,11 +40,14 @@ def known(alias, entry):
     try:
         yield
     finally:
-        leave(alias)
-        connection = connections[alias]
-        if entry["OPTIONS"].get("pool"):
-            connection.close_pool()
-        del connections[alias], connections.settings[alias]
+        try:
+            leave(alias)
+            connection = connections[alias]
+            if entry["OPTIONS"].get("pool"):
+                connection.close_pool()
+            del connections[alias]
+        finally:  # also if the entry is wrong, so that no connection can be made
+            del connections.settings[alias]
 
 
 def leave(alias):
