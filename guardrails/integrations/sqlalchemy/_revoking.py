@@ -29,6 +29,7 @@ from guardrails._pool.holds import Hold
 from guardrails._pool.idle_limit import IdleLimit
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.holding import holding, on_enter
+from guardrails._runtime.threads import daemon
 from guardrails.errors import ConfigurationError, ConnectionRevokedError
 from guardrails.integrations.sqlalchemy._proxied import revoked_connection_of, set_dbapi_connection
 
@@ -207,7 +208,9 @@ class Revocation:
         return bool
 
     def _end(self, record: Any, error: BaseException) -> None:
-        record.invalidate(error)
+        # In a thread of its own: a driver that is not known, or a listener, may wait for the server.
+        with suppress(RuntimeError):  # no new thread can be started while the interpreter shuts down
+            daemon("guardrails-close", record.invalidate, error).start()
 
     def _end_on_loop(self, record: Any, error: BaseException) -> None:
         self._closing.run(self._end_in_task(record, error), GRACE)

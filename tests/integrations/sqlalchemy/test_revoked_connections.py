@@ -443,6 +443,29 @@ def test_a_shared_connection_is_idle_when_it_is_so_for_all(lab):
     assert lab.query("select 42") == 42
 
 
+def test_a_close_that_waits_does_not_hold_the_housekeeper_up(tmp_path):
+    """Such as that of a driver that is not known, whose socket nobody can shut."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db", pool_size=2)
+    guard = protect(engine, name="db", max_idle_hold=LIMIT)
+    closing, go_on = threading.Event(), threading.Event()
+
+    @event.listens_for(engine.pool, "close")
+    def wait(*_):
+        closing.set()
+        go_on.wait(10)
+
+    try:
+        holders = [engine.connect() for _ in range(2)]
+        assert closing.wait(5)
+        poll(lambda: guard.snapshot().in_use == 0, "the other one is taken back meanwhile")
+        assert engine.pool.checkedout() == 0
+    finally:
+        go_on.set()
+    for holder in holders:
+        holder.close()
+    engine.dispose()
+
+
 def test_connections_that_belong_to_threads_are_refused():
     """No other thread may close them."""
     engine = create_engine("sqlite://", poolclass=SingletonThreadPool)
