@@ -133,6 +133,9 @@ class RevokedSessions:
 
     def _start(self) -> None:
         """Starts the thread that asks: a server that does not answer must not hold the housekeeper up."""
+        if not self._waiting:
+            self._planned = False
+            return
         try:
             daemon("guardrails-revoked-sessions", self._ask).start()
         except RuntimeError:  # as in `_plan`

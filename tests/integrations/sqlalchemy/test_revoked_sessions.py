@@ -290,6 +290,17 @@ def test_a_server_that_does_not_answer_is_asked_for_a_while(soon, caplog, monkey
     assert asked[-1] == 1
 
 
+def test_a_child_process_asks_for_none_of_its_parent_s_sessions(soon):
+    """It forgets them; its own are asked for."""
+    asked = []
+    sessions = RevokedSessions("db", lambda own: SessionId(own, None), lambda each: asked.extend(each) or 0)
+    sessions.identify(1, 0.1, 0.2, 0.3)()
+    sessions.reset_in_child()
+    sessions.identify(2, 0.1, 0.2, 0.3)()
+    poll(lambda: asked, "asked for its own")
+    assert [session.id.pid for session in asked] == [2]
+
+
 def test_a_clock_that_runs_wild_makes_no_wrong_statement():
     """The idle time is the guard's clock's; what cannot be is not used."""
     kept = []
