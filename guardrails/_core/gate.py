@@ -454,7 +454,7 @@ class Gate(Outside):
         breaker = self.breaker
         books = breaker.in_flight, breaker.overdue, self.outside
         if -number in self.checkouts or any(number in book for book in books):
-            self.releasing = None  # it had not begun: whoever was interrupted repeats it
+            self.releasing = None  # it had not begun: the interrupted caller repeats it
         else:
             self._release_slot(number)
 

@@ -130,9 +130,8 @@ class ShadowQueue:
 
     def _end_in_model(self, call: WouldWait, outcome: Outcome) -> None:
         self._release(call.inner, outcome, self.last, checkout=call.checkout)
-        if call.number in self.outside:
-            del self.outside[call.number]
-            self.phantoms -= 1
+        del self.outside[call.number]
+        self.phantoms -= 1
         call.due = None
 
     def _drop(self, call: WouldWait) -> None:
@@ -140,7 +139,7 @@ class ShadowQueue:
         call.due = None
         if call.ended is None:
             self.outside[call.number] = None
-        elif call.number in self.outside:
+        else:
             del self.outside[call.number]
 
     def _end_model(self) -> None:

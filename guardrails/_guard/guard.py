@@ -236,10 +236,10 @@ class Guard:
     def set_mode(self, mode: Mode) -> None:
         """Changes the mode of this guard and its compartments at once, with any calls under way.
 
-        ``"shadow"`` lets every call in and stops none; the circuit runs through its states as if, and what
-        enforcing would have refused and stopped is counted (``would_reject``, ``would_stop``). ``"off"`` lets
-        every call pass and learns nothing. While the environment has ``GUARDRAILS_MODE=off``, the guard stays
-        off, and a warning is logged.
+        ``"shadow"`` lets every call in and stops none. It counts the calls that enforcing would refuse or
+        stop (``would_reject``, ``would_stop``), and the circuit changes its state as when enforcing.
+        ``"off"`` lets every call pass and learns nothing. While the environment has ``GUARDRAILS_MODE=off``,
+        the guard stays off, and a warning is logged.
 
         Raises:
             ConfigurationError: It is no mode, or this is a compartment, which has the mode of its guard.

@@ -233,7 +233,7 @@ def test_a_circuit_that_opens_refuses_everyone_in_the_queue():
     gate = new_gate()
     numbers = [let_in(gate, 1.0), *(let_in(gate, 1.0, max_wait=5.0) for _ in range(3))]
     gate.set_state(2.0, "open")
-    assert (gate.would_reject, gate._waiting) == ({"circuit_open": 3}, {})
+    assert (gate.would_reject, list(gate.bulkhead.queue)) == ({"circuit_open": 3}, [])
     for number in numbers:
         gate.leave(3.0, number, S)
     assert books(gate) == EMPTY
@@ -572,6 +572,54 @@ def test_a_waiter_that_was_let_in_holds_a_slot_if_the_gate_enforces_again_before
     for each in (first, number):
         gate.leave(3.0, each, S)
     assert books(gate) == EMPTY
+
+
+def test_a_waiter_that_was_let_in_holds_a_slot_of_its_criticality_if_the_gate_enforces_again():
+    gate = new_gate(mode="enforce")
+    first, waiter = gate.enter(1.0, None, SHEDDABLE), Waiter()
+    assert gate.enter(1.0, waiter) is None
+    gate.set_mode(2.0, "off")
+    gate.set_mode(2.0, "enforce")
+    number = gate.woken(2.0, waiter)
+    held = gate.bulkhead.ranks.held
+    assert (gate.bulkhead.taken, held[SHEDDABLE], held[CRITICAL]) == (2, 1, 1)
+    for each in (first, number):
+        gate.leave(3.0, each, S)
+    assert (books(gate), any(held)) == (EMPTY, False)
+
+
+@pytest.mark.parametrize(("place", "queued"), [("wait_limit", False), ("catch_up", True)])
+def test_an_interrupt_as_a_wait_begins_leaves_no_place_without_a_call(monkeypatch, place, queued):
+    """Before the call has its number it leaves the queue; afterwards its end does that."""
+    gate = new_gate()
+    first, held = let_in(gate, 1.0), [0]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bulkhead if place == "wait_limit" else Gate, place, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            gate.let_in(1.0, held, max_wait=5.0)
+    assert (len(gate.bulkhead.queue) == 1, books(gate)) == (queued, (1, 1, 1))
+    for number in (first, held[0]):
+        gate.leave(2.0, number, S)
+    gate.play(30.0)
+    assert (books(gate), list(gate.bulkhead.queue)) == (EMPTY, [])
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_interrupt_before_a_decision_leaves_nothing(monkeypatch, waits):
+    gate = new_gate()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Breaker, "allow_call", interrupt)
+    held = [0]
+    with pytest.raises(KeyboardInterrupt):
+        gate.let_in(1.0, held, max_wait=5.0 if waits else 0.0)
+    assert (held, books(gate), list(gate.bulkhead.queue)) == ([0], EMPTY, [])
 
 
 def test_a_fork_leaves_nothing_of_the_model():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import time
 
@@ -165,6 +166,15 @@ def test_only_enforced_deadlines_count_as_time_left(make_guard, clock):
             assert remaining() == 0.5
 
 
+@pytest.mark.parametrize(("around", "left"), [(None, 5), (9, 5), (3, 3)])
+def test_a_deadline_that_a_request_gets_later_bounds_it_like_those_around_it(clock, around, left):
+    with contextlib.nullcontext() if around is None else deadline(around, clock=clock):
+        scope = enter(RequestScope(None, clock, current()))
+        scope.limit_until(clock() + 5, enforced=True)
+        assert remaining() == left
+        close(scope)
+
+
 # --- what comes in between ------------------------------------------------------------------------
 
 
@@ -233,7 +243,7 @@ def test_ctrl_c_in_a_listener_as_a_statement_begins_ends_it(make_guard, clock):
     gate.end(slow, Outcome.SUCCESS)
 
 
-def test_ctrl_c_before_a_statement_begins_leaves_nothing(make_guard):
+def test_ctrl_c_before_a_statement_or_call_begins_leaves_nothing(make_guard):
     def interrupt():
         raise KeyboardInterrupt
 
@@ -242,7 +252,9 @@ def test_ctrl_c_before_a_statement_begins_leaves_nothing(make_guard):
     gate.clock = interrupt
     with pytest.raises(KeyboardInterrupt):
         gate.begin_slowly(0)
-    assert gate.core.breaker.in_flight == {}
+    with pytest.raises(KeyboardInterrupt):
+        gate.let_pass()
+    assert (gate.core.breaker.in_flight, gate.core.outside) == ({}, {})
 
 
 def test_a_compartment_has_the_mode_of_its_guard_whatever_the_environment_says_by_then(

@@ -1,9 +1,10 @@
-"""Systems without a mark that a fork clears."""
+"""Systems without a mark that a fork clears, and the threads of a child in which no hook was run."""
 
 from __future__ import annotations
 
 import mmap
 import os
+import threading
 
 import pytest
 
@@ -24,3 +25,43 @@ def test_process_numbers_mark_a_child_where_memory_cannot(monkeypatch, missing):
     assert not mark[0]
     mark[0] = 1
     assert mark[0]
+
+
+@pytest.fixture
+def child(monkeypatch):
+    """The state of a child in which no hook was run; its reset is given by the test."""
+    mark = [0]
+    monkeypatch.setattr(fork, "_mark", mark)
+    monkeypatch.setattr(fork, "_notices", {})
+    return mark
+
+
+def test_the_first_thread_of_such_a_child_resets_it_and_the_others_wait_for_that(monkeypatch, child):
+    resets, begun, goes_on = [], threading.Event(), threading.Event()
+
+    def reset():
+        resets.append(threading.get_ident())
+        begun.set()
+        goes_on.wait(30)
+        child[0] = 1
+
+    monkeypatch.setattr(fork, "_in_child", reset)
+    monkeypatch.setattr(fork, "_LOCK_TIMEOUT", 30)
+    first, second = (threading.Thread(target=fork.check_process) for _ in range(2))
+    first.start()
+    begun.wait(30)
+    second.start()
+    second.join(0.02)
+    assert second.is_alive(), "a lock that it took now would be replaced"
+    goes_on.set()
+    first.join(30)
+    second.join(30)
+    fork.check_process()
+    assert resets == [first.ident]
+
+
+def test_a_reset_that_hangs_holds_up_no_other_thread_for_ever(monkeypatch, child):
+    monkeypatch.setattr(fork, "_LOCK_TIMEOUT", 0.01)
+    fork._notices[os.getpid()] = 0  # another thread's number
+    fork.check_process()
+    assert child == [0]
