@@ -452,8 +452,8 @@ class Gate(Outside):
     def _complete_release(self, number: int) -> None:
         """Completes a release that an interrupt has cut short."""
         breaker = self.breaker
-        books = breaker.in_flight, breaker.overdue, self.outside
-        if -number in self.checkouts or any(number in book for book in books):
+        running = number in breaker.in_flight or number in breaker.overdue or -number in self.checkouts
+        if running or self.outside.get(number, number) is None:
             self.releasing = None  # it had not begun: the interrupted caller repeats it
         else:
             self._release_slot(number)

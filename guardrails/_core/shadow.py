@@ -39,6 +39,7 @@ class Outside(ShadowQueue):
         enforces: True in ``"enforce"``.
         would_reject: Calls that would have been refused, by reason.
         would_stop: Calls that would have been stopped at their deadline.
+        refused_elsewhere: Slots of the model that were given to calls which another gate refused later.
         highest: The largest number of calls under way when one was let in without a slot, since the mode was
             set.
         longest: Seconds of the longest call that ended under the lock, since the mode was set. Each slow call
@@ -51,6 +52,7 @@ class Outside(ShadowQueue):
         "highest",
         "longest",
         "mode",
+        "refused_elsewhere",
         "releasing",
         "would_reject",
         "would_stop",
@@ -60,6 +62,7 @@ class Outside(ShadowQueue):
     enforces: bool
     would_reject: dict[str, int]
     would_stop: int
+    refused_elsewhere: int
     highest: int
     longest: float
     _lowest: int
@@ -70,7 +73,7 @@ class Outside(ShadowQueue):
         self.outside = {}
         self.events = []
         self.would_reject = {}
-        self.unslotted = self.phantoms = self.would_stop = self.highest = 0
+        self.unslotted = self.phantoms = self.would_stop = self.highest = self.refused_elsewhere = 0
         self.longest = 0.0
         self._lowest = UNCOUNTED
 
@@ -174,7 +177,7 @@ class Outside(ShadowQueue):
 
     def has_slot(self, slot: int) -> bool:
         """True if a checkout has a slot in the model, waits for one there, or is older than the guard."""
-        return slot == 0 or (self.would_run(slot) and -slot not in self.outside)
+        return slot == 0 or (self.would_run(slot) and self.outside.get(-slot, slot) is not None)
 
     def lateness(self, number: int) -> float | None:
         """Seconds that an outside call has waited in the model so far; None if enforcing would not run it."""
@@ -206,7 +209,7 @@ class Outside(ShadowQueue):
         if self.mode == "off":
             return UNCOUNTED
         if slot > 0:
-            return UNCOUNTED if -slot in self.outside else slot
+            return slot if self.outside.get(-slot, slot) is not None else UNCOUNTED
         if slot >= -1:  # 0 or `OPENING`
             return slot
         call = self.outside.get(slot)
@@ -236,7 +239,9 @@ class Outside(ShadowQueue):
         self.would_stop += 1
         self._end_move(None)
 
-    def expel(self, now: float, number: int, outcome: Outcome, *, checkout: bool = False) -> None:
+    def expel(
+        self, now: float, number: int, outcome: Outcome, *, checkout: bool = False, refused: bool = False
+    ) -> None:
         """Ends a call in the model while the real one goes on: enforcing would have ended it by now.
 
         Args:
@@ -244,9 +249,11 @@ class Outside(ShadowQueue):
             number: Its ticket, slot or number outside.
             outcome: The outcome of the call in the model.
             checkout: True for a checkout.
+            refused: True if another gate has refused it after a wait in the model.
         """
         now = self._begin_move(now)
         call = self.outside.get(number)
+        self.refused_elsewhere += refused and (number > 0 or (call is not None and call.inner > 0))
         # Each leaves the books of the model first: an interrupt in between costs this count, and no slot.
         if self.mode == "shadow" and call is not None and call.ended is None:
             if call.inner:

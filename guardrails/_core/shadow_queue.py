@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.outcome import Outcome
@@ -23,14 +23,27 @@ if TYPE_CHECKING:
     from guardrails._core.breaker import Breaker
     from guardrails.errors import Reason
 
-__all__ = ["Late", "ShadowQueue", "WouldWait"]
+__all__ = ["Holder", "Late", "ShadowQueue", "WouldWait"]
+
+
+class Holder(Protocol):
+    """What a call or checkout is to its caller.
+
+    Attributes:
+        since: When a checkout got its connection; 0.0 before.
+    """
+
+    since: float
+
+    def leave_model(self) -> None:
+        """Takes it out of the model of each of its gates: enforcing, it would have been refused."""
 
 
 class Late(NamedTuple):
     """A refusal after a wait in the model, and the request that the call belongs to."""
 
     refusal: Any
-    origin: object
+    call: WouldWait
 
 
 class WouldWait(Waiter):
@@ -47,9 +60,23 @@ class WouldWait(Waiter):
         ended: The time and the outcome of the real call's end; None while it runs.
         due: The time of its next planned change: the end of its wait in the model, or its end in the model
             after the real call has ended. None if there is none.
+        holder: The call or checkout, once it is known.
+        usual: Seconds that such a checkout usually lasts, if the real pool has no connection for it now.
     """
 
-    __slots__ = ("checkout", "due", "ended", "inner", "late", "number", "origin", "since", "waited")
+    __slots__ = (
+        "checkout",
+        "due",
+        "ended",
+        "holder",
+        "inner",
+        "late",
+        "number",
+        "origin",
+        "since",
+        "usual",
+        "waited",
+    )
 
     def __init__(self, since: float, origin: object, *, checkout: bool) -> None:
         super().__init__()
@@ -61,6 +88,8 @@ class WouldWait(Waiter):
         self.waited = 0.0
         self.ended: tuple[float, Outcome] | None = None
         self.due: float | None = None
+        self.holder: Any = None
+        self.usual: float | None = None
 
 
 class ShadowQueue:
@@ -116,6 +145,31 @@ class ShadowQueue:
         call.number, call.due = number, at
         self.outside[number] = call
         self.catch_up(self.last)
+
+    def end_early(self, now: float, slot: int, seconds: float, holder: Any) -> None:
+        """Ends a checkout in the model after its usual time, if its pool has no connection for it by then.
+
+        Enforcing, no more callers have a slot than the pool has connections, so that none waits there.
+
+        Args:
+            now: The time.
+            slot: The checkout's slot.
+            seconds: Its usual time.
+            holder: The checkout; its ``since`` is 0.0 while it waits.
+        """
+        now = self._begin_move(now)
+        call = self.outside.get(slot)
+        if call is not None and not call.inner:
+            call.holder, call.usual = holder, seconds  # from its slot in the model on
+        elif call is not None or (slot in self.checkouts and not self.checkouts[slot][1]):
+            if call is None:
+                call = WouldWait(now, None, checkout=True)
+                call.inner = slot
+            number = slot if slot < 0 else -slot
+            heappush(self.events, (now + seconds, -number, call))
+            call.holder, call.due, call.number = holder, now + seconds, number
+            self.outside[number] = call
+        self._end_move(None)
 
     def _end_real(self, call: WouldWait, now: float, outcome: Outcome, at: float) -> None:
         """Notes the end of the real call, and plans its end in the model for ``at`` if it has begun there."""
@@ -173,9 +227,19 @@ class ShadowQueue:
             acted = len(self.outbox)
             if call.inner and call.ended is not None:
                 self._end_in_model(call, call.ended[1])
+            elif call.inner:
+                self._end_unless_out(call)
             else:
                 self._settle(call)
             self.follow_waiters(acted)
+
+    def _end_unless_out(self, call: WouldWait) -> None:
+        """Ends a checkout in the model whose usual time is over, unless it has got its connection."""
+        if not call.holder.since and self.outside.get(call.number) is call:
+            self._release(call.inner, Outcome.ABANDONED, self.last, checkout=True)
+            self.unslotted += 1
+            self.outside[call.number] = None
+        call.due = None
 
     def follow_waiters(self, first: int = 0) -> None:
         """Settles the model's waiters in the outbox: those that were granted a slot, or refused one."""
@@ -197,19 +261,20 @@ class ShadowQueue:
         finally:
             breaker.caller_workload = workload
         if verdict is not True:
-            self.outbox[-1] = Late(verdict, call.origin)
+            self.outbox[-1] = Late(verdict, call)
             call.verdict = "settled"
             self._drop(call)
 
     def _admit_in_model(self, call: WouldWait) -> None:
-        at: float | None = None
-        waited = self.last - call.since
+        waited, usual = self.last - call.since, call.usual
+        at = None if usual is None else self.last + usual
         if call.ended is not None:
             at = call.ended[0] + waited
+        if at is not None:
             heappush(self.events, (at, -call.number, call))
         call.inner = self._take(self.last, call.rank, call, None, checkout=call.checkout)
         call.waited, call.due = waited, at
-        if at is None:
+        if call.ended is None:
             self.unslotted -= 1
         else:
             self.phantoms += 1

@@ -231,15 +231,24 @@ class Call(FastCall):
 
     def _run_outside(self, place: int, gate: LockedGate) -> None:
         """Notes that a gate has let the call in without a slot. In shadow it may not have run."""
-        if gate.core.mode == "shadow" and not self.ghost and not gate.core.would_run(self.tickets[place]):
-            self._become_ghost(_ABANDONED)
+        if gate.core.mode == "shadow" and not self.ghost:
+            waiting = gate.core.outside.get(self.tickets[place])
+            if waiting is None:
+                self._become_ghost(_ABANDONED)
+            else:
+                waiting.holder = self
 
-    def _become_ghost(self, outcome: Outcome) -> None:
+    def leave_model(self) -> None:
+        """See Holder."""
+        if not self.closed and not self.ghost:
+            self._become_ghost(_ABANDONED, refused=True)
+
+    def _become_ghost(self, outcome: Outcome, *, refused: bool = False) -> None:
         """Ends the call in the model, while the real one goes on."""
         self.__class__ = GhostCall  # of the same layout
         for gate, ticket in zip(self.call_settings.gates, self.tickets or [self.ticket], strict=False):
             if ticket:
-                gate.step(gate.core.expel, ticket, outcome)
+                gate.step(gate.core.expel, ticket, outcome, refused=refused)
 
     def fire(self) -> float | None:
         """See Timer. Only an enforcing guard cancels the task."""

@@ -162,7 +162,9 @@ class LockedGate(GateReports, FastGate, LockOwner):
                 if self.parent is not None and item.new == "open":
                     self.parent.step(self.parent.core.reevaluate)
             elif isinstance(item, Late):
-                self.report_would_reject(seq, item.refusal, item.origin)
+                self.report_would_reject(seq, item.refusal, item.call.origin)
+                if item.call.holder is not None:
+                    item.call.holder.leave_model()
             elif isinstance(item, Refusal):
                 scope = current()
                 self.report_would_reject(seq, item, None if scope is None else scope.request)

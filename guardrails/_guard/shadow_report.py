@@ -26,7 +26,10 @@ def shadow_sums(guard: Guard) -> dict[str, Any] | None:
     report = gate.report.sums.report()
     refused = sum(sum(core.would_reject.values()) for core in gates)
     return report | {
-        "judged": gate.core.admitted - gate.report.sums.admitted_before + refused,
+        "judged": gate.core.admitted
+        - gate.core.refused_elsewhere
+        - gate.report.sums.admitted_before
+        + refused,
         "refused": refused,
         "stopped": gate.report.sums.stops,
         "highest": gate.core.highest if gate.core.highest > gate.core.bulkhead.limit else None,

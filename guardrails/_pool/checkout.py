@@ -41,13 +41,22 @@ class Slots:
             True if the gate would have refused it.
         """
         gate, number = self.slots[-1]
-        if gate.core.mode != "shadow" or gate.core.would_run(number):
+        if gate.core.mode != "shadow":
+            return False
+        waiting = gate.core.outside.get(number)
+        if waiting is not None:
+            waiting.holder = self
             return False
         for other, slot in self.slots[:-1]:
             other.step(other.core.expel, slot, Outcome.ABANDONED, checkout=True)
         for further in gates[len(self.slots) :]:
             self.slots.append((further, further.let_pass()))
         return True
+
+    def leave_model(self) -> None:
+        """See Holder."""
+        for gate, slot in list(self.slots):
+            gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True, refused=True)
 
     def release_slots(self) -> None:
         """Releases the slots, each once."""

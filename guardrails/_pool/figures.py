@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from guardrails._guard.guard import Guard
+from guardrails._guard.guard import Guard, attachment_of
 from guardrails._guard.pool_snapshot import BOUNDS, Distribution, LeaseSnapshot, PoolSnapshot, RouteFigures
 from guardrails._pool.checkout import HeldCheckout
 from guardrails._runtime.fork import ForkedLock
@@ -31,6 +31,9 @@ _LONGEST = 1e9
 
 _count_lock = ForkedLock()
 """Held for the rare counts of a pool, such as connections opened."""
+
+_RECENT = 16
+"""Durations of which the mean is the usual duration now."""
 
 _BATCH = 128
 """Durations that are sorted into buckets together."""
@@ -82,6 +85,14 @@ class Durations:
                 self._counts[bucket] += end - start
                 start = end
             self._counts[-1] += len(batch) - start
+
+    def recent(self) -> float | None:
+        """The mean of the last durations; of all of them right after they were sorted; None without any."""
+        last: list[float] = []
+        with suppress(RuntimeError):  # another thread appends meanwhile
+            last = [*self.pending][-_RECENT:]
+        known = Distribution(sum=sum(last), counts=(len(last),)) if last else self.read()
+        return known.sum / known.count if known.count else None
 
     def read(self) -> Distribution:
         """Returns the durations so far."""
@@ -168,6 +179,17 @@ class PoolFigures:
                 times.wait.sort()
         except Exception:  # noqa: BLE001, S110 - likewise
             pass
+
+    def expect_wait(self, checkout: HeldCheckout) -> None:
+        """Lets a checkout in shadow that waits for its pool leave the model after its usual time."""
+        core, attachment = self._gate.core, attachment_of(self._guard)
+        most = None if attachment is None else attachment.most
+        if core.mode != "shadow" or most is None or core.under_way <= most:
+            return
+        seconds = self._new_times(checkout).hold.recent()
+        if seconds is not None:
+            for gate, slot in checkout.slots:
+                gate.step(gate.core.end_early, slot, seconds, checkout)
 
     def returned(self, checkout: HeldCheckout) -> None:
         """Counts the return of a connection, once."""

@@ -206,7 +206,7 @@ def _leak(holders: Iterable[Any]) -> str | None:
 
 
 def _state_of(snapshot: Any) -> dict[str, Any]:
-    names = ("state", "in_use", "max_concurrent_calls", "waiting", "admitted", "rejected")
+    names = ("state", "in_use", "max_concurrent_calls", "waiting", "admitted", "failed", "rejected")
     return {name: getattr(snapshot, name) for name in names}
 
 

@@ -190,6 +190,22 @@ def test_a_call_that_ends_before_its_slot_comes_free_is_judged_by_the_model(make
     assert guard.snapshot().in_use == 0
 
 
+def test_a_call_that_is_refused_after_a_wait_holds_no_slot_of_its_guard_in_the_model(make_guard, clock):
+    """It waits at its compartment; enforcing, it would ask the guard for a slot only after that."""
+    guard = make_guard(max_concurrent_calls=2, max_wait_duration=0.05, max_waiting=5, mode="shadow")
+    part = guard.compartment("part", max_concurrent_calls=1)
+    ends = [start_apart(part), start_apart(part)]
+    assert guard._gate.core.bulkhead.taken == 2
+    clock.advance(0.06)
+    assert (judged(part), judged(guard)) == (({}, {"queue_timeout": 1}), ({}, {}))
+    assert (guard._gate.core.bulkhead.taken, guard.snapshot().in_use) == (1, 2)
+    start_apart(guard)()
+    assert judged(guard) == ({}, {})
+    for end in ends:
+        end()
+    assert (guard.snapshot().in_use, part.snapshot().in_use) == (0, 0)
+
+
 def test_a_caller_that_has_every_slot_itself_would_wait_in_vain(run, make_guard):
     guard = make_guard(max_concurrent_calls=1, timeout=1, mode="shadow")
     end = run.start(guard)

@@ -296,6 +296,49 @@ def test_an_interrupted_resize_loses_no_slot(kind, checkouts, rank):
     assert what_is_lost(make, lambda each: each.guard.resize(3), lambda each: None, least=4) == []
 
 
+class Holder:
+    """A checkout that waits for its pool, and does not leave the model for a refusal."""
+
+    since = 0.0
+
+    def leave_model(self):
+        """See Holder."""
+
+
+@pytest.mark.parametrize("then", ["its time", "its end", "its time and end"])
+@pytest.mark.parametrize(("kind", "checkouts", "rank"), [("slot", True, None), ("waits", True, None)])
+def test_an_interrupt_as_a_checkout_waits_for_its_pool_loses_no_slot(then, kind, checkouts, rank):
+    """It leaves the model after its usual time, whether its real end comes before that or later."""
+
+    def make():
+        situation = Situation(checkouts=checkouts, rank=rank).with_a_call(kind)
+        situation.gate.step(situation.core.end_early, situation.running["it"], WAIT / 2, Holder())
+        if kind == "waits":
+            situation.end("holder")
+        if "time" in then:
+            situation.tick(WAIT)
+        return situation
+
+    def move(situation):
+        if "end" in then:
+            situation.end("it")
+        else:
+            situation.begin("another", may_wait=False)
+
+    again = move if "end" in then else lambda each: None
+    assert what_is_lost(make, move, again, least=10) == []
+
+
+@pytest.mark.parametrize(("kind", "checkouts", "rank"), [("slot", True, None), ("waits", True, None)])
+def test_an_interrupt_as_a_checkout_begins_to_wait_for_its_pool_loses_no_slot(kind, checkouts, rank):
+    make = lambda: Situation(checkouts=checkouts, rank=rank).with_a_call(kind)
+
+    def move(situation):
+        situation.gate.step(situation.core.end_early, situation.running["it"], WAIT / 2, Holder())
+
+    assert what_is_lost(make, move, lambda each: None, least=4) == []
+
+
 @pytest.mark.parametrize(("kind", "checkouts", "rank"), calls("probe"))
 def test_an_interrupt_as_calls_become_overdue_loses_no_slot(kind, checkouts, rank):
     """Two calls, one of them a probe whose lease expires, are noted as slow in the move of another caller."""

@@ -170,7 +170,7 @@ class EngineAdmission:
     def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
         guard, wait, out, monitor, lease = self._guard, self._wait, self._out, self._monitor, self.lease
         site, caller, clock = self.registry.site, self.registry.caller, self._figures.clock
-        revocation = self.revocation
+        revocation, core, expect_wait = self.revocation, self._gate.core, self._figures.expect_wait
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             asked = clock()
@@ -184,6 +184,8 @@ class EngineAdmission:
                 monitor.refused()
                 raise
             try:
+                if not core.enforces:
+                    expect_wait(checkout)
                 record: ConnectionPoolEntry = (
                     base._do_get(self) if revocation is None else revocation.take(checkout, base, self)  # noqa: SLF001
                 )

@@ -10,6 +10,7 @@ from guardrails.events import WouldStop
 from support.polling import poll
 
 QUICK = {"max_wait_duration": 0.02, "timeout": 0.1, "mode": "shadow"}
+ROOMY = {**QUICK, "max_wait_duration": 2, "max_waiting": 10, "breaker": None}
 
 
 def test_a_statement_past_its_limit_runs_to_its_end_and_is_counted_at_its_limit(lab):
@@ -56,6 +57,21 @@ def test_more_callers_than_slots_wait_for_the_pool_alone(lab):
     assert seen.rejected == {}
     assert sum(seen.would_reject.values()) >= 2
     poll(lambda: guard.snapshot().in_use == 0, "the slots are back")
+
+
+def test_a_wait_for_the_pool_that_enforcing_would_spare_holds_no_slot_in_the_model(lab):
+    """Two statements that enforcing would have stopped keep the pool, and the next callers wait for them."""
+    guard = lab.protect(pool_size=2, max_overflow=0, guard=ROOMY)
+    for _ in range(5):
+        lab.query("select 42")  # so long does one usually take
+    with lab.meanwhile(lambda: lab.query("select pg_sleep(1.5), 42"), count=2):
+        poll(lambda: lab.pause(0.01) or guard.snapshot().would_stop == 2, "they would be stopped", 5)
+        answers = lab.all([lambda: lab.query("select 42")] * 6)
+    assert answers == [42] * 6
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 3)
+    assert dict(guard.snapshot().would_reject) == {}
+    lab.query("select 42")
+    assert guard.snapshot().would_stop == 2
 
 
 def test_an_open_circuit_lets_statements_through_and_recovers(lab):

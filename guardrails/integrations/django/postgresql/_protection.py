@@ -178,6 +178,7 @@ class Protection:
         possession = Possession(self, checkout)  # first: an interrupt from here on gives the slot back
         try:
             checkout.take_slots()
+            self._figures.expect_wait(checkout)
         except RejectedError as refusal:
             self._checkouts.refused(refusal)
             raise
