@@ -57,6 +57,7 @@ def room_of(module):
     return [*module.split("."), "guardrails"][1]
 
 
+@functools.cache
 def imports_of(path):
     """Every module that a file imports, at any depth, under ``TYPE_CHECKING`` too."""
     found = set()

@@ -49,7 +49,7 @@ def test_a_flood_of_batches_leaves_the_people_alone(service):
     seen = asyncio.run(visits())
     people, batches = of(seen, "/query"), of(seen, "/batch")
     assert (len(people), len(batches)) == (30, 600)
-    assert len(of(people, status=200)) >= 0.99 * len(people)
+    assert len(of(people, status=200)) >= 0.9 * len(people)
     assert 0 < len(of(batches, status=200)) < 0.5 * len(batches)
     assert len(of(batches, status=200)) + len(of(batches, status=503)) == len(batches)
     wait_until(lambda: not any(service.figures().values()))
