@@ -40,14 +40,13 @@ def known(alias, entry):
     try:
         yield
     finally:
-        try:
+        # Nothing was made of an entry whose options are refused.
+        if any(made.alias == alias for made in connections.all(initialized_only=True)):
             leave(alias)
-            connection = connections[alias]
             if entry["OPTIONS"].get("pool"):
-                connection.close_pool()
+                connections[alias].close_pool()
             del connections[alias]
-        finally:  # also if the entry is wrong, so that no connection can be made
-            del connections.settings[alias]
+        del connections.settings[alias]
 
 
 def leave(alias):

@@ -204,7 +204,7 @@ def test_watched_transaction_is_given_up_in_time(cache, valkey):
 def test_blocking_pop_waits_as_long_as_it_asked(cache):
     """BLPOP bounds itself: neither the guard's timeout nor redis-py's cuts it, and it is not slow."""
     cache.protect(
-        guard={"timeout": 0.2, "breaker": nimble(slow_call_duration_threshold=0.5)}, socket_timeout=0.3
+        guard={"timeout": 0.4, "breaker": nimble(slow_call_duration_threshold=0.5)}, socket_timeout=0.5
     )
     for _ in range(4):
         with Stopwatch() as watch:
