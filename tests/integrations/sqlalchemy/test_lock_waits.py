@@ -92,8 +92,8 @@ def exhausted(lab):
 
 
 def told(caplog):
-    """The lines about locks in the log, without those about the pool, which repeat them."""
-    return [line for line in caplog.messages if "for a lock" in line and "connections out" not in line]
+    """The lines about locks in the log."""
+    return [record.getMessage() for record in caplog.records if record.module == "lock_monitor"]
 
 
 def protect_small(lab, **options):
