@@ -126,7 +126,12 @@ def test_a_call_whose_time_is_up_in_the_queue_is_refused_at_that_moment():
     second = let_in(gate, 1.0, max_wait=0.5, origin="a request")
     gate.outbox.clear()
     gate.play(2.0)
-    assert gate.outbox == [Late(Refusal("queue_timeout", None), "a request")]
+    (late,) = gate.outbox
+    assert (type(late), late.refusal, late.call.origin) == (
+        Late,
+        Refusal("queue_timeout", None),
+        "a request",
+    )
     assert (gate.would_reject, gate.bulkhead.timeouts) == ({"queue_timeout": 1}, 1)
     assert not gate.would_run(second)
     assert (gate.lateness(second), books(gate)) == (None, (1, 1, 1))
@@ -211,7 +216,7 @@ def test_of_those_whose_time_is_up_at_once_the_first_to_come_is_refused_first():
     gate = new_gate()
     numbers = [let_in(gate, 1.0), *(let_in(gate, 1.0, max_wait=0.5, origin=name) for name in "abc")]
     gate.play(2.0)
-    assert [item.origin for item in gate.outbox] == ["a", "b", "c"]
+    assert [item.call.origin for item in gate.outbox] == ["a", "b", "c"]
     for number in numbers:
         gate.leave(3.0, number, S)
 
