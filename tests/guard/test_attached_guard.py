@@ -14,6 +14,8 @@ from support.fake_pool import FakePool
 class Upkeep:
     """Opens two connections in no time, and keeps what it was asked for."""
 
+    lease = None  # it is in no fleet
+
     def __init__(self):
         self.asked = []
 
