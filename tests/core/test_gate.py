@@ -750,3 +750,62 @@ def test_an_opening_in_half_open_is_the_probe_of_a_checkout_without_a_statement(
     gate.end(5, lease, S)
     assert gate.breaker.state == "closed"
     gate.check_in(5, slot)
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["call", "checkout", "outside"])
+def test_a_release_that_an_interrupt_has_cut_short_is_completed_by_the_next_move(gate, monkeypatch, kind):
+    if kind == "outside":
+        gate.set_mode(0, "off")
+        number = gate.let_in(0, [0])
+        gate.set_mode(0, "enforce")
+    else:
+        number = gate.enter(0, None) if kind == "call" else gate.check_out(0, None)
+    leave = gate.check_in if kind == "checkout" else lambda now, ticket: gate.leave(now, ticket, S)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bulkhead, "leave", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            leave(1, number)
+    assert gate.bulkhead.taken == 1
+    gate.refresh(2)
+    assert (gate.bulkhead.taken, gate.releasing) == (0, None)
+    leave(3, number)
+    assert gate.bulkhead.taken == 0
+
+
+@pytest.mark.parametrize("overdue", [False, True])
+def test_a_release_that_was_interrupted_before_it_began_is_repeated_by_its_caller(gate, monkeypatch, overdue):
+    """No other move gives the slot of a call back that is still in flight."""
+    ticket, slot = gate.enter(0, None), gate.check_out(0, None)
+    now = 100 if overdue else 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Breaker, "_count_outcome", interrupt)
+        patch.setattr(Breaker, "end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            gate.leave(now, ticket, S)
+    gate.refresh(now)
+    assert (gate.bulkhead.taken, gate.releasing) == (2, None)
+    gate.leave(now, ticket, S)
+    assert gate.bulkhead.taken == 1
+    gate.releasing = -slot
+    gate.refresh(now)
+    assert (gate.bulkhead.taken, gate.releasing) == (1, None)
+    gate.check_in(now, slot)
+    assert gate.bulkhead.taken == 0
+
+
+def test_the_rules_are_evaluated_again_when_the_circuit_of_a_compartment_has_opened():
+    """Its failures alone are too few for a verdict; with its circuit open they are the cause of an outage."""
+    own = Breaker(BreakerPolicy(), lambda: 0.5)
+    gate = Gate(Breaker(BreakerPolicy(slow_call_duration_threshold=1), lambda: 0.5), Bulkhead(2, 2))
+    parts = [gate.add_workload(0.0, circuit) for circuit in (own, Breaker(BreakerPolicy(), lambda: 0.5))]
+    for part in parts:
+        gate.breaker.caller_workload = part
+        gate.leave(1.0, gate.enter(1.0, None), F)
+    own.open(2.0)
+    gate.reevaluate(2.0)
+    assert (gate.last, gate.breaker.state) == (2.0, "open")
+    assert drain(gate) == ["open"]

@@ -234,6 +234,38 @@ def test_of_those_that_end_at_once_in_the_model_the_first_to_come_ends_first():
     assert (books(gate), gate.phantoms, gate.breaker.streak) == (EMPTY, 0, 0), "the last one was the success"
 
 
+def test_of_those_that_have_ended_in_the_queue_the_first_to_get_a_slot_ends_first():
+    gate = new_gate(limit=2, policy=BreakerPolicy())
+    holders = [let_in(gate, 1.0) for _ in range(2)]
+    waiting = [let_in(gate, 1.0, max_wait=5.0) for _ in range(2)]
+    for number, outcome in zip(waiting, (F, S), strict=True):
+        gate.leave(1.5, number, outcome)
+    for number in holders:
+        gate.leave(2.0, number, S)
+    assert (books(gate), gate.phantoms, gate.breaker.failed) == ((2, 0, 2), 2, 0)
+    gate.play(2.5)
+    assert (books(gate), gate.phantoms, gate.breaker.streak) == (EMPTY, 0, 0), "the last one was the success"
+
+
+def test_an_interrupt_as_a_refused_call_leaves_the_model_is_made_good_by_the_next_move(monkeypatch):
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=0.5)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gate, "_drop", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            gate.play(2.0)
+    assert gate.would_run(second)
+    gate.play(2.0)
+    assert (gate.would_run(second), gate.would_reject) == (False, {"queue_timeout": 1})
+    for number in (first, second):
+        gate.leave(3.0, number, S)
+    assert books(gate) == EMPTY
+
+
 def test_a_circuit_that_opens_refuses_everyone_in_the_queue():
     gate = new_gate()
     numbers = [let_in(gate, 1.0), *(let_in(gate, 1.0, max_wait=5.0) for _ in range(3))]
@@ -487,15 +519,15 @@ def test_calls_that_would_have_been_stopped_are_counted():
 @pytest.mark.parametrize("mode", ["enforce", "off"])
 def test_the_model_ends_with_the_mode_and_those_who_would_wait_are_calls_without_a_slot(mode):
     gate = new_gate()
-    first = let_in(gate, 1.0)
+    first, outside = let_in(gate, 1.0), let_in(gate, 1.0, judged=False)
     running, over = (let_in(gate, 1.0, max_wait=5.0) for _ in range(2))
     gate.leave(1.5, over, S)
     gate.set_mode(2.0, mode)
     assert (list(gate.bulkhead.queue), gate.events, gate.would_reject) == ([], [], {})
-    assert books(gate) == (2 if mode == "enforce" else 1, 1, 1)
+    assert books(gate) == (3 if mode == "enforce" else 1, 2, 2)
     gate.play(30.0)
     assert gate.would_reject == {}
-    for number in (first, running):
+    for number in (first, outside, running):
         gate.leave(31.0, number, S)
     assert books(gate) == EMPTY
 
