@@ -15,11 +15,12 @@ from guardrails._dbapi.watchdog import watch
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.frames import lines
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import current, would_not_run
+from guardrails._runtime.scope import ambient, current, would_not_run
 
 if TYPE_CHECKING:
     from guardrails._dbapi.stopping import Limit
     from guardrails._pool.checkout import HeldCheckout
+    from guardrails._runtime.scope import RequestScope
 
 __all__ = ["Observation", "has_slots", "observe"]
 
@@ -32,6 +33,7 @@ class Observation:
         checkout: The connection's checkout; None while a connection is opened.
         tickets: The tickets of the work, each with its gate; 0 for work that is evidence only if it is late.
         seconds: The limit.
+        request: The request that the work is part of, or None.
         own: Whether the limit is the guard's own timeout.
 
     Attributes:
@@ -48,27 +50,24 @@ class Observation:
         checkout: HeldCheckout | None,
         tickets: Sequence[tuple[LockedGate, int]],
         seconds: float,
+        request: RequestScope | None,
         *,
         own: bool,
     ) -> None:
-        scope = current()
         self._gates = gates
         self._checkout = checkout
         self._tickets = tickets
         self._seconds = seconds
+        self._request = request
         self._own = own
-        self._request = None if scope is None else scope.request
         self._over = False
         self.limit: Limit | None = None
-
-    def start(self, *, on_loop: bool) -> None:
-        """Starts the limit."""
-        self.limit = limit_on_loop(self, None, self._seconds) if on_loop else watch(self, None, self._seconds)
 
     def end(self) -> bool:
         """Ends the limit: the work has ended, in time or not. False: its connection may be used again."""
         self._over = True
-        if self.limit is not None and self.limit.end():
+        limit, self.limit = self.limit, None  # it refers to this object: a cycle would wait for the collector
+        if limit is not None and limit.end():
             self._gates[0].report.sums.ended(self)
         return False
 
@@ -111,8 +110,14 @@ class Observation:
 
 
 def has_slots(checkout: HeldCheckout | None) -> bool:
-    """True if enforcing would have admitted a checkout, too."""
-    return checkout is None or all(gate.core.has_slot(slot) for gate, slot in checkout.slots)
+    """True unless a checkout runs only because nothing is enforced."""
+    if checkout is not None:
+        for gate, slot in checkout.slots:
+            core = gate.core
+            # While every call has a slot there is nothing to look up.
+            if (core.outside or slot < 0) and not core.has_slot(slot):
+                return False
+    return True
 
 
 def observe(
@@ -130,10 +135,12 @@ def observe(
         None for work without a limit, and for work that enforcing would not have run.
     """
     core = gates[0].core
-    if seconds is None or seconds <= 0 or core.mode != "shadow" or would_not_run(current(), core):
+    if seconds is None or seconds <= 0 or core.mode != "shadow":
         return None
-    if not has_slots(checkout):
+    scope = None if ambient.get() is None else current()
+    if not has_slots(checkout) or (scope is not None and would_not_run(scope, core)):
         return None
-    found = Observation(gates, checkout, tickets, seconds, own=own)
-    found.start(on_loop=on_loop)
+    request = None if scope is None else scope.request
+    found = Observation(gates, checkout, tickets, seconds, request, own=own)
+    found.limit = limit_on_loop(found, None, seconds) if on_loop else watch(found, None, seconds)
     return found

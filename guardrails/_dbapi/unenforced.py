@@ -17,6 +17,7 @@ from guardrails._dbapi.observing import observe as observe_work
 from guardrails._dbapi.unhooked import OutsideWork
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.limits import innermost, time_allowed
+from guardrails._runtime.scope import ambient
 from guardrails._runtime.waiters import on_event_loop
 
 __all__ = ["UnenforcedWork", "end_observed"]
@@ -27,6 +28,7 @@ class UnenforcedWork(OutsideWork):
 
     judge: Judge
     _driver: Driver | None
+    _timeout: float | None
     _no_checkout: list[tuple[LockedGate, int]]
 
     def run_unenforced(
@@ -83,7 +85,11 @@ class UnenforcedWork(OutsideWork):
 
         Without time left, enforcing would refuse the work. Then its checkout leaves the model.
         """
-        seconds, own = time_allowed(self._guard if checkout is None else checkout.guard, timeout)
+        guard = self._guard if checkout is None else checkout.guard
+        if ambient.get() is None and guard is self._guard:
+            seconds, own = self._timeout if timeout is None else timeout, True
+        else:
+            seconds, own = time_allowed(guard, timeout)
         if seconds is not None and seconds <= 0 and not ending and has_slots(checkout):
             self._gate.reject("deadline_spent")
             for gate, slot in [] if checkout is None else checkout.slots:

@@ -96,7 +96,7 @@ class OutsideWork:
             CallTimeoutError: It was stopped. The connection must not be used again.
         """
         if not self._gate.core.enforces:
-            return self._observe_several(call, args, timeout)
+            return call(*args)
         seconds, _ = time_allowed(self._guard, timeout)
         try:
             return self._bounds.run_several(
@@ -104,17 +104,6 @@ class OutsideWork:
             )
         except StoppedError as stopped:
             raise self.timed_out(self._guard, seconds) from stopped.__cause__
-
-    def _observe_several(self, call: Callable[..., Any], args: Sequence[Any], timeout: float | None) -> Any:
-        if self._gate.core.mode == "off":
-            return call(*args)
-        seconds, own = time_allowed(self._guard, timeout)
-        limit = None if seconds is None else self.observe(None, (), max(seconds, GRACE), own=own)
-        try:
-            return call(*args)
-        finally:
-            if limit is not None:
-                limit.end()
 
     def finish(
         self,
