@@ -273,7 +273,9 @@ class ShadowQueue:
         if at is not None:
             heappush(self.events, (at, -call.number, call))
         call.inner = self._take(self.last, call.rank, call, None, checkout=call.checkout)
-        call.waited, call.due = waited, at
+        call.waited, call.due, call.origin = waited, at, None
+        if usual is None:
+            call.holder = None  # else what its caller forgets would never be collected
         if call.ended is None:
             self.unslotted -= 1
         else:

@@ -235,7 +235,7 @@ class Call(FastCall):
             waiting = gate.core.outside.get(self.tickets[place])
             if waiting is None:
                 self._become_ghost(_ABANDONED)
-            else:
+            elif not waiting.inner:
                 waiting.holder = self
 
     def leave_model(self) -> None:

@@ -45,7 +45,7 @@ class Slots:
             return False
         waiting = gate.core.outside.get(number)
         if waiting is not None:
-            waiting.holder = self
+            waiting.holder = None if waiting.inner else self
             return False
         for other, slot in self.slots[:-1]:
             other.step(other.core.expel, slot, Outcome.ABANDONED, checkout=True)

@@ -86,13 +86,13 @@ class Durations:
                 start = end
             self._counts[-1] += len(batch) - start
 
-    def recent(self) -> float | None:
-        """The mean of the last durations; of all of them right after they were sorted; None without any."""
+    def recent(self) -> float:
+        """The mean of the last durations; of all of them right after they were sorted; 0.0 without any."""
         last: list[float] = []
         with suppress(RuntimeError):  # another thread appends meanwhile
             last = [*self.pending][-_RECENT:]
         known = Distribution(sum=sum(last), counts=(len(last),)) if last else self.read()
-        return known.sum / known.count if known.count else None
+        return known.sum / known.count if known.count else 0.0
 
     def read(self) -> Distribution:
         """Returns the durations so far."""
@@ -184,11 +184,9 @@ class PoolFigures:
         """Lets a checkout in shadow that waits for its pool leave the model after its usual time."""
         core, attachment = self._gate.core, attachment_of(self._guard)
         most = None if attachment is None else attachment.most
-        if core.mode != "shadow" or most is None or core.under_way <= most:
-            return
-        seconds = self._new_times(checkout).hold.recent()
-        if seconds is not None:
-            for gate, slot in checkout.slots:
+        if core.mode == "shadow" and most is not None and core.under_way > most:
+            seconds = self._new_times(checkout).hold.recent()
+            for gate, slot in checkout.slots if seconds else ():
                 gate.step(gate.core.end_early, slot, seconds, checkout)
 
     def returned(self, checkout: HeldCheckout) -> None:

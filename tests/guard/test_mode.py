@@ -206,6 +206,18 @@ def test_a_call_that_is_refused_after_a_wait_holds_no_slot_of_its_guard_in_the_m
     assert (guard.snapshot().in_use, part.snapshot().in_use) == (0, 0)
 
 
+def test_the_model_keeps_no_caller_and_no_request_of_a_call_that_has_its_slot(make_guard, clock):
+    """Else what its code forgets would never be collected."""
+    guard = make_guard(max_concurrent_calls=1, max_wait_duration=0.05, max_waiting=5, mode="shadow")
+    first, second = start_apart(guard), start_apart(guard)
+    (waiting,) = guard._gate.core.outside.values()
+    assert waiting.holder is not None
+    clock.advance(0.01)
+    first()
+    assert (waiting.inner > 0, waiting.holder, waiting.origin) == (True, None, None)
+    second()
+
+
 def test_a_caller_that_has_every_slot_itself_would_wait_in_vain(run, make_guard):
     guard = make_guard(max_concurrent_calls=1, timeout=1, mode="shadow")
     end = run.start(guard)

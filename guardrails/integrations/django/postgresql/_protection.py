@@ -170,8 +170,7 @@ class Protection:
         Raises:
             RejectedError: There is none.
         """
-        registry = self.registry
-        asked = self._figures.clock()
+        registry, asked = self.registry, self._figures.clock()
         checkout = ThreadCheckout(self.guard, registry.site(_getframe(1)), registry.caller())
         checkout.asked = asked
         checkout.wrapper = weakref.ref(wrapper)
