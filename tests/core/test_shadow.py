@@ -11,7 +11,6 @@ from guardrails._core.criticality import CLASSES, CRITICAL
 from guardrails._core.gate import OPENING, Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.shadow import UNCOUNTED
-from guardrails._core.shadow_queue import Late
 
 SHEDDABLE = CLASSES.index("SHEDDABLE")
 S, F, A = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
@@ -127,11 +126,7 @@ def test_a_call_whose_time_is_up_in_the_queue_is_refused_at_that_moment():
     gate.outbox.clear()
     gate.play(2.0)
     (late,) = gate.outbox
-    assert (type(late), late.refusal, late.call.origin) == (
-        Late,
-        Refusal("queue_timeout", None),
-        "a request",
-    )
+    assert (late.refusal, late.call.origin) == (Refusal("queue_timeout", None), "a request")
     assert (gate.would_reject, gate.bulkhead.timeouts) == ({"queue_timeout": 1}, 1)
     assert not gate.would_run(second)
     assert (gate.lateness(second), books(gate)) == (None, (1, 1, 1))
@@ -216,7 +211,7 @@ def test_of_those_whose_time_is_up_at_once_the_first_to_come_is_refused_first():
     gate = new_gate()
     numbers = [let_in(gate, 1.0), *(let_in(gate, 1.0, max_wait=0.5, origin=name) for name in "abc")]
     gate.play(2.0)
-    assert [item.call.origin for item in gate.outbox] == ["a", "b", "c"]
+    assert [late.call.origin for late in gate.outbox] == ["a", "b", "c"]
     for number in numbers:
         gate.leave(3.0, number, S)
 
@@ -375,6 +370,85 @@ def test_a_checkout_that_would_wait_is_evidence_from_its_slot_in_the_model_on():
     assert (books(gate), gate.phantoms) == (EMPTY, 0), (
         "it ends with the real one: the pool has kept it waiting"
     )
+
+
+class Waits:
+    """A checkout, as far as the model asks: when it got its connection, 0.0 before."""
+
+    since = 0.0
+
+
+def test_a_checkout_that_waits_for_the_pool_leaves_the_model_after_the_usual_time():
+    """Unless it has its connection by then. The real one goes on."""
+    gate = new_gate(limit=2)
+    slots, holders = [let_in(gate, 1.0, checkout=True) for _ in range(2)], [Waits(), Waits()]
+    for slot, holder in zip(slots, holders, strict=True):
+        gate.end_early(1.0, slot, 0.5, holder)
+    gate.play(1.49)
+    assert (books(gate), [gate.has_slot(slot) for slot in slots]) == ((2, 0, 2), [True, True])
+    holders[1].since = 1.2
+    gate.play(1.5)
+    assert (books(gate), [gate.has_slot(slot) for slot in slots]) == ((1, 1, 2), [False, True])
+    for slot in slots:
+        gate.check_in(3.0, slot)
+    gate.play(9.0)
+    assert (books(gate), gate.would_reject) == (EMPTY, {})
+
+
+@pytest.mark.parametrize("granted_first", [False, True])
+def test_the_usual_time_of_a_checkout_that_would_wait_begins_with_its_slot_in_the_model(granted_first):
+    gate = new_gate()
+    first, second = let_in(gate, 1.0, checkout=True), let_in(gate, 1.0, max_wait=5.0, checkout=True)
+    if granted_first:
+        gate.check_in(2.0, first)
+    gate.end_early(2.0, second, 0.5, Waits())
+    if not granted_first:
+        gate.check_in(2.0, first)
+    gate.play(2.49)
+    assert gate.has_slot(second)
+    gate.play(2.5)
+    assert (books(gate), gate.has_slot(second)) == ((0, 1, 1), False)
+    gate.check_in(3.0, second)
+    assert books(gate) == EMPTY
+
+
+def test_a_checkout_that_has_left_the_model_before_its_usual_time_leaves_it_once():
+    gate = new_gate()
+    slot = let_in(gate, 1.0, checkout=True)
+    gate.end_early(1.0, slot, 0.5, Waits())
+    gate.expel(1.2, slot, A, checkout=True)
+    gate.play(2.0)
+    assert (books(gate), gate.has_slot(slot)) == ((0, 1, 1), False)
+    gate.check_in(3.0, slot)
+    assert books(gate) == EMPTY
+
+
+@pytest.mark.parametrize("state", ["half_open", "closed"])
+def test_a_probe_and_a_checkout_that_has_ended_have_no_usual_time(state):
+    gate = new_gate()
+    if state == "half_open":
+        gate.set_state(0.0, "half_open")
+    slot = let_in(gate, 1.0, checkout=True)
+    if state == "closed":
+        gate.check_in(1.0, slot)
+    gate.end_early(1.0, slot, 0.5, Waits())
+    assert (gate.events, gate.outside) == ([], {})
+    gate.check_in(3.0, slot)
+    assert books(gate) == EMPTY
+
+
+def test_slots_given_to_calls_that_another_gate_refused_later_are_counted():
+    """A call that still waits, or is not judged, had none."""
+    gate = new_gate()
+    outside = let_in(gate, 1.0, judged=False)
+    first = let_in(gate, 1.0)
+    second, third = (let_in(gate, 1.0, max_wait=5.0) for _ in range(2))
+    for number, count in ((outside, 0), (third, 0), (first, 1), (second, 2)):
+        gate.expel(2.0, number, A, refused=True)
+        assert gate.refused_elsewhere == count
+    for number in (outside, first, second, third):
+        gate.leave(3.0, number, S)
+    assert books(gate) == EMPTY
 
 
 def test_a_slot_that_a_request_has_reserved_goes_to_the_work_inside_it():

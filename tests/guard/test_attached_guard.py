@@ -18,6 +18,7 @@ class Upkeep:
 
     def __init__(self):
         self.asked = []
+        self.lease = None
 
     def warm_up(self, seconds):
         self.asked.append(("threads", seconds))
@@ -74,6 +75,16 @@ def test_the_pool_is_told_of_the_guard_s_new_number_of_slots_and_of_no_compartme
     assert upkeep.asked == []
     db.resize(2)
     assert upkeep.asked == ["resized"]
+
+
+def test_a_lease_bounds_the_new_number_of_slots(db, upkeep):
+    class Lease:
+        def resize(self, ceiling):
+            return min(ceiling, 2)
+
+    upkeep.lease = Lease()
+    db.resize(4)
+    assert (db.snapshot().max_concurrent_calls, upkeep.asked) == (2, ["resized"])
 
 
 def test_a_pool_that_looks_after_itself_is_told_nothing(make_guard):

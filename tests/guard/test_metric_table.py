@@ -126,3 +126,20 @@ def test_a_pool_without_a_size_has_no_series_of_it(make_guard):
     attach(db, FakePool())
     (metric,) = [each for each in METRICS if each.name == "db.client.connection.idle.max"]
     assert dict(metric.read(read_guards([db]))) == {}
+
+
+def test_the_page_of_a_pool_shows_its_lease_as_fields():
+    lease = LeaseSnapshot(
+        budget="db", connections=40, workers=4, limit=10, safe_share=5, wants=12, in_contact=True
+    )
+    shown = FakePool(lease=lease).seen.summary()["lease"]
+    assert shown == {
+        "budget": "db",
+        "connections": 40,
+        "workers": 4,
+        "limit": 10,
+        "safe_share": 5,
+        "wants": 12,
+        "in_contact": True,
+    }
+    assert FakePool().seen.summary()["lease"] is None

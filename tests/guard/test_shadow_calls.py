@@ -171,8 +171,9 @@ def test_a_deadline_that_a_request_gets_later_bounds_it_like_those_around_it(clo
     with contextlib.nullcontext() if around is None else deadline(around, clock=clock):
         scope = enter(RequestScope(None, clock, current()))
         scope.limit_until(clock() + 5, enforced=True)
-        assert remaining() == left
+        assert (remaining(), scope.is_open) == (left, True)
         close(scope)
+        assert not scope.is_open
 
 
 # --- what comes in between ------------------------------------------------------------------------
