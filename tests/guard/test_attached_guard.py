@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
@@ -92,3 +93,13 @@ def test_a_pool_that_looks_after_itself_is_told_nothing(make_guard):
     attach(guard, FakePool())
     guard.resize(2)
     assert guard.snapshot().max_concurrent_calls == 2
+
+
+def test_the_log_says_what_protects_a_pool(make_guard, caplog):
+    caplog.set_level(logging.INFO, "guardrails")
+    attach(make_guard("plain", max_concurrent_calls=4, breaker=None), FakePool())
+    attach(make_guard("db", max_concurrent_calls=4, timeout=2), FakePool())
+    assert caplog.messages == [
+        "guard 'plain' protects: 4 slots, no timeout, no circuit",
+        "guard 'db' protects: 4 slots, timeout 2 s, the circuit opens at 50% failed or 50% slower than 1 s",
+    ]

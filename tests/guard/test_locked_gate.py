@@ -304,3 +304,12 @@ def test_a_gate_locked_for_a_fork_waits_for_the_step_in_progress(run, guard):
     guard._gate.unpause()
     fail(run, guard)
     assert guard.state == "open"
+
+
+def test_a_child_has_one_new_lock_for_a_guard_and_its_compartments(make_guard):
+    guard = make_guard()
+    _, above = guard.compartment("part").call_settings.gates
+    gate, lock = guard.call_settings.gates[0], guard.call_settings.gates[0].lock
+    assert above.lock is lock
+    gate.reset_in_child()
+    assert above.lock is gate.lock is not lock
