@@ -58,8 +58,9 @@ class StateChanged(Event):
         old: State before, such as ``"closed"``.
         new: State after, such as ``"open"``.
         cause: One of ``"failure_rate" "slow_call_rate" "consecutive_failures" "stalled"
-            "probes_failed" "probes_passed" "wait_over" "manual" "divided"``. ``"divided"``: an open
-            circuit passed from the guard to its first compartment when the second one was made.
+            "probes_failed" "probes_passed" "wait_over" "manual" "divided" "fleet"``. ``"divided"``: an open
+            circuit passed from the guard to its first compartment when the second one was made. ``"fleet"``:
+            the workers of a fleet together have opened or closed it.
         retry_after: Seconds for which the circuit stays open, if ``new`` is ``"open"``.
     """
 

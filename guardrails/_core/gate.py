@@ -410,13 +410,22 @@ class Gate(Outside):
             self.breaker.stall_slots = max(1, limit)
         self._end_move(None)
 
+    def keep_open(self, now: float, seconds: float | None) -> None:
+        """Changes the end of an open period: at least so many seconds from now; None ends it now."""
+        now = self._begin_move(now)
+        breaker = self.breaker
+        if breaker.state == "open":
+            breaker.open_until = now if seconds is None else max(breaker.open_until, now + seconds)
+        self._end_move(None)
+
     def set_state(self, now: float, transition: str, cause: str = "manual") -> None:
         """Makes a manual transition.
 
         Args:
             now: The time.
             transition: ``"reset"``, ``"open"``, ``"half_open"``, or a state to hold.
-            cause: For the first two, ``"divided"`` where compartments take over the circuit.
+            cause: For the first two, ``"divided"`` where compartments take over the circuit, and ``"fleet"``
+                where a fleet does.
         """
         now = self._begin_move(now)
         breaker = self.breaker

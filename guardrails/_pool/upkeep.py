@@ -49,9 +49,11 @@ class PoolUpkeep(IdlePool):
         stopped: True once the guard is detached.
         watch: Notices when the names of the pool's servers lead elsewhere.
         lease: Limits the connections that may be open, with a fleet's budget.
+        joins: Begins to follow a fleet's verdict, in the process that opens connections; None without one.
     """
 
     lease: Lease | None = None
+    joins: Callable[[], None] | None = None
 
     def __init__(self, guard: Guard, settings: LifeSettings) -> None:
         self.life = PoolLife(settings)
@@ -76,6 +78,8 @@ class PoolUpkeep(IdlePool):
             host: The host that was asked for.
             peer: The address of the server.
         """
+        if self.joins is not None:
+            self.joins()
         if peer is not None and (names := names_in((host,))):
             self.watch.add(names, peer)
             self._peers.add(peer)

@@ -211,6 +211,7 @@ def why_open(core: Gate, change: Transition, holders: str | None, cause: str | N
         "consecutive_failures": f"failures in a row: {breaker.streak}",
         "stalled": f"every slot has been in a call for longer than {threshold}, and none came back",
         "probes_failed": "the probes failed: it is not well yet",
+        "fleet": "the workers of the fleet together have reached a rate",
         "divided": "as the whole guard's was, whose first workload it is",
         "manual": "by hand",
     }

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from guardrails._guard.guard import Guard
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError
+from guardrails.fleet._guard_verdict import GuardVerdict
 from guardrails.fleet._pool_lease import PoolLease
 from guardrails.fleet._records import MOST_CONNECTIONS
 from guardrails.fleet._stores import Store
 from guardrails.fleet._worker import FleetWorker
 
-__all__ = ["Budget", "Fleet", "store_of"]
+__all__ = ["Budget", "Fleet", "Verdict", "store_of"]
 
 _NAME = re.compile(r"(?!@)[!-z|~]{1,100}")
 _REDIS = ("redis://", "rediss://", "unix://")
@@ -45,9 +46,35 @@ class Budget:
         """
         return PoolLease(self.name, self.connections, self.minimum, guard, open_connections, self._worker)
 
+    def follow(self, guard: Guard) -> GuardVerdict | None:
+        """Lets a guard follow the verdict of this name; None if the guard has no circuit."""
+        if guard.call_settings.policy is None:
+            return None
+        return GuardVerdict(self.name, guard, self._worker)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A dependency that many processes judge together; made by `Fleet.verdict`.
+
+    Attributes:
+        name: Its name.
+    """
+
+    name: str
+    _worker: FleetWorker = field(repr=False, compare=False)
+
+    def follow(self, guard: Guard) -> GuardVerdict:
+        """Lets a guard follow it, for integrations.
+
+        Raises:
+            ConfigurationError: The guard has no circuit.
+        """
+        return GuardVerdict(self.name, guard, self._worker)
+
 
 class Fleet:
-    """The processes that share budgets, and the store of their leases.
+    """The processes that share budgets and verdicts, and the store of both.
 
     ::
 
@@ -106,6 +133,23 @@ class Fleet:
                 f"of {known.minimum} already, got {connections} and {minimum}"
             )
         return known
+
+    def verdict(self, name: str) -> Verdict:
+        """Returns a verdict, for ``protect(engine_or_client, fleet=...)``.
+
+        The circuits of all workers open when their calls together reach a rate of the guard's policy, and two
+        of them have seen it; one of them makes the probes for all. A budget has the verdict of its name.
+
+        Args:
+            name: Its name: the same in all processes.
+
+        Raises:
+            ConfigurationError: The name is wrong.
+        """
+        faults = Faults(f"fleet {self.name!r}: verdict {shown(name)}")
+        _check_name(faults, "name", name)
+        faults.raise_if_any()
+        return Verdict(name, self._worker)
 
     def close(self) -> None:
         """Says goodbye: what this process has is free for the others soon. Harmless when called again.

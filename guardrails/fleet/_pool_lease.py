@@ -54,6 +54,8 @@ class PoolLease:
         ceiling: The largest limit, from the pool's capacity and `Guard.resize`.
     """
 
+    says_goodbye = True
+
     def __init__(
         self,
         budget: str,

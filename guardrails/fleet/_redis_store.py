@@ -9,19 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, cast
 
 from guardrails.errors import ConfigurationError
-from guardrails.fleet import _records
+from guardrails.fleet import _records, _verdict
 from guardrails.fleet._records import Reply
-from guardrails.fleet._stores import Ask, StoreError, StoreView
+from guardrails.fleet._stores import Answer, Ask, StoreError, StoreView
+from guardrails.fleet._verdict import Ruling, VerdictRequest
 
 __all__ = ["RedisStore", "script"]
 
 _TIMEOUT = 0.5
 """Seconds for a connect, and for a reply."""
+
+_WIDTH = 15
+"""Number of words of a question to the script."""
 
 _CONSTANTS = {
     "LEASE": _records.LEASE,
@@ -34,6 +39,13 @@ _CONSTANTS = {
     "GRANTED": _records.GRANTED,
     "STALE": _records.STALE,
     "TAKEN": _records.TAKEN,
+    "CLOSED": _verdict.CLOSED,
+    "OPEN": _verdict.OPEN,
+    "PROBE": _verdict.PROBE,
+    "PASSED": _verdict.PASSED,
+    "FAILED": _verdict.FAILED,
+    "IDLE": _verdict.IDLE,
+    "WIDTH": _WIDTH,
 }
 
 _MISSING = "a fleet on Redis or Valkey needs redis-py: pip install 'guardrails-db[redis]'"
@@ -79,7 +91,7 @@ class RedisStore:
             from redis.retry import Retry  # noqa: PLC0415
         except ImportError as error:
             raise ImportError(_MISSING) from error
-        self._prefix = f"guardrails:{{{fleet}}}:budget:"
+        self._prefix = f"guardrails:{{{fleet}}}:"
         self._script = script()
         self._digest = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
         self._error = redis.RedisError
@@ -99,15 +111,15 @@ class RedisStore:
             # The error's text may hold the URL, and that a password.
             raise ConfigurationError("Fleet: url must be one that redis-py can read, got another") from None
 
-    def exchange(self, asks: Sequence[Ask]) -> list[Reply]:
+    def exchange(self, asks: Sequence[Ask]) -> list[Answer]:
         """See Store."""
-        keys = [self._prefix + ask.budget for ask in asks]
+        keys = [f"{self._prefix}{_kind(ask)}:{ask.name}" for ask in asks]
         words = [word for ask in asks for word in _words(ask)]
         replies = self._call(self._run, keys, words)
         if not isinstance(replies, list) or len(replies) != len(asks):
             raise StoreError("its answer cannot be read")
         try:
-            return [_reply(values) for values in replies]
+            return [_answer(ask, values) for ask, values in zip(asks, replies, strict=True)]
         except (TypeError, ValueError):
             raise StoreError("its answer cannot be read") from None
 
@@ -151,25 +163,18 @@ def _reason(error: Exception, *, refused: bool) -> str:
     return "it answers with an error" if refused else type(error).__name__
 
 
+def _kind(ask: Ask) -> str:
+    return "verdict" if isinstance(ask.request, VerdictRequest) else "budget"
+
+
 def _words(ask: Ask) -> list[Any]:
-    asked = ask.request
-    return [
-        "leave" if ask.leaving else "renew",
-        asked.worker,
-        asked.instance,
-        asked.seq,
-        int(asked.fresh),
-        asked.has,
-        asked.cap,
-        asked.safe,
-        asked.wants,
-        asked.minimum,
-        asked.most,
-        asked.budget,
-        asked.host,
-    ]
+    kind = "judge" if isinstance(ask.request, VerdictRequest) else "leave" if ask.leaving else "renew"
+    words = [int(word) if isinstance(word, bool) else word for word in astuple(ask.request)]
+    return [kind, *words, *[""] * (_WIDTH - 1 - len(words))]
 
 
-def _reply(values: Any) -> Reply:
+def _answer(ask: Ask, values: Any) -> Answer:
+    if isinstance(ask.request, VerdictRequest):
+        return Ruling(*map(int, values))
     status, grant, safe, workers, budget, largest, learning, borrowed = map(int, values)
     return Reply(status, grant, safe, workers, budget, largest, learning == 1, borrowed)

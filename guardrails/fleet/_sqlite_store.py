@@ -16,12 +16,16 @@ from contextlib import closing
 
 from guardrails.fleet._lease import leave, renew
 from guardrails.fleet._records import GRANTED, Reply
-from guardrails.fleet._stores import Ask, StoreError, StoreView
+from guardrails.fleet._stores import Answer, Ask, StoreError, StoreView
+from guardrails.fleet._verdict import VerdictRequest, judge
 
 __all__ = ["SQLiteStore"]
 
 _BUSY = 0.5
 """Seconds for which a worker waits for the file's lock."""
+
+_VERDICT = "@"
+"""Begins the name of a verdict in the table; no name of a budget begins with it."""
 
 _TABLE = """create table if not exists guardrails_fleet (
     fleet text, budget text, field text, value text, primary key (fleet, budget, field)) without rowid"""
@@ -41,13 +45,13 @@ class SQLiteStore:
         self._path = path
         self._fleet = fleet
 
-    def exchange(self, asks: Sequence[Ask]) -> list[Reply]:
+    def exchange(self, asks: Sequence[Ask]) -> list[Answer]:
         """See Store."""
         try:
             with closing(self._open()) as file:
                 file.execute("begin immediate")
                 now = _now()
-                replies = [self._ask(file, ask, now) for ask in asks]
+                replies = [self._answer(file, ask, now) for ask in asks]
                 file.execute("commit")
                 return replies
         except (sqlite3.Error, OSError) as error:
@@ -62,6 +66,8 @@ class SQLiteStore:
             raise StoreError(_reason(error)) from None
         found: dict[tuple[str, str], dict[str, str]] = {}
         for fleet, budget, field, value in rows:
+            if str(budget).startswith(_VERDICT):
+                continue
             mapping = found.setdefault((str(fleet), str(budget)), {})
             mapping[str(field)] = value if isinstance(value, str) else ""
         return StoreView(_now(), found)
@@ -80,30 +86,33 @@ class SQLiteStore:
             raise
         return file
 
-    def _ask(self, file: sqlite3.Connection, ask: Ask, now: int) -> Reply:
+    def _answer(self, file: sqlite3.Connection, ask: Ask, now: int) -> Answer:
+        name = f"{_VERDICT}{ask.name}" if isinstance(ask.request, VerdictRequest) else ask.name
         rows = file.execute(
             "select field, value from guardrails_fleet where fleet = ? and budget = ?",
-            (self._fleet, ask.budget),
+            (self._fleet, name),
         ).fetchall()
         before = {str(field): value if isinstance(value, str) else "" for field, value in rows}
         fields = dict(before)
-        if ask.leaving:
+        answer: Answer = Reply(GRANTED)
+        if isinstance(ask.request, VerdictRequest):
+            answer = judge(fields, ask.request, now)
+        elif ask.leaving:
             leave(fields, ask.request, now)
-            reply = Reply(GRANTED)
         else:
-            reply = renew(fields, ask.request, now)
+            answer = renew(fields, ask.request, now)
         for field in before.keys() - fields.keys():
             file.execute(
                 "delete from guardrails_fleet where fleet = ? and budget = ? and field = ?",
-                (self._fleet, ask.budget, field),
+                (self._fleet, name, field),
             )
         for field, value in fields.items():
             if before.get(field) != value:
                 file.execute(
                     "insert or replace into guardrails_fleet values (?, ?, ?, ?)",
-                    (self._fleet, ask.budget, field, value),
+                    (self._fleet, name, field, value),
                 )
-        return reply
+        return answer
 
 
 def _now() -> int:

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from guardrails.fleet._records import Reply, Request
+from guardrails.fleet._verdict import Ruling, VerdictRequest
 
-__all__ = ["Ask", "Store", "StoreError", "StoreView"]
+__all__ = ["Answer", "Ask", "Store", "StoreError", "StoreView"]
+
+
+Answer = Reply | Ruling
 
 
 class StoreError(Exception):
@@ -18,13 +22,13 @@ class Ask(NamedTuple):
     """One question to a store.
 
     Attributes:
-        budget: The name of the budget.
+        name: The name of the budget, or of the verdict.
         request: The request.
-        leaving: True to say goodbye instead of renewing.
+        leaving: True to say goodbye instead of renewing a lease.
     """
 
-    budget: str
-    request: Request
+    name: str
+    request: Request | VerdictRequest
     leaving: bool = False
 
 
@@ -43,8 +47,8 @@ class StoreView(NamedTuple):
 class Store(Protocol):
     """Keeps the leases of one fleet. One thread uses it at a time."""
 
-    def exchange(self, asks: Sequence[Ask]) -> list[Reply]:
-        """Sends the questions in one call; returns a reply to each.
+    def exchange(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Sends the questions in one call; returns an answer to each.
 
         Raises:
             StoreError: The store cannot be used now.

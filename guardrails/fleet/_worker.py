@@ -14,15 +14,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from guardrails._runtime.fork import check_process, in_child
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.threads import daemon
 from guardrails._util.weak_registry import WeakRegistry
-from guardrails.fleet._records import Reply, Request
+from guardrails.fleet._records import Request
 from guardrails.fleet._stores import Ask, Store, StoreError
+from guardrails.fleet._verdict import VerdictRequest
 
 __all__ = ["FleetWorker", "Identity", "LeaseTask"]
 
@@ -54,19 +55,21 @@ class LeaseTask(Protocol):
     Attributes:
         budget: The name of its budget.
         is_lost: True while it has no contact.
+        says_goodbye: True if the store is told when it ends.
     """
 
     budget: str
     is_lost: bool
+    says_goodbye: bool
 
     def tick(self, now: float) -> bool:
         """Measures and applies; True if the store is to be asked."""
 
-    def request(self, identity: Identity) -> Request:
+    def request(self, identity: Identity) -> Request | VerdictRequest:
         """Returns the next request."""
 
-    def answered(self, reply: Reply) -> bool:
-        """Takes the reply to the last request; False if another process uses the same ``worker_id``."""
+    def answered(self, reply: Any) -> bool:
+        """Takes the answer to the last request; False if another process uses the same ``worker_id``."""
 
     def forget(self) -> None:
         """Forgets its lease, in a child process."""
@@ -204,9 +207,14 @@ class FleetWorker:
         if not leaving or not self._in_use.acquire(timeout=_GOODBYE):
             return
         try:
-            asks = [Ask(task.budget, task.request(self._identity_of(task)), leaving=True) for task in leaving]
+            asks = [
+                Ask(task.budget, task.request(self._identity_of(task)), leaving=True)
+                for task in leaving
+                if task.says_goodbye
+            ]
             with suppress(StoreError):
-                self._store.exchange(asks)
+                if asks:
+                    self._store.exchange(asks)
             kept = [task for task in self._tasks.living() if task not in leaving]
             self._tasks = WeakRegistry()
             for task in kept:

@@ -1,7 +1,7 @@
--- The rule of guardrails/fleet/_lease.py, for Redis and Valkey. Constants come before this text.
+-- The rules of guardrails/fleet/_lease.py and _verdict.py, for Redis and Valkey. Constants come before this text.
 --
--- KEYS: a hash for each budget. ARGV: for each key thirteen values, in the order of `_redis_store.py`.
--- Returns for each key the values of a `Reply`.
+-- KEYS: a hash for each budget and verdict. ARGV: for each key WIDTH values, in the order of `_redis_store.py`.
+-- Returns for each key the values of a `Reply` or a `Ruling`.
 
 local EPOCH = '@'
 
@@ -176,17 +176,119 @@ local function renew(key, asked, now)
   return {GRANTED, grant, safe, count, budget, largest, learning and 1 or 0, borrowed}
 end
 
+-- The rule of _verdict.py.
+
+local function read_share(text)
+  if #text > 300 then return nil end
+  local found = {string.match(text, '^1 ([0-9a-f]+)' .. string.rep(' ([0-9]+)', 6) .. '$')}
+  if #found == 0 then return nil end
+  for i = 2, 7 do
+    found[i] = number(found[i])
+    if not found[i] then return nil end
+  end
+  return {
+    instance = found[1], seq = found[2], renewed = found[3], generation = found[4], calls = found[5],
+    failures = found[6], slow = found[7],
+  }
+end
+
+local function read_circuit(text)
+  if text and #text <= 300 then
+    local state, generation, till, prober = string.match(text, '^1 ([012]) ([0-9]+) ([0-9]+) ([!-~]*)$')
+    if state and number(generation) and number(till) then
+      return {state = tonumber(state), generation = number(generation), till = number(till), prober = prober}
+    end
+  end
+  return {state = CLOSED, generation = 0, till = 0, prober = ''}
+end
+
+local function sums(known, circuit, now)
+  local found = {workers = 0, calls = 0, failures = 0, slow = 0, troubled = 0}
+  for _, share in pairs(known) do
+    if now - share.renewed <= LEASE then found.workers = found.workers + 1 end
+    if now - share.renewed <= LEASE and share.generation == circuit.generation then
+      found.calls, found.failures = found.calls + share.calls, found.failures + share.failures
+      found.slow = found.slow + share.slow
+      if share.failures + share.slow > 0 then found.troubled = found.troubled + 1 end
+    end
+  end
+  return found
+end
+
+local function is_sick(asked, found)
+  local reached = found.failures * 1000000 >= asked.failure_rate * found.calls
+    or found.slow * 1000000 >= asked.slow_rate * found.calls
+  local enough = found.troubled > 1 or (found.workers == 1 and found.troubled == 1)
+  return found.calls >= math.max(1, asked.minimum) and reached and enough
+end
+
+local function turn(circuit, asked, now, known)
+  local prober = known[circuit.prober]
+  if circuit.state == CLOSED and is_sick(asked, sums(known, circuit, now)) then
+    circuit.state, circuit.generation, circuit.till = OPEN, circuit.generation + 1, now + asked.wait
+  elseif circuit.state == OPEN and now >= circuit.till then
+    if asked.refused > 0 or now >= circuit.till + IDLE then
+      circuit.state, circuit.till, circuit.prober = PROBE, now + asked.lease, asked.name
+    end
+  elseif circuit.state == PROBE and circuit.prober == asked.name then
+    if asked.result == PASSED then
+      circuit.state, circuit.generation, circuit.till, circuit.prober = CLOSED, circuit.generation + 1, 0, ''
+    elseif asked.result == FAILED then
+      circuit.state, circuit.till, circuit.prober = OPEN, now + asked.wait, ''
+    end
+  elseif circuit.state == PROBE and (now >= circuit.till or not prober or now - prober.renewed > LEASE) then
+    circuit.till, circuit.prober = now + asked.lease, asked.name
+  end
+end
+
+local function judge(key, asked, now)
+  local fields, known = fields_of(key), {}
+  local circuit = read_circuit(fields[EPOCH])
+  if circuit.till > now + math.max(asked.wait, asked.lease) + SKEW then circuit.till = now end
+  for name, text in pairs(fields) do
+    if name ~= EPOCH then
+      local share = read_share(text)
+      local age = share and now - share.renewed
+      if share and age >= -SKEW and age <= FORGET_AFTER then known[name] = share else redis.call('HDEL', key, name) end
+    end
+  end
+  local own = known[asked.name]
+  if not own or own.instance ~= asked.instance or asked.seq > own.seq then
+    known[asked.name] = asked
+    turn(circuit, asked, now, known)
+    redis.call('HSET', key, asked.name, string.format(
+      '1 %s %.0f %.0f %.0f %.0f %.0f %.0f', asked.instance, asked.seq, now, asked.generation, asked.calls,
+      asked.failures, asked.slow
+    ), EPOCH, string.format('1 %d %.0f %.0f %s', circuit.state, circuit.generation, circuit.till, circuit.prober))
+    redis.call('PEXPIRE', key, 4 * FORGET_AFTER)
+  end
+  local found, state = sums(known, circuit, now), circuit.state
+  if state == PROBE and circuit.prober ~= asked.name then state = OPEN end
+  return {
+    state, math.max(0, circuit.till - now), circuit.generation, found.workers, found.calls, found.failures,
+    found.slow, found.troubled,
+  }
+end
+
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local replies = {}
 for i, key in ipairs(KEYS) do
-  local at = (i - 1) * 13
+  local at = (i - 1) * WIDTH
+  local kind = ARGV[at + 1]
   local function asked(n) return tonumber(ARGV[at + n]) end
-  local request = {
-    name = ARGV[at + 2], instance = ARGV[at + 3], seq = asked(4), fresh = ARGV[at + 5] == '1', has = asked(6),
-    cap = asked(7), safe = asked(8), wants = asked(9), minimum = asked(10), most = asked(11), budget = asked(12),
-    host = ARGV[at + 13], left = false, renewed = now, grant = 0,
-  }
-  replies[i] = (ARGV[at + 1] == 'leave' and leave or renew)(key, request, now)
+  if kind == 'judge' then
+    replies[i] = judge(key, {
+      name = ARGV[at + 2], instance = ARGV[at + 3], seq = asked(4), generation = asked(5), result = asked(6),
+      calls = asked(7), failures = asked(8), slow = asked(9), refused = asked(10), minimum = asked(11),
+      failure_rate = asked(12), slow_rate = asked(13), wait = asked(14), lease = asked(15), renewed = now,
+    }, now)
+  else
+    replies[i] = (kind == 'leave' and leave or renew)(key, {
+      name = ARGV[at + 2], instance = ARGV[at + 3], seq = asked(4), fresh = ARGV[at + 5] == '1', has = asked(6),
+      cap = asked(7), safe = asked(8), wants = asked(9), minimum = asked(10), most = asked(11), budget = asked(12),
+      host = ARGV[at + 13], left = false, renewed = now, grant = 0,
+    }, now)
+  end
 end
 return replies

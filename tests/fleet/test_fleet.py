@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
@@ -13,18 +14,21 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import redis
+import redis.asyncio
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import protect
-from guardrails.errors import BulkheadFullError, ConfigurationError
+from guardrails.errors import BulkheadFullError, CircuitOpenError, ConfigurationError
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
 from guardrails.fleet import Fleet
-from guardrails.fleet._fleet import Budget
+from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._lease import members
-from guardrails.fleet._records import GRANTED, TAKEN, Reply
+from guardrails.fleet._records import GRANTED, TAKEN, Reply, Request
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import StoreError
+from guardrails.fleet._verdict import CLOSED, OPEN, Ruling
 from guardrails.fleet._worker import FleetWorker
 from support.paths import PROCESSES
 from support.polling import wait_until
@@ -42,15 +46,20 @@ class ScriptedStore:
 
     def __init__(self, grant=3):
         self.grant, self.asked, self.status = grant, [], GRANTED
-        self.delay = 0.0
+        self.delay, self.ruling = 0.0, CLOSED
         self.more = {"safe": 2, "workers": 2, "budget": 8, "largest": 8}
 
     def exchange(self, asks):
         time.sleep(self.delay)
-        self.asked += [(ask.request, ask.leaving) for ask in asks]
+        self.asked += [(ask.request, ask.leaving) for ask in asks if isinstance(ask.request, Request)]
         if isinstance(self.grant, Exception):
             raise self.grant
-        return [Reply(self.status, self.grant, **self.more) for _ in asks]
+        return [self.answer(ask.request) for ask in asks]
+
+    def answer(self, request):
+        if isinstance(request, Request):
+            return Reply(self.status, self.grant, **self.more)
+        return Ruling(self.ruling, 1000, 0, 2, 9, 9, 0, 2)
 
     def close(self):
         pass
@@ -342,6 +351,72 @@ def test_a_budget_that_does_not_fit_is_one_warning(shop, caplog, more, words):
     shop.engine.dispose()
 
 
+# --- the verdict ----------------------------------------------------------------------------------------
+
+
+def test_an_engine_with_a_budget_follows_its_verdict(shop):
+    """Without compartments: a workload whose calls succeed would go on, as in every open circuit."""
+    shop = shop(compartments="none")
+    with shop.engine.connect():
+        pass
+    shop.store.ruling = OPEN
+    wait_until(lambda: shop.guard.state == "open")
+    with pytest.raises(CircuitOpenError):
+        shop.engine.connect()
+    shop.store.ruling = CLOSED
+    wait_until(lambda: shop.guard.state == "closed")
+    shop.engine.dispose()
+
+
+def test_an_engine_may_follow_a_verdict_alone(shop, tmp_path):
+    budgeted = shop()
+    engine = create_engine(f"sqlite:///{tmp_path}/other.db", pool_size=5, max_overflow=0)
+    guard = protect(engine, fleet=Verdict("other", budgeted.worker))
+    assert guard.snapshot().max_concurrent_calls == 5
+    with engine.connect():
+        pass
+    budgeted.store.ruling = OPEN
+    wait_until(lambda: guard.state == "open")
+    assert guard.snapshot().pool.lease is None
+    guard.detach()
+    engine.dispose()
+
+
+def test_an_engine_without_a_circuit_has_a_budget_alone(shop):
+    shop = shop(breaker=None)
+    with shop.engine.connect():
+        pass
+    assert limit(shop) == 3
+    shop.engine.dispose()
+
+
+@pytest.mark.parametrize("kind", [redis.Redis, redis.asyncio.Redis], ids=["sync", "async"])
+def test_a_redis_client_follows_a_verdict_and_takes_no_budget(kind, valkey):
+    store = ScriptedStore()
+    worker = FleetWorker("shop", lambda: store, None)
+
+    async def main():
+        client = kind(port=valkey.port, max_connections=5)
+        with pytest.raises(ConfigurationError, match=r"fleet must be a verdict, as Fleet.* got a Budget"):
+            protect(client, fleet=Budget("db", 5, 1, worker))
+        guard = protect(client, fleet=Verdict("cache", worker), compartments="none")
+        assert await _awaited(client.ping())
+        store.ruling = OPEN
+        while guard.state != "open":
+            await asyncio.sleep(0.01)
+        with pytest.raises(CircuitOpenError):
+            await _awaited(client.ping())
+        await _awaited(client.aclose() if kind is redis.asyncio.Redis else client.close())
+        guard.detach()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    worker.close()
+
+
+async def _awaited(value):
+    return await value if inspect.isawaitable(value) else value
+
+
 # --- bad input ------------------------------------------------------------------------------------------
 
 
@@ -390,7 +465,7 @@ def test_one_process_has_one_budget_of_a_name(tmp_path):
 
 def test_protect_takes_a_budget_and_not_a_fleet(tmp_path):
     engine = create_engine(f"sqlite:///{tmp_path}/shop.db")
-    with pytest.raises(ConfigurationError, match=r"fleet must be a budget, as Fleet.* got a Fleet"):
+    with pytest.raises(ConfigurationError, match=r"fleet must be a budget or verdict, .* got a Fleet"):
         protect(engine, fleet=Fleet(f"sqlite:///{tmp_path}/f.db", name="shop"))
     engine.dispose()
 

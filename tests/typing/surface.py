@@ -297,4 +297,5 @@ fleet = Fleet("redis://cache:6379/0", name="shop", worker_id="web-1")
 budget = fleet.budget("orders-db", connections=80, minimum=2)
 assert_type(budget, Budget)
 assert_type(guard_engine(sqlalchemy.create_engine("sqlite://"), fleet=budget), Guard)
+assert_type(guard_client(redis.Redis(), fleet=fleet.verdict("cache")), Guard)
 fleet.budget("orders-db", connections=80, most=2)  # type: ignore[call-arg]

@@ -22,7 +22,10 @@ from guardrails._pool.limits import (
     refuse_unknown_options,
     slots_for,
 )
+from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
+from guardrails.fleet._fleet import Verdict
+from guardrails.fleet._guard_verdict import GuardVerdict
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import ClientAdmission, guard_of
 from guardrails.integrations.redis._pool_connections import capacity
@@ -37,6 +40,7 @@ def guard_client(
     *,
     name: str | None = None,
     compartments: str = "auto",
+    fleet: Verdict | None = None,
     leak_after: float | None = 60.0,
     raise_as: str | None = None,
     **options: Any,
@@ -52,6 +56,8 @@ def guard_client(
         compartments: ``"auto"``: each guarded function and each route gets a compartment, with a circuit of
             its own and at most 70 % of the slots while another one is active. ``"declared"``: only
             ``guard.compartment()`` makes compartments. ``"none"``: there are no compartments.
+        fleet: A verdict of a `guardrails.fleet.Fleet`: the circuit opens and closes with those of the other
+            workers. None: it is judged alone.
         leak_after: Seconds after which a connection that is out, and on which nothing runs, is reported in
             the log and as a `LeakFound`. None reports none.
         raise_as: None: refusals and timeouts are only this library's errors. ``"driver"``: a refusal is also
@@ -86,6 +92,7 @@ def guard_client(
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     attachment = _ClientAttachment(client, guard, pool, life, leak_after)
+    attachment.follow(fleet, guard)
     attachment.attach()
     attach(guard, attachment)
     return guard
@@ -130,9 +137,21 @@ class _ClientAttachment:
         self, client: Any, guard: Guard, pool: Any, life: LifeSettings, leak_after: float | None
     ) -> None:
         self._client = client
+        self._verdict: GuardVerdict | None = None
         self._admission = ClientAdmission(guard, pool, life, leak_after)
         self.upkeep = self._admission.upkeep
         self.most = capacity(pool)
+
+    def follow(self, fleet: Verdict | None, guard: Guard) -> None:
+        """Lets the guard follow a fleet's verdict."""
+        if fleet is None:
+            return
+        if not isinstance(fleet, Verdict):
+            faults = Faults(f"guard {guard.name!r}")
+            faults.add("fleet", fleet, "a verdict, as Fleet(...).verdict() returns it, or None")
+            faults.raise_if_any()
+        self._verdict = fleet.follow(guard)
+        self.upkeep.joins = self._verdict.join
 
     def attach(self) -> None:
         self._admission.attach()
@@ -149,4 +168,6 @@ class _ClientAttachment:
 
     def detach(self) -> None:
         """Removes the hooks; see `Attachment`."""
+        if self._verdict is not None:
+            self._verdict.leave()
         self._admission.detach()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -28,10 +27,11 @@ from guardrails._pool.limits import (
 )
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError, ConnectionRevokedError
-from guardrails.fleet._fleet import Budget
+from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.integrations.sqlalchemy._connections import capacity
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._errors import ConnectionRevokedError as DriverRevokedError
+from guardrails.integrations.sqlalchemy._fleet import join_fleet
 from guardrails.integrations.sqlalchemy._hooks import DialectHooks
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission, guard_of, registry_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
@@ -59,7 +59,7 @@ def guard_engine(
     ask_server: bool = True,
     backstop: float | None = None,
     compartments: str = "auto",
-    fleet: Budget | None = None,
+    fleet: Budget | Verdict | None = None,
     leak_after: float | None = 60.0,
     max_idle_hold: float | None = None,
     raise_as: str | None = None,
@@ -83,8 +83,8 @@ def guard_engine(
             its own and at most 70 % of the slots while another one is active. ``"declared"``: only
             ``guard.compartment()`` makes compartments. ``"none"``: there are no compartments.
         fleet: A budget of a `guardrails.fleet.Fleet`: the pool has at most as many connections open as its
-            lease gives, and ``max_concurrent_calls`` is the most that it may be given. None: the pool keeps
-            to its own limits.
+            lease gives, and ``max_concurrent_calls`` is the most that it may be given. Or a verdict of one:
+            the circuit opens and closes with those of the other workers; a budget has one, too.
         leak_after: Seconds after which a connection that is out, and on which nothing runs, is reported in
             the log and as a `LeakFound`. None reports none.
         max_idle_hold: Seconds for which nothing may run on a connection that is out. Then it is taken back:
@@ -235,27 +235,9 @@ class _EngineAttachment:
             revocation.attach(self._engine.pool, self._runner, self.upkeep)
             self._admission.revocation = self._hooks.revocation = revocation
 
-    def _follow(self, budget: Budget | None) -> None:
-        """Limits the pool's connections by a fleet's lease; None sets no limit."""
-        if budget is None:
-            return
-        if not isinstance(budget, Budget):
-            faults = Faults(f"guard {self._guard.name!r}")
-            faults.add("fleet", budget, "a budget, as Fleet(...).budget() returns it, or None")
-            faults.raise_if_any()
-        figures, upkeep = self._admission.registry.figures, self.upkeep
-
-        def count() -> int:
-            in_use, idle, _ = figures.connections()
-            return max(in_use + idle, upkeep.open_count())
-
-        lease = budget.lease(self._guard, count)
+    def attach(self, fleet: Budget | Verdict | None) -> None:
         wait = await_only if self._engine.dialect.is_async else None
-        upkeep.lease = self._admission.lease = lease
-        upkeep.admits, figures.lease = partial(lease.admit, wait), lease.snapshot
-
-    def attach(self, budget: Budget | None) -> None:
-        self._follow(budget)
+        self._leave_fleet = join_fleet(fleet, self._guard, self._admission, self.upkeep, wait)
         self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner)
         judge = self._runner.judge
         judge.moved, judge.suspect = self.upkeep.renew, self.upkeep.suspect
@@ -281,8 +263,7 @@ class _EngineAttachment:
     def detach(self) -> None:
         """Removes the hooks; see `Attachment`."""
         self.upkeep.stop()
-        if self._admission.lease is not None:
-            self._admission.lease.leave()
+        self._leave_fleet()
         event.remove(self._root, "engine_disposed", self._disposed)
         event.remove(self._engine, "handle_error", self._hooks.handle_error)
         self._hooks.detach()

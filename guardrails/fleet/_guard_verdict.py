@@ -1,0 +1,168 @@
+"""One guard that follows the verdict of its fleet. Depends on the guard and the rule of verdicts.
+
+While the fleet's circuit is open, the guard's own circuit is kept open a little longer than until the next
+answer. Without contact it goes on by itself: it half-opens as always.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from guardrails._core.policy import BreakerPolicy
+from guardrails._guard.guard import Guard, glance
+from guardrails.errors import ConfigurationError
+from guardrails.fleet._records import LEASE, Reply
+from guardrails.fleet._verdict import CLOSED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest
+from guardrails.fleet._worker import FleetWorker, Identity
+
+__all__ = ["GuardVerdict"]
+
+_RENEWAL = 1.0
+"""Seconds between two requests."""
+
+_QUICKEST = 0.25
+"""Seconds between two requests while there is news: a round of probes has ended."""
+
+_KEPT = 1.5
+"""Seconds for which a circuit stays open beyond what the store says, until the next answer."""
+
+_FOLLOWING = frozenset({"closed", "open", "half_open"})
+"""States in which a circuit follows the fleet. The others were set by hand."""
+
+
+class GuardVerdict:
+    """The part of one guard in its fleet's verdict.
+
+    Args:
+        name: The name of the verdict.
+        guard: The guard.
+        worker: Asks the store.
+
+    Raises:
+        ConfigurationError: The guard has no circuit.
+
+    Attributes:
+        ruling: The last answer; None before the first.
+        is_lost: True while there is no contact to the store.
+    """
+
+    says_goodbye = False
+
+    def __init__(self, name: str, guard: Guard, worker: FleetWorker) -> None:
+        policy = guard.call_settings.policy
+        if policy is None:
+            raise ConfigurationError(f"guard {guard.name!r} has no circuit, so it cannot follow a verdict")
+        self.budget = name
+        self._guard = guard
+        self._policy: BreakerPolicy = policy
+        self._worker = worker
+        self._gate = guard.call_settings.gates[-1]
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts anew, in a child process."""
+        self.ruling: Ruling | None = None
+        self.is_lost = False
+        self._heard: float | None = None
+        self._seq = self._generation = 0
+        self._asked = -1e9
+        self._holds = self._probes = False
+        self._released_at = 0.0
+        self._refused_before = self._refused()
+        self._told: VerdictRequest | None = None
+
+    def join(self) -> None:
+        """Begins to ask the store; harmless if it does already."""
+        self._worker.join(self)
+
+    def leave(self) -> None:
+        """Ends asking the store."""
+        self._worker.leave(self)
+
+    # --- the clock's thread -----------------------------------------------------------------------
+
+    def tick(self, now: float) -> bool:
+        """Returns True if the store is to be asked now."""
+        self._heard = self._heard or now
+        self.is_lost = now - self._heard > LEASE / 1000
+        since = now - self._asked
+        return since >= _RENEWAL or (since >= _QUICKEST and self._result() != 0)
+
+    # --- the fleet's thread -----------------------------------------------------------------------
+
+    def request(self, identity: Identity) -> VerdictRequest:
+        """Returns the next request."""
+        self._asked = time.monotonic()
+        self._seq += 1
+        seen, policy = glance(self._guard), self._policy
+        counts = seen.calls, seen.failures, seen.slow_calls
+        refused = self._refused()
+        new, self._refused_before = refused - self._refused_before, refused
+        self._told = VerdictRequest(
+            identity.worker,
+            identity.instance,
+            self._seq,
+            self._generation,
+            self._result(),
+            *(counts if seen.state in {"closed", "metrics_only", "open"} else (0, 0, 0)),
+            max(0, new),
+            policy.minimum_number_of_calls,
+            round(policy.failure_rate_threshold * 1_000_000),
+            round(policy.slow_call_rate_threshold * 1_000_000),
+            _milliseconds(policy.wait_duration_in_open_state),
+            _milliseconds(policy.max_wait_duration_in_half_open_state),
+        )
+        return self._told
+
+    def answered(self, answer: Reply | Ruling) -> bool:
+        """Takes the answer to the last request."""
+        if not isinstance(answer, Ruling):
+            return True
+        self.ruling = answer
+        self._heard = time.monotonic()
+        self._generation = answer.generation
+        if self._guard.state not in _FOLLOWING:
+            self._holds = self._probes = False
+        elif answer.state == PROBE:
+            self._probe()
+        elif answer.state == OPEN:
+            self._probes = False
+            self._hold(answer.left / 1000 + _KEPT)
+        elif answer.state == CLOSED and (self._holds or self._probes):
+            self._holds = self._probes = False
+            if self._guard.state != "closed":
+                self._gate.step(self._gate.core.set_state, "reset", "fleet")
+        return True
+
+    def _hold(self, seconds: float) -> None:
+        self._holds = True
+        self._gate.step(self._gate.core.set_state, "open", "fleet")
+        self._gate.step(self._gate.core.keep_open, seconds)
+
+    def _probe(self) -> None:
+        """Lets the guard make its round of probes; nobody else in the fleet makes any."""
+        if self._probes:
+            return
+        self._hold(0.0)
+        self._probes = True
+        self._released_at = self._gate.clock()
+        self._gate.step(self._gate.core.keep_open, None)
+
+    def _result(self) -> int:
+        if not self._probes:
+            return 0
+        breaker = self._gate.core.breaker
+        if breaker.state == "closed":
+            return PASSED
+        return FAILED if breaker.state == "open" and breaker.open_until > self._released_at else 0
+
+    def _refused(self) -> int:
+        rejected: Counter[str] = Counter()
+        for gate in self._gate.report.gates.living():
+            rejected.update(gate.core.rejected)
+        return rejected["circuit_open"]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(3_600_000, round(seconds * 1000))

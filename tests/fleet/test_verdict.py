@@ -1,0 +1,370 @@
+"""The verdict of a fleet: the rule by steps, one rule in both languages, and guards that follow it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+import redis
+
+from guardrails import BreakerPolicy, Guard
+from guardrails.errors import CircuitOpenError, ConfigurationError
+from guardrails.events import StateChanged
+from guardrails.fleet._fleet import Verdict
+from guardrails.fleet._records import EPOCH
+from guardrails.fleet._redis_store import RedisStore, _words, script
+from guardrails.fleet._sqlite_store import SQLiteStore
+from guardrails.fleet._stores import Ask, StoreError
+from guardrails.fleet._verdict import CLOSED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest, judge
+from guardrails.fleet._worker import FleetWorker
+from support.polling import wait_until
+
+WAIT, LEASE_OF_ROUND = 2000, 10_000
+
+
+class Rule:
+    """The rule with a clock and the requests' numbers."""
+
+    def __init__(self):
+        self.fields, self.now, self.seq, self.generations = {}, 1_000_000, 0, {}
+
+    def ask(self, worker, calls=0, failures=0, slow=0, **more):
+        self.seq += 1
+        settings = {"result": 0, "refused": 0, "minimum": 10, "failure_rate": 500_000, "slow_rate": 500_000}
+        request = VerdictRequest(
+            worker, "aa", self.seq, self.generations.get(worker, 0),
+            calls=calls, failures=failures, slow=slow,
+            **(settings | {"wait": WAIT, "lease": LEASE_OF_ROUND} | more),
+        )  # fmt: skip
+        ruling = judge(self.fields, request, self.now)
+        self.generations[worker] = ruling.generation
+        return ruling
+
+    def state(self, worker, *counts, **more):
+        return self.ask(worker, *counts, **more).state
+
+
+@pytest.fixture
+def rule():
+    return Rule()
+
+
+def open_circuit(rule):
+    for number in range(5):
+        rule.ask(f"w{number}", 2, 2)
+    assert rule.state("w0", 2, 2) == OPEN
+
+
+def test_many_small_workers_are_one_large_one(rule):
+    """Forty workers with two calls each: none reaches its minimum of ten, together they do."""
+    states = [rule.state(f"w{number}", 2, number % 2 * 2) for number in range(40)]
+    assert states == [CLOSED] * 5 + [OPEN] * 35, "six of twelve calls failed"
+    assert {rule.state(f"w{number}", 2, 0) for number in range(40)} == {OPEN}
+
+
+def test_slow_calls_count_like_failures(rule):
+    assert [rule.state(f"w{number}", 2, 0, 2) for number in range(5)] == [CLOSED] * 4 + [OPEN]
+
+
+def test_one_bad_worker_opens_nothing_for_the_others(rule):
+    rule.ask("good", 20, 0)
+    for _ in range(3):
+        assert rule.state("bad", 100, 100) == CLOSED
+        assert rule.state("good", 20, 0) == CLOSED
+
+
+def test_the_only_worker_decides_alone(rule):
+    assert rule.state("w1", 10, 5) == OPEN
+
+
+def test_one_bad_worker_opens_nothing_for_those_who_have_no_calls(rule):
+    assert rule.state("idle") == CLOSED
+    assert rule.state("w1", 10, 5) == CLOSED
+
+
+def test_too_few_calls_are_no_verdict(rule):
+    assert [rule.state(f"w{number}", 3, 3) for number in range(3)] == [CLOSED] * 3
+
+
+def test_a_worker_that_is_silent_does_not_count(rule):
+    rule.ask("w1", 8, 8)
+    rule.now += 3001
+    rule.ask("w3", 0, 0)
+    assert rule.state("w2", 8, 8) == CLOSED
+    assert rule.state("w1", 8, 8) == OPEN
+
+
+def test_one_worker_makes_the_probes_of_the_whole_fleet(rule):
+    open_circuit(rule)
+    rule.now += WAIT
+    assert rule.state("w1") == OPEN, "one without callers leaves the round to others"
+    assert rule.state("w2", refused=3) == PROBE
+    assert [rule.state(f"w{number}", refused=5) for number in range(5)] == [OPEN, OPEN, PROBE, OPEN, OPEN]
+    assert rule.state("w2", result=PASSED) == CLOSED
+    assert rule.state("w3", 100, 100) == CLOSED, "its window is of before"
+    assert rule.state("w4", 100, 100) == CLOSED
+    assert rule.state("w3", 6, 6) == CLOSED
+    assert rule.state("w4", 6, 6) == OPEN
+
+
+def test_a_failed_round_opens_for_another_period(rule):
+    open_circuit(rule)
+    rule.now += WAIT
+    assert rule.state("w2", refused=1) == PROBE
+    ruling = rule.ask("w2", result=FAILED)
+    assert (ruling.state, ruling.left) == (OPEN, WAIT)
+    rule.now += WAIT
+    assert rule.state("w3", refused=1) == PROBE
+
+
+def test_a_round_goes_to_another_when_its_time_is_over_or_its_worker_is_gone(rule):
+    open_circuit(rule)
+    rule.now += WAIT
+    assert rule.state("w2", refused=1) == PROBE
+    rule.now += 3001
+    assert rule.state("w3") == PROBE
+    for _ in range(5):
+        rule.now += 2000
+        assert rule.state("w3") == PROBE
+    assert rule.state("w4") == PROBE
+    assert rule.state("w3") == OPEN
+
+
+def test_a_round_without_callers_begins_after_two_seconds(rule):
+    open_circuit(rule)
+    rule.now += WAIT + 2000
+    assert rule.state("w1") == PROBE
+
+
+def test_a_clock_that_jumps_back_does_not_keep_it_open(rule):
+    open_circuit(rule)
+    rule.now -= 3_600_000
+    assert rule.state("w1", refused=1) == PROBE
+
+
+def test_lost_data_close_the_circuit_and_evidence_opens_it_again(rule):
+    open_circuit(rule)
+    rule.fields.clear()
+    rule.generations.clear()
+    assert rule.state("w1", 8, 8) == CLOSED
+    assert rule.state("w2", 8, 8) == OPEN
+
+
+def test_an_earlier_request_changes_nothing(rule):
+    rule.ask("w1", 9, 9)
+    rule.seq -= 1
+    assert rule.ask("w1", 0, 0).calls == 9
+    assert rule.state("w2", 9, 9) == OPEN
+
+
+HOSTILE = [
+    "",
+    "1",
+    "x" * 400,
+    "1 3 1 1 w1",
+    "1 1 1 9999999999999999 w1",
+    f"1 1 5 {10**14} w1",
+    "1 aa 1 1 1 1 1",
+    "1 2 3 4 ",
+]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lua_and_python_rule_the_same(valkey, seed):
+    draw, fields, now, seqs, known = random.Random(seed), {}, 1_000_000_000, {}, {}
+    key = f"guardrails:{{shop}}:verdict:v{seed}"
+    with redis.Redis(port=valkey.port, decode_responses=True) as client:
+        run = client.register_script(script().replace("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}"))
+        seen = set()
+        for _ in range(400):
+            now += draw.choice([1, 50, 300, 900, 900, 2500, 4000, -200, 12000])
+            if draw.random() < 0.05:
+                name, text = draw.choice(["w1", "zz", EPOCH]), draw.choice(HOSTILE)
+                fields[name] = text
+                client.hset(key, name, text)
+            worker = f"w{draw.randrange(5)}"
+            seqs[worker] = max(0, seqs.get(worker, 0) + draw.choice([1, 1, 1, 0, -1]))
+            calls = draw.choice([0, 2, 5, 12])
+            asked = VerdictRequest(
+                worker, draw.choice(["aa", "aa", "bb"]), seqs[worker], known.get(worker, 0),
+                draw.choice([0, 0, PASSED, FAILED]), calls, draw.randint(0, calls), draw.randint(0, calls),
+                draw.choice([0, 0, 3]), 10, draw.choice([500_000, 333_333]), 1_000_000, 2000, 10_000,
+            )  # fmt: skip
+            values = run([key], [*_words(Ask("v", asked)), now // 1000, now % 1000 * 1000])[0]
+            ruling = judge(fields, asked, now)
+            assert Ruling(*values) == ruling
+            assert client.hgetall(key) == fields
+            known[worker] = ruling.generation
+            seen.add(ruling.state)
+        client.delete(key)
+    assert seen == {CLOSED, OPEN, PROBE}
+
+
+# --- guards ---------------------------------------------------------------------------------------------
+
+POLICY = BreakerPolicy(minimum_number_of_calls=10, wait_duration_in_open_state=0.5)
+
+
+class Member:
+    """One worker with one guard, in this process."""
+
+    def __init__(self, make_store, name, **options):
+        self.events, self.probes = [], 0
+        self.worker = FleetWorker("shop", make_store, name)
+        self.guard = Guard(
+            name, max_concurrent_calls=10, listeners=[self.events.append], **{"breaker": POLICY} | options
+        )
+        self.verdict = Verdict("prices", self.worker).follow(self.guard)
+        self.verdict.join()
+
+    def call(self, error=None):
+        """Makes a call; returns whether it was let in."""
+
+        def work():
+            if error is not None:
+                raise error
+
+        try:
+            self.guard.run(work)
+        except CircuitOpenError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+    def causes(self):
+        return [(event.new, event.cause) for event in self.events if isinstance(event, StateChanged)]
+
+
+@pytest.fixture(params=["sqlite", "valkey"])
+def fleet(request, tmp_path):
+    made = []
+    if request.param == "sqlite":
+        make_store = lambda: SQLiteStore(str(tmp_path / "fleet.db"), "shop")
+    else:
+        url = request.getfixturevalue("valkey").url()
+        make_store = lambda: RedisStore(url, f"verdict-{id(made)}")
+
+    def join(count, **options):
+        members = [Member(make_store, f"w{number}", **options) for number in range(count)]
+        made.extend(members)
+        wait_until(lambda: all(member.verdict.ruling is not None for member in members))
+        return members
+
+    yield join
+    for member in made:
+        member.worker.close()
+
+
+def test_guards_open_together_one_probes_and_all_close(fleet):
+    """Five workers with three failed calls each; alone none would open."""
+    members = fleet(5)
+    for member in members:
+        for _ in range(3):
+            assert member.call(ConnectionError())
+    assert {member.guard.state for member in members} == {"closed"}
+    began = time.monotonic()
+    wait_until(lambda: all(member.guard.state == "open" for member in members))
+    assert time.monotonic() - began < 5
+    assert {cause for member in members for cause in member.causes()} == {("open", "fleet")}
+    let_in = dict.fromkeys(range(5), 0)
+    until = time.monotonic() + 20
+    while any(member.guard.state != "closed" for member in members):
+        assert time.monotonic() < until
+        for number, member in enumerate(members):
+            if member.guard.state != "closed":
+                let_in[number] += member.call()
+        time.sleep(0.01)
+    assert sorted(let_in.values()) == [0, 0, 0, 0, 3], "three probes in all"
+    for member in members:
+        assert member.causes()[-1] in {("closed", "fleet"), ("closed", "probes_passed")}
+        assert member.call()
+
+
+def test_a_round_that_fails_keeps_all_open(fleet):
+    members = fleet(3)
+    for member in members:
+        for _ in range(4):
+            member.call(ConnectionError())
+    wait_until(lambda: all(member.guard.state == "open" for member in members))
+    let_in, until = 0, time.monotonic() + 3
+    while time.monotonic() < until:
+        let_in += sum(member.call(ConnectionError()) for member in members)
+        time.sleep(0.01)
+    assert 0 < let_in <= 3 * 3, "a round fails at its second probe; one round a second at most"
+    assert all(member.guard.state != "closed" for member in members)
+
+
+def test_a_worker_alone_in_its_trouble_opens_its_own_circuit_only(fleet):
+    bad, *others = fleet(3)
+    for _ in range(10):
+        bad.call(ConnectionError())
+    assert bad.guard.state == "open"
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        assert all(member.call() for member in others)
+        time.sleep(0.02)
+    assert {member.guard.state for member in others} == {"closed"}
+
+
+def test_a_circuit_that_was_set_by_hand_stays(fleet):
+    members = fleet(3)
+    members[0].guard.disable()
+    for member in members[1:]:
+        for _ in range(6):
+            member.call(ConnectionError())
+    wait_until(lambda: all(member.guard.state == "open" for member in members[1:]))
+    time.sleep(1.2)
+    assert members[0].guard.state == "disabled"
+
+
+def test_without_contact_an_open_circuit_recovers_by_itself(tmp_path):
+    class Store(SQLiteStore):
+        broken = False
+
+        def exchange(self, asks):
+            if Store.broken:
+                raise StoreError("gone")
+            return super().exchange(asks)
+
+    members = [Member(lambda: Store(str(tmp_path / "fleet.db"), "shop"), f"w{number}") for number in range(2)]
+    try:
+        wait_until(lambda: all(member.verdict.ruling is not None for member in members))
+        for member in members:
+            for _ in range(6):
+                member.call(ConnectionError())
+        wait_until(lambda: all(member.guard.state == "open" for member in members))
+        Store.broken = True
+        wait_until(lambda: all(member.call() and member.guard.state == "closed" for member in members))
+        assert members[0].causes()[-1] == ("closed", "probes_passed")
+    finally:
+        for member in members:
+            member.worker.close()
+
+
+def test_a_guard_without_a_circuit_cannot_follow():
+    guard = Guard("plain", max_concurrent_calls=1, breaker=None)
+    with pytest.raises(ConfigurationError, match="guard 'plain' has no circuit"):
+        Verdict("prices", FleetWorker("shop", object, None)).follow(guard)
+
+
+def test_calls_go_on_while_the_verdict_is_asked(fleet):
+    """No slot is lost and no caller is refused while the circuit is closed."""
+    members = fleet(2)
+    refused, stop = [], threading.Event()
+
+    def work(member):
+        while not stop.is_set():
+            if not member.call():
+                refused.append(member)
+
+    threads = [threading.Thread(target=work, args=(member,)) for member in members]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.5)
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert refused == []
