@@ -24,6 +24,9 @@ _RENEWAL = 1.0
 _QUICKEST = 0.25
 """Seconds between two requests while there is news: a round of probes has ended."""
 
+_IN_TROUBLE = 0.5
+"""Seconds between two requests while calls fail or are slow, so that the sums are young when they matter."""
+
 _KEPT = 1.5
 """Seconds for which a circuit stays open beyond what the store says, until the next answer."""
 
@@ -70,7 +73,7 @@ class GuardVerdict:
         self._holds = self._probes = False
         self._released_at = 0.0
         self._refused_before = self._refused()
-        self._told: VerdictRequest | None = None
+        self._told_bad = self._bad_calls()
 
     def join(self) -> None:
         """Begins to ask the store; harmless if it does already."""
@@ -87,19 +90,24 @@ class GuardVerdict:
         self._heard = self._heard or now
         self.is_lost = now - self._heard > LEASE / 1000
         since = now - self._asked
-        return since >= _RENEWAL or (since >= _QUICKEST and self._result() != 0)
+        return (
+            since >= _RENEWAL
+            or (since >= _QUICKEST and self._result() != 0)
+            or (since >= _IN_TROUBLE and self._bad_calls() != self._told_bad)
+        )
 
     # --- the fleet's thread -----------------------------------------------------------------------
 
     def request(self, identity: Identity) -> VerdictRequest:
         """Returns the next request."""
         self._asked = time.monotonic()
+        self._told_bad = self._bad_calls()
         self._seq += 1
         seen, policy = glance(self._guard), self._policy
         counts = seen.calls, seen.failures, seen.slow_calls
         refused = self._refused()
         new, self._refused_before = refused - self._refused_before, refused
-        self._told = VerdictRequest(
+        return VerdictRequest(
             identity.worker,
             identity.instance,
             self._seq,
@@ -113,7 +121,6 @@ class GuardVerdict:
             _milliseconds(policy.wait_duration_in_open_state),
             _milliseconds(policy.max_wait_duration_in_half_open_state),
         )
-        return self._told
 
     def answered(self, answer: Reply | Ruling) -> bool:
         """Takes the answer to the last request."""
@@ -146,8 +153,8 @@ class GuardVerdict:
             return
         self._hold(0.0)
         self._probes = True
-        self._released_at = self._gate.clock()
         self._gate.step(self._gate.core.keep_open, None)
+        self._released_at = self._gate.core.breaker.open_until  # a round that fails sets a later one
 
     def _result(self) -> int:
         if not self._probes:
@@ -156,6 +163,10 @@ class GuardVerdict:
         if breaker.state == "closed":
             return PASSED
         return FAILED if breaker.state == "open" and breaker.open_until > self._released_at else 0
+
+    def _bad_calls(self) -> int:
+        breaker = self._gate.core.breaker
+        return breaker.failed + breaker.pending_failures + breaker.slow
 
     def _refused(self) -> int:
         rejected: Counter[str] = Counter()

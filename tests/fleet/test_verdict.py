@@ -283,6 +283,24 @@ def test_guards_open_together_one_probes_and_all_close(fleet):
         assert member.call()
 
 
+def test_a_worker_with_few_calls_has_time_for_its_round(fleet):
+    """A round that waits for its first call has not failed."""
+    members = fleet(2)
+    for member in members:
+        for _ in range(6):
+            member.call(ConnectionError())
+    wait_until(lambda: all(member.guard.state == "open" for member in members))
+    began, let_in = time.monotonic(), 0
+    while any(member.guard.state != "closed" for member in members):
+        let_in += sum(member.call() for member in members if member.guard.state != "closed")
+        time.sleep(0.6)
+        assert time.monotonic() - began < 20
+    assert let_in == 3
+    assert [
+        cause for member in members for cause in member.causes() if cause == ("open", "probes_failed")
+    ] == []
+
+
 def test_a_round_that_fails_keeps_all_open(fleet):
     members = fleet(3)
     for member in members:
