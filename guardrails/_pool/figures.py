@@ -150,7 +150,7 @@ class PoolFigures:
         self._system = system
         self._gate = guard.call_settings.gates[0]
         self.clock = self._gate.clock
-        self.connections: Callable[[], Connections] = _no_connections
+        self.connections: Callable[[], Connections] = lambda: Connections(0, 0)
         self.lease: Callable[[], LeaseSnapshot] | None = None
         self._lock = ForkedLock()
         self._without_route: dict[Guard, RouteTimes] = {guard: self._times()}
@@ -294,7 +294,3 @@ class PoolFigures:
             )
             for guard, route, times in known.values()
         ]
-
-
-def _no_connections() -> Connections:
-    return Connections(0, 0)

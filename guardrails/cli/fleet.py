@@ -18,6 +18,7 @@ from guardrails.fleet._fleet import store_of
 from guardrails.fleet._lease import members, reserved
 from guardrails.fleet._records import LEASE, Record, read_epoch
 from guardrails.fleet._stores import StoreError
+from guardrails.fleet._verdict import CLOSED, OPEN, PROBE, look
 
 __all__ = ["fleet"]
 
@@ -25,13 +26,13 @@ __all__ = ["fleet"]
 @click.command(
     short_help="Lists the workers of a fleet and their leases.",
     help="Lists the workers that share a budget of connections: what each has, wants and may have, and the "
-    "sums against the budget. URL leads to the store, as in Fleet(URL).",
+    "sums against the budget; and the circuits that they share. URL leads to the store, as in Fleet(URL).",
 )
 @click.argument("url")
 @click.option("--name", metavar="FLEET", help="Only the fleet of this name.")
 @as_json
 def fleet(url: str, *, name: str | None, as_json: bool) -> None:
-    """Prints the workers. Exits with 0 if every budget is kept and every worker in contact, else with 1."""
+    """Prints the workers. Exits with 0 if all is well, with 1 for findings and for a circuit that is open."""
     try:
         view = store_of(url, "")().read()
     except (ConfigurationError, ImportError) as error:
@@ -45,11 +46,47 @@ def fleet(url: str, *, name: str | None, as_json: bool) -> None:
         if name is None or names[0] == name
     ]
     budgets = [each for each in budgets if each["workers"]]
+    verdicts = [
+        _verdict(*names, fields, view.now)
+        for names, fields in sorted(view.verdicts.items())
+        if name is None or names[0] == name
+    ]
+    verdicts = [each for each in verdicts if each["workers"]]
     if as_json:
-        click.echo(json.dumps({"budgets": budgets}))
+        click.echo(json.dumps({"budgets": budgets, "verdicts": verdicts}))
     else:
-        click.echo("\n".join(line for each in budgets for line in _lines(each)) or "no workers are known.")
-    sys.exit(1 if any(each["findings"] for each in budgets) else 0)
+        lines = [line for each in budgets for line in _lines(each)] + [
+            _circuit_line(each) for each in verdicts
+        ]
+        click.echo("\n".join(lines) or "no workers are known.")
+    has_findings = any(each["findings"] for each in budgets)
+    sys.exit(1 if has_findings or any(each["circuit"] != "closed" for each in verdicts) else 0)
+
+
+_STATES = {CLOSED: "closed", OPEN: "open", PROBE: "half_open"}
+
+
+def _verdict(fleet_name: str, name: str, fields: Mapping[str, str], now: int) -> dict[str, Any]:
+    """Returns the circuit of one verdict and the sums over its workers."""
+    seen = look(fields, now)
+    return {
+        "fleet": _clean(fleet_name),
+        "name": _clean(name),
+        "circuit": _STATES[seen.state],
+        "left": seen.left / 1000,
+        "workers": seen.workers,
+        "troubled": seen.troubled,
+        "calls": seen.calls,
+        "failures": seen.failures,
+        "slow": seen.slow,
+    }
+
+
+def _circuit_line(each: Mapping[str, Any]) -> str:
+    left = "" if each["circuit"] == "closed" else f" for {each['left']:.1f} s more"
+    counts = f"of {each['calls']} calls {each['failures']} failed and {each['slow']} were slow"
+    where = f"at {each['troubled']} of {each['workers']} workers"
+    return f"{each['fleet']} / {each['name']}: circuit {each['circuit']}{left}; {counts}, {where}"
 
 
 def _budget(fleet_name: str, name: str, fields: Mapping[str, str], now: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ _CONSTANTS = {
 
 _MISSING = "a fleet on Redis or Valkey needs redis-py: pip install 'guardrails-db[redis]'"
 
-_KEY = re.compile(r"guardrails:\{([^{}]*)\}:budget:(.*)")
+_KEY = re.compile(r"guardrails:\{([^{}]*)\}:(budget|verdict):(.*)")
 
 _REASONS = (
     (("NOAUTH", "WRONGPASS", "AuthenticationError"), "it refuses the login"),
@@ -140,12 +140,13 @@ class RedisStore:
 
     def _read(self) -> StoreView:
         seconds, micros = self._client.time()
-        found = {}
-        for key in sorted(self._client.scan_iter(match="guardrails:{*}:budget:*", count=1000)):
+        view = StoreView(seconds * 1000 + micros // 1000, {}, {})
+        for key in sorted(self._client.scan_iter(match="guardrails:{*}:*", count=1000)):
             names = _KEY.fullmatch(key)
             if names is not None and self._client.type(key) == "hash":
-                found[names[1], names[2]] = cast("dict[str, str]", self._client.hgetall(key))
-        return StoreView(seconds * 1000 + micros // 1000, found)
+                found = view.budgets if names[2] == "budget" else view.verdicts
+                found[names[1], names[3]] = cast("dict[str, str]", self._client.hgetall(key))
+        return view
 
     def _call(self, function: Any, *args: Any) -> Any:
         try:

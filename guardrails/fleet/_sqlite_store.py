@@ -64,13 +64,13 @@ class SQLiteStore:
                 rows = file.execute("select fleet, budget, field, value from guardrails_fleet").fetchall()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(_reason(error)) from None
-        found: dict[tuple[str, str], dict[str, str]] = {}
+        view = StoreView(_now(), {}, {})
         for fleet, budget, field, value in rows:
-            if str(budget).startswith(_VERDICT):
-                continue
-            mapping = found.setdefault((str(fleet), str(budget)), {})
+            name = str(budget)
+            found = view.verdicts if name.startswith(_VERDICT) else view.budgets
+            mapping = found.setdefault((str(fleet), name.removeprefix(_VERDICT)), {})
             mapping[str(field)] = value if isinstance(value, str) else ""
-        return StoreView(_now(), found)
+        return view
 
     def close(self) -> None:
         """See Store. Nothing stays open."""

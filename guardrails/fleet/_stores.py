@@ -38,10 +38,12 @@ class StoreView(NamedTuple):
     Attributes:
         now: The store's time in milliseconds.
         budgets: The store's mapping for each fleet and budget, by their names.
+        verdicts: Likewise for each verdict.
     """
 
     now: int
     budgets: dict[tuple[str, str], dict[str, str]]
+    verdicts: dict[tuple[str, str], dict[str, str]]
 
 
 class Store(Protocol):

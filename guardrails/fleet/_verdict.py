@@ -7,7 +7,7 @@ whole: rates in millionths, times in milliseconds. Depends on the records of lea
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,6 +24,7 @@ __all__ = [
     "Ruling",
     "VerdictRequest",
     "judge",
+    "look",
 ]
 
 CLOSED, OPEN, PROBE = 0, 1, 2
@@ -169,13 +170,8 @@ def judge(fields: MutableMapping[str, str], asked: VerdictRequest, now: int) -> 
     circuit = Circuit.read(fields.get(EPOCH, ""))
     if circuit.until > now + max(asked.wait, asked.lease) + SKEW:
         circuit.until = now  # the clock has jumped, or the text is not ours
-    shares = {name: _Share.read(text) for name, text in fields.items() if name != EPOCH}
-    known = {
-        name: share
-        for name, share in shares.items()
-        if share is not None and -SKEW <= now - share.renewed <= FORGET_AFTER
-    }
-    for name in shares.keys() - known.keys():
+    known = _known(fields, now)
+    for name in fields.keys() - known.keys() - {EPOCH}:
         del fields[name]
     own = known.get(asked.worker)
     if own is None or own.instance != asked.instance or asked.seq > own.seq:
@@ -189,10 +185,29 @@ def judge(fields: MutableMapping[str, str], asked: VerdictRequest, now: int) -> 
             f"1 {own.instance} {own.seq} {now} {own.generation} {own.calls} {own.failures} {own.slow}"
         )
         fields[EPOCH] = circuit.write()
-    counted = _counted(known, circuit, now)
     state = circuit.state
     if state == PROBE and circuit.prober != asked.worker:
         state = OPEN
+    return _ruling(state, circuit, known, now)
+
+
+def look(fields: Mapping[str, str], now: int) -> Ruling:
+    """Returns the state of a fleet's circuit and the sums, for people."""
+    circuit = Circuit.read(fields.get(EPOCH, ""))
+    return _ruling(circuit.state, circuit, _known(fields, now), now)
+
+
+def _known(fields: Mapping[str, str], now: int) -> dict[str, _Share]:
+    shares = {name: _Share.read(text) for name, text in fields.items() if name != EPOCH}
+    return {
+        name: share
+        for name, share in shares.items()
+        if share is not None and -SKEW <= now - share.renewed <= FORGET_AFTER
+    }
+
+
+def _ruling(state: int, circuit: Circuit, known: Mapping[str, _Share], now: int) -> Ruling:
+    counted = _counted(known, circuit, now)
     return Ruling(
         state,
         max(0, circuit.until - now),
@@ -205,7 +220,7 @@ def judge(fields: MutableMapping[str, str], asked: VerdictRequest, now: int) -> 
     )
 
 
-def _counted(known: MutableMapping[str, _Share], circuit: Circuit, now: int) -> list[_Share]:
+def _counted(known: Mapping[str, _Share], circuit: Circuit, now: int) -> list[_Share]:
     return [
         share for share in known.values() if share.is_live(now) and share.generation == circuit.generation
     ]
@@ -216,7 +231,7 @@ def _turn(
     asked: VerdictRequest,
     now: int,
     counted: list[_Share],
-    known: MutableMapping[str, _Share],
+    known: Mapping[str, _Share],
 ) -> None:
     """Makes the transition that is due, if any."""
     prober, workers = known.get(circuit.prober), sum(share.is_live(now) for share in known.values())

@@ -13,6 +13,7 @@ from guardrails.fleet._records import Request
 from guardrails.fleet._redis_store import RedisStore
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import Ask
+from guardrails.fleet._verdict import VerdictRequest
 from guardrails.testing.servers import ValkeyServer
 
 
@@ -57,6 +58,27 @@ def test_findings_are_said_and_exit_with_1(store, tmp_path, monkeypatch):
         "! the floors of the workers together exceed the budget",
         "! not in contact for more than 3 s: w1, w2",
     ]
+
+
+def judged(worker, calls, failures):
+    return Ask(
+        "prices",
+        VerdictRequest(worker, "aa", 1, 0, 0, calls, failures, 0, 0, 10, 500_000, 500_000, 2000, 10_000),
+    )
+
+
+def test_circuits_are_listed_with_their_sums(store, tmp_path, monkeypatch):
+    now = _sqlite_store._now()
+    monkeypatch.setattr(_sqlite_store, "_now", lambda: now)
+    url = f"sqlite:///{tmp_path}/fleet.db"
+    store.exchange([judged("w1", 8, 8)])
+    line = "shop / prices: circuit closed; of 8 calls 8 failed and 0 were slow, at 1 of 1 workers\n"
+    assert run(url) == (0, line)
+    store.exchange([judged("w2", 8, 4)])
+    code, output = run(url)
+    assert (code, output.split(";")[0]) == (1, "shop / prices: circuit open for 2.0 s more")
+    (verdict,) = json.loads(run(url, "--json")[1])["verdicts"]
+    assert (verdict["circuit"], verdict["workers"], verdict["left"]) == ("open", 2, 2.0)
 
 
 def test_json_has_the_same(store, tmp_path):
