@@ -101,8 +101,7 @@ def leave(fields: MutableMapping[str, str], request: Request, now: int) -> None:
     """
     own = Record.read(fields.get(request.worker, ""))
     if own is not None and own.instance == request.instance:
-        left = replace(own, left=True, seq=request.seq, cap=request.has, safe=0, has=request.has, renewed=now)
-        fields[request.worker] = left.write()
+        fields[request.worker] = replace(_record_of(request, now), left=True, cap=request.has, safe=0).write()
 
 
 def _record_of(request: Request, now: int) -> Record:

@@ -17,6 +17,7 @@ __all__ = [
     "LEASE",
     "LEAVING",
     "MOST_CONNECTIONS",
+    "MOST_DIGITS_OF_A_COUNT",
     "ROOM_FOR_NEW",
     "SKEW",
     "STALE",
@@ -52,6 +53,9 @@ EPOCH = "@"
 GRANTED, STALE, TAKEN = 0, 1, 2
 """The kinds of a reply. ``STALE``: a later request of the same worker came first; nothing was changed.
 ``TAKEN``: another process uses the same ``worker_id``."""
+
+MOST_DIGITS_OF_A_COUNT = 7
+"""Those of `MOST_CONNECTIONS`."""
 
 _MOST_DIGITS = 15
 _LONGEST = 300
@@ -153,11 +157,10 @@ class Record:
         if found is None:
             return None
         instance, seq, left, *numbers, host = found.groups()
-        if any(len(number) > _MOST_DIGITS for number in (seq, *numbers)):
+        renewed = numbers.pop(6)
+        if max(len(seq), len(renewed)) > _MOST_DIGITS or max(map(len, numbers)) > MOST_DIGITS_OF_A_COUNT:
             return None
-        cap, safe, wants, minimum, most, budget, renewed, has, grant = map(int, numbers)
-        if max(cap, safe, wants, minimum, most, budget, has, grant) > MOST_CONNECTIONS:
-            return None
+        cap, safe, wants, minimum, most, budget, has, grant = map(int, numbers)
         return cls(
             instance,
             int(seq),
@@ -168,7 +171,7 @@ class Record:
             minimum,
             most,
             budget,
-            renewed,
+            int(renewed),
             has,
             grant,
             host,

@@ -34,7 +34,7 @@ _CONSTANTS = {
     "LEAVING": _records.LEAVING,
     "SKEW": _records.SKEW,
     "ROOM_FOR_NEW": _records.ROOM_FOR_NEW,
-    "MOST": _records.MOST_CONNECTIONS,
+    "DIGITS": _records.MOST_DIGITS_OF_A_COUNT,
     "MOST_BYTES": 10_000_000,  # what is larger is not ours; reading it would stop the server
     "GRANTED": _records.GRANTED,
     "STALE": _records.STALE,

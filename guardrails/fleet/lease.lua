@@ -5,30 +5,25 @@
 
 local EPOCH = '@'
 
-local function number(text, most)
-  if #text > 15 then return nil end
-  local found = tonumber(text)
-  if most and found > most then return nil end
-  return found
+local function number(text)
+  return #text <= 15 and tonumber(text) or nil
 end
 
-local RECORD = '^1 ([0-9a-f]+) ([0-9]+) ([01])' .. string.rep(' ([0-9]+)', 9) .. ' ([!-~]*)$'
+local RECORD = '^1 ([0-9a-f]+) ([0-9]+) ([01])' .. string.rep(' ([0-9]+)', 9) .. ' [!-~]*$'
 
+-- What the rule does not use is checked and not kept: this runs for each worker in each call.
 local function read(text)
   if #text > 300 then return nil end
-  local instance, seq, left, cap, safe, wants, minimum, most, budget, renewed, has, grant, host =
-    string.match(text, RECORD)
-  if not instance then return nil end
-  local record = {
-    instance = instance, seq = number(seq), left = left == '1', cap = number(cap, MOST), safe = number(safe, MOST),
-    wants = number(wants, MOST), minimum = number(minimum, MOST), most = number(most, MOST),
-    budget = number(budget, MOST), renewed = number(renewed), has = number(has, MOST), grant = number(grant, MOST),
-    host = host,
-  }
-  for _, field in ipairs({'seq', 'cap', 'safe', 'wants', 'minimum', 'most', 'budget', 'renewed', 'has', 'grant'}) do
-    if not record[field] then return nil end
+  local instance, seq, left, cap, safe, wants, minimum, most, budget, renewed, has, grant = string.match(text, RECORD)
+  if not instance or #seq > 15 or #renewed > 15 or #cap > DIGITS or #safe > DIGITS or #wants > DIGITS
+    or #minimum > DIGITS or #most > DIGITS or #budget > DIGITS or #has > DIGITS or #grant > DIGITS then
+    return nil
   end
-  return record
+  return {
+    instance = instance, seq = tonumber(seq), left = left == '1', cap = tonumber(cap), safe = tonumber(safe),
+    wants = tonumber(wants), minimum = tonumber(minimum), most = tonumber(most), budget = tonumber(budget),
+    renewed = tonumber(renewed),
+  }
 end
 
 local function write(record)
@@ -56,7 +51,10 @@ local function share(budget, low, high, own)
   local least, most = 0, budget
   local function sum(level)
     local total = 0
-    for i = 1, #low do total = total + clamp(level, low[i], high[i]) end
+    for i = 1, #low do
+      local a, b = low[i], high[i]
+      total = total + (level < a and a or level > b and b or level)
+    end
     return total
   end
   while least < most do
@@ -116,8 +114,8 @@ local function leave(key, asked, now)
   local text = fields_of(key)[asked.name]
   local own = text and read(text)
   if own and own.instance == asked.instance then
-    own.left, own.seq, own.cap, own.safe, own.has, own.renewed = true, asked.seq, asked.has, 0, asked.has, now
-    redis.call('HSET', key, asked.name, write(own))
+    asked.left, asked.cap, asked.safe = true, asked.has, 0
+    redis.call('HSET', key, asked.name, write(asked))
   end
   return {GRANTED, 0, 0, 0, 0, 0, 0, 0}
 end
