@@ -194,12 +194,7 @@ class Protection:
                 self._revocation.handed_out(possession.checkout)
 
     def leave(self, checkout: ThreadCheckout, *, dropped: bool = False) -> None:
-        """Gives a slot back, once.
-
-        Args:
-            checkout: The checkout.
-            dropped: True if its thread has ended without closing the connection.
-        """
+        """Gives a checkout's slot back, once; ``dropped`` if its thread ended with the connection open."""
         if not self.on:
             checkout.slots.clear()  # the guard has forgotten them
         checkout.release_slots()
