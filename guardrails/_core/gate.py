@@ -307,6 +307,9 @@ class Gate(Outside):
         breaker, ranks = self.breaker, self.bulkhead.ranks
         breaker.tick(now)
         _, lease = self.checkouts[slot]
+        if lease and lease not in breaker.leases:
+            breaker.end(lease, Outcome.ABANDONED, now)  # it has expired, and another follows
+            lease = 0
         # A probe that has its lease is admitted already.
         allowed = lease in breaker.leases or breaker.allow_call(now)
         self._collect_transitions()

@@ -115,6 +115,7 @@ class ShadowQueue:
     events: list[tuple[float, int, WouldWait]]
 
     if TYPE_CHECKING:
+        mode: str
         breaker: Breaker
         bulkhead: Bulkhead
         checkouts: dict[int, tuple[float, int]]
@@ -127,6 +128,7 @@ class ShadowQueue:
         def _decide_woken(self, now: float, waiter: Waiter, late: Reason) -> Any: ...
         def _take(self, now: float, rank: int, waiter: Any, held: Any, *, checkout: bool = False) -> int: ...
         def _release(self, number: int, outcome: Outcome, now: float, *, checkout: bool) -> None: ...
+        def _release_granted(self, waiter: Waiter) -> None: ...
         def _release_slot(self, number: int = 0) -> None: ...
 
     # An interrupt may come at any function call below. So the lines that change the model are together, with
@@ -159,7 +161,9 @@ class ShadowQueue:
         """
         now = self._begin_move(now)
         call = self.outside.get(slot)
-        if call is not None and not call.inner:
+        if self.mode != "shadow":  # it was switched since the caller looked
+            pass
+        elif call is not None and not call.inner:
             call.holder, call.usual = holder, seconds  # from its slot in the model on
         elif call is not None or (slot in self.checkouts and not self.checkouts[slot][1]):
             if call is None:
@@ -199,13 +203,14 @@ class ShadowQueue:
     def _end_model(self) -> None:
         """Ends the model: drops all waits and planned changes. A running call keeps the slot that it has."""
         self.follow_waiters()
-        for call in [*self.outside.values()]:
-            if call is None:
-                continue
+        calls = [call for call in self.outside.values() if call is not None]
+        # The waits first: the end of a call would grant its slot to one of them.
+        for call in calls:
             if not call.inner:
                 self.bulkhead.withdraw(call)
                 self._drop(call)
-            elif call.ended is not None:
+        for call in calls:
+            if call.inner and call.ended is not None:
                 self._end_in_model(call, call.ended[1])
         self.events.clear()
 
@@ -254,6 +259,9 @@ class ShadowQueue:
         try:
             if call.verdict == "settled":  # it has left the queue, and an interrupt came then
                 self._drop(call)
+                return
+            if self.outside.get(call.number) is not call:  # it was dropped after it had been granted a slot
+                self._release_granted(call)
                 return
             verdict = self._decide_woken(self.last, call, call.late)
             if verdict is True:

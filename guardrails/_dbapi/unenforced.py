@@ -116,8 +116,10 @@ def end_observed(
     tickets: list[tuple[LockedGate, int]], outcome: Outcome, observation: Observation | None
 ) -> None:
     """Ends a piece of work: its observation, and then each of its tickets, which it removes from the list."""
-    if observation is not None:
-        observation.end()
-    while tickets:
-        gate, ticket = tickets.pop()
-        gate.end(ticket, outcome)
+    try:
+        if observation is not None:
+            observation.end()
+    finally:
+        while tickets:
+            gate, ticket = tickets.pop()
+            gate.end(ticket, outcome)

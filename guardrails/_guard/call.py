@@ -232,11 +232,14 @@ class Call(FastCall):
     def _run_outside(self, place: int, gate: LockedGate) -> None:
         """Notes that a gate has let the call in without a slot. In shadow it may not have run."""
         if gate.core.mode == "shadow" and not self.ghost:
-            waiting = gate.core.outside.get(self.tickets[place])
-            if waiting is None:
-                self._become_ghost(_ABANDONED)
-            elif not waiting.inner:
+            outside, number = gate.core.outside, self.tickets[place]
+            waiting = outside.get(number)
+            if waiting is not None and not waiting.inner:
                 waiting.holder = self
+            if (
+                outside.get(number) is None
+            ):  # looked up again: another thread may have ended the wait meanwhile
+                self._become_ghost(_ABANDONED)
 
     def leave_model(self) -> None:
         """See Holder."""

@@ -44,8 +44,9 @@ class Slots:
         if gate.core.mode != "shadow":
             return False
         waiting = gate.core.outside.get(number)
-        if waiting is not None:
-            waiting.holder = None if waiting.inner else self
+        if waiting is not None and not waiting.inner:
+            waiting.holder = self
+        if gate.core.outside.get(number) is not None:  # another thread may have ended the wait meanwhile
             return False
         for other, slot in self.slots[:-1]:
             other.step(other.core.expel, slot, Outcome.ABANDONED, checkout=True)

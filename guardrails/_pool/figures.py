@@ -182,12 +182,16 @@ class PoolFigures:
 
     def expect_wait(self, checkout: HeldCheckout) -> None:
         """Lets a checkout in shadow that waits for its pool leave the model after its usual time."""
-        core, attachment = self._gate.core, attachment_of(self._guard)
+        attachment = attachment_of(self._guard) if (core := self._gate.core).mode == "shadow" else None
         most = None if attachment is None else attachment.most
-        if core.mode == "shadow" and most is not None and core.under_way > most:
-            seconds = self._new_times(checkout).hold.recent()
-            for gate, slot in checkout.slots if seconds else ():
-                gate.step(gate.core.end_early, slot, seconds, checkout)
+        if most is None or core.under_way <= most:
+            return
+        request, guard = checkout.request, checkout.guard
+        name = None if request is None else request.name or request.find_name() or ""
+        times = self._without_route.get(guard) if name is None else self._of_route.get((guard, name))
+        seconds = 0.0 if times is None else times.hold.recent()
+        for gate, slot in checkout.slots if seconds else ():
+            gate.step(gate.core.end_early, slot, seconds, checkout)
 
     def returned(self, checkout: HeldCheckout) -> None:
         """Counts the return of a connection, once."""

@@ -229,6 +229,18 @@ def test_a_reserved_probe_is_the_probe(gate, checkout):
     assert (gate.breaker.state, gate.bulkhead.taken) == ("closed", 0)
 
 
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_reserved_probe_that_comes_too_late_leaves_nothing_of_its_first_lease(gate, checkout):
+    """Its lease has expired, so it takes another one."""
+    trip(gate)
+    book = reserved(gate, now=5)
+    gate.set_state(8.5, "half_open")
+    used = gate.take_over(9, book, checkout=checkout)
+    (gate.check_in if checkout else lambda now, call: gate.leave(now, call, S))(9.5, used)
+    assert (gate.breaker.overdue, gate.breaker.leases, gate.breaker.in_flight) == ({}, {}, {})
+    assert gate.bulkhead.taken == 0
+
+
 def test_a_reserved_probe_that_is_not_used_returns_its_lease(gate):
     """The next request may probe at once."""
     trip(gate)

@@ -742,3 +742,35 @@ def test_a_fork_leaves_nothing_of_the_model():
     assert (books(gate), gate.events, gate.phantoms) == (EMPTY, [], 0)
     gate.play(30.0)
     assert gate.would_reject == {"bulkhead_full": 1}
+
+
+@pytest.mark.parametrize("checkout", [False, True])
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_leaving_shadow_gives_no_slot_to_a_call_that_still_waited_in_the_model(mode, checkout):
+    """The slot of a call that has ended would go to the next in the queue, which is outside already."""
+    gate = new_gate(limit=1)
+    end = gate.check_in if checkout else lambda now, number: gate.leave(now, number, S)
+    first = let_in(gate, 1.0, checkout=checkout)
+    late = let_in(gate, 1.0, max_wait=5.0, checkout=checkout)
+    end(1.2, first)
+    end(1.2, late) if not checkout else None
+    waits = let_in(gate, 1.2, max_wait=5.0, checkout=checkout)
+    gate.set_mode(1.3, mode)
+    if checkout:
+        end(1.4, late)
+    end(1.4, waits)
+    gate.set_mode(1.5, "enforce")
+    assert books(gate) == EMPTY
+    assert (gate.breaker.in_flight, gate.checkouts, gate.phantoms) == ({}, {}, 0)
+
+
+def test_a_checkout_that_waits_for_its_pool_keeps_its_slot_once_the_gate_enforces():
+    """The mode may change after the pool has looked at it."""
+    gate = new_gate(limit=1)
+    slot = let_in(gate, 1.0, checkout=True)
+    gate.set_mode(1.0, "enforce")
+    gate.end_early(1.0, slot, 0.5, Waits())
+    gate.play(2.0)
+    assert gate.bulkhead.taken == 1
+    gate.check_in(3.0, slot)
+    assert books(gate) == EMPTY

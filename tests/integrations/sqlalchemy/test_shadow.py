@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import QueuePool, create_engine, event, text
 
 from guardrails import BreakerPolicy, CallTimeoutError, Guard, deadline, protect, remaining
+from guardrails._core.gate import Gate
+from guardrails._runtime.scope import RequestScope, close, current, enter
 from guardrails.events import WouldStop
 from support.polling import poll
 
@@ -190,3 +195,48 @@ def test_the_timeout_of_a_shadowed_guard_does_not_bound_a_guard_that_enforces(fi
     with deadline(3), outer.call():
         assert 2 < remaining() <= 3
     db.detach()
+
+
+class NamedRequest(RequestScope):
+    """A request whose route is known."""
+
+    __slots__ = ()
+
+    def find_name(self):
+        """See RequestScope."""
+        self.name = "GET /orders"
+        return self.name
+
+
+@pytest.mark.parametrize("in_request", [False, True])
+def test_the_usual_time_of_a_checkout_that_waits_for_the_pool_is_that_of_its_route(
+    tmp_path, monkeypatch, in_request
+):
+    engine = create_engine(
+        f"sqlite:///{tmp_path / 'shop.db'}", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=20
+    )
+    guard = protect(engine, mode="shadow", max_wait_duration=5, compartments="none")
+    usual, end_early = [], Gate.end_early
+    monkeypatch.setattr(
+        Gate, "end_early", lambda *given: usual.append(given[3]) or end_early(*given), raising=True
+    )
+
+    def work(seconds):
+        scope = enter(NamedRequest(None, time.monotonic, current())) if in_request else None
+        with engine.connect() as connection:
+            connection.execute(text("select 1"))
+            time.sleep(seconds)
+        if scope is not None:
+            close(scope)
+
+    for _ in range(3):
+        work(0.02)
+    threads = [threading.Thread(target=work, args=(0.2,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert usual
+    assert all(seconds >= 0.02 for seconds in usual)
+    assert guard.snapshot().in_use == 0
+    engine.dispose()
