@@ -306,12 +306,9 @@ class Gate(Outside):
             return self._end_move(self._take_over_outside(slot, slots, held))
         breaker, ranks = self.breaker, self.bulkhead.ranks
         breaker.tick(now)
-        _, lease = self.checkouts[slot]
-        if lease and lease not in breaker.leases:
-            breaker.end(lease, Outcome.ABANDONED, now)  # it has expired, and another follows
-            lease = 0
+        lease = self._valid_lease(now, slot)
         # A probe that has its lease is admitted already.
-        allowed = lease in breaker.leases or breaker.allow_call(now)
+        allowed = lease > 0 or breaker.allow_call(now)
         self._collect_transitions()
         if not allowed:
             del slots[self]
@@ -319,7 +316,7 @@ class Gate(Outside):
             del self.checkouts[slot]
             self._release_slot(-slot)
             return self._end_move(self._circuit_open(now))
-        if lease not in breaker.leases:
+        if not lease:
             lease = breaker.lease(now)
         since, number, ticket = (now, lease), slot, lease or breaker.last_ticket + 1
         # As in ``_take``, nothing is called from here to the last change.
@@ -339,6 +336,14 @@ class Gate(Outside):
         if held is not None:
             held[0] = number
         return self._end_move(number)
+
+    def _valid_lease(self, now: float, slot: int) -> int:
+        """Returns the lease of a reserved slot. If it has none, or the lease has expired, returns 0."""
+        _, lease = self.checkouts[slot]
+        if not lease or lease in self.breaker.leases:
+            return lease
+        self.breaker.end(lease, Outcome.ABANDONED, now)
+        return 0
 
     # --- without a slot ------------------------------------------------------------------------
 
