@@ -86,9 +86,10 @@ class Notifier:
         else:
             if change.new == "closed":
                 self.report.forget_cause()
-            # An operator who was alerted by the opening must also see the end of it.
-            recovered = change.new == "closed" and change.cause != "manual"
-            level = logging.WARNING if recovered or change.new == "forced_open" else logging.INFO
+            # An operator who was alerted by the opening must also see the end of it, and what was set by
+            # hand. An unconfigured logger drops INFO.
+            is_news = change.new == "closed" or change.cause == "manual"
+            level = logging.WARNING if is_news else logging.INFO
             log.log(level, "circuit %r: %s -> %s (%s)", self.name, change.old, change.new, change.cause)
         self.notify(
             StateChanged,

@@ -474,21 +474,27 @@ def test_a_listener_may_use_the_guard_and_raise(run, make_guard, caplog):
 
 
 def test_transitions_are_logged(run, make_guard, caplog):
-    """Opening is a warning, and so is that it would have opened."""
+    """Opening is a warning, and so is that it would have opened, and what is done by hand."""
     caplog.set_level(logging.INFO, "guardrails")
     guard = make_guard(breaker=tripping())
     fail(run, guard)
     guard.reset()
     guard.metrics_only()
     fail(run, guard)
+    guard.disable()
+    guard.force_open()
+    guard.reset()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "WARNING",
             "circuit 'db': closed -> open (failure_rate): 1 of 1 calls failed; refusing for 5 s",
         ),
-        ("INFO", "circuit 'db': open -> closed (manual)"),
-        ("INFO", "circuit 'db': closed -> metrics_only (manual)"),
+        ("WARNING", "circuit 'db': open -> closed (manual)"),
+        ("WARNING", "circuit 'db': closed -> metrics_only (manual)"),
         ("WARNING", "circuit 'db' would have opened (failure_rate): 1 of 1 calls failed"),
+        ("WARNING", "circuit 'db': metrics_only -> disabled (manual)"),
+        ("WARNING", "circuit 'db': disabled -> forced_open (manual)"),
+        ("WARNING", "circuit 'db': forced_open -> closed (manual)"),
     ]
 
 
