@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+import guardrails
 from guardrails import BulkheadFullError, ConfigurationError, protect
 from guardrails._pool import holder_registry, pool_monitor
 from guardrails.events import LeakFound
@@ -555,13 +556,19 @@ def test_limits_are_checked(make_engine, value):
             leaks(create_engine("sqlite://"), older_than=value)
 
 
-@pytest.mark.parametrize("ask", [pool_status, leaks])
-def test_what_is_no_guarded_engine_is_refused(ask):
+def test_leaks_refuses_what_is_no_guarded_engine():
     """An engine without a guard, and an object that is no engine."""
     with pytest.raises(ConfigurationError, match=r"this engine is not guarded; call protect\(engine\) first"):
-        ask(create_engine("sqlite://"))
+        leaks(create_engine("sqlite://"))
     with pytest.raises(ConfigurationError, match="expected an Engine or AsyncEngine, got str"):
-        ask(f"sqlite:///{CANARY}")
+        leaks(f"sqlite:///{CANARY}")
+
+
+def test_pool_status_of_the_integration_is_that_of_the_package(make_engine):
+    """It takes a guard, too."""
+    assert pool_status is guardrails.pool_status
+    _, guard = make_engine()
+    assert pool_status(guard).name == "db"
 
 
 def test_pool_of_one_file_of_static_connections_is_no_surprise():
