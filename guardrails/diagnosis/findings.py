@@ -147,8 +147,8 @@ def _locks(facts: Facts, roots: Counter[tuple[int, bool]], own: Mapping[int, Pla
         "locks",
         f"sessions waiting for locks: {len(waiting)}, for up to {longest:.0f} s",
         tuple(details),
-        "end the transaction that holds them"
-        + (f" if nothing else does: {kills}" if kills else "")
+        "if the locks do not go away by themselves, end the transaction that holds them"
+        + (f": {kills}" if kills else "")
         + "; a migration should set a lock_timeout",
     )
 

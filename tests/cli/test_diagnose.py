@@ -99,7 +99,7 @@ def test_holder_of_a_lock_is_named(postgres, table):
     assert finding["details"][1] == "for 'crowded'"
     assert code == 1
     assert "PostgreSQL: sessions waiting for locks: 2, for up to" in output
-    assert "-> end the transaction that holds them" in output
+    assert "end the transaction that holds them: " in output
 
 
 def test_idle_transactions_are_named(postgres):
