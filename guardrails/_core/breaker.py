@@ -2,6 +2,8 @@
 
 Each call has a *ticket*, a number that only grows. A transition stores the last ticket issued as the
 *generation*. A result whose ticket is not above it began before the transition and changes nothing.
+
+A *lease* here is a probe's permit in the half-open state. That of a fleet is a share of connections.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stands in for a connection that was taken back from its holder.
+"""Stands in for a connection that was taken back from its holder after ``max_idle_hold``.
 
 Depends on PEP 249; must not import a driver.
 """

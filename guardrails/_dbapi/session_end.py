@@ -1,4 +1,4 @@
-"""Ends sessions of PostgreSQL, MariaDB and MySQL whose connections were taken back.
+"""Ends sessions of PostgreSQL, MariaDB and MySQL whose connections ``max_idle_hold`` took back.
 
 Depends on SQL only; must not import a driver. A server may have given the number of a session to another one
 since, and another server may answer. So a session is ended only if all that is known of it fits.

@@ -8,10 +8,10 @@ from typing import Any
 from guardrails._guard.compartments import with_compartments
 from guardrails._guard.guard import Guard
 
-__all__ = ["shadow_sums"]
+__all__ = ["shadow_report"]
 
 
-def shadow_sums(guard: Guard) -> dict[str, Any] | None:
+def shadow_report(guard: Guard) -> dict[str, Any] | None:
     """What enforcing would have done since the guard was in shadow first; None if it never was.
 
     Returns:

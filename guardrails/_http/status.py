@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from guardrails._guard.compartments import shown_compartments
 from guardrails._guard.guard import Guard, attachment_of, glance, recent_events
-from guardrails._guard.shadow_report import shadow_sums
+from guardrails._guard.shadow_report import shadow_report
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails._http.answers import as_json
 from guardrails._http.history import History
@@ -138,7 +138,7 @@ def _process() -> dict[str, object]:
 
 def _shadow_text(guard: Guard, line: str) -> str:
     """Returns the sums of a guard's shadow as JSON; those of a compartment are among its guard's."""
-    sums = shadow_sums(guard) if len(guard.call_settings.gates) == 1 else None
+    sums = shadow_report(guard) if len(guard.call_settings.gates) == 1 else None
     return f'{line}  "shadow": null,' if sums is None else f'{line}  "shadow": {as_json(sums).decode()},'
 
 
@@ -176,7 +176,7 @@ def figures(guard: Guard) -> dict[str, object]:
     seen = guard.snapshot()
     pool = None if seen.pool is None else seen.pool.summary()
     parts = [figures(part) for part in shown_compartments(guard)]
-    return _fields(seen) | {"pool": pool, "shadow": shadow_sums(guard), "compartments": parts}
+    return _fields(seen) | {"pool": pool, "shadow": shadow_report(guard), "compartments": parts}
 
 
 _FIELDS = [field.name for field in fields(GuardSnapshot) if field.name != "pool"]

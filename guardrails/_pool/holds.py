@@ -1,8 +1,8 @@
-"""Connections that are out, and the time for which nothing has run on them.
+"""Connections that are out, and the time for which nothing has run on them, for ``max_idle_hold``.
 
-A connection that is held idle for too long is taken back. Work on it and its revocation exclude each other
-by one object, the *token*: whoever takes it out of ``Hold.idle`` owns the connection. To take it out, and to
-put it back, is one operation on a list, which is atomic with and without the interpreter's lock. So a
+A connection that is held idle for longer than that is taken back. Work on it and its revocation exclude each
+other by one object, the *token*: whoever takes it out of ``Hold.idle`` owns the connection. To take it out,
+and to put it back, is one operation on a list, which is atomic with and without the interpreter's lock. So a
 statement takes no lock. Only work that finds no token does.
 
 Depends on checkouts; must not import a pool or a driver.

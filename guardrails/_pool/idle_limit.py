@@ -1,4 +1,4 @@
-"""Finds connections that are held idle for too long, and has them taken back.
+"""``max_idle_hold``: finds connections that are held idle for longer, and has them taken back.
 
 Depends on holds and the housekeeper's thread; must not import a pool or a driver.
 """

@@ -1,4 +1,4 @@
-"""Reports leaked connections and exhausted pools, in the log and as events.
+"""Monitors a pool for leaked connections and exhaustion, and reports both in the log and as events.
 
 Depends on the holder registry and the housekeeper's thread; must not import pools or statements.
 """

@@ -1,4 +1,4 @@
-"""Sees to it that a server ends the sessions of connections that were taken back.
+"""Has a server end the sessions of connections that were taken back after ``max_idle_hold``.
 
 To close a connection is enough, unless the network or a proxy swallows that: then its session and its locks
 would stay for hours. So the server is asked a second later, over another connection, and ends what is left.

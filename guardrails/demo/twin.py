@@ -155,9 +155,9 @@ class Monitor:
         """Returns what each guard with its compartments would have done, as on a status page."""
         if not self._roots:
             return []
-        from guardrails._guard.shadow_report import shadow_sums  # noqa: PLC0415 - the plain twin has no guards
+        from guardrails._guard.shadow_report import shadow_report  # noqa: PLC0415 - the plain one has no guard
 
-        return [{"name": root.name, "mode": root.mode, "shadow": shadow_sums(root)} for root in self._roots]
+        return [{"name": root.name, "mode": root.mode, "shadow": shadow_report(root)} for root in self._roots]
 
     def _pool(self) -> dict[str, Any] | None:
         """Returns what the guarded twin knows about its pool; None for the plain one."""

@@ -1,4 +1,4 @@
-"""Takes connections back that are held idle for too long.
+"""Takes connections back that are held idle for longer than ``max_idle_hold``.
 
 Depends on SQLAlchemy's pool records and proxied connections; must not import statements.
 

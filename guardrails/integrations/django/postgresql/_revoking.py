@@ -1,7 +1,7 @@
-"""Takes Django's connections back that are held idle for too long. Must not open, make or look for a pool.
+"""Takes Django's connections back that are held idle for longer than ``max_idle_hold``.
 
-A connection of Django's belongs to one thread. Another one only closes it; its own thread learns of that
-before its next statement, and forgets the connection then.
+Must not open, make or look for a pool. A connection of Django's belongs to one thread. Another one only
+closes it; its own thread learns of that before its next statement, and forgets the connection then.
 """
 
 from __future__ import annotations
