@@ -186,9 +186,7 @@ class FleetWorker:
         return self.identity._replace(worker=self.identity.worker + self._suffixes[id(task)])
 
     def _report(self, is_lost: bool, now: float) -> None:  # noqa: FBT001
-        if is_lost == self._was_lost:
-            return
-        self._was_lost = is_lost
+        was_lost, self._was_lost = self._was_lost, is_lost
         if is_lost and now >= self._next_line:
             self._next_line = now + _WARN_INTERVAL
             log.warning(
@@ -196,7 +194,7 @@ class FleetWorker:
                 self.fleet,
                 self._error or "no answer",
             )
-        elif not is_lost:
+        elif was_lost and not is_lost:
             log.info("fleet %r: in contact with its store again", self.fleet)
 
     # --- leaving ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from guardrails import protect
 from guardrails.errors import BulkheadFullError, CircuitOpenError, ConfigurationError
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
-from guardrails.fleet import Fleet
+from guardrails.fleet import Fleet, _worker
 from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._lease import members
 from guardrails.fleet._records import GRANTED, TAKEN, Reply, Request
@@ -223,6 +223,27 @@ def test_without_contact_it_shrinks_to_the_safe_share_and_comes_back(shop, caplo
         (FleetBack, None),
     ]
     assert len([line for line in caplog.messages if "no contact" in line]) == 1
+    shop.engine.dispose()
+
+
+def test_lost_contact_is_logged_again_while_it_lasts(shop, caplog, monkeypatch):
+    """Who reads the log an hour later must see it, too. The end is logged once."""
+
+    def lines(words):
+        return len([line for line in caplog.messages if words in line])
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(_worker, "_WARN_INTERVAL", 0.3)
+    shop = shop()
+    with shop.engine.connect():
+        pass
+    shop.store.grant = StoreError("TimeoutError")
+    wait_until(lambda: lines("no contact") >= 3)
+    shop.store.grant = 4
+    wait_until(lambda: lines("in contact with its store again"))
+    count = lines("no contact")
+    time.sleep(0.7)
+    assert (lines("no contact"), lines("in contact with its store again")) == (count, 1)
     shop.engine.dispose()
 
 
