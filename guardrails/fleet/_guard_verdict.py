@@ -83,7 +83,7 @@ class GuardVerdict:
         """Ends asking the store."""
         self._worker.leave(self)
 
-    # --- the clock's thread -----------------------------------------------------------------------
+    # --- the housekeeper's thread -----------------------------------------------------------------
 
     def tick(self, now: float) -> bool:
         """Returns True if the store is to be asked now."""

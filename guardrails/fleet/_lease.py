@@ -4,7 +4,7 @@ This is the rule's only statement in Python: the SQLite store and the simulator 
 same to Redis, and a test holds the two equal. Depends on the records.
 
 A store keeps one mapping of texts for each budget: a field for each worker, and `EPOCH`. What cannot be read
-is treated as absent.
+is treated as absent. A lease here is a share of connections; that of a circuit breaker is a probe's permit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One guarded pool that follows a lease. Depends on the guard and the worker's rule; must not import a pool.
 
-The clock's thread measures the pool and applies the limit; the fleet's thread asks the store. So a limit is
-applied in time however long the store takes.
+The housekeeper's thread measures the pool and applies the limit; the fleet's thread asks the store. So a
+limit is applied in time however long the store takes.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class PoolLease:
             in_contact=holder is not None and holder.is_in_contact(now),
         )
 
-    # --- the clock's thread -------------------------------------------------------------------------
+    # --- the housekeeper's thread -------------------------------------------------------------------
 
     def tick(self, now: float) -> bool:
         """Measures the pool and applies the limit; True if the store is to be asked now."""
