@@ -301,5 +301,5 @@ def test_a_wrong_limit_is_refused(postgres):
     options = {"guard": guard, "max_idle_hold": "soon"}
     entry = django_lab.database(postgres, options)
     refused = pytest.raises(ConfigurationError, match=r"'shop'\]: OPTIONS\['max_idle_hold'\] must be")
-    with refused, django_lab.known("shop", entry):
+    with refused, django_lab.configured("shop", entry):
         pass
