@@ -6,6 +6,7 @@ an event loop, so `run_to_end` runs it.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -69,6 +70,10 @@ class IdlePool(ABC):
     def in_threads(self) -> bool:
         """Returns True if the connections may be touched in any thread."""
         return True
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits a moment."""
+        time.sleep(seconds)  # noqa: ASYNC251 - no event loop runs it
 
     def start(self, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Starts a piece of work.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 
 from guardrails._guard.guard import Guard
 from guardrails._pool.idle_pool import IdlePool
 from guardrails._runtime.guard_log import log
-from guardrails._runtime.scope import deadline
+from guardrails._runtime.scope import deadline, remaining
 from guardrails.errors import WarmUpError
 
 __all__ = ["Opener"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds without an opening after a failed one; they double with each further failure."""
+
+_LOOK_AGAIN = 0.005
+"""Seconds between two looks while another thread or task opens a connection."""
 
 _CALM = frozenset({"closed", "disabled", "metrics_only"})
 """States of the circuit in which idle connections are pinged and opened; probes are left to callers."""
@@ -35,6 +39,7 @@ class Opener:
         self._gate = guard.call_settings.gates[-1]
         self._minimum = minimum
         self._warming = False
+        self._opening_in: int | None = None  # the process in which a connection is being opened
         self._pause = _FIRST_PAUSE
         self._next = -math.inf
 
@@ -86,9 +91,12 @@ class Opener:
             with deadline(seconds):
                 while len(self._pool.idle()) < wanted:
                     self._check_circuit()
-                    if not await self._open():
+                    if await self._open():
+                        count += 1
+                    elif self._opening_in == os.getpid() and (remaining() or 0.0) > 0:
+                        await self._pool.sleep(_LOOK_AGAIN)
+                    else:
                         break
-                    count += 1
         except Exception as error:
             raise WarmUpError(self._guard.name, min(len(self._pool.idle()), wanted), wanted) from error
         finally:
@@ -114,10 +122,19 @@ class Opener:
         if refusal is not None:
             raise self._gate.refusal_error(refusal)
 
+    def _begin_opening(self, now: float) -> bool:
+        """One at a time: two openers that have both counted the connections would open one too many."""
+        process = os.getpid()
+        if self._opening_in == process or self._pool.open_count() >= self.limit or not self._take_slot(now):
+            return False
+        self._opening_in = process
+        return True
+
     async def _open(self) -> bool:
-        if not self.take_slot():
+        if not self._gate.step(self._begin_opening):
             return False
         try:
             return await self._pool.open()
         finally:
+            self._opening_in = None
             self.give_slot_back()

@@ -29,6 +29,10 @@ class LoopUpkeep(PoolUpkeep):
         """See PoolUpkeep."""
         return False
 
+    async def sleep(self, seconds: float) -> None:
+        """See PoolUpkeep."""
+        await asyncio.sleep(seconds)
+
     def opened(self, loop: Any = None, host: str | None = None, peer: str | None = None) -> Age:
         """See PoolUpkeep."""
         if loop is not None and (self._home is None or self._home() is not loop):

@@ -251,6 +251,7 @@ class _EngineAttachment:
 
     def _disposed(self, engine: Engine) -> None:
         self._admission.disposed(engine.pool)
+        self.upkeep.disposed()
 
     def figures(self) -> PoolSnapshot:
         """See `Attachment`."""

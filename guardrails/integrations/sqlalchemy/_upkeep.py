@@ -59,6 +59,7 @@ class EngineUpkeep(PoolUpkeep):
         super().__init__(guard, settings)
         self._engine = engine
         self._runner = runner
+        self._last_opened: tuple[Any, Any] | None = None
 
     @property
     def _pool(self) -> Any:
@@ -185,7 +186,9 @@ class EngineUpkeep(PoolUpkeep):
             record.fresh = False  # so that a pre-ping is not left out after hours in the pool
             if not self.stopped and pool is self._pool:  # else it would stay open in a disposed pool
                 pool._pool.put(record, False)  # noqa: SLF001
-                return True
+                self._last_opened = pool, record
+                self.disposed()
+                return pool is self._pool
         except Full:
             pass
         except BaseException:
@@ -193,6 +196,20 @@ class EngineUpkeep(PoolUpkeep):
             raise
         self.drop(pool, record)
         return False
+
+    def disposed(self) -> None:
+        """Closes a connection that was opened into a pool while that was being disposed of.
+
+        It is called after each opening and after each disposal, so that one of them finds the connection.
+        """
+        pool, record = self._last_opened or (self._pool, None)
+        if pool is self._pool:
+            return
+        self._last_opened = None
+        with self._mutex(pool), suppress(ValueError):
+            self._items(pool).remove(record)
+            if self.age(record).process == os.getpid():  # else it is the parent's
+                self.drop(pool, record)
 
     def age(self, record: Any) -> Age:
         """Returns the times of a record's connection."""

@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from guardrails import BreakerPolicy, ConfigurationError, Guard, WarmUpError, protect
 from guardrails.testing.proxy import FaultProxy
@@ -421,3 +421,26 @@ def test_guard_that_does_not_enforce_touches_no_connection(lab, ended, mode):
     assert (lab.server_side(ALL), guard.snapshot().succeeded) == (open_now, succeeded)
     guard.set_mode("enforce")
     lab.until(lambda: lab.server_side(ALL) <= 1, "from now on it acts")
+
+
+# --- disposal while a connection is opened ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["after it was emptied", "before the opener looks"])
+def test_a_connection_opened_into_a_pool_that_is_disposed_of_is_closed(tmp_path, when):
+    """Else it would stay open for as long as the old pool is not collected."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}", poolclass=QueuePool, pool_size=2)
+    guard = protect(engine, keepalive=600)  # nothing is opened but by the test
+    upkeep, pool, closed = guard._attachment.upkeep, engine.pool, []
+    event.listen(pool, "close", lambda *_: closed.append(1))
+    if when == "after it was emptied":
+        empty = pool.dispose
+        pool.dispose = lambda: (empty(), upkeep._open())
+        engine.dispose()
+    else:
+        put = pool._pool.put
+        pool._pool.put = lambda *given: (put(*given), setattr(engine, "pool", pool.recreate()))
+        assert upkeep._open() is False
+    assert (pool._pool.qsize(), closed) == (0, [1])
+    guard.detach()
+    engine.dispose()
