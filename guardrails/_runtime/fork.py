@@ -7,6 +7,7 @@ few instructions, and where a thread is needed.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 from guardrails._util.weak_registry import WeakRegistry
 
 __all__ = ["ForkedLock", "LockOwner", "check_process", "fork_aware", "in_child", "renew_after_fork"]
+
+_log = logging.getLogger("guardrails")
 
 _LOCK_TIMEOUT = 1.0
 """Seconds for which a fork waits for one lock. A lock is held for microseconds; one that is held longer
@@ -146,10 +149,11 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     _in_parent()
-    for each in fork_aware():
-        each.reset_in_child()
-    for callback in _child_callbacks:
-        callback()
+    for step in [*(each.reset_in_child for each in fork_aware()), *_child_callbacks]:
+        try:
+            step()
+        except Exception:  # noqa: BLE001 - logged; else each later call of any guard would repeat and raise it
+            _log.exception("a part of the library could not be reset in a child process")
     _mark[0] = 1
 
 

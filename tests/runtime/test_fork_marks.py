@@ -65,3 +65,27 @@ def test_a_reset_that_hangs_holds_up_no_other_thread_for_ever(monkeypatch, child
     fork._notices[os.getpid()] = 0  # another thread's number
     fork.check_process()
     assert child == [0]
+
+
+class Broken:
+    """Something of ours that cannot be reset."""
+
+    def reset_in_child(self):
+        raise OSError("too many open files")
+
+
+def test_what_cannot_be_reset_prevents_no_other_reset_and_is_logged(monkeypatch, child, caplog):
+    def broken():
+        raise OSError("too many open files")
+
+    done, good = [], fork.ForkedLock()
+    lock = good.lock
+    monkeypatch.setattr(fork, "fork_aware", lambda: [Broken(), good])
+    monkeypatch.setattr(fork, "_child_callbacks", [broken, lambda: done.append(True)])
+    fork.check_process()
+    assert child == [1], "else each later call would repeat it"
+    assert good.lock is not lock
+    assert done == [True]
+    assert caplog.messages == ["a part of the library could not be reset in a child process"] * 2
+    fork.check_process()
+    assert done == [True]
