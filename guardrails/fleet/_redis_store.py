@@ -20,7 +20,7 @@ from guardrails.fleet._records import Reply
 from guardrails.fleet._stores import Answer, Ask, StoreError, StoreView
 from guardrails.fleet._verdict import Ruling, VerdictRequest
 
-__all__ = ["RedisStore", "script"]
+__all__ = ["SCRIPT", "RedisStore"]
 
 _TIMEOUT = 0.5
 """Seconds for a connect, and for a reply."""
@@ -67,10 +67,9 @@ _REASONS = (
 """Parts of the server's errors, and what they mean."""
 
 
-def script() -> str:
-    """Returns the script that renews leases, with its constants."""
-    words = "".join(f"local {name} = {value}\n" for name, value in _CONSTANTS.items())
-    return words + Path(__file__).with_name("lease.lua").read_text(encoding="utf-8")
+SCRIPT = "".join(f"local {name} = {value}\n" for name, value in _CONSTANTS.items())
+SCRIPT += Path(__file__).with_name("lease.lua").read_text(encoding="utf-8")
+"""The script that renews leases, with its constants. Read once: a child may find the file gone."""
 
 
 class RedisStore:
@@ -92,8 +91,7 @@ class RedisStore:
         except ImportError as error:
             raise ImportError(_MISSING) from error
         self._prefix = f"guardrails:{{{fleet}}}:"
-        self._script = script()
-        self._digest = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
+        self._digest = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
         self._error = redis.RedisError
         self._unknown_script = redis.exceptions.NoScriptError
         self._refused = redis.ResponseError
@@ -136,7 +134,7 @@ class RedisStore:
         try:
             return self._client.evalsha(self._digest, len(keys), *keys, *words)
         except self._unknown_script:  # it was restarted, or SCRIPT FLUSH was called
-            return self._client.eval(self._script, len(keys), *keys, *words)
+            return self._client.eval(SCRIPT, len(keys), *keys, *words)
 
     def _read(self) -> StoreView:
         seconds, micros = self._client.time()

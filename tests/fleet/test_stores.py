@@ -19,7 +19,7 @@ import redis
 from guardrails.errors import ConfigurationError
 from guardrails.fleet import _lease
 from guardrails.fleet._records import EPOCH, GRANTED, LEASE, Record, Reply, Request
-from guardrails.fleet._redis_store import RedisStore, _words, script
+from guardrails.fleet._redis_store import SCRIPT, RedisStore, _words
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import Ask, StoreError
 from guardrails.testing.servers import ValkeyServer
@@ -92,7 +92,7 @@ HOSTILE = [
 @pytest.mark.parametrize("seed", range(8))
 def test_lua_and_python_answer_and_write_the_same(client, seed):
     """Both get the same requests, times and hostile texts."""
-    lines = script().replace("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}")
+    lines = SCRIPT.replace("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}")
     run = client.register_script(lines)
     draw, fields, known, now = random.Random(seed), {}, {}, 1_000_000_000
     for _ in range(300):

@@ -14,7 +14,7 @@ from guardrails.errors import CircuitOpenError, ConfigurationError
 from guardrails.events import StateChanged
 from guardrails.fleet._fleet import Verdict
 from guardrails.fleet._records import EPOCH
-from guardrails.fleet._redis_store import RedisStore, _words, script
+from guardrails.fleet._redis_store import SCRIPT, RedisStore, _words
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import Ask, StoreError
 from guardrails.fleet._verdict import CLOSED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest, judge
@@ -176,7 +176,7 @@ def test_lua_and_python_rule_the_same(valkey, seed):
     draw, fields, now, seqs, known = random.Random(seed), {}, 1_000_000_000, {}, {}
     key = f"guardrails:{{shop}}:verdict:v{seed}"
     with redis.Redis(port=valkey.port, decode_responses=True) as client:
-        run = client.register_script(script().replace("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}"))
+        run = client.register_script(SCRIPT.replace("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}"))
         seen = set()
         for _ in range(400):
             now += draw.choice([1, 50, 300, 900, 900, 2500, 4000, -200, 12000])
