@@ -28,6 +28,10 @@ class WeakRegistry(Generic[T]):
         # The callback is the dictionary's own method: no Python code runs in the collector.
         self._references[weakref.ref(thing, self._references.pop)] = None
 
+    def discard(self, thing: T) -> None:
+        """Removes an object; harmless if it is not there."""
+        self._references.pop(weakref.ref(thing), None)
+
     def living(self) -> list[T]:
         """The objects that are alive, in the order in which they were added."""
         found = (reference() for reference in list(self._references))

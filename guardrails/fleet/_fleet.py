@@ -155,6 +155,7 @@ class Fleet:
         """Says goodbye: what this process has is free for the others soon. Harmless when called again.
 
         Call it after the last connection was closed. An orderly exit of the process does the same.
+        A store that does not answer delays it by up to two seconds: on an event loop, call it in a thread.
         """
         self._worker.close()
 

@@ -51,6 +51,7 @@ class GuardVerdict:
     """
 
     says_goodbye = False
+    suffix = ""
 
     def __init__(self, name: str, guard: Guard, worker: FleetWorker) -> None:
         policy = guard.call_settings.policy

@@ -55,6 +55,7 @@ class PoolLease:
     """
 
     says_goodbye = True
+    suffix = ""
 
     def __init__(
         self,
@@ -144,10 +145,12 @@ class PoolLease:
     def tick(self, now: float) -> bool:
         """Measures the pool and applies the limit; True if the store is to be asked now."""
         holder = self.holder = self.holder or LeaseHolder(self._minimum, now)
-        self._measure(now)
-        if holder.grant is not None or now - holder.started >= FIRST_WAIT:
-            self._apply(min(self.ceiling, holder.limit(now)))
-        self._note_contact(holder, now)
+        try:
+            self._measure(now)
+        finally:  # a lease that cannot be measured ends in time all the same
+            if holder.grant is not None or now - holder.started >= FIRST_WAIT:
+                self._apply(min(self.ceiling, holder.limit(now)))
+            self._note_contact(holder, now)
         since = now - self._asked
         limit = self.limit
         has_shrunk = max(self._has(now), limit) < self._told_cap
@@ -256,12 +259,12 @@ class PoolLease:
         is_lost = not (holder.is_in_contact(now) or is_new)
         if is_lost == self.is_lost:
             return
-        self.is_lost = is_lost
         if is_lost:
             kept = min(self.ceiling, max(self._minimum, holder.safe))
             self._notify(FleetLost, budget=self.budget, keeps=kept)
         else:
             self._notify(FleetBack, budget=self.budget, grant=holder.grant or 0)
+        self.is_lost = is_lost
 
     def _notify(self, kind: type[Any], **fields: Any) -> None:
         self._gate.notify(kind, at=self._gate.clock(), seq=self._gate.next_number(), **fields)

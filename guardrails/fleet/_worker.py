@@ -7,14 +7,15 @@ fleet's own thread talks to the store. No call of the application waits for eith
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from itertools import count
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from guardrails._runtime.fork import check_process, in_child
 from guardrails._runtime.guard_log import log
@@ -29,10 +30,12 @@ __all__ = ["FleetWorker", "Identity", "LeaseTask"]
 
 _TICK = 0.1
 _WARN_INTERVAL = 60.0
-"""Seconds between two lines in the log about the store."""
+"""Seconds between two lines in the log about the same trouble."""
 
 _GOODBYE = 1.0
 """Seconds for which a process that ends waits for its thread, to say goodbye."""
+
+T = TypeVar("T")
 
 
 class Identity(NamedTuple):
@@ -56,11 +59,13 @@ class LeaseTask(Protocol):
         budget: The name of its budget.
         is_lost: True while it has no contact.
         says_goodbye: True if the store is told when it ends.
+        suffix: What its name has after that of the process. Two pools that share one budget are two members.
     """
 
     budget: str
     is_lost: bool
     says_goodbye: bool
+    suffix: str
 
     def tick(self, now: float) -> bool:
         """Measures and applies; True if the store is to be asked."""
@@ -92,18 +97,21 @@ class FleetWorker:
         self._new_store = store
         self._given = worker_id
         self._process = os.getpid()
-        self._next_line = 0.0
+        self._store: Store | None = store()  # made here, as a wrong URL is an error here
         self._reset()
         _workers.add(self)
 
     def _reset(self) -> None:
         self._tasks: WeakRegistry[LeaseTask] = WeakRegistry()
-        self._store = self._new_store()
-        self._in_use = threading.Lock()
-        self._starting = threading.Lock()
+        self._in_use = threading.Lock()  # held while the store is asked
+        # These two are reentrant, as a finaliser may use a pool. `_asking` is taken before `_starting`.
+        self._asking = threading.RLock()  # held while requests are made, as they are numbered
+        self._starting = threading.RLock()  # held while the tasks or the thread change
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._suffixes: dict[int, str] = {}
+        self._next_line: dict[str, float] = {}
+        self._numbers = count()
+        self._farewells: list[Ask] = []
         self._error = ""
         self._was_lost = self.closed = False
         host = "".join(letter for letter in socket.gethostname() if "!" <= letter <= "~")[:60]
@@ -121,7 +129,8 @@ class FleetWorker:
             if self.closed:
                 return
             if task not in self._tasks.living():
-                self._suffixes[id(task)] = f"#{len(self._suffixes)}" if self._suffixes else ""
+                number = next(self._numbers)
+                task.suffix = f"#{number}" if number else ""
                 self._tasks.add(task)
             if self._thread is None:
                 self._thread = daemon("guardrails-fleet", self._run, self._wake)
@@ -129,51 +138,64 @@ class FleetWorker:
                 run_later(self._tick, 0.0)
 
     def _tick(self) -> float | None:
-        """In the housekeeper's thread."""
-        tasks, now = self._tasks.living(), time.monotonic()
-        if self.closed or not tasks:
-            self._end()
+        """In the housekeeper's thread, which drops a task that raises."""
+        if self._has_ended():
             return None
-        is_due = False
-        for task in tasks:
-            is_due |= task.tick(now)
+        tasks, now = self._tasks.living(), time.monotonic()
+        is_due = [self._attempt(task.tick, now) for task in tasks]
         self._report(any(task.is_lost for task in tasks), now)
-        if is_due:
+        if any(is_due):
             self._wake.set()
         return _TICK
 
-    def _end(self) -> None:
-        with self._starting:
-            thread, self._thread = self._thread, None
-            if thread is not None:
-                self._wake.set()
-                self._wake = threading.Event()
+    def _has_ended(self) -> bool:
+        with self._starting:  # who joins later finds no thread, and starts one
+            if self._tasks.living() and not self.closed:
+                return False
+            self._thread = None
+            self._wake.set()
+            self._wake = threading.Event()
+            return True
 
     def _run(self, wake: threading.Event) -> None:
         while True:
             wake.wait()
             wake.clear()
+            self._attempt(self._renew)
             if wake is not self._wake or self.closed:
                 return
-            try:
-                self._renew()
-            except Exception:  # noqa: BLE001 - logged; without this thread the lease would be lost for good
-                log.exception("fleet %r: a renewal failed", self.fleet)
 
-    def _renew(self) -> None:
-        with self._in_use:
-            tasks = self._tasks.living()
-            if self.closed or not tasks:
+    def _renew(self, seconds: float = -1) -> None:
+        """Renews every lease and says goodbye for those that have left.
+
+        Args:
+            seconds: How long to wait for another thread that does the same; -1 waits until it is done.
+        """
+        if not self._in_use.acquire(timeout=seconds):
+            return
+        try:
+            if self.closed:
                 return
-            asks = [Ask(task.budget, task.request(self._identity_of(task))) for task in tasks]
-            try:
-                replies = self._store.exchange(asks)
-            except StoreError as error:
-                self._error = str(error)
+            with self._asking:
+                asks, self._farewells = self._farewells, []
+                first = len(asks)
+                asked = [(task, self._ask(task)) for task in self._tasks.living()]
+            tasks = [task for task, ask in asked if ask is not None]
+            asks += [ask for _, ask in asked if ask is not None]
+            if not asks:
                 return
+            if self._store is None:
+                self._store = self._new_store()
+            replies = self._store.exchange(asks)[first:]
+        except StoreError as error:
+            self._error = str(error)
+            return
+        finally:
+            self._in_use.release()
         self._error = ""
-        kept = [task.answered(reply) for task, reply in zip(tasks, replies, strict=True)]
-        if not all(kept):
+        living = self._tasks.living()
+        answered = [each for each in zip(tasks, replies, strict=True) if each[0] in living]
+        if False in [self._attempt(task.answered, reply) for task, reply in answered]:
             log.warning(
                 "fleet %r: another process uses the worker_id %r; this one takes another",
                 self.fleet,
@@ -181,64 +203,77 @@ class FleetWorker:
             )
             self.identity = self.identity._replace(worker=f"{self.identity.worker}~{secrets.token_hex(3)}")
 
-    def _identity_of(self, task: LeaseTask) -> Identity:
-        """Two pools that share one budget are two members."""
-        return self.identity._replace(worker=self.identity.worker + self._suffixes[id(task)])
+    def _ask(self, task: LeaseTask, *, leaving: bool = False) -> Ask | None:
+        identity = self.identity._replace(worker=self.identity.worker + task.suffix)
+        request = self._attempt(task.request, identity)
+        return None if request is None else Ask(task.budget, request, leaving)
+
+    def _attempt(self, step: Callable[..., T], *args: Any) -> T | None:
+        """Runs a step; an error, such as one of an application's clock, is logged and stops no other step."""
+        try:
+            return step(*args)
+        except Exception:  # noqa: BLE001 - logged; without the other steps the budget would not be kept
+            if self._may_log("error", time.monotonic()):
+                log.exception("fleet %r: a step failed; it is tried again", self.fleet)
+            return None
 
     def _report(self, is_lost: bool, now: float) -> None:  # noqa: FBT001
-        was_lost, self._was_lost = self._was_lost, is_lost
-        if is_lost and now >= self._next_line:
-            self._next_line = now + _WARN_INTERVAL
+        if is_lost and self._may_log("contact", now):
+            self._was_lost = True
             log.warning(
                 "fleet %r: no contact to its store (%s); each pool keeps its safe share",
                 self.fleet,
                 self._error or "no answer",
             )
-        elif was_lost and not is_lost:
+        elif self._was_lost and not is_lost:
+            self._was_lost = False
             log.info("fleet %r: in contact with its store again", self.fleet)
+
+    def _may_log(self, trouble: str, now: float) -> bool:
+        if now < self._next_line.get(trouble, -math.inf):
+            return False
+        self._next_line[trouble] = now + _WARN_INTERVAL
+        return True
 
     # --- leaving ------------------------------------------------------------------------------------
 
     def leave(self, *tasks: LeaseTask) -> None:
-        """Says goodbye for some leases, or for all, if the store can be reached within a second."""
-        leaving = [task for task in self._tasks.living() if not tasks or task in tasks]
-        if not leaving or not self._in_use.acquire(timeout=_GOODBYE):
-            return
-        try:
-            asks = [
-                Ask(task.budget, task.request(self._identity_of(task)), leaving=True)
-                for task in leaving
-                if task.says_goodbye
-            ]
-            with suppress(StoreError):
-                if asks:
-                    self._store.exchange(asks)
-            kept = [task for task in self._tasks.living() if task not in leaving]
-            self._tasks = WeakRegistry()
-            for task in kept:
-                self._tasks.add(task)
-        finally:
-            self._in_use.release()
+        """Ends the renewal of some leases, or of all. The fleet's own thread says goodbye: nobody waits."""
+        check_process()
+        with self._asking:
+            leaving = [task for task in self._tasks.living() if not tasks or task in tasks]
+            asks = [self._ask(task, leaving=True) for task in leaving if task.says_goodbye]
+            self._farewells += [ask for ask in asks if ask is not None]
+            with self._starting:
+                for task in leaving:
+                    self._tasks.discard(task)
+                self._wake.set()
+
+    def leave_now(self) -> None:
+        """Says goodbye for all leases, if the store can be reached within a second."""
+        self.leave()
+        self._attempt(self._renew, _GOODBYE)
 
     def close(self) -> None:
         """Says goodbye and ends; see `Fleet.close`."""
-        self.leave()
+        self.leave_now()
         self.closed = True
         self._wake.set()
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
 
     def start_in_child(self) -> None:
         """Makes a child process a worker of its own, from its first connection on."""
         tasks = self._tasks.living()
+        self._store = None  # its own is made when it first asks, where an error breaks nothing
         self._reset()
         for task in tasks:
-            task.forget()
+            self._attempt(task.forget)
 
 
 def _leave_all() -> None:
     for worker in _workers.living():
-        with suppress(Exception):
-            worker.leave()
+        worker.leave_now()
 
 
 def _in_child() -> None:
