@@ -2,14 +2,18 @@
 
 Depends on SQL only; must not import a driver. A server may have given the number of a session to another one
 since, and another server may answer. So a session is ended only if all that is known of it fits.
+
+Where the server sees the client's own port, that proves whose session it is. Where it does not, a pooler may
+be in between that has given the session to another client since, such as pgpool-II, which passes the servers'
+numbers on. Then a session is ended only if it is idle and has run nothing since it was taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from guardrails._dbapi.server_sessions import KILL, Execute, read_processlist
+from guardrails._dbapi.server_sessions import KILL, Execute, is_mariadb, read_processlist
 from guardrails._pool.revoked_sessions import RevokedSession
 from guardrails._pool.sessions import ServerView, SessionId, own_sessions
 
@@ -20,19 +24,23 @@ _SPARE = 1.0
 
 _POSTGRES = """
 select pg_terminate_backend(a.pid)
-from (values {sessions}) revoked (pid, port, youngest, oldest)
+from (values {sessions}) revoked (pid, port, youngest, oldest, revoked_at)
 join pg_stat_activity a on a.pid = revoked.pid
-join pg_stat_activity me on me.pid = pg_backend_pid() and me.pid = {asker}
+join pg_stat_activity me on me.pid = pg_backend_pid() and me.pid = {asker} and me.pid <> a.pid
 where a.usesysid = me.usesysid and a.datid = me.datid
     and a.client_addr is not distinct from me.client_addr
-    and (me.client_port is distinct from {port} or a.client_port is not distinct from revoked.port)
     and extract(epoch from clock_timestamp() - a.backend_start) between revoked.youngest and revoked.oldest
+    and case when me.client_port = {port} and me.client_port <> {unix} then a.client_port = revoked.port
+        else a.state like 'idle%' and extract(epoch from a.state_change) < revoked.revoked_at end
 """
-"""Compares and ends in one step. A pooler gives its clients numbers of its own: then the asker's number is
-not the server's, and nothing is ended. Behind a proxy the server sees other ports than the clients."""
+"""Compares and ends in one step. Most poolers give their clients numbers of their own: then the asker's is
+not the server's, and nothing is ended."""
 
 _UNIX_PORT = -1
 """The client's port of a Unix socket, as PostgreSQL shows it."""
+
+_QUIET = "select id, {} from information_schema.processlist where command = 'Sleep'"
+"""The least seconds for which each session can have run nothing. MySQL counts whole seconds."""
 
 
 def end_sessions(dialect: str, asker: SessionId, execute: Execute, sessions: Sequence[RevokedSession]) -> int:
@@ -50,11 +58,15 @@ def end_sessions(dialect: str, asker: SessionId, execute: Execute, sessions: Seq
 
 
 def _end_postgres(asker: SessionId, execute: Execute, sessions: Sequence[RevokedSession]) -> int:
+    clock = float(execute("select extract(epoch from clock_timestamp())")[0][0])
     rows = []
     for session in sessions:
         youngest, oldest = session.ages(_SPARE)
-        rows.append(f"({session.id.pid:d}, {_port(session.id)}, {youngest:.3f}, {oldest:.3f})")
-    question = _POSTGRES.format(sessions=", ".join(rows), asker=f"{asker.pid:d}", port=_port(asker))
+        port, revoked_at = _port(session.id), clock - session.most_passed
+        rows.append(f"({session.id.pid:d}, {port}, {youngest:.3f}, {oldest:.3f}, {revoked_at:.6f})")
+    question = _POSTGRES.format(
+        sessions=", ".join(rows), asker=f"{asker.pid:d}", port=_port(asker), unix=_UNIX_PORT
+    )
     return sum(bool(row[0]) for row in execute(question))
 
 
@@ -66,20 +78,30 @@ def _end_mysql(asker: SessionId, execute: Execute, sessions: Sequence[RevokedSes
     """MySQL gives no number twice before it restarts, so `KILL` cannot hit a later session."""
     view = read_processlist(execute)
     uptime = float(execute("show global status like 'Uptime'")[0][1])
+    quiet: dict[int, float] | None = None  # the ports prove it
+    if asker.port is None or asker.port != view.asker.port:
+        rows = execute(_QUIET.format("time_ms / 1000" if is_mariadb(execute) else "time - 1"))
+        quiet = {pid: float(seconds) for pid, seconds in rows}
+    # All are judged before the first is ended: the answers age.
+    left = [
+        each for each in sessions if each.ages(0.0)[0] <= uptime + 1 and _is_left(each, asker, view, quiet)
+    ]
     ended = 0
-    for session in sessions:
-        if session.ages(0.0)[0] <= uptime + 1 and _is_left(session, asker, view):
-            with suppress(Exception):  # it has ended meanwhile
-                execute(KILL["mysql"].format(session.id.pid))
-                ended += 1
+    for session in left:
+        with suppress(Exception):  # it has ended meanwhile
+            execute(KILL["mysql"].format(session.id.pid))
+            ended += 1
     return ended
 
 
-def _is_left(session: RevokedSession, asker: SessionId, view: ServerView) -> bool:
+def _is_left(
+    session: RevokedSession, asker: SessionId, view: ServerView, quiet: Mapping[int, float] | None
+) -> bool:
     found = own_sessions({session: session.id}, asker, view).get(session)
     if found is None or found.database != view.asker.database:
         return False
-    if asker.port is not None and asker.port == view.asker.port:
-        return True  # and so is the session's
-    # The server does not tell when it was opened, but for how many whole seconds it has been idle.
-    return found.state == "idle" and abs(found.seconds - session.idle - session.passed) <= _SPARE + 1
+    if quiet is None:
+        return True
+    # The server does not tell when it was opened, so another server's must have been idle for as long.
+    most = session.idle + session.passed + _SPARE + 1
+    return session.most_passed < quiet.get(session.id.pid, 0.0) <= most

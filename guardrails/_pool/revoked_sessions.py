@@ -63,6 +63,11 @@ class RevokedSession(NamedTuple):
         """Seconds since ``at``."""
         return time.monotonic() - self.at
 
+    @property
+    def most_passed(self) -> float:
+        """The most seconds that another clock may have counted since ``at``."""
+        return self.passed * (1 + _DRIFT)
+
     def ages(self, spare: float) -> tuple[float, float]:
         """Returns the least and the greatest age in seconds that the session can have now.
 
