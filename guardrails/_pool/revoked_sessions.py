@@ -8,8 +8,9 @@ Depends on sessions, the housekeeper and a thread of its own; must not import a 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -48,7 +49,8 @@ class RevokedSession(NamedTuple):
         idle: Time since the last work on it.
         youngest: Time since it was open.
         oldest: Time since its opening began.
-        login: What else is needed to connect to its server; None where the question knows all.
+        login: What else is needed to connect to its server, hashable and equal for one server; None where
+            the question knows all.
     """
 
     id: SessionId
@@ -87,8 +89,8 @@ class RevokedSessions:
     Args:
         name: The guard's name.
         session_of: Returns the identity of a connection's session; None if it is unknown.
-        end: Asks the server and ends those of the sessions that are left; returns their number. It takes
-            about a second at most.
+        end: Asks the server of sessions with one login and ends those that are left; returns their number.
+            It takes about a second at most.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class RevokedSessions:
         self._end = end
         self._waiting: deque[RevokedSession] = deque(maxlen=_MOST)
         self._next_question = 0.0
-        self._planned = False
+        self._question = threading.Lock()  # held from the plan to the end of one; nobody waits for it
         renew_after_fork(self)
 
     def identify(
@@ -131,40 +133,40 @@ class RevokedSessions:
         self._plan()
 
     def _plan(self) -> None:
-        if not self._planned:
-            self._planned = True
+        if self._question.acquire(blocking=False):
             with suppress(RuntimeError):  # no new thread can be started while the interpreter shuts down
                 run_later(self._start, max(_DELAY, self._next_question - time.monotonic()))
 
     def _start(self) -> None:
         """Starts the thread that asks: a server that does not answer must not hold the housekeeper up."""
-        if not self._waiting:
-            self._planned = False
-            return
         try:
             daemon("guardrails-revoked-sessions", self._ask).start()
         except RuntimeError:  # as in `_plan`
-            self._planned = False
+            self._question.release()
 
     def _ask(self) -> None:
-        sessions = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        by_server = defaultdict[Any, list[RevokedSession]](list)
+        for _ in range(len(self._waiting)):
+            session = self._waiting.popleft()
+            by_server[session.login].append(session)
         self._next_question = time.monotonic() + _INTERVAL
-        try:
-            ended = self._end(sessions)
-        except Exception as error:  # noqa: BLE001 - it is asked again
-            log.debug(
-                "the server of %r could not be asked for sessions: %s", self._name, type(error).__name__
-            )
-            self._wait_on(sessions)
-        else:
-            if ended:
-                log.warning(
-                    "guard %r: the server had not seen that connections that were taken back are closed; "
-                    "their sessions were ended over another connection (%d)",
-                    self._name,
-                    ended,
+        ended = 0
+        for sessions in by_server.values():
+            try:
+                ended += self._end(sessions)
+            except Exception as error:  # noqa: BLE001 - it is asked again
+                log.debug(
+                    "the server of %r could not be asked for sessions: %s", self._name, type(error).__name__
                 )
-        self._planned = False
+                self._wait_on(sessions)
+        if ended:
+            log.warning(
+                "guard %r: the server had not seen that connections that were taken back are closed; "
+                "their sessions were ended over another connection (%d)",
+                self._name,
+                ended,
+            )
+        self._question.release()
         if self._waiting:
             self._plan()
 
@@ -192,4 +194,4 @@ class RevokedSessions:
     def reset_in_child(self) -> None:
         """Forgets the sessions: those of the parent process are not this one's."""
         self._waiting.clear()
-        self._planned = False
+        self._question = threading.Lock()

@@ -18,6 +18,7 @@ from django.urls import path
 from guardrails import ConfigurationError, ConnectionRevokedError, Guard, holding
 from guardrails._pool import revoked_sessions
 from guardrails._runtime.housekeeper import run_later
+from guardrails.integrations.django.postgresql.base import DatabaseWrapper
 from guardrails.testing.proxy import FaultProxy
 from support import django_lab
 from support.polling import poll
@@ -195,6 +196,63 @@ def test_a_session_whose_close_is_swallowed_is_ended_over_another_connection(
             assert aside(postgres, f"update {table} set a = 3 returning a") == 3
             first.heal()
     guard.detach()
+
+
+def test_a_dead_server_keeps_no_other_database_from_the_question(table, postgres, monkeypatch, caplog):
+    """The session of a second database is ended meanwhile; the first one's is when its server answers."""
+    monkeypatch.setattr(revoked_sessions, "_DELAY", 0.1)
+    monkeypatch.setattr(revoked_sessions, "_INTERVAL", 0.1)
+    guard = Guard("several", max_concurrent_calls=3)
+    options = {"guard": guard, "max_idle_hold": LIMIT}
+    line = "ended over another connection (1)"
+    aside(postgres, f"insert into {table} values (1), (2)")
+    with contextlib.ExitStack() as stack:
+        dead, lossy, direct = (stack.enter_context(FaultProxy(postgres.port)) for _ in range(3))
+        entries = {"dead": dead.port, "replica": lossy.port}
+        opened = {
+            alias: stack.enter_context(
+                django_lab.configured(alias, django_lab.database(postgres, options, PORT=port))
+            )
+            for alias, port in entries.items()
+        }
+        for number, connection in enumerate(opened.values(), 1):
+            connection.set_autocommit(False)
+            with connection.cursor() as cursor:
+                cursor.execute(f"update {table} set a = a where a = {number}")
+        dead.hang()
+        lossy.hang("server")
+        opened["replica"].settings_dict["PORT"] = direct.port
+        until_revoked(guard)
+        poll(lambda: caplog.text.count(line) == 1, "the replica's session was ended", 10)
+        assert aside(postgres, f"update {table} set a = 3 where a = 2 returning a") == 3
+        dead.heal()
+        lossy.heal()
+        poll(lambda: locks(postgres, table) == 0, "the other one's session has ended", 10)
+    guard.detach()
+
+
+def locks(server, table):
+    """The number of transactions that hold locks on a table."""
+    return aside(server, f"select count(*) from pg_locks where relation = '{table}'::regclass")
+
+
+def test_what_a_subclass_does_to_connect_runs_in_the_thread_that_asks(postgres, monkeypatch):
+    """It may fetch a password: no lock of all connections is held meanwhile, and the housekeeper goes on."""
+    monkeypatch.setattr(revoked_sessions, "_DELAY", 0.1)
+    fetched = []
+    original = DatabaseWrapper.get_connection_params
+
+    def fetch(wrapper):
+        fetched.append(threading.current_thread().name)
+        return original(wrapper)
+
+    monkeypatch.setattr(DatabaseWrapper, "get_connection_params", fetch)
+    with guarded(postgres, "kept") as guard:
+        assert run("select 42") == 42
+        own = len(fetched)
+        until_revoked(guard)
+        poll(lambda: len(fetched) > own, "the server is asked")
+        assert set(fetched[own:]) == {"guardrails-revoked-sessions"}
 
 
 def test_holding(db):

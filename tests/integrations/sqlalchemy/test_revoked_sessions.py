@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import tempfile
 import threading
 import time
@@ -380,6 +381,56 @@ def test_a_server_that_does_not_answer_is_asked_for_a_while(soon, caplog, monkey
     sessions.identify(3, 0.1, 0.2, 0.3)()
     poll(lambda: len(asked) > before, "asked again")
     assert asked[-1] == 1
+
+
+def test_one_server_that_does_not_answer_keeps_no_other_from_the_question(soon, caplog):
+    """The sessions of the others are ended and counted; only its own are asked for again."""
+    asked = []
+
+    def end(sessions):
+        asked.append((sessions[0].login, len(sessions)))
+        if sessions[0].login == "dead":
+            raise OSError
+        return len(sessions)
+
+    sessions = RevokedSessions("several", lambda own: SessionId(own, None), end)
+    for number, login in enumerate(("dead", "replica", "dead", "primary")):
+        sessions.identify(number, 0.1, 0.2, 0.3, login)()
+    poll(lambda: len(asked) > 4, "the dead one is asked again")
+    assert asked[:3] == [("dead", 2), ("replica", 1), ("primary", 1)]
+    assert set(asked[3:]) == {("dead", 2)}
+    assert ["ended over another connection (2)" in line for line in lines(caplog) if "'several'" in line] == [
+        True
+    ]
+
+
+def test_revocations_at_once_plan_one_question(monkeypatch):
+    """Two questions at once would take the sessions from each other."""
+    planned, begin = [], threading.Barrier(8)
+    monkeypatch.setattr(revoked_sessions, "run_later", lambda task, seconds: planned.append(task))
+    asked = []
+    sessions = RevokedSessions("db", lambda own: SessionId(own, None), lambda each: asked.extend(each) or 0)
+    rounds = 100
+
+    def revoke():
+        for number in range(rounds):
+            begin.wait(30)
+            sessions.identify(number, 0.1, 0.2, 0.3)()
+            if begin.wait(30) == 0:
+                sessions._ask()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=revoke) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(planned) == rounds
+    assert len(asked) == rounds * 8
 
 
 def test_a_child_process_asks_for_none_of_its_parent_s_sessions(soon):

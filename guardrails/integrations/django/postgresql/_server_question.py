@@ -5,7 +5,7 @@ Depends on drivers; must not import the backend.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -29,23 +29,30 @@ _CONNECT_LIMIT = 2
 
 
 class Login:
-    """Connects as a thread's connection did.
+    """Connects as a thread's connection did; equal for one database.
+
+    It keeps no wrapper: one whose thread has ended must give its slot back.
 
     Args:
         wrapper: Django's wrapper of that connection.
-
-    Attributes:
-        alias: The name of the database.
     """
 
     def __init__(self, wrapper: Any) -> None:
-        self.alias: str = wrapper.alias
-        self._connect = wrapper.Database.connect
-        self._params: Mapping[str, Any] = wrapper.get_connection_params()
+        self._alias: str = wrapper.alias
+        kind: Callable[..., Any] = type(wrapper)
+        self._new_wrapper = partial(kind, wrapper.settings_dict, wrapper.alias)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Login) and self._alias == other._alias
+
+    def __hash__(self) -> int:
+        return hash(self._alias)
 
     def open(self) -> Any:
-        """Opens a connection."""
-        return self._connect(**{**self._params, "connect_timeout": _CONNECT_LIMIT})
+        """Opens a connection. A subclass of the wrapper may fetch a password for it, which takes its time."""
+        wrapper = self._new_wrapper()
+        params = {**wrapper.get_connection_params(), "connect_timeout": _CONNECT_LIMIT}
+        return wrapper.Database.connect(**params)
 
 
 class ServerQuestion:
@@ -68,17 +75,8 @@ class ServerQuestion:
         return self._ask(Login(wrapper), lambda asker, execute: (asker, read_sessions(_DIALECT, execute)))
 
     def end(self, sessions: Sequence[RevokedSession]) -> int:
-        """See RevokedSessions. The databases behind one guard may be on several servers."""
-        logins = {session.login.alias: session.login for session in sessions}
-        return sum(
-            self._ask(
-                login,
-                partial(
-                    end_sessions, _DIALECT, sessions=[each for each in sessions if each.login.alias == alias]
-                ),
-            )
-            for alias, login in logins.items()
-        )
+        """See RevokedSessions."""
+        return self._ask(sessions[-1].login, partial(end_sessions, _DIALECT, sessions=sessions))
 
     def _ask(self, login: Login, work: Work[R]) -> R:
         connection = login.open()
