@@ -233,7 +233,7 @@ def test_a_session_that_may_be_another_one_s_is_not_ended(lab, way):
                 lab.backend.run(connection, "select 42")
 
 
-@pytest.mark.parametrize("lab", ["psycopg", "asyncpg", "pymysql"], indirect=True)
+@pytest.mark.every_driver
 def test_a_session_that_a_pooler_has_given_to_another_client_is_not_ended(lab):
     """pgpool-II passes the servers' numbers on, and keeps the session of a client that has gone for the next.
 
@@ -404,33 +404,33 @@ def test_one_server_that_does_not_answer_keeps_no_other_from_the_question(soon, 
     ]
 
 
-def test_revocations_at_once_plan_one_question(monkeypatch):
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_revocations_at_once_plan_one_question(monkeypatch, line):
     """Two questions at once would take the sessions from each other."""
-    planned, begin = [], threading.Barrier(8)
+    planned, asked = [], []
     monkeypatch.setattr(revoked_sessions, "run_later", lambda task, seconds: planned.append(task))
-    asked = []
     sessions = RevokedSessions("db", lambda own: SessionId(own, None), lambda each: asked.extend(each) or 0)
-    rounds = 100
+    run = []
 
-    def revoke():
-        for number in range(rounds):
-            begin.wait(30)
-            sessions.identify(number, 0.1, 0.2, 0.3)()
-            if begin.wait(30) == 0:
-                sessions._ask()
+    def interleave(frame, event, _arg):
+        """Has another thread revoke a connection before this line of the plan."""
+        if frame.f_code is RevokedSessions._plan.__code__ and event == "line":
+            run.append(frame.f_lineno)
+            if len(run) == line:
+                thread = threading.Thread(target=sessions.identify(2, 0.1, 0.2, 0.3))
+                thread.start()
+                thread.join()
+        return interleave
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    tracing = sys.gettrace()
+    sys.settrace(interleave)
     try:
-        threads = [threading.Thread(target=revoke) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        sessions.identify(1, 0.1, 0.2, 0.3)()
     finally:
-        sys.setswitchinterval(before)
-    assert len(planned) == rounds
-    assert len(asked) == rounds * 8
+        sys.settrace(tracing)
+    assert len(planned) == 1
+    sessions._ask()
+    assert [session.id.pid for session in asked] == [1, 2]
 
 
 def test_a_child_process_asks_for_none_of_its_parent_s_sessions(soon):
