@@ -103,5 +103,5 @@ def _is_left(
     if quiet is None:
         return True
     # The server does not tell when it was opened, so another server's must have been idle for as long.
-    most = session.idle + session.passed + _SPARE + 1
-    return session.most_passed < quiet.get(session.id.pid, 0.0) <= most
+    seconds, idle = quiet.get(session.id.pid, 0.0), session.idle + session.passed
+    return seconds > session.most_passed and abs(seconds - idle) <= _SPARE + 1
