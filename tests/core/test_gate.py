@@ -229,6 +229,19 @@ def test_a_reserved_probe_is_the_probe(gate, checkout):
     assert (gate.breaker.state, gate.bulkhead.taken) == ("closed", 0)
 
 
+def test_an_open_circuit_is_kept_open_for_longer_or_let_go(gate):
+    """As a fleet says; a circuit that is not open is left alone."""
+    gate.keep_open(0, 60)
+    assert gate.check_out(0, None) in gate.checkouts
+    trip(gate)
+    gate.keep_open(1, 2)
+    assert gate.check_out(4, None) == Refusal("circuit_open", 1), "never for less long than its own period"
+    gate.keep_open(4, 3)
+    assert gate.check_out(6, None) == Refusal("circuit_open", 1)
+    gate.keep_open(6, None)
+    assert gate.check_out(6, None) in gate.checkouts
+
+
 @pytest.mark.parametrize("checkout", [True, False])
 def test_a_reserved_probe_that_comes_too_late_leaves_nothing_of_its_first_lease(gate, checkout):
     """Its lease has expired, so it takes another one."""

@@ -774,3 +774,14 @@ def test_a_checkout_that_waits_for_its_pool_keeps_its_slot_once_the_gate_enforce
     assert gate.bulkhead.taken == 1
     gate.check_in(3.0, slot)
     assert books(gate) == EMPTY
+
+
+def test_a_slot_granted_to_a_call_that_an_interrupted_move_has_dropped_is_free_again():
+    """The move had put the call outside the model, and had not taken it out of the queue yet."""
+    gate = new_gate(limit=1)
+    first, waits = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
+    gate.outside[waits] = None
+    gate.leave(2.0, first, S)
+    assert (gate.bulkhead.taken, gate.would_run(waits)) == (0, False)
+    gate.leave(3.0, waits, S)
+    assert gate.bulkhead.taken == 0
