@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 LOCK_FREE = threads_take_turns()
-"""Whether the fast paths may be used; see `guardrails._guard.fast_path`."""
+"""True if threads may use the fast paths; see `guardrails._guard.fast_path`."""
 
 OPENING = -1
 """Stands for the slot of work that opens a connection: its checkout is not known yet."""

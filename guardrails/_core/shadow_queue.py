@@ -27,7 +27,7 @@ __all__ = ["Holder", "Late", "ShadowQueue", "WouldWait"]
 
 
 class Holder(Protocol):
-    """What a call or checkout is to its caller.
+    """A call or checkout, as far as the model needs it.
 
     Attributes:
         since: When a checkout got its connection; 0.0 before.
@@ -40,7 +40,7 @@ class Holder(Protocol):
 
 
 class Late(NamedTuple):
-    """A refusal after a wait in the model, and the request that the call belongs to."""
+    """A refusal after a wait in the model, and the call that was refused."""
 
     refusal: Any
     call: WouldWait
