@@ -23,7 +23,11 @@ def snippets(page):
         yield "\n" * line + match.group(1)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(snippets(page))], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(snippets(page))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_snippets_run(page, tmp_path):
     """A page's blocks run one after the other, given the engine, client and app any reader has."""
     engine = create_engine(f"sqlite:///{tmp_path}/db")

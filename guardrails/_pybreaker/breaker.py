@@ -1,6 +1,6 @@
 """`CircuitBreaker`, with pybreaker's interface and storages. Must not import guards.
 
-docs/pybreaker.md describes the flow of a call and the differences from pybreaker.
+docs/guides/pybreaker.md describes the flow of a call and the differences from pybreaker.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The alert rules for Prometheus, made from the table of metrics. Must not print.
 
-Each rule has a section of its name in ``docs/runbooks.md``. Rules exclude each other: a sick dependency also
-fills the queue, and its alert alone should wake someone up.
+Each rule has a section of its name in ``docs/production/runbooks.md``. Rules exclude each other: a sick
+dependency also fills the queue, and its alert alone should wake someone up.
 """
 
 from __future__ import annotations

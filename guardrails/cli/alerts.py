@@ -17,7 +17,7 @@ __all__ = ["alerts"]
 )
 @click.option(
     "--runbooks",
-    default="docs/runbooks.md",
+    default="docs/production/runbooks.md",
     show_default=True,
     metavar="URL",
     help="The page to which each alert links, with a section of its name.",

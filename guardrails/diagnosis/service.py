@@ -169,7 +169,7 @@ def _unanswered(app: object, guards: list[Guard]) -> Iterator[Finding]:
             "no_middleware",
             "refusals and timeouts become status 500: the application has no GuardrailsMiddleware",
             (),
-            "app.add_middleware(GuardrailsMiddleware, guards=[...]); see docs/frameworks.md",
+            "app.add_middleware(GuardrailsMiddleware, guards=[...]); see docs/guides/frameworks.md",
         )
 
 

@@ -1,6 +1,6 @@
 """Many processes, one connection budget, one verdict. Redis needs the extra ``redis``, SQLite needs nothing.
 
-``docs/fleet.md`` has the protocol and what is promised under which fault.
+``docs/guides/fleet.md`` has the protocol and what is promised under which fault.
 """
 
 from __future__ import annotations

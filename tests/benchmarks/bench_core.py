@@ -4,7 +4,7 @@
 
 It prints; it asserts nothing. The peers are the dependency group ``bench``; a peer that is not installed is
 left out.
-docs/benchmarks.md says how it measures and what the figures mean.
+docs/internals/benchmarks.md says how it measures and what the figures mean.
 """
 
 from __future__ import annotations

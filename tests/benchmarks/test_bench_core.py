@@ -204,9 +204,9 @@ def test_a_question_that_does_not_exist_is_refused():
 
 def test_the_docs_show_the_figures_of_the_stored_run():
     """No figure on the page or in the chart is typed by hand."""
-    run = json.loads((DOCS / "benchmarks.json").read_text())
-    page = (DOCS / "benchmarks.md").read_text()
+    run = json.loads((DOCS / "internals" / "benchmarks.json").read_text())
+    page = (DOCS / "internals" / "benchmarks.md").read_text()
     assert pages.fill(page, run) == page
     asked = {table["name"] for table in run["tables"]} | {"run"}
     assert set(pages.marked(page)) <= asked
-    assert (DOCS / "benchmarks.svg").read_text() == pages.chart(from_json(run["tables"]))
+    assert (DOCS / "internals" / "benchmarks.svg").read_text() == pages.chart(from_json(run["tables"]))

@@ -266,13 +266,13 @@ def test_no_alert_fires_on_a_healthy_service(postgres, tmp_path):
 def test_every_alert_has_a_fault_and_a_runbook():
     """A new rule needs both."""
     assert {name.partition(" ")[0] for name in FAULTS} == {alert.name for alert in ALERTS}
-    headings = re.findall(r"^## (\w+)$", (DOCS / "runbooks.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^## (\w+)$", (DOCS / "production" / "runbooks.md").read_text(), re.MULTILINE)
     assert {alert.name for alert in ALERTS} <= set(headings)
 
 
 def test_every_problem_type_has_a_runbook():
     """Clients look for the words after the last colon."""
-    headings = re.findall(r"^## (\w+)$", (DOCS / "runbooks.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^## (\w+)$", (DOCS / "production" / "runbooks.md").read_text(), re.MULTILINE)
     assert {*get_args(Reason), "timeout", "commit_unknown"} <= set(headings)
 
 
@@ -294,4 +294,4 @@ def test_links_lead_to_the_page_that_was_named():
     """In YAML and in JSON."""
     rules = json.loads(printed("--json", "--runbooks", "https://example.org/books"))["alerts"]
     assert rules[0]["runbook_url"] == "https://example.org/books#guardrailscircuitopen"
-    assert 'runbook_url: "docs/runbooks.md#guardrailscircuitopen"' in printed()
+    assert 'runbook_url: "docs/production/runbooks.md#guardrailscircuitopen"' in printed()

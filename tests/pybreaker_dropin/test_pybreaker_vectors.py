@@ -1,4 +1,4 @@
-"""The vectors PB1-PB11 of pybreaker's own suite, and the rows of docs/pybreaker.md that differ."""
+"""The vectors PB1-PB11 of pybreaker's own suite, and the rows of docs/guides/pybreaker.md that differ."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_pb11_a_new_breaker_keeps_what_the_store_has(make, storage):
         assert store.opened_at == before
 
 
-# --- what differs: docs/pybreaker.md -------------------------------------------------------------
+# --- what differs: docs/guides/pybreaker.md -------------------------------------------------------------
 
 
 def test_no_lock_is_held_while_the_function_runs(make):

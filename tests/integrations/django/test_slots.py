@@ -1,4 +1,4 @@
-"""Who holds a slot from when to when, as docs/django.md says, with requests through Django's own handler."""
+"""Who holds a slot from when to when, as docs/guides/django.md says, through Django's own handler."""
 
 from __future__ import annotations
 

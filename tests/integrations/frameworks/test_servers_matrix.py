@@ -1,4 +1,4 @@
-"""The middlewares behind every server: what must be so on each, and what docs/frameworks.md says of each."""
+"""The middlewares behind every server: what all must do, and what docs/guides/frameworks.md says of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.server_process import Server
 
 GET_AND_CLOSE = GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
 
-PAGE = DOCS / "frameworks.md"
+PAGE = DOCS / "guides" / "frameworks.md"
 
 SERVERS = {
     "uvicorn, h11": "uvicorn server_apps:asgi --host 127.0.0.1 --port {port} --http h11",

@@ -1,4 +1,4 @@
-"""Every fault of docs/redis.md, by one story: calls end in time, the circuit opens, and it heals."""
+"""Every fault of docs/guides/redis.md, by one story: calls end in time, the circuit opens, and it heals."""
 
 from __future__ import annotations
 

@@ -172,7 +172,9 @@ def test_an_unread_reply_reaches_no_caller(valkey):
     """The hole in redis-py, and that it is closed: a reply left on a connection never reaches a caller."""
     plain = redis.Redis(port=valkey.port, max_connections=1)
     leave_reply_unread(plain)
-    assert plain.echo("mine") == b"STALE", "redis-py has closed the hole itself: say so in docs/redis.md"
+    assert plain.echo("mine") == b"STALE", (
+        "redis-py has closed the hole itself: say so in docs/guides/redis.md"
+    )
     plain.close()
     client = redis.Redis(port=valkey.port, max_connections=1)
     protect(client, name="cache")
