@@ -123,7 +123,7 @@ def size(*words):
 
 def test_the_page_shows_what_the_command_prints():
     """The settings, what is around them, and the sum over all processes."""
-    page = (DOCS / "guides" / "pools.md").read_text()
+    page = (DOCS / "guides" / "pool-size.md").read_text()
     command, printed = re.search(
         r"```sh\nguardrails size (.*?)\n```\n\n```text\n(.*?)```", page, re.DOTALL
     ).groups()

@@ -99,7 +99,7 @@ def seconds_of(value):
     "layers", [[], *([layer] for layer in LAYERS), *map(list, itertools.product(LAYERS, repeat=2))], ids=str
 )
 def test_the_nearest_timeout_of_an_attached_guard_counts_and_outer_scopes_limit_it(layers, option):
-    """The table of docs/guides/guard.md: the statement's option, a call's, a compartment's, the guard's."""
+    """The table of docs/guides/deadlines.md: a statement's option, a call's, a compartment's, the guard's."""
     lab = Lab(attached=True)
     allowed, own = lab.inside(layers, lambda: time_allowed(innermost(lab.guard), option))
     nearest = option if option is not None else [*said(layers), DEFAULT][0]
