@@ -1,0 +1,84 @@
+"""Builds the site from the pages of this folder: ``sphinx-build -W -n docs build/site`` (extra ``docs``)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docutils.nodes import Element
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+project = "guardrails"
+author = "The guardrails-db authors"
+release = version = importlib.metadata.version("guardrails-db")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["_static"]
+nitpicky = True
+# What stands in single backticks in a docstring is code.
+default_role = "code"
+
+# The pages are plain Markdown: headings get the anchors that a repository host gives them.
+myst_heading_anchors = 4
+
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"guardrails {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {"footer_icons": []}
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def _to_public_name(
+    _app: Sphinx, environment: BuildEnvironment, node: Element, text: Element
+) -> Element | None:
+    """Links a type's private module to its public name; a type that has no entry here is plain text.
+
+    A public name of ours that does not exist stays unresolved, which ``-W`` makes an error.
+    """
+    target: str = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or (target.startswith("guardrails.") and "._" not in target):
+        return None
+    python = environment.domains.python_domain
+    public = [name for name in python.objects if name.endswith("." + target.rpartition(".")[2])]
+    if not target.startswith("guardrails.") or len(public) != 1:
+        return text
+    place, builder = node["refdoc"], environment.app.builder
+    return python.resolve_xref(environment, place, builder, "obj", public[0], node, text)
+
+
+def _without_object(_app: Sphinx, _name: str, _of: object, _options: object, bases: list[type]) -> None:
+    """``Bases: object`` says nothing."""
+    bases[:] = [base for base in bases if base is not object]
+
+
+def _without_unknown(
+    _app: Sphinx,
+    _what: str,
+    _name: str,
+    _of: object,
+    _options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """``**unknown: Never`` names a misspelt option in the error; it is no option."""
+    return signature and signature.replace(", **unknown: Never", ""), returns
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("missing-reference", _to_public_name)
+    app.connect("autodoc-process-bases", _without_object)
+    app.connect("autodoc-process-signature", _without_unknown)

@@ -1,0 +1,76 @@
+"""The site that is made of the pages builds without a warning, and has every page and every public name."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+from sphinx.util.inventory import InventoryFile
+
+from support.paths import DOCS, ROOT
+
+MODULES = [
+    "guardrails",
+    "guardrails.errors",
+    "guardrails.events",
+    "guardrails.fleet",
+    "guardrails.integrations.asgi",
+    "guardrails.integrations.django",
+    "guardrails.integrations.django.cache",
+    "guardrails.integrations.flask",
+    "guardrails.integrations.loop_clock",
+    "guardrails.integrations.opentelemetry",
+    "guardrails.integrations.outgoing",
+    "guardrails.integrations.prometheus",
+    "guardrails.integrations.redis",
+    "guardrails.integrations.sqlalchemy",
+    "guardrails.integrations.starlette",
+    "guardrails.integrations.wsgi",
+    "guardrails.testing",
+    "guardrails.testing.servers",
+]
+"""Every module that users import from."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site. Every warning is an error, a link to no page or heading included."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-E", str(DOCS), str(folder)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert (built.returncode, built.stderr) == (0, "")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page(site):
+    """Each page of the tree is a page of the site."""
+    pages = {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")}
+    assert pages <= {page.relative_to(site) for page in site.rglob("*.html")}
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_public_name(site):
+    """Each name of an ``__all__`` has an entry, under its module or under ``guardrails``."""
+    with (site / "objects.inv").open("rb") as file:
+        entries = InventoryFile.load(file, "", str.__add__)
+    listed = {name for kind in entries.values() for name in kind}
+    public = {(module, name) for module in MODULES for name in importlib.import_module(module).__all__}
+    missing = {pair for pair in public if not {".".join(pair), f"guardrails.{pair[1]}"} & listed}
+    assert missing == set()
+
+
+def test_every_page_has_its_place_in_the_contents():
+    """The trees of index.md name each page once; Sphinx would only warn."""
+    trees = re.findall(
+        r"^```\{toctree\}\n(.*?)^```", (DOCS / "index.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    named = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    pages = {
+        page.relative_to(DOCS).with_suffix("").as_posix()
+        for page in [*DOCS.rglob("*.md"), *DOCS.rglob("*.rst")]
+    }
+    assert sorted(named) == sorted(pages - {"index"})
