@@ -306,8 +306,9 @@ def test_preview_refuses_without_taking_a_slot(gate):
 def test_stalls_follow_the_number_of_slots(gate):
     """Watching for them is switched on and off, and a resize moves the mark."""
     gate.watch_for_stalls(0, on=True)
-    gate.resize(0, 7)
-    assert gate.breaker.stall_slots == 7
+    for limit, slots in ((7, 7), (1, 1), (0, 1)):
+        gate.resize(0, limit)
+        assert gate.breaker.stall_slots == slots
     gate.watch_for_stalls(0, on=False)
     gate.resize(0, 3)
     assert gate.breaker.stall_slots is None
@@ -834,3 +835,97 @@ def test_the_rules_are_evaluated_again_when_the_circuit_of_a_compartment_has_ope
     gate.reevaluate(2.0)
     assert (gate.last, gate.breaker.state) == (2.0, "open")
     assert drain(gate) == ["open"]
+
+
+def test_callers_that_waited_and_those_that_waited_in_vain_are_counted(gate):
+    """By the queue, for the snapshot: of three callers two join, and one of them is too late."""
+    tickets, waiters = [gate.enter(0, None) for _ in range(2)], [Waiter() for _ in range(3)]
+    for waiter in waiters:
+        gate.enter(0, waiter)
+    assert (gate.bulkhead.waits, gate.bulkhead.timeouts) == (2, 0)
+    gate.leave(0.1, tickets[0], S)
+    gate.woken(0.1, waiters[0])
+    gate.woken(0.1, waiters[1])
+    assert (gate.bulkhead.waits, gate.bulkhead.timeouts) == (2, 1)
+    late = Waiter()
+    gate.enter(0.2, late)
+    gate.woken(0.2, late)
+    assert (gate.bulkhead.waits, gate.bulkhead.timeouts) == (3, 2)
+
+
+def test_a_waiter_that_is_shed_is_not_counted_as_a_timeout(gate):
+    """Three critical callers fill the queue: the sheddable one loses its place, and the last one is late."""
+    for _ in range(2):
+        gate.enter(0, None)
+    gate.enter(0, sheddable := Waiter(), SHEDDABLE)
+    for _ in range(2):
+        gate.enter(0, last := Waiter())
+    assert gate.woken(0, sheddable) == Refusal("shed", None)
+    assert (gate.bulkhead.waits, gate.bulkhead.timeouts) == (3, 0)
+    assert gate.woken(0, last) == Refusal("queue_timeout", None)
+    assert gate.bulkhead.timeouts == 1
+
+
+@pytest.mark.parametrize("rank", [CRITICAL, SHEDDABLE], ids=["critical", "sheddable"])
+def test_a_woken_caller_learns_its_number_from_held_too(gate, rank):
+    """An interrupt may prevent the method from returning it."""
+    for check_in, woken, take in (
+        (gate.check_in, gate.woken_checkout, gate.check_out),
+        (lambda now, ticket: gate.leave(now, ticket, S), gate.woken, gate.enter),
+    ):
+        first, second = (take(0, None, rank) for _ in range(2))
+        waiter, held = Waiter(), [0]
+        take(0, waiter, rank)
+        check_in(0, first)
+        assert woken(0, waiter, held=held) == held[0] > second
+        check_in(0, held[0])
+        check_in(0, second)
+    assert gate.bulkhead.taken == 0
+
+
+def test_a_transition_made_for_others_names_its_cause(gate):
+    """A fleet, or the compartments that take a circuit over; without a cause it was a person."""
+    for transition, cause in (("open", "fleet"), ("reset", "divided")):
+        gate.set_state(0, transition, cause)
+    gate.set_state(0, "open")
+    gate.set_state(0, "reset")
+    assert [change.cause for change in gate.outbox] == ["fleet", "divided", "manual", "manual"]
+
+
+def test_an_opening_in_half_open_without_a_probes_checkout_is_a_late_call(gate):
+    """There is no lease to use, so it is no probe and decides nothing."""
+    gate.set_state(0, "half_open")
+    ticket = gate.begin(0, OPENING)
+    assert ticket > 0
+    gate.end(0, ticket, S)
+    assert gate.breaker.state == "half_open"
+    assert gate.breaker.round.calls == 0
+
+
+def test_a_lease_that_has_expired_before_its_reservation_is_used_is_not_used(gate):
+    """Its round is over: the request's call is admitted anew, and is the only probe of the next round."""
+    trip(gate)
+    book = reserved(gate, now=5)
+    lease = gate.checkouts[book[gate][1]][1]
+    assert lease in gate.breaker.leases
+    gate.refresh(8)  # the lease of 3 s ends: the round has failed
+    assert gate.breaker.state == "open"
+    ticket = gate.take_over(13, book, checkout=False)
+    assert gate.breaker.state == "half_open"
+    assert list(gate.breaker.leases) == [ticket] != [lease]
+    gate.leave(13, ticket, S)
+    assert (gate.breaker.state, gate.bulkhead.taken, gate.breaker.in_flight) == ("closed", 0, {})
+
+
+def test_dropping_twice_still_tells_old_waiters_from_new_ones(gate):
+    """A waiter of the first time has no slot of the third."""
+    ticket, waiter = gate.enter(0, None), Waiter()
+    gate.enter(0, None)
+    gate.enter(0, waiter)
+    gate.leave(0, ticket, S)
+    for _ in range(2):
+        gate.drop_calls_and_waiters()
+    for _ in range(2):
+        gate.enter(0, None)
+    assert gate.woken(0, waiter) == Refusal("bulkhead_full", None)
+    assert gate.bulkhead.taken == 2

@@ -661,6 +661,22 @@ def test_real_waiters_are_let_in_when_the_gate_stops_enforcing():
     assert (books(gate), gate.would_reject) == (EMPTY, {})
 
 
+def test_checkouts_that_wait_are_let_in_when_the_gate_stops_enforcing():
+    gate = new_gate(mode="enforce")
+    first, waiters = gate.check_out(1.0, None), [Waiter(), Waiter()]
+    assert [gate.check_out(1.0, waiter) for waiter in waiters] == [None, None]
+    gate.set_mode(2.0, "off")
+    held = [0]
+    number = gate.woken_checkout(2.0, waiters[0], held=held)
+    assert number == held[0] == UNCOUNTED - 1
+    gate.set_mode(2.0, "enforce")
+    assert gate.woken_checkout(2.0, waiters[1]) == UNCOUNTED - 2, "it was let in before"
+    assert books(gate) == (3, 2, 2)
+    for slot in (first, number, UNCOUNTED - 2):
+        gate.check_in(3.0, slot)
+    assert books(gate) == EMPTY
+
+
 def test_a_waiter_that_has_its_slot_already_keeps_it_when_the_gate_stops_enforcing():
     gate = new_gate(mode="enforce")
     first, waiter = gate.enter(1.0, None), Waiter()
