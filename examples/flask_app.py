@@ -17,8 +17,8 @@ from guardrails.integrations.wsgi import status_app
 
 THREADS = 40
 
-engine = create_engine(os.environ.get("DATABASE_URL", "sqlite:///example.db"))
-db = protect(engine)
+engine = create_engine(os.environ.get("DATABASE_URL", "postgresql+psycopg://localhost/shop"))
+db = protect(engine, timeout=2.0)
 reports = db.compartment("reports")
 guardrails = Guardrails(guards=[db], request_timeout=5.0, threads=THREADS)
 
@@ -27,16 +27,23 @@ guardrails.init_app(app)
 app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/internal": status_app([db])})  # type: ignore[method-assign]
 
 
-@app.get("/items")
-def items() -> dict[str, int]:
+@app.get("/orders")
+def orders() -> dict[str, int]:
     """Goes on while the reports' table is locked."""
     with engine.connect() as connection:
-        return {"items": connection.execute(text("select 1")).scalar_one()}
+        return {"orders": connection.execute(text("select count(*) from orders")).scalar_one()}
 
 
-@app.get("/reports")
-@guarded(reports, timeout=2.0)
-def monthly_report() -> dict[str, int]:
-    """At most 70 % of the pool, two seconds for all its statements, a circuit of its own."""
+@app.get("/reports/<int:month>")
+@guarded(reports, timeout=1.0)
+def monthly_report(month: int) -> dict[str, int]:
+    """At most 70 % of the pool, one second for all its statements, a circuit of its own."""
     with engine.connect() as connection:
-        return {"report": connection.execute(text("select 2")).scalar_one()}
+        asked = text("select coalesce(sum(amount), 0) from reports where month = :month")
+        return {"report": connection.execute(asked, {"month": month}).scalar_one()}
+
+
+@app.get("/ping")
+def ping() -> str:
+    """Needs no database and never waits for one."""
+    return "pong"

@@ -16,28 +16,35 @@ from guardrails import guarded, protect
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.starlette import status_app
 
-engine = create_async_engine(os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///example.db"))
-db = protect(engine)
+engine = create_async_engine(os.environ.get("DATABASE_URL", "postgresql+asyncpg://localhost/shop"))
+db = protect(engine, timeout=2.0)
 reports = db.compartment("reports")
 
 
-@get("/items")
-async def items() -> dict[str, int]:
+@get("/orders")
+async def orders() -> dict[str, int]:
     """Goes on while the reports' table is locked."""
     async with engine.connect() as connection:
-        return {"items": (await connection.execute(text("select 1"))).scalar_one()}
+        return {"orders": (await connection.execute(text("select count(*) from orders"))).scalar_one()}
 
 
-@get("/reports")
-@guarded(reports, timeout=2.0)
-async def monthly_report() -> dict[str, int]:
-    """At most 70 % of the pool, two seconds for all its statements, a circuit of its own."""
+@get("/reports/{month:int}")
+@guarded(reports, timeout=1.0)
+async def monthly_report(month: int) -> dict[str, int]:
+    """At most 70 % of the pool, one second for all its statements, a circuit of its own."""
     async with engine.connect() as connection:
-        return {"report": (await connection.execute(text("select 2"))).scalar_one()}
+        asked = text("select coalesce(sum(amount), 0) from reports where month = :month")
+        return {"report": (await connection.execute(asked, {"month": month})).scalar_one()}
+
+
+@get("/ping")
+async def ping() -> str:
+    """Needs no database and never waits for one."""
+    return "pong"
 
 
 app = Litestar(
-    [items, monthly_report, asgi("/internal", is_mount=True, copy_scope=True)(status_app([db]))],
+    [orders, monthly_report, ping, asgi("/internal", is_mount=True, copy_scope=True)(status_app([db]))],
     middleware=[
         DefineMiddleware(
             GuardrailsMiddleware,  # type: ignore[arg-type]  # Litestar's types for messages are its own

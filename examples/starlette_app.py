@@ -19,14 +19,23 @@ from guardrails import protect
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.starlette import status_app
 
-engine = create_async_engine(os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///example.db"))
-db = protect(engine)
+engine = create_async_engine(os.environ.get("DATABASE_URL", "postgresql+asyncpg://localhost/shop"))
+db = protect(engine, timeout=1.0)
 
 
-async def items(_request: Request) -> JSONResponse:
-    """Is not even asked while the circuit is open."""
+async def orders(_request: Request) -> JSONResponse:
+    """Goes on while the reports' table is locked: each route has a compartment by itself."""
     async with engine.connect() as connection:
-        return JSONResponse({"items": (await connection.execute(text("select 1"))).scalar()})
+        found = await connection.execute(text("select count(*) from orders"))
+        return JSONResponse({"orders": found.scalar_one()})
+
+
+async def monthly_report(request: Request) -> JSONResponse:
+    """Is not even asked while the circuit of its compartment is open."""
+    async with engine.connect() as connection:
+        asked = text("select coalesce(sum(amount), 0) from reports where month = :month")
+        found = await connection.execute(asked, {"month": request.path_params["month"]})
+        return JSONResponse({"report": found.scalar_one()})
 
 
 async def ping(_request: Request) -> JSONResponse:
@@ -35,12 +44,17 @@ async def ping(_request: Request) -> JSONResponse:
 
 
 app = Starlette(
-    routes=[Route("/items", items), Route("/ping", ping), Mount("/internal", status_app([db]))],
+    routes=[
+        Route("/orders", orders),
+        Route("/reports/{month:int}", monthly_report),
+        Route("/ping", ping),
+        Mount("/internal", status_app([db])),
+    ],
     middleware=[
         Middleware(
             GuardrailsMiddleware,
             guards=[db],
-            requires={"/items": [db]},
+            requires={"/orders": [db], "/reports": [db]},
             exempt=["/internal"],
             request_timeout=5.0,
             max_in_flight=200,
