@@ -59,7 +59,7 @@ class EngineUpkeep(PoolUpkeep):
         super().__init__(guard, settings)
         self._engine = engine
         self._runner = runner
-        self._last_opened: tuple[Any, Any] | None = None
+        self._last_put: tuple[Any, Any] | None = None
 
     @property
     def _pool(self) -> Any:
@@ -137,22 +137,34 @@ class EngineUpkeep(PoolUpkeep):
 
     def put_back(self, connection: Any) -> None:
         """See PoolUpkeep. Also in a stack, the left end of the queue is used last."""
-        pool = self._pool
+        pool = _pool_of(connection)
         with self._mutex(pool):
-            try:
-                pool._pool.put(connection, False)  # noqa: SLF001 - the pool's own way, which wakes a waiter
-            except Full:
-                pass
-            else:
+            if is_in := self._put(pool, connection):
                 items = self._items(pool)
                 items.remove(connection)
                 items.insert(0, connection)
-                return
-        self.drop(pool, connection)
+        if is_in:
+            self.disposed()
+        else:
+            self.drop(pool, connection)
+
+    def _put(self, pool: Any, record: Any) -> bool:
+        """Puts a record into its pool's queue; False if it has no place, or the pool was disposed of.
+
+        `disposed` must be called after it.
+        """
+        if pool is not self._pool:
+            return False
+        try:
+            pool._pool.put(record, False)  # noqa: SLF001 - the pool's own way, which wakes a waiter
+        except Full:
+            return False
+        self._last_put = pool, record
+        return True
 
     async def close(self, connection: Any) -> None:
         """See PoolUpkeep."""
-        self.drop(self._pool, connection)
+        self.drop(_pool_of(connection), connection)
 
     async def ping(self, connection: Any) -> bool:
         """See PoolUpkeep."""
@@ -184,13 +196,9 @@ class EngineUpkeep(PoolUpkeep):
         try:
             self._runner.end_set_up(connection=record.dbapi_connection)
             record.fresh = False  # so that a pre-ping is not left out after hours in the pool
-            if not self.stopped and pool is self._pool:  # else it would stay open in a disposed pool
-                pool._pool.put(record, False)  # noqa: SLF001
-                self._last_opened = pool, record
+            if not self.stopped and self._put(pool, record):
                 self.disposed()
                 return pool is self._pool
-        except Full:
-            pass
         except BaseException:
             self.drop(pool, record)
             raise
@@ -198,14 +206,14 @@ class EngineUpkeep(PoolUpkeep):
         return False
 
     def disposed(self) -> None:
-        """Closes a connection that was opened into a pool while that was being disposed of.
+        """Closes a connection that was put into a pool while that was being disposed of.
 
-        It is called after each opening and after each disposal, so that one of them finds the connection.
+        It is called after each connection put and after each disposal, so that one of them finds it.
         """
-        pool, record = self._last_opened or (self._pool, None)
+        pool, record = self._last_put or (self._pool, None)
         if pool is self._pool:
             return
-        self._last_opened = None
+        self._last_put = None
         with self._mutex(pool), suppress(ValueError):
             self._items(pool).remove(record)
             if self.age(record).process == os.getpid():  # else it is the parent's
@@ -229,6 +237,11 @@ class EngineUpkeep(PoolUpkeep):
         return pool._pool.queue  # noqa: SLF001
 
 
+def _pool_of(record: Any) -> Any:
+    """Returns the pool that a record belongs to, which is not the engine's after a disposal."""
+    return record._ConnectionRecord__pool  # noqa: SLF001 - there is no public way
+
+
 class AsyncEngineUpkeep(LoopUpkeep, EngineUpkeep):
     """The upkeep of an asyncio engine's pool. It runs on the event loop of the connections."""
 
@@ -242,7 +255,7 @@ class AsyncEngineUpkeep(LoopUpkeep, EngineUpkeep):
         """See PoolUpkeep."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING):
-                await greenlet_spawn(self.drop, self._pool, connection)
+                await greenlet_spawn(self.drop, _pool_of(connection), connection)
 
     async def ping(self, connection: Any) -> bool:
         """See PoolUpkeep."""

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.pool import NullPool, QueuePool
 
 from guardrails import BreakerPolicy, ConfigurationError, Guard, WarmUpError, protect
+from guardrails._pool.idle_pool import run_to_end
 from guardrails.testing.proxy import FaultProxy
 from support.lateness import LATE
 from support.polling import poll
@@ -442,5 +443,39 @@ def test_a_connection_opened_into_a_pool_that_is_disposed_of_is_closed(tmp_path,
         pool._pool.put = lambda *given: (put(*given), setattr(engine, "pool", pool.recreate()))
         assert upkeep._open() is False
     assert (pool._pool.qsize(), closed) == (0, [1])
+    guard.detach()
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("when", "answers"),
+    [("while it is pinged", True), ("while it is pinged", False), ("before it is put back", True)],
+)
+def test_a_connection_pinged_while_its_pool_is_disposed_of_is_closed(tmp_path, when, answers):
+    """Put into the next pool it would be one connection that that pool does not count."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}", poolclass=QueuePool, pool_size=2)
+    guard = protect(engine, keepalive=600)  # nothing is pinged but by the test
+    upkeep, old, closed = guard._attachment.upkeep, engine.pool, []
+    engine.connect().close()
+    event.listen(old, "close", lambda *_: closed.append(1))
+    [(record, age)] = upkeep.idle()
+
+    def ping(_):
+        if when == "while it is pinged":
+            engine.dispose()
+        return answers
+
+    engine.dialect.do_ping = ping
+    if when == "before it is put back":
+        put = old._pool.put
+        old._pool.put = lambda *given: (engine.dispose(), put(*given))
+    assert upkeep.take(record)
+    assert run_to_end(upkeep._answers(record, age)) is answers
+    assert (old._pool.qsize(), closed) == (0, [1])
+    assert engine.pool is not old
+    assert (engine.pool.checkedin(), upkeep.open_count(), guard.snapshot().pool.open) == (0, 0, 0)
+    with engine.connect() as first, engine.connect():
+        assert first.scalar(text("select 1")) == 1
+        assert (engine.pool.checkedout(), upkeep.open_count()) == (2, 2)
     guard.detach()
     engine.dispose()
