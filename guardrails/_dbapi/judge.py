@@ -12,7 +12,7 @@ from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.drivers import Driver
 from guardrails._guard.guard import Guard
-from guardrails._runtime.guard_log import LOGIN_REFUSED, READ_ONLY
+from guardrails._runtime.guard_log import LOGIN_REFUSED, NO_ROOM, READ_ONLY
 from guardrails._runtime.outcomes import classify
 
 __all__ = ["Judge"]
@@ -89,7 +89,10 @@ class Judge:
 
     def outcome_of_connect(self, error: BaseException) -> Outcome:
         """Returns the outcome of a failed connect: any error is the server's fault."""
-        if self._driver is not None and self._driver.refuses_login(error):
+        driver = self._driver
+        if driver is not None and driver.has_no_room(error):
+            self._report.note_cause(NO_ROOM)
+        elif driver is not None and driver.refuses_login(error):
             self._report.note_cause(LOGIN_REFUSED)
         return classify(error, None)
 

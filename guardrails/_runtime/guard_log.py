@@ -21,7 +21,7 @@ from guardrails._runtime.shadow_sums import ShadowSums
 from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import RejectedError
 
-__all__ = ["LOGIN_REFUSED", "READ_ONLY", "GuardLog", "log", "why_open"]
+__all__ = ["LOGIN_REFUSED", "NO_ROOM", "READ_ONLY", "GuardLog", "log", "why_open"]
 
 log = logging.getLogger("guardrails")
 
@@ -30,6 +30,7 @@ _count_lock = ForkedLock()
 
 READ_ONLY = "the server is read-only"
 LOGIN_REFUSED = "the server refuses the login"
+NO_ROOM = "the server has no connection left"
 
 _CAUSE_LASTS = 30.0
 """Seconds for which the known cause of a failure explains a circuit."""

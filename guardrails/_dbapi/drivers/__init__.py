@@ -106,6 +106,9 @@ class Driver(Protocol):
     def refuses_login(self, error: BaseException) -> bool:
         """True if a connect failed because the server refuses the user or the password."""
 
+    def has_no_room(self, error: BaseException) -> bool:
+        """True if a connect failed because the server has no connection left, for this user or at all."""
+
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
         """The host that was asked for and the address of the server, each None if unknown."""
 

@@ -30,6 +30,7 @@ _OUT_OF_RESOURCES = {
     1203,  # too many connections of this user
     1226,  # this user has used up a limit
 }
+_CROWDED = {1040, 1203, 1226}
 _STORAGE = {
     1016,  # cannot open a file
     1017,  # cannot find a file
@@ -149,6 +150,10 @@ class MySQLDriver(Plain):
     def refuses_login(self, error: BaseException) -> bool:
         """See Driver."""
         return bool(error.args) and error.args[0] in _REFUSED_LOGINS
+
+    def has_no_room(self, error: BaseException) -> bool:
+        """See Driver."""
+        return bool(error.args) and error.args[0] in _CROWDED
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,10 @@ class Plain(ABC):
         """See Driver."""
         return False
 
+    def has_no_room(self, error: BaseException) -> bool:  # noqa: ARG002
+        """See Driver."""
+        return False
+
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:  # noqa: ARG002
         """See Driver."""
         return None, None

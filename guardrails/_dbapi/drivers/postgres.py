@@ -59,6 +59,7 @@ _ANSWERS = {
 _READ_ONLY = "25006"
 _DEFAULT_READ_ONLY = "default_transaction_read_only"
 _LOGIN_REFUSED = "28"
+_TOO_MANY_CONNECTIONS = "53300"
 
 _BY_THE_USER = ("read_only", "readonly")
 """Attributes of connections that make the transactions read-only."""
@@ -79,6 +80,10 @@ _LOGIN_WORDS = (
     'role "',
 )
 """libpq reports no state for a failed connect, so its words tell. Another language is not understood."""
+
+
+_CROWDED_WORDS = ("too many clients", "too many connections", "connection slots are reserved")
+"""Likewise, of a server without a connection for this user."""
 
 
 def server_failed(sqlstate: object) -> bool | None:
@@ -156,6 +161,14 @@ class PostgresDriver(Plain):
             return state.startswith(_LOGIN_REFUSED)
         said = str(error).lower()
         return any(word in said for word in _LOGIN_WORDS)
+
+    def has_no_room(self, error: BaseException) -> bool:
+        """See Driver."""
+        state = self.sqlstate(error)
+        if state is not None:
+            return state == _TOO_MANY_CONNECTIONS
+        said = str(error).lower()
+        return any(word in said for word in _CROWDED_WORDS)
 
     @abstractmethod
     def sqlstate(self, error: BaseException) -> str | None:
