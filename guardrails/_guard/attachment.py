@@ -15,6 +15,9 @@ class Lease(Protocol):
     def resize(self, ceiling: int) -> int:
         """Sets the largest limit; returns the limit that counts now."""
 
+    def compare(self, sessions: int) -> None:
+        """Is told how many connections of the pool's role the server has."""
+
 
 class Upkeep(Protocol):
     """The idle connections of the pool that a guard is attached to."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from guardrails._guard.guard import Guard
+from guardrails._guard.guard import Guard, attachment_of
 from guardrails._pool.checkout import HeldCheckout
 from guardrails._pool.figures import PoolFigures
 from guardrails._pool.frames import (
@@ -30,7 +30,7 @@ from guardrails._pool.lock_monitor import LONGEST_DELAY, LockMonitor, Question
 from guardrails._pool.lock_waits import Place
 from guardrails._pool.lost_holders import find_gone
 from guardrails._pool.revoked_sessions import RevokedSessions
-from guardrails._pool.sessions import SessionId
+from guardrails._pool.sessions import ServerView, SessionId
 
 __all__ = ["HolderRegistry"]
 
@@ -165,7 +165,15 @@ class HolderRegistry:
             question,
             min(limits),
             lambda: guard.mode != "off",
+            self._compare,
         )
+
+    def _compare(self, view: ServerView) -> None:
+        """Compares the connections of the pool's role with the budget of its fleet."""
+        attachment = attachment_of(self.guard)
+        lease = None if attachment is None or attachment.upkeep is None else attachment.upkeep.lease
+        if lease is not None:
+            lease.compare(sum(session.user == view.asker.user for session in view.sessions))
 
     def ask_server(self) -> None:
         """Asks the server a little later which sessions the connections wait for; see `LockMonitor`."""

@@ -84,6 +84,7 @@ class LockMonitor:
         question: Asks the server.
         delay: Seconds from the exhaustion of the pool to the question; see `LONGEST_DELAY`.
         wanted: Returns False while the server must not be asked.
+        observe: Is told each answer.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class LockMonitor:
         question: Question,
         delay: float,
         wanted: Callable[[], bool],
+        observe: Callable[[ServerView], None],
     ) -> None:
         self._name = name
         self._held = held
@@ -101,6 +103,7 @@ class LockMonitor:
         self._question = question
         self._delay = delay
         self._wanted = wanted
+        self._observe = observe
         self._next_question = self._asked = -math.inf
         self._planned = self._asking = False
         self._looks = 0
@@ -159,6 +162,7 @@ class LockMonitor:
         try:
             before = {checkout: (known, checkout.under_way) for checkout, known in self._held().items()}
             asker, view = self._question()
+            self._observe(view)
             now = {checkout: (known, checkout.under_way) for checkout, known in self._held().items()}
             self._asked = time.monotonic()
             # Only a checkout that was out before and after the answer can be one that it is about. One that

@@ -50,6 +50,8 @@ class PoolLease:
         worker: Renews it.
 
     Attributes:
+        connections: The budget that this process names.
+        worker: Renews the lease.
         started: True once callers need not wait for the first lease. Read before each checkout.
         ceiling: The largest limit, from the pool's capacity and `Guard.resize`.
     """
@@ -68,10 +70,10 @@ class PoolLease:
     ) -> None:
         self.budget = budget
         self.guard = guard
-        self._connections = connections
+        self.connections = connections
         self._minimum = minimum
         self._open = open_connections
-        self._worker = worker
+        self.worker = worker
         self._gate = guard.call_settings.gates[-1]
         self.ceiling: int = self._gate.core.bulkhead.limit
         self._next_line: dict[str, float] = {}
@@ -103,7 +105,7 @@ class PoolLease:
             BulkheadFullError: The lease has no connection, and the caller may hold a slot from before.
         """
         if not self.started:
-            self._worker.join(self)
+            self.worker.join(self)
             ready = self.ready
             if wait is None:
                 ready.wait(FIRST_WAIT)
@@ -115,7 +117,7 @@ class PoolLease:
 
     def leave(self) -> None:
         """Says goodbye."""
-        self._worker.leave(self)
+        self.worker.leave(self)
 
     @property
     def limit(self) -> int:
@@ -127,12 +129,24 @@ class PoolLease:
         self.ceiling = ceiling
         return min(ceiling, self.holder.limit(time.monotonic()) if self.holder else self._minimum)
 
+    def compare(self, sessions: int) -> None:
+        """Warns if the server has more connections of the pool's role than the budget allows."""
+        budget = self.connections if self.reply is None else self.reply.budget
+        if sessions > budget:
+            self.warn(
+                "server",
+                "the server has %d connections of this role, more than the budget of %d: not all are the "
+                "fleet's (guardrails fleet STORE --database-url URL says whose)",
+                sessions,
+                budget,
+            )
+
     def snapshot(self) -> LeaseSnapshot:
         """Returns the figures of this moment."""
         now, reply, holder = time.monotonic(), self.reply, self.holder
         return LeaseSnapshot(
             budget=self.budget,
-            connections=self._connections if reply is None else reply.budget,
+            connections=self.connections if reply is None else reply.budget,
             workers=0 if reply is None else reply.workers,
             limit=self.limit,
             safe_share=self._minimum if holder is None else max(self._minimum, holder.safe),
@@ -213,7 +227,7 @@ class PoolLease:
             wants=self._told_wants,
             minimum=self._minimum,
             most=self.ceiling,
-            budget=self._connections,
+            budget=self.connections,
             host=identity.host,
         )
 

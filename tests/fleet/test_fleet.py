@@ -373,6 +373,17 @@ def test_a_budget_that_does_not_fit_is_one_warning(shop, caplog, more, words):
     shop.engine.dispose()
 
 
+def test_a_server_with_more_connections_than_the_budget_is_one_warning(shop, caplog):
+    shop = shop()
+    lease = shop.guard._attachment.upkeep.lease
+    lease.compare(8)
+    assert [line for line in caplog.messages if "fleet" in line] == []
+    lease.compare(9)
+    lease.compare(10)
+    (line,) = [line for line in caplog.messages if "fleet" in line]
+    assert "the server has 9 connections of this role, more than the budget of 8" in line
+
+
 # --- the verdict ----------------------------------------------------------------------------------------
 
 
