@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import click
 
+from guardrails.cli import _reconcile
 from guardrails.cli._findings import as_table, as_text
 from guardrails.cli._missing import missing
 from guardrails.cli._options import as_json
@@ -57,21 +58,41 @@ _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
     "If the URL names a database: the sessions of that one.",
 )
 @click.option("--show-sql", is_flag=True, help="With --all: the texts of statements, which may hold values.")
+@click.option(
+    "--fleet", metavar="URL", help="The store of a fleet: compares what its workers report with the server."
+)
+@_reconcile.options
 @as_json
 def diagnose(
-    *, url: str | None, slow: float, statuses: tuple[str, ...], tables: bool, show_sql: bool, as_json: bool
+    *,
+    url: str | None,
+    slow: float,
+    statuses: tuple[str, ...],
+    tables: bool,
+    show_sql: bool,
+    fleet: str | None,
+    as_json: bool,
+    **whose: str | None,
 ) -> None:
     """Runs the command."""
     if url is None:
         raise click.UsageError("say which server: a URL, better in the environment variable DATABASE_URL")
     if show_sql and not tables:
         raise click.UsageError("--show-sql shows the statements of the tables: it needs --all")
+    if fleet is None and any(whose.values()):
+        raise click.UsageError("--budget, --role and --application need --fleet")
+    if fleet is not None and url.startswith(_CACHES):
+        raise click.UsageError("--fleet compares with a database, and this URL is that of a cache")
+    store = None if fleet is None else _reconcile.open_store(fleet)
     pages = _pages([status_address(each) for each in statuses])
     if url.startswith(_CACHES):
         answer = _ask_cache(url, slow, tables=tables)
         answer.findings.extend(pages.findings)
     else:
         answer = _ask_database(url, slow, pages, tables=tables, show_sql=show_sql)
+        if store is not None:
+            more = _reconcile.budget_against_server(store, url, **whose)
+            answer.findings.extend(each for each in more if each not in answer.findings)
     _print(answer, as_json=as_json)
     sys.exit(1 if answer.findings else 0)
 

@@ -5,6 +5,7 @@ Depends on the stores of leases; must not import guards of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,9 @@ from typing import Any
 
 import click
 
+from guardrails.cli import _reconcile
+from guardrails.cli._findings import as_text
 from guardrails.cli._options import as_json
-from guardrails.errors import ConfigurationError
-from guardrails.fleet._fleet import store_of
 from guardrails.fleet._lease import members, reserved
 from guardrails.fleet._records import LEASE, Record, read_epoch
 from guardrails.fleet._stores import StoreError
@@ -30,13 +31,22 @@ __all__ = ["fleet"]
 )
 @click.argument("url")
 @click.option("--name", metavar="FLEET", help="Only the fleet of this name.")
+@click.option(
+    "--database-url",
+    metavar="URL",
+    help="The database server: compares the connections that it counts with those that the workers report.",
+)
+@_reconcile.options
 @as_json
-def fleet(url: str, *, name: str | None, as_json: bool) -> None:
+def fleet(
+    url: str, *, name: str | None, database_url: str | None, as_json: bool, **whose: str | None
+) -> None:
     """Prints the workers. Exits with 0 if all is well, with 1 for findings and for a circuit that is open."""
+    store = _reconcile.open_store(url)
+    if database_url is None and any(whose.values()):
+        raise click.UsageError("--budget, --role and --application need --database-url")
     try:
-        view = store_of(url, "")().read()
-    except (ConfigurationError, ImportError) as error:
-        raise click.UsageError(str(error).removeprefix("Fleet: ")) from None
+        view = store.read()
     except StoreError as error:
         click.echo(f"the store cannot be read: {error}", err=True)
         sys.exit(2)
@@ -52,14 +62,22 @@ def fleet(url: str, *, name: str | None, as_json: bool) -> None:
         if name is None or names[0] == name
     ]
     verdicts = [each for each in verdicts if each["workers"]]
+    differences = []
+    if database_url is not None:
+        differences = _reconcile.budget_against_server(store, database_url, fleet=name, **whose)
     if as_json:
-        click.echo(json.dumps({"budgets": budgets, "verdicts": verdicts}))
+        printed = {"budgets": budgets, "verdicts": verdicts}
+        if database_url is not None:
+            printed["server"] = [dataclasses.asdict(each) for each in differences]
+        click.echo(json.dumps(printed))
     else:
         lines = [line for each in budgets for line in _lines(each)] + [
             _circuit_line(each) for each in verdicts
         ]
         click.echo("\n".join(lines) or "no workers are known.")
-    has_findings = any(each["findings"] for each in budgets)
+        if database_url is not None:
+            click.echo(as_text("server", differences))
+    has_findings = bool(differences) or any(each["findings"] for each in budgets)
     sys.exit(1 if has_findings or any(each["circuit"] != "closed" for each in verdicts) else 0)
 
 

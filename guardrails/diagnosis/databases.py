@@ -12,12 +12,19 @@ from sqlalchemy import URL, Connection, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from guardrails._dbapi.server_sessions import KILL, Execute, is_mariadb, read_mysql, read_postgres
+from guardrails._dbapi.server_sessions import (
+    KILL,
+    Execute,
+    is_mariadb,
+    read_mysql,
+    read_postgres,
+    read_processlist,
+)
 from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, OUR_ENGINE, refusal, within, words
 from guardrails.diagnosis.findings import Facts, Finding, Prepared
 from guardrails.errors import ConfigurationError
 
-__all__ = ["Limits", "answer", "ask", "read_limits", "why_not"]
+__all__ = ["Limits", "RoleLimit", "answer", "ask", "read_limits", "why_not"]
 
 T = TypeVar("T")
 
@@ -94,6 +101,26 @@ def _connected(url: URL, read: Callable[[str, Execute], T]) -> T:
     return within(ANSWER_TIMEOUT, question)
 
 
+class RoleLimit(NamedTuple):
+    """The limit of a server for one role.
+
+    Attributes:
+        name: The name of the role.
+        limit: Connections it may have; None without a limit of its own.
+        is_superuser: True if no limit counts for it.
+        sessions: Connections that it has, without the one that asked.
+        room: Connections that the server has for all applications.
+        change: The statement that sets the limit, with ``{}`` for the number.
+    """
+
+    name: str
+    limit: int | None
+    is_superuser: bool
+    sessions: int
+    room: int
+    change: str
+
+
 class Limits(NamedTuple):
     """The limits of a server for one user in one database.
 
@@ -101,16 +128,24 @@ class Limits(NamedTuple):
         connections: Connections it allows: the smallest limit of the server, the user and the database.
         reserved: Of these, connections that applications cannot get.
         idle_timeout: Seconds after which it closes an idle connection; None is never.
+        role: The limit of the user alone.
     """
 
     connections: int
     reserved: int
     idle_timeout: float | None
+    role: RoleLimit
 
 
 _POSTGRES_LIMITS = """
 select rolconnlimit from pg_roles where rolname = current_user
 union all select datconnlimit from pg_database where datname = current_database()
+"""
+
+_POSTGRES_ROLE = """
+select rolname, rolconnlimit, rolsuper, quote_ident(rolname),
+    (select count(*) from pg_stat_activity where usename = rolname and pid <> pg_backend_pid())
+from pg_roles where rolname = session_user
 """
 
 _POSTGRES_IDLE = """
@@ -127,15 +162,25 @@ def _limits(dialect: str, execute: Execute) -> Limits:
     if dialect == "postgresql":
         settings = {name: int(setting) for name, setting in execute(_POSTGRES_SETTINGS)}
         most, reserved = settings.pop("max_connections"), sum(settings.values())
+        ((name, limit, is_superuser, quoted, sessions),) = execute(_POSTGRES_ROLE)
+        change = f"ALTER ROLE {quoted} CONNECTION LIMIT {{}}"
+        of_role = None if limit < 0 else limit
+        role = RoleLimit(name, of_role, is_superuser, sessions, most - reserved, change)
         own = [limit for (limit,) in execute(_POSTGRES_LIMITS) if limit >= 0]
         if own and min(own) < most - reserved:
             most, reserved = min(own), 0
         idle = [seconds for (seconds,) in execute(_POSTGRES_IDLE)]
-        return Limits(most, reserved, min(idle, default=None))
+        return Limits(most, reserved, min(idle, default=None), role)
     ((most, of_user, idle_timeout),) = execute(
         "select @@max_connections, @@max_user_connections, @@wait_timeout"
     )
-    return Limits(min(most, of_user or most), 0, float(idle_timeout))
+    view = read_processlist(execute)
+    name = view.asker.user
+    sessions = sum(session.user == name for session in view.sessions)
+    user, _, host = str(execute("select current_user()")[0][0]).rpartition("@")
+    change = f"ALTER USER {user!a}@{host!a} WITH MAX_USER_CONNECTIONS {{}}"
+    role = RoleLimit(name, of_user or None, False, sessions, most, change)
+    return Limits(min(most, of_user or most), 0, float(idle_timeout), role)
 
 
 def _runs(connection: Connection) -> Execute:
@@ -217,7 +262,8 @@ _UNSEEN_TRANSACTIONS = ("what other users' sessions and transactions do: that ta
 def _ask_postgres(execute: Execute, *, statements: bool) -> Facts:
     execute(f"set statement_timeout = {ANSWER_TIMEOUT * 1000:.0f}")
     settings = {name: int(setting) for name, setting in execute(_POSTGRES_SETTINGS)}
-    sessions = read_postgres(execute, statements=statements).sessions
+    view = read_postgres(execute, statements=statements)
+    sessions = view.sessions
     hidden = sum(session.state == "unseen" for session in sessions)
     return Facts(
         product="PostgreSQL",
@@ -228,6 +274,7 @@ def _ask_postgres(execute: Execute, *, statements: bool) -> Facts:
         unseen=(f"what {hidden} of {len(sessions)} sessions do: that takes the role pg_monitor",)
         if hidden
         else (),
+        user=view.asker.user,
     )
 
 
@@ -242,4 +289,5 @@ def _ask_mysql(execute: Execute, *, statements: bool) -> Facts:
         orphan="a prepared transaction, which has no session: XA RECOVER lists it",
         unseen=() if view.complete else _UNSEEN_TRANSACTIONS,
         aborted=tuple((str(name).lower(), int(count)) for name, count in execute(_ABORTED)),
+        user=view.asker.user,
     )

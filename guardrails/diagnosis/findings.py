@@ -52,6 +52,7 @@ class Facts:
         orphan: The name of a transaction without a session, for which others wait.
         unseen: Facts hidden from this user, with the right that they require.
         aborted: MySQL's and MariaDB's counters of connections that ended badly.
+        user: The role that asked.
     """
 
     product: str
@@ -63,6 +64,7 @@ class Facts:
     orphan: str = "a prepared transaction, which has no session"
     unseen: tuple[str, ...] = ()
     aborted: tuple[tuple[str, int], ...] = ()
+    user: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Finding:
         kind: Of a server ``"unreachable" "denied"
             "connections" "locks" "prepared" "idle_in_transaction" "slow" "memory" "loading"``; of a service's
             status page ``"pool" "status_page"``; of a service ``"nothing_made" "unguarded" "no_middleware"
-            "unbounded" "unlimited" "null_pool" "circuit" "stale" "ladder" "threads" "budget" "shutdown"``.
+            "unbounded" "unlimited" "null_pool" "circuit" "stale" "ladder" "threads" "budget" "backstop"
+            "shutdown"``; of a fleet ``"fleet"``.
         what: The fault in one line.
         details: Further lines.
         advice: The remedy.

@@ -90,11 +90,14 @@ class FleetWorker:
         fleet: The fleet's name.
         store: Makes its store.
         worker_id: The name that this process keeps over a restart; None takes a new one.
+
+    Attributes:
+        new_store: Makes its store.
     """
 
     def __init__(self, fleet: str, store: Callable[[], Store], worker_id: str | None) -> None:
         self.fleet = fleet
-        self._new_store = store
+        self.new_store = store
         self._given = worker_id
         self._process = os.getpid()
         self._store: Store | None = store()  # made here, as a wrong URL is an error here
@@ -185,7 +188,7 @@ class FleetWorker:
             if not asks:
                 return
             if self._store is None:
-                self._store = self._new_store()
+                self._store = self.new_store()
             replies = self._store.exchange(asks)[first:]
         except StoreError as error:
             self._error = str(error)

@@ -328,7 +328,7 @@ def test_a_child_works_although_the_files_of_its_release_are_gone(monkeypatch):
         try:
             with guard.call():
                 code = 0
-            fleet._worker._new_store()
+            fleet._worker.new_store()
         except BaseException:
             code = 2
         finally:

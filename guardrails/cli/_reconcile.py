@@ -1,0 +1,107 @@
+"""Compares a fleet's reports with its database server, for the commands that do.
+
+Depends on `guardrails.diagnosis.fleets`, which judges, and on the stores of fleets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from guardrails.cli._missing import missing
+from guardrails.diagnosis.findings import Facts, Finding
+from guardrails.errors import ConfigurationError
+from guardrails.fleet._fleet import store_of
+from guardrails.fleet._stores import Store, StoreError
+from guardrails.fleet._uses import BudgetUse, uses
+
+__all__ = ["budget_against_server", "open_store", "options"]
+
+_BAD_URL = "--database-url must be the URL of a server, such as postgresql://user@host/name"
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say which sessions of the server should be the fleet's."""
+    for option in (
+        click.option(
+            "--application", metavar="NAME", help="Counts the sessions with this application name only."
+        ),
+        click.option(
+            "--role", metavar="NAME", help="The role of the service; without it that of the database's URL."
+        ),
+        click.option("--budget", metavar="NAME", help="The budget of that server, if there are several."),
+    ):
+        command = option(command)
+    return command
+
+
+def open_store(url: str) -> Store:
+    """Returns the store of a fleet.
+
+    Raises:
+        UsageError: The URL is wrong, or redis-py is not installed.
+    """
+    try:
+        return store_of(url, "")()
+    except (ConfigurationError, ImportError) as error:
+        raise click.UsageError(str(error).removeprefix("Fleet: ")) from None
+
+
+def budget_against_server(
+    store: Store,
+    database_url: str,
+    *,
+    fleet: str | None = None,
+    budget: str | None = None,
+    role: str | None = None,
+    application: str | None = None,
+) -> list[Finding]:
+    """Returns the difference between what a budget's workers report and what the server counts.
+
+    Args:
+        store: The fleet's store.
+        database_url: The server.
+        fleet: The name of the fleet; None is the only one.
+        budget: The name of the budget; None is the only one.
+        role: The role of the service; None is that of the URL.
+        application: Its application name; None is any.
+
+    Raises:
+        UsageError: The URL is wrong, or there are several budgets.
+    """
+    try:
+        from guardrails.diagnosis.databases import answer, ask  # noqa: PLC0415 - of an extra
+        from guardrails.diagnosis.fleets import Whose, reconcile  # noqa: PLC0415 - with it
+    except ImportError:
+        missing("sqlalchemy")
+
+    def report() -> BudgetUse | None:
+        try:
+            found = [each for each in uses(store.read()) if fleet in {None, each.fleet}]
+        except StoreError as error:
+            raise _UnreadError(str(error)) from None
+        found = [each for each in found if budget in {None, each.name}]
+        if len(found) > 1:
+            names = ", ".join(f"{each.name!a} of {each.fleet!a}" for each in found)
+            raise click.UsageError(f"say which budget is that of the server, with --budget: {names}")
+        return found[0] if found else None
+
+    def facts() -> Facts | Finding:
+        return answer(database_url, ask)[1]
+
+    try:
+        return reconcile(Whose(role, application), report, facts)
+    except _UnreadError as error:
+        return [
+            Finding("fleet", f"the fleet's store cannot be read: {error}", (), "is it running, and in reach?")
+        ]
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+    except ValueError:
+        raise click.UsageError(_BAD_URL) from None
+
+
+class _UnreadError(Exception):
+    """The store cannot be read."""
