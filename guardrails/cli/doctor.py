@@ -18,9 +18,10 @@ from guardrails.cli._missing import missing
 from guardrails.cli._options import as_json, max_connections, workers
 from guardrails.diagnosis.findings import Finding
 from guardrails.errors import ConfigurationError
+from guardrails.fleet import _uses
 
 if TYPE_CHECKING:
-    from guardrails.diagnosis.service import Surroundings
+    from guardrails.diagnosis.surroundings import Surroundings
 
 __all__ = ["doctor"]
 
@@ -77,7 +78,8 @@ def doctor(
 ) -> None:
     """Runs the command."""
     from guardrails.cli import _service  # noqa: PLC0415 - imports asyncio, which no other command needs
-    from guardrails.diagnosis.service import Surroundings, examine  # noqa: PLC0415 - imports guards
+    from guardrails.diagnosis.service import examine  # noqa: PLC0415 - imports guards
+    from guardrails.diagnosis.surroundings import Surroundings  # noqa: PLC0415 - likewise
 
     try:
         around = Surroundings(workers, threads, worker_timeout, max_connections)
@@ -121,6 +123,7 @@ def _with_server(around: Surroundings, url: str | None) -> tuple[Surroundings, l
     if isinstance(limits, Finding):
         return around, [limits]
     changes: dict[str, Any] = {"idle_timeout": limits.idle_timeout, "address": address}
+    changes |= {"role": limits.role, "reported": _uses.reported}
     if around.max_connections is None:
         changes |= {"max_connections": limits.connections, "reserved": limits.reserved}
     return dataclasses.replace(around, **changes), []

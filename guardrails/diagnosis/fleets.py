@@ -131,9 +131,8 @@ def _missing(seen: _Seen) -> Finding:
 
 
 def _programs(sessions: Sequence[Session]) -> Iterator[str]:
-    programs = Counter((session.application, session.client) for session in sessions)
-    for (application, client), count in programs.most_common(_SHOWN):
-        name = f"{application!a}" if application else "no application name"
-        yield f"{count} x {name}" + ("" if client is None else f" from {client}")
+    programs = Counter(session.application for session in sessions)
+    for application, count in programs.most_common(_SHOWN):
+        yield f"{count} x " + (f"{application!a}" if application else "no application name")
     if len(programs) > _SHOWN:
         yield f"and {len(programs) - _SHOWN} more programs"

@@ -8,54 +8,19 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from guardrails._guard.guard import Guard
-from guardrails._pool.sizing import RESERVED
-from guardrails._util.checks import Faults
 from guardrails.diagnosis.asking import OUR_ENGINE
 from guardrails.diagnosis.findings import Finding
+from guardrails.diagnosis.service_connections import budget, most_slots
 from guardrails.diagnosis.settings import circuits, pools, stale
+from guardrails.diagnosis.surroundings import Surroundings
 
-__all__ = ["Surroundings", "examine"]
+__all__ = ["examine"]
 
 _GRACE = 1.0
 """Most seconds between a statement's deadline and the answer of its request."""
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """The surroundings of a service, which its code does not contain.
-
-    Attributes:
-        workers: Processes.
-        threads: Threads of one process that run synchronous endpoints.
-        worker_timeout: Seconds after which a supervisor kills a worker that does not answer; None: never.
-        max_connections: The database server's limit; None: not checked.
-        reserved: Of these, the connections that applications cannot get.
-        idle_timeout: Seconds after which the server closes an idle connection; None: never, or not known.
-        address: The server's URL, as SQLAlchemy has it; None if there is none.
-
-    Raises:
-        ConfigurationError: One or more are out of range.
-    """
-
-    workers: int = 1
-    threads: int = 40
-    worker_timeout: float | None = None
-    max_connections: int | None = None
-    reserved: int = RESERVED
-    idle_timeout: float | None = None
-    address: Any = None
-
-    def __post_init__(self) -> None:
-        faults = Faults("doctor")
-        faults.count("workers", self.workers)
-        faults.count("threads", self.threads)
-        faults.seconds("worker_timeout", self.worker_timeout, none=True)
-        faults.count("max_connections", self.max_connections, none=True)
-        faults.raise_if_any()
 
 
 def examine(app: object, around: Surroundings) -> list[Finding]:
@@ -78,7 +43,7 @@ def examine(app: object, around: Surroundings) -> list[Finding]:
         *_stale(targets, around),
         *_ladder(guards, around),
         *_threads(targets, around),
-        *_budget(targets, around),
+        *budget(targets, around),
     ]
 
 
@@ -213,31 +178,11 @@ def _threads(targets: Iterable[Target], around: Surroundings) -> Iterator[Findin
         for kind, target, guard in targets
         if guard is not None and kind == "engine" and not target.dialect.is_async
     ]
-    slots = sum(guard.snapshot().max_concurrent_calls for guard in blocking)
+    slots = sum(most_slots(guard) for guard in blocking)
     if slots >= around.threads:
         yield Finding(
             "threads",
             f"{slots} slots of synchronous engines can take all {around.threads} threads of a process",
-            tuple(f"{guard.name!a}: {guard.snapshot().max_concurrent_calls}" for guard in blocking),
+            tuple(f"{guard.name!a}: {most_slots(guard)}" for guard in blocking),
             "protect(engine, max_concurrent_calls=...) below the number of threads, or more threads",
         )
-
-
-def _budget(targets: Iterable[Target], around: Surroundings) -> Iterator[Finding]:
-    if around.max_connections is None:
-        return
-    guarded = [(target, guard) for kind, target, guard in targets if kind == "engine" and guard is not None]
-    of_server: dict[tuple[Any, ...], list[Guard]] = {}
-    for engine, guard in guarded:
-        address = (engine.url.get_backend_name(), engine.url.host, engine.url.port)
-        of_server.setdefault(address, []).append(guard)
-    for guards in of_server.values():
-        each = sum(guard.snapshot().max_concurrent_calls for guard in guards)
-        room = around.max_connections - around.reserved
-        if each * around.workers > room:
-            yield Finding(
-                "budget",
-                f"{around.workers} x {each} connections are more than the {room} there are for applications",
-                tuple(f"{guard.name!a}: {guard.snapshot().max_concurrent_calls}" for guard in guards),
-                "smaller pools (guardrails size), fewer processes, or a pooler in between",
-            )

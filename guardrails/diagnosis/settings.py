@@ -11,6 +11,7 @@ from typing import Any
 
 from guardrails._guard.guard import Guard, attachment_of
 from guardrails.diagnosis.findings import Finding
+from guardrails.diagnosis.service_connections import most_slots
 
 __all__ = ["circuits", "pools", "stale"]
 
@@ -33,7 +34,7 @@ def circuits(guards: Iterable[Guard]) -> Iterator[Finding]:
                 (),
                 "slow_call_duration_threshold below the timeout, a third of it or less",
             )
-        slots = guard.snapshot().max_concurrent_calls
+        slots = most_slots(guard)
         window = policy.sliding_window_size if policy.sliding_window_type == "time" else math.inf
         if window == math.inf or policy.consecutive_failures is not None:
             continue

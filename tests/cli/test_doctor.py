@@ -413,3 +413,91 @@ def test_server_that_does_not_answer_is_a_finding(found):
 def test_url_of_no_database_is_a_usage_error(doctor, url):
     """Exit 2, without the URL."""
     assert doctor(GOOD, "--url", url)[0] == 2
+
+
+# --- fleets -----------------------------------------------------------------------------------------
+
+FLEET = GOOD.replace(
+    "db = protect(engine)",
+    'from guardrails.fleet import Fleet\nfleet = Fleet("sqlite:///fleet.db", name="shop")\n'
+    'db = protect(engine, fleet=fleet.budget("orders-db", connections=40))',
+)
+
+
+@pytest.fixture
+def as_shop(postgres):
+    """Makes a role with these attributes; returns the options that ask the server as that role."""
+    with psycopg.connect(postgres.url(""), autocommit=True) as admin:
+
+        def make(attributes=""):
+            admin.execute("drop role if exists doctor_shop")
+            admin.execute(f"create role doctor_shop login {attributes}")
+            return ("--database-url", postgres.url().replace("postgres@", "doctor_shop@"))
+
+        yield make
+        admin.execute("drop role if exists doctor_shop")
+
+
+def test_a_budget_of_a_fleet_is_counted_once(found):
+    """However many processes share it; the slots of other engines are those of each process."""
+    assert found(FLEET, "--workers", "50", "--max-connections", "100") == {}
+    findings = found(FLEET, "--workers", "4", "--max-connections", "40")
+    assert findings["budget"]["what"] == (
+        "40 of budgets connections are more than the 37 there are for applications"
+    )
+    assert findings["budget"]["details"] == ["budget 'orders-db': 40"]
+    both = (
+        FLEET
+        + f"other = create_engine('postgresql+psycopg://u@{CANARY}/other', pool_size=5, max_overflow=0)\n"
+    )
+    findings = found(both + "protect(other)\n", "--workers", "20", "--max-connections", "100")
+    assert findings["budget"]["what"] == (
+        "40 of budgets and 20 x 5 connections are more than the 97 there are for applications"
+    )
+
+
+def test_the_most_that_a_lease_may_give_counts_for_threads(found):
+    assert set(found(FLEET, "--threads", "10")) == {"threads"}
+
+
+def test_a_role_without_a_limit_gets_one_proposed(found, as_shop):
+    """Its budget, what the role has open beside it, and a tenth."""
+    words = as_shop()
+    finding = found(FLEET, *words)["backstop"]
+    assert finding["what"] == "the server does not hold role 'doctor_shop' to its budget"
+    assert finding["advice"].endswith(": ALTER ROLE doctor_shop CONNECTION LIMIT 44")
+    with psycopg.connect(words[1].replace("+psycopg", "")), psycopg.connect(words[1].replace("+psycopg", "")):
+        finding = found(FLEET, *words)["backstop"]
+    assert finding["advice"].endswith(" CONNECTION LIMIT 46")
+    assert finding["details"][1] == "2 that the role has now beside them"
+    assert found(FLEET, *as_shop("connection limit 44")) == {}
+    assert set(found(FLEET, *as_shop("connection limit 500"))) == {"backstop"}
+    assert found(GOOD, *as_shop()) == {}, "it has no fleet"
+
+
+def test_a_limit_that_is_too_small_for_a_budget_is_found(found, as_shop):
+    findings = found(FLEET, *as_shop("connection limit 30"))
+    assert findings["budget"]["what"].startswith("40 of budgets connections are more than the 30 there are")
+    words = as_shop("connection limit 40")
+    assert found(FLEET, *words) == {}
+    with psycopg.connect(words[1].replace("+psycopg", "")):
+        finding = found(FLEET, *words)["backstop"]
+    assert finding["what"] == (
+        "the limit of role 'doctor_shop' is 40: too few for its budget and its other uses"
+    )
+    assert finding["advice"] == "ALTER ROLE doctor_shop CONNECTION LIMIT 45"
+
+
+def test_a_superuser_has_no_limit(found, as_shop):
+    finding = found(FLEET, *as_shop("superuser connection limit 44"))["backstop"]
+    assert finding["what"].startswith("role 'doctor_shop' is a superuser")
+
+
+def test_a_limit_of_mariadb_is_proposed(found, mariadb):
+    service = FLEET.replace("postgresql+psycopg", "mysql+pymysql").replace(
+        "pool_size=5", "pool_recycle=600, pool_size=5"
+    )
+    url = f"mysql+pymysql://root@127.0.0.1:{mariadb.port}/guardrails"
+    finding = found(service, "--database-url", url)["backstop"]
+    assert "ALTER USER 'root'@'" in finding["advice"]
+    assert finding["advice"].endswith(" WITH MAX_USER_CONNECTIONS 44")

@@ -38,10 +38,9 @@ def run(command, *words):
 # --- the rule -------------------------------------------------------------------------------------
 
 
-def sessions(count, application="shop", user="app", client="10.0.0.1"):
+def sessions(count, application="shop", user="app"):
     return tuple(
-        Session(pid, application, "idle", 0, (), None, application, user, "db", client)
-        for pid in range(count)
+        Session(pid, application, "idle", 0, (), None, application, user, "db") for pid in range(count)
     )
 
 
@@ -79,13 +78,13 @@ def test_a_difference_that_is_gone_a_second_later_is_no_finding():
 
 
 def test_sessions_that_no_worker_reports_are_a_finding():
-    strangers = (*sessions(3), *sessions(2, "cron", client="10.0.0.9"), *sessions(9, user="other"))
+    strangers = (*sessions(3), *sessions(2, "cron"), *sessions(9, user="other"))
     (finding,) = compare([use(3)] * 4, [strangers, strangers])
     assert finding.what == (
         "fleet budget 'db': the server has 5 connections of role 'app', the workers report 3: "
         "2 are not the fleet's"
     )
-    assert finding.details == ("3 x 'shop' from 10.0.0.1", "2 x 'cron' from 10.0.0.9")
+    assert finding.details == ("3 x 'shop'", "2 x 'cron'")
     (finding,) = compare([use(9)] * 4, [sessions(12)] * 2)
     assert finding.what.endswith("3 are not the fleet's, and the budget is 10")
 
@@ -114,7 +113,7 @@ def test_workers_that_are_killed_are_missing_on_the_server_and_no_finding():
 
 
 def test_many_programs_are_cut_and_a_silent_server_is_a_finding():
-    seen = tuple(session for name in "abcdefg" for session in sessions(1, name, client=None))
+    seen = tuple(session for name in "abcdefg" for session in sessions(1, name))
     (finding,) = compare([use(1)] * 4, [seen, seen])
     assert finding.details[-1] == "and 2 more programs"
     assert finding.details[0] == "1 x 'a'"
@@ -183,7 +182,7 @@ def test_strangers_on_a_real_server_are_found_by_all_commands(role, tmp_path):
             assert code == 1
             assert (
                 "server: fleet budget 'orders-db': the server has 5 connections of role 'fleet_shop', "
-                "the workers report 3: 2 are not the fleet's\n    3 x 'shop' from 127.0.0.1\n"
+                "the workers report 3: 2 are not the fleet's\n    3 x 'shop'\n"
             ) in output
             admin = role.url.replace(f"{ROLE}@", "postgres@")
             words = ("--database-url", admin, "--role", ROLE, "--application", "cron", "--json")
