@@ -188,7 +188,8 @@ class CompartmentGate(LockedGate):
         self.auto_compartments: AutoCompartments | None = None
         self.member = Member(self.core.bulkhead)
 
-    def _note_request(self, auto_compartments: AutoCompartments) -> None:
+    def note_request(self, auto_compartments: AutoCompartments) -> None:
+        """Notes that a call requests a slot here, and updates the shares if that changes them."""
         part = self.member
         part.last_request = self.clock()
         # The lock is taken only if a limit may change.
@@ -205,31 +206,31 @@ class CompartmentGate(LockedGate):
     ) -> int:
         """See LockedGate."""
         if self.auto_compartments is not None and not checkout:  # a checkout was noted in ``check_out``
-            self._note_request(self.auto_compartments)
+            self.note_request(self.auto_compartments)
         return LockedGate.enter(self, checkout=checkout, budget=budget, wait=wait, may_wait=may_wait)
 
     async def enter_async(self, *, checkout: bool = False, budget: float | None = None) -> int:
         """See LockedGate."""
         if self.auto_compartments is not None and not checkout:  # likewise
-            self._note_request(self.auto_compartments)
+            self.note_request(self.auto_compartments)
         return await LockedGate.enter_async(self, checkout=checkout, budget=budget)
 
     def check_out(self, wait: Callable[[Any], Any] | None, *, budget: float | None = None) -> int:
         """See LockedGate."""
         if self.auto_compartments is not None:
-            self._note_request(self.auto_compartments)
+            self.note_request(self.auto_compartments)
         return LockedGate.check_out(self, wait, budget=budget)
 
     async def check_out_async(self, *, budget: float | None = None) -> int:
         """See LockedGate."""
         if self.auto_compartments is not None:
-            self._note_request(self.auto_compartments)
+            self.note_request(self.auto_compartments)
         return await LockedGate.check_out_async(self, budget=budget)
 
     def check_out_now(self) -> int:
         """See LockedGate."""
         if self.auto_compartments is not None:
-            self._note_request(self.auto_compartments)
+            self.note_request(self.auto_compartments)
         return LockedGate.check_out_now(self)
 
     def preview(self) -> Refusal | None:
@@ -241,7 +242,7 @@ class CompartmentGate(LockedGate):
     async def reserve(self, *, budget: float | None = None) -> int | Refusal:
         """See LockedGate."""
         if self.auto_compartments is not None:
-            self._note_request(self.auto_compartments)
+            self.note_request(self.auto_compartments)
         return await LockedGate.reserve(self, budget=budget)
 
 

@@ -233,11 +233,11 @@ class LockedGate(GateReports, FastGate, LockOwner):
             waiter = TaskWaiter() if wait is not None else None if on_event_loop() else ThreadWaiter()
         held = [0]
         try:
-            verdict = self._request(held, waiter, checkout=checkout)
+            verdict = self.request_slot(held, waiter, checkout=checkout)
             if verdict is None and isinstance(waiter, ThreadWaiter):
-                wait_limit, late = self._wait_limit(waiter, budget)
+                wait_limit, late = self.wait_limit(waiter, budget)
                 waiter.wait(wait_limit)
-                verdict = self._end_wait(held, waiter, late, checkout=checkout)
+                verdict = self.end_wait(held, waiter, late, checkout=checkout)
             elif verdict is None and isinstance(waiter, TaskWaiter) and wait is not None:
                 verdict = wait(self._queue(held, waiter, budget, checkout=checkout))
         except BaseException:
@@ -262,7 +262,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
                 return _FULL
         waiter = TaskWaiter() if self.max_wait > 0 else None
         try:
-            verdict = self._request(held, waiter, checkout=checkout)
+            verdict = self.request_slot(held, waiter, checkout=checkout)
             if verdict is None and waiter is not None:
                 verdict = await self._queue(held, waiter, budget, checkout=checkout)
         except BaseException:
@@ -343,8 +343,12 @@ class LockedGate(GateReports, FastGate, LockOwner):
         scope = current()
         return None if scope is None or scope.request is None else scope.request.reservations_at(self.core)
 
-    def _request(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> int | Refusal | None:
-        """Takes the slot that the current request has reserved here, or requests another one."""
+    def request_slot(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> int | Refusal | None:
+        """Takes the slot that the current request has reserved here, or requests another one.
+
+        Returns:
+            As ``Gate.enter``. None: ``waiter`` waits for at most ``wait_limit``; then ``end_wait`` follows.
+        """
         core, scope = self.core, current()
         reserved = self._reservations()
         if reserved is not None:
@@ -353,16 +357,17 @@ class LockedGate(GateReports, FastGate, LockOwner):
                 return verdict
         return self.step(core.check_out if checkout else core.enter, waiter, rank_of(scope), held)
 
-    def _end_wait(self, held: list[int], waiter: Waiter, late: Reason, *, checkout: bool) -> int | Refusal:
+    def end_wait(self, held: list[int], waiter: Waiter, late: Reason, *, checkout: bool) -> int | Refusal:
+        """Admits or refuses a caller that was woken or whose time is up; see ``Gate.woken``."""
         core = self.core
         return self.step(core.woken_checkout if checkout else core.woken, waiter, late, held)
 
     async def _queue(
         self, held: list[int], waiter: TaskWaiter, budget: float | None, *, checkout: bool
     ) -> int | Refusal:
-        wait_limit, late = self._wait_limit(waiter, budget)
+        wait_limit, late = self.wait_limit(waiter, budget)
         await waiter.wait(wait_limit)
-        return self._end_wait(held, waiter, late, checkout=checkout)
+        return self.end_wait(held, waiter, late, checkout=checkout)
 
     def _abort_admission(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> None:
         """Releases the slot, ticket or place in the queue of an admission that an exception ended."""
@@ -373,7 +378,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
         elif waiter is not None and not self._defer(lambda now: self.core.abandon(now, waiter)):
             self._release_step(self.core.abandon, waiter)
 
-    def _wait_limit(self, waiter: Waiter, budget: float | None) -> tuple[float, Reason]:
+    def wait_limit(self, waiter: Waiter, budget: float | None) -> tuple[float, Reason]:
+        """The seconds for which a caller in the queue may wait, and the reason of its refusal after them."""
         with self.lock:
             wait_limit = self.core.bulkhead.wait_limit(self.max_wait, self.core.last, waiter.rank)
         if budget is not None and budget < wait_limit:

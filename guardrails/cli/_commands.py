@@ -13,7 +13,7 @@ from guardrails.cli._usage import Commands
 
 __all__ = ["commands"]
 
-_NAMES = ("alerts", "demo", "diagnose", "doctor", "fleet", "grafana", "shadow", "size", "watch")
+_NAMES = ("alerts", "demo", "diagnose", "doctor", "fleet", "grafana", "shadow", "simulate", "size", "watch")
 
 
 class _Commands(Commands):

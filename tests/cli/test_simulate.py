@@ -1,0 +1,72 @@
+"""``guardrails simulate``: its tables, its data, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from guardrails.cli.simulate import simulate
+
+HEAD = "moment,route,duration,outcome\n"
+
+
+def run(*words, text=None):
+    return CliRunner().invoke(simulate, [*words], input=text)
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """A table that is locked for three seconds, beside one that is not."""
+    path = tmp_path / "night.csv"
+    lines = [f"{1000 + n / 50},GET /a,{3.0 if 100 < n < 250 else 0.01},success" for n in range(500)]
+    lines += [f"{1000 + n / 20 + 0.001},GET /b,0.01,success" for n in range(200)]
+    path.write_text(HEAD + "\n".join(lines))
+    return str(path)
+
+
+def test_policies_stand_side_by_side(trace):
+    done = run(
+        trace, "--policy", "slots=10", "--policy", "slots=40,timeout=1", "--set", "breaker.open_jitter=0"
+    )
+    assert done.exit_code == 0
+    assert "trace: 700 calls of 2 routes in 10 s from 1000.0 s; 700 success; at most" in done.output
+    assert re.search(r"most slots in use +8 +\d\d\n", done.output)
+    assert (
+        "slots=10: circuits\n  1004.0 s  GET /a opened (stalled) for 2.0 s, 1 round of probes\n"
+        in done.output
+    )
+    assert "slots=40,timeout=1: no circuit would have opened" in done.output
+
+
+def test_the_data_hold_the_figures_of_the_table(trace):
+    data = json.loads(run(trace, "--set", "slots=10", "--json").output)
+    (policy,) = data["policies"]
+    assert data["trace"]["calls"] == policy["calls"] == 700
+    assert policy["admitted"] + sum(policy["refused"].values()) == 700
+    assert policy["routes"]["GET /b"]["calls"] == 200
+    assert policy["openings"][0]["guard"] == "GET /a"
+    assert policy["refused_good"] + policy["refused_bad"] == sum(policy["refused"].values())
+
+
+def test_a_trace_is_read_from_standard_input():
+    done = run("-", "--set", "slots=1", text=HEAD + "1,a,1,success\n")
+    assert done.exit_code == 0
+    assert "no circuit would have opened" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give a TRACE, or --workers"),
+        (["missing.csv", "--set", "slots=1"], "the trace cannot be read: No such file or directory"),
+        (["-", "--set", "slots=1"], "the header must name the columns"),
+        (["-"], "the number of slots is missing"),
+        (["-", "--set", "slot=1"], "did you mean 'slots'?"),
+    ],
+)
+def test_wrong_input_is_a_usage_error_that_names_it(words, said):
+    done = run(*words, text="")
+    assert (done.exit_code, said in done.output) == (2, True), done.output
