@@ -1,15 +1,28 @@
-"""The rule by which one worker uses its lease on a budget. Pure: the time is an argument.
+"""The rule by which one worker uses its lease on a budget, and asks for it. Pure: the time is an argument.
 
-Depends on the records. Times are seconds on the worker's own monotonic clock.
+Pools and the simulator run it. Depends on the records. Times are seconds on the worker's own monotonic clock.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from guardrails.fleet._records import FORGET_AFTER, GRANTED, LEASE, Reply
 
-__all__ = ["FIRST_WAIT", "LeaseHolder"]
+__all__ = ["CLOSING", "FIRST_WAIT", "PEAK", "QUICKEST", "RENEWAL", "LeaseHolder", "Peaks", "demand", "wanted"]
+
+RENEWAL = 1.0
+"""Seconds between two renewals."""
+
+QUICKEST = 0.25
+"""Seconds between two renewals while the worker is short of connections, or has just closed some."""
+
+CLOSING = 0.25
+"""Seconds for which a closed connection is still reported as open, as the server takes a moment to see it."""
+
+PEAK = 2.0
+"""Seconds over which the largest demand counts, so that a lease does not follow each gap between calls."""
 
 _DRIFT = 0.9
 """A worker ends its lease after this fraction of it, from when it asked. Its clock may be slower than the
@@ -23,6 +36,36 @@ _GROW_AFTER = FORGET_AFTER * 2 / 3000
 have made room for it, or have shrunk to theirs."""
 
 
+class Peaks:
+    """The largest of the last values."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self) -> None:
+        self._values: deque[tuple[float, int]] = deque(maxlen=64)
+
+    def note(self, now: float, value: int) -> None:
+        """Adds a value."""
+        self._values.append((now, value))
+
+    def most(self, now: float, seconds: float) -> int:
+        """Returns the largest value of the last seconds; 0 without one."""
+        return max((value for at, value in list(self._values) if now - at <= seconds), default=0)
+
+
+def demand(peak: int, most: int) -> int:
+    """Returns the demand to name in a request: the peak of the last `PEAK` seconds and a quarter more."""
+    return min(most, peak + max(1, peak // 4))
+
+
+def wanted(taken: int, waiting: int, limit: int, *, refuses: bool) -> int:
+    """Returns the connections that a worker could use now.
+
+    Callers that are refused are seen by nobody: then it wants twice what it has.
+    """
+    return max(taken + waiting, 2 * limit if refuses else 0)
+
+
 class LeaseHolder:
     """One worker's lease on one budget.
 
@@ -34,16 +77,20 @@ class LeaseHolder:
         grant: The last grant; None before the first.
         safe: Connections that it may keep without contact.
         renewed: When it sent the request that was answered last.
+        asked: When it sent its last request.
+        told_cap: The cap that it named there.
+        told_wants: The demand that it named there.
     """
 
-    __slots__ = ("grant", "minimum", "renewed", "safe", "started")
+    __slots__ = ("asked", "grant", "minimum", "renewed", "safe", "started", "told_cap", "told_wants")
 
     def __init__(self, minimum: int, started: float) -> None:
         self.minimum = minimum
         self.started = started
         self.grant: int | None = None
         self.safe = 0
-        self.renewed = -math.inf
+        self.renewed = self.asked = -math.inf
+        self.told_cap = self.told_wants = 0
 
     def is_in_contact(self, now: float) -> bool:
         """True while the lease holds."""
@@ -68,6 +115,26 @@ class LeaseHolder:
         if self.is_in_contact(now):
             return max(has, self.limit(now))
         return max(has, self.limit(now), self.safe, self.minimum if self.grant is not None else 0)
+
+    def is_due(self, now: float, has: int, limit: int, wants: int) -> bool:
+        """True if the store is to be asked now.
+
+        Args:
+            now: The time.
+            has: Connections that are open.
+            limit: Connections that the pool lets out.
+            wants: Connections that it could use.
+        """
+        since = now - self.asked
+        has_shrunk, is_short = max(has, limit) < self.told_cap, wants > max(limit, self.told_wants)
+        return since >= RENEWAL or (since >= QUICKEST and (has_shrunk or is_short))
+
+    def ask(self, now: float, has: int, limit: int, wants: int) -> None:
+        """Notes what the request says that is sent now; the arguments are those of ``is_due``."""
+        self.asked = now
+        # Nobody may open a connection before the first lease. Later the limit may be applied a moment late.
+        applied = 0 if self.grant is None else limit
+        self.told_cap, self.told_wants = max(applied, self.cap(now, has)), wants
 
     def renew(self, sent: float, reply: Reply) -> None:
         """Takes a reply.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,23 +15,11 @@ from guardrails._guard.guard import Guard, set_slots
 from guardrails._guard.pool_snapshot import LeaseSnapshot
 from guardrails._runtime.guard_log import log
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
-from guardrails.fleet._holder import FIRST_WAIT, LeaseHolder
+from guardrails.fleet._holder import CLOSING, FIRST_WAIT, PEAK, RENEWAL, LeaseHolder, Peaks, demand, wanted
 from guardrails.fleet._records import GRANTED, TAKEN, Reply, Request
 from guardrails.fleet._worker import FleetWorker, Identity
 
 __all__ = ["PoolLease"]
-
-RENEWAL = 1.0
-"""Seconds between two renewals."""
-
-_QUICKEST = 0.25
-"""Seconds between two renewals while the worker is short of connections, or has just closed some."""
-
-_CLOSING = 0.25
-"""Seconds for which a closed connection is still reported as open, as the server takes a moment to see it."""
-
-_PEAK = 2.0
-"""Seconds over which the largest demand counts, so that a lease does not follow each gap between calls."""
 
 _WARN_INTERVAL = 60.0
 """Seconds between two lines in the log about the same trouble."""
@@ -86,10 +73,7 @@ class PoolLease:
         self.holder: LeaseHolder | None = None
         self.reply: Reply | None = None
         self._seq = 0
-        self._asked = self._sent = -1e9
-        self._told_cap = self._told_wants = 0
-        self._had: deque[tuple[float, int]] = deque(maxlen=64)
-        self._demands: deque[tuple[float, int]] = deque(maxlen=64)
+        self._had, self._demands = Peaks(), Peaks()
         self._refused_before = self._refused()
         set_slots(self.guard, min(self._minimum, self.ceiling), closes=False)
 
@@ -165,21 +149,16 @@ class PoolLease:
             if holder.grant is not None or now - holder.started >= FIRST_WAIT:
                 self._apply(min(self.ceiling, holder.limit(now)))
             self._note_contact(holder, now)
-        since = now - self._asked
-        limit = self.limit
-        has_shrunk = max(self._has(now), limit) < self._told_cap
-        is_short = self._wants(now) > max(limit, self._told_wants)
-        return since >= RENEWAL or (since >= _QUICKEST and (has_shrunk or is_short))
+        return holder.is_due(now, self._has(now), self.limit, self._wants(now))
 
     def _measure(self, now: float) -> None:
         slots = self._gate.core.bulkhead
-        self._had.append((now, max(self._open(), slots.taken)))
+        self._had.note(now, max(self._open(), slots.taken))
         waiting = sum(len(gate.core.bulkhead.queue) for gate in self._gate.report.gates.living())
         refused = self._refused()
-        # Callers that are refused are seen by nobody: then it wants twice what it has.
-        wanted = max(slots.taken + waiting, 2 * slots.limit if refused > self._refused_before else 0)
+        refuses = refused > self._refused_before
         self._refused_before = refused
-        self._demands.append((now, wanted))
+        self._demands.note(now, wanted(slots.taken, waiting, slots.limit, refuses=refuses))
 
     def _refused(self) -> int:
         cores = [gate.core for gate in self._gate.report.gates.living()]
@@ -191,12 +170,10 @@ class PoolLease:
         )
 
     def _has(self, now: float) -> int:
-        recent = max((has for at, has in list(self._had) if now - at <= _CLOSING), default=0)
-        return max(recent, self._open(), self._gate.core.bulkhead.taken)
+        return max(self._had.most(now, CLOSING), self._open(), self._gate.core.bulkhead.taken)
 
     def _wants(self, now: float) -> int:
-        peak = max((wanted for at, wanted in list(self._demands) if now - at <= _PEAK), default=0)
-        return min(self.ceiling, peak + max(1, peak // 4))
+        return demand(self._demands.most(now, PEAK), self.ceiling)
 
     def _apply(self, limit: int) -> None:
         old = self.limit
@@ -211,20 +188,17 @@ class PoolLease:
         now = time.monotonic()
         holder = self.holder = self.holder or LeaseHolder(self._minimum, now)
         has = self._has(now)
-        self._asked = self._sent = now
         self._seq += 1
-        # Nobody has passed `admit` before the first lease. Later the limit may be applied a moment late.
-        applied = 0 if holder.grant is None else self.limit
-        self._told_cap, self._told_wants = max(applied, holder.cap(now, has)), self._wants(now)
+        holder.ask(now, has, self.limit, self._wants(now))
         return Request(
             worker=identity.worker,
             instance=identity.instance,
             seq=self._seq,
             fresh=holder.grant is None,
             has=has,
-            cap=self._told_cap,
+            cap=holder.told_cap,
             safe=holder.safe,
-            wants=self._told_wants,
+            wants=holder.told_wants,
             minimum=self._minimum,
             most=self.ceiling,
             budget=self.connections,
@@ -236,7 +210,7 @@ class PoolLease:
         if reply.status == TAKEN:
             return False
         if reply.status == GRANTED and self.holder is not None:
-            self.holder.renew(self._sent, reply)
+            self.holder.renew(self.holder.asked, reply)
             self.reply = reply
             self._apply(min(self.ceiling, self.holder.limit(time.monotonic())))
             if self.limit:
