@@ -68,6 +68,7 @@ max_wait_duration_in_open_state       .    .    .    .    .    .    .    .      
 open_jitter                           .    .    .   ok    .    .    .    .       .       .
 permitted_calls_in_half_open_state    .    .    .    .    .    .    .    .       .       .
 max_wait_duration_in_half_open_state  .    .    .    .    .    .    .    .       .       .
+recovery_ramp                         .    .    .   ok    .    .    .    .       .       .
 consecutive_failures                  .    .    .    .    .    .   ok    .       .       .
 is_failure                            .    .    .    .    .    .   ok    .       .       .
 is_failure_result                     .    .    .    .    .    .   ok    .       .       .

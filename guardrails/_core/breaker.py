@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
+from guardrails._core.ramp import Ramp
 from guardrails._core.window import FAILED, NEVER, SLOW, CountWindow, TimeWindow, Window
 from guardrails._core.workloads import (
     Ratio,
@@ -92,6 +93,7 @@ class Breaker:
         failure_margin: Failures in a row that cannot change the state, whatever succeeds in between.
         transitions: Transitions that the caller has not collected yet.
         random: Returns a number in [0, 1] for the jitter.
+        ramp: The growth of the usable slots since the circuit has recovered; None without one.
         stall_slots: The number of overdue calls that may be a stall; None if stalls are not watched for.
         last_success_at: Time of the last success.
         streak: Failures in a row.
@@ -132,6 +134,7 @@ class Breaker:
         "overdue",
         "pending_failures",
         "pending_successes",
+        "ramp",
         "random",
         "round",
         "slow",
@@ -169,6 +172,7 @@ class Breaker:
         self.round = _NO_ROUND
         self._basis: Window | ProbeRound = self.window
         self.transitions: list[Transition] = []
+        self.ramp: Ramp | None = None
         self.stall_slots: int | None = None
         self.last_success_at = self._latest = self._paused_until = NEVER
         self._stall_at = math.inf
@@ -486,7 +490,10 @@ class Breaker:
         Slow calls that run at the same time look the same at first. So two slow-call thresholds must pass
         without a success: the first makes the calls overdue, the second is time for one of them to end.
         """
-        if self._overdue_now() < (self.stall_slots or 0):
+        slots = self.stall_slots or 0
+        if self.ramp is not None:  # its slots are taken one after the other: few are overdue in time
+            slots = min(slots, self.ramp.first)
+        if self._overdue_now() < slots:
             self._stall_at = math.inf
         elif new_evidence:
             starts = [started for ticket, (started, _) in self.overdue.items() if ticket > self.generation]
@@ -610,10 +617,12 @@ class Breaker:
         self._reset_counts()
         for each in self.workloads:
             each.reset()
-        if self.state != self._initial_state:
-            self._transition(now, self._initial_state, cause)
+        if self.state == self._initial_state:
+            self.generation, self.ramp = self.last_ticket, None
+        elif cause == "fleet":
+            self._recover(now, cause)
         else:
-            self.generation = self.last_ticket
+            self._transition(now, self._initial_state, cause)
 
     def _open(self, now: float, cause: str) -> None:
         policy = self._policy
@@ -636,7 +645,17 @@ class Breaker:
 
     def _close(self, now: float, cause: str) -> None:
         self._reset_counts()
+        self._recover(now, cause)
+
+    def _recover(self, now: float, cause: str) -> None:
+        """Closes the circuit because the dependency works again."""
+        # The calls of a healthy workload may be more than a round has.
+        at_once = sum(ticket > self.generation for ticket in self.in_flight)
         self._transition(now, "closed", cause)
+        policy = self._policy
+        if policy.recovery_ramp:
+            first = max(policy.permitted_calls_in_half_open_state, at_once)
+            self.ramp = Ramp(now, policy.recovery_ramp, first)
 
     def _reset_counts(self) -> None:
         self._clear_figures()
@@ -664,6 +683,7 @@ class Breaker:
         self.generation = self.last_ticket
         self._stall_at = math.inf
         self._is_manual = cause == "manual"
+        self.ramp = None
         self.leases.clear()
         if new == "half_open":
             self._basis = self.round = ProbeRound()

@@ -50,9 +50,11 @@ class Waiter:
 
 
 class Bulkhead:
-    """Admits at most ``limit`` calls and queues at most ``max_waiting`` callers.
+    """Admits at most ``usable`` calls and queues at most ``max_waiting`` callers.
 
     Attributes:
+        limit: Slots in total.
+        usable: Slots that calls may use now: ``limit``, or fewer for a while after a recovery.
         taken: Slots in use, including those granted to a waiter that has not woken up yet.
         queue: The waiters in the order of their arrival.
         ranks: The slots by rank; None while every call has the same rank.
@@ -73,11 +75,12 @@ class Bulkhead:
         "served",
         "taken",
         "timeouts",
+        "usable",
         "waits",
     )
 
     def __init__(self, limit: int, max_waiting: int) -> None:
-        self.limit = limit
+        self.limit = self.usable = limit
         self.max_waiting = max_waiting
         self.taken = self.served = self.waits = self.timeouts = self.epoch = 0
         self.queue: dict[Waiter, None] = {}
@@ -86,7 +89,7 @@ class Bulkhead:
 
     def has_room(self) -> bool:
         """True if a slot is free and the queue is empty: a new caller never overtakes the queue."""
-        return not self.queue and self.taken < self.limit
+        return not self.queue and self.taken < self.usable
 
     def try_queue(self, waiter: Waiter, now: float) -> bool:
         """Joins the queue unless it is full."""
@@ -115,7 +118,7 @@ class Bulkhead:
 
     def leave(self) -> Waiter | None:
         """Frees a slot. Grants it to the first waiter, if any, and returns that waiter to be woken."""
-        if self.queue and self.taken <= self.limit:
+        if self.queue and self.taken <= self.usable:
             return self._grant()
         self.taken -= 1
         return None
@@ -150,10 +153,10 @@ class Bulkhead:
     def has_room_for(self, ranks: PriorityShares, rank: int, now: float) -> bool:
         """True if the rank may have a slot and no waiter of this rank or a higher one goes first."""
         ranks.note_request(rank, now)
-        guaranteed = ranks.below_guarantee(rank, self.limit)
+        guaranteed = ranks.below_guarantee(rank, self.usable)
         if any(waiter.rank == rank or (waiter.rank > rank and not guaranteed) for waiter in self.queue):
             return False
-        return ranks.may_enter(rank, self.taken, self.limit)
+        return ranks.may_enter(rank, self.taken, self.usable)
 
     def try_queue_ranked(
         self, ranks: PriorityShares, waiter: Waiter, now: float
@@ -184,7 +187,7 @@ class Bulkhead:
         granted = []
         # A stable sort keeps the order of arrival within a rank.
         for waiter in sorted(self.queue, key=lambda waiter: -waiter.rank):
-            if ranks.may_enter(waiter.rank, self.taken, self.limit):
+            if ranks.may_enter(waiter.rank, self.taken, self.usable):
                 del self.queue[waiter]
                 waiter.verdict = "granted"
                 self.taken += 1
@@ -193,13 +196,18 @@ class Bulkhead:
         self._note_empty()
         return granted
 
-    def resize(self, limit: int) -> list[Waiter]:
-        """Changes the number of slots; calls keep theirs. Returns the waiters that are granted a slot."""
-        self.limit = limit
+    def resize(self, limit: int, usable: int | None = None) -> list[Waiter]:
+        """Changes the number of slots, of which all are usable by default; calls keep theirs.
+
+        Returns:
+            The waiters that are granted a slot.
+        """
+        usable = limit if usable is None else usable
+        self.limit, self.usable = limit, usable
         if self.ranks is not None:
             return self.grant_ranked(self.ranks)
         granted = []
-        while self.queue and self.taken < limit:
+        while self.queue and self.taken < usable:
             waiter = self._grant()
             self.taken += 1
             granted.append(waiter)

@@ -7,6 +7,7 @@ report.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from guardrails._core.breaker import Breaker, CallEnd, Transition
@@ -55,9 +56,10 @@ class Gate(Outside):
 
     Attributes:
         last: The latest time seen. A clock that goes back counts as standing still.
+        grows_at: The time at which the number of usable slots changes next; infinity without a ramp.
         admits_until: Before this time only the bulkhead refuses calls: the circuit admits all, no call
-            becomes overdue, and all calls have the default criticality. `NEVER` if that is not so. Each move
-            sets this time and the next three, for the fast paths.
+            becomes overdue, no slot becomes usable, and all calls have the default criticality. `NEVER` if
+            that is not so. Each move sets this time and the next three, for the fast paths.
         fast_enter_until: Before this time a call needs only a free slot: moreover, the queue is empty.
         fast_leave_until: Before this time a call's success cannot change the circuit either.
         fast_refuse_until: Before this time the open circuit refuses every call.
@@ -92,6 +94,7 @@ class Gate(Outside):
         "fast_leave_until",
         "fast_refusals",
         "fast_refuse_until",
+        "grows_at",
         "nested",
         "noncritical_admitted",
         "outbox",
@@ -101,6 +104,7 @@ class Gate(Outside):
         self.breaker = breaker
         self.bulkhead = bulkhead
         self.last = NEVER
+        self.grows_at = math.inf
         self.admitted = self.adopted = self.noncritical_admitted = 0
         self.releasing: int | None = None
         self.checkouts: dict[int, tuple[float, int]] = {}
@@ -413,7 +417,7 @@ class Gate(Outside):
     def resize(self, now: float, limit: int) -> None:
         """Changes the number of slots; never waits."""
         self._begin_move(now)
-        self.outbox.extend(self.bulkhead.resize(limit))
+        self._fit_slots(limit)
         if self.breaker.stall_slots is not None:
             self.breaker.stall_slots = max(1, limit)
         self._end_move(None)
@@ -447,6 +451,7 @@ class Gate(Outside):
         else:
             breaker.hold(transition, now)  # type: ignore[arg-type]
         self._collect_transitions()
+        self._fit_slots(self.bulkhead.limit)  # a reset of a closed circuit is no transition, and ends a ramp
         self._end_move(None)
 
     # --- rules ---------------------------------------------------------------------------------
@@ -464,7 +469,19 @@ class Gate(Outside):
             self.last = now
         elif self.last == NEVER:  # the clock has not given a valid reading yet
             self.last = 0.0
+        if self.last >= self.grows_at:
+            self._fit_slots(self.bulkhead.limit)
         return self.last
+
+    def _fit_slots(self, limit: int) -> None:
+        """Sets the slots that are usable at the latest time seen, and grants those that are free."""
+        breaker, usable, grows_at = self.breaker, limit, math.inf
+        if breaker.ramp is not None:
+            usable, grows_at = breaker.ramp.usable(self.last, limit)
+        self.outbox.extend(self.bulkhead.resize(limit, usable))
+        if grows_at == math.inf:
+            breaker.ramp = None
+        self.grows_at = grows_at
 
     def _complete_release(self, number: int) -> None:
         """Completes a release that an interrupt has cut short."""
@@ -612,6 +629,7 @@ class Gate(Outside):
             changes.clear()
             if self.breaker.state in {"open", "half_open", "forced_open"}:
                 self.outbox.extend(self.bulkhead.dismiss(self.breaker.admits_healthy))
+            self._fit_slots(self.bulkhead.limit)
 
     def _end_move(self, result: _T) -> _T:
         breaker, bulkhead = self.breaker, self.bulkhead
@@ -626,7 +644,7 @@ class Gate(Outside):
                 return result
             self.fast_refuse_until = self._ahead(min(breaker.open_until, breaker.next_overdue_at))
         elif breaker.state in {"closed", "disabled"} and bulkhead.ranks is None:
-            self.admits_until = self._ahead(breaker.next_overdue_at)
+            self.admits_until = self._ahead(min(breaker.next_overdue_at, self.grows_at))
             if not bulkhead.queue:
                 self.fast_leave_until = self._ahead(breaker.steady_until())
                 self.fast_enter_until = self.admits_until

@@ -40,6 +40,10 @@ class BreakerPolicy:
             their rates.
         max_wait_duration_in_half_open_state: A probe's lease in seconds. A probe that has not ended by then
             counts as slow, so that a lost probe cannot keep the circuit half-open.
+        recovery_ramp: Seconds after a recovery until calls may use every slot. At first they may use as many
+            as a half-open round has probes, then more in proportion to the time, so that all waiting users at
+            once cannot overload a dependency that is slow at first. 0 lets them use every slot at once, as
+            does a circuit that is closed by hand.
         consecutive_failures: Opens after this many failures in a row as well. None switches the rule off.
         is_failure: ``(exception) -> bool``. By default every ``Exception`` is a failure. An exception that is
             no failure counts as a success: the dependency has answered.
@@ -61,6 +65,7 @@ class BreakerPolicy:
     open_jitter: float = 0.1
     permitted_calls_in_half_open_state: int = 3
     max_wait_duration_in_half_open_state: float = 10.0
+    recovery_ramp: float = 0.0
     consecutive_failures: int | None = None
     is_failure: Callable[[BaseException], object] | None = None
     is_failure_result: Callable[[Any], object] | None = None
@@ -88,6 +93,7 @@ class BreakerPolicy:
         faults.number("open_jitter", self.open_jitter, 0, 1)
         faults.count("permitted_calls_in_half_open_state", self.permitted_calls_in_half_open_state)
         faults.seconds("max_wait_duration_in_half_open_state", self.max_wait_duration_in_half_open_state)
+        faults.seconds("recovery_ramp", self.recovery_ramp, zero=True)
         faults.count("consecutive_failures", self.consecutive_failures, none=True)
         faults.callable("is_failure", self.is_failure)
         faults.callable("is_failure_result", self.is_failure_result)

@@ -120,10 +120,12 @@ class ShadowQueue:
         bulkhead: Bulkhead
         checkouts: dict[int, tuple[float, int]]
         outbox: list[Any]
+        grows_at: float
         releasing: int | None
 
         def _begin_move(self, now: float) -> float: ...
         def _end_move(self, result: Any) -> Any: ...
+        def _fit_slots(self, limit: int) -> None: ...
         def _find_slot(self, now: float, waiter: Waiter | None, rank: int) -> Any: ...
         def _decide_woken(self, now: float, waiter: Waiter, late: Reason) -> Any: ...
         def _take(self, now: float, rank: int, waiter: Any, held: Any, *, checkout: bool = False) -> int: ...
@@ -223,13 +225,18 @@ class ShadowQueue:
 
     def catch_up(self, now: float) -> None:
         """Makes the planned changes that are due at ``now``, each at its own time."""
-        while self.events and self.events[0][0] <= now:
+        while self.events and min(self.events[0][0], self.grows_at) <= now:
             at, _, call = self.events[0]
             if call.due != at:  # it was made, or replaced
                 heappop(self.events)
                 continue
-            self.last = max(self.last, at)
             acted = len(self.outbox)
+            if self.grows_at <= at:
+                self.last = max(self.last, self.grows_at)
+                self._fit_slots(self.bulkhead.limit)
+                self.follow_waiters(acted)
+                continue
+            self.last = max(self.last, at)
             if call.inner and call.ended is not None:
                 self._end_in_model(call, call.ended[1])
             elif call.inner:

@@ -54,6 +54,7 @@ _POLICY: dict[str, Check] = {
     "open_jitter": _number(0, 1),
     "permitted_calls_in_half_open_state": _count(),
     "max_wait_duration_in_half_open_state": _seconds(),
+    "recovery_ramp": _seconds(zero=True),
     "consecutive_failures": _count(none=True),
 }
 _POOL: dict[str, Check] = {

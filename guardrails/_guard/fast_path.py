@@ -82,7 +82,7 @@ class FastGate:
         """
         core, workload, now = self.core, self.workload, self.clock()
         bulkhead, breaker = core.bulkhead, core.breaker
-        if now < core.fast_enter_until and (not slots or bulkhead.taken < bulkhead.limit):
+        if now < core.fast_enter_until and (not slots or bulkhead.taken < bulkhead.usable):
             if now > core.last:
                 core.last = now
             ticket = breaker.last_ticket = breaker.last_ticket + 1
@@ -157,7 +157,7 @@ class FastGate:
                 return 0
         now, bulkhead = self.clock(), core.bulkhead
         out = (now if now > core.last else core.last), 0
-        if now < core.fast_enter_until and bulkhead.taken < bulkhead.limit:
+        if now < core.fast_enter_until and bulkhead.taken < bulkhead.usable:
             if now > core.last:
                 core.last = now
             slot = core.admitted = core.admitted + 1
@@ -218,7 +218,7 @@ class FastGate:
         core = self.core
         bulkhead = core.bulkhead
         waits = self.max_wait > 0 and len(bulkhead.queue) < bulkhead.max_queue_length(now)
-        if now < core.admits_until and bulkhead.taken >= bulkhead.limit and not waits and core.enforces:
+        if now < core.admits_until and bulkhead.taken >= bulkhead.usable and not waits and core.enforces:
             if now > core.last:
                 core.last = now
             core.fast_full_refusals += 1
@@ -303,7 +303,7 @@ class FastCall(TaskTimeout):
         core, workload = gate.core, gate.workload
         bulkhead, breaker = core.bulkhead, core.breaker
         # A copy of ``FastGate.begin``: it saves each call a frame.
-        if now < core.fast_enter_until and bulkhead.taken < bulkhead.limit:
+        if now < core.fast_enter_until and bulkhead.taken < bulkhead.usable:
             if now > core.last:
                 core.last = now
             self.ticket = ticket = breaker.last_ticket = breaker.last_ticket + 1

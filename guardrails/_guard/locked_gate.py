@@ -7,7 +7,7 @@ listeners, logging and raising happen after the lock is released.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic as _monotonic
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -47,6 +47,10 @@ T = TypeVar("T")
 _ABANDONED = Outcome.ABANDONED
 
 _FULL = Refusal("bulkhead_full", None)
+
+_SHORTEST_PART = 0.001
+"""Seconds. A caller that waits looks for a slot that has become usable at most once in this time."""
+
 _get_ambient = ambient.get
 
 
@@ -236,7 +240,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
             verdict = self.request_slot(held, waiter, checkout=checkout)
             if verdict is None and isinstance(waiter, ThreadWaiter):
                 wait_limit, late = self.wait_limit(waiter, budget)
-                waiter.wait(wait_limit)
+                for seconds in self._parts_of_wait(waiter, wait_limit):
+                    waiter.wait(seconds)
                 verdict = self.end_wait(held, waiter, late, checkout=checkout)
             elif verdict is None and isinstance(waiter, TaskWaiter) and wait is not None:
                 verdict = wait(self._queue(held, waiter, budget, checkout=checkout))
@@ -366,7 +371,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
         self, held: list[int], waiter: TaskWaiter, budget: float | None, *, checkout: bool
     ) -> int | Refusal:
         wait_limit, late = self.wait_limit(waiter, budget)
-        await waiter.wait(wait_limit)
+        for seconds in self._parts_of_wait(waiter, wait_limit):
+            await waiter.wait(seconds)
         return self.end_wait(held, waiter, late, checkout=checkout)
 
     def _abort_admission(self, held: list[int], waiter: Waiter | None, *, checkout: bool) -> None:
@@ -385,6 +391,17 @@ class LockedGate(GateReports, FastGate, LockOwner):
         if budget is not None and budget < wait_limit:
             return budget, "deadline_spent"
         return wait_limit, "queue_timeout"
+
+    def _parts_of_wait(self, waiter: Waiter, seconds: float) -> Iterator[float]:
+        """Divides a wait at the times at which more slots become usable, and grants them there."""
+        core = self.core
+        while True:
+            part = min(seconds, max(core.grows_at - core.last, _SHORTEST_PART))
+            yield part
+            seconds -= part
+            if seconds <= 0 or waiter.verdict is not None:
+                return
+            self.step(core.play)
 
     # --- reservations of a web request ---------------------------------------------------------
 

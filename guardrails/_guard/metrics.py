@@ -151,6 +151,13 @@ FIGURES = (
     ),
     Figure(
         "gauge",
+        "bulkhead_usable",
+        "",
+        "Slots that calls may use now: fewer than there are during a recovery ramp.",
+        _plain(lambda seen: seen.usable_slots),
+    ),
+    Figure(
+        "gauge",
         "bulkhead_waiting",
         "",
         "Callers queueing for a slot.",

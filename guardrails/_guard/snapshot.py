@@ -30,6 +30,8 @@ class GuardSnapshot:
         slow_call_rate: ``slow_calls / calls``; None while there are too few calls for a verdict.
         in_use: Slots in use.
         max_concurrent_calls: Slots in total.
+        usable_slots: Slots that calls may use now: fewer than there are during a recovery ramp.
+        recovery_ramp_left: Time until every slot is usable again; None without a recovery ramp.
         waiting: Callers in the queue.
         oldest_in_flight: Age of the oldest call; for a pool, of the oldest checkout. None without one.
         retry_after: Time until a refused caller may be admitted; None if that is unknown.
@@ -74,6 +76,8 @@ class GuardSnapshot:
     would_stop: int = 0
     pool: PoolSnapshot | None = None
     failure_cause: str | None = None
+    usable_slots: int = 0
+    recovery_ramp_left: float | None = None
 
 
 def take(
@@ -86,6 +90,7 @@ def take(
     starts = [since for since, _ in list(core.checkouts.values())]  # copied at once: checkouts need no lock
     starts.extend(breaker.start_times())
     oldest = min(starts, default=None)
+    ramp = breaker.ramp if breaker.ramp is not None and now < breaker.ramp.until else None
     return GuardSnapshot(
         name=name,
         state=breaker.state,
@@ -110,5 +115,7 @@ def take(
         would_reject={**core.would_reject},
         would_stop=core.would_stop,
         pool=pool,
+        usable_slots=bulkhead.limit if ramp is None else ramp.usable(now, bulkhead.limit)[0],
+        recovery_ramp_left=None if ramp is None else ramp.until - now,
         failure_cause=report.cause(is_open=breaker.state != "closed"),
     )

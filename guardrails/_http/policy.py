@@ -241,7 +241,7 @@ def gates_of(guards: Iterable[Guard]) -> tuple[LockedGate, ...]:
 
 def _may_refuse(gate: LockedGate) -> bool:
     bulkhead = gate.core.bulkhead
-    return not gate.core.admits_all or bulkhead.taken >= bulkhead.limit
+    return not gate.core.admits_all or bulkhead.taken >= bulkhead.usable
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

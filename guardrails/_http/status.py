@@ -207,7 +207,7 @@ class _Watch:
     def is_stuck(self, now: float, seen: GuardSnapshot) -> bool:
         """Takes one reading; returns True if the guard is stuck."""
         sick = seen.state in _SICK or seen.mode != "enforce"
-        full = seen.in_use >= seen.max_concurrent_calls and not sick
+        full = seen.in_use >= seen.usable_slots and not sick
         returned = seen.admitted - seen.in_use
         unchanged = full and self._full and returned == self._returned
         self._full, self._returned = full, returned

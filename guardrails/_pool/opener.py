@@ -57,7 +57,7 @@ class Opener:
     def has_room(self) -> bool:
         """True if a slot is free."""
         bulkhead = self._gate.core.bulkhead
-        return bulkhead.taken < bulkhead.limit
+        return bulkhead.taken < bulkhead.usable
 
     def missing(self, now: float) -> int:
         """Returns the number of connections to open now."""

@@ -145,12 +145,19 @@ def _rows(above: str, guards: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
         yield _Row(
             path=path,
             state=str(guard["state"]),
-            busy=f"{int(guard['in_use'])}/{int(guard['max_concurrent_calls'])}",
+            busy=_busy(guard),
             waiting=int(guard["waiting"]),
             oldest=None if oldest is None else float(oldest),
             totals={name: int(total) for name, total in totals.items()},
         )
         yield from _rows(path + "/", guard["compartments"])
+
+
+def _busy(guard: Mapping[str, Any]) -> str:
+    """The slots in use and those that may be used, with those that there are if these are more."""
+    slots = int(guard["max_concurrent_calls"])
+    usable = int(guard.get("usable_slots", slots))
+    return f"{int(guard['in_use'])}/{usable}" + (f" of {slots}" if usable < slots else "")
 
 
 def _rates(

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from guardrails import Guard
-from guardrails.cli.watch import _Look, _Row, _table, watch
+from guardrails.cli.watch import _busy, _Look, _Row, _table, watch
 from support.status_site import answering, served
 
 
@@ -54,6 +54,13 @@ def test_figures_and_their_change():
     assert 0 < second["rates"]["orders"]["in"] < 600
     added = second["guards"][0]["admitted"] - first["guards"][0]["admitted"]
     assert added > 0
+
+
+def test_usable_slots_during_a_ramp():
+    """A column has both numbers while they differ; a page of an older version has one."""
+    guard = {"in_use": 2, "max_concurrent_calls": 20}
+    assert _busy(guard) == _busy(guard | {"usable_slots": 20}) == "2/20"
+    assert _busy(guard | {"usable_slots": 5}) == "2/5 of 20"
 
 
 def test_table_for_people():

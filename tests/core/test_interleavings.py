@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,9 @@ POLICY = BreakerPolicy(
     open_jitter=0,
     permitted_calls_in_half_open_state=1,
 )
+
+
+RAMPING = replace(POLICY, recovery_ramp=2)
 
 
 def make_world(limit=1, gate=Gate, breaker=Breaker, bulkhead=Bulkhead):
@@ -113,6 +117,14 @@ def resetter(world):
         world.gate.set_state(world.now, transition)
 
 
+def clock(world):
+    """Time passes, and somebody looks, as each caller that waits does when a slot becomes usable."""
+    for _ in range(2):
+        yield "a second passes"
+        world.now += 1
+        world.gate.play(world.now)
+
+
 def calling(world, ticket, outcome):
     if not isinstance(ticket, Refusal):
         yield f"leaves with {outcome.name}"
@@ -139,6 +151,31 @@ def told_by(*actors, **parts):
 def test_every_order_of_moves(actors, limit):
     """Slots are conserved, no caller waits beside a free slot, first come first served, no probe too many."""
     assert explore(told_by(*actors, limit=limit)) >= 20
+
+
+def recovered(*actors, gate=Gate):
+    """A story that begins as a circuit closes: one of three slots is usable, a second later two of them."""
+
+    def story():
+        world = World(gate(Breaker(RAMPING, lambda: 0.5), Bulkhead(3, 2)))
+        world.gate.set_state(world.now, "half_open")
+        world.gate.leave(world.now, world.gate.enter(world.now, None), S)
+        world.look()
+        assert world.gate.bulkhead.usable == 1
+        return world, {f"{actor.__name__} {number}": actor(world) for number, actor in enumerate(actors, 1)}
+
+    return story
+
+
+@pytest.mark.sampled(20)
+@pytest.mark.parametrize(
+    "actors",
+    list(itertools.combinations_with_replacement(ACTORS, 2)),
+    ids=lambda actors: "-".join(actor.__name__ for actor in actors),
+)
+def test_every_order_of_moves_during_a_ramp(actors):
+    """The same holds for the slots that are usable, and a caller gets one as soon as it becomes usable."""
+    assert explore(recovered(clock, caller, *actors)) >= 20
 
 
 def test_the_explorer_tries_more_than_fifty_orders():
@@ -223,6 +260,38 @@ class WaitsInTheOpen(Gate):
     def _collect_transitions(self):
         self.outbox.extend(self.breaker.transitions)
         self.breaker.transitions.clear()
+
+
+class ForgetsTheWaiters(Gate):
+    """Counts the usable slots and grants none of them."""
+
+    def _fit_slots(self, limit):
+        queue, self.bulkhead.queue = self.bulkhead.queue, {}
+        super()._fit_slots(limit)
+        self.bulkhead.queue = queue
+
+
+class NeverGrows(Gate):
+    """Counts the usable slots once."""
+
+    def _begin_move(self, now):
+        self.grows_at = float("inf")
+        return super()._begin_move(now)
+
+
+@pytest.mark.parametrize(
+    ("gate", "complaint"),
+    [(ForgetsTheWaiters, "beside a free slot"), (NeverGrows, "every slot is usable in the end")],
+)
+def test_the_explorer_finds_the_fault_of_a_broken_ramp(gate, complaint):
+    """At the end of the story two seconds have passed."""
+
+    def onlooker(world):
+        yield "looks at the end", lambda: world.now >= 2
+        assert world.gate.bulkhead.usable == 3, "every slot is usable in the end"
+
+    with pytest.raises(AssertionError, match=complaint):
+        explore(recovered(clock, onlooker, caller, caller, gate=gate))
 
 
 @pytest.mark.parametrize(

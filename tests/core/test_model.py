@@ -34,6 +34,7 @@ POLICIES = st.builds(
     open_jitter=st.just(0),
     permitted_calls_in_half_open_state=st.integers(1, 4),
     max_wait_duration_in_half_open_state=st.integers(1, 8),
+    recovery_ramp=st.sampled_from([0, 0, 1, 3, 7]),
     consecutive_failures=st.none() | st.integers(1, 4),
 )
 
@@ -45,11 +46,11 @@ def make_gate(policy, limit, max_waiting):
 class GateEqualsModel(RuleBasedStateMachine):
     """Every move is made on both; after each, everything that can be seen is equal."""
 
-    @initialize(policy=POLICIES, limit=st.integers(1, 4), max_waiting=st.integers(0, 3))
+    @initialize(policy=POLICIES, limit=st.integers(1, 6), max_waiting=st.integers(0, 3))
     def start(self, policy, limit, max_waiting):
         self.gate = make_gate(policy, limit, max_waiting)
         self.shell = Shell(self.gate)
-        self.model = Naive(policy, limit, max_waiting)
+        self.model = Naive(policy, limit, max_waiting, usable=limit)
         self.waiting = []
         self.changes = []
 
@@ -137,6 +138,7 @@ class GateEqualsModel(RuleBasedStateMachine):
         assert breaker.state == model.state
         assert breaker.evidence(self.now)[:3] == model.evidence()
         assert (bulkhead.taken, list(bulkhead.queue)) == (model.taken, model.queue)
+        assert bulkhead.usable == model.usable
         assert [waiter.verdict for waiter in self.waiting] == [
             "granted" if waiter in model.granted else "dismissed" if waiter in model.dismissed else None
             for waiter in self.waiting
@@ -152,7 +154,7 @@ class GateEqualsModel(RuleBasedStateMachine):
         if hasattr(self, "gate"):
             taken = self.gate.bulkhead.taken
             assert taken == len(self.model.flights) + len(self.model.granted)
-            assert not (self.gate.bulkhead.queue and taken < self.gate.bulkhead.limit)
+            assert not (self.gate.bulkhead.queue and taken < self.gate.bulkhead.usable)
 
 
 TestGateEqualsModel = pytest.mark.timeout(900)(GateEqualsModel.TestCase)  # a failure takes long to shrink
@@ -184,7 +186,7 @@ class Driver:
     """Makes moves on a gate, on the fast path where it can, or always on the slow path."""
 
     def __init__(self, policy, *, quick, stalls, parts):
-        self.gate = make_gate(policy, 3, 2)
+        self.gate = make_gate(policy, 4, 2)
         if parts:
             self.gate.add_workload(0, Breaker(policy, lambda: 0.5))
             self.gate.breaker.caller_workload = self.gate.breaker.uncompartmented
@@ -260,7 +262,13 @@ class Driver:
             "leases": breaker.leases,
             "streak": breaker.streak,
             "totals": (breaker.succeeded, breaker.failed, breaker.slow, breaker.late, breaker.abandoned),
-            "slots": (gate.bulkhead.taken, gate.admitted, gate.checkouts),
+            "slots": (
+                gate.bulkhead.taken,
+                gate.bulkhead.usable,
+                gate.bulkhead.limit,
+                gate.admitted,
+                gate.checkouts,
+            ),
             "queue": [waiter.verdict for waiter in self.places],
             "told": [item if isinstance(item, Transition) else "a place" for item in gate.outbox],
             "rejected": gate.rejected,

@@ -27,7 +27,7 @@ def ask(shares, now, part):
         return ()
     changed = shares.note_request(now, part)
     for one in changed:
-        one.bulkhead.limit = shares.limit(one)
+        one.bulkhead.resize(shares.limit(one))
     return changed
 
 

@@ -30,6 +30,7 @@ BAD = {
     "open_jitter": [*NOT_NUMBERS, None, True, -0.1, 1.1],
     "permitted_calls_in_half_open_state": [*NOT_NUMBERS, None, True, 0, -1, 3.0],
     "max_wait_duration_in_half_open_state": [*NOT_NUMBERS, None, True, 0, -1],
+    "recovery_ramp": [*NOT_NUMBERS, None, True, -1, 10**10],
     "consecutive_failures": [*NOT_NUMBERS, True, 0, -1, 3.0],
     "is_failure": [5, "x", True],
     "is_failure_result": [5, "x", True],
@@ -44,6 +45,7 @@ GOOD = {
     "wait_duration_in_open_state": [0, 0.0, 0.5, 10**9],
     "open_backoff_multiplier": [1, 1.5, 1000],
     "open_jitter": [0, 0.5, 1],
+    "recovery_ramp": [0, 0.5, 60],
     "consecutive_failures": [None, 1],
     "is_failure": [None, bool],
 }

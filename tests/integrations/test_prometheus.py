@@ -62,6 +62,7 @@ def test_calls_refusals_and_slots_are_counted(make_guard):
     assert of(read, "guardrails_admissions_total", guard="db") == 4
     assert of(read, "guardrails_bulkhead_in_use", guard="db") == 1
     assert of(read, "guardrails_bulkhead_limit", guard="db") == 1
+    assert of(read, "guardrails_bulkhead_usable", guard="db") == 1
     assert of(read, "guardrails_bulkhead_waiting", guard="db") == 0
 
 

@@ -115,8 +115,8 @@ class World:
         assert list(bulkhead.queue) == self.queue, "the queue is not who waits"
         taken, self._taken = self._taken, bulkhead.taken
         assert bulkhead.taken == len(self.holding) + len(self.granted), "slots are not conserved"
-        assert bulkhead.taken <= max(taken, bulkhead.limit), "more are inside than there are slots"
-        assert not (self.queue and bulkhead.taken < bulkhead.limit), "a caller waits beside a free slot"
+        assert bulkhead.taken <= max(taken, bulkhead.usable), "more are inside than there are usable slots"
+        assert not (self.queue and bulkhead.taken < bulkhead.usable), "a caller waits beside a free slot"
         if gate.breaker.state in {"open", "half_open", "forced_open"}:
             assert not self.queue, "a caller waits at a circuit that is not closed"
         if gate.breaker.state == "half_open":

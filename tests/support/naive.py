@@ -39,6 +39,8 @@ class Naive:
     seen: int = 0
     state: str = "closed"
     generation: int = 0
+    ramp_since: int | None = None
+    usable: int = 0
     streak: int = 0
     openings: int = 0
     open_until: int = 0
@@ -64,7 +66,7 @@ class Naive:
     def enter(self, place):
         if not self.allow_call():
             return "circuit_open"
-        if not self.queue and self.taken < self.limit:
+        if not self.queue and self.taken < self.usable:
             self.taken += 1
             return self.begin()
         if place is None or self.state == "half_open" or len(self.queue) >= self.max_queue_length():
@@ -89,6 +91,7 @@ class Naive:
         return "circuit_open"
 
     def abandon(self, place):
+        self.fit()
         if place in self.queue:
             self.queue.remove(place)
         elif place in self.granted:
@@ -116,10 +119,7 @@ class Naive:
 
     def resize(self, limit):
         self.limit = limit
-        while self.queue and self.taken < limit:
-            self.taken += 1
-            self.served += 1
-            self.granted.append(self.queue.pop(0))
+        self.fit()
 
     def set_state(self, transition):
         self.tick()
@@ -127,6 +127,8 @@ class Naive:
             self.forget()
             if self.state == "closed":
                 self.generation += 1
+                self.ramp_since = None
+                self.fit()
             else:
                 self.go("closed", "manual")
         elif transition == "open":
@@ -142,6 +144,7 @@ class Naive:
             self.go(transition, "manual")
 
     def tick(self):
+        self.fit()
         if self.state in ("closed", "metrics_only"):
             self.seen = self.now
             if self.warned and self.why_open() is None:
@@ -256,6 +259,8 @@ class Naive:
         elif len(entries) >= probes:
             self.forget()
             self.go("closed", "probes_passed")
+            self.ramp_since = self.now
+            self.fit()
 
     def open(self, cause):
         policy = self.policy
@@ -281,6 +286,8 @@ class Naive:
         if new in ("open", "half_open", "forced_open"):
             self.dismissed += self.queue
             self.queue = []
+        self.ramp_since = None
+        self.fit()
 
     def forget(self):
         self.log = []
@@ -288,11 +295,23 @@ class Naive:
         self.warned = False
 
     def pass_on(self):
-        if self.queue and self.taken <= self.limit:
+        if self.queue and self.taken <= self.usable:
             self.served += 1
             self.granted.append(self.queue.pop(0))
         else:
             self.taken -= 1
+
+    def fit(self):
+        """Counts the usable slots anew, and grants those that are free."""
+        self.usable = self.limit
+        first = self.policy.permitted_calls_in_half_open_state
+        if self.ramp_since is not None and self.limit > first and self.policy.recovery_ramp:
+            share = Fraction(self.now - self.ramp_since, self.policy.recovery_ramp)
+            self.usable = min(self.limit, first + int(share * (self.limit - first)))
+        while self.queue and self.taken < self.usable:
+            self.taken += 1
+            self.served += 1
+            self.granted.append(self.queue.pop(0))
 
     def max_queue_length(self):
         if not self.queue or self.now == self.queued_at:

@@ -302,7 +302,8 @@ function row(one) {
   ];
   const refusing = [rate(latest.refused), mode === "shadow" && h("small", {class: "shadow"}, `would be ${rate(latest.would)}`)];
   return {key: path, kind: mode, cells: [
-    name, circuit(one), [`${guard.in_use}/${guard.max_concurrent_calls}`, bar(guard.in_use, guard.max_concurrent_calls)],
+    name, circuit(one), [`${guard.in_use}/${guard.max_concurrent_calls}`, bar(guard.in_use, guard.max_concurrent_calls),
+      guard.usable_slots < guard.max_concurrent_calls && h("small", null, `usable: ${guard.usable_slots}`)],
     String(guard.waiting), rate(latest.in), refusing, rate(latest.failed), rate(latest.slow),
     known(guard.oldest_in_flight) ? duration(guard.oldest_in_flight) : "-", spark(one)]};
 }
