@@ -12,7 +12,7 @@ from guardrails.demo.percentiles import percentile
 from guardrails.demo.scenarios import BYSTANDER, MAINS, NODB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from guardrails.demo.records import Arrival, Run, Twin, User
 
@@ -91,6 +91,8 @@ def _of_twin(run: Run, twin: Twin) -> dict[str, Any]:
         "recovered_after_s": recovered_after(*after_the_fault(run, main)),
         "first_shed_after_s": None if first_shed is None else round(first_shed - run.fault_starts, 3),
         "seconds_without_good": seconds_without_good(run, twin),
+        "good_by_second": _good_by_second(run, twin, MAINS),
+        "bystander_good_by_second": _good_by_second(run, twin, (BYSTANDER,)),
         "queries_left_running": twin.queries_left_running,
         "cause": twin.cause,
     }
@@ -113,6 +115,17 @@ def seconds_without_good(run: Run, twin: Twin) -> int | None:
     }
     silent = [second for second in range(length) if second in came and second not in good]
     return len(silent) if came else None
+
+
+def _good_by_second(run: Run, twin: Twin, paths: Collection[str]) -> list[int]:
+    """Counts the good answers that came in each whole second from the start of the run."""
+    good = Counter(
+        int(one.ended_at)
+        for user in twin.users
+        for one in user.tries
+        if one.answer == "ok" and user.arrival.path in paths
+    )
+    return [good[second] for second in range(int(run.seconds))]
 
 
 def _is_main_after(run: Run, path: str, at: float) -> bool:

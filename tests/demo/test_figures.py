@@ -96,6 +96,23 @@ def test_user_just_before_the_fault_counts_to_the_fault():
     assert figures(run)["plain"]["users_ok_ratio"] == {"healthy": 1.0, "fault": 0.5, "recovery": None}
 
 
+def test_good_answers_count_to_the_second_in_which_they_came():
+    """At the main endpoint and at the other table's, each by itself."""
+    run = run_of()
+    tell(
+        run,
+        run.plain,
+        (1.0, "/orders", (1.0, 0.1, "ok")),
+        (1.2, "/orders", (1.2, 2.0, "timeout"), (3.4, 0.7, "ok")),
+        (19.8, "/orders", (19.8, 0.5, "ok")),  # the run is over
+        (2.0, "/items", (2.0, 0.1, "ok")),
+        (2.1, "/ping", (2.1, 0.1, "ok")),
+    )
+    sums = figures(run)["plain"]
+    assert sums["good_by_second"] == [0, 1, 0, 0, 1, *[0] * 15]
+    assert sums["bystander_good_by_second"] == [0, 0, 1, *[0] * 17]
+
+
 def test_the_keys_are_those_that_were_promised():
     run = run_of()
     sums = figures(run)
@@ -105,6 +122,7 @@ def test_the_keys_are_those_that_were_promised():
         *("users_ok_ratio", "goodput_per_s", "answer_p50_ms", "answer_p99_ms", "rejections"),
         *("bystander_ok_ratio", "bystander_p99_ms", "nodb_ok_ratio", "nodb_p99_ms", "max_in_flight"),
         *("max_checked_out", "recovered_after_s", "first_shed_after_s", "queries_left_running"),
+        *("good_by_second", "bystander_good_by_second"),
     }
     assert promised <= sums["plain"].keys() == sums["guarded"].keys()
 
