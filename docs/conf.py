@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ default_role = "code"
 # The pages are plain Markdown: headings get the anchors that a repository host gives them.
 myst_heading_anchors = 4
 
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -59,11 +60,6 @@ def _to_public_name(
     return python.resolve_xref(environment, place, builder, "obj", public[0], node, text)
 
 
-def _without_object(_app: Sphinx, _name: str, _of: object, _options: object, bases: list[type]) -> None:
-    """``Bases: object`` says nothing."""
-    bases[:] = [base for base in bases if base is not object]
-
-
 def _without_unknown(
     _app: Sphinx,
     _what: str,
@@ -73,12 +69,11 @@ def _without_unknown(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """``**unknown: Never`` names a misspelt option in the error; it is no option."""
-    return signature and signature.replace(", **unknown: Never", ""), returns
+    """Leaves out ``**unknown: Never``: it is there to name a misspelt option in an error, and is no option."""
+    return signature and re.sub(r", \*\*\w+: [~\w.]*Never", "", signature), returns
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", _to_public_name)
-    app.connect("autodoc-process-bases", _without_object)
     app.connect("autodoc-process-signature", _without_unknown)
