@@ -69,7 +69,7 @@ def _without_unknown(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """Leaves out ``**unknown: Never``: it is there to name a misspelt option in an error, and is no option."""
+    """Leaves out ``**unknown: Never``: it names a misspelt option in an error, and is no option."""
     return signature and re.sub(r", \*\*\w+: [~\w.]*Never", "", signature), returns
 
 
