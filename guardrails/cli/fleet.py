@@ -16,10 +16,11 @@ import click
 from guardrails.cli import _reconcile
 from guardrails.cli._findings import as_text
 from guardrails.cli._options import as_json
-from guardrails.fleet._lease import members, reserved
+from guardrails.fleet._lease import members
 from guardrails.fleet._records import LEASE, Record, read_epoch
+from guardrails.fleet._rulings import CLOSED, OPEN, PROBE
 from guardrails.fleet._stores import StoreError
-from guardrails.fleet._verdict import CLOSED, OPEN, PROBE, look
+from guardrails.fleet._verdict import look
 
 __all__ = ["fleet"]
 
@@ -116,7 +117,7 @@ def _budget(fleet_name: str, name: str, fields: Mapping[str, str], now: int) -> 
         "has": sum(record.has for record in known.values()),
         "wants": sum(record.wants for record in known.values()),
         "grant": sum(record.grant for record in known.values()),
-        "reserved": sum(reserved(record, now) for record in known.values()),
+        "reserved": sum(record.reserved(now) for record in known.values()),
     }
     findings = []
     if budgets and sums["has"] > budgets[0]:
@@ -148,7 +149,7 @@ def _worker(name: str, record: Record, now: int) -> dict[str, Any]:
         "grant": record.grant,
         "safe_share": record.safe,
         "minimum": record.minimum,
-        "reserved": reserved(record, now),
+        "reserved": record.reserved(now),
         "renewed": round((now - record.renewed) / 1000, 3),
         "state": "silent" if record.is_silent(now) else "in contact",
     }

@@ -13,7 +13,7 @@ from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.guard import Guard, glance
 from guardrails.errors import ConfigurationError
 from guardrails.fleet._records import LEASE, Reply
-from guardrails.fleet._verdict import CLOSED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest
+from guardrails.fleet._rulings import CLOSED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest
 from guardrails.fleet._worker import FleetWorker, Identity
 
 __all__ = ["GuardVerdict"]

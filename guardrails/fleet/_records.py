@@ -16,9 +16,13 @@ __all__ = [
     "GRANTED",
     "LEASE",
     "LEAVING",
+    "LEFT",
+    "LIVE",
     "MOST_CONNECTIONS",
     "MOST_DIGITS_OF_A_COUNT",
+    "OUT",
     "ROOM_FOR_NEW",
+    "SILENT",
     "SKEW",
     "STALE",
     "TAKEN",
@@ -54,16 +58,16 @@ GRANTED, STALE, TAKEN = 0, 1, 2
 """The kinds of a reply. ``STALE``: a later request of the same worker came first; nothing was changed.
 ``TAKEN``: another process uses the same ``worker_id``."""
 
+LIVE, SILENT, LEFT, OUT = 1, 2, 3, 4
+"""The states of a worker. ``LEFT``: it said goodbye and is reserved for; ``OUT``: it is not any more."""
+
 MOST_DIGITS_OF_A_COUNT = 7
 """Those of `MOST_CONNECTIONS`."""
 
 _MOST_DIGITS = 15
 _LONGEST = 300
-_RECORD = re.compile(
-    r"1 ([0-9a-f]+) ([0-9]+) ([01]) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) "
-    r"([0-9]+) ([!-~]*)"
-)
-_EPOCH = re.compile(r"1 ([0-9]+) ([0-9]+)")
+_RECORD = re.compile(r"2 ([0-9a-f]+) ([0-9]+) ([01]) ([01])" + r" ([0-9]+)" * 9 + r" ([!-~]*)")
+_EPOCH = re.compile(r"2 ([0-9]+) ([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class Reply:
         budget: The budget that counts: the smallest that a worker names.
         largest: The largest that a worker names.
         learning: True while the store learns what there is, after it lost its data.
-        borrowed: Connections of the grant that may be in use elsewhere; see `renew`.
+        borrowed: Connections of the grant that may be in use elsewhere; see `LeaseTable.renew`.
     """
 
     status: int
@@ -130,6 +134,7 @@ class Record:
 
     Attributes:
         left: True if it said goodbye.
+        extra: True if its fair share has one of the connections that are left when the others are divided.
         cap: Connections that it may have open.
         safe: Connections that it may keep without contact.
         renewed: Time of its last renewal.
@@ -139,6 +144,7 @@ class Record:
     instance: str
     seq: int
     left: bool
+    extra: bool
     cap: int
     safe: int
     wants: int
@@ -156,7 +162,7 @@ class Record:
         found = _RECORD.fullmatch(text) if len(text) <= _LONGEST else None
         if found is None:
             return None
-        instance, seq, left, *numbers, host = found.groups()
+        instance, seq, left, extra, *numbers, host = found.groups()
         renewed = numbers.pop(6)
         if max(len(seq), len(renewed)) > _MOST_DIGITS or max(map(len, numbers)) > MOST_DIGITS_OF_A_COUNT:
             return None
@@ -165,6 +171,7 @@ class Record:
             instance,
             int(seq),
             left == "1",
+            extra == "1",
             cap,
             safe,
             wants,
@@ -180,18 +187,34 @@ class Record:
     def write(self) -> str:
         """Returns the text of the record."""
         return (
-            f"1 {self.instance} {self.seq} {int(self.left)} {self.cap} {self.safe} {self.wants} "
+            f"2 {self.instance} {self.seq} {self.left:d} {self.extra:d} {self.cap} {self.safe} {self.wants} "
             f"{self.minimum} {self.most} {self.budget} {self.renewed} {self.has} {self.grant} {self.host}"
         )
 
+    def state(self, now: int) -> int:
+        """Returns `LIVE`, `SILENT`, `LEFT` or `OUT`; 0 if it is to be forgotten."""
+        age = now - self.renewed
+        if age < -SKEW or age > FORGET_AFTER:
+            return 0
+        if self.left:
+            return LEFT if age <= LEAVING else OUT
+        return LIVE if age <= LEASE else SILENT
+
+    def changes_at(self, state: int) -> int:
+        """Returns the time at which a state ends without a renewal."""
+        return self.renewed + 1 + {LIVE: LEASE, LEFT: LEAVING}.get(state, FORGET_AFTER)
+
     def is_silent(self, now: int) -> bool:
         """True if its lease has ended and it has not said goodbye."""
-        return not self.left and now - self.renewed > LEASE
+        return self.state(now) == SILENT
 
-    def is_over(self, now: int) -> bool:
-        """True if it is to be forgotten."""
-        age = now - self.renewed
-        return age < -SKEW or age > FORGET_AFTER
+    def reserved(self, now: int) -> int:
+        """Returns the connections that are reserved for it: all that it may have open.
+
+        A silent worker first shrinks to its safe share and later grows to it.
+        """
+        state = self.state(now)
+        return max(self.cap, self.safe) if state == SILENT else self.cap if state in {LIVE, LEFT} else 0
 
 
 def read_epoch(text: str) -> tuple[int, int] | None:

@@ -2,6 +2,9 @@
 
 One call a second runs one script, whose time is the server's. The connection is the fleet's own, with short
 timeouts and without retries: the worker asks again a second later.
+
+The keys have the protocol's version in their names, so that two versions never read each other's texts. All
+keys of a fleet have one hash tag. The members of a budget are in `_SHARDS` hashes, so that no call reads all.
 """
 
 from __future__ import annotations
@@ -13,19 +16,23 @@ from dataclasses import astuple
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 from guardrails.errors import ConfigurationError
-from guardrails.fleet import _records, _verdict
-from guardrails.fleet._records import Reply
+from guardrails.fleet import _lease_sums, _records, _rulings, _verdict
+from guardrails.fleet._records import EPOCH, Reply
+from guardrails.fleet._rulings import Ruling, VerdictRequest
 from guardrails.fleet._stores import Answer, Ask, StoreError, StoreView
-from guardrails.fleet._verdict import Ruling, VerdictRequest
 
 __all__ = ["SCRIPT", "RedisStore"]
 
 _TIMEOUT = 0.5
 """Seconds for a connect, and for a reply."""
 
-_WIDTH = 15
+_SHARDS = 32
+"""Number of hashes that the members of one budget are divided into, by their names."""
+
+_WIDTH = 16
 """Number of words of a question to the script."""
 
 _CONSTANTS = {
@@ -35,22 +42,28 @@ _CONSTANTS = {
     "SKEW": _records.SKEW,
     "ROOM_FOR_NEW": _records.ROOM_FOR_NEW,
     "DIGITS": _records.MOST_DIGITS_OF_A_COUNT,
+    "EXACT": _lease_sums.EXACT,
+    "SHARDS": _SHARDS,
+    "REMAKE": 1000,
+    "MOST_REMADE": 300,  # members in one call, or those of one shard more
+    "MOST_FIELDS": 100_000,
     "MOST_BYTES": 10_000_000,  # what is larger is not ours; reading it would stop the server
+    "LONGEST_SUM": 1_000_000,
     "GRANTED": _records.GRANTED,
     "STALE": _records.STALE,
     "TAKEN": _records.TAKEN,
-    "CLOSED": _verdict.CLOSED,
-    "OPEN": _verdict.OPEN,
-    "PROBE": _verdict.PROBE,
-    "PASSED": _verdict.PASSED,
-    "FAILED": _verdict.FAILED,
+    "CLOSED": _rulings.CLOSED,
+    "OPEN": _rulings.OPEN,
+    "PROBE": _rulings.PROBE,
+    "PASSED": _rulings.PASSED,
+    "FAILED": _rulings.FAILED,
     "IDLE": _verdict.IDLE,
     "WIDTH": _WIDTH,
 }
 
 _MISSING = "a fleet on Redis or Valkey needs redis-py: pip install 'guardrails-db[redis]'"
 
-_KEY = re.compile(r"guardrails:\{([^{}]*)\}:(budget|verdict):(.*)")
+_KEY = re.compile(r"guardrails:\{([^{}]*)\}:(budget|verdict)2(\.[0-9]+)?:(.*)")
 
 _REASONS = (
     (("NOAUTH", "WRONGPASS", "AuthenticationError"), "it refuses the login"),
@@ -111,7 +124,7 @@ class RedisStore:
 
     def exchange(self, asks: Sequence[Ask]) -> list[Answer]:
         """See Store."""
-        keys = [f"{self._prefix}{_kind(ask)}:{ask.name}" for ask in asks]
+        keys = [f"{self._prefix}{_kind(ask)}2:{ask.name}" for ask in asks]
         words = [word for ask in asks for word in _words(ask)]
         replies = self._call(self._run, keys, words)
         if not isinstance(replies, list) or len(replies) != len(asks):
@@ -139,11 +152,16 @@ class RedisStore:
     def _read(self) -> StoreView:
         seconds, micros = self._client.time()
         view = StoreView(seconds * 1000 + micros // 1000, {}, {})
-        for key in sorted(self._client.scan_iter(match="guardrails:{*}:*", count=1000)):
+        for key in self._client.scan_iter(match="guardrails:{*}:*", count=1000):
             names = _KEY.fullmatch(key)
-            if names is not None and self._client.type(key) == "hash":
-                found = view.budgets if names[2] == "budget" else view.verdicts
-                found[names[1], names[3]] = cast("dict[str, str]", self._client.hgetall(key))
+            if names is None or self._client.type(key) != "hash":
+                continue
+            found = view.budgets if names[2] == "budget" else view.verdicts
+            fields = found.setdefault((names[1], names[4]), {})
+            if names[3] is None:
+                fields[EPOCH] = cast("str | None", self._client.hget(key, EPOCH)) or ""
+            else:
+                fields.update(cast("dict[str, str]", self._client.hgetall(key)))
         return view
 
     def _call(self, function: Any, *args: Any) -> Any:
@@ -169,7 +187,8 @@ def _kind(ask: Ask) -> str:
 def _words(ask: Ask) -> list[Any]:
     kind = "judge" if isinstance(ask.request, VerdictRequest) else "leave" if ask.leaving else "renew"
     words = [int(word) if isinstance(word, bool) else word for word in astuple(ask.request)]
-    return [kind, *words, *[""] * (_WIDTH - 1 - len(words))]
+    shard = crc32(ask.request.worker.encode()) % _SHARDS
+    return [kind, shard, *words, *[""] * (_WIDTH - 2 - len(words))]
 
 
 def _answer(ask: Ask, values: Any) -> Answer:

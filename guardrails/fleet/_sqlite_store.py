@@ -16,8 +16,9 @@ from contextlib import closing
 
 from guardrails.fleet._lease import leave, renew
 from guardrails.fleet._records import GRANTED, Reply
+from guardrails.fleet._rulings import VerdictRequest
 from guardrails.fleet._stores import Answer, Ask, StoreError, StoreView
-from guardrails.fleet._verdict import VerdictRequest, judge
+from guardrails.fleet._verdict import judge
 
 __all__ = ["SQLiteStore"]
 
@@ -27,7 +28,7 @@ _BUSY = 0.5
 _VERDICT = "@"
 """Begins the name of a verdict in the table; no name of a budget begins with it."""
 
-_TABLE = """create table if not exists guardrails_fleet (
+_TABLE = """create table if not exists guardrails_fleet_2 (
     fleet text, budget text, field text, value text, primary key (fleet, budget, field)) without rowid"""
 
 
@@ -61,7 +62,7 @@ class SQLiteStore:
         """See Store."""
         try:
             with closing(self._open()) as file:
-                rows = file.execute("select fleet, budget, field, value from guardrails_fleet").fetchall()
+                rows = file.execute("select fleet, budget, field, value from guardrails_fleet_2").fetchall()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(_reason(error)) from None
         view = StoreView(_now(), {}, {})
@@ -89,7 +90,7 @@ class SQLiteStore:
     def _answer(self, file: sqlite3.Connection, ask: Ask, now: int) -> Answer:
         name = f"{_VERDICT}{ask.name}" if isinstance(ask.request, VerdictRequest) else ask.name
         rows = file.execute(
-            "select field, value from guardrails_fleet where fleet = ? and budget = ?",
+            "select field, value from guardrails_fleet_2 where fleet = ? and budget = ?",
             (self._fleet, name),
         ).fetchall()
         before = {str(field): value if isinstance(value, str) else "" for field, value in rows}
@@ -103,13 +104,13 @@ class SQLiteStore:
             answer = renew(fields, ask.request, now)
         for field in before.keys() - fields.keys():
             file.execute(
-                "delete from guardrails_fleet where fleet = ? and budget = ? and field = ?",
+                "delete from guardrails_fleet_2 where fleet = ? and budget = ? and field = ?",
                 (self._fleet, name, field),
             )
         for field, value in fields.items():
             if before.get(field) != value:
                 file.execute(
-                    "insert or replace into guardrails_fleet values (?, ?, ?, ?)",
+                    "insert or replace into guardrails_fleet_2 values (?, ?, ?, ?)",
                     (self._fleet, name, field, value),
                 )
         return answer

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from guardrails.fleet._records import Reply, Request
-from guardrails.fleet._verdict import Ruling, VerdictRequest
+from guardrails.fleet._rulings import Ruling, VerdictRequest
 
 __all__ = ["Answer", "Ask", "Store", "StoreError", "StoreView"]
 

@@ -23,8 +23,8 @@ from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.threads import daemon
 from guardrails._util.weak_registry import WeakRegistry
 from guardrails.fleet._records import Request
+from guardrails.fleet._rulings import VerdictRequest
 from guardrails.fleet._stores import Ask, Store, StoreError
-from guardrails.fleet._verdict import VerdictRequest
 
 __all__ = ["FleetWorker", "Identity", "LeaseTask"]
 

@@ -11,9 +11,9 @@ from guardrails.cli.fleet import fleet
 from guardrails.fleet import _sqlite_store
 from guardrails.fleet._records import Request
 from guardrails.fleet._redis_store import RedisStore
+from guardrails.fleet._rulings import VerdictRequest
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import Ask
-from guardrails.fleet._verdict import VerdictRequest
 from guardrails.testing.servers import ValkeyServer
 
 

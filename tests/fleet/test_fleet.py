@@ -26,9 +26,9 @@ from guardrails.fleet import Fleet, _worker
 from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._lease import members
 from guardrails.fleet._records import GRANTED, TAKEN, Reply, Request
+from guardrails.fleet._rulings import CLOSED, OPEN, Ruling
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import StoreError
-from guardrails.fleet._verdict import CLOSED, OPEN, Ruling
 from guardrails.fleet._worker import FleetWorker
 from support.paths import PROCESSES
 from support.polling import wait_until

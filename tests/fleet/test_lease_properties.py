@@ -7,6 +7,7 @@ import inspect
 
 import pytest
 
+from guardrails.fleet._lease import LeaseTable
 from guardrails.fleet._records import FORGET_AFTER, LEASE
 from support.simulated_fleet import RENEWAL, Fleet
 
@@ -125,7 +126,7 @@ def test_a_store_that_lost_its_data_or_its_time_takes_nothing_from_anybody(seed,
     fleet.run(5)
     before = [worker.limit for worker in fleet.workers]
     if loss == "flush":
-        fleet.fields.clear()
+        fleet.leases = LeaseTable()
     else:
         fleet.store_jump += {"backward": -3600, "forward": 3600}[loss]
     for _ in range(10):

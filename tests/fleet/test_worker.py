@@ -19,8 +19,8 @@ from guardrails.events import FleetLost
 from guardrails.fleet import Fleet, _worker
 from guardrails.fleet._fleet import Budget
 from guardrails.fleet._records import GRANTED, Reply, Request
+from guardrails.fleet._rulings import CLOSED, Ruling
 from guardrails.fleet._stores import StoreError
-from guardrails.fleet._verdict import CLOSED, Ruling
 from guardrails.fleet._worker import FleetWorker
 from support.polling import wait_until
 

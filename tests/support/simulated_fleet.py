@@ -11,7 +11,7 @@ import itertools
 import random
 
 from guardrails.fleet._holder import LeaseHolder
-from guardrails.fleet._lease import leave, renew
+from guardrails.fleet._lease import LeaseTable
 from guardrails.fleet._records import GRANTED, Request
 
 TIMEOUT = 0.5
@@ -129,7 +129,7 @@ class Fleet:
         self.now = 100_000.0
         self.store_jump = 0.0
         self.frozen_until = 0.0
-        self.fields = {}
+        self.leases = LeaseTable()
         self.workers = []
         self.highest = 0
         self._events, self._numbers = [], itertools.count()
@@ -152,7 +152,7 @@ class Fleet:
 
     def goodbye(self, worker):
         worker.idle = worker.busy = 0  # a service drains its calls before
-        leave(self.fields, worker.request(), self.store_time())
+        self.leases.leave(worker.request(), self.store_time())
         self.kill(worker)
 
     def stop(self, worker):
@@ -178,7 +178,7 @@ class Fleet:
         if self.now < self.frozen_until:
             self.after(self.frozen_until - self.now, self.receive, None, worker, request, sent)
             return
-        reply = renew(self.fields, request, self.store_time())
+        reply = self.leases.renew(request, self.store_time())
         if self.random.random() < self.loss or worker.cut_off:
             return
         self.after(self.random.uniform(0.0005, 0.02), worker.answered, worker, sent, reply)
