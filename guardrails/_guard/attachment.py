@@ -15,6 +15,12 @@ class Lease(Protocol):
     def resize(self, ceiling: int) -> int:
         """Sets the largest limit; returns the limit that counts now."""
 
+    def admit(self) -> None:
+        """Waits a moment for the first limit, in a thread; see `PoolLease`."""
+
+    async def admit_async(self) -> None:
+        """Waits likewise without blocking the event loop."""
+
     def compare(self, sessions: int) -> None:
         """Is told how many connections of the pool's role the server has."""
 

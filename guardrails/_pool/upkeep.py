@@ -245,15 +245,28 @@ class PoolUpkeep(IdlePool):
             raise ConfigurationError(
                 f"guard {self._guard.name!r}: its connections belong to an event loop; await warm_up_async()"
             )
-        return run_to_end(self.opener.warm_up(seconds))
+        return run_to_end(self._warm_up(seconds))
 
     async def warm_up_async(self, seconds: float) -> int:
         """Opens connections until ``minimum_idle`` are idle, without blocking the event loop."""
         if not self.in_threads():
-            return await self.opener.warm_up(seconds)
+            return await self._warm_up(seconds)
         import asyncio  # noqa: PLC0415 - its import takes long, and only this needs it
 
         return await asyncio.to_thread(self.warm_up, seconds)
+
+    async def _warm_up(self, seconds: float) -> int:
+        await self.admit()
+        return await self.opener.warm_up(seconds)
+
+    async def admit(self) -> None:
+        """Gets the pool's first lease before a connection is opened."""
+        if self.lease is None:
+            return
+        if self.in_threads():
+            self.lease.admit()
+        else:
+            await self.lease.admit_async()
 
     # --- forks -----------------------------------------------------------------------------------
 

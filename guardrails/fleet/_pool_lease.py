@@ -13,16 +13,13 @@ from typing import Any
 
 from guardrails._guard.guard import Guard, set_slots
 from guardrails._guard.pool_snapshot import LeaseSnapshot
-from guardrails._runtime.guard_log import log
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
+from guardrails.fleet._budget_log import BudgetLog
 from guardrails.fleet._holder import CLOSING, FIRST_WAIT, PEAK, RENEWAL, LeaseHolder, Peaks, demand, wanted
 from guardrails.fleet._records import GRANTED, TAKEN, Reply, Request
 from guardrails.fleet._worker import FleetWorker, Identity
 
 __all__ = ["PoolLease"]
-
-_WARN_INTERVAL = 60.0
-"""Seconds between two lines in the log about the same trouble."""
 
 
 class PoolLease:
@@ -39,7 +36,7 @@ class PoolLease:
     Attributes:
         connections: The budget that this process names.
         worker: Renews the lease.
-        started: True once callers need not wait for the first lease. Read before each checkout.
+        started: True once callers need not wait for the first lease.
         ceiling: The largest limit, from the pool's capacity and `Guard.resize`.
     """
 
@@ -63,7 +60,7 @@ class PoolLease:
         self.worker = worker
         self._gate = guard.call_settings.gates[-1]
         self.ceiling: int = self._gate.core.bulkhead.limit
-        self._next_line: dict[str, float] = {}
+        self._log = BudgetLog(budget)
         self.forget()
 
     def forget(self) -> None:
@@ -79,7 +76,12 @@ class PoolLease:
 
     # --- for the pool's hooks ---------------------------------------------------------------------
 
-    def admit(self, wait: Callable[[Any], Any] | None) -> None:
+    @property
+    def admits(self) -> bool:
+        """True if a caller need not pass `admit`. Read before each checkout."""
+        return self.started and self.limit > 0
+
+    def admit(self, wait: Callable[[Any], Any] | None = None) -> None:
         """Joins the fleet before the first connection is opened, and waits a moment for the first lease.
 
         Args:
@@ -88,14 +90,24 @@ class PoolLease:
         Raises:
             BulkheadFullError: The lease has no connection, and the caller may hold a slot from before.
         """
+        if wait is not None:
+            wait(self.admit_async())
+            return
         if not self.started:
             self.worker.join(self)
-            ready = self.ready
-            if wait is None:
-                ready.wait(FIRST_WAIT)
-            else:
-                wait(_set_soon(ready, time.monotonic() + FIRST_WAIT))
+            self.ready.wait(FIRST_WAIT)
             self.started = True
+        self._refuse_without_connection()
+
+    async def admit_async(self) -> None:
+        """Joins the fleet without blocking the event loop; see `admit`."""
+        if not self.started:
+            self.worker.join(self)
+            await _set_soon(self.ready, time.monotonic() + FIRST_WAIT)
+            self.started = True
+        self._refuse_without_connection()
+
+    def _refuse_without_connection(self) -> None:
         if self.limit == 0:
             self._gate.reject("bulkhead_full")
 
@@ -115,15 +127,7 @@ class PoolLease:
 
     def compare(self, sessions: int) -> None:
         """Warns if the server has more connections of the pool's role than the budget allows."""
-        budget = self.connections if self.reply is None else self.reply.budget
-        if sessions > budget:
-            self.warn(
-                "server",
-                "the server has %d connections of this role, more than the budget of %d: not all are the "
-                "fleet's (guardrails fleet STORE --database-url URL says whose)",
-                sessions,
-                budget,
-            )
+        self._log.compare(sessions, self.connections if self.reply is None else self.reply.budget)
 
     def snapshot(self) -> LeaseSnapshot:
         """Returns the figures of this moment."""
@@ -215,32 +219,8 @@ class PoolLease:
             self._apply(min(self.ceiling, self.holder.limit(time.monotonic())))
             if self.limit:
                 self.ready.set()
-            self._check(reply)
+            self._log.check(reply, self._minimum)
         return True
-
-    def _check(self, reply: Reply) -> None:
-        if reply.largest != reply.budget:
-            self.warn(
-                "budgets",
-                "the workers name different budgets, from %d to %d connections; the smallest counts",
-                reply.budget,
-                reply.largest,
-            )
-        if reply.workers * self._minimum > reply.budget:
-            self.warn(
-                "floors",
-                "%d workers need at least %d connections each, more than the budget of %d: some get none",
-                reply.workers,
-                self._minimum,
-                reply.budget,
-            )
-
-    def warn(self, kind: str, words: str, *values: object) -> None:
-        """Logs a warning about the budget, each kind at most once a minute."""
-        now = time.monotonic()
-        if now >= self._next_line.get(kind, 0.0):
-            self._next_line[kind] = now + _WARN_INTERVAL
-            log.warning("fleet budget %r: " + words, self.budget, *values)
 
     def _note_contact(self, holder: LeaseHolder, now: float) -> None:
         is_new = holder.grant is None and now - holder.started < 2 * RENEWAL

@@ -424,14 +424,12 @@ def test_an_engine_without_a_circuit_has_a_budget_alone(shop):
 
 
 @pytest.mark.parametrize("kind", [redis.Redis, redis.asyncio.Redis], ids=["sync", "async"])
-def test_a_redis_client_follows_a_verdict_and_takes_no_budget(kind, valkey):
+def test_a_redis_client_follows_a_verdict_alone(kind, valkey):
     store = ScriptedStore()
     worker = FleetWorker("shop", lambda: store, None)
 
     async def main():
         client = kind(port=valkey.port, max_connections=5)
-        with pytest.raises(ConfigurationError, match=r"fleet must be a verdict, as Fleet.* got a Budget"):
-            protect(client, fleet=Budget("db", 5, 1, worker))
         guard = protect(client, fleet=Verdict("cache", worker), compartments="none")
         assert await _awaited(client.ping())
         store.ruling = OPEN

@@ -22,10 +22,9 @@ from guardrails._pool.limits import (
     refuse_unknown_options,
     slots_for,
 )
-from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
-from guardrails.fleet._fleet import Verdict
-from guardrails.fleet._guard_verdict import GuardVerdict
+from guardrails.fleet._fleet import Budget, Verdict
+from guardrails.fleet._joining import join_fleet
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import ClientAdmission, guard_of
 from guardrails.integrations.redis._pool_connections import capacity
@@ -40,7 +39,7 @@ def guard_client(
     *,
     name: str | None = None,
     compartments: str = "auto",
-    fleet: Verdict | None = None,
+    fleet: Budget | Verdict | None = None,
     leak_after: float | None = 60.0,
     raise_as: str | None = None,
     **options: Any,
@@ -56,8 +55,9 @@ def guard_client(
         compartments: ``"auto"``: each guarded function and each route gets a compartment, with a circuit of
             its own and at most 70 % of the slots while another one is active. ``"declared"``: only
             ``guard.compartment()`` makes compartments. ``"none"``: there are no compartments.
-        fleet: A verdict of a `guardrails.fleet.Fleet`: the circuit opens and closes with those of the other
-            workers. None: it is judged alone.
+        fleet: A budget of a `guardrails.fleet.Fleet`: the pool has at most as many connections open as its
+            lease gives, and ``max_concurrent_calls`` is the most that it may be given. Or a verdict of one:
+            the circuit opens and closes with those of the other workers; a budget has one, too.
         leak_after: Seconds after which a connection that is out, and on which nothing runs, is reported in
             the log and as a `LeakFound`. None reports none.
         raise_as: None: refusals and timeouts are only this library's errors. ``"driver"``: a refusal is also
@@ -71,7 +71,8 @@ def guard_client(
 
     Raises:
         ConfigurationError: The client is a cluster, a pipeline or has a cache; it was closed or is guarded
-            already; its pool has no limit and none is given, or the limit is above the pool's.
+            already; it has a single connection and is given a budget; its pool has no limit and none is
+            given, or the limit is above the pool's.
     """
     name = "redis" if name is None else name
     pool = _pool_of(client)
@@ -87,13 +88,17 @@ def guard_client(
     check_leak_after(name, leak_after)
     kept = None if _has_one_connection(client) else capacity(pool) or 0
     life = LifeSettings.taken_from(options, name, kept, "a client with a single connection")
+    if isinstance(fleet, Budget) and kept is None:
+        raise ConfigurationError(
+            f"guard {name!r}: a client with a single connection has no pool that a budget could share; "
+            "give it a pool, or fleet.verdict(...)"
+        )
     guard = Guard(name, max_concurrent_calls=slots, **options)
     set_compartments(guard, how)
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     attachment = _ClientAttachment(client, guard, pool, life, leak_after)
-    attachment.follow(fleet, guard)
-    attachment.attach()
+    attachment.attach(fleet)
     attach(guard, attachment)
     return guard
 
@@ -137,23 +142,16 @@ class _ClientAttachment:
         self, client: Any, guard: Guard, pool: Any, life: LifeSettings, leak_after: float | None
     ) -> None:
         self._client = client
-        self._verdict: GuardVerdict | None = None
+        self._guard = guard
         self._admission = ClientAdmission(guard, pool, life, leak_after)
         self.upkeep = self._admission.upkeep
         self.most = capacity(pool)
 
-    def follow(self, fleet: Verdict | None, guard: Guard) -> None:
-        """Lets the guard follow a fleet's verdict."""
-        if fleet is None:
-            return
-        if not isinstance(fleet, Verdict):
-            faults = Faults(f"guard {guard.name!r}")
-            faults.add("fleet", fleet, "a verdict, as Fleet(...).verdict() returns it, or None")
-            faults.raise_if_any()
-        self._verdict = fleet.follow(guard)
-        self.upkeep.joins = self._verdict.join
-
-    def attach(self) -> None:
+    def attach(self, fleet: Budget | Verdict | None) -> None:
+        admission = self._admission
+        admission.lease, self._leave_fleet = join_fleet(
+            fleet, self._guard, self.upkeep, admission.registry.figures
+        )
         self._admission.attach()
         if self._client.connection is not None:
             self._admission.adopt(self._client.connection)
@@ -168,6 +166,5 @@ class _ClientAttachment:
 
     def detach(self) -> None:
         """Removes the hooks; see `Attachment`."""
-        if self._verdict is not None:
-            self._verdict.leave()
+        self._leave_fleet()
         self._admission.detach()

@@ -15,6 +15,7 @@ import redis.utils
 from guardrails._guard.guard import Guard
 from guardrails._pool.life import LifeSettings
 from guardrails.errors import ConfigurationError, RejectedError
+from guardrails.fleet._pool_lease import PoolLease
 from guardrails.integrations.redis._async_connection import GuardedAsyncConnection
 from guardrails.integrations.redis._checkout import RedisCheckout, current_checkout
 from guardrails.integrations.redis._commands import CommandRunner, prefer_block_error
@@ -48,12 +49,14 @@ class ClientAdmission:
     Attributes:
         registry: The holders of the pool's connections.
         upkeep: The upkeep of the pool's idle connections.
+        lease: The pool's part of a fleet's budget; None without one. Set before `attach`.
     """
 
     def __init__(self, guard: Guard, pool: Any, life: LifeSettings, leak_after: float | None) -> None:
         self._guard = guard
         self._gate = guard.call_settings.gates[-1]
         self._pool = pool
+        self.lease: PoolLease | None = None
         self._is_async = isinstance(pool, redis.asyncio.ConnectionPool)
         self._work = CommandRunner(guard, leak_after, is_async=self._is_async)
         self._work.checkouts.figures.connections = lambda: open_connections(pool)
@@ -162,11 +165,13 @@ def _hooks(admission: ClientAdmission) -> dict[str, Any]:
 
 
 def _getter(admission: ClientAdmission, base: Any) -> Any:
-    work = admission._work  # noqa: SLF001
+    work, lease = admission._work, admission.lease  # noqa: SLF001
     get_plain = _without_wrapper(base.get_connection)
 
     def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         try:
+            if lease is not None and not lease.admits:
+                lease.admit()
             checkout = work.enter()
         except RejectedError as refusal:
             if not is_release():
@@ -233,11 +238,13 @@ def _or_refuse(connection: Any, refusal: RejectedError) -> Any:
 
 
 def _async_getter(admission: ClientAdmission, base: Any) -> Any:
-    work = admission._work  # noqa: SLF001
+    work, lease = admission._work, admission.lease  # noqa: SLF001
     get_plain = _without_wrapper(base.get_connection)
 
     async def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         try:
+            if lease is not None and not lease.admits:
+                await lease.admit_async()
             checkout = await work.enter_async()
         except RejectedError as refusal:
             if not is_release():

@@ -118,6 +118,7 @@ class ClientUpkeep(PoolUpkeep):
 
     async def open(self) -> bool:
         """See PoolUpkeep."""
+        await self.admit()
         connection = self._take_closed()
         if connection is None:
             return False

@@ -28,10 +28,10 @@ from guardrails._pool.limits import (
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError, ConnectionRevokedError
 from guardrails.fleet._fleet import Budget, Verdict
+from guardrails.fleet._joining import join_fleet
 from guardrails.integrations.sqlalchemy._connections import capacity
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._errors import ConnectionRevokedError as DriverRevokedError
-from guardrails.integrations.sqlalchemy._fleet import join_fleet
 from guardrails.integrations.sqlalchemy._hooks import DialectHooks
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission, guard_of, registry_of
 from guardrails.integrations.sqlalchemy._raw import guarded_proxy
@@ -236,8 +236,9 @@ class _EngineAttachment:
             self._admission.revocation = self._hooks.revocation = revocation
 
     def attach(self, fleet: Budget | Verdict | None) -> None:
-        wait = await_only if self._engine.dialect.is_async else None
-        self._leave_fleet = join_fleet(fleet, self._guard, self._admission, self.upkeep, wait)
+        figures = self._admission.registry.figures
+        lease, self._leave_fleet = join_fleet(fleet, self._guard, self.upkeep, figures)
+        self._admission.lease = lease
         self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner)
         judge = self._runner.judge
         judge.moved, judge.suspect = self.upkeep.renew, self.upkeep.suspect

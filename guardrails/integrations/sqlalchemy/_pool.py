@@ -174,7 +174,7 @@ class EngineAdmission:
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             asked = clock()
-            if lease is not None and (not lease.started or not lease.limit):
+            if lease is not None and not lease.admits:
                 lease.admit(wait)
             checkout = DBAPICheckout(guard, self, site(_getframe(1)), caller())
             checkout.asked = asked

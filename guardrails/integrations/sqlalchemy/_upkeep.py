@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +47,7 @@ class EngineUpkeep(PoolUpkeep):
         guard: Its guard.
         settings: The settings of the pool's life.
         runner: Opens and pings connections as evidence.
-
-    Attributes:
-        admits: Joins the fleet before a connection is opened; None without a fleet.
     """
-
-    admits: Callable[[], None] | None = None
 
     def __init__(self, engine: Engine, guard: Guard, settings: LifeSettings, runner: StatementRunner) -> None:
         super().__init__(guard, settings)
@@ -95,12 +89,6 @@ class EngineUpkeep(PoolUpkeep):
             pool._dec_overflow()  # noqa: SLF001 - as the pool does with one that it has no place for
 
     # --- PoolUpkeep -------------------------------------------------------------------------------
-
-    def warm_up(self, seconds: float) -> int:
-        """See PoolUpkeep. Before, the pool gets its lease."""
-        if self.admits is not None and self.in_threads():
-            self.admits()
-        return super().warm_up(seconds)
 
     def idle(self) -> list[tuple[Any, Age]]:
         """See PoolUpkeep. A record without a connection is dropped from the queue: it is not idle."""
@@ -178,11 +166,10 @@ class EngineUpkeep(PoolUpkeep):
 
     async def open(self) -> bool:
         """See PoolUpkeep."""
+        await self.admit()
         return self._open()
 
     def _open(self) -> bool:
-        if self.admits is not None:
-            self.admits()
         pool = self._pool
         if not pool._inc_overflow():  # noqa: SLF001 - the pool's own way to make room
             return False
@@ -245,12 +232,6 @@ def _pool_of(record: Any) -> Any:
 class AsyncEngineUpkeep(LoopUpkeep, EngineUpkeep):
     """The upkeep of an asyncio engine's pool. It runs on the event loop of the connections."""
 
-    async def warm_up_async(self, seconds: float) -> int:
-        """See PoolUpkeep. Before, the pool gets its lease."""
-        if self.admits is not None:
-            await greenlet_spawn(self.admits)
-        return await super().warm_up_async(seconds)
-
     async def close(self, connection: Any) -> None:
         """See PoolUpkeep."""
         with suppress(TimeoutError):
@@ -263,6 +244,7 @@ class AsyncEngineUpkeep(LoopUpkeep, EngineUpkeep):
 
     async def open(self) -> bool:
         """See PoolUpkeep."""
+        await self.admit()
         return bool(await greenlet_spawn(self._open))
 
     @staticmethod

@@ -1,71 +1,73 @@
-"""An engine's part in a fleet: its lease on a budget, and the verdict. Depends on fleets and pools."""
+"""A pool's part in a fleet: a lease on a budget, and a verdict. Depends on fleets; must not import a pool."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
+from guardrails._guard.attachment import Lease
 from guardrails._guard.guard import Guard
+from guardrails._pool.figures import PoolFigures
 from guardrails._util.checks import Faults
 from guardrails.fleet._fleet import Budget, Verdict
-
-if TYPE_CHECKING:
-    from guardrails.integrations.sqlalchemy._pool import EngineAdmission
-    from guardrails.integrations.sqlalchemy._upkeep import EngineUpkeep
+from guardrails.fleet._pool_lease import PoolLease
 
 __all__ = ["join_fleet"]
 
 
+class Joining(Protocol):
+    """The upkeep of a pool, as far as a fleet needs it; see `PoolUpkeep`."""
+
+    lease: Lease | None
+    joins: Callable[[], None] | None
+
+    def open_count(self) -> int:
+        """Returns the number of open connections, idle and checked out."""
+
+
 def join_fleet(
-    fleet: object,
-    guard: Guard,
-    admission: EngineAdmission,
-    upkeep: EngineUpkeep,
-    wait: Callable[[Any], Any] | None,
-) -> Callable[[], None]:
+    fleet: object, guard: Guard, upkeep: Joining, figures: PoolFigures
+) -> tuple[PoolLease | None, Callable[[], None]]:
     """Limits the pool's connections by a fleet's lease, and lets the guard follow its verdict.
 
     Args:
         fleet: The budget or the verdict; None for neither.
-        guard: The engine's guard.
-        admission: Waits for the first lease.
+        guard: The pool's guard.
         upkeep: Closes the connections above a lease.
-        wait: Runs a coroutine to its end, for asyncio behind a greenlet; None for a synchronous engine.
+        figures: Counts the connections.
 
     Returns:
-        A function that leaves the fleet.
+        The lease, which admits checkouts, or None without a budget; and a function that leaves the fleet.
 
     Raises:
         ConfigurationError: It is neither a budget nor a verdict, or the guard has no circuit for a verdict.
     """
     if fleet is None:
-        return _nothing
+        return None, _nothing
     if not isinstance(fleet, Budget | Verdict):
         faults = Faults(f"guard {guard.name!r}")
         faults.add("fleet", fleet, "a budget or verdict, as a Fleet's methods return them, or None")
         faults.raise_if_any()
-        return _nothing
+        return None, _nothing
     verdict = fleet.follow(guard)
     upkeep.joins = None if verdict is None else verdict.join
     leaving = [] if verdict is None else [verdict.leave]
+    lease = None
     if isinstance(fleet, Budget):
-        figures = admission.registry.figures
 
         def count() -> int:
             in_use, idle, _ = figures.connections()
             return max(in_use + idle, upkeep.open_count())
 
-        lease = fleet.lease(guard, count)
-        upkeep.lease = admission.lease = lease
-        upkeep.admits, figures.lease = partial(lease.admit, wait), lease.snapshot
+        lease = upkeep.lease = fleet.lease(guard, count)
+        figures.lease = lease.snapshot
         leaving.append(lease.leave)
 
     def leave() -> None:
         for each in leaving:
             each()
 
-    return leave
+    return lease, leave
 
 
 def _nothing() -> None:
