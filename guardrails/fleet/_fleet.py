@@ -18,7 +18,7 @@ from guardrails.fleet._worker import FleetWorker
 __all__ = ["Budget", "Fleet", "Verdict", "store_of"]
 
 _NAME = re.compile(r"(?!@)[!-z|~]{1,100}")
-_REDIS = ("redis://", "rediss://", "unix://")
+_REDIS = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 _SQLITE = "sqlite:///"
 
 
@@ -85,8 +85,9 @@ class Fleet:
     child is one of its own.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://`` for Redis or Valkey; ``sqlite:///relative.db`` or
-            ``sqlite:////absolute.db`` for the workers of one machine.
+        url: ``redis://``, ``rediss://`` or ``unix://`` for Redis or Valkey;
+            ``redis+sentinel://host:26379,other:26379/mymaster/0`` for one whose primary Sentinels know;
+            ``sqlite:///relative.db`` or ``sqlite:////absolute.db`` for the workers of one machine.
         name: Names the fleet in its store.
         worker_id: A name of this process that no other one has, and that it keeps when it is restarted: the
             new process then takes the connections of the old one over. None takes a new name each time. A
@@ -186,5 +187,6 @@ def store_of(url: object, name: str) -> Callable[[], Store]:
 
         return lambda: SQLiteStore(url.removeprefix(_SQLITE), name)
     raise ConfigurationError(
-        "Fleet: url must begin with redis://, rediss:// or unix://, or with sqlite:/// and name a file"
+        "Fleet: url must begin with redis://, rediss:// or unix://, with redis+sentinel:// or "
+        "rediss+sentinel://, or with sqlite:/// and name a file"
     )

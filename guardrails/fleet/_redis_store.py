@@ -22,6 +22,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.fleet import _lease_sums, _records, _rulings, _verdict
 from guardrails.fleet._records import EPOCH, Reply
 from guardrails.fleet._rulings import Ruling, VerdictRequest
+from guardrails.fleet._sentinel_url import SCHEMES, client_of
 from guardrails.fleet._stores import Answer, Ask, StoreError, StoreView
 
 __all__ = ["SCRIPT", "RedisStore"]
@@ -73,6 +74,7 @@ _REASONS = (
         ("Cluster", "MovedError", "AskError", "CROSSSLOT"),
         "it is a cluster; a fleet needs one that is none",
     ),
+    (("MasterNotFound",), "no sentinel in reach knows its primary"),
     (("LOADING",), "it loads its data"),
     (("OOM",), "its memory is full"),
     (("MISCONF",), "it refuses writes, as it cannot save them"),
@@ -109,7 +111,7 @@ class RedisStore:
         self._unknown_script = redis.exceptions.NoScriptError
         self._refused = redis.ResponseError
         try:
-            self._client = redis.Redis.from_url(
+            self._client = (client_of if url.startswith(SCHEMES) else redis.Redis.from_url)(
                 url,
                 socket_timeout=_TIMEOUT,
                 socket_connect_timeout=_TIMEOUT,
@@ -118,6 +120,8 @@ class RedisStore:
                 encoding_errors="replace",
                 decode_responses=True,
             )
+            pool = self._client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # an unknown option is an error here
         except (ValueError, TypeError, redis.RedisError):
             # The error's text may hold the URL, and that a password.
             raise ConfigurationError("Fleet: url must be one that redis-py can read, got another") from None

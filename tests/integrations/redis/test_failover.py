@@ -17,28 +17,13 @@ from guardrails import CallTimeoutError, CircuitOpenError, protect
 from guardrails.testing.servers import ValkeyServer
 from support.polling import poll
 from support.redis_lab import frozen, nimble
+from support.sentinel import SentinelServer
 
 GIVEN, LATE = 1.5, 3.0
 """Seconds for a call, and by which it may be late on a busy machine; unguarded it would wait for 20."""
 
 AWAY = (CallTimeoutError, CircuitOpenError, redis.ConnectionError, redis.ReadOnlyError, redis.TimeoutError)
 """What a caller may see between the death of one master and the promotion of the next."""
-
-
-class SentinelServer(ValkeyServer):
-    """The same program as a sentinel, which keeps its own configuration file."""
-
-    _kind = "Valkey Sentinel"
-
-    def _command(self):
-        program, config = super()._command()[0], self.home / "sentinel.conf"
-        config.write_text(
-            "\n".join([f"port {self.port}", "bind 127.0.0.1", f"dir {self.home}", *self._options])
-        )
-        return [program, str(config), "--sentinel"]
-
-    def _is_ready(self):
-        return b"+monitor master" in self._log.read_bytes()
 
 
 @pytest.fixture
