@@ -102,6 +102,7 @@ class Chaos:
 
 @pytest.mark.slow
 @pytest.mark.first
+@pytest.mark.timeout(SECONDS + 180)
 @pytest.mark.parametrize(("kind", "count"), [("valkey", 16), ("sqlite", 8)])
 def test_the_server_never_sees_more_connections_than_the_budget(kind, count, tmp_path):
     """Each worker has its turn of three seconds. One that is stopped for over 15 s does not count."""
