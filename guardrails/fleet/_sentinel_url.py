@@ -1,6 +1,6 @@
 """The client of a store whose primary Sentinels know, from one URL. Depends on redis-py.
 
-``redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/NAME[/DB]``, and ``rediss+sentinel://`` with TLS.
+``redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/NAME[/DB]``; with TLS ``rediss+sentinel://``.
 User and password are those of the servers. The options ``sentinel_username`` and ``sentinel_password`` are
 those of the Sentinels; all others are as in a URL of redis-py.
 """
