@@ -6,11 +6,13 @@ Depends on the simulation, which is imported when it runs.
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from guardrails.cli._options import as_json
-from guardrails.cli._replay_table import replay_data, replay_lines, trace_data
 from guardrails.errors import ConfigurationError
 
 __all__ = ["simulate"]
@@ -36,35 +38,62 @@ __all__ = ["simulate"]
     metavar="NAME=VALUE",
     help="A setting of every policy, such as breaker.minimum_number_of_calls=5.",
 )
+@click.option("--workers", type=int, metavar="N", help="Runs a fleet of so many workers instead.")
+@click.option("--budget", type=int, metavar="B", help="With --workers: connections of all together.")
+@click.option(
+    "--minimum", type=int, default=1, show_default=True, metavar="N", help="With --workers: each one's floor."
+)
+@click.option(
+    "--hours", type=float, default=1.0, show_default=True, metavar="H", help="With --workers: virtual time."
+)
+@click.option(
+    "--faults",
+    metavar="LIST",
+    default="",
+    help="With --workers: some of crash,partition,frozen-store,clock-drift,rolling-deploy, or all.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same result.")
 @as_json
-def simulate(
-    *, trace: str | None, policies: tuple[str, ...], changes: tuple[str, ...], seed: int, as_json: bool
-) -> None:
-    """Runs the command."""
-    if trace is None:
-        raise click.UsageError("give a TRACE, or --workers")
-    _replay(trace, policies, changes, seed, as_json=as_json)
+def simulate(*, trace: str | None, workers: int | None, as_json: bool, **options: Any) -> None:
+    """Runs the command. Exits with 1 if a fleet did not keep its budget."""
+    if (trace is None) == (workers is None):
+        raise click.UsageError("give a TRACE, or --workers and --budget")
+    try:
+        if trace is not None:
+            _replay(trace, options, as_json=as_json)
+        else:
+            _run_fleet(workers or 0, options, as_json=as_json)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
 
 
-def _replay(
-    path: str, policies: tuple[str, ...], changes: tuple[str, ...], seed: int, *, as_json: bool
-) -> None:
+def _run_fleet(workers: int, options: Mapping[str, Any], *, as_json: bool) -> None:
+    from guardrails.cli._fleet_run_table import fleet_data, fleet_lines  # noqa: PLC0415 - with the simulation
+    from guardrails.simulation.fleet_run import FAULTS, FleetPlan, run_fleet  # noqa: PLC0415 - imports guards
+
+    if options["budget"] is None:
+        raise click.UsageError("--workers needs --budget: the connections of all workers together")
+    faults = FAULTS if options["faults"] == "all" else tuple(filter(None, options["faults"].split(",")))
+    names = ("budget", "minimum", "hours", "seed")
+    run = run_fleet(FleetPlan(workers=workers, faults=faults, **{name: options[name] for name in names}))
+    click.echo(json.dumps(fleet_data(run)) if as_json else "\n".join(fleet_lines(run)))
+    sys.exit(1 if run.sums.breaks else 0)
+
+
+def _replay(path: str, options: Mapping[str, Any], *, as_json: bool) -> None:
+    from guardrails.cli._replay_table import replay_data, replay_lines, trace_data  # noqa: PLC0415
     from guardrails.simulation.replay import replay  # noqa: PLC0415 - imports guards
     from guardrails.simulation.settings import read_policies  # noqa: PLC0415
     from guardrails.simulation.trace import read_trace  # noqa: PLC0415
 
+    rules = read_policies(options["policies"], options["changes"])
     try:
-        rules = read_policies(policies, changes)
         trace = read_trace(path)
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from None
     except OSError as error:
         raise click.UsageError(f"the trace cannot be read: {error.strerror or error}") from None
-    replays = [replay(trace, each, seed=seed) for each in rules]
+    replays = [replay(trace, each, seed=options["seed"]) for each in rules]
     if as_json:
-        click.echo(
-            json.dumps({"trace": trace_data(trace), "policies": [replay_data(each) for each in replays]})
-        )
+        data = [replay_data(each) for each in replays]
+        click.echo(json.dumps({"trace": trace_data(trace), "policies": data}))
     else:
         click.echo("\n".join(replay_lines(trace, replays)))

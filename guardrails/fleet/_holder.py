@@ -10,7 +10,19 @@ from collections import deque
 
 from guardrails.fleet._records import FORGET_AFTER, GRANTED, LEASE, Reply
 
-__all__ = ["CLOSING", "FIRST_WAIT", "PEAK", "QUICKEST", "RENEWAL", "LeaseHolder", "Peaks", "demand", "wanted"]
+__all__ = [
+    "CLOSING",
+    "CONTACT",
+    "FIRST_WAIT",
+    "GROW_AFTER",
+    "PEAK",
+    "QUICKEST",
+    "RENEWAL",
+    "LeaseHolder",
+    "Peaks",
+    "demand",
+    "wanted",
+]
 
 RENEWAL = 1.0
 """Seconds between two renewals."""
@@ -24,20 +36,20 @@ CLOSING = 0.25
 PEAK = 2.0
 """Seconds over which the largest demand counts, so that a lease does not follow each gap between calls."""
 
-_DRIFT = 0.9
-"""A worker ends its lease after this fraction of it, from when it asked. Its clock may be slower than the
-store's, and the store counts from the later moment at which it answered."""
+CONTACT = LEASE / 1000 * 0.9
+"""Seconds after which a worker ends its lease, from when it asked: a tenth early, as its clock may be slower
+than the store's, and the store counts from the later moment at which it answered."""
 
 FIRST_WAIT = 0.5
 """Seconds for which a new worker has no connections while it waits for its first lease."""
 
-_GROW_AFTER = FORGET_AFTER * 2 / 3000
+GROW_AFTER = FORGET_AFTER * 2 / 3000
 """Seconds without contact after which a worker that has less may grow to its safe share: by then the others
 have made room for it, or have shrunk to theirs."""
 
 
 class Peaks:
-    """The largest of the last values."""
+    """The largest of the last values, which are noted in the order of their times."""
 
     __slots__ = ("_values",)
 
@@ -50,7 +62,12 @@ class Peaks:
 
     def most(self, now: float, seconds: float) -> int:
         """Returns the largest value of the last seconds; 0 without one."""
-        return max((value for at, value in list(self._values) if now - at <= seconds), default=0)
+        most = 0
+        for at, value in reversed(list(self._values)):
+            if now - at > seconds:
+                break
+            most = max(most, value)
+        return most
 
 
 def demand(peak: int, most: int) -> int:
@@ -94,7 +111,7 @@ class LeaseHolder:
 
     def is_in_contact(self, now: float) -> bool:
         """True while the lease holds."""
-        return now - self.renewed < LEASE / 1000 * _DRIFT
+        return now - self.renewed < CONTACT
 
     def limit(self, now: float) -> int:
         """Returns the number of connections that may be open now."""
@@ -102,7 +119,7 @@ class LeaseHolder:
             return self.minimum if now - self.started >= FIRST_WAIT else 0
         if self.is_in_contact(now):
             return self.grant
-        if now - self.renewed < _GROW_AFTER:
+        if now - self.renewed < GROW_AFTER:
             return max(self.minimum, min(self.grant, self.safe))
         return max(self.minimum, self.safe)
 

@@ -1,4 +1,4 @@
-"""Sums over the workers of a budget, and the fair share that follows from them. Pure.
+"""Sums over the workers of a budget, and the fair shares that follow from them. Pure.
 
 Depends on the records and the table of members.
 """
@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from guardrails.fleet._records import LEFT, LIVE, ROOM_FOR_NEW, SILENT, Record
 from guardrails.fleet._table import count
 
-__all__ = ["EXACT", "LeaseSums", "demand", "fair_share"]
+__all__ = ["EXACT", "FLOORS", "Division", "LeaseSums", "demand", "fair_share"]
+
+FLOORS, DEMANDS, REST, ALL = range(4)
+"""The shares are the floors; between floors and demands; between demands and capacities; the capacities."""
 
 EXACT = 64
 """Demands up to it count as they are. Larger ones are rounded up by a sixteenth at most, so that the number
@@ -79,59 +83,98 @@ def demand(record: Record) -> tuple[int, int]:
 
 
 def fair_share(budget: int, sums: LeaseSums, own: Record) -> tuple[int, bool]:
-    """Returns a worker's fair share, max-min by demand and then the rest in the same way; see `_share`.
+    """Returns a worker's fair share, and whether it has one of the connections that are left.
+
+    Args:
+        budget: The budget without what is reserved for workers that are not in contact.
+        sums: The sums over the workers; ``own`` counts there without one of the connections that are left.
+        own: The worker.
+    """
+    division = Division.of(budget, sums)
+    extra = sums.extra < division.left and division.may_have_more(own)
+    return division.share(own) + extra, extra
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The division of a budget into fair shares: max-min by demand, and then the rest in the same way.
 
     Every worker gets its floor first. What is missing is taken from those who want most. What is left over
     goes to those who have least, for the next burst. But a tenth of the budget is given only to those who
     want it: a new worker gets its floor from it at once, while others need a renewal to make room.
+
+    All have the same level, or their nearer bound. The connections that are left then, fewer than the workers
+    that could have more, go to the first that ask; a worker keeps its own while fewer others have one than
+    there are left.
+
+    Attributes:
+        mode: `FLOORS`, `DEMANDS`, `REST` or `ALL`: between which bounds the shares are.
+        level: The level.
+        left: Connections that are left then.
     """
-    low, wanted = demand(own)
-    if _total(sums.low) >= budget:
-        return low, False
-    wants = _total(sums.wanted)
-    if wants >= budget:
-        return _share(budget, sums.low, sums.wanted, low, wanted, sums.extra)
-    budget = max(wants, budget - max(1, budget // ROOM_FOR_NEW))
-    if _total(sums.high) <= budget:
-        return own.most, False
-    return _share(budget, sums.wanted, sums.high, wanted, own.most, sums.extra)
+
+    mode: int
+    level: int = 0
+    left: int = 0
+
+    @classmethod
+    def of(cls, budget: int, sums: LeaseSums) -> Self:
+        """Divides a budget.
+
+        Args:
+            budget: The budget without what is reserved for workers that are not in contact.
+            sums: The sums over the workers.
+        """
+        if _total(sums.low) >= budget:
+            return cls(FLOORS)
+        wants = _total(sums.wanted)
+        if wants >= budget:
+            return cls(DEMANDS, *_level(budget, sums.low, sums.wanted))
+        budget = max(wants, budget - max(1, budget // ROOM_FOR_NEW))
+        if _total(sums.high) <= budget:
+            return cls(ALL)
+        return cls(REST, *_level(budget, sums.wanted, sums.high))
+
+    def may_have_more(self, own: Record) -> bool:
+        """True if one of the connections that are left may go to this worker."""
+        least, most = self._bounds(own)
+        return self.mode in {DEMANDS, REST} and least <= self.level < most
+
+    def share(self, own: Record) -> int:
+        """Returns a worker's share without one of the connections that are left."""
+        least, most = self._bounds(own)
+        return min(max(self.level, least), most)
+
+    def _bounds(self, own: Record) -> tuple[int, int]:
+        low, wanted = demand(own)
+        if self.mode == FLOORS:
+            return low, low
+        if self.mode == ALL:
+            return own.most, own.most
+        return (low, wanted) if self.mode == DEMANDS else (wanted, own.most)
 
 
 def _total(values: Mapping[int, int]) -> int:
     return sum(value * many for value, many in values.items())
 
 
-def _share(
-    budget: int, low: Mapping[int, int], high: Mapping[int, int], least: int, most: int, taken: int
-) -> tuple[int, bool]:
-    """Returns one share of the most even division of a budget with a lower and an upper bound for each.
-
-    All have the same level, or their nearer bound. The connections that are left then, fewer than the workers
-    that could have more, go to the first that ask; a worker keeps its own while fewer others have one than
-    there are left.
+def _level(budget: int, low: Mapping[int, int], high: Mapping[int, int]) -> tuple[int, int]:
+    """Returns the highest level at which the shares fit into a budget, and the connections left then.
 
     Args:
         budget: Connections to divide.
         low: How many workers have which lower bound; together they are below the budget.
         high: How many workers have which upper bound; together they are not below it.
-        least: The lower bound of the worker that asks.
-        most: Its upper bound.
-        taken: Number of others that have one of the connections left.
-
-    Returns:
-        The share, and whether it has one of the connections left.
     """
     base = _total(low)
-    below, above = 0, min(budget, max(high))  # the highest level at which the shares fit is in [below, above]
+    below, above = 0, min(budget, max(high))
     while below < above:
         level = (below + above + 1) // 2
         if _divided(level, base, low, high) <= budget:
             below = level
         else:
             above = level - 1
-    left = budget - _divided(below, base, low, high)
-    extra = least <= below < most and taken < left
-    return min(max(below, least), most) + extra, extra
+    return below, budget - _divided(below, base, low, high)
 
 
 def _divided(level: int, base: int, low: Mapping[int, int], high: Mapping[int, int]) -> int:

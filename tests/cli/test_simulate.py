@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from guardrails.cli.simulate import simulate
+from guardrails.simulation.fleet_model import SimulatedFleet
 
 HEAD = "moment,route,duration,outcome\n"
 
@@ -69,4 +70,48 @@ def test_a_trace_is_read_from_standard_input():
 )
 def test_wrong_input_is_a_usage_error_that_names_it(words, said):
     done = run(*words, text="")
+    assert (done.exit_code, said in done.output) == (2, True), done.output
+
+
+# --- fleets ----------------------------------------------------------------------------------------
+
+
+def test_a_fleet_that_keeps_its_budget_exits_with_0():
+    done = run("--workers", "12", "--budget", "96", "--hours", "0.1", "--faults", "crash,partition")
+    assert done.exit_code == 0, done.output
+    assert "12 workers, 96 connections, floor 1, 0.1 h, seed 1: crash, partition" in done.output
+    assert "budget kept at every event" in done.output
+    assert re.search(r"commands at the store +\d+\.?\d* a second", done.output)
+    assert " killed" in done.output
+
+
+def test_the_data_of_a_fleet_hold_the_same():
+    words = ["--workers", "6", "--budget", "48", "--hours", "0.05", "--faults", "all", "--json"]
+    data = json.loads(run(*words).output)
+    assert data["invariant_kept"] is True
+    assert data["most_open"] <= 48
+    assert data["served"] > data["served_by_static_division"]
+    assert data == json.loads(run(*words).output)
+
+
+def test_a_budget_that_is_not_kept_exits_with_1(monkeypatch):
+    monkeypatch.setattr(
+        SimulatedFleet, "check", lambda fleet: fleet.sums.note_broken(fleet.now, fleet.open, 3)
+    )
+    done = run("--workers", "4", "--budget", "32", "--hours", "0.01")
+    assert done.exit_code == 1
+    assert "! the budget was not kept at" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--workers", "4"], "--workers needs --budget"),
+        (["--workers", "0", "--budget", "9"], "workers must be a whole number from 1"),
+        (["--workers", "4", "--budget", "9", "--faults", "fire"], "faults must be some of crash"),
+        (["trace.csv", "--workers", "4"], "give a TRACE, or --workers and --budget"),
+    ],
+)
+def test_a_wrong_fleet_is_a_usage_error(words, said):
+    done = run(*words)
     assert (done.exit_code, said in done.output) == (2, True), done.output

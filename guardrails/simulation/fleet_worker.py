@@ -1,0 +1,292 @@
+"""One worker of a simulated fleet: a pool that follows its lease by the real rule, in virtual time.
+
+Depends on the rules of leases; must not import threads, clocks or guards. Calls are counted, not made: a
+worker serves as many of its callers as its limit allows, and a call that ends late keeps its connection.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from guardrails.fleet._holder import (
+    CLOSING,
+    CONTACT,
+    FIRST_WAIT,
+    GROW_AFTER,
+    PEAK,
+    QUICKEST,
+    RENEWAL,
+    LeaseHolder,
+    Peaks,
+    demand,
+    wanted,
+)
+from guardrails.fleet._records import GRANTED, Reply, Request
+
+__all__ = ["PERIOD", "Worker"]
+
+TICK = 0.1
+"""Seconds between two looks at the pool, as in a process."""
+
+PERIOD = RENEWAL + 1e-6
+"""Seconds between two renewals, a little more so that rounding makes none early."""
+
+TIMEOUT = 0.5
+"""Seconds after which a request is given up."""
+
+
+class Worker:
+    """One process with one pool.
+
+    Args:
+        fleet: The fleet.
+        name: Its name.
+        demand: Callers that it would serve at once.
+        phase: Seconds from its ticks to whole tenths on its own clock.
+        rate: Seconds of its clock in a second.
+        delays: Seconds that a message takes to the store, and back.
+
+    Attributes:
+        busy: Connections in use.
+        ending: Those of them whose callers are the last: nobody uses the connection after them.
+        idle: Connections that are open and not in use.
+        limit: Connections that it may have open.
+        last: The last request, and ``moment_sent`` when it was sent.
+        cut_off: True while its messages are lost.
+        is_asking: True until the last request is answered.
+        leaving: True once it gets no callers any more.
+        reply: The last reply.
+        changed: When something changed last, on its clock; ``closed_at`` when it closed connections.
+        short_since: When its demand rose above what it was given; None while it has that.
+        starved_since: When it fell below its floor; None while it is not.
+        steady: While it rests: the moment at which it sends its next request; else None.
+        rest: While it rests: the version of the division, and whether it has one of the connections that are
+            left, and whether it could get one.
+        skipped: Renewals since it rests.
+    """
+
+    __slots__ = (
+        "alive", "busy", "changed", "closed_at", "cut_off", "delays", "demand", "demands", "ending",
+        "fleet", "had", "holder", "idle", "instance", "is_asking", "is_lost", "last", "leaving", "limit",
+        "moment_sent", "name", "offset", "rate", "reply", "rest", "seq", "short_since", "skipped",
+        "starved_since", "steady", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        fleet: Any,  # a SimulatedFleet, which this module must not import
+        name: str,
+        *,
+        demand: int,
+        offset: float,
+        rate: float,
+        delays: tuple[float, float],
+    ) -> None:
+        self.fleet: Any = fleet
+        self.name, self.instance = name, f"{int(name[1:]):x}"
+        self.offset, self.rate, self.delays = offset, rate, delays
+        self.demand = demand
+        self.busy = self.ending = self.idle = self.limit = self.seq = 0
+        self.alive = True
+        self.cut_off = self.is_asking = self.is_lost = self.leaving = False
+        self.had, self.demands = Peaks(), Peaks()
+        self.holder = LeaseHolder(fleet.minimum, self.clock())
+        self.reply: Reply | None = None
+        self.last: Request | None = None
+        self.changed, self.closed_at = self.clock(), -math.inf
+        self.version = 0
+        self.moment_sent = fleet.now
+        self.steady: float | None = None
+        self.rest = (0, False, False)
+        self.skipped = 0
+        self.short_since: float | None = fleet.now
+        self.starved_since: float | None = None
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """Its own monotonic clock."""
+        return self.reading(self.fleet.now)
+
+    def reading(self, moment: float) -> float:
+        """What its clock shows at a moment."""
+        return self.offset + moment * self.rate
+
+    # --- the pool ------------------------------------------------------------------------------------
+
+    def set_demand(self, many: int) -> None:
+        """Changes the number of callers."""
+        self.fleet.wake(self)
+        self.note(self.fleet.now)
+        self.fleet.note_demand(many - self.demand, self._fair(many) - self._fair(self.demand))
+        if many > self.demand and self.short_since is None:
+            self.short_since = self.fleet.now
+        self.demand = many
+        self.disturb()
+        self.update()
+
+    def _fair(self, many: int) -> int:
+        return min(many, int(self.fleet.static))
+
+    def disturb(self) -> None:
+        """Something has changed: looks at the pool in each tick for a while."""
+        self.fleet.wake(self)
+        self.changed = self.clock()
+        self.version += 1
+        self.fleet.after(self._to_tick(), self.tick, self, self.version)
+
+    def update(self) -> None:
+        """Applies the limit: idle connections are closed, calls start, and those in excess end in time."""
+        fleet, opened = self.fleet, self.busy + self.idle
+        serving = self.busy - self.ending
+        now = self.clock()
+        limit = self.limit = min(fleet.most, self.holder.limit(now))
+        if opened > limit:
+            self.had.note(now, opened)
+            self.closed_at = now
+            self.idle -= min(self.idle, opened - limit)
+        goal = min(self.demand, limit)
+        if serving > goal:
+            for _ in range(serving - goal):
+                fleet.after(fleet.remaining(), self.call_ended, self)
+            self.ending += serving - goal
+        elif serving < goal:
+            new = max(0, min(goal - serving, limit - self.busy))
+            self.idle -= min(self.idle, new)
+            self.busy += new
+        fleet.note_pool(self, self.busy + self.idle - opened, self.busy - self.ending - serving)
+        self.note(fleet.now)
+
+    def note(self, moment: float) -> None:
+        """Notes the demand that it had at a moment."""
+        self.demands.note(self.reading(moment), self._wanted())
+
+    def _wanted(self) -> int:
+        queued = max(0, self.demand - self.busy)
+        return wanted(self.busy, min(queued, self.limit), self.limit, refuses=queued > self.limit)
+
+    def call_ended(self) -> None:
+        """The last caller on a connection has left."""
+        self.busy -= 1
+        self.ending -= 1
+        self.idle += 1
+        if self.busy + self.idle > self.limit:
+            self.disturb()
+        self.update()
+
+    # --- the lease -----------------------------------------------------------------------------------
+
+    def tick(self, version: int) -> None:
+        """Looks at the pool, and asks for a lease if that is due."""
+        if version != self.version:
+            return
+        self.update()
+        now = self.clock()
+        has, wants = self.has(now), self.wants(now)
+        if self.holder.is_due(now, has, self.limit, wants) and not self._is_waiting(now):
+            self._ask(now, has, wants)
+        following = self.fleet.now + self._until_next(now) / self.rate
+        renewal = self.moment_sent + PERIOD / self.rate
+        self.fleet.at(
+            renewal if self.fleet.now < renewal < following else following, self.tick, self, version
+        )
+
+    def _is_waiting(self, now: float) -> bool:
+        """True while its thread waits for a reply."""
+        return self.is_asking and now - self.holder.asked < TIMEOUT
+
+    def _until_next(self, now: float) -> float:
+        """Seconds on its clock until a tick may change something.
+
+        A process looks at its pool in every tick. This leaves out those between its changes in which nothing
+        can be due.
+        """
+        holder = self.holder
+        if holder.asked == now and self.is_settled(now):
+            return PERIOD
+        moments = (
+            holder.asked + RENEWAL,
+            holder.asked + QUICKEST,
+            holder.asked + TIMEOUT,
+            holder.renewed + CONTACT,
+            holder.renewed + GROW_AFTER,
+            self.closed_at + CLOSING,
+            self.changed + PEAK,
+            self.changed,
+        )
+        following = min((each for each in moments if each + TICK > now), default=now)
+        ticks = max(1, math.ceil((following - now) / TICK + 1e-6))
+        return ticks * TICK
+
+    def is_settled(self, now: float) -> bool:
+        """True if its next request will say what the last one has said."""
+        holder, last = self.holder, self.last
+        has, wants = self.busy + self.idle, demand(self._wanted(), self.fleet.most)
+        return (
+            last is not None
+            and holder.is_in_contact(now)
+            and not (self.ending or self.cut_off)
+            and (last.has, last.cap, last.wants) == (has, max(has, self.limit), wants)
+            and last.safe == holder.safe
+            and not last.fresh
+            and self.wants(now) == wants
+            and self.has(now) == has
+        )
+
+    def _to_tick(self) -> float:
+        passed = math.fmod(self.clock(), TICK)
+        return (TICK - passed) / self.rate
+
+    def has(self, now: float) -> int:
+        """Connections to report as open."""
+        return max(self.had.most(now, CLOSING), self.busy + self.idle)
+
+    def wants(self, now: float) -> int:
+        """Connections to ask for."""
+        return demand(self.demands.most(now, PEAK), self.fleet.most)
+
+    def request(self) -> Request:
+        """The next request; call ``holder.ask`` before."""
+        now, holder, fleet = self.clock(), self.holder, self.fleet
+        self.seq += 1
+        return Request(
+            self.name, self.instance, self.seq, holder.grant is None, self.has(now), holder.told_cap,
+            holder.safe, holder.told_wants, fleet.minimum, fleet.most, fleet.budget,
+        )  # fmt: skip
+
+    def _ask(self, now: float, has: int, wants: int) -> None:
+        self.holder.ask(now, has, self.limit, wants)
+        request = self.request()
+        self.last, self.moment_sent, self.is_asking = request, self.fleet.now, True
+        self.fleet.send(self, request, now)
+
+    def start(self) -> None:
+        """Asks for the first lease."""
+        now = self.clock()
+        self._ask(now, 0, self.wants(now))
+        self.fleet.after(self._to_tick(), self.tick, self, self.version)
+        self.fleet.after(FIRST_WAIT / self.rate, self.first_wait_over, self)
+
+    def first_wait_over(self) -> None:
+        """Without an answer a new worker takes its floor."""
+        if self.holder.grant is None:
+            self.fleet.allow(self.fleet.minimum)
+        self.update()
+
+    def answered(self, sent: float, reply: Reply) -> None:
+        """Takes a reply, if it comes in time."""
+        holder = self.holder
+        if holder.asked != sent or self.clock() - sent > TIMEOUT:
+            return  # its connection was closed when the time was over
+        self.is_asking = False
+        if reply.status == GRANTED and reply.borrowed:
+            self.fleet.allow(reply.borrowed)
+        before = holder.grant, holder.safe, self.limit
+        holder.renew(sent, reply)
+        self.reply = reply
+        self.update()
+        if (holder.grant, holder.safe, self.limit) != before:
+            self.disturb()
+        else:
+            self.fleet.try_to_rest(self, reply)
