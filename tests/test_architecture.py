@@ -47,7 +47,8 @@ LONG = {
     "_guard/fast_path.py: try_enter_fast": "every call runs it: one more would cost as much as its rules",
     "_guard/fast_path.py: end": "likewise, and a straight line cannot be divided",
     "_dbapi/runner.py: run": "likewise, for every statement",
-    "_dbapi/unenforced.py: run_unenforced": "likewise, in shadow",
+    "_dbapi/runner_on_loop.py: run_async": "the twin of run",
+    "_dbapi/unenforced.py: unenforced": "likewise, in shadow",
     "integrations/sqlalchemy/_statements.py: around": "likewise: what it makes runs for every statement",
 }
 

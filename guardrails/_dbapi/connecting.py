@@ -2,7 +2,8 @@
 
 A connect that its caller has abandoned goes on, and the next caller with the same arguments waits for it
 instead of opening another. A cancelled connect would still cost the server work: a frozen server has
-accepted the connection and handles each of them when it thaws.
+accepted the connection and handles each of them when it thaws. It is one coroutine: threads and greenlets,
+where no step waits for an event loop, run it to its end.
 
 Depends on threads only; must not import a driver or SQLAlchemy.
 """
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
+from guardrails._pool.idle_pool import run_to_end
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.threads import daemon
 
@@ -79,11 +81,11 @@ class Opening(ABC):
         """Starts the opening and calls ``ended`` when it is over."""
 
     @abstractmethod
-    def wait(self, seconds: float) -> None:
+    async def wait(self, seconds: float) -> None:
         """Waits for the end, at most ``seconds``."""
 
     @abstractmethod
-    def rest(self, seconds: float) -> None:
+    async def rest(self, seconds: float) -> None:
         """Suspends the caller for ``seconds``."""
 
     @abstractmethod
@@ -111,13 +113,13 @@ class InThread(Opening):
             ended(self)
             self._over.set()
 
-    def wait(self, seconds: float) -> None:
+    async def wait(self, seconds: float) -> None:
         """See Opening."""
         self._over.wait(max(0.0, seconds))
 
-    def rest(self, seconds: float) -> None:
+    async def rest(self, seconds: float) -> None:
         """See Opening."""
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251 - no event loop runs it
 
     def discard(self) -> None:
         """See Opening."""
@@ -152,6 +154,10 @@ class Openings:
         self._pending = []
 
     def open(self, wanted: Opening) -> Any:
+        """Opens a connection in this thread or greenlet; see `open_async`."""
+        return run_to_end(self.open_async(wanted))
+
+    async def open_async(self, wanted: Opening) -> Any:
         """Opens a connection, or takes over an abandoned opening.
 
         Args:
@@ -166,7 +172,7 @@ class Openings:
             if opening is not None:
                 if opening is wanted:
                     self._begin(wanted)
-                self._wait(opening, until)
+                await self._wait(opening, until)
                 if opening.error is None:
                     return opening.connection
                 if opening is wanted:
@@ -176,7 +182,7 @@ class Openings:
             if left <= 0:
                 raise StoppedError from (None if opening is None else opening.error)
             if opening is None:
-                wanted.rest(min(left, _LOOK))
+                await wanted.rest(min(left, _LOOK))
 
     def _take(self, wanted: Opening) -> Opening | None:
         """The opening to wait for: the caller's own or an abandoned one; None if there is no room."""
@@ -201,9 +207,9 @@ class Openings:
                 self._pending.remove(opening)
             raise
 
-    def _wait(self, opening: Opening, until: float) -> None:
+    async def _wait(self, opening: Opening, until: float) -> None:
         try:
-            opening.wait(until - opening.now())
+            await opening.wait(until - opening.now())
         except BaseException:
             if not self._abandon(opening) and opening.error is None:
                 opening.discard()

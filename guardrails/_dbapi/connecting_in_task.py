@@ -1,4 +1,4 @@
-"""Opens connections in asyncio tasks, from inside SQLAlchemy's greenlet.
+"""Opens connections from inside SQLAlchemy's greenlet.
 
 Depends on asyncio and SQLAlchemy's greenlet functions; must not import a driver.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
-from guardrails._dbapi.connecting import Opening, StoppedError, lasting
+from guardrails._dbapi.connecting import StoppedError
+from guardrails._dbapi.connecting_on_loop import OnLoop
 from guardrails._dbapi.drivers.background import Background
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._runtime.loop_timers import Timer, timers_of
@@ -23,47 +24,21 @@ _CLOSING = 1.0
 """Seconds allowed to close a connection that was opened too late."""
 
 
-class InTask(Opening):
-    """Opens a connection in a task of its own; see `Opening` for the arguments.
-
-    If its caller is cancelled or late, the task runs on for the next caller.
-    """
+class InTask(OnLoop):
+    """Opens a connection from inside SQLAlchemy's greenlet; see `OnLoop`."""
 
     _closing = Background(lambda _: None)
 
-    def __init__(self, call: Callable[[], Any], key: object, seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        super().__init__(call, (self._loop, key), seconds)
+    async def _open(self) -> Any:
+        return await greenlet_spawn(self.call)
 
-    def now(self) -> float:
+    async def wait(self, seconds: float) -> None:
         """See Opening."""
-        return self._loop.time()
+        await_only(super().wait(seconds))
 
-    def start(self, ended: Callable[[Self], None]) -> None:
+    async def rest(self, seconds: float) -> None:
         """See Opening."""
-        self._task = self._loop.create_task(self._run(), name="guardrails-connect")
-        self._task.add_done_callback(lambda task: self._end(task, ended))
-
-    async def _run(self) -> Any:
-        async with asyncio.timeout(lasting(self.seconds)):
-            return await greenlet_spawn(self.call)
-
-    def _end(self, task: asyncio.Task[Any], ended: Callable[[Self], None]) -> None:
-        if task.cancelled():
-            self.error = asyncio.CancelledError()  # the loop ends
-        elif (error := task.exception()) is not None:
-            self.error = error
-        else:
-            self.connection = task.result()
-        ended(self)
-
-    def wait(self, seconds: float) -> None:
-        """See Opening."""
-        await_only(asyncio.wait({self._task}, timeout=max(0.0, seconds)))
-
-    def rest(self, seconds: float) -> None:
-        """See Opening."""
-        await_only(asyncio.sleep(seconds))
+        await_only(super().rest(seconds))
 
     def discard(self) -> None:
         """See Opening."""

@@ -5,12 +5,13 @@ Depends on drivers, timers and the watchdog; must not import a guard or SQLAlche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
 from guardrails._dbapi.connecting import InThread, Openings, StoppedError, lasting
+from guardrails._dbapi.connecting_on_loop import OnLoop
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.loop_watch import Operations, limit_on_loop
 from guardrails._dbapi.watchdog import watch
@@ -125,6 +126,23 @@ class Bounds:
             raise StoppedError
         return result
 
+    async def run_async(
+        self, call: Callable[..., Awaitable[Any]], args: Sequence[Any], connection: Any, seconds: float | None
+    ) -> Any:
+        """Runs work that is a coroutine; see `run`."""
+        if seconds is None or self._driver is None:
+            return await call(*args)
+        limit = self._limit(self._operations, connection, seconds)
+        try:
+            result = await call(*args)
+        except BaseException as error:
+            if limit.failed(error):
+                raise StoppedError from error
+            raise
+        if limit.end():
+            raise StoppedError
+        return result
+
     def around(self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float) -> Any:
         """Runs several pieces of work under one limit; each may have a limit of its own.
 
@@ -201,6 +219,22 @@ class Bounds:
         if not self._in_task().in_greenlet():
             return call()
         return self._openings.open(self._in_task().InTask(call, (called, arguments), seconds))
+
+    async def connect_async(
+        self,
+        connect: Callable[..., Awaitable[Any]],
+        arguments: dict[str, Any],
+        seconds: float | None,
+        backstop: float | None,
+    ) -> Any:
+        """Opens a connection with a coroutine; see `connect`. The driver must have ``open_async``."""
+        driver: Any = self._driver
+        if seconds is None or driver is None:
+            return await connect(**arguments)
+        patience = seconds if _several(arguments.get("host")) else lasting(seconds)
+        call = partial(driver.open_async, connect, arguments, patience, backstop)
+        called = (connect.func, connect.args) if isinstance(connect, partial) else connect
+        return await self._openings.open_async(OnLoop(call, (called, arguments), seconds))
 
     @staticmethod
     def _in_task() -> Any:

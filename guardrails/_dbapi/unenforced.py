@@ -5,7 +5,8 @@ Depends on observations and checkouts; must not import SQLAlchemy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from guardrails._core.outcome import Outcome
@@ -42,7 +43,21 @@ class UnenforcedWork(OutsideWork):
         ending: bool,
         proves: bool,
     ) -> Any:
-        """Runs one piece of work while the guard does not enforce; see `StatementRunner.run`.
+        """Runs one piece of work while the guard does not enforce; see `StatementRunner.run`."""
+        with self.unenforced(connection, checkout, timeout, ending=ending, proves=proves):
+            return call(*args)
+
+    @contextmanager
+    def unenforced(
+        self,
+        connection: Any,
+        checkout: DBAPICheckout | None,
+        timeout: float | None,
+        *,
+        ending: bool,
+        proves: bool,
+    ) -> Iterator[None]:
+        """A block around one piece of work while the guard does not enforce; see `StatementRunner.run`.
 
         The mode may change meanwhile. So a connection that was taken back stays taken back, and one on which
         this work runs does not count as idle.
@@ -54,7 +69,8 @@ class UnenforcedWork(OutsideWork):
         observed = self._gate.core.mode != "off"
         try:
             if not observed:
-                return call(*args)
+                yield
+                return
             seconds, own = self._limit_in_model(checkout, timeout, ending=ending)
             slots = self._no_checkout
             if checkout is not None:
@@ -64,7 +80,7 @@ class UnenforcedWork(OutsideWork):
             for gate, slot in slots:
                 tickets.append((gate, gate.begin(slot)))
             observation = self.observe(checkout, tickets, seconds, own=own)
-            result = call(*args)
+            yield
             outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
         except BaseException as error:
             if observed:
@@ -76,7 +92,6 @@ class UnenforcedWork(OutsideWork):
                 times.used(started)
             if token is not None:
                 token.append(self._gate.clock())
-        return result
 
     def _limit_in_model(
         self, checkout: DBAPICheckout | None, timeout: float | None, *, ending: bool

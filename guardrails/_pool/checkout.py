@@ -204,16 +204,8 @@ class Checkout(HeldCheckout):
             RejectedError: A gate refused it.
         """
         check_process()
-        gates, budget = self.guard.call_settings.gates, None
-        if ambient.get() is not None:
-            scope = current()
-            touch(scope, self.guard.call_settings)
-            if scope is not None:
-                if scope.request is not None:
-                    self.request_ref = ref(scope.request)
-                budget = time_left(scope) if gates[-1].core.enforces else Scope.remaining(scope)
-            if budget is not None and budget <= 0:
-                gates[-1].reject("deadline_spent")
+        gates = self.guard.call_settings.gates
+        budget = None if ambient.get() is None else self._budget(gates)
         try:
             for gate in gates:
                 self.slots.append((gate, gate.check_out(wait, budget=budget)))
@@ -222,3 +214,29 @@ class Checkout(HeldCheckout):
         except BaseException:
             self.release_slots()
             raise
+
+    async def take_slots_async(self) -> None:
+        """Takes the slots in an asyncio task; see `take_slots`."""
+        check_process()
+        gates = self.guard.call_settings.gates
+        budget = None if ambient.get() is None else self._budget(gates)
+        try:
+            for gate in gates:
+                self.slots.append((gate, await gate.check_out_async(budget=budget)))
+                if self.slots[-1][1] < 0 and self.leaves_the_model(gates):
+                    break
+        except BaseException:
+            self.release_slots()
+            raise
+
+    def _budget(self, gates: Sequence[LockedGate]) -> float | None:
+        """Seconds that the caller has left; refuses one that has none. Notes the request."""
+        scope, budget = current(), None
+        touch(scope, self.guard.call_settings)
+        if scope is not None:
+            if scope.request is not None:
+                self.request_ref = ref(scope.request)
+            budget = time_left(scope) if gates[-1].core.enforces else Scope.remaining(scope)
+        if budget is not None and budget <= 0:
+            gates[-1].reject("deadline_spent")
+        return budget

@@ -6,7 +6,7 @@ Depends on asyncpg; must not import another driver.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from guardrails._dbapi.drivers.background import Background
-from guardrails._dbapi.drivers.postgres import PostgresDriver, server_failed
+from guardrails._dbapi.drivers.postgres import SOURCE, PostgresDriver, refuses_settings, server_failed
 from guardrails._dbapi.drivers.sockets import abort
 from guardrails._pool.sessions import SessionId
 
@@ -29,6 +29,28 @@ class Asyncpg(PostgresDriver):
     def __init__(self) -> None:
         super().__init__()
         self._background = Background(lambda _: None)  # a repeated request; asyncpg sent the first
+
+    async def open_async(
+        self,
+        connect: Callable[..., Awaitable[Any]],
+        arguments: dict[str, Any],
+        seconds: float,  # noqa: ARG002 - the caller limits its wait
+        backstop: float | None,
+    ) -> Any:
+        """Opens a connection without SQLAlchemy; see `PostgresDriver.open`."""
+        for refused, settings in self._offers(connect, arguments, backstop):
+            try:
+                connection = await connect(**settings)
+            except Exception as error:
+                if settings is arguments or not refuses_settings(error):
+                    raise
+            else:
+                self._note_refused(refused, limited=backstop is not None)
+                if self._is_read_only(connection):
+                    with suppress(Exception):  # a pooler may refuse it; then the server has decided
+                        self._note_source(connection, await connection.fetchval(SOURCE))
+                return connection
+        raise AssertionError  # the last offer is empty
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. The task is cancelled instead."""
@@ -68,7 +90,7 @@ class Asyncpg(PostgresDriver):
 
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
         """See Driver."""
-        own = connection.driver_connection
+        own = getattr(connection, "driver_connection", connection)
         peer = own._transport.get_extra_info("peername")  # noqa: SLF001 - it has no public name
         asked = own._addr  # noqa: SLF001 - likewise
         return (asked[0], peer[0]) if isinstance(peer, tuple) and isinstance(asked, tuple) else (None, None)

@@ -9,14 +9,14 @@ import logging
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from guardrails._dbapi.drivers.plain import Plain
 from guardrails.errors import ConfigurationError
 
-__all__ = ["PostgresDriver", "server_failed"]
+__all__ = ["SOURCE", "PostgresDriver", "refuses_settings", "server_failed"]
 
 _log = logging.getLogger("guardrails")
 
@@ -70,7 +70,7 @@ _READ_ONLY_HOSTS = frozenset({"read-only", "standby", "prefer-standby"})
 _OWN_SOURCES = frozenset({"client", "database", "database user", "session", "user"})
 """Sources of a setting that the user, and not the server's administrator, has chosen."""
 
-_SOURCE = f"SELECT source FROM pg_settings WHERE name = '{_DEFAULT_READ_ONLY}'"  # noqa: S608 - a constant
+SOURCE = f"SELECT source FROM pg_settings WHERE name = '{_DEFAULT_READ_ONLY}'"  # noqa: S608 - a constant
 
 _LOGIN_WORDS = (
     "authentication failed",
@@ -110,20 +110,26 @@ class PostgresDriver(Plain):
         backstop: float | None,
     ) -> Any:
         """See Driver. The settings are in the start-up packet; one refused once is not sent again."""
-        limit = {} if backstop is None else {_LIMIT: str(_milliseconds(backstop))}
-        offers = [{**_LOST_CLIENT, **limit}, *([limit] if limit else []), {}]
-        for refused, offer in enumerate(offers[self._refused :], self._refused):
-            settings = self._with_settings(connect, arguments, offer)
+        for refused, settings in self._offers(connect, arguments, backstop):
             try:
                 connection = connect(**settings)
             except Exception as error:
-                if settings is arguments or not _refuses(error):
+                if settings is arguments or not refuses_settings(error):
                     raise
             else:
-                self._note_refused(refused, limited=bool(limit))
+                self._note_refused(refused, limited=backstop is not None)
                 self._note_choice(connection)
                 return connection
         raise AssertionError  # the last offer is empty
+
+    def _offers(
+        self, connect: Callable[..., Any], arguments: dict[str, Any], backstop: float | None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the arguments to connect with, the richest first, each with the number of those refused."""
+        limit = {} if backstop is None else {_LIMIT: str(_milliseconds(backstop))}
+        offers = [{**_LOST_CLIENT, **limit}, *([limit] if limit else []), {}]
+        for refused, offer in enumerate(offers[self._refused :], self._refused):
+            yield refused, self._with_settings(connect, arguments, offer)
 
     def allow(self, statement: str, seconds: float | None) -> str:  # noqa: ARG002 - there is no way
         """See Driver."""
@@ -188,18 +194,27 @@ class PostgresDriver(Plain):
     def _note_choice(self, connection: Any) -> None:
         """Notes for a session that begins read-only whether the user has chosen that."""
         own = _own(connection)
-        if self._reported(own, _DEFAULT_READ_ONLY) != "on":
+        if not self._is_read_only(own):
             return
-        self._chosen[own] = False
         try:
             cursor = connection.cursor()
-            cursor.execute(_SOURCE)
+            cursor.execute(SOURCE)
             row = cursor.fetchone()
             cursor.close()
             connection.rollback()
             source = next(iter(row.values())) if isinstance(row, Mapping) else row[0]
         except Exception:  # noqa: BLE001 - a pooler may refuse it; then the server has decided
             return
+        self._note_source(own, source)
+
+    def _is_read_only(self, own: Any) -> bool:
+        """True if a new session begins read-only; until `_note_source` the server has decided that."""
+        if self._reported(own, _DEFAULT_READ_ONLY) != "on":
+            return False
+        self._chosen[own] = False
+        return True
+
+    def _note_source(self, own: Any, source: object) -> None:
         self._chosen[own] = source in _OWN_SOURCES
 
     def _note_refused(self, offers: int, *, limited: bool) -> None:
@@ -235,7 +250,7 @@ def _own(connection: Any) -> Any:
     return getattr(connection, "driver_connection", connection)
 
 
-def _refuses(error: Exception) -> bool:
+def refuses_settings(error: Exception) -> bool:
     """True if the connect may have failed only because of these settings."""
     said = str(error).lower()
     return any(word in said for word in _REFUSALS)

@@ -165,7 +165,7 @@ class Pretended(Opening):
     def start(self, ended):
         self.end = functools.partial(ended, self)
 
-    def wait(self, seconds):
+    async def wait(self, seconds):
         Pretended.clock += seconds
 
     rest = wait
