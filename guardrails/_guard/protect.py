@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["protect", "unsuited"]
 
 _INTEGRATIONS = {
+    "asyncpg": ("guardrails.integrations.asyncpg", "guard_pool"),
     "redis": ("guardrails.integrations.redis", "guard_client"),
     "sqlalchemy": ("guardrails.integrations.sqlalchemy", "guard_engine"),
 }
@@ -20,10 +21,11 @@ _INTEGRATIONS = {
 
 
 def protect(target: object, *, name: str | None = None, **guard_options: Any) -> Guard:
-    """Attaches a guard to a live SQLAlchemy engine or Redis client. It covers all its users unchanged.
+    """Attaches a guard to a live engine, pool or Redis client. It covers all its users unchanged.
 
     Args:
-        target: An ``Engine`` or ``AsyncEngine``; a ``redis.Redis`` or ``redis.asyncio.Redis``.
+        target: An ``Engine`` or ``AsyncEngine`` of SQLAlchemy; a pool of asyncpg; a ``redis.Redis`` or
+            ``redis.asyncio.Redis``.
         name: The guard's name; None takes the database's name, or "redis".
         **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
 
@@ -47,8 +49,13 @@ def unsuited(target: object) -> ConfigurationError:
     cls = target if isinstance(target, type) else type(target)
     what = f"the class {cls.__name__}" if isinstance(target, type) else f"a {cls.__name__}"
     packages = {each.__module__.partition(".")[0] for each in cls.__mro__}
-    instead = "give it a SQLAlchemy Engine or AsyncEngine or a Redis client, or use Guard() around the calls"
-    if "redis" in packages:
+    instead = (
+        "give it a SQLAlchemy Engine or AsyncEngine, a pool of asyncpg or a Redis client, "
+        "or use Guard() around the calls"
+    )
+    if "asyncpg" in packages:
+        instead = "pass a pool, as asyncpg.create_pool() makes it"
+    elif "redis" in packages:
         instead = "pass a client, a Redis of redis or redis.asyncio"
     elif packages & {"sqlalchemy", "flask_sqlalchemy", "sqlmodel"}:
         instead = "pass its engine"

@@ -16,6 +16,7 @@ from guardrails.errors import ConfigurationError
 __all__ = ["pool_status"]
 
 _FINDERS = {
+    "asyncpg": ("guardrails.integrations.asyncpg._attachment", "guard_of_pool"),
     "redis": ("guardrails.integrations.redis._client", "guard_of_client"),
     "sqlalchemy": ("guardrails.integrations.sqlalchemy._engine", "guard_of_engine"),
 }
@@ -30,8 +31,9 @@ def pool_status(target: object) -> PoolStatus:
     It reads the state of this process and sends nothing to the database, so it also answers in an outage.
 
     Args:
-        target: A guarded ``Engine`` or ``AsyncEngine``; a guarded ``redis.Redis`` or ``redis.asyncio.Redis``;
-            the alias of a guarded database of Django's; or the guard of any of these.
+        target: A guarded ``Engine`` or ``AsyncEngine``; a guarded pool of asyncpg; a guarded ``redis.Redis``
+            or ``redis.asyncio.Redis``; the alias of a guarded database of Django's; or the guard of any of
+            these.
 
     Raises:
         ConfigurationError: ``target`` is none of these, or is not guarded.

@@ -1,0 +1,208 @@
+"""Admits callers to a pool of asyncpg: replaces the class of the live pool.
+
+The pool object stays the same. Depends on asyncpg's pools; must not import statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+from sys import _getframe
+from time import monotonic
+from typing import Any
+
+import asyncpg
+
+from guardrails._dbapi.runner_on_loop import LoopRunner
+from guardrails._dbapi.watchdog import GRACE
+from guardrails._guard.guard import Guard
+from guardrails._pool.checkout import Checkout
+from guardrails._pool.checkouts import Checkouts
+from guardrails._pool.figures import Connections
+from guardrails._pool.limits import time_allowed
+from guardrails.errors import CallTimeoutError, ConfigurationError, RejectedError
+from guardrails.integrations.asyncpg._places import Places
+from guardrails.integrations.asyncpg._protocol import ProtocolWork
+
+__all__ = ["PoolAdmission", "guard_of"]
+
+
+def guard_of(pool: object) -> Guard | None:
+    """Returns the guard of a pool, or None."""
+    guard: Guard | None = getattr(type(pool), "_guardrails", None)
+    return guard
+
+
+class PoolAdmission:
+    """Takes slots for connections of one pool, and gives each back exactly once.
+
+    Args:
+        guard: The pool's guard.
+        pool: The pool.
+        runner: Runs the work on its connections.
+        leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
+
+    Attributes:
+        places: The pool's places, which give the slots back.
+        registry: The holders of the connections.
+    """
+
+    def __init__(self, guard: Guard, pool: Any, runner: LoopRunner, leak_after: float | None) -> None:
+        self._guard = guard
+        self._gate = guard.call_settings.gates[0]
+        self._pool = pool
+        self._runner = runner
+        self._checkouts = Checkouts(guard, leak_after, is_async=True, system="postgresql")
+        self.places = Places(guard, self._checkouts, ProtocolWork(runner))
+        self.registry = self._checkouts.registry
+        self.registry.failed_cancels = runner.failed_cancels
+        self._figures = self.registry.figures
+        self._figures.connections = self._count
+        self._process = os.getpid()
+        self._connect = pool._connect  # noqa: SLF001 - asyncpg has no public way to any of this
+
+    def attach(self) -> None:
+        """Replaces the classes.
+
+        Raises:
+            ConfigurationError: The pool's class cannot be subclassed.
+        """
+        pool = self._pool
+        base = type(pool)
+        own = {
+            "__slots__": (),
+            "__module__": base.__module__,
+            "__doc__": base.__doc__,
+            "_acquire": self._acquirer(base),
+            "release": self._releaser(base),
+            "_async__init__": self._initializer(base),
+            "_guardrails": self._guard,
+        }
+        try:
+            pool.__class__ = type(base.__name__, (base,), own)
+        except TypeError as error:
+            raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
+        pool._connect = self._open  # noqa: SLF001
+        self.places.take_over(pool)
+        out = sum(not holder.is_idle() for holder in pool._holders)  # noqa: SLF001
+        self._gate.step(self._gate.core.adopt, out)
+
+    def detach(self) -> None:
+        """Restores the classes. Connections that are out return to the pool without the guard."""
+        pool = self._pool
+        pool.__class__ = type(pool).__bases__[0]
+        pool._connect = self._connect  # noqa: SLF001
+        self.places.restore(pool)
+
+    # --- the pool ------------------------------------------------------------------------------
+
+    def _acquirer(self, base: Any) -> Callable[..., Any]:
+        guard, core, clock = self._guard, self._gate.core, self._figures.clock
+        site, caller, expect_wait = self.registry.site, self.registry.caller, self._figures.expect_wait
+        admission, hand_out = self, self.places.hand_out
+
+        async def _acquire(self: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - asyncpg's own
+            if self.is_closing() or not self._initialized:
+                return await base._acquire(self, timeout)  # noqa: SLF001 - it raises
+            admission.check_home()
+            asked = clock()
+            checkout = Checkout(guard, site(_getframe(1)), caller())
+            checkout.asked = asked
+            try:
+                await checkout.take_slots_async()
+            except RejectedError as refusal:
+                admission._checkouts.refused(refusal)
+                raise
+            try:
+                if not core.enforces:
+                    expect_wait(checkout)
+                    proxy = await base._acquire(self, timeout)  # noqa: SLF001
+                elif self._queue.empty():
+                    proxy = await admission._wait(base, timeout)
+                else:
+                    proxy = await base._acquire(self, timeout)  # noqa: SLF001
+                hand_out(proxy._holder, checkout)  # noqa: SLF001
+            except BaseException:
+                checkout.release_slots()
+                raise
+            return proxy
+
+        return _acquire
+
+    async def _wait(self, base: Any, timeout: Any) -> Any:  # noqa: ASYNC109
+        """Waits in the pool's own queue: a connection that is being closed or opened has the last place."""
+        seconds, _ = time_allowed(self._guard)
+        try:
+            async with asyncio.timeout(None if seconds is None else max(0.0, seconds) + GRACE) as limit:
+                return await base._acquire(self._pool, timeout)  # noqa: SLF001
+        except TimeoutError as error:
+            self._figures.timed_out()
+            if not limit.expired() or isinstance(error, CallTimeoutError):
+                raise
+            raise self._runner.timed_out(self._guard, seconds) from error
+
+    def _releaser(self, base: Any) -> Callable[..., Any]:
+        places = self.places
+
+        async def release(self: Any, connection: Any, *, timeout: Any = None) -> Any:  # noqa: ASYNC109
+            revocation = places.revocation
+            if revocation is not None and revocation.is_revoked(connection):
+                return None
+            return await base.release(self, connection, timeout=timeout)
+
+        return release
+
+    def _initializer(self, base: Any) -> Callable[..., Any]:
+        admission = self
+
+        async def _async__init__(self: Any) -> Any:
+            if not self._initialized:
+                admission._process = os.getpid()
+            try:
+                return await base._async__init__(self)  # noqa: SLF001
+            finally:
+                admission.places.take_over(self)
+
+        return _async__init__
+
+    def check_home(self) -> None:
+        """Checks that the pool belongs to this process and to the running event loop.
+
+        Raises:
+            ConfigurationError: It was opened elsewhere.
+        """
+        what = f"guard {self._guard.name!r}: this pool of asyncpg was opened"
+        if self._process != os.getpid():
+            raise ConfigurationError(f"{what} in another process; create it after the fork")
+        if asyncio.get_running_loop() is not self._pool._loop:  # noqa: SLF001
+            raise ConfigurationError(f"{what} on another event loop; use it there, or create one here")
+
+    # --- its connections -----------------------------------------------------------------------
+
+    async def _open(self, *args: Any, **kwargs: Any) -> Any:
+        """Opens a connection as evidence, in place of the function that the pool was given."""
+        started, began = self._figures.clock(), monotonic()
+        connect = self._connect
+        if connect is not asyncpg.connection.connect:
+            connect = partial(_without_offers, connect, kwargs.get("server_settings"))
+        connection = await self._runner.connect_async(partial(connect, *args), kwargs)
+        if not connection.is_closed():
+            self.places.take_over_connection(connection, began)
+        self._figures.connected(started)
+        return connection
+
+    def _count(self) -> Connections:
+        pool = self._pool
+        size, idle = pool.get_size(), pool.get_idle_size()
+        return Connections(size - idle, idle, pool.get_min_size())
+
+
+async def _without_offers(connect: Any, settings: Any, *args: Any, **kwargs: Any) -> Any:
+    """Connects with a function of the user's, which gets the arguments that the pool was given."""
+    if settings is None:
+        kwargs.pop("server_settings", None)
+    else:
+        kwargs["server_settings"] = settings
+    return await connect(*args, **kwargs)
