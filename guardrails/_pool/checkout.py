@@ -194,6 +194,10 @@ class Checkout(HeldCheckout):
         """See HeldCheckout."""
         return bool(self.under_way)
 
+    def held_object(self) -> object:
+        """See HeldCheckout. None where the pool keeps all that its user has: nothing tells who keeps it."""
+        return None
+
     def take_slots(self, wait: Callable[[Any], Any] | None = None) -> None:
         """Takes the slots and waits for them if necessary.
 

@@ -103,7 +103,7 @@ class Revocation:
             checkout.reported = False
             check_later = self._identify(connection, seconds)
             self._registry.figures.invalidated()
-            connection.terminate()  # its holder goes back to the pool
+            _end(connection)
             _refuse_work(connection, error)
             if proxy is not None:
                 proxy._con = connection  # noqa: SLF001
@@ -131,6 +131,19 @@ class _RevokedProtocol:
         raise self._error()
 
 
+def _nothing(_: Any) -> None:
+    pass
+
+
+def _end(connection: Any) -> None:
+    """Closes a connection, whose place goes back to the pool; its statements stay as they are."""
+    plain = type(connection)
+    own = {"__slots__": (), "__module__": plain.__module__, "_mark_stmts_as_closed": _nothing}
+    connection.__class__ = type(plain.__name__, (plain,), own)
+    connection.terminate()
+    connection.__class__ = plain
+
+
 def _refuse_work(connection: Any, error: _Error) -> None:
     """Has all further work on a closed connection raise an error; a rollback and a close are quiet."""
     plain = type(connection)
@@ -149,22 +162,19 @@ def _refuse_work(connection: Any, error: _Error) -> None:
     async def close(self: Any, *, timeout: Any = None) -> None:  # noqa: ASYNC109
         pass
 
-    def nothing(self: Any) -> None:
-        pass
-
     connection.__class__ = type(
         plain.__name__,
         (plain,),
         {
             "__slots__": (),
             "__module__": plain.__module__,
-            "__del__": nothing,
+            "__del__": _nothing,
             "guardrails_revoked": True,
             "_protocol": _RevokedProtocol(error),
             "_check_open": check_open,
             "is_closed": is_closed,
             "execute": execute,
             "close": close,
-            "terminate": nothing,
+            "terminate": _nothing,
         },
     )

@@ -71,7 +71,7 @@ class AsyncpgUpkeep(LoopUpkeep):
 
     def put_back(self, connection: Any) -> None:
         """See IdlePool. The left end of asyncpg's stack is used last."""
-        if connection.is_connected():
+        if connection.is_connected() and connection._inactive_callback is None:  # noqa: SLF001
             connection._setup_inactive_callback()  # noqa: SLF001
         self._pool._queue.put_nowait(connection)  # noqa: SLF001 - it wakes a waiter
         places = self._places()

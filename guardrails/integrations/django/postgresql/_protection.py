@@ -64,10 +64,6 @@ class ThreadCheckout(Checkout):
         """See HeldCheckout. Django keeps a thread's connection, whichever function asked for it."""
         return now is not None
 
-    def held_object(self) -> object:
-        """See HeldCheckout."""
-        return None
-
 
 class Possession:
     """Kept by the wrapper of a thread's connection while it has a checkout.
