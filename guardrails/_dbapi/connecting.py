@@ -88,6 +88,9 @@ class Opening(ABC):
     async def rest(self, seconds: float) -> None:
         """Suspends the caller for ``seconds``."""
 
+    def cancel(self) -> None:  # noqa: B027 - a thread's cannot be
+        """Ends the opening, where that can be done."""
+
     @abstractmethod
     def discard(self) -> None:
         """Closes a connection that was opened too late."""
@@ -183,6 +186,13 @@ class Openings:
                 raise StoppedError from (None if opening is None else opening.error)
             if opening is None:
                 await wanted.rest(min(left, _LOOK))
+
+    def drop(self) -> None:
+        """Ends the abandoned openings that can be ended."""
+        with self._lock:
+            abandoned = [each for each in self._pending if not each.awaited]
+        for each in abandoned:
+            each.cancel()
 
     def _take(self, wanted: Opening) -> Opening | None:
         """The opening to wait for: the caller's own or an abandoned one; None if there is no room."""

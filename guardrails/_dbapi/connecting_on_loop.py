@@ -55,6 +55,10 @@ class OnLoop(Opening):
         """See Opening."""
         await asyncio.sleep(seconds)
 
+    def cancel(self) -> None:
+        """See Opening."""
+        self._task.cancel()
+
     def discard(self) -> None:
         """See Opening."""
         with suppress(Exception):

@@ -85,6 +85,10 @@ class LoopRunner(StatementRunner):
                 times.used(started)
         return result
 
+    def drop_openings(self) -> None:
+        """Ends the openings for which no caller waits: their pool is closed."""
+        self._bounds.drop_openings()
+
     async def connect_async(self, connect: Callable[..., Awaitable[Any]], arguments: dict[str, Any]) -> Any:
         """Opens a connection as evidence, within the time that is left; see `StatementRunner.connect`."""
         seconds, own = time_allowed(self._guard)

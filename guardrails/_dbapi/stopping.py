@@ -220,6 +220,10 @@ class Bounds:
             return call()
         return self._openings.open(self._in_task().InTask(call, (called, arguments), seconds))
 
+    def drop_openings(self) -> None:
+        """Ends the openings that their callers have abandoned."""
+        self._openings.drop()
+
     async def connect_async(
         self,
         connect: Callable[..., Awaitable[Any]],

@@ -93,5 +93,3 @@ class AsyncpgSession:
 
 
 KINDS = {"asyncpg": AsyncpgLab}
-
-

@@ -161,19 +161,19 @@ def run_pytest(source, plugin, words, folder, *, seconds, path=(), environment=N
         folder: Where reports and logs are written.
         seconds: After so long, a run is killed and the test fails.
         path: More folders for PYTHONPATH.
-        environment: More for the environment of both.
+        environment: More for the environment of both, or those by ``"bare"`` and ``"guarded"``.
     """
     counted = folder / "guards"
     counted.write_text("0")
     runs, outcomes = {}, {}
     for kind, told in {"bare": {}, "guarded": {"SUITE_GUARDS": str(counted)}}.items():
         options = ["-p", plugin, "-p", "no:cacheprovider", "-q", f"--junitxml={folder}/{kind}.xml"]
-        selection = words[kind] if isinstance(words, dict) else words
+        selection = _of(kind, words)
         told |= {
             "PYTEST_ADDOPTS": "",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTHONPATH": os.pathsep.join([*path, str(ROOT), str(PLUGINS)]),
-            **(environment or {}),
+            **_of(kind, environment or {}),
         }
         tree = shutil.copytree(source, folder / kind, ignore=NO_PAGES)  # tests write files beside them
         runs[kind] = start(["-m", "pytest", *options, *selection], tree, told, folder / f"{kind}.log")
@@ -184,6 +184,11 @@ def run_pytest(source, plugin, words, folder, *, seconds, path=(), environment=N
         for run in runs.values():
             run.stop()
     return Outcomes(**outcomes, guards=int(counted.read_text()))
+
+
+def _of(kind, both):
+    """What is for one kind of run, if it is given by kind."""
+    return both[kind] if isinstance(both, dict) and kind in both else both
 
 
 def read_junit(path, printed):

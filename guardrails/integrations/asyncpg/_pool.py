@@ -111,7 +111,10 @@ class PoolAdmission:
             checkout = Checkout(guard, site(_getframe(1)), caller())
             checkout.asked = asked
             try:
-                await checkout.take_slots_async()
+                if timeout is None:
+                    await checkout.take_slots_async()
+                else:
+                    timeout = await admission._take_slots(checkout, timeout)
             except RejectedError as refusal:
                 admission._checkouts.refused(refusal)
                 raise
@@ -130,6 +133,17 @@ class PoolAdmission:
             return proxy
 
         return _acquire
+
+    async def _take_slots(self, checkout: Checkout, timeout: float) -> float:  # noqa: ASYNC109
+        """Takes the slots within the caller's own timeout; returns what is left of it."""
+        started = monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                await checkout.take_slots_async()
+        except TimeoutError:
+            self._figures.timed_out()
+            raise
+        return max(0.0, timeout - (monotonic() - started))
 
     async def _wait(self, base: Any, timeout: Any) -> Any:  # noqa: ASYNC109
         """Waits in the pool's own queue: a connection that is being closed or opened has the last place."""
@@ -187,8 +201,13 @@ class PoolAdmission:
         connect = self._connect
         if connect is not asyncpg.connection.connect:
             connect = partial(_without_offers, connect, kwargs.get("server_settings"))
-        connection = await self._runner.connect_async(partial(connect, *args), kwargs)
-        if not connection.is_closed():
+        try:
+            connection = await self._runner.connect_async(partial(connect, *args), kwargs)
+        except asyncio.CancelledError:
+            if self._pool.is_closing():  # else the next caller takes the connection
+                self._runner.drop_openings()
+            raise
+        if isinstance(connection, asyncpg.Connection) and not connection.is_closed():
             self.places.take_over_connection(connection, began)
         self._figures.connected(started)
         return connection

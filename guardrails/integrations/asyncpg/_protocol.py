@@ -122,7 +122,7 @@ class ProtocolWork:
         return type(plain.__name__, (plain,), own)
 
     def _around(self, original: Any, how: dict[str, bool]) -> Any:
-        run = self._run
+        run = self._weak_run()
 
         async def work(self: Any, *args: Any, **kwargs: Any) -> Any:
             call = partial(original, **kwargs) if kwargs else original
@@ -131,7 +131,7 @@ class ProtocolWork:
         return work
 
     def _around_query(self, original: Any) -> Any:
-        run = self._run
+        run = self._weak_run()
 
         async def query(self: Any, query: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - asyncpg's own
             word = _first_word(query)
@@ -153,6 +153,16 @@ class ProtocolWork:
                 raise
 
         return query
+
+    def _weak_run(self) -> Any:
+        """Returns `_run`, which does not keep the pool alive: its event loop keeps each open connection."""
+        found = weakref.WeakMethod(self._run)
+
+        def run(protocol: Any, call: Any, args: tuple[Any, ...], **how: bool) -> Any:
+            method = found()
+            return call(protocol, *args) if method is None else method(protocol, call, args, **how)
+
+        return run
 
     async def _run(self, protocol: Any, call: Any, args: tuple[Any, ...], **how: bool) -> Any:
         state: WorkState = protocol._guardrails  # noqa: SLF001 - of the class made here

@@ -383,7 +383,7 @@ def test_wrong_pools_are_refused(lab):
     with pytest.raises(ConfigurationError, match="guarded already"):
         protect(lab.pool)
     guard.detach()
-    with pytest.raises(ConfigurationError, match="max_concurrent_calls .* from 1 to 2"):
+    with pytest.raises(ConfigurationError, match="from 1 to 2"):
         protect(lab.pool, max_concurrent_calls=3)
     with pytest.raises(ConfigurationError, match="fleet"):
         protect(lab.pool, fleet=None)
@@ -407,7 +407,7 @@ def test_wrong_pools_are_refused(lab):
 
     asyncio.run(used_elsewhere())
     guard.detach()
-    run(lab, lambda: lab.pool.close())
+    run(lab, lab.pool.close)
     with pytest.raises(ConfigurationError, match="closed"):
         protect(lab.pool)
     with pytest.raises(ConfigurationError, match="class Pool"):
@@ -417,6 +417,6 @@ def test_wrong_pools_are_refused(lab):
 def test_minimum_idle_and_warm_up(lab):
     """The upkeep of engines serves these pools, too."""
     guard = lab.protect(size=3, guard={"minimum_idle": 2, "timeout": 20})
-    assert run(lab, lambda: guard.warm_up_async()) == 2
+    assert run(lab, guard.warm_up_async) == 2
     assert lab.pool.get_idle_size() == 2
     assert guard.snapshot().pool.opened == 2
