@@ -1,4 +1,4 @@
-"""asyncpg's own tests, bare and with a guard under every pool: the same outcome, but for what is listed here."""
+"""asyncpg's own tests with a guard under every pool end as they do without one."""
 
 from __future__ import annotations
 
