@@ -235,6 +235,8 @@ class Bounds:
         driver: Any = self._driver
         if seconds is None or driver is None:
             return await connect(**arguments)
+        if not driver.connects_anywhere:
+            return await driver.open(connect, arguments, seconds, backstop)
         patience = seconds if _several(arguments.get("host")) else lasting(seconds)
         call = partial(driver.open_async, connect, arguments, patience, backstop)
         called = (connect.func, connect.args) if isinstance(connect, partial) else connect

@@ -14,6 +14,7 @@ __all__ = ["protect", "unsuited"]
 
 _INTEGRATIONS = {
     "asyncpg": ("guardrails.integrations.asyncpg", "guard_pool"),
+    "psycopg_pool": ("guardrails.integrations.psycopg_pool", "guard_pool"),
     "redis": ("guardrails.integrations.redis", "guard_client"),
     "sqlalchemy": ("guardrails.integrations.sqlalchemy", "guard_engine"),
 }
@@ -24,8 +25,8 @@ def protect(target: object, *, name: str | None = None, **guard_options: Any) ->
     """Attaches a guard to a live engine, pool or Redis client. It covers all its users unchanged.
 
     Args:
-        target: An ``Engine`` or ``AsyncEngine`` of SQLAlchemy; a pool of asyncpg; a ``redis.Redis`` or
-            ``redis.asyncio.Redis``.
+        target: An ``Engine`` or ``AsyncEngine`` of SQLAlchemy; a pool of asyncpg or psycopg_pool; a
+            ``redis.Redis`` or ``redis.asyncio.Redis``.
         name: The guard's name; None takes the database's name, or "redis".
         **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
 
@@ -50,11 +51,13 @@ def unsuited(target: object) -> ConfigurationError:
     what = f"the class {cls.__name__}" if isinstance(target, type) else f"a {cls.__name__}"
     packages = {each.__module__.partition(".")[0] for each in cls.__mro__}
     instead = (
-        "give it a SQLAlchemy Engine or AsyncEngine, a pool of asyncpg or a Redis client, "
-        "or use Guard() around the calls"
+        "give it a SQLAlchemy Engine or AsyncEngine, a pool of asyncpg or psycopg_pool or a Redis "
+        "client, or use Guard() around the calls"
     )
     if "asyncpg" in packages:
         instead = "pass a pool, as asyncpg.create_pool() makes it"
+    elif "psycopg" in packages:
+        instead = "pass its pool, a ConnectionPool or AsyncConnectionPool of psycopg_pool"
     elif "redis" in packages:
         instead = "pass a client, a Redis of redis or redis.asyncio"
     elif packages & {"sqlalchemy", "flask_sqlalchemy", "sqlmodel"}:

@@ -70,6 +70,7 @@ _PLUMBING = {
     "pluggy",
     "psycopg",
     "psycopg2",
+    "psycopg_pool",
     "pybreaker",
     "pymysql",
     "pytest",

@@ -17,6 +17,7 @@ __all__ = ["pool_status"]
 
 _FINDERS = {
     "asyncpg": ("guardrails.integrations.asyncpg._attachment", "guard_of_pool"),
+    "psycopg_pool": ("guardrails.integrations.psycopg_pool._attachment", "guard_of_pool"),
     "redis": ("guardrails.integrations.redis._client", "guard_of_client"),
     "sqlalchemy": ("guardrails.integrations.sqlalchemy._engine", "guard_of_engine"),
 }
@@ -31,9 +32,9 @@ def pool_status(target: object) -> PoolStatus:
     It reads the state of this process and sends nothing to the database, so it also answers in an outage.
 
     Args:
-        target: A guarded ``Engine`` or ``AsyncEngine``; a guarded pool of asyncpg; a guarded ``redis.Redis``
-            or ``redis.asyncio.Redis``; the alias of a guarded database of Django's; or the guard of any of
-            these.
+        target: A guarded ``Engine`` or ``AsyncEngine``; a guarded pool of asyncpg or psycopg_pool; a guarded
+            ``redis.Redis`` or ``redis.asyncio.Redis``; the alias of a guarded database of Django's; or the
+            guard of any of these.
 
     Raises:
         ConfigurationError: ``target`` is none of these, or is not guarded.

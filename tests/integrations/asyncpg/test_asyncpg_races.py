@@ -92,7 +92,10 @@ def test_transactions_around_their_deadline(lab, way, count):
     assert guard.snapshot().failed == 0
 
 
-RUNNING = "select count(*) from pg_stat_activity where state = 'active' and query like 'select %pg_sleep(0%' and pid <> pg_backend_pid()"
+RUNNING = """
+    select count(*) from pg_stat_activity
+    where state = 'active' and query like 'select %pg_sleep(0%' and pid <> pg_backend_pid()
+"""
 
 
 @types.coroutine

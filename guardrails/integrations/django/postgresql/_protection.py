@@ -13,6 +13,7 @@ from django.db import connections, utils
 from django.db.backends.postgresql import base
 from django.utils.connection import ConnectionDoesNotExist
 
+from guardrails._dbapi.drivers.psycopg_pool import FromPool, PooledPsycopg, borrow
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._guard.compartments import COMPARTMENTS, set_compartments
 from guardrails._guard.guard import Guard, attach
@@ -28,7 +29,7 @@ from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._connections import DjangoConnections
-from guardrails.integrations.django.postgresql._pools import DjangoPsycopg, FromPool, borrow, largest
+from guardrails.integrations.django.postgresql._pools import largest
 from guardrails.integrations.django.postgresql._revoking import Revocation
 from guardrails.integrations.django.postgresql._server_question import know_sessions
 from guardrails.integrations.django.postgresql._upkeep import DjangoUpkeep
@@ -123,7 +124,7 @@ class Protection:
         self._figures = self.registry.figures
         self.connections = DjangoConnections(self._figures)
         self.on = True
-        driver = DjangoPsycopg()
+        driver = PooledPsycopg()
         know_sessions(driver, self.registry, asks=ask_server)
         self.direct = StatementRunner(guard, driver, _as_it_is, is_async=False, errors=_ANSWERS)
         self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
@@ -209,7 +210,7 @@ class Protection:
 
         name, core = self.guard.name, self.guard.call_settings.gates[0].core
         try:
-            return self.pooled.connect(partial(borrow, pool), {})
+            return self.pooled.connect(partial(borrow, pool, pool.getconn), {})
         except CallTimeoutError as error:
             self._figures.timed_out()
             raise note_guard_error(PoolTimeoutError(name, error.timeout)) from error.__cause__

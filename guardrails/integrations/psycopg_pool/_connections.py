@@ -1,0 +1,120 @@
+"""The classes of a guarded pool's connections. Depends on psycopg; must not import a pool.
+
+One class does both: it counts the connections that the pool opens, in threads or tasks of its own, and has
+their work run. A connection stays the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from guardrails.integrations.psycopg_pool._work import ConnectionWork, WorkState
+
+if TYPE_CHECKING:
+    from guardrails.integrations.psycopg_pool._pool import PoolAdmission
+
+__all__ = ["guarded_async_class", "guarded_class"]
+
+
+def guarded_class(plain: Any, work: ConnectionWork, admission: PoolAdmission) -> type:
+    """Returns the class for connections in threads."""
+
+    def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        began, started = monotonic(), admission.figures.clock()
+        try:
+            connection = plain.connect.__func__(cls, *args, **kwargs)
+        except Exception as error:
+            admission.note_failed_opening(error)
+            raise
+        admission.note_opening(connection, began, started)
+        return connection
+
+    def wait(self: Any, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        if "_guardrails" not in vars(self):
+            return plain.wait(self, gen, *args, **kwargs)
+        return work.run(self, plain.wait, gen, args, kwargs)
+
+    def close(self: Any) -> None:
+        plain.close(self)
+        _note_closed(self)
+
+    def leave(self: Any, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None:
+            _state(self).refuse_lost()
+        plain.__exit__(self, kind, error, traceback)
+
+    @contextmanager
+    def transaction(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with plain.transaction(self, *args, **kwargs) as block:
+            yield block
+            _state(self).refuse_lost()
+
+    return _derived(plain, locals() | {"__exit__": leave})
+
+
+def guarded_async_class(plain: Any, work: ConnectionWork, admission: PoolAdmission) -> type:
+    """Returns the class for connections on event loops."""
+
+    async def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        began, started = monotonic(), admission.figures.clock()
+        try:
+            connection = await plain.connect.__func__(cls, *args, **kwargs)
+        except Exception as error:
+            admission.note_failed_opening(error)
+            raise
+        admission.note_opening(connection, began, started)
+        return connection
+
+    async def wait(self: Any, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        if "_guardrails" not in vars(self):
+            return await plain.wait(self, gen, *args, **kwargs)
+        return await work.run_async(self, plain.wait, gen, args, kwargs)
+
+    async def close(self: Any) -> None:
+        await plain.close(self)
+        _note_closed(self)
+
+    async def leave(self: Any, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None:
+            _state(self).refuse_lost()
+        await plain.__aexit__(self, kind, error, traceback)
+
+    @asynccontextmanager
+    async def transaction(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async with plain.transaction(self, *args, **kwargs) as block:
+            yield block
+            _state(self).refuse_lost()
+
+    return _derived(plain, locals() | {"__aexit__": leave})
+
+
+_NO_STATE = WorkState(0.0, 0.0)
+
+
+def _state(connection: Any) -> WorkState:
+    state: WorkState = vars(connection).get("_guardrails", _NO_STATE)
+    return state
+
+
+def _note_closed(connection: Any) -> None:
+    if connection.closed:  # else it has gone back to its pool
+        _state(connection).closed()
+
+
+def _derived(plain: Any, made: dict[str, Any]) -> type:
+    def check_connection_ok(self: Any) -> None:
+        _state(self).refuse_lost()
+        plain._check_connection_ok(self)  # noqa: SLF001 - no public way
+
+    names = ("wait", "close", "transaction", "__exit__", "__aexit__")
+    own = {name: made[name] for name in names if name in made}
+    own |= {
+        "__module__": plain.__module__,
+        "_check_connection_ok": check_connection_ok,
+        "_guarded_class": plain,
+        "connect": classmethod(made["connect"]),
+    }
+    return type(plain.__name__, (plain,), own)

@@ -1,0 +1,21 @@
+"""The error for a wait in a pool's queue that took too long."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from guardrails.errors import CallTimeoutError
+
+__all__ = ["PoolTimeoutError"]
+
+
+class PoolTimeoutError(CallTimeoutError, PoolTimeout):
+    """No connection of the pool came free in time: in the guard's time, the caller's, or the pool's own.
+
+    It is a `CallTimeoutError`, for the middleware's 504, and psycopg's ``PoolTimeout``.
+    """
+
+    def __init__(self, guard: str, timeout: float) -> None:
+        psycopg.Error.__init__(self)  # for `diag` and the like, which a driver's error must have
+        CallTimeoutError.__init__(self, guard, timeout)

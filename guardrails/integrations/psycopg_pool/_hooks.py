@@ -1,0 +1,122 @@
+"""The methods of a guarded pool, in threads and on event loops. Must not import statements.
+
+The twins differ in an ``await``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from psycopg_pool import PoolTimeout, TooManyRequests
+
+from guardrails._dbapi.drivers.psycopg_pool import borrow, borrow_async
+from guardrails.errors import CallTimeoutError, RejectedError
+
+if TYPE_CHECKING:
+    from guardrails.integrations.psycopg_pool._pool import PoolAdmission
+
+__all__ = ["hooks", "hooks_on_loop"]
+
+_NOT_LENT = (PoolTimeout, TooManyRequests, CallTimeoutError)
+
+
+def hooks(admission: PoolAdmission, base: Any) -> dict[str, Any]:
+    """Returns the methods of a pool in threads."""
+    getconn = _getter(admission, base)
+
+    def putconn(self: Any, conn: Any) -> None:
+        if admission.is_revoked(conn):
+            return
+        self._check_pool_putconn(conn)
+        checkout = admission.before_return(conn)
+        try:
+            base.putconn(self, conn)
+        finally:
+            if checkout is not None:
+                admission.after_return(conn, checkout)
+
+    def resize(self: Any, *args: Any, **kwargs: Any) -> None:
+        base.resize(self, *args, **kwargs)
+        admission.resized()
+
+    return {"getconn": getconn, "putconn": putconn, "resize": resize}
+
+
+def hooks_on_loop(admission: PoolAdmission, base: Any) -> dict[str, Any]:
+    """Returns the methods of a pool on an event loop."""
+    getconn = _getter_on_loop(admission, base)
+
+    async def putconn(self: Any, conn: Any) -> None:
+        if admission.is_revoked(conn):
+            return
+        self._check_pool_putconn(conn)
+        checkout = admission.before_return(conn)
+        try:
+            await base.putconn(self, conn)
+        finally:
+            if checkout is not None:
+                admission.after_return(conn, checkout)
+
+    async def resize(self: Any, *args: Any, **kwargs: Any) -> None:
+        await base.resize(self, *args, **kwargs)
+        admission.resized()
+
+    return {"getconn": getconn, "putconn": putconn, "resize": resize}
+
+
+def _getter(admission: PoolAdmission, base: Any) -> Callable[..., Any]:
+    core, expect_wait = admission.guard.call_settings.gates[0].core, admission.figures.expect_wait
+
+    def getconn(self: Any, timeout: Any = None) -> Any:
+        if self.closed:
+            return base.getconn(self, timeout)  # it raises
+        admission.check_home()
+        checkout = admission.new_checkout()
+        try:
+            checkout.take_slots()
+        except RejectedError as refusal:
+            admission.checkouts.refused(refusal)
+            raise
+        try:
+            if not core.enforces:
+                expect_wait(checkout)
+            get = partial(borrow, self, partial(base.getconn, self), timeout)
+            return admission.hand_out(admission.lends.connect(get, {}), checkout)
+        except _NOT_LENT as error:
+            checkout.release_slots()
+            admission.not_lent(error)
+        except BaseException:
+            checkout.release_slots()
+            raise
+
+    return getconn
+
+
+def _getter_on_loop(admission: PoolAdmission, base: Any) -> Callable[..., Any]:
+    core, expect_wait = admission.guard.call_settings.gates[0].core, admission.figures.expect_wait
+
+    async def getconn(self: Any, timeout: Any = None) -> Any:  # noqa: ASYNC109 - psycopg_pool's own
+        if self.closed:
+            return await base.getconn(self, timeout)  # it raises
+        admission.check_home()
+        checkout = admission.new_checkout()
+        try:
+            await checkout.take_slots_async()
+        except RejectedError as refusal:
+            admission.checkouts.refused(refusal)
+            raise
+        try:
+            if not core.enforces:
+                expect_wait(checkout)
+            get = partial(borrow_async, self, partial(base.getconn, self), timeout)
+            return admission.hand_out(await admission.lends.connect_async(get, {}), checkout)
+        except _NOT_LENT as error:
+            checkout.release_slots()
+            admission.not_lent(error)
+        except BaseException:
+            checkout.release_slots()
+            raise
+
+    return getconn
