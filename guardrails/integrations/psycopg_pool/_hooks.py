@@ -80,10 +80,13 @@ def _getter(admission: PoolAdmission, base: Any) -> Callable[..., Any]:
             admission.checkouts.refused(refusal)
             raise
         try:
-            if not core.enforces:
+            if core.enforces:
+                get = partial(borrow, self, partial(base.getconn, self), timeout)
+                connection = admission.lends.connect(get, {})
+            else:
                 expect_wait(checkout)
-            get = partial(borrow, self, partial(base.getconn, self), timeout)
-            return admission.hand_out(admission.lends.connect(get, {}), checkout)
+                connection = base.getconn(self, timeout)
+            return admission.hand_out(connection, checkout)
         except _NOT_LENT as error:
             checkout.release_slots()
             admission.not_lent(error)
@@ -108,10 +111,13 @@ def _getter_on_loop(admission: PoolAdmission, base: Any) -> Callable[..., Any]:
             admission.checkouts.refused(refusal)
             raise
         try:
-            if not core.enforces:
+            if core.enforces:
+                get = partial(borrow_async, self, partial(base.getconn, self), timeout)
+                connection = await admission.lends.connect_async(get, {})
+            else:
                 expect_wait(checkout)
-            get = partial(borrow_async, self, partial(base.getconn, self), timeout)
-            return admission.hand_out(await admission.lends.connect_async(get, {}), checkout)
+                connection = await base.getconn(self, timeout)
+            return admission.hand_out(connection, checkout)
         except _NOT_LENT as error:
             checkout.release_slots()
             admission.not_lent(error)
