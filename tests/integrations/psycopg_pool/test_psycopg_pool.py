@@ -238,10 +238,7 @@ def test_an_exhausted_pool_refuses_and_says_who_holds_it(lab):
     def work(session):
         session.execute("select 1")
         with pytest.raises(BulkheadFullError):
-            if session.do is not asyncio.sleep and hasattr(lab, "runner"):
-                session.do(lab.pool.getconn())
-            else:
-                lab.pool.getconn()
+            session.do(lab.pool.getconn())
         return pool_status(lab.pool)
 
     status = lab.run(work)
@@ -254,18 +251,25 @@ def test_an_exhausted_pool_refuses_and_says_who_holds_it(lab):
 def test_a_connection_that_is_forgotten_is_reported(lab, caplog):
     """Once, with the line that took it."""
     lab.protect(size=2, guard={"leak_after": 0.1})
-    kept = []
-
-    def forget(session):
-        kept.append(session.do(lab.pool.getconn()))
-
-    lab.run(forget)
+    kept = [take(lab)]
     lab.until(lambda: "nothing runs on it" in caplog.text, "the leak is reported")
-    assert "forget" in caplog.text
+    assert "test_psycopg_pool.py" in caplog.text
     back(lab, kept.pop())
 
 
+def take(lab):
+    """A connection out of the pool."""
+    if not hasattr(lab, "runner"):
+        return lab.pool.getconn()
+
+    async def take_one():
+        return await lab.pool.getconn()
+
+    return lab.runner.run(take_one())
+
+
 def back(lab, connection):
+    """Returns one."""
     done = lab.pool.putconn(connection)
     if hasattr(lab, "runner"):
         lab.runner.run(done)
@@ -274,14 +278,7 @@ def back(lab, connection):
 def test_a_connection_that_is_dropped_is_made_up_for(lab, caplog):
     """Its slot is free, and the pool has another connection."""
     guard = lab.protect(size=1, guard={"leak_after": 60, "timeout": 20})
-    if hasattr(lab, "runner"):
-
-        async def take():
-            return await lab.pool.getconn()
-
-        connection = lab.runner.run(take())
-    else:
-        connection = lab.pool.getconn()
+    connection = take(lab)
     assert guard.snapshot().in_use == 1
     del connection
     gc.collect()
