@@ -48,7 +48,6 @@ LONG = {
     "_guard/fast_path.py: end": "likewise, and a straight line cannot be divided",
     "_dbapi/runner.py: run": "likewise, for every statement",
     "_dbapi/runner_on_loop.py: run_async": "the twin of run",
-    "_dbapi/unenforced.py: unenforced": "likewise, in shadow",
     "integrations/sqlalchemy/_statements.py: around": "likewise: what it makes runs for every statement",
 }
 

@@ -9,17 +9,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from guardrails._pool.figures import PoolFigures
 from guardrails.integrations.psycopg_pool._work import ConnectionWork, WorkState
-
-if TYPE_CHECKING:
-    from guardrails.integrations.psycopg_pool._pool import PoolAdmission
 
 __all__ = ["guarded_async_class", "guarded_class"]
 
 
-def guarded_class(plain: Any, work: ConnectionWork, admission: PoolAdmission) -> type:
+class OpeningNotes(Protocol):
+    """Notes what comes of openings; see `PoolAdmission`."""
+
+    figures: PoolFigures
+
+    def note_opening(self, connection: Any, began: float, started: float) -> None:
+        """Counts a connection that the pool has opened."""
+
+    def note_failed_opening(self, error: BaseException) -> None:
+        """Counts a failure to open a connection as evidence."""
+
+
+def guarded_class(plain: Any, work: ConnectionWork, admission: OpeningNotes) -> type:
     """Returns the class for connections in threads."""
 
     def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +65,7 @@ def guarded_class(plain: Any, work: ConnectionWork, admission: PoolAdmission) ->
     return _derived(plain, locals() | {"__exit__": leave})
 
 
-def guarded_async_class(plain: Any, work: ConnectionWork, admission: PoolAdmission) -> type:
+def guarded_async_class(plain: Any, work: ConnectionWork, admission: OpeningNotes) -> type:
     """Returns the class for connections on event loops."""
 
     async def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:

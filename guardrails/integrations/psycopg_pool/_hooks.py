@@ -7,22 +7,57 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn, Protocol
 
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from guardrails._dbapi.drivers.psycopg_pool import borrow, borrow_async
+from guardrails._dbapi.runner_on_loop import LoopRunner
+from guardrails._guard.guard import Guard
+from guardrails._pool.checkouts import Checkouts
+from guardrails._pool.figures import PoolFigures
 from guardrails.errors import CallTimeoutError, RejectedError
-
-if TYPE_CHECKING:
-    from guardrails.integrations.psycopg_pool._pool import PoolAdmission
+from guardrails.integrations.psycopg_pool._borrowing import borrow, borrow_async
+from guardrails.integrations.psycopg_pool._work import PoolCheckout
 
 __all__ = ["hooks", "hooks_on_loop"]
 
 _NOT_LENT = (PoolTimeout, TooManyRequests, CallTimeoutError)
 
 
-def hooks(admission: PoolAdmission, base: Any) -> dict[str, Any]:
+class Admission(Protocol):
+    """What the methods of a pool need; see `PoolAdmission`."""
+
+    checkouts: Checkouts
+    figures: PoolFigures
+    guard: Guard
+    lends: LoopRunner
+
+    def check_home(self) -> None:
+        """Checks that the pool belongs to this process and to the running event loop."""
+
+    def new_checkout(self) -> PoolCheckout:
+        """Makes a checkout for the caller of the pool's method."""
+
+    def hand_out(self, connection: Any, checkout: PoolCheckout) -> Any:
+        """Begins a checkout and returns its connection."""
+
+    def not_lent(self, error: Exception) -> NoReturn:
+        """Raises the guard's error for a caller who has got no connection."""
+
+    def is_revoked(self, connection: Any) -> bool:
+        """True if a connection that its user returns was taken back."""
+
+    def before_return(self, connection: Any) -> PoolCheckout | None:
+        """Prepares the return of a connection; None if it has no checkout."""
+
+    def after_return(self, connection: Any, checkout: PoolCheckout) -> None:
+        """Gives the slots of a checkout back, once."""
+
+    def resized(self) -> None:
+        """Follows the pool's new size with the guard's slots."""
+
+
+def hooks(admission: Admission, base: Any) -> dict[str, Any]:
     """Returns the methods of a pool in threads."""
     getconn = _getter(admission, base)
 
@@ -44,7 +79,7 @@ def hooks(admission: PoolAdmission, base: Any) -> dict[str, Any]:
     return {"getconn": getconn, "putconn": putconn, "resize": resize}
 
 
-def hooks_on_loop(admission: PoolAdmission, base: Any) -> dict[str, Any]:
+def hooks_on_loop(admission: Admission, base: Any) -> dict[str, Any]:
     """Returns the methods of a pool on an event loop."""
     getconn = _getter_on_loop(admission, base)
 
@@ -66,7 +101,7 @@ def hooks_on_loop(admission: PoolAdmission, base: Any) -> dict[str, Any]:
     return {"getconn": getconn, "putconn": putconn, "resize": resize}
 
 
-def _getter(admission: PoolAdmission, base: Any) -> Callable[..., Any]:
+def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
     core, expect_wait = admission.guard.call_settings.gates[0].core, admission.figures.expect_wait
 
     def getconn(self: Any, timeout: Any = None) -> Any:
@@ -97,7 +132,7 @@ def _getter(admission: PoolAdmission, base: Any) -> Callable[..., Any]:
     return getconn
 
 
-def _getter_on_loop(admission: PoolAdmission, base: Any) -> Callable[..., Any]:
+def _getter_on_loop(admission: Admission, base: Any) -> Callable[..., Any]:
     core, expect_wait = admission.guard.call_settings.gates[0].core, admission.figures.expect_wait
 
     async def getconn(self: Any, timeout: Any = None) -> Any:  # noqa: ASYNC109 - psycopg_pool's own

@@ -13,7 +13,7 @@ from django.db import connections, utils
 from django.db.backends.postgresql import base
 from django.utils.connection import ConnectionDoesNotExist
 
-from guardrails._dbapi.drivers.psycopg_pool import FromPool, PooledPsycopg, borrow
+from guardrails._dbapi.drivers.psycopg_pool import FromPool, PooledPsycopg
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._guard.compartments import COMPARTMENTS, set_compartments
 from guardrails._guard.guard import Guard, attach
@@ -207,6 +207,7 @@ class Protection:
         from psycopg_pool import PoolTimeout, TooManyRequests  # noqa: PLC0415 - there only with a pool
 
         from guardrails.integrations.django.postgresql._pool_timeout import PoolTimeoutError  # noqa: PLC0415
+        from guardrails.integrations.psycopg_pool._borrowing import borrow  # noqa: PLC0415
 
         name, core = self.guard.name, self.guard.call_settings.gates[0].core
         try:
