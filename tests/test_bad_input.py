@@ -11,7 +11,9 @@ import re
 from datetime import timedelta
 from decimal import Decimal
 
+import asyncpg
 import fakeredis
+import psycopg
 import pytest
 import sqlalchemy
 import sqlalchemy.ext.asyncio
@@ -317,6 +319,10 @@ def test_protect_says_to_pass_a_live_object_and_not_its_class():
             protect(cls)
     with pytest.raises(ConfigurationError, match="the class Redis cannot be guarded; pass a client"):
         protect(Redis)
+    with pytest.raises(ConfigurationError, match="the class Pool cannot be guarded; pass a pool, as"):
+        protect(asyncpg.Pool)
+    with pytest.raises(ConfigurationError, match="the class Connection cannot be guarded; pass its pool"):
+        protect(psycopg.Connection)
     engine = sqlalchemy.create_engine("sqlite://")
     with engine.connect() as connection, pytest.raises(ConfigurationError, match="pass its engine"):
         protect(connection)
