@@ -92,6 +92,17 @@ class Places:
         self._checkouts.add(checkout)
         self._figures.handed_out(checkout)
 
+    def claim(self, proxy: Any) -> bool:
+        """Begins the return of a connection; False if it was taken back before."""
+        if self.revocation is not None and self.revocation.is_revoked(proxy):
+            return False
+        # A proxy whose connection was returned has none; its place may have the next user's.
+        connected = getattr(proxy, "_con", None) is not None
+        checkout = self.out.get(getattr(proxy, "_holder", None)) if connected else None
+        if checkout is not None and checkout.hold is not None:
+            checkout.hold.begin()  # from here on it cannot be taken back
+        return True
+
     def _guarded(self, plain: Any) -> type:
         places = self
 
@@ -120,16 +131,17 @@ class Places:
     async def _return(self, place: Any, release: Callable[..., Any], timeout: Any) -> None:  # noqa: ASYNC109
         """Returns a connection to the pool, within the time of a piece of work."""
         connection, checkout = place._con, self.out.get(place)  # noqa: SLF001
-        state = None if connection.is_closed() else state_of(connection)
-        if state is None or not self._gate.core.enforces:
+        state = None if connection is None or connection.is_closed() else state_of(connection)
+        if state is None:
             await release(timeout)
             return
         state.returning = True
-        if checkout is not None and checkout.hold is not None:
-            checkout.hold.begin()
         if state.stopped or (checkout is not None and checkout.must_discard):
             self._figures.invalidated()
             await self._close(connection)
+            return
+        if not self._gate.core.enforces:
+            await release(timeout)
             return
         if self.upkeep.life.acts and self.upkeep.must_close(state.age):
             await self._close(connection)

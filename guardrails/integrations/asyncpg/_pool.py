@@ -161,8 +161,7 @@ class PoolAdmission:
         places = self.places
 
         async def release(self: Any, connection: Any, *, timeout: Any = None) -> Any:  # noqa: ASYNC109
-            revocation = places.revocation
-            if revocation is not None and revocation.is_revoked(connection):
+            if not places.claim(connection):
                 return None
             return await base.release(self, connection, timeout=timeout)
 

@@ -21,7 +21,9 @@ from guardrails import (
     holding,
     protect,
 )
+from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.sqlalchemy import pool_status
+from support.asgi_client import fine, http, serve
 from support.lateness import LATE
 from support.pool_lab import pool_lab_with
 
@@ -420,3 +422,44 @@ def test_minimum_idle_and_warm_up(lab):
     assert run(lab, guard.warm_up_async) == 2
     assert lab.pool.get_idle_size() == 2
     assert guard.snapshot().pool.opened == 2
+
+
+def test_a_request_learns_that_its_route_needs_the_pool(lab):
+    """With ``guards=[db]`` the middleware answers 503 for it while the pool is exhausted."""
+    guard = lab.protect(size=1, guard={"max_wait_duration": 0, "timeout": 20})
+    lab.connect()
+
+    async def app(_scope, _receive, send):
+        await lab.pool.fetchval("select 1")
+        await fine(_scope, _receive, send)
+
+    middleware = GuardrailsMiddleware(app, guards=[guard])
+
+    async def work():
+        assert (await serve(middleware, http("/orders"))).status == 200
+        async with lab.pool.acquire():
+            refused = await serve(middleware, http("/orders"))
+        assert (await serve(middleware, http("/orders"))).status == 200
+        return refused
+
+    refused = run(lab, work)
+    assert refused.status == 503
+    assert refused.problem["status"] == 503
+    assert guard.snapshot().rejected == {"bulkhead_full": 1}
+    assert guard.snapshot().in_use == 0
+
+
+def test_a_place_that_was_given_back_is_not_claimed_again(lab):
+    """An old proxy that is released twice does not touch the next user of its place."""
+    lab.protect(size=1, guard={"max_idle_hold": SHORT, "timeout": 20})
+
+    async def work():
+        first = await lab.pool.acquire()
+        await lab.pool.release(first)
+        second = await lab.pool.acquire()
+        await lab.pool.release(first)
+        await asyncio.sleep(2 * SHORT + 0.2)
+        with pytest.raises(ConnectionRevokedError):
+            await second.fetchval("select 1")
+
+    run(lab, work)
