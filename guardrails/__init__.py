@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # as type checkers know it; ``typing`` alone would be mos
 if TYPE_CHECKING:
     from guardrails import errors as errors
     from guardrails import events as events
+    from guardrails._core.adaptive import Adaptive
     from guardrails._core.policy import BreakerPolicy
     from guardrails._guard.bulkhead import Bulkhead
     from guardrails._guard.decorator import guarded
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Adaptive",
     "BreakerPolicy",
     "Bulkhead",
     "BulkheadFullError",
@@ -74,6 +76,7 @@ __version__ = "0.2.0"
 _ON_USE = {
     **dict.fromkeys(("errors", "events"), None),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "guardrails.errors"),
+    "Adaptive": "guardrails._core.adaptive",
     "BreakerPolicy": "guardrails._core.policy",
     "Bulkhead": "guardrails._guard.bulkhead",
     "CircuitBreaker": "guardrails._pybreaker.breaker",

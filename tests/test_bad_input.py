@@ -21,6 +21,7 @@ import sqlalchemy.orm
 from redis import Redis
 
 from guardrails import (
+    Adaptive,
     BreakerPolicy,
     Bulkhead,
     CircuitBreaker,
@@ -74,6 +75,11 @@ recovery_ramp                         .    .    .   ok    .    .    .    .      
 consecutive_failures                  .    .    .    .    .    .   ok    .       .       .
 is_failure                            .    .    .    .    .    .   ok    .       .       .
 is_failure_result                     .    .    .    .    .    .   ok    .       .       .
+""",
+    Adaptive: """
+minimum                               .    .    .    .    .    .    .    .       .       .
+maximum                               .    .    .    .    .    .   ok    .       .       .
+mode                                  .    .    .    .    .    .    .    .       .       .
 """,
     Guard: """
 name                                  .    .    .    .    .   ok    .    .       .       .

@@ -95,6 +95,7 @@ class Breaker:
         random: Returns a number in [0, 1] for the jitter.
         ramp: The growth of the usable slots since the circuit has recovered; None without one.
         stall_slots: The number of overdue calls that may be a stall; None if stalls are not watched for.
+        slot_cap: Fewer of them suffice where an adaptive limit leaves fewer slots usable.
         last_success_at: Time of the last success.
         streak: Failures in a row.
         late: Results that came after a transition and changed nothing.
@@ -137,6 +138,7 @@ class Breaker:
         "ramp",
         "random",
         "round",
+        "slot_cap",
         "slow",
         "slow_after",
         "stall_slots",
@@ -174,6 +176,7 @@ class Breaker:
         self.transitions: list[Transition] = []
         self.ramp: Ramp | None = None
         self.stall_slots: int | None = None
+        self.slot_cap = math.inf
         self.last_success_at = self._latest = self._paused_until = NEVER
         self._stall_at = math.inf
         self.workloads: list[Workload] = []
@@ -490,7 +493,7 @@ class Breaker:
         Slow calls that run at the same time look the same at first. So two slow-call thresholds must pass
         without a success: the first makes the calls overdue, the second is time for one of them to end.
         """
-        slots = self.stall_slots or 0
+        slots = min(self.stall_slots or 0, self.slot_cap)
         if self.ramp is not None:  # its slots are taken one after the other: few are overdue in time
             slots = min(slots, self.ramp.first)
         if self._overdue_now() < slots:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
+from guardrails._core.adaptive import AdaptiveLimit
 from guardrails._core.breaker import Breaker, CallEnd, Transition
 from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.criticality import CRITICAL
@@ -24,7 +25,7 @@ from guardrails._util.interpreter import threads_take_turns
 if TYPE_CHECKING:
     from guardrails.errors import Reason
 
-__all__ = ["OPENING", "Gate", "Refusal"]
+__all__ = ["OPENING", "Gate", "Refusal", "SlotsChanged"]
 
 _T = TypeVar("_T")
 
@@ -46,6 +47,12 @@ class Refusal(NamedTuple):
     retry_after: float | None
 
 
+class SlotsChanged(NamedTuple):
+    """An adaptive limit has changed to so many slots."""
+
+    slots: int
+
+
 class Gate(Outside):
     """One dependency's gate.
 
@@ -55,6 +62,7 @@ class Gate(Outside):
     and each statement on it is evidence (``begin``, ``end``).
 
     Attributes:
+        adaptive: The limit that follows the throughput; None without one.
         last: The latest time seen. A clock that goes back counts as standing still.
         grows_at: The time at which the number of usable slots changes next; infinity without a ramp.
         admits_until: Before this time only the bulkhead refuses calls: the circuit admits all, no call
@@ -82,6 +90,7 @@ class Gate(Outside):
 
     __slots__ = (
         "_refusals",
+        "adaptive",
         "admits_until",
         "admitted",
         "adopted",
@@ -100,7 +109,8 @@ class Gate(Outside):
         "outbox",
     )
 
-    def __init__(self, breaker: Breaker, bulkhead: Bulkhead) -> None:
+    def __init__(self, breaker: Breaker, bulkhead: Bulkhead, adaptive: AdaptiveLimit | None = None) -> None:
+        self.adaptive = adaptive
         self.breaker = breaker
         self.bulkhead = bulkhead
         self.last = NEVER
@@ -110,7 +120,7 @@ class Gate(Outside):
         self.checkouts: dict[int, tuple[float, int]] = {}
         self._refusals: dict[str, int] = {}
         self.fast_refusals = self.fast_full_refusals = 0
-        self.outbox: list[Waiter | Transition | Refusal | Late] = []
+        self.outbox: list[Waiter | Transition | Refusal | Late | SlotsChanged] = []
         self.fast, self.nested = LOCK_FREE, False
         self._start_outside()
         self.close_fast_paths()
@@ -130,6 +140,17 @@ class Gate(Outside):
     def admits_all(self) -> bool:
         """True if the circuit admitted all calls at the latest time seen."""
         return self.last < self.admits_until
+
+    @property
+    def shared_slots(self) -> int:
+        """The slots that compartments share: all, or those of an adaptive limit that is applied."""
+        return self.bulkhead.limit if self._applied is None else min(self.bulkhead.limit, self._applied.limit)
+
+    @property
+    def _applied(self) -> AdaptiveLimit | None:
+        """The adaptive limit if it is applied."""
+        adaptive = self.adaptive
+        return adaptive if adaptive is not None and adaptive.enforces and self.enforces else None
 
     def close_fast_paths(self) -> None:
         """Closes the fast paths until a move ends, as a signal handler may interrupt this one."""
@@ -417,6 +438,8 @@ class Gate(Outside):
     def resize(self, now: float, limit: int) -> None:
         """Changes the number of slots; never waits."""
         self._begin_move(now)
+        if self.adaptive is not None:
+            self.adaptive.resize(limit)
         self._fit_slots(limit)
         if self.breaker.stall_slots is not None:
             self.breaker.stall_slots = max(1, limit)
@@ -471,17 +494,43 @@ class Gate(Outside):
             self.last = 0.0
         if self.last >= self.grows_at:
             self._fit_slots(self.bulkhead.limit)
+        if self.adaptive is not None and not self.nested:
+            self._adapt(self.adaptive, self.breaker.state)
         return self.last
+
+    def _adapt(self, adaptive: AdaptiveLimit, state: str, *, at_once: bool = False) -> None:
+        """Measures the time since the last move, and applies the limit that follows.
+
+        Calls that run outside are not counted when they succeed, so nothing is learnt meanwhile.
+        """
+        served, limit = self.breaker.succeeded + self.breaker.pending_successes, adaptive.limit
+        adaptive.pass_time(self.last, self.under_way)
+        if self.unslotted or self.mode == "off" or state in {"open", "half_open", "forced_open"}:
+            adaptive.restart(self.last, served)
+        elif at_once or self.last >= adaptive.decides_at:
+            adaptive.decide(self.last, served, applies=self._applied is not None, at_once=at_once)
+            self._fit_slots(self.bulkhead.limit)
+            if self._applied is not None and adaptive.limit != limit:
+                self.outbox.append(SlotsChanged(adaptive.limit))
 
     def _fit_slots(self, limit: int) -> None:
         """Sets the slots that are usable at the latest time seen, and grants those that are free."""
-        breaker, usable, grows_at = self.breaker, limit, math.inf
-        if breaker.ramp is not None:
-            usable, grows_at = breaker.ramp.usable(self.last, limit)
-        self.outbox.extend(self.bulkhead.resize(limit, usable))
+        breaker, applied = self.breaker, self._applied
+        breaker.slot_cap = math.inf if applied is None else max(1, applied.applied)
+        grows_at = math.inf if breaker.ramp is None else breaker.ramp.usable(self.last, limit)[1]
+        self.outbox.extend(self.bulkhead.resize(limit, self._usable(self.last, limit)))
         if grows_at == math.inf:
             breaker.ramp = None
         self.grows_at = grows_at
+
+    def usable_at(self, now: float) -> int:
+        """The slots that are usable at a time."""
+        return self._usable(now, self.bulkhead.limit)
+
+    def _usable(self, now: float, limit: int) -> int:
+        ramp, applied = self.breaker.ramp, self._applied
+        usable = limit if ramp is None else ramp.usable(now, limit)[0]
+        return usable if applied is None else min(usable, applied.applied)
 
     def _complete_release(self, number: int) -> None:
         """Completes a release that an interrupt has cut short."""
@@ -625,6 +674,8 @@ class Gate(Outside):
     def _collect_transitions(self) -> None:
         changes = self.breaker.transitions
         if changes:
+            if self.adaptive is not None:  # what has opened the circuit is known before a new window begins
+                self._adapt(self.adaptive, changes[0].old, at_once=True)
             self.outbox.extend(changes)
             changes.clear()
             if self.breaker.state in {"open", "half_open", "forced_open"}:
@@ -645,7 +696,7 @@ class Gate(Outside):
             self.fast_refuse_until = self._ahead(min(breaker.open_until, breaker.next_overdue_at))
         elif breaker.state in {"closed", "disabled"} and bulkhead.ranks is None:
             self.admits_until = self._ahead(min(breaker.next_overdue_at, self.grows_at))
-            if not bulkhead.queue:
+            if not bulkhead.queue and self.adaptive is None:  # which must see each call begin and end
                 self.fast_leave_until = self._ahead(breaker.steady_until())
                 self.fast_enter_until = self.admits_until
         return result

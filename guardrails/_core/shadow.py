@@ -98,6 +98,7 @@ class Outside(ShadowQueue):
                 ranks.held[CRITICAL] += adopted
             self.mode, self.enforces = mode, enforces
             self.highest, self.longest = 0, 0.0
+            self._fit_slots(self.bulkhead.limit)  # an adaptive limit is applied by an enforcing gate only
             if not enforces:
                 self._wake_all()
         self._end_move(None)

@@ -8,8 +8,11 @@ from __future__ import annotations
 import random as _random
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Never, ParamSpec, TypeVar, cast
+from weakref import ref
 
+from guardrails._core.adaptive import Adaptive, AdaptiveLimit
 from guardrails._core.breaker import Breaker, State
 from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.gate import Gate
@@ -57,7 +60,8 @@ class Guard:
 
     Args:
         name: A label for errors, events and metrics.
-        max_concurrent_calls: Slots. Further calls wait in the queue; calls beyond the queue are refused.
+        max_concurrent_calls: Slots. Further calls wait in the queue; calls beyond the queue are refused. An
+            `Adaptive` is a number that follows the throughput.
         max_wait_duration: Longest time that a call waits for a slot; 0 refuses at once. If the queue has
             not been empty for 0.3 s, new callers wait at most 5 ms.
         max_waiting: Maximum number of waiting calls; None means ``max_concurrent_calls``.
@@ -93,7 +97,7 @@ class Guard:
         self,
         name: str,
         *,
-        max_concurrent_calls: int,
+        max_concurrent_calls: int | Adaptive,
         max_wait_duration: float = 0.05,
         max_waiting: int | None = None,
         timeout: float | None = 5.0,
@@ -110,16 +114,21 @@ class Guard:
         settings = dict(zip(INHERITED, given, strict=True))
         self._build(name, max_concurrent_calls, mode, fill_from_environment(name, settings, DEFAULTS))
 
-    def _build(self, name: str, slots: int, mode: Mode | None, settings: dict[str, Any]) -> None:
+    def _build(self, name: str, limit: int | Adaptive, mode: Mode | None, settings: dict[str, Any]) -> None:
         called = settings["listeners"]
         called = settings["listeners"] = tuple(called) if isinstance(called, Iterable) else called
-        check_settings(name, slots, mode, settings)
+        slots = check_settings(name, limit, mode, settings)
         self._timeout: float | None = settings["timeout"]
         self._max_waiting: int | None = settings["max_waiting"]
         queue = slots if self._max_waiting is None else self._max_waiting
-        core = Gate(Breaker(settings["breaker"], settings["random"]), Bulkhead(slots, queue))
+        adaptive = None
+        if isinstance(limit, Adaptive):
+            adaptive = AdaptiveLimit(limit.minimum, slots, enforces=limit.mode == "enforce")
+        core = Gate(Breaker(settings["breaker"], settings["random"]), Bulkhead(slots, queue), adaptive)
         wait = settings["max_wait_duration"]
         gate = LockedGate(name, core, clock=settings["clock"], max_wait=wait, listeners=called)
+        if adaptive is not None:
+            gate.share_slots = partial(_share_out, ref(self))
         self.call_settings = CallSettings(self, name, (gate,), settings["breaker"], self._timeout)
         self._parent: Guard | None = None
         self._share: int | None = None
@@ -278,7 +287,7 @@ class Guard:
         """Changes the number of slots at once, without waiting.
 
         Calls in excess of a smaller number run to their end. A larger number wakes waiting callers.
-        Compartments of the default size change in proportion.
+        Compartments of the default size change in proportion. Of an adaptive limit, it is the maximum.
         On a guard attached to a pool, idle connections in excess of a smaller number are closed, and the
         others when they return. With a fleet's budget, it is the most that a lease may give.
 
@@ -289,7 +298,9 @@ class Guard:
         most = self._attachment.most if self._attachment else None
         if self._parent is not None:
             most = self._parent.snapshot().max_concurrent_calls
-        faults.count("max_concurrent_calls", max_concurrent_calls, most=most)
+        adaptive = self._gate.core.adaptive
+        least = 1 if adaptive is None else adaptive.minimum
+        faults.count("max_concurrent_calls", max_concurrent_calls, least=least, most=most)
         faults.raise_if_any()
         upkeep = None if self._attachment is None or self._parent is not None else self._attachment.upkeep
         lease = None if upkeep is None else upkeep.lease
@@ -344,7 +355,8 @@ class Guard:
             if option not in INHERITED:
                 raise unknown_option("Guard", option, OPTIONS)
         part = Guard.__new__(Guard)  # the environment's settings are for whole guards
-        part._build(name, max_concurrent_calls or share(total), self.mode, {**self._inherited(), **options})
+        slots = max_concurrent_calls or share(self._gate.core.shared_slots)
+        part._build(name, slots, self.mode, {**self._inherited(), **options})
         part._parent = self
         part._share = max_concurrent_calls
         own = part._inherited()
@@ -479,6 +491,15 @@ def set_slots(guard: Guard, slots: int, *, closes: bool = True) -> None:
     upkeep = None if guard._attachment is None or guard._parent is not None else guard._attachment.upkeep
     if closes and upkeep is not None:
         upkeep.resized()
+    _share_out(ref(guard))
+
+
+def _share_out(whole: ref[Guard]) -> None:
+    """Fits the compartments of the default size to the slots that they share."""
+    guard = whole()
+    if guard is None:
+        return
+    slots = guard._gate.core.shared_slots
     if guard._auto_compartments is not None:
         guard._auto_compartments.resize(slots)
         return
@@ -502,6 +523,8 @@ def switch(guard: Guard, mode: Mode) -> None:
     gate.step(gate.core.set_mode, mode)
     if mode == "shadow":
         gate.report.sums.begin(gate.core.admitted)
+    if gate.core.adaptive is not None:
+        _share_out(ref(guard))
     for part in guard._parts:
         switch(part, mode)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from guardrails._core.adaptive import Adaptive
 from guardrails._core.policy import BreakerPolicy
 from guardrails._core.shadow import MODES
 from guardrails._util.checks import Faults, shown
@@ -24,8 +25,8 @@ DEFAULTS = {"max_wait_duration": 0.05, "max_waiting": None, "timeout": 5.0}
 """The defaults of the settings that the environment may fill."""
 
 
-def check_settings(name: object, limit: object, mode: object, settings: Mapping[str, Any]) -> None:
-    """Checks the settings of a new guard or compartment.
+def check_settings(name: object, limit: object, mode: object, settings: Mapping[str, Any]) -> int:
+    """Checks the settings of a new guard or compartment; returns its number of slots.
 
     Raises:
         ConfigurationError: One or more are wrong; all faults are named at once.
@@ -33,7 +34,12 @@ def check_settings(name: object, limit: object, mode: object, settings: Mapping[
     faults = Faults(f"guard {shown(name)}")
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
         faults.add("name", name, f"a text of 1 to {LONGEST_NAME} characters")
-    faults.count("max_concurrent_calls", limit)
+    slots = limit
+    if isinstance(limit, Adaptive):
+        slots = limit.maximum
+        faults.count("max_concurrent_calls.maximum", slots, least=limit.minimum)
+    else:
+        faults.count("max_concurrent_calls", limit)
     faults.seconds("max_wait_duration", settings["max_wait_duration"], zero=True)
     faults.count("max_waiting", settings["max_waiting"], least=0, none=True)
     faults.seconds("timeout", settings["timeout"], none=True)
@@ -46,3 +52,4 @@ def check_settings(name: object, limit: object, mode: object, settings: Mapping[
     faults.callable("clock", settings["clock"], none=False)
     faults.callable("random", settings["random"], none=False)
     faults.raise_if_any()
+    return cast("int", slots)

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from guardrails._core.breaker import Transition
 from guardrails._core.bulkhead import Waiter
-from guardrails._core.gate import Gate, Refusal
+from guardrails._core.gate import Gate, Refusal, SlotsChanged
 from guardrails._core.outcome import Outcome
 from guardrails._core.shadow import UNCOUNTED
 from guardrails._core.shadow_queue import Late
@@ -65,6 +65,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
         max_wait: Longest time in seconds that a caller waits for a slot.
         deferred: Moves that were requested during a step of the same thread, to be made at its end.
         auto_compartments: The automatic compartments that this gate is one of; None for other gates.
+        share_slots: Called when an adaptive limit has changed, to fit the compartments to it.
     """
 
     auto_compartments: Any = None
@@ -74,6 +75,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
         "deferred",
         "max_wait",
         "parent",
+        "share_slots",
         "workload",
         "workload_gates",
     )
@@ -95,6 +97,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
         self.deferred: list[Callable[[float], object]] = []
         self.workload: Workload | None = None
         self.parent: WorkloadGate | None = None
+        self.share_slots: Callable[[], object] = int
         self.workload_gates: list[WorkloadGate] = []
         self.report.gates.add(self)
         renew_after_fork(self)
@@ -132,7 +135,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
         **kwargs: P.kwargs,
     ) -> T:
         check_process()
-        todo: list[tuple[int, Waiter | Transition | Refusal | Late]] = []
+        todo: list[tuple[int, Waiter | Transition | Refusal | Late | SlotsChanged]] = []
         core, inside_another = self.core, self._in_step()
         with self.lock:
             core.close_fast_paths()
@@ -154,7 +157,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
             self._act(todo)
         return result
 
-    def _act(self, todo: list[tuple[int, Waiter | Transition | Refusal | Late]]) -> None:
+    def _act(self, todo: list[tuple[int, Waiter | Transition | Refusal | Late | SlotsChanged]]) -> None:
         """Does what a step asks for, without the lock."""
         # First wake the waiters: they must not wait for the listeners.
         for _, item in todo:
@@ -165,6 +168,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
                 self.report_transition(seq, item)
                 if self.parent is not None and item.new == "open":
                     self.parent.step(self.parent.core.reevaluate)
+            elif isinstance(item, SlotsChanged):
+                self.share_slots()
             elif isinstance(item, Late):
                 self.report_would_reject(seq, item.refusal, item.call.origin)
                 if item.call.holder is not None:
@@ -514,6 +519,7 @@ class WorkloadGate(LockedGate):
         self.max_wait = gate.max_wait
         self.deferred = gate.deferred
         self.workload_gates = []
+        self.share_slots = gate.share_slots
         self.parent = gate.parent
         self.workload = workload
         self.gate = gate

@@ -153,8 +153,15 @@ FIGURES = (
         "gauge",
         "bulkhead_usable",
         "",
-        "Slots that calls may use now: fewer than there are during a recovery ramp.",
+        "Slots that calls may use now: fewer than there are during a recovery ramp or by an adaptive limit.",
         _plain(lambda seen: seen.usable_slots),
+    ),
+    Figure(
+        "gauge",
+        "adaptive_limit",
+        "",
+        "Calls at once that serve most, as far as is known; absent without an adaptive limit.",
+        _plain(lambda seen: seen.adaptive_limit),
     ),
     Figure(
         "gauge",

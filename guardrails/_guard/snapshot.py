@@ -30,7 +30,10 @@ class GuardSnapshot:
         slow_call_rate: ``slow_calls / calls``; None while there are too few calls for a verdict.
         in_use: Slots in use.
         max_concurrent_calls: Slots in total.
-        usable_slots: Slots that calls may use now: fewer than there are during a recovery ramp.
+        usable_slots: Slots that calls may use now: fewer than there are during a recovery ramp, or by an
+            adaptive limit.
+        adaptive_limit: The number of calls at once that serves most, as far as is known; None without an
+            `Adaptive`.
         recovery_ramp_left: Time until every slot is usable again; None without a recovery ramp.
         waiting: Callers in the queue.
         oldest_in_flight: Age of the oldest call; for a pool, of the oldest checkout. None without one.
@@ -78,6 +81,7 @@ class GuardSnapshot:
     failure_cause: str | None = None
     usable_slots: int = 0
     recovery_ramp_left: float | None = None
+    adaptive_limit: int | None = None
 
 
 def take(
@@ -115,7 +119,8 @@ def take(
         would_reject={**core.would_reject},
         would_stop=core.would_stop,
         pool=pool,
-        usable_slots=bulkhead.limit if ramp is None else ramp.usable(now, bulkhead.limit)[0],
+        usable_slots=core.usable_at(now),
+        adaptive_limit=None if core.adaptive is None else core.adaptive.limit,
         recovery_ramp_left=None if ramp is None else ramp.until - now,
         failure_cause=report.cause(is_open=breaker.state != "closed"),
     )

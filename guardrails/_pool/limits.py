@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
+from guardrails._core.adaptive import Adaptive
 from guardrails._guard.auto_compartments import DEFAULT
 from guardrails._guard.compartments import COMPARTMENTS, compartment_for
 from guardrails._guard.guard import Guard
@@ -44,8 +46,8 @@ def refuse_unknown_options(options: Iterable[str], attach: Callable[..., object]
             raise unknown_option("protect", option, {*own, *further})
 
 
-def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int:
-    """The number of slots of a guard in front of a pool: the setting, or the pool's capacity.
+def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int | Adaptive:
+    """The slots of a guard in front of a pool: the setting, or the pool's capacity.
 
     Args:
         name: The guard's name.
@@ -57,8 +59,15 @@ def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int
         ConfigurationError: The setting exceeds the pool's capacity, or is missing for an unlimited pool.
     """
     faults = Faults(f"guard {shown(name)}")
-    faults.count("max_concurrent_calls", asked, none=True, most=most)
+    if isinstance(asked, Adaptive):
+        faults.count("max_concurrent_calls.maximum", asked.maximum, none=True, most=most)
+        if most is not None:
+            faults.count("max_concurrent_calls.minimum", asked.minimum, most=most)
+    else:
+        faults.count("max_concurrent_calls", asked, none=True, most=most)
     faults.raise_if_any()
+    if isinstance(asked, Adaptive) and (asked.maximum or most):
+        return replace(asked, maximum=asked.maximum or most)
     if isinstance(asked, int):
         return asked
     if most is None:

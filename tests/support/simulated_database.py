@@ -19,7 +19,8 @@ class Database:
         gate: The gate in front of it.
         users: Users who wait. Each calls, thinks for ``thinks`` seconds on average, and calls again.
         pace: ``(concurrent calls, database)`` -> the calls that it finishes in a second altogether.
-        seed: Of the users' times.
+        seed: Of the users' times and of the work.
+        random_work: True if the work of a call varies at random (exponentially); else each has the same.
 
     Attributes:
         now: The time.
@@ -30,14 +31,14 @@ class Database:
 
     warming = 0.0
 
-    def __init__(self, gate, users, pace, *, thinks=0.1, timeout=2.0, seed=1, ended=None):
+    def __init__(self, gate, users, pace, *, thinks=0.1, timeout=2.0, seed=1, random_work=False):
         self.gate, self.pace, self.timeout = gate, pace, timeout
         self.now, self.warmth, self.up = 0.0, 1.0, True
         self.served, self.openings = [], []
         self.running = {}
         self._dice, self._thinks = random.Random(seed), thinks
         self._calls_at = [self._dice.uniform(0, 2 * thinks) for _ in range(users)]
-        self._ended = ended or (lambda *_: None)
+        self._random_work = random_work
 
     def run(self, until):
         while self.now < until:
@@ -71,7 +72,6 @@ class Database:
     def _end(self, ticket, user, began, outcome):
         del self.running[ticket]
         self.gate.leave(self.now, ticket, outcome)
-        self._ended(self.now, self.now - began, outcome)
         self._think(user)
         if outcome is Outcome.SUCCESS:
             self.served.append(self.now)
@@ -85,7 +85,8 @@ class Database:
                     self._think(user)
                 else:
                     self._calls_at[user] = float("inf")
-                    self.running[ticket] = user, self.now, 1.0
+                    work = self._dice.expovariate(1) if self._random_work else 1.0
+                    self.running[ticket] = user, self.now, work
 
     def _think(self, user):
         self._calls_at[user] = self.now + self._dice.uniform(0.5, 1.5) * self._thinks

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from guardrails import (
+    Adaptive,
     BreakerPolicy,
     Bulkhead,
     BulkheadFullError,
@@ -57,6 +58,8 @@ policy = BreakerPolicy(
     is_failure=lambda error: not isinstance(error, LookupError),
     is_failure_result=lambda result: result is None,
 )
+Guard("adaptive", max_concurrent_calls=Adaptive(minimum=2, maximum=20, mode="shadow"))
+Adaptive(mode="off")  # type: ignore[arg-type]
 BreakerPolicy(sliding_window_type="calls")  # type: ignore[arg-type]
 BreakerPolicy(minimum_number_of_calls=2.5)  # type: ignore[arg-type]
 BreakerPolicy(open_jitter=Decimal("0.1"))  # type: ignore[arg-type]
