@@ -105,9 +105,9 @@ class Chaos:
 @pytest.mark.timeout(SECONDS + 180)
 @pytest.mark.parametrize(("kind", "count"), [("valkey", 16), ("sqlite", 8)])
 def test_the_server_never_sees_more_connections_than_the_budget(kind, count, tmp_path):
-    """Each worker has its turn of three seconds. One that is stopped for over 15 s does not count."""
+    """Each worker has its turn of six seconds. One that is stopped for over 15 s does not count."""
     draw = random.Random(7)
-    with fleet(kind, count, tmp_path, TURN=3, CALLERS=40) as (workers, watch):
+    with fleet(kind, count, tmp_path, TURN=6, CALLERS=40) as (workers, watch):
         chaos, began = Chaos(workers, watch, draw), time.monotonic()
         next_act = began + 3
         while (now := time.monotonic()) < began + SECONDS:

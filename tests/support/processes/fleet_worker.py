@@ -72,7 +72,9 @@ def main():
     if url:
         fleet = Fleet(url, name="shop", worker_id=worker_id[0] if worker_id else None)
         budget = fleet.budget("db", connections=int(connections))
-        protect(engine, name=f"w{number}", fleet=budget, max_wait_duration=0.1)
+        protect(
+            engine, name=f"w{number}", fleet=budget, max_wait_duration=0.1, timeout=60
+        )  # a stop is no failure
     load = Load(engine, int(number), int(workers))
     for thread in load.threads:
         thread.start()
