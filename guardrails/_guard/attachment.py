@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from guardrails._guard.pool_snapshot import PoolSnapshot
 
-__all__ = ["Attachment", "Lease", "Upkeep"]
+__all__ = ["Attachment", "FleetMember", "FleetPart", "Lease", "Upkeep"]
 
 
 class Lease(Protocol):
-    """A limit of a pool's connections that changes by itself."""
+    """A limit of a pool's connections, or of a guard's slots, that changes by itself.
+
+    Attributes:
+        ceiling: The largest limit.
+    """
+
+    ceiling: int
 
     def resize(self, ceiling: int) -> int:
         """Sets the largest limit; returns the limit that counts now."""
@@ -23,6 +30,38 @@ class Lease(Protocol):
 
     def compare(self, sessions: int) -> None:
         """Is told how many connections of the pool's role the server has."""
+
+
+class FleetMember(Protocol):
+    """A guard's part in a fleet.
+
+    Attributes:
+        started: True once callers need not pass `admit` in this process.
+        lease: Its lease on slots; None for a verdict alone.
+    """
+
+    started: bool
+
+    @property
+    def lease(self) -> Lease | None: ...
+
+    def admit(self, wait: Callable[[Any], Any] | None, *, may_wait: bool) -> None:
+        """Joins the fleet with the first call, and waits a moment for the first lease.
+
+        Args:
+            wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
+            may_wait: False joins without waiting.
+        """
+
+    async def admit_async(self) -> None:
+        """Joins the fleet without blocking the event loop."""
+
+
+class FleetPart(Protocol):
+    """What a fleet gives a guard to share: a budget, or a verdict."""
+
+    def enroll(self, guard: Any) -> FleetMember:
+        """Makes a guard a member."""
 
 
 class Upkeep(Protocol):

@@ -20,7 +20,7 @@ from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
 from guardrails._core.shadow import MODES, Mode
 from guardrails._core.shares import share
-from guardrails._guard.attachment import Attachment, Upkeep
+from guardrails._guard.attachment import Attachment, FleetPart, Lease, Upkeep
 from guardrails._guard.auto_compartments import AutoCompartments, CompartmentGate
 from guardrails._guard.call import Call, run_async
 from guardrails._guard.call_settings import CallSettings
@@ -36,7 +36,17 @@ from guardrails._util.checks import Faults, shown, unknown_option
 from guardrails.errors import ConfigurationError
 from guardrails.events import Listener
 
-__all__ = ["Guard", "attach", "attachment_of", "glance", "recent_events", "set_slots", "set_state", "switch"]
+__all__ = [
+    "Guard",
+    "attach",
+    "attachment_of",
+    "glance",
+    "lease_of",
+    "recent_events",
+    "set_slots",
+    "set_state",
+    "switch",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,6 +82,9 @@ class Guard:
         mode: ``"enforce"``; ``"shadow"``, which refuses, queues and stops nothing and counts what it would
             have done; or ``"off"``. None takes that of the environment, ``GUARDRAILS_MODE``, and without one
             ``"enforce"``. ``GUARDRAILS_MODE=off`` switches off every guard, whatever it was given.
+        fleet: A budget of a `guardrails.fleet.Fleet`: the calls of all workers share its slots, and
+            ``max_concurrent_calls`` is the most that this process may be given. Or a verdict of one: the
+            circuit opens and closes with those of the other workers; a budget has one, too.
         listeners: Called with events; see `guardrails.events`.
         clock: Returns the time in seconds; must be monotonic.
         random: Returns a float in [0, 1), for the jitter of open periods.
@@ -103,6 +116,7 @@ class Guard:
         timeout: float | None = 5.0,
         breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008 - frozen
         mode: Mode | None = None,
+        fleet: FleetPart | None = None,
         listeners: Iterable[Listener] = (),
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
@@ -113,6 +127,12 @@ class Guard:
         given = (max_wait_duration, max_waiting, timeout, breaker, listeners, clock, random)
         settings = dict(zip(INHERITED, given, strict=True))
         self._build(name, max_concurrent_calls, mode, fill_from_environment(name, settings, DEFAULTS))
+        if fleet is not None:
+            if not hasattr(fleet, "enroll"):
+                faults = Faults(f"guard {self.name!r}")
+                faults.add("fleet", fleet, "a budget or verdict, as a Fleet's methods return them, or None")
+                faults.raise_if_any()
+            self._gate.fleet_member = fleet.enroll(self)
 
     def _build(self, name: str, limit: int | Adaptive, mode: Mode | None, settings: dict[str, Any]) -> None:
         called = settings["listeners"]
@@ -297,16 +317,20 @@ class Guard:
         faults = Faults(f"guard {self.name!r}")
         most = self._attachment.most if self._attachment else None
         if self._parent is not None:
-            most = self._parent.snapshot().max_concurrent_calls
+            most = self._parent._most_slots()
         adaptive = self._gate.core.adaptive
         least = 1 if adaptive is None else adaptive.minimum
         faults.count("max_concurrent_calls", max_concurrent_calls, least=least, most=most)
         faults.raise_if_any()
-        upkeep = None if self._attachment is None or self._parent is not None else self._attachment.upkeep
-        lease = None if upkeep is None else upkeep.lease
+        lease = lease_of(self)
         set_slots(self, max_concurrent_calls if lease is None else lease.resize(max_concurrent_calls))
         if self._parent is not None and self._parent._auto_compartments is not None:
             self._parent._auto_compartments.keep_size(cast("CompartmentGate", self._gate))
+
+    def _most_slots(self) -> int:
+        """The slots of this guard; with a lease, the most that it may give."""
+        lease = lease_of(self)
+        return self._gate.core.bulkhead.limit if lease is None else lease.ceiling
 
     # --- compartments --------------------------------------------------------------------------
 
@@ -347,9 +371,8 @@ class Guard:
     def _new_part(
         self, name: str, max_concurrent_calls: int | None, options: dict[str, Any], *, elastic: bool
     ) -> Guard:
-        total = self._gate.core.bulkhead.limit
         faults = Faults(f"compartment {shown(name)}")
-        faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=total)
+        faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=self._most_slots())
         faults.raise_if_any()
         for option in options:
             if option not in INHERITED:
@@ -472,6 +495,16 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
 def attachment_of(guard: Guard) -> Attachment | None:
     """What a guard or its parent is attached to; None for nothing."""
     return guard._attachment
+
+
+def lease_of(guard: Guard) -> Lease | None:
+    """Returns the lease that limits a guard, and not only its parent; None without a fleet's budget."""
+    if guard._parent is not None:
+        return None
+    if guard._attachment is not None and guard._attachment.upkeep is not None:
+        return guard._attachment.upkeep.lease
+    member = guard._gate.fleet_member
+    return None if member is None else member.lease
 
 
 def recent_events(guard: Guard) -> list[dict[str, Any]]:

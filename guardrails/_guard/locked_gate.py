@@ -18,6 +18,7 @@ from guardrails._core.outcome import Outcome
 from guardrails._core.shadow import UNCOUNTED
 from guardrails._core.shadow_queue import Late
 from guardrails._core.workloads import Workload
+from guardrails._guard.attachment import FleetMember
 from guardrails._guard.error_classes import OWN_ERRORS
 from guardrails._guard.fast_path import FULL, FastGate
 from guardrails._guard.gate_reports import GateReports
@@ -66,13 +67,17 @@ class LockedGate(GateReports, FastGate, LockOwner):
         deferred: Moves that were requested during a step of the same thread, to be made at its end.
         auto_compartments: The automatic compartments that this gate is one of; None for other gates.
         share_slots: Called when an adaptive limit has changed, to fit the compartments to it.
+        fleet_member: The guard's part in a fleet; None without one. It keeps the fast paths closed until the
+            first caller has come here.
     """
 
     auto_compartments: Any = None
+    fleet_member: FleetMember | None
 
     __slots__ = (
         "__weakref__",
         "deferred",
+        "fleet_member",
         "max_wait",
         "parent",
         "share_slots",
@@ -95,6 +100,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
         self.max_wait = max_wait
         self.errors = OWN_ERRORS
         self.deferred: list[Callable[[float], object]] = []
+        self.fleet_member = None
         self.workload: Workload | None = None
         self.parent: WorkloadGate | None = None
         self.share_slots: Callable[[], object] = int
@@ -231,6 +237,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
         Raises:
             RejectedError: The call may not start.
         """
+        if (member := self.fleet_member) is not None and not member.started:
+            member.admit(wait, may_wait=wait is not None or not on_event_loop())
         if not self.core.enforces:
             waits = may_wait and (wait is not None or not on_event_loop())
             number = self._let_in(budget, self.max_wait if waits else 0.0, checkout=checkout)
@@ -266,6 +274,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
         raise self.refusal_error(refusal)
 
     async def _enter_async(self, held: list[int], *, checkout: bool, budget: float | None) -> Refusal:
+        if (member := self.fleet_member) is not None and not member.started:
+            await member.admit_async()
         if not self.core.enforces:
             held[0] = self._let_in(budget, self.max_wait, checkout=checkout)
             if held[0]:
@@ -518,6 +528,7 @@ class WorkloadGate(LockedGate):
         self.clock = gate.clock
         self.max_wait = gate.max_wait
         self.deferred = gate.deferred
+        self.fleet_member = gate.fleet_member
         self.workload_gates = []
         self.share_slots = gate.share_slots
         self.parent = gate.parent

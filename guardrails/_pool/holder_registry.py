@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from guardrails._guard.guard import Guard, attachment_of
+from guardrails._guard.guard import Guard, lease_of
 from guardrails._pool.checkout import HeldCheckout
 from guardrails._pool.figures import PoolFigures
 from guardrails._pool.frames import (
@@ -170,8 +170,7 @@ class HolderRegistry:
 
     def _compare(self, view: ServerView) -> None:
         """Compares the connections of the pool's role with the budget of its fleet."""
-        attachment = attachment_of(self.guard)
-        lease = None if attachment is None or attachment.upkeep is None else attachment.upkeep.lease
+        lease = lease_of(self.guard)
         if lease is not None:
             lease.compare(sum(session.user == view.asker.user for session in view.sessions))
 

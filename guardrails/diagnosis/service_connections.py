@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from guardrails._guard.guard import Guard, attachment_of
+from guardrails._guard.guard import Guard, lease_of
 from guardrails.diagnosis.findings import Finding
 from guardrails.diagnosis.surroundings import Surroundings
 
@@ -24,13 +24,8 @@ _MYSQL = {"mysql", "mariadb"}
 
 def most_slots(guard: Guard) -> int:
     """Returns the most slots that a guard may have; a lease may have given it fewer now."""
-    lease = _lease_of(guard)
+    lease = lease_of(guard)
     return guard.snapshot().max_concurrent_calls if lease is None else lease.ceiling
-
-
-def _lease_of(guard: Guard) -> Any:
-    attachment = attachment_of(guard)
-    return None if attachment is None or attachment.upkeep is None else attachment.upkeep.lease
 
 
 @dataclass
@@ -49,7 +44,7 @@ class _Demand:
 
     def add(self, guard: Guard) -> None:
         """Adds the pool of a guard."""
-        lease = _lease_of(guard)
+        lease: Any = lease_of(guard)
         if lease is None:
             self.guards.append(guard)
         else:

@@ -12,6 +12,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.fleet._guard_verdict import GuardVerdict
 from guardrails.fleet._pool_lease import PoolLease
 from guardrails.fleet._records import MOST_CONNECTIONS
+from guardrails.fleet._slots import SlotMember
 from guardrails.fleet._stores import Store
 from guardrails.fleet._worker import FleetWorker
 
@@ -46,6 +47,10 @@ class Budget:
         """
         return PoolLease(self.name, self.connections, self.minimum, guard, open_connections, self._worker)
 
+    def enroll(self, guard: Guard) -> SlotMember:
+        """Makes a guard without a pool a member, with its slots for connections; see `Guard`."""
+        return SlotMember(guard, self.lease(guard, int), self.follow(guard))
+
     def follow(self, guard: Guard) -> GuardVerdict | None:
         """Lets a guard follow the verdict of this name; None if the guard has no circuit."""
         if guard.call_settings.policy is None:
@@ -63,6 +68,14 @@ class Verdict:
 
     name: str
     _worker: FleetWorker = field(repr=False, compare=False)
+
+    def enroll(self, guard: Guard) -> SlotMember:
+        """Makes a guard without a pool a member; see `Guard`.
+
+        Raises:
+            ConfigurationError: The guard has no circuit.
+        """
+        return SlotMember(guard, None, self.follow(guard))
 
     def follow(self, guard: Guard) -> GuardVerdict:
         """Lets a guard follow it, for integrations.

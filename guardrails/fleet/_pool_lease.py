@@ -99,6 +99,11 @@ class PoolLease:
             self.started = True
         self._refuse_without_connection()
 
+    def join(self) -> None:
+        """Joins the fleet without waiting: the limit is the floor until the first lease."""
+        self.worker.join(self)
+        self.started = True
+
     async def admit_async(self) -> None:
         """Joins the fleet without blocking the event loop; see `admit`."""
         if not self.started:

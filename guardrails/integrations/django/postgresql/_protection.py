@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from sys import _getframe
-from types import TracebackType
 from typing import Any
 
 from django.db import connections, utils
@@ -16,7 +15,7 @@ from django.utils.connection import ConnectionDoesNotExist
 from guardrails._dbapi.drivers.psycopg_pool import FromPool, PooledPsycopg
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._guard.compartments import COMPARTMENTS, set_compartments
-from guardrails._guard.guard import Guard, attach
+from guardrails._guard.guard import Guard, attach, lease_of
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.checkout import Checkout
 from guardrails._pool.checkouts import Checkouts
@@ -26,15 +25,15 @@ from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.scope import note_guard_error
 from guardrails._util.checks import Faults
 from guardrails._util.weak_registry import WeakRegistry
-from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
+from guardrails.errors import CallTimeoutError, ConfigurationError, RejectedError
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django.postgresql._connections import DjangoConnections
-from guardrails.integrations.django.postgresql._pools import largest
+from guardrails.integrations.django.postgresql._pools import largest, refuse_kept_connections
 from guardrails.integrations.django.postgresql._revoking import Revocation
 from guardrails.integrations.django.postgresql._server_question import know_sessions
 from guardrails.integrations.django.postgresql._upkeep import DjangoUpkeep
 
-__all__ = ["ErrorWrapper", "Possession", "Protection", "guard_of_alias", "protect"]
+__all__ = ["Possession", "Protection", "guard_of_alias", "protect"]
 
 _ANSWERS = tuple(
     getattr(errors, name)
@@ -82,16 +81,6 @@ class Possession:
         self.protection.leave(self.checkout, dropped=True)
 
 
-class ErrorWrapper(utils.DatabaseErrorWrapper):  # type: ignore[misc]  # Django has no types
-    """Leaves the guard's own errors as they are, also those that are a driver's error as well."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None and not issubclass(kind, GuardrailsError):
-            super().__exit__(kind, error, traceback)
-
-
 class Protection:
     """The state that the connections of all threads and aliases behind one guard have in common.
 
@@ -134,6 +123,8 @@ class Protection:
         for runner in (self.direct, self.pooled):
             runner.judge.moved, runner.judge.suspect = renewal.renew, renewal.suspect
         self._slots = guard.call_settings.gates[0].core.bulkhead
+        lease: Any = lease_of(guard)
+        self._figures.lease = None if lease is None else lease.snapshot
         self._pools: WeakRegistry[Any] = WeakRegistry()
         self._revocation: Revocation | None = None
         if max_idle_hold is not None:
@@ -247,13 +238,17 @@ _lock = ForkedLock()
 _protections: dict[Guard, Protection] = {}
 
 
-def protect(alias: str, options: dict[str, Any]) -> Protection:
+def protect(alias: str, settings: dict[str, Any]) -> Protection:
     """The protection that an alias asks for in its ``OPTIONS``; the first to ask attaches the guard.
+
+    Args:
+        alias: The alias.
+        settings: Its entry in ``DATABASES``.
 
     Raises:
         ConfigurationError: The options are wrong.
     """
-    where = f"DATABASES[{alias!r}]"
+    where, options = f"DATABASES[{alias!r}]", settings["OPTIONS"]
     faults = Faults(where)
     guard = named(f"{where}: OPTIONS['guard']", options.get("guard"))
     if not isinstance(guard, Guard):
@@ -268,6 +263,8 @@ def protect(alias: str, options: dict[str, Any]) -> Protection:
     faults.flag("OPTIONS['ask_server']", ask_server)
     faults.raise_if_any()
     most = largest(options.get("pool"))
+    if lease_of(guard) is not None:
+        refuse_kept_connections(where, settings)
     with _lock:
         protection = _protections.get(guard)
         if protection is not None:

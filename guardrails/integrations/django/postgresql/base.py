@@ -25,13 +25,9 @@ if not is_psycopg3:
     )
 
 from guardrails.integrations.django.postgresql._cursors import Steps, guard_cursor
+from guardrails.integrations.django.postgresql._errors import ErrorWrapper
 from guardrails.integrations.django.postgresql._pools import Source
-from guardrails.integrations.django.postgresql._protection import (
-    ErrorWrapper,
-    Possession,
-    Protection,
-    protect,
-)
+from guardrails.integrations.django.postgresql._protection import Possession, Protection, protect
 from guardrails.integrations.django.postgresql._revoking import Revocable
 from guardrails.integrations.django.postgresql._upkeep import Renewable
 
@@ -70,7 +66,7 @@ class DatabaseWrapper(Revocable, Renewable, base.DatabaseWrapper, Steps):  # typ
         self._at_savepoint = self._ends_savepoint = False
         self._protection: Protection | None = None
         if self.alias != NO_DB_ALIAS:
-            self._protection = protect(self.alias, self.settings_dict["OPTIONS"])
+            self._protection = protect(self.alias, self.settings_dict)
 
     @property
     def is_checked_out(self) -> bool:
