@@ -8,6 +8,7 @@ from typing import Protocol
 from guardrails._guard.attachment import Lease
 from guardrails._guard.guard import Guard
 from guardrails._pool.figures import PoolFigures
+from guardrails._pool.life import PoolLife
 from guardrails._util.checks import Faults
 from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._pool_lease import PoolLease
@@ -18,6 +19,7 @@ __all__ = ["join_fleet"]
 class Joining(Protocol):
     """The upkeep of a pool, as far as a fleet needs it; see `PoolUpkeep`."""
 
+    life: PoolLife
     lease: Lease | None
     joins: Callable[[], None] | None
 
@@ -61,6 +63,7 @@ def join_fleet(
 
         lease = upkeep.lease = fleet.lease(guard, count)
         figures.lease = lease.snapshot
+        upkeep.life.acts = True
         leaving.append(lease.leave)
 
     def leave() -> None:

@@ -75,7 +75,8 @@ def shop(tmp_path):
         engine = new(url, pool_size=8, max_overflow=0)
         worker = FleetWorker("shop", lambda: store, None)
         budget = Budget("shop-db", 8, minimum, worker)
-        guard = protect(engine, fleet=budget, listeners=[events.append], **options)
+        options = {"listeners": [events.append]} | options
+        guard = protect(engine, fleet=budget, **options)
         made.append((guard, worker))
         return SimpleNamespace(engine=engine, guard=guard, worker=worker, store=store, events=events)
 
@@ -244,6 +245,61 @@ def test_lost_contact_is_logged_again_while_it_lasts(shop, caplog, monkeypatch):
     count = lines("no contact")
     time.sleep(0.7)
     assert (lines("no contact"), lines("in contact with its store again")) == (count, 1)
+    shop.engine.dispose()
+
+
+def test_connections_of_a_disposed_pool_count_until_they_are_closed(shop):
+    """Else a disposal under load would open the lease a second time."""
+    shop = shop()
+    first, second, third = (shop.engine.connect() for _ in range(3))
+    shop.engine.dispose()
+    with pytest.raises(BulkheadFullError):
+        shop.engine.connect()
+    assert shop.guard.snapshot().pool.open == 3
+    assert first.scalar(ONE) == 1
+    first.close()
+    assert shop.guard.snapshot().pool.open == 2, "it is closed, and not kept in the old pool"
+    with shop.engine.connect() as connection:
+        assert connection.scalar(ONE) == 1
+        assert shop.guard.snapshot().pool.open == 3
+    second.close()
+    third.close()
+    assert (shop.guard.snapshot().pool.open, shop.guard.snapshot().in_use) == (1, 0)
+    shop.engine.dispose()
+
+
+def test_asyncio_connections_of_a_disposed_pool_count_until_they_are_closed(shop, tmp_path):
+    shop = shop(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+
+    async def main():
+        connections = [await shop.engine.connect() for _ in range(3)]
+        await shop.engine.dispose()
+        with pytest.raises(BulkheadFullError):
+            await shop.engine.connect()
+        for connection in connections:
+            await connection.close()
+        assert (shop.guard.snapshot().pool.open, shop.guard.snapshot().in_use) == (0, 0)
+        async with shop.engine.connect() as connection:
+            assert await connection.scalar(ONE) == 1
+        await shop.engine.dispose()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+@pytest.mark.parametrize("kind", [LeaseChanged, FleetLost])
+def test_a_listener_that_raises_stops_no_lease(shop, kind, caplog):
+    def listener(event):
+        raise RuntimeError("of the application")
+
+    listener.events = (kind,)
+    shop = shop(listeners=[listener])
+    with shop.engine.connect():
+        pass
+    shop.store.grant = StoreError("gone")
+    wait_until(lambda: "of the application" in caplog.text)
+    wait_until(lambda: limit(shop) == 2)
+    shop.store.grant = 5
+    wait_until(lambda: limit(shop) == 5)
     shop.engine.dispose()
 
 

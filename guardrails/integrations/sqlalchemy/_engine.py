@@ -251,7 +251,9 @@ class _EngineAttachment:
             del root._has_events  # noqa: SLF001 - no public way
 
     def _disposed(self, engine: Engine) -> None:
-        self._admission.disposed(engine.pool)
+        # A lease counts all connections that are open: with one, each keeps its slot until it is closed.
+        if self._admission.lease is None:
+            self._admission.disposed(engine.pool)
         self.upkeep.disposed()
 
     def figures(self) -> PoolSnapshot:

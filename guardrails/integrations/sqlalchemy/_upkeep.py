@@ -69,11 +69,15 @@ class EngineUpkeep(PoolUpkeep):
         setattr(record, _AGE, self.opened(self.loop(), host, peer))
 
     def returned(self, pool: Pool, record: Any) -> bool:
-        """Notes the return of a record; True if it was closed and dropped, because its time is over."""
-        if not isinstance(pool, QueuePool) or pool is not self._pool or record.dbapi_connection is None:
+        """Notes the return of a record; True if it was closed and dropped, because its time is over.
+
+        With a lease, that of one whose pool was disposed of is over: there it would stay open unseen.
+        """
+        is_old = pool is not self._pool
+        if not isinstance(pool, QueuePool) or record.dbapi_connection is None or (is_old and not self.lease):
             return False
         age = self.age(record)
-        if age.process != os.getpid() or not self.must_close(age):
+        if age.process != os.getpid() or not (is_old or self.must_close(age)):
             return False
         self.drop(pool, record)
         return True
