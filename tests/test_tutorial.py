@@ -1,0 +1,183 @@
+"""The tutorial, followed by the letter: its files are written, its commands run, its output compared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guardrails.testing._processes import end
+from guardrails.testing.servers import free_port
+from support.paths import DOCS, python_path
+from support.polling import poll
+
+PAGE = (DOCS / "tutorial.md").read_text()
+PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+SHOWN = re.findall(r"^```console\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+LINES = [
+    "10 refused (no slot came free in time: 10); such as tutorial/shop.py:21 in count, /orders",
+    "circuit 'GET /orders' of 'shop': closed -> open (stalled): every slot has been in a call",
+    "pool 'shop': 10 x tutorial/shop.py:21 in count, /orders (sessions ",
+    " wait for a lock on 'orders' for up to ",
+]
+"""Parts of what the page shows of the service's terminal."""
+
+
+def without_times(output):
+    """The output without what differs each time: durations, limits, dates."""
+    return re.sub(r"\d+\.\d+ s|timeout=\d+\.\d+|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "?", output)
+
+
+class Reader:
+    """Follows the page in a folder.
+
+    Args:
+        folder: Where the files are written.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.port = free_port()
+        self.environ = os.environ | {"PYTHONPATH": python_path()}
+        self.shown = iter(SHOWN)
+        database, self.plain, users, self.guarded = PROGRAMS
+        (folder / "database.py").write_text(database)
+        (folder / "users.py").write_text(users.replace(":8000", f":{self.port}"))
+
+    @contextlib.contextmanager
+    def database(self):
+        """Starts the database, and copies its address."""
+        with subprocess.Popen(
+            [sys.executable, "database.py"],
+            cwd=self.folder,
+            env=self.environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            self.typing, self.said = process.stdin, process.stdout
+            command, address, prompt = next(self.shown).splitlines()
+            assert command == "$ python database.py"
+            name, _, self.environ["DATABASE_URL"] = self.said.readline().strip().partition("=")
+            assert name == address.partition("=")[0] == "export DATABASE_URL"
+            self.prompt(prompt)
+            yield
+            process.stdin.close()
+
+    def prompt(self, words):
+        """Waits for a question of the database's terminal."""
+        seen = ""
+        while not seen.endswith(words):
+            seen += self.said.read(1)
+
+    def press_enter(self):
+        """Locks the table, or releases it."""
+        self.typing.write("\n")
+        self.typing.flush()
+        self.prompt(": ")
+
+    @contextlib.contextmanager
+    def service(self, program, **environ):
+        """Starts a version of the service; returns when it takes connections."""
+        (self.folder / "shop.py").write_text(program)
+        log = self.folder / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [Path(sys.executable).parent / "uvicorn", "shop:app", "--port", str(self.port)],
+                cwd=self.folder,
+                env=self.environ | environ,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            poll(lambda: process.poll() is not None or self.answers(), "the service is there", 60)
+            yield log
+        finally:
+            end(process.pid, signal.SIGTERM)
+            process.wait(20)
+
+    def answers(self):
+        """True when the service takes connections."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def runs(self, *words):
+        """What a command prints."""
+        words = [word.replace(":8000", f":{self.port}") for word in words]
+        return subprocess.run(
+            words,
+            cwd=self.folder,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        ).stdout
+
+    def users_come(self):
+        """What the users see."""
+        return self.runs(sys.executable, "users.py")
+
+    def sees(self, output):
+        """The output is that of the page's next command."""
+        command, _, expected = next(self.shown).partition("\n")
+        assert without_times(output) == without_times(expected), command
+
+
+@pytest.fixture
+def reader(tmp_path):
+    folder = tmp_path / "tutorial"
+    folder.mkdir()
+    return Reader(folder)
+
+
+@pytest.mark.slow
+def test_every_step_shows_what_the_page_shows(reader):
+    """Users wait three seconds for an answer, twice, and circuits open and close meanwhile."""
+    with reader.database():
+        with reader.service(reader.plain):
+            reader.sees(reader.users_come())
+            reader.press_enter()
+            reader.sees(reader.users_come())
+            reader.press_enter()
+        with reader.service(reader.guarded) as log:
+            reader.sees(reader.users_come())
+            reader.press_enter()
+            reader.sees(reader.users_come())
+            again = reader.users_come()
+            if "504" not in again:  # a probe may have been among them, as the page says
+                assert without_times(again) == without_times(next(reader.shown).partition("\n")[2])
+            else:
+                next(reader.shown)
+            for line in LINES:
+                poll(lambda line=line: line in log.read_text(), f"the log has {line}\n{log.read_text()}")
+            reader.press_enter()
+            expected = next(reader.shown).partition("\n")[2]
+            poll(lambda: without_times(reader.users_come()) == without_times(expected), "all are served")
+        with reader.service(reader.guarded, GUARDRAILS_MODE="shadow"):
+            reader.sees(reader.users_come())
+            reader.press_enter()
+            reader.sees(reader.users_come())
+            reader.press_enter()
+            shadow = [sys.executable, "-m", "guardrails.cli", "shadow", "http://127.0.0.1:8000/internal"]
+            reader.sees(reader.runs(*shadow))
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_the_alert_rules_are_as_many_as_shown(reader):
+    (reader.folder / "guardrails.rules.yml").write_text(
+        reader.runs(sys.executable, "-m", "guardrails.cli", "alerts")
+    )
+    expected = SHOWN[-1].split("\n", 2)[2]
+    assert reader.runs("promtool", "check", "rules", "guardrails.rules.yml").strip() == expected.strip()
