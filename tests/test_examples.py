@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,26 @@ def test_django_app():
     assert run.stdout.splitlines() == ["{'suggestions': ['cats']}", "503 circuit_open", "{'ping': 'pong'}"], (
         run.stderr
     )
+
+
+def test_log_lines():
+    """Every line is JSON; a transition has its fields, refusals are counted in one line."""
+    told = [json.loads(line) for line in told_by("log_lines.py")]
+    assert {(line["logger"], line["level"]) for line in told} == {
+        ("guardrails", "warning"),
+        ("shop.circuits", "warning"),
+    }
+    (changed,) = (line for line in told if line["logger"] == "shop.circuits")
+    assert (changed["guard"], changed["old"], changed["new"]) == ("search", "closed", "open")
+    assert told[-1]["event"] == "guard 'search': in 1.0 s 1 refused (the circuit is open: 1)"
+
+
+def test_telemetry():
+    """The refusal is on its span, and the figures are collected."""
+    told = told_by("telemetry.py")
+    refusal = {"guardrails.guard": "search", "guardrails.reason": "circuit_open"}
+    assert told[:2] == ["refused: circuit_open", f"GET /suggest [('guardrails.rejected', {refusal})]"]
+    assert {"guardrails.breaker_state", "guardrails.rejections"} <= set(told[2:])
 
 
 def test_fastapi_service():

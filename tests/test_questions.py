@@ -41,6 +41,9 @@ QUESTIONS = {
     "list of all metrics": "reference/metrics.md#guards-and-compartments",
     "catch the error of a refused call": "reference/errors.md",
     "idle connections closed by the firewall": "guides/idle-connections.md",
+    "Celery tasks that are refused": "guides/workers.md",
+    "structlog": "production/logging.md",
+    "tutorial": "tutorial.md",
 }
 
 
