@@ -13,7 +13,7 @@ import click
 import pytest
 
 import guardrails
-from guardrails import BreakerPolicy, Guard, RetryBudget, events, guarded, retrying
+from guardrails import Adaptive, BreakerPolicy, Guard, RetryBudget, events, guarded, retrying
 from guardrails._guard.metric_table import CLASSIC, METRICS
 from guardrails._http.settings import HTTPSettings, StatusSettings
 from guardrails._pool.life import LifeSettings
@@ -55,6 +55,7 @@ def declared(cls):
 FOR_ENGINES = parameters(guard_engine, without=["engine"]).items() - parameters(guard_client).items()
 SETTINGS = {
     "Guard": parameters(Guard, without=["name"]),
+    "Adaptive": declared(Adaptive),
     "BreakerPolicy": declared(BreakerPolicy),
     "protect": parameters(guard_client, without=["client"]) | declared(LifeSettings),
     "protect, engines": dict(FOR_ENGINES),
@@ -183,7 +184,7 @@ def test_the_page_has_every_flag(name):
 
 # --- versions ------------------------------------------------------------------------------------
 
-DISTRIBUTIONS = {"psycopg2": "psycopg2-binary", "redis-py": "redis"}
+DISTRIBUTIONS = {"psycopg2": "psycopg2-binary", "psycopg_pool": "psycopg-pool", "redis-py": "redis"}
 
 
 def test_the_page_has_the_oldest_versions():
