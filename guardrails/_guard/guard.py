@@ -8,6 +8,7 @@ from __future__ import annotations
 import random as _random
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Never, ParamSpec, TypeVar, cast
 from weakref import ref
@@ -42,6 +43,7 @@ __all__ = [
     "attachment_of",
     "glance",
     "lease_of",
+    "note_orders",
     "recent_events",
     "set_slots",
     "set_state",
@@ -99,6 +101,7 @@ class Guard:
         "_auto_compartments",
         "_max_waiting",
         "_may_have_compartments",
+        "_orders",
         "_parent",
         "_parts",
         "_share",
@@ -156,6 +159,7 @@ class Guard:
         self._may_have_compartments = True
         self._parts: tuple[Guard, ...] = ()
         self._attachment: Attachment | None = None
+        self._orders: dict[str, dict[str, str]] = {}
         if (wanted := resolve(mode)) != "enforce":
             switch(self, wanted)
 
@@ -489,7 +493,8 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
     if not gate.core.enforces:
         gate.step(gate.core.play)  # else refusals that are due in the model would be missing
     with gate.lock:
-        return take(gate.clock(), guard.name, gate.core, gate.report, pool)
+        seen = take(gate.clock(), guard.name, gate.core, gate.report, pool)
+    return replace(seen, orders=guard._orders) if guard._orders else seen
 
 
 def attachment_of(guard: Guard) -> Attachment | None:
@@ -505,6 +510,11 @@ def lease_of(guard: Guard) -> Lease | None:
         return guard._attachment.upkeep.lease
     member = guard._gate.fleet_member
     return None if member is None else member.lease
+
+
+def note_orders(guard: Guard, orders: dict[str, dict[str, str]]) -> None:
+    """Notes the orders of a fleet that a guard knows, for its snapshot."""
+    guard._orders = orders
 
 
 def recent_events(guard: Guard) -> list[dict[str, Any]]:

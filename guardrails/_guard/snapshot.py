@@ -82,6 +82,7 @@ class GuardSnapshot:
     usable_slots: int = 0
     recovery_ramp_left: float | None = None
     adaptive_limit: int | None = None
+    orders: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def take(

@@ -12,8 +12,9 @@ from guardrails.errors import ConfigurationError
 from guardrails.fleet._guard_verdict import GuardVerdict
 from guardrails.fleet._pool_lease import PoolLease
 from guardrails.fleet._records import MOST_CONNECTIONS
-from guardrails.fleet._slots import SlotMember
-from guardrails.fleet._stores import Store
+from guardrails.fleet._slots import Follower, SlotMember
+from guardrails.fleet._steering import Steering, check_order, give, who
+from guardrails.fleet._stores import Store, StoreError
 from guardrails.fleet._worker import FleetWorker
 
 __all__ = ["Budget", "Fleet", "Verdict", "store_of"]
@@ -49,13 +50,18 @@ class Budget:
 
     def enroll(self, guard: Guard) -> SlotMember:
         """Makes a guard without a pool a member, with its slots for connections; see `Guard`."""
-        return SlotMember(guard, self.lease(guard, int), self.follow(guard))
+        return SlotMember(guard, self.lease(guard, int), self.followers(guard))
 
     def follow(self, guard: Guard) -> GuardVerdict | None:
         """Lets a guard follow the verdict of this name; None if the guard has no circuit."""
         if guard.call_settings.policy is None:
             return None
         return GuardVerdict(self.name, guard, self._worker)
+
+    def followers(self, guard: Guard) -> list[Follower]:
+        """Lets a guard follow the verdict and the orders of this name, for integrations."""
+        verdict, steering = self.follow(guard), Steering(self.name, guard, self._worker)
+        return [steering] if verdict is None else [verdict, steering]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class Verdict:
         Raises:
             ConfigurationError: The guard has no circuit.
         """
-        return SlotMember(guard, None, self.follow(guard))
+        return SlotMember(guard, None, self.followers(guard))
 
     def follow(self, guard: Guard) -> GuardVerdict:
         """Lets a guard follow it, for integrations.
@@ -84,6 +90,10 @@ class Verdict:
             ConfigurationError: The guard has no circuit.
         """
         return GuardVerdict(self.name, guard, self._worker)
+
+    def followers(self, guard: Guard) -> list[Follower]:
+        """Lets a guard follow it and the orders of this name, for integrations."""
+        return [self.follow(guard), Steering(self.name, guard, self._worker)]
 
 
 class Fleet:
@@ -164,6 +174,35 @@ class Fleet:
         _check_name(faults, "name", name)
         faults.raise_if_any()
         return Verdict(name, self._worker)
+
+    def steer(self, name: str, what: str, *, by: str | None = None) -> None:
+        """Gives an order to the guards of one budget or verdict in all processes; they obey within 1.5 s.
+
+        A process that starts later obeys, too. What is set by hand in a process afterwards stays until a
+        later order. It waits for the store; on an event loop, call it in a thread.
+
+        Args:
+            name: The name of the budget or verdict.
+            what: ``"enforce"``, ``"shadow"`` or ``"off"``; ``"force_open"``, ``"disable"``,
+                ``"metrics_only"`` or ``"reset"``, as the methods of a guard; or ``"auto"``, which ends the
+                orders.
+            by: Who gives it, for the log and the status pages; None is ``user@host``.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+            ConnectionError: The store cannot be used now.
+        """
+        faults = Faults(f"fleet {self.name!r}: steer")
+        _check_name(faults, "name", name)
+        check_order(faults, what, by)
+        faults.raise_if_any()
+        store = self._worker.new_store()
+        try:
+            give(store, name, what, by or who())
+        except StoreError as error:
+            raise ConnectionError(f"fleet {self.name!r}: its store cannot be used: {error}") from None
+        finally:
+            store.close()
 
     def close(self) -> None:
         """Says goodbye: what this process has is free for the others soon. Harmless when called again.

@@ -51,6 +51,7 @@ class GuardVerdict:
     """
 
     says_goodbye = False
+    is_member = True
     suffix = ""
 
     def __init__(self, name: str, guard: Guard, worker: FleetWorker) -> None:

@@ -51,10 +51,15 @@ def join_fleet(
         faults.add("fleet", fleet, "a budget or verdict, as a Fleet's methods return them, or None")
         faults.raise_if_any()
         return None, _nothing
-    verdict = fleet.follow(guard)
-    upkeep.joins = None if verdict is None else verdict.join
-    leaving = [] if verdict is None else [verdict.leave]
+    parts = fleet.followers(guard)
+    leaving = [part.leave for part in parts]
     lease = None
+
+    def join() -> None:
+        for part in parts:
+            part.join()
+
+    upkeep.joins = join
     if isinstance(fleet, Budget):
 
         def count() -> int:

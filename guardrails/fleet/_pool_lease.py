@@ -40,7 +40,7 @@ class PoolLease:
         ceiling: The largest limit, from the pool's capacity and `Guard.resize`.
     """
 
-    says_goodbye = True
+    says_goodbye = is_member = True
     suffix = ""
 
     def __init__(

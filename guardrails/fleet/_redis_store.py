@@ -10,7 +10,7 @@ keys of a fleet have one hash tag. The members of a budget are in `_SHARDS` hash
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from hashlib import sha1
@@ -19,7 +19,8 @@ from typing import Any, cast
 from zlib import crc32
 
 from guardrails.errors import ConfigurationError
-from guardrails.fleet import _lease_sums, _records, _rulings, _verdict
+from guardrails.fleet import _lease_sums, _orders, _records, _rulings, _verdict
+from guardrails.fleet._orders import Orders, OrdersRequest
 from guardrails.fleet._records import EPOCH, Reply
 from guardrails.fleet._rulings import Ruling, VerdictRequest
 from guardrails.fleet._sentinel_url import SCHEMES, client_of
@@ -35,6 +36,13 @@ _SHARDS = 32
 
 _WIDTH = 16
 """Number of words of a question to the script."""
+
+
+def _lua_sets(sets: Mapping[str, Iterable[str]]) -> str:
+    """Returns sets of words by name, as an expression of Lua."""
+    words = {name: ", ".join(f"{word} = true" for word in each) for name, each in sets.items()}
+    return "{" + ", ".join(f"{name} = {{{each}}}" for name, each in words.items()) + "}"
+
 
 _CONSTANTS = {
     "LEASE": _records.LEASE,
@@ -60,11 +68,14 @@ _CONSTANTS = {
     "FAILED": _rulings.FAILED,
     "IDLE": _verdict.IDLE,
     "WIDTH": _WIDTH,
+    "ORDERS_KEPT": _orders.ORDERS_KEPT,
+    "TOO_LATE": _orders.TOO_LATE,
+    "ORDERS": _lua_sets({kind: (*allowed, _orders.AUTO) for kind, allowed in _orders.KINDS.items()}),
 }
 
 _MISSING = "a fleet on Redis or Valkey needs redis-py: pip install 'guardrails-db[redis]'"
 
-_KEY = re.compile(r"guardrails:\{([^{}]*)\}:(budget|verdict)2(\.[0-9]+)?:(.*)")
+_KEY = re.compile(r"guardrails:\{([^{}]*)\}:(budget|verdict|order)2(\.[0-9]+)?:(.*)")
 
 _REASONS = (
     (("NOAUTH", "WRONGPASS", "AuthenticationError"), "it refuses the login"),
@@ -155,14 +166,14 @@ class RedisStore:
 
     def _read(self) -> StoreView:
         seconds, micros = self._client.time()
-        view = StoreView(seconds * 1000 + micros // 1000, {}, {})
+        view = StoreView(seconds * 1000 + micros // 1000, {}, {}, {})
         for key in self._client.scan_iter(match="guardrails:{*}:*", count=1000):
             names = _KEY.fullmatch(key)
             if names is None or self._client.type(key) != "hash":
                 continue
-            found = view.budgets if names[2] == "budget" else view.verdicts
+            found = {"budget": view.budgets, "verdict": view.verdicts, "order": view.orders}[names[2]]
             fields = found.setdefault((names[1], names[4]), {})
-            if names[3] is None:
+            if names[3] is None and names[2] != "order":
                 fields[EPOCH] = cast("str | None", self._client.hget(key, EPOCH)) or ""
             else:
                 fields.update(cast("dict[str, str]", self._client.hgetall(key)))
@@ -185,11 +196,13 @@ def _reason(error: Exception, *, refused: bool) -> str:
 
 
 def _kind(ask: Ask) -> str:
-    return "verdict" if isinstance(ask.request, VerdictRequest) else "budget"
+    kinds = {VerdictRequest: "verdict", OrdersRequest: "order"}
+    return kinds.get(type(ask.request), "budget")
 
 
 def _words(ask: Ask) -> list[Any]:
-    kind = "judge" if isinstance(ask.request, VerdictRequest) else "leave" if ask.leaving else "renew"
+    kinds = {VerdictRequest: "judge", OrdersRequest: "steer"}
+    kind = kinds.get(type(ask.request), "leave" if ask.leaving else "renew")
     words = [int(word) if isinstance(word, bool) else word for word in astuple(ask.request)]
     shard = crc32(ask.request.worker.encode()) % _SHARDS
     return [kind, shard, *words, *[""] * (_WIDTH - 2 - len(words))]
@@ -198,5 +211,7 @@ def _words(ask: Ask) -> list[Any]:
 def _answer(ask: Ask, values: Any) -> Answer:
     if isinstance(ask.request, VerdictRequest):
         return Ruling(*map(int, values))
+    if isinstance(ask.request, OrdersRequest):
+        return Orders(*map(str, values))
     status, grant, safe, workers, budget, largest, learning, borrowed = map(int, values)
     return Reply(status, grant, safe, workers, budget, largest, learning == 1, borrowed)

@@ -1,4 +1,4 @@
-"""A guard without a pool in a fleet: its slots are a part of a budget. Depends on leases and verdicts.
+"""A guard without a pool in a fleet: its slots are a part of a budget. Depends on leases.
 
 The fast paths of its gate stay closed until its first call, which joins the fleet. So a process that only
 forks workers is no worker, and no later call pays for it.
@@ -6,16 +6,25 @@ forks workers is no worker, and no later call pays for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from guardrails._core.gate import LOCK_FREE
 from guardrails._guard.guard import Guard
 from guardrails._runtime.fork import renew_after_fork
-from guardrails.fleet._guard_verdict import GuardVerdict
 from guardrails.fleet._pool_lease import PoolLease
 
-__all__ = ["SlotMember"]
+__all__ = ["Follower", "SlotMember"]
+
+
+class Follower(Protocol):
+    """What follows a fleet."""
+
+    def join(self) -> None:
+        """Begins to ask the store; harmless if it does already."""
+
+    def leave(self) -> None:
+        """Ends asking the store."""
 
 
 class SlotMember:
@@ -24,12 +33,12 @@ class SlotMember:
     Args:
         guard: The guard.
         lease: Its lease on slots; None without a budget.
-        verdict: Its part in a verdict; None without a circuit.
+        followers: What else follows the fleet: its verdict, its orders.
     """
 
-    def __init__(self, guard: Guard, lease: PoolLease | None, verdict: GuardVerdict | None) -> None:
+    def __init__(self, guard: Guard, lease: PoolLease | None, followers: Sequence[Follower]) -> None:
         self.lease = lease
-        self._verdict = verdict
+        self._followers = followers
         self._gate = guard.call_settings.gates[-1]
         self.reset_in_child()
         renew_after_fork(self)
@@ -56,13 +65,14 @@ class SlotMember:
 
     def leave(self) -> None:
         """Leaves the fleet."""
-        for part in (self.lease, self._verdict):
-            if part is not None:
-                part.leave()
+        if self.lease is not None:
+            self.lease.leave()
+        for each in self._followers:
+            each.leave()
 
     def _join(self) -> None:
-        if self._verdict is not None:
-            self._verdict.join()
+        for each in self._followers:
+            each.join()
 
     def _start(self) -> None:
         self.started = True

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 
 from guardrails.fleet._lease import leave, renew
+from guardrails.fleet._orders import OrdersRequest, merge
 from guardrails.fleet._records import GRANTED, Reply
 from guardrails.fleet._rulings import VerdictRequest
 from guardrails.fleet._stores import Answer, Ask, StoreError, StoreView
-from guardrails.fleet._verdict import judge
+from guardrails.fleet._verdict import close, judge
 
 __all__ = ["SQLiteStore"]
 
 _BUSY = 0.5
 """Seconds for which a worker waits for the file's lock."""
 
-_VERDICT = "@"
-"""Begins the name of a verdict in the table; no name of a budget begins with it."""
+_VERDICT, _ORDER = "@v", "@o"
+"""Begin the name of a verdict and of orders in the table; no name of a budget begins so."""
 
 _TABLE = """create table if not exists guardrails_fleet_2 (
     fleet text, budget text, field text, value text, primary key (fleet, budget, field)) without rowid"""
@@ -65,11 +66,11 @@ class SQLiteStore:
                 rows = file.execute("select fleet, budget, field, value from guardrails_fleet_2").fetchall()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(_reason(error)) from None
-        view = StoreView(_now(), {}, {})
+        view = StoreView(_now(), {}, {}, {})
         for fleet, budget, field, value in rows:
             name = str(budget)
-            found = view.verdicts if name.startswith(_VERDICT) else view.budgets
-            mapping = found.setdefault((str(fleet), name.removeprefix(_VERDICT)), {})
+            found = {_VERDICT: view.verdicts, _ORDER: view.orders}.get(name[:2], view.budgets)
+            mapping = found.setdefault((str(fleet), name if found is view.budgets else name[2:]), {})
             mapping[str(field)] = value if isinstance(value, str) else ""
         return view
 
@@ -88,20 +89,36 @@ class SQLiteStore:
         return file
 
     def _answer(self, file: sqlite3.Connection, ask: Ask, now: int) -> Answer:
+        if isinstance(ask.request, OrdersRequest):
+            return self._steer(file, ask.name, ask.request)
         name = f"{_VERDICT}{ask.name}" if isinstance(ask.request, VerdictRequest) else ask.name
+        with self._texts(file, name) as fields:
+            if isinstance(ask.request, VerdictRequest):
+                return judge(fields, ask.request, now)
+            if ask.leaving:
+                leave(fields, ask.request, now)
+                return Reply(GRANTED)
+            return renew(fields, ask.request, now)
+
+    def _steer(self, file: sqlite3.Connection, name: str, asked: OrdersRequest) -> Answer:
+        with self._texts(file, f"{_ORDER}{name}") as fields:
+            before = fields.get("circuit")
+            orders = merge(fields, asked, time.time_ns() // 1_000_000)
+        if asked.gives and orders.circuit not in {"", before} and " reset " in orders.circuit:
+            with self._texts(file, f"{_VERDICT}{name}") as fields:
+                close(fields)
+        return orders
+
+    @contextmanager
+    def _texts(self, file: sqlite3.Connection, name: str) -> Iterator[dict[str, str]]:
+        """Reads the texts of a name, and writes what is changed in them."""
         rows = file.execute(
             "select field, value from guardrails_fleet_2 where fleet = ? and budget = ?",
             (self._fleet, name),
         ).fetchall()
         before = {str(field): value if isinstance(value, str) else "" for field, value in rows}
         fields = dict(before)
-        answer: Answer = Reply(GRANTED)
-        if isinstance(ask.request, VerdictRequest):
-            answer = judge(fields, ask.request, now)
-        elif ask.leaving:
-            leave(fields, ask.request, now)
-        else:
-            answer = renew(fields, ask.request, now)
+        yield fields
         for field in before.keys() - fields.keys():
             file.execute(
                 "delete from guardrails_fleet_2 where fleet = ? and budget = ? and field = ?",
@@ -113,7 +130,6 @@ class SQLiteStore:
                     "insert or replace into guardrails_fleet_2 values (?, ?, ?, ?)",
                     (self._fleet, name, field, value),
                 )
-        return answer
 
 
 def _now() -> int:

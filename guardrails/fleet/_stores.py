@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from guardrails.fleet._orders import Orders, OrdersRequest
 from guardrails.fleet._records import Reply, Request
 from guardrails.fleet._rulings import Ruling, VerdictRequest
 
 __all__ = ["Answer", "Ask", "Store", "StoreError", "StoreView"]
 
 
-Answer = Reply | Ruling
+Answer = Reply | Ruling | Orders
 
 
 class StoreError(Exception):
@@ -22,13 +23,13 @@ class Ask(NamedTuple):
     """One question to a store.
 
     Attributes:
-        name: The name of the budget, or of the verdict.
+        name: The name of the budget or of the verdict.
         request: The request.
         leaving: True to say goodbye instead of renewing a lease.
     """
 
     name: str
-    request: Request | VerdictRequest
+    request: Request | VerdictRequest | OrdersRequest
     leaving: bool = False
 
 
@@ -39,11 +40,13 @@ class StoreView(NamedTuple):
         now: The store's time in milliseconds.
         budgets: The store's mapping for each fleet and budget, by their names.
         verdicts: Likewise for each verdict.
+        orders: Likewise the orders to the guards of each name.
     """
 
     now: int
     budgets: dict[tuple[str, str], dict[str, str]]
     verdicts: dict[tuple[str, str], dict[str, str]]
+    orders: dict[tuple[str, str], dict[str, str]]
 
 
 class Store(Protocol):

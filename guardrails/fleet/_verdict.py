@@ -24,7 +24,7 @@ from guardrails.fleet._rulings import (
 )
 from guardrails.fleet._table import MemberTable, count
 
-__all__ = ["IDLE", "VerdictSums", "VerdictTable", "judge", "look"]
+__all__ = ["IDLE", "VerdictSums", "VerdictTable", "close", "judge", "look"]
 
 IDLE = 2000
 """Milliseconds for which a round of probes is left to a worker that has callers."""
@@ -177,6 +177,15 @@ def judge(fields: MutableMapping[str, str], asked: VerdictRequest, now: int) -> 
         fields[asked.worker] = own.write()
     fields[EPOCH] = table.circuit.write()
     return ruling
+
+
+def close(fields: MutableMapping[str, str]) -> None:
+    """Closes the circuit in the texts of a store; the windows of before do not count."""
+    circuit = Circuit.read(fields.get(EPOCH, ""))
+    if circuit.state != CLOSED:
+        circuit.state, circuit.generation, circuit.until = CLOSED, circuit.generation + 1, 0
+        circuit.prober = ""
+        fields[EPOCH] = circuit.write()
 
 
 def look(fields: Mapping[str, str], now: int) -> Ruling:

@@ -22,6 +22,7 @@ from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.threads import daemon
 from guardrails._util.weak_registry import WeakRegistry
+from guardrails.fleet._orders import OrdersRequest
 from guardrails.fleet._records import Request
 from guardrails.fleet._rulings import VerdictRequest
 from guardrails.fleet._stores import Ask, Store, StoreError
@@ -59,18 +60,20 @@ class LeaseTask(Protocol):
         budget: The name of its budget.
         is_lost: True while it has no contact.
         says_goodbye: True if the store is told when it ends.
+        is_member: True if the store keeps something under its name.
         suffix: What its name has after that of the process. Two pools that share one budget are two members.
     """
 
     budget: str
     is_lost: bool
     says_goodbye: bool
+    is_member: bool
     suffix: str
 
     def tick(self, now: float) -> bool:
         """Measures and applies; True if the store is to be asked."""
 
-    def request(self, identity: Identity) -> Request | VerdictRequest:
+    def request(self, identity: Identity) -> Request | VerdictRequest | OrdersRequest:
         """Returns the next request."""
 
     def answered(self, reply: Any) -> bool:
@@ -132,7 +135,7 @@ class FleetWorker:
             if self.closed:
                 return
             if task not in self._tasks.living():
-                number = next(self._numbers)
+                number = next(self._numbers) if task.is_member else 0
                 task.suffix = f"#{number}" if number else ""
                 self._tasks.add(task)
             if self._thread is None:

@@ -1,9 +1,9 @@
--- The rules of guardrails/fleet/_lease.py and _verdict.py, for Redis and Valkey. Constants come before this text.
+-- The rules of guardrails/fleet/_lease.py, _verdict.py and _orders.py, for Redis and Valkey. Constants come before this text.
 --
 -- KEYS: a hash for each budget and verdict. It holds `@` (the last contact, or the circuit), `=` (the sums over all
 -- members) and for each shard of members the sums over them, by its number. A shard is a hash of its own with the
 -- members' texts. ARGV: for each key WIDTH values, in the order of `_redis_store.py`.
--- Returns for each key the values of a `Reply` or a `Ruling`.
+-- Returns for each key the values of a `Reply`, a `Ruling` or `Orders`. The key of orders has a field for each kind.
 --
 -- A usual call reads and writes one member and changes the sums by the difference. A shard's sums are made anew from its
 -- members, and the total from the shards, every REMAKE milliseconds and when time has changed a member's state. If a
@@ -529,6 +529,13 @@ local function read_circuit(text)
   return {state = CLOSED, generation = 0, till = 0, seen = 0, last = 0, prober = ''}
 end
 
+local function write_circuit(circuit)
+  return string.format(
+    '2 %d %.0f %.0f %.0f %.0f %s', circuit.state, circuit.generation, circuit.till, circuit.seen, circuit.last,
+    circuit.prober
+  )
+end
+
 local function counted(total, circuit)
   local found = {}
   for _, name in ipairs(VERDICTS.tables) do found[name] = total[name][circuit.generation] or 0 end
@@ -586,16 +593,51 @@ local function judge(key, shard, asked, now)
       asked.failures, asked.slow
     )
   end
-  finish(book, string.format(
-    '2 %d %.0f %.0f %.0f %.0f %s', circuit.state, circuit.generation, circuit.till, circuit.seen, circuit.last,
-    circuit.prober
-  ), text)
+  finish(book, write_circuit(circuit), text)
   local found, state = counted(book.total, circuit), circuit.state
   if state == PROBE and circuit.prober ~= asked.name then state = OPEN end
   return {
     state, math.max(0, circuit.till - now), circuit.generation, book.total.live, found.calls, found.failures,
     found.slow, found.troubled,
   }
+end
+
+-- The rule of _orders.py.
+
+local function given_at(kind, text, now)
+  if not text or #text > 200 then return nil end
+  local at, what, by = string.match(text, '^2 ([0-9]+) ([a-z_]+) ([!-~]+)$')
+  at = at and number(at)
+  return at and at <= now + TOO_LATE and ORDERS[kind][what] and #by <= 100 and at or nil
+end
+
+-- A reset closes the fleet's circuit, too; the windows of before do not count.
+local function close_circuit(key)
+  local circuit = read_circuit(fetch('HGET', key, EPOCH))
+  if circuit.state ~= CLOSED then
+    circuit.state, circuit.generation, circuit.till, circuit.prober = CLOSED, circuit.generation + 1, 0, ''
+    redis.call('HSET', key, EPOCH, write_circuit(circuit))
+  end
+end
+
+local function steer(key, gives, orders, now)
+  local kinds, replies = {'mode', 'circuit'}, {}
+  local stored = fetch('HMGET', key, kinds[1], kinds[2]) or {}
+  for i, kind in ipairs(kinds) do
+    local known, new = given_at(kind, stored[i], now), given_at(kind, orders[i], now)
+    replies[i] = known and stored[i] or ''
+    if new and (not known or new > known) then
+      redis.call('HSET', key, kind, orders[i])
+      replies[i] = orders[i]
+      if gives and string.match(orders[i], '^2 [0-9]+ reset ') then
+        close_circuit((string.gsub(key, ':order2:', ':verdict2:', 1)))
+      end
+    end
+  end
+  if (replies[1] ~= '' or replies[2] ~= '') and redis.call('PTTL', key) < ORDERS_KEPT / 2 then
+    redis.call('PEXPIRE', key, ORDERS_KEPT)
+  end
+  return replies
 end
 
 for _, kind in ipairs({LEASES, VERDICTS}) do
@@ -609,7 +651,9 @@ for i, key in ipairs(KEYS) do
   local at = (i - 1) * WIDTH
   local kind, shard = ARGV[at + 1], ARGV[at + 2]
   local function asked(n) return tonumber(ARGV[at + n]) end
-  if kind == 'judge' then
+  if kind == 'steer' then
+    replies[i] = steer(key, ARGV[at + 4] == '1', {ARGV[at + 5], ARGV[at + 6]}, now)
+  elseif kind == 'judge' then
     replies[i] = judge(key, shard, {
       name = ARGV[at + 3], instance = ARGV[at + 4], seq = asked(5), generation = asked(6), result = asked(7),
       calls = asked(8), failures = asked(9), slow = asked(10), refused = asked(11), minimum = asked(12),

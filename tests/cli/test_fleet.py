@@ -114,3 +114,53 @@ def test_a_wrong_url_is_a_usage_error_without_its_text(url):
     assert code == 2
     assert "url must" in output
     assert "hunter2" not in output
+
+
+# --- a large fleet, and orders --------------------------------------------------------------------------
+
+
+def test_a_large_fleet_is_its_largest_workers_and_a_sum(store, tmp_path, monkeypatch):
+    now = _sqlite_store._now()
+    monkeypatch.setattr(_sqlite_store, "_now", lambda: now)
+    store.exchange([asked(f"w{n:02}", has=n, budget=8000, most=60) for n in range(60)])
+    code, output = run(f"sqlite:///{tmp_path}/fleet.db")
+    lines = output.splitlines()
+    assert (code, len(lines)) == (0, 24)
+    assert lines[-1] == "  the largest 20 of 60 workers; --all lists all"
+    assert lines[-2].split()[:3] == ["sum", "1770", "180"]
+    assert [line.split()[0] for line in lines[2:-2]] == [f"w{n}" for n in range(40, 60)]
+    assert len(run(f"sqlite:///{tmp_path}/fleet.db", "--all")[1].splitlines()) == 63
+    assert len(json.loads(run(f"sqlite:///{tmp_path}/fleet.db", "--json")[1])["budgets"][0]["workers"]) == 60
+
+
+def test_an_order_is_given_listed_and_ended(store, tmp_path):
+    store.exchange([asked("w1")])
+    url = f"sqlite:///{tmp_path}/fleet.db"
+    code, output = run(url, "db", "force_open", "--by", "ops@bastion")
+    assert (code, output) == (0, "ordered: db force_open, by ops@bastion; the workers obey within 1.5 s\n")
+    assert run(url, "db", "shadow")[0] == 0
+    lines = run(url)[1].splitlines()
+    assert lines[-1].startswith("shop / db: force_open, ordered by ops@bastion at 20")
+    assert lines[-2].startswith("shop / db: shadow, ordered by ")
+    assert [each["order"] for each in json.loads(run(url, "--json")[1])["orders"]] == ["shadow", "force_open"]
+    assert run(url, "db", "auto")[0] == 0
+    assert "ordered by" not in run(url)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing", "shadow"], "no fleet has a budget or verdict 'nothing'; known: db"),
+        (["db"], "an order needs TARGET"),
+        (["db", "dance"], "'dance' is not one of"),
+        (["db", "shadow", "--by", "a b"], "by must be a text of 1 to 100 visible ASCII"),
+        (["db", "shadow"], "several fleets have 'db': say which with --name: other, shop"),
+    ],
+)
+def test_a_wrong_order_is_a_usage_error(store, tmp_path, words, said):
+    store.exchange([asked("w1")])
+    if "several" in said:
+        SQLiteStore(str(tmp_path / "fleet.db"), "other").exchange([asked("w9")])
+    code, output = run(f"sqlite:///{tmp_path}/fleet.db", *words)
+    assert code == 2
+    assert said in " ".join(output.split())

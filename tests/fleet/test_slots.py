@@ -67,7 +67,7 @@ def test_the_first_call_joins_and_the_next_take_the_fast_path(shop):
     assert (shop.store.asked, limit(shop.guard)) == ([], 1), "a process without calls is no worker"
     assert shop.guard.run(int) == 0
     assert limit(shop.guard) == 3
-    asked = shop.store.asked[0] if isinstance(shop.store.asked[0], Request) else shop.store.asked[1]
+    asked = next(each for each in shop.store.asked if isinstance(each, Request))
     assert (asked.has, asked.minimum, asked.most, asked.budget) == (0, 1, 8, 8)
     core = shop.guard.call_settings.gates[0].core
     assert core.fast is LOCK_FREE

@@ -60,7 +60,7 @@ class Store:
 class Task:
     """A lease that is renewed at every tick; the steps in `bad` raise."""
 
-    says_goodbye = True
+    says_goodbye = is_member = True
 
     def __init__(self, budget="db"):
         self.budget, self.suffix, self.is_lost = budget, "", False
