@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import signal
 import sqlite3
 import time
@@ -341,6 +342,33 @@ def test_a_full_disk_is_an_error_and_the_next_call_works(tmp_path, monkeypatch):
             store.exchange([Ask(f"db{n}", request(host="h" * 100)) for n in range(100)])
     assert store.exchange([Ask("db", request(seq=2))])[0].status == GRANTED
     assert list(store.read().budgets) == [("shop", "db")], "the transaction that failed left nothing"
+
+
+def _write_up_to(path, size, found):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    store = SQLiteStore(path, "shop")
+    try:
+        for n in range(1000):
+            store.exchange([Ask(f"db{n}", request(host="h" * 100))])
+    except StoreError as error:
+        found.put(str(error))
+
+
+def test_a_file_that_may_not_grow_is_an_error_and_is_whole(tmp_path):
+    """The system refuses to write more, as on a full disk; another process goes on with what there is."""
+    path, context = str(tmp_path / "fleet.db"), multiprocessing.get_context("spawn")
+    found = context.Queue()
+    child = context.Process(target=_write_up_to, args=(path, 64 * 1024, found), daemon=True)
+    child.start()
+    words = found.get(timeout=60)
+    child.join(20)
+    assert path not in words
+    store = SQLiteStore(path, "shop")
+    assert store.exchange([Ask("db0", request("w2", host="h"))])[0].workers == 2
+    with sqlite3.connect(path) as file:
+        assert file.execute("pragma integrity_check").fetchall() == [("ok",)]
+    file.close()
 
 
 def test_a_file_that_was_removed_is_made_anew(tmp_path):
