@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import re
 from typing import TYPE_CHECKING
+
+from sphinx.util.inspect import stringify_signature
 
 if TYPE_CHECKING:
     from docutils.nodes import Element
@@ -60,20 +63,44 @@ def _to_public_name(
     return python.resolve_xref(environment, place, builder, "obj", public[0], node, text)
 
 
-def _without_unknown(
+_SHOWN = {
+    r", \*\*\w+: [~\w.]*Never": "",
+    r"<built-in function monotonic>": "time.monotonic",
+    r"<built-in method random of [^>]*>|_random\.random": "random.random",
+    r"~typing\.~P\b": "P",
+}
+"""What a signature shows instead of what is found in it."""
+
+
+def _real_signature(
     _app: Sphinx,
-    _what: str,
+    what: str,
     _name: str,
-    _of: object,
+    of: type,
     _options: object,
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """Leaves out ``**unknown: Never``: it names a misspelt option in an error, and is no option."""
-    return signature and re.sub(r", \*\*\w+: [~\w.]*Never", "", signature), returns
+    """Leaves out what only names a misspelt option (``**unknown: Never``, a ``__new__``), and shows names."""
+    if what == "class" and "__new__" in vars(of):
+        made = inspect.signature(of.__init__)
+        signature = stringify_signature(made.replace(parameters=[*made.parameters.values()][1:]))
+    for found, shown in _SHOWN.items():
+        signature = signature and re.sub(found, shown, signature)
+    return signature, returns
+
+
+def _without_rules(
+    _app: Sphinx, what: str, _name: str, _of: object, _options: object, lines: list[str]
+) -> None:
+    """Leaves out which modules a module may import, which is for those who work on it."""
+    if what == "module":
+        text = re.sub(r"[ \n]*(Depends on|Must not|Pure:)[^.]*\.", "", "\n".join(lines))
+        lines[:] = text.splitlines()
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", _to_public_name)
-    app.connect("autodoc-process-signature", _without_unknown)
+    app.connect("autodoc-process-signature", _real_signature)
+    app.connect("autodoc-process-docstring", _without_rules)
