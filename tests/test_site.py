@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,27 +11,13 @@ import sys
 import pytest
 from sphinx.util.inventory import InventoryFile
 
+from guardrails import integrations
 from support.paths import DOCS, ROOT
 
 MODULES = [
-    "guardrails",
-    "guardrails.errors",
-    "guardrails.events",
-    "guardrails.fleet",
-    "guardrails.integrations.asgi",
-    "guardrails.integrations.django",
-    "guardrails.integrations.django.cache",
-    "guardrails.integrations.flask",
-    "guardrails.integrations.loop_clock",
-    "guardrails.integrations.opentelemetry",
-    "guardrails.integrations.outgoing",
-    "guardrails.integrations.prometheus",
-    "guardrails.integrations.redis",
-    "guardrails.integrations.sqlalchemy",
-    "guardrails.integrations.starlette",
-    "guardrails.integrations.wsgi",
-    "guardrails.testing",
-    "guardrails.testing.servers",
+    *("guardrails", "guardrails.errors", "guardrails.events", "guardrails.fleet", "guardrails.simulation"),
+    *("guardrails.testing", "guardrails.testing.servers", "guardrails.integrations.django.cache"),
+    *(each.name for each in pkgutil.iter_modules(integrations.__path__, "guardrails.integrations.")),
 ]
 """Every module that users import from."""
 
@@ -54,7 +41,8 @@ def test_the_site_has_every_page_and_every_public_name(site):
     with (site / "objects.inv").open("rb") as file:
         entries = InventoryFile.load(file, "", str.__add__)
     listed = {name for kind in entries.values() for name in kind}
-    public = {(module, name) for module in MODULES for name in importlib.import_module(module).__all__}
+    modules = [importlib.import_module(name) for name in MODULES if "._" not in name]
+    public = {(module.__name__, name) for module in modules for name in module.__all__}
     missing = {pair for pair in public if not {".".join(pair), f"guardrails.{pair[1]}"} & listed}
     assert missing == set()
 
