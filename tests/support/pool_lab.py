@@ -14,7 +14,7 @@ from guardrails import protect
 from support.polling import poll
 from support.sql_lab import AsyncLab, Postgres, SyncLab
 
-__all__ = ["AsyncpgLab", "PsycopgAsyncLab", "PsycopgLab", "pool_lab_with"]
+__all__ = ["KINDS", "AsyncpgLab", "PsycopgAsyncLab", "PsycopgLab", "pool_lab_with"]
 
 
 def pool_lab_with(kinds):

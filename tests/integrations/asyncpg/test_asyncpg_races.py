@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import types
 from collections import Counter
 
 import asyncpg
@@ -13,6 +12,7 @@ import pytest
 
 from guardrails import CallTimeoutError, CommitUnknownError, DeadlineSpentError, deadline, protect
 from guardrails.testing.pgbouncer import PgBouncer
+from support.cancelling import cancelled_at
 from support.pool_lab import pool_lab_with
 
 lab = pool_lab_with(["asyncpg"])
@@ -98,34 +98,6 @@ RUNNING = """
 """
 
 
-@types.coroutine
-def cancelled_at(coroutine, point):
-    """Awaits a coroutine and cancels its task at one of its await points; returns how many it reached."""
-    points, step = 0, functools.partial(coroutine.send, None)
-    while True:
-        try:
-            awaited = step()
-        except StopIteration:
-            return points
-        except asyncio.CancelledError:
-            return points
-        points += 1
-        if points == point:
-            asyncio.current_task().cancel()
-        try:
-            sent = yield awaited
-            step = functools.partial(coroutine.send, sent)
-        except BaseException as thrown:
-            step = functools.partial(coroutine.throw, thrown)
-
-
-async def as_task(coroutine):
-    """For a task: it takes no bare generator."""
-    reached = await coroutine
-    asyncio.current_task().uncancel()
-    return reached
-
-
 async def fetch(pool):
     await pool.fetch("select 1")
 
@@ -153,7 +125,7 @@ def test_a_task_may_be_cancelled_at_each_await(lab, work):
             point += 1
             if point % 4 == 0:
                 await lab.pool.expire_connections()  # the next acquire opens a connection
-            task = asyncio.create_task(as_task(cancelled_at(work(lab.pool), point)))
+            task = asyncio.create_task(cancelled_at(work(lab.pool), point))
             reached = await task
             assert guard.snapshot().in_use <= 1
             assert await asyncio.wait_for(lab.pool.fetchval("select 42"), 20) == 42

@@ -26,6 +26,7 @@ from guardrails import (
 )
 from guardrails.integrations.sqlalchemy import pool_status
 from guardrails.testing.pgbouncer import PgBouncer
+from support.cancelling import cancelled_at
 from support.lateness import LATE
 from support.pool_lab import pool_lab_with
 
@@ -497,3 +498,41 @@ def test_transactions_around_their_deadline(lab, way, count):
     assert count // 3 < tally["int"] < count
     assert guard.snapshot().in_use == 0
     assert guard.snapshot().failed == 0
+
+
+async def statement(pool):
+    async with pool.connection() as connection:
+        await connection.execute("select 1")
+
+
+async def in_transaction(pool):
+    async with pool.connection() as connection, connection.transaction():
+        await connection.execute("select 1")
+
+
+async def piped(pool):
+    async with pool.connection() as connection, connection.pipeline():
+        await connection.execute("select 1")
+
+
+@pytest.mark.parametrize("lab", ["psycopg_async"], indirect=True)
+@pytest.mark.parametrize("work", [statement, in_transaction, piped])
+def test_a_task_may_be_cancelled_at_each_await(lab, work):
+    """Slot and connection come back, and the pool serves the next caller."""
+    guard = lab.protect(size=1, guard={"timeout": 20, "max_wait_duration": 5})
+
+    async def sweep():
+        point = reached = 0
+        while reached >= point:
+            point += 1
+            if point % 3 == 0:
+                await lab.pool.drain()  # the next caller waits for a connection that is opened
+            reached = await asyncio.create_task(cancelled_at(work(lab.pool), point))
+            assert guard.snapshot().in_use == 0
+            async with lab.pool.connection() as connection:
+                cursor = await connection.execute("select 42")
+                assert await cursor.fetchone() == (42,)
+            assert guard.snapshot().in_use == 0
+        return point
+
+    assert lab.runner.run(sweep()) > 2
