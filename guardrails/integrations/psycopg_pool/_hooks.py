@@ -6,7 +6,10 @@ The twins differ in an ``await``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from time import monotonic
+from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
 from psycopg_pool import PoolTimeout, TooManyRequests
@@ -15,11 +18,16 @@ from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._guard.guard import Guard
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.figures import PoolFigures
-from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails._runtime.scope import deadline, note_guard_error
+from guardrails.errors import CallTimeoutError, DeadlineSpentError, RejectedError
 from guardrails.integrations.psycopg_pool._borrowing import borrow, borrow_async
+from guardrails.integrations.psycopg_pool._errors import PoolTimeoutError
 from guardrails.integrations.psycopg_pool._work import PoolCheckout
 
 __all__ = ["hooks", "hooks_on_loop"]
+
+_LEAST = 0.001
+"""Seconds of the shortest wait."""
 
 _NOT_LENT = (PoolTimeout, TooManyRequests, CallTimeoutError)
 
@@ -101,6 +109,33 @@ def hooks_on_loop(admission: Admission, base: Any) -> dict[str, Any]:
     return {"getconn": getconn, "putconn": putconn, "resize": resize}
 
 
+def _within(pool: Any, checkout: PoolCheckout, timeout: float | None) -> AbstractContextManager[object]:
+    """A block that waits for slots, for as long as its caller or the pool waits for a connection."""
+    limit = pool.timeout if timeout is None else timeout
+    if limit >= checkout.guard.call_settings.gates[-1].max_wait:
+        return nullcontext()
+    return _PoolTimeout(checkout.guard.name, limit)
+
+
+class _PoolTimeout:
+    """A deadline whose end is the pool's own error."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self._name, self._seconds = name, seconds
+        self._scope = deadline(max(seconds, _LEAST))
+        self._since = monotonic()
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._scope.__exit__(kind, error, traceback)
+        if isinstance(error, DeadlineSpentError) and monotonic() - self._since >= self._seconds:
+            raise note_guard_error(PoolTimeoutError(self._name, self._seconds)) from error
+
+
 def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
     core, expect_wait = admission.guard.call_settings.gates[0].core, admission.figures.expect_wait
 
@@ -110,7 +145,8 @@ def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
         admission.check_home()
         checkout = admission.new_checkout()
         try:
-            checkout.take_slots()
+            with _within(self, checkout, timeout):
+                checkout.take_slots()
         except RejectedError as refusal:
             admission.checkouts.refused(refusal)
             raise
@@ -141,7 +177,8 @@ def _getter_on_loop(admission: Admission, base: Any) -> Callable[..., Any]:
         admission.check_home()
         checkout = admission.new_checkout()
         try:
-            await checkout.take_slots_async()
+            with _within(self, checkout, timeout):
+                await checkout.take_slots_async()
         except RejectedError as refusal:
             admission.checkouts.refused(refusal)
             raise

@@ -249,6 +249,22 @@ def test_an_exhausted_pool_refuses_and_says_who_holds_it(lab):
     assert guard.snapshot().in_use == 0
 
 
+def test_the_pools_timeout_bounds_the_wait_for_a_slot(lab):
+    """Its own error is raised then, which is a CallTimeoutError, too."""
+    guard = lab.protect(size=1, timeout=SHORT, guard={"max_wait_duration": 20, "timeout": 20})
+
+    def work(session):
+        session.execute("select 1")
+        started = time.monotonic()
+        with pytest.raises(psycopg_pool.PoolTimeout) as raised:
+            session.do(lab.pool.getconn())
+        assert isinstance(raised.value, CallTimeoutError)
+        return time.monotonic() - started
+
+    assert SHORT <= lab.run(work) < SHORT + LATE
+    assert guard.snapshot().in_use == 0
+
+
 def test_a_connection_that_is_forgotten_is_reported(lab, caplog):
     """Once, with the line that took it."""
     lab.protect(size=2, guard={"leak_after": 0.1})
