@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
@@ -301,6 +302,42 @@ def test_a_listener_that_raises_stops_no_lease(shop, kind, caplog):
     shop.store.grant = 5
     wait_until(lambda: limit(shop) == 5)
     shop.engine.dispose()
+
+
+def test_two_engines_of_one_process_share_a_budget_as_two_workers(tmp_path):
+    """Each has a lease and a floor; the one that is busy gets what the other leaves."""
+    fleet = Fleet(f"sqlite:///{tmp_path}/fleet.db", name="shop", worker_id="web")
+    engines = [create_engine(f"sqlite:///{tmp_path}/{name}.db", pool_size=6, max_overflow=0) for name in "ab"]
+    guards = [
+        protect(engine, fleet=fleet.budget("db", connections=6), max_wait_duration=0.1) for engine in engines
+    ]
+    engines[1].connect().close()
+    over = threading.Event()
+
+    def work():
+        while not over.is_set():
+            with contextlib.suppress(BulkheadFullError), engines[0].connect() as connection:
+                connection.execute(ONE)
+                time.sleep(0.05)
+
+    callers = [threading.Thread(target=work) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    try:
+        wait_until(lambda: guards[0].snapshot().max_concurrent_calls >= 4)
+        leases = [guard.snapshot().pool.lease for guard in guards]
+    finally:
+        over.set()
+        for caller in callers:
+            caller.join(10)
+    assert [lease.workers for lease in leases] == [2, 2]
+    assert leases[1].limit >= 1
+    known = fleet._worker.new_store().read().budgets["shop", "db"]
+    assert sorted(name for name in known if name != "@") == ["web", "web#1"]
+    for guard, engine in zip(guards, engines, strict=True):
+        guard.detach()
+        engine.dispose()
+    fleet.close()
 
 
 def test_asyncio_engine_follows_its_lease(shop, tmp_path):

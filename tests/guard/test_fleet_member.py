@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
 from guardrails import ConfigurationError, Guard
-from guardrails._guard.guard import lease_of, set_slots
+from guardrails._guard.guard import attach, lease_of, set_slots
 from guardrails._runtime.waiters import on_event_loop
 
 
@@ -114,3 +115,14 @@ def test_what_no_fleet_gives_is_refused():
         ConfigurationError, match=r"guard 'search': fleet must be a budget or verdict.* got 5"
     ):
         Guard("search", max_concurrent_calls=2, fleet=5)
+
+
+def test_the_lease_of_a_pool_is_that_of_its_upkeep():
+    guard = Guard("db", max_concurrent_calls=8)
+    lease = Lease(guard)
+    attach(guard, SimpleNamespace(most=8, upkeep=SimpleNamespace(lease=lease, resized=list), detach=list))
+    assert lease_of(guard) is lease
+    guard.resize(6)
+    assert guard._gate.core.bulkhead.limit == 3
+    guard.detach()
+    assert lease_of(guard) is None
