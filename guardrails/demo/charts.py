@@ -18,6 +18,7 @@ __all__ = ["Chart", "Line", "draw"]
 _WIDTH, _HEIGHT = 400.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 16.0, 10.0, 26.0
 _STEPS = (1, 2, 5)
+_TIMES = (1, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 14400, 43200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Chart:
         name: The label for screen readers.
         lines: Drawn in this order, the last on top.
         seconds: Right end of the time axis, which starts at 0.
-        shaded: The window of the fault, in seconds.
+        shaded: The window of the fault, in seconds; None without one.
         label: Formats a value at its tick.
         floor: Smallest value of a logarithmic axis; None for a linear one from 0.
         rule: A value to mark with a thin line across.
@@ -45,8 +46,8 @@ class Chart:
     name: str
     lines: Sequence[Line]
     seconds: float
-    shaded: tuple[float, float]
     label: Callable[[float], str]
+    shaded: tuple[float, float] | None = None
     floor: float | None = None
     rule: float | None = None
 
@@ -58,7 +59,7 @@ def draw(chart: Chart) -> str:
     to_y = _y_axis(ticks[-1], chart.floor)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" aria-label="{escape(chart.name)}">',
-        _window(chart),
+        _window(chart.shaded, chart),
         *(_y_tick(to_y(value), chart.label(value)) for value in ticks),
         *(_x_tick(_x(chart, second), second) for second in _time_ticks(chart.seconds)),
     ]
@@ -102,12 +103,14 @@ def _linear_ticks(most: float) -> list[float]:
 
 
 def _time_ticks(seconds: float) -> list[int]:
-    step = next(step for step in (5, 10, 20, 60, 120) if seconds / step <= 7 or step == 120)  # noqa: PLR2004
+    step = next((step for step in _TIMES if seconds / step <= 7), int(seconds / 6))  # noqa: PLR2004
     return list(range(0, int(seconds) + 1, step))
 
 
-def _window(chart: Chart) -> str:
-    left, right = (_x(chart, second) for second in chart.shaded)
+def _window(shaded: tuple[float, float] | None, chart: Chart) -> str:
+    if shaded is None:
+        return ""
+    left, right = (_x(chart, second) for second in shaded)
     height = _HEIGHT - _TOP - _BOTTOM
     return (
         f'<rect class="fault" x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" height="{height}"/>'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.guard import Guard, glance
@@ -41,6 +42,7 @@ class GuardVerdict:
         name: The name of the verdict.
         guard: The guard.
         worker: Asks the store.
+        clock: Returns the time of ``tick`` in seconds.
 
     Raises:
         ConfigurationError: The guard has no circuit.
@@ -54,7 +56,9 @@ class GuardVerdict:
     is_member = True
     suffix = ""
 
-    def __init__(self, name: str, guard: Guard, worker: FleetWorker) -> None:
+    def __init__(
+        self, name: str, guard: Guard, worker: FleetWorker, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         policy = guard.call_settings.policy
         if policy is None:
             raise ConfigurationError(f"guard {guard.name!r} has no circuit, so it cannot follow a verdict")
@@ -62,6 +66,7 @@ class GuardVerdict:
         self._guard = guard
         self._policy: BreakerPolicy = policy
         self._worker = worker
+        self._clock = clock
         self._gate = guard.call_settings.gates[-1]
         self.forget()
 
@@ -102,7 +107,7 @@ class GuardVerdict:
 
     def request(self, identity: Identity) -> VerdictRequest:
         """Returns the next request."""
-        self._asked = time.monotonic()
+        self._asked = self._clock()
         self._told_bad = self._bad_calls()
         self._seq += 1
         seen, policy = glance(self._guard), self._policy
@@ -129,7 +134,7 @@ class GuardVerdict:
         if not isinstance(answer, Ruling):
             return True
         self.ruling = answer
-        self._heard = time.monotonic()
+        self._heard = self._clock()
         self._generation = answer.generation
         if self._guard.state not in _FOLLOWING:
             self._holds = self._probes = False

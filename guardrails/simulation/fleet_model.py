@@ -7,6 +7,7 @@ moments; the invariant is checked at each event that opens connections.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,7 @@ class SimulatedFleet:
     Attributes:
         now: The time in seconds.
         table: The store.
-        frozen_until: Until when the store does not answer.
+        frozen_until: Until when the store does not answer; ``calm_from``: from when all is well again.
         workers: The workers that live.
         sums: What is counted.
     """
@@ -62,7 +63,7 @@ class SimulatedFleet:
         self.budget, self.static, self.minimum, self.most = budget, static, minimum, most
         self.hold, self.drift = hold, drift
         self.now = 1000.0
-        self.frozen_until = 0.0
+        self.frozen_until = self.calm_from = 0.0
         self.table = LeaseTable()
         self.workers: dict[str, Worker] = {}
         self.sums = FleetSums(self.now)
@@ -149,7 +150,7 @@ class SimulatedFleet:
     def cut_off(self, worker: Worker, *, cut: bool) -> None:
         """Loses all messages of a worker, or no more."""
         self.wake(worker)
-        worker.cut_off = cut
+        worker.cut_off, worker.healed_at = cut, math.inf if cut else self.now + 5.0
         worker.disturb()
         if cut:  # the store forgets it then, and it goes on with its safe share
             self.after(FORGET_AFTER / 1000 - 2.0, self._forgotten, worker, worker)
@@ -161,11 +162,13 @@ class SimulatedFleet:
             self.lost(worker, is_lost=True)
 
     def lost(self, worker: Worker, *, is_lost: bool = False) -> None:
-        """Counts the safe share of a worker that the store has forgotten beside the budget, or no more."""
-        if worker.is_lost != is_lost and not (worker.cut_off and worker.alive and not is_lost):
-            worker.is_lost = is_lost
-            share = max(self.minimum, worker.holder.safe, self.budget // max(1, len(self.workers)))
-            self.allow(share) if is_lost else None
+        """Allows the safe share of a worker that the store has forgotten beside the budget, or no more."""
+        if is_lost and not worker.lent:
+            worker.lent = max(self.minimum, worker.holder.safe)
+            self.allowed += worker.lent
+        elif not is_lost and not (worker.cut_off and worker.alive):
+            self.allowed -= worker.lent
+            worker.lent = 0
 
     # --- the network and the store -------------------------------------------------------------------
 
@@ -178,6 +181,7 @@ class SimulatedFleet:
         if self.resting is not None:
             self.resting.wake_all()
         self.frozen_until = max(self.frozen_until, self.now + seconds)
+        self.calm_from = self.frozen_until + 5.0
 
     def send(self, worker: Worker, request: Request, sent: float) -> None:
         """Sends a request to the store."""
@@ -247,7 +251,7 @@ class SimulatedFleet:
         equal = self.budget // max(1, worker.reply.workers) if worker.reply is not None else self.minimum
         entitled = min(worker.demand, self.most, equal)
         if worker.short_since is not None and limit >= entitled:
-            calm = not worker.cut_off and self.now >= self.frozen_until + 5.0
+            calm = worker.short_since >= max(self.calm_from, worker.healed_at)
             sums.note_wait(self.now - worker.short_since, calm=calm)
             worker.short_since = None
         elif worker.short_since is None and limit < entitled:

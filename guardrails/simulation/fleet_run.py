@@ -14,7 +14,8 @@ from guardrails.simulation.fleet_worker import Worker
 
 __all__ = ["FAULTS", "FleetPlan", "FleetRun", "run_fleet"]
 
-FAULTS = ("crash", "partition", "frozen-store", "clock-drift", "rolling-deploy")
+FAULTS = ("crash", "partition", "frozen-store", "clock-drift", "rolling-deploy", "dying-database")
+"""The last one is a run of its own; see `guardrails.simulation.verdict_run`."""
 
 _DEMANDS = ((0.0, 30), (0.25, 25), (0.5, 20), (1.0, 12), (3.0, 9), (8.0, 4))
 """Demands of a worker in equal shares of the budget, with their weights: most are idle, a few need much."""

@@ -55,6 +55,8 @@ class Worker:
         last: The last request, and ``moment_sent`` when it was sent.
         cut_off: True while its messages are lost.
         is_asking: True until the last request is answered.
+        healed_at: From when it is in contact again after it was cut off.
+        lent: Connections that it may have beside the budget, because the store has forgotten it.
         leaving: True once it gets no callers any more.
         reply: The last reply.
         changed: When something changed last, on its clock; ``closed_at`` when it closed connections.
@@ -65,13 +67,6 @@ class Worker:
             left, and whether it could get one.
         skipped: Renewals since it rests.
     """
-
-    __slots__ = (
-        "alive", "busy", "changed", "closed_at", "cut_off", "delays", "demand", "demands", "ending",
-        "fleet", "had", "holder", "idle", "instance", "is_asking", "is_lost", "last", "leaving", "limit",
-        "moment_sent", "name", "offset", "rate", "reply", "rest", "seq", "short_since", "skipped",
-        "starved_since", "steady", "version",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -89,7 +84,8 @@ class Worker:
         self.demand = demand
         self.busy = self.ending = self.idle = self.limit = self.seq = 0
         self.alive = True
-        self.cut_off = self.is_asking = self.is_lost = self.leaving = False
+        self.cut_off = self.is_asking = self.leaving = False
+        self.lent, self.healed_at = 0, 0.0
         self.had, self.demands = Peaks(), Peaks()
         self.holder = LeaseHolder(fleet.minimum, self.clock())
         self.reply: Reply | None = None
