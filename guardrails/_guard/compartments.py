@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.auto_compartments import OTHER, AutoCompartments
-from guardrails._guard.guard import Guard
+from guardrails._guard.guard import Guard, set_state
 from guardrails._guard.guard_settings import LONGEST_NAME
 from guardrails._guard.workload_names import WorkloadName
 
 __all__ = [
     "COMPARTMENTS",
     "compartment_for",
+    "compartment_of_server",
+    "drop_compartment",
     "form_compartments",
     "forms_compartments",
+    "guard_of_servers",
     "set_compartments",
     "shown_compartments",
     "with_compartments",
@@ -64,6 +69,58 @@ def compartment_for(guard: Guard, key: str, name: str | None = None) -> Guard:
 
     part: Guard = guard._auto_compartments.find(key, form)
     return part
+
+
+def guard_of_servers(
+    name: str, max_concurrent_calls: int, mode: Any, options: dict[str, Any]
+) -> tuple[Guard, BreakerPolicy | None]:
+    """Makes a guard that stands for several servers, and returns it with the rules of their circuits.
+
+    It has no circuit, because the servers fail one by one; see `compartment_of_server`.
+
+    Args:
+        name: The guard's name.
+        max_concurrent_calls: Its slots.
+        mode: As for `Guard`.
+        options: The other options of `Guard`.
+
+    Raises:
+        ConfigurationError: One or more arguments are wrong.
+    """
+    checked = Guard(name, max_concurrent_calls=max_concurrent_calls, mode=mode, **options)
+    settings = {**checked._inherited(), "breaker": None}
+    guard = Guard(name, max_concurrent_calls=max_concurrent_calls, mode=mode, **settings)
+    guard._may_have_compartments = False
+    return guard, checked.call_settings.policy
+
+
+def compartment_of_server(guard: Guard, name: str, slots: int, breaker: BreakerPolicy | None) -> Guard:
+    """Makes the compartment of one of the servers that a guard stands for, or returns the one there is.
+
+    Args:
+        guard: A guard of `guard_of_servers`.
+        name: The server's name.
+        slots: Its slots.
+        breaker: The rules of its circuit; None is no circuit.
+    """
+    known = guard._part(name)
+    if known is not None:
+        return known
+    part = guard._new_part(WorkloadName(name, guard.name), slots, {"breaker": breaker}, elastic=False)
+    part._may_have_compartments = False
+    states = {each.state for each in guard._parts if each is not part}
+    if states in ({"disabled"}, {"metrics_only"}):
+        set_state(part, *states)  # the others were set by hand
+    return part
+
+
+def drop_compartment(guard: Guard, part: Guard) -> None:
+    """Drops a compartment. Its calls under way end as before."""
+    gate, own = part.call_settings.gates[-1], guard._gate
+    with own.lock:
+        guard._parts = tuple(each for each in guard._parts if each is not part)
+        if gate in own.workload_gates:
+            own.workload_gates.remove(gate)
 
 
 def with_compartments(guards: Iterable[Guard]) -> Iterator[Guard]:

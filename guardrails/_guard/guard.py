@@ -355,6 +355,10 @@ class Guard:
                 compartments.
         """
         if not self._may_have_compartments:
+            if self._parts or self._parent is not None:
+                raise ConfigurationError(
+                    f"guard {self.name!r} has a compartment for each server, and no others"
+                )
             raise ConfigurationError(
                 f"guard {self.name!r} was made with compartments='none'; "
                 "with 'declared' or 'auto' it can have some"
@@ -414,7 +418,7 @@ class Guard:
     def _parent_gates(self, gate: LockedGate) -> tuple[LockedGate, ...]:
         """The gates of this guard for the calls of a compartment, whose own gate is ``gate``."""
         own, *further = self.call_settings.gates
-        return (own.workload_gate(gate), *further)
+        return (own.workload_gate(gate, judged=self.call_settings.policy is not None), *further)
 
     def _part(self, name: str) -> Guard | None:
         return next((part for part in self._parts if part.name == name), None)
@@ -552,10 +556,15 @@ def _share_out(whole: ref[Guard]) -> None:
 
 
 def set_state(guard: Guard, transition: str) -> None:
-    """Makes a manual transition of a guard's circuit and those of its automatic compartments."""
+    """Makes a manual transition of a guard's circuit, and those of the compartments that follow it."""
     guard._gate.step(guard._gate.core.set_state, transition)
     if guard._auto_compartments is not None:
         guard._auto_compartments.set_state(transition)
+    elif not guard._may_have_compartments and transition != "forced_open":
+        for (
+            part
+        ) in guard._parts:  # one for each server; a guard that refuses all calls leaves them as they are
+            set_state(part, transition)
     if guard._parent is not None and guard._parent._auto_compartments is not None:
         guard._parent._auto_compartments.divide()  # else its calls would not pass its gate
 

@@ -113,11 +113,15 @@ class LockedGate(GateReports, FastGate, LockOwner):
         self.report = report
         report.gates.add(self)
 
-    def workload_gate(self, below: LockedGate) -> WorkloadGate:
-        """Makes this gate's `WorkloadGate` for the calls of a compartment, whose own gate is ``below``."""
-        workload_gate = below.parent = WorkloadGate(
-            self, self.step(self.core.add_workload, below.core.breaker)
-        )
+    def workload_gate(self, below: LockedGate, *, judged: bool) -> WorkloadGate:
+        """Makes this gate's `WorkloadGate` for the calls of a compartment.
+
+        Args:
+            below: The compartment's own gate.
+            judged: False if this gate has no circuit, which could judge the workload.
+        """
+        workload = self.step(self.core.add_workload, below.core.breaker) if judged else None
+        workload_gate = below.parent = WorkloadGate(self, workload)
         with self.lock:
             self.workload = self.core.breaker.uncompartmented
             self.workload_gates.append(workload_gate)
@@ -511,12 +515,12 @@ class WorkloadGate(LockedGate):
 
     Args:
         gate: The parent's gate.
-        workload: The compartment's workload.
+        workload: The compartment's workload; None if the parent's gate has no circuit.
     """
 
     __slots__ = ("gate",)
 
-    def __init__(self, gate: LockedGate, workload: Workload) -> None:  # forks are handled by ``gate``
+    def __init__(self, gate: LockedGate, workload: Workload | None) -> None:  # forks are handled by ``gate``
         self.name = gate.name
         self.lock = gate.lock
         self.listeners = gate.listeners
