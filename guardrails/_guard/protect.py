@@ -26,7 +26,7 @@ def protect(target: object, *, name: str | None = None, **guard_options: Any) ->
 
     Args:
         target: An ``Engine`` or ``AsyncEngine`` of SQLAlchemy; a pool of asyncpg or psycopg_pool; a
-            ``redis.Redis`` or ``redis.asyncio.Redis``.
+            ``Redis`` or ``RedisCluster`` of ``redis`` or ``redis.asyncio``.
         name: The guard's name; None takes the database's name, or "redis".
         **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
 

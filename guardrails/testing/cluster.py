@@ -164,8 +164,10 @@ class ValkeyCluster:
         names = {node.name for node in running}
 
         def is_healthy() -> bool:
-            if any("cluster_state:ok" not in node.ask("CLUSTER", "INFO") for node in running):
-                return False
+            for node in running:
+                info = node.ask("CLUSTER", "INFO")
+                if "cluster_state:ok" not in info or f"cluster_slots_ok:{_SLOTS}" not in info:
+                    return False
             flags = [node.roles() for node in running]
             if any("fail" in each.get(name, "fail") for each in flags for name in names):
                 return False

@@ -64,7 +64,12 @@ _KNOWN: dict[str | bytes, Callable[[_Args], float | None]] = {
 BLOCKING_COMMANDS = frozenset(_KNOWN)
 """First words of the blocking commands, in the spellings that callers use."""
 
-NO_EVIDENCE = frozenset({"AUTH", "CLIENT", "DISCARD", "HELLO", "READONLY", "SELECT", "UNWATCH", "WATCH"})
+NO_EVIDENCE = frozenset(
+    {
+        *("ASKING", "AUTH", "CLIENT", "CLUSTER SLOTS", "COMMAND", "DISCARD", "HELLO", "READONLY", "SELECT"),
+        *("UNWATCH", "WATCH"),
+    }
+)
 """Commands that a server still answers while all others fail: their success is no evidence."""
 
 

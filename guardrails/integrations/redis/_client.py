@@ -22,9 +22,11 @@ from guardrails._pool.limits import (
     refuse_unknown_options,
     slots_for,
 )
+from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
 from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._joining import join_fleet
+from guardrails.integrations.redis._cluster import guard_cluster, is_cluster
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import ClientAdmission, guard_of
 from guardrails.integrations.redis._pool_connections import capacity
@@ -50,7 +52,8 @@ def guard_client(
 
     Args:
         client: A ``redis.Redis`` or ``redis.asyncio.Redis`` with any pool or with a single connection, also
-            one made from a URL or by a Sentinel.
+            one made from a URL or by a Sentinel; or a ``RedisCluster`` of either, whose nodes get a
+            compartment each.
         name: The guard's label; None is ``"redis"``.
         compartments: ``"auto"``: each guarded function and each route gets a compartment, with a circuit of
             its own and at most 70 % of the slots while another one is active. ``"declared"``: only
@@ -64,19 +67,22 @@ def guard_client(
             a ``redis.RedisError``, a timeout also a ``redis.TimeoutError``.
         **options: As for `Guard`, and the pool's life: ``minimum_idle``, ``idle_timeout``, ``max_lifetime``
             and ``keepalive``; see `LifeSettings`. ``max_concurrent_calls`` defaults to the pool's
-            ``max_connections``.
+            ``max_connections``; of a cluster it is that of each node.
 
     Returns:
         The guard; ``guard.detach()`` removes it from the client.
 
     Raises:
-        ConfigurationError: The client is a cluster, a pipeline or has a cache; it was closed or is guarded
-            already; it has a single connection and is given a budget; its pool has no limit and none is
-            given, or the limit is above the pool's.
+        ConfigurationError: The client is a pipeline or has a cache; it was closed or is guarded already; it
+            has a single connection and is given a budget; its pool has no limit and none is given, or the
+            limit is above the pool's; an option is not for clusters.
     """
     name = "redis" if name is None else name
-    pool = _pool_of(client)
     refuse_unknown_options(options, guard_client)
+    if is_cluster(client):
+        _refuse_for_cluster(name, compartments, fleet)
+        return guard_cluster(client, name, leak_after, raise_as, options)
+    pool = _pool_of(client)
     known = guard_of(pool)
     if known is not None:
         raise ConfigurationError(f"protect: this client's pool is guarded already, by {known!r}")
@@ -105,15 +111,25 @@ def guard_client(
 
 def guard_of_client(client: object) -> Guard | None:
     """Returns the guard of a client; None without one, or for another object."""
-    return guard_of(getattr(client, "connection_pool", None))
+    return guard_of(client if is_cluster(client) else getattr(client, "connection_pool", None))
+
+
+def _refuse_for_cluster(name: str, compartments: str, fleet: Budget | Verdict | None) -> None:
+    faults = Faults(f"guard {name!r}")
+    if compartments != "auto":
+        faults.add("compartments", compartments, "'auto' for a cluster client: one for each node")
+    if fleet is not None:
+        faults.add("fleet", fleet, "None for a cluster client: its nodes fail one by one")
+    faults.raise_if_any()
 
 
 def _pool_of(client: Any) -> Any:
     kind = type(client).__name__
     if not isinstance(client, redis.Redis | redis.asyncio.Redis):
-        hint = "; guard each node's own client instead" if "Cluster" in kind else ""
+        hint = "; protect the client of each of its databases" if "MultiDB" in kind else ""
         raise ConfigurationError(
-            f"protect: a {kind} cannot be guarded yet, only redis.Redis and redis.asyncio.Redis can{hint}"
+            f"protect: a {kind} cannot be guarded, only a Redis or RedisCluster of redis or redis.asyncio "
+            f"can{hint}"
         )
     if isinstance(client, Pipeline | AsyncPipeline):
         raise ConfigurationError(f"protect: a {kind} belongs to a client; protect that client")

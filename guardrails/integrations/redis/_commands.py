@@ -47,6 +47,7 @@ class CommandRunner:
         guard: The client's guard.
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
         is_async: Whether asyncio tasks use the client.
+        checkouts: The list of the checkouts, if the client has others; None makes one.
 
     Attributes:
         checkouts: The checkouts that are out, with their holders and figures.
@@ -54,11 +55,13 @@ class CommandRunner:
         judge: Judges errors.
     """
 
-    def __init__(self, guard: Guard, leak_after: float | None, *, is_async: bool) -> None:
+    def __init__(
+        self, guard: Guard, leak_after: float | None, *, is_async: bool, checkouts: Checkouts | None = None
+    ) -> None:
         self.created: Callable[[Any, Any], None] | None = None
         self.judge = ReplyJudge(guard)
         self._guard = guard
-        self.checkouts = Checkouts(guard, leak_after, is_async=is_async, system="redis")
+        self.checkouts = checkouts or Checkouts(guard, leak_after, is_async=is_async, system="redis")
         self._clock = self.checkouts.figures.clock
         self._gate: LockedGate = guard.call_settings.gates[-1]
         self._timeout = guard.timeout
@@ -144,7 +147,7 @@ class CommandRunner:
         checkout.asked = self._clock()
         scope = current()
         alone = scope is None and not self._sorts  # saves a call: only the client's own guard can apply
-        checkout.guard = self._guard if alone else innermost(self._guard)
+        checkout.guard = self._guard if alone else self._compartment()
         if scope is None:
             if self._timeout is not None:
                 checkout.seconds = self._timeout
@@ -157,6 +160,10 @@ class CommandRunner:
         if not self._gate.core.enforces:
             checkout.at = None
         return checkout
+
+    def _compartment(self) -> Guard:
+        """The compartment that the caller's checkout belongs to."""
+        return innermost(self._guard)
 
     @property
     def enforces(self) -> bool:

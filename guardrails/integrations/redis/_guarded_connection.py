@@ -22,7 +22,17 @@ from guardrails.integrations.redis._commands import CommandRunner
 from guardrails.integrations.redis._releases import RELEASE_COMMANDS, remember_script
 from guardrails.integrations.redis._retries import RetryPolicy
 
-__all__ = ["INSPECTED", "CleanUp", "Guarded", "IsRetryable", "Work", "derive", "derived", "is_guarded"]
+__all__ = [
+    "INSPECTED",
+    "CleanUp",
+    "Guarded",
+    "IsRetryable",
+    "Work",
+    "derive",
+    "derived",
+    "is_guarded",
+    "members",
+]
 
 Work = Callable[[], Any]
 """A piece of work; it returns a coroutine on asyncio."""
@@ -232,10 +242,15 @@ _CLASS_ATTRIBUTES = frozenset({"__dict__", "__doc__", "__module__", "__qualname_
 
 def derive(plain: type, behaviour: type[Guarded], work: CommandRunner) -> Any:
     """Returns the guarded class for the connections of one plain class."""
+    return derived(plain, members(behaviour) | {"plain": plain, "work": work})
+
+
+def members(behaviour: type) -> dict[str, Any]:
+    """Returns the methods and attributes of a class and its bases, for `derived`."""
     own: dict[str, Any] = {}
     for cls in reversed(behaviour.__mro__[:-1]):
         own |= {name: part for name, part in vars(cls).items() if name not in _CLASS_ATTRIBUTES}
-    return derived(plain, own | {"plain": plain, "work": work})
+    return own
 
 
 def derived(plain: type, parts: dict[str, Any]) -> type:

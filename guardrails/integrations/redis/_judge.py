@@ -17,6 +17,9 @@ from guardrails.integrations.redis._replies import errors_in, is_read_only, refu
 
 __all__ = ["ReplyJudge"]
 
+_ELSEWHERE = {redis.exceptions.ClusterDownError, redis.exceptions.MovedError}
+"""Errors of a node that works: the slot is another node's, or its node is missing."""
+
 _NOT_SENT = (redis.DataError, ArithmeticError, TypeError, ValueError)
 
 
@@ -28,6 +31,8 @@ class ReplyJudge:
 
     Attributes:
         for_replica: True if the client is for a replica, which takes no writes.
+        in_cluster: True for a node of a cluster. ``CLUSTERDOWN`` is no evidence then: the node works, and
+            another one is missing.
         moved: Called when the server refuses writes: its pool should find the new primary.
         suspect: Called after each failure: the server's name may lead elsewhere.
     """
@@ -35,7 +40,7 @@ class ReplyJudge:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._report = guard.call_settings.gates[-1].report
-        self.for_replica = False
+        self.for_replica = self.in_cluster = False
         self.moved: Callable[[], object] = bool
         self.suspect: Callable[[], object] = bool
 
@@ -55,6 +60,9 @@ class ReplyJudge:
         outcome = classify(error, None if policy is None else policy.is_failure)
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
             return outcome
+        if self.in_cluster and type(error) in _ELSEWHERE:
+            self.suspect()
+            return Outcome.SUCCESS if type(error) is redis.exceptions.MovedError else Outcome.NEUTRAL
         if not server_failed(error, connecting=connecting) or (self.for_replica and is_read_only(error)):
             return Outcome.ABANDONED if isinstance(error, _NOT_SENT) else Outcome.SUCCESS
         self.suspect()
@@ -62,9 +70,10 @@ class ReplyJudge:
 
     def outcome_of_replies(self, replies: list[object]) -> Outcome:
         """Returns the outcome of replies, some of which may be errors."""
-        if any(self.outcome(error) is not Outcome.SUCCESS for error in errors_in(replies)):
-            return Outcome.FAILURE
-        return Outcome.SUCCESS
+        outcomes = {self.outcome(error) for error in errors_in(replies)}
+        if outcomes <= {Outcome.SUCCESS, Outcome.NEUTRAL}:
+            return Outcome.NEUTRAL if Outcome.NEUTRAL in outcomes else Outcome.SUCCESS
+        return Outcome.FAILURE
 
     def must_close(self, error: BaseException) -> bool:
         """Returns True if the connection leads to a replica now, and must be closed."""

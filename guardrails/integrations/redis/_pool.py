@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import redis.asyncio
-import redis.utils
 
 from guardrails._guard.guard import Guard
 from guardrails._pool.life import LifeSettings
@@ -20,8 +19,13 @@ from guardrails.integrations.redis._async_connection import GuardedAsyncConnecti
 from guardrails.integrations.redis._checkout import RedisCheckout, current_checkout
 from guardrails.integrations.redis._commands import CommandRunner, prefer_block_error
 from guardrails.integrations.redis._connection import GuardedConnection
-from guardrails.integrations.redis._guarded_connection import derive, derived, is_guarded
-from guardrails.integrations.redis._pool_connections import checked_out, idle, open_connections
+from guardrails.integrations.redis._guarded_connection import Guarded, derive, derived, is_guarded
+from guardrails.integrations.redis._pool_connections import (
+    checked_out,
+    idle,
+    open_connections,
+    without_wrapper,
+)
 from guardrails.integrations.redis._releases import is_release
 from guardrails.integrations.redis._reserve import AsyncReserve, Reserve
 from guardrails.integrations.redis._sentinel import Discovery, restore_pool
@@ -52,13 +56,15 @@ class ClientAdmission:
         lease: The pool's part of a fleet's budget; None without one. Set before `attach`.
     """
 
+    _behaviours: tuple[type[Guarded], type[Guarded]] = (GuardedConnection, GuardedAsyncConnection)
+
     def __init__(self, guard: Guard, pool: Any, life: LifeSettings, leak_after: float | None) -> None:
         self._guard = guard
         self._gate = guard.call_settings.gates[-1]
         self._pool = pool
         self.lease: PoolLease | None = None
         self._is_async = isinstance(pool, redis.asyncio.ConnectionPool)
-        self._work = CommandRunner(guard, leak_after, is_async=self._is_async)
+        self._work = self._runner(leak_after)
         self._work.checkouts.figures.connections = lambda: open_connections(pool)
         self.registry = self._work.checkouts.registry
         self._classes: dict[type, type] = {}
@@ -82,7 +88,7 @@ class ClientAdmission:
         base = type(pool)
         restore_pool(pool)
         try:
-            guarded = derived(base, {"_guardrails": self._guard, **_hooks(self)})
+            guarded = derived(base, {"_guardrails": self._guard, **self._hooks()})
             self._guarded(pool.connection_class)
             for connection in idle(pool):
                 self.take_over(connection)
@@ -113,6 +119,22 @@ class ClientAdmission:
             if is_guarded(connection):
                 connection.__class__ = type(connection).plain
 
+    def _runner(self, leak_after: float | None) -> CommandRunner:
+        return CommandRunner(self._guard, leak_after, is_async=self._is_async)
+
+    def _hooks(self) -> dict[str, Any]:
+        """The methods of the guarded class of the pool."""
+        base, take_over = type(self._pool), self.take_over
+        getter, releaser = (_async_getter, _async_releaser) if self._is_async else (_getter, _releaser)
+
+        def make_connection(self: Any) -> Any:
+            connection = base.make_connection(self)
+            take_over(connection)
+            return connection
+
+        hooks = {"get_connection": getter(self, base), "release": releaser(self, base)}
+        return hooks | {"make_connection": make_connection}
+
     # --- for the hooks -------------------------------------------------------------------------
 
     @cached_property
@@ -133,8 +155,7 @@ class ClientAdmission:
         if plain not in self._classes:
             if not plain.__dictoffset__:
                 raise TypeError(f"a {plain.__name__} has no room for a checkout")
-            behaviour = GuardedAsyncConnection if self._is_async else GuardedConnection
-            self._classes[plain] = derive(plain, behaviour, self._work)
+            self._classes[plain] = derive(plain, self._behaviours[self._is_async], self._work)
         return self._classes[plain]
 
     def adopt_late(self, connection: Any) -> RedisCheckout:
@@ -143,30 +164,9 @@ class ClientAdmission:
         return self._work.adopt()
 
 
-def _without_wrapper(method: Any) -> Any:
-    """Returns a method without redis-py's check for deprecated arguments: it gets none of them."""
-    is_wrapped = getattr(method, "__globals__", None) is vars(redis.utils)
-    return method.__wrapped__ if is_wrapped else method
-
-
-def _hooks(admission: ClientAdmission) -> dict[str, Any]:
-    base = type(admission._pool)  # noqa: SLF001 - these functions belong to the class
-    if admission._is_async:  # noqa: SLF001
-        get_connection, release = _async_getter(admission, base), _async_releaser(admission, base)
-    else:
-        get_connection, release = _getter(admission, base), _releaser(admission, base)
-
-    def make_connection(self: Any) -> Any:
-        connection = base.make_connection(self)
-        admission.take_over(connection)
-        return connection
-
-    return {"get_connection": get_connection, "release": release, "make_connection": make_connection}
-
-
 def _getter(admission: ClientAdmission, base: Any) -> Any:
     work, lease = admission._work, admission.lease  # noqa: SLF001
-    get_plain = _without_wrapper(base.get_connection)
+    get_plain = without_wrapper(base.get_connection)
 
     def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         try:
@@ -239,7 +239,7 @@ def _or_refuse(connection: Any, refusal: RejectedError) -> Any:
 
 def _async_getter(admission: ClientAdmission, base: Any) -> Any:
     work, lease = admission._work, admission.lease  # noqa: SLF001
-    get_plain = _without_wrapper(base.get_connection)
+    get_plain = without_wrapper(base.get_connection)
 
     async def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:  # noqa: ARG001
         try:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import redis.connection
+import redis.utils
 
 from guardrails._pool.figures import Connections
 
-__all__ = ["capacity", "checked_out", "idle", "open_connections"]
+__all__ = ["capacity", "checked_out", "idle", "open_connections", "without_wrapper"]
 
 _NO_LIMIT = 2**31
 """redis-py's ``max_connections`` of a pool without a limit."""
@@ -43,3 +44,9 @@ def open_connections(pool: Any) -> Connections:
         sum(connection.is_connected for connection in in_use),
         sum(connection.is_connected for connection in waiting),
     )
+
+
+def without_wrapper(method: Any) -> Any:
+    """Returns a method without redis-py's check for deprecated arguments: it gets none of them."""
+    is_wrapped = getattr(method, "__globals__", None) is vars(redis.utils)
+    return method.__wrapped__ if is_wrapped else method

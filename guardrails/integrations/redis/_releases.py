@@ -21,6 +21,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 import redis.asyncio
+import redis.asyncio.cluster
+import redis.cluster
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.asyncio.lock import Lock as AsyncLock
 from redis.client import Pipeline
@@ -81,6 +83,8 @@ _SENDS_ONE = _codes(
     redis.asyncio.Redis.execute_command,
     Pipeline.immediate_execute_command,
     AsyncPipeline.immediate_execute_command,
+    redis.cluster.RedisCluster._execute_command,  # noqa: SLF001
+    redis.asyncio.cluster.ClusterNode.execute_command,
 )
 _SENDS_MANY = _codes(Pipeline.execute, AsyncPipeline.execute)
 _SENDS = _SENDS_ONE | _SENDS_MANY

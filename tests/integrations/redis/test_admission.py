@@ -321,11 +321,6 @@ def test_fakes_are_guarded():
     assert asyncio.run(main()).succeeded == 2
 
 
-def cluster():
-    """A cluster client; making a real one would ask a server."""
-    return object.__new__(redis.RedisCluster)
-
-
 def closed():
     """A client that gave its only connection back for good."""
     client = fakeredis.FakeRedis(single_connection_client=True)
@@ -343,8 +338,6 @@ def guarded():
 @pytest.mark.parametrize(
     ("make", "options", "words"),
     [
-        (cluster, {}, "RedisCluster cannot be guarded yet"),
-        (lambda: object.__new__(redis.asyncio.RedisCluster), {}, "RedisCluster cannot be guarded yet"),
         (closed, {}, "has been closed"),
         (guarded, {}, "guarded already, by <Guard 'first'"),
         (lambda: redis.Redis(max_connections=2**31), {}, "max_concurrent_calls"),
