@@ -200,7 +200,7 @@ def test_a_size_given_by_hand_stays_and_the_others_follow_the_guard(db, clock):
 class Pool:
     """An integration's attachment."""
 
-    most = TOTAL
+    most, upkeep = TOTAL, None
 
     def __init__(self):
         self.detached = False

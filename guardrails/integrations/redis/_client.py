@@ -94,11 +94,7 @@ def guard_client(
     check_leak_after(name, leak_after)
     kept = None if _has_one_connection(client) else capacity(pool) or 0
     life = LifeSettings.taken_from(options, name, kept, "a client with a single connection")
-    if isinstance(fleet, Budget) and kept is None:
-        raise ConfigurationError(
-            f"guard {name!r}: a client with a single connection has no pool that a budget could share; "
-            "give it a pool, or fleet.verdict(...)"
-        )
+    _refuse_budget_without_pool(name, kept, fleet)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     set_compartments(guard, how)
     if as_driver:
@@ -112,6 +108,14 @@ def guard_client(
 def guard_of_client(client: object) -> Guard | None:
     """Returns the guard of a client; None without one, or for another object."""
     return guard_of(client if is_cluster(client) else getattr(client, "connection_pool", None))
+
+
+def _refuse_budget_without_pool(name: str, kept: int | None, fleet: Budget | Verdict | None) -> None:
+    if isinstance(fleet, Budget) and kept is None:
+        raise ConfigurationError(
+            f"guard {name!r}: a client with a single connection has no pool that a budget could share; "
+            "give it a pool, or fleet.verdict(...)"
+        )
 
 
 def _refuse_for_cluster(name: str, compartments: str, fleet: Budget | Verdict | None) -> None:
