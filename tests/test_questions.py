@@ -39,6 +39,7 @@ QUESTIONS = {
     "Celery": "guides/workers.md",
     "cron job or script": "guides/workers.md",
     "asyncpg pool without SQLAlchemy": "guides/driver-pools.md",
+    "Redis Cluster node is dead": "guides/redis-cluster.md",
     "which Python versions": "reference/versions.md#python",
     "checklist before production": "production/checklist.md",
     "list of all metrics": "reference/metrics.md#guards-and-compartments",
