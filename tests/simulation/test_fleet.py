@@ -12,13 +12,11 @@ from guardrails.fleet._records import LEASE
 from guardrails.simulation.fleet_model import SimulatedFleet
 from guardrails.simulation.fleet_run import FAULTS, FleetPlan, run_fleet
 
+LONG = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 BLOCKS = [
     range(6),
-    pytest.param(range(6, 120), marks=pytest.mark.slow),
-    *(
-        pytest.param(range(k, k + 220), marks=[pytest.mark.slow, pytest.mark.long])
-        for k in range(120, 1000, 220)
-    ),
+    pytest.param(range(6, 40), marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    *(pytest.param(range(k, k + 96), marks=LONG) for k in range(40, 1000, 96)),
 ]
 """A thousand seeds, in blocks."""
 
@@ -88,13 +86,16 @@ def table(fleet):
 
 
 @by_seed
-def test_shares_are_fair_within_three_renewals_after_a_demand_has_risen(seeds):
-    """Max-min: a worker that has less than it wants has as much as any other, within one connection."""
+def test_shares_are_fair_within_six_seconds_after_a_demand_has_risen(seeds):
+    """Max-min: a worker that has less than it wants has as much as any other, within one connection.
+
+    Callers that are refused are not seen: a worker that is far below its share doubles it with each renewal.
+    """
     for seed in seeds:
         fleet = steady(seed, workers=4 + seed % 5, drift=0.05)
         for worker in fleet.random.sample(list(fleet.workers.values()), 2):
             worker.set_demand(worker.demand + fleet.random.choice([3, 10, 40]))
-        fleet.run(3.5)
+        fleet.run(6)
         assert is_given_out(fleet), table(fleet)
         most = max(worker.limit for worker in fleet.workers.values())
         for worker in fleet.workers.values():
