@@ -86,20 +86,23 @@ class Steering:
         if not isinstance(answer, Orders):
             return True
         now = _wall_time()
+        followed: dict[tuple[int, str], Order] = {}
         for kind, text in (("mode", answer.mode), ("circuit", answer.circuit)):
             order, known = Order.read(kind, text, now), self._known.get(kind)
             if order is None or (known is not None and order.at <= known.at):
                 continue
             self._known[kind] = order
             if self._follow(kind, order, known):
-                log.warning(
-                    "guard %r: %s, ordered by %s for the whole fleet %r at %s",
-                    self._guard.name,
-                    order.what,
-                    order.by,
-                    self._worker.fleet,
-                    _moment(order),
-                )
+                followed[order.at, order.what] = order
+        for order in followed.values():
+            log.warning(
+                "guard %r: %s, ordered by %s for the whole fleet %r at %s",
+                self._guard.name,
+                order.what,
+                order.by,
+                self._worker.fleet,
+                _moment(order),
+            )
         note_orders(self._guard, {kind: shown_order(order) for kind, order in self._known.items()})
         self._has_heard = True
         return True

@@ -140,7 +140,7 @@ def test_all_workers_obey_within_two_seconds_and_a_newcomer_too(join, caplog):
     assert f"guard 'db': shadow, ordered by ops@bastion for the whole fleet {join.name!r} at 20" in lines[0]
 
 
-def test_auto_gives_back_the_mode_and_the_circuit_of_before(join):
+def test_auto_gives_back_the_mode_and_the_circuit_of_before(join, caplog):
     enforcing, watching = join(), join(mode="shadow")
     join.fleet.steer("db", "off")
     join.fleet.steer("db", "force_open")
@@ -149,6 +149,8 @@ def test_auto_gives_back_the_mode_and_the_circuit_of_before(join):
     join.fleet.steer("db", "auto")
     wait_until(lambda: (enforcing.mode, watching.mode) == ("enforce", "shadow"))
     wait_until(lambda: {guard.state for guard in (enforcing, watching)} == {"closed"})
+    ended = [line for line in caplog.messages if ": auto, ordered by" in line]
+    assert len(ended) == 2, "one line for each guard"
 
 
 @pytest.mark.parametrize(
