@@ -6,8 +6,9 @@ their work run. A connection stays the same object.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ def guarded_class(plain: Any, work: ConnectionWork, admission: OpeningNotes) -> 
     def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
         began, started = monotonic(), admission.figures.clock()
         try:
-            connection = plain.connect.__func__(cls, *args, **kwargs)
+            connection = _connector(plain, cls)(*args, **kwargs)
         except Exception as error:
             admission.note_failed_opening(error)
             raise
@@ -71,7 +72,7 @@ def guarded_async_class(plain: Any, work: ConnectionWork, admission: OpeningNote
     async def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
         began, started = monotonic(), admission.figures.clock()
         try:
-            connection = await plain.connect.__func__(cls, *args, **kwargs)
+            connection = await _connector(plain, cls)(*args, **kwargs)
         except Exception as error:
             admission.note_failed_opening(error)
             raise
@@ -102,6 +103,12 @@ def guarded_async_class(plain: Any, work: ConnectionWork, admission: OpeningNote
 
 
 _NO_STATE = WorkState(0.0, 0.0)
+
+
+def _connector(plain: Any, cls: Any) -> Callable[..., Any]:
+    """Returns what opens a connection of a class; a plain function in its place knows no class."""
+    function = getattr(plain.connect, "__func__", None)
+    return plain.connect if function is None else partial(function, cls)
 
 
 def _state(connection: Any) -> WorkState:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from sys import _getframe
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 from weakref import ref
 
 import psycopg_pool
@@ -92,7 +92,8 @@ class PoolAdmission:
     def attach(self) -> None:
         """Replaces the classes."""
         pool, base = self._pool, type(self._pool)
-        self._plain = pool.connection_class
+        self._given = pool.connection_class
+        self._plain = get_origin(self._given) or self._given  # it may be Connection[TupleRow]
         make = guarded_async_class if self._is_async else guarded_class
         self._class = make(self._plain, self._work, self)
         own: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__}
@@ -107,7 +108,7 @@ class PoolAdmission:
         """Restores the classes. Connections that are out return to the pool without the guard."""
         pool = self._pool
         pool.__class__ = type(pool).__bases__[0]
-        pool.connection_class = self._plain
+        pool.connection_class = self._given
         out = [checkout.connection() for checkout in self.registry.out.values()]
         for connection in [*pool._pool, *out]:  # noqa: SLF001
             if type(connection) is self._class:
@@ -134,6 +135,7 @@ class PoolAdmission:
         state = WorkState(began, monotonic())
         state.closed = _once(self.figures.closed)
         setattr(connection, _STATE, state)
+        self._take_over(connection)
 
     def note_failed_opening(self, error: BaseException) -> None:
         """Counts a failure to open a connection as evidence: it concerns no one caller."""

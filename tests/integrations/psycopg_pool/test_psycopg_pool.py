@@ -10,6 +10,7 @@ import time
 from collections import Counter
 
 import psycopg
+import psycopg.rows
 import psycopg_pool
 import pytest
 
@@ -392,6 +393,18 @@ def test_slots_follow_the_size_of_the_pool(lab):
         lab.runner.run(done)
     assert guard.snapshot().max_concurrent_calls == 4
     assert lab.soon() == 42
+
+
+def test_a_class_of_connections_with_its_types(lab):
+    """As type checkers want it; detached, the pool has it back."""
+    kind = psycopg.AsyncConnection if hasattr(lab, "runner") else psycopg.Connection
+    given = kind[psycopg.rows.TupleRow]
+    guard = lab.protect(size=1, connection_class=given, guard={"timeout": 20})
+    assert lab.soon() == 42
+    assert guard.snapshot().pool.opened == 1
+    guard.detach()
+    assert lab.pool.connection_class is given
+    assert lab.query("select 42") == 42
 
 
 NULL = {"psycopg": psycopg_pool.NullConnectionPool, "psycopg_async": psycopg_pool.AsyncNullConnectionPool}
