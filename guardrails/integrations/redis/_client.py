@@ -22,11 +22,10 @@ from guardrails._pool.limits import (
     refuse_unknown_options,
     slots_for,
 )
-from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
 from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._joining import join_fleet
-from guardrails.integrations.redis._cluster import guard_cluster, is_cluster
+from guardrails.integrations.redis._cluster import guard_cluster, is_cluster, refuse_for_cluster
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import ClientAdmission, guard_of
 from guardrails.integrations.redis._pool_connections import capacity
@@ -80,7 +79,7 @@ def guard_client(
     name = "redis" if name is None else name
     refuse_unknown_options(options, guard_client)
     if is_cluster(client):
-        _refuse_for_cluster(name, compartments, fleet)
+        refuse_for_cluster(name, compartments, fleet)
         return guard_cluster(client, name, leak_after, raise_as, options)
     pool = _pool_of(client)
     known = guard_of(pool)
@@ -94,7 +93,7 @@ def guard_client(
     check_leak_after(name, leak_after)
     kept = None if _has_one_connection(client) else capacity(pool) or 0
     life = LifeSettings.taken_from(options, name, kept, "a client with a single connection")
-    _refuse_budget_without_pool(name, kept, fleet)
+    _check_budget(name, fleet, kept)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     set_compartments(guard, how)
     if as_driver:
@@ -110,21 +109,12 @@ def guard_of_client(client: object) -> Guard | None:
     return guard_of(client if is_cluster(client) else getattr(client, "connection_pool", None))
 
 
-def _refuse_budget_without_pool(name: str, kept: int | None, fleet: Budget | Verdict | None) -> None:
+def _check_budget(name: str, fleet: Budget | Verdict | None, kept: int | None) -> None:
     if isinstance(fleet, Budget) and kept is None:
         raise ConfigurationError(
             f"guard {name!r}: a client with a single connection has no pool that a budget could share; "
             "give it a pool, or fleet.verdict(...)"
         )
-
-
-def _refuse_for_cluster(name: str, compartments: str, fleet: Budget | Verdict | None) -> None:
-    faults = Faults(f"guard {name!r}")
-    if compartments != "auto":
-        faults.add("compartments", compartments, "'auto' for a cluster client: one for each node")
-    if fleet is not None:
-        faults.add("fleet", fleet, "None for a cluster client: its nodes fail one by one")
-    faults.raise_if_any()
 
 
 def _pool_of(client: Any) -> Any:

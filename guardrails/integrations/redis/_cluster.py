@@ -20,6 +20,7 @@ from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.holders import PoolStatus
 from guardrails._pool.life import LifeSettings
 from guardrails._pool.limits import check_leak_after, raises_as_driver, slots_for
+from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._async_cluster_hooks import AsyncClusterHooks
 from guardrails.integrations.redis._cluster_hooks import ClusterHooks
@@ -27,7 +28,7 @@ from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._pool import guard_of
 from guardrails.integrations.redis._pool_connections import capacity
 
-__all__ = ["guard_cluster", "is_cluster"]
+__all__ = ["guard_cluster", "is_cluster", "refuse_for_cluster"]
 
 _CLUSTERS = (redis.cluster.RedisCluster, redis.asyncio.cluster.RedisCluster)
 _PIPELINES = (redis.cluster.ClusterPipeline, redis.asyncio.cluster.ClusterPipeline)
@@ -66,6 +67,16 @@ def guard_cluster(
     attachment = _ClusterAttachment(kind(client, guard, slots, policy, leak_after), slots)
     attach(guard, attachment)
     return guard
+
+
+def refuse_for_cluster(name: str, compartments: str, fleet: object) -> None:
+    """Raises a ConfigurationError for options that a cluster client cannot have."""
+    faults = Faults(f"guard {name!r}")
+    if compartments != "auto":
+        faults.add("compartments", compartments, "'auto' for a cluster client: one for each node")
+    if fleet is not None:
+        faults.add("fleet", fleet, "None for a cluster client: its nodes fail one by one")
+    faults.raise_if_any()
 
 
 def _most(client: Any) -> int | None:
