@@ -48,7 +48,7 @@ class Refusal(NamedTuple):
 
 
 class SlotsChanged(NamedTuple):
-    """An adaptive limit has changed to so many slots."""
+    """An adaptive limit now lets in so many calls at once."""
 
     slots: int
 
@@ -144,7 +144,8 @@ class Gate(Outside):
     @property
     def shared_slots(self) -> int:
         """The slots that compartments share: all, or those of an adaptive limit that is applied."""
-        return self.bulkhead.limit if self._applied is None else min(self.bulkhead.limit, self._applied.limit)
+        limit, applied = self.bulkhead.limit, self._applied
+        return limit if applied is None else min(limit, applied.applied)
 
     @property
     def _applied(self) -> AdaptiveLimit | None:
@@ -503,15 +504,16 @@ class Gate(Outside):
 
         Calls that run outside are not counted when they succeed, so nothing is learnt meanwhile.
         """
-        served, limit = self.breaker.succeeded + self.breaker.pending_successes, adaptive.limit
+        served, applied = self.breaker.succeeded + self.breaker.pending_successes, adaptive.applied
         adaptive.pass_time(self.last, self.under_way)
         if self.unslotted or self.mode == "off" or state in {"open", "half_open", "forced_open"}:
             adaptive.restart(self.last, served)
         elif at_once or self.last >= adaptive.decides_at:
             adaptive.decide(self.last, served, applies=self._applied is not None, at_once=at_once)
             self._fit_slots(self.bulkhead.limit)
-            if self._applied is not None and adaptive.limit != limit:
-                self.outbox.append(SlotsChanged(adaptive.limit))
+            if self._applied is not None and adaptive.applied != applied:
+                # Also for a number that is tried: the only active compartment may be all there is.
+                self.outbox.append(SlotsChanged(adaptive.applied))
 
     def _fit_slots(self, limit: int) -> None:
         """Sets the slots that are usable at the latest time seen, and grants those that are free."""

@@ -246,11 +246,12 @@ def test_a_gate_applies_the_limit_and_tells_its_compartments():
     """With twenty calls at once 50 are served, with fewer 400."""
     gate, now = gate_with(), 0.0
     now = occupy(gate, now, 1.01, 20, 50)
-    assert gate.bulkhead.usable == 16  # tried
-    assert not any(isinstance(item, SlotsChanged) for item in gate.outbox)
+    assert (gate.bulkhead.usable, gate.adaptive.limit) == (16, 20)  # tried
     now = occupy(gate, now, 1.01, 16, 400)
-    assert gate.adaptive.limit == gate.shared_slots == 16
-    assert [item for item in gate.outbox if isinstance(item, SlotsChanged)] == [SlotsChanged(16)]
+    assert gate.adaptive.limit == 16
+    assert gate.bulkhead.usable == gate.shared_slots == 13
+    told = [item for item in gate.outbox if isinstance(item, SlotsChanged)]
+    assert told == [SlotsChanged(16), SlotsChanged(13)]
     assert gate.bulkhead.limit == 20
 
 

@@ -30,8 +30,9 @@ def guard_with(maximum=20, minimum=2, mode="enforce", **options):
 def set_limit(guard, slots):
     """Makes the limit change as a decision does."""
 
-    def move(_now):
+    def move(now):
         core = guard._gate.core
+        core.play(now)  # ends a window that is over
         core.adaptive.limit = core.adaptive.applied = slots
         core._fit_slots(core.bulkhead.limit)
         core.outbox.append(SlotsChanged(slots))
@@ -148,6 +149,25 @@ def test_automatic_compartments_follow_the_limit():
     assert orders.snapshot().max_concurrent_calls == 14
     set_limit(guard, 10)
     assert orders.snapshot().max_concurrent_calls == 7
+
+
+def test_the_only_active_compartment_can_use_a_larger_number_that_is_tried():
+    """Else the limit could not go up again while the others are quiet."""
+    clock = FakeClock()
+    guard = guard_with(clock=clock)
+    form_compartments(guard)
+    orders, items = (compartment_for(guard, name) for name in ("orders", "items"))
+    for part in (items, orders):
+        part.run(int)
+    clock.advance(61)  # items is not active any more
+    set_limit(guard, 10)
+    with contextlib.ExitStack() as calls:
+        for _ in range(8):
+            calls.enter_context(orders.call())
+        assert orders.snapshot().max_concurrent_calls == 10
+        guard._gate.step(lambda _: setattr(guard._gate.core.adaptive, "applied", 13))
+        guard._gate.share_slots()
+        assert orders.snapshot().max_concurrent_calls == 13
 
 
 def test_a_limit_in_shadow_changes_no_compartment():
