@@ -200,7 +200,8 @@ def test_a_size_given_by_hand_stays_and_the_others_follow_the_guard(db, clock):
 class Pool:
     """An integration's attachment."""
 
-    most, upkeep = TOTAL, None
+    most = TOTAL
+    upkeep = None
 
     def __init__(self):
         self.detached = False

@@ -46,7 +46,10 @@ class Service:
         )
         if compartments == "auto":
             form_compartments(self.guard)
-        attach(self.guard, SimpleNamespace(most=slots, detach=lambda: None, figures=lambda: None))
+        attach(
+            self.guard,
+            SimpleNamespace(most=slots, upkeep=None, detach=lambda: None, figures=lambda: None),
+        )
         self.parts = {}
         for name in names:
             if name == "direct":
