@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from support.paths import EXAMPLES, python_path
 
 
@@ -95,6 +97,7 @@ def test_telemetry():
     assert {"guardrails.breaker_state", "guardrails.rejections"} <= set(told[2:])
 
 
+@pytest.mark.slow
 def test_fastapi_service():
     """The tests that the service brings along pass: a locked table, a frozen cache."""
     run = subprocess.run(

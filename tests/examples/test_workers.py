@@ -149,9 +149,8 @@ def start(postgres, database, tmp_path, tmp_path_factory):
                 worker.stop()
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "celery-prefork")) for kind in COMMANDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_a_refused_job_is_done_later(kind, start):
     """The job that meets the lock fails at the guard's timeout, the next one is refused and comes back."""
     settings = {"TIMEOUT": "0.5", "CONSECUTIVE_FAILURES": "1", "WAIT_DURATION_IN_OPEN_STATE": "5"}
