@@ -28,8 +28,9 @@ def snippets(page):
     [page for page in PAGES if any(snippets(page))],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
-def test_snippets_run(page, tmp_path):
+def test_snippets_run(page, tmp_path, monkeypatch):
     """A page's blocks run one after the other, given the engine, client and app any reader has."""
+    monkeypatch.chdir(tmp_path)  # a block may write a file
     engine = create_engine(f"sqlite:///{tmp_path}/db")
     # A module of its own, so that dataclasses and type hints inside find their names.
     module = types.ModuleType(f"snippets_of_{page.stem}")
