@@ -117,6 +117,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 (_guard_sum("guardrails.bulkhead_in_use"), "{{guard}} in use"),
                 (_guard_sum("guardrails.bulkhead_limit"), "{{guard}} limit"),
                 (_guard_sum("guardrails.bulkhead_usable"), "{{guard}} usable"),
+                (_guard_sum("guardrails.adaptive_limit"), "{{guard}} adaptive limit"),
                 (_guard_sum("guardrails.bulkhead_waiting"), "{{guard}} waiting"),
             ),
             "In use near the limit for long means that the pool is too small, or its connections are held.",

@@ -6,16 +6,17 @@ Depends on `guardrails.diagnosis.fleets`, which judges, and on the stores of fle
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from guardrails.cli._missing import missing
 from guardrails.diagnosis.findings import Facts, Finding
 from guardrails.errors import ConfigurationError
-from guardrails.fleet._fleet import store_of
-from guardrails.fleet._stores import Store, StoreError
-from guardrails.fleet._uses import BudgetUse, uses
+
+if TYPE_CHECKING:
+    from guardrails.fleet._stores import Store
+    from guardrails.fleet._uses import BudgetUse
 
 __all__ = ["budget_against_server", "open_store", "options"]
 
@@ -43,6 +44,8 @@ def open_store(url: str) -> Store:
     Raises:
         UsageError: The URL is wrong, or redis-py is not installed.
     """
+    from guardrails.fleet._fleet import store_of  # noqa: PLC0415 - slow to import
+
     try:
         return store_of(url, "")()
     except (ConfigurationError, ImportError) as error:
@@ -78,15 +81,7 @@ def budget_against_server(
         missing("sqlalchemy")
 
     def report() -> BudgetUse | None:
-        try:
-            found = [each for each in uses(store.read()) if fleet in {None, each.fleet}]
-        except StoreError as error:
-            raise _UnreadError(str(error)) from None
-        found = [each for each in found if budget in {None, each.name}]
-        if len(found) > 1:
-            names = ", ".join(f"{each.name!a} of {each.fleet!a}" for each in found)
-            raise click.UsageError(f"say which budget is that of the server, with --budget: {names}")
-        return found[0] if found else None
+        return _use(store, fleet, budget)
 
     def facts() -> Facts | Finding:
         return answer(database_url, ask)[1]
@@ -101,6 +96,22 @@ def budget_against_server(
         raise click.UsageError(str(error)) from error
     except ValueError:
         raise click.UsageError(_BAD_URL) from None
+
+
+def _use(store: Store, fleet: str | None, budget: str | None) -> BudgetUse | None:
+    """What the workers of a budget report; None if there is none of these names."""
+    from guardrails.fleet._stores import StoreError  # noqa: PLC0415 - slow to import
+    from guardrails.fleet._uses import uses  # noqa: PLC0415 - likewise
+
+    try:
+        found = [each for each in uses(store.read()) if fleet in {None, each.fleet}]
+    except StoreError as error:
+        raise _UnreadError(str(error)) from None
+    found = [each for each in found if budget in {None, each.name}]
+    if len(found) > 1:
+        names = ", ".join(f"{each.name!a} of {each.fleet!a}" for each in found)
+        raise click.UsageError(f"say which budget is that of the server, with --budget: {names}")
+    return found[0] if found else None
 
 
 class _UnreadError(Exception):

@@ -18,7 +18,6 @@ from guardrails.cli._missing import missing
 from guardrails.cli._options import as_json, max_connections, workers
 from guardrails.diagnosis.findings import Finding
 from guardrails.errors import ConfigurationError
-from guardrails.fleet import _uses
 
 if TYPE_CHECKING:
     from guardrails.diagnosis.surroundings import Surroundings
@@ -112,6 +111,7 @@ def _with_server(around: Surroundings, url: str | None) -> tuple[Surroundings, l
         return around, []
     try:
         from guardrails.diagnosis.databases import answer, read_limits  # noqa: PLC0415 - of an extra
+        from guardrails.fleet import _uses  # noqa: PLC0415 - with it
     except ImportError:
         missing("sqlalchemy")
     try:

@@ -183,7 +183,7 @@ def test_a_guard_of_an_engine_cannot_be_djangos_too(postgres, db):
     """Its slots would be counted twice."""
 
     class Elsewhere:
-        most = None
+        most = upkeep = None
 
         def detach(self):
             pass
