@@ -20,6 +20,7 @@ _COMPARTMENTS = ("auto", "none")
 _CALLABLES = {"is_failure", "is_failure_result"}
 _BREAKER = tuple(each.name for each in fields(BreakerPolicy) if each.name not in _CALLABLES)
 _NAMES = ("max_concurrent_calls", *DEFAULTS, "compartments", "breaker")
+_SLOTS = {"slots", "max_concurrent_calls"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,11 @@ class Policy:
         """
         given = dict(settings)
         if "slots" in given:
-            given.setdefault("max_concurrent_calls", given.pop("slots"))
+            if "max_concurrent_calls" in given:
+                raise ConfigurationError(
+                    f"policy {label!r}: slots is another name of max_concurrent_calls; give one"
+                )
+            given["max_concurrent_calls"] = given.pop("slots")
         for name in given:
             if name not in _NAMES:
                 raise unknown_option(f"policy {label!r}:", name, ("slots", *_NAMES))
@@ -120,6 +125,8 @@ def _policy(label: str, settings: dict[str, Any], changes: Iterable[str]) -> Pol
             value = read_flag(value)
         outer, dot, inner = name.partition(".")
         if not dot:
+            if name in _SLOTS:  # the last one counts, by whichever name
+                settings = {key: value for key, value in settings.items() if key not in _SLOTS}
             settings[name] = None if name == "breaker" and value is False else value
         elif isinstance(settings.get(outer, {}), dict):
             settings[outer] = {**settings.get(outer, {}), inner: value}

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import sys
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,7 +96,7 @@ class Trace:
         ends = sorted(a + b for a, b in zip(self.moments, self.durations, strict=True))
         most = ended = 0
         for begun, moment in enumerate(self.moments, 1):
-            while ends[ended] <= moment and ended < begun:
+            while ended < begun - 1 and ends[ended] <= moment:
                 ended += 1
             most = max(most, begun - ended)
         return most
@@ -121,7 +122,7 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
     with _opened(os.fspath(path)) as file:
         try:
             trace = Trace(_rows(file))
-        except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+        except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ConfigurationError(f"trace: this is no CSV file in UTF-8 ({error})") from None
     if not len(trace):
         raise ConfigurationError("trace: there are no calls in it")

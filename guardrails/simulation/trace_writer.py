@@ -47,7 +47,10 @@ class TraceWriter:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.error: OSError | None = None
         self._lock = threading.Lock()
-        self._file: IO[str] | None = Path(path).open("a+", encoding="utf-8", newline="")  # noqa: SIM115 - closed by `close`
+        # A route may hold what is no text, such as bytes of a path. `close` closes the file.
+        self._file: IO[str] | None = Path(path).open(  # noqa: SIM115
+            "a+", encoding="utf-8", errors="backslashreplace", newline=""
+        )
         self._file.seek(0)
         head = self._file.readline(1000)
         self._file.seek(0, io.SEEK_END)

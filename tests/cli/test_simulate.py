@@ -52,6 +52,30 @@ def test_the_data_hold_the_figures_of_the_table(trace):
     assert policy["refused_good"] + policy["refused_bad"] == sum(policy["refused"].values())
 
 
+@pytest.mark.parametrize("first", ["max_concurrent_calls = 1", "slots = 1"])
+@pytest.mark.parametrize("then", ["slots=3", "max_concurrent_calls=3"])
+def test_a_change_of_the_slots_counts_by_either_name(tmp_path, first, then):
+    (tmp_path / "p.toml").write_text(first)
+    words = (
+        "-",
+        "--policy",
+        str(tmp_path / "p.toml"),
+        "--set",
+        then,
+        "--set",
+        "max_wait_duration=0",
+        "--json",
+    )
+    done = run(*words, text=HEAD + "0,a,0.5,success\n0.1,a,0.5,success\n0.2,a,0.5,success\n")
+    assert json.loads(done.output)["policies"][0]["admitted"] == 3
+
+
+def test_a_policy_names_its_slots_once(tmp_path):
+    (tmp_path / "p.toml").write_text("slots = 1\nmax_concurrent_calls = 2")
+    done = run("-", "--policy", str(tmp_path / "p.toml"), text=HEAD + "0,a,0.5,success\n")
+    assert (done.exit_code, "slots is another name of max_concurrent_calls" in done.output) == (2, True)
+
+
 def test_a_trace_is_read_from_standard_input():
     done = run("-", "--set", "slots=1", text=HEAD + "1,a,1,success\n")
     assert done.exit_code == 0

@@ -87,6 +87,19 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, name, data):
         read_trace(tmp_path / name)
 
 
+def test_a_damaged_packed_file_is_refused(tmp_path):
+    packed = bytearray(gzip.compress(HEAD.encode() + b"1,a,1,success\n" * 500, mtime=0))
+    packed[12:20] = b"\xff" * 8
+    (tmp_path / "t.csv.gz").write_bytes(packed)
+    with pytest.raises(ConfigurationError, match="no CSV file in UTF-8"):
+        read_trace(tmp_path / "t.csv.gz")
+
+
+def test_a_last_call_of_no_duration_is_one_at_once(tmp_path):
+    assert trace_of(tmp_path, HEAD + "0,a,0.5,success\n1,a,0,success\n").highest() == 1
+    assert trace_of(tmp_path, HEAD + "0,a,0,success\n").highest() == 1
+
+
 # --- writing ---------------------------------------------------------------------------------------
 
 
@@ -118,6 +131,12 @@ def test_a_file_that_is_no_trace_is_left_alone(tmp_path):
     with pytest.raises(ConfigurationError, match="the first line of the file must be moment,route"):
         TraceWriter(tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text() == "precious\n"
+
+
+def test_a_route_that_is_no_text_breaks_no_call(tmp_path):
+    with TraceWriter(tmp_path / "t.csv") as writer, writer.call("GET /caf\udce9"):
+        pass
+    assert read_trace(tmp_path / "t.csv").names == ["GET /caf\\udce9"]
 
 
 def test_an_unknown_outcome_is_refused(tmp_path):
