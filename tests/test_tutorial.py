@@ -177,7 +177,14 @@ def test_every_step_shows_what_the_page_shows(reader):
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_the_alert_rules_are_as_many_as_shown(reader):
     (reader.folder / "guardrails.rules.yml").write_text(
-        reader.runs(sys.executable, "-m", "guardrails.cli", "alerts")
+        reader.runs(
+            sys.executable,
+            "-m",
+            "guardrails.cli",
+            "alerts",
+            "--runbooks",
+            "https://wiki.example.org/runbooks",
+        )
     )
     expected = SHOWN[-1].split("\n", 2)[2]
     assert reader.runs("promtool", "check", "rules", "guardrails.rules.yml").strip() == expected.strip()

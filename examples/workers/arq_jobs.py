@@ -17,7 +17,7 @@ from arq import Retry
 from arq.connections import RedisSettings
 from summaries import summarize
 
-from guardrails import RejectedError, deadline
+from guardrails import DeadlineSpentError, RejectedError, deadline
 
 LIMIT = 2.0
 
@@ -27,6 +27,8 @@ async def monthly_summary(_context: dict[str, Any], month: int) -> int:
     with deadline(LIMIT):
         try:
             return await asyncio.to_thread(summarize, month)
+        except DeadlineSpentError:  # the job used up its own time, and would do so again
+            raise
         except RejectedError as refused:
             raise Retry(defer=(refused.retry_after or 1.0) * random.uniform(1, 2)) from refused
 

@@ -2,8 +2,8 @@
 
 python cron_job.py 3
 
-Exit 0: done. 75, EX_TEMPFAIL of sysexits.h: refused, the next run may succeed. 1: it failed, or a statement
-was stopped.
+Exit 0: done. 75, EX_TEMPFAIL of sysexits.h: refused, the next run may succeed. 1: it failed, or its time
+was over.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 from summaries import summarize
 
-from guardrails import CallTimeoutError, RejectedError, deadline
+from guardrails import CallTimeoutError, DeadlineSpentError, RejectedError, deadline
 
 
 def main(month: int) -> int:
@@ -21,12 +21,12 @@ def main(month: int) -> int:
     try:
         with deadline(float(os.environ.get("LIMIT", "60"))):
             amount = summarize(month)
+    except (CallTimeoutError, DeadlineSpentError) as late:
+        print(f"stopped: {late}", file=sys.stderr)
+        return 1
     except RejectedError as refused:
         print(f"refused: {refused}", file=sys.stderr)
         return os.EX_TEMPFAIL
-    except CallTimeoutError as late:
-        print(f"stopped: {late}", file=sys.stderr)
-        return 1
     print(f"month {month}: {amount}")
     return 0
 

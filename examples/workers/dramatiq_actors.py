@@ -12,7 +12,7 @@ import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 from summaries import summarize
 
-from guardrails import RejectedError, deadline
+from guardrails import DeadlineSpentError, RejectedError, deadline
 
 dramatiq.set_broker(RedisBroker(url=os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")))  # type: ignore[no-untyped-call]
 
@@ -27,6 +27,8 @@ def monthly_summary(month: int) -> None:
     with deadline(LIMIT):
         try:
             summarize(month)
+        except DeadlineSpentError:  # the job used up its own time, and would do so again
+            raise
         except RejectedError as refused:
             seconds = (refused.retry_after or 1.0) * random.uniform(1, 2)
             raise dramatiq.errors.Retry(str(refused), delay=int(1000 * seconds)) from refused

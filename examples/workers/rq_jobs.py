@@ -15,7 +15,7 @@ import random
 from rq import Retry, get_current_job
 from summaries import summarize
 
-from guardrails import RejectedError, deadline
+from guardrails import DeadlineSpentError, RejectedError, deadline
 
 
 def monthly_summary(month: int) -> int | Retry:
@@ -25,6 +25,8 @@ def monthly_summary(month: int) -> int | Retry:
     with deadline(0.9 * limit):
         try:
             return summarize(month)
+        except DeadlineSpentError:  # the job used up its own time, and would do so again
+            raise
         except RejectedError as refused:
             seconds = (refused.retry_after or 1.0) * random.uniform(1, 2)
             return Retry(max=10, interval=math.ceil(seconds))

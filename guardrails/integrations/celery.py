@@ -26,7 +26,8 @@ class GuardedTask(Task):  # type: ignore[misc]  # Celery has no types
     For all tasks of an application: ``Celery(task_cls="guardrails.integrations.celery:GuardedTask")``. For
     one of them: ``@app.task(base=GuardedTask)``.
 
-    A `RejectedError` that leaves the task becomes a retry: the work that was refused had not begun. The
+    A `RejectedError` that leaves the task becomes a retry. The call that was refused had not begun; what the
+    task did before, such as a first transaction, is done again, so it must be safe to repeat. The
     countdown is at least the error's ``retry_after``, and a random time besides, which grows with each
     retry: up to ``default_retry_delay`` seconds for the first one, twice as many for each following one, at
     most ``retry_backoff_max``. After ``max_retries`` the error is raised.

@@ -20,8 +20,8 @@ class Settings:
 
     database_url: str
     redis_url: str
-    pool_size: int = 5
-    max_overflow: int = 5
+    pool_size: int = 10
+    max_overflow: int = 0
     request_timeout: float = 5.0
 
     @classmethod
@@ -30,7 +30,7 @@ class Settings:
         return cls(
             database_url=os.environ.get("DATABASE_URL", "postgresql+asyncpg://postgres@127.0.0.1/shop"),
             redis_url=os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"),
-            pool_size=int(os.environ.get("DB_POOL_SIZE", "5")),
-            max_overflow=int(os.environ.get("DB_MAX_OVERFLOW", "5")),
+            pool_size=int(os.environ.get("DB_POOL_SIZE", "10")),
+            max_overflow=int(os.environ.get("DB_MAX_OVERFLOW", "0")),
             request_timeout=float(os.environ.get("REQUEST_TIMEOUT", "5")),
         )
