@@ -77,4 +77,4 @@ def test_ask_server_must_be_a_bool(postgres):
     """A word is refused by the setting's name."""
     guard = Guard("django", max_concurrent_calls=2)
     with pytest.raises(ConfigurationError, match=r"OPTIONS\['ask_server'\] must be True or False"):
-        base.protect("shop", {"guard": guard, "ask_server": "no"})
+        base.protect("shop", {"OPTIONS": {"guard": guard, "ask_server": "no"}})
