@@ -1,6 +1,6 @@
 """A cache that fails open, fast: while Redis is frozen, pages are made without it.
 
-    pip install 'guardrails-db[demo]'
+    pip install '/path/to/the/clone[demo]'
     python examples/redis_cache.py
 
 Starts a private Valkey, asks it for a page every 50 ms, and freezes it for two seconds in between.

@@ -69,10 +69,8 @@ def fleet_lines(run: FleetRun) -> Iterator[str]:
         for each in sums.broken[:3]:
             yield f"    after {each.at:.3f} s: {each.open} open, {each.allowed} allowed"
     else:
-        over = (
-            f"{data['most_over_budget']} above it, as the protocol allows" if sums.over else "never above it"
-        )
-        yield f"  budget kept at every event     at most {data['most_open']} of {data['budget']} open, {over}"
+        over = f"{data['most_over_budget']} more, which the protocol allows" if sums.over else "never more"
+        yield f"  most open connections          {data['most_open']} of {data['budget']}: {over}"
     yield f"  a share after more demand      {_words(data['share_after'])}"
     yield f"  likewise, while out of reach   {_words(data['share_after_disturbed'])}"
     yield f"  longest below the floor        {data['longest_below_floor']:.1f} s (one lease is 3 s)"
