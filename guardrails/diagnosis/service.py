@@ -76,6 +76,31 @@ def _targets() -> Iterator[Target]:
             if id(pool := pool_of(each)) not in seen:
                 seen.add(id(pool))
                 yield kind, each, getattr(pool, "_guardrails", None)
+    yield from _driver_pools()
+
+
+def _driver_pools() -> Iterator[Target]:
+    """The pools of asyncpg and psycopg_pool, but Django's, whose connections have a guard of their own."""
+    kinds: list[tuple[type, Callable[[Any], Guard | None]]] = []
+    if "asyncpg" in sys.modules:
+        from asyncpg.pool import Pool  # noqa: PLC0415 - of the service
+
+        from guardrails.integrations.asyncpg._attachment import guard_of_pool  # noqa: PLC0415 - with it
+
+        kinds.append((Pool, guard_of_pool))
+    if "psycopg_pool" in sys.modules:
+        from psycopg_pool.base import BasePool  # noqa: PLC0415 - likewise
+
+        from guardrails.integrations.psycopg_pool._attachment import guard_of_pool  # noqa: PLC0415
+
+        kinds.append((BasePool, guard_of_pool))
+    django = sys.modules.get("django.db.backends.postgresql.base")
+    wrapper = None if django is None else django.DatabaseWrapper
+    of_django = list(getattr(wrapper, "_connection_pools", {}).values())
+    for each in gc.get_objects() if kinds else ():
+        for cls, guard_of in kinds:
+            if issubclass(type(each), cls) and not any(each is other for other in of_django):
+                yield "pool", each, guard_of(each)
 
 
 def _is_ours(engine: Any) -> bool:
@@ -100,7 +125,7 @@ def _nothing_made(targets: Iterable[Target]) -> Iterator[Finding]:
         return
     yield Finding(
         "nothing_made",
-        "no engine and no Redis client was made, so that there was nothing to look at",
+        "no engine, no pool and no Redis client was made, so that there was nothing to look at",
         (),
         "is the application made by a function (--factory)? An engine of the first request is made too late",
     )

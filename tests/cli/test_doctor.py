@@ -92,6 +92,23 @@ def test_unprotected_engines_and_clients_are_found(found):
     assert found(GOOD + protected) == {}
 
 
+POOLS = """
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+import asyncpg
+pools = [
+    ConnectionPool("host=canary-91d4", open=False), AsyncConnectionPool("host=canary-91d4", open=False),
+    asyncpg.create_pool("postgresql://canary-91d4/orders", loop=__import__("asyncio").new_event_loop()),
+]
+"""
+
+
+def test_unprotected_pools_of_drivers_are_found(found):
+    findings = found(GOOD + POOLS)
+    assert set(findings) == {"unguarded"}
+    assert sorted(findings["unguarded"]["details"]) == ["pool of asyncpg", *["pool of psycopg_pool"] * 2]
+    assert found(GOOD + POOLS + "for each in pools[:2]: protect(each)\ndel pools[2]\n") == {}
+
+
 def test_missing_middleware_is_found(found):
     """Of Starlette, FastAPI and Flask; where it cannot be seen from outside, nothing is said."""
     bare = GOOD.replace("app.add_middleware(GuardrailsMiddleware, guards=[db])", "")
