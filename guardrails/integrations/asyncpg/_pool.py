@@ -111,22 +111,25 @@ class PoolAdmission:
             checkout = Checkout(guard, site(_getframe(1)), caller())
             checkout.asked = asked
             try:
+                left = timeout
                 if timeout is None:
                     await checkout.take_slots_async()
                 else:
-                    timeout = await admission._take_slots(checkout, timeout)
+                    left = await admission._take_slots(checkout, timeout)
             except RejectedError as refusal:
                 admission._checkouts.refused(refusal)
                 raise
             try:
                 if not core.enforces:
                     expect_wait(checkout)
-                    proxy = await base._acquire(self, timeout)  # noqa: SLF001
+                    proxy = await base._acquire(self, left)  # noqa: SLF001
                 elif self._queue.empty():
-                    proxy = await admission._wait(base, timeout)
+                    proxy = await admission._wait(base, left)
                 else:
-                    proxy = await base._acquire(self, timeout)  # noqa: SLF001
-                hand_out(proxy._holder, checkout)  # noqa: SLF001
+                    proxy = await base._acquire(self, left)  # noqa: SLF001
+                place = proxy._holder  # noqa: SLF001
+                place._timeout = timeout  # noqa: SLF001 - limits the return, which gets the caller's whole time
+                hand_out(place, checkout)
             except BaseException:
                 checkout.release_slots()
                 raise

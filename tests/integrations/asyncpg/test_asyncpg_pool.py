@@ -170,6 +170,28 @@ def test_asyncpgs_own_timeout_wins_if_it_is_smaller(lab):
         run(lab, lambda: lab.pool.fetch("select pg_sleep(30)", timeout=20))
 
 
+async def acquired(pool):
+    return await pool.acquire(timeout=20)
+
+
+def test_the_return_has_the_whole_timeout_of_its_acquire(lab):
+    """asyncpg keeps that number; the wait for a slot must not shorten it."""
+    lab.protect(size=1, guard={"timeout": 30, "max_wait_duration": 20})
+    lab.connect()
+
+    async def work():
+        held = await lab.pool.acquire()
+        waiting = asyncio.ensure_future(acquired(lab.pool))
+        await asyncio.sleep(0.05)
+        await lab.pool.release(held)
+        connection = await waiting
+        kept = connection._holder._timeout
+        await lab.pool.release(connection)
+        return kept
+
+    assert run(lab, work) == 20
+
+
 def test_the_callers_deadline_counts_and_is_no_evidence(lab):
     """A statement under it is stopped; with no time left none is sent."""
     guard = lab.protect(size=1, guard={"timeout": 20})
