@@ -37,16 +37,16 @@ class AsyncTopology:
 
     def suspect(self) -> None:
         """Looks soon: a node has failed or refused a call, or does not have a slot any more."""
-        if self._suspected or self._stopped or isinstance(current_call.get(), Lookup):
+        if self._stopped or isinstance(current_call.get(), Lookup):
             return
-        self._suspected = True
+        self._suspected = True  # also if it is True: the task may have been cancelled, or its loop closed
         if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
             self._task = asyncio.get_running_loop().create_task(
                 self._run(), name="guardrails-cluster-topology"
             )
 
     async def stop(self) -> None:
-        """Ends the task."""
+        """Ends the task: the client is closed. The next suspicion begins another."""
         task, self._task = self._task, None
         if task is not None and task.get_loop() is asyncio.get_running_loop():
             task.cancel()

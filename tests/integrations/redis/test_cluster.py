@@ -623,6 +623,27 @@ def test_a_node_that_leaves_takes_its_compartment_along(kind):
         lab.do(work)
 
 
+def test_a_client_that_was_closed_looks_for_changes_again(healthy):
+    """A closed client opens with its next call, also if it was closed while a node failed."""
+
+    async def work(client, guard):
+        topology, manager = guard._attachment._hooks.topology, client.nodes_manager
+        await client.set(KEYS[0], "x")
+        for _ in range(2):  # again while it waits for the time of its next look
+            topology.suspect()
+            await asyncio.sleep(0.05)
+        await client.aclose()
+        assert await client.get(KEYS[0]) == b"x"
+        gone = healthy.slot(KEYS[1])
+        manager.slots_cache.pop(gone)
+        topology.suspect()
+        async with asyncio.timeout(20):
+            while gone not in manager.slots_cache:
+                await asyncio.sleep(0.05)
+
+    AsyncCluster(healthy).do(work)
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
