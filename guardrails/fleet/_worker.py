@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -116,7 +117,7 @@ class FleetWorker:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._next_line: dict[str, float] = {}
-        self._numbers = count()
+        self._numbers: defaultdict[tuple[type[LeaseTask], str], count[int]] = defaultdict(count)
         self._farewells: list[Ask] = []
         self._error = ""
         self._was_lost = self.closed = False
@@ -135,7 +136,8 @@ class FleetWorker:
             if self.closed:
                 return
             if task not in self._tasks.living():
-                number = next(self._numbers) if task.is_member else 0
+                # By kind and budget, not by the order of first use: a restarted process finds its records.
+                number = next(self._numbers[type(task), task.budget]) if task.is_member else 0
                 task.suffix = f"#{number}" if number else ""
                 self._tasks.add(task)
             if self._thread is None:

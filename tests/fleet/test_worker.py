@@ -200,6 +200,19 @@ def test_each_lease_of_a_process_has_a_name_that_none_had_before(worker, store):
     assert {ask.request.worker for ask in store.asked[-2:]} == {"web#2", "web#3"}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_first_use_changes_no_name(worker, order):
+    """Else a process that is restarted with a fixed worker_id would not find its records."""
+
+    class Verdict(Task):
+        """Stored beside the leases, so it may have the name of one."""
+
+    tasks = [Task("orders"), Task("prices"), Verdict("orders"), Verdict("prices")]
+    for task in tasks[::order]:
+        worker.join(task)
+    assert [task.suffix for task in tasks] == [""] * 4
+
+
 def test_a_lease_that_joins_while_the_thread_ends_is_renewed(worker, monkeypatch):
     first, second = Task(), Task()
     worker.join(first)
