@@ -42,6 +42,7 @@ __all__ = [
     "attach",
     "attachment_of",
     "glance",
+    "guard_of_settings",
     "lease_of",
     "note_orders",
     "recent_events",
@@ -499,6 +500,19 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
     with gate.lock:
         seen = take(gate.clock(), guard.name, gate.core, gate.report, pool)
     return replace(seen, orders=guard._orders) if guard._orders else seen
+
+
+def guard_of_settings(name: str, slots: int, **settings: Any) -> Guard:
+    """Makes a guard of these settings alone: variables of the environment change none of them.
+
+    Args:
+        name: Its name.
+        slots: Its slots.
+        **settings: All others that a compartment would inherit.
+    """
+    guard = Guard.__new__(Guard)
+    guard._build(name, slots, "enforce", settings)
+    return guard
 
 
 def attachment_of(guard: Guard) -> Attachment | None:

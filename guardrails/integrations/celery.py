@@ -69,7 +69,7 @@ class GuardedTask(Task):  # type: ignore[misc]  # Celery has no types
         return contextlib.nullcontext() if limit is None else deadline(limit - min(1.0, _ROOM * limit))
 
     def _countdown(self, refused: RejectedError) -> float:
-        longest = min(self.default_retry_delay * 2.0**self.request.retries, self.retry_backoff_max)
+        longest = min(self.default_retry_delay * 2.0 ** min(self.request.retries, 64), self.retry_backoff_max)
         # All tasks of an outage are refused within a moment; they must not come back in one.
         spread = random.uniform(0.1, 1.0) * longest  # noqa: S311 - no secret
         return (refused.retry_after or 0.0) + float(spread)

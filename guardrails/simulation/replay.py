@@ -16,7 +16,7 @@ from guardrails._core.outcome import Outcome
 from guardrails._guard.auto_compartments import CompartmentGate
 from guardrails._guard.compartments import compartment_for, form_compartments
 from guardrails._guard.fast_path import FULL
-from guardrails._guard.guard import Guard, attach, switch
+from guardrails._guard.guard import Guard, attach, guard_of_settings, switch
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._runtime.waiters import WakeableWaiter
 from guardrails.events import Event, StateChanged
@@ -86,9 +86,9 @@ class _Run:
         # (moment, number, None, call) ends a wait; (moment, number, tickets, slots, outcome) a call.
         self._events: list[tuple[Any, ...]] = []
         listener = _Listener(self._states)
-        self.guard = Guard(
+        self.guard = guard_of_settings(
             WHOLE,
-            max_concurrent_calls=policy.max_concurrent_calls,
+            policy.max_concurrent_calls,
             max_wait_duration=policy.max_wait_duration,
             max_waiting=policy.max_waiting,
             timeout=policy.timeout,

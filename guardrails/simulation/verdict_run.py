@@ -14,7 +14,7 @@ from typing import Any
 from guardrails._core.gate import Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.policy import BreakerPolicy
-from guardrails._guard.guard import Guard, switch
+from guardrails._guard.guard import guard_of_settings, switch
 from guardrails.events import Event, StateChanged
 from guardrails.fleet._guard_verdict import GuardVerdict
 from guardrails.fleet._rulings import VerdictRequest
@@ -123,10 +123,12 @@ class _Worker:
 
     def __init__(self, run: _Run, number: int) -> None:
         self.run, self.number = run, number
-        self.guard = Guard(
+        self.guard = guard_of_settings(
             "simulated",
-            max_concurrent_calls=1000,
+            1000,
             max_wait_duration=0,
+            max_waiting=None,
+            timeout=None,
             breaker=run.plan.policy,
             listeners=[self.note],
             clock=lambda: run.now,

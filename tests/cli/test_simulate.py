@@ -70,6 +70,15 @@ def test_a_change_of_the_slots_counts_by_either_name(tmp_path, first, then):
     assert json.loads(done.output)["policies"][0]["admitted"] == 3
 
 
+def test_a_replay_ignores_the_settings_of_the_environment(monkeypatch):
+    """The policy that it prints is the one that it runs."""
+    for name in ("POOL_MAX_WAIT_DURATION", "POOL_TIMEOUT", "MODE"):
+        monkeypatch.setenv(f"GUARDRAILS_{name}", "off" if name == "MODE" else "2")
+    words = ("-", "--policy", "slots=1,max_wait_duration=0.05", "--json")
+    done = run(*words, text=HEAD + "0,a,0.5,success\n0.1,a,0.5,success\n")
+    assert json.loads(done.output)["policies"][0]["refused"] == {"queue_timeout": 1}
+
+
 def test_a_policy_names_its_slots_once(tmp_path):
     (tmp_path / "p.toml").write_text("slots = 1\nmax_concurrent_calls = 2")
     done = run("-", "--policy", str(tmp_path / "p.toml"), text=HEAD + "0,a,0.5,success\n")

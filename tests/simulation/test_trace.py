@@ -133,6 +133,15 @@ def test_a_file_that_is_no_trace_is_left_alone(tmp_path):
     assert (tmp_path / "t.csv").read_text() == "precious\n"
 
 
+def test_processes_that_start_together_write_one_trace(tmp_path):
+    """The first line is in the file at once; one that is there twice all the same is skipped."""
+    with TraceWriter(tmp_path / "t.csv") as first, TraceWriter(tmp_path / "t.csv") as second:
+        first.add(1.0, "a", 0.1)
+        second.add(2.0, "b", 0.1)
+    assert (tmp_path / "t.csv").read_text().count("moment") == 1
+    assert len(trace_of(tmp_path, HEAD + "1,a,1,success\n" + HEAD + "2,a,1,success\n", "u.csv")) == 2
+
+
 def test_a_route_that_is_no_text_breaks_no_call(tmp_path):
     with TraceWriter(tmp_path / "t.csv") as writer, writer.call("GET /caf\udce9"):
         pass
