@@ -21,6 +21,7 @@ __all__ = ["guarded_async_class", "guarded_class"]
 class OpeningNotes(Protocol):
     """Notes what comes of openings; see `PoolAdmission`."""
 
+    attached: bool
     figures: PoolFigures
 
     def note_opening(self, connection: Any, began: float, started: float) -> None:
@@ -44,7 +45,7 @@ def guarded_class(plain: Any, work: ConnectionWork, admission: OpeningNotes) -> 
         return connection
 
     def wait(self: Any, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        if "_guardrails" not in vars(self):
+        if not admission.attached or "_guardrails" not in vars(self):
             return plain.wait(self, gen, *args, **kwargs)
         return work.run(self, plain.wait, gen, args, kwargs)
 
@@ -80,7 +81,7 @@ def guarded_async_class(plain: Any, work: ConnectionWork, admission: OpeningNote
         return connection
 
     async def wait(self: Any, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        if "_guardrails" not in vars(self):
+        if not admission.attached or "_guardrails" not in vars(self):
             return await plain.wait(self, gen, *args, **kwargs)
         return await work.run_async(self, plain.wait, gen, args, kwargs)
 

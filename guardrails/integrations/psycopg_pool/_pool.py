@@ -30,6 +30,7 @@ from guardrails.errors import CallTimeoutError, ConfigurationError
 from guardrails.integrations.psycopg_pool._connections import guarded_async_class, guarded_class
 from guardrails.integrations.psycopg_pool._errors import PoolTimeoutError
 from guardrails.integrations.psycopg_pool._hooks import hooks, hooks_on_loop
+from guardrails.integrations.psycopg_pool._replacing import make_up_for_one
 from guardrails.integrations.psycopg_pool._work import ConnectionWork, PoolCheckout, WorkState
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class PoolAdmission:
         asked: The slots that the user has asked for; None follows the size of the pool.
 
     Attributes:
+        attached: False once the guard was detached. A thread, or a worker of the pool, may be in the middle.
         checkouts: Those that are out.
         figures: The figures of the pool.
         guard: The pool's guard.
@@ -70,6 +72,7 @@ class PoolAdmission:
     def __init__(
         self, guard: Guard, pool: Any, runner: LoopRunner, leak_after: float | None, asked: int | None
     ) -> None:
+        self.attached = True
         self.guard = guard
         self._gate = guard.call_settings.gates[0]
         self._pool = pool
@@ -106,13 +109,14 @@ class PoolAdmission:
 
     def detach(self) -> None:
         """Restores the classes. Connections that are out return to the pool without the guard."""
+        self.attached = False  # first: whoever has it now and reads this later ends its own checkout
         pool = self._pool
         pool.__class__ = type(pool).__bases__[0]
         pool.connection_class = self._given
-        out = [checkout.connection() for checkout in self.registry.out.values()]
-        for connection in [*pool._pool, *out]:  # noqa: SLF001
-            if type(connection) is self._class:
-                connection.__class__ = self._plain
+        for connection in list(pool._pool):  # noqa: SLF001
+            self._let_go(connection)
+        for checkout in list(self.registry.out.values()):
+            self._let_go(checkout.connection(), checkout)
         self.checkouts.clear()
 
     def renew(self) -> None:
@@ -135,22 +139,34 @@ class PoolAdmission:
         state = WorkState(began, monotonic())
         state.closed = _once(self.figures.closed)
         setattr(connection, _STATE, state)
-        self._take_over(connection)
+        if self.attached:
+            self._take_over(connection)
+        else:
+            self._let_go(connection)
 
     def note_failed_opening(self, error: BaseException) -> None:
         """Counts a failure to open a connection as evidence: it concerns no one caller."""
-        self._gate.end(self._gate.begin(OPENING), self._runner.judge.outcome_of_connect(error))
+        if self.attached:
+            self._gate.end(self._gate.begin(OPENING), self._runner.judge.outcome_of_connect(error))
 
-    def _take_over(self, connection: Any) -> WorkState | None:
-        """Guards a connection that the pool has opened before; None for one of a foreign class."""
-        if type(connection) is self._plain:
+    def _take_over(self, connection: Any) -> WorkState:
+        """Guards a connection that the pool has opened before. The work of one of a foreign class is not."""
+        kind = type(connection)
+        if kind is not self._class and getattr(kind, "_guarded_class", kind) is self._plain:
             connection.__class__ = self._class
-        if type(connection) is not self._class:
-            return None
         if _STATE not in vars(connection):
             setattr(connection, _STATE, WorkState(monotonic(), monotonic()))
         state: WorkState = vars(connection)[_STATE]
         return state
+
+    def _let_go(self, connection: Any, checkout: PoolCheckout | None = None) -> None:
+        """Restores a connection, and ends its checkout: it returns to the pool without the guard."""
+        if checkout is not None:
+            checkout.connection = _gone  # else its end would be taken for that of a dropped connection
+        if type(connection) is self._class:
+            connection.__class__ = self._plain
+        if connection is not None and _STATE in vars(connection):
+            vars(connection)[_STATE].checkout = None
 
     # --- checkouts -----------------------------------------------------------------------------
 
@@ -160,14 +176,16 @@ class PoolAdmission:
         return checkout
 
     def hand_out(self, connection: Any, checkout: PoolCheckout) -> Any:
-        state = self._take_over(connection)
-        if state is not None:
-            state.checkout = checkout
+        self._take_over(connection).checkout = checkout
         checkout.connection = ref(connection, partial(self._dropped, checkout))
         if self.revocation is not None:
             self.revocation.begin(checkout, self._loop)
         self.checkouts.add(checkout)
         self.figures.handed_out(checkout)
+        if not self.attached:
+            self._let_go(connection, checkout)
+            checkout.release_slots()
+            self.checkouts.remove(checkout)
         return connection
 
     def before_return(self, connection: Any) -> PoolCheckout | None:
@@ -205,28 +223,8 @@ class PoolAdmission:
         checkout.release_slots()
         self.checkouts.remove(checkout, dropped=True)
         self.figures.closed()
-        run_later(self._replace, 0.0)  # a lock may be held here
-
-    def _replace(self) -> None:
-        """Has the pool make up for a connection that it will not get back."""
-        pool = self._pool
-        if pool.closed or os.getpid() != self._process:
-            return
-        if isinstance(pool, psycopg_pool.AsyncConnectionPool):
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._replace_now)
-        else:
-            self._replace_now()
-
-    def _replace_now(self) -> None:
-        pool = self._pool
-        if isinstance(pool, psycopg_pool.NullConnectionPool | psycopg_pool.AsyncNullConnectionPool):
-            pool._nconns -= 1  # noqa: SLF001
-        else:
-            task = (
-                psycopg_pool.pool_async.AddConnection if self._is_async else psycopg_pool.pool.AddConnection
-            )
-            pool.run_task(task(pool))
+        if not self._pool.closed and os.getpid() == self._process:
+            run_later(partial(make_up_for_one, self._pool, self._loop), 0.0)  # a lock may be held here
 
     def not_lent(self, error: Exception) -> NoReturn:
         """Raises the guard's error for a caller who has got no connection."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import gc
+import threading
 import time
 from collections import Counter
 
@@ -405,6 +407,85 @@ def test_a_class_of_connections_with_its_types(lab):
     guard.detach()
     assert lab.pool.connection_class is given
     assert lab.query("select 42") == 42
+
+
+def sessions(lab):
+    return lab.aside("select count(*) from pg_stat_activity where application_name = 'lab'")
+
+
+def drain(lab):
+    done = lab.pool.drain()
+    if hasattr(lab, "runner"):
+        lab.runner.run(done)
+
+
+def test_connections_that_are_out_at_the_detach_are_the_pools_alone(lab):
+    """When the pool closes them later, it opens as many, and not twice as many."""
+    guard = lab.protect(min_size=2, size=2, guard={"timeout": 20})
+    lab.until(lambda: sessions(lab) == 2, "the pool is full")
+    connections = [take(lab), take(lab)]
+    guard.detach()
+    opened = lab.pool.get_stats()["connections_num"]
+    while connections:
+        back(lab, connections.pop())
+    drain(lab)
+    gc.collect()
+    lab.until(lambda: lab.pool.get_stats()["connections_num"] >= opened + 2, "they are replaced")
+    assert lab.query("select 42 from pg_sleep(0.3)") == 42
+    assert lab.pool.get_stats()["connections_num"] == opened + 2
+    assert sessions(lab) == 2
+
+
+def test_a_detach_while_a_worker_of_the_pool_has_a_connection(lab):
+    """The connection is the pool's alone, and the next guard guards it."""
+    resetting, proceed = threading.Event(), threading.Event()
+
+    def reset(_):
+        resetting.set()
+        assert proceed.wait(20)
+
+    async def reset_on_loop(_):
+        resetting.set()
+        await asyncio.to_thread(proceed.wait, 20)
+
+    chosen = reset_on_loop if hasattr(lab, "runner") else reset
+    first = lab.protect(size=1, reset=chosen, guard={"timeout": SHORT, "name": "first"})
+    connection = take(lab)
+    back(lab, connection)
+    lab.until(resetting.is_set, "a worker has the connection")
+    first.detach()
+    proceed.set()
+    seen = first.snapshot()
+    assert lab.query("select 42 from pg_sleep(0.5)") == 42, "not stopped"
+    assert first.snapshot().succeeded == seen.succeeded
+    second = lab.guard_pool({"timeout": 20, "name": "second"})
+    for _ in range(3):
+        assert lab.soon() == 42
+        assert second.snapshot().in_use == 0
+    assert second.snapshot().succeeded > 0
+    assert type(connection) is lab.pool.connection_class
+
+
+def test_a_detach_while_a_caller_waits_for_a_connection(lab):
+    """The caller gets one without the guard."""
+    first = lab.protect(size=1, guard={"timeout": 20, "name": "first", "max_concurrent_calls": 1})
+    first.set_mode("shadow")  # both have a slot
+    held = take(lab)
+    with concurrent.futures.ThreadPoolExecutor(1) as others:
+        waiting = others.submit(take, lab) if not hasattr(lab, "runner") else None
+        if waiting is None:
+            waiting = lab.runner.get_loop().create_task(lab.pool.getconn())
+        lab.until(lambda: lab.pool.get_stats()["requests_waiting"] == 1, "it waits")
+        first.detach()
+        back(lab, held)
+        lab.until(waiting.done, "it has the connection")
+        connection = waiting.result()
+    assert not first.snapshot().in_use
+    back(lab, connection)
+    assert type(connection) is lab.pool.connection_class
+    second = lab.guard_pool({"timeout": 20, "name": "second"})
+    assert lab.soon() == 42
+    assert second.snapshot().in_use == 0
 
 
 NULL = {"psycopg": psycopg_pool.NullConnectionPool, "psycopg_async": psycopg_pool.AsyncNullConnectionPool}
