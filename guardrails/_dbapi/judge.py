@@ -88,8 +88,10 @@ class Judge:
         return Outcome.FAILURE
 
     def outcome_of_connect(self, error: BaseException) -> Outcome:
-        """Returns the outcome of a failed connect: any error is the server's fault."""
+        """Returns the outcome of a failed connect: any error is the server's fault, unless none was asked."""
         driver = self._driver
+        if self._refused(error):
+            return Outcome.ABANDONED
         if driver is not None and driver.has_no_room(error):
             self._report.note_cause(NO_ROOM)
         elif driver is not None and driver.refuses_login(error):

@@ -9,6 +9,9 @@ from guardrails._dbapi.drivers.psycopg import Psycopg, PsycopgAsync
 
 __all__ = ["FromPool", "PooledPsycopg", "PooledPsycopgAsync"]
 
+_REFUSALS = frozenset({"PoolClosed", "TooManyRequests"})
+"""psycopg_pool's errors about its own queue and life."""
+
 
 class PooledPsycopg(Psycopg):
     """See Driver. Whoever took a connection gives it back to its pool, also one that was closed for good."""
@@ -38,3 +41,8 @@ class FromPool(Psycopg):
     ) -> Any:
         """See Driver. For a coroutine function it returns the coroutine."""
         return connect(seconds=seconds, **arguments)
+
+    def unsent(self, error: BaseException) -> bool:
+        """True if the pool itself refused, which says nothing about the server."""
+        kind = type(error)  # by its name: psycopg_pool may be missing where Django has no pool
+        return kind.__module__.startswith("psycopg_pool") and kind.__name__ in _REFUSALS

@@ -488,6 +488,40 @@ def test_a_detach_while_a_caller_waits_for_a_connection(lab):
     assert second.snapshot().in_use == 0
 
 
+def test_what_the_pool_refuses_by_itself_is_no_evidence(lab):
+    """Its queue is full, or it is closed: the database was not asked."""
+    proceed = threading.Event()
+
+    def configure(_):
+        assert proceed.wait(20)
+
+    async def configure_on_loop(_):
+        await asyncio.to_thread(proceed.wait, 20)
+
+    chosen = configure_on_loop if hasattr(lab, "runner") else configure
+    guard = lab.protect(size=3, max_waiting=1, configure=chosen, guard={"timeout": 30})
+    with concurrent.futures.ThreadPoolExecutor(2) as others:
+
+        def begin(method):
+            if hasattr(lab, "runner"):
+                return lab.runner.get_loop().create_task(method())
+            return others.submit(method)
+
+        waiting = begin(lab.pool.getconn)
+        lab.until(lambda: lab.pool.get_stats()["requests_waiting"] == 1, "one waits")
+        with pytest.raises(BulkheadFullError) as raised:
+            take(lab)
+        assert isinstance(raised.value.__cause__, psycopg_pool.TooManyRequests)
+        closing = begin(functools.partial(lab.pool.close, timeout=0.1))  # of its worker, which opens one
+        lab.until(waiting.done, "the pool is closed")
+        proceed.set()
+        assert isinstance(waiting.exception(), psycopg_pool.PoolClosed)
+        lab.until(closing.done, "its workers have ended")
+    seen = guard.snapshot()
+    assert (seen.failed, seen.abandoned, seen.in_use) == (0, 2, 0)
+    assert seen.rejected == {"bulkhead_full": 1}
+
+
 NULL = {"psycopg": psycopg_pool.NullConnectionPool, "psycopg_async": psycopg_pool.AsyncNullConnectionPool}
 
 
