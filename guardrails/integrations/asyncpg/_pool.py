@@ -101,7 +101,7 @@ class PoolAdmission:
     def _acquirer(self, base: Any) -> Callable[..., Any]:
         guard, core, clock = self._guard, self._gate.core, self._figures.clock
         site, caller, expect_wait = self.registry.site, self.registry.caller, self._figures.expect_wait
-        admission, hand_out = self, self.places.hand_out
+        admission, hand_out = self, self._hand_out
 
         async def _acquire(self: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - asyncpg's own
             if self.is_closing() or not self._initialized:
@@ -127,15 +127,20 @@ class PoolAdmission:
                     proxy = await admission._wait(base, left)
                 else:
                     proxy = await base._acquire(self, left)  # noqa: SLF001
-                place = proxy._holder  # noqa: SLF001
-                place._timeout = timeout  # noqa: SLF001 - limits the return, which gets the caller's whole time
-                hand_out(place, checkout)
+                hand_out(proxy._holder, checkout, timeout)  # noqa: SLF001
             except BaseException:
                 checkout.release_slots()
                 raise
             return proxy
 
         return _acquire
+
+    def _hand_out(self, place: Any, checkout: Checkout, timeout: Any) -> None:
+        place._timeout = timeout  # noqa: SLF001 - limits the return, which gets the caller's whole time
+        if guard_of(self._pool) is self._guard:
+            self.places.hand_out(place, checkout)
+        else:  # it was detached meanwhile
+            checkout.release_slots()
 
     async def _take_slots(self, checkout: Checkout, timeout: float) -> float:  # noqa: ASYNC109
         """Takes the slots within the caller's own timeout; returns what is left of it."""
@@ -179,7 +184,8 @@ class PoolAdmission:
             try:
                 return await base._async__init__(self)  # noqa: SLF001
             finally:
-                admission.places.take_over(self)
+                if guard_of(self) is admission._guard:
+                    admission.places.take_over(self)
 
         return _async__init__
 
@@ -209,6 +215,8 @@ class PoolAdmission:
             if self._pool.is_closing():  # else the next caller takes the connection
                 self._runner.drop_openings()
             raise
+        if guard_of(self._pool) is not self._guard:
+            return connection  # it was detached meanwhile
         if isinstance(connection, asyncpg.Connection) and not connection.is_closed():
             self.places.take_over_connection(connection, began)
         self._figures.connected(started)

@@ -401,6 +401,35 @@ def test_the_pool_may_be_protected_before_it_is_opened(lab):
     assert seen.failed == 0
 
 
+def test_a_detach_while_connections_are_opened(lab):
+    """They are the pool's alone, and the next guard guards them."""
+
+    async def work():
+        proceed = asyncio.Event()
+
+        async def connect(*args, **kwargs):
+            await proceed.wait()
+            return await asyncpg.connect(*args, **kwargs)
+
+        pool = lab.live = await lab.open(size=2, connect=connect)
+        first = protect(pool, name="first", timeout=20)
+        openings = [asyncio.ensure_future(pool.acquire()) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        assert first.snapshot().in_use == 2
+        first.detach()
+        proceed.set()
+        for each in openings:
+            connection = await each
+            assert await connection.fetchval("select 42") == 42
+            await pool.release(connection)
+        assert (first.snapshot().succeeded, first.snapshot().pool) == (0, None)
+        second = protect(pool, name="second", timeout=20)
+        assert await pool.fetchval("select 42") == 42
+        assert (second.snapshot().succeeded, second.snapshot().in_use) == (2, 0)
+
+    run(lab, work)
+
+
 def test_wrong_pools_are_refused(lab):
     """A class, a closed pool, one that is guarded, one of another loop, and options that do not exist."""
     guard = lab.protect(size=2)
