@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from guardrails._core.adaptive import Adaptive
 from guardrails._dbapi.drivers.psycopg_pool import PooledPsycopg, PooledPsycopgAsync
 from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._guard.compartments import set_compartments
@@ -94,7 +95,8 @@ def guard_pool(
             "and max_lifetime, and leave out minimum_idle, idle_timeout, max_lifetime and keepalive here"
         )
     guard = Guard(name, max_concurrent_calls=slots, **options)
-    attachment = _PoolAttachment(pool, guard, leak_after, max_idle_hold, asked, asks=asks)
+    most = asked.maximum if isinstance(asked, Adaptive) else asked
+    attachment = _PoolAttachment(pool, guard, leak_after, max_idle_hold, most, asks=asks)
     set_compartments(guard, check_compartments(name, compartments))
     attachment.attach()
     attach(guard, attachment)

@@ -78,6 +78,7 @@ class PoolAdmission:
         self._pool = pool
         self._runner = runner
         self._asked = asked
+        self._size = pool.max_size
         self._is_async = isinstance(pool, psycopg_pool.AsyncConnectionPool)
         self.lends = LoopRunner(guard, FromPool(), lambda own: own, is_async=self._is_async, errors=())
         self.checkouts = Checkouts(guard, leak_after, is_async=self._is_async, system="postgresql")
@@ -241,6 +242,9 @@ class PoolAdmission:
     def resized(self) -> None:
         """Follows the pool's new size with the guard's slots."""
         size = self._pool.max_size
+        if size == self._size:
+            return  # a number of slots that was set by hand stays
+        self._size = size
         slots = size if self._asked is None else min(self._asked, size or self._asked)
         if slots:
             set_slots(self.guard, slots)

@@ -17,6 +17,7 @@ import psycopg_pool
 import pytest
 
 from guardrails import (
+    Adaptive,
     BulkheadFullError,
     CallTimeoutError,
     CommitUnknownError,
@@ -387,13 +388,30 @@ def test_lost_connections_are_survived(lab):
     assert lab.soon() == 42
 
 
-def test_slots_follow_the_size_of_the_pool(lab):
-    """A pool of psycopg may be resized."""
-    guard = lab.protect(size=2, guard={"timeout": 20})
-    done = lab.pool.resize(0, 4)
+def resized(lab, size):
+    """Resizes the pool; returns the guard's slots."""
+    done = lab.pool.resize(0, size)
     if hasattr(lab, "runner"):
         lab.runner.run(done)
-    assert guard.snapshot().max_concurrent_calls == 4
+    return lab.guard.snapshot().max_concurrent_calls
+
+
+def test_slots_follow_the_size_of_the_pool(lab):
+    """A pool of psycopg may be resized. If its size stays, slots that were set by hand stay, too."""
+    guard = lab.protect(size=2, guard={"timeout": 20})
+    assert resized(lab, 4) == 4
+    guard.resize(3)
+    assert resized(lab, 4) == 3
+    assert resized(lab, 2) == 2
+    assert lab.soon() == 42
+
+
+@pytest.mark.parametrize(("maximum", "slots"), [(None, 8), (3, 3)])
+def test_an_adaptive_limit_follows_the_size_of_the_pool(lab, maximum, slots):
+    """Up to its maximum."""
+    lab.protect(size=4, guard={"timeout": 20, "max_concurrent_calls": Adaptive(minimum=2, maximum=maximum)})
+    assert resized(lab, 8) == slots
+    assert resized(lab, 1) == 1
     assert lab.soon() == 42
 
 
