@@ -42,6 +42,9 @@ class ServerQuestion:
     def __init__(self, pool: Any, driver: Driver) -> None:
         self._pool = pool
         self._driver = driver
+        own, password = pool._connect, pool._connect_kwargs.get("password")  # noqa: SLF001 - no public way
+        # A connect() of the user's knows the server; a password() may use what belongs to another event loop.
+        self._logs_in_alone = own is asyncpg.connection.connect and not callable(password)
 
     def __call__(self) -> tuple[SessionId, ServerView]:
         """See Question."""
@@ -53,6 +56,8 @@ class ServerQuestion:
 
     def _ask(self, work: Work[R]) -> R:
         pool = self._pool
+        if not self._logs_in_alone:
+            raise LookupError("the pool's login is a function of the application")
         given = pool._connect_kwargs | {"timeout": LIMIT, "command_timeout": LIMIT, "statement_cache_size": 0}  # noqa: SLF001 - no public way
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             connection = runner.run(asyncpg.connect(*pool._connect_args, **given))  # noqa: SLF001

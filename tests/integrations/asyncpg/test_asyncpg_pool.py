@@ -21,7 +21,9 @@ from guardrails import (
     holding,
     protect,
 )
+from guardrails._dbapi.drivers.asyncpg import Asyncpg
 from guardrails.integrations.asgi import GuardrailsMiddleware
+from guardrails.integrations.asyncpg._server_question import ServerQuestion
 from guardrails.integrations.sqlalchemy import pool_status
 from support.asgi_client import fine, http, serve
 from support.lateness import LATE
@@ -465,6 +467,24 @@ def test_wrong_pools_are_refused(lab):
         protect(lab.pool)
     with pytest.raises(ConfigurationError, match="class Pool"):
         protect(type(lab.pool))
+
+
+async def own_connect(*args, **kwargs):
+    return await asyncpg.connect(*args, **kwargs)
+
+
+async def own_password():
+    return "secret"
+
+
+@pytest.mark.parametrize("login", [{"connect": own_connect}, {"password": own_password}], ids=["way", "word"])
+def test_the_server_is_not_asked_past_the_applications_own_login(lab, login):
+    """A function may know another server, or use what belongs to the application's event loop."""
+    lab.live = lab.runner.run(lab.open(size=1, **login))
+    asks = ServerQuestion(lab.pool, Asyncpg())
+    protect(lab.live)
+    with pytest.raises(LookupError, match="login is a function"):
+        asks()
 
 
 def test_minimum_idle_and_warm_up(lab):
