@@ -14,7 +14,7 @@ from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.guard import Guard, glance
 from guardrails.errors import ConfigurationError
 from guardrails.fleet._records import LEASE, Reply
-from guardrails.fleet._rulings import CLOSED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest
+from guardrails.fleet._rulings import CLOSED, DECLINED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest
 from guardrails.fleet._worker import FleetWorker, Identity
 
 __all__ = ["GuardVerdict"]
@@ -99,7 +99,7 @@ class GuardVerdict:
         since = now - self._asked
         return (
             since >= _RENEWAL
-            or (since >= _QUICKEST and self._result() != 0)
+            or (since >= _QUICKEST and self._probes and self._result() != 0)
             or (since >= _IN_TROUBLE and self._bad_calls() != self._told_bad)
         )
 
@@ -164,6 +164,8 @@ class GuardVerdict:
         self._released_at = self._gate.core.breaker.open_until  # a round that fails sets a later one
 
     def _result(self) -> int:
+        if self._guard.state not in _FOLLOWING or self._guard.mode == "off":
+            return DECLINED  # no call of this guard would be a probe
         if not self._probes:
             return 0
         breaker = self._gate.core.breaker
@@ -179,6 +181,7 @@ class GuardVerdict:
         rejected: Counter[str] = Counter()
         for gate in self._gate.report.gates.living():
             rejected.update(gate.core.rejected)
+            rejected.update(gate.core.would_reject)
         return rejected["circuit_open"]
 
 

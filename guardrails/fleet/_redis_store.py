@@ -66,6 +66,7 @@ _CONSTANTS = {
     "PROBE": _rulings.PROBE,
     "PASSED": _rulings.PASSED,
     "FAILED": _rulings.FAILED,
+    "DECLINED": _rulings.DECLINED,
     "IDLE": _verdict.IDLE,
     "WIDTH": _WIDTH,
     "ORDERS_KEPT": _orders.ORDERS_KEPT,

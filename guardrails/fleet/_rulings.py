@@ -11,13 +11,24 @@ from typing import Self
 
 from guardrails.fleet._records import FORGET_AFTER, LEASE, LIVE, SILENT, SKEW
 
-__all__ = ["CLOSED", "FAILED", "OPEN", "PASSED", "PROBE", "Circuit", "Ruling", "Share", "VerdictRequest"]
+__all__ = [
+    "CLOSED",
+    "DECLINED",
+    "FAILED",
+    "OPEN",
+    "PASSED",
+    "PROBE",
+    "Circuit",
+    "Ruling",
+    "Share",
+    "VerdictRequest",
+]
 
 CLOSED, OPEN, PROBE = 0, 1, 2
 """The states of a ruling. ``PROBE``: this worker makes the probes of the round; for all others it is open."""
 
-PASSED, FAILED = 1, 2
-"""The results of a worker's round of probes; 0 while there is none."""
+PASSED, FAILED, DECLINED = 1, 2, 3
+"""The results of a worker's round of probes; 0 while there is none. ``DECLINED``: it can make no probes."""
 
 _MOST_DIGITS = 15
 _LONGEST = 300
@@ -34,7 +45,8 @@ class VerdictRequest:
         instance: A random number of its process, in hexadecimal.
         seq: Number of the request; it only grows.
         generation: The generation of the fleet's circuit that it knows.
-        result: `PASSED` or `FAILED` once its round of probes has ended; else 0.
+        result: `PASSED` or `FAILED` once its round of probes has ended; `DECLINED` if it can make none;
+            else 0.
         calls: Calls in its window.
         failures: Failed calls in its window.
         slow: Slow calls in its window, those that are overdue included.

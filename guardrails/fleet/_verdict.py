@@ -13,6 +13,7 @@ from typing import Self
 from guardrails.fleet._records import EPOCH, LEASE, LIVE, SKEW
 from guardrails.fleet._rulings import (
     CLOSED,
+    DECLINED,
     FAILED,
     OPEN,
     PASSED,
@@ -130,20 +131,26 @@ class VerdictTable:
     def _turn(self, asked: VerdictRequest, now: int) -> None:
         """Makes the transition that is due, if any."""
         circuit, is_probers = self.circuit, self.circuit.prober == asked.worker
+        can_probe = asked.result != DECLINED
         if circuit.state == CLOSED and self._is_sick(asked, now):
             circuit.state, circuit.generation, circuit.until = OPEN, circuit.generation + 1, now + asked.wait
         elif circuit.state == OPEN and now >= circuit.until:
-            if asked.refused > 0 or now >= circuit.until + IDLE:
+            if can_probe and (asked.refused > 0 or now >= circuit.until + IDLE):
                 self._give_round(asked, now)
         elif circuit.state == PROBE and is_probers and asked.result == PASSED:
             circuit.state, circuit.generation, circuit.until = CLOSED, circuit.generation + 1, 0
             circuit.prober = ""
         elif circuit.state == PROBE and is_probers and asked.result == FAILED:
             circuit.state, circuit.until, circuit.prober = OPEN, now + asked.wait, ""
-        elif circuit.state == PROBE and is_probers:
+        elif circuit.state == PROBE and is_probers and can_probe:
             circuit.seen = now
-        elif circuit.state == PROBE and (now >= circuit.until or now - circuit.seen > LEASE):
+        elif circuit.state == PROBE and is_probers:  # the next worker that has callers takes the round
+            circuit.state, circuit.until, circuit.prober = OPEN, now, ""
+        elif circuit.state == PROBE and can_probe and self._is_round_over(now):
             self._give_round(asked, now)
+
+    def _is_round_over(self, now: int) -> bool:
+        return now >= self.circuit.until or now - self.circuit.seen > LEASE
 
     def _give_round(self, asked: VerdictRequest, now: int) -> None:
         circuit = self.circuit

@@ -551,7 +551,7 @@ local function is_sick(asked, total, circuit)
 end
 
 local function turn(circuit, asked, total, now)
-  local is_probers = circuit.prober == asked.name
+  local is_probers, can_probe = circuit.prober == asked.name, asked.result ~= DECLINED
   local function give_round()
     circuit.state, circuit.till, circuit.prober, circuit.seen = PROBE, now + asked.lease, asked.name, now
   end
@@ -560,14 +560,16 @@ local function turn(circuit, asked, total, now)
       circuit.state, circuit.generation, circuit.till = OPEN, circuit.generation + 1, now + asked.wait
     end
   elseif circuit.state == OPEN then
-    if now >= circuit.till and (asked.refused > 0 or now >= circuit.till + IDLE) then give_round() end
+    if can_probe and now >= circuit.till and (asked.refused > 0 or now >= circuit.till + IDLE) then give_round() end
   elseif is_probers and asked.result == PASSED then
     circuit.state, circuit.generation, circuit.till, circuit.prober = CLOSED, circuit.generation + 1, 0, ''
   elseif is_probers and asked.result == FAILED then
     circuit.state, circuit.till, circuit.prober = OPEN, now + asked.wait, ''
-  elseif is_probers then
+  elseif is_probers and can_probe then
     circuit.seen = now
-  elseif now >= circuit.till or now - circuit.seen > LEASE then
+  elseif is_probers then
+    circuit.state, circuit.till, circuit.prober = OPEN, now, ''
+  elseif can_probe and (now >= circuit.till or now - circuit.seen > LEASE) then
     give_round()
   end
 end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import redis
@@ -13,13 +14,14 @@ from guardrails import BreakerPolicy, Guard
 from guardrails.errors import CircuitOpenError, ConfigurationError
 from guardrails.events import StateChanged
 from guardrails.fleet._fleet import Verdict
+from guardrails.fleet._guard_verdict import GuardVerdict
 from guardrails.fleet._records import EPOCH
 from guardrails.fleet._redis_store import SCRIPT, RedisStore, _words
-from guardrails.fleet._rulings import CLOSED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest
+from guardrails.fleet._rulings import CLOSED, DECLINED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import Ask, StoreError
-from guardrails.fleet._verdict import judge
-from guardrails.fleet._worker import FleetWorker
+from guardrails.fleet._verdict import VerdictTable, judge
+from guardrails.fleet._worker import FleetWorker, Identity
 from support.polling import wait_until
 
 WAIT, LEASE_OF_ROUND = 2000, 10_000
@@ -139,6 +141,30 @@ def test_a_round_without_callers_begins_after_two_seconds(rule):
     assert rule.state("w1") == PROBE
 
 
+def test_a_worker_that_can_make_no_probes_gets_no_round(rule):
+    open_circuit(rule)
+    rule.now += WAIT
+    assert rule.state("w1", refused=9, result=DECLINED) == OPEN
+    assert rule.state("w2", refused=1) == PROBE
+    rule.now += 2999
+    assert rule.state("w1", refused=9, result=DECLINED) == OPEN
+    rule.now += 2
+    assert rule.state("w1", refused=9, result=DECLINED) == OPEN, "w2 is silent"
+    assert rule.state("w3") == PROBE
+
+
+def test_a_round_that_its_worker_declines_goes_to_the_next_with_callers(rule):
+    open_circuit(rule)
+    rule.now += WAIT
+    assert rule.state("w1", refused=9) == PROBE
+    rule.now += 500
+    ruling = rule.ask("w1", refused=9, result=DECLINED)
+    assert (ruling.state, ruling.left) == (OPEN, 0)
+    assert rule.state("w2") == OPEN
+    assert rule.state("w3", refused=1) == PROBE
+    assert rule.state("w3", result=PASSED) == CLOSED
+
+
 def test_a_clock_that_jumps_back_does_not_keep_it_open(rule):
     open_circuit(rule)
     rule.now -= 3_600_000
@@ -181,8 +207,9 @@ def test_lua_and_python_rule_the_same(valkey, seed):
             calls = draw.choice([0, 2, 5, 12])
             asked = VerdictRequest(
                 worker, draw.choice(["aa", "aa", "bb"]), seqs[worker], known.get(worker, 0),
-                draw.choice([0, 0, PASSED, FAILED]), calls, draw.randint(0, calls), draw.randint(0, calls),
-                draw.choice([0, 0, 3]), 10, draw.choice([500_000, 333_333]), 1_000_000, 2000, 10_000,
+                draw.choice([0, 0, PASSED, FAILED, DECLINED]), calls,
+                draw.randint(0, calls), draw.randint(0, calls), draw.choice([0, 0, 3]), 10,
+                draw.choice([500_000, 333_333]), 1_000_000, 2000, 10_000,
             )  # fmt: skip
             values = run([key], [*_words(Ask("v", asked)), now // 1000, now % 1000 * 1000])[0]
             ruling = judge(fields, asked, now)
@@ -331,6 +358,95 @@ def test_a_circuit_that_was_set_by_hand_stays(fleet):
     wait_until(lambda: all(member.guard.state == "open" for member in members[1:]))
     time.sleep(1.2)
     assert members[0].guard.state == "disabled"
+
+
+class VirtualFleet:
+    """Real guards in front of one database, and the rule, on one clock of a tenth of a second a step."""
+
+    class Worker:
+        def join(self, task):
+            pass
+
+    def __init__(self, count):
+        self.now, self.table = 100.0, VerdictTable()
+        clock = lambda: self.now
+        self.guards = [
+            Guard(
+                "prices", max_concurrent_calls=5, breaker=BreakerPolicy(), mode="enforce", clock=clock,
+                random=lambda: 0.5,
+            )
+            for _ in range(count)
+        ]  # fmt: skip
+        self.verdicts = [GuardVerdict("prices", each, self.Worker(), clock) for each in self.guards]
+
+    def step(self, error=None):
+        self.now += 0.1
+
+        def work():
+            if error is not None:
+                raise error
+
+        for guard in self.guards:
+            with suppress(CircuitOpenError, ConnectionError):
+                guard.run(work)
+        for number, each in enumerate(self.verdicts):
+            if each.tick(self.now):
+                asked = each.request(Identity(f"w{number}", f"a{number}", "host"))
+                each.answered(self.table.judge(asked, round(self.now * 1000)))
+
+    def seconds_to_close(self, guards):
+        """Returns after how many seconds of a database that works these guards are closed."""
+        for step in range(200):
+            self.step()
+            if {guard.state for guard in guards} == {"closed"}:
+                return step / 10
+        return None
+
+    def fail(self, seconds):
+        for _ in range(seconds * 10):
+            self.step(ConnectionError())
+
+
+HAND = [
+    Guard.force_open,
+    Guard.disable,
+    Guard.metrics_only,
+    pytest.param(lambda guard: guard.set_mode("off"), id="off"),
+]
+
+
+@pytest.mark.parametrize("by_hand", HAND)
+def test_a_guard_that_can_make_no_probes_stops_no_other_ones_recovery(by_hand):
+    untouched = VirtualFleet(3)
+    untouched.fail(10)
+    usual = untouched.seconds_to_close(untouched.guards)
+    fleet = VirtualFleet(3)
+    fleet.fail(5)
+    by_hand(fleet.guards[0])
+    fleet.fail(5)
+    assert fleet.seconds_to_close(fleet.guards[1:]) <= usual + 3.0, "an open period, and a request"
+
+
+@pytest.mark.parametrize("by_hand", HAND)
+def test_a_guard_that_is_set_by_hand_in_its_round_passes_it_on(by_hand):
+    fleet = VirtualFleet(2)
+    while fleet.table.circuit.state != PROBE:
+        fleet.step(ConnectionError())
+    prober = int(fleet.table.circuit.prober[1:])
+    by_hand(fleet.guards[prober])
+    assert fleet.seconds_to_close([fleet.guards[1 - prober]]) <= 3.0
+
+
+def test_a_fleet_in_shadow_probes_as_an_enforcing_one_would():
+    """A caller that would be refused counts as a caller."""
+    fleet = VirtualFleet(2)
+    for guard in fleet.guards:
+        guard.set_mode("shadow")
+    fleet.fail(3)
+    until = fleet.table.circuit.until
+    while fleet.table.circuit.state != PROBE:
+        fleet.step(ConnectionError())
+    assert fleet.now * 1000 - until <= 1200
 
 
 def test_without_contact_an_open_circuit_recovers_by_itself(tmp_path):
