@@ -79,19 +79,23 @@ _MISSING = "a fleet on Redis or Valkey needs redis-py: pip install 'guardrails-d
 _KEY = re.compile(r"guardrails:\{([^{}]*)\}:(budget|verdict|order)2(\.[0-9]+)?:(.*)")
 
 _REASONS = (
-    (("NOAUTH", "WRONGPASS", "AuthenticationError"), "it refuses the login"),
-    (("NOPERM",), "its user may not run scripts on the keys guardrails:*"),
-    (("READONLY", "ReadOnlyError"), "it is a read-only replica; give the address of the primary"),
+    (("AuthenticationError",), "it refuses the login"),
     (
-        ("Cluster", "MovedError", "AskError", "CROSSSLOT"),
+        ("NoPermissionError", "ACL failure in script", "The user executing the script"),
+        "its user lacks a right that a fleet needs, on commands or the keys guardrails:*",
+    ),
+    (("ReadOnlyError",), "it is a read-only replica; give the address of the primary"),
+    (
+        ("ClusterDownError", "ClusterCrossSlotError", "MovedError", "AskError"),
         "it is a cluster; a fleet needs one that is none",
     ),
-    (("MasterNotFound",), "no sentinel in reach knows its primary"),
-    (("LOADING",), "it loads its data"),
-    (("OOM",), "its memory is full"),
+    (("MasterNotFoundError",), "no sentinel in reach knows its primary"),
+    (("BusyLoadingError",), "it loads its data"),
+    (("OutOfMemoryError",), "its memory is full"),
     (("MISCONF",), "it refuses writes, as it cannot save them"),
 )
-"""Parts of the server's errors, and what they mean."""
+"""The classes of redis-py's errors, or the first words of those without a class, and what they mean. Other
+words of an error do not count: they may be names that people chose."""
 
 
 SCRIPT = "".join(f"local {name} = {value}\n" for name, value in _CONSTANTS.items())
@@ -189,11 +193,11 @@ class RedisStore:
 
 
 def _reason(error: Exception, *, refused: bool) -> str:
-    text = f"{type(error).__name__} {error}"
-    for parts, meaning in _REASONS:
-        if any(part in text for part in parts):
+    kind = type(error).__name__
+    for known, meaning in _REASONS:
+        if kind in known or str(error).startswith(known):
             return meaning
-    return "it answers with an error" if refused else type(error).__name__
+    return "it answers with an error" if refused else kind
 
 
 def _kind(ask: Ask) -> str:

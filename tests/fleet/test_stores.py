@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import sqlite3
@@ -20,8 +21,10 @@ import redis
 
 from guardrails.errors import ConfigurationError
 from guardrails.fleet import _lease
+from guardrails.fleet._orders import OrdersRequest
 from guardrails.fleet._records import EPOCH, GRANTED, LEASE, Record, Reply, Request
 from guardrails.fleet._redis_store import SCRIPT, RedisStore, _words
+from guardrails.fleet._rulings import VerdictRequest
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import Ask, StoreError
 from guardrails.testing.servers import ValkeyServer
@@ -272,6 +275,95 @@ def test_password_is_needed_and_never_shown(valkey):
                 assert "wrong" not in str(told.value)
                 assert "hunter2" not in str(told.value)
             store.close()
+
+
+def documented_rights():
+    page = (Path(__file__).parents[2] / "docs/guides/fleet.md").read_text()
+    rights = page.partition("An ACL user needs")[2].partition("Persistence")[0]
+    return [right for text in re.findall(r"`([^`]+)`", rights) for right in text.split() if right[0] == "+"]
+
+
+def set_user(server, *rules):
+    with redis.Redis(port=server.port) as client:
+        client.execute_command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rules)
+
+
+def use_all_of(store):
+    """Renews, leaves, judges, steers and reads."""
+    window = VerdictRequest("w1", "aa", 1, 0, 0, 10, 10, 0, 0, 10, 500_000, 500_000, 2000, 10_000)
+    order = f"2 {time.time_ns() // 1_000_000} reset by"
+    asks = [
+        Ask("db", request()),
+        Ask("db", request(seq=2), leaving=True),
+        Ask("db", window),
+        Ask("db", OrdersRequest("@", gives=True, circuit=order)),
+    ]
+    store.exchange(asks)
+    assert store.read().verdicts
+
+
+def test_an_acl_user_with_the_documented_rights_needs_no_other():
+    with ValkeyServer.start() as server:
+        store = RedisStore(f"redis://app:pw@127.0.0.1:{server.port}/1", "shop")
+        rights = documented_rights()
+        assert len(rights) > 10
+        set_user(server, "~guardrails:*", *rights)
+        use_all_of(store)
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["~guardrails:*"],
+        ["~guardrails:*", "+client|setname"],
+        ["~other:*", "+@all"],
+        ["~*", "+@all", "-hset"],
+    ],
+    ids=["nothing", "no script", "other keys", "no write"],
+)
+def test_an_acl_user_without_a_right_is_named(rules):
+    with ValkeyServer.start() as server:
+        set_user(server, *rules)
+        store = RedisStore(f"redis://app:pw@127.0.0.1:{server.port}", "shop")
+        with pytest.raises(StoreError, match="its user lacks a right that a fleet needs"):
+            store.exchange([Ask("db", request())])
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "meaning"),
+    [
+        ("BusyLoadingError", "Redis is loading the dataset in memory", "it loads its data"),
+        ("OutOfMemoryError", "command not allowed when used memory > 'maxmemory'.", "its memory is full"),
+        (
+            "ResponseError",
+            "MISCONF Errors writing to the AOF file",
+            "it refuses writes, as it cannot save them",
+        ),
+        (
+            "MasterNotFoundError",
+            "No master found for 'ordersCluster'",
+            "no sentinel in reach knows its primary",
+        ),
+        ("ConnectionError", "Error 111 connecting to ROOM-7:6379", "ConnectionError"),
+        ("ResponseError", "unknown command LOADING", "it answers with an error"),
+    ],
+)
+def test_the_reason_follows_from_the_kind_of_error_and_from_no_name_in_it(
+    valkey, monkeypatch, kind, words, meaning
+):
+    error = getattr(redis.exceptions, kind, None) or getattr(redis.sentinel, kind)
+
+    def fail(*_):
+        raise error(words)
+
+    store = RedisStore(valkey.url(), "shop")
+    monkeypatch.setattr(store._client, "evalsha", fail)
+    with pytest.raises(StoreError) as told:
+        store.exchange([Ask("db", request())])
+    assert str(told.value) == meaning
+    store.close()
 
 
 @pytest.mark.parametrize("url", ["redis://:hunter2@host:port/0", "http://:hunter2@x", "redis://x?db=hunter2"])
