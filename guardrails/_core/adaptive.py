@@ -121,7 +121,9 @@ class AdaptiveLimit:
         "_busy",
         "_direction",
         "_last",
+        "_learnt",
         "_levels",
+        "_limit_at_resize",
         "_saturated_windows",
         "_served",
         "_since",
@@ -137,7 +139,8 @@ class AdaptiveLimit:
     def __init__(self, minimum: int, slots: int, *, enforces: bool) -> None:
         self.minimum = minimum
         self.enforces = enforces
-        self.limit = self.applied = self._slots = slots
+        self.limit = self.applied = self._slots = self._limit_at_resize = slots
+        self._learnt = math.inf  # without a maximum; infinity while nothing better than the maximum is known
         self._direction, self._saturated_windows = 1, 0
         self.resize(slots)
         self.decides_at = -math.inf
@@ -145,12 +148,18 @@ class AdaptiveLimit:
         self._served = 0
 
     def resize(self, slots: int) -> None:
-        """Sets the largest limit. A limit that was the largest stays the largest."""
+        """Sets the largest limit. A limit that was the largest stays the largest.
+
+        One that a smaller maximum has cut comes back with a larger one: the maximum of a fleet's worker moves
+        all the time.
+        """
         sizes = [max(1, slots)]
         while sizes[-1] > 1:
             sizes.append(sizes[-1] - max(1, sizes[-1] // _STEP))
         self._sizes = sizes[::-1]
-        self.limit = self.applied = slots if self.limit >= self._slots else min(slots, self.limit)
+        if self.limit != self._limit_at_resize:  # it was decided since
+            self._learnt = self.limit if self.limit < self._slots else math.inf
+        self.limit = self.applied = self._limit_at_resize = int(min(slots, self._learnt))
         self._slots = slots
         self._levels: dict[int, _Level] = {}
 

@@ -75,11 +75,14 @@ def demand(peak: int, most: int) -> int:
     return min(most, peak + max(1, peak // 4))
 
 
-def wanted(taken: int, waiting: int, limit: int, *, refuses: bool) -> int:
+def wanted(taken: int, waiting: int, limit: int, usable: int, *, refuses: bool) -> int:
     """Returns the connections that a worker could use now.
 
-    Callers that are refused are seen by nobody: then it wants twice what it has.
+    Callers that are refused are seen by nobody: then it wants twice what it has. While an adaptive limit or a
+    ramp leaves fewer slots usable than it has, that is what refuses them, and a connection would be idle.
     """
+    if usable < limit:
+        return max(taken, min(taken + waiting, usable))
     return max(taken + waiting, 2 * limit if refuses else 0)
 
 

@@ -167,7 +167,7 @@ class PoolLease:
         refused = self._refused()
         refuses = refused > self._refused_before
         self._refused_before = refused
-        self._demands.note(now, wanted(slots.taken, waiting, slots.limit, refuses=refuses))
+        self._demands.note(now, wanted(slots.taken, waiting, slots.limit, slots.usable, refuses=refuses))
 
     def _refused(self) -> int:
         cores = [gate.core for gate in self._gate.report.gates.living()]

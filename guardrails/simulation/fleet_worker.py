@@ -160,7 +160,7 @@ class Worker:
 
     def _wanted(self) -> int:
         queued = max(0, self.demand - self.busy)
-        return wanted(self.busy, min(queued, self.limit), self.limit, refuses=queued > self.limit)
+        return wanted(self.busy, min(queued, self.limit), self.limit, self.limit, refuses=queued > self.limit)
 
     def call_ended(self) -> None:
         """The last caller on a connection has left."""

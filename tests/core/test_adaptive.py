@@ -151,7 +151,14 @@ def test_a_resize_keeps_a_limit_below_and_moves_one_that_was_the_largest():
     windows.limit.resize(0)
     assert windows.limit.limit == 0
     windows.limit.resize(9)
-    assert windows.limit.limit == 9
+    assert windows.limit.limit == found
+    windows.limit.resize(found)
+    windows.limit.resize(40)
+    assert windows.limit.limit == found, "it was cut to the number that it has learnt"
+    windows.limit.limit = 40  # decided
+    windows.limit.resize(5)
+    windows.limit.resize(50)
+    assert windows.limit.limit == 50
 
 
 @given(

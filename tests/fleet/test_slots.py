@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from guardrails import Bulkhead, BulkheadFullError, CircuitOpenError, ConfigurationError, Guard
+from guardrails import Adaptive, Bulkhead, BulkheadFullError, CircuitOpenError, ConfigurationError, Guard
 from guardrails._core.gate import LOCK_FREE
 from guardrails.fleet import Fleet
 from guardrails.fleet._fleet import Budget, Verdict
+from guardrails.fleet._holder import wanted
 from guardrails.fleet._records import GRANTED, Reply, Request
 from guardrails.fleet._stores import StoreError
 from guardrails.fleet._verdict import CLOSED, OPEN, Ruling
@@ -88,6 +89,38 @@ def test_slots_follow_the_lease(shop):
     assert limit(shop.guard) == 2
     shop.guard.resize(8)
     assert limit(shop.guard) == 8
+
+
+def test_callers_that_an_adaptive_limit_refuses_ask_for_no_larger_lease(shop):
+    """A connection would help none of them; the other workers can use it."""
+    shop = shop(max_concurrent_calls=Adaptive(maximum=8), max_wait_duration=0.0)
+    shop.store.grant = 8
+    shop.guard.run(int)
+    wait_until(lambda: limit(shop.guard) == 8)
+    gate = shop.guard.call_settings.gates[0]
+    gate.core.adaptive.limit = 2
+    gate.step(lambda _: gate.core.adaptive.resize(8))
+    gate.step(gate.core.refresh)
+    time.sleep(2.2)  # until the peak of before is over
+    asked = len(shop.store.asked)
+    with shop.guard.call(), shop.guard.call():
+
+        def wants():
+            with pytest.raises(BulkheadFullError), shop.guard.call():
+                pass
+            return [each.wants for each in shop.store.asked[asked:] if isinstance(each, Request)]
+
+        wait_until(lambda: wants() and wants()[-1] == 3)
+        wait_until(lambda: len(wants()) > 3)
+        assert max(wants()) == 3, "two, and a quarter more"
+
+
+@pytest.mark.parametrize(
+    ("taken", "waiting", "usable", "refuses", "expected"),
+    [(8, 0, 8, True, 16), (8, 3, 8, False, 11), (2, 0, 2, True, 2), (1, 5, 3, True, 3), (5, 1, 3, True, 5)],
+)
+def test_what_a_worker_could_use(taken, waiting, usable, refuses, expected):
+    assert wanted(taken, waiting, 8, usable, refuses=refuses) == expected
 
 
 @pytest.mark.parametrize("form", ["call", "call_async", "run_async", "in_loop"])
