@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 from guardrails.fleet._lease import leave, renew
 from guardrails.fleet._orders import OrdersRequest, merge
@@ -60,7 +61,9 @@ class SQLiteStore:
             raise StoreError(_reason(error)) from None
 
     def read(self) -> StoreView:
-        """See Store."""
+        """See Store. It does not create the file: whoever looks may be another user than the service."""
+        if not Path(self._path).exists():
+            raise StoreError("there is no such file")
         try:
             with closing(self._open()) as file:
                 rows = file.execute("select fleet, budget, field, value from guardrails_fleet_2").fetchall()

@@ -94,7 +94,12 @@ def test_json_has_the_same(store, tmp_path):
 
 
 def test_a_store_without_workers_is_fine(tmp_path):
-    assert run(f"sqlite:///{tmp_path}/fleet.db") == (0, "no workers are known.\n")
+    """It is there, and empty. A name without a file is an error, and makes none."""
+    url = f"sqlite:///{tmp_path}/fleet.db"
+    code, output = run(url)
+    assert (code, "there is no such file" in output, list(tmp_path.iterdir())) == (2, True, [])
+    SQLiteStore(f"{tmp_path}/fleet.db", "shop").exchange([])
+    assert run(url) == (0, "no workers are known.\n")
 
 
 def test_redis_is_read_and_its_password_not_shown():
