@@ -312,7 +312,8 @@ class Guard:
         """Changes the number of slots at once, without waiting.
 
         Calls in excess of a smaller number run to their end. A larger number wakes waiting callers.
-        Compartments of the default size change in proportion. Of an adaptive limit, it is the maximum.
+        Compartments of the default size change in proportion, until their own is set. Of an adaptive limit,
+        it is the maximum.
         On a guard attached to a pool, idle connections in excess of a smaller number are closed, and the
         others when they return. With a fleet's budget, it is the most that a lease may give.
 
@@ -329,8 +330,10 @@ class Guard:
         faults.raise_if_any()
         lease = lease_of(self)
         set_slots(self, max_concurrent_calls if lease is None else lease.resize(max_concurrent_calls))
-        if self._parent is not None and self._parent._auto_compartments is not None:
-            self._parent._auto_compartments.keep_size(cast("CompartmentGate", self._gate))
+        if self._parent is not None:
+            self._share = max_concurrent_calls
+            if self._parent._auto_compartments is not None:
+                self._parent._auto_compartments.keep_size(cast("CompartmentGate", self._gate))
 
     def _most_slots(self) -> int:
         """The slots of this guard; with a lease, the most that it may give."""
@@ -390,7 +393,7 @@ class Guard:
         slots = max_concurrent_calls or share(self._gate.core.shared_slots)
         part._build(name, slots, self.mode, {**self._inherited(), **options})
         part._parent = self
-        part._share = max_concurrent_calls
+        part._share = slots if elastic else max_concurrent_calls  # None follows the guard's number
         own = part._inherited()
         gate = CompartmentGate(
             name,
@@ -561,12 +564,11 @@ def _share_out(whole: ref[Guard]) -> None:
     if guard is None:
         return
     slots = guard._gate.core.shared_slots
-    if guard._auto_compartments is not None:
-        guard._auto_compartments.resize(slots)
-        return
     for part in guard.compartments:
         if part._share is None:
             set_slots(part, share(slots))
+    if guard._auto_compartments is not None:
+        guard._auto_compartments.resize(slots)
 
 
 def set_state(guard: Guard, transition: str) -> None:

@@ -194,6 +194,19 @@ def test_a_size_given_by_hand_stays_and_the_others_follow_the_guard(db, clock):
     assert sizes(db) == {"shop": share(5), "fixed": 2, "by hand": 1}
 
 
+def test_a_declared_compartment_of_the_default_size_follows_the_guard(db):
+    """As long as its own number was not set."""
+    part = db.compartment("reports")
+    db.resize(5)
+    assert sizes(db) == {"reports": share(5)}
+    db.resize(1)
+    assert sizes(db) == {"reports": 1}
+    db.resize(5)
+    part.resize(2)
+    db.resize(4)
+    assert sizes(db) == {"reports": 2}
+
+
 # --- on a pool -----------------------------------------------------------------------------------
 
 
