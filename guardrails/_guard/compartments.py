@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from guardrails._core.gate import Gate
 from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.auto_compartments import OTHER, AutoCompartments
 from guardrails._guard.guard import Guard, set_state
@@ -20,6 +21,7 @@ __all__ = [
     "compartment_for",
     "compartment_of_server",
     "drop_compartment",
+    "fixed_cores",
     "form_compartments",
     "forms_compartments",
     "guard_of_servers",
@@ -121,6 +123,11 @@ def drop_compartment(guard: Guard, part: Guard) -> None:
         guard._parts = tuple(each for each in guard._parts if each is not part)
         if gate in own.workload_gates:
             own.workload_gates.remove(gate)
+
+
+def fixed_cores(guard: Guard) -> list[Gate]:
+    """The cores of the compartments that were given a number of slots: it does not follow the guard's."""
+    return [part.call_settings.gates[0].core for part in guard.compartments if part._share is not None]
 
 
 def with_compartments(guards: Iterable[Guard]) -> Iterator[Guard]:

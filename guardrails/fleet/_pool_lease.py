@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from guardrails._core.gate import Gate
+from guardrails._guard.compartments import fixed_cores
 from guardrails._guard.guard import Guard, set_slots
 from guardrails._guard.pool_snapshot import LeaseSnapshot
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
@@ -163,19 +165,23 @@ class PoolLease:
     def _measure(self, now: float) -> None:
         slots = self._gate.core.bulkhead
         self._had.note(now, max(self._open(), slots.taken))
-        waiting = sum(len(gate.core.bulkhead.queue) for gate in self._gate.report.gates.living())
+        waiting = sum(len(core.bulkhead.queue) for core in self._cores())
         refused = self._refused()
         refuses = refused > self._refused_before
         self._refused_before = refused
         self._demands.note(now, wanted(slots.taken, waiting, slots.limit, slots.usable, refuses=refuses))
 
+    def _cores(self) -> list[Gate]:
+        """Those that a larger lease helps: not compartments with a number of their own."""
+        fixed = fixed_cores(self.guard)
+        return [gate.core for gate in self._gate.report.gates.living() if gate.core not in fixed]
+
     def _refused(self) -> int:
-        cores = [gate.core for gate in self._gate.report.gates.living()]
         return sum(
             core.rejected.get("bulkhead_full", 0)
             + core.rejected.get("queue_timeout", 0)
             + core.bulkhead.timeouts
-            for core in cores
+            for core in self._cores()
         )
 
     def _has(self, now: float) -> int:

@@ -115,6 +115,26 @@ def test_callers_that_an_adaptive_limit_refuses_ask_for_no_larger_lease(shop):
         assert max(wants()) == 3, "two, and a quarter more"
 
 
+@pytest.mark.parametrize(("slots", "longest"), [(2, 3), (None, 7)])
+def test_a_compartment_that_refuses_asks_for_a_larger_lease_only_if_that_helps_it(shop, slots, longest):
+    """One of two slots stays so, whatever the lease; one of the default size gets its part of the lease."""
+    shop = shop(max_wait_duration=0.0)
+    reports = shop.guard.compartment("reports", max_concurrent_calls=slots)
+    shop.store.grant = 3
+    shop.guard.run(int)
+    wait_until(lambda: limit(shop.guard) == 3)
+    time.sleep(2.2)  # until the peak of before is over
+    asked = len(shop.store.asked)
+    with reports.call(), reports.call():
+
+        def wants():
+            with pytest.raises(BulkheadFullError), reports.call():
+                pass
+            return [each.wants for each in shop.store.asked[asked:] if isinstance(each, Request)]
+
+        wait_until(lambda: len(wants()) > 3 and max(wants()) == longest)
+
+
 @pytest.mark.parametrize(
     ("taken", "waiting", "usable", "refuses", "expected"),
     [(8, 0, 8, True, 16), (8, 3, 8, False, 11), (2, 0, 2, True, 2), (1, 5, 3, True, 3), (5, 1, 3, True, 5)],
