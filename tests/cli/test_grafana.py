@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import create_engine, text
 
-from guardrails import protect
+from guardrails import Adaptive, protect
 from guardrails._guard.metric_table import METRICS
 from guardrails.cli.grafana import grafana
 from guardrails.fleet import Fleet
@@ -140,10 +140,11 @@ def prometheus(target, folder):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_every_query_has_an_answer_for_a_real_service(postgres, tmp_path):
-    """A service in a fleet with two compartments, callers that wait and callers that are refused."""
+    """A service in a fleet with an adaptive limit, callers that wait and callers that are refused."""
     fleet = Fleet(f"sqlite:///{tmp_path / 'fleet.db'}", name="shop")
     engine = create_engine(postgres.url("psycopg"), pool_size=1, max_overflow=1)
     options = {"max_wait_duration": 0.01, "compartments": "declared"}
+    options["max_concurrent_calls"] = Adaptive(mode="shadow")
     guard = protect(engine, name="db", fleet=fleet.budget("orders-db", connections=2), **options)
     reports = guard.compartment("reports", max_concurrent_calls=1)
     stop = threading.Event()

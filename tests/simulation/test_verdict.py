@@ -54,12 +54,16 @@ def test_a_round_has_at_most_three_probes_in_all(seeds):
         rounds = run.rounds()
         assert len(rounds) >= 5
         assert max(rounds) <= 3, f"seed {seed}: {rounds}"
-        assert rounds[-1] == 3
+        # A worker with too few calls loses the round to another, which makes what is left of it.
+        assert sum(rounds[-2:]) >= 3, f"seed {seed}: {rounds}"
 
 
 @by_seed
 def test_all_circuits_close_soon_after_the_database_works(seeds):
-    """One open period, a round of three probes at one worker, and a request of each."""
+    """One open period, a round of three probes at one worker, and a request of each.
+
+    A worker with too few calls for a round keeps it for ten seconds; then it passes to another.
+    """
     for seed in seeds:
         run = run_verdict(VerdictPlan(workers=40, policy=FEW_CALLS, seed=seed))
-        assert run.closed() <= run.plan.fails_until + 12, f"seed {seed}"
+        assert run.closed() <= run.plan.fails_until + 24, f"seed {seed}"
