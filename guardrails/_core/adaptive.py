@@ -37,6 +37,10 @@ _LEAST_LOAD = 0.5
 MEMORY = 60.0
 """Seconds after which a measurement counts for a third (1 / e) of a new one: the limit follows changes."""
 
+OTHER_WORK = 2.0
+"""If so many times more or fewer calls succeed with the same number at once, the calls do other work, or the
+server has changed: what was measured before is forgotten, for all numbers."""
+
 _FORGOTTEN = 0.01
 """Seconds of measurement, after fading, below which nothing is known."""
 
@@ -199,16 +203,30 @@ class AdaptiveLimit:
             return
         self._fade(math.exp(-passed / MEMORY))
         running, is_saturated = self._area / passed, self._busy >= SATURATED * passed
+        seen = None
         if running >= _LEAST_LOAD and passed >= WINDOW / 2:
-            level = self._levels.setdefault(self._place(round(running)), _Level())
-            level.seconds += passed
-            level.served += served - self._served
+            seen = self._place(round(running))
+            self._measure(seen, passed, served - self._served)
         before = self._place(self.limit)
         place = self._better(before)
-        self.limit = self.applied = self._size(place)
-        if applies and is_saturated:
-            self._try_next(place, place - before)
+        if applies and not at_once and place < before and place != seen:
+            self.applied = self._size(place)  # first: what is remembered of it may be about other work
+        else:
+            self.limit = self.applied = self._size(place)
+            if applies and is_saturated:
+                self._try_next(place, place - before)
         self.restart(now, served)
+
+    def _measure(self, place: int, seconds: float, served: int) -> None:
+        level = self._levels.get(place)
+        if level is not None:
+            expected = level.throughput * seconds
+            most, least = max(expected, served), min(expected, served)
+            if most >= ENOUGH and most > OTHER_WORK * least:
+                self._levels.clear()
+        level = self._levels.setdefault(place, _Level())
+        level.seconds += seconds
+        level.served += served
 
     def _fade(self, factor: float) -> None:
         for place, level in list(self._levels.items()):

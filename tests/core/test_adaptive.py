@@ -97,6 +97,25 @@ def test_without_demand_nothing_is_tried_and_the_limit_stays():
     assert {*windows.applied} == {20}
 
 
+def test_a_smaller_number_is_measured_anew_before_it_becomes_the_limit():
+    """Two quick reads at once have served 1000 a second; long reports run in parallel without any loss."""
+    windows = Windows(lambda running: 500 * running)
+    windows.run(60, demand=2)
+    windows.throughput = lambda running: running
+    before = len(windows.applied)
+    assert windows.run(100) == 20
+    assert windows.applied[before:].count(2) <= LONGEST_WINDOW
+    assert windows.applied[-5:] == [20] * 5
+
+
+def test_measurements_of_other_work_are_forgotten():
+    """Twenty quick reads at once have served 6000 a second; of the work after them six calls serve most."""
+    windows = Windows(lambda running: 300 * running)
+    windows.run(60)
+    windows.throughput = falls
+    assert windows.run(40) in (6, 7)
+
+
 def test_the_limit_keeps_to_the_minimum():
     windows = Windows(lambda running: 4000 / running, minimum=4)
     assert windows.run(60) == 4
