@@ -5,7 +5,7 @@ Depends on `guardrails.diagnosis.fleets`, which judges, and on the stores of fle
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,39 +80,55 @@ def budget_against_server(
     except ImportError:
         missing("sqlalchemy")
 
-    def report() -> BudgetUse | None:
+    def report() -> BudgetUse:
         return _use(store, fleet, budget)
 
     def facts() -> Facts | Finding:
         return answer(database_url, ask)[1]
 
     try:
+        answer(database_url, lambda _: None)  # a wrong URL is an error, whatever the store has
         return reconcile(Whose(role, application), report, facts)
-    except _UnreadError as error:
-        return [
-            Finding("fleet", f"the fleet's store cannot be read: {error}", (), "is it running, and in reach?")
-        ]
+    except _UncomparedError as error:
+        return [error.finding]
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
     except ValueError:
         raise click.UsageError(_BAD_URL) from None
 
 
-def _use(store: Store, fleet: str | None, budget: str | None) -> BudgetUse | None:
-    """What the workers of a budget report; None if there is none of these names."""
+def _use(store: Store, fleet: str | None, budget: str | None) -> BudgetUse:
+    """What the workers of a budget report."""
     from guardrails.fleet._stores import StoreError  # noqa: PLC0415 - slow to import
     from guardrails.fleet._uses import uses  # noqa: PLC0415 - likewise
 
     try:
-        found = [each for each in uses(store.read()) if fleet in {None, each.fleet}]
+        known = list(uses(store.read()))
     except StoreError as error:
-        raise _UnreadError(str(error)) from None
-    found = [each for each in found if budget in {None, each.name}]
+        raise _UncomparedError(
+            f"the fleet's store cannot be read: {error}", "is it running, and in reach?"
+        ) from None
+    found = [each for each in known if fleet in {None, each.fleet} and budget in {None, each.name}]
     if len(found) > 1:
-        names = ", ".join(f"{each.name!a} of {each.fleet!a}" for each in found)
-        raise click.UsageError(f"say which budget is that of the server, with --budget: {names}")
-    return found[0] if found else None
+        options = "--name" if len({each.name for each in found}) == 1 else "--budget"
+        raise click.UsageError(f"say which budget is that of the server, with {options}: {_names(found)}")
+    if not found:
+        of_budget = "any budget" if budget is None else f"the budget {budget!a}"
+        of_fleet = "" if fleet is None else f" of the fleet {fleet!a}"
+        raise _UncomparedError(
+            f"no worker reports {of_budget}{of_fleet}: nothing was compared",
+            f"are the store and the names right, and do workers run? Reported are: {_names(known) or 'none'}",
+        )
+    return found[0]
 
 
-class _UnreadError(Exception):
-    """The store cannot be read."""
+def _names(budgets: Iterable[BudgetUse]) -> str:
+    return ", ".join(f"{each.name!a} of {each.fleet!a}" for each in budgets)
+
+
+class _UncomparedError(Exception):
+    """Nothing can be compared. The finding says why."""
+
+    def __init__(self, why: str, advice: str) -> None:
+        super().__init__(why)
+        self.finding = Finding("fleet", why, (), advice)

@@ -61,6 +61,7 @@ _CACHES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
 @click.option(
     "--fleet", metavar="URL", help="The store of a fleet: compares what its workers report with the server."
 )
+@click.option("--name", metavar="FLEET", help="The name of the fleet, if the store has several.")
 @_reconcile.options
 @as_json
 def diagnose(
@@ -71,6 +72,7 @@ def diagnose(
     tables: bool,
     show_sql: bool,
     fleet: str | None,
+    name: str | None,
     as_json: bool,
     **whose: str | None,
 ) -> None:
@@ -79,8 +81,8 @@ def diagnose(
         raise click.UsageError("say which server: a URL, better in the environment variable DATABASE_URL")
     if show_sql and not tables:
         raise click.UsageError("--show-sql shows the statements of the tables: it needs --all")
-    if fleet is None and any(whose.values()):
-        raise click.UsageError("--budget, --role and --application need --fleet")
+    if fleet is None and any((name, *whose.values())):
+        raise click.UsageError("--name, --budget, --role and --application need --fleet")
     if fleet is not None and url.startswith(_CACHES):
         raise click.UsageError("--fleet compares with a database, and this URL is that of a cache")
     store = None if fleet is None else _reconcile.open_store(fleet)
@@ -91,7 +93,7 @@ def diagnose(
     else:
         answer = _ask_database(url, slow, pages, tables=tables, show_sql=show_sql)
         if store is not None:
-            more = _reconcile.budget_against_server(store, url, **whose)
+            more = _reconcile.budget_against_server(store, url, fleet=name, **whose)
             answer.findings.extend(each for each in more if each not in answer.findings)
     _print(answer, as_json=as_json)
     sys.exit(1 if answer.findings else 0)

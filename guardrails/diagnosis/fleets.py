@@ -53,7 +53,7 @@ class Whose:
 
 def reconcile(
     whose: Whose,
-    report: Callable[[], BudgetUse | None],
+    report: Callable[[], BudgetUse],
     ask: Callable[[], Facts | Finding],
     pause: Callable[[float], object] = time.sleep,
 ) -> list[Finding]:
@@ -63,7 +63,7 @@ def reconcile(
 
     Args:
         whose: The sessions that should be the fleet's.
-        report: Returns what the workers of the budget report now; None without workers.
+        report: Returns what the workers of the budget report now.
         ask: Returns the facts of the server, or why there are none.
         pause: Waits some seconds.
     """
@@ -74,8 +74,6 @@ def reconcile(
             return [facts]
         pause(_RENEWED)
         after = report()
-        if before is None or after is None:
-            return []
         seen = _Seen(whose, before, after, facts, whose.among(facts))
         if not seen.difference or seen.difference * last < 0:
             return []

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import create_engine, make_url, text
 
-from guardrails import protect
+from guardrails import Guard, protect
 from guardrails.cli.diagnose import diagnose
 from guardrails.cli.fleet import fleet as fleet_command
 from guardrails.diagnosis import fleets
@@ -119,7 +119,6 @@ def test_many_programs_are_cut_and_a_silent_server_is_a_finding():
     assert finding.details[0] == "1 x 'a'"
     unreachable = Finding("unreachable", "no", (), "")
     assert compare([use(1)], [unreachable]) == [unreachable]
-    assert compare([None, None], [sessions(1)]) == []
 
 
 # --- on a real PostgreSQL -------------------------------------------------------------------------
@@ -250,6 +249,40 @@ def test_a_budget_is_chosen_where_there_are_several(role, tmp_path):
             words = ("--database-url", role.url, "--budget", "orders-db")
             assert run(fleet_command, store, *words)[0] == 0
         guard.detach()
+        fleet.close()
+
+
+def test_what_is_not_compared_is_a_finding(role, tmp_path):
+    """A wrong name, a wrong store and a fleet without workers are no all-clear."""
+    with worker(tmp_path, role.url, 1) as store:
+        for words, said in (
+            (("--budget", "orders_db"), "no worker reports the budget 'orders_db': nothing was compared"),
+            (("--name", "shpo"), "no worker reports any budget of the fleet 'shpo': nothing was compared"),
+        ):
+            for command in (
+                (fleet_command, store, "--database-url", role.url),
+                (diagnose, role.url, "--fleet", store),
+            ):
+                code, output = run(*command, *words)
+                assert (code, said in output) == (1, True), output
+                assert "Reported are: 'orders-db' of 'shop'" in output
+    empty = f"sqlite:///{tmp_path}/other.db"
+    code, output = run(fleet_command, empty, "--database-url", role.url)
+    assert (code, "no worker reports any budget: nothing was compared" in output) == (1, True)
+    assert "Reported are: none" in output
+
+
+def test_a_fleet_is_chosen_where_several_have_the_budget(role, tmp_path):
+    with worker(tmp_path, role.url, 1) as store:
+        fleet = Fleet(store, name="staging")
+        guard = Guard("orders", max_concurrent_calls=5, fleet=fleet.budget("orders-db", connections=5))
+        guard.run(int)
+        wait_until(lambda: len(list(uses(store_of(store, "")().read()))) == 2)
+        command = (diagnose, role.url, "--fleet", store, "--budget", "orders-db")
+        code, output = run(*command)
+        said = " ".join(output.replace("│", " ").split())
+        assert (code, "with --name: 'orders-db' of 'shop', 'orders-db' of 'staging'" in said) == (2, True)
+        assert run(*command, "--name", "shop")[0] == 0
         fleet.close()
 
 
