@@ -65,7 +65,7 @@ class Adaptive:
     Attributes:
         minimum: The smallest limit.
         maximum: The largest limit, and the first one. None is the pool's capacity, for `guardrails.protect`.
-        mode: ``"enforce"``; or ``"shadow"``, which computes the limit, shows it and does not apply it.
+        mode: ``"shadow"`` computes the limit, shows it and does not apply it; ``"enforce"`` applies it.
 
     Raises:
         ConfigurationError: One or more fields are wrong; the message names each of them.
@@ -73,7 +73,7 @@ class Adaptive:
 
     minimum: int = 1
     maximum: int | None = None
-    mode: Literal["enforce", "shadow"] = "enforce"
+    mode: Literal["enforce", "shadow"] = "shadow"
 
     def __new__(cls, *_: object, **options: object) -> Self:
         for name in options:

@@ -93,7 +93,7 @@ def test_slots_follow_the_lease(shop):
 
 def test_callers_that_an_adaptive_limit_refuses_ask_for_no_larger_lease(shop):
     """A connection would help none of them; the other workers can use it."""
-    shop = shop(max_concurrent_calls=Adaptive(maximum=8), max_wait_duration=0.0)
+    shop = shop(max_concurrent_calls=Adaptive(maximum=8, mode="enforce"), max_wait_duration=0.0)
     shop.store.grant = 8
     shop.guard.run(int)
     wait_until(lambda: limit(shop.guard) == 8)

@@ -250,7 +250,7 @@ def test_conflicting_transactions_on_postgresql(postgres):
         connection.execute("create table hot (n int); insert into hot values (0)")
     try:
         fixed = transfers(url, 16)
-        adaptive = transfers(url, Adaptive(maximum=16))
+        adaptive = transfers(url, Adaptive(maximum=16, mode="enforce"))
     finally:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("drop table hot")

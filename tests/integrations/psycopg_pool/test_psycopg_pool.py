@@ -409,7 +409,8 @@ def test_slots_follow_the_size_of_the_pool(lab):
 @pytest.mark.parametrize(("maximum", "slots"), [(None, 8), (3, 3)])
 def test_an_adaptive_limit_follows_the_size_of_the_pool(lab, maximum, slots):
     """Up to its maximum."""
-    lab.protect(size=4, guard={"timeout": 20, "max_concurrent_calls": Adaptive(minimum=2, maximum=maximum)})
+    limit = Adaptive(minimum=2, maximum=maximum, mode="enforce")
+    lab.protect(size=4, guard={"timeout": 20, "max_concurrent_calls": limit})
     assert resized(lab, 8) == slots
     assert resized(lab, 1) == 1
     assert lab.soon() == 42
