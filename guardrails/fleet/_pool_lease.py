@@ -15,6 +15,7 @@ from guardrails._core.gate import Gate
 from guardrails._guard.compartments import fixed_cores
 from guardrails._guard.guard import Guard, set_slots
 from guardrails._guard.pool_snapshot import LeaseSnapshot
+from guardrails._runtime.scope import remaining
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
 from guardrails.fleet._budget_log import BudgetLog
 from guardrails.fleet._holder import CLOSING, FIRST_WAIT, PEAK, RENEWAL, LeaseHolder, Peaks, demand, wanted
@@ -86,19 +87,22 @@ class PoolLease:
     def admit(self, wait: Callable[[Any], Any] | None = None) -> None:
         """Joins the fleet before the first connection is opened, and waits a moment for the first lease.
 
+        A guard that does not enforce lets nobody wait.
+
         Args:
             wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
 
         Raises:
             BulkheadFullError: The lease has no connection, and the caller may hold a slot from before.
+            DeadlineSpentError: The caller's deadline was over before the first lease came.
         """
         if wait is not None:
             wait(self.admit_async())
             return
         if not self.started:
             self.worker.join(self)
-            self.ready.wait(FIRST_WAIT)
-            self.started = True
+            self.ready.wait(seconds := self._first_wait())
+            self._end_first_wait(seconds)
         self._refuse_without_connection()
 
     def join(self) -> None:
@@ -110,9 +114,21 @@ class PoolLease:
         """Joins the fleet without blocking the event loop; see `admit`."""
         if not self.started:
             self.worker.join(self)
-            await _set_soon(self.ready, time.monotonic() + FIRST_WAIT)
-            self.started = True
+            seconds = self._first_wait()
+            await _set_soon(self.ready, time.monotonic() + seconds)
+            self._end_first_wait(seconds)
         self._refuse_without_connection()
+
+    def _first_wait(self) -> float:
+        """Seconds for which a caller may wait for the first lease."""
+        left = remaining() if self._gate.core.enforces else 0.0
+        return FIRST_WAIT if left is None else max(0.0, min(FIRST_WAIT, left))
+
+    def _end_first_wait(self, seconds: float) -> None:
+        if seconds >= FIRST_WAIT or self.ready.is_set() or not self._gate.core.enforces:
+            self.started = True
+        if not self.started:  # the next caller waits for the rest
+            self._gate.reject("deadline_spent")
 
     def _refuse_without_connection(self) -> None:
         if self.limit == 0:

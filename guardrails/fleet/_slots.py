@@ -75,8 +75,9 @@ class SlotMember:
             each.join()
 
     def _start(self) -> None:
-        self.started = True
-        self._set_fast(LOCK_FREE)
+        if self.lease is None or self.lease.started:
+            self.started = True
+            self._set_fast(LOCK_FREE)
 
     def _set_fast(self, fast: bool) -> None:  # noqa: FBT001 - a setter
         self._gate.core.fast = fast

@@ -10,7 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from guardrails import Adaptive, Bulkhead, BulkheadFullError, CircuitOpenError, ConfigurationError, Guard
+from guardrails import (
+    Adaptive,
+    Bulkhead,
+    BulkheadFullError,
+    CircuitOpenError,
+    ConfigurationError,
+    DeadlineSpentError,
+    Guard,
+    deadline,
+)
 from guardrails._core.gate import LOCK_FREE
 from guardrails.fleet import Fleet
 from guardrails.fleet._fleet import Budget, Verdict
@@ -199,6 +208,39 @@ def test_without_the_store_a_worker_has_the_floor(shop):
     assert shop.guard.run(int) == 0
     assert 0.4 < time.monotonic() - began < 3
     assert limit(shop.guard) == 1
+
+
+@pytest.mark.parametrize("mode", ["off", "shadow"])
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_a_guard_that_does_not_enforce_waits_for_no_lease(shop, mode, in_loop):
+    shop = shop(mode=mode)
+    shop.store.grant = StoreError("gone")
+
+    async def zero():
+        return 0
+
+    began = time.monotonic()
+    assert (asyncio.run(shop.guard.run_async(zero)) if in_loop else shop.guard.run(int)) == 0
+    assert time.monotonic() - began < 0.4
+    shop.store.grant = 3
+    wait_until(lambda: limit(shop.guard) == 3)
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_a_deadline_bounds_the_wait_for_the_first_lease(shop, in_loop):
+    shop = shop()
+    shop.store.grant = StoreError("gone")
+
+    async def zero():
+        return 0
+
+    began = time.monotonic()
+    with pytest.raises(DeadlineSpentError), deadline(0.1):
+        asyncio.run(shop.guard.run_async(zero)) if in_loop else shop.guard.run(int)
+    assert time.monotonic() - began < 0.4
+    assert shop.guard.run(int) == 0
+    assert time.monotonic() - began > 0.4, "before the first lease nobody has a connection"
+    assert shop.guard.snapshot().rejected == {"deadline_spent": 1}
 
 
 @pytest.mark.parametrize("budget", [True, False])
