@@ -306,7 +306,7 @@ def test_a_database_lost_on_the_way_is_one_clear_line(tmp_path):
         PostgresServer.start() as server,
         start(tmp_path, "--headless", "--database-url", server.url("")) as process,
     ):
-        family = wait_for(process, " 1 s ")
+        family = wait_for(process, " 0 s ")
         server.kill()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
