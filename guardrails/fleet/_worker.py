@@ -37,6 +37,9 @@ _WARN_INTERVAL = 60.0
 _GOODBYE = 1.0
 """Seconds for which a process that ends waits for its thread, to say goodbye."""
 
+_MOST_FAREWELLS = 100
+"""Goodbyes kept for a store that is gone; the store forgets the others by itself."""
+
 T = TypeVar("T")
 
 
@@ -181,6 +184,7 @@ class FleetWorker:
         """
         if not self._in_use.acquire(timeout=seconds):
             return
+        asks, first = list[Ask](), 0
         try:
             if self.closed:
                 return
@@ -197,6 +201,8 @@ class FleetWorker:
             replies = self._store.exchange(asks)[first:]
         except StoreError as error:
             self._error = str(error)
+            with self._asking:  # they are said with the next renewal
+                self._farewells = (asks[:first] + self._farewells)[-_MOST_FAREWELLS:]
             return
         finally:
             self._in_use.release()

@@ -30,12 +30,13 @@ class Store:
 
     Attributes:
         asked: The asks.
+        arrived: Those that were answered.
         open: An answer waits for it.
         error: It is raised instead of an answer, unless it is None.
     """
 
     def __init__(self):
-        self.asked, self.error, self.open = [], None, threading.Event()
+        self.asked, self.arrived, self.error, self.open = [], [], None, threading.Event()
         self.open.set()
 
     def exchange(self, asks):
@@ -43,6 +44,7 @@ class Store:
         self.open.wait(30)
         if self.error is not None:
             raise self.error
+        self.arrived += asks
         return [self.answer(ask.request) for ask in asks]
 
     def answer(self, request):
@@ -284,6 +286,20 @@ def test_an_exit_sends_the_goodbye_that_is_not_sent_yet(worker, store):
     threading.Timer(0.1, store.open.set).start()
     worker.leave_now()
     assert store.farewells() == ["web#1", "web"]
+
+
+def test_a_goodbye_that_did_not_arrive_is_said_with_the_next_renewal(worker, store):
+    first, second = Task(), Task()
+    worker.join(first)
+    worker.join(second)
+    wait_until(lambda: first.answers and second.answers)
+    store.error = StoreError("it is locked")
+    worker.leave(first)
+    wait_until(store.farewells)
+    arrived, answers, store.error = len(store.arrived), second.answers, None
+    wait_until(lambda: second.answers >= answers + 3)
+    said = [ask.request.worker for ask in store.arrived[arrived:] if ask.leaving]
+    assert said == ["web"], "once"
 
 
 # --- forks ----------------------------------------------------------------------------------------------
