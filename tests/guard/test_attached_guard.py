@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 
 import pytest
 
 from guardrails import ConfigurationError
-from guardrails._guard.guard import attach
+from guardrails._guard.compartments import fixed_cores
+from guardrails._guard.guard import attach, guard_of_settings, note_orders
 from support.fake_pool import FakePool
 
 
@@ -103,3 +106,25 @@ def test_the_log_says_what_protects_a_pool(make_guard, caplog):
         "guard 'plain' protects: 4 slots, no timeout, no circuit",
         "guard 'db' protects: 4 slots, timeout 2 s, the circuit opens at 50% failed or 50% slower than 1 s",
     ]
+
+
+def test_the_orders_of_a_fleet_are_in_the_snapshot(db):
+    order = {"order": "shadow", "by": "ann@host", "at": "2026-11-30T03:00:00Z"}
+    assert db.snapshot().orders == {}
+    note_orders(db, {"mode": order})
+    assert db.snapshot().orders == {"mode": order}
+
+
+def test_the_cores_of_compartments_with_a_number_of_slots_are_told_apart(db):
+    """A number of slots that was given does not follow the guard's, so more connections would not help it."""
+    fixed, _ = db.compartment("fixed", max_concurrent_calls=2), db.compartment("follows")
+    assert fixed_cores(db) == [fixed.call_settings.gates[0].core]
+
+
+def test_a_guard_of_given_settings_heeds_no_variable(monkeypatch):
+    monkeypatch.setenv("GUARDRAILS_NIGHT_TIMEOUT", "7")
+    monkeypatch.setenv("GUARDRAILS_NIGHT_MAX_WAIT_DURATION", "7")
+    settings = {"max_wait_duration": 0.0, "max_waiting": None, "timeout": 3.0, "breaker": None}
+    settings |= {"listeners": (), "clock": time.monotonic, "random": random.random}
+    guard = guard_of_settings("night", 2, **settings)
+    assert (guard.timeout, guard.call_settings.gates[0].max_wait) == (3.0, 0.0)
