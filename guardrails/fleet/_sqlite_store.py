@@ -19,7 +19,7 @@ from guardrails.fleet._lease import leave, renew
 from guardrails.fleet._orders import OrdersRequest, merge
 from guardrails.fleet._records import GRANTED, Reply
 from guardrails.fleet._rulings import VerdictRequest
-from guardrails.fleet._stores import Answer, Ask, StoreError, StoreView
+from guardrails.fleet._stores import Answer, Ask, NoStoreError, StoreError, StoreView
 from guardrails.fleet._verdict import close, judge
 
 __all__ = ["SQLiteStore"]
@@ -63,7 +63,7 @@ class SQLiteStore:
     def read(self) -> StoreView:
         """See Store. It does not create the file: whoever looks may be another user than the service."""
         if not Path(self._path).exists():
-            raise StoreError("there is no such file")
+            raise NoStoreError("there is no such file")
         try:
             with closing(self._open()) as file:
                 rows = file.execute("select fleet, budget, field, value from guardrails_fleet_2").fetchall()

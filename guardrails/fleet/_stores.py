@@ -9,7 +9,7 @@ from guardrails.fleet._orders import Orders, OrdersRequest
 from guardrails.fleet._records import Reply, Request
 from guardrails.fleet._rulings import Ruling, VerdictRequest
 
-__all__ = ["Answer", "Ask", "Store", "StoreError", "StoreView"]
+__all__ = ["Answer", "Ask", "NoStoreError", "Store", "StoreError", "StoreView"]
 
 
 Answer = Reply | Ruling | Orders
@@ -17,6 +17,10 @@ Answer = Reply | Ruling | Orders
 
 class StoreError(Exception):
     """The store could not be used. The message holds no address and no password."""
+
+
+class NoStoreError(StoreError):
+    """There is no store yet: no worker has asked it."""
 
 
 class Ask(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from guardrails.fleet._lease import members
-from guardrails.fleet._stores import StoreError, StoreView
+from guardrails.fleet._stores import NoStoreError, StoreError, StoreView
 from guardrails.fleet._worker import FleetWorker
 
 __all__ = ["BudgetUse", "reported", "uses"]
@@ -49,6 +49,8 @@ def reported(worker: FleetWorker, budget: str) -> int | None:
     store = worker.new_store()
     try:
         found = {each.name: each.has for each in uses(store.read()) if each.fleet == worker.fleet}
+    except NoStoreError:
+        return 0
     except StoreError:
         return None
     finally:

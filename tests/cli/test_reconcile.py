@@ -20,6 +20,7 @@ from guardrails.diagnosis.findings import Facts, Finding, Session
 from guardrails.diagnosis.fleets import Whose, reconcile
 from guardrails.fleet import Fleet
 from guardrails.fleet._fleet import store_of
+from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._uses import BudgetUse, uses
 from guardrails.testing.pgbouncer import PgBouncer
 from support.polling import wait_until
@@ -223,6 +224,7 @@ def test_strangers_on_mariadb_are_found(mariadb, tmp_path):
 
 def test_wrong_options_are_usage_errors(tmp_path):
     store = f"sqlite:///{tmp_path}/fleet.db"
+    SQLiteStore(f"{tmp_path}/fleet.db", "shop").exchange([])
     for command, words, said in (
         (fleet_command, (store, "--role", "app"), "need --database-url"),
         (fleet_command, (store, "--database-url", "canary"), "--database-url must be the URL of a server"),
@@ -267,6 +269,7 @@ def test_what_is_not_compared_is_a_finding(role, tmp_path):
                 assert (code, said in output) == (1, True), output
                 assert "Reported are: 'orders-db' of 'shop'" in output
     empty = f"sqlite:///{tmp_path}/other.db"
+    SQLiteStore(f"{tmp_path}/other.db", "shop").exchange([])
     code, output = run(fleet_command, empty, "--database-url", role.url)
     assert (code, "no worker reports any budget: nothing was compared" in output) == (1, True)
     assert "Reported are: none" in output
