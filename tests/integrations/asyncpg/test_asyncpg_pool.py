@@ -282,7 +282,7 @@ def test_an_exhausted_pool_refuses_and_says_who_holds_it(lab):
     status = run(lab, work)
     assert status.checked_out == 2
     assert status.in_use == 2
-    assert all(".work." in holder.where[0] for holder in status.holders)
+    assert all(".work" in holder.where[0] for holder in status.holders)
     assert all(holder.pid and holder.port for holder in status.holders)
     assert guard.snapshot().in_use == 0
 

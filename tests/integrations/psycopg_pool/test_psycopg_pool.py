@@ -698,4 +698,4 @@ def test_a_task_may_be_cancelled_at_each_await(lab, work):
             assert guard.snapshot().in_use == 0
         return point
 
-    assert lab.runner.run(sweep()) > 2
+    assert lab.runner.run(sweep()) >= 2
