@@ -25,7 +25,7 @@ from guardrails._pool.holds import PutBack
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.scope import ambient
 
-__all__ = ["StatementRunner"]
+__all__ = ["StatementRunner", "as_it_is"]
 
 # Looked up once, because each statement reads them: enum members are slow to reach in Python 3.11.
 _SUCCESS, _ABANDONED, _NEUTRAL = Outcome.SUCCESS, Outcome.ABANDONED, Outcome.NEUTRAL
@@ -259,3 +259,8 @@ class StatementRunner(UnenforcedWork):
         if not ending:
             raise self._gate.refuse("deadline_spent")
         return GRACE
+
+
+def as_it_is(connection: Any) -> Any:
+    """Returns the driver's own connection: there is no other."""
+    return connection

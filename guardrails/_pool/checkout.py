@@ -59,6 +59,21 @@ class Slots:
         for gate, slot in list(self.slots):
             gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True, refused=True)
 
+    def take_slots_now(self, gates: Sequence[LockedGate]) -> None:
+        """Takes a slot at each gate without waiting, or none.
+
+        Raises:
+            RejectedError: A gate refused it.
+        """
+        try:
+            for gate in gates:
+                self.slots.append((gate, gate.check_out_now()))
+                if self.slots[-1][1] < 0 and self.leaves_the_model(gates):
+                    break
+        except BaseException:
+            self.release_slots()
+            raise
+
     def release_slots(self) -> None:
         """Releases the slots, each once."""
         while self.slots:

@@ -102,14 +102,15 @@ def asks_server(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_leak_after(name: str, leak_after: object) -> None:
-    """Checks the setting ``leak_after`` of a pool's guard.
+def check_leak_after(name: str, leak_after: object, max_idle_hold: object = None) -> None:
+    """Checks the settings ``leak_after`` and ``max_idle_hold`` of a pool's guard.
 
     Raises:
-        ConfigurationError: It is neither None nor a number of seconds above 0.
+        ConfigurationError: One is neither None nor a number of seconds above 0.
     """
     faults = Faults(f"guard {shown(name)}")
     faults.seconds("leak_after", leak_after, none=True)
+    faults.seconds("max_idle_hold", max_idle_hold, none=True)
     faults.raise_if_any()
 
 

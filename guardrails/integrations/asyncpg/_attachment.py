@@ -10,16 +10,24 @@ import asyncpg
 from asyncpg.pool import Pool
 
 from guardrails._dbapi.drivers.asyncpg import Asyncpg
+from guardrails._dbapi.runner import as_it_is
 from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._guard.compartments import set_compartments
 from guardrails._guard.environment import fill_pool_options
 from guardrails._guard.guard import Guard, attach
+from guardrails._guard.guard_settings import LONGEST_NAME
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.protect import unsuited
 from guardrails._pool.holders import PoolStatus
 from guardrails._pool.life import LifeSettings
-from guardrails._pool.limits import asks_server, check_compartments, refuse_unknown_options, slots_for
-from guardrails._util.checks import Faults, shown
+from guardrails._pool.limits import (
+    asks_server,
+    check_compartments,
+    check_leak_after,
+    refuse_unknown_options,
+    slots_for,
+)
+from guardrails._util.checks import shown
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.asyncpg._pool import PoolAdmission, guard_of
 from guardrails.integrations.asyncpg._revoking import Revocation
@@ -29,8 +37,6 @@ from guardrails.integrations.asyncpg._upkeep import AsyncpgUpkeep
 __all__ = ["guard_of_pool", "guard_pool"]
 
 _SYSTEM = "postgresql"
-_MAX_NAME_LENGTH = 200
-"""Maximum number of characters in a guard's name."""
 
 
 def guard_pool(
@@ -70,10 +76,7 @@ def guard_pool(
     fill_pool_options(name, options)
     size = pool.get_max_size()
     slots = slots_for(name, options.pop("max_concurrent_calls", None), size, "a pool of asyncpg")
-    faults = Faults(f"guard {shown(name)}")
-    faults.seconds("leak_after", leak_after, none=True)
-    faults.seconds("max_idle_hold", max_idle_hold, none=True)
-    faults.raise_if_any()
+    check_leak_after(name, leak_after, max_idle_hold)
     asks = asks_server(name, ask_server)
     life = LifeSettings.taken_from(options, name, size, "a pool of asyncpg")
     guard = Guard(name, max_concurrent_calls=slots, **options)
@@ -120,7 +123,7 @@ def _name_of(pool: Any) -> str:
     if not database:
         dsn = next(iter(pool._connect_args), None) or pool._connect_kwargs.get("dsn")  # noqa: SLF001 - likewise
         database = unquote(urlsplit(dsn).path.lstrip("/")) if isinstance(dsn, str) else None
-    return database[:_MAX_NAME_LENGTH] if isinstance(database, str) and database else _SYSTEM
+    return database[:LONGEST_NAME] if isinstance(database, str) and database else _SYSTEM
 
 
 class _PoolAttachment:
@@ -138,7 +141,7 @@ class _PoolAttachment:
     ) -> None:
         self._pool = pool
         driver = Asyncpg()
-        runner = LoopRunner(guard, driver, _as_it_is, is_async=True, errors=(asyncpg.InterfaceError,))
+        runner = LoopRunner(guard, driver, as_it_is, is_async=True, errors=(asyncpg.InterfaceError,))
         self.upkeep = AsyncpgUpkeep(pool, guard, life, runner)
         runner.judge.moved, runner.judge.suspect = self.upkeep.renew, self.upkeep.suspect
         self._admission = PoolAdmission(guard, pool, runner, leak_after)
@@ -170,8 +173,3 @@ class _PoolAttachment:
         """See Attachment."""
         self.upkeep.stop()
         self._admission.detach()
-
-
-def _as_it_is(connection: Any) -> Any:
-    """The driver's own connection: there is no other."""
-    return connection

@@ -14,16 +14,24 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from guardrails._core.adaptive import Adaptive
 from guardrails._dbapi.drivers.psycopg_pool import PooledPsycopg, PooledPsycopgAsync
+from guardrails._dbapi.runner import as_it_is
 from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._guard.compartments import set_compartments
 from guardrails._guard.environment import fill_pool_options
 from guardrails._guard.guard import Guard, attach
+from guardrails._guard.guard_settings import LONGEST_NAME
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._guard.protect import unsuited
 from guardrails._pool.holders import PoolStatus
 from guardrails._pool.life import LifeSettings
-from guardrails._pool.limits import asks_server, check_compartments, refuse_unknown_options, slots_for
-from guardrails._util.checks import Faults, shown
+from guardrails._pool.limits import (
+    asks_server,
+    check_compartments,
+    check_leak_after,
+    refuse_unknown_options,
+    slots_for,
+)
+from guardrails._util.checks import shown
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.psycopg_pool._pool import PoolAdmission, guard_of
 from guardrails.integrations.psycopg_pool._revoking import Revocation
@@ -32,8 +40,6 @@ from guardrails.integrations.psycopg_pool._server_question import know_sessions
 __all__ = ["guard_of_pool", "guard_pool"]
 
 _SYSTEM = "postgresql"
-_MAX_NAME_LENGTH = 200
-"""Maximum number of characters in a guard's name."""
 
 _ANSWERS = (
     psycopg.IntegrityError,
@@ -84,10 +90,7 @@ def guard_pool(
     asked = options.pop("max_concurrent_calls", None)
     kind = f"a {type(pool).__name__}"
     slots = slots_for(name, asked, pool.max_size or None, kind)
-    faults = Faults(f"guard {shown(name)}")
-    faults.seconds("leak_after", leak_after, none=True)
-    faults.seconds("max_idle_hold", max_idle_hold, none=True)
-    faults.raise_if_any()
+    check_leak_after(name, leak_after, max_idle_hold)
     asks = asks_server(name, ask_server)
     if LifeSettings.taken_from(options, name, pool.max_size, kind).are_set:
         raise ConfigurationError(
@@ -123,7 +126,7 @@ def _name_of(pool: Any) -> str:
         given = pool.kwargs if isinstance(pool.kwargs, dict) else {}
         said = pool.conninfo if isinstance(pool.conninfo, str) else ""
         database = given.get("dbname") or conninfo_to_dict(said).get("dbname")
-    return database[:_MAX_NAME_LENGTH] if isinstance(database, str) and database else _SYSTEM
+    return database[:LONGEST_NAME] if isinstance(database, str) and database else _SYSTEM
 
 
 class _PoolAttachment:
@@ -148,7 +151,7 @@ class _PoolAttachment:
         self._pool = pool
         is_async = isinstance(pool, AsyncConnectionPool)
         driver = PooledPsycopgAsync() if is_async else PooledPsycopg()
-        runner = LoopRunner(guard, driver, _as_it_is, is_async=is_async, errors=_ANSWERS)
+        runner = LoopRunner(guard, driver, as_it_is, is_async=is_async, errors=_ANSWERS)
         self._admission = PoolAdmission(guard, pool, runner, leak_after, asked)
         runner.judge.moved = self._admission.renew
         registry = self._admission.registry
@@ -177,8 +180,3 @@ class _PoolAttachment:
     def detach(self) -> None:
         """See Attachment."""
         self._admission.detach()
-
-
-def _as_it_is(connection: Any) -> Any:
-    """The driver's own connection: there is no other."""
-    return connection

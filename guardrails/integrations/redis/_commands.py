@@ -313,14 +313,9 @@ class CommandRunner:
         if self._guard.state in {"closed", "disabled", "metrics_only"} and checkout.slots:
             return
         checkout.release_slots()
-        gates = checkout.guard.call_settings.gates
         try:
-            for gate in gates:
-                checkout.slots.append((gate, gate.check_out_now()))
-                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(gates):
-                    break
+            checkout.take_slots_now(checkout.guard.call_settings.gates)
         except BaseException:
-            checkout.release_slots()
             self._gate.step(self._gate.core.adopt, 1)
             checkout.slots.append((self._gate, 0))
             raise

@@ -30,15 +30,7 @@ class NodeRunner(CommandRunner):
             RejectedError: There is no slot.
         """
         checkout = self._new_checkout()
-        gates = checkout.guard.call_settings.gates
-        try:
-            for gate in gates:
-                checkout.slots.append((gate, gate.check_out_now()))
-                if checkout.slots[-1][1] < 0 and checkout.leaves_the_model(gates):
-                    break
-        except BaseException:
-            checkout.release_slots()
-            raise
+        checkout.take_slots_now(checkout.guard.call_settings.gates)
         return checkout
 
     def admit(self, checkout: RedisCheckout) -> None:

@@ -13,7 +13,7 @@ from django.db.backends.postgresql import base
 from django.utils.connection import ConnectionDoesNotExist
 
 from guardrails._dbapi.drivers.psycopg_pool import FromPool, PooledPsycopg
-from guardrails._dbapi.runner import StatementRunner
+from guardrails._dbapi.runner import StatementRunner, as_it_is
 from guardrails._guard.compartments import COMPARTMENTS, set_compartments
 from guardrails._guard.guard import Guard, attach, lease_of
 from guardrails._guard.pool_snapshot import PoolSnapshot
@@ -42,11 +42,6 @@ _ANSWERS = tuple(
 )
 """Errors that say something about the statement and prove that the database is alive: the driver's, and
 Django's for them."""
-
-
-def _as_it_is(connection: Any) -> Any:
-    """The driver's own connection: Django has no other."""
-    return connection
 
 
 class ThreadCheckout(Checkout):
@@ -115,8 +110,8 @@ class Protection:
         self.on = True
         driver = PooledPsycopg()
         know_sessions(driver, self.registry, asks=ask_server)
-        self.direct = StatementRunner(guard, driver, _as_it_is, is_async=False, errors=_ANSWERS)
-        self.pooled = StatementRunner(guard, FromPool(), _as_it_is, is_async=False, errors=_ANSWERS)
+        self.direct = StatementRunner(guard, driver, as_it_is, is_async=False, errors=_ANSWERS)
+        self.pooled = StatementRunner(guard, FromPool(), as_it_is, is_async=False, errors=_ANSWERS)
         self.registry.failed_cancels = self.direct.failed_cancels
         renewal = DjangoUpkeep(guard, self.connections.pools, self.direct.endpoint)
         self.connections.upkeep = self.renewal = renewal
