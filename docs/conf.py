@@ -69,7 +69,7 @@ _SHOWN = {
     r"<built-in method random of [^>]*>|_random\.random": "random.random",
     r"~typing\.~P\b": "P",
 }
-"""What a signature shows instead of what is found in it."""
+"""Patterns in a signature, and the text that the site shows for each."""
 
 
 def _real_signature(

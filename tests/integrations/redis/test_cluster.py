@@ -173,7 +173,7 @@ def test_slots_that_move_under_load_cost_no_call(kind, fragile):
     assert sum(part.snapshot().failed for part in load.guard.compartments) == 0
 
 
-def test_a_node_that_nobody_knew_gets_the_keys_that_move_to_it(kind):
+def test_a_node_unknown_before_gets_the_keys_that_move_to_it(kind):
     """redis-py raises an AttributeError: its issue 3835."""
     with ValkeyCluster.start(replicas=0) as cluster:
         source = cluster.nodes[0]
