@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -89,7 +89,7 @@ class GuardLog:
         self.line_of_code: Callable[[], str | None] | None = None
         self.holders: Callable[[str, int, int], str | None] | None = None
         self.pool_page: Callable[[], dict[str, object]] | None = None
-        self.recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
+        self.recent: list[dict[str, Any]] = []
         self._reported: Counter[str] = Counter()
         self._since = 0.0
         self._where = ""
@@ -116,7 +116,9 @@ class GuardLog:
 
     def remember(self, event: str, name: str, **fields: Any) -> None:
         """Remembers an event for the status page, with the time of day."""
-        self.recent.append({"at": round(time.time(), 3), "event": event, "guard": name, **fields})
+        recent = self.recent
+        recent.append({"at": round(time.time(), 3), "event": event, "guard": name, **fields})
+        del recent[:-_RECENT]  # a list: an empty deque takes 700 bytes, and most guards never have an event
 
     def schedule(self) -> None:
         """Schedules a line for one second from now, unless one is due already."""
