@@ -8,17 +8,24 @@ import random
 import re
 import time
 import tomllib
+from collections import Counter, defaultdict
 
 import click
 import pytest
+from sqlalchemy import create_engine
 
 import guardrails
-from guardrails import Adaptive, BreakerPolicy, Guard, RetryBudget, events, guarded, retrying
+from guardrails import Adaptive, BreakerPolicy, Guard, RetryBudget, events, guarded, protect, retrying
+from guardrails._guard.auto_compartments import MOST
+from guardrails._guard.compartments import compartment_for
 from guardrails._guard.metric_table import CLASSIC, METRICS
 from guardrails._http.settings import HTTPSettings, StatusSettings
 from guardrails._pool.life import LifeSettings
 from guardrails.cli._commands import commands
 from guardrails.fleet import Fleet
+from guardrails.integrations.asyncpg import guard_pool as guard_asyncpg_pool
+from guardrails.integrations.prometheus import GuardCollector
+from guardrails.integrations.psycopg_pool import guard_pool as guard_psycopg_pool
 from guardrails.integrations.redis import guard_client
 from guardrails.integrations.sqlalchemy import guard_engine
 from support.paths import DOCS, ROOT
@@ -52,13 +59,40 @@ def declared(cls):
     return {field.name: field.default for field in dataclasses.fields(cls)}
 
 
-FOR_ENGINES = parameters(guard_engine, without=["engine"]).items() - parameters(guard_client).items()
+LIFE = declared(LifeSettings)
+TAKEN = {
+    "engines": parameters(guard_engine, without=["engine"]) | LIFE,
+    "Redis": parameters(guard_client, without=["client"]) | LIFE,
+    "asyncpg": parameters(guard_asyncpg_pool, without=["pool"]) | LIFE,
+    "psycopg_pool": parameters(guard_psycopg_pool, without=["pool"]),
+}
+"""The settings of `protect` besides those of a guard, by what is protected."""
+
+TAKERS = {
+    frozenset(TAKEN): "protect",
+    frozenset({"engines", "Redis", "asyncpg"}): "protect: not psycopg_pool",
+    frozenset({"engines", "asyncpg", "psycopg_pool"}): "protect: engines, drivers' pools",
+    frozenset({"engines", "Redis"}): "protect: engines, Redis",
+    frozenset({"engines"}): "protect: engines",
+}
+"""What the page calls a setting by the kinds of targets that take it."""
+
+
+def settings_of_protect():
+    """The settings by what the page calls them."""
+    found = defaultdict(dict)
+    for name in {name for taken in TAKEN.values() for name in taken}:
+        takers = frozenset(kind for kind, taken in TAKEN.items() if name in taken)
+        defaults = [TAKEN[kind][name] for kind in takers]
+        found[TAKERS[takers]][name] = defaults[0] if len({*map(repr, defaults)}) == 1 else None
+    return found
+
+
 SETTINGS = {
     "Guard": parameters(Guard, without=["name"]),
     "Adaptive": declared(Adaptive),
     "BreakerPolicy": declared(BreakerPolicy),
-    "protect": parameters(guard_client, without=["client"]) | declared(LifeSettings),
-    "protect, engines": dict(FOR_ENGINES),
+    **settings_of_protect(),
     "middleware": declared(HTTPSettings),
     "status pages": declared(StatusSettings) | {"guards": inspect.Parameter.empty},
     "Fleet": parameters(Fleet),
@@ -168,6 +202,30 @@ def test_the_page_has_kinds_and_labels():
                 if label not in ("guard", "db_client_connection_pool_name")
             }
             assert (kind, {code(part)[0] for part in labels.split(", ") if part}) == (metric.kind, rest)
+
+
+def test_the_page_has_the_number_of_series():
+    """A guard with every compartment that can form by itself, and enough calls for a verdict in each."""
+    engine = create_engine("sqlite://")
+    guard = protect(engine, name="shop", max_concurrent_calls=1, timeout=None)
+    for number in range(MOST + 5):
+        part = compartment_for(guard, f"shop.view_{number}", f"view_{number}")
+        with part.call(), engine.connect() as connection:
+            for _ in range(BreakerPolicy().minimum_number_of_calls):
+                connection.exec_driver_sql("select 1")
+    engine.dispose()
+    samples = [sample for metric in GuardCollector([guard]).collect() for sample in metric.samples]
+    series = Counter(
+        sample.labels["compartment"]
+        for sample in samples
+        if sample.name.startswith("guardrails_compartment_")
+    )
+    text = (DOCS / "reference" / "metrics.md").read_text()
+    each, number, all_of_them = re.search(
+        r"at most (\d+) series.*?At most (\d+) compartments.*?at most ([\d,]+) series", text, re.DOTALL
+    ).groups()
+    assert set(series.values()) == {int(each)}
+    assert (len(series), series.total()) == (int(number), int(all_of_them.replace(",", "")))
 
 
 # --- commands ------------------------------------------------------------------------------------
