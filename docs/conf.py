@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sphinx.util.inspect import stringify_signature
 
 if TYPE_CHECKING:
+    from docutils import nodes
     from docutils.nodes import Element
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
@@ -37,7 +38,7 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"guardrails {release}"
-html_static_path = ["_static"]
+html_static_path = ["_static", "demo-dark.svg"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
@@ -99,8 +100,20 @@ def _without_rules(
         lines[:] = text.splitlines()
 
 
+def _breakable(
+    _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: nodes.document | None
+) -> None:
+    """Lets a long name in code break after an underscore or a dot; site.css confines that to tables."""
+    context["body"] = re.sub(
+        r'(?<=<span class="pre">)[^<]+',
+        lambda found: re.sub(r"[_.](?=\w)", r"\g<0><wbr>", found[0]),
+        context.get("body", ""),
+    )
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("html-page-context", _breakable)
     app.connect("missing-reference", _to_public_name)
     app.connect("autodoc-process-signature", _real_signature)
     app.connect("autodoc-process-docstring", _without_rules)

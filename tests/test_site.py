@@ -38,6 +38,8 @@ def test_the_site_has_every_page_and_every_public_name(site):
     """A name of an ``__all__`` has an entry, under its module or ``guardrails``. One test, so one build."""
     pages = {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")}
     assert pages <= {page.relative_to(site) for page in site.rglob("*.html")}
+    named = re.findall(r"url\((.+?)\)", (site / "_static" / "site.css").read_text())
+    assert [name for name in named if not (site / "_static" / name).exists()] == []
     with (site / "objects.inv").open("rb") as file:
         entries = InventoryFile.load(file, "", str.__add__)
     listed = {name for kind in entries.values() for name in kind}
