@@ -28,7 +28,8 @@ def protect(target: object, *, name: str | None = None, **guard_options: Any) ->
         target: An ``Engine`` or ``AsyncEngine`` of SQLAlchemy; a pool of asyncpg or psycopg_pool; a
             ``Redis`` or ``RedisCluster`` of ``redis`` or ``redis.asyncio``.
         name: The guard's name; None takes the database's name, or "redis".
-        **guard_options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's capacity.
+        **guard_options: As for `Guard`; ``max_concurrent_calls`` defaults to the pool's capacity. Further those
+            of the target, which are arguments of ``guard_engine``, ``guard_client`` or ``guard_pool``.
 
     Returns:
         The guard. ``guard.detach()`` undoes it.
