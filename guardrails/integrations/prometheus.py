@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -115,15 +116,30 @@ class _OfAllProcesses(Collector):
 
     def __init__(self, collector: Collector) -> None:
         self._names = {family.name for family in collector.describe()}  # type: ignore[attr-defined] # of ours
-        self._files = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(None)  # type: ignore[no-untyped-call] # checks the folder
+        self._folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
     def collect(self) -> Iterator[Family]:
         """See prometheus-client."""
-        return (family for family in self._files.collect() if family.name in self._names)  # type: ignore[no-untyped-call]
+        files = [str(path) for path in self._folder.glob("*.db") if _is_begun(path)]
+        families = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return (family for family in families if family.name in self._names)
 
     def describe(self) -> Iterator[Family]:
         """See prometheus-client."""
         return iter(())
+
+
+def _is_begun(path: Path) -> bool:
+    """False for a file that its process is about to begin.
+
+    prometheus-client's collector fails at an empty file, so a scrape in that moment would fail, and every
+    scrape if the process is killed in that moment.
+    """
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False  # `mark_process_dead` removes files meanwhile
 
 
 def _family(metric: Metric, seen: Readings) -> Family:

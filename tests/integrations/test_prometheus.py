@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 
@@ -180,3 +181,25 @@ except ImportError as error:
     )
     assert "[200, 404]" in run.stdout
     assert run.stdout.count("pip install 'guardrails-db[prometheus]'") == 2
+
+
+def test_a_file_that_another_process_is_about_to_begin_is_left_out(tmp_path):
+    """It is empty for a moment, and for good where that process is killed at this moment."""
+    for name in ("counter_1.db", "gauge_livesum_1.db", "histogram_1.db"):
+        (tmp_path / name).touch()
+    code = """
+from guardrails import Guard
+from guardrails.integrations.prometheus import page
+from guardrails.integrations._prometheus_files import write
+db = Guard("db", max_concurrent_calls=1)
+render = page([db])
+db.run(int)
+write()
+print(render().decode())
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert of(samples(run.stdout), "guardrails_admissions_total", guard="db") == 1
