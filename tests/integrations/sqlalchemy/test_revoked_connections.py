@@ -615,23 +615,28 @@ class Contest:
         self.ran, self.lost = [], []
         self.pause = self.limit
 
-    def attempt(self, connection, number):
-        """Begins a statement about when the connection is due; the pause follows the moment."""
+    @contextlib.contextmanager
+    def attempt(self, number):
+        """The statement of this number, about when the connection is due; the pause follows the moment.
+
+        On a slow machine the connection is due before its first statement, too.
+        """
         try:
-            connection.execute(text(f"insert into {self.table} values ({number})"))
+            yield text(f"insert into {self.table} values ({number})")
             self.ran.append(number)
             self.pause += 0.00005
         except ConnectionRevokedError:
             self.lost.append(number)
-            self.pause -= 0.00005
+            self.pause = max(0.0, self.pause - 0.00005)
 
     def in_turn(self):
         """One after the other, in one thread."""
         for number in range(self.attempts):
-            with self.lab.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            with self.attempt(number) as insert, self.lab.engine.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
                 connection.execute(text("select 1"))
                 time.sleep(self.pause)
-                self.attempt(connection, number)
+                connection.execute(insert)
             wait_until(lambda: self.lab.pool.checkedout() == self.guard.snapshot().in_use == 0)
 
     async def five_at_once(self):
@@ -640,11 +645,12 @@ class Contest:
 
     async def _task(self, numbers):
         for number in numbers:
-            async with self.lab.engine.connect() as connection:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                await connection.execute(text("select 1"))
-                await asyncio.sleep(self.pause)
-                await connection.run_sync(self.attempt, number)
+            with self.attempt(number) as insert:
+                async with self.lab.engine.connect() as connection:
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                    await connection.execute(text("select 1"))
+                    await asyncio.sleep(self.pause)
+                    await connection.execute(insert)
 
     def check(self):
         """What has run is there once, what has raised is not, and both have happened."""
