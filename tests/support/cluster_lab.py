@@ -116,9 +116,9 @@ class SyncCluster:
     def _run(self, load, read, guard):
         try:
             load.client = self.make()
-            load.guard = protect(load.client, **guard)
-            for key in KEYS:
+            for key in KEYS:  # opens connections, so before a timeout of tenths of a second holds
                 load.client.set(key, value_of(key))
+            load.guard = protect(load.client, **guard)
             workers = [
                 threading.Thread(target=self._work, args=(load, read, number)) for number in range(WORKERS)
             ]
@@ -167,9 +167,9 @@ class AsyncCluster(SyncCluster):
     def _run(self, load, read, guard):
         async def main():
             load.client = self.make()
-            load.guard = protect(load.client, **guard)
             for key in KEYS:
                 await load.client.set(key, value_of(key))
+            load.guard = protect(load.client, **guard)
             load.ready.set()
             await asyncio.gather(*(self._work_in_task(load, read, number) for number in range(WORKERS)))
             load.guard.detach()
