@@ -25,6 +25,7 @@ __all__ = [
     "form_compartments",
     "forms_compartments",
     "guard_of_servers",
+    "judged_guards",
     "set_compartments",
     "shown_compartments",
     "with_compartments",
@@ -123,6 +124,12 @@ def drop_compartment(guard: Guard, part: Guard) -> None:
         guard._parts = tuple(each for each in guard._parts if each is not part)
         if gate in own.workload_gates:
             own.workload_gates.remove(gate)
+
+
+def judged_guards(guard: Guard) -> tuple[Guard, ...]:
+    """The guards that readiness judges for a guard: itself, or its servers if it stands for several."""
+    stands_for_servers = guard._parts and not guard._may_have_compartments
+    return guard._parts if stands_for_servers else (guard,)
 
 
 def fixed_cores(guard: Guard) -> list[Gate]:

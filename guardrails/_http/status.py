@@ -6,12 +6,12 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from operator import itemgetter
 from typing import NamedTuple
 
-from guardrails._guard.compartments import shown_compartments
+from guardrails._guard.compartments import judged_guards, shown_compartments
 from guardrails._guard.guard import Guard, attachment_of, glance, recent_events
 from guardrails._guard.shadow_report import shadow_report
 from guardrails._guard.snapshot import GuardSnapshot
@@ -67,7 +67,8 @@ class Probes:
         }
         self._history = History(settings.guards)
         self._clock = settings.clock
-        self._watches = [_Watch(guard, settings.stuck_after) for guard in self.guards]
+        self._stuck_after = settings.stuck_after
+        self._watches: dict[Guard, _Watch] = {}
         self._texts: dict[tuple[Guard, str], tuple[GuardSnapshot, str]] = {}
         self._draining = False
         self._reported: list[str] = []
@@ -84,16 +85,15 @@ class Probes:
     def ready(self) -> Page:
         """Returns 200 if this process should get requests, else 503 with the reasons."""
         self._history.start()
-        reasons = self._reasons(glance(guard) for guard in self.guards)
+        reasons = self._reasons({guard: glance(guard) for guard in self.guards})
         return Page(503 if reasons else 200, as_page({"ready": not reasons, "reasons": reasons}))
 
     def status(self) -> Page:
         """Returns the figures of every guard."""
         self._history.start()
-        seen = [glance(guard) for guard in self.guards]
+        seen = {guard: glance(guard) for guard in self.guards}
         reasons = self._reasons(seen)
-        shown = zip(self.guards, seen, strict=True)
-        guards = ",".join(self._text(guard, figures, "\n    ") for guard, figures in shown)
+        guards = ",".join(self._text(guard, figures, "\n    ") for guard, figures in seen.items())
         events = sorted(
             (event for guard in self.guards for event in recent_events(guard)), key=itemgetter("at")
         )
@@ -118,17 +118,28 @@ class Probes:
         pool += _shadow_text(guard, line)
         return f'{line}{{{line}  {text},{pool}{line}  "compartments": [{parts}]{line}}}'
 
-    def _reasons(self, seen: Iterable[GuardSnapshot]) -> list[str]:
+    def _reasons(self, seen: dict[Guard, GuardSnapshot]) -> list[str]:
         with self._lock:
             now = self._clock()
+            # The servers of a cluster come and go, and their watches with them.
+            judged = {part: guard for guard in seen for part in judged_guards(guard)}
+            self._watches = {part: self._watches.get(part) or _Watch(self._stuck_after) for part in judged}
             # A list, not a generator: each watch needs every reading.
-            looked = zip(self._watches, seen, strict=True)
-            stuck = [watch.guard.name for watch, figures in looked if watch.is_stuck(now, figures)]
+            stuck = [
+                _shown(guard, part)
+                for part, guard in judged.items()
+                if self._watches[part].is_stuck(now, seen.get(part) or glance(part))
+            ]
             reasons = ["draining"] * self._draining + [f"stuck: {name}" for name in stuck]
             changed, self._reported = reasons != self._reported, reasons
         if changed:
             _log.warning("readiness: %s", "; ".join(map(ascii, reasons)) or "ready")
         return reasons
+
+
+def _shown(guard: Guard, part: Guard) -> str:
+    """Returns the name of a guard, or that of one of its servers."""
+    return guard.name if part is guard else f"{guard.name}/{part.name}"
 
 
 def _process() -> dict[str, object]:
@@ -195,8 +206,7 @@ class _Watch:
     guard was full all the time between them. So readings may be as far apart as probes are.
     """
 
-    def __init__(self, guard: Guard, stuck_after: float) -> None:
-        self.guard = guard
+    def __init__(self, stuck_after: float) -> None:
         self._stuck_after = stuck_after
         self._stuck = False
         self._full = False

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 from guardrails import ConfigurationError, Guard, GuardSnapshot
+from guardrails._guard.compartments import compartment_of_server, drop_compartment, guard_of_servers
 from guardrails._http import status as _status
 from guardrails._http.settings import StatusSettings
 from guardrails._http.status import Probes
@@ -271,6 +272,37 @@ def test_compartment_alone_is_no_reason(pages, make_guard, clock):
         ready(site)
         clock.advance(60)
         assert ready(site) is True
+
+
+def test_one_stuck_server_of_a_cluster_is_a_reason(pages, clock):
+    """Siblings serve the keys of that server; the other servers have slots of their own."""
+    shards, policy = guard_of_servers("shards", 4, None, {"clock": clock})
+    first, _ = (compartment_of_server(shards, name, 2, policy) for name in ("a:1", "b:1"))
+    site = pages([shards], stuck_after=30)
+    with hold(first, 2):
+        assert ready(site) is True
+        clock.advance(30)
+        assert ready(site) == ["stuck: shards/a:1"]
+        drop_compartment(shards, first)  # it has left the cluster
+        assert ready(site) is True
+
+
+def test_open_circuits_of_all_servers_excuse_a_full_cluster(pages, clock):
+    """The cluster is at fault, so its guard without a circuit is no reason to leave."""
+    shards, policy = guard_of_servers("shards", 4, None, {"clock": clock})
+    parts = [compartment_of_server(shards, name, 2, policy) for name in ("a:1", "b:1")]
+    site = pages([shards], stuck_after=30)
+    with hold(parts[0], 2), hold(parts[1], 2):
+        assert ready(site) is True
+        for part in parts:
+            part.force_open()
+        assert shards.state == "disabled"
+        clock.advance(60)
+        assert ready(site) is True
+        parts[1].reset()
+        assert ready(site) is True
+        clock.advance(30)
+        assert ready(site) == ["stuck: shards/b:1"]
 
 
 def test_draining_is_not_ready(pages, make_guard, clock, caplog):
