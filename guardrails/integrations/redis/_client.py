@@ -25,8 +25,10 @@ from guardrails._pool.limits import (
 from guardrails.errors import ConfigurationError
 from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._joining import join_fleet
+from guardrails.integrations.redis._caching import execute_with
 from guardrails.integrations.redis._cluster import guard_cluster, is_cluster, refuse_for_cluster
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
+from guardrails.integrations.redis._guarded_connection import derived
 from guardrails.integrations.redis._pool import ClientAdmission, guard_of
 from guardrails.integrations.redis._pool_connections import capacity
 
@@ -72,9 +74,9 @@ def guard_client(
         The guard; ``guard.detach()`` removes it from the client.
 
     Raises:
-        ConfigurationError: The client is a pipeline or has a cache; it was closed or is guarded already; it
-            has a single connection and is given a budget; its pool has no limit and none is given, or the
-            limit is above the pool's; an option is not for clusters.
+        ConfigurationError: The client is a pipeline; it was closed or is guarded already; it has a single
+            connection and is given a budget; its pool has no limit and none is given, or the limit is above
+            the pool's; an option is not for clusters.
     """
     name = "redis" if name is None else name
     refuse_unknown_options(options, guard_client)
@@ -130,10 +132,6 @@ def _pool_of(client: Any) -> Any:
     pool = client.connection_pool
     if not isinstance(pool, _POOLS):
         raise ConfigurationError(f"protect: a pool of class {type(pool).__name__} cannot be guarded")
-    if getattr(pool, "cache", None) is not None:
-        raise ConfigurationError(
-            "protect: a client with client-side caching cannot be guarded yet; make it without cache_config"
-        )
     if getattr(client, "_single_connection_client", False) and client.connection is None:
         raise ConfigurationError("protect: this client has been closed; make a new one")
     return pool
@@ -163,6 +161,9 @@ class _ClientAttachment:
             fleet, self._guard, self.upkeep, admission.registry.figures
         )
         self._admission.attach()
+        cache, base = admission.cache, type(self._client)
+        if cache is not None:
+            self._client.__class__ = derived(base, {"_execute_command": execute_with(cache, base)})
         if self._client.connection is not None:
             self._admission.adopt(self._client.connection)
 
@@ -178,3 +179,5 @@ class _ClientAttachment:
         """Removes the hooks; see `Attachment`."""
         self._leave_fleet()
         self._admission.detach()
+        if self._admission.cache is not None:
+            self._client.__class__ = type(self._client).__bases__[0]

@@ -45,7 +45,7 @@ def guard_cluster(
     """Attaches a guard to a cluster client; see `guard_client`.
 
     Raises:
-        ConfigurationError: The client is a pipeline, has a cache, was closed or is guarded already.
+        ConfigurationError: The client is a pipeline, was closed or is guarded already.
     """
     _check(client)
     fill_pool_options(name, options)
@@ -93,10 +93,6 @@ def _check(client: Any) -> None:
     if known is not None:
         raise ConfigurationError(f"protect: this cluster client is guarded already, by {known!r}")
     manager = client.nodes_manager
-    if getattr(manager, "_cache", None) is not None:
-        raise ConfigurationError(
-            "protect: a client with client-side caching cannot be guarded yet; make it without cache_config"
-        )
     if isinstance(client, redis.cluster.RedisCluster) and manager.default_node is None:
         raise ConfigurationError("protect: this cluster client has been closed; make a new one")
     for node in list(manager.nodes_cache.values()):

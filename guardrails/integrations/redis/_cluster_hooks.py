@@ -16,9 +16,11 @@ from guardrails._guard.guard import Guard
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.figures import Connections
 from guardrails._pool.life import LifeSettings
+from guardrails.integrations.redis._caching import execute_in_cluster_with
 from guardrails.integrations.redis._cluster_call import ClusterCall, current_call
 from guardrails.integrations.redis._cluster_retries import is_reduced, without_retries
 from guardrails.integrations.redis._guarded_connection import derived
+from guardrails.integrations.redis._local_cache import LocalCache
 from guardrails.integrations.redis._node_pool import NodeAdmission
 from guardrails.integrations.redis._pool_connections import open_connections
 from guardrails.integrations.redis._topology import Nodes, Topology
@@ -138,6 +140,9 @@ class ClusterHooks:
             base.close(self)  # ends a look-up under way, too
             hooks.topology.stop()
 
+        cache = self._cluster.nodes_manager._cache  # noqa: SLF001 - there is no public getter
+        if cache is not None:
+            execute_command = execute_in_cluster_with(LocalCache.of(cache), execute_command)
         return {
             "close": close,
             "execute_command": execute_command,

@@ -124,6 +124,11 @@ class GuardedConnection(Guarded, AbstractConnection):
     def socket_connect_timeout(self, seconds: float | None) -> None:
         self._socket_connect_timeout = seconds
 
+    @property
+    def is_working(self) -> bool:
+        """True while a piece of work sends or reads."""
+        return self._busy
+
     def can_read(self, timeout: float = 0) -> bool:
         """Returns True if there is something to read.
 
@@ -131,6 +136,13 @@ class GuardedConnection(Guarded, AbstractConnection):
             ConnectionError: The connection is about to leave the pool and has unread data. redis-py 8 checks
                 the same, but not while maintenance notifications are on, as they are by default.
         """
+        ready = self.has_data(timeout)
+        if ready and not self._busy and current_checkout.get() is not None:
+            raise redis.ConnectionError("Connection has data")
+        return ready
+
+    def has_data(self, timeout: float = 0) -> bool:
+        """Returns True if there is something to read, or the connection was closed."""
         # One poll usually finds nothing; redis-py needs four system calls and an exception for that.
         sock, buffer = self._sock, getattr(self._parser, "_buffer", None)
         if (
@@ -143,8 +155,6 @@ class GuardedConnection(Guarded, AbstractConnection):
         ):
             return False
         ready: bool = self.plain.can_read(self, timeout)
-        if ready and not self._busy and current_checkout.get() is not None:
-            raise redis.ConnectionError("Connection has data")
         return ready
 
     # --- working -------------------------------------------------------------------------------

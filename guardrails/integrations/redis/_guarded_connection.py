@@ -240,9 +240,9 @@ class Guarded:
 _CLASS_ATTRIBUTES = frozenset({"__dict__", "__doc__", "__module__", "__qualname__", "__weakref__"})
 
 
-def derive(plain: type, behaviour: type[Guarded], work: CommandRunner) -> Any:
-    """Returns the guarded class for the connections of one plain class."""
-    return derived(plain, members(behaviour) | {"plain": plain, "work": work})
+def derive(plain: type, behaviour: type[Guarded], work: CommandRunner, **more: Any) -> Any:
+    """Returns the guarded class for the connections of one plain class, with ``more`` members."""
+    return derived(plain, members(behaviour) | {"plain": plain, "work": work} | more)
 
 
 def members(behaviour: type) -> dict[str, Any]:

@@ -42,6 +42,11 @@ class GuardedNodeConnection(GuardedConnection):
         if checkout is not None and checkout.tickets and not self._busy and not self._under_way:
             checkout.end(Outcome.NEUTRAL)
 
+    @property
+    def is_working(self) -> bool:
+        """See GuardedConnection."""
+        return self._busy or self._under_way
+
     def settle(self) -> None:
         """Ends the work on a connection that goes back to its pool."""
         if self._under_way:

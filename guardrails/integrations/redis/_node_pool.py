@@ -44,8 +44,8 @@ class NodeAdmission(ClientAdmission):
         all_connections = checkouts.figures.connections
         super().__init__(guard, pool, life, None)
         checkouts.figures.connections = all_connections
-        judge = self._work.judge
-        self._work.created = None
+        judge = self.work.judge
+        self.work.created = None
         judge.moved = judge.suspect = suspect
         judge.in_cluster = True
 

@@ -10,7 +10,7 @@ import redis.utils
 
 from guardrails._pool.figures import Connections
 
-__all__ = ["capacity", "checked_out", "idle", "open_connections", "without_wrapper"]
+__all__ = ["capacity", "checked_out", "idle", "open_connections", "unwrapped", "without_wrapper"]
 
 _NO_LIMIT = 2**31
 """redis-py's ``max_connections`` of a pool without a limit."""
@@ -44,6 +44,11 @@ def open_connections(pool: Any) -> Connections:
         sum(connection.is_connected for connection in in_use),
         sum(connection.is_connected for connection in waiting),
     )
+
+
+def unwrapped(connection: Any) -> Any:
+    """Returns the connection inside one with a cache; any other one itself."""
+    return vars(connection).get("_conn", connection)
 
 
 def without_wrapper(method: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ from guardrails._pool.upkeep import PoolUpkeep
 from guardrails._pool.upkeep_on_loop import LoopUpkeep
 from guardrails.integrations.redis._checkout import current_checkout
 from guardrails.integrations.redis._commands import CommandRunner
+from guardrails.integrations.redis._pool_connections import unwrapped
 
 __all__ = ["AsyncClientUpkeep", "ClientUpkeep"]
 
@@ -57,6 +58,11 @@ class ClientUpkeep(PoolUpkeep):
     def returned(self, connection: Any) -> bool:
         """Notes the return of a connection; True if it must be closed, because its time is over."""
         return self._is_open(connection) and self.must_close(self._age(connection))
+
+    def while_idle(self, connection: Any, work: Callable[[], bool]) -> bool | None:
+        """Calls a function while a connection is idle and nobody can take it; None if it is out."""
+        with self._mutex():
+            return work() if connection in self._items() else None
 
     def sink(self, connection: Any) -> None:
         """Moves a closed connection to the bottom of the pool."""
@@ -183,10 +189,10 @@ class ClientUpkeep(PoolUpkeep):
             checkout.release_slots()
 
     def _age(self, connection: Any) -> Age:
-        age: Age | None = vars(connection).get(_AGE)
+        noted = vars(unwrapped(connection))
+        age: Age | None = noted.get(_AGE)
         if age is None:  # it is older than the guard
-            age = Age(time.monotonic(), 0.5, self.loop())
-            setattr(connection, _AGE, age)
+            age = noted[_AGE] = Age(time.monotonic(), 0.5, self.loop())
         return age
 
     def _mutex(self) -> Any:

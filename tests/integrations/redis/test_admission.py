@@ -343,7 +343,6 @@ def guarded():
         (lambda: redis.Redis(max_connections=2**31), {}, "max_concurrent_calls"),
         (lambda: redis.Redis(max_connections=5), {"max_concurrent_calls": 6}, "from 1 to 5"),
         (lambda: redis.Redis().pipeline(), {}, "protect that client"),
-        (lambda: redis.Redis(protocol=3, cache_config=redis.cache.CacheConfig()), {}, "client-side caching"),
         (redis.Redis, {"timeout": "soon"}, "timeout must be"),
     ],
 )

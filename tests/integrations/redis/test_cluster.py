@@ -730,14 +730,6 @@ def test_bad_input_is_refused_in_words(healthy):
         protect(client)
 
 
-def test_a_client_with_a_cache_is_refused(healthy):
-    with SyncCluster(healthy).client(name="shards") as client:
-        protect_guard(client).detach()
-        client.nodes_manager._cache = object()  # redis-py makes one only for Redis 7.4, which this is not
-        with pytest.raises(ConfigurationError, match="client-side caching"):
-            protect(client)
-
-
 def test_a_client_of_another_event_loop_is_refused(healthy):
     client = AsyncCluster(healthy).make()
     with asyncio.Runner() as first:

@@ -1,0 +1,113 @@
+"""The replies that a client with client-side caching keeps.
+
+Depends on redis-py's cache; must not import connections. redis-py uses its cache without a common lock, and
+marks each command under way in it; a mark stays there if the command fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from redis.cache import CacheEntry, CacheEntryStatus, CacheKey
+from redis.client import NEVER_DECODE
+from redis.observability.attributes import CSCResult
+from redis.observability.recorder import record_csc_network_saved, record_csc_request
+
+from guardrails._runtime.fork import LockOwner, renew_after_fork
+
+__all__ = ["MISSING", "LocalCache"]
+
+MISSING: Any = object()
+"""Stands for a reply that is not kept."""
+
+_ATTRIBUTE = "_guardrails_local_cache"
+
+
+class LocalCache(LockOwner):
+    """The replies that the connections of one client, or of a cluster client's nodes, have kept.
+
+    Args:
+        cache: redis-py's cache.
+
+    Attributes:
+        lock: Held while ``cache`` is used. Nothing that takes a pool's lock is called while it is held.
+        flushes: How often it was emptied. A reply that was asked for before is not kept.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self.lock = threading.RLock()
+        self.flushes = 0
+        renew_after_fork(self)
+
+    @classmethod
+    def of(cls, cache: Any) -> Self:
+        """The one for a cache of redis-py's, which several clients may share."""
+        known: Self | None = getattr(cache, _ATTRIBUTE, None)
+        if known is None:
+            known = cls(cache)
+            setattr(cache, _ATTRIBUTE, known)
+        return known
+
+    def key(self, args: Sequence[Any], keys: Sequence[Any] | None) -> CacheKey | None:
+        """The name of a command's reply in the cache; None if it is not kept."""
+        if not keys:
+            return None
+        key = CacheKey(command=args[0], redis_keys=tuple(keys), redis_args=tuple(args))
+        try:
+            hash(key)
+        except TypeError:  # bytearrays and the like
+            return None
+        return key if self._cache.is_cachable(key) else None
+
+    def find(self, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """The reply that is kept for a command with redis-py's options; `MISSING` as for `reply`."""
+        key = None if NEVER_DECODE in options else self.key(args, options.get("keys"))
+        return MISSING if key is None else self.reply(key)
+
+    def reply(self, key: CacheKey) -> Any:
+        """The reply that is kept for a command; `MISSING` if there is none that is still valid."""
+        with self.lock:
+            entry = self._cache.get(key)
+        is_current = getattr(getattr(entry, "connection_ref", None), "is_current", None)
+        if is_current is None or not is_current():
+            return MISSING
+        with self.lock:
+            if self._cache.get(key) is not entry:  # it was invalid
+                return MISSING
+        reply = copy.deepcopy(entry.cache_value)
+        record_csc_request(result=CSCResult.HIT)
+        record_csc_network_saved(bytes_saved=len(reply) if hasattr(reply, "__len__") else 0)
+        return reply
+
+    def keep(self, key: CacheKey, reply: Any, connection: object, flushes: int) -> None:
+        """Keeps the reply that a connection has read, to a command sent after so many ``flushes``."""
+        record_csc_request(result=CSCResult.MISS)
+        with self.lock:
+            if reply is not None and flushes == self.flushes:
+                # The caller may change the reply that it gets.
+                made = CacheEntry(key, copy.deepcopy(reply), CacheEntryStatus.VALID, connection)
+                self._cache.set(made)
+
+    def flush(self) -> None:
+        """Empties it: a connection is closed, and the server tells nobody any more what changes."""
+        with self.lock:
+            self.flushes += 1
+            self._cache.flush()
+
+    def emptied_by(self, disconnect: Callable[..., None]) -> Callable[..., None]:
+        """Wraps a connection's ``disconnect``."""
+
+        def emptying(connection: Any, *args: Any, **kwargs: Any) -> None:
+            self.flush()
+            disconnect(connection, *args, **kwargs)
+
+        return emptying
+
+    def reset_in_child(self) -> None:
+        """See LockOwner. The invalidations go to the parent, whose connections they are."""
+        super().reset_in_child()
+        self.flush()

@@ -1,0 +1,482 @@
+"""Client-side caching: kept replies need no slot and no server, and are never foreign and never old."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+
+import pytest
+import redis
+import redis.sentinel
+from redis.cache import CacheConfig
+from redis.connection import CacheProxyConnection
+
+from guardrails import BulkheadFullError, CallTimeoutError, CircuitOpenError, deadline, protect
+from guardrails.integrations.redis import _caching
+from guardrails.testing.cluster import ValkeyCluster
+from guardrails.testing.proxy import FaultProxy
+from guardrails.testing.servers import ValkeyServer
+from support.lateness import ROOM
+from support.polling import poll
+from support.redis_lab import LATE, QUIET, Stopwatch, frozen, nimble, with_each_parser
+
+
+@pytest.fixture(autouse=True)
+def valkey_counts_as_redis(monkeypatch):
+    """redis-py caches only for a server that calls itself Redis; Valkey sends the same messages."""
+    monkeypatch.setattr(CacheProxyConnection, "DEFAULT_SERVER_NAME", "valkey")
+
+
+@pytest.fixture
+def other(valkey):
+    """A client without a cache and a guard."""
+    with redis.Redis(port=valkey.port) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def start(valkey, other, parser):
+    """Makes guarded clients with a cache."""
+    clients = []
+
+    def make(*, port=None, pool=None, guard=None, **options):
+        options = {"port": port or valkey.port, "protocol": 3, "cache_config": CacheConfig()} | options
+        client = redis.Redis(connection_pool=pool(**options)) if pool else redis.Redis(**options)
+        clients.append(client)
+        return client, protect(client, **({"name": "cache", "breaker": QUIET, "timeout": 10} | (guard or {})))
+
+    yield make
+    for client in clients:
+        client.close()
+        client.connection_pool.disconnect()
+
+
+def admitted(guard):
+    return guard.snapshot().admitted
+
+
+pools = pytest.mark.parametrize("pool", [redis.ConnectionPool, redis.BlockingConnectionPool])
+
+
+# --- hits ------------------------------------------------------------------------------------------
+
+
+@with_each_parser
+@pools
+def test_a_hit_takes_no_slot_and_asks_nobody(start, other, pool):
+    client, guard = start(pool=pool)
+    other.set("k", "v")
+    other.rpush("l", "a", "b")
+    assert (client.get("k"), client.lrange("l", 0, -1)) == (b"v", [b"a", b"b"])
+    before = admitted(guard)
+    client.lrange("l", 0, -1).append("mine")
+    assert [client.get("k") for _ in range(10)] == [b"v"] * 10
+    assert client.lrange("l", 0, -1) == [b"a", b"b"]
+    assert admitted(guard) == before
+
+
+def test_a_hit_passes_an_open_circuit_a_full_bulkhead_and_a_spent_deadline(start, other):
+    client, guard = start(guard={"max_concurrent_calls": 2, "max_wait_duration": 0})
+    other.set("k", "v")
+    assert client.get("k") == b"v"
+    guard.force_open()
+    assert client.get("k") == b"v"
+    with pytest.raises(CircuitOpenError):
+        client.get("unknown")
+    guard.reset()
+    with deadline(0.001):
+        time.sleep(0.01)
+        assert client.get("k") == b"v"
+    pool = client.connection_pool
+    held = [pool.get_connection(), pool.get_connection()]
+    with pytest.raises(BulkheadFullError):
+        client.get("unknown")
+    for connection in held:
+        pool.release(connection)
+    assert client.get("k") == b"v"
+
+
+def test_the_hit_of_another_client_of_the_pool_is_no_evidence(start, other):
+    client, guard = start()
+    second = redis.Redis(connection_pool=client.connection_pool)
+    other.set("k", "v")
+    client.get("k")
+    calls, sent = guard.snapshot().calls, other.info("commandstats")["cmdstat_get"]["calls"]
+    assert second.get("k") == b"v"
+    assert guard.snapshot().calls == calls
+    assert other.info("commandstats")["cmdstat_get"]["calls"] == sent
+    assert guard.snapshot().in_use == 0
+
+
+def test_an_error_is_not_kept(start, other):
+    """redis-py waits for the reply of a command that it has not sent: its issue 4306."""
+    client, _ = start()
+    other.rpush("l", "a")
+    for _ in range(2):
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            client.get("l")
+    other.delete("l")
+    other.set("l", "text")
+    assert client.get("l") == b"text"
+
+
+def test_commands_that_keep_nothing_answer_as_without_a_cache(start, other):
+    client, guard = start()
+    assert client.get("nothing") is None
+    assert client.set("k", "v") is True
+    assert client.execute_command("GET", "k") == b"v"
+    assert client.get(bytearray(b"k")) == b"v"
+    with client.pipeline(transaction=True) as pipe:
+        pipe.watch("k")
+        assert pipe.get("k") == b"v"
+        pipe.multi()
+        pipe.set("k", "w").get("k")
+        assert pipe.execute() == [True, b"w"]
+    with client.pipeline() as pipe:
+        pipe.watch("k")  # given up
+    with client.lock("lock", timeout=10):
+        assert client.get("lock") is not None
+    with client.pubsub() as subscriber:
+        subscriber.subscribe("news")
+        assert subscriber.get_message(timeout=10)["type"] == "subscribe"
+    assert client.blpop("empty", timeout=0.01) is None
+    assert guard.snapshot().in_use == 0
+    assert guard.snapshot().failed == 0
+
+
+def test_health_checks_do_not_block(start, other):
+    """redis-py's issue 3470."""
+    client, _ = start(health_check_interval=0.01)
+    other.set("k", "v")
+    for number in range(5):
+        assert client.get("k") == b"v"
+        other.set("k", "v")
+        time.sleep(0.02)
+        client.set("unrelated", number)
+
+
+def test_without_the_guard_redis_py_caches_as_before(start, other):
+    client, guard = start()
+    other.set("k", "v")
+    assert client.get("k") == b"v"
+    guard.detach()
+    assert type(client) is redis.Redis
+    assert client.get_cache().size == 0
+    assert [client.get("k"), client.get("k")] == [b"v", b"v"]
+    assert client.get_cache().size == 1
+    again = protect(client, name="cache")
+    assert [client.get("k"), client.get("k")] == [b"v", b"v"]
+    assert admitted(again) == 1
+
+
+def test_a_shadow_keeps_replies_too(start, other):
+    client, guard = start(guard={"mode": "shadow"})
+    other.set("k", "v")
+    assert [client.get("k"), client.get("k")] == [b"v", b"v"]
+    assert admitted(guard) == 1
+    guard.set_mode("off")
+    assert client.get("k") == b"v"
+    assert admitted(guard) == 1
+
+
+# --- never old -------------------------------------------------------------------------------------
+
+
+@with_each_parser
+@pools
+def test_a_key_that_another_client_changes_is_asked_again(start, other, pool):
+    client, _ = start(pool=pool)
+    for number in range(20):
+        other.set("k", number)
+        poll(lambda number=number: client.get("k") == b"%d" % number, "the change")
+        assert client.get("k") == b"%d" % number  # kept
+
+
+def test_the_client_reads_its_own_writes(start):
+    client, _ = start()
+    for number in range(200):
+        client.set("k", number)
+        assert client.get("k") == b"%d" % number
+
+
+def test_a_change_is_seen_while_its_connection_waits_for_something_else(start, other):
+    """The connection that has read the key now waits for an element: its thread reads what is invalid."""
+    client, guard = start()
+    other.set("k", "old")
+    assert client.get("k") == b"old"
+    waiting = threading.Thread(target=client.blpop, args=("jobs",), kwargs={"timeout": 20})
+    waiting.start()
+    poll(lambda: other.info("clients")["blocked_clients"] == 1, "the thread waits")
+    before = admitted(guard)
+    assert client.get("k") == b"old"
+    assert admitted(guard) == before
+    other.set("k", "new")
+    poll(lambda: client.get("k") == b"new", "the change")
+    other.rpush("jobs", "x")
+    waiting.join(20)
+    assert not waiting.is_alive()
+
+
+def test_a_connection_that_nobody_reads_serves_no_hit(start, other):
+    """It was handed out and no command runs on it: what it would say is unknown."""
+    client, guard = start()
+    other.set("k", "old")
+    assert client.get("k") == b"old"
+    held = client.connection_pool.get_connection()
+    before = admitted(guard)
+    other.set("k", "new")
+    assert client.get("k") == b"new"
+    assert admitted(guard) == before + 1
+    client.connection_pool.release(held)
+
+
+def test_a_connection_that_is_killed_empties_the_cache(start, other):
+    client, _ = start()
+    other.mset({"k": "old", "m": "v"})
+    assert (client.get("k"), client.get("m")) == (b"old", b"v")
+    other.client_kill_filter(_type="normal", skipme=True)
+    other.set("k", "new")
+    poll(lambda: client.get("k") == b"new", "the change", ROOM)
+    assert client.get("m") == b"v"
+
+
+def test_hits_go_on_while_the_server_is_frozen_until_a_miss_is_stopped(start):
+    """A frozen server changes no key. A stopped command closes its connection, which empties the cache."""
+    with ValkeyServer.start() as server, redis.Redis(port=server.port) as direct:
+        client, guard = start(port=server.port, guard={"timeout": 0.3, "breaker": nimble()})
+        direct.set("k", "old")
+        assert client.get("k") == b"old"
+        with frozen(server):
+            assert client.get("k") == b"old"
+            with Stopwatch() as watch, pytest.raises(CallTimeoutError):
+                client.get("unknown")
+            assert watch.seconds < 0.3 + LATE
+            with pytest.raises((CallTimeoutError, CircuitOpenError)):
+                client.get("k")
+            poll(lambda: refused(client), "the circuit opens")
+        direct.set("k", "new")
+        poll(lambda: not refused(client), "the circuit closes")
+        assert client.get("k") == b"new"
+        assert guard.snapshot().in_use == 0
+
+
+def refused(client):
+    try:
+        client.get("unknown")
+    except (CallTimeoutError, CircuitOpenError) as error:
+        return isinstance(error, CircuitOpenError)
+    return False
+
+
+def test_a_silent_cut_ends_hits_in_time(start, other, monkeypatch):
+    """Nothing arrives and nothing is closed: after the longest silence the server is asked."""
+    monkeypatch.setattr(_caching, "LONGEST_SILENCE", 1.0)
+    with FaultProxy(other.connection_pool.connection_kwargs["port"]) as wire:
+        client, _ = start(port=wire.port, guard={"timeout": 0.2})
+        other.set("k", "old")
+        assert client.get("k") == b"old"
+        heard = time.monotonic()
+        wire.hang()
+        other.set("k", "new")
+        with contextlib.suppress(CallTimeoutError):
+            while True:
+                assert client.get("k") == b"old"
+                assert time.monotonic() - heard < 1.0 + ROOM
+                time.sleep(0.01)
+        wire.heal()
+        assert client.get("k") == b"new"
+
+
+def test_a_quiet_connection_is_asked_again(start, other, monkeypatch):
+    monkeypatch.setattr(_caching, "LONGEST_SILENCE", 0.0)
+    client, guard = start()
+    other.set("k", "v")
+    assert [client.get("k"), client.get("k")] == [b"v", b"v"]
+    assert admitted(guard) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_process_asks_for_itself(start, other):
+    client, _ = start()
+    other.set("k", "old")
+    assert client.get("k") == b"old"
+    child = os.fork()
+    if child == 0:
+        other.connection_pool.reset()
+        other.set("k", "new")
+        os._exit(0 if client.get("k") == b"new" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    poll(lambda: client.get("k") == b"new", "the change")  # its own connection is whole
+
+
+@pytest.mark.parametrize("life", [{"max_lifetime": 1.0}, {"idle_timeout": 0.5}, {"keepalive": 0.5}], ids=str)
+def test_idle_connections_are_looked_after(start, other, life):
+    client, guard = start(guard=life)
+    until = time.monotonic() + 2.5
+    number = 0
+    while time.monotonic() < until:
+        number += 1
+        other.set("k", number)
+        poll(lambda: client.get("k") == b"%d" % number, "the change")  # noqa: B023 - called here
+        assert client.get("k") == b"%d" % number
+        time.sleep(0.05)
+    assert guard.snapshot().pool.opened <= 4
+    assert guard.snapshot().failed == 0
+
+
+# --- many threads ------------------------------------------------------------------------------------
+
+
+def test_threads_that_miss_the_same_key_at_once_all_get_it(start, other):
+    """redis-py's second thread waits for the reply of a command that it has not sent: its issue 3600."""
+    client, _ = start(guard={"timeout": 20})
+    for round_ in range(20):
+        key = f"k{round_}"
+        other.set(key, key)
+        barrier = threading.Barrier(8)
+        got = []
+
+        def read(key=key, barrier=barrier, got=got):
+            barrier.wait(20)
+            got.append(client.get(key))
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert got == [key.encode()] * 8
+
+
+class History:
+    """Keys that a thread changes all the time, and what other threads read of them."""
+
+    def __init__(self):
+        self.versions = {f"key{number}": [(0.0, 0)] for number in range(30)}
+        self.reads = []
+        self.errors = []
+        self.over = threading.Event()
+
+    def write(self, client, version):
+        key = random.Random(version).choice(list(self.versions))
+        client.set(key, f"{key}:{version}")
+        self.versions[key].append((time.monotonic(), version))
+
+    def read(self, client, seed):
+        choose, keys = random.Random(seed).choice, list(self.versions)
+        while not self.over.is_set():
+            key, began = choose(keys), time.monotonic()
+            try:
+                self.reads.append((key, began, client.get(key)))
+            except redis.ConnectionError:
+                pass  # its connection was killed
+            except BaseException as error:
+                self.errors.append(error)
+                raise
+
+    def check(self):
+        for key, began, reply in self.reads:
+            name, _, version = reply.decode().partition(":")
+            assert name == key, "foreign"
+            assert int(version) >= max(each for at, each in self.versions[key] if at <= max(0, began - ROOM))
+
+
+@pytest.mark.slow  # ten thousand calls
+@with_each_parser
+@pools
+@pytest.mark.parametrize("kills", [False, True], ids=["quiet", "kills"])
+def test_no_reply_is_foreign_or_old_in_ten_thousand(start, other, pool, kills):
+    client, guard = start(pool=pool, guard={"timeout": 20})
+    history = History()
+    other.mset({key: f"{key}:0" for key in history.versions})
+    threads = [threading.Thread(target=history.read, args=(client, seed)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    until, version = time.monotonic() + 100, 0
+    while (len(history.reads) < 10_000 or version < 300) and time.monotonic() < until:
+        version += 1
+        history.write(other, version)
+        if kills and version % 50 == 0:
+            other.client_kill_filter(_type="normal", skipme=True)
+        time.sleep(0.002)
+    history.over.set()
+    for thread in threads:
+        thread.join(60)
+    assert history.errors == []
+    assert len(history.reads) >= 10_000
+    assert admitted(guard) < len(history.reads)  # there are hits
+    history.check()
+    for key, versions in history.versions.items():
+        last = f"{key}:{versions[-1][1]}".encode()
+        poll(lambda key=key, last=last: client.get(key) == last, "the last version", ROOM)
+    assert guard.snapshot().in_use == 0
+
+
+# --- sentinels and clusters ------------------------------------------------------------------------------
+
+
+def test_a_sentinels_client_keeps_replies(valkey, other, monkeypatch):
+    manager = redis.sentinel.Sentinel([("127.0.0.1", valkey.port)])
+    monkeypatch.setattr(manager, "discover_master", lambda _: ("127.0.0.1", valkey.port))
+    client = manager.master_for("shop", protocol=3, cache_config=CacheConfig())
+    guard = protect(client, name="shop")
+    try:
+        other.set("k", "old")
+        assert [client.get("k"), client.get("k")] == [b"old", b"old"]
+        assert admitted(guard) == 1
+        other.set("k", "new")
+        poll(lambda: client.get("k") == b"new", "the change")
+    finally:
+        guard.detach()
+        client.close()
+
+
+@pytest.mark.slow  # starts a cluster
+def test_a_clusters_client_keeps_replies(monkeypatch):
+    with ValkeyCluster.start() as cluster:
+        options = {"host": "127.0.0.1", "port": cluster.nodes[0].port}
+        direct = redis.RedisCluster(**options)
+        client = redis.RedisCluster(**options, protocol=3, cache_config=CacheConfig())
+        guard = protect(client, name="shards", timeout=0.5, breaker=nimble())
+        keys = [f"key:{number}" for number in range(12)]
+        for key in keys:
+            direct.set(key, "old")
+        assert [client.get(key) for key in keys] == [b"old"] * 12
+        before = [admitted(part) for part in guard.compartments]
+        assert [client.get(key) for key in keys] == [b"old"] * 12
+        assert [admitted(part) for part in guard.compartments] == before
+        for key in keys:
+            direct.set(key, "new")
+        poll(lambda: [client.get(key) for key in keys] == [b"new"] * 12, "the changes")
+
+        source, target = cluster.nodes[:2]
+        spans = next(
+            line for line in source.ask("CLUSTER", "NODES").splitlines() if "myself" in line
+        ).split()[8]
+        first, last = map(int, spans.split("-"))
+        key = next(key for key in keys if first <= cluster.slot(key) <= last)
+        assert client.get(key) == b"new"
+        cluster.begin_move(cluster.slot(key), source, target)
+        cluster.move_key(key, source, target)
+        cluster.end_move(cluster.slot(key), target)
+        direct.set(key, "moved")
+        poll(lambda: client.get(key) == b"moved", "the change on the other node")
+
+        client.get(keys[0])
+        guard.force_open()
+        assert client.get(keys[0]) is not None
+        guard.reset()
+        cluster.promote(cluster.nodes[3])
+        for each in keys:
+            direct.set(each, "promoted")
+        poll(
+            lambda: [client.get(each) for each in keys] == [b"promoted"] * 12,
+            "the changes on the new primary",
+        )
+        guard.detach()
+        client.close()
+        direct.close()
