@@ -149,6 +149,9 @@ def test_other_targets_of_protect_are_refused():
     """Anything but an engine or a client, by its type and not by what it holds."""
     with pytest.raises(ConfigurationError, match="a dict cannot be guarded"):
         protect({"dsn": "secret"})
+    valkey = type("Valkey", (), {"__module__": "valkey.client"})
+    with pytest.raises(ConfigurationError, match="a Valkey cannot be guarded; use redis-py, whose clients"):
+        protect(valkey())
 
 
 def test_targets_of_protect_are_recognised_by_their_package():

@@ -122,7 +122,8 @@ def _check_budget(name: str, fleet: Budget | Verdict | None, kept: int | None) -
 def _pool_of(client: Any) -> Any:
     kind = type(client).__name__
     if not isinstance(client, redis.Redis | redis.asyncio.Redis):
-        hint = "; protect the client of each of its databases" if "MultiDB" in kind else ""
+        each = "; protect the client of each of its databases: protect(database.client)"
+        hint = each if "MultiDB" in kind else ""
         raise ConfigurationError(
             f"protect: a {kind} cannot be guarded, only a Redis or RedisCluster of redis or redis.asyncio "
             f"can{hint}"
