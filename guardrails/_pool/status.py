@@ -23,7 +23,7 @@ _FINDERS = {
 }
 """Top-level package of the target's class -> the function that finds its guard."""
 
-_DJANGO = ("guardrails.integrations.django.postgresql._protection", "guard_of_alias")
+_DJANGO = ("guardrails.integrations.django._database.protection", "guard_of_alias")
 
 
 def pool_status(target: object) -> PoolStatus:
@@ -56,9 +56,7 @@ def _guard_of(target: object) -> Guard | None:
         try:
             return _find(*_DJANGO)(target)
         except ImportError as error:
-            raise ConfigurationError(
-                "pool_status: an alias of a database needs Django and psycopg"
-            ) from error
+            raise ConfigurationError("pool_status: an alias of a database needs Django") from error
     for cls in type(target).__mro__ if not isinstance(target, type) else ():
         package = cls.__module__.partition(".")[0]
         if package in _FINDERS:

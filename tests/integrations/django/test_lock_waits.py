@@ -10,6 +10,7 @@ import pytest
 from django.db import connections
 
 from guardrails import BreakerPolicy, ConfigurationError, Guard
+from guardrails.integrations.django._database.protection import protect
 from guardrails.integrations.django.postgresql import base
 from support import django_lab
 from support.polling import poll
@@ -77,4 +78,4 @@ def test_ask_server_must_be_a_bool(postgres):
     """A word is refused by the setting's name."""
     guard = Guard("django", max_concurrent_calls=2)
     with pytest.raises(ConfigurationError, match=r"OPTIONS\['ask_server'\] must be True or False"):
-        base.protect("shop", {"OPTIONS": {"guard": guard, "ask_server": "no"}})
+        protect(base.DatabaseWrapper.kind, "shop", {"OPTIONS": {"guard": guard, "ask_server": "no"}})

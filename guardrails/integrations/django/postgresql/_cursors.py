@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from psycopg import ServerCursor
 
 from guardrails.errors import ConnectionRevokedError
+from guardrails.integrations.django._database.cursors import Steps, guard_cursor
 
-__all__ = ["Steps", "guard_cursor"]
-
-
-class Steps:
-    """Runs the pieces of work of one connection's cursors; filled by the database wrapper."""
-
-    def admit(self) -> None:
-        """Called before work that is not run step by step."""
-        raise NotImplementedError
-
-    def hide_work(self) -> None:
-        """Called before work that is not run step by step, after `admit`."""
-        raise NotImplementedError
-
-    def step(
-        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, ending: bool = False
-    ) -> Any:
-        """Runs one piece of work.
-
-        Args:
-            call: The cursor's own method.
-            args: Its arguments.
-            kwargs: Its keyword arguments.
-            ending: Whether it only tidies up.
-        """
-        raise NotImplementedError
+__all__ = ["guarded"]
 
 
 class _Guarded:
@@ -109,36 +84,9 @@ class _GuardedServerCursor(_Guarded):
         return bool(rows)
 
 
-class _Slotted:
-    """For a cursor of a class that takes no attributes."""
-
-    __slots__ = ()
-
-    @property
-    def guardrails(self) -> Steps:
-        """The runner of its work."""
-        return _steps[self]
-
-    @guardrails.setter
-    def guardrails(self, steps: Steps) -> None:
-        _steps[self] = steps
-
-
-_steps: WeakKeyDictionary[Any, Steps] = WeakKeyDictionary()
 _pages: WeakKeyDictionary[Any, deque[Any]] = WeakKeyDictionary()
 
 
-@cache
-def _guarded(cls: type) -> type:
-    bases: tuple[type, ...] = (_GuardedServerCursor if issubclass(cls, ServerCursor) else _Guarded, cls)
-    if not cls.__dictoffset__:
-        bases = (_Slotted, *bases)
-    return type(cls.__name__, bases, {"__slots__": (), "__module__": cls.__module__})
-
-
-def guard_cursor(cursor: Any, steps: Steps) -> Any:
-    """Has a cursor's work run by ``steps``. It stays the same object, of a class derived from its own."""
-    cls: Any = type(cursor)
-    cursor.__class__ = _guarded(cls)
-    cursor.guardrails = steps
-    return cursor
+def guarded(cursor: Any, steps: Steps) -> Any:
+    """Has a cursor's work run by ``steps``."""
+    return guard_cursor(cursor, _GuardedServerCursor if isinstance(cursor, ServerCursor) else _Guarded, steps)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from guardrails._util.checks import shown
-from guardrails.errors import ConfigurationError
-
-__all__ = ["Source", "largest", "refuse_kept_connections"]
+__all__ = ["Source", "largest"]
 
 
 class Source:
@@ -41,18 +38,3 @@ def largest(options: Any) -> int | None:
     most = given.get("max_size")
     most = given.get("min_size", _MIN_SIZE) if most is None else most
     return most if isinstance(most, int) else None  # psycopg_pool refuses it in its own words
-
-
-def refuse_kept_connections(where: str, settings: dict[str, Any]) -> None:
-    """Checks that each open connection has a slot: a lease counts the slots.
-
-    Raises:
-        ConfigurationError: Connections are kept without a slot.
-    """
-    kept = settings.get("CONN_MAX_AGE", 0)
-    if kept != 0 or settings["OPTIONS"].get("pool"):
-        what = "OPTIONS['pool']" if settings["OPTIONS"].get("pool") else f"CONN_MAX_AGE = {shown(kept)}"
-        raise ConfigurationError(
-            f"{where}: its guard has a part of a fleet's budget, which counts connections in use; "
-            f"{what} keeps others open. Use CONN_MAX_AGE = 0 and no pool, or the guard without a budget"
-        )

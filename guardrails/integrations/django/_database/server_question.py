@@ -22,11 +22,6 @@ __all__ = ["Login", "know_sessions"]
 
 R = TypeVar("R")
 
-_DIALECT = "postgresql"
-
-_CONNECT_LIMIT = 2
-"""Seconds; the minimum of libpq."""
-
 
 class Login:
     """Connects as a thread's connection did; equal for one database.
@@ -51,7 +46,7 @@ class Login:
     def open(self) -> Any:
         """Opens a connection. A subclass of the wrapper may fetch a password for it, which takes its time."""
         wrapper = self._new_wrapper()
-        params = {**wrapper.get_connection_params(), "connect_timeout": _CONNECT_LIMIT}
+        params = {**wrapper.get_connection_params(), **wrapper.question_limits}
         return wrapper.Database.connect(**params)
 
 
@@ -59,35 +54,39 @@ class ServerQuestion:
     """See Question. It connects as one of the connections that are out.
 
     Args:
-        driver: psycopg.
+        dialect: SQLAlchemy's name of the dialect.
+        driver: The driver.
         registry: The holders of the connections.
     """
 
-    kill = KILL[_DIALECT]
-
-    def __init__(self, driver: Driver, registry: HolderRegistry) -> None:
+    def __init__(self, dialect: str, driver: Driver, registry: HolderRegistry) -> None:
+        self.kill = KILL[dialect]
+        self._dialect = dialect
         self._driver = driver
         self._out = registry.out
 
     def __call__(self) -> tuple[SessionId, ServerView]:
         """See Question."""
         wrapper = next(each for each in map(_wrapper_of, list(self._out.values())) if each is not None)
-        return self._ask(Login(wrapper), lambda asker, execute: (asker, read_sessions(_DIALECT, execute)))
+        return self._ask(
+            Login(wrapper), lambda asker, execute: (asker, read_sessions(self._dialect, execute))
+        )
 
     def end(self, sessions: Sequence[RevokedSession]) -> int:
         """See RevokedSessions."""
-        return self._ask(sessions[-1].login, partial(end_sessions, _DIALECT, sessions=sessions))
+        return self._ask(sessions[-1].login, partial(end_sessions, self._dialect, sessions=sessions))
 
     def _ask(self, login: Login, work: Work[R]) -> R:
         connection = login.open()
         return ask_server(self._driver, connection, connection, work)
 
 
-def know_sessions(driver: Driver, registry: HolderRegistry, *, asks: bool) -> None:
+def know_sessions(dialect: str, driver: Driver, registry: HolderRegistry, *, asks: bool) -> None:
     """Tells the registry the server's sessions of the connections.
 
     Args:
-        driver: psycopg.
+        dialect: SQLAlchemy's name of the dialect.
+        driver: The driver.
         registry: The holders of the connections.
         asks: Whether the server is asked, too: which sessions they wait for, and whether it has ended those
             that were taken back.
@@ -105,7 +104,7 @@ def know_sessions(driver: Driver, registry: HolderRegistry, *, asks: bool) -> No
 
     registry.session_ids = held
     if asks:
-        question = ServerQuestion(driver, registry)
+        question = ServerQuestion(dialect, driver, registry)
         registry.watch_locks(question)
         registry.revoked_sessions = RevokedSessions(registry.guard.name, driver.session_of, question.end)
 

@@ -6,6 +6,7 @@ closes it; its own thread learns of that before its next statement, and forgets 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -18,8 +19,8 @@ from guardrails._pool.holds import Hold
 from guardrails._pool.idle_limit import IdleLimit
 from guardrails._runtime.holding import holding, on_enter
 from guardrails.errors import ConnectionRevokedError
-from guardrails.integrations.django.postgresql._connections import ages_of
-from guardrails.integrations.django.postgresql._server_question import Login
+from guardrails.integrations.django._database.connections import ages_of
+from guardrails.integrations.django._database.server_question import Login
 
 __all__ = ["Revocable", "Revocation"]
 
@@ -84,15 +85,15 @@ class Revocation:
 
         def cut() -> bool:
             nonlocal check_later
-            # psycopg holds its lock while it works: also for work that the guard cannot see.
-            if wrapper.connection is not connection or not connection.lock.acquire(blocking=False):
+            lock = wrapper.lock_of(connection)
+            if wrapper.connection is not connection or not lock.acquire(blocking=False):
                 return False
             try:
                 check_later = self._identify(wrapper, connection, seconds)
                 self._runner.kill(connection)  # first: a server that does not answer must not delay the close
                 self._runner.retire(connection)
             finally:
-                connection.lock.release()
+                lock.release()
             return True
 
         if checkout.hold.take_back(now, self._limit.seconds, lambda: ConnectionRevokedError(*arguments), cut):
@@ -129,13 +130,12 @@ class Revocable:
     def _is_revoked(self) -> bool:
         return self._hold is not None and self._hold.revoked
 
-    def note_revoked(self, connection: Any) -> None:
-        """Gives a connection that was taken back to its pool, if it has one; called in another thread."""
-        pool = getattr(connection, "_pool", None)
-        if pool is not None:
-            with suppress(Exception):  # the pool was closed meanwhile
-                pool.putconn(connection)
-            connection._pool = None  # noqa: SLF001 - it would open another connection for each return
+    def lock_of(self, connection: Any) -> Any:  # noqa: ARG002 - a driver may have one
+        """Returns the lock that the driver holds while it works; a new one where it has none."""
+        return threading.Lock()
+
+    def note_revoked(self, connection: Any) -> None:  # noqa: ARG002 - a pool takes it
+        """Notes that a connection was taken back; called in another thread."""
         self._note_closed()
 
     def hide_work(self) -> None:

@@ -1,0 +1,1 @@
+"""What the guarded databases of Django have in common. Must not import a driver."""

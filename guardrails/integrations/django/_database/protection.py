@@ -1,0 +1,292 @@
+"""One guard and the databases behind it. Must not import a driver."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from sys import _getframe
+from typing import Any, ClassVar
+
+from django.db import connections, utils
+from django.utils.connection import ConnectionDoesNotExist
+
+from guardrails._dbapi.drivers import Driver
+from guardrails._dbapi.runner import StatementRunner, as_it_is
+from guardrails._guard.compartments import COMPARTMENTS, set_compartments
+from guardrails._guard.guard import Guard, attach, lease_of
+from guardrails._guard.pool_snapshot import PoolSnapshot
+from guardrails._pool.checkout import Checkout
+from guardrails._pool.checkouts import Checkouts
+from guardrails._pool.figures import PoolFigures
+from guardrails._pool.frames import Site
+from guardrails._pool.holders import PoolStatus
+from guardrails._runtime.fork import ForkedLock
+from guardrails._util.checks import Faults, shown
+from guardrails.errors import ConfigurationError, RejectedError
+from guardrails.integrations.django._database.connections import DjangoConnections
+from guardrails.integrations.django._database.renewal import Renewal
+from guardrails.integrations.django._database.revoking import Revocation
+from guardrails.integrations.django._database.server_question import know_sessions
+from guardrails.integrations.django._names import named
+
+__all__ = ["Possession", "Protection", "guard_of_alias", "protect"]
+
+_ANSWERS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
+"""Errors that say something about the statement and prove that the database is alive."""
+
+
+class ThreadCheckout(Checkout):
+    """The connection of one thread, from its first work in a request to the end of the request.
+
+    Attributes:
+        wrapper: Weak reference to Django's wrapper of the connection.
+    """
+
+    __slots__ = ("wrapper",)
+
+    wrapper: Callable[[], Any]
+
+    def is_kept(self, now: Site | None) -> bool:
+        """See HeldCheckout. Django keeps a thread's connection, whichever function asked for it."""
+        return now is not None
+
+
+class Possession:
+    """Kept by the wrapper of a thread's connection while it has a checkout.
+
+    A thread may end with its connection open. The wrapper is garbage then, and this object with it.
+    """
+
+    __slots__ = ("checkout", "protection")
+
+    def __init__(self, protection: Protection, checkout: ThreadCheckout) -> None:
+        self.protection = protection
+        self.checkout = checkout
+
+    def __del__(self) -> None:
+        self.protection.leave(self.checkout, dropped=True)
+
+
+class Protection(ABC):
+    """The state that the connections of all threads and aliases behind one guard have in common.
+
+    Args:
+        guard: The guard.
+        leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
+        max_idle_hold: Seconds after which such a connection is taken back; None is never.
+        ask_server: Whether to ask the server for locks when the connections run out, and for the sessions of
+            connections that were taken back.
+
+    Attributes:
+        system: The kind of server: SQLAlchemy's name of its dialect.
+        guard: The guard.
+        registry: The holders of the connections.
+        connections: Counts the connections.
+        on: Whether the guard is still attached.
+        direct: Runs statements, and opens connections where there is no pool.
+        renewal: Replaces the connections when the primary has moved.
+        upkeep: None: Django looks after the life of idle connections.
+    """
+
+    system: ClassVar[str]
+    upkeep = None
+
+    def __init__(
+        self, guard: Guard, leak_after: float | None, max_idle_hold: float | None, *, ask_server: bool
+    ) -> None:
+        self.guard = guard
+        self._checkouts = Checkouts(guard, leak_after, is_async=False, system=self.system)
+        self.registry = self._checkouts.registry
+        self._figures = self.registry.figures
+        self.connections = self.new_connections(self._figures)
+        self.on = True
+        driver = self.new_driver()
+        know_sessions(self.system, driver, self.registry, asks=ask_server)
+        self.direct = self.new_runner(driver)
+        self.registry.failed_cancels = self.direct.failed_cancels
+        self.connections.renewal = self.renewal = self.new_renewal()
+        self.follow(self.direct)
+        lease: Any = lease_of(guard)
+        self._figures.lease = None if lease is None else lease.snapshot
+        self._revocation: Revocation | None = None
+        if max_idle_hold is not None:
+            self._revocation = Revocation(self.registry, max_idle_hold, self.direct, self.leave)
+
+    # --- what differs between databases -----------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def dbapi() -> Any:
+        """Returns the module of the driver."""
+
+    @staticmethod
+    @abstractmethod
+    def new_driver() -> Driver:
+        """Returns the driver's operations."""
+
+    def new_connections(self, figures: PoolFigures) -> DjangoConnections:
+        """Returns what counts the connections."""
+        return DjangoConnections(figures)
+
+    def new_renewal(self) -> Renewal:
+        """Returns what replaces the connections."""
+        return Renewal(self.guard, self.direct.endpoint)
+
+    @staticmethod
+    def size_of(options: dict[str, Any]) -> int | None:  # noqa: ARG004 - a pool has one
+        """Returns the number of connections that the ``OPTIONS`` of an alias allow; None for any."""
+        return None
+
+    # --- and what does not ------------------------------------------------------------------------
+
+    def new_runner(self, driver: Driver) -> StatementRunner:
+        """Returns what runs work of a driver as evidence."""
+        answers = tuple(getattr(errors, name) for errors in (self.dbapi(), utils) for name in _ANSWERS)
+        return StatementRunner(self.guard, driver, as_it_is, is_async=False, errors=answers)
+
+    def follow(self, runner: StatementRunner) -> None:
+        """Lets the errors of a runner's work begin a renewal."""
+        runner.judge.moved, runner.judge.suspect = self.renewal.renew, self.renewal.suspect
+
+    @property
+    def most(self) -> int | None:
+        """See Attachment. Each thread may have a connection."""
+        return None
+
+    def detach(self) -> None:
+        """See Attachment."""
+        self.on = False
+        self.renewal.stop()
+        self._checkouts.clear()
+
+    def figures(self) -> PoolSnapshot:
+        """See Attachment."""
+        return self._figures.snapshot()
+
+    def status(self) -> PoolStatus:
+        """See Attachment."""
+        return self.registry.status()
+
+    def enter(self, wrapper: Any) -> Possession:
+        """Takes a slot for the connection of this thread.
+
+        Args:
+            wrapper: Django's wrapper of the connection.
+
+        Raises:
+            RejectedError: There is none.
+        """
+        registry, asked = self.registry, self._figures.clock()
+        checkout = ThreadCheckout(self.guard, registry.site(_getframe(1)), registry.caller())
+        checkout.asked = asked
+        checkout.wrapper = weakref.ref(wrapper)
+        possession = Possession(self, checkout)  # first: an interrupt from here on gives the slot back
+        try:
+            checkout.take_slots()
+            self._figures.expect_wait(checkout)
+        except RejectedError as refusal:
+            self._checkouts.refused(refusal)
+            raise
+        if self._revocation is not None:
+            self._revocation.begin(checkout)
+        self._checkouts.add(checkout)
+        return possession
+
+    def handed_out(self, possession: Possession | None) -> None:
+        """Counts a checkout, once: its caller has the connection now."""
+        if possession is not None and possession.checkout.times is None:
+            self._figures.handed_out(possession.checkout)
+            if self._revocation is not None:
+                self._revocation.handed_out(possession.checkout)
+
+    def leave(self, checkout: ThreadCheckout, *, dropped: bool = False) -> None:
+        """Gives a checkout's slot back, once; ``dropped`` if its thread ended with the connection open."""
+        if not self.on:
+            checkout.slots.clear()  # the guard has forgotten them
+        checkout.release_slots()
+        self._checkouts.remove(checkout, dropped=dropped)
+
+    def check(self, alias: str, most: int | None) -> None:
+        """Checks that a database has a connection for each of the guard's slots.
+
+        Raises:
+            ConfigurationError: It has fewer.
+        """
+        slots = self.guard.call_settings.gates[0].core.bulkhead.limit
+        if most is not None and slots > most:
+            faults = Faults(f"DATABASES[{alias!r}]")
+            faults.count(f"the slots of guard {self.guard.name!r}", slots, most=most)
+            faults.raise_if_any()
+
+
+_lock = ForkedLock()
+_protections: dict[Guard, Protection] = {}
+
+
+def protect(kind: type[Protection], alias: str, settings: dict[str, Any]) -> Protection:
+    """The protection that an alias asks for in its ``OPTIONS``; the first to ask attaches the guard.
+
+    Args:
+        kind: The kind of the database.
+        alias: The alias.
+        settings: Its entry in ``DATABASES``.
+
+    Raises:
+        ConfigurationError: The options are wrong.
+    """
+    where, options = f"DATABASES[{alias!r}]", settings["OPTIONS"]
+    faults = Faults(where)
+    guard = named(f"{where}: OPTIONS['guard']", options.get("guard"))
+    if not isinstance(guard, Guard):
+        faults.add("OPTIONS['guard']", guard, "a Guard or its dotted name")
+    compartments = options.get("compartments", COMPARTMENTS[0])
+    faults.choice("OPTIONS['compartments']", compartments, COMPARTMENTS)
+    leak_after = options.get("leak_after", 60.0)
+    faults.seconds("OPTIONS['leak_after']", leak_after, none=True)
+    max_idle_hold = options.get("max_idle_hold")
+    faults.seconds("OPTIONS['max_idle_hold']", max_idle_hold, none=True)
+    ask_server = options.get("ask_server", True)
+    faults.flag("OPTIONS['ask_server']", ask_server)
+    faults.raise_if_any()
+    most = kind.size_of(options)
+    if lease_of(guard) is not None:
+        _refuse_kept_connections(where, settings)
+    with _lock:
+        protection = _protections.get(guard)
+        if type(protection) is kind:
+            protection.check(alias, most)
+            return protection
+        if protection is not None or guard.call_settings.attached:
+            raise ConfigurationError(f"{where}: guard {guard.name!r} protects something else already")
+        protection = kind(guard, leak_after, max_idle_hold, ask_server=ask_server)
+        protection.check(alias, most)
+        _protections[guard] = protection
+        set_compartments(guard, compartments)
+        attach(guard, protection)
+    return protection
+
+
+def _refuse_kept_connections(where: str, settings: dict[str, Any]) -> None:
+    """Checks that each open connection has a slot: a lease counts the slots.
+
+    Raises:
+        ConfigurationError: Connections are kept without a slot.
+    """
+    kept = settings.get("CONN_MAX_AGE", 0)
+    if kept != 0 or settings["OPTIONS"].get("pool"):
+        what = "OPTIONS['pool']" if settings["OPTIONS"].get("pool") else f"CONN_MAX_AGE = {shown(kept)}"
+        raise ConfigurationError(
+            f"{where}: its guard has a part of a fleet's budget, which counts connections in use; "
+            f"{what} keeps others open. Use CONN_MAX_AGE = 0 and no pool, or the guard without a budget"
+        )
+
+
+def guard_of_alias(alias: str) -> Guard | None:
+    """Returns the guard of a database; None without one."""
+    try:
+        wrapper: Any = connections[alias]
+    except ConnectionDoesNotExist:
+        return None
+    protection: Protection | None = getattr(wrapper, "_protection", None)
+    return None if protection is None or not protection.on else protection.guard
