@@ -1,4 +1,4 @@
-"""Django: the middleware for WSGI and ASGI, and PostgreSQL behind a guard as a database backend."""
+"""Django: the middleware for WSGI and ASGI, and PostgreSQL, MySQL and MariaDB behind a guard as database backends."""
 
 from __future__ import annotations
 
