@@ -1,4 +1,4 @@
-"""Django: the middleware for WSGI and ASGI, and PostgreSQL, MySQL and MariaDB behind a guard as database backends."""
+"""Django: the middleware for WSGI and ASGI, and backends that put databases behind a guard."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""A project with PostgreSQL, a replica of it, MariaDB, a router, WSGI, ASGI and Celery."""
