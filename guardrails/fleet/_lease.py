@@ -10,14 +10,14 @@ among ten thousand. A lease here is a share of connections; that of a circuit br
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import replace
 from typing import Self
 
-from guardrails.fleet._lease_sums import LeaseSums, demand, fair_share
+from guardrails.fleet._lease_sums import LeaseSums, fair_share
 from guardrails.fleet._records import (
     EPOCH,
     GRANTED,
     LEASE,
+    LIVE,
     SKEW,
     STALE,
     TAKEN,
@@ -39,7 +39,7 @@ class LeaseTable:
             that arrives late is known as such.
         sums: The sums over them.
         revision: It grows whenever the sums change, and when learning begins or ends. A worker whose request
-            says what its last one said, in the same revision as after that, gets the same reply; see `touch`.
+            says what its last one said, in the same revision as after that, gets the same reply.
         last: The time of the last renewal; -1 before the first.
         until: The end of the learning period.
     """
@@ -79,22 +79,28 @@ class LeaseTable:
         """
         now = self._note_contact(now)
         learning = now < self.until
-        own = self.members.get(asked.worker)
+        own, state = self.members.find(asked.worker)
         if own is not None and own.instance == asked.instance and asked.seq <= own.seq:
             return Reply(STALE)
         if own is not None and own.instance != asked.instance and not (asked.fresh or own.left):
             return Reply(TAKEN)
-        # While the grant is computed the worker is in the sums with its demand and its budget alone.
-        bare = replace(_record(asked, now), cap=0, safe=0)
-        self.members.put(asked.worker, bare, now)
         sums = self.sums
+        # While the grant is computed the worker is in the sums with its demand and its budget alone.
+        before = None if own is None else _weight(own, state)
+        if own is not None and state == LIVE and _asks_like_before(own, asked):
+            sums.reserve(own, -1)
+        else:
+            own = _record(asked, now)
+            own.cap = own.safe = 0
+            self.members.put(asked.worker, own, now)
         budget, workers = min(sums.budgets), sums.live + sums.silent
-        room = budget - sums.cap - sums.held_by_silent - sums.held_by_left
+        given = budget - sums.held_by_silent - sums.held_by_left
+        room = given - sums.cap
         floor, extra = min(asked.minimum, asked.most), False
         if learning:
             grant = asked.cap
         else:
-            target, extra = fair_share(budget - sums.held_by_silent - sums.held_by_left, sums, bare)
+            target, extra = fair_share(given, sums, own)
             grant = min(target, room)
         if grant < floor:  # what it has open already is no more than it had; what it borrows is counted
             lendable = floor if learning else room + sums.held_by_silent
@@ -102,28 +108,21 @@ class LeaseTable:
         safe = min(budget // workers, budget - sums.safe)
         safe = max(0, min(safe, asked.safe) if learning else safe)
         borrowed = max(0, grant - max(0, room, asked.cap))
-        kept = replace(bare, cap=max(asked.cap, grant), safe=max(asked.safe, safe), extra=extra, grant=grant)
-        self.members.put(asked.worker, kept, now)
-        self.revision += own is None or _weight(own, now) != _weight(kept, now)
+        own.instance, own.seq, own.renewed, own.has, own.host = (
+            asked.instance, asked.seq, now, asked.has, asked.host,
+        )  # fmt: skip
+        own.cap, own.safe, own.extra, own.grant = max(asked.cap, grant), max(asked.safe, safe), extra, grant
+        sums.reserve(own, 1)
+        self.revision += before != _weight(own, LIVE)
         return Reply(GRANTED, grant, safe, workers, budget, max(sums.budgets), learning, borrowed)
-
-    def touch(self, worker: str, seq: int, now: int) -> None:
-        """Renews the lease of a worker whose request and reply are those of its last renewal.
-
-        Args:
-            worker: Its name; the table knows it, and nothing has changed by time: `MemberTable.settle`.
-            seq: Number of the request.
-            now: The store's time.
-        """
-        self.last = now
-        self.members.touch(worker, lambda own: replace(own, seq=seq, renewed=now))
 
     def leave(self, asked: Request, now: int) -> None:
         """Notes a goodbye: what the worker has is reserved for `LEAVING` and then free."""
         now = self._note_contact(now)
         own = self.members.get(asked.worker)
         if own is not None and own.instance == asked.instance:
-            left = replace(_record(asked, now), left=True, cap=asked.has, safe=0)
+            left = _record(asked, now)
+            left.left, left.cap, left.safe = True, asked.has, 0
             self.members.put(asked.worker, left, now)
             self.revision += 1
 
@@ -204,14 +203,24 @@ def _record(asked: Request, now: int) -> Record:
     )
 
 
-def _weight(record: Record, now: int) -> tuple[object, ...]:
-    """What a record adds to the sums."""
+def _asks_like_before(own: Record, asked: Request) -> bool:
     return (
-        record.state(now),
+        own.wants == asked.wants
+        and own.minimum == asked.minimum
+        and own.most == asked.most
+        and own.budget == asked.budget
+    )
+
+
+def _weight(record: Record, state: int) -> tuple[object, ...]:
+    """What a record adds to the sums, or more."""
+    return (
+        state,
         record.cap,
         record.safe,
         record.extra,
         record.budget,
         record.most,
-        *demand(record),
+        record.minimum,
+        record.wants,
     )

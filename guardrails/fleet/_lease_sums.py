@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
 
 from guardrails.fleet._records import LEFT, LIVE, ROOM_FOR_NEW, SILENT, Record
 from guardrails.fleet._table import count
 
-__all__ = ["EXACT", "FLOORS", "Division", "LeaseSums", "demand", "fair_share"]
+__all__ = ["EXACT", "FLOORS", "Division", "LeaseSums", "Level", "demand", "fair_share", "find_level"]
 
 FLOORS, DEMANDS, REST, ALL = range(4)
 """The shares are the floors; between floors and demands; between demands and capacities; the capacities."""
@@ -20,6 +19,9 @@ FLOORS, DEMANDS, REST, ALL = range(4)
 EXACT = 64
 """Demands up to it count as they are. Larger ones are rounded up by a sixteenth at most, so that the number
 of different demands stays small."""
+
+_MOST_STEPS = 64
+"""Levels that are tried one after the other. Then a search by halves is quicker."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,10 @@ class LeaseSums:
     low: dict[int, int] = field(default_factory=dict)
     wanted: dict[int, int] = field(default_factory=dict)
     high: dict[int, int] = field(default_factory=dict)
+    _totals: list[int] = field(default_factory=lambda: [0, 0, 0])
+    _level: Level | None = field(default=None, compare=False)
+    _budget: int = field(default=-1, compare=False)
+    _division: Division | None = field(default=None, compare=False)
 
     def add(self, member: Record, state: int, sign: int) -> None:
         """Adds a worker in a state, or subtracts it if ``sign`` is -1."""
@@ -63,13 +69,105 @@ class LeaseSums:
             self.live += sign
             self.cap += sign * member.cap
             self.extra += sign * member.extra
-            low, wanted = demand(member)
-            count(self.low, low, sign)
-            count(self.wanted, wanted, sign)
-            count(self.high, member.most, sign)
+            self._count(*demand(member), member.most, sign)
         if state in {LIVE, SILENT}:
             self.safe += sign * member.safe
             count(self.budgets, member.budget, sign)
+
+    def reserve(self, member: Record, sign: int) -> None:
+        """Adds what a worker in contact has reserved, and its extra connection, to those of the others.
+
+        The worker itself, its demand and its budget are in the sums already. -1 as ``sign`` subtracts it.
+        """
+        self.cap += sign * member.cap
+        self.safe += sign * member.safe
+        self.extra += sign * member.extra
+
+    def divide(self, budget: int) -> Division:
+        """Divides a budget among the workers in contact.
+
+        Args:
+            budget: The budget without what is reserved for workers that are not in contact.
+        """
+        if self._division is None or self._budget != budget:
+            self._budget, self._division = budget, self._divide(budget)
+        return self._division
+
+    def _count(self, low: int, wanted: int, high: int, sign: int) -> None:
+        count(self.low, low, sign)
+        count(self.wanted, wanted, sign)
+        count(self.high, high, sign)
+        totals, self._division = self._totals, None
+        totals[0] += sign * low
+        totals[1] += sign * wanted
+        totals[2] += sign * high
+        level = self._level
+        if level is not None:
+            level.add(*((low, wanted) if level.mode == DEMANDS else (wanted, high)), sign)
+
+    def _divide(self, budget: int) -> Division:
+        low, wanted, high = self._totals
+        if low >= budget:
+            return Division(FLOORS)
+        if wanted >= budget:
+            return self._divide_between(DEMANDS, budget, self.low, self.wanted)
+        budget = max(wanted, budget - max(1, budget // ROOM_FOR_NEW))
+        if high <= budget:
+            return Division(ALL)
+        return self._divide_between(REST, budget, self.wanted, self.high)
+
+    def _divide_between(
+        self, mode: int, budget: int, low: Mapping[int, int], high: Mapping[int, int]
+    ) -> Division:
+        level = self._level
+        if level is None or level.mode != mode or not level.move(budget, low, high):
+            level = self._level = Level(mode, find_level(budget, low, high), low, high)
+        return Division(mode, level.value, budget - level.sum)
+
+
+class Level:
+    """The level of a division, and the sum of all shares there, which follow each change of a demand.
+
+    Args:
+        mode: The mode of the division.
+        value: The level.
+        low: How many workers have which lower bound.
+        high: How many workers have which upper bound.
+
+    Attributes:
+        sum: The sum of all shares.
+    """
+
+    __slots__ = ("_rising", "mode", "sum", "value")
+
+    def __init__(self, mode: int, value: int, low: Mapping[int, int], high: Mapping[int, int]) -> None:
+        self.mode, self.value = mode, value
+        self.sum = _divided(value, _total(low), low, high)
+        # Workers whose share is larger at the next level:
+        self._rising = _up_to(value, low) - _up_to(value, high)
+
+    def add(self, low: int, high: int, sign: int) -> None:
+        """Adds a worker by its bounds, or subtracts it if ``sign`` is -1."""
+        value = self.value
+        self.sum += sign * min(max(value, low), high)
+        self._rising += sign * (low <= value < high)
+
+    def move(self, budget: int, low: Mapping[int, int], high: Mapping[int, int]) -> bool:
+        """Moves to the highest level at which the shares fit into a budget.
+
+        Returns:
+            False if that is too far away for single steps.
+        """
+        steps = _MOST_STEPS
+        while self.sum > budget and steps:
+            rising = self._rising - low.get(self.value, 0) + high.get(self.value, 0)
+            self.value, self.sum, self._rising = self.value - 1, self.sum - rising, rising
+            steps -= 1
+        while self.sum + self._rising <= budget and steps and (self._rising or self.value < max(high)):
+            self.value, self.sum = self.value + 1, self.sum + self._rising
+            self._rising += low.get(self.value, 0) - high.get(self.value, 0)
+            steps -= 1
+        return steps > 0
 
 
 def demand(record: Record) -> tuple[int, int]:
@@ -90,7 +188,7 @@ def fair_share(budget: int, sums: LeaseSums, own: Record) -> tuple[int, bool]:
         sums: The sums over the workers; ``own`` counts there without one of the connections that are left.
         own: The worker.
     """
-    division = Division.of(budget, sums)
+    division = sums.divide(budget)
     extra = sums.extra < division.left and division.may_have_more(own)
     return division.share(own) + extra, extra
 
@@ -117,24 +215,6 @@ class Division:
     level: int = 0
     left: int = 0
 
-    @classmethod
-    def of(cls, budget: int, sums: LeaseSums) -> Self:
-        """Divides a budget.
-
-        Args:
-            budget: The budget without what is reserved for workers that are not in contact.
-            sums: The sums over the workers.
-        """
-        if _total(sums.low) >= budget:
-            return cls(FLOORS)
-        wants = _total(sums.wanted)
-        if wants >= budget:
-            return cls(DEMANDS, *_level(budget, sums.low, sums.wanted))
-        budget = max(wants, budget - max(1, budget // ROOM_FOR_NEW))
-        if _total(sums.high) <= budget:
-            return cls(ALL)
-        return cls(REST, *_level(budget, sums.wanted, sums.high))
-
     def may_have_more(self, own: Record) -> bool:
         """True if one of the connections that are left may go to this worker."""
         least, most = self._bounds(own)
@@ -158,8 +238,12 @@ def _total(values: Mapping[int, int]) -> int:
     return sum(value * many for value, many in values.items())
 
 
-def _level(budget: int, low: Mapping[int, int], high: Mapping[int, int]) -> tuple[int, int]:
-    """Returns the highest level at which the shares fit into a budget, and the connections left then.
+def _up_to(level: int, values: Mapping[int, int]) -> int:
+    return sum(many for value, many in values.items() if value <= level)
+
+
+def find_level(budget: int, low: Mapping[int, int], high: Mapping[int, int]) -> int:
+    """Returns the highest level at which the shares fit into a budget.
 
     Args:
         budget: Connections to divide.
@@ -174,7 +258,7 @@ def _level(budget: int, low: Mapping[int, int], high: Mapping[int, int]) -> tupl
             below = level
         else:
             above = level - 1
-    return below, budget - _divided(below, base, low, high)
+    return below
 
 
 def _divided(level: int, base: int, low: Mapping[int, int], high: Mapping[int, int]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 __all__ = ["AUTO", "KINDS", "ORDERS_KEPT", "TOO_LATE", "Order", "Orders", "OrdersRequest", "merge"]
 
@@ -65,8 +65,7 @@ class Order:
         return f"2 {self.at} {self.what} {self.by}"
 
 
-@dataclass(frozen=True, slots=True)
-class OrdersRequest:
+class OrdersRequest(NamedTuple):
     """What a worker knows of the orders, or an order that is given.
 
     Attributes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 __all__ = [
     "EPOCH",
@@ -70,8 +70,7 @@ _RECORD = re.compile(r"2 ([0-9a-f]+) ([0-9]+) ([01]) ([01])" + r" ([0-9]+)" * 9 
 _EPOCH = re.compile(r"2 ([0-9]+) ([0-9]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a worker asks for one budget.
 
     Attributes:
@@ -103,8 +102,7 @@ class Request:
     host: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What a store answers.
 
     Attributes:
@@ -128,9 +126,9 @@ class Reply:
     borrowed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
-    """What a store knows of one worker.
+    """What a store knows of one worker. A renewal changes it in place.
 
     Attributes:
         left: True if it said goodbye.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, cast
@@ -208,7 +207,7 @@ def _kind(ask: Ask) -> str:
 def _words(ask: Ask) -> list[Any]:
     kinds = {VerdictRequest: "judge", OrdersRequest: "steer"}
     kind = kinds.get(type(ask.request), "leave" if ask.leaving else "renew")
-    words = [int(word) if isinstance(word, bool) else word for word in astuple(ask.request)]
+    words = [int(word) if isinstance(word, bool) else word for word in ask.request]
     shard = crc32(ask.request.worker.encode()) % _SHARDS
     return [kind, shard, *words, *[""] * (_WIDTH - 2 - len(words))]
 

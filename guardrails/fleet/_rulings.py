@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from guardrails.fleet._records import FORGET_AFTER, LEASE, LIVE, SILENT, SKEW
 
@@ -36,8 +36,7 @@ _SHARE = re.compile(r"2 ([0-9a-f]+)" + r" ([0-9]+)" * 6)
 _CIRCUIT = re.compile(r"2 ([012])" + r" ([0-9]+)" * 4 + r" ([!-~]*)")
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictRequest:
+class VerdictRequest(NamedTuple):
     """What a worker says about one dependency.
 
     Attributes:

@@ -7,10 +7,13 @@ next change of each member, so that a step costs the logarithm of their number a
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Member", "MemberTable", "Sums", "count"]
+__all__ = ["NEVER", "Member", "MemberTable", "Sums", "count"]
+
+NEVER = 10**15
+"""The time of a change that does not come."""
 
 
 class Member(Protocol):
@@ -61,6 +64,10 @@ class MemberTable(Generic[M]):
         found = self._members.get(name)
         return None if found is None else found[0]
 
+    def find(self, name: str) -> tuple[M | None, int]:
+        """Returns a member and its state; None and 0 if it is unknown."""
+        return self._members.get(name, (None, 0))
+
     def items(self) -> Iterator[tuple[str, M]]:
         """Returns the members with their names."""
         return ((name, member) for name, (member, _) in self._members.items())
@@ -72,10 +79,10 @@ class MemberTable(Generic[M]):
         if state:
             self._keep(name, member, state)
 
-    def touch(self, name: str, change: Callable[[M], M]) -> None:
-        """Changes a member that is known, without a change of what it adds to the sums."""
+    def reschedule(self, name: str) -> None:
+        """Notes that a member that is known was changed so that its state may end earlier than before."""
         member, state = self._members[name]
-        self._members[name] = change(member), state
+        self._schedule(name, member.changes_at(state))
 
     def remove(self, name: str) -> None:
         """Removes a member; harmless if it is unknown."""
@@ -89,6 +96,10 @@ class MemberTable(Generic[M]):
             self.remove(name)
         self._changes.clear()
         self._next.clear()
+
+    def next_change(self) -> int:
+        """Returns a time before which no state changes by time."""
+        return self._changes[0][0] if self._changes else NEVER
 
     def settle(self, now: int) -> bool:
         """Notes the changes that time has made; returns True if there were any."""
@@ -115,8 +126,8 @@ class MemberTable(Generic[M]):
         self._schedule(name, member.changes_at(state))
 
     def _schedule(self, name: str, at: int) -> None:
-        known = self._next.get(name)
-        if known is None or at < known:  # a later change is scheduled when the earlier time has come
+        known = self._next.get(name, NEVER)
+        if at < known:  # a later change is scheduled when the earlier time has come
             self._next[name] = at
             heapq.heappush(self._changes, (at, name))
 

@@ -16,18 +16,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import fields, replace
 from typing import Any
 
 from guardrails.fleet._lease_sums import FLOORS, Division
 from guardrails.fleet._records import LIVE, Record, Reply
+from guardrails.fleet._table import NEVER
 from guardrails.simulation.fleet_worker import PERIOD, Worker
 
 __all__ = ["RestingWorkers"]
-
-_NEVER = 10**15
-
-_FIELDS = tuple(field.name for field in fields(Record))
 
 
 class _RestingRecord(Record):
@@ -39,7 +35,7 @@ class _RestingRecord(Record):
         return LIVE
 
     def changes_at(self, state: int) -> int:  # noqa: ARG002 - likewise
-        return _NEVER
+        return NEVER
 
 
 class RestingWorkers:
@@ -123,7 +119,7 @@ class RestingWorkers:
         worker.skipped = 0
         worker.version += 1
         worker.steady = worker.moment_sent + PERIOD / worker.rate
-        table.members.touch(worker.name, lambda own: _copy(own, _RestingRecord))
+        record.__class__ = _RestingRecord
         heapq.heappush(self._queue, (worker.steady + worker.delays[0], worker.name, worker.steady, worker))
 
     def wake(self, worker: Worker) -> None:
@@ -138,11 +134,12 @@ class RestingWorkers:
             before = worker.moment_sent
         arrived = before + worker.delays[0]
         worker.seq += worker.skipped
-        last = worker.last = replace(last, seq=worker.seq)
+        last = worker.last = last._replace(seq=worker.seq)
         record = fleet.table.members.get(worker.name)
         if record is not None:
-            plain = replace(_copy(record, Record), seq=worker.seq, renewed=int(arrived * 1000))
-            fleet.table.members.put(worker.name, plain, fleet.store_time())
+            record.__class__ = Record
+            record.seq, record.renewed = worker.seq, int(arrived * 1000)
+            fleet.table.members.reschedule(worker.name)
         holder.asked = holder.renewed = worker.reading(before)
         if worker.skipped and arrived + worker.delays[1] > now:  # the reply is still on its way
             holder.renewed = worker.reading(before - period)
@@ -151,7 +148,7 @@ class RestingWorkers:
         worker.moment_sent = before
         if sent <= now:  # the next request is on its way
             worker.seq += 1
-            worker.last = replace(last, seq=worker.seq)
+            worker.last = last._replace(seq=worker.seq)
             holder.asked = worker.reading(sent)
             worker.moment_sent, worker.is_asking = sent, True
             fleet.at(sent + worker.delays[0], fleet.receive, None, worker, worker.last, holder.asked)
@@ -172,7 +169,7 @@ class RestingWorkers:
         key = None
         if sums.budgets:
             budget, absent = min(sums.budgets), sums.held_by_silent + sums.held_by_left
-            self._division = division = Division.of(budget - absent, sums)
+            self._division = division = sums.divide(budget - absent)
             self._equal = budget // (sums.live + sums.silent)
             self._balance = sums.extra - division.left
             if sums.cap + absent <= budget and sums.safe <= budget:
@@ -180,7 +177,3 @@ class RestingWorkers:
         if key != self._key or key is None:
             self._version += 1
         self._key = key
-
-
-def _copy(record: Record, kind: type[Record]) -> Record:
-    return kind(*(getattr(record, name) for name in _FIELDS))

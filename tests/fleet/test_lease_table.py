@@ -8,7 +8,17 @@ import pytest
 
 from guardrails.fleet._lease import LeaseTable, leave, members, renew
 from guardrails.fleet._lease_sums import LeaseSums
-from guardrails.fleet._records import EPOCH, FORGET_AFTER, GRANTED, LEASE, LEAVING, STALE, Request
+from guardrails.fleet._records import (
+    EPOCH,
+    FORGET_AFTER,
+    GRANTED,
+    LEASE,
+    LEAVING,
+    LIVE,
+    STALE,
+    Record,
+    Request,
+)
 
 BEGIN = 1_000_000_000
 
@@ -136,18 +146,28 @@ def test_a_request_that_says_the_same_in_the_same_revision_gets_the_same_reply()
     assert fleet.table.revision > revision
 
 
-def test_touch_renews_a_lease_like_a_request_that_changes_nothing():
-    fleet = Fleet(20, a=3, b=20)
-    for worker in fleet.wants:
-        fleet.ask(worker)
-    fleet.now += LEASE - 1
-    assert not fleet.table.members.settle(fleet.now)
-    fleet.seq += 1
-    fleet.table.touch("a", fleet.seq, fleet.now)
-    fleet.now += 2
-    fleet.ask("a")
-    assert (fleet.table.sums.live, fleet.table.sums.silent) == (1, 1), "b is silent"
-    assert fleet.table.sums == summed(fleet.table)
+@pytest.mark.parametrize("seed", range(20))
+def test_a_level_that_follows_each_change_is_the_one_found_from_scratch(seed):
+    """Whether it moves by single steps or, after a large change, by a search."""
+    draw, sums, members = random.Random(seed), LeaseSums(), []
+    for _ in range(300):
+        if members and draw.random() < 0.4:
+            sums.add(members.pop(draw.randrange(len(members))), LIVE, -1)
+        else:
+            wants, most = draw.choice([0, 1, 4, 9, 70, 333, 9000]), draw.choice([1, 3, 10, 50, 200, 10_000])
+            floor = draw.choice([1, 2, 5])
+            record = Record("aa", 1, False, False, 0, 0, wants, floor, most, 400, 0, 0, 0, "")
+            members.append(record)
+            sums.add(record, LIVE, 1)
+        fresh = LeaseSums()
+        for record in members:
+            fresh.add(record, LIVE, 1)
+        budget = draw.choice([20, 100, 101, 400, 5000])
+        found, expected = sums.divide(budget), fresh.divide(budget)
+        assert (found.mode, found.left) == (expected.mode, expected.left)
+        for record in members:
+            assert found.share(record) == expected.share(record)
+            assert found.may_have_more(record) == expected.may_have_more(record)
 
 
 def test_states_end_after_their_time():
