@@ -49,24 +49,36 @@ have made room for it, or have shrunk to theirs."""
 
 
 class Peaks:
-    """The largest of the last values, which are noted in the order of their times."""
+    """The largest of the last values, which are noted in the order of their times.
 
-    __slots__ = ("_values",)
+    One thread notes; any may ask.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: For how long a value counts.
+    """
+
+    __slots__ = ("_seconds", "_values")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._values: deque[tuple[float, int]] = deque(maxlen=64)
 
     def note(self, now: float, value: int) -> None:
         """Adds a value."""
-        self._values.append((now, value))
+        values = self._values
+        if values and values[-1][1] <= value:  # the one before counts for nothing from now on
+            values[-1] = now, value
+        else:
+            values.append((now, value))
+        while now - values[0][0] > self._seconds:
+            values.popleft()
 
-    def most(self, now: float, seconds: float) -> int:
+    def most(self, now: float) -> int:
         """Returns the largest value of the last seconds; 0 without one."""
         most = 0
-        for at, value in reversed(list(self._values)):
-            if now - at > seconds:
-                break
-            most = max(most, value)
+        for at, value in list(self._values):
+            if value > most and now - at <= self._seconds:
+                most = value
         return most
 
 
@@ -146,8 +158,11 @@ class LeaseHolder:
             wants: Connections that it could use.
         """
         since = now - self.asked
-        has_shrunk, is_short = max(has, limit) < self.told_cap, wants > max(limit, self.told_wants)
-        return since >= RENEWAL or (since >= QUICKEST and (has_shrunk or is_short))
+        return since >= RENEWAL or (since >= QUICKEST and self.is_early(has, limit, wants))
+
+    def is_early(self, has: int, limit: int, wants: int) -> bool:
+        """True if the store is to be asked before `RENEWAL` is over; the arguments are those of ``is_due``."""
+        return max(has, limit) < self.told_cap or wants > max(limit, self.told_wants)
 
     def ask(self, now: float, has: int, limit: int, wants: int) -> None:
         """Notes what the request says that is sent now; the arguments are those of ``is_due``."""

@@ -73,7 +73,7 @@ class PoolLease:
         self.holder: LeaseHolder | None = None
         self.reply: Reply | None = None
         self._seq = 0
-        self._had, self._demands = Peaks(), Peaks()
+        self._had, self._demands = Peaks(CLOSING), Peaks(PEAK)
         self._refused_before = self._refused()
         set_slots(self.guard, min(self._minimum, self.ceiling), closes=False)
 
@@ -201,10 +201,10 @@ class PoolLease:
         )
 
     def _has(self, now: float) -> int:
-        return max(self._had.most(now, CLOSING), self._open(), self._gate.core.bulkhead.taken)
+        return max(self._had.most(now), self._open(), self._gate.core.bulkhead.taken)
 
     def _wants(self, now: float) -> int:
-        return demand(self._demands.most(now, PEAK), self.ceiling)
+        return demand(self._demands.most(now), self.ceiling)
 
     def _apply(self, limit: int) -> None:
         old = self.limit

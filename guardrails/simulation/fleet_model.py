@@ -86,17 +86,13 @@ class SimulatedFleet:
 
     def run(self, seconds: float) -> None:
         """Runs for so long."""
-        until, events, resting = self.now + seconds, self._events, self.resting
+        until, events = self.now + seconds, self._events
         while True:
-            first = events[0][0] if events else until + 1.0
-            if resting is not None:
-                resting.run(min(first, until))
-            if not events or events[0][0] > until:  # a worker may have been woken
-                if resting is None or resting.first() > until:
-                    break
+            first = events[0][0] if events else math.inf
+            if self.resting is not None and self._run_resting(min(first, until)):
                 continue
-            if resting is not None and resting.first() < events[0][0]:
-                continue
+            if first > until:
+                break
             moment, _, what, worker, args = heapq.heappop(events)
             if worker is not None and not worker.alive:
                 continue
@@ -104,6 +100,33 @@ class SimulatedFleet:
             what(*args)
         self.now = until
         self.sums.advance(self.now)
+        self.count_all()
+
+    def _run_resting(self, until: float) -> bool:
+        """Lets time change the table, and looks at the next request of a worker that rests.
+
+        Returns:
+            True if there was anything to do before a moment.
+        """
+        resting, table = self.resting, self.table
+        if resting is None:
+            return False
+        changes = table.members.next_change() / 1000
+        if table.revision != resting.revision:
+            resting.review()
+        elif changes <= min(until, resting.first()):
+            self.now = max(self.now, changes)
+            table.revision += table.members.settle(max(self.store_time(), math.ceil(changes * 1000)))
+        elif resting.first() <= until:
+            resting.look()
+        else:
+            return False
+        return True
+
+    def count_all(self) -> None:
+        """Counts the commands at the store of the workers that rest."""
+        if self.resting is not None:
+            self.resting.count_all()
 
     # --- workers -------------------------------------------------------------------------------------
 
@@ -137,6 +160,7 @@ class SimulatedFleet:
         self._end(worker)
         worker.busy = worker.idle = worker.ending = 0
         if not worker.cut_off and self.now >= self.frozen_until:
+            self._note_contact()
             self.table.leave(worker.request(), self.store_time())
             self.sums.commands += 1
 
@@ -194,9 +218,14 @@ class SimulatedFleet:
             self.at(self.frozen_until, self.receive, None, worker, request, sent)
             return
         self.sums.note_command(self.now)
+        self._note_contact()
         reply = self.table.renew(request, self.store_time())
         if worker.alive and not worker.cut_off:
             self.after(worker.delays[1], self.reply, worker, worker, sent, reply)
+
+    def _note_contact(self) -> None:
+        if self.resting is not None:
+            self.resting.note_contact()
 
     def reply(self, worker: Worker, sent: float, reply: Reply) -> None:
         """A reply reaches its worker."""
@@ -205,7 +234,7 @@ class SimulatedFleet:
 
     def wake(self, worker: Worker) -> None:
         """Ends the rest of a worker, because something changes."""
-        if worker.steady is not None and self.resting is not None:
+        if worker.rest is not None and self.resting is not None:
             self.resting.wake(worker)
 
     def try_to_rest(self, worker: Worker, reply: Reply) -> None:

@@ -139,6 +139,7 @@ class _Run:
 
     def _sample(self) -> None:
         fleet = self.fleet
+        fleet.count_all()
         fleet.sums.sample(fleet.now, len(fleet.workers), fleet.open)
         fleet.after(self.seconds / _SAMPLES, self._sample, None)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 __all__ = ["Broken", "FleetSums", "Sample"]
@@ -55,7 +57,6 @@ class FleetSums:
         broken: The first moments at which the invariant did not hold.
         breaks: The number of all such moments.
         commands: Commands at the store.
-        busiest: The most commands in a second.
         starved: The longest time in seconds that a worker in contact was below its floor.
         waits: Seconds from a rise of a worker's demand until it had that, or an equal share, while the
             worker and the store were in contact.
@@ -67,14 +68,14 @@ class FleetSums:
 
     def __init__(self, now: float) -> None:
         self.start = self._last = now
-        self.highest = self.over = self.breaks = self.commands = self.busiest = 0
+        self.highest = self.over = self.breaks = self.commands = 0
         self.broken: list[Broken] = []
         self.starved = 0.0
         self.waits, self.disturbed_waits = array("d"), array("d")
         self.served = self.demand = self.static = 0
         self.served_seconds = self.demand_seconds = self.static_seconds = 0.0
         self.samples: list[Sample] = []
-        self._second = self._in_second = 0
+        self._changes: list[int] = []  # of the number of commands, from each second to the next
         self._before = (now, 0.0, 0.0, 0.0, 0)
 
     def advance(self, now: float) -> None:
@@ -84,13 +85,41 @@ class FleetSums:
         self.demand_seconds += passed * self.demand
         self.static_seconds += passed * self.static
 
+    @property
+    def busiest(self) -> int:
+        """The most commands at the store in a second."""
+        return max(accumulate(self._changes), default=0)
+
     def note_command(self, now: float) -> None:
         """Counts one command at the store."""
         self.commands += 1
-        if int(now) != self._second:
-            self._second, self._in_second = int(now), 0
-        self._in_second += 1
-        self.busiest = max(self.busiest, self._in_second)
+        self._note_second(int(now), int(now))
+
+    def note_commands(self, sends: Callable[[int], float], begin: int, many: int, delay: float) -> None:
+        """Counts a worker's commands, one a period, which is about a second.
+
+        Args:
+            sends: Returns the moment of a command by its number.
+            begin: The number of the first.
+            many: How many.
+            delay: Seconds until a command is at the store.
+        """
+        self.commands += many
+        first, last = int(sends(begin) + delay), int(sends(begin + many - 1) + delay)
+        if last - first == many - 1:  # so one in each second
+            self._note_second(first, last)
+            return
+        for number in range(begin, begin + many):
+            second = int(sends(number) + delay)
+            self._note_second(second, second)
+
+    def _note_second(self, first: int, last: int) -> None:
+        """Adds one command to each of some seconds."""
+        changes, start = self._changes, int(self.start)
+        if last - start + 1 >= len(changes):
+            changes.extend([0] * (last - start + 2 - len(changes)))
+        changes[first - start] += 1
+        changes[last - start + 1] -= 1
 
     def note_wait(self, seconds: float, *, calm: bool) -> None:
         """Notes how long a worker waited for its share."""

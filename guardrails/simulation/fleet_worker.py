@@ -59,13 +59,16 @@ class Worker:
         lent: Connections that it may have beside the budget, because the store has forgotten it.
         leaving: True once it gets no callers any more.
         reply: The last reply.
-        changed: When something changed last, on its clock; ``closed_at`` when it closed connections.
+        closed_at: When it closed connections, on its clock.
+        next_tick: When it looks at its pool again.
         short_since: When its demand rose above what it was given; None while it has that.
         starved_since: When it fell below its floor; None while it is not.
-        steady: While it rests: the moment at which it sends its next request; else None.
-        rest: While it rests: the version of the division, and whether it has one of the connections that are
-            left, and whether it could get one.
-        skipped: Renewals since it rests.
+        base: The moment of a request after which it has renewed its lease once in a period; ``beats`` the
+            number of such renewals.
+        rest: While it rests: the group of workers like it; else None.
+        counted: While it rests: the number of the last of its renewals that is counted.
+        looked_at: While it rests: the number of the renewal that is looked at when it reaches the store; -1 for
+            none.
     """
 
     def __init__(
@@ -86,16 +89,17 @@ class Worker:
         self.alive = True
         self.cut_off = self.is_asking = self.leaving = False
         self.lent, self.healed_at = 0, 0.0
-        self.had, self.demands = Peaks(), Peaks()
+        self.had, self.demands = Peaks(CLOSING), Peaks(PEAK)
         self.holder = LeaseHolder(fleet.minimum, self.clock())
         self.reply: Reply | None = None
         self.last: Request | None = None
-        self.changed, self.closed_at = self.clock(), -math.inf
+        self.closed_at = self.next_tick = -math.inf
         self.version = 0
-        self.moment_sent = fleet.now
-        self.steady: float | None = None
-        self.rest = (0, False, False)
-        self.skipped = 0
+        self.moment_sent = self.base = fleet.now
+        self.period = PERIOD / rate
+        self.beats = self.counted = 0
+        self.rest: Any = None
+        self.looked_at = -1
         self.short_since: float | None = fleet.now
         self.starved_since: float | None = None
 
@@ -108,6 +112,20 @@ class Worker:
     def reading(self, moment: float) -> float:
         """What its clock shows at a moment."""
         return self.offset + moment * self.rate
+
+    def sends(self, number: int) -> float:
+        """The moment of a renewal, counted from the last one, if nothing happens."""
+        return self.base + (self.beats + number) * self.period
+
+    def arrived(self, moment: float) -> int:
+        """The number of the last renewal that has reached the store before a moment, counted from `base`."""
+        base, period, delay = self.base, self.period, self.delays[0]
+        number = int((moment - base - delay) / period)
+        while base + number * period + delay >= moment:
+            number -= 1
+        while base + (number + 1) * period + delay < moment:
+            number += 1
+        return number
 
     # --- the pool ------------------------------------------------------------------------------------
 
@@ -128,15 +146,15 @@ class Worker:
     def disturb(self) -> None:
         """Something has changed: looks at the pool in each tick for a while."""
         self.fleet.wake(self)
-        self.changed = self.clock()
-        self.version += 1
-        self.fleet.after(self._to_tick(), self.tick, self, self.version)
+        moment = self.fleet.now + self._to_tick()
+        if not self.fleet.now < self.next_tick <= moment:
+            self.tick_at(moment)
 
     def update(self) -> None:
         """Applies the limit: idle connections are closed, calls start, and those in excess end in time."""
         fleet, opened = self.fleet, self.busy + self.idle
         serving = self.busy - self.ending
-        now = self.clock()
+        now = self.offset + fleet.now * self.rate
         limit = self.limit = min(fleet.most, self.holder.limit(now))
         if opened > limit:
             self.had.note(now, opened)
@@ -152,7 +170,7 @@ class Worker:
             self.idle -= min(self.idle, new)
             self.busy += new
         fleet.note_pool(self, self.busy + self.idle - opened, self.busy - self.ending - serving)
-        self.note(fleet.now)
+        self.demands.note(now, self._wanted())
 
     def note(self, moment: float) -> None:
         """Notes the demand that it had at a moment."""
@@ -178,39 +196,38 @@ class Worker:
         if version != self.version:
             return
         self.update()
-        now = self.clock()
+        now, holder = self.clock(), self.holder
         has, wants = self.has(now), self.wants(now)
-        if self.holder.is_due(now, has, self.limit, wants) and not self._is_waiting(now):
+        if holder.is_due(now, has, self.limit, wants) and not self._is_waiting(now):
             self._ask(now, has, wants)
-        following = self.fleet.now + self._until_next(now) / self.rate
-        renewal = self.moment_sent + PERIOD / self.rate
-        self.fleet.at(
-            renewal if self.fleet.now < renewal < following else following, self.tick, self, version
-        )
+            if self.is_settled(now):
+                self.tick_at(self.sends(1))
+                return
+        following, renewal = self.fleet.now + self._until_next(now, has, wants) / self.rate, self.sends(1)
+        self.tick_at(renewal if self.fleet.now < renewal < following else following)
+
+    def tick_at(self, moment: float) -> None:
+        """Looks at the pool next at a moment."""
+        self.next_tick = moment
+        self.version += 1
+        self.fleet.at(moment, self.tick, self, self.version)
 
     def _is_waiting(self, now: float) -> bool:
         """True while its thread waits for a reply."""
         return self.is_asking and now - self.holder.asked < TIMEOUT
 
-    def _until_next(self, now: float) -> float:
-        """Seconds on its clock until a tick may change something.
+    def _until_next(self, now: float, has: int, wants: int) -> float:
+        """Seconds on its clock until a tick may change something, if nothing happens before.
 
         A process looks at its pool in every tick. This leaves out those between its changes in which nothing
         can be due.
         """
         holder = self.holder
-        if holder.asked == now and self.is_settled(now):
-            return PERIOD
-        moments = (
-            holder.asked + RENEWAL,
-            holder.asked + QUICKEST,
-            holder.asked + TIMEOUT,
-            holder.renewed + CONTACT,
-            holder.renewed + GROW_AFTER,
-            self.closed_at + CLOSING,
-            self.changed + PEAK,
-            self.changed,
-        )
+        moments = [holder.asked + RENEWAL, holder.renewed + CONTACT, holder.renewed + GROW_AFTER]
+        if holder.is_early(has, self.limit, wants):
+            moments += holder.asked + QUICKEST, holder.asked + TIMEOUT
+        if has > self.busy + self.idle:
+            moments.append(self.closed_at + CLOSING)
         following = min((each for each in moments if each + TICK > now), default=now)
         ticks = max(1, math.ceil((following - now) / TICK + 1e-6))
         return ticks * TICK
@@ -236,11 +253,11 @@ class Worker:
 
     def has(self, now: float) -> int:
         """Connections to report as open."""
-        return max(self.had.most(now, CLOSING), self.busy + self.idle)
+        return max(self.had.most(now), self.busy + self.idle)
 
     def wants(self, now: float) -> int:
         """Connections to ask for."""
-        return demand(self.demands.most(now, PEAK), self.fleet.most)
+        return demand(self.demands.most(now), self.fleet.most)
 
     def request(self) -> Request:
         """The next request; call ``holder.ask`` before."""
@@ -254,6 +271,10 @@ class Worker:
     def _ask(self, now: float, has: int, wants: int) -> None:
         self.holder.ask(now, has, self.limit, wants)
         request = self.request()
+        if self.fleet.now == self.sends(1):
+            self.beats += 1
+        else:
+            self.base, self.beats = self.fleet.now, 0
         self.last, self.moment_sent, self.is_asking = request, self.fleet.now, True
         self.fleet.send(self, request, now)
 
@@ -261,7 +282,7 @@ class Worker:
         """Asks for the first lease."""
         now = self.clock()
         self._ask(now, 0, self.wants(now))
-        self.fleet.after(self._to_tick(), self.tick, self, self.version)
+        self.tick_at(self.fleet.now + self._to_tick())
         self.fleet.after(FIRST_WAIT / self.rate, self.first_wait_over, self)
 
     def first_wait_over(self) -> None:
@@ -279,6 +300,7 @@ class Worker:
         if reply.status == GRANTED and reply.borrowed:
             self.fleet.allow(reply.borrowed)
         before = holder.grant, holder.safe, self.limit
+        self.note(self.fleet.now)
         holder.renew(sent, reply)
         self.reply = reply
         self.update()

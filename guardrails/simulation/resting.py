@@ -8,20 +8,23 @@ and get the same reply. A worker *rests* while that is certain, by these conditi
   level up to which all are served, and on who has one of the connections that are left then.
 - What is reserved fits into the budget, and so do the safe shares. Then its grant is not cut.
 
-The first is ended by whatever changes the worker. The others are checked at each of its renewals, when the
-request would reach the store. ``tests/simulation/test_fleet.py`` holds runs with and without rests equal.
+The first is ended by whatever changes the worker. The others are reviewed when the sums have changed. Workers
+that the rule cannot tell apart are one group, so that a review looks at groups. The next request of each
+worker of a group that is concerned is then looked at when it reaches the store: the first ones may settle what
+concerned all. ``tests/simulation/test_fleet.py`` holds runs with and without rests equal.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from dataclasses import replace
 from typing import Any
 
 from guardrails.fleet._lease_sums import FLOORS, Division
-from guardrails.fleet._records import LIVE, Record, Reply
+from guardrails.fleet._records import LEASE, LIVE, Record, Reply
 from guardrails.fleet._table import NEVER
-from guardrails.simulation.fleet_worker import PERIOD, Worker
+from guardrails.simulation.fleet_worker import Worker
 
 __all__ = ["RestingWorkers"]
 
@@ -38,59 +41,80 @@ class _RestingRecord(Record):
         return NEVER
 
 
+class _Group:
+    """Resting workers that the rule cannot tell apart.
+
+    Args:
+        record: The record of one of them.
+        safe: The safe share of each.
+
+    Attributes:
+        size: Number of workers.
+        asleep: Those whose next request need not be looked at.
+        is_concerned: True if the rule would give another reply to each.
+        gives: True if the first to ask loses its extra connection when there are too many; ``takes`` if the
+            first to ask gets one of those that are left.
+    """
+
+    __slots__ = ("_extra", "_grant", "_record", "asleep", "gives", "is_concerned", "safe", "size", "takes")
+
+    def __init__(self, record: Record, safe: int) -> None:
+        self._record, self._extra, self._grant, self.safe = replace(record), record.extra, record.grant, safe
+        self.size = 0
+        self.asleep: dict[Worker, None] = {}  # in the order in which they came
+        self.is_concerned = self.gives = self.takes = False
+
+    def review(self, division: Division, *, is_safe: bool) -> None:
+        """Notes what a division means to its workers."""
+        may_grow = division.may_have_more(self._record)
+        share = division.share(self._record) + self._extra
+        self.is_concerned = not is_safe or share != self._grant or (self._extra and not may_grow)
+        self.gives, self.takes = self._extra, may_grow and not self._extra
+
+    def looks(self, balance: int) -> bool:
+        """True if the next request of each is to be looked at."""
+        return self.is_concerned or (self.gives if balance > 0 else self.takes and balance < 0)
+
+
 class RestingWorkers:
     """The workers that rest.
 
     Attributes:
+        size: Number of workers.
         skipped: Renewals that were not computed.
+        revision: Of the table, at the last review.
     """
 
     def __init__(self, fleet: Any) -> None:  # a SimulatedFleet, which this module must not import
         self._fleet = fleet
-        # (moment at which the request reaches the store, name, moment at which it is sent, worker)
-        self._queue: list[tuple[float, str, float, Worker]] = []
-        self._revision = -1
+        # (moment at which a request reaches the store that is to be looked at, name, its number, worker)
+        self._queue: list[tuple[float, str, int, Worker]] = []
+        self._groups: dict[tuple[int, ...], _Group] = {}
         self._key: tuple[object, ...] | None = None
-        self._version = 0
         self._division = Division(FLOORS)
         self._equal = 0
         self._balance = 0
-        self.skipped = 0
+        self._giving: list[_Group] = []
+        self._taking: list[_Group] = []
+        self.revision = -1
+        self.size = self.skipped = 0
 
     def first(self) -> float:
-        """The moment of the next renewal."""
-        queue = self._queue
-        while queue and queue[0][3].steady != queue[0][2]:
-            heapq.heappop(queue)
-        return queue[0][0] if queue else math.inf
+        """The moment of the next request that is to be looked at."""
+        return self._queue[0][0] if self._queue else math.inf
 
-    def run(self, until: float) -> None:
-        """Makes the renewals up to a moment, or up to the first one that ends a rest."""
-        fleet, queue, table = self._fleet, self._queue, self._fleet.table
-        sums, settle = fleet.sums, table.members.settle
-        while queue and queue[0][0] <= until:
-            arrival, name, sent, worker = queue[0]
-            if worker.steady != sent:
-                heapq.heappop(queue)
-                continue
-            fleet.now = arrival
-            now = int(arrival * 1000)
-            if settle(now):
-                table.revision += 1
-            if table.revision != self._revision:
-                self._refresh()
-            version, has_extra, may_grow = worker.rest
-            balance = self._balance
-            if version != self._version or (balance and (has_extra if balance > 0 else may_grow)):
-                heapq.heappop(queue)
-                self.wake(worker)
-                return
-            table.last = max(table.last, now)
-            sums.note_command(arrival)
-            self.skipped += 1
-            worker.skipped += 1
-            worker.steady = sent = sent + PERIOD / worker.rate
-            heapq.heapreplace(queue, (sent + worker.delays[0], name, sent, worker))
+    def look(self) -> None:
+        """Looks at the next request: its worker goes on resting, or is woken."""
+        moment, _, number, worker = heapq.heappop(self._queue)
+        group = worker.rest
+        if group is None or worker.looked_at != number:
+            return
+        if group.looks(self._balance):
+            self._fleet.now = moment
+            self.wake(worker)
+        else:
+            worker.looked_at = -1
+            group.asleep[worker] = None
 
     def try_to_rest(self, worker: Worker, reply: Reply) -> None:
         """Lets a worker rest that has just got a reply, if it may."""
@@ -98,74 +122,105 @@ class RestingWorkers:
         last, holder, record = worker.last, worker.holder, table.members.get(worker.name)
         if record is None or last is None or record.seq != last.seq or worker.limit != reply.grant:
             return
-        if fleet.now < fleet.frozen_until or not worker.is_settled(worker.clock()):
-            return
-        if table.members.settle(fleet.store_time()):
-            table.revision += 1
-        if table.revision != self._revision:
-            self._refresh()
-        may_grow = self._division.may_have_more(record)
         if (
             self._key is None
+            or fleet.now < fleet.frozen_until
             or fleet.store_time() < table.until
-            or (record.extra and not may_grow)
-            or self._division.share(record) + record.extra != reply.grant
-            or not min(record.minimum, record.most) <= reply.grant <= record.cap
+            or not min(record.minimum, record.most) <= reply.grant <= record.cap == last.cap
             or not holder.safe == record.safe == reply.safe == self._equal
-            or record.cap != last.cap
+            or not worker.is_settled(worker.clock())
         ):
             return
-        worker.rest = (self._version, record.extra, may_grow and not record.extra)
-        worker.skipped = 0
+        key = record.minimum, record.wants, record.most, record.extra, reply.grant, reply.safe
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(record, reply.safe)
+            self._review(group)
+        if group.is_concerned:
+            return
+        worker.rest = group
+        group.size += 1
+        self.size += 1
         worker.version += 1
-        worker.steady = worker.moment_sent + PERIOD / worker.rate
+        worker.next_tick = -math.inf
+        worker.counted = worker.beats
         record.__class__ = _RestingRecord
-        heapq.heappush(self._queue, (worker.steady + worker.delays[0], worker.name, worker.steady, worker))
+        if group.looks(self._balance):
+            self._watch(worker)
+        else:
+            group.asleep[worker] = None
 
     def wake(self, worker: Worker) -> None:
         """Ends a rest: the worker and its record become what they would be if all had been computed."""
-        fleet, last, reply, sent = self._fleet, worker.last, worker.reply, worker.steady
-        if sent is None or last is None or reply is None:
+        fleet, last, reply, group = self._fleet, worker.last, worker.reply, worker.rest
+        if group is None or last is None or reply is None:
             return
-        worker.steady = None
-        now, period = fleet.now, PERIOD / worker.rate
-        before, holder = sent - period, worker.holder
-        if not worker.skipped:
-            before = worker.moment_sent
+        self.count(worker)
+        worker.rest = None
+        group.size -= 1
+        self.size -= 1
+        if worker.looked_at < 0:
+            del group.asleep[worker]
+        worker.looked_at = -1
+        now, holder, skipped = fleet.now, worker.holder, worker.counted - worker.beats
+        worker.beats += skipped
+        before = worker.sends(0)
         arrived = before + worker.delays[0]
-        worker.seq += worker.skipped
+        worker.seq += skipped
         last = worker.last = last._replace(seq=worker.seq)
         record = fleet.table.members.get(worker.name)
         if record is not None:
             record.__class__ = Record
             record.seq, record.renewed = worker.seq, int(arrived * 1000)
             fleet.table.members.reschedule(worker.name)
+        fleet.table.last = max(fleet.table.last, int(arrived * 1000))
         holder.asked = holder.renewed = worker.reading(before)
-        if worker.skipped and arrived + worker.delays[1] > now:  # the reply is still on its way
-            holder.renewed = worker.reading(before - period)
+        if skipped and arrived + worker.delays[1] > now:  # the reply is still on its way
+            holder.renewed = worker.reading(worker.sends(-1))
             worker.is_asking = True
             fleet.at(arrived + worker.delays[1], fleet.reply, worker, worker, holder.asked, reply)
-        worker.moment_sent = before
+        worker.moment_sent, sent = before, worker.sends(1)
         if sent <= now:  # the next request is on its way
             worker.seq += 1
+            worker.beats += 1
             worker.last = last._replace(seq=worker.seq)
             holder.asked = worker.reading(sent)
             worker.moment_sent, worker.is_asking = sent, True
             fleet.at(sent + worker.delays[0], fleet.receive, None, worker, worker.last, holder.asked)
-            sent += period
+            sent = worker.sends(1)
         worker.note(worker.moment_sent)
-        fleet.at(sent, worker.tick, worker, worker.version)
+        worker.tick_at(sent)
+
+    def note_contact(self) -> None:
+        """Notes that workers that rest have asked the store lately: so it does not begin to learn."""
+        if self.size:
+            table = self._fleet.table
+            table.last = max(table.last, self._fleet.store_time() - LEASE // 2)
 
     def wake_all(self) -> None:
         """Ends every rest."""
         for worker in list(self._fleet.workers.values()):
-            if worker.steady is not None:
-                self.wake(worker)
+            self.wake(worker)
 
-    def _refresh(self) -> None:
-        """Computes what the fair shares depend on, after the sums have changed."""
+    def count(self, worker: Worker) -> None:
+        """Counts the requests of a worker that have reached the store since it rests."""
+        skipped = worker.arrived(self._fleet.now) - worker.counted
+        if skipped > 0:
+            begin = worker.counted - worker.beats + 1
+            self._fleet.sums.note_commands(worker.sends, begin, skipped, worker.delays[0])
+            worker.counted += skipped
+            self.skipped += skipped
+
+    def count_all(self) -> None:
+        """Counts the requests of all."""
+        for worker in self._fleet.workers.values():
+            if worker.rest is not None:
+                self.count(worker)
+
+    def review(self) -> None:
+        """Finds the groups that are concerned, after the sums have changed."""
         table, sums = self._fleet.table, self._fleet.table.sums
-        self._revision = table.revision
+        self.revision = table.revision
         key = None
         if sums.budgets:
             budget, absent = min(sums.budgets), sums.held_by_silent + sums.held_by_left
@@ -175,5 +230,32 @@ class RestingWorkers:
             if sums.cap + absent <= budget and sums.safe <= budget:
                 key = (division.mode, division.level, self._equal)
         if key != self._key or key is None:
-            self._version += 1
-        self._key = key
+            self._key = key
+            self._giving, self._taking = [], []
+            self._groups = {each: group for each, group in self._groups.items() if group.size}
+            for group in self._groups.values():
+                self._review(group)
+                if group.is_concerned:
+                    self._watch_all(group)
+        if self._balance:
+            for group in self._giving if self._balance > 0 else self._taking:
+                if group.asleep:
+                    self._watch_all(group)
+
+    def _review(self, group: _Group) -> None:
+        group.review(self._division, is_safe=self._key is not None and group.safe == self._equal)
+        if not group.is_concerned and group.gives:
+            self._giving.append(group)
+        elif not group.is_concerned and group.takes:
+            self._taking.append(group)
+
+    def _watch_all(self, group: _Group) -> None:
+        for worker in group.asleep:
+            self._watch(worker)
+        group.asleep.clear()
+
+    def _watch(self, worker: Worker) -> None:
+        """Looks at the next request of a worker when it reaches the store."""
+        number = worker.looked_at = worker.arrived(self._fleet.now) + 1
+        arrival = worker.sends(number - worker.beats) + worker.delays[0]
+        heapq.heappush(self._queue, (arrival, worker.name, number, worker))
