@@ -1,15 +1,16 @@
-"""Limits of the parts of a bulkhead, such as compartments. Depends on bulkheads; must not import circuits."""
+"""Limits of the parts of a bulkhead, such as compartments. Must not import circuits."""
 
 from __future__ import annotations
 
 from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.window import NEVER
+from guardrails._core.workloads import Workload
 
 __all__ = ["Member", "Shares", "share"]
 
 _SHARE = 7, 10
-"""Fraction of the slots that one of several active parts may hold. It leaves three tenths for the others when
-calls of that part hang."""
+"""Fraction of the slots that one of several active parts may hold. The rest is kept for the other active ones,
+so that they have slots when calls of one part, or of several, hang."""
 
 ACTIVE = 60.0
 """Seconds after its last request for a slot for which a part is active. Long compared with the gaps between
@@ -33,19 +34,28 @@ class Member:
 
     Attributes:
         bulkhead: Its slots.
+        workload: The record of how its calls end; None if nothing judges them.
+        is_cut: True if its limit is smaller than its share, because slots are kept for other parts.
         last_request: Time of its last request for a slot.
     """
 
-    __slots__ = ("bulkhead", "last_request")
+    __slots__ = ("bulkhead", "is_cut", "last_request", "workload")
 
-    def __init__(self, bulkhead: Bulkhead) -> None:
+    def __init__(self, bulkhead: Bulkhead, workload: Workload | None = None) -> None:
         self.bulkhead = bulkhead
+        self.workload = workload
+        self.is_cut = False
         self.last_request = NEVER
 
     def is_active(self, now: float) -> bool:
         """True if it asked for a slot in the last `ACTIVE` seconds, holds a slot or has waiters."""
         bulkhead = self.bulkhead
         return now - self.last_request < ACTIVE or bulkhead.taken > 0 or bool(bulkhead.queue)
+
+    @property
+    def works(self) -> bool:
+        """False if its last two calls failed or were slow; one may do so for a reason of its own."""
+        return self.workload is None or self.workload.bad_calls < 2  # noqa: PLR2004
 
 
 class Shares:
@@ -54,32 +64,45 @@ class Shares:
     A part becomes active before it gets a slot. From then on no other part gets a slot beyond its share. A
     part keeps the slots that it holds beyond its share until its calls end.
 
+    The slots beyond one share are kept for the active parts that work: each has a claim to an equal number of
+    them, at least one. A part that has more, or does not work, gets another slot only if those that are free
+    suffice for what the others may still claim. So parts whose calls hang leave slots for those that work,
+    however many hang. A part without a call older than `QUICK` must leave half as much: it returns its slots
+    soon.
+
+    Args:
+        whole: The whole bulkhead. Without its own count, calls outside all parts would be overlooked.
+
     Attributes:
         total: Slots of the whole bulkhead.
         alone: The only active part, which may use every slot; None with several.
         parts: All parts.
     """
 
-    __slots__ = ("_last_other", "alone", "parts", "total")
+    __slots__ = ("_last_other", "_whole", "alone", "parts", "total")
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, whole: Bulkhead) -> None:
+        self._whole = whole
+        self.total = whole.limit
         self.alone: Member | None = None
         self.parts: list[Member] = []
         self._last_other: Member | None = None
 
-    def join(self, bulkhead: Bulkhead) -> Member:
+    def join(self, bulkhead: Bulkhead, workload: Workload | None = None) -> Member:
         """Adds a part."""
-        part = Member(bulkhead)
+        part = Member(bulkhead, workload)
         self.parts.append(part)
         return part
 
     def keeps_limits(self, part: Member) -> bool:
         """True if a request by this part changes no `limit`. Needs no lock; may return False without need."""
         alone, bulkhead = self.alone, part.bulkhead
-        if bulkhead.taken >= bulkhead.limit:
+        if bulkhead.taken >= bulkhead.limit or part.is_cut:
             return False
-        return alone is None or (alone is part and bulkhead.taken < share(self.total))
+        own_share = share(self.total)
+        if alone is None:
+            return self._whole.taken < own_share
+        return alone is part and bulkhead.taken < own_share
 
     def note_request(self, now: float, part: Member) -> tuple[Member, ...]:
         """Notes a part's request for a slot; returns the parts whose `limit` may have changed."""
@@ -89,17 +112,31 @@ class Shares:
         self.alone = part
         if self._has_other_active(now, part):
             self.alone = None
-        return tuple({one: None for one in (before, self.alone) if one is not None})
+        return tuple({one: None for one in (before, part) if one is not None})
 
-    def limit(self, part: Member, oldest: float | None = None) -> int:
+    def limit(self, part: Member, now: float, oldest: float | None = None, outside: int = 0) -> int:
         """The slots that a part may hold now.
 
         Args:
             part: The part.
+            now: The time.
             oldest: Age of its oldest call in flight in seconds; None without one.
+            outside: Slots that it holds in the whole bulkhead and not in its own.
         """
-        may_exceed = part is self.alone and (oldest is None or oldest < QUICK)
-        return self.total if may_exceed else share(self.total)
+        is_quick = oldest is None or oldest < QUICK
+        own_share = share(self.total)
+        if part is self.alone:
+            part.is_cut = False
+            return self.total if is_quick else own_share
+        others = [each for each in self.parts if each is not part and each.is_active(now)]
+        spare, held = self.total - own_share, part.bulkhead.taken + outside
+        claim = max(1, spare // max(1, len(others)))
+        kept = sum(max(0, claim - each.bulkhead.taken) for each in others if each.works)
+        kept = min(kept, (spare + 1) // 2 if is_quick else spare)
+        taken = max(self._whole.taken, outside + sum(each.bulkhead.taken for each in self.parts))
+        most = max(claim if part.works else 0, held + self.total - taken - kept)
+        part.is_cut = most < own_share
+        return min(most, own_share)
 
     def _has_other_active(self, now: float, part: Member) -> bool:
         other = self._last_other  # the part found last time is usually still active

@@ -51,7 +51,7 @@ class AutoCompartments:
     def __init__(self, gate: LockedGate) -> None:
         self._gate = gate
         self._lock = ForkedLock()
-        self.shares = Shares(gate.core.bulkhead.limit)
+        self.shares = Shares(gate.core.bulkhead)
         self._elastic: dict[Member, CompartmentGate] = {}
         self._own: list[CompartmentGate] = []
         self.moving: Member | None = None
@@ -114,7 +114,7 @@ class AutoCompartments:
             elastic: True for an automatic compartment, whose number of slots depends on the active ones. A
                 declared compartment keeps its number.
         """
-        gate.member = self.shares.join(gate.core.bulkhead)
+        gate.member = self.shares.join(gate.core.bulkhead, gate.parent and gate.parent.workload)
         gate.auto_compartments = self
         if elastic:
             self._elastic[gate.member] = gate
@@ -157,12 +157,13 @@ class AutoCompartments:
     def _fit(self, now: float, gate: CompartmentGate) -> None:
         # Computed under the compartment's lock: the last of two threads sets the present limit.
         core = gate.core
-        limit = self.shares.limit(gate.member, _oldest(now, core))
-        slots = max(0, limit - self._slots_outside()) if self.moving is gate.member else limit
+        outside = self._slots_outside() if self.moving is gate.member else 0
+        limit = self.shares.limit(gate.member, now, _oldest(now, core), outside)
+        slots = max(0, limit - outside)
         if slots != core.bulkhead.limit:
             core.resize(now, slots)
             if core.breaker.stall_slots is not None:
-                core.breaker.stall_slots = limit  # calls in the guard's own slots may be overdue, too
+                core.breaker.stall_slots = max(1, limit)  # calls in the guard's own slots may be overdue, too
 
     def _slots_outside(self) -> int:
         """Slots of the guard that are in use by calls outside the gates of its compartments."""

@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from guardrails._core.bulkhead import Bulkhead
 from guardrails._core.shares import ACTIVE, QUICK, Shares, share
+from guardrails._core.window import CountWindow
+from guardrails._core.workloads import Workload
 from support.shell import take
 
 NAMES = ("orders", "items", "reports")
@@ -27,7 +29,7 @@ def ask(shares, now, part):
         return ()
     changed = shares.note_request(now, part)
     for one in changed:
-        one.bulkhead.resize(shares.limit(one))
+        one.bulkhead.resize(shares.limit(one, now))
     return changed
 
 
@@ -52,7 +54,7 @@ def full(part):
 )
 def test_a_part_gets_every_slot_while_no_other_is_active(asks, most):
     """A part is active for `ACTIVE` seconds after its last request."""
-    shares = Shares(10)
+    shares = Shares(Bulkhead(10, 0))
     parts = {name: shares.join(Bulkhead(7, 0)) for name in NAMES}
     for now, name in asks:
         ask(shares, now, parts[name])
@@ -64,18 +66,18 @@ def test_a_part_gets_every_slot_while_no_other_is_active(asks, most):
 
 def test_the_only_part_is_limited_before_another_gets_a_slot():
     """By the request of the other part; it keeps the slots that it holds."""
-    shares = Shares(10)
+    shares = Shares(Bulkhead(10, 0))
     orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
     assert ask(shares, 0, full(orders)) == (orders,)
     assert orders.bulkhead.limit == 10
-    assert ask(shares, 1, items) == (orders,)
-    assert (orders.bulkhead.limit, items.bulkhead.limit) == (7, 7)
+    assert ask(shares, 1, items) == (orders, items)
+    assert (orders.bulkhead.limit, items.bulkhead.limit) == (7, 3)  # none is free now
     assert orders.bulkhead.taken == 7
 
 
 def test_a_request_within_the_limit_changes_nothing():
     """For one of several parts with slots left, and for the only one within its share."""
-    shares = Shares(10)
+    shares = Shares(Bulkhead(10, 0))
     orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
     for part in (orders, items, orders):
         part.last_request = 0
@@ -93,16 +95,16 @@ def test_a_request_within_the_limit_changes_nothing():
 )
 def test_slots_beyond_the_share_are_for_quick_calls(oldest, most):
     """A call that waits for a lock would keep its slot when another part asks."""
-    shares = Shares(10)
+    shares = Shares(Bulkhead(10, 0))
     part = shares.join(Bulkhead(7, 0))
     shares.note_request(0, part)
-    assert shares.limit(part, oldest) == most
+    assert shares.limit(part, 0, oldest) == most
 
 
 @given(held=st.booleans())
 def test_a_part_with_a_call_or_a_waiter_is_active(held):
     """For as long as it has one."""
-    shares = Shares(10)
+    shares = Shares(Bulkhead(10, 0))
     report, orders = shares.join(Bulkhead(7, 1)), shares.join(Bulkhead(7, 1))
     ask(shares, 0, report)
     report.bulkhead.taken = int(held)
@@ -116,14 +118,131 @@ def test_a_part_with_a_call_or_a_waiter_is_active(held):
     assert orders.bulkhead.limit == 10
 
 
+# --- several parts whose calls hang --------------------------------------------------------------
+
+
+def hang(shares, pool, now, parts, most=99, age=None):
+    """Fills each of these parts, one slot at a time in turn, with calls that never end."""
+    for _ in range(most):
+        for part in parts:
+            part.last_request = now
+            if age is not None or not shares.keeps_limits(part):
+                shares.note_request(now, part)
+                part.bulkhead.resize(shares.limit(part, now, age))
+            if take(part.bulkhead) and not take(pool):
+                part.bulkhead.leave()
+
+
+@pytest.mark.parametrize(
+    ("total", "hanging", "age", "left"),
+    [
+        (15, 1, None, 5),  # one share, as ever
+        (15, 2, None, 2),  # the other's half of five, by two parts that hold less than what is kept for each
+        (15, 3, None, 1),
+        (15, 2, QUICK, 2),
+        (15, 3, QUICK, 1),
+        (10, 2, QUICK, 1),
+        (5, 2, QUICK, 1),
+        (5, 3, QUICK, 1),
+        (40, 4, QUICK, 3),
+    ],
+)
+def test_parts_whose_calls_hang_leave_slots_for_one_that_works(total, hanging, age, left):
+    """However many hang, and also in the first half second, in which nobody can know it."""
+    pool = Bulkhead(total, 0)
+    shares = Shares(pool)
+    works, *hangs = (shares.join(Bulkhead(share(total), 0)) for _ in range(1 + hanging))
+    ask(shares, 0, works)
+    hang(shares, pool, 1, hangs, age=age)
+    assert total - pool.taken == left
+    shares.note_request(2, works)
+    assert shares.limit(works, 2) >= left
+
+
+@given(total=st.integers(3, 60), hanging=st.integers(1, 12), working=st.integers(1, 12), order=st.randoms())
+def test_each_part_that_works_gets_a_slot_while_as_many_are_kept(total, hanging, working, order):
+    """As long as no more parts are without a slot than half of what is kept, rounded up."""
+    pool = Bulkhead(total, 0)
+    shares = Shares(pool)
+    parts = [shares.join(Bulkhead(share(total), 0)) for _ in range(hanging + working)]
+    for part in parts:
+        ask(shares, 0, part)
+    hangs, works = parts[:hanging], parts[hanging:]
+    for _ in range(40):
+        hang(shares, pool, 1, [order.choice(hangs)], most=order.randint(1, 9))
+    spare = total - share(total)
+    for part in works[: max(0, (spare + 1) // 2 - hanging + 1)]:
+        ask(shares, 2, part)
+        assert take(part.bulkhead)
+        assert take(pool)
+
+
+def failing(calls):
+    """The record of a workload whose last calls were bad."""
+    record = Workload(None, CountWindow(10))
+    for _ in range(calls):
+        record.note_bad_call(0)
+    return record
+
+
+def test_a_part_whose_last_two_calls_were_bad_has_no_claim():
+    """It leaves what is kept for the others, and nothing is kept for it; one bad call is no proof."""
+    pool = Bulkhead(10, 0)
+    shares = Shares(pool)
+    hangs, once, works = (shares.join(Bulkhead(7, 0), failing(times)) for times in (2, 1, 0))
+    for part in (hangs, once, works):
+        ask(shares, 0, part)
+    pool.taken = 9
+    assert [part.works for part in (hangs, once, works)] == [False, True, True]
+    assert shares.limit(hangs, 0) == 0, "two may claim one each, and one is free"
+    assert shares.limit(once, 0) == shares.limit(works, 0) == 1
+    hangs.workload.note_success(0, slow=False)
+    assert shares.limit(hangs, 0) == 1
+    hangs.workload.note_bad_call(0)
+    hangs.workload.note_bad_call(0)
+    once.workload.note_bad_call(0)
+    works.bulkhead.taken = 1
+    assert shares.limit(hangs, 0) == 1, "nobody else has a claim"
+
+
+def test_quick_parts_use_every_slot_when_each_active_one_has_its_own():
+    """What is kept for a part that has taken it is kept no more."""
+    pool = Bulkhead(15, 0)
+    shares = Shares(pool)
+    parts = [shares.join(Bulkhead(share(15), 0)) for _ in range(3)]
+    for part in parts:
+        ask(shares, 0, part)
+    hang(shares, pool, 1, parts)
+    assert pool.taken == 15
+
+
+def test_a_part_that_must_leave_slots_gets_them_when_they_are_free_again():
+    """Its limit is its share again by its next request."""
+    pool = Bulkhead(10, 0)
+    shares = Shares(pool)
+    parts = [shares.join(Bulkhead(share(10), 0)) for _ in range(3)]
+    for part in parts:
+        ask(shares, 0, part)
+    hang(shares, pool, 1, parts[:2])
+    assert parts[1].is_cut
+    for part in parts[:2]:
+        while part.bulkhead.taken:
+            part.bulkhead.leave()
+            pool.leave()
+    ask(shares, 2, parts[1])
+    assert parts[1].bulkhead.limit == share(10)
+    assert not parts[1].is_cut
+    assert shares.keeps_limits(parts[1])
+
+
 class SharedPool(RuleBasedStateMachine):
     """Three workloads at one pool, compared with a record of the requests and of the slots held."""
 
     @initialize(total=st.integers(1, 20))
     def start(self, total):
         self.now = 0
-        self.shares = Shares(total)
         self.pool = Bulkhead(total, 0)
+        self.shares = Shares(self.pool)
         self.parts = {name: self.shares.join(Bulkhead(share(total), 0)) for name in NAMES}
         self.asked = {}
 
@@ -134,6 +253,17 @@ class SharedPool(RuleBasedStateMachine):
             if part.bulkhead.taken or self.now - self.asked.get(n, -99) < ACTIVE
         }
 
+    def allowed(self, name, before, taken, others):
+        """The slots that the part may hold, of quick calls."""
+        total = self.pool.limit
+        if not others:
+            return total
+        spare = total - share(total)
+        own = max(1, spare // len(others))
+        claims = sum(max(0, own - self.parts[each].bulkhead.taken) for each in others)
+        free = total - taken
+        return min(share(total), max(own, before + free - min(claims, -(-spare // 2))))
+
     @rule(seconds=st.sampled_from([0, 1, 4, 9, 10, 30]))
     def wait(self, seconds):
         self.now += seconds
@@ -143,14 +273,14 @@ class SharedPool(RuleBasedStateMachine):
         """Takes a slot for each call, if the part and the pool have one more."""
         for _ in range(times):
             self.asked[name] = self.now
-            alone = self.active() == {name}
+            others_active = self.active() - {name}
             part = self.parts[name]
             slots = part.bulkhead
             before, others = slots.taken, sum(other.bulkhead.taken for other in self.parts.values())
             ask(self.shares, self.now, part)
             if take(slots) and not take(self.pool):
                 slots.leave()
-            allowed = self.pool.limit if alone else share(self.pool.limit)
+            allowed = self.allowed(name, before, others, others_active)
             assert slots.taken - before == int(others < self.pool.limit and before < allowed)
 
     @precondition(lambda self: self.pool.taken)
@@ -165,7 +295,7 @@ class SharedPool(RuleBasedStateMachine):
         self.shares.total = total
         self.pool.resize(total)
         for part in self.parts.values():
-            part.bulkhead.resize(self.shares.limit(part))
+            part.bulkhead.resize(self.shares.limit(part, self.now))
 
     @invariant()
     def at_most_one_has_more_than_its_share(self):

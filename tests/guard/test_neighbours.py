@@ -60,6 +60,31 @@ def test_a_locked_table_refuses_no_call_of_other_workloads(compartments, rate, n
     assert service.refused["orders", "orders", "circuit_open"] > 0
 
 
+@pytest.mark.sampled
+@pytest.mark.parametrize("busy", [4.5, 30])
+@pytest.mark.parametrize(
+    ("slots", "routes", "most"),
+    [
+        (slots, routes, most)
+        for slots, row in {
+            20: (0, 0, 0.01, 0.01),
+            15: (0, 0.005, 0.005, 0.01),
+            10: (0, 0.01, 0.02, 0.13),
+            5: (0.005, 0.04, 0.2, 0.42),
+        }.items()
+        for routes, most in zip((1, 2, 3, 5), row, strict=True)
+    ],
+)
+def test_several_routes_of_a_locked_table_leave_slots_for_the_others(slots, routes, most, busy):
+    """Of the 240 calls of a route that works in that time, no more are refused than the guide says."""
+    names = [f"orders {number}" for number in range(routes)]
+    service = Service(slots, [*names, "other", "quiet"], compartments="auto")
+    lock(service, names, busy=busy, neighbours=["other", "quiet"], rate=8, seed=1)
+    refused = sum(times for (name, _, _), times in service.refused.items() if name == "other")
+    assert refused <= most * 240
+    assert service.served["other"] + refused > 400
+
+
 @pytest.mark.parametrize("policy", [BreakerPolicy(sliding_window_type="count", sliding_window_size=50), None])
 @pytest.mark.parametrize("slots", [2, 3, 5, 50])
 def test_no_healthy_workload_is_refused_by_the_guards_open_circuit(slots, policy):
