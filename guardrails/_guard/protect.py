@@ -28,8 +28,8 @@ def protect(target: object, *, name: str | None = None, **guard_options: Any) ->
         target: An ``Engine`` or ``AsyncEngine`` of SQLAlchemy; a pool of asyncpg or psycopg_pool; a
             ``Redis`` or ``RedisCluster`` of ``redis`` or ``redis.asyncio``.
         name: The guard's name; None takes the database's name, or "redis".
-        **guard_options: As for `Guard`; ``max_concurrent_calls`` defaults to the pool's capacity. Further those
-            of the target, which are arguments of ``guard_engine``, ``guard_client`` or ``guard_pool``.
+        **guard_options: As for `Guard`; ``max_concurrent_calls`` defaults to the pool's capacity. Further
+            those of the target, which are arguments of ``guard_engine``, ``guard_client`` or ``guard_pool``.
 
     Returns:
         The guard. ``guard.detach()`` undoes it.
@@ -61,8 +61,6 @@ def unsuited(target: object) -> ConfigurationError:
         instead = "pass its pool, a ConnectionPool or AsyncConnectionPool of psycopg_pool"
     elif "redis" in packages:
         instead = "pass a client, a Redis of redis or redis.asyncio"
-    elif "valkey" in packages:
-        instead = "use redis-py, whose clients work with a Valkey server as well"
     elif packages & {"sqlalchemy", "flask_sqlalchemy", "sqlmodel"}:
         instead = "pass its engine"
         if "flask_sqlalchemy" in packages:
