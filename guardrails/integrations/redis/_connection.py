@@ -144,18 +144,26 @@ class GuardedConnection(Guarded, AbstractConnection):
     def has_data(self, timeout: float = 0) -> bool:
         """Returns True if there is something to read, or the connection was closed."""
         # One poll usually finds nothing; redis-py needs four system calls and an exception for that.
-        sock, buffer = self._sock, getattr(self._parser, "_buffer", None)
+        sock = self._sock
         if (
             timeout == 0
-            and isinstance(buffer, SocketBuffer)
             and isinstance(sock, BoundedSocket)
             and sock.poll is not None
-            and not buffer.unread_bytes()
+            and not self._has_buffered_data()
             and not sock.poll(0)
         ):
             return False
         ready: bool = self.plain.can_read(self, timeout)
         return ready
+
+    def _has_buffered_data(self) -> bool:
+        """Returns False if the parser has read nothing ahead."""
+        parser: Any = self._parser
+        reader = getattr(parser, "_reader", None)  # of hiredis
+        if reader is not None:
+            return bool(reader.has_data())
+        buffer = getattr(parser, "_buffer", None)
+        return not isinstance(buffer, SocketBuffer) or bool(buffer.unread_bytes())
 
     # --- working -------------------------------------------------------------------------------
 
