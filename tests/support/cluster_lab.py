@@ -97,8 +97,9 @@ class SyncCluster:
             client.close()
 
     @contextlib.contextmanager
-    def load(self, read=None, **guard):
-        """Reads all keys again and again, in the background."""
+    def load(self, read=None, *, guarded=True, **guard):
+        """Reads all keys again and again, in the background; also with a client that has no guard."""
+        guard = guard if guarded else None
         load = Load()
         thread = threading.Thread(target=self._run, args=(load, read or (lambda c, k: c.get(k)), guard))
         thread.start()
@@ -118,7 +119,7 @@ class SyncCluster:
             load.client = self.make()
             for key in KEYS:  # opens connections, so before a timeout of tenths of a second holds
                 load.client.set(key, value_of(key))
-            load.guard = protect(load.client, **guard)
+            load.guard = None if guard is None else protect(load.client, **guard)
             workers = [
                 threading.Thread(target=self._work, args=(load, read, number)) for number in range(WORKERS)
             ]
@@ -127,7 +128,8 @@ class SyncCluster:
             load.ready.set()
             for worker in workers:
                 worker.join()
-            load.guard.detach()
+            if load.guard is not None:
+                load.guard.detach()
             load.client.close()
         except BaseException as error:
             load.failure = error
@@ -169,10 +171,11 @@ class AsyncCluster(SyncCluster):
             load.client = self.make()
             for key in KEYS:
                 await load.client.set(key, value_of(key))
-            load.guard = protect(load.client, **guard)
+            load.guard = None if guard is None else protect(load.client, **guard)
             load.ready.set()
             await asyncio.gather(*(self._work_in_task(load, read, number) for number in range(WORKERS)))
-            load.guard.detach()
+            if load.guard is not None:
+                load.guard.detach()
             await load.client.aclose()
             left = asyncio.all_tasks() - {asyncio.current_task()}
             await asyncio.sleep(0)

@@ -149,6 +149,59 @@ def test_a_dead_node_refuses_its_own_keys_only_and_its_replica_takes_over(kind, 
     assert load.outcomes(begin=healed)["ok"] > 0
 
 
+def phases_of(load, victim, others, count):
+    """Times of the calls on other nodes' keys while a node works and while it is frozen, in turn.
+
+    The phases alternate, so that whatever else slows the machine down is in both.
+    """
+    calls = {"before": [], "during": []}
+    for _ in range(count):
+        begin = time.monotonic()
+        time.sleep(1.5)
+        fault_at = time.monotonic()
+        victim.freeze()
+        time.sleep(1.5)
+        end = time.monotonic()
+        victim.thaw()
+        calls["before"] += load.between(begin, fault_at, others)
+        calls["during"] += load.between(fault_at, end, others)
+        time.sleep(OPEN_WAIT + 1.0)  # its circuit closes again
+    return calls["before"], calls["during"]
+
+
+def keeps_pace(before, during):
+    """True if half of the calls, and 99 % of them, take at most twice as long as before."""
+    return all(
+        percentile(during, share) <= 2 * percentile(before, share) + room
+        for share, room in ((0.5, 0.005), (0.99, 0.02))
+    )
+
+
+@pytest.mark.slow  # ten phases or more
+def test_the_other_nodes_keys_are_as_fast_while_one_is_frozen(kind):
+    """A caller that had to look for the topology, or to wait for a lock, would be later each time."""
+    with ValkeyCluster.start(node_timeout=120.0) as cluster:  # no replica is promoted meanwhile
+        victim = cluster.nodes[0]
+        others = set(KEYS) - set(keys_of(cluster, victim))
+        with kind(cluster).load(name="shards", timeout=0.5, breaker=PROMPT) as load:
+            time.sleep(0.5)
+            for _ in range(3):  # a busy machine may be late once, also in only one of the phases
+                before, during = phases_of(load, victim, others, 3)
+                if keeps_pace(before, during):
+                    break
+        with kind(cluster, socket_timeout=0.5).load(guarded=False) as bare:
+            time.sleep(0.5)
+            bare_before, bare_during = phases_of(bare, victim, others, 2)
+    assert keeps_pace(before, during), (percentile(before, 0.99), percentile(during, 0.99))
+    assert {call[3] for call in before + during} == {"ok"}
+    # Callers that wait for the frozen node make no other calls: the share of the calls that are left.
+    assert len(during) / len(before) > 3 * len(bare_during) / len(bare_before)
+    print(
+        f"p99 {percentile(before, 0.99) * 1e3:.1f} ms, {percentile(during, 0.99) * 1e3:.1f} ms; "
+        f"calls {len(before)}, {len(during)}; without a guard {len(bare_before)}, {len(bare_during)}"
+    )
+
+
 def test_a_replica_that_is_promoted_on_purpose_costs_no_call(kind, fragile):
     with kind(fragile).load(name="shards", timeout=2.0, breaker=PROMPT) as load:
         time.sleep(0.3)
