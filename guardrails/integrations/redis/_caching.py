@@ -50,6 +50,7 @@ class CachedConnection:
     _key: CacheKey | None = None
     _reply: Any = MISSING
     _flushes = 0
+    _watching = False
 
     # --- the guarded connection inside -------------------------------------------------------------
 
@@ -71,6 +72,7 @@ class CachedConnection:
     @checkout.setter
     def checkout(self, checkout: Any) -> None:
         self._conn.checkout = checkout
+        self._watching = False
 
     @property
     def close_on_release(self) -> Any:
@@ -150,7 +152,10 @@ class CachedConnection:
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """Sends a command, unless its reply is kept."""
         self._key, self._reply = None, MISSING
-        key = self.local.key(args, kwargs.get("keys"))
+        if args[0] in {"WATCH", "UNWATCH"}:
+            self._watching = args[0] == "WATCH"
+        # A transaction builds on what it reads after WATCH, so a message under way must not be missed.
+        key = None if self._watching else self.local.key(args, kwargs.get("keys"))
         if self.is_connected and not self._drain():
             key = None
         if key is not None:
@@ -163,8 +168,8 @@ class CachedConnection:
         self._conn.send_command(*args, **kwargs)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
-        """See redis-py. The replies of pipelines are not kept."""
-        self._key, self._reply = None, MISSING
+        """See redis-py. The replies of pipelines are not kept. Only the EXEC comes here after a WATCH."""
+        self._key, self._reply, self._watching = None, MISSING, False
         self._conn.send_packed_command(command, check_health)
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:

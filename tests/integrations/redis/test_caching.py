@@ -148,6 +148,28 @@ def test_commands_that_keep_nothing_answer_as_without_a_cache(start, other):
     assert guard.snapshot().failed == 0
 
 
+def test_a_transaction_reads_what_it_watches_from_the_server(start, other):
+    client, _ = start()
+    other.set("k", "v")
+    assert client.get("k") == b"v"
+
+    def asked():
+        return other.info("commandstats")["cmdstat_get"]["calls"]
+
+    with client.pipeline(transaction=True) as pipe:
+        before = asked()
+        pipe.watch("k")
+        assert [pipe.get("k"), pipe.get("k")] == [b"v", b"v"]
+        assert asked() == before + 2
+        pipe.multi()
+        pipe.set("k", "w")
+        pipe.execute()
+    poll(lambda: client.get("k") == b"w", "the change")
+    before = asked()
+    assert client.get("k") == b"w"
+    assert asked() == before
+
+
 def test_health_checks_do_not_block(start, other):
     """redis-py's issue 3470."""
     client, _ = start(health_check_interval=0.01)
