@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from guardrails import (
 from guardrails.fleet import Fleet
 from guardrails.integrations.sqlalchemy import pool_status
 from support import django_lab
-from support.paths import ROOT
+from support.paths import ROOT, SUPPORT, python_path
 from support.polling import poll
 from support.sql_lab import MariaDB
 
@@ -557,6 +558,41 @@ def test_shadow_changes_nothing(mariadb):
     with shop_behind(mariadb, {"guard": guard}) as shop:
         assert shop.ask("select sleep(0.5)") == [0]
         assert guard.snapshot().would_stop == 1
+
+
+def test_the_test_runner_reaches_no_other_database(mariadb):
+    """It makes, fills and drops databases of its own; the connection that makes them has no guard."""
+    guards = {"production": "shop.guards.db", "production_two": "shop.guards.second"}
+    with MariaDB(mariadb).connect() as plain:
+        for name in guards:
+            MariaDB.run(plain, f"create database {name}")
+            MariaDB.run(plain, f"create table {name}.shop_item (id bigint primary key, name varchar(40))")
+            MariaDB.run(plain, f"insert into {name}.shop_item values (1, 'first')")
+        try:
+            databases = {
+                alias: django_lab.mysql_database(mariadb, {"guard": guard}, NAME=name, USER="root")
+                for alias, (name, guard) in zip(("default", "second"), guards.items(), strict=True)
+            }
+            driver = {} if "DJANGO_MYSQL" in os.environ else {"SITE_DRIVER": "pymysql"}
+            environ = {"SITE_DATABASES": json.dumps(databases), "PYTHONPATH": python_path(), **driver}
+            done = subprocess.run(
+                [sys.executable, "manage.py", "test", "--noinput"],
+                env=os.environ | environ,
+                cwd=SUPPORT / "django_site",
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert "Ran 12 tests" in done.stderr
+            for name in guards:
+                with plain.cursor() as cursor:
+                    cursor.execute(f"select id, name from {name}.shop_item")
+                    assert cursor.fetchall() == ((1, "first"),)
+        finally:
+            for name in guards:
+                MariaDB.run(plain, f"drop database {name}")
 
 
 @pytest.mark.slow

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import os
 
+if os.environ.get("SITE_DRIVER") == "pymysql":
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+
 SECRET_KEY = "not a secret"
 USE_TZ = True
 INSTALLED_APPS = ["django.contrib.contenttypes", "shop"]

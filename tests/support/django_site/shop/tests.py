@@ -12,10 +12,10 @@ from shop.models import Item
 ALIASES = set(connections)
 
 
-def database(alias):
-    """The name of the database that an alias leads to."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute("select current_database()")
+def database(connection):
+    """The name of the database that a connection leads to."""
+    with connection.cursor() as cursor:
+        cursor.execute("select database()" if connection.vendor == "mysql" else "select current_database()")
         return cursor.fetchone()[0]
 
 
@@ -26,8 +26,9 @@ class Checks:
 
     def test_every_alias_leads_to_a_test_database(self):
         for alias in ALIASES:
-            assert database(alias).startswith("test_"), database(alias)
-            assert database(alias) == connections[alias].settings_dict["NAME"]
+            name = database(connections[alias])
+            assert name.startswith("test_"), name
+            assert name == connections[alias].settings_dict["NAME"]
 
     def test_items_can_be_written_and_are_gone_in_the_next_test(self):
         for alias in ALIASES:
@@ -42,7 +43,7 @@ class Checks:
 
         def ask():
             for alias in ALIASES:
-                found.append(database(alias))
+                found.append(database(connections[alias]))
                 connections[alias].close()
 
         thread = threading.Thread(target=ask)
@@ -50,9 +51,7 @@ class Checks:
         thread.join()
         for alias in ALIASES:
             copy = connections[alias].copy()
-            with copy.cursor() as cursor:
-                cursor.execute("select current_database()")
-                found.append(cursor.fetchone()[0])
+            found.append(database(copy))
             copy.close()
         assert all(name.startswith("test_") for name in found), found
         assert len(found) == 2 * len(ALIASES)
