@@ -161,7 +161,7 @@ class LeaseHolder:
         return since >= RENEWAL or (since >= QUICKEST and self.is_early(has, limit, wants))
 
     def is_early(self, has: int, limit: int, wants: int) -> bool:
-        """True if the store is to be asked before `RENEWAL` is over; the arguments are those of ``is_due``."""
+        """True if the store is to be asked before `RENEWAL` is over; arguments as those of ``is_due``."""
         return max(has, limit) < self.told_cap or wants > max(limit, self.told_wants)
 
     def ask(self, now: float, has: int, limit: int, wants: int) -> None:

@@ -86,12 +86,21 @@ class SimulatedFleet:
 
     def run(self, seconds: float) -> None:
         """Runs for so long."""
-        until, events = self.now + seconds, self._events
+        until, events, resting, members = self.now + seconds, self._events, self.resting, self.table.members
         while True:
-            first = events[0][0] if events else math.inf
-            if self.resting is not None and self._run_resting(min(first, until)):
-                continue
-            if first > until:
+            first = min(until, events[0][0]) if events else until
+            if resting is not None:
+                if self.table.revision != resting.revision:
+                    resting.review()
+                changes, looks = members.next_change() / 1000, resting.first()
+                if changes <= first and changes <= looks:
+                    self.now = max(self.now, changes)
+                    self.table.revision += members.settle(max(self.store_time(), math.ceil(changes * 1000)))
+                    continue
+                if looks <= first:
+                    resting.look()
+                    continue
+            if not events or events[0][0] > until:
                 break
             moment, _, what, worker, args = heapq.heappop(events)
             if worker is not None and not worker.alive:
@@ -101,27 +110,6 @@ class SimulatedFleet:
         self.now = until
         self.sums.advance(self.now)
         self.count_all()
-
-    def _run_resting(self, until: float) -> bool:
-        """Lets time change the table, and looks at the next request of a worker that rests.
-
-        Returns:
-            True if there was anything to do before a moment.
-        """
-        resting, table = self.resting, self.table
-        if resting is None:
-            return False
-        changes = table.members.next_change() / 1000
-        if table.revision != resting.revision:
-            resting.review()
-        elif changes <= min(until, resting.first()):
-            self.now = max(self.now, changes)
-            table.revision += table.members.settle(max(self.store_time(), math.ceil(changes * 1000)))
-        elif resting.first() <= until:
-            resting.look()
-        else:
-            return False
-        return True
 
     def count_all(self) -> None:
         """Counts the commands at the store of the workers that rest."""
@@ -176,6 +164,7 @@ class SimulatedFleet:
         self.wake(worker)
         worker.cut_off, worker.healed_at = cut, math.inf if cut else self.now + 5.0
         worker.disturb()
+        self._note_shares(worker)
         if cut:  # the store forgets it then, and it goes on with its safe share
             self.after(FORGET_AFTER / 1000 - 2.0, self._forgotten, worker, worker)
         else:

@@ -67,8 +67,7 @@ class Worker:
             number of such renewals.
         rest: While it rests: the group of workers like it; else None.
         counted: While it rests: the number of the last of its renewals that is counted.
-        looked_at: While it rests: the number of the renewal that is looked at when it reaches the store; -1 for
-            none.
+        looked_at: While it rests: the number of the renewal that is looked at at the store; -1 for none.
     """
 
     def __init__(
@@ -95,8 +94,9 @@ class Worker:
         self.last: Request | None = None
         self.closed_at = self.next_tick = -math.inf
         self.version = 0
-        self.moment_sent = self.base = fleet.now
-        self.period = PERIOD / rate
+        self.moment_sent: float = fleet.now
+        self.base: float = fleet.now
+        self.period: float = PERIOD / rate
         self.beats = self.counted = 0
         self.rest: Any = None
         self.looked_at = -1
@@ -195,8 +195,11 @@ class Worker:
         """Looks at the pool, and asks for a lease if that is due."""
         if version != self.version:
             return
-        self.update()
         now, holder = self.clock(), self.holder
+        if min(self.fleet.most, holder.limit(now)) != self.limit:
+            self.update()
+        else:
+            self.demands.note(now, self._wanted())
         has, wants = self.has(now), self.wants(now)
         if holder.is_due(now, has, self.limit, wants) and not self._is_waiting(now):
             self._ask(now, has, wants)
@@ -223,28 +226,31 @@ class Worker:
         can be due.
         """
         holder = self.holder
-        moments = [holder.asked + RENEWAL, holder.renewed + CONTACT, holder.renewed + GROW_AFTER]
+        following, past = holder.asked + RENEWAL, now - TICK
+        moments = []
+        if holder.renewed + CONTACT < following:
+            moments += holder.renewed + CONTACT, holder.renewed + GROW_AFTER
         if holder.is_early(has, self.limit, wants):
             moments += holder.asked + QUICKEST, holder.asked + TIMEOUT
         if has > self.busy + self.idle:
             moments.append(self.closed_at + CLOSING)
-        following = min((each for each in moments if each + TICK > now), default=now)
-        ticks = max(1, math.ceil((following - now) / TICK + 1e-6))
-        return ticks * TICK
+        for moment in moments:
+            if past < moment < following:
+                following = moment
+        return max(1, math.ceil((following - now) / TICK + 1e-6)) * TICK
 
     def is_settled(self, now: float) -> bool:
         """True if its next request will say what the last one has said."""
-        holder, last = self.holder, self.last
-        has, wants = self.busy + self.idle, demand(self._wanted(), self.fleet.most)
+        holder, last, has = self.holder, self.last, self.busy + self.idle
+        if last is None or self.ending or self.cut_off or last.has != has or last.fresh:
+            return False
+        wants = demand(self._wanted(), self.fleet.most)
         return (
-            last is not None
-            and holder.is_in_contact(now)
-            and not (self.ending or self.cut_off)
-            and (last.has, last.cap, last.wants) == (has, max(has, self.limit), wants)
+            last.wants == wants == self.wants(now)
+            and last.cap == max(has, self.limit)
             and last.safe == holder.safe
-            and not last.fresh
-            and self.wants(now) == wants
             and self.has(now) == has
+            and holder.is_in_contact(now)
         )
 
     def _to_tick(self) -> float:
@@ -299,12 +305,12 @@ class Worker:
         self.is_asking = False
         if reply.status == GRANTED and reply.borrowed:
             self.fleet.allow(reply.borrowed)
-        before = holder.grant, holder.safe, self.limit
+        before = self.limit
         self.note(self.fleet.now)
         holder.renew(sent, reply)
         self.reply = reply
         self.update()
-        if (holder.grant, holder.safe, self.limit) != before:
+        if self.limit != before:
             self.disturb()
         else:
             self.fleet.try_to_rest(self, reply)

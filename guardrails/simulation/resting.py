@@ -8,10 +8,10 @@ and get the same reply. A worker *rests* while that is certain, by these conditi
   level up to which all are served, and on who has one of the connections that are left then.
 - What is reserved fits into the budget, and so do the safe shares. Then its grant is not cut.
 
-The first is ended by whatever changes the worker. The others are reviewed when the sums have changed. Workers
-that the rule cannot tell apart are one group, so that a review looks at groups. The next request of each
-worker of a group that is concerned is then looked at when it reaches the store: the first ones may settle what
-concerned all. ``tests/simulation/test_fleet.py`` holds runs with and without rests equal.
+The first is ended by whatever changes the worker. The others are reviewed when the sums have changed.
+Workers that the rule cannot tell apart are one group, so that a review looks at groups. The next request of
+each worker of a group that is concerned is then looked at when it reaches the store: the first ones may
+settle what concerned all. ``tests/simulation/test_fleet.py`` holds runs with and without rests equal.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from guardrails.fleet._holder import Peaks
 from guardrails.fleet._lease import LeaseTable, leave, members, renew
 from guardrails.fleet._lease_sums import LeaseSums
 from guardrails.fleet._records import (
@@ -215,3 +216,14 @@ def test_texts_that_are_no_records_are_no_members():
     assert members(fields, BEGIN) == {}
     renew(fields, request("a"), BEGIN)
     assert sorted(fields) == [EPOCH, "a"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_peaks_are_the_largest_values_of_the_last_seconds(seed):
+    draw, peaks, noted, now = random.Random(seed), Peaks(2.0), [], 0.0
+    for _ in range(500):
+        now += draw.choice([0, 0.1, 0.1, 0.5, 1.9, 2.0, 5.0])
+        if draw.random() < 0.7:
+            noted.append((now, draw.randrange(6)))
+            peaks.note(*noted[-1])
+        assert peaks.most(now) == max((value for at, value in noted if now - at <= 2.0), default=0)

@@ -63,6 +63,16 @@ def test_no_worker_in_contact_is_below_its_floor_for_longer_than_a_lease(seeds):
         assert run.sums.starved <= LEASE / 1000 + 1.5, f"seed {seed}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("faults", [(), ("crash", "partition", "clock-drift")], ids=["calm", "faults"])
+def test_most_renewals_of_a_large_fleet_are_not_computed(faults):
+    """A full hour of a worker has 3,600 renewals. The start of all workers is in the figure, too."""
+    run = run_fleet(FleetPlan(workers=1500, budget=12_000, hours=0.05, faults=faults))
+    computed = run.sums.commands - run.skipped
+    assert run.sums.broken == []
+    assert computed < run.plan.workers * run.plan.hours * (1500 if faults else 500)
+
+
 def steady(seed, workers=8, budget=40, **options):
     """A fleet whose workers know their leases."""
     fleet = SimulatedFleet(seed, budget=budget, static=budget // workers, most=budget, hold=0.02, **options)
