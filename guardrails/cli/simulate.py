@@ -5,9 +5,11 @@ Depends on the simulation, which is imported when it runs.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +90,27 @@ def _run_fleet(workers: int, options: Mapping[str, Any], *, as_json: bool) -> No
         raise click.UsageError("--workers needs --budget: the connections of all workers together")
     faults = FAULTS if options["faults"] == "all" else tuple(filter(None, options["faults"].split(",")))
     names = ("budget", "minimum", "hours", "seed")
-    run = run_fleet(FleetPlan(workers=workers, faults=faults, **{name: options[name] for name in names}))
+    plan = FleetPlan(workers=workers, faults=faults, **{name: options[name] for name in names})
+    with _no_collection():
+        run = run_fleet(plan)
     verdicts = _run_verdicts(workers, options["seed"]) if "dying-database" in faults else []
     lines = [*fleet_lines(run), *verdict_lines(verdicts)]
     circuits = [verdict_data(each) for each in verdicts]
     _write(options["html"], lambda: fleet_page(run, lines))
     click.echo(json.dumps(fleet_data(run) | {"dying_database": circuits}) if as_json else "\n".join(lines))
     sys.exit(1 if run.sums.breaks else 0)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Runs without collections of garbage, which take a sixth of the time: a fleet leaves no cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _write(path: str | None, page: Callable[[], str]) -> None:

@@ -149,7 +149,7 @@ class SimulatedFleet:
         worker.busy = worker.idle = worker.ending = 0
         if not worker.cut_off and self.now >= self.frozen_until:
             self._note_contact()
-            self.table.leave(worker.request(), self.store_time())
+            self.table.leave(worker.request(worker.has(now)), self.store_time())
             self.sums.commands += 1
 
     def _end(self, worker: Worker) -> None:

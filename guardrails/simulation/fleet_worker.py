@@ -203,7 +203,7 @@ class Worker:
         has, wants = self.has(now), self.wants(now)
         if holder.is_due(now, has, self.limit, wants) and not self._is_waiting(now):
             self._ask(now, has, wants)
-            if self.is_settled(now):
+            if holder.is_in_contact(now) and self.is_settled(now):
                 self.tick_at(self.sends(1))
                 return
         following, renewal = self.fleet.now + self._until_next(now, has, wants) / self.rate, self.sends(1)
@@ -227,7 +227,7 @@ class Worker:
         """
         holder = self.holder
         following, past = holder.asked + RENEWAL, now - TICK
-        moments = []
+        moments: list[float] = []
         if holder.renewed + CONTACT < following:
             moments += holder.renewed + CONTACT, holder.renewed + GROW_AFTER
         if holder.is_early(has, self.limit, wants):
@@ -265,18 +265,18 @@ class Worker:
         """Connections to ask for."""
         return demand(self.demands.most(now), self.fleet.most)
 
-    def request(self) -> Request:
+    def request(self, has: int) -> Request:
         """The next request; call ``holder.ask`` before."""
-        now, holder, fleet = self.clock(), self.holder, self.fleet
+        holder, fleet = self.holder, self.fleet
         self.seq += 1
         return Request(
-            self.name, self.instance, self.seq, holder.grant is None, self.has(now), holder.told_cap,
+            self.name, self.instance, self.seq, holder.grant is None, has, holder.told_cap,
             holder.safe, holder.told_wants, fleet.minimum, fleet.most, fleet.budget,
         )  # fmt: skip
 
     def _ask(self, now: float, has: int, wants: int) -> None:
         self.holder.ask(now, has, self.limit, wants)
-        request = self.request()
+        request = self.request(has)
         if self.fleet.now == self.sends(1):
             self.beats += 1
         else:
