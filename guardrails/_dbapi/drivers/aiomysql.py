@@ -11,6 +11,18 @@ from guardrails._dbapi.drivers.mysql_async import MySQLAsync
 __all__ = ["Aiomysql"]
 
 
+class _QuietCursor(aiomysql.Cursor):  # type: ignore[misc] # it has no types
+    """Ignores the server's warnings.
+
+    MySQL warns that ``information_schema.processlist`` is deprecated, and aiomysql would make a warning of
+    Python of it, or an error. Its successor is empty where ``performance_schema`` is off, as it is on small
+    instances of clouds.
+    """
+
+    async def _show_warnings(self, conn: Any) -> None:
+        pass
+
+
 class Aiomysql(MySQLAsync):
     """See Driver."""
 
@@ -22,6 +34,9 @@ class Aiomysql(MySQLAsync):
 
     def _transport(self, connection: Any) -> Any:
         return connection._writer.transport  # noqa: SLF001 - it has no public name
+
+    def _cursor(self, messenger: Any) -> Any:
+        return messenger.cursor(_QuietCursor)
 
     async def _log_in_again(self, connection: Any, host: str) -> Any:
         return await aiomysql.connect(

@@ -34,6 +34,9 @@ class MySQLAsync(MySQLDriver):
     async def _log_in_again(self, connection: Any, host: str) -> Any:
         """Opens a second connection to the same server, at ``host``, with the first one's password."""
 
+    def _cursor(self, messenger: Any) -> Any:
+        return messenger.cursor()
+
     async def _another(self, connection: Any, host: str) -> Any:
         """Opens a second connection to the same server."""
         if self.second is not None:
@@ -93,7 +96,7 @@ class MySQLAsync(MySQLDriver):
     async def _kill_query(self, connection: Any, target: Target, host: str) -> None:
         messenger = await self._another(connection, host)
         try:
-            async with messenger.cursor() as cursor:
+            async with self._cursor(messenger) as cursor:
                 await cursor.execute(target.question)
                 if target.is_among(await cursor.fetchall(), self._target(messenger)):
                     await cursor.execute(target.order)
