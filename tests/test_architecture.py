@@ -27,7 +27,17 @@ FOREIGN = {
     "_retry": {"tenacity"},
     "_guard": {"tenacity"},
     # The driver aiosqlite runs behind SQLAlchemy's greenlets, and no other way.
-    "_dbapi": {"aiomysql", "asyncmy", "asyncpg", "psycopg", "psycopg2", "pymysql", "sqlalchemy"},
+    "_dbapi": {
+        "MySQLdb",
+        "aiomysql",
+        "asyncmy",
+        "asyncpg",
+        "pg8000",
+        "psycopg",
+        "psycopg2",
+        "pymysql",
+        "sqlalchemy",
+    },
 }
 """The packages that a room may import besides the standard library. Those above ``_http`` may import any."""
 

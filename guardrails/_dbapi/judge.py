@@ -35,6 +35,7 @@ class Judge:
 
     Attributes:
         moved: Called when the server refuses writes, so that the pool connects to the new primary.
+        out_of_step: See Driver.
         suspect: Called after each failure, so that the pool looks whether the server's name leads elsewhere.
     """
 
@@ -44,6 +45,7 @@ class Judge:
         self._driver = driver
         self._unsent = (*errors, *_RAISED_BEFORE)
         self._refused: Callable[[BaseException], bool] = getattr(driver, "unsent", lambda _: False)
+        self.out_of_step: Callable[[BaseException], bool] = getattr(driver, "out_of_step", lambda _: False)
         self.moved: Callable[[], None] = _nothing
         self.suspect: Callable[[], None] = _nothing
 
@@ -69,6 +71,8 @@ class Judge:
             # psycopg raises it where an executemany() is cancelled early, and leaves pipeline mode on.
             checkout.must_discard = True
             return Outcome.ABANDONED
+        if checkout is not None and self.out_of_step(error):
+            checkout.must_discard = True
         if checkout is not None and not isinstance(error, Exception):
             checkout.caller_cancelled = True
         elif checkout is not None and checkout.caller_cancelled and ending:

@@ -94,6 +94,20 @@ class StatementRunner(UnenforcedWork):
         return getattr(self._driver, "reads_when_dropped", False)
 
     @property
+    def sends_access_mode(self) -> bool:
+        """True if making a connection read-only, or asking whether it is, makes the database work."""
+        return getattr(self._driver, "sends_access_mode", False)
+
+    def note_access_mode(self, connection: Any, *, read_only: bool) -> None:
+        """Notes that the user has made a connection read-only or writable."""
+        driver: Any = self._driver
+        driver.note_access_mode(connection, read_only=read_only)
+
+    def out_of_step(self, error: BaseException) -> bool:
+        """True if a connection must not be used after an error that is no disconnect to SQLAlchemy."""
+        return self._gate.core.enforces and self.judge.out_of_step(error)
+
+    @property
     def lifts_backstop(self) -> bool:
         """True if a statement that may take longer than the backstop has to be reworded."""
         on_request = getattr(self._driver, "backstop_on_request", False)
@@ -223,6 +237,7 @@ class StatementRunner(UnenforcedWork):
             else:
                 observation = self.observe(None, tickets, seconds, own=own)
                 connection = connect(**arguments)
+            self._bounds.note(connection)
             outcome = _NEUTRAL
         except StoppedError as stopped:
             outcome = too_late(seconds, own=own)

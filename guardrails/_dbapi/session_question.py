@@ -38,6 +38,7 @@ def ask_server(driver: Driver, connection: Any, own: Any, work: Work[R], *, cut:
         cut: Whether to cut the connection when time is up; False where the caller is cancelled then.
     """
     try:
+        getattr(driver, "note", _nothing)(own)
         if cut:
             run_later(partial(driver.kill, own), LIMIT)
         answer = work(_identity(driver, own), partial(_rows, connection))
@@ -51,6 +52,10 @@ def ask_server(driver: Driver, connection: Any, own: Any, work: Work[R], *, cut:
                 closing.close()
         raise
     return answer
+
+
+def _nothing(_: Any) -> None:
+    pass
 
 
 def _identity(driver: Driver, own: Any) -> SessionId:

@@ -34,6 +34,9 @@ class Limit(Protocol):
         """Ends the limit of work that raised; True if its cancellation was the reason."""
 
 
+_StartLimit = Callable[[Operations, Any, float], Limit]
+
+
 class _DriverOperations:
     """A driver's operations for SQLAlchemy's connections; the driver's own is looked up when needed.
 
@@ -99,7 +102,10 @@ class Bounds:
         self._operations = _DriverOperations(driver, own, interrupts_task=interrupts_task)
         # Several tasks may use a lent connection, so there is no one task to cancel.
         self._shared_operations = _DriverOperations(driver, own, interrupts_task=False)
-        self._limit: Callable[[Operations, Any, float], Limit] = limit_on_loop if is_async else watch
+        self._limit: _StartLimit = limit_on_loop if is_async else watch
+        self._note: Callable[[Any], None] | None = getattr(driver, "note", None)
+        if self._note is not None:
+            self._limit = partial(self._note_and_limit, self._limit)
         self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
     def run(
@@ -180,6 +186,17 @@ class Bounds:
         if self._driver is None or (self._is_async and not on_event_loop()):
             return None
         return self._limit(self._shared_operations, connection, seconds)
+
+    def note(self, connection: Any) -> None:
+        """Lets the driver read what it must know of a connection; only for the thread that uses it."""
+        if self._note is not None:
+            self._note(self._own(connection))
+
+    def _note_and_limit(
+        self, limit: _StartLimit, operations: Operations, connection: Any, seconds: float
+    ) -> Limit:
+        self.note(connection)
+        return limit(operations, connection, seconds)
 
     def retire(self, connection: Any) -> None:
         """Closes a connection for good, whoever owns it."""

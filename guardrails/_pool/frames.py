@@ -67,6 +67,8 @@ _PLUMBING = {
     "gunicorn",
     "hypercorn",
     "litestar",
+    "MySQLdb",
+    "pg8000",
     "pluggy",
     "psycopg",
     "psycopg2",
@@ -87,7 +89,7 @@ _PLUMBING = {
 }
 """Packages between the application and the database, or between the server and the application."""
 
-_DRIVERS = {"aiomysql", "aiosqlite", "asyncmy", "asyncpg", "psycopg", "pymysql"}
+_DRIVERS = {"MySQLdb", "aiomysql", "aiosqlite", "asyncmy", "asyncpg", "pg8000", "psycopg", "pymysql"}
 
 _OURS = str(pathlib.Path(__file__).absolute().parents[1]) + os.sep
 _STDLIB = tuple(sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib"))

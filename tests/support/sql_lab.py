@@ -10,6 +10,7 @@ import re
 import threading
 import time
 import warnings
+from importlib.util import find_spec
 
 import psycopg
 import pymysql
@@ -24,11 +25,14 @@ DRIVERS = {
     "psycopg": ("postgres", "psycopg", False),
     "psycopg_async": ("postgres", "psycopg", True),
     "psycopg2": ("postgres", "psycopg2", False),
+    "pg8000": ("postgres", "pg8000", False),
     "asyncpg": ("postgres", "asyncpg", True),
     "pymysql": ("mariadb", "pymysql", False),
     "aiomysql": ("mariadb", "aiomysql", True),
     "asyncmy": ("mariadb", "asyncmy", True),
 }
+if find_spec("MySQLdb") is not None:  # it has no wheels for Linux, so it may be missing
+    DRIVERS["mysqldb"] = ("mariadb", "mysqldb", False)
 
 
 def drivers(server=None, *, is_async=None):
@@ -38,6 +42,11 @@ def drivers(server=None, *, is_async=None):
         for name, (kind, _, on_loop) in DRIVERS.items()
         if server in {None, kind} and is_async in {None, on_loop}
     ]
+
+
+def those(*names):
+    """A mark for a test that is about these drivers; one that is not installed is left out."""
+    return pytest.mark.parametrize("lab", [name for name in names if name in DRIVERS], indirect=True)
 
 
 def lab_with(names):
@@ -85,6 +94,8 @@ class Postgres:
 
     def connect_args(self, driver):
         name = {"application_name": "lab"}
+        if driver == "pg8000":  # it would load every root certificate of the machine, as PyMySQL would
+            return {**name, "ssl_context": False}
         return {"server_settings": name} if driver == "asyncpg" else name
 
     def connect(self):

@@ -37,10 +37,14 @@ class Driver(Protocol):
         second: Opens a second connection the way the engine opens its own; None where there is no engine.
         failed_cancels: Number of cancel requests that did not reach the server.
 
-    A driver may also have ``prepare(connection, seconds)``, called before each piece of work, and
+    A driver may also have ``prepare(connection, seconds)``, called before each piece of work,
+    ``note(connection)``, called by the thread that uses the connection before it is used under a limit, and
     ``works_in_fetch = True`` where the rows of an ordinary cursor are computed as they are fetched,
-    ``reads_when_dropped = True`` where dropping a half-read cursor first reads all remaining rows, and
-    ``unsent(error)``, which is true for an error of the driver's own encoders.
+    ``reads_when_dropped = True`` where dropping a half-read cursor first reads all remaining rows,
+    ``unsent(error)``, which is true for an error of the driver's own encoders, and ``out_of_step(error)``,
+    which is true for an error after which the connection would give wrong answers, and must not be used. One
+    with ``sends_access_mode = True``, where making a session read-only is a statement, has
+    ``note_access_mode(connection, read_only=...)``.
     """
 
     interrupts_task: bool
@@ -119,7 +123,9 @@ _KNOWN = {
     ("psycopg_async", True): ("psycopg", "PsycopgAsync"),
     ("asyncpg", True): ("asyncpg", "Asyncpg"),
     ("psycopg2", False): ("psycopg2", "Psycopg2"),
+    ("pg8000", False): ("pg8000", "PG8000"),
     ("pymysql", False): ("pymysql", "PyMySQL"),
+    ("mysqldb", False): ("mysqldb", "MySQLdb"),
     ("aiomysql", True): ("aiomysql", "Aiomysql"),
     ("asyncmy", True): ("asyncmy", "Asyncmy"),
     ("pysqlite", False): ("sqlite", "Sqlite"),

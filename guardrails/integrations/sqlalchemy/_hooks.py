@@ -16,6 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from guardrails._dbapi.runner import StatementRunner
 from guardrails.errors import CallTimeoutError, ConnectionRevokedError, RejectedError
+from guardrails.integrations.sqlalchemy._characteristics import around_characteristic, around_set_readonly
 from guardrails.integrations.sqlalchemy._closing import around_close, around_terminate
 from guardrails.integrations.sqlalchemy._creator import around_initialize
 from guardrails.integrations.sqlalchemy._listeners import BoundedListeners
@@ -74,8 +75,13 @@ class DialectHooks:
         self._hook("do_prepare_twophase", phases.around_prepare)
         self._hook("do_commit_twophase", partial(phases.around_end, commit=True))
         self._hook("do_rollback_twophase", partial(phases.around_end, commit=False))
+        bounded = partial(around_characteristic, admission=self._admission, runner=self._runner)
         for method in ("get_isolation_level", "set_isolation_level", "reset_isolation_level"):
-            self._hook(method, self._around_isolation_level)
+            self._hook(method, bounded)
+        if self._runner.sends_access_mode:
+            for method in ("get_readonly", "get_deferrable", "set_deferrable"):
+                self._hook(method, bounded)
+            self._hook("set_readonly", partial(around_set_readonly, bounded=bounded, runner=self._runner))
         self._hook("do_ping", self._around_ping)
         self._hook("connect", self._around_connect)
         self._hook("do_terminate", partial(around_terminate, runner=self._runner))
@@ -202,6 +208,9 @@ class DialectHooks:
             if isinstance(error, CallTimeoutError) or revoked is not None:
                 context.is_disconnect = True
                 context.invalidate_pool_on_disconnect = False
+            elif not context.is_disconnect and self._runner.out_of_step(error):
+                context.is_disconnect = True
+                context.invalidate_pool_on_disconnect = isinstance(error, OSError)  # a lost connection
 
     def _checkout_of(self, fairy: Any) -> DBAPICheckout | None:
         """Returns the checkout of a connection, None for one older than the guard; refuses a revoked one."""
@@ -240,25 +249,6 @@ class DialectHooks:
         except RejectedError:
             self._rollback(fairy)
             raise
-
-    def _around_isolation_level(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Bounds the calls that get, set or reset an isolation level; a reset is part of a check-in."""
-        run, checkout_with = self._runner.run, self._admission.checkout_with
-
-        def bounded(connection: Any, *args: Any, **kwargs: Any) -> Any:
-            call, checkout = partial(original, connection, **kwargs), checkout_with(connection)
-            try:
-                return run(call, args, connection, checkout, ending=True)
-            except BaseException as error:
-                # SQLAlchemy neither checks the state of the connection nor returns it.
-                stopped = isinstance(error, CallTimeoutError) or not isinstance(error, Exception)
-                if stopped and checkout is not None and checkout.proxy is not None:
-                    proxy: Any = checkout.proxy()
-                    if proxy is not None and proxy.is_valid and not checkout.checking_in:
-                        proxy.invalidate(error)
-                raise
-
-        return bounded
 
     def _around_rollback(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         run, checkout_of = self._runner.run, self._admission.checkout_of

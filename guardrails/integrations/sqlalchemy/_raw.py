@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -186,7 +187,9 @@ class _GuardedConnection(_ConnectionFairy):
 
     def _finish(self, close: Callable[..., Any], *error: object) -> Any:
         if not self.is_valid:
-            return close(*error)
+            with suppress(Exception):  # mysqlclient asks the connection that was stopped and closed
+                return close(*error)
+            return None
         return self._guarded(self._work.finish, close, error, self.guardrails_timeout)
 
     def guardrails_end(
@@ -196,7 +199,18 @@ class _GuardedConnection(_ConnectionFairy):
         if not self.is_valid:
             return call(*args)
         ending = not commit if ending is None else ending
-        result = self._guarded(partial(self._work.end, commit=commit, ending=ending), call, args)
+        checkout = self._work.checkout_of(self._connection_record)
+        if checkout is not None and checkout.ends:
+            # pg8000's dialect ends it with the methods of this connection, and not with the driver's.
+            return call(*args)
+        work = partial(self._work.end, commit=commit, ending=ending)
+        if checkout is None:
+            return self._guarded(work, call, args)
+        checkout.ends = True
+        try:
+            result = self._guarded(work, call, args)
+        finally:
+            checkout.ends = False
         self._set_prepared(on=False)
         return result
 

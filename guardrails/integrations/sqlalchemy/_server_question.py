@@ -30,8 +30,10 @@ R = TypeVar("R")
 _CONNECT_LIMITS: dict[str, dict[str, Any]] = {
     "psycopg": {"connect_timeout": 2},  # the minimum of libpq
     "psycopg2": {"connect_timeout": 2},
+    "pg8000": {"timeout": LIMIT},
     "asyncpg": {"timeout": LIMIT},
     "pymysql": {"connect_timeout": 1, "read_timeout": 1, "write_timeout": 1},
+    "mysqldb": {"connect_timeout": 1, "read_timeout": 1, "write_timeout": 1},
     "aiomysql": {"connect_timeout": 1},
     "asyncmy": {"connect_timeout": 1},
 }

@@ -37,6 +37,8 @@ def connect_with(lab, **settings):
     arguments = lab.backend.connect_args(lab.driver)
     if lab.driver == "asyncpg":
         arguments = {"server_settings": {**arguments["server_settings"], **settings}}
+    elif settings and lab.driver == "pg8000":
+        arguments = {**arguments, "startup_params": settings}
     elif settings:
         arguments = {**arguments, "options": " ".join(f"-c {name}={settings[name]}" for name in settings)}
     make = create_async_engine if hasattr(lab, "runner") else create_engine

@@ -17,7 +17,7 @@ from guardrails import CallTimeoutError, CommitUnknownError, DeadlineSpentError,
 from guardrails.testing.proxy import FaultProxy
 from support.foreign_pool import foreign_pool
 from support.prepared import names_of_prepared, tidy
-from support.sql_lab import lab_with
+from support.sql_lab import BACKENDS, lab_with
 
 FEW = pytest.param(90, id="few")
 ALL = pytest.param(3000, id="all", marks=[pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)])
@@ -200,7 +200,7 @@ def test_transactions_of_an_isolation_level_around_their_deadline(races, count):
 
 
 def on_postgresql(lab):
-    return lab.driver in {"psycopg", "psycopg2", "asyncpg"}
+    return isinstance(lab.backend, BACKENDS["postgres"])
 
 
 pool_lab = lab_with(["psycopg", "psycopg_async"])

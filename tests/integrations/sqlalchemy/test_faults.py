@@ -196,8 +196,9 @@ def test_silence_in_commit(lab, wire, numbers):
         lab.run(work)
     wire.heal()
     well(lab)
-    # This one has: the server heard the COMMIT, and only its answer was lost.
-    assert lab.query("select count(*) from numbers") == 1
+    # This one has: the server heard the COMMIT, and only its answer was lost. Before pg8000 sends it,
+    # it waits for the answer to its preparation.
+    assert lab.query("select count(*) from numbers") == (0 if lab.driver == "pg8000" else 1)
 
 
 @pytest.mark.parametrize("how", ["rollback", "close"])
@@ -283,11 +284,14 @@ def test_a_lost_connection_is_reported_at_once(lab, wire, fault):
     breaking = threading.Thread(target=break_it)
     breaking.start()
     start = time.monotonic()
-    with pytest.raises(DBAPIError) as caught:
+    with pytest.raises((DBAPIError, OSError)) as caught:
         lab.query(BIG if fault == "cut" else "select pg_sleep(3)", timeout=20)
     breaking.join()
     assert time.monotonic() - start < 2.5 or fault == "cut"
-    assert caught.value.connection_invalidated
+    # pg8000 raises what its socket raises.
+    assert (
+        lab.driver == "pg8000" if isinstance(caught.value, OSError) else caught.value.connection_invalidated
+    )
     snapshot = lab.guard.snapshot()
     assert (snapshot.failed - failed, snapshot.in_use, lab.pool.checkedout()) == (1, 0, 0)
     poll(lambda: lab.query("select 42") == 42, "the engine is well again")

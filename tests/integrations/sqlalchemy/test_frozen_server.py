@@ -13,6 +13,7 @@ from guardrails import CallTimeoutError, CommitUnknownError, deadline
 from support.foreign_pool import foreign_pool
 from support.lateness import LATE
 from support.prepared import names_of_prepared, tidy
+from support.sql_lab import those
 
 LIMIT = 0.3
 
@@ -187,7 +188,7 @@ def test_listener_on_a_frozen_server_ends(frozen, moment):
     freeze.ends(times=2)
 
 
-@pytest.mark.parametrize("lab", ["pymysql", "aiomysql", "asyncmy"], indirect=True)
+@those("pymysql", "mysqldb", "aiomysql", "asyncmy", "pg8000")
 @pytest.mark.parametrize("end", ["set", "reset"])
 def test_isolation_level_on_a_frozen_server_ends(frozen, end):
     """Where an isolation level is a statement, setting it and taking it back on return are bounded."""
@@ -208,7 +209,7 @@ def test_isolation_level_on_a_frozen_server_ends(frozen, end):
     freeze.ends(times=2)
 
 
-@pytest.mark.parametrize("lab", ["psycopg", "psycopg2", "pymysql"], indirect=True)
+@those("psycopg", "psycopg2", "pg8000", "pymysql", "mysqldb")
 def test_dbapi_connection_on_a_frozen_server_ends(frozen):
     """Work on the driver's own connection inside a deadline ends with it."""
     warm(frozen)

@@ -22,7 +22,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from guardrails import BulkheadFullError, ConfigurationError, protect
 from guardrails.integrations.sqlalchemy import leaks, pool_status
-from support.sql_lab import on_postgres
+from support.sql_lab import on_postgres, those
 
 made = []
 
@@ -141,7 +141,7 @@ def test_cursor_of_sqlite_is_sqlites(url):
         assert list(batches.partitions()) == [[(1,)], [(2,)]]
 
 
-@pytest.mark.parametrize("lab", ["psycopg", "psycopg2", "pymysql", "aiomysql", "asyncmy"], indirect=True)
+@those("psycopg", "psycopg2", "pg8000", "pymysql", "mysqldb", "aiomysql", "asyncmy")
 def test_streamed_result_closes_the_cursor_that_listeners_know(lab):
     """When the rows of a stream are used up, the object that a listener got is the one that is closed."""
     lab.protect()

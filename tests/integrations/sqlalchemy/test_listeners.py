@@ -14,7 +14,7 @@ from guardrails import CallTimeoutError, CommitUnknownError, deadline
 from guardrails.integrations.sqlalchemy import pool_status
 from guardrails.testing.proxy import FaultProxy
 from support.lateness import LATE
-from support.sql_lab import in_threads, lab_with, on_loops, on_postgres
+from support.sql_lab import in_threads, lab_with, on_loops, on_postgres, those
 
 LIMIT = 0.4
 
@@ -364,7 +364,7 @@ def test_isolation_level_is_asked_for_in_time(wired):
     well_again(wired)
 
 
-@pytest.mark.parametrize("lab", ["pymysql", "aiomysql", "asyncmy"], indirect=True)
+@those("pymysql", "mysqldb", "aiomysql", "asyncmy", "pg8000")
 @pytest.mark.parametrize("where", ["engine", "connection"])
 def test_isolation_level_is_set_in_time(wired, where):
     """Setting the isolation level of an engine's or a connection's checkouts asks the server, too."""
@@ -381,7 +381,7 @@ def test_isolation_level_is_set_in_time(wired, where):
     well_again(wired)
 
 
-@pytest.mark.parametrize("lab", ["pymysql", "aiomysql", "asyncmy"], indirect=True)
+@those("pymysql", "mysqldb", "aiomysql", "asyncmy", "pg8000")
 def test_isolation_level_is_reset_in_time(wired):
     """Taking an isolation level back on return is bounded, and its connection does not stay out."""
     wired.protect(guard={"timeout": LIMIT})

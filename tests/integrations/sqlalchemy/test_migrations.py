@@ -10,7 +10,8 @@ from guardrails import CallTimeoutError
 from support.polling import poll
 from support.sql_lab import drivers, lab_with
 
-lab = lab_with(drivers("postgres"))
+lab = lab_with([name for name in drivers("postgres") if name != "pg8000"])
+"""With pg8000, Alembic's question for the isolation level begins a transaction in its autocommit block."""
 
 SLOW = "select 1 from pg_sleep(0.8)"
 

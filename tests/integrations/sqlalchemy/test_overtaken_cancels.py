@@ -18,6 +18,7 @@ from guardrails._dbapi.drivers import find_driver
 from guardrails._dbapi.drivers.psycopg2 import Psycopg2
 from support.lateness import LATE
 from support.polling import poll
+from support.sql_lab import those
 
 LIMIT = 0.2
 NAP = "select pg_sleep(cast(current_setting('lab.nap') as float))"
@@ -81,9 +82,7 @@ def test_a_cancel_request_that_overtakes_its_statement(lab, patience):
     assert lab.query("select pg_backend_pid()") != pid
 
 
-@pytest.mark.parametrize(
-    "lab", ["psycopg", "psycopg_async", "psycopg2", "pymysql", "aiomysql", "asyncmy"], indirect=True
-)
+@those("psycopg", "psycopg_async", "psycopg2", "pg8000", "pymysql", "mysqldb", "aiomysql", "asyncmy")
 def test_a_cancel_request_that_is_lost(lab, monkeypatch):
     """Whatever became of the first order, the statement has ended on the server a second later."""
     lab.protect(pool_size=1, max_overflow=0, guard={"breaker": None})

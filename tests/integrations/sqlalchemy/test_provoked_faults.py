@@ -33,6 +33,8 @@ def lab(request, mortal):
 
 def state(error):
     """The SQLSTATE a driver's error carries, if it carries one."""
+    if error.args and isinstance(error.args[0], dict):  # pg8000
+        return error.args[0]["C"]
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 

@@ -459,7 +459,7 @@ def test_deadline_of_the_drivers_own_connection(lab, frozen):
     with contextlib.ExitStack() as block:
         if frozen:
             block.enter_context(lab.frozen())
-        with deadline(LIMIT), pytest.raises(Exception, match=r"cancel|clos|lost|terminat"):
+        with deadline(LIMIT), pytest.raises(Exception, match=r"cancel|clos|lost|terminat|network error"):
             on_driver(lab, lambda own: execute_with_driver(own, f"select pg_sleep({seconds})"))
         assert LIMIT <= time.monotonic() - start < LIMIT + LATE
     assert (lab.pool.checkedout(), lab.guard.snapshot().in_use) == (0, 0)

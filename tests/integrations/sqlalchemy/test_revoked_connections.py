@@ -30,7 +30,7 @@ from guardrails import ConfigurationError, ConnectionRevokedError, holding, prot
 from guardrails._runtime.housekeeper import run_later
 from guardrails.integrations.sqlalchemy import _revoking
 from support.polling import poll, wait_until
-from support.sql_lab import AsyncLab, in_threads, on_loops, on_postgres
+from support.sql_lab import AsyncLab, in_threads, on_loops, on_postgres, those
 
 HERE = "test_revoked_connections.py:"
 
@@ -304,7 +304,7 @@ def test_the_driver_s_own_connection_is_not_taken_back(lab):
     lab.run(hold)
 
 
-@pytest.mark.parametrize("lab", ["psycopg", "psycopg2", "pymysql"], indirect=True)
+@those("psycopg", "psycopg2", "pg8000", "pymysql", "mysqldb")
 def test_a_prepared_transaction_is_not_touched(lab, table):
     """It would keep its locks, and its holder would have no way to end it."""
     protected(lab)

@@ -12,9 +12,9 @@ from guardrails import CallTimeoutError, protect
 from guardrails.integrations.sqlalchemy import pool_status
 from guardrails.testing.servers import PostgresServer
 from support.polling import poll
-from support.sql_lab import laboratory
+from support.sql_lab import DRIVERS, laboratory
 
-NEED_A_LOGIN = ["psycopg2", "pymysql", "aiomysql", "asyncmy"]
+NEED_A_LOGIN = [name for name in ("psycopg2", "pymysql", "mysqldb", "aiomysql", "asyncmy") if name in DRIVERS]
 """Drivers that log in a second time to cancel; the others send a cancel request."""
 
 

@@ -14,6 +14,7 @@ from guardrails import CallTimeoutError, CircuitOpenError, CommitUnknownError, d
 from guardrails.testing.proxy import FaultProxy
 from support.lateness import LATE
 from support.prepared import tidy
+from support.sql_lab import those
 
 LIMIT = 0.5
 
@@ -122,7 +123,7 @@ def test_two_phases_in_time(lab):
     assert (snapshot.failed, snapshot.in_use) == (0, 0)
 
 
-@pytest.mark.parametrize("lab", ["psycopg", "psycopg2"], indirect=True)
+@those("psycopg", "psycopg2", "pg8000")
 def test_raw_phases_are_bounded(wired):
     """PEP 249's own methods on a raw connection are bounded likewise."""
     wired.protect(guard={"timeout": LIMIT}, pool_size=1, max_overflow=0)
