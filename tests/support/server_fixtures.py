@@ -8,6 +8,7 @@ from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import PostgresServer, ValkeyServer
 from support import redis_lab
+from support.mysql_server import MySQLServer
 from support.sql_lab import MariaDB, drivers, lab_with
 
 
@@ -20,10 +21,14 @@ def postgres():
 
 @pytest.fixture(scope="session")
 def mariadb():
-    """One MariaDB for the whole run, with a user of the tests' own; a visible skip without the program."""
-    if not MariaDBServer.installed():
+    """One MariaDB for the whole run, with a user of the tests' own; a visible skip without the program.
+
+    MySQL instead, if the environment names it.
+    """
+    kind = MySQLServer if MySQLServer.installed() else MariaDBServer
+    if not kind.installed():
         pytest.skip("mariadbd is not installed")
-    with MariaDBServer.start("--max-connections=100") as server:
+    with kind.start("--max-connections=100") as server:
         with MariaDB(server).connect() as connection:
             MariaDB.run(connection, "create user lab@'127.0.0.1'")
             MariaDB.run(connection, "grant all on guardrails.* to lab@'127.0.0.1'")

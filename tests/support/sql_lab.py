@@ -19,6 +19,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import CallTimeoutError, protect
+from support.mysql_server import MySQLServer
 from support.polling import poll
 
 DRIVERS = {
@@ -151,8 +152,17 @@ class MariaDB:
         (re.compile(r"generate_series\(1, (\d+)\) n"), r"(select seq n from seq_1_to_\1) numbers"),
     )
 
+    mysqls_words = (
+        (
+            re.compile(r"\(select seq n from seq_1_to_(\d+)\) numbers"),
+            r"(with recursive s(n) as (select 1 union all select n + 1 from s where n < \1) table s) s",
+        ),
+    )
+
     def __init__(self, server):
         self.server = server
+        if isinstance(server, MySQLServer):
+            self.words += self.mysqls_words
 
     def url(self, driver, port=None):
         return f"mysql+{driver}://lab@127.0.0.1:{port or self.server.port}/guardrails"
