@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from guardrails._runtime.scope import deadline, remaining
     from guardrails.errors import (
         BulkheadFullError,
+        CallAbandonedError,
         CallTimeoutError,
         CircuitOpenError,
+        ClientGoneError,
         CommitUnknownError,
         ConfigurationError,
         ConnectionRevokedError,
@@ -48,9 +50,11 @@ __all__ = [
     "BreakerPolicy",
     "Bulkhead",
     "BulkheadFullError",
+    "CallAbandonedError",
     "CallTimeoutError",
     "CircuitBreaker",
     "CircuitOpenError",
+    "ClientGoneError",
     "CommitUnknownError",
     "ConfigurationError",
     "ConnectionRevokedError",

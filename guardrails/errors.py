@@ -7,8 +7,10 @@
      |   +- CircuitOpenError       also a pybreaker.CircuitBreakerError
      |   +- BulkheadFullError
      |   +- DeadlineSpentError     no time was left
+     |   |   +- ClientGoneError    the client of its request had gone
      |   +- ShedError              dropped for its criticality
      +- CallTimeoutError           also a TimeoutError; it started, the effect is unknown
+     |   +- CallAbandonedError     the client of its request went
      |   +- CommitUnknownError     a COMMIT timed out
      +- ConnectionRevokedError     the connection had been idle for too long and was taken back
      +- WarmUpError                the pool could not open its idle connections
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BulkheadFullError",
+    "CallAbandonedError",
     "CallTimeoutError",
     "CircuitOpenError",
+    "ClientGoneError",
     "CommitUnknownError",
     "ConfigurationError",
     "ConnectionRevokedError",
@@ -107,6 +111,21 @@ class DeadlineSpentError(RejectedError):
     """The deadline had passed before the call could start."""
 
 
+class ClientGoneError(DeadlineSpentError):
+    """The client of the request had closed its connection before the call could start.
+
+    Raised only where a middleware has ``cancel_on_disconnect``. It is counted in no figure of the guard.
+    """
+
+    def __init__(
+        self, guard: str, reason: Reason = "deadline_spent", retry_after: float | None = None
+    ) -> None:
+        super().__init__(guard, reason, retry_after)
+
+    def __str__(self) -> str:
+        return f"{self.guard!r} refused the call: the client of the request is gone"
+
+
 class ShedError(RejectedError):
     """Refused under load because more important calls need the slots."""
 
@@ -133,6 +152,17 @@ class CallTimeoutError(GuardrailsError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{self.guard!r} stopped the call: it was given {self.timeout:.3g} s"
+
+
+class CallAbandonedError(CallTimeoutError):
+    """The call was stopped because the client of the request closed its connection.
+
+    It may have taken effect. Raised only where a middleware has ``cancel_on_disconnect``. It is no evidence
+    about the dependency.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.guard!r} stopped the call: the client of the request is gone"
 
 
 class CommitUnknownError(CallTimeoutError):

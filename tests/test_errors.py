@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import guardrails
 from guardrails.errors import (
+    CallAbandonedError,
     CallTimeoutError,
     ConfigurationError,
     ConnectionRevokedError,
@@ -110,4 +111,5 @@ def test_a_timeout_is_no_system_error(cls):
     """It is a TimeoutError, and so an OSError, whose own fields say nothing."""
     error = cls("db", 1.5)
     assert (error.errno, error.strerror, error.filename) == (None, None, None)
-    assert str(error) == "'db' stopped the call: it was given 1.5 s"
+    reason = "the client of the request is gone" if cls is CallAbandonedError else "it was given 1.5 s"
+    assert str(error) == f"'db' stopped the call: {reason}"

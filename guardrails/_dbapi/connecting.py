@@ -38,7 +38,15 @@ _LOOK = 0.05
 
 
 class StoppedError(Exception):
-    """Work was stopped at its deadline; the cause is the driver's error."""
+    """Work was stopped, at its deadline or for its client; the cause is the driver's error.
+
+    Attributes:
+        client_gone: True if the client of the request has left.
+    """
+
+    def __init__(self, *, client_gone: bool = False) -> None:
+        super().__init__()
+        self.client_gone = client_gone
 
 
 def lasting(seconds: float) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from guardrails._dbapi.watchdog import AGAIN, GRACE, Stop
 from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
+from guardrails._runtime.scope import Client
 
 __all__ = ["Operations", "limit_on_loop"]
 
@@ -33,10 +34,11 @@ class _OnLoop(Timer):
     The work runs inside SQLAlchemy's greenlet, where a cancellation of the task is raised like any error.
     """
 
-    __slots__ = ("before", "connection", "due", "fired", "operations", "task", "timers")
+    __slots__ = ("before", "client", "connection", "due", "fired", "operations", "task", "timers")
 
     timers: LoopTimers
     before: int
+    client: Client | None  # of the request that the work ends with
     connection: Any
     fired: int
     task: asyncio.Task[Any] | None  # the one to cancel, where that is how the work is stopped
@@ -47,9 +49,18 @@ class _OnLoop(Timer):
         """See Limit."""
         return _get_running_loop().time() >= self.due
 
+    def is_for(self, client: Client) -> bool:
+        """See Timer."""
+        return self.client is client
+
+    def end_with(self, client: Client) -> None:
+        """See Limit. The client leaves in the loop's own thread, so it finds the work."""
+        self.client = client
+
     def fire(self) -> float | None:
         """See Timer."""
         self.fired += 1
+        self.client = None  # the steps after this one keep their times
         with suppress(Exception):  # it may have been closed meanwhile
             if self.fired == 1:
                 self.operations.cancel(self.operations.aim(self.connection), GRACE)
@@ -91,6 +102,7 @@ def limit_on_loop(operations: Operations, connection: Any, seconds: float) -> _O
     limit.operations = operations
     limit.connection = connection
     limit.fired = 0
+    limit.client = None
     limit.task = task = _current_task(loop) if operations.interrupts_task else None
     limit.before = 0 if task is None else task.cancelling()
     limit.timers = timers = timers_of(loop)

@@ -23,7 +23,7 @@ from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.holds import PutBack
 from guardrails._pool.limits import innermost, time_allowed
-from guardrails._runtime.scope import ambient
+from guardrails._runtime.scope import Client, ambient, waiting_client
 
 __all__ = ["StatementRunner", "as_it_is"]
 
@@ -134,7 +134,7 @@ class StatementRunner(UnenforcedWork):
             return statement
         return self._driver.allow(statement, None if timeout == math.inf else timeout)
 
-    def run(  # noqa: C901, PLR0912 - hot: every statement runs it
+    def run(  # noqa: C901, PLR0912, PLR0915 - hot: every statement runs it
         self,
         call: Callable[..., Any],
         args: Sequence[Any],
@@ -161,8 +161,9 @@ class StatementRunner(UnenforcedWork):
                 because those succeed while every statement fails.
 
         Raises:
-            DeadlineSpentError: No time was left; the work did not start.
-            CallTimeoutError: It was stopped.
+            DeadlineSpentError: No time was left, or the client of the request had gone; the work did not
+                start.
+            CallTimeoutError: It was stopped, at its deadline or because the client has gone.
             ConnectionRevokedError: The connection was taken back; the work did not start.
         """
         proves = proves and not (ending or commit)
@@ -171,10 +172,13 @@ class StatementRunner(UnenforcedWork):
             return self.run_unenforced(call, args, connection, checkout, timeout, **how)
         times = checkout.times if proves and checkout is not None else None
         guard = self._guard if checkout is None else checkout.guard
+        client: Client | None = None
         if ambient.get() is None and guard is self._guard:
             seconds, own = self._timeout if timeout is None else timeout, True
         else:
             seconds, own = time_allowed(guard, timeout)
+            if not (ending or commit):  # the end of a transaction goes on without the client
+                client = waiting_client(ambient.get(), guard.name)
         if seconds is not None and seconds <= 0:
             seconds = self._spent(ending=ending)
         tickets: list[tuple[LockedGate, int]] = []
@@ -194,9 +198,11 @@ class StatementRunner(UnenforcedWork):
                 tickets.append((gate, gate.begin(slot)))
             if times is not None:
                 started = times.clock()
-            result = self._bounds.run(call, args, connection, seconds)
+            result = self._bounds.run(call, args, connection, seconds, client)
             outcome = _SUCCESS if proves else _NEUTRAL
         except StoppedError as stopped:
+            if stopped.client_gone:
+                raise self.abandoned(guard, seconds, checkout) from stopped.__cause__
             outcome = too_late(seconds, own=own)
             self.judge.suspect()
             raise self.timed_out(guard, seconds, checkout, commit=commit) from stopped.__cause__

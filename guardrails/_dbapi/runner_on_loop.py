@@ -19,7 +19,7 @@ from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkout import Checkout
 from guardrails._pool.holds import PutBack
 from guardrails._pool.limits import innermost, time_allowed
-from guardrails._runtime.scope import ambient
+from guardrails._runtime.scope import Client, ambient, waiting_client
 
 __all__ = ["LoopRunner"]
 
@@ -45,10 +45,13 @@ class LoopRunner(StatementRunner):
             with self.unenforced(connection, out, None, ending=ending, proves=proves):
                 return await call(*args)
         guard = self._guard if checkout is None else checkout.guard
+        client: Client | None = None
         if ambient.get() is None and guard is self._guard:
             seconds, own = self._timeout, True
         else:
             seconds, own = time_allowed(guard)
+            if not (ending or commit):  # the end of a transaction goes on without the client
+                client = waiting_client(ambient.get(), guard.name)
         if seconds is not None and seconds <= 0:
             seconds = self._spent(ending=ending)
         times = checkout.times if proves and checkout is not None else None
@@ -66,9 +69,11 @@ class LoopRunner(StatementRunner):
                 tickets.append((gate, gate.begin(slot)))
             if times is not None:
                 started = times.clock()
-            result = await self._bounds.run_async(call, args, connection, seconds)
+            result = await self._bounds.run_async(call, args, connection, seconds, client)
             outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
         except StoppedError as stopped:
+            if stopped.client_gone:
+                raise self.abandoned(guard, seconds, out) from stopped.__cause__
             outcome = too_late(seconds, own=own)
             self.judge.suspect()
             raise self.timed_out(guard, seconds, out, commit=commit) from stopped.__cause__

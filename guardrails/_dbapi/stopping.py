@@ -5,6 +5,7 @@ Depends on drivers, timers and the watchdog; must not import a guard or SQLAlche
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,7 @@ from guardrails._dbapi.connecting_on_loop import OnLoop
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.loop_watch import Operations, limit_on_loop
 from guardrails._dbapi.watchdog import watch
+from guardrails._runtime.scope import Client
 from guardrails._runtime.waiters import on_event_loop
 
 __all__ = ["Bounds", "Limit", "StoppedError"]
@@ -34,7 +36,14 @@ class Limit(Protocol):
         """Ends the limit of work that raised; True if its cancellation was the reason."""
 
 
-_StartLimit = Callable[[Operations, Any, float], Limit]
+class _ClientLimit(Limit, Protocol):
+    """The limit of work that may end sooner than at its deadline."""
+
+    def end_with(self, client: Client) -> None:
+        """Lets the work end as soon as the client of the request has left."""
+
+
+_StartLimit = Callable[[Operations, Any, float], _ClientLimit]
 
 
 class _DriverOperations:
@@ -109,44 +118,65 @@ class Bounds:
         self._prepare: Callable[[Any, float], None] | None = getattr(driver, "prepare", None)
 
     def run(
-        self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float | None
+        self,
+        call: Callable[..., Any],
+        args: Sequence[Any],
+        connection: Any,
+        seconds: float | None,
+        client: Client | None = None,
     ) -> Any:
         """Runs work on a connection.
+
+        Args:
+            call: The work.
+            args: Its arguments.
+            connection: The connection.
+            seconds: Its limit; None is unlimited.
+            client: The client of the request that the work ends with, if any.
 
         Raises:
             StoppedError: It was cancelled. The connection must not be used again.
         """
-        if seconds is None or self._driver is None:
+        if self._driver is None or (seconds is None and client is None):
             return call(*args)
-        limit = self._limit(self._operations, connection, seconds)
+        limit = self._limit(self._operations, connection, math.inf if seconds is None else seconds)
         try:
-            if self._prepare is not None:
+            if client is not None:
+                limit.end_with(client)
+            if self._prepare is not None and seconds is not None:
                 self._prepare(self._own(connection), seconds)
             result = call(*args)
         except BaseException as error:
             if limit.failed(error) or self._gave_up(error, limit):
-                raise StoppedError from error
+                raise _stopped(client) from error
             raise
         if limit.end():
             # It finished, but the cancel request may still reach the server and hit the next statement.
-            raise StoppedError
+            raise _stopped(client)
         return result
 
     async def run_async(
-        self, call: Callable[..., Awaitable[Any]], args: Sequence[Any], connection: Any, seconds: float | None
+        self,
+        call: Callable[..., Awaitable[Any]],
+        args: Sequence[Any],
+        connection: Any,
+        seconds: float | None,
+        client: Client | None = None,
     ) -> Any:
         """Runs work that is a coroutine; see `run`."""
-        if seconds is None or self._driver is None:
+        if self._driver is None or (seconds is None and client is None):
             return await call(*args)
-        limit = self._limit(self._operations, connection, seconds)
+        limit = self._limit(self._operations, connection, math.inf if seconds is None else seconds)
         try:
+            if client is not None:
+                limit.end_with(client)
             result = await call(*args)
         except BaseException as error:
             if limit.failed(error):
-                raise StoppedError from error
+                raise _stopped(client) from error
             raise
         if limit.end():
-            raise StoppedError
+            raise _stopped(client)
         return result
 
     def around(self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float) -> Any:
@@ -194,7 +224,7 @@ class Bounds:
 
     def _note_and_limit(
         self, limit: _StartLimit, operations: Operations, connection: Any, seconds: float
-    ) -> Limit:
+    ) -> _ClientLimit:
         self.note(connection)
         return limit(operations, connection, seconds)
 
@@ -269,6 +299,10 @@ class Bounds:
     def _gave_up(self, error: BaseException, limit: Limit) -> bool:
         """True if the driver ended its work on its own, as `prepare` had set it up."""
         return self._prepare is not None and isinstance(error, Exception) and limit.late
+
+
+def _stopped(client: Client | None) -> StoppedError:
+    return StoppedError(client_gone=client is not None and client.gone)
 
 
 def _several(host: object) -> bool:

@@ -20,7 +20,13 @@ from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.limits import time_allowed
 from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import current, note_guard_error, time_left
-from guardrails.errors import CallTimeoutError, CommitUnknownError, ConnectionRevokedError, GuardrailsError
+from guardrails.errors import (
+    CallAbandonedError,
+    CallTimeoutError,
+    CommitUnknownError,
+    ConnectionRevokedError,
+    GuardrailsError,
+)
 
 __all__ = ["OutsideWork", "too_late"]
 
@@ -270,6 +276,14 @@ class OutsideWork:
         return note_guard_error(
             (errors.commit_unknown if commit else errors.timeout)(guard.name, seconds or 0.0)
         )
+
+    def abandoned(
+        self, guard: Guard, seconds: float | None, checkout: DBAPICheckout | None
+    ) -> CallAbandonedError:
+        """Creates the error of work that was stopped because the client of its request has left."""
+        if checkout is not None:
+            checkout.must_discard = True
+        return note_guard_error(CallAbandonedError(guard.name, seconds or 0.0))
 
     def unknown(self, error: CallTimeoutError) -> CommitUnknownError:
         """Creates the error of a COMMIT that timed out as a statement."""

@@ -18,9 +18,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from guardrails._runtime.fork import check_process, in_child
+from guardrails._runtime.scope import Client
 from guardrails._runtime.threads import daemon
 
-__all__ = ["AGAIN", "GRACE", "Stop", "Watched", "watch"]
+__all__ = ["AGAIN", "GRACE", "Stop", "Watched", "end_work_of", "watch"]
 
 _Request = Callable[[], None]
 
@@ -64,19 +65,27 @@ class Watched:
         stop: Stops the call.
         connection: The connection it runs on.
         asked: Number of cancel requests.
+        client: The client of the request that the call ends with; None if it ends with none.
     """
 
-    __slots__ = ("asked", "at", "connection", "stop")
+    __slots__ = ("asked", "at", "client", "connection", "stop")
 
     asked: int
     at: float
     stop: Stop
     connection: Any
+    client: Client | None
 
     @property
     def late(self) -> bool:
         """True once the deadline has passed, cancelled or not."""
         return time.monotonic() >= self.at
+
+    def end_with(self, client: Client) -> None:
+        """Lets the call end as soon as a client has left."""
+        self.client = client  # first: a client that leaves from here on finds the call
+        if client.gone:
+            _watchdog.end_work_of(client)
 
     def end(self) -> bool:
         """Ends the watch; True if the call was cancelled: its connection must not be used again."""
@@ -108,6 +117,7 @@ class _Watchdog:
         call.stop = stop
         call.connection = connection
         call.asked = 0
+        call.client = None
         if self._thread is None:
             self._start()
         self.armed[call] = None
@@ -115,6 +125,13 @@ class _Watchdog:
             self._planned = at
             self._bell.set()
         return call
+
+    def end_work_of(self, client: Client) -> None:
+        """Stops the calls that end with a client."""
+        now = _monotonic()
+        for call in [call for call in list(self.armed) if call.client is client]:
+            call.at = min(call.at, now)
+        self._bell.set()
 
     def settle(self, call: Watched) -> bool:
         """Ends the watch of a call that is no longer armed; True if it was cancelled."""
@@ -206,4 +223,4 @@ _watchdog = _Watchdog()
 
 in_child(_watchdog.forget)
 
-watch = _watchdog.watch
+watch, end_work_of = _watchdog.watch, _watchdog.end_work_of

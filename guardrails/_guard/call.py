@@ -12,12 +12,22 @@ from guardrails._guard.fast_path import FastCall
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._runtime.outcomes import classify
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import Scope, ambient, enter, note_guard_error, time_left, would_not_run
+from guardrails._runtime.scope import (
+    Client,
+    Scope,
+    ambient,
+    client_is_gone,
+    enter,
+    note_guard_error,
+    time_left,
+    waiting_client,
+    would_not_run,
+)
 from guardrails._runtime.task_timeout import lines_of
 from guardrails._runtime.timeouts import budget_of, set_deadline
 from guardrails._runtime.unentered import check_entered
 from guardrails._util.callables import FINISHED, check_finished
-from guardrails.errors import CallTimeoutError
+from guardrails.errors import CallAbandonedError, CallTimeoutError
 
 __all__ = ["Call", "run_async"]
 
@@ -48,6 +58,8 @@ class Call(FastCall):
 
     def remaining(self) -> float | None:
         """Seconds until the deadline of this call, 0.0 if it has passed, None without one."""
+        if client_is_gone(self):
+            return 0.0
         left = time_left(self)
         return None if left is None else max(0.0, left)
 
@@ -172,6 +184,11 @@ class Call(FastCall):
             return
         # Only the guard's own timeout is evidence about the dependency.
         own = self.owner is self.guard
+        if client_is_gone(self):
+            self.release(_ABANDONED)
+            raise note_guard_error(
+                CallAbandonedError(self.call_settings.name, self.timeout or 0.0)
+            ) from error
         missed = self.timeout is not None and pause_detector.missed(self.timeout)
         self.release(_FAILURE if own and not missed else _ABANDONED)
         given = self.timeout if own and self.timeout is not None else self.given
@@ -180,11 +197,16 @@ class Call(FastCall):
 
     def _check_budget(self) -> float | None:
         self.at, self.owner = None, self.guard  # resets what the fast path has set
+        self._check_client()
         budget = None if self.outer is None else budget_of(self)
         if budget is not None and budget <= 0:
             self._reject_as_spent()
             return None
         return budget
+
+    def _check_client(self) -> None:
+        if self.outer is not None and self.call_settings.root.core.enforces:
+            waiting_client(self.outer, self.call_settings.name)
 
     def _reject_as_spent(self) -> None:
         gate = self.call_settings.gates[0]
@@ -211,6 +233,7 @@ class Call(FastCall):
         now, core = self.clock(), self.call_settings.gates[0].core
         if core.mode == "off":
             return
+        self._check_client()  # it may have left while the call waited
         if core.enforces:
             # The wait at the parent's gate must not make the dependency look slow.
             for gate, ticket in zip(self.call_settings.gates[:-1], self.tickets, strict=False):
@@ -252,6 +275,10 @@ class Call(FastCall):
         for gate, ticket in zip(self.call_settings.gates, self.tickets or [self.ticket], strict=False):
             if ticket:
                 gate.step(gate.core.expel, ticket, outcome, refused=refused)
+
+    def is_for(self, client: Client) -> bool:
+        """See Timer. Only an enforcing guard cancels the task."""
+        return super().is_for(client) and bool(self.call_settings.gates[0].core.enforces)
 
     def fire(self) -> float | None:
         """See Timer. Only an enforcing guard cancels the task."""

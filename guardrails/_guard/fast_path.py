@@ -337,7 +337,10 @@ class FastCall(TaskTimeout):
             if around.guard is not None and not around.closed and around.guard.call_settings.root is root:
                 return False
             request = around.request
-            if request is around and request.reserved and not call_settings.attached:
+            if request is around and (
+                (request.reserved and not call_settings.attached)
+                or (request.client is not None and request.client.gone)
+            ):
                 return False
             around = around.outer
         if own is not None:

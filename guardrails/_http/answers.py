@@ -90,6 +90,7 @@ _WORDINGS: dict[str, _Wording] = {
         "Outcome unknown",
         "Saving was not confirmed in time. Look whether it was done before you send this again.",
     ),
+    "client_gone": _Wording(499, "Client gone", "The client closed the connection before the answer."),
 }
 
 _TYPE = "urn:problem-type:guardrails:"
@@ -101,7 +102,8 @@ class Problem(NamedTuple):
     """The content of an answer, before its format is chosen.
 
     Attributes:
-        code: A `Reason`, or ``timeout``, or ``commit_unknown``.
+        code: A `Reason`, ``timeout``, ``commit_unknown``, or ``client_gone``: no client sees that answer, but
+            logs and metrics around the middleware do, and 499 is no fault of the service to them.
         guard: The guard's name; None if the server as a whole is full.
         retry_after: Seconds for ``Retry-After``, or None to leave it out.
     """
@@ -122,7 +124,7 @@ class Problem(NamedTuple):
 
     @property
     def status(self) -> int:
-        """503 for a call that did not start, 504 for one that did not end in time."""
+        """503 for a call that did not start, 504 for one that did not end in time, 499 without a client."""
         return _WORDINGS[self.code].status
 
     def answer(self, accept: bytes = b"") -> Answer:

@@ -15,6 +15,7 @@ from guardrails._core.shadow import UNCOUNTED
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._http.answers import Problem
 from guardrails._http.asgi_routes import ASGIScope, RoutedRequest
+from guardrails._http.disconnect import DisconnectListener
 from guardrails._http.error_causes import note_caught
 from guardrails._runtime.scope import Clock, RequestScope, Scope, time_left
 
@@ -55,9 +56,10 @@ class ASGIRequest(RoutedRequest):
         began: The time at which the request arrived.
         let_in: The time at which its wait for slots ended.
         timed: Whether to add ``Server-Timing``.
+        listener: Listens for the client's disconnect; None where the request's work goes on without it.
     """
 
-    __slots__ = ("_send", "began", "held", "let_in", "served", "started", "timed")
+    __slots__ = ("_send", "began", "held", "let_in", "listener", "served", "started", "timed")
 
     def __init__(self, began: float, clock: Clock, outer: Scope | None, send: Send, *, timed: bool) -> None:
         RequestScope.__init__(self, None, clock, outer)  # super() would cost more than all it calls
@@ -66,6 +68,32 @@ class ASGIRequest(RoutedRequest):
         self.timed = timed
         self.held: list[Message] = []
         self.began = self.let_in = began
+        self.listener: DisconnectListener | None = None
+
+    def listen(self, receive: Receive, on_leave: Callable[[], None]) -> Receive:
+        """Ends the request's work when its client leaves.
+
+        Args:
+            receive: The server's ``receive``.
+            on_leave: Called when the client has left before its response was complete.
+
+        Returns:
+            The ``receive`` for the application, and for the rest of the body.
+        """
+        self.client = self.listener = listener = DisconnectListener(self.asgi, receive, self._send, on_leave)
+        self._send = listener.send
+        return UnreadBody(listener.receive) if isinstance(receive, UnreadBody) else listener.receive
+
+    @property
+    def client_left(self) -> bool:
+        """True if the client has left before the response was complete, as far as anyone listens."""
+        return self.listener is not None and self.listener.left
+
+    def stop_listening(self) -> None:
+        """Ends the listening; called when the request has ended."""
+        if self.listener is not None:
+            self.listener.end()
+            self.client = self.listener = None
 
     # --- slots reserved for it -----------------------------------------------------------------
 

@@ -23,9 +23,12 @@ from guardrails._http.retry_estimator import RetryEstimator
 from guardrails._http.route_stats import NeededGuard, RouteStats
 from guardrails._http.settings import HTTPSettings
 from guardrails._runtime.scope import RequestScope
-from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails.errors import CallAbandonedError, CallTimeoutError, ClientGoneError, RejectedError
 
-__all__ = ["RequestPolicy", "WithPolicy", "gates_of"]
+__all__ = ["SAFE_METHODS", "RequestPolicy", "WithPolicy", "gates_of"]
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""The methods whose requests change nothing (RFC 9110, section 9.2.1)."""
 
 _FULL = ("bulkhead_full", "queue_timeout")
 _FORESEEABLE = (*_FULL, "circuit_open")
@@ -42,6 +45,7 @@ class RequestPolicy:
         selective: Whether `admit` can refuse a request.
         timed: Whether `limit` can set a deadline.
         would_reject: Requests that ``max_in_flight`` would have refused in shadow.
+        disconnects: Requests whose client left before the answer was complete.
         mounts: The mounts of the application under WSGI.
     """
 
@@ -60,7 +64,8 @@ class RequestPolicy:
         self._retry_estimators: dict[LockedGate, RetryEstimator] = {}
         self._answered: set[str] = set()
         self._mode = resolve(None)  # for a middleware that names no guard
-        self.would_reject = 0
+        self.would_reject = self.disconnects = 0
+        self._cancels = settings.cancel_on_disconnect
         self.selective = settings.max_in_flight is not None or bool(settings.requires)
         self.timed = settings.request_timeout is not None or bool(self._headers)
 
@@ -95,6 +100,15 @@ class RequestPolicy:
             seconds = asked
         if seconds is not None and (mode := self.mode) != "off":
             request.limit_until(now + seconds, enforced=mode == "enforce")
+
+    def ends_with_client(self, method: str) -> bool:
+        """True if the work of a request with this method is to end when its client leaves."""
+        wanted = self._cancels == "all" or (bool(self._cancels) and method in SAFE_METHODS)
+        return wanted and self.mode == "enforce"
+
+    def note_disconnect(self) -> None:
+        """Counts a client that left before its answer was complete."""
+        self.disconnects += 1
 
     def admit(self, request: RequestScope, path: str, token: object = None) -> Problem | None:
         """Admits a request, or returns why it is refused. The caller releases an admitted request."""
@@ -200,6 +214,8 @@ class RequestPolicy:
                 first = leaf
         if first is None:
             return None
+        if isinstance(first, ClientGoneError | CallAbandonedError):
+            return Problem("client_gone", first.guard, None)
         if isinstance(first, RejectedError) and first.reason in _FORESEEABLE:
             note_fatal(first.guard)
         if isinstance(first, RejectedError) and first.reason in _FULL and first.retry_after is None:
@@ -232,6 +248,11 @@ class WithPolicy:
     def would_reject(self) -> int:
         """The number of requests that ``max_in_flight`` would have refused while the guards are in shadow."""
         return self._policy.would_reject
+
+    @property
+    def disconnects(self) -> int:
+        """The number of clients that left before their answer was complete, by ``cancel_on_disconnect``."""
+        return self._policy.disconnects
 
 
 def gates_of(guards: Iterable[Guard]) -> tuple[LockedGate, ...]:

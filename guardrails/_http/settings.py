@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from guardrails._core.criticality import CLASSES
 from guardrails._guard.guard import Guard
@@ -115,6 +115,13 @@ def _header(faults: Faults, name: str, value: object) -> str | None:
     return None
 
 
+def _flag_or_all(faults: Faults, name: str, value: object) -> bool | Literal["all"]:
+    if isinstance(value, bool) or value == "all":
+        return value
+    faults.add(name, value, "True (for GET, HEAD, OPTIONS and TRACE), 'all' or False")
+    return False
+
+
 _flag = _as_given(Faults.flag)
 _callable = _as_given(Faults.callable, none=False)
 
@@ -166,6 +173,8 @@ class HTTPSettings(_Settings):
         deadline_headers: The request headers, in lower case, that can lower the ``request_timeout``.
         max_in_flight: The number of requests that may be inside at once, or None.
         server_timing: Whether to add a ``Server-Timing`` header.
+        cancel_on_disconnect: The requests whose work ends when the client leaves: True for those of safe
+            methods, ``"all"``, or False for none.
         threads: The number of requests that the server runs at once, or None.
         criticality: The rank of a request by path or template.
         criticality_header: The request header, in lower case, that gives the class of a request, or None.
@@ -181,6 +190,7 @@ class HTTPSettings(_Settings):
     deadline_headers: tuple[str, ...] = _setting((), _deadline_headers)
     max_in_flight: int | None = _setting(None, _as_given(Faults.count, none=True))
     server_timing: bool = _setting(False, _flag)
+    cancel_on_disconnect: bool | Literal["all"] = _setting(False, _flag_or_all)
     threads: int | None = _setting(None, _as_given(Faults.count, least=2, none=True))
     criticality: Mapping[str, int] = _setting(None, _ranks)
     criticality_header: str | None = _setting(None, _header)

@@ -13,7 +13,15 @@ from guardrails._pool.frames import Caller, Site
 from guardrails._pool.holds import Hold
 from guardrails._pool.limits import innermost
 from guardrails._runtime.fork import check_process
-from guardrails._runtime.scope import RequestScope, Scope, ambient, current, time_left, touch
+from guardrails._runtime.scope import (
+    RequestScope,
+    Scope,
+    ambient,
+    current,
+    time_left,
+    touch,
+    waiting_client,
+)
 
 __all__ = ["Checkout", "HeldCheckout", "Slots"]
 
@@ -255,6 +263,8 @@ class Checkout(HeldCheckout):
         if scope is not None:
             if scope.request is not None:
                 self.request_ref = ref(scope.request)
+            if gates[-1].core.enforces:
+                waiting_client(scope, self.guard.name)
             budget = time_left(scope) if gates[-1].core.enforces else Scope.remaining(scope)
         if budget is not None and budget <= 0:
             gates[-1].reject("deadline_spent")

@@ -13,6 +13,8 @@ import math
 import weakref
 from typing import ClassVar
 
+from guardrails._runtime.scope import Client
+
 __all__ = ["LoopTimers", "Timer", "timers", "timers_of"]
 
 
@@ -29,6 +31,10 @@ class Timer:
     __slots__ = ()
 
     due: float
+
+    def is_for(self, client: Client) -> bool:  # noqa: ARG002
+        """True if the action ends work of a client, and may be run at once when the client leaves."""
+        return False
 
     def fire(self) -> float | None:
         """Runs the action. Returns the loop time of the next one, or None for none."""
@@ -64,6 +70,15 @@ class LoopTimers:
         if timer.due < self.planned:
             self.plan(loop, timer.due)
 
+    def end_work_of(self, client: Client) -> None:
+        """Fires the timers of a client's work as soon as the loop runs."""
+        loop = self._loop()
+        assert loop is not None, "a client leaves while its loop runs"  # noqa: S101
+        now = loop.time()
+        for timer in [timer for timer in self.armed if timer.is_for(client)]:
+            timer.due = min(timer.due, now)  # type: ignore[misc] # a slot of each subclass
+            self.plan(loop, min(timer.due, self.planned))
+
     def disarm(self, timer: Timer) -> None:
         """Removes a timer; does nothing if it is not armed."""
         self.armed.pop(timer, None)
@@ -91,8 +106,9 @@ class LoopTimers:
             else:
                 timer.due = again  # type: ignore[misc] # a slot of each subclass
         self.planned = math.inf
-        if self.armed:
-            self.plan(loop, min(timer.due for timer in self.armed))
+        soonest = min((timer.due for timer in self.armed), default=math.inf)
+        if soonest < math.inf:
+            self.plan(loop, soonest)
 
 
 # A weak reference: a handle refers to its loop, so a strong one would keep each loop that was closed with a

@@ -17,13 +17,15 @@ from guardrails._core.criticality import CRITICAL
 from guardrails._runtime.request_errors import RequestErrors
 from guardrails._runtime.unentered import check_entered
 from guardrails._util.checks import Faults, finite
-from guardrails.errors import CallTimeoutError, RejectedError
+from guardrails.errors import CallTimeoutError, ClientGoneError, RejectedError
 
 __all__ = [
+    "Client",
     "RankScope",
     "RequestScope",
     "Scope",
     "ambient",
+    "client_is_gone",
     "close",
     "current",
     "deadline",
@@ -37,6 +39,7 @@ __all__ = [
     "swap",
     "time_left",
     "touch",
+    "waiting_client",
     "would_not_run",
 ]
 
@@ -116,6 +119,19 @@ class Scope:
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative after it; None without one."""
         return None if self.at is None else self.at - self.clock()
+
+
+class Client:
+    """The client that a request is served for, where the request's work is to end with it.
+
+    Attributes:
+        gone: True from its disconnect until the response is complete or the request has ended. Meanwhile no
+            new work of the request starts.
+    """
+
+    __slots__ = ("gone",)
+
+    gone: bool
 
 
 class RankScope(Scope):
@@ -203,9 +219,10 @@ class RequestScope(Scope):
         name: Its method and the template of its route, such as ``GET /orders/{id}``; None until it is known.
         touched: Time of the first call through each guard inside it, by the guard's `CallSettings`.
         reserved: (gate, number) of each reserved slot that is not used yet, by the core of the gate.
+        client: Its client, which nested middlewares share; None where its work goes on without the client.
     """
 
-    __slots__ = ("__weakref__", "name", "request_errors", "reserved", "touched")
+    __slots__ = ("__weakref__", "client", "name", "request_errors", "reserved", "touched")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
         shared = None
@@ -217,6 +234,7 @@ class RequestScope(Scope):
         else:
             self.begin(at, None, clock, outer)
             shared = self.request
+        self.client: Client | None = None if shared is None else shared.client
         self.request_errors: RequestErrors | None = None
         self.name: str | None = None
         self.touched: dict[Any, float] = {} if shared is None else shared.touched
@@ -298,6 +316,32 @@ def note_guard_error(error: E) -> E:
     if scope is not None and scope.request is not None:
         scope.request.record_errors().failing.add(error.guard)
     return error
+
+
+def client_is_gone(scope: Scope | None) -> bool:
+    """True if a scope is part of a request whose client has left, where the work is to end with it."""
+    request = None if scope is None else scope.request
+    client = None if request is None else request.client
+    return client is not None and client.gone
+
+
+def waiting_client(scope: Scope | None, guard: str) -> Client | None:
+    """The client for which work in a scope is about to start; None if the work does not depend on one.
+
+    Args:
+        scope: The innermost scope, or one that has ended.
+        guard: The name of the guard that the work goes through. It must enforce.
+
+    Raises:
+        ClientGoneError: The client has left.
+    """
+    while scope is not None and scope.closed:
+        scope = scope.outer
+    request = None if scope is None else scope.request
+    client = None if request is None else request.client
+    if client is not None and client.gone:
+        raise note_guard_error(ClientGoneError(guard))
+    return client
 
 
 def current() -> Scope | None:
@@ -382,7 +426,12 @@ def deadline(seconds: float, *, clock: Clock = time.monotonic) -> Iterator[None]
 
 
 def remaining() -> float | None:
-    """Seconds until the ambient deadline, 0.0 after it, None without one."""
+    """Seconds until the ambient deadline, 0.0 after it, None without one.
+
+    Also 0.0 once the client of the request has gone, where the middleware has ``cancel_on_disconnect``.
+    """
     scope = current()
+    if client_is_gone(scope):
+        return 0.0
     left = None if scope is None else time_left(scope)
     return None if left is None else max(0.0, left)

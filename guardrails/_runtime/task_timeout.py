@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
-from guardrails._runtime.scope import Scope
+from guardrails._runtime.scope import Client, Scope, current
 
 __all__ = ["TaskTimeout", "cancel_at", "lines_of"]
 
@@ -80,6 +80,10 @@ class TaskTimeout(Scope, Timer):
         self._task.cancel()
         return None
 
+    def is_for(self, client: Client) -> bool:
+        """See Timer."""
+        return self.request is not None and self.request.client is client
+
     def disarm(self, error: BaseException | None) -> bool:
         """Disarms the timer. Returns True if it has cancelled the task, and takes that cancellation back.
 
@@ -94,10 +98,18 @@ class TaskTimeout(Scope, Timer):
         return ours and (error is None or isinstance(error, asyncio.CancelledError))
 
 
-def cancel_at(at: float) -> TaskTimeout:
-    """Cancels the running task at a time by `time.monotonic`. The caller must ``disarm`` the result."""
+def cancel_at(at: float, *, with_client: bool = False) -> TaskTimeout:
+    """Cancels the running task at a time by `time.monotonic`. The caller must ``disarm`` the result.
+
+    Args:
+        at: The time.
+        with_client: True to cancel the task as soon as the client of the request leaves, too, where the
+            middleware says so.
+    """
     timeout = TaskTimeout()
     timeout.begin(at, None, time.monotonic, None)
+    if with_client and (scope := current()) is not None:
+        timeout.request = scope.request
     timeout.arm()
     return timeout
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random as _random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from guardrails._core.criticality import Criticality
 from guardrails._guard.guard import Guard
@@ -72,6 +72,9 @@ class GuardrailsMiddleware(WithPolicy):
             is answered 503 without waiting. None is unbounded.
         server_timing: Whether to add a ``Server-Timing`` header: milliseconds in our queue (``wait``) and
             in the application until its first byte (``app``).
+        cancel_on_disconnect: Whether a request's statements, commands and guarded calls are stopped when its
+            client closes the connection before the answer is complete: True for requests of safe methods
+            (GET, HEAD, OPTIONS, TRACE), ``"all"`` for all requests. A COMMIT is never stopped.
         criticality: For a path or a template, the class of its requests: ``"CRITICAL_PLUS"``,
             ``"CRITICAL"`` (the class of all others), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
         criticality_header: The name of a request header that gives the class and outranks the path. Use it
@@ -102,6 +105,7 @@ class GuardrailsMiddleware(WithPolicy):
         deadline_headers: Iterable[str] = (),
         max_in_flight: int | None = None,
         server_timing: bool = False,
+        cancel_on_disconnect: bool | Literal["all"] = False,
         criticality: Mapping[str, Criticality] | None = None,
         criticality_header: str | None = None,
         clock: Clock = time.monotonic,
@@ -115,12 +119,13 @@ class GuardrailsMiddleware(WithPolicy):
         self._policy = policy = RequestPolicy(settings)
         self._timed, self._selective, self._criticality = policy.timed, policy.selective, policy.criticality
         self._server_timing = settings.server_timing
+        self._cancels = bool(settings.cancel_on_disconnect)
         self._learns = settings.learn_routes
         self._routes: list[object] | None = None
         self._table = RouteTable(())
         self._has_read_routes, self._by_path = False, True
 
-    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:  # noqa: C901 - hot
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912 - hot
         """Serves one HTTP request or websocket, and passes on all else."""
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
@@ -141,6 +146,8 @@ class GuardrailsMiddleware(WithPolicy):
         if self._timed:
             self._policy.limit(request, headers_of(scope), now)
         request.set_destination(scope, table, by_path=self._by_path)
+        if self._cancels and request.client is None and self._policy.ends_with_client(scope["method"]):
+            receive = request.listen(receive, self._policy.note_disconnect)
         try:
             if needed is not None:
                 problem = (needed and await self._reserve(request, needed)) or self._policy.count_in(request)
@@ -156,6 +163,8 @@ class GuardrailsMiddleware(WithPolicy):
             if problem is None:
                 if request.held:
                     await request.flush_held_response()
+                if request.client_left and self._policy.problem(error) is not None:
+                    return  # stopped in the middle of its answer: nothing for the server's log
                 raise
             await answer(problem, scope, receive, send, request.timing())
         finally:
@@ -165,11 +174,13 @@ class GuardrailsMiddleware(WithPolicy):
     def _finish(self, request: ASGIRequest, ranked: Scope | None, *, inside: bool) -> None:
         """Returns the slots that a request has not used, and learns from it if it reached the application."""
         request.release_slots()
+        left = request.client_left
+        request.stop_listening()
         if ranked is not None:
             close(ranked)
         if self._selective:
             self._policy.release(request)
-        if inside and self._learns and self._routes is not None:
+        if inside and self._learns and self._routes is not None and not left:
             endpoint = request.asgi.get("endpoint")
             request.table.learn(endpoint, request, request.let_in, served=request.served)
         if request.request_errors is not None:
@@ -201,6 +212,8 @@ class GuardrailsMiddleware(WithPolicy):
             request.let_in = self._clock()
             if refusal is not None:
                 return self._policy.problem_of_refusal(gate, refusal)
+            if request.client_left:
+                return Problem("client_gone", gate.name, None)
         return None
 
     def _needs(

@@ -61,7 +61,9 @@ class Guardrails:
         if _KEY in app.extensions:
             raise ConfigurationError("this Flask application has guardrails already")
         settings = app.config.get_namespace("GUARDRAILS_") | self._settings
-        HTTPSettings.refuse_unknown("GuardrailsMiddleware", settings, without=("server_timing",))
+        HTTPSettings.refuse_unknown(
+            "GuardrailsMiddleware", settings, without=("server_timing", "cancel_on_disconnect")
+        )
         wrapped = "wsgi_app" in vars(app)  # by another middleware, which keeps the application alive
         middleware = _Middleware(app.wsgi_app if wrapped else _Unwrapped(app), settings)
         views = middleware.views()

@@ -28,7 +28,10 @@ def wsgi_app(environ, start_response):
     [
         pytest.param(asgi.GuardrailsMiddleware.__init__, HTTPSettings, {"threads"}, id="asgi"),
         pytest.param(
-            wsgi.GuardrailsMiddleware.__init__, HTTPSettings, {"learn_routes", "server_timing"}, id="wsgi"
+            wsgi.GuardrailsMiddleware.__init__,
+            HTTPSettings,
+            {"learn_routes", "server_timing", "cancel_on_disconnect"},
+            id="wsgi",
         ),
         pytest.param(starlette.status_app, StatusSettings, set(), id="starlette status_app"),
         pytest.param(wsgi.status_app, StatusSettings, {"auth"}, id="wsgi status_app"),
@@ -64,7 +67,10 @@ WRONG = {
 @pytest.mark.parametrize(
     ("middleware", "more"),
     [
-        (asgi.GuardrailsMiddleware, {"learn_routes": "no", "server_timing": "no"}),
+        (
+            asgi.GuardrailsMiddleware,
+            {"learn_routes": "no", "server_timing": "no", "cancel_on_disconnect": "no"},
+        ),
         (wsgi.GuardrailsMiddleware, {"threads": 1}),
         (
             lambda app, **settings: Guardrails(flask.Flask("shop"), **settings),

@@ -228,7 +228,7 @@ def _settings(given: object) -> HTTPSettings:
     if not isinstance(given, Mapping):
         faults.add("GUARDRAILS", given, "a dict of settings")
         return HTTPSettings.checked(faults, {})
-    HTTPSettings.refuse_unknown(_WHERE, given, without=("server_timing", "threads"))
+    HTTPSettings.refuse_unknown(_WHERE, given, without=("server_timing", "threads", "cancel_on_disconnect"))
     required = given.get("requires")
     if isinstance(required, Mapping):
         required = {path: _found(guards) for path, guards in required.items()}

@@ -34,6 +34,7 @@ def keep_route(response: Any, clock: Clock, request: RequestScope) -> None:
     if not _is_generated(response):
         return
     body = _Body(clock, request.find_name(), request.template())
+    body.client = request.client
     steps = _async_steps if response.is_async else _steps
     response.streaming_content = steps(body, response.streaming_content)
 

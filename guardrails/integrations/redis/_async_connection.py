@@ -109,7 +109,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
                 self._nested = outside
         self.work.begin(checkout)
         self._busy = True
-        self._timer = None if checkout.at is None else cancel_at(checkout.at)
+        self._timer = None if checkout.at is None else cancel_at(checkout.at, with_client=True)
         socket_timeout = self.socket_timeout
         if socket_timeout and self._timer is not None and (checkout.seconds or 0.0) <= socket_timeout:
             self.socket_timeout = None  # redis-py would make a task and a timer for each write and read
@@ -188,6 +188,10 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             return
         self.socket_timeout = None
         self._reschedule(checkout)
+
+    def _go_on_without_client(self) -> None:
+        if self._timer is not None:
+            self._timer.request = None
 
     def _reschedule(self, checkout: RedisCheckout) -> None:
         if self._timer is not None:

@@ -23,8 +23,8 @@ from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.fork import check_process
 from guardrails._runtime.pauses import pause_detector
-from guardrails._runtime.scope import current, note_guard_error, touch
-from guardrails.errors import GuardrailsError, RejectedError
+from guardrails._runtime.scope import client_is_gone, current, note_guard_error, touch, waiting_client
+from guardrails.errors import CallAbandonedError, GuardrailsError, RejectedError
 from guardrails.integrations.redis._checkout import RedisCheckout
 from guardrails.integrations.redis._judge import ReplyJudge
 from guardrails.integrations.redis._releases import GRACE, error_of_lock_block, in_giving_back, is_release
@@ -172,6 +172,9 @@ class CommandRunner:
 
     def _set_deadline(self, checkout: RedisCheckout) -> None:
         """Sets the deadline of the next piece of work."""
+        scope = current()
+        if client_is_gone(scope) and self.enforces and not (in_giving_back() or is_release()):
+            waiting_client(scope, checkout.guard.name)
         seconds, checkout.own = time_allowed(checkout.guard)
         if seconds is not None and seconds < GRACE and (in_giving_back() or (seconds <= 0 and is_release())):
             seconds = GRACE
@@ -268,10 +271,15 @@ class CommandRunner:
             stopped: Whether its task was cancelled at the deadline.
 
         Raises:
-            CallTimeoutError: The deadline ended the work.
+            CallTimeoutError: The deadline ended the work, or the client of the request has gone.
         """
         self._count(checkout)
         if stopped or (isinstance(error, _CONNECTION_LOST) and self.is_late(checkout)):
+            if stopped and not checkout.blocking and client_is_gone(current()):
+                self._record(checkout, Outcome.ABANDONED)
+                raise note_guard_error(
+                    CallAbandonedError(checkout.guard.name, checkout.seconds or 0.0)
+                ) from error
             # A deadline that passed while the process stood still is no evidence.
             ours = checkout.own and not pause_detector.missed(checkout.seconds or 0.0)
             self._record(checkout, Outcome.FAILURE if ours else Outcome.ABANDONED)

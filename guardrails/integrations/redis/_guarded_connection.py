@@ -19,7 +19,7 @@ from guardrails.integrations.redis._blocking import (
 )
 from guardrails.integrations.redis._checkout import RedisCheckout
 from guardrails.integrations.redis._commands import CommandRunner
-from guardrails.integrations.redis._releases import RELEASE_COMMANDS, remember_script
+from guardrails.integrations.redis._releases import RELEASE_COMMANDS, is_release, remember_script
 from guardrails.integrations.redis._retries import RetryPolicy
 
 __all__ = [
@@ -224,11 +224,19 @@ class Guarded:
     def _note_blocking(self, seconds: float | None) -> None:
         if seconds is not None and self.checkout is not None:
             self.work.note_blocking(self.checkout, seconds)
+            self._go_on_without_client()  # the server may have removed an element for it already
             self._start_blocking(self.checkout)
 
     def _note_release(self, commands: list[Any]) -> None:
-        if self.checkout is not None and self.work.extend_for_release(self.checkout, commands):
+        if self.checkout is None:
+            return
+        if is_release(commands):
+            self._go_on_without_client()
+        if self.work.extend_for_release(self.checkout, commands):
             self._reschedule(self.checkout)
+
+    def _go_on_without_client(self) -> None:
+        """Lets the command go on when the client of the request leaves. In a thread every command does."""
 
     def _start_blocking(self, checkout: RedisCheckout) -> None:
         raise NotImplementedError
