@@ -8,11 +8,13 @@
 | ``/slow`` | a query that is not done in time |
 | ``/hold`` | a query that takes two seconds |
 | ``/wait`` | a query that waits for the advisory lock 7 |
+| ``/async-wait`` | the same in an asynchronous view |
 | ``/ping`` | ``fine`` |
 | ``/figures`` | what is inside now, and the compartments that have formed |
 | ``/circuit/<state>`` | opens the circuit by hand, or resets it |
 
 ``DATABASE_KEEPS`` in the environment is ``pool``, or a number for ``CONN_MAX_AGE``.
+With ``CANCEL_ON_DISCONNECT`` the ASGI middleware is around Django.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from django.http import HttpResponse, JsonResponse
 from django.urls import path
 
 from guardrails import BreakerPolicy, Guard, guarded
+from guardrails.integrations.asgi import GuardrailsMiddleware
 
 patient = BreakerPolicy(slow_call_duration_threshold=20.0)  # the circuit is no matter here
 db = Guard("db", max_concurrent_calls=3, max_wait_duration=0, timeout=10.0, breaker=patient)
@@ -92,6 +95,10 @@ def wait(_request):
     return HttpResponse(ask("select 1 from pg_advisory_xact_lock_shared(7)"))
 
 
+async def wait_async(request):
+    return await sync_to_async(wait)(request)
+
+
 def hold(_request):
     return HttpResponse(ask("select 1 from pg_sleep(2)"))
 
@@ -114,6 +121,7 @@ def circuit(_request, state):
 urlpatterns = [
     path("ask", ask_quickly),
     path("wait", wait),
+    path("async-wait", wait_async),
     path("circuit/<str:state>", circuit),
     path("items/<int:number>", items),
     path("async", items_async),
@@ -125,3 +133,5 @@ urlpatterns = [
 
 wsgi = get_wsgi_application()
 asgi = get_asgi_application()
+if os.environ.get("CANCEL_ON_DISCONNECT"):
+    asgi = GuardrailsMiddleware(asgi, guards=[db], cancel_on_disconnect=True)
