@@ -429,6 +429,13 @@ class Gate(Outside):
         self.outbox.clear()
         self._end_move(None)
 
+    def refresh(self, now: float) -> float:
+        """Brings the state up to ``now``; returns the time that was used."""
+        now = self._begin_move(now)
+        self.breaker.tick(now)
+        self._collect_transitions()
+        return self._end_move(now)
+
     def resize(self, now: float, limit: int) -> None:
         """Changes the number of slots; never waits."""
         self._begin_move(now)

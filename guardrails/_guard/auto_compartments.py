@@ -114,7 +114,7 @@ class AutoCompartments:
             elastic: True for an automatic compartment, whose number of slots depends on the active ones. A
                 declared compartment keeps its number.
         """
-        gate.member = self.shares.join(gate.core.bulkhead, gate.parent and gate.parent.workload)
+        gate.member = self.shares.join(gate.core.bulkhead, gate.parent.workload if gate.parent else None)
         gate.auto_compartments = self
         if elastic:
             self._elastic[gate.member] = gate

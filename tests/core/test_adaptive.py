@@ -14,7 +14,6 @@ from guardrails._core.breaker import Breaker
 from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, SlotsChanged
 from guardrails._core.outcome import Outcome
-from support.gates import refresh
 from support.simulated_database import Database
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
@@ -285,7 +284,7 @@ def test_a_gate_applies_the_limit_and_tells_its_compartments():
 def test_a_gate_with_an_adaptive_limit_has_no_fast_path():
     gate = gate_with()
     gate.leave(1.0, gate.enter(0.0, None), S)
-    refresh(gate, 1.0)
+    gate.refresh(1.0)
     assert gate.fast_enter_until == gate.fast_leave_until == -math.inf
     assert gate.admits_until > 1.0
 
@@ -370,8 +369,8 @@ def test_a_pool_stalls_when_the_slots_that_are_usable_hang():
     gate._fit_slots(20)
     for _ in range(4):
         gate.begin(0.0, gate.check_out(0.0, None))
-    refresh(gate, 1.1)
-    refresh(gate, 2.1)
+    gate.refresh(1.1)
+    gate.refresh(2.1)
     assert gate.breaker.state == "open"
 
 
@@ -403,7 +402,7 @@ def test_slots_are_conserved_and_nobody_waits_beside_a_usable_slot(moves):
         before = gate.bulkhead.taken
         if move == "wait":
             now += choice
-            refresh(gate, now)
+            gate.refresh(now)
         elif move == "enter":
             waiter = Waiter()
             verdict = gate.enter(now, waiter)

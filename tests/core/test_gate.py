@@ -12,7 +12,6 @@ from guardrails._core.bulkhead import CODEL_INTERVAL, Bulkhead, Waiter
 from guardrails._core.criticality import CLASSES, CRITICAL
 from guardrails._core.gate import OPENING, Gate, Refusal
 from guardrails._core.outcome import Outcome
-from support.gates import refresh
 from support.shell import FastPaths
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
@@ -149,7 +148,7 @@ def test_a_checkout_that_never_ends_is_judged_when_its_lease_expires(gate):
     """A lost probe cannot hold the circuit half-open, and its late return changes nothing."""
     trip(gate)
     slot = gate.check_out(5, None)
-    assert refresh(gate, 8) == 8
+    assert gate.refresh(8) == 8
     assert drain(gate) == ["half_open", "open"]
     gate.check_in(9, slot)
     assert (gate.bulkhead.taken, gate.breaker.state) == (0, "open")
@@ -383,7 +382,7 @@ def test_failures_take_the_fast_path_while_they_cannot_open_the_circuit(options,
     """Also after a reader has added the pending results."""
     for looks in (False, True):
         gate = Gate(Breaker(BreakerPolicy(**options), lambda: 0.5), Bulkhead(9, 0))
-        refresh(gate, 0.1)
+        gate.refresh(0.1)
         tickets = [gate.begin(0.1, 0) for _ in range(quick + 1)]
         ways = []
         for ticket in tickets:
@@ -404,7 +403,7 @@ def test_pending_results_are_added_in_their_order():
         failure_rate_threshold=1,
     )
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(9, 0))
-    refresh(gate, 0.1)
+    gate.refresh(0.1)
     for outcome in (S, F, F, S):
         assert FastPaths(gate).ends(0.1, FastPaths(gate).begins(0.1), outcome)
     assert gate.breaker.evidence(0.1)[:2] == (4, 2)
@@ -486,7 +485,7 @@ def test_a_forked_child_has_no_standing_queue(gate):
 def calm(gate):
     """A gate with a call under way since 0, and so with fast paths until it is overdue at 1."""
     gate.enter(0, None)
-    refresh(gate, 0)
+    gate.refresh(0)
     assert (gate.fast_enter_until, gate.fast_leave_until) == (1, 1)
     return gate
 
@@ -566,7 +565,7 @@ def test_preview_of_an_open_circuit_refuses_on_the_fast_path(gate):
     """With the time left as ``retry_after``; once a probe is due, the slow path decides."""
     quick = FastPaths(gate)
     trip(gate)
-    refresh(gate, 0)
+    gate.refresh(0)
     waits = [quick.preview(now).retry_after for now in (0.25, 0.5, 0.25)]
     assert (waits, gate.last, gate.rejected) == ([4.75, 4.5, 4.5], 0.5, {"circuit_open": 3})
     assert quick.preview(5) is None
@@ -580,7 +579,7 @@ def test_pending_successes_are_counted_one_by_one(calm):
     """However many before anybody writes them down."""
     for _ in range(3):
         assert FastPaths(calm).ends(0.1, FastPaths(calm).begins(0.1))
-    refresh(calm, 0.1)
+    calm.refresh(0.1)
     assert calm.breaker.succeeded == 3
 
 
@@ -611,7 +610,7 @@ def test_a_probes_connection_is_returned_on_the_slow_path(gate):
     trip(gate)
     slot = gate.check_out(5, None)
     gate.end(5, gate.begin(5, slot), S)
-    refresh(gate, 5)
+    gate.refresh(5)
     assert gate.admits_all
     assert not FastPaths(gate).checks_in(5, slot)
     gate.check_in(5, slot)
@@ -660,10 +659,10 @@ def test_a_slot_that_was_waited_for_is_counted_as_given_out_once(gate):
 def test_an_open_circuit_refuses_on_the_fast_path_until_a_probe_is_due(gate):
     """A disabled circuit admits all calls on the fast path."""
     trip(gate)
-    refresh(gate, 0)
+    gate.refresh(0)
     assert gate.fast_refuse_until > 0
     gate.set_state(1, "disabled")
-    refresh(gate, 1)
+    gate.refresh(1)
     assert FastPaths(gate).ends(1, FastPaths(gate).begins(1))
 
 
@@ -707,18 +706,18 @@ def test_without_a_circuit_nothing_is_slow():
     """A bulkhead alone has no threshold, and looks for no overdue call."""
     gate = Gate(Breaker(None, lambda: 0.5), Bulkhead(3, 0))
     ticket = gate.enter(0, None)
-    refresh(gate, 10_000)
+    gate.refresh(10_000)
     assert not gate.breaker.overdue
     assert not gate.leave(10_000, ticket, S).slow
 
 
 def test_readings_that_are_no_time_are_ignored(gate):
     """W5: before the first reading time begins at zero; the largest number is none, and one below it is."""
-    refresh(gate, math.nan)
+    gate.refresh(math.nan)
     assert gate.last == 0
-    refresh(gate, 1e15)
+    gate.refresh(1e15)
     assert gate.last == 0
-    refresh(gate, 1e15 - 1)
+    gate.refresh(1e15 - 1)
     assert gate.last == 1e15 - 1
 
 
@@ -797,7 +796,7 @@ def test_a_release_that_an_interrupt_has_cut_short_is_completed_by_the_next_move
         with pytest.raises(KeyboardInterrupt):
             leave(1, number)
     assert gate.bulkhead.taken == 1
-    refresh(gate, 2)
+    gate.refresh(2)
     assert (gate.bulkhead.taken, gate.releasing) == (0, None)
     leave(3, number)
     assert gate.bulkhead.taken == 0
@@ -813,12 +812,12 @@ def test_a_release_that_was_interrupted_before_it_began_is_repeated_by_its_calle
         patch.setattr(Breaker, "end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             gate.leave(now, ticket, S)
-    refresh(gate, now)
+    gate.refresh(now)
     assert (gate.bulkhead.taken, gate.releasing) == (2, None)
     gate.leave(now, ticket, S)
     assert gate.bulkhead.taken == 1
     gate.releasing = -slot
-    refresh(gate, now)
+    gate.refresh(now)
     assert (gate.bulkhead.taken, gate.releasing) == (1, None)
     gate.check_in(now, slot)
     assert gate.bulkhead.taken == 0
@@ -909,7 +908,7 @@ def test_a_lease_that_has_expired_before_its_reservation_is_used_is_not_used(gat
     book = reserved(gate, now=5)
     lease = gate.checkouts[book[gate][1]][1]
     assert lease in gate.breaker.leases
-    refresh(gate, 8)  # the lease of 3 s ends: the round has failed
+    gate.refresh(8)  # the lease of 3 s ends: the round has failed
     assert gate.breaker.state == "open"
     ticket = gate.take_over(13, book, checkout=False)
     assert gate.breaker.state == "half_open"

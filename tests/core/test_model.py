@@ -12,7 +12,6 @@ from guardrails._core.breaker import Breaker, Transition
 from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
-from support.gates import refresh
 from support.naive import Naive
 from support.shell import FastPaths, Shell
 
@@ -124,7 +123,7 @@ class GateEqualsModel(RuleBasedStateMachine):
 
     @rule()
     def refresh(self):
-        refresh(self.gate, self.now)
+        self.gate.refresh(self.now)
         self.model.tick()
 
     @invariant()

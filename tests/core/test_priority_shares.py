@@ -15,7 +15,6 @@ from guardrails._core.criticality import CLASSES, CRITICAL
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.priority_shares import ACTIVE
-from support.gates import refresh
 
 SHEDDABLE, SHEDDABLE_PLUS, _, CRITICAL_PLUS = range(len(CLASSES))
 GUARANTEED = {SHEDDABLE: 1, SHEDDABLE_PLUS: 1, CRITICAL: 5, CRITICAL_PLUS: 2}
@@ -253,9 +252,9 @@ def test_ranks_end_when_only_critical_calls_have_come_for_a_while():
     low = gate.enter(0.0, None, SHEDDABLE)
     assert not gate.admits_all
     gate.leave(0.0, low, Outcome.SUCCESS)
-    refresh(gate, ACTIVE - 0.1)
+    gate.refresh(ACTIVE - 0.1)
     assert gate.bulkhead.ranks is not None
-    refresh(gate, ACTIVE)
+    gate.refresh(ACTIVE)
     assert gate.bulkhead.ranks is None
     assert gate.admits_all
     assert end(gate, ticket, ACTIVE) == []
@@ -319,7 +318,7 @@ def test_a_guard_with_only_sheddable_calls_reserves_no_slots():
         assert len(tickets) == 10
         for ticket in tickets:
             gate.leave(now, ticket, Outcome.SUCCESS)
-        refresh(gate, now + ACTIVE)
+        gate.refresh(now + ACTIVE)
         assert gate.bulkhead.ranks is None
 
 

@@ -15,7 +15,6 @@ from guardrails._core.criticality import CRITICAL
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.ramp import Ramp
-from support.gates import refresh
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
 SHEDDABLE = 0
@@ -119,7 +118,7 @@ def test_without_the_setting_every_slot_is_usable_at_once():
 def test_the_ramp_ends_by_itself_and_leaves_the_fast_path_as_it_was():
     gate = recover(gate_with())
     assert gate.fast_enter_until == 1.0
-    refresh(gate, 10.0)
+    gate.refresh(10.0)
     assert gate.bulkhead.usable == 13
     assert gate.breaker.ramp is None
     assert gate.fast_enter_until > 10.0
@@ -286,10 +285,10 @@ def test_a_pool_stalls_during_a_ramp_when_as_many_statements_hang_as_a_round_has
         slot = gate.check_out(float(second), None)
         gate.begin(float(second), slot)
     for moment in (0, 1, 2, 2.9):
-        refresh(gate, float(moment))
+        gate.refresh(float(moment))
         assert gate.breaker.state == "closed"
-    refresh(gate, 3.1)
-    refresh(gate, 4.1)
+    gate.refresh(3.1)
+    gate.refresh(4.1)
     assert gate.breaker.state == "open"
     assert [item.cause for item in gate.outbox if isinstance(item, Transition)][-1] == "stalled"
 

@@ -26,7 +26,6 @@ from guardrails._guard.fast_path import FastCall, FastGate
 from guardrails._runtime.scope import RequestScope, close, current, enter
 from guardrails._util.interpreter import threads_take_turns
 from support.calls import Boom, boom, tripping
-from support.gates import refresh
 from support.interrupts import switched_everywhere
 
 LINES = [
@@ -461,7 +460,7 @@ def test_an_open_circuit_is_seen_by_the_fast_path_at_once():
 
     def listen(now):
         seen.append(closed(guard._gate.core))
-        return refresh(guard._gate.core, now)
+        return guard._gate.core.refresh(now)
 
     guard._gate.step(listen)
     assert seen == [True]
