@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from guardrails._dbapi.stopping import Limit
+from guardrails._dbapi.limit import Limit
 from guardrails._guard.guard import Guard
 from guardrails._pool.checkout import Checkout
 from guardrails._pool.frames import Caller, Site

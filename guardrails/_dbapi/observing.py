@@ -18,7 +18,7 @@ from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import ambient, current, would_not_run
 
 if TYPE_CHECKING:
-    from guardrails._dbapi.stopping import Limit
+    from guardrails._dbapi.limit import Limit
     from guardrails._pool.checkout import HeldCheckout
     from guardrails._runtime.scope import RequestScope
 

@@ -9,41 +9,21 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from guardrails._dbapi.connecting import InThread, Openings, StoppedError, lasting
 from guardrails._dbapi.connecting_on_loop import OnLoop
 from guardrails._dbapi.drivers import Driver
+from guardrails._dbapi.limit import ClientLimit, Limit
 from guardrails._dbapi.loop_watch import Operations, limit_on_loop
 from guardrails._dbapi.watchdog import watch
 from guardrails._runtime.scope import Client
 from guardrails._runtime.waiters import on_event_loop
 
-__all__ = ["Bounds", "Limit", "StoppedError"]
+__all__ = ["Bounds", "StoppedError"]
 
 
-class Limit(Protocol):
-    """Work under way, with its deadline."""
-
-    @property
-    def late(self) -> bool:
-        """True once the deadline has passed, cancelled or not."""
-
-    def end(self) -> bool:
-        """Ends the limit; True if the work was cancelled: its connection must not be used again."""
-
-    def failed(self, error: BaseException) -> bool:
-        """Ends the limit of work that raised; True if its cancellation was the reason."""
-
-
-class _ClientLimit(Limit, Protocol):
-    """The limit of work that may end sooner than at its deadline."""
-
-    def end_with(self, client: Client) -> None:
-        """Lets the work end as soon as the client of the request has left."""
-
-
-_StartLimit = Callable[[Operations, Any, float], _ClientLimit]
+_StartLimit = Callable[[Operations, Any, float], ClientLimit]
 
 
 class _DriverOperations:
@@ -224,7 +204,7 @@ class Bounds:
 
     def _note_and_limit(
         self, limit: _StartLimit, operations: Operations, connection: Any, seconds: float
-    ) -> _ClientLimit:
+    ) -> ClientLimit:
         self.note(connection)
         return limit(operations, connection, seconds)
 

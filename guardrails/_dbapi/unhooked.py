@@ -13,7 +13,8 @@ from typing import Any
 
 from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
-from guardrails._dbapi.stopping import Bounds, Limit, StoppedError
+from guardrails._dbapi.limit import Limit
+from guardrails._dbapi.stopping import Bounds, StoppedError
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate

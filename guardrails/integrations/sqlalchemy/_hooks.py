@@ -34,7 +34,7 @@ from guardrails.integrations.sqlalchemy._two_phase import TwoPhase
 
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
-    from guardrails._dbapi.stopping import Limit
+    from guardrails._dbapi.limit import Limit
 
 __all__ = ["DialectHooks"]
 

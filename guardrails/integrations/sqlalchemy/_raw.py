@@ -26,7 +26,7 @@ from guardrails.integrations.sqlalchemy._proxied import (
 
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
-    from guardrails._dbapi.stopping import Limit
+    from guardrails._dbapi.limit import Limit
     from guardrails.integrations.sqlalchemy._revoking import Revocation
 
 __all__ = ["Proxy", "ProxyWork", "guarded_proxy"]
