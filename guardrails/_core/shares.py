@@ -9,7 +9,7 @@ from guardrails._core.workloads import Workload
 __all__ = ["Member", "Shares", "share"]
 
 _SHARE = 7, 10
-"""Fraction of the slots that one of several active parts may hold. The rest is kept for the other active ones,
+"""Fraction of the slots that one of several active parts may hold. The rest is kept for other active ones,
 so that they have slots when calls of one part, or of several, hang."""
 
 ACTIVE = 60.0
