@@ -61,6 +61,8 @@ def unsuited(target: object) -> ConfigurationError:
         instead = "pass its pool, a ConnectionPool or AsyncConnectionPool of psycopg_pool"
     elif "redis" in packages:
         instead = "pass a client, a Redis of redis or redis.asyncio"
+    elif "valkey" in packages:
+        instead = "use redis-py, whose clients work with a Valkey server as well"
     elif packages & {"sqlalchemy", "flask_sqlalchemy", "sqlmodel"}:
         instead = "pass its engine"
         if "flask_sqlalchemy" in packages:
