@@ -59,7 +59,6 @@ class Worker:
         lent: Connections that it may have beside the budget, because the store has forgotten it.
         leaving: True once it gets no callers any more.
         reply: The last reply.
-        closed_at: When it closed connections, on its clock.
         next_tick: When it looks at its pool again.
         short_since: When its demand rose above what it was given; None while it has that.
         starved_since: When it fell below its floor; None while it is not.
@@ -92,7 +91,7 @@ class Worker:
         self.holder = LeaseHolder(fleet.minimum, self.clock())
         self.reply: Reply | None = None
         self.last: Request | None = None
-        self.closed_at = self.next_tick = -math.inf
+        self.next_tick = -math.inf
         self.version = 0
         self.moment_sent: float = fleet.now
         self.base: float = fleet.now
@@ -158,7 +157,6 @@ class Worker:
         limit = self.limit = min(fleet.most, self.holder.limit(now))
         if opened > limit:
             self.had.note(now, opened)
-            self.closed_at = now
             self.idle -= min(self.idle, opened - limit)
         goal = min(self.demand, limit)
         if serving > goal:
@@ -233,7 +231,7 @@ class Worker:
         if holder.is_early(has, self.limit, wants):
             moments += holder.asked + QUICKEST, holder.asked + TIMEOUT
         if has > self.busy + self.idle:
-            moments.append(self.closed_at + CLOSING)
+            moments.append(max(holder.asked + QUICKEST, now))  # each tick: they were closed one by one
         for moment in moments:
             if past < moment < following:
                 following = moment
