@@ -4,7 +4,8 @@
 
 Prints medians in microseconds and the ratio protected / bare, by the wall and in processor time, and how many
 functions the guard adds. Rounds of the two alternate, so that a machine that slows down slows both. Each
-statement has the guard's deadline armed. Needs the ``test`` extra; starts its own PostgreSQL.
+statement has the guard's deadline armed. Needs the ``test`` extra; starts its own PostgreSQL, and a
+MariaDB if it is installed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import asyncio
 import json
 import pathlib
 import tempfile
+from importlib.util import find_spec
 
 from pairs import HEAD, compare, timed, timed_async
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import protect
+from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer
 
 SELECT = text("select 1")
@@ -108,10 +111,14 @@ def main():
         file = f"{home}/db"
         rows = sync_rows("sqlite", lambda: create_engine(f"sqlite:///{file}"), options)
         rows += async_rows("aiosqlite", lambda: create_async_engine(f"sqlite+aiosqlite:///{file}"), options)
-        for driver in ("psycopg", "psycopg2"):
+        for driver in ("psycopg", "psycopg2", "pg8000"):
             rows += sync_rows(driver, lambda driver=driver: create_engine(server.url(driver)), options)
         for label, driver in (("psycopg async", "psycopg"), ("asyncpg", "asyncpg")):
             rows += async_rows(label, lambda driver=driver: create_async_engine(server.url(driver)), options)
+    if MariaDBServer.installed():
+        with MariaDBServer.start() as server:
+            for driver in ("pymysql", "mysqldb") if find_spec("MySQLdb") else ("pymysql",):
+                rows += sync_rows(driver, lambda driver=driver: create_engine(server.url(driver)), options)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 
