@@ -20,6 +20,7 @@ from guardrails._runtime.scope import ambient, current, would_not_run
 if TYPE_CHECKING:
     from guardrails._dbapi.limit import Limit
     from guardrails._pool.checkout import HeldCheckout
+    from guardrails._pool.figures import RouteTimes
     from guardrails._runtime.scope import RequestScope
 
 __all__ = ["Observation", "has_slots", "observe"]
@@ -40,7 +41,17 @@ class Observation:
         interrupts_task: False: no task is cancelled.
     """
 
-    __slots__ = ("_checkout", "_gates", "_over", "_own", "_request", "_seconds", "_tickets", "limit")
+    __slots__ = (
+        "_checkout",
+        "_gates",
+        "_over",
+        "_own",
+        "_request",
+        "_seconds",
+        "_tickets",
+        "_times",
+        "limit",
+    )
 
     interrupts_task = late = False
 
@@ -61,6 +72,7 @@ class Observation:
         self._request = request
         self._own = own
         self._over = False
+        self._times: RouteTimes | None = None
         self.limit: Limit | None = None
 
     def end(self) -> bool:
@@ -68,8 +80,14 @@ class Observation:
         self._over = True
         limit, self.limit = self.limit, None  # it refers to this object: a cycle would wait for the collector
         if limit is not None and limit.end():
-            self._gates[0].report.sums.ended(self)
+            self._end_overtime()
         return False
+
+    def _end_overtime(self) -> None:
+        """Notes the end of the work after its limit; may be called twice."""
+        self._gates[0].report.sums.ended(self)
+        if self._times is not None:
+            self._times.overtime.discard(self)
 
     def failed(self, error: BaseException) -> bool:  # noqa: ARG002
         """See Limit."""
@@ -91,10 +109,13 @@ class Observation:
                 gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True)
         for gate in self._gates:
             gate.step(gate.core.count_would_stop)
+        self._times = None if self._checkout is None else self._checkout.times
+        if self._times is not None:
+            self._times.runs_on(self)
         where = () if self._checkout is None else lines(self._checkout.site)
         self._gates[0].note_would_stop(self, self._seconds, where, self._request)
         if self._over:  # the work has ended meanwhile
-            self._gates[0].report.sums.ended(self)
+            self._end_overtime()
 
     def insist(self, target: Any, within: float) -> None:
         """See Stop."""

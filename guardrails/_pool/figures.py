@@ -33,7 +33,7 @@ _count_lock = ForkedLock()
 """Held for the rare counts of a pool, such as connections opened."""
 
 _RECENT = 16
-"""Durations of which the mean is the usual duration now."""
+"""Durations of which the mean is the usual duration now, and endings that say whether calls hang now."""
 
 _BATCH = 128
 """Durations that are sorted into buckets together."""
@@ -107,13 +107,34 @@ class RouteTimes:
     Args:
         clock: The guard's clock.
         lock: Held while durations are sorted.
+
+    Attributes:
+        overtime: In shadow the work that runs on although enforcing would have stopped it.
     """
 
-    __slots__ = ("clock", "hold", "use", "wait")
+    __slots__ = ("_endings", "clock", "hold", "overtime", "use", "wait")
 
     def __init__(self, clock: Callable[[], float], lock: ForkedLock) -> None:
         self.clock = clock
         self.wait, self.hold, self.use = Durations(lock), Durations(lock), Durations(lock)
+        self.overtime: set[object] = set()
+        self._endings: deque[bool] = deque(maxlen=_RECENT)
+
+    @property
+    def hangs(self) -> bool:
+        """True in shadow while a call would hang, too: most of the last ones did, and one still does."""
+        return bool(self.overtime) and 2 * sum(self._endings.copy()) > len(self._endings)
+
+    def runs_on(self, work: object) -> None:
+        """Notes in shadow work that enforcing would stop now. ``overtime`` keeps it until it ends."""
+        if not self.overtime:
+            self._endings.clear()
+        self.overtime.add(work)
+        self._endings.append(True)
+
+    def ended_in_time(self) -> None:
+        """Notes a checkout that lasted no longer than enforcing allows. Needed only while work runs on."""
+        self._endings.append(False)
 
     def used(self, started: float) -> None:
         """Counts a statement or command that began at ``started`` on the clock."""
@@ -180,18 +201,25 @@ class PoolFigures:
         except Exception:  # noqa: BLE001, S110 - likewise
             pass
 
-    def expect_wait(self, checkout: HeldCheckout) -> None:
-        """Lets a checkout in shadow that waits for its pool leave the model after its usual time."""
+    def expect_wait(self, checkout: HeldCheckout) -> bool:
+        """Lets a checkout in shadow that waits for its pool leave the model after its usual time.
+
+        Returns:
+            True if it stays there: such calls hang, so enforcing it would have a connection and hang on it.
+        """
         attachment = attachment_of(self._guard) if (core := self._gate.core).mode == "shadow" else None
         most = None if attachment is None else attachment.most
         if most is None or core.under_way <= most:
-            return
+            return False
         request, guard = checkout.request, checkout.guard
         name = None if request is None else request.name or request.find_name() or ""
         times = self._without_route.get(guard) if name is None else self._of_route.get((guard, name))
+        if times is not None and times.hangs:
+            return True
         seconds = 0.0 if times is None else times.hold.recent()
         for gate, slot in checkout.slots if seconds else ():
             gate.step(gate.core.end_early, slot, seconds, checkout)
+        return False
 
     def returned(self, checkout: HeldCheckout) -> None:
         """Counts the return of a connection, once."""
@@ -199,6 +227,14 @@ class PoolFigures:
         if times is not None:
             checkout.times = None
             _count_since(checkout.since, self.clock, times.hold)
+            if times.overtime:
+                self._note_ending(times, checkout)
+
+    def _note_ending(self, times: RouteTimes, checkout: HeldCheckout) -> None:
+        limit = checkout.guard.timeout
+        with suppress(Exception):  # the user's clock raised
+            if limit is None or self.clock() - checkout.since < limit:
+                times.ended_in_time()
 
     def connected(self, started: float) -> None:
         """Counts a connection whose opening began at ``started`` on the guard's clock."""

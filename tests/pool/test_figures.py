@@ -164,3 +164,50 @@ def test_compartments_are_kept_apart():
     counts = {each.compartment: each.wait.count for each in figures.snapshot().routes}
     assert counts == {None: 1, "reports": 2}
     assert figures.snapshot().checkouts == 3
+
+
+def test_calls_of_a_route_hang_while_most_of_the_last_ones_do():
+    """Until the last of them ends, and not while most return in time."""
+    guard = Guard("db", max_concurrent_calls=9, timeout=60, mode="shadow")
+    figures = PoolFigures(guard, "postgresql")
+    out = [Checkout(guard) for _ in range(12)]
+    for each in out:
+        each.asked = figures.clock()
+        figures.handed_out(each)
+    times = out[0].times
+    assert not times.hangs
+    times.runs_on("first")
+    times.runs_on("second")
+    figures.returned(out.pop())
+    assert times.hangs, "two of three"
+    figures.returned(out.pop())
+    assert not times.hangs, "two of four"
+    for each in ("third", "fourth"):
+        times.runs_on(each)
+    assert times.hangs
+    for _ in range(20):
+        times.ended_in_time()
+    assert not times.hangs, "only the last sixteen count"
+    times.overtime.clear()
+    times.runs_on("fifth")
+    assert times.hangs, "a new fault begins with nothing"
+    times.overtime.discard("fifth")
+    assert not times.hangs
+
+
+def test_a_checkout_that_lasted_longer_than_its_limit_has_not_ended_in_time():
+    now = [0.0]
+    guard = Guard("db", max_concurrent_calls=9, timeout=2, mode="shadow", clock=lambda: now[0])
+    figures = PoolFigures(guard, "postgresql")
+    late, prompt = Checkout(guard), Checkout(guard)
+    for each in (late, prompt):
+        figures.handed_out(each)
+    times = late.times
+    times.runs_on("work")
+    now[0] = 1.0
+    figures.returned(prompt)
+    assert not times.hangs
+    now[0] = 5.0
+    times.runs_on("more")
+    figures.returned(late)
+    assert times.hangs

@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 
+from guardrails._dbapi.pool_wait import begin_wait
 from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
@@ -100,7 +101,7 @@ class PoolAdmission:
 
     def _acquirer(self, base: Any) -> Callable[..., Any]:
         guard, core, clock = self._guard, self._gate.core, self._figures.clock
-        site, caller, expect_wait = self.registry.site, self.registry.caller, self._figures.expect_wait
+        site, caller, figures = self.registry.site, self.registry.caller, self._figures
         admission, hand_out = self, self._hand_out
 
         async def _acquire(self: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - asyncpg's own
@@ -119,9 +120,10 @@ class PoolAdmission:
             except RejectedError as refusal:
                 admission._checkouts.refused(refusal)
                 raise
+            pool_wait = None
             try:
                 if not core.enforces:
-                    expect_wait(checkout)
+                    pool_wait = begin_wait(figures, checkout, on_loop=True)
                     proxy = await base._acquire(self, left)  # noqa: SLF001
                 elif self._queue.empty():
                     proxy = await admission._wait(base, left)
@@ -131,6 +133,9 @@ class PoolAdmission:
             except BaseException:
                 checkout.release_slots()
                 raise
+            finally:
+                if pool_wait is not None:
+                    pool_wait.end()
             return proxy
 
         return _acquire

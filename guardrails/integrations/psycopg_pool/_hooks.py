@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol
 
 from psycopg_pool import PoolTimeout, TooManyRequests
 
+from guardrails._dbapi.pool_wait import begin_wait
 from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._guard.guard import Guard
 from guardrails._pool.checkouts import Checkouts
@@ -137,7 +138,7 @@ class _PoolTimeout:
 
 
 def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
-    core, expect_wait = admission.guard.call_settings.gates[0].core, admission.figures.expect_wait
+    core, figures = admission.guard.call_settings.gates[0].core, admission.figures
 
     def getconn(self: Any, timeout: Any = None) -> Any:
         if self.closed:
@@ -150,12 +151,13 @@ def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
         except RejectedError as refusal:
             admission.checkouts.refused(refusal)
             raise
+        pool_wait = None
         try:
             if core.enforces:
                 get = partial(borrow, self, partial(base.getconn, self), timeout)
                 connection = admission.lends.connect(get, {})
             else:
-                expect_wait(checkout)
+                pool_wait = begin_wait(figures, checkout, on_loop=False)
                 connection = base.getconn(self, timeout)
             return admission.hand_out(connection, checkout)
         except _NOT_LENT as error:
@@ -164,12 +166,15 @@ def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
         except BaseException:
             checkout.release_slots()
             raise
+        finally:
+            if pool_wait is not None:
+                pool_wait.end()
 
     return getconn
 
 
 def _getter_on_loop(admission: Admission, base: Any) -> Callable[..., Any]:
-    core, expect_wait = admission.guard.call_settings.gates[0].core, admission.figures.expect_wait
+    core, figures = admission.guard.call_settings.gates[0].core, admission.figures
 
     async def getconn(self: Any, timeout: Any = None) -> Any:  # noqa: ASYNC109 - psycopg_pool's own
         if self.closed:
@@ -182,12 +187,13 @@ def _getter_on_loop(admission: Admission, base: Any) -> Callable[..., Any]:
         except RejectedError as refusal:
             admission.checkouts.refused(refusal)
             raise
+        pool_wait = None
         try:
             if core.enforces:
                 get = partial(borrow_async, self, partial(base.getconn, self), timeout)
                 connection = await admission.lends.connect_async(get, {})
             else:
-                expect_wait(checkout)
+                pool_wait = begin_wait(figures, checkout, on_loop=True)
                 connection = await base.getconn(self, timeout)
             return admission.hand_out(connection, checkout)
         except _NOT_LENT as error:
@@ -196,5 +202,8 @@ def _getter_on_loop(admission: Admission, base: Any) -> Callable[..., Any]:
         except BaseException:
             checkout.release_slots()
             raise
+        finally:
+            if pool_wait is not None:
+                pool_wait.end()
 
     return getconn

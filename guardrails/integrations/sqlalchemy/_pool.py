@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.pool import Pool
 
 from guardrails._dbapi.checkout import DBAPICheckout
+from guardrails._dbapi.pool_wait import begin_wait
 from guardrails._guard.guard import Guard
 from guardrails._pool.holder_registry import HolderRegistry
 from guardrails._pool.pool_monitor import PoolMonitor
@@ -170,7 +171,7 @@ class EngineAdmission:
     def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
         guard, wait, out, monitor, lease = self._guard, self._wait, self._out, self._monitor, self.lease
         site, caller, clock = self.registry.site, self.registry.caller, self._figures.clock
-        revocation, core, expect_wait = self.revocation, self._gate.core, self._figures.expect_wait
+        revocation, core, figures = self.revocation, self._gate.core, self._figures
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
             asked = clock()
@@ -183,15 +184,19 @@ class EngineAdmission:
             except BulkheadFullError:
                 monitor.refused()
                 raise
+            pool_wait = None
             try:
                 if not core.enforces:
-                    expect_wait(checkout)
+                    pool_wait = begin_wait(figures, checkout, on_loop=wait is not None)
                 record: ConnectionPoolEntry = (
                     base._do_get(self) if revocation is None else revocation.take(checkout, base, self)  # noqa: SLF001
                 )
             except BaseException:
                 checkout.release_slots()
                 raise
+            finally:
+                if pool_wait is not None:
+                    pool_wait.end()
             checkout.below = out.get(record)
             out[record] = checkout
             if not monitor.watching:

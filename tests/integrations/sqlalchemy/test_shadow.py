@@ -11,7 +11,7 @@ from sqlalchemy import QueuePool, create_engine, event, text
 from guardrails import BreakerPolicy, CallTimeoutError, Guard, deadline, protect, remaining
 from guardrails._core.gate import Gate
 from guardrails._runtime.scope import RequestScope, close, current, enter
-from guardrails.events import WouldStop
+from guardrails.events import StateChanged, WouldStop
 from support.polling import poll
 
 QUICK = {"max_wait_duration": 0.02, "timeout": 0.1, "mode": "shadow"}
@@ -65,11 +65,13 @@ def test_more_callers_than_slots_wait_for_the_pool_alone(lab):
 
 
 def test_a_wait_for_the_pool_that_enforcing_would_spare_holds_no_slot_in_the_model(lab):
-    """Two statements that enforcing would have stopped keep the pool, and the next callers wait for them."""
+    """Two reports that enforcing would have stopped keep the pool, and other callers wait for them."""
     guard = lab.protect(pool_size=2, max_overflow=0, guard=ROOMY)
+    reports = guard.compartment("reports", max_concurrent_calls=2)
     for _ in range(5):
         lab.query("select 42")  # so long does one usually take
-    with lab.meanwhile(lambda: lab.query("select pg_sleep(1.5), 42"), count=2):
+    report = lambda: lab.call(reports, lambda: lab.query("select pg_sleep(1.5), 42"))
+    with lab.meanwhile(report, count=2):
         poll(lambda: lab.pause(0.01) or guard.snapshot().would_stop == 2, "they would be stopped", 5)
         answers = lab.all([lambda: lab.query("select 42")] * 6)
     assert answers == [42] * 6
@@ -77,6 +79,55 @@ def test_a_wait_for_the_pool_that_enforcing_would_spare_holds_no_slot_in_the_mod
     assert dict(guard.snapshot().would_reject) == {}
     lab.query("select 42")
     assert guard.snapshot().would_stop == 2
+
+
+HANGS = {**ROOMY, "timeout": 0.3}
+
+
+def fill(lab, guard, seconds):
+    """Two statements that enforcing would have stopped keep the whole pool for so long; a block."""
+    statement = f"select pg_sleep({seconds}), 42"
+    block = lab.meanwhile(lambda: lab.query(statement), count=2)
+    return block, lambda: poll(lambda: lab.pause(0.01) or guard.snapshot().would_stop == 2, "both stopped", 5)
+
+
+def test_a_wait_for_the_pool_counts_as_a_statement_that_hangs_while_its_like_hang(lab):
+    """Enforcing, these callers have a connection each, and are stopped, too: two slots, one after another."""
+    guard = lab.protect(pool_size=2, max_overflow=0, guard=HANGS)
+    block, both_would_be_stopped = fill(lab, guard, 1.6)
+    with block:
+        both_would_be_stopped()
+        answers = lab.all([lambda: lab.query("select 42")] * 2)
+    assert answers == [42] * 2
+    seen = guard.snapshot()
+    assert (seen.would_stop, seen.failed, dict(seen.would_reject)) == (4, 4, {})
+    longest = guard._gate.report.sums.report()["longest"]
+    assert [each["running"] for each in longest] == [False] * 4
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 3)
+    assert lab.query("select 42") == 42
+    assert (guard.snapshot().would_stop, guard.snapshot().failed) == (4, 4)
+
+
+def test_probes_that_wait_for_a_pool_of_hanging_calls_keep_the_circuit_open(lab):
+    policy = BreakerPolicy(
+        minimum_number_of_calls=2, slow_call_duration_threshold=0.1, wait_duration_in_open_state=0.2
+    )
+    causes = []
+
+    def listen(event):
+        causes.append(event.cause)
+
+    listen.events = (StateChanged,)
+    options = {**HANGS, "breaker": policy, "listeners": [listen]}
+    guard = lab.protect(pool_size=2, max_overflow=0, guard=options)
+    block, both_would_be_stopped = fill(lab, guard, 2.5)
+    with block:
+        both_would_be_stopped()
+        lab.pause(0.3)  # the open circuit lets probes in by now
+        with lab.meanwhile(lambda: lab.query("select 42"), count=4):
+            lab.until(lambda: "probes_failed" in causes, "the probes have failed")
+    assert causes[:3] == ["slow_call_rate", "wait_over", "probes_failed"]
+    poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 3)
 
 
 def test_an_open_circuit_lets_statements_through_and_recovers(lab):

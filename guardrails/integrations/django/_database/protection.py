@@ -12,6 +12,7 @@ from django.db import connections, utils
 from django.utils.connection import ConnectionDoesNotExist
 
 from guardrails._dbapi.drivers import Driver
+from guardrails._dbapi.pool_wait import PoolWait, begin_wait
 from guardrails._dbapi.runner import StatementRunner, as_it_is
 from guardrails._guard.compartments import COMPARTMENTS, set_compartments
 from guardrails._guard.guard import Guard, attach, lease_of
@@ -41,11 +42,18 @@ class ThreadCheckout(Checkout):
 
     Attributes:
         wrapper: Weak reference to Django's wrapper of the connection.
+        pool_wait: Its wait for a connection in shadow, if that counts as a statement that hangs; else None.
     """
 
-    __slots__ = ("wrapper",)
+    __slots__ = ("pool_wait", "wrapper")
 
     wrapper: Callable[[], Any]
+    pool_wait: PoolWait | None
+
+    def end_wait(self) -> None:
+        """Ends the wait for a connection; may be called again."""
+        if self.pool_wait is not None:
+            self.pool_wait.end()
 
     def is_kept(self, now: Site | None) -> bool:
         """See HeldCheckout. Django keeps a thread's connection, whichever function asked for it."""
@@ -181,10 +189,11 @@ class Protection(ABC):
         checkout = ThreadCheckout(self.guard, registry.site(_getframe(1)), registry.caller())
         checkout.asked = asked
         checkout.wrapper = weakref.ref(wrapper)
+        checkout.pool_wait = None
         possession = Possession(self, checkout)  # first: an interrupt from here on gives the slot back
         try:
             checkout.take_slots()
-            self._figures.expect_wait(checkout)
+            checkout.pool_wait = begin_wait(self._figures, checkout, on_loop=False)
         except RejectedError as refusal:
             self._checkouts.refused(refusal)
             raise
@@ -196,6 +205,7 @@ class Protection(ABC):
     def handed_out(self, possession: Possession | None) -> None:
         """Counts a checkout, once: its caller has the connection now."""
         if possession is not None and possession.checkout.times is None:
+            possession.checkout.end_wait()
             self._figures.handed_out(possession.checkout)
             if self._revocation is not None:
                 self._revocation.handed_out(possession.checkout)
@@ -204,6 +214,7 @@ class Protection(ABC):
         """Gives a checkout's slot back, once; ``dropped`` if its thread ended with the connection open."""
         if not self.on:
             checkout.slots.clear()  # the guard has forgotten them
+        checkout.end_wait()
         checkout.release_slots()
         self._checkouts.remove(checkout, dropped=dropped)
 
