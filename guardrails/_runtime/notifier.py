@@ -77,6 +77,8 @@ class Notifier:
         """Reports a transition, or the crossing of a threshold in ``metrics_only``."""
         if change.old != change.new:
             self.report.remember("state", self.name, old=change.old, new=change.new, cause=change.cause)
+            if change.new == "open" and self.core.mode == "shadow":
+                self.report.sums.opened()
         if change.old == change.new:
             log.warning("circuit %r would have opened (%s): %s", self.name, change.cause, self._why(change))
         elif change.new == "open":

@@ -52,13 +52,26 @@ class ShadowSums:
         since: The first time at which the guard went into shadow, by `time.time`; None before.
         stops: Number of calls that have passed a limit.
         admitted_before: Slots that the guard had given out before ``since``.
+        openings: Number of times that a circuit of the guard or of a compartment opened in shadow.
+        opened_at: The last of these times, by `time.time`; None without one.
     """
 
-    __slots__ = ("_lock", "_longest", "_routes", "_running", "admitted_before", "since", "stops")
+    __slots__ = (
+        "_lock",
+        "_longest",
+        "_routes",
+        "_running",
+        "admitted_before",
+        "opened_at",
+        "openings",
+        "since",
+        "stops",
+    )
 
     def __init__(self) -> None:
         self.since: float | None = None
-        self.stops = self.admitted_before = 0
+        self.stops = self.admitted_before = self.openings = 0
+        self.opened_at: float | None = None
         self._lock = ForkedLock()
         self._routes: dict[str, dict[str, int]] = {}
         self._longest: list[Stop] = []
@@ -68,6 +81,11 @@ class ShadowSums:
         """Notes that the guard is in shadow from now on; ``admitted`` slots were given out before."""
         if self.since is None:
             self.since, self.admitted_before = time.time(), admitted
+
+    def opened(self) -> None:
+        """Notes that a circuit has opened in shadow."""
+        with self._lock:
+            self.openings, self.opened_at = self.openings + 1, time.time()
 
     def refused(self, reason: str, route: str | None) -> None:
         """Counts a call that enforcing would have refused."""
@@ -105,6 +123,8 @@ class ShadowSums:
             longest = self._cut([*self._longest, *self._running.values()])
         return {
             "since": self.since,
+            "openings": self.openings,
+            "opened_at": self.opened_at,
             "routes": routes,
             "longest": [
                 {

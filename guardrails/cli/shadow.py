@@ -20,9 +20,6 @@ from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, 
 
 __all__ = ["shadow", "words"]
 
-_ROUTES = 3
-"""Most routes named for one guard."""
-
 
 @click.command(
     short_help="Says what guards in shadow would have done.",
@@ -83,20 +80,36 @@ def _sums(guard: Mapping[str, Any]) -> dict[str, Any]:
         "refused": int(seen.get("refused", 0)),
         "stopped": int(seen.get("stopped", 0)),
         "reasons": dict(reasons.most_common()),
+        "openings": int(seen.get("openings", 0)),
+        "opened_at": None if seen.get("opened_at") is None else float(seen["opened_at"]),
         "routes": routes,
         "longest": longest,
+        "slowest": _slowest(seen, longest) or None,
+        "timeout": None if seen.get("timeout") is None else float(seen["timeout"]),
+        "highest": None if seen.get("highest") is None else int(seen["highest"]),
+        "capacity": None if seen.get("capacity") is None else int(seen["capacity"]),
         "harmless": _harmless(seen, longest),
     }
 
 
+def _slowest(seen: Mapping[str, Any], longest: list[dict[str, Any]]) -> float:
+    """Seconds of the longest call; 0.0 if none was slow."""
+    return float(max([float(seen.get("slowest") or 0.0), *(each["took"] for each in longest)]))
+
+
 def _harmless(seen: Mapping[str, Any], longest: list[dict[str, Any]]) -> dict[str, float | int]:
-    """The settings that would have refused and stopped nothing, as far as it is known."""
+    """The settings that would have refused and stopped nothing, as far as they are known and possible.
+
+    None from a time in which a circuit opened: calls then queue up and last for as long as the fault does.
+    """
     found: dict[str, float | int] = {}
-    if seen.get("highest"):
-        found["max_concurrent_calls"] = int(seen["highest"])
-    slowest = max([float(seen.get("slowest") or 0.0), *(each["took"] for each in longest)])
-    if slowest:
-        found["timeout"] = math.ceil(slowest * 10 + 1) / 10
+    if seen.get("openings"):
+        return found
+    highest = int(seen.get("highest") or 0)
+    if seen.get("refused") and 0 < highest <= int(seen.get("capacity") or highest):
+        found["max_concurrent_calls"] = highest
+    if seen.get("stopped"):
+        found["timeout"] = math.ceil(_slowest(seen, longest) * 10 + 1) / 10
     return found
 
 
@@ -105,27 +118,45 @@ def _lines(each: dict[str, Any]) -> Iterator[str]:
     if each["since"] is None:
         yield f"{name}: {each['mode']}; it was never in shadow."
         return
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["since"]))
-    yield f"{name}: {each['mode']}; in shadow since {since}"
+    yield f"{name}: {each['mode']}; in shadow since {_local(each['since'])}"
     share = each["refused"] / each["judged"] if each["judged"] else 0.0
     yield f"  would have refused {each['refused']} of {each['judged']} calls ({share:.1%})"
     if each["reasons"]:
         yield "    by reason: " + ", ".join(f"{why} {count}" for why, count in each["reasons"].items())
-        most = sorted(each["routes"].items(), key=lambda route: -sum(route[1].values()))
-        shown = ", ".join(f"{route} {sum(counts.values())}" for route, counts in most[:_ROUTES])
-        more = f", {len(most) - _ROUTES} more" if len(most) > _ROUTES else ""
-        yield f"    by route:  {shown}{more}"
+        # First the routes that work: that they would be refused is what one must know.
+        routes = sorted(
+            each["routes"].items(), key=lambda at: ("circuit_open" in at[1], -sum(at[1].values()))
+        )
+        yield "    by route:  " + ", ".join(f"{route} {sum(counts.values())}" for route, counts in routes)
     yield f"  would have stopped {each['stopped']}"
     for stop in each["longest"][:1]:
         took = f"{stop['took']:.2f} s{' so far' if stop['running'] else ''}"
         place = f" at {stop['where']}" if stop["where"] else ""
         route = f", {stop['route']}" if stop["route"] else ""
         yield f"    the longest took {took} with a limit of {stop['timeout']:g} s{place}{route}"
+    yield from _advice(each)
+
+
+def _advice(each: dict[str, Any]) -> Iterator[str]:
+    """The last lines of a guard: what its settings should be, as far as that is known."""
+    if each["openings"]:
+        times = "once, at" if each["openings"] == 1 else f"{each['openings']} times, last at"
+        yield f"  a circuit would have opened {times} {_local(each['opened_at'])}: no advice from such a time"
+        return
     if each["harmless"]:
         settings = ", ".join(f"{setting}={value}" for setting, value in each["harmless"].items())
         yield f"  would have done no harm: {settings}"
-    elif not each["refused"] and not each["stopped"]:
-        yield "  the present settings would have done no harm"
+    if each["refused"] and (each["highest"] or 0) > (each["capacity"] or math.inf):
+        yield f"  {each['highest']} calls at once, and the pool has {each['capacity']} connections"
+    if not each["refused"] and not each["stopped"]:
+        took = ""
+        if each["slowest"] and each["timeout"]:
+            took = f"; the longest call took {each['slowest']:.2f} s of {each['timeout']:g} s"
+        yield f"  the present settings would have done no harm{took}"
+
+
+def _local(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def _clean(text: object) -> str:

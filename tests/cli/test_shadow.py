@@ -41,6 +41,46 @@ def test_the_sums_are_said_in_ten_lines_at_most():
     assert len(output.splitlines()) <= 10
 
 
+def page(**shadow):
+    """A status page of one guard with these sums."""
+    sums = {"since": 1.0, "judged": 100, "refused": 0, "stopped": 0, "routes": {}, "longest": []} | shadow
+    return json.dumps(
+        {"ready": True, "reasons": [], "guards": [{"name": "db", "mode": "shadow", "shadow": sums}]}
+    )
+
+
+def said(**shadow):
+    with answering(200, page(**shadow).encode()) as url:
+        return run(url)[1]
+
+
+def test_no_setting_is_advised_from_a_time_in_which_a_circuit_would_have_opened():
+    faulty = {"refused": 9, "stopped": 2, "highest": 14, "capacity": 15, "slowest": 39.4}
+    output = said(**faulty, openings=3, opened_at=2.0)
+    assert "a circuit would have opened 3 times, last at 1970-" in output
+    assert "no harm" not in output
+    assert "would have opened once, at " in said(**faulty, openings=1, opened_at=2.0)
+    assert "would have done no harm: max_concurrent_calls=14, timeout=39.5" in said(**faulty)
+
+
+def test_no_more_slots_than_the_pool_has_connections_are_advised():
+    output = said(refused=9, highest=558, capacity=15)
+    assert "558 calls at once, and the pool has 15 connections" in output
+    assert "no harm" not in output
+
+
+def test_a_timeout_is_no_advice_while_nothing_would_have_been_stopped():
+    output = said(slowest=1.19, timeout=5)
+    assert "the present settings would have done no harm; the longest call took 1.19 s of 5 s" in output
+    assert "timeout=" not in output
+
+
+def test_every_route_is_named_and_those_with_a_closed_circuit_come_first():
+    routes = {f"GET /{number}": {"circuit_open": 10 + number} for number in range(4)}
+    output = said(refused=99, routes=routes | {"GET /well": {"queue_timeout": 2}})
+    assert "by route:  GET /well 2, GET /3 13, GET /2 12, GET /1 11, GET /0 10" in output
+
+
 def test_json_has_the_same_figures():
     with served(overloaded()) as url:
         code, output = run("--json", url)
