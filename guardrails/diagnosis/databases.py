@@ -5,11 +5,13 @@ It reads the text of a statement, which may hold values of users, only when it i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from sqlalchemy import URL, Connection, create_engine, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from guardrails._dbapi.server_sessions import (
@@ -28,12 +30,15 @@ __all__ = ["Limits", "RoleLimit", "answer", "ask", "read_limits", "why_not"]
 
 T = TypeVar("T")
 
-_BLOCKING = {
-    "postgresql": ("psycopg", "psycopg2"),
-    "mysql": ("pymysql",),
-    "mariadb": ("pymysql",),
+_DRIVERS = {
+    "postgresql": ("psycopg", "psycopg2", "asyncpg"),
+    "mysql": ("pymysql", "asyncmy"),
+    "mariadb": ("pymysql", "asyncmy"),
 }
 """Usable drivers by dialect; the first installed one is used."""
+
+_ON_LOOP = ("asyncpg", "asyncmy")
+"""Those of them that need an event loop."""
 
 
 def answer(url: str, question: Callable[[URL], T]) -> tuple[URL, T | Finding]:
@@ -84,21 +89,38 @@ def _connected(url: URL, read: Callable[[str, Execute], T]) -> T:
     """Reads something from the server of a URL, within the time for an answer."""
     url = _with_usual_name(url)
     dialect = url.get_backend_name()
-    if dialect not in _BLOCKING:
-        raise ConfigurationError(f"{dialect} cannot be asked; PostgreSQL, MariaDB, MySQL and Redis can")
-    # All these drivers have this option; without it they wait for ever.
-    engine = create_engine(
-        _with_driver(url, dialect),
-        poolclass=NullPool,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT},
-        execution_options={OUR_ENGINE: True},
-    )
+    if dialect not in _DRIVERS:
+        raise ConfigurationError(_not_a_database(dialect))
+    url = _with_driver(url, dialect)
+    driver = url.get_driver_name()
+    # Each of these drivers has this option; without it they wait for ever.
+    limit = {"timeout" if driver == "asyncpg" else "connect_timeout": CONNECT_TIMEOUT}
+    make: Any = create_async_engine if driver in _ON_LOOP else create_engine
+    engine = make(url, poolclass=NullPool, connect_args=limit, execution_options={OUR_ENGINE: True})
 
     def question() -> T:
         with engine.connect() as connection:
             return read(dialect, _runs(connection))
 
-    return within(ANSWER_TIMEOUT, question)
+    async def question_on_loop() -> T:
+        try:
+            async with engine.connect() as connection:
+                return cast("T", await connection.run_sync(lambda sync: read(dialect, _runs(sync))))
+        except Exception as error:
+            if isinstance(error, SQLAlchemyError) or not hasattr(error, "sqlstate"):
+                raise
+            # SQLAlchemy leaves asyncpg's errors of a connect as they are.
+            raise DBAPIError(None, None, error) from error
+
+    return within(
+        ANSWER_TIMEOUT, lambda: asyncio.run(question_on_loop()) if driver in _ON_LOOP else question()
+    )
+
+
+def _not_a_database(dialect: str) -> str:
+    if dialect in {"http", "https"}:
+        return "an http URL is a status page: --status URL, and the database's URL in DATABASE_URL"
+    return f"{dialect} cannot be asked; PostgreSQL, MariaDB, MySQL and Redis can"
 
 
 class RoleLimit(NamedTuple):
@@ -195,15 +217,19 @@ def why_not(error: Exception, url: URL) -> Finding:
     hosts = str(url.host or "").split(",")
     said = words(_message(original), [url.password, *hosts, url.port, *map(str, url.query.values())])
     number = original.args[0] if original.args and isinstance(original.args[0], int) else 0
+    state, in_range = getattr(original, "sqlstate", None) or "", _MYSQL_ANSWERS <= number < _MYSQL_CLIENT
     return refusal(
         said,
-        answered="FATAL" in said or _MYSQL_ANSWERS <= number < _MYSQL_CLIENT,
+        answered="FATAL" in said or state.startswith(_POSTGRES_DENIES) or in_range,
         crowded=number in _MYSQL_CROWDED or any(sign in said for sign in _POSTGRES_CROWDED),
     )
 
 
 _MYSQL_ANSWERS, _MYSQL_CLIENT = 1000, 2000
 """The first error number of the server, and the first of its client library."""
+
+_POSTGRES_DENIES = ("28", "3D")
+"""SQLSTATEs of a refused login and of an unknown database. libpq says FATAL instead."""
 
 _MYSQL_CROWDED = {1040, 1203, 1226}
 _POSTGRES_CROWDED = ("too many clients", "too many connections", "connection slots are reserved")
@@ -221,16 +247,25 @@ def _with_usual_name(url: URL) -> URL:
 
 
 def _with_driver(url: URL, dialect: str) -> URL:
-    # Options of an asyncio driver would be errors for a blocking one.
-    plain = url.set(query={}) if "async" in url.get_driver_name() else url
-    for driver in _BLOCKING[dialect]:
-        candidate = plain.set(drivername=f"{dialect}+{driver}")
+    for driver in _DRIVERS[dialect]:
+        candidate = url.set(drivername=f"{dialect}+{driver}")
         try:
             candidate.get_dialect().import_dbapi()
         except ImportError:
             continue
-        return candidate
-    raise ConfigurationError(f"{dialect} needs one of the drivers {', '.join(_BLOCKING[dialect])}")
+        return _with_options(candidate, url.get_driver_name())
+    package = "'psycopg[binary]'" if dialect == "postgresql" else "pymysql"
+    drivers = ", ".join(_DRIVERS[dialect])
+    raise ConfigurationError(f"{dialect} needs one of the drivers {drivers}: pip install {package}")
+
+
+def _with_options(url: URL, given: str) -> URL:
+    """The URL without options that its driver does not have, if it was written for the driver ``given``."""
+    driver = url.get_driver_name()
+    if driver == given or not (driver in _ON_LOOP or "async" in given):
+        return url
+    mode = url.query.get("sslmode")
+    return url.set(query={"ssl": mode} if driver == "asyncpg" and mode else {})
 
 
 _POSTGRES_SETTINGS = """

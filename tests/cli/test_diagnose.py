@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from sqlalchemy import make_url
 
 from guardrails.cli.diagnose import diagnose
+from guardrails.diagnosis import databases
 from guardrails.diagnosis.asking import words
 from guardrails.diagnosis.databases import _with_driver
 from guardrails.diagnosis.findings import Facts, Session, judge
@@ -489,6 +490,7 @@ def test_silent_server_is_given_up(monkeypatch):
         ([f"redis://127.0.0.1:{CANARY}"], "this is no URL of a server"),
         ([f"mysql://127.0.0.1/x?{CANARY}=1"], "this is no URL of a server"),
         ([f"sqlite:///{CANARY}"], "sqlite cannot be asked"),
+        ([f"http://{CANARY}/internal"], "an http URL is a status page: --status URL"),
         (["postgresql://127.0.0.1/x", "--slow", "-1"], "--slow"),
         (["postgresql://127.0.0.1/x", "--slow", "often"], "--slow"),
     ],
@@ -522,3 +524,55 @@ def test_urls_of_asynchronous_drivers_are_understood():
     assert (url.drivername, dict(url.query)) == ("postgresql+psycopg", {})
     url = _with_driver(make_url("postgresql+psycopg2://u@h/d?sslmode=require"), "postgresql")
     assert dict(url.query) == {"sslmode": "require"}
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Leaves these drivers, as if no other were installed."""
+
+    def leave(*names):
+        for dialect in databases._DRIVERS:
+            monkeypatch.setitem(databases._DRIVERS, dialect, names)
+
+    return leave
+
+
+def test_asyncpg_asks_where_it_is_the_only_driver(postgres, table, only):
+    """Locks with their holder, and refusals: in the same words as with other drivers."""
+    only("asyncpg")
+    assert run(postgres.url("asyncpg")) == (0, "PostgreSQL: nothing found.\n")
+    with another(postgres, "lock table crowded in access exclusive mode", "migration") as blocker:
+        with at_work(postgres, "select 1 from crowded"):
+            poll(lambda: "locks" in found(postgres.url("asyncpg")), "it waits")
+            finding = found(postgres.url("asyncpg"))["locks"]
+        assert f"1 behind session {blocker.info.backend_pid} of 'migration'" in finding["details"][0]
+    url = make_url(postgres.url("asyncpg")).set(password=CANARY)
+    role = found(url.set(username="nosuch").render_as_string(False))["denied"]
+    assert role["what"].endswith('role "nosuch" does not exist')
+    missing = found(url.set(database="nosuch").render_as_string(False))["denied"]
+    assert missing["what"].endswith('database "nosuch" does not exist')
+    assert "unreachable" in found(url.set(port=1).render_as_string(False))
+
+
+def test_asyncmy_asks_where_it_is_the_only_driver(mariadb, only):
+    only("asyncmy")
+    url = f"mysql+asyncmy://root@127.0.0.1:{mariadb.port}/guardrails"
+    code, output = run(url)
+    assert output.startswith(("MariaDB", "MySQL"))
+    assert code in {0, 1}
+
+
+def test_options_of_another_driver_are_translated_or_left_out(only):
+    only("asyncpg")
+    url = _with_driver(make_url("postgresql://u@h/d?sslmode=require"), "postgresql")
+    assert (url.drivername, dict(url.query)) == ("postgresql+asyncpg", {"ssl": "require"})
+    url = _with_driver(make_url("postgresql+asyncpg://u@h/d?ssl=disable"), "postgresql")
+    assert dict(url.query) == {"ssl": "disable"}
+
+
+def test_a_missing_driver_is_named_with_the_command_that_installs_it(only):
+    only()
+    for url, package in (("postgresql://h/d", "'psycopg[binary]'"), ("mysql://h/d", "pymysql")):
+        code, output = run(url)
+        assert code == 2
+        assert f"pip install {package}" in " ".join(output.split())
