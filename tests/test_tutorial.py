@@ -25,7 +25,7 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 SHOWN = re.findall(r"^```console\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 LINES = [
-    r"\d+ refused \(no slot came free in time: \d+.*\); such as tutorial/shop\.py:21 in count, /orders",
+    r"\d+ refused \(no slot came free in time: \d+.*\); by route: GET /orders \d+; such as tutorial",
     r"circuit 'GET /orders' of 'shop': closed -> open \(stalled\): every slot has been in a call",
     r"pool 'shop': \d+ x tutorial/shop\.py:21 in count, /orders \(sessions ",
     r" wait for a lock on 'orders' for up to ",

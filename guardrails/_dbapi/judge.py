@@ -81,7 +81,10 @@ class Judge:
         policy = self._guard.call_settings.policy
         outcome = classify(error, None if policy is None else policy.is_failure)
         answered = Outcome.SUCCESS if proves else Outcome.NEUTRAL
+        noted = self._guard if checkout is None else checkout.guard
         if outcome is not Outcome.FAILURE or (policy is not None and policy.is_failure is not None):
+            if outcome is Outcome.FAILURE:
+                noted.call_settings.note_error(error)
             return answered if outcome is Outcome.SUCCESS else outcome
         failed = read_only or (None if self._driver is None else self._driver.failed(error))
         if failed is None and (isinstance(error, self._unsent) or self._refused(error)):
@@ -89,6 +92,7 @@ class Judge:
         if failed is False:
             return answered
         self.suspect()
+        noted.call_settings.note_error(error)
         return Outcome.FAILURE
 
     def outcome_of_connect(self, error: BaseException) -> Outcome:
@@ -100,6 +104,7 @@ class Judge:
             self._report.note_cause(NO_ROOM)
         elif driver is not None and driver.refuses_login(error):
             self._report.note_cause(LOGIN_REFUSED)
+        self._guard.call_settings.note_error(error)
         return classify(error, None)
 
     def _has_become_read_only(

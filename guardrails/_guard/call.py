@@ -160,6 +160,8 @@ class Call(FastCall):
         try:
             if error is not None:
                 result = classify(error, self.call_settings.is_failure)
+                if result is _FAILURE:
+                    self.call_settings.note_error(error)
             if (
                 result is _SUCCESS
                 and self.at is not None

@@ -76,6 +76,11 @@ class CallSettings:
         self.timeout = None if attached else timeout
         self.only_gate = None if attached or len(self.gates) > 1 else self.gates[0]
 
+    def note_error(self, error: BaseException) -> None:
+        """Notes the class of an error that is a failure, for the log's line of an opening circuit."""
+        for gate in self.gates:
+            gate.last_error = type(error).__name__
+
     def judge(self, result: object) -> Outcome:
         """The outcome of a returned value."""
         return classify_result(result, None if self.policy is None else self.policy.is_failure_result)

@@ -43,12 +43,18 @@ class GateReports(Notifier):
 
     def fast_refusal_error(self, reason: Reason, retry_after: float | None) -> RejectedError:
         """Creates the error of a refusal that the fast path has counted, and reports the refusal."""
-        if not self.report.scheduled:
-            self.report.schedule()
         if self.listeners:
             self.report_refusal(Refusal(reason, retry_after))
+        else:
+            self._log_refusal(at_edge=False)
         error = _new_error(self.errors.rejected[reason], self.name, reason, retry_after)
         return error if _get_ambient() is None else note_guard_error(error)
+
+    def _log_refusal(self, *, at_edge: bool) -> None:
+        if _get_ambient() is not None:
+            self.report.count_route()
+        if not self.report.noted:
+            self.report.schedule(at_edge=at_edge)
 
     def refusal_error(self, refusal: Refusal) -> RejectedError:
         """Reports a refusal to the listeners and creates its error, a new one each time."""
@@ -56,10 +62,14 @@ class GateReports(Notifier):
         reason, retry_after = refusal
         return note_guard_error(self.errors.rejected[reason](self.name, reason, retry_after))
 
-    def report_refusal(self, refusal: Refusal) -> None:
-        """Reports a refusal to the log and the listeners, without an error."""
-        if not self.report.scheduled:
-            self.report.schedule()
+    def report_refusal(self, refusal: Refusal, *, at_edge: bool = False) -> None:
+        """Reports a refusal to the log and the listeners, without an error.
+
+        Args:
+            refusal: The refusal.
+            at_edge: True for a request that was refused before the application.
+        """
+        self._log_refusal(at_edge=at_edge)
         if self.listeners and self.wanted(CallRejected):
             reason, retry_after = refusal
             self.notify(
@@ -89,11 +99,16 @@ class GateReports(Notifier):
             route = origin.name or origin.find_name()
             self._end_in_model(origin)
         self.report.sums.refused(refusal.reason, route)
-        if not self.report.scheduled:
-            self.report.schedule()
+        self._log_in_shadow(route)
         if self.listeners and self.wanted(WouldReject):
             reason, wait = refusal
             self.notify(WouldReject, at=self.core.last, seq=seq, reason=reason, retry_after=wait, route=route)
+
+    def _log_in_shadow(self, route: str | None) -> None:
+        if route is not None:
+            self.report.count_route(route)
+        if not self.report.noted:
+            self.report.schedule()
 
     def _end_in_model(self, request: RequestScope) -> None:
         """Counts no more of a request at this gate: enforcing, it would most likely have ended here."""
@@ -113,8 +128,7 @@ class GateReports(Notifier):
         if request is not None:
             self._end_in_model(request)
         self.report.sums.stopped(call, timeout, where, route)
-        if not self.report.scheduled:
-            self.report.schedule()
+        self._log_in_shadow(route)
         if self.listeners and self.wanted(WouldStop):
             now, seq = self.core.last, self.next_number()
             self.notify(WouldStop, at=now, seq=seq, timeout=timeout, where=where, route=route)

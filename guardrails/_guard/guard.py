@@ -502,6 +502,8 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
         gate.step(gate.core.play)  # else refusals that are due in the model would be missing
     with gate.lock:
         seen = take(gate.clock(), guard.name, gate.core, gate.report, pool)
+    by_parent = sum(above.refused for above in guard.call_settings.gates[1:])
+    seen = replace(seen, rejected_by_parent=by_parent) if by_parent else seen
     return replace(seen, orders=guard._orders) if guard._orders else seen
 
 

@@ -66,12 +66,14 @@ class LockedGate(GateReports, FastGate, LockOwner):
         max_wait: Longest time in seconds that a caller waits for a slot.
         deferred: Moves that were requested during a step of the same thread, to be made at its end.
         auto_compartments: The automatic compartments that this gate is one of; None for other gates.
+        refused: Counted by a `WorkloadGate` only.
         share_slots: Called when an adaptive limit has changed, to fit the compartments to it.
         fleet_member: The guard's part in a fleet; None without one. It keeps the fast paths closed until the
             first caller has come here.
     """
 
     auto_compartments: Any = None
+    refused: int = 0
     fleet_member: FleetMember | None
 
     __slots__ = (
@@ -440,7 +442,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
             slot = held[0]
         if slot > 0 or slot < FULL:
             return slot
-        self.report_refusal(refusal)
+        self.report_refusal(refusal, at_edge=True)
         return refusal
 
     def preview(self) -> Refusal | None:
@@ -503,7 +505,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
         for workload_gate in self.workload_gates:
             workload_gate.lock = self.lock
         self.deferred.clear()
-        self.report.scheduled = False
+        self.report.restart()
         self.core.drop_calls_and_waiters()
 
 
@@ -516,9 +518,12 @@ class WorkloadGate(LockedGate):
     Args:
         gate: The parent's gate.
         workload: The compartment's workload; None if the parent's gate has no circuit.
+
+    Attributes:
+        refused: Calls of the compartment that the parent's gate has refused.
     """
 
-    __slots__ = ("gate",)
+    __slots__ = ("gate", "refused")
 
     def __init__(self, gate: LockedGate, workload: Workload | None) -> None:  # forks are handled by ``gate``
         self.name = gate.name
@@ -538,10 +543,22 @@ class WorkloadGate(LockedGate):
         self.parent = gate.parent
         self.workload = workload
         self.gate = gate
+        self.refused = 0
+        self.last_error = ""
 
     def next_number(self) -> int:
         """See Notifier."""
         return self.gate.next_number()
+
+    def report_refusal(self, refusal: Refusal, *, at_edge: bool = False) -> None:
+        """See GateReports."""
+        self.refused += 1  # no lock: an interrupt could leave it held, and this figure is only shown
+        GateReports.report_refusal(self, refusal, at_edge=at_edge)
+
+    def fast_refusal_error(self, reason: Reason, retry_after: float | None) -> RejectedError:
+        """See GateReports."""
+        self.refused += not self.listeners  # else `report_refusal` counts it
+        return GateReports.fast_refusal_error(self, reason, retry_after)
 
 
 def all_gates() -> list[LockedGate]:

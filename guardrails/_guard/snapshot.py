@@ -46,6 +46,8 @@ class GuardSnapshot:
         abandoned: Calls that ended without evidence.
         late_results: Calls that began before the circuit's last transition and so changed nothing.
         rejected: Refusals by reason.
+        rejected_by_parent: Calls of a compartment that were refused by the guard which contains it, and are
+            among that one's ``rejected``; 0 for other guards.
         mode: ``"enforce" "shadow" "off"``. In the last two ``in_use`` counts the calls under way, up to the
             limit.
         would_reject: Calls let in in shadow that would have been refused, by reason.
@@ -82,6 +84,7 @@ class GuardSnapshot:
     usable_slots: int = 0
     recovery_ramp_left: float | None = None
     adaptive_limit: int | None = None
+    rejected_by_parent: int = 0
     orders: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 

@@ -111,7 +111,7 @@ class ASGIRequest(RoutedRequest):
         left = time_left(self) if gate.core.enforces else self.remaining()
         if left is not None and left <= 0 and gate.core.enforces:
             refusal = gate.step(gate.core.refuse, "deadline_spent")
-            gate.report_refusal(refusal)
+            gate.report_refusal(refusal, at_edge=True)
             return refusal
         verdict = await gate.reserve(budget=left)
         if not isinstance(verdict, int):

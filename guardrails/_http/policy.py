@@ -165,7 +165,7 @@ class RequestPolicy:
             # In shadow the reservation, or the call inside, counts the refusal.
             refusal = None if core.last < core.admits_until or not core.enforces else gate.preview()
             if refusal is not None:
-                gate.report_refusal(refusal)
+                gate.report_refusal(refusal, at_edge=True)
                 return self.problem_of_refusal(gate, refusal)
         return None
 

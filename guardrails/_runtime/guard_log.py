@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from guardrails._core.breaker import Transition
@@ -17,7 +18,7 @@ from guardrails._core.gate import Gate
 from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import current
-from guardrails._runtime.shadow_sums import ShadowSums
+from guardrails._runtime.shadow_sums import OTHER_ROUTES, ShadowSums
 from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import RejectedError
 
@@ -39,6 +40,11 @@ _INTERVAL = 1.0
 """Shortest time in seconds between two lines of one guard."""
 
 
+_MOST_ROUTES = 100
+"""Routes of one line that are counted apart: clients can make up names of routes."""
+
+_ROUTES_SHOWN = 6
+
 _RECENT = 50
 """Events that are remembered for the status page."""
 
@@ -46,12 +52,13 @@ _RECENT = 50
 class GuardLog:
     """The log of one guard and its compartments.
 
-    It reads the counters of the gates, so a refusal costs one look at ``scheduled``. The housekeeper writes
-    the line, also after the last call.
+    It reads the counters of the gates, so a refusal outside requests costs one look at ``noted``; inside one
+    its route is counted. The housekeeper writes the line, also after the last call.
 
     Attributes:
         name: The guard's name.
         scheduled: True while a line is due.
+        noted: True if the first call of the next line has been noted.
         gates: The gates of the guard and its compartments.
         stopped: Calls that were stopped at their deadline.
         sums: What the guard would have done in shadow.
@@ -67,12 +74,14 @@ class GuardLog:
         "__weakref__",
         "_cause",
         "_reported",
+        "_routes",
         "_since",
         "_where",
         "gates",
         "holders",
         "line_of_code",
         "name",
+        "noted",
         "pool_page",
         "recent",
         "scheduled",
@@ -82,7 +91,7 @@ class GuardLog:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.scheduled = False
+        self.scheduled = self.noted = False
         self.stopped = 0
         self.sums = ShadowSums()
         self.gates: WeakRegistry[Any] = WeakRegistry()
@@ -91,6 +100,7 @@ class GuardLog:
         self.pool_page: Callable[[], dict[str, object]] | None = None
         self.recent: list[dict[str, Any]] = []
         self._reported: Counter[str] = Counter()
+        self._routes: deque[str] = deque()
         self._since = 0.0
         self._where = ""
         self._cause: tuple[str, float] | None = None
@@ -120,27 +130,54 @@ class GuardLog:
         recent.append({"at": round(time.time(), 3), "event": event, "guard": name, **fields})
         del recent[:-_RECENT]  # a list: an empty deque takes 700 bytes, and most guards never have an event
 
-    def schedule(self) -> None:
-        """Schedules a line for one second from now, unless one is due already."""
-        if self.scheduled:
+    def schedule(self, *, at_edge: bool = False) -> None:
+        """Notes the first call of the next line, and schedules that for one second from now if none is due.
+
+        Args:
+            at_edge: True for a request that was refused before the application: no line of code made it.
+        """
+        # No lock: an interrupt could leave it held. `noted` is set first, see `write_line`.
+        if self.noted:
             return
-        self.scheduled = True
+        self.noted = True
+        due, self.scheduled = self.scheduled, True
+        self._where = "" if at_edge else self._caller()
+        if due:
+            return
         self._since = time.monotonic()
-        self._where = self._caller()
         try:
             run_later(self.write_line, _INTERVAL)
         except RuntimeError:  # no new thread can be started while the interpreter shuts down
             self.write_line()
 
+    def restart(self) -> None:
+        """Forgets the line that is due: in the child of a fork nothing would write it."""
+        self.scheduled = self.noted = False
+        self._routes.clear()
+
     def note_stopped(self) -> None:
         """Counts a call that was stopped at its deadline."""
         with _count_lock:
             self.stopped += 1
+        self.count_route()
         self.schedule()
+
+    def count_route(self, route: str | None = None) -> None:
+        """Counts a refused or stopped call by its route: the given one, or that of the current request."""
+        if route is None:
+            scope = current()
+            request = None if scope is None else scope.request
+            route = None if request is None else request.name or request.find_name()
+        if route is not None:
+            self._routes.append(route)
 
     def write_line(self) -> float | None:
         """Writes the line. Returns the seconds until the next one, or None if there was nothing to write."""
-        self.scheduled = False  # before the counters are read, so that a later call schedules the next line
+        where, self.noted = (
+            self._where,
+            False,
+        )  # before the counters are read: a later call is of the next line
+        routes = self._count_routes()
         counts: Counter[str] = Counter()
         would: Counter[str] = Counter()
         for gate in self.gates.living():
@@ -151,33 +188,49 @@ class GuardLog:
         counts.update({f"{_WOULD}{reason}": count for reason, count in would.items()})
         new = counts - self._reported
         if not new:
-            return None
+            self.scheduled = False
+            self.scheduled = self.noted  # a call may have come meanwhile, and seen that a line is due
+            return _INTERVAL if self.scheduled else None
         self._reported = counts
         now = time.monotonic()
         in_shadow = Counter(
             {reason.removeprefix(_WOULD): new.pop(reason) for reason in [*new] if _WOULD in reason}
         )
         parts = [*_in_words(new, ""), *_in_words(in_shadow, " in shadow")]
-        log.warning("guard %r: in %.1f s %s%s", self.name, now - self._since, "; ".join(parts), self._where)
+        parts += [each for each in (_by_route(routes), where) if each]
+        log.warning("guard %r: in %.1f s %s", self.name, now - self._since, "; ".join(parts))
         self._since = now
-        self.scheduled = True
         return _INTERVAL
 
+    def _count_routes(self) -> Counter[str]:
+        routes: Counter[str] = Counter()
+        with suppress(IndexError):
+            while True:
+                route = self._routes.popleft()
+                known = route in routes or len(routes) < _MOST_ROUTES
+                routes[route if known else OTHER_ROUTES] += 1
+        return routes
+
     def _caller(self) -> str:
-        """The application's line and the route's template that the call came from, as far as known."""
+        """Words for the application's line that made the call; empty if it is unknown."""
         try:
-            scope = current()
-            request = None if scope is None else scope.request
-            route = None if request is None else request.template()
             line = None if self.line_of_code is None else self.line_of_code()
         except Exception:  # logging must not break a call
             log.debug("the caller could not be determined", exc_info=True)
             return ""
-        known = ", ".join(each for each in (line, route) if each)
-        return f"; such as {known}" if known else ""
+        return f"such as {line}" if line else ""
 
 
 _WOULD = "would be "
+
+
+def _by_route(routes: Counter[str]) -> str:
+    """Words for the routes of refused and stopped calls, most first; empty if none is known."""
+    if not routes:
+        return ""
+    shown = ", ".join(f"{route} {count}" for route, count in routes.most_common(_ROUTES_SHOWN))
+    rest = len(routes) - _ROUTES_SHOWN
+    return f"by route: {shown}" + (f" and {rest} more routes" if rest > 0 else "")
 
 
 def _in_words(new: Counter[str], how: str) -> list[str]:
@@ -194,7 +247,9 @@ def _in_words(new: Counter[str], how: str) -> list[str]:
     return parts
 
 
-def why_open(core: Gate, change: Transition, holders: str | None, cause: str | None = None) -> str:
+def why_open(
+    core: Gate, change: Transition, holders: str | None, cause: str | None = None, error: str = ""
+) -> str:
     """Explains why a circuit has opened, or would have opened.
 
     Args:
@@ -202,16 +257,18 @@ def why_open(core: Gate, change: Transition, holders: str | None, cause: str | N
         change: The transition.
         holders: Words for who holds the slots; None if that is unknown.
         cause: The cause of the failures; None if it is unknown.
+        error: The class of the last failure's error; empty if it is unknown. Never its message.
     """
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, _ = breaker.evidence(change.at)
     starts = breaker.start_times()
     age = max(0.0, change.at - min(starts)) if starts else 0.0
     threshold = f"{breaker.slow_after:g} s"
+    last = f", the last with {error}" if error and cause is None else ""
     words = {
-        "failure_rate": f"{failures} of {calls} calls failed",
+        "failure_rate": f"{failures} of {calls} calls failed{last}",
         "slow_call_rate": f"{slow} of {calls} calls took longer than {threshold}, or still do",
-        "consecutive_failures": f"failures in a row: {breaker.streak}",
+        "consecutive_failures": f"failures in a row: {breaker.streak}{last}",
         "stalled": f"every slot has been in a call for longer than {threshold}, and none came back",
         "probes_failed": "the probes failed: it is not well yet",
         "fleet": "the workers of the fleet together have reached a rate",

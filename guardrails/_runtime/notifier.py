@@ -25,9 +25,20 @@ class Notifier:
         listeners: The listeners.
         report: The log of refused and stopped calls. A compartment shares that of its guard.
         reports_calls: True if a listener wants `CallFinished`.
+        last_error: The name of the class of the last error that was a failure; empty before one.
     """
 
-    __slots__ = ("_seq", "_wanted", "core", "listeners", "lock", "name", "report", "reports_calls")
+    __slots__ = (
+        "_seq",
+        "_wanted",
+        "core",
+        "last_error",
+        "listeners",
+        "lock",
+        "name",
+        "report",
+        "reports_calls",
+    )
 
     core: Gate
 
@@ -38,6 +49,7 @@ class Notifier:
         self._wanted: dict[type[Event], tuple[Listener, ...]] = {}
         self.reports_calls = bool(self.wanted(CallFinished))
         self._seq = 0
+        self.last_error = ""
         self.report = GuardLog(name)
 
     def wanted(self, kind: type[Event]) -> tuple[Listener, ...]:
@@ -71,7 +83,7 @@ class Notifier:
         except Exception:  # noqa: BLE001 - logging must not break a call
             log.debug("the holders of %r could not be determined", self.name, exc_info=True)
         with self.lock:
-            return why_open(self.core, change, holders, self.report.cause(is_open=False))
+            return why_open(self.core, change, holders, self.report.cause(is_open=False), self.last_error)
 
     def report_transition(self, number: int, change: Transition) -> None:
         """Reports a transition, or the crossing of a threshold in ``metrics_only``."""

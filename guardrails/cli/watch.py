@@ -140,7 +140,8 @@ def _read(address: str) -> tuple[Mapping[str, Any], Sequence[_Row], str | None]:
 def _rows(above: str, guards: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
     for guard in guards:
         path, oldest = f"{above}{guard['name']}", guard["oldest_in_flight"]
-        totals = {"in": guard["admitted"], "refused": sum(guard["rejected"].values())}
+        refused = sum(guard["rejected"].values()) + guard.get("rejected_by_parent", 0)
+        totals = {"in": guard["admitted"], "refused": refused}
         totals |= {"failed": guard["failed"], "slow": guard["slow"]}
         yield _Row(
             path=path,

@@ -484,14 +484,18 @@ def test_transitions_are_logged(run, make_guard, caplog):
     guard.disable()
     guard.force_open()
     guard.reset()
+    failed = "1 of 1 calls failed, the last with Boom"
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "WARNING",
-            "circuit 'db': closed -> open (failure_rate): 1 of 1 calls failed; refusing for 5 s",
+            f"circuit 'db': closed -> open (failure_rate): {failed}; refusing for 5 s",
         ),
         ("WARNING", "circuit 'db': open -> closed (manual)"),
         ("WARNING", "circuit 'db': closed -> metrics_only (manual)"),
-        ("WARNING", "circuit 'db' would have opened (failure_rate): 1 of 1 calls failed"),
+        (
+            "WARNING",
+            f"circuit 'db' would have opened (failure_rate): {failed}",
+        ),
         ("WARNING", "circuit 'db': metrics_only -> disabled (manual)"),
         ("WARNING", "circuit 'db': disabled -> forced_open (manual)"),
         ("WARNING", "circuit 'db': forced_open -> closed (manual)"),

@@ -8,11 +8,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from guardrails import BreakerPolicy, CallTimeoutError, Guard, RejectedError
 from guardrails._runtime import guard_log
+from guardrails._runtime.scope import RequestScope, close, enter
 from guardrails.testing.servers import PostgresServer
 from support.paths import PROCESSES
 from support.polling import wait_until
@@ -62,11 +64,22 @@ def test_calls_stopped_at_their_deadline_are_logged(caplog):
     wait_until(lambda: not guard._gate.report.scheduled, 10)
 
 
+LAST = ", the last with LookupError"
+
+
 @pytest.mark.parametrize(
     ("policy", "durations", "words"),
     [
-        (BreakerPolicy(minimum_number_of_calls=2), ["fail", "fail"], "2 of 2 calls failed"),
-        (BreakerPolicy(consecutive_failures=2), ["fail", "fail"], "failures in a row: 2"),
+        (
+            BreakerPolicy(minimum_number_of_calls=2),
+            ["fail", "fail"],
+            f"2 of 2 calls failed{LAST}",
+        ),
+        (
+            BreakerPolicy(consecutive_failures=2),
+            ["fail", "fail"],
+            f"failures in a row: 2{LAST}",
+        ),
         (
             BreakerPolicy(minimum_number_of_calls=2),
             [3, 3],
@@ -183,7 +196,57 @@ def test_a_line_of_code_that_cannot_be_determined_is_left_out(make_guard, caplog
     assert report._caller() == ""
     assert "the caller could not be determined" in caplog.text
     report.line_of_code = lambda: "shop.py:1 in load"
-    assert report._caller() == "; such as shop.py:1 in load"
+    assert report._caller() == "such as shop.py:1 in load"
+
+
+def test_a_line_has_the_routes_of_its_own_second_and_the_line_of_its_first_call(make_guard, caplog):
+    guard = make_guard("shop")
+    report, places = guard._gate.report, iter(["shop.py:1 in load", "shop.py:2 in save", None])
+    report.line_of_code = lambda: next(places)
+    guard.force_open()
+
+    def of_route(name, count):
+        scope = enter(RequestScope(None, time.monotonic, None))
+        scope.name = name
+        refuse(guard, count)
+        close(scope)
+
+    for number in range(8):
+        of_route(f"GET /{number}", 8 - number)
+    wait_until(lambda: lines(caplog), 10)
+    of_route("POST /orders", 2)
+    wait_until(lambda: len(lines(caplog)) == 2, 10)
+    refuse(guard, 1)
+    wait_until(lambda: len(lines(caplog)) == 3, 10)
+    first, second, third = lines(caplog)
+    routes = "GET /0 8, GET /1 7, GET /2 6, GET /3 5, GET /4 4, GET /5 3 and 2 more routes"
+    assert first.endswith(
+        f" 36 refused (the circuit is open: 36); by route: {routes}; such as shop.py:1 in load"
+    )
+    assert second.endswith("open: 2); by route: POST /orders 2; such as shop.py:2 in save")
+    assert third.endswith(" 1 refused (the circuit is open: 1)")
+    wait_until(lambda: not report.scheduled, 10)
+
+
+def test_a_request_that_is_refused_at_the_edge_has_no_line_of_code(make_guard, caplog):
+    guard = make_guard("shop")
+    guard._gate.report.line_of_code = lambda: "server.py:1 in main"
+    guard.force_open()
+    guard._gate.report_refusal(guard._gate.preview(), at_edge=True)
+    wait_until(lambda: lines(caplog), 10)
+    assert "server.py" not in caplog.text
+    wait_until(lambda: not guard._gate.report.scheduled, 10)
+
+
+def test_more_routes_than_a_line_can_tell_apart_are_counted_together(make_guard):
+    report = make_guard("shop")._gate.report
+    for number in range(150):
+        report.count_route(f"GET /{number}")
+    report.count_route("GET /1")
+    routes = report._count_routes()
+    assert len(routes) == 101
+    assert (routes["(other routes)"], routes["GET /1"]) == (50, 2)
+    assert not report._count_routes()
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -203,7 +266,11 @@ def test_the_log_names_the_holders_of_an_opened_circuit_if_they_are_known(make_g
     with pytest.raises(ZeroDivisionError):
         guard.run(lambda: 1 / 0)
     (line,) = [each for each in caplog.messages if "closed -> open" in each]
-    reason, wait, ask = "1 of 1 calls failed", "refusing for 2 s", "ask the database: guardrails diagnose"
+    reason, wait, ask = (
+        "1 of 1 calls failed, the last with ZeroDivisionError",
+        "refusing for 2 s",
+        "ask the database: guardrails diagnose",
+    )
     parts = [reason, "3 of 100 slots in use by shop.py:1 in load", wait, ask] if known else [reason, wait]
     assert line == f"circuit 'db': closed -> open (failure_rate): {'; '.join(parts)}"
     assert ("the holders of 'db' could not be determined" in caplog.text) is not known

@@ -66,6 +66,7 @@ class ReplyJudge:
         if not server_failed(error, connecting=connecting) or (self.for_replica and is_read_only(error)):
             return Outcome.ABANDONED if isinstance(error, _NOT_SENT) else Outcome.SUCCESS
         self.suspect()
+        self._guard.call_settings.note_error(error)
         return Outcome.FAILURE
 
     def outcome_of_replies(self, replies: list[object]) -> Outcome:
