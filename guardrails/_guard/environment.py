@@ -20,7 +20,7 @@ from guardrails._util.checks import Faults
 from guardrails._util.texts import read_number
 from guardrails.errors import ConfigurationError
 
-__all__ = ["fill_from_environment", "fill_pool_options", "prefix_of"]
+__all__ = ["fill_from_environment", "fill_pool_options", "prefix_of", "variable_of"]
 
 Check = Callable[[Faults, str, Any], None]
 
@@ -79,6 +79,12 @@ def prefix_of(name: str) -> str:
     It is the guard's name in capitals, with ``_`` for each character that is no letter or digit.
     """
     return f"GUARDRAILS_{re.sub('[^A-Z0-9]', '_', name.upper())}_"
+
+
+def variable_of(name: object, field: str, value: object) -> str:
+    """The variable that has given a setting this value; the setting's own name if none has."""
+    variable = prefix_of(str(name)) + field.upper()
+    return variable if read_number(os.environ.get(variable, "none")) == value is not None else field
 
 
 def fill_from_environment(

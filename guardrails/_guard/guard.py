@@ -54,6 +54,9 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_LONG_TIMEOUT = 500.0
+"""Seconds from which a pool's timeout is more likely meant in milliseconds."""
+
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
 
@@ -384,7 +387,8 @@ class Guard:
         self, name: str, max_concurrent_calls: int | None, options: dict[str, Any], *, elastic: bool
     ) -> Guard:
         faults = Faults(f"compartment {shown(name)}")
-        faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=self._most_slots())
+        most, why = self._most_slots(), f" (the slots of {self.name!r})"
+        faults.count("max_concurrent_calls", max_concurrent_calls, none=True, most=most, why=why)
         faults.raise_if_any()
         for option in options:
             if option not in INHERITED:
@@ -623,3 +627,5 @@ def _log_protection(guard: Guard) -> None:
         )
     limit = "no timeout" if timeout is None else f"timeout {timeout:g} s"
     log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit)
+    if timeout is not None and timeout >= _LONG_TIMEOUT:
+        log.warning("guard %r: its timeout is %g seconds; are these milliseconds?", guard.name, timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, cast
 
+from guardrails._util.texts import with_article
 from guardrails.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def protect(target: object, *, name: str | None = None, **guard_options: Any) ->
 def unsuited(target: object) -> ConfigurationError:
     """Builds the error for a target that cannot be guarded; it names what to pass instead."""
     cls = target if isinstance(target, type) else type(target)
-    what = f"the class {cls.__name__}" if isinstance(target, type) else f"a {cls.__name__}"
+    what = f"the class {cls.__name__}" if isinstance(target, type) else with_article(cls.__name__)
     packages = {each.__module__.partition(".")[0] for each in cls.__mro__}
     instead = (
         "give it a SQLAlchemy Engine or AsyncEngine, a pool of asyncpg or psycopg_pool or a Redis "

@@ -9,6 +9,7 @@ from dataclasses import replace
 from guardrails._core.adaptive import Adaptive
 from guardrails._guard.auto_compartments import DEFAULT
 from guardrails._guard.compartments import COMPARTMENTS, compartment_for
+from guardrails._guard.environment import variable_of
 from guardrails._guard.guard import Guard
 from guardrails._guard.guard_settings import OPTIONS
 from guardrails._pool.life import LifeSettings
@@ -21,12 +22,20 @@ __all__ = [
     "asks_server",
     "check_compartments",
     "check_leak_after",
+    "guarded_already",
     "innermost",
     "raises_as_driver",
     "refuse_unknown_options",
     "slots_for",
     "time_allowed",
 ]
+
+
+def guarded_already(what: str, guard: Guard) -> ConfigurationError:
+    """Builds the error for a target that has a guard; ``what`` names the target."""
+    return ConfigurationError(
+        f"protect: {what} is guarded already, by {guard!r}; use that guard, or call its detach() first"
+    )
 
 
 def refuse_unknown_options(options: Iterable[str], attach: Callable[..., object]) -> None:
@@ -46,7 +55,9 @@ def refuse_unknown_options(options: Iterable[str], attach: Callable[..., object]
             raise unknown_option("protect", option, {*own, *further})
 
 
-def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int | Adaptive:
+def slots_for(
+    name: str, asked: object, most: int | None, unlimited: str, capacity: str = "the pool's connections"
+) -> int | Adaptive:
     """The slots of a guard in front of a pool: the setting, or the pool's capacity.
 
     Args:
@@ -54,17 +65,19 @@ def slots_for(name: str, asked: object, most: int | None, unlimited: str) -> int
         asked: The user's ``max_concurrent_calls``, or None.
         most: The pool's capacity; None is unlimited.
         unlimited: The name of an unlimited pool in the error.
+        capacity: What ``most`` is made of, for the error.
 
     Raises:
         ConfigurationError: The setting exceeds the pool's capacity, or is missing for an unlimited pool.
     """
-    faults = Faults(f"guard {shown(name)}")
+    faults, why = Faults(f"guard {shown(name)}"), "" if most is None else f" ({capacity})"
     if isinstance(asked, Adaptive):
-        faults.count("max_concurrent_calls.maximum", asked.maximum, none=True, most=most)
+        faults.count("max_concurrent_calls.maximum", asked.maximum, none=True, most=most, why=why)
         if most is not None:
-            faults.count("max_concurrent_calls.minimum", asked.minimum, most=most)
+            faults.count("max_concurrent_calls.minimum", asked.minimum, most=most, why=why)
     else:
-        faults.count("max_concurrent_calls", asked, none=True, most=most)
+        field = variable_of(name, "max_concurrent_calls", asked)
+        faults.count(field, asked, none=True, most=most, why=why)
     faults.raise_if_any()
     if isinstance(asked, Adaptive) and (asked.maximum or most):
         return replace(asked, maximum=asked.maximum or most)

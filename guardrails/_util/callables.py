@@ -15,6 +15,7 @@ from contextlib import (
 )
 from typing import Any
 
+from guardrails._util.texts import with_article
 from guardrails.errors import GuardrailsError
 
 __all__ = [
@@ -98,7 +99,7 @@ def check_guardable(fn: object) -> None:
         hint = ""
         if isinstance(fn, property | functools.cached_property):
             hint = ": write @guarded below @property, on the function"
-        raise TypeError(f"cannot guard a {type(fn).__name__}, which is no function{hint}")
+        raise TypeError(f"cannot guard {with_article(type(fn).__name__)}, which is no function{hint}")
     if is_generator(fn):
         raise TypeError(
             f"cannot guard the generator {label(fn)}: its slot would be held while the caller runs. "

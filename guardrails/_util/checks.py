@@ -11,6 +11,7 @@ from datetime import timedelta
 from numbers import Number, Real
 
 import guardrails._util.identity  # noqa: F401 - checked first, as each part imports this module
+from guardrails._util.texts import with_article
 from guardrails.errors import ConfigurationError
 
 __all__ = ["Faults", "finite", "refuse_unknown", "shown", "unknown_option"]
@@ -52,7 +53,7 @@ def shown(value: object) -> str:
     if isinstance(value, type):
         return f"the class {_cut(value.__name__)}"
     if not isinstance(value, str | bytes | Number | timedelta | None):
-        return f"a {_cut(type(value).__name__)}"
+        return with_article(_cut(type(value).__name__))
     if isinstance(value, str | bytes):
         text = value if isinstance(value, str) else value.decode("latin-1")
         if _ADDRESS.search(text):
@@ -106,14 +107,25 @@ class Faults:
         self.add(field, value, "a fraction in (0, 1]", hint)
 
     def count(
-        self, field: str, value: object, *, least: int = 1, most: int | None = None, none: bool = False
+        self,
+        field: str,
+        value: object,
+        *,
+        least: int = 1,
+        most: int | None = None,
+        none: bool = False,
+        why: str = "",
     ) -> None:
-        """Checks an int from ``least`` to ``most``, by default the largest number allowed."""
+        """Checks an int from ``least`` to ``most``, by default the largest number allowed.
+
+        The error ends with ``why``.
+        """
         if value is None and none:
             return
         top = _LONGEST if most is None else most
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= top:
-            self.add(field, value, f"a whole number from {least} to {top}" + (", or None" if none else ""))
+            allowed = f"a whole number from {least} to {top}" + (", or None" if none else "")
+            self.add(field, value, allowed, why)
 
     def number(self, field: str, value: object, least: float, most: float) -> None:
         """Checks a finite number in ``[least, most]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["read_flag", "read_number"]
+__all__ = ["read_flag", "read_number", "with_article"]
 
 _FLAGS = {
     "1": True,
@@ -32,3 +32,8 @@ def read_number(text: str) -> int | float | str | None:
 def read_flag(text: str) -> bool | str:
     """Returns the truth of a text such as ``true``, ``1`` or ``on``, and the text itself if it is none."""
     return _FLAGS.get(text.strip().lower(), text)
+
+
+def with_article(name: str) -> str:
+    """Returns the name of a class with ``a`` or ``an`` before it."""
+    return f"{'an' if name[:1] in 'AEIOaeio' else 'a'} {name}"

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from guardrails.cli._metric_names import POOL_LABEL, of_guard, quantile, rate, selected
 
-__all__ = ["ALERTS", "Alert", "as_yaml"]
+__all__ = ["ALERTS", "Alert", "as_yaml", "runbook_of"]
 
 
 class Alert(NamedTuple):
@@ -166,12 +166,17 @@ ALERTS = (
 """Every rule."""
 
 
-def as_yaml(alerts: Iterable[Alert], runbooks: str) -> str:
+def runbook_of(alert: Alert, runbooks: str | None) -> str | None:
+    """The address of an alert's section on the page ``runbooks``; None without one."""
+    return None if runbooks is None else f"{runbooks}#{alert.name.lower()}"
+
+
+def as_yaml(alerts: Iterable[Alert], runbooks: str | None) -> str:
     """Formats rules as a rule file of Prometheus.
 
     Args:
         alerts: The rules.
-        runbooks: The address of the page with a section for each rule.
+        runbooks: The address of the page with a section for each rule; None: the rules have no link.
     """
     lines = ["groups:", "  - name: guardrails", "    rules:"]
     for alert in alerts:
@@ -185,6 +190,7 @@ def as_yaml(alerts: Iterable[Alert], runbooks: str) -> str:
             "        annotations:",
             f"          summary: {json.dumps(alert.summary)}",
             f"          description: {json.dumps(alert.description)}",
-            f"          runbook_url: {json.dumps(f'{runbooks}#{alert.name.lower()}')}",
         ]
+        link = runbook_of(alert, runbooks)
+        lines += [] if link is None else [f"          runbook_url: {json.dumps(link)}"]
     return "\n".join(lines)

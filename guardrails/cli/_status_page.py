@@ -22,6 +22,8 @@ _LARGEST = 4_000_000
 
 _NOT_FOUND = 404
 
+_MOUNT = ": no status page is there; app.mount('/internal', status_app([db])) makes one"
+
 NOT_A_PAGE = "this is no status page of guardrails"
 """The message for a page of another format."""
 
@@ -69,7 +71,7 @@ def read_page(address: str) -> Mapping[str, Any]:
         }
     except urllib.error.HTTPError as error:
         error.close()
-        hint = "; the URL must lead to status_app, as /internal may" if error.code == _NOT_FOUND else ""
+        hint = _MOUNT if error.code == _NOT_FOUND else ""
         raise StatusPageError(f"it answers {error.code}{hint}") from None
     except (OSError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)

@@ -17,19 +17,16 @@ __all__ = ["alerts"]
 )
 @click.option(
     "--runbooks",
-    default="docs/production/runbooks.md",
-    show_default=True,
     metavar="URL",
-    help="The page to which each alert links, with a section of its name.",
+    help="The page to which each alert links, with a section of its name; without it alerts have no link.",
 )
 @as_json
-def alerts(*, runbooks: str, as_json: bool) -> None:
+def alerts(*, runbooks: str | None, as_json: bool) -> None:
     """Runs the command."""
-    from guardrails.cli._alert_rules import ALERTS, as_yaml  # noqa: PLC0415 - imports guards
+    from guardrails.cli._alert_rules import ALERTS, as_yaml, runbook_of  # noqa: PLC0415 - imports guards
 
     if as_json:
-        links = [f"{runbooks}#{alert.name.lower()}" for alert in ALERTS]
-        rules = [each._asdict() | {"runbook_url": link} for each, link in zip(ALERTS, links, strict=True)]
+        rules = [each._asdict() | {"runbook_url": runbook_of(each, runbooks)} for each in ALERTS]
         print(json.dumps({"alerts": rules}))
     else:
         print(as_yaml(ALERTS, runbooks))

@@ -30,7 +30,7 @@ def _dashboard() -> Page:
 
 def _metrics(guards: Iterable[Guard]) -> Callable[[], Page]:
     if not _COUNTED:
-        missing = as_page({"error": "prometheus-client is missing: pip install 'guardrails-db[prometheus]'"})
+        missing = as_page({"error": "prometheus-client is missing: pip install prometheus-client"})
         return lambda: Page(404, missing)
     render = prometheus.page(guards)
     headers = tuple((dict(HEADERS) | {"content-type": prometheus.CONTENT_TYPE}).items())

@@ -16,7 +16,7 @@ try:
     from prometheus_client.multiprocess import MultiProcessCollector
     from prometheus_client.registry import Collector
 except ImportError as error:
-    raise ImportError("prometheus-client is missing: pip install 'guardrails-db[prometheus]'") from error
+    raise ImportError("prometheus-client is missing: pip install prometheus-client") from error
 
 from guardrails._guard.guard import Guard
 from guardrails._guard.metric_table import CLASSIC, METRICS, Metric, Readings, Value, read_guards

@@ -294,4 +294,6 @@ def test_links_lead_to_the_page_that_was_named():
     """In YAML and in JSON."""
     rules = json.loads(printed("--json", "--runbooks", "https://example.org/books"))["alerts"]
     assert rules[0]["runbook_url"] == "https://example.org/books#guardrailscircuitopen"
-    assert 'runbook_url: "docs/production/runbooks.md#guardrailscircuitopen"' in printed()
+    assert 'runbook_url: "/books#guardrailscircuitopen"' in printed("--runbooks", "/books")
+    assert "runbook_url" not in printed()
+    assert json.loads(printed("--json"))["alerts"][0]["runbook_url"] is None

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from guardrails import Guard
-from guardrails.cli.watch import _busy, _Look, _Row, _table, watch
+from guardrails import Guard, RejectedError
+from guardrails.cli.watch import _busy, _Look, _Row, _rows, _table, watch
 from support.status_site import answering, served
 
 
@@ -54,6 +54,22 @@ def test_figures_and_their_change():
     assert 0 < second["rates"]["orders"]["in"] < 600
     added = second["guards"][0]["admitted"] - first["guards"][0]["admitted"]
     assert added > 0
+
+
+def test_a_refusal_of_the_guard_stands_in_the_row_of_the_compartment_that_was_called():
+    guard = Guard("orders", max_concurrent_calls=1, max_wait_duration=0)
+    part = guard.compartment("reports")
+    with served(guard) as address:
+        with guard.call():
+            for _ in range(3):
+                with pytest.raises(RejectedError):
+                    part.run(int)
+        _, (page,) = pages(address, "--times", "1")
+    (row,) = page["guards"]
+    assert sum(row["rejected"].values()) == 3
+    (inner,) = row["compartments"]
+    assert (inner["rejected"], inner["rejected_by_parent"]) == ({}, 3)
+    assert [each.totals["refused"] for each in _rows("", page["guards"])] == [3, 3]
 
 
 def test_usable_slots_during_a_ramp():
@@ -115,7 +131,11 @@ def test_missing_service_is_a_clear_error():
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (404, b"", "it answers 404; the URL must lead to status_app, as /internal may"),
+        (
+            404,
+            b"",
+            "it answers 404: no status page is there; app.mount('/internal', status_app(",
+        ),
         (500, b"", "it answers 500"),
         (200, b"<html>", "this is no status page of guardrails"),
         (200, b"[]", "this is no status page of guardrails"),

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from guardrails import ConfigurationError
+from guardrails import ConfigurationError, RejectedError
 from guardrails._guard.compartments import fixed_cores
 from guardrails._guard.guard import attach, guard_of_settings, note_orders
 from support.fake_pool import FakePool
@@ -106,6 +106,27 @@ def test_the_log_says_what_protects_a_pool(make_guard, caplog):
         "guard 'plain' protects: 4 slots, no timeout, no circuit",
         "guard 'db' protects: 4 slots, timeout 2 s, the circuit opens at 50% failed or 50% slower than 1 s",
     ]
+
+
+def test_a_timeout_that_looks_like_milliseconds_is_a_warning(make_guard, caplog):
+    attach(make_guard("short", max_concurrent_calls=4, timeout=499), FakePool())
+    assert caplog.messages == []
+    attach(make_guard("long", max_concurrent_calls=4, timeout=2000), FakePool())
+    assert caplog.messages == ["guard 'long': its timeout is 2000 seconds; are these milliseconds?"]
+
+
+@pytest.mark.parametrize("listened", [False, True])
+def test_refusals_by_the_parent_are_in_the_compartment_s_snapshot(make_guard, listened):
+    listeners = [lambda event: None] if listened else []
+    guard = make_guard(max_concurrent_calls=1, max_wait_duration=0, listeners=listeners)
+    part, other = guard.compartment("part"), guard.compartment("other")
+    with guard.call():
+        for _ in range(3):
+            with pytest.raises(RejectedError):
+                part.run(int)
+    assert (guard.snapshot().rejected, part.snapshot().rejected) == ({"bulkhead_full": 3}, {})
+    found = [each.snapshot().rejected_by_parent for each in (guard, part, other)]
+    assert found == [0, 3, 0]
 
 
 def test_the_orders_of_a_fleet_are_in_the_snapshot(db):

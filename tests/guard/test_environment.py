@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import QueuePool, create_engine
 
 from guardrails import BreakerPolicy, Bulkhead, ConfigurationError, Guard, protect
 from guardrails._guard import environment
@@ -128,3 +128,29 @@ def test_two_guards_of_one_prefix_are_refused(monkeypatch):
         ConfigurationError, match=r"GUARDRAILS_ORDERS_DB_.* belong to the guard 'orders-db' as"
     ):
         named("orders_db")
+
+
+def test_a_number_of_slots_that_is_too_large_is_named_by_its_variable_and_by_what_the_pool_has(monkeypatch):
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=3, max_overflow=2)
+    sizes = r"got 50 \(the pool: pool_size 3 \+ max_overflow 2\)"
+    with pytest.raises(
+        ConfigurationError, match=rf"max_concurrent_calls must be .* from 1 to 5, or None, {sizes}"
+    ):
+        protect(engine, name="shop", max_concurrent_calls=50)
+    monkeypatch.setenv("GUARDRAILS_SHOP_MAX_CONCURRENT_CALLS", "50")
+    with pytest.raises(
+        ConfigurationError, match=rf"GUARDRAILS_SHOP_MAX_CONCURRENT_CALLS must be .*, {sizes}"
+    ):
+        protect(engine, name="shop")
+    with pytest.raises(ConfigurationError, match=r"got 9 \(the slots of 'orders-db'\)"):
+        named().compartment("part", max_concurrent_calls=9)
+
+
+def test_a_second_guard_of_an_engine_is_told_what_to_do():
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    guard = protect(engine)
+    with pytest.raises(
+        ConfigurationError, match=r"by <Guard .*; use that guard, or call its detach\(\) first"
+    ):
+        protect(engine)
+    guard.detach()

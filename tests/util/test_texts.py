@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guardrails._util.texts import read_flag, read_number
+from guardrails._util.texts import read_flag, read_number, with_article
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,9 @@ def test_a_number_is_read_and_all_else_stays_a_text(text, value):
 def test_a_flag_is_read_and_all_else_stays_a_text(text, value):
     found = read_flag(text)
     assert (found, type(found)) == (value, type(value))
+
+
+def test_the_name_of_a_class_has_its_article():
+    assert with_article("Engine") == "an Engine"
+    assert with_article("async_sessionmaker") == "an async_sessionmaker"
+    assert with_article("QueuePool") == "a QueuePool"

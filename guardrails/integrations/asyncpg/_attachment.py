@@ -24,6 +24,7 @@ from guardrails._pool.limits import (
     asks_server,
     check_compartments,
     check_leak_after,
+    guarded_already,
     refuse_unknown_options,
     slots_for,
 )
@@ -95,7 +96,7 @@ def guard_of_pool(pool: object) -> Guard | None:
 def _check_pool(pool: Any, name: str) -> None:
     known = guard_of(pool)
     if known is not None:
-        raise ConfigurationError(f"protect: this pool is guarded already, by {known!r}")
+        raise guarded_already("this pool", known)
     if not hasattr(pool, "_connect") or not hasattr(pool, "is_closing"):
         raise ConfigurationError("protect: a pool of asyncpg needs asyncpg 0.30 or later")
     if pool.is_closing():

@@ -28,10 +28,12 @@ from guardrails._pool.limits import (
     asks_server,
     check_compartments,
     check_leak_after,
+    guarded_already,
     refuse_unknown_options,
     slots_for,
 )
 from guardrails._util.checks import shown
+from guardrails._util.texts import with_article
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.psycopg_pool._pool import PoolAdmission, guard_of
 from guardrails.integrations.psycopg_pool._revoking import Revocation
@@ -88,7 +90,7 @@ def guard_pool(
     refuse_unknown_options(options, guard_pool)
     fill_pool_options(name, options)
     asked = options.pop("max_concurrent_calls", None)
-    kind = f"a {type(pool).__name__}"
+    kind = with_article(type(pool).__name__)
     slots = slots_for(name, asked, pool.max_size or None, kind)
     check_leak_after(name, leak_after, max_idle_hold)
     asks = asks_server(name, ask_server)
@@ -114,7 +116,7 @@ def guard_of_pool(pool: object) -> Guard | None:
 def _check_pool(pool: Any, name: str) -> None:
     known = guard_of(pool)
     if known is not None:
-        raise ConfigurationError(f"protect: this pool is guarded already, by {known!r}")
+        raise guarded_already("this pool", known)
     if pool.closed and pool._opened:  # noqa: SLF001 - no public way
         raise ConfigurationError(f"guard {shown(name)}: this pool of psycopg_pool is closed")
 

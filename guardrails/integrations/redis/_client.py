@@ -18,10 +18,12 @@ from guardrails._pool.life import LifeSettings
 from guardrails._pool.limits import (
     check_compartments,
     check_leak_after,
+    guarded_already,
     raises_as_driver,
     refuse_unknown_options,
     slots_for,
 )
+from guardrails._util.texts import with_article
 from guardrails.errors import ConfigurationError
 from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._joining import join_fleet
@@ -86,8 +88,8 @@ def guard_client(
     pool = _pool_of(client)
     known = guard_of(pool)
     if known is not None:
-        raise ConfigurationError(f"protect: this client's pool is guarded already, by {known!r}")
-    kind = f"a {type(pool).__name__} without max_connections"
+        raise guarded_already("this client's pool", known)
+    kind = f"{with_article(type(pool).__name__)} without max_connections"
     fill_pool_options(name, options)
     slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
     how = check_compartments(name, compartments)
@@ -120,16 +122,16 @@ def _check_budget(name: str, fleet: Budget | Verdict | None, kept: int | None) -
 
 
 def _pool_of(client: Any) -> Any:
-    kind = type(client).__name__
+    kind = with_article(type(client).__name__)
     if not isinstance(client, redis.Redis | redis.asyncio.Redis):
         each = "; protect the client of each of its databases: protect(database.client)"
         hint = each if "MultiDB" in kind else ""
         raise ConfigurationError(
-            f"protect: a {kind} cannot be guarded, only a Redis or RedisCluster of redis or redis.asyncio "
+            f"protect: {kind} cannot be guarded, only a Redis or RedisCluster of redis or redis.asyncio "
             f"can{hint}"
         )
     if isinstance(client, Pipeline | AsyncPipeline):
-        raise ConfigurationError(f"protect: a {kind} belongs to a client; protect that client")
+        raise ConfigurationError(f"protect: {kind} belongs to a client; protect that client")
     pool = client.connection_pool
     if not isinstance(pool, _POOLS):
         raise ConfigurationError(f"protect: a pool of class {type(pool).__name__} cannot be guarded")

@@ -19,7 +19,7 @@ from guardrails._guard.guard import Guard, attach
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.holders import PoolStatus
 from guardrails._pool.life import LifeSettings
-from guardrails._pool.limits import check_leak_after, raises_as_driver, slots_for
+from guardrails._pool.limits import check_leak_after, guarded_already, raises_as_driver, slots_for
 from guardrails._util.checks import Faults
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._async_cluster_hooks import AsyncClusterHooks
@@ -91,14 +91,14 @@ def _check(client: Any) -> None:
         raise ConfigurationError(f"protect: a {kind} belongs to a cluster client; protect that client")
     known = guard_of(client)
     if known is not None:
-        raise ConfigurationError(f"protect: this cluster client is guarded already, by {known!r}")
+        raise guarded_already("this cluster client", known)
     manager = client.nodes_manager
     if isinstance(client, redis.cluster.RedisCluster) and manager.default_node is None:
         raise ConfigurationError("protect: this cluster client has been closed; make a new one")
     for node in list(manager.nodes_cache.values()):
         by = guard_of(getattr(getattr(node, "redis_connection", None), "connection_pool", None))
         if by is not None:
-            raise ConfigurationError(f"protect: the client of node {node.name} is guarded already, by {by!r}")
+            raise guarded_already(f"the client of node {node.name}", by)
 
 
 class _ClusterAttachment:

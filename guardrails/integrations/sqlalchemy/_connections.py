@@ -15,7 +15,7 @@ from sqlalchemy.pool import AssertionPool, ConnectionPoolEntry, Pool, QueuePool
 from guardrails._pool.figures import Connections, PoolFigures
 from guardrails._util.weak_registry import WeakRegistry
 
-__all__ = ["PoolConnections", "capacity"]
+__all__ = ["PoolConnections", "capacity", "capacity_in_words"]
 
 
 def capacity(pool: Pool) -> int | None:
@@ -24,6 +24,13 @@ def capacity(pool: Pool) -> int | None:
         overflow: int = pool._max_overflow  # noqa: SLF001 - there is no public getter
         return None if overflow < 0 else pool.size() + overflow
     return 1 if isinstance(pool, AssertionPool) else None
+
+
+def capacity_in_words(pool: Pool) -> str:
+    """Returns what the capacity of a pool is made of."""
+    if isinstance(pool, QueuePool):
+        return f"the pool: pool_size {pool.size()} + max_overflow {pool._max_overflow}"  # noqa: SLF001 - likewise
+    return "the pool's connections"
 
 
 class PoolConnections:

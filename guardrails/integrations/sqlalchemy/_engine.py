@@ -21,15 +21,17 @@ from guardrails._pool.life import LifeSettings
 from guardrails._pool.limits import (
     asks_server,
     check_compartments,
+    guarded_already,
     raises_as_driver,
     refuse_unknown_options,
     slots_for,
 )
 from guardrails._util.checks import Faults, shown
+from guardrails._util.texts import with_article
 from guardrails.errors import ConfigurationError, ConnectionRevokedError
 from guardrails.fleet._fleet import Budget, Verdict
 from guardrails.fleet._joining import join_fleet
-from guardrails.integrations.sqlalchemy._connections import capacity
+from guardrails.integrations.sqlalchemy._connections import capacity, capacity_in_words
 from guardrails.integrations.sqlalchemy._errors import DRIVER_ERRORS
 from guardrails.integrations.sqlalchemy._errors import ConnectionRevokedError as DriverRevokedError
 from guardrails.integrations.sqlalchemy._hooks import DialectHooks
@@ -105,12 +107,13 @@ def guard_engine(
     sync_engine = getattr(engine, "sync_engine", engine)
     if not isinstance(sync_engine, Engine):
         raise unsuited(engine)
-    pool, kind = sync_engine.pool, f"a {type(sync_engine.pool).__name__}"
+    pool, kind = sync_engine.pool, with_article(type(sync_engine.pool).__name__)
     name = _name_of(sync_engine) if name is None else name
     _check_unguarded(guard_of(pool))
     refuse_unknown_options(options, guard_engine)
     fill_pool_options(name, options)
-    slots = slots_for(name, options.pop("max_concurrent_calls", None), capacity(pool), kind)
+    asked = options.pop("max_concurrent_calls", None)
+    slots = slots_for(name, asked, capacity(pool), kind, capacity_in_words(pool))
     as_driver = raises_as_driver(name, raise_as)
     _check_limits(name, leak_after=leak_after, max_idle_hold=max_idle_hold)
     asks = asks_server(name, ask_server)
@@ -132,7 +135,7 @@ def guard_engine(
 
 def _check_unguarded(guard: Guard | None) -> None:
     if guard is not None:
-        raise ConfigurationError(f"protect: this engine is guarded already, by {guard!r}")
+        raise guarded_already("this engine", guard)
 
 
 def guard_of_engine(engine: object) -> Guard | None:
