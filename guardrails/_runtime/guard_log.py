@@ -10,7 +10,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from guardrails._core.breaker import Transition
@@ -100,7 +99,7 @@ class GuardLog:
         self.pool_page: Callable[[], dict[str, object]] | None = None
         self.recent: list[dict[str, Any]] = []
         self._reported: Counter[str] = Counter()
-        self._routes: deque[str] = deque()
+        self._routes: list[str] = []
         self._since = 0.0
         self._where = ""
         self._cause: tuple[str, float] | None = None
@@ -204,11 +203,10 @@ class GuardLog:
 
     def _count_routes(self) -> Counter[str]:
         routes: Counter[str] = Counter()
-        with suppress(IndexError):
-            while True:
-                route = self._routes.popleft()
-                known = route in routes or len(routes) < _MOST_ROUTES
-                routes[route if known else OTHER_ROUTES] += 1
+        noted, self._routes = self._routes, []
+        for route in noted:
+            known = route in routes or len(routes) < _MOST_ROUTES
+            routes[route if known else OTHER_ROUTES] += 1
         return routes
 
     def _caller(self) -> str:
