@@ -24,7 +24,13 @@ class Limit(Protocol):
 
 
 class ClientLimit(Limit, Protocol):
-    """The limit of work that may end sooner than at its deadline."""
+    """The limit of work that may end sooner than at its deadline.
+
+    Attributes:
+        client: The client that the work ends with; `GONE` if it was stopped for that.
+    """
+
+    client: Client | None
 
     def end_with(self, client: Client) -> None:
         """Lets the work end as soon as the client of the request has left."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from guardrails._dbapi.watchdog import AGAIN, GRACE, Stop
 from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
-from guardrails._runtime.scope import Client
+from guardrails._runtime.scope import GONE, Client
 
 __all__ = ["Operations", "limit_on_loop"]
 
@@ -53,6 +53,10 @@ class _OnLoop(Timer):
         """See Timer."""
         return self.client is client
 
+    def note_client_left(self) -> None:
+        """See Timer."""
+        self.client = GONE
+
     def end_with(self, client: Client) -> None:
         """See Limit. The client leaves in the loop's own thread, so it finds the work."""
         self.client = client
@@ -60,7 +64,8 @@ class _OnLoop(Timer):
     def fire(self) -> float | None:
         """See Timer."""
         self.fired += 1
-        self.client = None  # the steps after this one keep their times
+        if self.client is not GONE:
+            self.client = None  # the steps after this one keep their times
         with suppress(Exception):  # it may have been closed meanwhile
             if self.fired == 1:
                 self.operations.cancel(self.operations.aim(self.connection), GRACE)

@@ -17,7 +17,7 @@ from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.limit import ClientLimit, Limit
 from guardrails._dbapi.loop_watch import Operations, limit_on_loop
 from guardrails._dbapi.watchdog import watch
-from guardrails._runtime.scope import Client
+from guardrails._runtime.scope import GONE, Client
 from guardrails._runtime.waiters import on_event_loop
 
 __all__ = ["Bounds", "StoppedError"]
@@ -128,11 +128,11 @@ class Bounds:
             result = call(*args)
         except BaseException as error:
             if limit.failed(error) or self._gave_up(error, limit):
-                raise _stopped(client) from error
+                raise _stopped(limit) from error
             raise
         if limit.end():
             # It finished, but the cancel request may still reach the server and hit the next statement.
-            raise _stopped(client)
+            raise _stopped(limit)
         return result
 
     async def run_async(
@@ -153,10 +153,10 @@ class Bounds:
             result = await call(*args)
         except BaseException as error:
             if limit.failed(error):
-                raise _stopped(client) from error
+                raise _stopped(limit) from error
             raise
         if limit.end():
-            raise _stopped(client)
+            raise _stopped(limit)
         return result
 
     def around(self, call: Callable[..., Any], args: Sequence[Any], connection: Any, seconds: float) -> Any:
@@ -281,8 +281,8 @@ class Bounds:
         return self._prepare is not None and isinstance(error, Exception) and limit.late
 
 
-def _stopped(client: Client | None) -> StoppedError:
-    return StoppedError(client_gone=client is not None and client.gone)
+def _stopped(limit: ClientLimit) -> StoppedError:
+    return StoppedError(client_gone=limit.client is GONE)
 
 
 def _several(host: object) -> bool:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from guardrails._runtime.fork import check_process, in_child
-from guardrails._runtime.scope import Client
+from guardrails._runtime.scope import GONE, Client
 from guardrails._runtime.threads import daemon
 
 __all__ = ["AGAIN", "GRACE", "Stop", "Watched", "end_work_of", "watch"]
@@ -130,7 +130,7 @@ class _Watchdog:
         """Stops the calls that end with a client."""
         now = _monotonic()
         for call in [call for call in list(self.armed) if call.client is client]:
-            call.at = min(call.at, now)
+            call.client, call.at = GONE, min(call.at, now)
         self._bell.set()
 
     def settle(self, call: Watched) -> bool:

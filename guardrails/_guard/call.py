@@ -186,7 +186,7 @@ class Call(FastCall):
             return
         # Only the guard's own timeout is evidence about the dependency.
         own = self.owner is self.guard
-        if client_is_gone(self):
+        if self.abandoned:
             self.release(_ABANDONED)
             raise note_guard_error(
                 CallAbandonedError(self.call_settings.name, self.timeout or 0.0)

@@ -36,6 +36,9 @@ class Timer:
         """True if the action ends work of a client, and may be run at once when the client leaves."""
         return False
 
+    def note_client_left(self) -> None:
+        """Is called before the action is run because the client has left."""
+
     def fire(self) -> float | None:
         """Runs the action. Returns the loop time of the next one, or None for none."""
         raise NotImplementedError
@@ -76,6 +79,7 @@ class LoopTimers:
         assert loop is not None, "a client leaves while its loop runs"  # noqa: S101
         now = loop.time()
         for timer in [timer for timer in self.armed if timer.is_for(client)]:
+            timer.note_client_left()
             timer.due = min(timer.due, now)  # type: ignore[misc] # a slot of each subclass
             self.plan(loop, min(timer.due, self.planned))
 

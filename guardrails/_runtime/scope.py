@@ -20,6 +20,7 @@ from guardrails._util.checks import Faults, finite
 from guardrails.errors import CallTimeoutError, ClientGoneError, RejectedError
 
 __all__ = [
+    "GONE",
     "Client",
     "RankScope",
     "RequestScope",
@@ -132,6 +133,11 @@ class Client:
     __slots__ = ("gone",)
 
     gone: bool
+
+
+GONE = Client()
+"""Stands for the client of work that was stopped because its client has left. The response may be complete
+before that work has ended, and then ``gone`` is False again."""
 
 
 class RankScope(Scope):

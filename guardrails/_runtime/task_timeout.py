@@ -26,7 +26,7 @@ class TaskTimeout(Scope, Timer):
         given: Seconds from arming to the deadline, if that is an enclosing scope's.
     """
 
-    __slots__ = ("_cancelled_before", "_task", "armed", "due", "fired", "given", "timers")
+    __slots__ = ("_abandoned", "_cancelled_before", "_task", "armed", "due", "fired", "given", "timers")
 
     armed: bool
     fired: bool
@@ -83,6 +83,15 @@ class TaskTimeout(Scope, Timer):
     def is_for(self, client: Client) -> bool:
         """See Timer."""
         return self.request is not None and self.request.client is client
+
+    def note_client_left(self) -> None:
+        """See Timer."""
+        self._abandoned = True
+
+    @property
+    def abandoned(self) -> bool:
+        """True if the timer has fired because the client of the request has left."""
+        return getattr(self, "_abandoned", False)  # not set before, which would cost each call a store
 
     def disarm(self, error: BaseException | None) -> bool:
         """Disarms the timer. Returns True if it has cancelled the task, and takes that cancellation back.

@@ -201,7 +201,11 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
 
     def _disarm(self, error: BaseException | None) -> bool:
         alarm, self._timer = self._timer, None
-        return alarm is not None and alarm.disarm(error)
+        if alarm is None or not alarm.disarm(error):
+            return False
+        if alarm.abandoned and self.checkout is not None:
+            self.checkout.own = False  # no evidence
+        return True
 
     async def _abort(self) -> None:
         """Closes the connection without waiting for its buffer: the server may never read it."""

@@ -327,6 +327,39 @@ def test_a_call_of_a_guard_in_shadow_goes_on(db):
     assert (over, watched.snapshot().would_stop) == ([1], 0)
 
 
+def test_what_is_still_ending_when_the_answer_is_complete_is_no_evidence(db):
+    """Two calls at once; the first that ends makes the answer."""
+    ended = []
+
+    async def slow_to_end():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    async def second():
+        try:
+            await db.run_async(slow_to_end)
+        except CallTimeoutError as error:
+            ended.append(type(error))
+
+    async def app(_scope, _receive, send):
+        other = asyncio.create_task(second())
+        with contextlib.suppress(CallAbandonedError):
+            await db.run_async(asyncio.sleep, 60)
+        await fine(None, None, send)
+        await other
+
+    async def main():
+        async with served(app, guards=[db]) as connection:
+            connection.leave()
+
+    asyncio.run(main())
+    assert ended == [CallAbandonedError]
+    assert (db.snapshot().failed, db.snapshot().abandoned) == (0, 2)
+
+
 # --- after the answer -----------------------------------------------------------------------------------
 
 
