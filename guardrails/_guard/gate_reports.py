@@ -45,16 +45,14 @@ class GateReports(Notifier):
         """Creates the error of a refusal that the fast path has counted, and reports the refusal."""
         if self.listeners:
             self.report_refusal(Refusal(reason, retry_after))
-        else:
-            self._log_refusal(at_edge=False)
+        elif not self.report.noted:
+            self.report.schedule()
         error = _new_error(self.errors.rejected[reason], self.name, reason, retry_after)
-        return error if _get_ambient() is None else note_guard_error(error)
-
-    def _log_refusal(self, *, at_edge: bool) -> None:
-        if _get_ambient() is not None:
+        if _get_ambient() is None:
+            return error
+        if not self.listeners:  # else it is counted
             self.report.count_route()
-        if not self.report.noted:
-            self.report.schedule(at_edge=at_edge)
+        return note_guard_error(error)
 
     def refusal_error(self, refusal: Refusal) -> RejectedError:
         """Reports a refusal to the listeners and creates its error, a new one each time."""
@@ -69,7 +67,10 @@ class GateReports(Notifier):
             refusal: The refusal.
             at_edge: True for a request that was refused before the application.
         """
-        self._log_refusal(at_edge=at_edge)
+        if _get_ambient() is not None:
+            self.report.count_route()
+        if not self.report.noted:
+            self.report.schedule(at_edge=at_edge)
         if self.listeners and self.wanted(CallRejected):
             reason, retry_after = refusal
             self.notify(

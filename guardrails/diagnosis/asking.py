@@ -102,7 +102,7 @@ def refusal(said: str, *, answered: bool = False, crowded: bool = False) -> Find
     lower = said.lower()
     if any(sign in lower for sign in _UNKNOWN_HOST):
         advice = "is the host's name right, and does this machine's name service know it?"
-    elif "refused" in lower:
+    elif "refused" in lower or "connect call failed" in lower:
         advice = "nothing listens at this port of that machine: is it running, and is the port right?"
     else:
         advice = "is it running, and can this machine reach it through all firewalls?"
