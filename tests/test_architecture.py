@@ -52,6 +52,7 @@ LARGE = {
     "_guard/call.py": "one call in both flavours: each step must know what the others have taken",
     "_guard/locked_gate.py": "one lock: whatever may touch the gate is here, so that nothing else does",
     "_guard/guard.py": "the public class; half of it is its documentation",
+    "simulation/fleet_worker.py": "one worker: its pool, its ticks and its lease share their state",
 }
 LONG = {
     "_guard/fast_path.py: try_enter_fast": "every call runs it: one more would cost as much as its rules",
