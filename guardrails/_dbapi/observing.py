@@ -20,7 +20,7 @@ from guardrails._runtime.scope import ambient, current, would_not_run
 if TYPE_CHECKING:
     from guardrails._dbapi.limit import Limit
     from guardrails._pool.checkout import HeldCheckout
-    from guardrails._pool.figures import RouteTimes
+    from guardrails._pool.route_times import RouteTimes
     from guardrails._runtime.scope import RequestScope
 
 __all__ = ["Observation", "has_slots", "observe"]

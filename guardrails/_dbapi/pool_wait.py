@@ -20,7 +20,7 @@ from guardrails._pool.figures import PoolFigures
 from guardrails._pool.limits import time_allowed
 from guardrails._runtime.waiters import on_event_loop
 
-__all__ = ["PoolWait", "begin_wait"]
+__all__ = ["NO_WAIT", "PoolWait", "begin_wait"]
 
 
 class PoolWait:
@@ -35,6 +35,10 @@ class PoolWait:
     def end(self) -> None:
         """Ends the wait, without evidence: from now on the statements on the connection are the evidence."""
         end_observed(self.tickets, Outcome.ABANDONED, self.observation)
+
+
+NO_WAIT = PoolWait()
+"""One that counts as nothing."""
 
 
 def begin_wait(figures: PoolFigures, checkout: HeldCheckout, *, on_loop: bool) -> PoolWait | None:

@@ -1,24 +1,18 @@
-"""Counts and times the checkouts of one pool. Depends on the guard; must not import a pool or a driver.
-
-A call appends its duration to a deque, which is atomic with the interpreter lock and without it. Every
-`_BATCH` durations, and before the figures are read, they are sorted into buckets together: this costs a
-quarter of what a search for the bucket of each would.
-"""
+"""Counts and times the checkouts of one pool. Depends on the guard; must not import a pool or a driver."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
 from guardrails._guard.guard import Guard, attachment_of
-from guardrails._guard.pool_snapshot import BOUNDS, Distribution, LeaseSnapshot, PoolSnapshot, RouteFigures
+from guardrails._guard.pool_snapshot import Distribution, LeaseSnapshot, PoolSnapshot, RouteFigures
 from guardrails._pool.checkout import HeldCheckout
+from guardrails._pool.route_times import BATCH, LONGEST, Durations, RouteTimes, count_since
 from guardrails._runtime.fork import ForkedLock
 
-__all__ = ["MOST_ROUTES", "OTHER", "Connections", "PoolFigures", "RouteTimes"]
+__all__ = ["MOST_ROUTES", "OTHER", "Connections", "PoolFigures"]
 
 MOST_ROUTES = 128
 """Pairs of compartment and route whose times are kept apart. All others are counted together."""
@@ -26,17 +20,8 @@ MOST_ROUTES = 128
 OTHER = "other"
 """The route under which the times beyond `MOST_ROUTES` are counted."""
 
-_LONGEST = 1e9
-"""Seconds. A longer time, NaN and infinity come from a broken clock and are counted as 0."""
-
 _count_lock = ForkedLock()
 """Held for the rare counts of a pool, such as connections opened."""
-
-_RECENT = 16
-"""Durations of which the mean is the usual duration now, and endings that say whether calls hang now."""
-
-_BATCH = 128
-"""Durations that are sorted into buckets together."""
 
 
 class Connections(NamedTuple):
@@ -51,110 +36,6 @@ class Connections(NamedTuple):
     in_use: int
     idle: int
     pool_size: int | None = None
-
-
-class Durations:
-    """How long something took, by bucket.
-
-    Attributes:
-        pending: Durations that are in no bucket yet.
-    """
-
-    __slots__ = ("_counts", "_lock", "_sum", "pending")
-
-    def __init__(self, lock: ForkedLock) -> None:
-        self.pending: deque[float] = deque()
-        self._counts = [0] * (len(BOUNDS) + 1)
-        self._sum = 0.0
-        self._lock = lock
-
-    def sort(self) -> None:
-        """Sorts the durations into buckets."""
-        with self._lock:
-            batch: list[float] = []
-            with suppress(IndexError):  # others only append, but a finaliser may sort in the middle of this
-                while True:
-                    batch.append(self.pending.popleft())
-            batch.sort()
-            self._sum += sum(batch)
-            start = 0
-            for bucket, bound in enumerate(BOUNDS):
-                if start == len(batch):
-                    return
-                end = bisect_right(batch, bound, start)
-                self._counts[bucket] += end - start
-                start = end
-            self._counts[-1] += len(batch) - start
-
-    def recent(self) -> float:
-        """The mean of the last durations; of all of them right after they were sorted; 0.0 without any."""
-        last: list[float] = []
-        with suppress(RuntimeError):  # another thread appends meanwhile
-            last = [*self.pending][-_RECENT:]
-        known = Distribution(sum=sum(last), counts=(len(last),)) if last else self.read()
-        return known.sum / known.count if known.count else 0.0
-
-    def read(self) -> Distribution:
-        """Returns the durations so far."""
-        with self._lock:
-            self.sort()
-            return Distribution(counts=tuple(self._counts), sum=self._sum)
-
-
-class RouteTimes:
-    """The times of the checkouts of one compartment and route.
-
-    Args:
-        clock: The guard's clock.
-        lock: Held while durations are sorted.
-
-    Attributes:
-        overtime: In shadow the work that runs on although enforcing would have stopped it.
-    """
-
-    __slots__ = ("_endings", "clock", "hold", "overtime", "use", "wait")
-
-    def __init__(self, clock: Callable[[], float], lock: ForkedLock) -> None:
-        self.clock = clock
-        self.wait, self.hold, self.use = Durations(lock), Durations(lock), Durations(lock)
-        self.overtime: set[object] = set()
-        self._endings: list[bool] = []  # an empty deque takes 700 bytes, and most routes never hang
-
-    @property
-    def hangs(self) -> bool:
-        """True in shadow while a call would hang, too: most of the last ones did, and one still does."""
-        return bool(self.overtime) and 2 * sum(self._endings) > len(self._endings)
-
-    def runs_on(self, work: object) -> None:
-        """Notes in shadow work that enforcing would stop now. ``overtime`` keeps it until it ends."""
-        if not self.overtime:
-            self._endings.clear()
-        self.overtime.add(work)
-        self._note_ending(hung=True)
-
-    def ended_in_time(self) -> None:
-        """Notes a checkout that lasted no longer than enforcing allows. Needed only while work runs on."""
-        self._note_ending(hung=False)
-
-    def _note_ending(self, *, hung: bool) -> None:
-        self._endings.append(hung)
-        del self._endings[:-_RECENT]
-
-    def used(self, started: float) -> None:
-        """Counts a statement or command that began at ``started`` on the clock."""
-        _count_since(started, self.clock, self.use)
-
-
-def _count_since(started: float, clock: Callable[[], float], durations: Durations) -> None:
-    """Counts the time since a moment; raises nothing, whatever the user's clock does."""
-    try:
-        seconds = clock() - started + 0.0  # raises for a reading that is not a number
-        pending = durations.pending
-        pending.append(seconds if 0.0 <= seconds < _LONGEST else 0.0)
-        if len(pending) >= _BATCH:
-            durations.sort()
-    except Exception:  # noqa: BLE001, S110 - the figure is lost, and the call goes on
-        pass
 
 
 class PoolFigures:
@@ -184,7 +65,7 @@ class PoolFigures:
         self._opened = self._closed = self._invalidated = self._timeouts = 0
 
     def handed_out(self, checkout: HeldCheckout) -> None:
-        """Counts a checkout whose caller gets its connection now; raises nothing, as `_count_since`."""
+        """Counts a checkout whose caller gets its connection now; raises nothing, as `count_since`."""
         keeper, guard = checkout.request_ref, checkout.guard
         request = None if keeper is None else keeper()
         try:
@@ -199,8 +80,8 @@ class PoolFigures:
                 times = self._new_times(checkout)
             checkout.times, checkout.since = times, now
             pending = times.wait.pending
-            pending.append(seconds if 0.0 <= seconds < _LONGEST else 0.0)
-            if len(pending) >= _BATCH:
+            pending.append(seconds if 0.0 <= seconds < LONGEST else 0.0)
+            if len(pending) >= BATCH:
                 times.wait.sort()
         except Exception:  # noqa: BLE001, S110 - likewise
             pass
@@ -230,7 +111,7 @@ class PoolFigures:
         times = checkout.times
         if times is not None:
             checkout.times = None
-            _count_since(checkout.since, self.clock, times.hold)
+            count_since(checkout.since, self.clock, times.hold)
             if times.overtime:
                 self._note_ending(times, checkout)
 
@@ -244,7 +125,7 @@ class PoolFigures:
         """Counts a connection whose opening began at ``started`` on the guard's clock."""
         with _count_lock:
             self._opened += 1
-        _count_since(started, self.clock, self._connect)
+        count_since(started, self.clock, self._connect)
 
     def _times(self) -> RouteTimes:
         return RouteTimes(self.clock, self._lock)

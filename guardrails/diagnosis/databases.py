@@ -23,22 +23,13 @@ from guardrails._dbapi.server_sessions import (
     read_processlist,
 )
 from guardrails.diagnosis.asking import ANSWER_TIMEOUT, CONNECT_TIMEOUT, OUR_ENGINE, refusal, within, words
+from guardrails.diagnosis.drivers import ON_LOOP, with_driver
 from guardrails.diagnosis.findings import Facts, Finding, Prepared
 from guardrails.errors import ConfigurationError
 
 __all__ = ["Limits", "RoleLimit", "answer", "ask", "read_limits", "why_not"]
 
 T = TypeVar("T")
-
-_DRIVERS = {
-    "postgresql": ("psycopg", "psycopg2", "asyncpg"),
-    "mysql": ("pymysql", "asyncmy"),
-    "mariadb": ("pymysql", "asyncmy"),
-}
-"""Usable drivers by dialect; the first installed one is used."""
-
-_ON_LOOP = ("asyncpg", "asyncmy")
-"""Those of them that need an event loop."""
 
 
 def answer(url: str, question: Callable[[URL], T]) -> tuple[URL, T | Finding]:
@@ -87,15 +78,11 @@ def ask(url: URL, *, statements: bool = False) -> Facts:
 
 def _connected(url: URL, read: Callable[[str, Execute], T]) -> T:
     """Reads something from the server of a URL, within the time for an answer."""
-    url = _with_usual_name(url)
-    dialect = url.get_backend_name()
-    if dialect not in _DRIVERS:
-        raise ConfigurationError(_not_a_database(dialect))
-    url = _with_driver(url, dialect)
-    driver = url.get_driver_name()
+    url = with_driver(url)
+    dialect, driver = url.get_backend_name(), url.get_driver_name()
     # Each of these drivers has this option; without it they wait for ever.
     limit = {"timeout" if driver == "asyncpg" else "connect_timeout": CONNECT_TIMEOUT}
-    make: Any = create_async_engine if driver in _ON_LOOP else create_engine
+    make: Any = create_async_engine if driver in ON_LOOP else create_engine
     engine = make(url, poolclass=NullPool, connect_args=limit, execution_options={OUR_ENGINE: True})
 
     def question() -> T:
@@ -113,14 +100,8 @@ def _connected(url: URL, read: Callable[[str, Execute], T]) -> T:
             raise DBAPIError(None, None, error) from error
 
     return within(
-        ANSWER_TIMEOUT, lambda: asyncio.run(question_on_loop()) if driver in _ON_LOOP else question()
+        ANSWER_TIMEOUT, lambda: asyncio.run(question_on_loop()) if driver in ON_LOOP else question()
     )
-
-
-def _not_a_database(dialect: str) -> str:
-    if dialect in {"http", "https"}:
-        return "an http URL is a status page: --status URL, and the database's URL in DATABASE_URL"
-    return f"{dialect} cannot be asked; PostgreSQL, MariaDB, MySQL and Redis can"
 
 
 class RoleLimit(NamedTuple):
@@ -238,34 +219,6 @@ _POSTGRES_CROWDED = ("too many clients", "too many connections", "connection slo
 def _message(error: BaseException) -> str:
     # PyMySQL's errors have a number and a message.
     return str(error.args[-1]) if error.args and isinstance(error.args[0], int) else str(error)
-
-
-def _with_usual_name(url: URL) -> URL:
-    # libpq and most hosting services write postgres://, which SQLAlchemy no longer accepts.
-    name, plus, driver = url.drivername.partition("+")
-    return url.set(drivername=f"postgresql{plus}{driver}") if name == "postgres" else url
-
-
-def _with_driver(url: URL, dialect: str) -> URL:
-    for driver in _DRIVERS[dialect]:
-        candidate = url.set(drivername=f"{dialect}+{driver}")
-        try:
-            candidate.get_dialect().import_dbapi()
-        except ImportError:
-            continue
-        return _with_options(candidate, url.get_driver_name())
-    package = "'psycopg[binary]'" if dialect == "postgresql" else "pymysql"
-    drivers = ", ".join(_DRIVERS[dialect])
-    raise ConfigurationError(f"{dialect} needs one of the drivers {drivers}: pip install {package}")
-
-
-def _with_options(url: URL, given: str) -> URL:
-    """The URL without options that its driver does not have, if it was written for the driver ``given``."""
-    driver = url.get_driver_name()
-    if driver == given or not (driver in _ON_LOOP or "async" in given):
-        return url
-    mode = url.query.get("sslmode")
-    return url.set(query={"ssl": mode} if driver == "asyncpg" and mode else {})
 
 
 _POSTGRES_SETTINGS = """

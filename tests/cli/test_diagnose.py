@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from sqlalchemy import make_url
 
 from guardrails.cli.diagnose import diagnose
-from guardrails.diagnosis import databases
+from guardrails.diagnosis import drivers
 from guardrails.diagnosis.asking import words
-from guardrails.diagnosis.databases import _with_driver
+from guardrails.diagnosis.drivers import with_driver
 from guardrails.diagnosis.findings import Facts, Session, judge
 from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer, ValkeyServer
@@ -520,9 +520,9 @@ def test_every_chain_of_waiters_leads_to_the_holder():
 
 def test_urls_of_asynchronous_drivers_are_understood():
     """A driver's own settings do not stop the one that asks."""
-    url = _with_driver(make_url("postgresql+asyncpg://u@h/d?prepared_statement_cache_size=0"), "postgresql")
+    url = with_driver(make_url("postgresql+asyncpg://u@h/d?prepared_statement_cache_size=0"))
     assert (url.drivername, dict(url.query)) == ("postgresql+psycopg", {})
-    url = _with_driver(make_url("postgresql+psycopg2://u@h/d?sslmode=require"), "postgresql")
+    url = with_driver(make_url("postgresql+psycopg2://u@h/d?sslmode=require"))
     assert dict(url.query) == {"sslmode": "require"}
 
 
@@ -531,8 +531,8 @@ def only(monkeypatch):
     """Leaves these drivers, as if no other were installed."""
 
     def leave(*names):
-        for dialect in databases._DRIVERS:
-            monkeypatch.setitem(databases._DRIVERS, dialect, names)
+        for dialect in drivers._DRIVERS:
+            monkeypatch.setitem(drivers._DRIVERS, dialect, names)
 
     return leave
 
@@ -564,9 +564,9 @@ def test_asyncmy_asks_where_it_is_the_only_driver(mariadb, only):
 
 def test_options_of_another_driver_are_translated_or_left_out(only):
     only("asyncpg")
-    url = _with_driver(make_url("postgresql://u@h/d?sslmode=require"), "postgresql")
+    url = with_driver(make_url("postgresql://u@h/d?sslmode=require"))
     assert (url.drivername, dict(url.query)) == ("postgresql+asyncpg", {"ssl": "require"})
-    url = _with_driver(make_url("postgresql+asyncpg://u@h/d?ssl=disable"), "postgresql")
+    url = with_driver(make_url("postgresql+asyncpg://u@h/d?ssl=disable"))
     assert dict(url.query) == {"ssl": "disable"}
 
 

@@ -10,8 +10,8 @@ from guardrails._dbapi.observing import Observation
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkout import HeldCheckout
-from guardrails._pool.figures import RouteTimes
 from guardrails._pool.frames import Caller, Site
+from guardrails._pool.route_times import RouteTimes
 from guardrails._runtime.scope import RequestScope
 
 __all__ = ["RedisCheckout", "current_checkout"]

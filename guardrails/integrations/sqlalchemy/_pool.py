@@ -146,10 +146,8 @@ class EngineAdmission:
 
     def checkout_with(self, connection: object) -> DBAPICheckout | None:
         """Returns the checkout of a DBAPI connection, for hooks that get only that; None if it is not out."""
-        for record, checkout in list(self._out.items()):
-            if record.dbapi_connection is connection:
-                return checkout
-        return None
+        out = list(self._out.items())
+        return next((each for record, each in out if record.dbapi_connection is connection), None)
 
     def _guarded(self, base: type[Pool], proxy: Proxy, runner: StatementRunner) -> type[Pool]:
         # A single base and empty slots, else CPython refuses the replacement ("object layout differs").
@@ -170,11 +168,11 @@ class EngineAdmission:
 
     def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
         guard, wait, out, monitor, lease = self._guard, self._wait, self._out, self._monitor, self.lease
-        site, caller, clock = self.registry.site, self.registry.caller, self._figures.clock
-        revocation, core, figures = self.revocation, self._gate.core, self._figures
+        site, caller, figures = self.registry.site, self.registry.caller, self._figures
+        revocation, core, get = self.revocation, self._gate.core, base._do_get  # noqa: SLF001
 
         def _do_get(self: Pool) -> ConnectionPoolEntry:
-            asked = clock()
+            asked = figures.clock()
             if lease is not None and not lease.admits:
                 lease.admit(wait)
             checkout = DBAPICheckout(guard, self, site(_getframe(1)), caller())
@@ -188,9 +186,7 @@ class EngineAdmission:
             try:
                 if not core.enforces:
                     pool_wait = begin_wait(figures, checkout, on_loop=wait is not None)
-                record: ConnectionPoolEntry = (
-                    base._do_get(self) if revocation is None else revocation.take(checkout, base, self)  # noqa: SLF001
-                )
+                record = get(self) if revocation is None else revocation.take(checkout, base, self)
             except BaseException:
                 checkout.release_slots()
                 raise
@@ -202,11 +198,9 @@ class EngineAdmission:
             if not monitor.watching:
                 monitor.watch()
             # The listeners of a checkout are bounded as the set-up of a new connection is.
-            listening = self.dispatch.checkout
-            if listening.listeners or listening.parent_listeners:
-                connection = record.dbapi_connection
-                if connection is not None:
-                    runner.set_up(connection)
+            listening, connection = self.dispatch.checkout, record.dbapi_connection
+            if connection is not None and (listening.listeners or listening.parent_listeners):
+                runner.set_up(connection)
             return record
 
         return _do_get

@@ -12,7 +12,7 @@ from django.db import connections, utils
 from django.utils.connection import ConnectionDoesNotExist
 
 from guardrails._dbapi.drivers import Driver
-from guardrails._dbapi.pool_wait import PoolWait, begin_wait
+from guardrails._dbapi.pool_wait import NO_WAIT, PoolWait, begin_wait
 from guardrails._dbapi.runner import StatementRunner, as_it_is
 from guardrails._guard.compartments import COMPARTMENTS, set_compartments
 from guardrails._guard.guard import Guard, attach, lease_of
@@ -42,18 +42,13 @@ class ThreadCheckout(Checkout):
 
     Attributes:
         wrapper: Weak reference to Django's wrapper of the connection.
-        pool_wait: Its wait for a connection in shadow, if that counts as a statement that hangs; else None.
+        pool_wait: Its wait for a connection in shadow, if that counts as a statement that hangs.
     """
 
     __slots__ = ("pool_wait", "wrapper")
 
     wrapper: Callable[[], Any]
-    pool_wait: PoolWait | None
-
-    def end_wait(self) -> None:
-        """Ends the wait for a connection; may be called again."""
-        if self.pool_wait is not None:
-            self.pool_wait.end()
+    pool_wait: PoolWait
 
     def is_kept(self, now: Site | None) -> bool:
         """See HeldCheckout. Django keeps a thread's connection, whichever function asked for it."""
@@ -189,11 +184,11 @@ class Protection(ABC):
         checkout = ThreadCheckout(self.guard, registry.site(_getframe(1)), registry.caller())
         checkout.asked = asked
         checkout.wrapper = weakref.ref(wrapper)
-        checkout.pool_wait = None
+        checkout.pool_wait = NO_WAIT
         possession = Possession(self, checkout)  # first: an interrupt from here on gives the slot back
         try:
             checkout.take_slots()
-            checkout.pool_wait = begin_wait(self._figures, checkout, on_loop=False)
+            checkout.pool_wait = begin_wait(self._figures, checkout, on_loop=False) or NO_WAIT
         except RejectedError as refusal:
             self._checkouts.refused(refusal)
             raise
@@ -205,7 +200,7 @@ class Protection(ABC):
     def handed_out(self, possession: Possession | None) -> None:
         """Counts a checkout, once: its caller has the connection now."""
         if possession is not None and possession.checkout.times is None:
-            possession.checkout.end_wait()
+            possession.checkout.pool_wait.end()
             self._figures.handed_out(possession.checkout)
             if self._revocation is not None:
                 self._revocation.handed_out(possession.checkout)
@@ -214,7 +209,7 @@ class Protection(ABC):
         """Gives a checkout's slot back, once; ``dropped`` if its thread ended with the connection open."""
         if not self.on:
             checkout.slots.clear()  # the guard has forgotten them
-        checkout.end_wait()
+        checkout.pool_wait.end()
         checkout.release_slots()
         self._checkouts.remove(checkout, dropped=dropped)
 
