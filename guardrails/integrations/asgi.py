@@ -125,7 +125,7 @@ class GuardrailsMiddleware(WithPolicy):
         self._table = RouteTable(())
         self._has_read_routes, self._by_path = False, True
 
-    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912 - hot
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:  # noqa: C901 - hot
         """Serves one HTTP request or websocket, and passes on all else."""
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
@@ -158,18 +158,25 @@ class GuardrailsMiddleware(WithPolicy):
             if problem is not None:
                 await answer(problem, scope, receive, send, request.timing())
         except Exception as error:
-            problem = None if request.started else self._policy.problem(error)
-            request.served = False
-            if problem is None:
-                if request.held:
-                    await request.flush_held_response()
-                if request.client_left and self._policy.problem(error) is not None:
-                    return  # stopped in the middle of its answer: nothing for the server's log
+            if not await self._answer_error(error, request, scope, receive, send):
                 raise
-            await answer(problem, scope, receive, send, request.timing())
         finally:
             close(request)
             self._finish(request, ranked, inside=inside)
+
+    async def _answer_error(
+        self, error: Exception, request: ASGIRequest, scope: ASGIScope, receive: Receive, send: Send
+    ) -> bool:
+        """Answers an error of the application; False if it is none of this library's, or comes too late."""
+        request.served = False
+        problem = self._policy.problem(error)
+        if problem is not None and not request.started:
+            await answer(problem, scope, receive, send, request.timing())
+            return True
+        if request.held:
+            await request.flush_held_response()
+        # Stopped in the middle of its answer, because its client has left: nothing for the server's log.
+        return problem is not None and request.client_left
 
     def _finish(self, request: ASGIRequest, ranked: Scope | None, *, inside: bool) -> None:
         """Returns the slots that a request has not used, and learns from it if it reached the application."""

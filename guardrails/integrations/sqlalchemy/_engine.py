@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from sqlalchemy import Dialect, Engine, event
+from sqlalchemy import Dialect, Engine, Pool, event
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.util import await_only
 
+from guardrails._core.adaptive import Adaptive
 from guardrails._dbapi.drivers import Driver, find_driver, unsupported
 from guardrails._dbapi.runner import StatementRunner
 from guardrails._guard.compartments import set_compartments
@@ -112,8 +113,7 @@ def guard_engine(
     _check_unguarded(guard_of(pool))
     refuse_unknown_options(options, guard_engine)
     fill_pool_options(name, options)
-    asked = options.pop("max_concurrent_calls", None)
-    slots = slots_for(name, asked, capacity(pool), kind, capacity_in_words(pool))
+    slots = _slots(name, options, pool, kind)
     as_driver = raises_as_driver(name, raise_as)
     _check_limits(name, leak_after=leak_after, max_idle_hold=max_idle_hold)
     asks = asks_server(name, ask_server)
@@ -131,6 +131,11 @@ def guard_engine(
         know_sessions(sync_engine, driver, registry, asks=asks)
     attach(guard, attachment)
     return guard
+
+
+def _slots(name: str, options: dict[str, Any], pool: Pool, kind: str) -> int | Adaptive:
+    asked = options.pop("max_concurrent_calls", None)
+    return slots_for(name, asked, capacity(pool), kind, capacity_in_words(pool))
 
 
 def _check_unguarded(guard: Guard | None) -> None:
