@@ -141,7 +141,8 @@ def _advice(each: dict[str, Any]) -> Iterator[str]:
     """The last lines of a guard: what its settings should be, as far as that is known."""
     if each["openings"]:
         times = "once, at" if each["openings"] == 1 else f"{each['openings']} times, last at"
-        yield f"  a circuit would have opened {times} {_local(each['opened_at'])}: no advice from such a time"
+        at = _local(each["opened_at"])
+        yield f"  a circuit would have opened {times} {at}: from an outage no setting is advised"
         return
     if each["harmless"]:
         settings = ", ".join(f"{setting}={value}" for setting, value in each["harmless"].items())

@@ -114,9 +114,8 @@ def guard_engine(
     refuse_unknown_options(options, guard_engine)
     fill_pool_options(name, options)
     slots = _slots(name, options, pool, kind)
-    as_driver = raises_as_driver(name, raise_as)
+    as_driver, asks = raises_as_driver(name, raise_as), asks_server(name, ask_server)
     _check_limits(name, leak_after=leak_after, max_idle_hold=max_idle_hold)
-    asks = asks_server(name, ask_server)
     life = LifeSettings.taken_from(options, name, kept_idle(pool), kind)
     guard = Guard(name, max_concurrent_calls=slots, **options)
     if as_driver:
