@@ -155,7 +155,7 @@ class CachedConnection:
         if args[0] in {"WATCH", "UNWATCH"}:
             self._watching = args[0] == "WATCH"
         # A transaction builds on what it reads after WATCH, so a message under way must not be missed.
-        key = None if self._watching else self.local.key(args, kwargs.get("keys"))
+        key = self.local.key(args, kwargs) if not self._watching else None
         if self.is_connected and not self._drain():
             key = None
         if key is not None:

@@ -52,20 +52,21 @@ class LocalCache(LockOwner):
             setattr(cache, _ATTRIBUTE, known)
         return known
 
-    def key(self, args: Sequence[Any], keys: Sequence[Any] | None) -> CacheKey | None:
-        """The name of a command's reply in the cache; None if it is not kept."""
-        if not keys:
+    def key(self, args: Sequence[Any], options: Mapping[str, Any]) -> CacheKey | None:
+        """The name of the reply to a command with redis-py's options in the cache; None if it is not kept."""
+        keys = None if NEVER_DECODE in options else options.get("keys")
+        # An invalidation has the bytes of a key: by them 42 would not be found, nor "é" in another encoding.
+        if not keys or not all(map(_is_plain, keys)):
+            return None
+        # In a dictionary 1, 1.0 and True are the same, and the server gets three texts.
+        if not all(type(each) is int or _is_plain(each) for each in args):
             return None
         key = CacheKey(command=args[0], redis_keys=tuple(keys), redis_args=tuple(args))
-        try:
-            hash(key)
-        except TypeError:  # bytearrays and the like
-            return None
         return key if self._cache.is_cachable(key) else None
 
     def find(self, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """The reply that is kept for a command with redis-py's options; `MISSING` as for `reply`."""
-        key = None if NEVER_DECODE in options else self.key(args, options.get("keys"))
+        key = self.key(args, options)
         return MISSING if key is None else self.reply(key)
 
     def reply(self, key: CacheKey) -> Any:
@@ -111,3 +112,8 @@ class LocalCache(LockOwner):
         """See LockOwner. The invalidations go to the parent, whose connections they are."""
         super().reset_in_child()
         self.flush()
+
+
+def _is_plain(value: object) -> bool:
+    """True for bytes and ASCII text, which every encoding of a client makes the same bytes."""
+    return type(value) is bytes or (type(value) is str and value.isascii())

@@ -502,3 +502,28 @@ def test_a_clusters_client_keeps_replies(monkeypatch):
         guard.detach()
         client.close()
         direct.close()
+
+
+def test_replies_are_kept_only_for_keys_that_an_invalidation_names(start, other):
+    """Numbers, and texts beyond ASCII, are asked for each time: 1 and 1.0 are two keys of the server's."""
+    client, guard = start()
+    other.mset({"42": "old", "é": "old", "1": "one", "1.0": "float"})
+    other.hset("map", mapping={"1": "one", "1.0": "float"})
+    assert [client.get(42), client.get("é"), client.mget(7, 8)] == [b"old", b"old", [None, None]]
+    assert [client.get(1), client.get(1.0)] == [b"one", b"float"]
+    assert [client.hget("map", field) for field in ("1", 1, 1.0)] == [b"one", b"one", b"float"]
+    other.mset({"42": "new", "é": "new", "7": "seven"})
+    assert [client.get(42), client.get("é"), client.mget(7, 8)] == [b"new", b"new", [b"seven", None]]
+    before = admitted(guard)
+    for _ in range(3):
+        assert client.getrange("1", 0, 1) == b"on"
+    assert admitted(guard) == before + 1, "numbers beside the key are kept"
+
+
+def test_a_reply_asked_for_as_bytes_is_not_kept(start, other):
+    """Whoever asks without that option gets text."""
+    client, _ = start(decode_responses=True)
+    other.set("a", "x")
+    assert client.execute_command("GET", "a", keys=["a"], NEVER_DECODE=True) == b"x"
+    assert client.get("a") == "x"
+    assert client.execute_command("GET", "a", keys=["a"], NEVER_DECODE=True) == b"x"
