@@ -10,11 +10,12 @@ of the guard's gate.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 from guardrails._core.breaker import Transition
+from guardrails._core.bulkhead import Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.shares import Member, Shares
 from guardrails._guard.locked_gate import LockedGate
@@ -27,6 +28,9 @@ DEFAULT, OTHER = "default", "other"
 
 MOST = 64
 """Maximum number of automatic compartments. Each has a window of results and a row on every page."""
+
+LOOK_AGAIN = 0.01
+"""Seconds after which a caller that waits looks again whether slots are still kept for other compartments."""
 
 _INHERITED_STATES = ("disabled", "metrics_only")
 """Manual states that a guard's compartments take over."""
@@ -196,6 +200,18 @@ class CompartmentGate(LockedGate):
         # The lock is taken only if a limit may change.
         if auto_compartments.moving is part or not auto_compartments.shares.keeps_limits(part):
             auto_compartments.redistribute(self)
+
+    def _parts_of_wait(self, waiter: Waiter, seconds: float) -> Iterator[float]:
+        """See LockedGate. A slot that another compartment returns wakes nobody here: the caller looks again."""
+        for whole in super()._parts_of_wait(waiter, seconds):
+            part = whole
+            while self.auto_compartments is not None and self.member.is_cut and part > LOOK_AGAIN:
+                yield LOOK_AGAIN
+                if waiter.verdict is not None:
+                    return
+                part -= LOOK_AGAIN
+                self.auto_compartments.redistribute(self)
+            yield part
 
     def enter(
         self,

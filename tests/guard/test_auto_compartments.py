@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
 import pytest
 
@@ -23,6 +25,7 @@ from guardrails._pool.checkout import Checkout
 from guardrails.events import CallFinished, StateChanged
 from guardrails.testing import open_circuit
 from support.calls import fail, tripping
+from support.polling import poll
 
 TOTAL = 10
 
@@ -373,6 +376,38 @@ def test_slow_calls_get_no_slot_beyond_the_share_however_idle_the_others_are(poo
     others = check_out(db, "admin", times=99)
     assert len(others) == TOTAL - share(TOTAL)
     give_back(held, others)
+
+
+@pytest.mark.parametrize("flavour", ["thread", "task"])
+def test_a_caller_that_waits_gets_a_slot_that_another_compartment_returns(pooled, flavour):
+    """Although nobody wakes it: while slots are kept for others it looks again."""
+    db = pooled(clock=time.monotonic, max_wait_duration=5.0)
+    for key in ("shop", "admin", "items"):
+        give_back(check_out(db, key))
+    busy = check_out(db, "admin", times=share(TOTAL) - 1)
+    busy += check_out(db, "items", times=TOTAL - share(TOTAL) - 1)
+    first = check_out(db, "shop", times=2)
+    part = compartment_for(db, "shop")
+    gate = part.call_settings.gates[0]
+    assert part.snapshot().max_concurrent_calls == len(first) == 2
+    got = []
+
+    def wait_in_thread():
+        got.append(gate.check_out(None))
+
+    async def wait_in_task():
+        got.append(await gate.check_out_async())
+
+    thread = threading.Thread(
+        target=wait_in_thread if flavour == "thread" else lambda: asyncio.run(wait_in_task())
+    )
+    thread.start()
+    poll(lambda: part.snapshot().waiting == 1, "it waits")
+    give_back(busy)
+    thread.join(5)
+    assert got, "it has a slot"
+    gate.check_in(got[0])
+    give_back(first)
 
 
 # --- what is done to the guard by hand -----------------------------------------------------------
