@@ -8,6 +8,7 @@ report.
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from guardrails._core.adaptive import AdaptiveLimit
@@ -428,6 +429,18 @@ class Gate(Outside):
         self.events.clear()
         self.outbox.clear()
         self._end_move(None)
+
+    def age_of_oldest(self, now: float) -> float | None:
+        """The age of the oldest call or checkout in seconds; None without one.
+
+        Raises:
+            RuntimeError: Without the lock, if another thread begins or ends a call meanwhile.
+        """
+        # Each of these is in the order of start times.
+        starts = [since for since, _ in islice(self.checkouts.values(), 1)]
+        starts += islice(self.breaker.in_flight.values(), 1)
+        starts += [since for since, _ in islice(self.breaker.overdue.values(), 1)]
+        return now - min(starts) if starts else None
 
     def refresh(self, now: float) -> float:
         """Brings the state up to ``now``; returns the time that was used."""

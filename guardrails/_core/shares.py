@@ -23,6 +23,15 @@ oldest call is younger than this. Quick calls free their slots soon after anothe
 for a lock does not."""
 
 
+KEPT = 10
+"""One slot in so many is kept for active parts without a slot while no part hangs: enough to serve quick
+calls until it is known that another part hangs, and at most a tenth of what a healthy service can do."""
+
+FRESH = 0.002
+"""Seconds for which a limit that is smaller than a share is not computed again. In a flood of requests that
+would cost more than the refusals."""
+
+
 def share(total: int) -> int:
     """The slots that one of several active parts may hold, of ``total``; at least 1."""
     part, whole = _SHARE
@@ -35,22 +44,28 @@ class Member:
     Attributes:
         bulkhead: Its slots.
         workload: The record of how its calls end; None if nothing judges them.
+        fitted_at: Time at which its limit was computed.
         is_cut: True if its limit is smaller than its share, because slots are kept for other parts.
         last_request: Time of its last request for a slot.
     """
 
-    __slots__ = ("bulkhead", "is_cut", "last_request", "workload")
+    __slots__ = ("bulkhead", "fitted_at", "is_cut", "last_request", "workload")
 
     def __init__(self, bulkhead: Bulkhead, workload: Workload | None = None) -> None:
         self.bulkhead = bulkhead
         self.workload = workload
         self.is_cut = False
-        self.last_request = NEVER
+        self.last_request = self.fitted_at = NEVER
 
     def is_active(self, now: float) -> bool:
         """True if it asked for a slot in the last `ACTIVE` seconds, holds a slot or has waiters."""
         bulkhead = self.bulkhead
         return now - self.last_request < ACTIVE or bulkhead.taken > 0 or bool(bulkhead.queue)
+
+    @property
+    def hangs(self) -> bool:
+        """True if it does not work and has calls in flight."""
+        return not self.works and self.bulkhead.taken > 0
 
     @property
     def works(self) -> bool:
@@ -64,11 +79,11 @@ class Shares:
     A part becomes active before it gets a slot. From then on no other part gets a slot beyond its share. A
     part keeps the slots that it holds beyond its share until its calls end.
 
-    The slots beyond one share are kept for the active parts that work: each has a claim to an equal number of
-    them, at least one. A part that has more, or does not work, gets another slot only if those that are free
-    suffice for what the others may still claim. So parts whose calls hang leave slots for those that work,
-    however many hang. A part without a call older than `QUICK` must leave half as much: it returns its slots
-    soon.
+    Some slots are kept for the active parts that work: each has a claim to an equal number of them, at least
+    one. A part gets another slot only if those that are free suffice for what the others may still claim, or
+    if it is its first. One slot in `KEPT` is kept while all parts work, and all beyond one share while a part
+    hangs. A part that does not work has no claim, so those that hang leave slots for the others, however many
+    hang.
 
     Args:
         whole: The whole bulkhead. Without its own count, calls outside all parts would be overlooked.
@@ -76,15 +91,17 @@ class Shares:
     Attributes:
         total: Slots of the whole bulkhead.
         alone: The only active part, which may use every slot; None with several.
+        moving: The part whose calls still hold slots of the whole that are none of its own; None without one.
         parts: All parts.
     """
 
-    __slots__ = ("_last_other", "_whole", "alone", "parts", "total")
+    __slots__ = ("_last_other", "_whole", "alone", "moving", "parts", "total")
 
     def __init__(self, whole: Bulkhead) -> None:
         self._whole = whole
         self.total = whole.limit
         self.alone: Member | None = None
+        self.moving: Member | None = None
         self.parts: list[Member] = []
         self._last_other: Member | None = None
 
@@ -94,10 +111,12 @@ class Shares:
         self.parts.append(part)
         return part
 
-    def keeps_limits(self, part: Member) -> bool:
+    def keeps_limits(self, part: Member, now: float) -> bool:
         """True if a request by this part changes no `limit`. Needs no lock; may return False without need."""
         alone, bulkhead = self.alone, part.bulkhead
-        if bulkhead.taken >= bulkhead.limit or part.is_cut:
+        if part.is_cut:
+            return 0 <= now - part.fitted_at < FRESH
+        if bulkhead.taken >= bulkhead.limit:
             return False
         own_share = share(self.total)
         if alone is None:
@@ -114,29 +133,35 @@ class Shares:
             self.alone = None
         return tuple({one: None for one in (before, part) if one is not None})
 
-    def limit(self, part: Member, now: float, oldest: float | None = None, outside: int = 0) -> int:
+    def limit(self, part: Member, now: float, oldest: float | None = None) -> int:
         """The slots that a part may hold now.
 
         Args:
             part: The part.
             now: The time.
             oldest: Age of its oldest call in flight in seconds; None without one.
-            outside: Slots that it holds in the whole bulkhead and not in its own.
         """
-        is_quick = oldest is None or oldest < QUICK
+        part.fitted_at = now
         own_share = share(self.total)
         if part is self.alone:
             part.is_cut = False
-            return self.total if is_quick else own_share
+            return self.total if oldest is None or oldest < QUICK else own_share
         others = [each for each in self.parts if each is not part and each.is_active(now)]
-        spare, held = self.total - own_share, part.bulkhead.taken + outside
-        claim = max(1, spare // max(1, len(others)))
-        kept = sum(max(0, claim - each.bulkhead.taken) for each in others if each.works)
-        kept = min(kept, (spare + 1) // 2 if is_quick else spare)
-        taken = max(self._whole.taken, outside + sum(each.bulkhead.taken for each in self.parts))
-        most = max(claim if part.works else 0, held + self.total - taken - kept)
+        one_hangs = part.hangs or any(each.hangs for each in others)
+        most_kept = self.total - own_share if one_hangs else self.total // KEPT
+        claim = max(1, most_kept // max(1, len(others)))
+        kept = min(most_kept, sum(max(0, claim - self._held(each)) for each in others if each.works))
+        free = self.total - max(self._whole.taken, sum(each.bulkhead.taken for each in self.parts))
+        most = max(1 if part.works else 0, self._held(part) + free - kept)
         part.is_cut = most < own_share
         return min(most, own_share)
+
+    def _held(self, part: Member) -> int:
+        return part.bulkhead.taken + (self.outside() if part is self.moving else 0)
+
+    def outside(self) -> int:
+        """Slots of the whole that are in use by calls which hold none of a part."""
+        return max(0, self._whole.taken - sum(each.bulkhead.taken for each in self.parts))
 
     def _has_other_active(self, now: float, part: Member) -> bool:
         other = self._last_other  # the part found last time is usually still active

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 from guardrails._core.breaker import Transition
@@ -49,7 +48,6 @@ class AutoCompartments:
         shares: The limits of all compartments.
         sole: The gate of the only compartment that has been used so far; None before.
         divided: True once calls pass the gates of their compartments.
-        moving: The compartment whose calls still hold slots from before the division; None without one.
     """
 
     def __init__(self, gate: LockedGate) -> None:
@@ -58,7 +56,6 @@ class AutoCompartments:
         self.shares = Shares(gate.core.bulkhead)
         self._elastic: dict[Member, CompartmentGate] = {}
         self._own: list[CompartmentGate] = []
-        self.moving: Member | None = None
         self.formed: dict[str, Any] = {}
         self.sole: LockedGate | None = None
         self.divided = False
@@ -104,7 +101,7 @@ class AutoCompartments:
                     self._gate.step(self._gate.core.set_state, "reset", "divided")
                 gate.member.last_request = self._gate.clock()
                 if gate.member in self._elastic:
-                    self.moving = gate.member  # it holds slots of the guard's gate only
+                    self.shares.moving = gate.member  # it holds slots of the guard's gate only
                     self._fit_all((gate.member,))
             self.divided = True
 
@@ -130,9 +127,11 @@ class AutoCompartments:
 
     def redistribute(self, gate: CompartmentGate) -> None:
         """Updates the limits of all compartments, because one requests a slot."""
+        if self._fits(gate):
+            return
         with self._lock:
             changed = self.shares.note_request(gate.clock(), gate.member)
-            if self.moving is gate.member and gate.member not in changed:
+            if self.shares.moving is gate.member and gate.member not in changed:
                 changed = (*changed, gate.member)
         self._fit_all(changed)
 
@@ -161,21 +160,34 @@ class AutoCompartments:
     def _fit(self, now: float, gate: CompartmentGate) -> None:
         # Computed under the compartment's lock: the last of two threads sets the present limit.
         core = gate.core
-        outside = self._slots_outside() if self.moving is gate.member else 0
-        limit = self.shares.limit(gate.member, now, _oldest(now, core), outside)
+        outside = self._slots_outside() if self.shares.moving is gate.member else 0
+        limit = self.shares.limit(gate.member, now, core.age_of_oldest(now))
         slots = max(0, limit - outside)
         if slots != core.bulkhead.limit:
             core.resize(now, slots)
             if core.breaker.stall_slots is not None:
                 core.breaker.stall_slots = max(1, limit)  # calls in the guard's own slots may be overdue, too
 
+    def _fits(self, gate: CompartmentGate) -> bool:
+        """True if a compartment, one of several, has the limit that it should have. Needs no lock."""
+        part, shares = gate.member, self.shares
+        if part not in self._elastic:
+            return shares.alone is None
+        slots = part.bulkhead
+        if shares.alone is not None or shares.moving is part or slots.taken >= slots.limit:
+            return False
+        try:
+            limit = shares.limit(part, part.last_request, gate.core.age_of_oldest(part.last_request))
+        except RuntimeError:  # another thread began or ended a call meanwhile
+            return False
+        return limit == slots.limit
+
     def _slots_outside(self) -> int:
         """Slots of the guard that are in use by calls outside the gates of its compartments."""
-        inside = sum(part.bulkhead.taken for part in self.shares.parts)
-        outside = self._gate.core.bulkhead.taken - inside
-        if outside <= 0:
-            self.moving = None
-        return max(0, outside)
+        outside = self.shares.outside()
+        if not outside:
+            self.shares.moving = None
+        return outside
 
 
 class CompartmentGate(LockedGate):
@@ -197,12 +209,12 @@ class CompartmentGate(LockedGate):
         """Notes that a call requests a slot here, and updates the shares if that changes them."""
         part = self.member
         part.last_request = self.clock()
-        # The lock is taken only if a limit may change.
-        if auto_compartments.moving is part or not auto_compartments.shares.keeps_limits(part):
+        keeps_limits = auto_compartments.shares.keeps_limits(part, part.last_request)
+        if auto_compartments.shares.moving is part or not keeps_limits:
             auto_compartments.redistribute(self)
 
     def _parts_of_wait(self, waiter: Waiter, seconds: float) -> Iterator[float]:
-        """See LockedGate. A slot that another compartment returns wakes nobody here: the caller looks again."""
+        """See LockedGate. A slot that another compartment returns wakes nobody here: the caller looks."""
         for whole in super()._parts_of_wait(waiter, seconds):
             part = whole
             while self.auto_compartments is not None and self.member.is_cut and part > LOOK_AGAIN:
@@ -261,15 +273,6 @@ class CompartmentGate(LockedGate):
         if self.auto_compartments is not None:
             self.note_request(self.auto_compartments)
         return await LockedGate.reserve(self, budget=budget)
-
-
-def _oldest(now: float, core: Gate) -> float | None:
-    """Age of a gate's oldest call or checkout in seconds; None without one."""
-    # Each of these is in the order of start times.
-    starts = [since for since, _ in islice(core.checkouts.values(), 1)]
-    starts += islice(core.breaker.in_flight.values(), 1)
-    starts += [since for since, _ in islice(core.breaker.overdue.values(), 1)]
-    return now - min(starts) if starts else None
 
 
 def _set_state_quietly(now: float, core: Gate, transition: str) -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from guardrails._core.bulkhead import Bulkhead
-from guardrails._core.shares import ACTIVE, QUICK, Shares, share
-from guardrails._core.window import CountWindow
+from guardrails._core.shares import ACTIVE, FRESH, QUICK, Shares, share
+from guardrails._core.window import NEVER, CountWindow
 from guardrails._core.workloads import Workload
 from support.shell import take
 
@@ -24,8 +24,8 @@ def test_a_share_is_seven_tenths(total, expected):
 
 def ask(shares, now, part):
     """Asks for a slot as a gate does, which does nothing more if no limit changes."""
-    part.last_request = now
-    if shares.keeps_limits(part):
+    part.last_request, part.fitted_at = now, NEVER
+    if shares.keeps_limits(part, now):
         return ()
     changed = shares.note_request(now, part)
     for one in changed:
@@ -81,13 +81,13 @@ def test_a_request_within_the_limit_changes_nothing():
     orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
     for part in (orders, items, orders):
         part.last_request = 0
-        assert shares.keeps_limits(part)
+        assert shares.keeps_limits(part, 0)
     ask(shares, 2 * ACTIVE, full(orders))
     orders.bulkhead.taken = 6
-    assert shares.keeps_limits(orders)
+    assert shares.keeps_limits(orders, 0)
     orders.bulkhead.taken = 7
-    assert not shares.keeps_limits(orders)
-    assert not shares.keeps_limits(items)
+    assert not shares.keeps_limits(orders, 0)
+    assert not shares.keeps_limits(items, 0)
 
 
 @pytest.mark.parametrize(
@@ -121,60 +121,17 @@ def test_a_part_with_a_call_or_a_waiter_is_active(held):
 # --- several parts whose calls hang --------------------------------------------------------------
 
 
-def hang(shares, pool, now, parts, most=99, age=None):
+def hang(shares, pool, now, parts, most=99):
     """Fills each of these parts, one slot at a time in turn, with calls that never end."""
     for _ in range(most):
         for part in parts:
             part.last_request = now
-            if age is not None or not shares.keeps_limits(part):
+            part.fitted_at = NEVER
+            if not shares.keeps_limits(part, now):
                 shares.note_request(now, part)
-                part.bulkhead.resize(shares.limit(part, now, age))
+                part.bulkhead.resize(shares.limit(part, now))
             if take(part.bulkhead) and not take(pool):
                 part.bulkhead.leave()
-
-
-@pytest.mark.parametrize(
-    ("total", "hanging", "age", "left"),
-    [
-        (15, 1, None, 5),  # one share, as ever
-        (15, 2, None, 2),  # the other's half of five, by two parts that hold less than what is kept for each
-        (15, 3, None, 1),
-        (15, 2, QUICK, 2),
-        (15, 3, QUICK, 1),
-        (10, 2, QUICK, 1),
-        (5, 2, QUICK, 1),
-        (5, 3, QUICK, 1),
-        (40, 4, QUICK, 3),
-    ],
-)
-def test_parts_whose_calls_hang_leave_slots_for_one_that_works(total, hanging, age, left):
-    """However many hang, and also in the first half second, in which nobody can know it."""
-    pool = Bulkhead(total, 0)
-    shares = Shares(pool)
-    works, *hangs = (shares.join(Bulkhead(share(total), 0)) for _ in range(1 + hanging))
-    ask(shares, 0, works)
-    hang(shares, pool, 1, hangs, age=age)
-    assert total - pool.taken == left
-    shares.note_request(2, works)
-    assert shares.limit(works, 2) >= left
-
-
-@given(total=st.integers(3, 60), hanging=st.integers(1, 12), working=st.integers(1, 12), order=st.randoms())
-def test_each_part_that_works_gets_a_slot_while_as_many_are_kept(total, hanging, working, order):
-    """As long as no more parts are without a slot than half of what is kept, rounded up."""
-    pool = Bulkhead(total, 0)
-    shares = Shares(pool)
-    parts = [shares.join(Bulkhead(share(total), 0)) for _ in range(hanging + working)]
-    for part in parts:
-        ask(shares, 0, part)
-    hangs, works = parts[:hanging], parts[hanging:]
-    for _ in range(40):
-        hang(shares, pool, 1, [order.choice(hangs)], most=order.randint(1, 9))
-    spare = total - share(total)
-    for part in works[: max(0, (spare + 1) // 2 - hanging + 1)]:
-        ask(shares, 2, part)
-        assert take(part.bulkhead)
-        assert take(pool)
 
 
 def failing(calls):
@@ -183,6 +140,52 @@ def failing(calls):
     for _ in range(calls):
         record.note_bad_call(0)
     return record
+
+
+@pytest.mark.parametrize(
+    ("total", "others", "left"),
+    [
+        (15, 1, 5),  # one share, as ever
+        (15, 2, 1),  # one in ten is kept for a part without a slot
+        (15, 3, 1),
+        (10, 2, 1),
+        (9, 2, 0),
+        (20, 1, 6),
+        (20, 2, 1),
+        (40, 4, 1),
+    ],
+)
+def test_while_all_work_one_slot_in_ten_is_kept_for_a_part_without_one(total, others, left):
+    """Nobody can know in the first second that the calls of others hang."""
+    pool = Bulkhead(total, 0)
+    shares = Shares(pool)
+    works, *busy = (shares.join(Bulkhead(share(total), 0), failing(0)) for _ in range(1 + others))
+    ask(shares, 0, works)
+    hang(shares, pool, 1, busy)
+    assert total - pool.taken == left
+    ask(shares, 2, works)
+    assert works.bulkhead.limit == min(share(total), max(1, left))
+
+
+@given(total=st.integers(3, 60), hanging=st.integers(1, 12), working=st.integers(1, 12), order=st.randoms())
+def test_parts_that_hang_leave_a_slot_for_each_that_works(total, hanging, working, order):
+    """However many hang, as long as no more work than slots are beyond one share."""
+    pool = Bulkhead(total, 0)
+    shares = Shares(pool)
+    hangs = [shares.join(Bulkhead(share(total), 0), failing(2)) for _ in range(hanging)]
+    works = [shares.join(Bulkhead(share(total), 0), failing(0)) for _ in range(working)]
+    for part in [*hangs, *works]:
+        ask(shares, 0, part)
+    hangs[0].bulkhead.taken = pool.taken = 1
+    for _ in range(40):
+        hang(shares, pool, 1, [order.choice(hangs)], most=order.randint(1, 9))
+    hang(shares, pool, 1, hangs)
+    spare = total - share(total)
+    assert pool.taken >= total - spare
+    for part in works[:spare]:
+        ask(shares, 2, part)
+        assert take(part.bulkhead)
+        assert take(pool)
 
 
 def test_a_part_whose_last_two_calls_were_bad_has_no_claim():
@@ -232,7 +235,21 @@ def test_a_part_that_must_leave_slots_gets_them_when_they_are_free_again():
     ask(shares, 2, parts[1])
     assert parts[1].bulkhead.limit == share(10)
     assert not parts[1].is_cut
-    assert shares.keeps_limits(parts[1])
+    assert shares.keeps_limits(parts[1], 0)
+
+
+def test_a_limit_that_was_cut_is_computed_again_after_a_moment():
+    """Not with each of the requests of a flood; at once where the clock has gone back."""
+    pool = Bulkhead(10, 0)
+    shares = Shares(pool)
+    parts = [shares.join(Bulkhead(share(10), 0)) for _ in range(3)]
+    for part in parts:
+        ask(shares, 0, part)
+    hang(shares, pool, 1, parts[:2])
+    cut = parts[1]
+    assert (cut.is_cut, cut.fitted_at) == (True, 1)
+    moments = (1, 1 + FRESH / 2, 1 + FRESH, 0.5)
+    assert [shares.keeps_limits(cut, now) for now in moments] == [True, True, False, False]
 
 
 class SharedPool(RuleBasedStateMachine):
@@ -254,15 +271,14 @@ class SharedPool(RuleBasedStateMachine):
         }
 
     def allowed(self, name, before, taken, others):
-        """The slots that the part may hold, of quick calls."""
+        """The slots that the part may hold, while all work."""
         total = self.pool.limit
         if not others:
             return total
-        spare = total - share(total)
-        own = max(1, spare // len(others))
+        kept = total // 10
+        own = max(1, kept // len(others))
         claims = sum(max(0, own - self.parts[each].bulkhead.taken) for each in others)
-        free = total - taken
-        return min(share(total), max(own, before + free - min(claims, -(-spare // 2))))
+        return min(share(total), max(1, before + total - taken - min(claims, kept)))
 
     @rule(seconds=st.sampled_from([0, 1, 4, 9, 10, 30]))
     def wait(self, seconds):

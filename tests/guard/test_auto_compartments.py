@@ -9,9 +9,9 @@ import time
 import pytest
 
 from guardrails import ConfigurationError, RejectedError
-from guardrails._core.gate import Refusal
+from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
-from guardrails._core.shares import ACTIVE, share
+from guardrails._core.shares import ACTIVE, FRESH, share
 from guardrails._guard.auto_compartments import DEFAULT, MOST, OTHER
 from guardrails._guard.compartments import (
     compartment_for,
@@ -316,12 +316,13 @@ def test_calls_in_flight_without_a_known_workload_are_a_workload(pooled):
     give_back(held)
 
 
-def test_a_new_part_gets_the_first_slots_that_are_released(pooled):
+def test_a_new_part_gets_the_first_slots_that_are_released(pooled, clock):
     """The one that had them all gets none before it is within its share again."""
     db = pooled()
     held = check_out(db, "shop", times=99)
     assert check_out(db, "admin") == []
     give_back(held[:3])
+    clock.advance(FRESH)
     assert check_out(db, "shop") == []
     others = check_out(db, "admin", times=99)
     assert len(others) == 3
@@ -376,6 +377,42 @@ def test_slow_calls_get_no_slot_beyond_the_share_however_idle_the_others_are(poo
     others = check_out(db, "admin", times=99)
     assert len(others) == TOTAL - share(TOTAL)
     give_back(held, others)
+
+
+def test_a_limit_is_computed_under_the_lock_if_a_call_ends_meanwhile(pooled, monkeypatch):
+    """The look without the lock gives up when another thread changes what it reads."""
+    db = pooled()
+    for key in ("shop", "admin", "items"):
+        give_back(check_out(db, key))
+    busy = check_out(db, "admin", times=share(TOTAL))
+    ages = iter([RuntimeError("dictionary changed size during iteration"), None])
+
+    def age_of_oldest(gate, now):
+        age = next(ages)
+        if age is not None:
+            raise age
+
+    monkeypatch.setattr(Gate, "age_of_oldest", age_of_oldest)
+    held = check_out(db, "shop", times=1)
+    assert next(ages, "used") == "used"
+    assert len(held) == 1
+    give_back(busy, held)
+
+
+def test_a_declared_compartment_takes_its_slots_while_few_are_left(pooled):
+    """Its size is its own, so there is nothing to compute."""
+    db = pooled()
+    reports = db.compartment("reports", max_concurrent_calls=2)
+    for key in ("shop", "admin"):
+        give_back(check_out(db, key))
+    busy = check_out(db, "admin", times=share(TOTAL))
+    gates = reports.call_settings.gates
+    held = [(gate, gate.check_out_now()) for gate in gates]
+    assert reports.snapshot().max_concurrent_calls == 2
+    assert not gates[0].member.is_cut
+    for gate, slot in reversed(held):
+        gate.check_in(slot)
+    give_back(busy)
 
 
 @pytest.mark.parametrize("flavour", ["thread", "task"])
