@@ -85,8 +85,8 @@ class Adaptive:
     def __post_init__(self) -> None:
         faults = Faults("Adaptive")
         faults.count("minimum", self.minimum)
-        known = type(self.minimum) is int and self.minimum > 0
-        faults.count("maximum", self.maximum, least=self.minimum if known else 1, none=True)
+        least = max(1, self.minimum) if type(self.minimum) is int else 1
+        faults.count("maximum", self.maximum, least=least, none=True)
         faults.choice("mode", self.mode, ("enforce", "shadow"))
         faults.raise_if_any()
 
@@ -148,9 +148,7 @@ class AdaptiveLimit:
         self._learnt = math.inf  # without a maximum; infinity while nothing better than the maximum is known
         self._direction, self._saturated_windows = 1, 0
         self.resize(slots)
-        self.decides_at = -math.inf
-        self._since = self._last = self._area = self._busy = 0.0
-        self._served = 0
+        self.decides_at = -math.inf  # so that the first `pass_time` begins a window
 
     def resize(self, slots: int) -> None:
         """Sets the largest limit. A limit that was the largest stays the largest.
@@ -158,7 +156,7 @@ class AdaptiveLimit:
         One that a smaller maximum has cut comes back with a larger one: the maximum of a fleet's worker moves
         all the time.
         """
-        sizes = [max(1, slots)]
+        sizes = [slots]
         while sizes[-1] > 1:
             sizes.append(sizes[-1] - max(1, sizes[-1] // _STEP))
         self._sizes = sizes[::-1]

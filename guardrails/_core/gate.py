@@ -246,7 +246,7 @@ class Gate(Outside):
         A checkout that was admitted as a probe and ran no statement also returns its lease.
         """
         now = self._begin_move(now)
-        outside = slot if slot < 0 else -slot
+        outside = -abs(slot)
         if outside in self.outside:
             self.leave_outside(now, outside, Outcome.ABANDONED)
         elif slot == 0 and self.adopted:
@@ -517,7 +517,7 @@ class Gate(Outside):
 
         Calls that run outside are not counted when they succeed, so nothing is learnt meanwhile.
         """
-        served, applied = self.breaker.succeeded + self.breaker.pending_successes, adaptive.applied
+        served, applied = self.breaker.succeeded, adaptive.applied
         adaptive.pass_time(self.last, self.under_way)
         if self.unslotted or self.mode == "off" or state in {"open", "half_open", "forced_open"}:
             adaptive.restart(self.last, served)

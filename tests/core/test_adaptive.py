@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrails import Adaptive, BreakerPolicy, ConfigurationError
-from guardrails._core.adaptive import ENOUGH, LONGEST_WINDOW, PROBE_EVERY, AdaptiveLimit
+from guardrails._core.adaptive import (
+    _FORGOTTEN,
+    _LEAST_LOAD,
+    ENOUGH,
+    LONGEST_WINDOW,
+    OTHER_WORK,
+    PROBE_EVERY,
+    SATURATED,
+    TIE,
+    WINDOW,
+    AdaptiveLimit,
+    _Level,
+)
 from guardrails._core.breaker import Breaker
 from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, SlotsChanged
@@ -224,6 +236,149 @@ def test_a_window_cut_short_says_nothing():
     assert limit.decides_at == pytest.approx(1.1)
 
 
+# --- the bounds of the rule ---------------------------------------------------------------------
+
+
+def level(throughput, seconds=100.0):
+    """A measurement of so many calls a second; by default of so many calls that its error is small."""
+    measured = _Level()
+    measured.seconds, measured.served = seconds, throughput * seconds
+    return measured
+
+
+def limit_with(levels, present, slots=20, minimum=1):
+    """A limit of ``present`` that has measured these throughputs, by the number of calls at once."""
+    limit = AdaptiveLimit(minimum, slots, enforces=True)
+    limit.pass_time(0.0, 0)
+    limit.limit = limit.applied = present
+    limit._levels = {limit._place(running): measured for running, measured in levels.items()}
+    return limit
+
+
+def window(limit, seconds, served, *, running=20, busy=None, at_once=False):
+    """Ends a window in which so many calls ran, in ``busy`` of its seconds all that may run at once."""
+    busy = seconds if busy is None else busy
+    limit.pass_time(limit._since + busy, running)
+    now = limit._since + seconds
+    limit.pass_time(now, limit.applied - 1)
+    limit.decide(now, limit._served + served, applies=True, at_once=at_once)
+
+
+@pytest.mark.parametrize(
+    ("slots", "numbers"),
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (20, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 20]),
+        (30, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 20, 24, 30]),
+    ],
+)
+def test_the_numbers_that_are_tried_differ_by_a_fifth(slots, numbers):
+    """Down to one, each once."""
+    assert AdaptiveLimit(1, slots, enforces=True)._sizes == numbers
+
+
+@pytest.mark.parametrize(
+    ("seconds", "busy", "tried"),
+    [(2.0, 2.0 * SATURATED, True), (2.0, 0.9 * SATURATED * 2, False), (4.0, 1.0, False)],
+)
+def test_another_number_is_tried_after_a_window_that_was_saturated_for_half_of_its_time(seconds, busy, tried):
+    limit = limit_with({}, 20)
+    window(limit, seconds, 100, busy=busy)
+    assert limit.applied == (16 if tried else 20)
+
+
+@pytest.mark.parametrize(("running", "measured"), [(_LEAST_LOAD, True), (0.9 * _LEAST_LOAD, False)])
+def test_a_window_with_half_a_call_at_once_on_average_is_measured(running, measured):
+    limit = limit_with({}, 20)
+    limit.pass_time(1.0, running)
+    limit.decide(1.0, 100, applies=True)
+    assert bool(limit._levels) is measured
+
+
+@pytest.mark.parametrize(("seconds", "measured"), [(WINDOW / 2, True), (0.4 * WINDOW, False)])
+def test_a_window_cut_short_says_something_from_half_of_its_length_on(seconds, measured):
+    limit = limit_with({}, 20)
+    window(limit, seconds, 100, at_once=True)
+    assert bool(limit._levels) is measured
+
+
+@pytest.mark.parametrize(
+    ("before", "seconds", "served", "kept"),
+    [
+        (30, 2.0, 60, True),  # as many a second
+        (30, 2.0, 29, False),
+        (30, 2.0, 30, True),  # half of them: `OTHER_WORK` times fewer, and not more than that
+        (30, 2.0, 120, True),
+        (30, 2.0, 121, False),
+        (9, 1.0, 1, True),  # too few to prove anything
+        (ENOUGH, 1.0, 9, False),
+        (ENOUGH - 1, 1.0, 9, True),
+    ],
+)
+def test_measurements_are_forgotten_when_twice_as_many_or_half_as_many_are_served(
+    before, seconds, served, kept
+):
+    assert OTHER_WORK == 2
+    limit = limit_with({20: level(before), 6: level(50)}, 20)
+    limit._measure(limit._place(20), seconds, served)
+    assert (limit._place(6) in limit._levels) is kept
+    assert limit._place(20) in limit._levels
+
+
+def test_a_measurement_is_forgotten_below_a_hundredth_of_a_second():
+    limit = limit_with({20: level(50, 2 * _FORGOTTEN), 6: level(50, 1.9 * _FORGOTTEN)}, 20)
+    limit._fade(0.5)
+    assert [*limit._levels] == [limit._place(20)]
+
+
+def test_a_number_below_the_minimum_does_not_hide_the_others():
+    limit = limit_with({2: level(900), 20: level(100), 6: level(200)}, 20, minimum=4)
+    assert limit._better(limit._place(20)) == limit._place(6)
+
+
+@pytest.mark.parametrize(
+    ("running", "throughput", "seconds", "better"),
+    [
+        (16, 104, 1.0, True),  # a larger number need only seem to serve more
+        (16, 100 * (1 + TIE), 100.0, False),
+        (11, 104, 1.0, False),  # a smaller one must surely serve more
+        (11, 120, 1.0, True),
+        (11, 105, 100.0, True),
+    ],
+)
+def test_a_larger_number_need_seem_better_and_a_smaller_one_must_be(running, throughput, seconds, better):
+    limit = limit_with({13: level(100), running: level(throughput, seconds)}, 13)
+    assert limit._better(limit._place(13)) == limit._place(running if better else 13)
+
+
+def test_the_limit_goes_down_to_one_where_one_call_at_a_time_serves_most():
+    windows = Windows(lambda running: 4000 / running, slots=5)
+    assert windows.run(60) == 1
+    assert 1 in windows.applied
+
+
+def test_after_a_move_up_the_next_larger_number_is_tried_at_once():
+    windows = Windows(falls)
+    windows.run(40)
+    windows.throughput = lambda running: 50 * running
+    windows.run(60)
+    first = len(windows.applied) - windows.applied[::-1].index(6)  # the last window with the old limit
+    upwards = [*dict.fromkeys(windows.applied[first:])]
+    assert upwards == [size for size in windows.limit._sizes if size >= upwards[0]]
+
+
+def test_the_next_smaller_and_the_next_larger_number_are_tried_in_turn():
+    windows = Windows(saturates)
+    windows.limit.limit = windows.limit.applied = 13
+    windows.run(3 * PROBE_EVERY)
+    assert {window: applied for window, applied in enumerate(windows.applied) if applied != 13} == {
+        1: 11,
+        1 + PROBE_EVERY: 16,
+        1 + 2 * PROBE_EVERY: 11,
+    }
+
+
 # --- settings -----------------------------------------------------------------------------------
 
 
@@ -238,6 +393,15 @@ def test_a_window_cut_short_says_nothing():
             "Adaptive: maximum must be a whole number from 5 to 1000000000, or None, got 4",
         ),
         ({"mode": "off"}, "Adaptive: mode must be 'enforce' or 'shadow', got 'off'"),
+        (
+            {"minimum": 0, "maximum": 0},
+            "Adaptive: minimum must be a whole number from 1 to 1000000000, got 0; "
+            "maximum must be a whole number from 1 to 1000000000, or None, got 0",
+        ),
+        (
+            {"minimum": "5", "maximum": 1},
+            "Adaptive: minimum must be a whole number from 1 to 1000000000, got '5'",
+        ),
         ({"maximun": 4}, "Adaptive has no option 'maximun'; did you mean 'maximum'?"),
     ],
 )
@@ -325,17 +489,53 @@ def test_in_shadow_the_limit_is_computed_and_not_applied(how):
         assert gate.bulkhead.usable == gate.adaptive.limit
 
 
-def test_nothing_is_learnt_while_the_circuit_is_open_or_calls_run_outside():
+@pytest.mark.parametrize("state", ["open", "half_open", "forced_open"])
+def test_nothing_is_learnt_while_the_circuit_is_open(state):
+    gate = gate_with(wait_duration_in_open_state=60)
+    gate.set_state(0.0, state)
+    gate.play(5.0)
+    assert gate.breaker.state == state
+    assert gate.adaptive.decides_at == 5.0 + WINDOW  # each move begins a new window
+
+
+def test_nothing_is_learnt_while_the_guard_is_off():
     gate = gate_with()
-    gate.set_state(0.0, "open")
-    for second in range(1, 40):
-        gate.preview(second / 100)
-    assert gate.adaptive.decides_at == pytest.approx(1.39)
+    gate.set_mode(0.0, "off")
+    gate.play(5.0)
+    assert gate.adaptive.decides_at == 5.0 + WINDOW
+
+
+def test_nothing_is_learnt_while_calls_run_outside():
+    """They were let in while the guard was off, and are not counted when they succeed."""
     gate = gate_with()
     gate.set_mode(0.0, "off")
     gate.let_in(0.0, [0])
+    gate.set_mode(0.0, "enforce")
+    assert gate.unslotted == 1
     gate.play(5.0)
-    assert gate.adaptive.decides_at == 6.0
+    assert gate.adaptive.decides_at == 5.0 + WINDOW
+
+
+def test_a_window_ends_at_its_time():
+    gate = gate_with()
+    now = occupy(gate, 0.0, 0.5, 20, 2 * ENOUGH)
+    assert now < gate.adaptive.decides_at == WINDOW
+    gate.play(WINDOW)
+    assert gate.adaptive.decides_at == 2 * WINDOW
+
+
+@pytest.mark.parametrize("enforces", [True, False])
+def test_compartments_are_told_only_of_a_limit_that_is_applied_and_has_changed(enforces):
+    gate = gate_with(enforces=enforces)
+    now = occupy(gate, 0.0, 1.01, 6, 300)
+    now = occupy(gate, now, 1.01, 6, 300)
+    assert gate.adaptive.decides_at > 3.0, "two windows have ended, and the limit is what it was"
+    assert gate.outbox == []
+    if not enforces:
+        now = occupy(gate, now, 1.01, 20, 50)
+        gate.play(now + 1.0)
+        assert gate.adaptive.applied in (6, 7)
+        assert gate.outbox == []
 
 
 def test_what_opened_the_circuit_is_counted():
@@ -362,12 +562,13 @@ def test_a_recovery_ramp_and_the_limit_hold_together():
     assert gate.bulkhead.usable == gate.usable_at(10.9) == 8
 
 
-def test_a_pool_stalls_when_the_slots_that_are_usable_hang():
+@pytest.mark.parametrize("usable", [1, 4])
+def test_a_pool_stalls_when_the_slots_that_are_usable_hang(usable):
     gate = gate_with(minimum_number_of_calls=100)
     gate.watch_for_stalls(0.0, on=True)
-    gate.adaptive.limit = gate.adaptive.applied = 4
+    gate.adaptive.limit = gate.adaptive.applied = usable
     gate._fit_slots(20)
-    for _ in range(4):
+    for _ in range(usable):
         gate.begin(0.0, gate.check_out(0.0, None))
     gate.refresh(1.1)
     gate.refresh(2.1)
