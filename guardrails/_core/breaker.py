@@ -452,7 +452,7 @@ class Breaker:
             self.next_overdue_at = now + self.slow_after
         new_evidence = len(self.overdue) > before
         if self.stall_slots is not None:
-            self._schedule_stall(new_evidence=new_evidence)
+            self._schedule_stall(self.stall_slots, new_evidence=new_evidence)
             new_evidence |= self._stall_at <= now
             if self._stall_at > now:
                 self.next_overdue_at = min(self.next_overdue_at, self._stall_at)
@@ -487,13 +487,13 @@ class Breaker:
             and any(each.has_results and each.is_healthy for each in self.workloads)
         )
 
-    def _schedule_stall(self, *, new_evidence: bool) -> None:
+    def _schedule_stall(self, pool_slots: int, *, new_evidence: bool) -> None:
         """Sets the time from which overdue calls that hold every slot are a stall.
 
         Slow calls that run at the same time look the same at first. So two slow-call thresholds must pass
         without a success: the first makes the calls overdue, the second is time for one of them to end.
         """
-        slots = min(self.stall_slots or 0, self.slot_cap)
+        slots = min(pool_slots, self.slot_cap)
         if self.ramp is not None:  # its slots are taken one after the other: few are overdue in time
             slots = min(slots, self.ramp.first)
         if self._overdue_now() < slots:
@@ -501,7 +501,7 @@ class Breaker:
         elif new_evidence:
             starts = [started for ticket, (started, _) in self.overdue.items() if ticket > self.generation]
             since = max(self.last_success_at, min(starts))
-            self._stall_at = max(max(starts) + self.slow_after, since + 2 * self.slow_after)
+            self._stall_at = since + 2 * self.slow_after
 
     def _expire_leases(self, now: float) -> None:
         lost = [ticket for ticket, until in self.leases.items() if now >= until]

@@ -171,7 +171,7 @@ class ShadowQueue:
             if call is None:
                 call = WouldWait(now, None, checkout=True)
                 call.inner = slot
-            number = slot if slot < 0 else -slot
+            number = -abs(slot)
             heappush(self.events, (now + seconds, -number, call))
             call.holder, call.due, call.number = holder, now + seconds, number
             self.outside[number] = call
