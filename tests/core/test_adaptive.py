@@ -395,8 +395,10 @@ def test_the_next_smaller_and_the_next_larger_number_are_tried_in_turn():
         ({"mode": "off"}, "Adaptive: mode must be 'enforce' or 'shadow', got 'off'"),
         (
             {"minimum": 0, "maximum": 0},
-            "Adaptive: minimum must be a whole number from 1 to 1000000000, got 0; "
-            "maximum must be a whole number from 1 to 1000000000, or None, got 0",
+            (
+                "Adaptive: minimum must be a whole number from 1 to 1000000000, got 0; "
+                "maximum must be a whole number from 1 to 1000000000, or None, got 0"
+            ),
         ),
         (
             {"minimum": "5", "maximum": 1},
