@@ -848,3 +848,151 @@ def test_a_pause_of_the_process_extends_leases_that_end_after_its_start():
     breaker.resume(probe, 20)
     breaker.exclude_pause(10, 12)
     assert (breaker.in_flight, breaker.leases) == ({probe: 20}, {probe: 19, late: 6})
+
+
+# --- bounds --------------------------------------------------------------------------------------
+
+
+def test_an_idle_lease_is_that_of_a_probe_which_has_not_begun():
+    breaker = half_open()
+    assert breaker.idle_lease() == 0
+    running, idle = breaker.begin(5), breaker.lease(5)
+    assert idle > running > 0
+    assert breaker.idle_lease() == idle
+    breaker.begin_admitted(5, idle)
+    assert breaker.idle_lease() == 0
+
+
+def stalling(slow_after=1, slots=3, **options):
+    breaker = make(
+        minimum_number_of_calls=100,
+        sliding_window_size=100,
+        permitted_calls_in_half_open_state=2,
+        slow_call_duration_threshold=slow_after,
+        **options,
+    )
+    breaker.stall_slots = slots
+    return breaker
+
+
+def stalls_at(breaker, times):
+    """The first of these times at which the circuit is open, because all slots hang."""
+    for now in times:
+        breaker.tick(now)
+        if breaker.state == "open":
+            assert moves(breaker)[-1] == ("closed", "open", "stalled")
+            return now
+    return None
+
+
+TENTHS = [tenth / 10 for tenth in range(200)]
+
+
+@pytest.mark.parametrize("slow_after", [1, 3])
+def test_a_stall_takes_two_slow_call_thresholds(slow_after):
+    breaker = stalling(slow_after)
+    for _ in range(3):
+        breaker.begin(0)
+    assert stalls_at(breaker, TENTHS) == 2 * slow_after
+
+
+@pytest.mark.parametrize(("outcome", "stall"), [(S, 2.5), (F, 2), (X, 2)])
+def test_only_a_success_puts_a_stall_off(outcome, stall):
+    """Two slow-call thresholds count from the last one."""
+    breaker = stalling()
+    hanging = [breaker.begin(0) for _ in range(3)]
+    assert len(hanging) == 3
+    call(breaker, outcome, 0.5)
+    assert stalls_at(breaker, TENTHS[6:]) == stall
+
+
+def test_the_quick_end_of_another_call_does_not_end_a_stall_to_come():
+    """One that is not overdue holds none of the slots that hang."""
+    breaker = stalling()
+    for _ in range(3):
+        breaker.begin(0)
+    breaker.tick(1.5)
+    call(breaker, F, 1.6)
+    assert stalls_at(breaker, TENTHS[17:]) == 2
+
+
+def test_the_end_of_an_overdue_call_ends_a_stall_to_come():
+    breaker = stalling()
+    tickets = [breaker.begin(0) for _ in range(3)]
+    breaker.tick(1.5)
+    breaker.end(tickets[0], F, 1.6)
+    assert stalls_at(breaker, TENTHS[17:]) is None
+
+
+def test_a_stall_dates_from_the_calls_of_this_generation():
+    """The last call before the transition hangs, too, and says nothing."""
+    breaker = stalling()
+    breaker.begin(0)
+    breaker.reset(0)
+    for _ in range(3):
+        breaker.begin(1)
+    assert stalls_at(breaker, TENTHS[10:]) == 3
+
+
+def test_pending_results_are_added_in_their_order():
+    """Two successes, a failure, two successes, two failures, a success."""
+    breaker = make(minimum_number_of_calls=100, sliding_window_size=4)
+    breaker.pending_successes, breaker.pending_failures = 5, 3
+    breaker.failures_after = {2: 1, 4: 2}
+    breaker.tick(0)
+    assert (breaker.succeeded, breaker.failed, breaker.streak) == (5, 3, 0)
+    window = breaker.window
+    assert (window.calls, window.failures, window._total) == (4, 2, 8)
+    assert (breaker.pending_successes, breaker.pending_failures, breaker.failures_after) == (0, 0, {})
+    breaker.window.add(0)
+    assert window.failures == 2, "the oldest call in the window was a success"
+    breaker.window.add(0)
+    assert window.failures == 1
+
+
+def test_a_probe_that_outlives_its_lease_and_fails_is_a_failed_one():
+    """It counts as slow when the lease ends, and as failed when it does."""
+    breaker = half_open(slow_call_rate_threshold=1, slow_call_duration_threshold=60)
+    ticket = breaker.begin(5)
+    breaker.tick(15)
+    assert (breaker.round.calls, breaker.round.slow, breaker.round.failures) == (1, 1, 0)
+    assert breaker.state == "half_open"
+    breaker.end(ticket, F, 16)
+    assert breaker.round.failures == 1
+    assert breaker.state == "open"
+
+
+def test_a_fleets_reset_names_its_cause():
+    breaker = make()
+    breaker.open(0, "fleet")
+    breaker.reset(1, "fleet")
+    assert moves(breaker) == [("closed", "open", "fleet"), ("open", "closed", "fleet")]
+
+
+def test_a_ramp_begins_with_the_calls_of_the_round():
+    """The last call before the transition is not one of them."""
+    breaker = half_open(permitted_calls_in_half_open_state=1, recovery_ramp=10)
+    breaker.half_open(5)
+    breaker.state = "closed"
+    breaker.begin(5)
+    breaker._transition(5, "half_open", "wait_over")
+    probe, _ = breaker.begin(6), breaker.begin(6)
+    breaker.end(probe, S, 6)
+    assert breaker.state == "closed"
+    assert len(breaker.in_flight) == 2
+    assert breaker.ramp.first == 1
+
+
+def test_a_lease_that_ends_as_a_pause_begins_is_not_extended():
+    breaker = half_open()
+    ends, later = breaker.lease(5), breaker.lease(5)
+    breaker.leases.update({ends: 7, later: 7.5})
+    breaker.exclude_pause(7, 9)
+    assert breaker.leases == {ends: 7, later: 9.5}
+
+
+@pytest.mark.parametrize(
+    ("failures", "slow", "reached"), [(5, 0, True), (0, 5, True), (5, 5, True), (4, 4, False), (0, 0, False)]
+)
+def test_either_rate_is_enough(failures, slow, reached):
+    assert make().reaches_a_rate(failures, slow, 10) is reached

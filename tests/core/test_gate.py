@@ -929,3 +929,143 @@ def test_dropping_twice_still_tells_old_waiters_from_new_ones(gate):
         gate.enter(0, None)
     assert gate.woken(0, waiter) == Refusal("bulkhead_full", None)
     assert gate.bulkhead.taken == 2
+
+
+def test_the_first_probe_needs_no_second_lease(gate):
+    """Its reservation has the only one."""
+    gate.set_state(0, "half_open")
+    book = reserved(gate)
+    assert list(gate.breaker.leases) == [1]
+    assert gate.take_over(1, book, checkout=False) == 1
+
+
+def test_a_reservation_whose_lease_has_expired_is_abandoned_and_has_not_succeeded(gate):
+    trip(gate)
+    book = reserved(gate, now=5)
+    gate.take_over(13, book, checkout=False)
+    assert (gate.breaker.abandoned, gate.breaker.succeeded, gate.breaker.failed) == (1, 0, 1)
+
+
+def test_a_healthy_workloads_caller_waits_in_half_open(gate):
+    """Its call is no probe. Other callers do not wait."""
+    part = gate.add_workload(0, Breaker(BreakerPolicy(), lambda: 0.5))
+    for _ in range(2):
+        gate.enter(0, None)
+    gate.breaker.open(0, "failure_rate")
+    gate.preview(5)
+    assert gate.breaker.state == "half_open"
+    assert gate.enter(5, Waiter()) == Refusal("bulkhead_full", None)
+    gate.breaker.caller_workload = part
+    assert gate.enter(5, Waiter()) is None
+
+
+def test_a_lesser_caller_whose_time_is_up_while_others_wait_is_shed(gate):
+    """It did not get a slot because of them, and is no timeout."""
+    for _ in range(2):
+        gate.enter(0, None)
+    gate.enter(0, sheddable := Waiter(), SHEDDABLE)
+    gate.enter(0, Waiter())
+    assert sheddable.verdict is None
+    assert gate.woken(0, sheddable) == Refusal("shed", None)
+    assert (gate.bulkhead.waits, gate.bulkhead.timeouts) == (2, 0)
+
+
+def test_in_shadow_a_refusal_that_was_decided_elsewhere_is_reported(gate):
+    gate.set_mode(0, "shadow")
+    refusal = gate.refuse(0, "bulkhead_full")
+    assert gate.outbox == [refusal] == [Refusal("bulkhead_full", None)]
+
+
+def test_a_pool_that_is_no_longer_watched_does_not_stall():
+    """Its overdue calls were a stall to come when the watch ended."""
+    policy = BreakerPolicy(minimum_number_of_calls=100, permitted_calls_in_half_open_state=1)
+    gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(2, 0))
+    gate.watch_for_stalls(0, on=True)
+    for _ in range(2):
+        gate.begin(0, gate.check_out(0, None))
+    gate.refresh(1.5)
+    gate.watch_for_stalls(1.6, on=False)
+    gate.refresh(3)
+    assert gate.breaker.state == "closed"
+
+
+# --- a release that an interrupt cuts short ------------------------------------------------------
+
+
+class Interrupted(Bulkhead):
+    """A bulkhead in whose next release an interrupt comes, before it has changed anything."""
+
+    __slots__ = ("armed",)
+
+    def leave(self):
+        if self.armed:
+            self.armed = False
+            raise KeyboardInterrupt
+        return super().leave()
+
+
+@pytest.fixture
+def interrupted(gate):
+    """A gate of three slots, in which a release can be cut short."""
+    gate.bulkhead = Interrupted(3, 2)
+    gate.bulkhead.armed = False
+    return gate
+
+
+def cut_short(gate, move, *args, **options):
+    gate.bulkhead.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        move(*args, **options)
+    assert not gate.bulkhead.armed
+
+
+def test_an_interrupted_release_of_an_adopted_slot_is_completed(interrupted):
+    gate = interrupted
+    gate.bulkhead.taken = gate.adopted = 1
+    assert gate.enter(0, None) == 1
+    cut_short(gate, gate.check_in, 0, 0)
+    gate.refresh(0)
+    assert (gate.bulkhead.taken, gate.adopted, gate.releasing) == (1, 0, None)
+
+
+def test_an_interrupted_release_of_a_reservation_that_is_refused_is_completed(interrupted):
+    gate = interrupted
+    book = reserved(gate)
+    assert book[gate][1] == gate.enter(0, None) == 1, "the slot's number is the other call's ticket"
+    gate.set_state(0, "forced_open")
+    cut_short(gate, gate.take_over, 0, book, checkout=True)
+    gate.refresh(0)
+    assert (gate.bulkhead.taken, gate.checkouts, gate.releasing) == (1, {}, None)
+
+
+def test_an_interrupted_release_of_a_granted_slot_is_completed(interrupted):
+    gate, waiter = interrupted, Waiter()
+    tickets = [gate.enter(0, None) for _ in range(3)]
+    assert gate.enter(0, waiter) is None
+    gate.leave(0, tickets[2], S)
+    assert waiter.verdict == "granted"
+    cut_short(gate, gate.abandon, 0, waiter)
+    gate.refresh(0)
+    assert (gate.bulkhead.taken, gate.releasing) == (2, None)
+
+
+def test_a_release_that_had_not_begun_is_left_to_its_caller(gate):
+    """The call still runs outside, in a slot, and ends later."""
+    gate.set_mode(0, "off")
+    number = gate.let_in(0, [0])
+    gate.set_mode(0, "enforce")
+    assert (gate.bulkhead.taken, gate.outside) == (1, {number: None})
+    gate.releasing = number
+    gate.refresh(0)
+    assert (gate.bulkhead.taken, gate.releasing, gate.outside) == (1, None, {number: None})
+    gate.leave(0, number, S)
+    assert (gate.bulkhead.taken, gate.outside) == (0, {})
+
+
+def test_a_completed_release_counts_for_the_class_of_its_call(gate):
+    ticket = gate.enter(0, None, SHEDDABLE)
+    ranks = gate.bulkhead.ranks
+    gate.breaker.end(ticket, S, 0)
+    gate.releasing = ticket
+    gate.refresh(0)
+    assert (gate.bulkhead.taken, ranks.held, ranks.rank_by_number) == (0, [0] * len(CLASSES), {})
