@@ -363,9 +363,8 @@ def test_after_a_move_up_the_next_larger_number_is_tried_at_once():
     windows.run(40)
     windows.throughput = lambda running: 50 * running
     windows.run(60)
-    first = len(windows.applied) - windows.applied[::-1].index(6)  # the last window with the old limit
-    upwards = [*dict.fromkeys(windows.applied[first:])]
-    assert upwards == [size for size in windows.limit._sizes if size >= upwards[0]]
+    first = windows.applied.index(11, 40)
+    assert windows.applied[first : first + 4] == [11, 13, 16, 20]
 
 
 def test_the_next_smaller_and_the_next_larger_number_are_tried_in_turn():

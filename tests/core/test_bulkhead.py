@@ -164,3 +164,25 @@ def test_the_pace_of_a_queue_is_its_own():
     assert bulkhead.served == 0
     bulkhead.resize(2)
     assert bulkhead.served == 1
+
+
+def test_a_waiter_is_dismissed_unless_its_workload_may_stay():
+    bulkhead = Bulkhead(0, 3)
+    waiters = [Waiter() for _ in range(3)]
+    for waiter, workload in zip(waiters, ("healthy", "failing", None), strict=True):
+        waiter.workload = workload
+        bulkhead.try_queue(waiter, 0)
+    assert bulkhead.dismiss(lambda workload: workload == "healthy") == waiters[1:]
+    assert list(bulkhead.queue) == waiters[:1]
+    assert [waiter.verdict for waiter in waiters] == [None, "dismissed", "dismissed"]
+
+
+def test_each_drop_of_all_slots_begins_another_epoch():
+    """So that a waiter of any of them has no slot of a later one."""
+    bulkhead, epochs = Bulkhead(0, 3), set()
+    for _ in range(3):
+        waiter = Waiter()
+        bulkhead.try_queue(waiter, 0)
+        epochs.add(waiter.epoch)
+        bulkhead.drop_all()
+    assert len(epochs) == 3

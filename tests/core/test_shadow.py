@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker
-from guardrails._core.bulkhead import Bulkhead, Waiter
+from guardrails._core.bulkhead import CODEL_INTERVAL, CODEL_TARGET, Bulkhead, Waiter
 from guardrails._core.criticality import CLASSES, CRITICAL
 from guardrails._core.gate import OPENING, Gate, Refusal
 from guardrails._core.outcome import Outcome
@@ -801,3 +803,104 @@ def test_a_slot_granted_to_a_call_that_an_interrupted_move_has_dropped_is_free_a
     assert (gate.bulkhead.taken, gate.would_run(waits)) == (0, False)
     gate.leave(3.0, waits, S)
     assert gate.bulkhead.taken == 0
+
+
+# --- changes at the same time, and many of them ---------------------------------------------------
+
+
+def test_a_checkout_without_a_connection_ends_in_the_model_after_its_usual_time():
+    """Its slot goes to the next, and the checkout itself is outside until it ends."""
+    gate, holder = new_gate(limit=2), SimpleNamespace(since=0.0)
+    slots = [let_in(gate, 1.0, checkout=True) for _ in range(2)]
+    for slot in slots:
+        gate.end_early(1.0, slot, 2.0, holder)
+        assert gate.lateness(-slot) == 0.0, "it did not wait for its slot"
+    gate.play(2.9)
+    assert books(gate) == (2, 0, 2)
+    gate.play(3.0)
+    assert books(gate) == (0, 2, 2)
+    assert (gate.would_reject, gate.breaker.succeeded, gate.under_way) == ({}, 0, 2)
+    for slot in slots:
+        gate.check_in(4.0, slot)
+    assert books(gate) == EMPTY
+
+
+def test_a_checkout_that_has_its_connection_keeps_its_slot_in_the_model():
+    gate, holder = new_gate(), SimpleNamespace(since=0.0)
+    slot = let_in(gate, 1.0, checkout=True)
+    gate.end_early(1.0, slot, 2.0, holder)
+    holder.since = 2.0
+    gate.play(3.0)
+    assert books(gate)[:2] == (1, 0)
+    gate.check_in(4.0, slot)
+    assert books(gate) == EMPTY
+
+
+def recovering(limit=13):
+    """A circuit that closed at 0.0: three slots are usable then, and one more each second."""
+    policy = BreakerPolicy(recovery_ramp=10, permitted_calls_in_half_open_state=3, open_jitter=0)
+    gate = new_gate(limit=limit, policy=policy)
+    gate.set_state(0.0, "half_open")
+    for number in [let_in(gate, 0.0) for _ in range(3)]:
+        gate.leave(0.0, number, S)
+    assert (gate.breaker.state, gate.bulkhead.usable, gate.grows_at) == ("closed", 3, 1.0)
+    return gate, [let_in(gate, 0.0) for _ in range(3)]
+
+
+def test_a_call_whose_wait_ends_as_a_slot_becomes_usable_gets_it():
+    gate, running = recovering()
+    late = let_in(gate, 0.0, max_wait=1.0)
+    gate.play(1.0)
+    assert (gate.would_reject, gate.would_run(late), gate.lateness(late)) == ({}, True, 1.0)
+    for number in (*running, late):
+        gate.leave(1.0, number, S)
+    gate.play(3.0)
+    assert books(gate) == EMPTY
+
+
+def test_a_growth_of_the_slots_comes_in_its_turn_between_other_changes():
+    """Of three that wait, the first gets the slot of 1.0; the second gives up at 1.5, before that of 2.0."""
+    gate, running = recovering()
+    waits = [let_in(gate, 0.0, max_wait=wait) for wait in (5.0, 1.5, 5.0)]
+    gate.play(4.9)
+    assert gate.would_reject == {"queue_timeout": 1}
+    assert [gate.would_run(number) for number in waits] == [True, False, True]
+    assert [gate.lateness(number) for number in waits] == [1.0, None, 2.0]
+    for number in (*running, *waits):
+        gate.leave(5.0, number, S)
+    gate.play(9.0)
+    assert books(gate) == EMPTY
+
+
+def test_a_lesser_call_waits_less_in_a_standing_queue_of_lesser_calls():
+    """A critical one does not: no critical caller has waited."""
+    gate = new_gate()
+    first = let_in(gate, 1.0, rank=SHEDDABLE)
+    second = let_in(gate, 1.0, max_wait=60.0, rank=SHEDDABLE)
+    standing = 1.0 + 2 * CODEL_INTERVAL
+    ranks = gate.bulkhead.ranks
+    assert (ranks.any_queued_since, gate.bulkhead.queued_since) == (1.0, None)
+    gate.bulkhead.served = 10**6  # so that the queue has room
+    third = let_in(gate, standing, max_wait=60.0, rank=SHEDDABLE)
+    assert gate.outside[third].due == standing + CODEL_TARGET
+    for number in (first, second, third):
+        gate.leave(standing, number, S)
+    gate.play(standing + 100)
+    assert books(gate) == EMPTY
+
+
+@pytest.mark.parametrize("options", [{}, {"refused": True}])
+def test_a_refusal_elsewhere_is_counted_for_the_first_call_that_had_a_slot(options):
+    """And an end for another reason is not counted."""
+    gate = new_gate(limit=0)
+    number = let_in(gate, 1.0, max_wait=5.0)
+    gate.resize(2.0, 1)
+    assert gate.outside[number].inner == 1
+    gate.expel(3.0, number, A, **options)
+    assert gate.refused_elsewhere == len(options)
+    gate.leave(4.0, number, S)
+    assert books(gate) == EMPTY
+
+
+def test_zero_is_the_number_of_no_call():
+    assert not new_gate().would_run(0)

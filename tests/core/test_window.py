@@ -351,3 +351,15 @@ def test_a_large_window_costs_each_call_what_a_small_one_does():
 
     small, large = (min(cost(size) for _ in range(5)) for size in (10, 10**6))
     assert large < 10 * small
+
+
+def test_failures_that_were_added_together_are_forgotten_with_their_slice():
+    """Whatever its number: here the sixth of ten."""
+    window = TimeWindow(10)
+    window.advance(5.0)
+    window.add_failures(2)
+    window.add(FAILED)
+    window.advance(14.9)
+    assert (window.calls, window.failures) == (3, 3)
+    window.advance(15.0)
+    assert (window.calls, window.failures) == (0, 0)
