@@ -996,3 +996,46 @@ def test_a_lease_that_ends_as_a_pause_begins_is_not_extended():
 )
 def test_either_rate_is_enough(failures, slow, reached):
     assert make().reaches_a_rate(failures, slow, 10) is reached
+
+
+def test_each_neutral_end_counts_as_a_success():
+    breaker = half_open(permitted_calls_in_half_open_state=3)
+    ticket = breaker.begin(5)
+    for number in (1, 2, 3):
+        breaker.end(ticket, Outcome.NEUTRAL, 5)
+        assert breaker.succeeded == number
+        breaker.begin_admitted(5, ticket)
+
+
+@pytest.mark.parametrize("kind", ["count", "time"])
+def test_a_disabled_circuit_is_steady_until_a_call_becomes_overdue(kind):
+    """Its window says nothing. With workloads each call's end is recorded, so the fast path is closed."""
+    breaker = make(sliding_window_type=kind, slow_call_duration_threshold=100)
+    breaker.hold("disabled", 0)
+    breaker.begin(0)
+    breaker.tick(1)
+    assert breaker.steady_until() == breaker.next_overdue_at == 100
+    breaker.uncompartmented = breaker.watch_workload(None, 1)
+    assert breaker.steady_until() == -math.inf
+
+
+def test_a_count_window_below_the_minimum_of_calls_lowers_it():
+    breaker = make(sliding_window_size=2, minimum_number_of_calls=10)
+    call(breaker, F)
+    assert breaker.state == "closed"
+    call(breaker, F)
+    assert breaker.state == "open"
+    breaker = make(sliding_window_type="time", sliding_window_size=2, minimum_number_of_calls=3)
+    for _ in range(2):
+        call(breaker, F)
+    assert breaker.state == "closed", "the size of a time window is a number of seconds"
+
+
+def test_without_a_policy_no_call_is_slow():
+    breaker = Breaker(None, HALF)
+    assert call(breaker, S, 0, lasting=1e6) == (1e6, False)
+    assert breaker.slow == 0
+
+
+def test_the_end_of_the_wait_is_the_cause_of_half_open():
+    assert moves(half_open())[-1] == ("open", "half_open", "wait_over")

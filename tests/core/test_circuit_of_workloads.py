@@ -72,6 +72,7 @@ def test_an_overdue_call_is_slow_in_the_window_of_its_workload(state):
     breaker.end(ticket, F, 2.0)
     breaker.end(other, S, 2.0)
     assert (marks(second), marks(third), marks(breaker)) == ((1, 1, 1), (1, 0, 1), (2, 1, 2))
+    assert second.slow_positions == third.slow_positions == {}, "no call that has ended is remembered"
 
 
 # --- verdicts -------------------------------------------------------------------------------------
