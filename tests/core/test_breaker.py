@@ -1039,3 +1039,79 @@ def test_without_a_policy_no_call_is_slow():
 
 def test_the_end_of_the_wait_is_the_cause_of_half_open():
     assert moves(half_open())[-1] == ("open", "half_open", "wait_over")
+
+
+# --- how long the fast path may go on -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "options", "margin"),
+    [
+        ("", {}, 1),  # of the four calls of the minimum, two failures would be too many
+        ("SSSSSSSSSS", {}, 4),
+        ("SSSSSSSSSF", {}, 3),
+        ("FSSS", {}, 0),
+        ("SSSSSSSSSS", {"failure_rate_threshold": 0.3}, 2),
+        ("SSSSSSSSSS", {"consecutive_failures": 3}, 2),
+        ("SSSSSSSSSF", {"consecutive_failures": 3}, 1),
+        ("S" * 1000, {}, 256),
+        ("S" * 514, {}, 256),
+        ("S" * 512, {}, 255),
+        ("F", {}, 0),
+        ("FFSSS", {"minimum_number_of_calls": 6}, 0),
+    ],
+)
+@pytest.mark.parametrize("workloads", [False, True])
+def test_so_many_failures_in_a_row_change_nothing(outcomes, options, margin, workloads):
+    """With workloads each failure is recorded at once."""
+    breaker = make(sliding_window_type="time", **({"minimum_number_of_calls": 4} | options))
+    for outcome in outcomes:
+        call(breaker, S if outcome == "S" else F)
+    assert breaker.state == "closed"
+    if workloads:
+        breaker.uncompartmented = breaker.watch_workload(None, 0)
+    breaker.steady_until()
+    assert breaker.failure_margin == (0 if workloads else margin)
+    for _ in range(margin):
+        call(breaker, F)
+    assert breaker.state == "closed"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "slow", "steady"),
+    [
+        ("", 0, True),
+        ("SSSS", 0, True),
+        ("F", 0, True),  # one of at least four: even if the next three fail, a success cannot open it
+        ("FSSS", 0, True),
+        ("FF", 0, False),  # the second success would be the fourth call, two of which failed
+        ("FFS", 0, False),
+        ("S", 1, False),
+        ("SSS", 1, True),
+        ("FFSSS", 0, True),
+    ],
+)
+def test_a_success_can_change_a_circuit_only_if_it_completes_the_minimum(outcomes, slow, steady):
+    breaker = make(sliding_window_type="time", minimum_number_of_calls=4 if outcomes != "FFSSS" else 5)
+    for outcome in outcomes:
+        call(breaker, S if outcome == "S" else F)
+    for _ in range(slow):
+        call(breaker, S, lasting=1.5)
+    assert breaker.state == "closed"
+    breaker.tick(1.6)
+    assert breaker.steady_until() == (
+        min(breaker.next_overdue_at, breaker.window.until) if steady else -math.inf
+    )
+
+
+@pytest.mark.parametrize(("slow_after", "until", "later"), [(0.4, 1.4, -math.inf), (60, 2.0, 2.0)])
+def test_the_fast_path_ends_with_the_slice_or_when_a_call_is_overdue(slow_after, until, later):
+    """And stays closed after that: with an overdue call a success may complete the minimum."""
+    breaker = make(
+        sliding_window_type="time", minimum_number_of_calls=9, slow_call_duration_threshold=slow_after
+    )
+    breaker.begin(1.0)
+    breaker.tick(1.0)
+    assert breaker.steady_until() == until
+    breaker.tick(1.5)
+    assert breaker.steady_until() == later

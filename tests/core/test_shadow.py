@@ -904,3 +904,15 @@ def test_a_refusal_elsewhere_is_counted_for_the_first_call_that_had_a_slot(optio
 
 def test_zero_is_the_number_of_no_call():
     assert not new_gate().would_run(0)
+
+
+def test_a_call_that_has_left_the_queue_is_dropped_without_a_refusal():
+    """An interrupt came after it had left; the next move ends its wait in the model."""
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=2.0)
+    gate.bulkhead.withdraw(gate.outside[second])
+    gate.play(4.0)
+    assert (gate.would_reject, gate.outside) == ({}, {second: None})
+    for number in (first, second):
+        gate.leave(5.0, number, S)
+    assert books(gate) == EMPTY
