@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, _ratio
 from guardrails._core.outcome import Outcome
+from guardrails._core.window import CountWindow
 from guardrails._core.workloads import reaches as _reaches
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
@@ -1115,3 +1116,38 @@ def test_the_fast_path_ends_with_the_slice_or_when_a_call_is_overdue(slow_after,
     assert breaker.steady_until() == until
     breaker.tick(1.5)
     assert breaker.steady_until() == later
+
+
+# --- calls that become overdue --------------------------------------------------------------------
+
+
+class Interrupts(CountWindow):
+    """A window in whose next new call an interrupt comes."""
+
+    def add(self, mark):
+        raise KeyboardInterrupt
+
+
+def test_a_call_in_whose_move_to_overdue_an_interrupt_comes_can_still_end():
+    """It has no mark in the window then."""
+    breaker = make(minimum_number_of_calls=9)
+    ticket, window = breaker.begin(0), breaker.window
+    breaker.window = Interrupts(9)
+    with pytest.raises(KeyboardInterrupt):
+        breaker.tick(2)
+    breaker.window = window
+    assert (breaker.in_flight, breaker.overdue) == ({}, {ticket: (0, None)})
+    assert breaker.end(ticket, F, 3) == (3, True)
+    assert (window.calls, window.failures, breaker.failed) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("slots", [None, 9])
+def test_slow_calls_open_the_circuit_of_a_pool_that_has_free_slots(slots):
+    """They need not be a stall."""
+    breaker = make(minimum_number_of_calls=2)
+    breaker.stall_slots = slots
+    for now in (0, 0.1):
+        breaker.begin(now)
+    breaker.tick(2)
+    assert moves(breaker) == [("closed", "open", "slow_call_rate")]
+    assert breaker.slow == 2

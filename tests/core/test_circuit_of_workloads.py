@@ -133,6 +133,19 @@ def test_an_outage_below_all_rates_is_named_after_what_most_of_its_calls_did(see
     assert outage(breaker, (first, second), others=[third]) == cause
 
 
+def test_overdue_calls_alone_are_an_outage():
+    """Nothing has failed, and the rate of all calls is low; but of two workloads no call comes back."""
+    breaker, (first, second, third) = divided(minimum_number_of_calls=2)
+    for _ in range(10):
+        call(breaker, third, S)
+    begin(breaker, first, 1.0)
+    begin(breaker, second, 1.0)
+    breaker.tick(2.0)
+    assert breaker.state == "closed"
+    breaker.tick(2.5)
+    assert [change.cause for change in breaker.transitions] == ["slow_call_rate"]
+
+
 def test_the_end_of_a_call_that_says_nothing_opens_no_circuit():
     """Else the moment of a verdict would depend on when an abandoned call ends."""
     breaker, (first, second, third) = divided(minimum_number_of_calls=2)
