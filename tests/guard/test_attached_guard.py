@@ -109,6 +109,7 @@ def test_the_log_says_what_protects_a_pool(make_guard, caplog):
 
 
 def test_a_timeout_that_looks_like_milliseconds_is_a_warning(make_guard, caplog):
+    caplog.set_level(logging.WARNING, "guardrails")
     attach(make_guard("short", max_concurrent_calls=4, timeout=499), FakePool())
     assert caplog.messages == []
     attach(make_guard("long", max_concurrent_calls=4, timeout=2000), FakePool())

@@ -251,7 +251,7 @@ def test_the_scope_is_not_asked_for_a_timeout_outside_every_scope(make_engine, m
     engine.connect().close()  # a first connection is asked this and that
     given = []
     run = Bounds.run
-    monkeypatch.setattr(Bounds, "run", lambda self, *args: given.append(args[-1]) or run(self, *args))
+    monkeypatch.setattr(Bounds, "run", lambda self, *args: given.append(args[3]) or run(self, *args))
     options = {} if asked is None else {"guardrails_timeout": asked}
     with engine.connect() as connection:
         connection.execute(text("select 1"), execution_options=options).all()
