@@ -38,6 +38,7 @@ class DBAPICheckout(Checkout):
         loop: The event loop of an asynchronous connection, where its idle time is limited; else None.
         occupies: True while the checkout itself counts as work in its hold: until it is handed out, and from
             its return on.
+        out_of_step: True after an error of the driver with which the connection would give wrong answers.
         pool: The pool it was taken from.
         proxy: Weak reference to SQLAlchemy's connection proxy; None until that is made.
     """
@@ -51,6 +52,7 @@ class DBAPICheckout(Checkout):
         "listening",
         "loop",
         "occupies",
+        "out_of_step",
         "pool",
         "proxy",
         "raw_limit",
@@ -62,7 +64,7 @@ class DBAPICheckout(Checkout):
         self.listener_limit = self.raw_limit = None
         self.finalizer: object = None
         self.pool = pool
-        self.checking_in = self.ends = self.listening = self.occupies = False
+        self.checking_in = self.ends = self.listening = self.occupies = self.out_of_step = False
         self.loop: Any = None
         self.proxy: Callable[[], object] | None = None
 

@@ -67,12 +67,12 @@ class Judge:
             ending: True if the work ends a transaction, a savepoint or a checkout.
             proves: True if its success would be evidence.
         """
+        if checkout is not None and self.out_of_step(error):
+            checkout.must_discard = checkout.out_of_step = True
         if checkout is not None and isinstance(error, AssertionError):
             # psycopg raises it where an executemany() is cancelled early, and leaves pipeline mode on.
             checkout.must_discard = True
             return Outcome.ABANDONED
-        if checkout is not None and self.out_of_step(error):
-            checkout.must_discard = True
         if checkout is not None and not isinstance(error, Exception):
             checkout.caller_cancelled = True
         elif checkout is not None and checkout.caller_cancelled and ending:

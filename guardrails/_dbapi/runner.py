@@ -103,9 +103,14 @@ class StatementRunner(UnenforcedWork):
         driver: Any = self._driver
         driver.note_access_mode(connection, read_only=read_only)
 
-    def out_of_step(self, error: BaseException) -> bool:
-        """True if a connection must not be used after an error that is no disconnect to SQLAlchemy."""
-        return self._gate.core.enforces and self.judge.out_of_step(error)
+    def out_of_step(self, error: BaseException, checkout: DBAPICheckout | None) -> bool:
+        """True if a connection must not be used after an error that is no disconnect to SQLAlchemy.
+
+        Without a checkout (of a connect, a ping, a connection older than the guard) the error alone decides.
+        A checkout also meets refusals and errors of its caller's code, for which the driver sent nothing.
+        """
+        lost = self.judge.out_of_step(error) if checkout is None else checkout.out_of_step
+        return lost and self._gate.core.enforces
 
     @property
     def lifts_backstop(self) -> bool:

@@ -11,9 +11,10 @@ import threading
 import pg8000
 import pytest
 import trustme
-from sqlalchemy import text
-from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy import String, TypeDecorator, bindparam, text
+from sqlalchemy.exc import PendingRollbackError, StatementError
 
+from guardrails import DeadlineSpentError, deadline
 from guardrails._dbapi.drivers.pg8000 import PG8000
 from support.sql_lab import those
 
@@ -146,3 +147,39 @@ def test_a_raw_connection_in_that_state_is_closed_on_its_return(lab):
         raw.cursor().execute("select %s", ("\ud800",))
     assert lab.query("select 43") == 43
     assert lab.query("select pg_backend_pid()") != session
+
+
+@those("pg8000")
+def test_an_error_for_which_nothing_was_sent_keeps_the_connection(lab):
+    """A refusal, a missing value, a type that raises: the transaction goes on."""
+    guard = lab.protect(pool_size=1, max_overflow=0)
+
+    class Broken(TypeDecorator):
+        impl, cache_ok = String, True
+
+        def process_bind_param(self, value, dialect):
+            raise ConnectionResetError(value)
+
+    def work(session):
+        execute = session.connection.execute
+        execute(text("create temporary table kept (number int)"))
+        for number, (error, sql, values, seconds) in enumerate(
+            [
+                (DeadlineSpentError, text("select 1"), {}, 0.0),
+                (StatementError, text("select :value"), {}, 20.0),
+                (
+                    StatementError,
+                    text("select :value").bindparams(bindparam("value", type_=Broken)),
+                    {"value": 1},
+                    20.0,
+                ),
+            ]
+        ):
+            execute(text("insert into kept values (:number)"), {"number": number})
+            with deadline(seconds), pytest.raises(error):
+                execute(sql, values)
+            assert not session.connection.invalidated
+        return execute(text("select count(*) from kept")).scalar()
+
+    assert lab.run(work) == 3
+    assert guard.snapshot().failed == 0

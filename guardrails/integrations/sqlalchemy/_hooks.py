@@ -208,7 +208,7 @@ class DialectHooks:
             if isinstance(error, CallTimeoutError) or revoked is not None:
                 context.is_disconnect = True
                 context.invalidate_pool_on_disconnect = False
-            elif not context.is_disconnect and self._runner.out_of_step(error):
+            elif not context.is_disconnect and self._runner.out_of_step(error, checkout):
                 context.is_disconnect = True
                 context.invalidate_pool_on_disconnect = isinstance(error, OSError)  # a lost connection
 
