@@ -19,6 +19,7 @@ from redis.cache import CacheKey
 
 from guardrails.integrations.redis._checkout import current_checkout
 from guardrails.integrations.redis._local_cache import MISSING, LocalCache
+from guardrails.integrations.redis._socket import WatchedSocket
 
 __all__ = ["CachedConnection", "execute_in_cluster_with", "execute_with"]
 
@@ -116,13 +117,20 @@ class CachedConnection:
         ready: bool = self._conn.can_read(timeout)
         return ready
 
-    def is_current(self) -> bool:
-        """True if no reply that this connection has read can have changed without its being known."""
+    def is_current(self, asking: object = None) -> bool:
+        """True if no reply that this connection has read can have changed without its being known.
+
+        Args:
+            asking: The connection that has the command, if there is one; its own invalidations are read.
+        """
         if self.pid != os.getpid() or monotonic() - self.heard > LONGEST_SILENCE:
             return False
+        if asking is self:
+            return True
         drained = self.while_idle(self, self._drain_idle)
-        if drained is None:  # its work reads invalidations as they arrive; between two pieces nobody does
-            return bool(self._conn.is_working)
+        if drained is None:  # it is out: all is known while its thread waits for its next word
+            sock = self._conn._sock  # noqa: SLF001 - no public getter
+            return isinstance(sock, WatchedSocket) and sock.has_got_all()
         return drained
 
     def _drain_idle(self) -> bool:
@@ -159,7 +167,7 @@ class CachedConnection:
         if self.is_connected and not self._drain():
             key = None
         if key is not None:
-            self._reply = self.local.reply(key)
+            self._reply = self.local.reply(key, self)
             if self._reply is not MISSING:
                 if self.checkout is not None:
                     self.checkout.proves = False  # the server was not asked

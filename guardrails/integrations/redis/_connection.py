@@ -33,8 +33,13 @@ _Socket = socket.socket
 
 
 class GuardedConnection(Guarded, AbstractConnection):
-    """The synchronous flavour of `Guarded`."""
+    """The synchronous flavour of `Guarded`.
 
+    Attributes:
+        socket_class: The class of its socket.
+    """
+
+    socket_class = BoundedSocket
     _limit: IOLimit
     _opening = False
 
@@ -102,7 +107,9 @@ class GuardedConnection(Guarded, AbstractConnection):
 
     def _wrap(self, raw: Any) -> Any:
         # fakeredis answers from memory, through an object that is no socket and never waits.
-        return raw if not isinstance(raw, _Socket) else BoundedSocket(raw, self._limit, self.socket_timeout)
+        return (
+            raw if not isinstance(raw, _Socket) else self.socket_class(raw, self._limit, self.socket_timeout)
+        )
 
     @property
     def socket_timeout(self) -> float | None:

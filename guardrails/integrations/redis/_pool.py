@@ -38,6 +38,7 @@ from guardrails.integrations.redis._pool_hooks import async_getter, async_releas
 from guardrails.integrations.redis._reserve import AsyncReserve, Reserve
 from guardrails.integrations.redis._sentinel import Discovery, restore_pool
 from guardrails.integrations.redis._single_connection import SingleConnection
+from guardrails.integrations.redis._socket import WatchedSocket
 from guardrails.integrations.redis._upkeep import AsyncClientUpkeep, ClientUpkeep
 
 __all__ = ["ClientAdmission", "guard_of"]
@@ -177,9 +178,10 @@ class ClientAdmission:
         if plain not in self._classes:
             if not plain.__dictoffset__:
                 raise TypeError(f"a {plain.__name__} has no room for a checkout")
-            behaviour, more = self._behaviours[self._is_async], {}
+            behaviour, more = self._behaviours[self._is_async], dict[str, Any]()
             if self.cache is not None:
                 more["disconnect"] = self.cache.emptied_by(members(behaviour)["disconnect"])
+                more["socket_class"] = WatchedSocket
             self._classes[plain] = derive(plain, behaviour, self.work, **more)
         return self._classes[plain]
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 import select
 import socket
+import ssl
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-__all__ = ["BoundedSocket", "IOLimit"]
+__all__ = ["BoundedSocket", "IOLimit", "WatchedSocket"]
+
+_receive = socket.socket.recv
+"""Read at import, because tests replace ``socket.socket``; a TLS socket's own refuses flags."""
 
 _TOO_LONG = 0.02
 _TOO_SHORT = 0.004
@@ -130,3 +134,56 @@ class BoundedSocket:
             # The range of time left for which this timeout is good enough.
             self._least = max(0.0, timeout - _TOO_LONG)
             self._most = math.inf if timeout == self._timeout else timeout + _TOO_SHORT
+
+
+class WatchedSocket(BoundedSocket):
+    """Shows other threads whether its reader has got all that has arrived.
+
+    The reader waits without taking anything, and says first that it has ended its wait. So bytes that were
+    taken from the system are never mistaken for bytes that have not arrived, however late the thread runs.
+    """
+
+    __slots__ = ("_wait",)
+
+    def __init__(self, raw: socket.socket, limit: IOLimit, timeout: float | None) -> None:
+        super().__init__(raw, limit, timeout)
+        self._wait: object = None
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """See socket.socket."""
+        if not flags:
+            self._await_data()
+        return super().recv(size, flags)
+
+    def recv_into(self, *args: Any) -> int:
+        """See socket.socket."""
+        self._await_data()
+        return super().recv_into(*args)
+
+    def has_got_all(self) -> bool:
+        """True if the reader waits and there is nothing to read. Another thread may ask."""
+        wait = self._wait
+        try:
+            return wait is not None and not _is_readable(self._raw) and self._wait is wait
+        except (OSError, ValueError):  # closed meanwhile
+            return False
+
+    def _await_data(self) -> None:
+        """Waits for data or an end of file, and leaves it where it is."""
+        raw = self._raw
+        if isinstance(raw, ssl.SSLSocket) and raw.pending():
+            return
+        self._set_timeout()
+        self._wait = object()
+        try:
+            _receive(raw, 1, socket.MSG_PEEK)
+        finally:
+            self._wait = None
+
+
+def _is_readable(raw: socket.socket) -> bool:
+    if not hasattr(select, "poll"):
+        return bool(select.select([raw], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(raw, select.POLLIN)
+    return bool(poll.poll(0))

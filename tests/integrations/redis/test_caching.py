@@ -16,6 +16,7 @@ from redis.connection import CacheProxyConnection
 
 from guardrails import BulkheadFullError, CallTimeoutError, CircuitOpenError, deadline, protect
 from guardrails.integrations.redis import _caching
+from guardrails.integrations.redis._socket import BoundedSocket
 from guardrails.testing.cluster import ValkeyCluster
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import ValkeyServer
@@ -254,6 +255,57 @@ def test_a_connection_that_nobody_reads_serves_no_hit(start, other):
     assert client.get("k") == b"new"
     assert admitted(guard) == before + 1
     client.connection_pool.release(held)
+
+
+def test_a_connection_that_sends_serves_no_hit(start, other):
+    """Its thread reads nothing meanwhile, so a change that has arrived is not known."""
+    with FaultProxy(other.connection_pool.connection_kwargs["port"]) as wire:
+        client, _ = start(port=wire.port, guard={"timeout": 60})
+        other.set("k", "old")
+        assert client.get("k") == b"old"
+        connection = client.connection_pool._available_connections[-1]
+        wire.hang("server")
+        upload = client.pipeline(transaction=False).set("large", b"x" * 30_000_000)
+        sender = threading.Thread(target=upload.execute)
+        sender.start()
+        poll(lambda: connection.is_working, "the upload")
+        with deadline(0.2), pytest.raises(CallTimeoutError):
+            client.get("k")
+        wire.heal()
+        sender.join(60)
+        assert not sender.is_alive()
+
+
+@with_each_parser
+def test_a_change_that_its_thread_has_read_and_not_yet_handled_serves_no_hit(start, other, monkeypatch):
+    """The thread has the bytes and waits for the GIL; the system has nothing left to read."""
+    client, _ = start()
+    other.set("k", "old")
+    assert client.get("k") == b"old"
+    waiting = threading.Thread(target=client.blpop, args=("jobs",), kwargs={"timeout": 20})
+    taken, go_on = threading.Event(), threading.Event()
+
+    def slow(read):
+        def reading(sock, *args):
+            got = read(sock, *args)
+            if threading.current_thread() is waiting:
+                taken.set()
+                go_on.wait(20)
+            return got
+
+        return reading
+
+    for name in ("recv", "recv_into"):
+        monkeypatch.setattr(BoundedSocket, name, slow(getattr(BoundedSocket, name)))
+    waiting.start()
+    poll(lambda: other.info("clients")["blocked_clients"] == 1, "the thread waits")
+    other.set("k", "new")
+    assert taken.wait(20)
+    assert client.get("k") == b"new"
+    go_on.set()
+    other.rpush("jobs", "x")
+    waiting.join(20)
+    assert not waiting.is_alive()
 
 
 def test_a_connection_that_is_killed_empties_the_cache(start, other):

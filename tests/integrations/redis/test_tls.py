@@ -11,9 +11,12 @@ import pytest
 import redis
 import redis.asyncio
 import trustme
+from redis.cache import CacheConfig
+from redis.connection import CacheProxyConnection
 
 from guardrails import CallTimeoutError, protect
 from guardrails.testing.proxy import FaultProxy
+from support.polling import poll
 from support.redis_lab import QUIET, Stopwatch, frozen
 from support.tls_relay import TlsRelay
 
@@ -199,3 +202,26 @@ def test_rediss_url_works_and_hides_its_password(tls_port):
         return guard.snapshot()
 
     assert asyncio.run(main()).succeeded == 1
+
+
+def test_a_kept_reply_is_used_while_its_connection_waits(valkey, tls_port, monkeypatch):
+    """The thread waits for the next record, so every invalidation that has arrived is known."""
+    monkeypatch.setattr(CacheProxyConnection, "DEFAULT_SERVER_NAME", "valkey")
+    client = redis.Redis(port=tls_port, ssl=True, protocol=3, cache_config=CacheConfig())
+    guard = protect(client, name="cache", timeout=20, breaker=QUIET)
+    with redis.Redis(port=valkey.port) as other:
+        other.set("k", "old")
+        assert client.get("k") == b"old"
+        waiting = threading.Thread(target=client.blpop, args=("jobs",), kwargs={"timeout": 20})
+        waiting.start()
+        poll(lambda: other.info("clients")["blocked_clients"] == 1, "the thread waits")
+        before = guard.snapshot().admitted
+        assert client.get("k") == b"old"
+        assert guard.snapshot().admitted == before
+        other.set("k", "new")
+        poll(lambda: client.get("k") == b"new", "the change")
+        other.rpush("jobs", "x")
+        waiting.join(20)
+        assert not waiting.is_alive()
+        other.delete("k")
+    client.connection_pool.disconnect()
