@@ -321,6 +321,37 @@ def test_what_waits_for_a_commit_is_done_even_if_the_connection_is_lost_then(kep
     assert kept.ask() == [1]
 
 
+def test_a_transaction_by_hand_is_not_lost_without_an_error(kept):
+    """Its COMMIT is the change of the mode, if the program makes no other."""
+    kept.connection.set_autocommit(False)
+    kept.ask("insert into item values (1, 0)")
+    kept.connection.set_autocommit(True)
+    assert kept.items() == [1]
+    kept.connection.set_autocommit(False)
+    kept.ask("insert into item values (2, 0)")
+    with MariaDB(kept.server).connect() as other:
+        MariaDB.run(other, "flush tables with read lock")
+        with pytest.raises(CommitUnknownError), deadline(0.5):
+            kept.connection.set_autocommit(True)
+    assert kept.items() == [1]
+
+
+def test_a_transaction_by_hand_whose_connection_was_taken_back_fails(mariadb):
+    """With its own COMMIT, and with the one that MySQL makes when the mode changes."""
+    guard = Guard("impatient", max_concurrent_calls=1)
+    entry = django_lab.mysql_database(mariadb, {"guard": guard, "max_idle_hold": 0.1}, **KEPT)
+    with django_lab.configured("impatient", entry) as connection:
+        for end in (connection.commit, lambda: connection.set_autocommit(True)):
+            connection.set_autocommit(False)
+            with connection.cursor() as cursor:
+                cursor.execute("select 1")
+            poll(lambda: guard.snapshot().in_use == 0, "the connection is taken back")
+            with pytest.raises(ConnectionRevokedError):
+                end()
+            connection.close()
+    guard.detach()
+
+
 @pytest.mark.sampled(1)
 def test_a_frozen_server_costs_no_more_than_the_deadline(shop, db):
     """To open a connection included; then the circuit opens, and refuses without asking."""

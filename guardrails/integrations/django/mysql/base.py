@@ -63,6 +63,8 @@ class DatabaseWrapper(GuardedWrapper, base.DatabaseWrapper, MySQLSteps):  # type
 
     run_on_commit: list[Any]
     _is_connecting = False
+    _has_ended = False
+    """True if the last work was the end of a transaction, which has told its own errors."""
 
     @staticmethod
     def is_open(connection: Any) -> bool:
@@ -112,17 +114,35 @@ class DatabaseWrapper(GuardedWrapper, base.DatabaseWrapper, MySQLSteps):  # type
         limit = protection.direct.allow("", seconds, streams=streams)
         return (limit if isinstance(statement, str) else limit.encode()) + statement
 
+    def _work(self, call: Callable[..., Any], args: tuple[Any, ...], **how: Any) -> Any:
+        self._has_ended = False
+        return super()._work(call, args, **how)
+
+    def _commit(self) -> None:
+        try:
+            super()._commit()
+        finally:
+            self._has_ended = True
+
+    def _rollback(self) -> None:
+        try:
+            super()._rollback()
+        finally:
+            self._has_ended = True
+
     def _set_autocommit(self, autocommit: bool) -> None:  # noqa: FBT001 - Django's signature
         """Begins or ends a transaction, for which the server is asked."""
         change = partial(self._work, super()._set_autocommit, (autocommit,))
         if not autocommit or self._is_connecting:
             self._neutrally(change)
-            return
-        # The transaction has ended. What waits for its COMMIT is done even if the connection is lost.
-        hooks = self.run_on_commit
-        with suppress(*LOST):
-            self._neutrally(change, ending=True)
-        self.run_on_commit = hooks
+        elif self._has_ended:
+            # What waits for the COMMIT is done even if the connection is lost.
+            hooks = self.run_on_commit
+            with suppress(*LOST):
+                self._neutrally(change, ending=True)
+            self.run_on_commit = hooks
+        else:
+            change(commit=True)  # MySQL commits what is open
 
 
 def _connect(**params: Any) -> Any:
