@@ -13,10 +13,20 @@ _DRIVERS = {
     "mysql": ("pymysql", "asyncmy"),
     "mariadb": ("pymysql", "asyncmy"),
 }
-"""Usable drivers by dialect; the first installed one is used."""
+"""Usable drivers by dialect: the URL's own, else the first that is installed."""
 
 ON_LOOP = ("asyncpg", "asyncmy")
 """Those of them that need an event loop."""
+
+_KEPT = {
+    "asyncpg": {"host", "port", "passfile", "service", "target_session_attrs"},
+    "asyncmy": {"unix_socket", "read_default_file", "read_default_group"}
+    | {f"ssl_{part}" for part in ("ca", "capath", "cert", "check_hostname", "cipher", "key")},
+}
+"""The options that each of these has in common with the drivers for threads."""
+
+_NEEDED = ("ssl", "tls", "direct_tls", "channel_binding", "require_auth", "hostaddr")
+"""How the options begin without which another server might be asked, or without the protection of TLS."""
 
 
 def with_driver(url: URL) -> URL:
@@ -29,25 +39,43 @@ def with_driver(url: URL) -> URL:
     dialect = url.get_backend_name()
     if dialect not in _DRIVERS:
         raise ConfigurationError(_not_a_database(dialect))
-    for driver in _DRIVERS[dialect]:
+    _, _, own = url.drivername.partition("+")
+    for driver in sorted(_DRIVERS[dialect], key=lambda each: each != own):
         candidate = url.set(drivername=f"{dialect}+{driver}")
         try:
             candidate.get_dialect().import_dbapi()
         except ImportError:
             continue
         return _with_options(candidate, url.get_driver_name())
-    package = "'psycopg[binary]'" if dialect == "postgresql" else "pymysql"
     drivers = ", ".join(_DRIVERS[dialect])
-    raise ConfigurationError(f"{dialect} needs one of the drivers {drivers}: pip install {package}")
+    raise ConfigurationError(f"{dialect} needs one of the drivers {drivers}: pip install {_package(dialect)}")
 
 
 def _with_options(url: URL, given: str) -> URL:
-    """The URL without options that its driver does not have, if it was written for the driver ``given``."""
+    """The URL with those options that its driver has, if it was written for the driver ``given``.
+
+    Raises:
+        ConfigurationError: One that cannot be left out is missing in the driver.
+    """
     driver = url.get_driver_name()
-    if driver == given or not (driver in ON_LOOP or "async" in given):
+    on_loop = [name for name in (driver, given) if name in ON_LOOP]
+    if driver == given or not on_loop:
         return url
-    mode = url.query.get("sslmode")
-    return url.set(query={"ssl": mode} if driver == "asyncpg" and mode else {})
+    query, kept = dict(url.query), _KEPT[on_loop[0]]
+    if "asyncpg" in on_loop:
+        theirs, ours = ("sslmode", "ssl") if driver == "asyncpg" else ("ssl", "sslmode")
+        kept = kept | {ours}
+        if theirs in query:
+            query[ours] = query.pop(theirs)
+    for name in query:
+        if name not in kept and name.startswith(_NEEDED):
+            package = given if given in ON_LOOP else _package(url.get_backend_name())
+            raise ConfigurationError(f"{driver} has no {name}, which is in the URL: pip install {package}")
+    return url.set(query={name: value for name, value in query.items() if name in kept})
+
+
+def _package(dialect: str) -> str:
+    return "'psycopg[binary]'" if dialect == "postgresql" else "pymysql"
 
 
 def _with_usual_name(url: URL) -> URL:

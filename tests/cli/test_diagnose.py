@@ -20,6 +20,7 @@ from guardrails.diagnosis import drivers
 from guardrails.diagnosis.asking import words
 from guardrails.diagnosis.drivers import with_driver
 from guardrails.diagnosis.findings import Facts, Session, judge
+from guardrails.errors import ConfigurationError
 from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer, ValkeyServer
 from support.polling import poll
@@ -518,12 +519,74 @@ def test_every_chain_of_waiters_leads_to_the_holder():
     assert slow.details == ("session 3 of 'c', 9 s",)
 
 
-def test_urls_of_asynchronous_drivers_are_understood():
+def test_urls_of_asynchronous_drivers_are_understood(only):
     """A driver's own settings do not stop the one that asks."""
+    only("psycopg")
     url = with_driver(make_url("postgresql+asyncpg://u@h/d?prepared_statement_cache_size=0"))
     assert (url.drivername, dict(url.query)) == ("postgresql+psycopg", {})
-    url = with_driver(make_url("postgresql+psycopg2://u@h/d?sslmode=require"))
-    assert dict(url.query) == {"sslmode": "require"}
+    for name in ("psycopg2", "psycopg_async"):
+        url = with_driver(make_url(f"postgresql+{name}://u@h/d?sslmode=require&application_name=x"))
+        assert dict(url.query) == {"sslmode": "require", "application_name": "x"}
+
+
+@pytest.mark.parametrize(
+    ("given", "installed", "asked"),
+    [
+        ("postgresql+asyncpg://d/s?ssl=verify-full", "psycopg asyncpg", None),
+        ("mysql+asyncmy://d/s?ssl=true", "pymysql asyncmy", None),
+        (
+            "postgresql+asyncpg://d/s?ssl=verify-full",
+            "psycopg",
+            "postgresql+psycopg://d/s?sslmode=verify-full",
+        ),
+        (
+            "postgresql+asyncpg:///s?host=/run/x&port=6543",
+            "psycopg",
+            "postgresql+psycopg:///s?host=/run/x&port=6543",
+        ),
+        (
+            "postgresql:///s?host=a:5432,b:5433&target_session_attrs=read-write&application_name=x",
+            "asyncpg",
+            "postgresql+asyncpg:///s?host=a:5432,b:5433&target_session_attrs=read-write",
+        ),
+        (
+            "mysql+pymysql://d/s?ssl_ca=/ca.pem&charset=utf8mb4",
+            "asyncmy",
+            "mysql+asyncmy://d/s?ssl_ca=/ca.pem",
+        ),
+        (
+            "mysql+pymysql:///s?unix_socket=/run/m.sock",
+            "asyncmy",
+            "mysql+asyncmy:///s?unix_socket=/run/m.sock",
+        ),
+    ],
+)
+def test_the_same_server_is_asked_with_the_same_tls(only, given, installed, asked):
+    only(*installed.split())
+    assert with_driver(make_url(given)) == make_url(asked or given)
+
+
+@pytest.mark.parametrize(
+    ("given", "installed", "words"),
+    [
+        (
+            "postgresql://d/s?sslmode=verify-full&sslrootcert=/ca.pem",
+            "asyncpg",
+            "sslrootcert,.*psycopg.binary",
+        ),
+        ("postgresql://d/s?hostaddr=10.0.0.1", "asyncpg", "hostaddr"),
+        ("postgresql+asyncpg://d/s?direct_tls=1", "psycopg", "direct_tls.*: pip install asyncpg"),
+        (
+            "mysql+pymysql://d/s?ssl_verify_cert=1",
+            "asyncmy",
+            "ssl_verify_cert,.*: pip install pymysql",
+        ),
+    ],
+)
+def test_an_option_of_tls_or_address_is_never_left_out(only, given, installed, words):
+    only(installed)
+    with pytest.raises(ConfigurationError, match=words):
+        with_driver(make_url(given))
 
 
 @pytest.fixture
