@@ -1151,3 +1151,24 @@ def test_slow_calls_open_the_circuit_of_a_pool_that_has_free_slots(slots):
     breaker.tick(2)
     assert moves(breaker) == [("closed", "open", "slow_call_rate")]
     assert breaker.slow == 2
+
+
+def test_a_failure_that_a_fast_path_is_noting_is_counted_once_it_is_noted():
+    """Another thread adds the results in between: the number of failures is noted last."""
+    breaker = make(minimum_number_of_calls=9)
+    breaker.pending_successes, breaker.failures_after = 1, {1: 1}
+    breaker.tick(0)
+    assert (breaker.window.calls, breaker.window.failures, breaker.failed) == (1, 0, 0)
+    breaker.pending_failures = 1
+    breaker.tick(0)
+    assert (breaker.window.calls, breaker.window.failures, breaker.failed) == (2, 1, 1)
+
+
+def test_a_tick_at_the_end_of_a_slice_forgets_the_oldest_one():
+    breaker = make(sliding_window_type="time", minimum_number_of_calls=9)
+    call(breaker, F)
+    breaker.tick(9.9)
+    assert breaker.window.until == 10
+    assert breaker.window.failures == 1
+    breaker.tick(10)
+    assert breaker.window.failures == 0

@@ -254,3 +254,52 @@ def test_a_probe_that_was_counted_as_slow_counts_as_failed_whatever_has_opened_s
     breaker.end(ticket, F, 3.0)
     assert breaker.round.failures == 1
     assert breaker.state == "open"
+
+
+# --- admission ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leases", [0, 2])
+def test_a_healthy_workload_is_admitted_by_a_circuit_that_others_have_opened(leases):
+    """Also while every probe is under way; a failing one, and a caller without a workload, are not."""
+    breaker, (first, second, _) = divided()
+    call(breaker, first, S)
+    call(breaker, second, F)
+    breaker.open(0, "failure_rate")
+    breaker.caller_workload = None
+    now = 5 if leases else 1
+    assert breaker.allow_call(now) is (leases > 0), "the wait is over"
+    for _ in range(leases):
+        breaker.lease(now)
+    for workload, admitted in ((first, True), (second, False), (None, False)):
+        breaker.caller_workload = workload
+        assert breaker.allow_call(now) is admitted
+
+
+@pytest.mark.parametrize("state", ["forced_open", "open"])
+def test_a_circuit_that_was_opened_by_hand_admits_nobody(state):
+    breaker, (first, *_) = divided()
+    call(breaker, first, S)
+    breaker.open(0) if state == "open" else breaker.hold(state, 0)
+    breaker.caller_workload = first
+    assert first.is_healthy
+    assert not breaker.allow_call(1)
+
+
+def test_in_metrics_only_an_outage_is_reported_once():
+    """Its figures are read again and again, and reach no rate; the crossing lasts."""
+    breaker, (first, second, third) = divided(minimum_number_of_calls=3)
+    breaker.hold("metrics_only", 0)
+    breaker.transitions.clear()
+    for _ in range(20):
+        call(breaker, third, S)
+    for now in (1.0, 1.1, 1.2):
+        call(breaker, first, F, now)
+        call(breaker, second, F, now)
+    assert [change.cause for change in breaker.transitions] == ["failure_rate"]
+    breaker.tick(1.5)
+    call(breaker, first, F, 1.6)
+    assert len(breaker.transitions) == 1
+    call(breaker, third, S, 1.7)
+    call(breaker, first, F, 1.8)
+    assert len(breaker.transitions) == 1, "the third workload answers, so that this is no outage"

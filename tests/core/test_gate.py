@@ -981,11 +981,12 @@ def test_a_pool_that_is_no_longer_watched_does_not_stall():
     policy = BreakerPolicy(minimum_number_of_calls=100, permitted_calls_in_half_open_state=1)
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(2, 0))
     gate.watch_for_stalls(0, on=True)
-    for _ in range(2):
-        gate.begin(0, gate.check_out(0, None))
+    slots = [gate.check_out(0, None) for _ in range(2)]
+    for slot in slots:
+        gate.begin(0, slot)
     gate.refresh(1.5)
     gate.watch_for_stalls(1.6, on=False)
-    gate.refresh(3)
+    gate.end(3, gate.begin(3, slots[0]), F)
     assert gate.breaker.state == "closed"
 
 

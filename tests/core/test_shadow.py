@@ -903,7 +903,25 @@ def test_a_refusal_elsewhere_is_counted_for_the_first_call_that_had_a_slot(optio
 
 
 def test_zero_is_the_number_of_no_call():
-    assert not new_gate().would_run(0)
+    gate = new_gate()
+    assert not gate.would_run(0)
+    gate.expel(1.0, 0, A, refused=True)
+    assert gate.refused_elsewhere == 0
+
+
+def test_a_caller_that_was_let_in_and_runs_when_the_gate_enforces_again_holds_a_slot():
+    """One more than the others have, as a critical call: its own class has not waited in vain."""
+    gate, waiter = new_gate(limit=2, mode="enforce"), Waiter()
+    tickets = [gate.enter(1.0, None) for _ in range(2)]
+    assert gate.enter(1.0, waiter, SHEDDABLE) is None
+    for mode in ("shadow", "enforce"):
+        gate.set_mode(1.0, mode)
+    number = gate.woken(1.0, waiter)
+    assert number < UNCOUNTED
+    assert (gate.bulkhead.taken, gate.bulkhead.ranks.held[CRITICAL]) == (3, 3)
+    for each in (*tickets, number):
+        gate.leave(2.0, each, S)
+    assert (books(gate), gate.bulkhead.ranks.held) == (EMPTY, [0] * len(CLASSES))
 
 
 def test_a_call_that_has_left_the_queue_is_dropped_without_a_refusal():
