@@ -16,7 +16,7 @@ from typing import Any
 from guardrails._core.breaker import Transition
 from guardrails._core.bulkhead import Waiter
 from guardrails._core.gate import Gate, Refusal
-from guardrails._core.shares import Member, Shares
+from guardrails._core.shares import Member, Shares, share
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._runtime.fork import ForkedLock
 
@@ -166,7 +166,8 @@ class AutoCompartments:
         if slots != core.bulkhead.limit:
             core.resize(now, slots)
             if core.breaker.stall_slots is not None:
-                core.breaker.stall_slots = max(1, limit)  # calls in the guard's own slots may be overdue, too
+                # Slots that others have are no evidence; calls in the guard's own slots may be overdue, too.
+                core.breaker.stall_slots = max(limit, share(self.shares.total))
 
     def _fits(self, gate: CompartmentGate) -> bool:
         """True if a compartment, one of several, has the limit that it should have. Needs no lock."""

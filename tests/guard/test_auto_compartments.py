@@ -399,6 +399,19 @@ def test_a_limit_is_computed_under_the_lock_if_a_call_ends_meanwhile(pooled, mon
     give_back(busy, held)
 
 
+def test_slots_that_others_have_are_no_evidence_against_a_compartment(pooled):
+    """Where the pool is full, a few long calls hold all that is left for their compartment. That is no stall."""
+    db = pooled()
+    for key in ("shop", "admin", "items"):
+        give_back(check_out(db, key))
+    busy = check_out(db, "admin", times=share(TOTAL))
+    held = check_out(db, "shop", times=99)
+    part = compartment_for(db, "shop")
+    assert part.snapshot().max_concurrent_calls == len(held) == 2
+    assert part.call_settings.gates[0].core.breaker.stall_slots == share(TOTAL)
+    give_back(busy, held)
+
+
 def test_a_declared_compartment_takes_its_slots_while_few_are_left(pooled):
     """Its size is its own, so there is nothing to compute."""
     db = pooled()
