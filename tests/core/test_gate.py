@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 
@@ -1070,3 +1071,19 @@ def test_a_completed_release_counts_for_the_class_of_its_call(gate):
     gate.releasing = ticket
     gate.refresh(0)
     assert (gate.bulkhead.taken, ranks.held, ranks.rank_by_number) == (0, [0] * len(CLASSES), {})
+
+
+@pytest.mark.parametrize("reading", [-math.inf, math.nan, 1e16, math.inf])
+def test_a_clock_whose_first_reading_is_no_time_begins_with_zero(gate, reading):
+    assert gate.refresh(reading) == gate.last == 0.0
+    assert gate.refresh(5) == 5
+
+
+def test_a_clock_of_other_numbers_closes_the_fast_paths_for_good(gate):
+    """Their comparison runs Python code, between two steps of the fast path."""
+    gate.fast = True
+    gate.refresh(1.0)
+    assert gate.fast_leave_until > 1.0
+    gate.refresh(Fraction(2))
+    gate.refresh(3.0)
+    assert (gate.fast_enter_until, gate.fast_leave_until, gate.admits_until) == (-math.inf,) * 3

@@ -934,3 +934,16 @@ def test_a_call_that_has_left_the_queue_is_dropped_without_a_refusal():
     for number in (first, second):
         gate.leave(5.0, number, S)
     assert books(gate) == EMPTY
+
+
+@pytest.mark.parametrize("reading", [1e16, float("nan"), 0.5])
+def test_a_reading_of_the_clock_that_is_ignored_ends_no_wait(reading):
+    gate = new_gate()
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=2.0)
+    gate.play(reading)
+    assert gate.would_run(second)
+    gate.play(3.0)
+    assert not gate.would_run(second)
+    for number in (first, second):
+        gate.leave(5.0, number, S)
+    assert books(gate) == EMPTY
