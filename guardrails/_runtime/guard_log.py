@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from guardrails._core.breaker import Transition
@@ -38,9 +39,11 @@ _CAUSE_LASTS = 30.0
 _INTERVAL = 1.0
 """Shortest time in seconds between two lines of one guard."""
 
-
 _MOST_ROUTES = 100
 """Routes of one line that are counted apart: clients can make up names of routes."""
+
+_MOST_NOTED = 50_000
+"""Calls of one line whose routes are counted."""
 
 _ROUTES_SHOWN = 6
 
@@ -147,7 +150,8 @@ class GuardLog:
         try:
             run_later(self.write_line, _INTERVAL)
         except RuntimeError:  # no new thread can be started while the interpreter shuts down
-            self.write_line()
+            with suppress(Exception):
+                self.write_line()
 
     def restart(self) -> None:
         """Forgets the line that is due: in the child of a fork nothing would write it."""
@@ -167,15 +171,13 @@ class GuardLog:
             scope = current()
             request = None if scope is None else scope.request
             route = None if request is None else request.name or request.find_name()
-        if route is not None:
+        if route is not None and len(self._routes) < _MOST_NOTED:
             self._routes.append(route)
 
     def write_line(self) -> float | None:
         """Writes the line. Returns the seconds until the next one, or None if there was nothing to write."""
-        where, self.noted = (
-            self._where,
-            False,
-        )  # before the counters are read: a later call is of the next line
+        # `noted` before the counters are read: a later call is of the next line.
+        where, self.noted = self._where, False
         routes = self._count_routes()
         counts: Counter[str] = Counter()
         would: Counter[str] = Counter()
@@ -197,7 +199,11 @@ class GuardLog:
         )
         parts = [*_in_words(new, ""), *_in_words(in_shadow, " in shadow")]
         parts += [each for each in (_by_route(routes), where) if each]
-        log.warning("guard %r: in %.1f s %s", self.name, now - self._since, "; ".join(parts))
+        try:
+            log.warning("guard %r: in %.1f s %s", self.name, now - self._since, "; ".join(parts))
+        except BaseException:  # of the application's filter or handler: the next call begins a line again
+            self.restart()
+            raise
         self._since = now
         return _INTERVAL
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from guardrails._runtime.fork import check_process, in_child
@@ -63,8 +64,9 @@ class _Housekeeper:
 def _run_task(task: Task) -> float | None:
     try:
         return task()
-    except Exception:  # noqa: BLE001 - logged; the next task must run all the same
-        _log.exception("a periodic task of a guard raised")
+    except Exception:  # logged; the next task must run all the same
+        with suppress(Exception):  # of the application's filter or handler
+            _log.exception("a periodic task of a guard raised")
         return None
 
 

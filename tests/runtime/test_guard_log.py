@@ -249,6 +249,54 @@ def test_more_routes_than_a_line_can_tell_apart_are_counted_together(make_guard)
     assert not report._count_routes()
 
 
+def test_a_filter_that_raises_ends_neither_the_log_nor_the_housekeeper(make_guard, caplog, monkeypatch):
+    """It raises for the report of its own error, too."""
+    guard, failed = make_guard("shop"), []
+    report = guard._gate.report
+    logger = logging.getLogger("guardrails")
+
+    def broken(record):
+        if record.levelno >= logging.WARNING:
+            failed.append(record.getMessage())
+            raise ValueError(record)
+        return True
+
+    guard.force_open()
+    monkeypatch.setattr(logger, "filters", [broken])
+    report.count_route("GET /lost")
+    refuse(guard, 2)
+    wait_until(lambda: len(failed) == 2, 10)
+    assert "2 refused" in failed[0]
+    assert failed[1] == "a periodic task of a guard raised"
+    wait_until(lambda: not report.scheduled, 10)
+    monkeypatch.setattr(logger, "filters", [])
+    report.count_route("GET /kept")
+    refuse(guard, 3)
+    wait_until(lambda: lines(caplog), 10)
+    assert lines(caplog)[0].endswith(" 3 refused (the circuit is open: 3); by route: GET /kept 1")
+    wait_until(lambda: not report.scheduled, 10)
+
+
+def test_a_filter_that_raises_breaks_no_call_where_no_thread_can_be_started(make_guard, monkeypatch):
+    def refused(*_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    guard = make_guard("shop")
+    guard.force_open()
+    monkeypatch.setattr(guard_log, "run_later", refused)
+    monkeypatch.setattr(logging.getLogger("guardrails"), "filters", [lambda _: 1 / 0])
+    refuse(guard, 1)
+    assert not guard._gate.report.scheduled
+
+
+def test_no_more_routes_are_noted_than_a_line_may_have(make_guard, monkeypatch):
+    monkeypatch.setattr(guard_log, "_MOST_NOTED", 3)
+    report = make_guard("shop")._gate.report
+    for _ in range(5):
+        report.count_route("GET /1")
+    assert report._count_routes() == {"GET /1": 3}
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_the_log_names_the_holders_of_an_opened_circuit_if_they_are_known(make_guard, caplog, known):
     """With the command that asks the database; an error of the lookup does not reach the call."""
