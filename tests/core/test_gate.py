@@ -627,13 +627,14 @@ def test_a_manual_change_of_the_circuit_has_its_time(gate):
     assert [change.new for change in gate.outbox] == [*hands[:4], "closed", "disabled"]
 
 
-def test_a_circuit_that_is_forced_open_dismisses_the_queue(gate):
+@pytest.mark.parametrize("state", ["open", "half_open", "forced_open"])
+def test_a_circuit_that_is_opened_by_hand_dismisses_the_queue(gate, state):
     """As one that opens by itself."""
     for _ in range(2):
         gate.enter(0, None)
     waiter = Waiter()
     gate.enter(0, waiter)
-    gate.set_state(0, "forced_open")
+    gate.set_state(0, state)
     assert waiter.verdict == "dismissed"
 
 
@@ -1087,3 +1088,50 @@ def test_a_clock_of_other_numbers_closes_the_fast_paths_for_good(gate):
     gate.refresh(Fraction(2))
     gate.refresh(3.0)
     assert (gate.fast_enter_until, gate.fast_leave_until, gate.admits_until) == (-math.inf,) * 3
+
+
+CLOSED_PATHS = (-math.inf,) * 4
+
+
+def fast_paths(gate):
+    return gate.admits_until, gate.fast_enter_until, gate.fast_leave_until, gate.fast_refuse_until
+
+
+def test_the_fast_paths_open_again_when_the_move_has_ended_that_is_not_a_signal_handlers(gate):
+    """A move within another one leaves them closed: that one goes on."""
+    gate.fast = True
+    gate.refresh(1)
+    assert fast_paths(gate) != CLOSED_PATHS
+    gate.nested = True
+    gate.refresh(1)
+    assert fast_paths(gate) == CLOSED_PATHS
+    gate.nested = False
+    gate.refresh(1)
+    assert fast_paths(gate) != CLOSED_PATHS
+
+
+def test_the_fast_paths_are_closed_while_the_guard_is_off_and_while_calls_run_outside(gate):
+    """Such a call ends in another way."""
+    gate.fast = True
+    gate.set_mode(0, "off")
+    assert fast_paths(gate) == CLOSED_PATHS
+    number = gate.let_in(0, [0])
+    for mode in ("shadow", "enforce"):
+        gate.set_mode(0, mode)
+        assert fast_paths(gate) == CLOSED_PATHS
+    gate.leave(0, number, S)
+    assert fast_paths(gate) != CLOSED_PATHS
+
+
+def test_a_healthy_workloads_caller_stays_in_the_queue_when_others_open_the_circuit(gate):
+    part = gate.add_workload(0, Breaker(BreakerPolicy(), lambda: 0.5))
+    for _ in range(2):
+        gate.enter(0, None)
+    healthy, other = Waiter(), Waiter()
+    for waiter, workload in ((healthy, part), (other, None)):
+        gate.breaker.caller_workload = workload
+        assert gate.enter(0, waiter) is None
+    gate.breaker.open(0, "failure_rate")
+    gate.refresh(0)
+    assert (healthy.verdict, other.verdict) == (None, "dismissed")
+    assert list(gate.bulkhead.queue) == [healthy]
