@@ -163,6 +163,10 @@ def test_streamed_result_closes_the_cursor_that_listeners_know(lab):
         return cursor
 
     cursor = lab.run(work)
+    if lab.driver == "pg8000":
+        with pytest.raises(lab.engine.dialect.dbapi.InterfaceError, match="Cursor closed"):
+            cursor.execute("select 1")
+        return
     closed = getattr(cursor, "closed", None)
     if closed is None:
         closed = getattr(cursor, "connection", None) is None or getattr(cursor, "_cursor", 0) is None
