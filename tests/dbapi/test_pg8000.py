@@ -114,6 +114,29 @@ def test_errors_without_a_code_are_the_sockets_or_the_callers():
     assert driver.unsent(pg8000.InterfaceError("Only %s and %% are supported in the query."))
 
 
+def test_calls_in_a_wrong_order_leave_the_connection_in_step():
+    """Nothing was sent; after an error of its socket, or of a value, the answer to a part may be unread."""
+    driver = PG8000()
+    assert not driver.out_of_step(pg8000.ProgrammingError("no result set"))
+    assert not driver.out_of_step(pg8000.ProgrammingError({"C": "23505"}))
+    assert not driver.out_of_step(pg8000.InterfaceError("Cursor closed"))
+    assert driver.out_of_step(pg8000.InterfaceError("network error"))
+    assert driver.out_of_step(ConnectionResetError())
+    assert driver.out_of_step(TypeError("no adapter"))
+
+
+@those("pg8000")
+def test_a_closed_connection_has_no_session_and_no_address(lab):
+    lab.protect()
+    driver = PG8000()
+    with contextlib.closing(lab.engine.raw_connection()) as raw:
+        own = raw.driver_connection
+        assert driver.session_of(own) is not None
+        own.close()
+        assert (driver.session_of(own), driver.endpoint(own)) == (None, (None, None))
+        raw.invalidate()
+
+
 def test_settings_in_options_are_the_users():
     given = {"startup_params": {"options": "-c statement_timeout=1s", "work_mem": "1MB"}}
     offer = {"statement_timeout": "60000", "tcp_keepalives_idle": "30"}
@@ -140,11 +163,15 @@ def test_a_parameter_that_cannot_be_sent_costs_the_connection_at_once(lab):
 
 
 @those("pg8000")
-def test_a_raw_connection_in_that_state_is_closed_on_its_return(lab):
+def test_a_raw_connection_in_that_state_is_closed_at_once(lab):
     lab.protect(pool_size=1, max_overflow=0)
     session = lab.query("select pg_backend_pid()")
-    with contextlib.closing(lab.engine.raw_connection()) as raw, pytest.raises(UnicodeEncodeError):
-        raw.cursor().execute("select %s", ("\ud800",))
+    with contextlib.closing(lab.engine.raw_connection()) as raw:
+        cursor = raw.cursor()
+        with pytest.raises(UnicodeEncodeError):
+            cursor.execute("select %s", ("\ud800",))
+        with pytest.raises(pg8000.InterfaceError, match=r"connection is closed|network error"):
+            cursor.execute("select 'the rows of an earlier statement'")
     assert lab.query("select 43") == 43
     assert lab.query("select pg_backend_pid()") != session
 
@@ -183,3 +210,17 @@ def test_an_error_for_which_nothing_was_sent_keeps_the_connection(lab):
 
     assert lab.run(work) == 3
     assert guard.snapshot().failed == 0
+
+
+@those("pg8000")
+def test_a_fetch_without_a_result_keeps_a_raw_connection(lab):
+    lab.protect(pool_size=1, max_overflow=0)
+    with contextlib.closing(lab.engine.raw_connection()) as raw:
+        cursor = raw.cursor()
+        cursor.execute("create temporary table kept (number int)")
+        with pytest.raises(pg8000.ProgrammingError, match="unexecuted cursor"):
+            cursor.fetchall()
+        cursor.execute("insert into kept values (1)")
+        cursor.execute("select number from kept")
+        assert [tuple(row) for row in cursor.fetchall()] == [(1,)]
+        assert raw.is_valid

@@ -101,7 +101,8 @@ class PG8000(PostgresDriver):
 
     def session_of(self, connection: Any) -> SessionId | None:
         """See Driver."""
-        return SessionId(_process(connection), client_port(_socket(connection).fileno()))
+        own = _socket(connection)
+        return None if own is None else SessionId(_process(connection), client_port(own.fileno()))
 
     def note_access_mode(self, connection: Any, *, read_only: bool) -> None:
         """See Driver. The server reports the mode, and not who has chosen it."""
@@ -115,17 +116,18 @@ class PG8000(PostgresDriver):
         return True if lost or isinstance(error, OSError) else server_failed(state)
 
     def unsent(self, error: BaseException) -> bool:
-        """True for an error about a placeholder; see Driver."""
-        return isinstance(error, InterfaceError) and str(error).startswith("Only %s")
+        """True for an error about a placeholder or a closed cursor; see Driver."""
+        return isinstance(error, InterfaceError) and str(error).startswith(("Only %s", "Cursor closed"))
 
     def out_of_step(self, error: BaseException) -> bool:
-        """See Driver. Only an error of the server is raised after its whole answer was read.
+        """See Driver. An error of the server is raised after its whole answer was read.
 
         A parameter that cannot be encoded is noticed after the first part of the statement was sent. The
         answer to it is unread, so that each later statement would return the rows of an earlier one. Errors
-        of the socket are raised as they are, and are no disconnect to SQLAlchemy.
+        of the socket are raised as they are, and are no disconnect to SQLAlchemy. A `DatabaseError` without
+        the server's fields is about calls in a wrong order, such as a fetch without a result.
         """
-        return self.sqlstate(error) is None and not self.unsent(error)
+        return not isinstance(error, DatabaseError) and not self.unsent(error)
 
     def sqlstate(self, error: BaseException) -> str | None:
         """See PostgresDriver. The arguments of a server's error are the fields of its message."""
@@ -135,7 +137,8 @@ class PG8000(PostgresDriver):
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
         """See Driver."""
         own = getattr(connection, "driver_connection", connection)
-        return self._hosts.get(own), peer_of(_socket(own).fileno())
+        used = _socket(own)
+        return self._hosts.get(own), None if used is None else peer_of(used.fileno())
 
     def _reported(self, own: Any, name: str) -> str | None:
         if not isinstance(own, CoreConnection):
@@ -158,9 +161,9 @@ class PG8000(PostgresDriver):
         return {**arguments, "startup_params": {**ours, **given}} if ours else arguments
 
 
-def _socket(connection: Any) -> socket.socket:
-    own: socket.socket = connection._usock  # noqa: SLF001 - see PG8000
-    return own
+def _socket(connection: Any) -> Any:
+    """The connection's socket; None once it is closed."""
+    return connection._usock  # noqa: SLF001 - see PG8000
 
 
 def _key(connection: Any) -> bytes:

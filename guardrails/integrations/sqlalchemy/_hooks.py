@@ -142,6 +142,11 @@ class DialectHooks:
         work = partial(self._runner.run, call, args, *target, commit=commit, ending=ending)
         return self._listeners.outside_bracket(fairy, work)
 
+    def is_out_of_step(self, fairy: Any, error: BaseException) -> bool:
+        """See ProxyWork."""
+        checkout = self.checkout_of(fairy._connection_record)  # noqa: SLF001 - no public way
+        return checkout is not None and self._runner.out_of_step(error, checkout)
+
     def bound_unwrapped(self, fairy: Any) -> None:
         """See ProxyWork."""
         checkout = self._checkout_of(fairy)

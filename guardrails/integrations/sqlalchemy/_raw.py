@@ -57,6 +57,9 @@ class ProxyWork(Protocol):
     ) -> Any:
         """Runs a call of a cursor; its success is evidence if ``proves``."""
 
+    def is_out_of_step(self, connection: Any, error: BaseException) -> bool:
+        """Returns True if the connection would give wrong answers after an error of work on it."""
+
     revocation: Revocation | None
     """Takes connections back that are held idle; None if they may be held."""
 
@@ -232,7 +235,8 @@ class _GuardedConnection(_ConnectionFairy):
             return work(self, *args)
         except BaseException as error:
             # After an interrupt or a cancellation the connection can be in any state.
-            if isinstance(error, CallTimeoutError) or not isinstance(error, Exception):
+            is_stopped = isinstance(error, CallTimeoutError) or not isinstance(error, Exception)
+            if is_stopped or self._work.is_out_of_step(self, error):
                 self.invalidate(error)
             raise
 
