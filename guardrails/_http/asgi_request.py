@@ -82,6 +82,9 @@ class ASGIRequest(RoutedRequest):
         """
         self.client = self.listener = listener = DisconnectListener(self.asgi, receive, self._send, on_leave)
         self._send = listener.send
+        self.timed_task = (
+            0  # a timer around the request does not hear of its client, so calls inside need their own
+        )
         return UnreadBody(listener.receive) if isinstance(receive, UnreadBody) else listener.receive
 
     @property
@@ -153,6 +156,8 @@ class ASGIRequest(RoutedRequest):
     async def _hold(self, message: Message) -> None:
         self.held.append(message)
         whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if whole and self.listener is not None:
+            self.listener.finish()
         reported = self.request_errors is not None and self.request_errors.unhandled is not None
         if len(self.held) > 1 and not reported and not (whole and len(self.held) == 2):  # noqa: PLR2004
             await self.flush_held_response()  # an error handler's answer is not in parts, a stream is

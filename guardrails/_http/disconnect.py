@@ -85,7 +85,7 @@ class DisconnectListener(Client, Timer):
 
     def end(self) -> None:
         """Ends the listening: the request has ended. What it has left running is not the client's."""
-        self._finish()
+        self.finish()
         if self._reader is not None:
             self._reader.cancel()
         self._context = None  # it refers to the request
@@ -96,10 +96,11 @@ class DisconnectListener(Client, Timer):
         """Sends a message; behind the last one a disconnect changes nothing."""
         kind = message["type"]
         if (kind == "http.response.body" and not message.get("more_body", False)) or kind in _WHOLE:
-            self._finish()  # before it is sent: then the server tells of a disconnect in any case
+            self.finish()  # before it is sent: then the server tells of a disconnect in any case
         return self._send(message)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Notes that the application has sent its whole answer: from then on a disconnect changes nothing."""
         self._complete, self.gone = True, False
         self._timers.disarm(self)
 

@@ -410,6 +410,52 @@ def test_background_work_of_an_answer_that_nobody_got_is_done(db):
     assert (done, connection.middleware.disconnects) == ([None], 1)
 
 
+@pytest.mark.parametrize("seconds", [20, 0.1])
+def test_a_call_inside_a_call_around_the_middleware_ends_with_its_client(db, seconds):
+    """The timer of the call outside knows no client. If its time is up first, it is the one that is late."""
+    errors, outside = [], Guard("outside", max_concurrent_calls=2, timeout=seconds)
+    inside = GuardrailsMiddleware(in_a_call(db, errors), guards=[db], cancel_on_disconnect=True)
+
+    async def app(scope, receive, send):
+        await outside.run_async(inside, scope, receive, send)
+
+    async def main():
+        async with served(app, guards=[db, outside], cancel_on_disconnect=False) as connection:
+            assert db.snapshot().in_use == 1
+            if seconds == 20:
+                connection.leave()
+        return connection
+
+    connection = asyncio.run(main())
+    ended = seconds == 20
+    assert (connection.status, inside.disconnects) == ([499 if ended else 504], int(ended))
+    assert [type(error) for error in errors] == [CallAbandonedError] * ended
+    assert (outside.snapshot().failed, outside.snapshot().in_use) == (int(not ended), 0)
+    assert (db.snapshot().failed, db.snapshot().abandoned, db.snapshot().in_use) == (0, 1, 0)
+
+
+def test_background_work_behind_a_500_that_is_held_back_is_done(db):
+    """The application has sent its whole answer when its client leaves."""
+    done, asked = [], Guard("asked", max_concurrent_calls=1, max_wait_duration=0)
+
+    async def app(_scope, _receive, send):
+        with asked.call(), contextlib.suppress(RejectedError):
+            asked.run(int)
+        await send(START | {"status": 500})
+        await send(END)
+        await asyncio.sleep(0.05)
+        await db.run_async(asyncio.sleep, 0)
+        done.append(True)
+
+    async def main():
+        async with served(app, guards=[db]) as connection:
+            connection.leave()
+        return connection
+
+    connection = asyncio.run(main())
+    assert (done, connection.status, connection.middleware.disconnects) == ([True], [500], 0)
+
+
 def test_a_task_that_outlives_its_request_is_not_stopped(db):
     tasks = []
 
