@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -49,9 +50,9 @@ class _OnLoop(Timer):
         """See Limit."""
         return _get_running_loop().time() >= self.due
 
-    def is_for(self, client: Client) -> bool:
+    def is_for(self, clients: AbstractSet[Client]) -> bool:
         """See Timer."""
-        return self.client is client
+        return self.client in clients
 
     def note_client_left(self) -> None:
         """See Timer."""

@@ -104,6 +104,7 @@ class _Watchdog:
         """Resets the watchdog. A child process has neither the parent's thread nor its calls."""
         self.armed: dict[Watched, None] = {}
         self._asked: dict[Watched, float] = {}
+        self._left: list[Client] = []
         self._lock = threading.RLock()  # a finaliser may return a connection in the middle
         self._bell = threading.Event()
         self._planned = math.inf
@@ -127,11 +128,13 @@ class _Watchdog:
         return call
 
     def end_work_of(self, client: Client) -> None:
-        """Stops the calls that end with a client."""
-        now = _monotonic()
-        for call in [call for call in list(self.armed) if call.client is client]:
-            call.client, call.at = GONE, min(call.at, now)
-        self._bell.set()
+        """Stops the calls that end with a client.
+
+        The thread looks for them: of many clients that leave together it looks through the calls once.
+        """
+        if self.armed:
+            self._left.append(client)
+            self._bell.set()
 
     def settle(self, call: Watched) -> bool:
         """Ends the watch of a call that is no longer armed; True if it was cancelled."""
@@ -159,7 +162,16 @@ class _Watchdog:
             wait = None if due == math.inf else max(0.0, due - time.monotonic())
             self._bell.wait(wait)
 
+    def _end_calls_of_left(self, now: float) -> None:
+        left = set()
+        while self._left:
+            left.add(self._left.pop())  # one by one: others append meanwhile
+        for call in [call for call in list(self.armed) if call.client in left]:
+            call.client, call.at = GONE, min(call.at, now)
+
     def _look(self, now: float) -> float:
+        if self._left:
+            self._end_calls_of_left(now)
         for call in [call for call in list(self.armed) if call.at <= now]:
             request = self._take_over(call)
             if request is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -278,9 +279,9 @@ class Call(FastCall):
             if ticket:
                 gate.step(gate.core.expel, ticket, outcome, refused=refused)
 
-    def is_for(self, client: Client) -> bool:
+    def is_for(self, clients: AbstractSet[Client]) -> bool:
         """See Timer. Only an enforcing guard cancels the task."""
-        return super().is_for(client) and bool(self.call_settings.gates[0].core.enforces)
+        return super().is_for(clients) and bool(self.call_settings.gates[0].core.enforces)
 
     def fire(self) -> float | None:
         """See Timer. Only an enforcing guard cancels the task."""

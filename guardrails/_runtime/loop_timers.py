@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import weakref
+from collections.abc import Set as AbstractSet
 from typing import ClassVar
 
 from guardrails._runtime.scope import Client
@@ -32,8 +33,8 @@ class Timer:
 
     due: float
 
-    def is_for(self, client: Client) -> bool:  # noqa: ARG002
-        """True if the action ends work of a client, and may be run at once when the client leaves."""
+    def is_for(self, clients: AbstractSet[Client]) -> bool:  # noqa: ARG002
+        """True if the action ends work of one of these clients, and may be run at once when it leaves."""
         return False
 
     def note_client_left(self) -> None:
@@ -63,6 +64,7 @@ class LoopTimers:
         self.armed: dict[Timer, None] = {}
         self.planned = math.inf
         self._handle: asyncio.TimerHandle | None = None
+        self._left: set[Client] = set()
 
     def arm(self, timer: Timer, delay: float) -> None:
         """Fires a timer in ``delay`` seconds."""
@@ -74,14 +76,25 @@ class LoopTimers:
             self.plan(loop, timer.due)
 
     def end_work_of(self, client: Client) -> None:
-        """Fires the timers of a client's work as soon as the loop runs."""
+        """Fires the timers of a client's work as soon as the loop runs.
+
+        Of many clients that leave together the timers are looked through once.
+        """
         loop = self._loop()
         assert loop is not None, "a client leaves while its loop runs"  # noqa: S101
+        if not self._left:
+            loop.call_soon(self._end_work, loop)
+        self._left.add(client)
+
+    def _end_work(self, loop: asyncio.AbstractEventLoop) -> None:
+        left, self._left = self._left, set()
         now = loop.time()
-        for timer in [timer for timer in self.armed if timer.is_for(client)]:
+        ended = [timer for timer in self.armed if timer.is_for(left)]
+        for timer in ended:
             timer.note_client_left()
             timer.due = min(timer.due, now)  # type: ignore[misc] # a slot of each subclass
-            self.plan(loop, min(timer.due, self.planned))
+        if ended:
+            self.plan(loop, min(now, self.planned))
 
     def disarm(self, timer: Timer) -> None:
         """Removes a timer; does nothing if it is not armed."""

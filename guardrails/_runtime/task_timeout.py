@@ -6,6 +6,7 @@ import asyncio
 import pathlib
 import sysconfig
 import time
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
@@ -80,9 +81,9 @@ class TaskTimeout(Scope, Timer):
         self._task.cancel()
         return None
 
-    def is_for(self, client: Client) -> bool:
+    def is_for(self, clients: AbstractSet[Client]) -> bool:
         """See Timer."""
-        return self.request is not None and self.request.client is client
+        return self.request is not None and self.request.client in clients
 
     def note_client_left(self) -> None:
         """See Timer."""

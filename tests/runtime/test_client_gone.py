@@ -31,7 +31,7 @@ def test_a_timer_is_for_no_client_unless_it_says_so():
     class Other(Timer):
         __slots__ = ("due",)
 
-    assert Other().is_for(Client()) is False
+    assert Other().is_for({Client()}) is False
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,38 @@ def test_the_timers_of_other_clients_keep_their_time(request_scope):
         return first.disarm(None), first.due > asyncio.get_running_loop().time()
 
     assert asyncio.run(main()) == (False, True)
+
+
+def test_the_timers_are_looked_through_once_for_clients_that_leave_together():
+    """A proxy that drops its connections must not hold the loop up for the square of their number."""
+    looks = []
+
+    class Work(Timer):
+        __slots__ = ("client", "due")
+
+        def is_for(self, clients):
+            looks.append(len(clients))
+            return self.client in clients
+
+        def fire(self):
+            ended.append(self.client)
+
+    async def main():
+        clients = [Client() for _ in range(20)]
+        for client in clients:
+            work = Work()
+            work.client = client
+            timers().arm(work, 20.0)
+        for client in clients[:19]:
+            timers().end_work_of(client)
+        await asyncio.sleep(0.05)
+        assert ended == clients[:19]
+        assert [work.client for work in timers().armed] == clients[19:]
+        timers().armed.clear()
+
+    ended = []
+    asyncio.run(main())
+    assert looks == [19] * 20
 
 
 def test_work_without_a_limit_plans_no_timer():
@@ -167,3 +199,10 @@ def test_a_call_of_a_thread_is_stopped_when_its_client_leaves(leaves):
     assert driver.asked[0] == ("connection", watchdog.GRACE)
     assert call.late
     assert call.end()
+
+
+def test_a_client_without_calls_is_not_kept():
+    """Nothing would take it out of the list."""
+    client = Client()
+    watchdog.end_work_of(client)
+    assert client not in watchdog._watchdog._left
