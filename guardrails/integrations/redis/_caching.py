@@ -4,13 +4,12 @@ Depends on redis-py's cache and guarded connections; must not import pools. The 
 to the connection that has read a key, so a kept reply is as good as that connection. redis-py reads the
 invalidations of a connection while another thread may use it, takes that thread's replies, and waits for the
 reply of a command that it has not sent (its issues 3600, 3470 and 4306). Here a connection is read only by
-the thread that has it, or while nobody can take it, and a reply is kept only after it was read.
+the thread that has it, and others look whether something waits to be read. A reply is kept once it was read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -36,7 +35,6 @@ class CachedConnection:
     Attributes:
         plain: The class before the guard.
         local: The cache.
-        while_idle: Calls a function while a connection is idle in its pool; see `ClientUpkeep`.
         heard: When the last reply or invalidation was read from it, on `time.monotonic`.
     """
 
@@ -46,7 +44,6 @@ class CachedConnection:
     disconnect: Any
     local: LocalCache
     _conn: Any
-    while_idle: Callable[[Any, Callable[[], bool]], bool | None]
     heard = 0.0
     _key: CacheKey | None = None
     _reply: Any = MISSING
@@ -117,28 +114,15 @@ class CachedConnection:
         ready: bool = self._conn.can_read(timeout)
         return ready
 
-    def is_current(self, asking: object = None) -> bool:
+    def is_current(self) -> bool:
         """True if no reply that this connection has read can have changed without its being known.
 
-        Args:
-            asking: The connection that has the command, if there is one; its own invalidations are read.
+        Another thread may have the connection. It takes no lock: finalisers of redis-py take the pool's.
         """
         if self.pid != os.getpid() or monotonic() - self.heard > LONGEST_SILENCE:
             return False
-        if asking is self:
-            return True
-        drained = self.while_idle(self, self._drain_idle)
-        if drained is None:  # it is out: all is known while its thread waits for its next word
-            sock = self._conn._sock  # noqa: SLF001 - no public getter
-            return isinstance(sock, WatchedSocket) and sock.has_got_all()
-        return drained
-
-    def _drain_idle(self) -> bool:
-        try:
-            return self.is_connected and self._drain()
-        except (redis.RedisError, OSError):
-            self.disconnect()
-            return False
+        sock = self._conn._sock  # noqa: SLF001 - no public getter
+        return isinstance(sock, WatchedSocket) and sock.is_handled()
 
     def _drain(self) -> bool:
         """Reads the invalidations that have arrived; False if one has arrived in part."""
@@ -153,7 +137,13 @@ class CachedConnection:
             if pushed is not None:
                 raise redis.ConnectionError("Connection has data")
             self.heard = monotonic()
+        self._note_handled()
         return True
+
+    def _note_handled(self) -> None:
+        sock = self._conn._sock  # noqa: SLF001
+        if isinstance(sock, WatchedSocket):
+            sock.note_handled()
 
     # --- commands ------------------------------------------------------------------------------------
 
@@ -167,7 +157,7 @@ class CachedConnection:
         if self.is_connected and not self._drain():
             key = None
         if key is not None:
-            self._reply = self.local.reply(key, self)
+            self._reply = self.local.reply(key)
             if self._reply is not MISSING:
                 if self.checkout is not None:
                     self.checkout.proves = False  # the server was not asked
@@ -187,6 +177,8 @@ class CachedConnection:
             return reply
         reply = self._conn.read_response(*args, **kwargs)
         self.heard = monotonic()
+        if not self._conn.has_buffered_data():
+            self._note_handled()
         if key is not None:
             self.local.keep(key, reply, self, self._flushes)
         return reply

@@ -156,15 +156,15 @@ class GuardedConnection(Guarded, AbstractConnection):
             timeout == 0
             and isinstance(sock, BoundedSocket)
             and sock.poll is not None
-            and not self._has_buffered_data()
+            and not self.has_buffered_data()
             and not sock.poll(0)
         ):
             return False
         ready: bool = self.plain.can_read(self, timeout)
         return ready
 
-    def _has_buffered_data(self) -> bool:
-        """Returns False if the parser has read nothing ahead."""
+    def has_buffered_data(self) -> bool:
+        """Returns False if the parser has read nothing ahead. For the thread that reads."""
         parser: Any = self._parser
         reader = getattr(parser, "_reader", None)  # of hiredis
         if reader is not None:

@@ -69,17 +69,12 @@ class LocalCache(LockOwner):
         key = self.key(args, options)
         return MISSING if key is None else self.reply(key)
 
-    def reply(self, key: CacheKey, asking: object = None) -> Any:
-        """The reply that is kept for a command; `MISSING` if there is none that is still valid.
-
-        Args:
-            key: The name of the reply.
-            asking: The connection that has the command, its invalidations read; None if no connection has it.
-        """
+    def reply(self, key: CacheKey) -> Any:
+        """The reply that is kept for a command; `MISSING` if there is none that is still valid."""
         with self.lock:
             entry = self._cache.get(key)
         is_current = getattr(getattr(entry, "connection_ref", None), "is_current", None)
-        if is_current is None or not is_current(asking):
+        if is_current is None or not is_current():
             return MISSING
         with self.lock:
             if self._cache.get(key) is not entry:  # it was invalid

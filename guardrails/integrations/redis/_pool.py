@@ -188,7 +188,7 @@ class ClientAdmission:
     def _caching(self, plain: type) -> type:
         """The class of the connections with a cache, which have a guarded one inside."""
         if plain not in self._classes:
-            own = {"plain": plain, "local": self.cache, "while_idle": staticmethod(self.upkeep.while_idle)}
+            own = {"plain": plain, "local": self.cache}
             self._classes[plain] = derived(plain, members(CachedConnection) | own)
         return self._classes[plain]
 

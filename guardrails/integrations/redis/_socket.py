@@ -137,48 +137,54 @@ class BoundedSocket:
 
 
 class WatchedSocket(BoundedSocket):
-    """Shows other threads whether its reader has got all that has arrived.
+    """Shows other threads whether all that has arrived was handled.
 
-    The reader waits without taking anything, and says first that it has ended its wait. So bytes that were
-    taken from the system are never mistaken for bytes that have not arrived, however late the thread runs.
+    The reader waits without taking anything, and says before it takes something that it does. So bytes that
+    were taken from the system are never mistaken for bytes that have not arrived, however late a thread runs.
     """
 
-    __slots__ = ("_wait",)
+    __slots__ = ("_handled",)
 
     def __init__(self, raw: socket.socket, limit: IOLimit, timeout: float | None) -> None:
         super().__init__(raw, limit, timeout)
-        self._wait: object = None
+        self._handled: object = None
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """See socket.socket."""
+        """See socket.socket. The parser has handled each whole message when it asks for more."""
         if not flags:
             self._await_data()
         return super().recv(size, flags)
 
     def recv_into(self, *args: Any) -> int:
-        """See socket.socket."""
+        """See `recv`."""
         self._await_data()
         return super().recv_into(*args)
 
-    def has_got_all(self) -> bool:
-        """True if the reader waits and there is nothing to read. Another thread may ask."""
-        wait = self._wait
+    def note_handled(self) -> None:
+        """Notes that all bytes that were taken are handled. For the thread that reads."""
+        if not self._has_decrypted():
+            self._handled = object()
+
+    def is_handled(self) -> bool:
+        """True if all that has arrived was handled. Any thread may ask."""
+        handled = self._handled
         try:
-            return wait is not None and not _is_readable(self._raw) and self._wait is wait
+            return handled is not None and not _is_readable(self._raw) and self._handled is handled
         except (OSError, ValueError):  # closed meanwhile
             return False
 
     def _await_data(self) -> None:
         """Waits for data or an end of file, and leaves it where it is."""
-        raw = self._raw
-        if isinstance(raw, ssl.SSLSocket) and raw.pending():
-            return
-        self._set_timeout()
-        self._wait = object()
+        self.note_handled()
         try:
-            _receive(raw, 1, socket.MSG_PEEK)
+            if not self._has_decrypted():
+                self._set_timeout()
+                _receive(self._raw, 1, socket.MSG_PEEK)
         finally:
-            self._wait = None
+            self._handled = None
+
+    def _has_decrypted(self) -> bool:
+        return isinstance(self._raw, ssl.SSLSocket) and self._raw.pending() > 0
 
 
 def _is_readable(raw: socket.socket) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -58,11 +58,6 @@ class ClientUpkeep(PoolUpkeep):
     def returned(self, connection: Any) -> bool:
         """Notes the return of a connection; True if it must be closed, because its time is over."""
         return self._is_open(connection) and self.must_close(self._age(connection))
-
-    def while_idle(self, connection: Any, work: Callable[[], bool]) -> bool | None:
-        """Calls a function while a connection is idle and nobody can take it; None if it is out."""
-        with self._mutex():
-            return work() if connection in self._items() else None
 
     def sink(self, connection: Any) -> None:
         """Moves a closed connection to the bottom of the pool."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import threading
 import time
+import types
 
 import pytest
 import redis
 import redis.sentinel
-from redis.cache import CacheConfig
+from redis.cache import CacheConfig, DefaultCache
 from redis.connection import CacheProxyConnection
 
 from guardrails import BulkheadFullError, CallTimeoutError, CircuitOpenError, deadline, protect
@@ -244,20 +246,22 @@ def test_a_change_is_seen_while_its_connection_waits_for_something_else(start, o
     assert not waiting.is_alive()
 
 
-def test_a_connection_that_nobody_reads_serves_no_hit(start, other):
-    """It was handed out and no command runs on it: what it would say is unknown."""
+def test_a_connection_that_nobody_reads_serves_hits_until_something_arrives(start, other):
     client, guard = start()
-    other.set("k", "old")
-    assert client.get("k") == b"old"
+    other.mset({"k": "old", "m": "v"})
+    assert (client.get("k"), client.get("m")) == (b"old", b"v")
     held = client.connection_pool.get_connection()
     before = admitted(guard)
+    assert client.get("k") == b"old"
+    assert admitted(guard) == before
     other.set("k", "new")
-    assert client.get("k") == b"new"
-    assert admitted(guard) == before + 1
+    poll(lambda: client.get("k") == b"new", "the change")
+    assert client.get("m") == b"v"
+    assert admitted(guard) == before + 2  # both are asked again
     client.connection_pool.release(held)
 
 
-def test_a_connection_that_sends_serves_no_hit(start, other):
+def test_a_connection_that_sends_serves_no_hit_after_a_change(start, other):
     """Its thread reads nothing meanwhile, so a change that has arrived is not known."""
     with FaultProxy(other.connection_pool.connection_kwargs["port"]) as wire:
         client, _ = start(port=wire.port, guard={"timeout": 60})
@@ -269,6 +273,8 @@ def test_a_connection_that_sends_serves_no_hit(start, other):
         sender = threading.Thread(target=upload.execute)
         sender.start()
         poll(lambda: connection.is_working, "the upload")
+        other.set("k", "new")
+        poll(connection.has_data, "the message")
         with deadline(0.2), pytest.raises(CallTimeoutError):
             client.get("k")
         wire.heal()
@@ -306,6 +312,41 @@ def test_a_change_that_its_thread_has_read_and_not_yet_handled_serves_no_hit(sta
     other.rpush("jobs", "x")
     waiting.join(20)
     assert not waiting.is_alive()
+
+
+@pools
+def test_a_finaliser_that_gives_back_a_connection_does_not_hang(start, other, pool, monkeypatch):
+    """A collection of garbage may run wherever an invalidation is handled, and redis-py's finalisers take
+    the lock of a pool."""
+    client, _ = start(pool=pool)
+    handle = DefaultCache.delete_by_redis_keys
+    collected = []
+
+    def collecting(cache, keys):
+        collected.append(gc.collect())
+        return handle(cache, keys)
+
+    monkeypatch.setattr(DefaultCache, "delete_by_redis_keys", collecting)
+
+    def forget_and_read():
+        node = types.SimpleNamespace(pipeline=client.pipeline())
+        node.itself = node
+        node.pipeline.watch("w")
+        del node
+        other.set("k", "old")
+        assert client.get("k") == b"old"
+        other.set("k", "new")
+        poll(lambda: client.get("k") == b"new", "the change")
+
+    thread = threading.Thread(target=forget_and_read, daemon=True)
+    gc.disable()
+    try:
+        thread.start()
+        thread.join(20)
+    finally:
+        gc.enable()
+    assert not thread.is_alive()
+    assert collected
 
 
 def test_a_connection_that_is_killed_empties_the_cache(start, other):
