@@ -150,6 +150,9 @@ class CachedConnection:
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """Sends a command, unless its reply is kept."""
         self._key, self._reply = None, MISSING
+        if self.checkout is not None and self.checkout.subscriber:  # its messages are for its PubSub
+            self._conn.send_command(*args, **kwargs)
+            return
         if args[0] in {"WATCH", "UNWATCH"}:
             self._watching = args[0] == "WATCH"
         # A transaction builds on what it reads after WATCH, so a message under way must not be missed.

@@ -17,6 +17,7 @@ from redis.observability.attributes import CSCResult
 from redis.observability.recorder import record_csc_network_saved, record_csc_request
 
 from guardrails._runtime.fork import LockOwner, renew_after_fork
+from guardrails.integrations.redis._blocking import block_time
 
 __all__ = ["MISSING", "LocalCache"]
 
@@ -62,7 +63,8 @@ class LocalCache(LockOwner):
         if not all(type(each) is int or _is_plain(each) for each in args):
             return None
         key = CacheKey(command=args[0], redis_keys=tuple(keys), redis_args=tuple(args))
-        return key if self._cache.is_cachable(key) else None
+        # A blocking read gets what comes after it was sent, and the next one shall wait again.
+        return key if self._cache.is_cachable(key) and block_time(args) is None else None
 
     def find(self, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """The reply that is kept for a command with redis-py's options; `MISSING` as for `reply`."""

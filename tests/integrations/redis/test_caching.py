@@ -620,3 +620,47 @@ def test_a_reply_asked_for_as_bytes_is_not_kept(start, other):
     assert client.execute_command("GET", "a", keys=["a"], NEVER_DECODE=True) == b"x"
     assert client.get("a") == "x"
     assert client.execute_command("GET", "a", keys=["a"], NEVER_DECODE=True) == b"x"
+
+
+def test_a_blocking_read_of_a_stream_waits_each_time(start, other):
+    client, _ = start()
+    other.xadd("s", {"n": "first"})
+    waiting = threading.Thread(target=client.xread, args=({"s": "$"},), kwargs={"block": 20_000})
+    waiting.start()
+    poll(lambda: other.info("clients")["blocked_clients"] == 1, "the thread waits")
+    other.xadd("s", {"n": "second"})
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert not client.xread({"s": "$"}, block=10)
+    assert client.xread({"s": "0"}) == client.xread({"s": "0"}) != {}
+
+
+@with_each_parser
+def test_a_subscriber_gets_every_message(start, other):
+    """Messages wait while it subscribes to more: they are for the subscriber, and no invalidations."""
+    client, guard = start()
+    other.set("k", "v")
+    assert client.get("k") == b"v"  # by the connection that is the subscriber's next
+    with client.pubsub() as subscriber:
+        subscriber.subscribe("a")
+        other.set("k", "w")
+        for number in range(3):
+            other.publish("a", number)
+        poll(subscriber.connection.can_read, "the messages")
+        subscriber.subscribe("b")
+        other.publish("b", 3)
+        subscriber.ping()
+        got = []
+        while len(got) < 7:
+            message = subscriber.get_message(timeout=20)
+            if message is not None:
+                got.append((message["type"], message["data"]))
+    assert got == [
+        ("subscribe", 1),
+        *(("message", b"%d" % number) for number in range(3)),
+        ("subscribe", 2),
+        ("message", b"3"),
+        ("pong", b""),
+    ]
+    assert client.get("k") == b"w"
+    assert guard.snapshot().failed == 0
