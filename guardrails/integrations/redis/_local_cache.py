@@ -1,7 +1,8 @@
 """The replies that a client with client-side caching keeps.
 
 Depends on redis-py's cache; must not import connections. redis-py uses its cache without a common lock, and
-marks each command under way in it; a mark stays there if the command fails.
+marks each command under way in it; a mark stays there if the command fails. It looks at every reply for each
+invalidation, so ten thousand that arrive at once take a minute; here an index names the replies of a key.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ MISSING: Any = object()
 
 _ATTRIBUTE = "_guardrails_local_cache"
 
+_SPARE = 1000
+"""Keys without a reply that the index may hold besides as many as have one."""
+
 
 class LocalCache(LockOwner):
     """The replies that the connections of one client, or of a cluster client's nodes, have kept.
@@ -42,6 +46,9 @@ class LocalCache(LockOwner):
         self._cache = cache
         self.lock = threading.RLock()
         self.flushes = 0
+        self._of_key: dict[bytes, set[CacheKey]] = {}
+        # For all clients that use the cache, unguarded ones included.
+        self._set, cache.set, cache.delete_by_redis_keys = cache.set, self._set_indexed, self._delete
         renew_after_fork(self)
 
     @classmethod
@@ -100,6 +107,29 @@ class LocalCache(LockOwner):
         with self.lock:
             self.flushes += 1
             self._cache.flush()
+            self._of_key.clear()
+
+    def _set_indexed(self, entry: CacheEntry) -> bool:
+        """See redis-py's ``CacheInterface.set``."""
+        with self.lock:
+            if len(self._of_key) > 2 * self._cache.size + _SPARE:  # of replies that the cache has evicted
+                self._of_key.clear()
+                for key in self._cache.collection:
+                    self._index(key)
+            self._index(entry.cache_key)
+            return bool(self._set(entry))
+
+    def _index(self, key: CacheKey) -> None:
+        for each in key.redis_keys:
+            self._of_key.setdefault(_as_bytes(each), set()).add(key)
+
+    def _delete(self, redis_keys: Sequence[Any]) -> list[bool]:
+        """See redis-py's ``CacheInterface.delete_by_redis_keys``: a True for each reply that was deleted."""
+        with self.lock:
+            keys: set[CacheKey] = set()
+            for each in redis_keys:
+                keys |= self._of_key.pop(_as_bytes(each), set())
+            return [each for each in self._cache.delete_by_cache_keys(list(keys)) if each]
 
     def emptied_by(self, disconnect: Callable[..., None]) -> Callable[..., None]:
         """Wraps a connection's ``disconnect``."""
@@ -119,3 +149,7 @@ class LocalCache(LockOwner):
 def _is_plain(value: object) -> bool:
     """True for bytes and ASCII text, which every encoding of a client makes the same bytes."""
     return type(value) is bytes or (type(value) is str and value.isascii())
+
+
+def _as_bytes(key: object) -> bytes:
+    return key if type(key) is bytes else str(key).encode(errors="surrogatepass")

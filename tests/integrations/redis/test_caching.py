@@ -17,7 +17,7 @@ from redis.cache import CacheConfig, DefaultCache
 from redis.connection import CacheProxyConnection
 
 from guardrails import BulkheadFullError, CallTimeoutError, CircuitOpenError, deadline, protect
-from guardrails.integrations.redis import _caching
+from guardrails.integrations.redis import _caching, _local_cache
 from guardrails.integrations.redis._socket import BoundedSocket
 from guardrails.testing.cluster import ValkeyCluster
 from guardrails.testing.proxy import FaultProxy
@@ -319,14 +319,14 @@ def test_a_finaliser_that_gives_back_a_connection_does_not_hang(start, other, po
     """A collection of garbage may run wherever an invalidation is handled, and redis-py's finalisers take
     the lock of a pool."""
     client, _ = start(pool=pool)
-    handle = DefaultCache.delete_by_redis_keys
+    handle = DefaultCache.delete_by_cache_keys
     collected = []
 
     def collecting(cache, keys):
         collected.append(gc.collect())
         return handle(cache, keys)
 
-    monkeypatch.setattr(DefaultCache, "delete_by_redis_keys", collecting)
+    monkeypatch.setattr(DefaultCache, "delete_by_cache_keys", collecting)
 
     def forget_and_read():
         node = types.SimpleNamespace(pipeline=client.pipeline())
@@ -664,3 +664,33 @@ def test_a_subscriber_gets_every_message(start, other):
     ]
     assert client.get("k") == b"w"
     assert guard.snapshot().failed == 0
+
+
+def test_invalidations_that_arrive_at_once_take_time_in_proportion(start, other):
+    """redis-py looks at every reply for each of them: here four seconds of work."""
+    client, guard = start(guard={"timeout": 20})
+    keys = [f"key:{number}" for number in range(3000)]
+    other.mset(dict.fromkeys(keys, "old"))
+    for key in keys:
+        client.get(key)
+    with Stopwatch() as alone:
+        for key in keys:
+            other.get(key)
+    other.mset(dict.fromkeys(keys, "new"))
+    with Stopwatch() as handling:
+        poll(lambda: client.get(keys[-1]) == b"new", "the change", 20)
+    assert handling.seconds < 2 * alone.seconds + 0.5
+    assert [client.get(key) for key in keys[:3]] == [b"new"] * 3
+    assert guard.snapshot().failed == 0
+
+
+def test_the_index_of_kept_replies_does_not_outgrow_them(start, other, monkeypatch):
+    monkeypatch.setattr(_local_cache, "_SPARE", 10)
+    client, _ = start(cache_config=CacheConfig(max_size=5))
+    cache = _local_cache.LocalCache.of(client.get_cache())
+    other.mset({f"k{number}": "old" for number in range(100)})
+    for number in range(100):
+        assert client.get(f"k{number}") == b"old"
+        assert len(cache._of_key) <= 2 * 5 + 10 + 1
+    other.set("k99", "new")
+    poll(lambda: client.get("k99") == b"new", "the change")
