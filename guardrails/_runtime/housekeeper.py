@@ -64,7 +64,7 @@ class _Housekeeper:
 def _run_task(task: Task) -> float | None:
     try:
         return task()
-    except Exception:  # logged; the next task must run all the same
+    except Exception:  # noqa: BLE001 - logged; the next task must run all the same
         with suppress(Exception):  # of the application's filter or handler
             _log.exception("a periodic task of a guard raised")
         return None
