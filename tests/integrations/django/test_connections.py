@@ -157,6 +157,31 @@ def test_a_smaller_pool_behind_the_same_guard_is_refused_by_name(postgres, db):
             _ = handler["replica"]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "known"),
+    [
+        ("max_idle_hold", 5, "None"),
+        ("leak_after", None, "60.0"),
+        ("compartments", "none", "'auto'"),
+        ("ask_server", False, "True"),
+    ],
+)
+def test_databases_behind_one_guard_have_the_same_options(postgres, db, option, value, known):
+    """Which of them is used first must make no difference."""
+    first = django_lab.database(postgres, {"guard": db})
+    handler = ConnectionHandler(
+        {
+            "default": first,
+            "equal": django_lab.database(postgres, {"guard": db, "leak_after": 60}),
+            "other": django_lab.database(postgres, {"guard": db, option: value}),
+        }
+    )
+    assert handler["default"]._protection is handler["equal"]._protection
+    words = rf"DATABASES\['other'\]: OPTIONS\['{option}'\] must be {known}, .* guard 'db', got {value!r}"
+    with pytest.raises(ConfigurationError, match=words):
+        _ = handler["other"]
+
+
 def test_a_pool_that_became_smaller_is_refused_when_it_is_opened(postgres, db):
     """Settings may change after the wrapper was made; nothing is asked of the server then."""
     with django_lab.configured("shop", django_lab.database(postgres, {"guard": db})) as connection:

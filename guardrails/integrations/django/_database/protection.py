@@ -14,7 +14,7 @@ from django.utils.connection import ConnectionDoesNotExist
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.pool_wait import NO_WAIT, PoolWait, begin_wait
 from guardrails._dbapi.runner import StatementRunner, as_it_is
-from guardrails._guard.compartments import COMPARTMENTS, set_compartments
+from guardrails._guard.compartments import set_compartments
 from guardrails._guard.guard import Guard, attach, lease_of
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.checkout import Checkout
@@ -26,10 +26,10 @@ from guardrails._runtime.fork import ForkedLock
 from guardrails._util.checks import Faults, shown
 from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.django._database.connections import DjangoConnections
+from guardrails.integrations.django._database.options import Options, read_options
 from guardrails.integrations.django._database.renewal import Renewal
 from guardrails.integrations.django._database.revoking import Revocation
 from guardrails.integrations.django._database.server_question import know_sessions
-from guardrails.integrations.django._names import named
 
 __all__ = ["Possession", "Protection", "guard_of_alias", "protect"]
 
@@ -76,14 +76,12 @@ class Protection(ABC):
 
     Args:
         guard: The guard.
-        leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
-        max_idle_hold: Seconds after which such a connection is taken back; None is never.
-        ask_server: Whether to ask the server for locks when the connections run out, and for the sessions of
-            connections that were taken back.
+        options: What its aliases ask for.
 
     Attributes:
         system: The kind of server: SQLAlchemy's name of its dialect.
         guard: The guard.
+        options: What its aliases ask for.
         registry: The holders of the connections.
         connections: Counts the connections.
         on: Whether the guard is still attached.
@@ -95,17 +93,16 @@ class Protection(ABC):
     system: ClassVar[str]
     upkeep = None
 
-    def __init__(
-        self, guard: Guard, leak_after: float | None, max_idle_hold: float | None, *, ask_server: bool
-    ) -> None:
+    def __init__(self, guard: Guard, options: Options) -> None:
         self.guard = guard
-        self._checkouts = Checkouts(guard, leak_after, is_async=False, system=self.system)
+        self.options = options
+        self._checkouts = Checkouts(guard, options.leak_after, is_async=False, system=self.system)
         self.registry = self._checkouts.registry
         self._figures = self.registry.figures
         self.connections = self.new_connections(self._figures)
         self.on = True
         driver = self.new_driver()
-        know_sessions(self.system, driver, self.registry, asks=ask_server)
+        know_sessions(self.system, driver, self.registry, asks=options.ask_server)
         self.direct = self.new_runner(driver)
         self.registry.failed_cancels = self.direct.failed_cancels
         self.connections.renewal = self.renewal = self.new_renewal()
@@ -113,8 +110,8 @@ class Protection(ABC):
         lease: Any = lease_of(guard)
         self._figures.lease = None if lease is None else lease.snapshot
         self._revocation: Revocation | None = None
-        if max_idle_hold is not None:
-            self._revocation = Revocation(self.registry, max_idle_hold, self.direct, self.leave)
+        if options.max_idle_hold is not None:
+            self._revocation = Revocation(self.registry, options.max_idle_hold, self.direct, self.leave)
 
     # --- what differs between databases -----------------------------------------------------------
 
@@ -241,34 +238,23 @@ def protect(kind: type[Protection], alias: str, settings: dict[str, Any]) -> Pro
     Raises:
         ConfigurationError: The options are wrong.
     """
-    where, options = f"DATABASES[{alias!r}]", settings["OPTIONS"]
-    faults = Faults(where)
-    guard = named(f"{where}: OPTIONS['guard']", options.get("guard"))
-    if not isinstance(guard, Guard):
-        faults.add("OPTIONS['guard']", guard, "a Guard or its dotted name")
-    compartments = options.get("compartments", COMPARTMENTS[0])
-    faults.choice("OPTIONS['compartments']", compartments, COMPARTMENTS)
-    leak_after = options.get("leak_after", 60.0)
-    faults.seconds("OPTIONS['leak_after']", leak_after, none=True)
-    max_idle_hold = options.get("max_idle_hold")
-    faults.seconds("OPTIONS['max_idle_hold']", max_idle_hold, none=True)
-    ask_server = options.get("ask_server", True)
-    faults.flag("OPTIONS['ask_server']", ask_server)
-    faults.raise_if_any()
-    most = kind.size_of(options)
+    where = f"DATABASES[{alias!r}]"
+    guard, options = read_options(where, settings["OPTIONS"])
+    most = kind.size_of(settings["OPTIONS"])
     if lease_of(guard) is not None:
         _refuse_kept_connections(where, settings)
     with _lock:
         protection = _protections.get(guard)
         if type(protection) is kind:
+            options.check_equal(where, guard, protection.options)
             protection.check(alias, most)
             return protection
         if protection is not None or guard.call_settings.attached:
             raise ConfigurationError(f"{where}: guard {guard.name!r} protects something else already")
-        protection = kind(guard, leak_after, max_idle_hold, ask_server=ask_server)
+        protection = kind(guard, options)
         protection.check(alias, most)
         _protections[guard] = protection
-        set_compartments(guard, compartments)
+        set_compartments(guard, options.compartments)
         attach(guard, protection)
     return protection
 

@@ -19,6 +19,7 @@ from django.utils.functional import cached_property
 from guardrails.errors import CallTimeoutError, ConnectionRevokedError, RejectedError
 from guardrails.integrations.django._database.cursors import Steps
 from guardrails.integrations.django._database.errors import ErrorWrapper
+from guardrails.integrations.django._database.options import Options
 from guardrails.integrations.django._database.protection import Possession, Protection, protect
 from guardrails.integrations.django._database.renewal import Renewable
 from guardrails.integrations.django._database.revoking import Revocable
@@ -28,7 +29,7 @@ __all__ = ["LOST", "GuardedWrapper"]
 LOST = (CallTimeoutError, ConnectionRevokedError)
 """The guard's errors that cost a connection."""
 
-_OURS = ("guard", "ask_server", "compartments", "leak_after", "max_idle_hold")
+_OURS = ("guard", *Options._fields)
 """The options that are not the driver's."""
 
 
