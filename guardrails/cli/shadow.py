@@ -108,9 +108,14 @@ def _harmless(seen: Mapping[str, Any], longest: list[dict[str, Any]]) -> dict[st
     highest = int(seen.get("highest") or 0)
     if seen.get("refused") and 0 < highest <= int(seen.get("capacity") or highest):
         found["max_concurrent_calls"] = highest
-    if seen.get("stopped"):
+    if seen.get("stopped") and not _still_runs(longest):
         found["timeout"] = math.ceil(_slowest(seen, longest) * 10 + 1) / 10
     return found
+
+
+def _still_runs(longest: list[dict[str, Any]]) -> bool:
+    """True if one of the longest calls goes on: nobody knows yet which timeout it needs."""
+    return any(call["running"] for call in longest)
 
 
 def _lines(each: dict[str, Any]) -> Iterator[str]:
@@ -144,11 +149,20 @@ def _advice(each: dict[str, Any]) -> Iterator[str]:
         at = _local(each["opened_at"])
         yield f"  a circuit would have opened {times} {at}: from an outage no setting is advised"
         return
+    refusals_remain = each["refused"] and "max_concurrent_calls" not in each["harmless"]
+    stops_remain = each["stopped"] and "timeout" not in each["harmless"]
     if each["harmless"]:
         settings = ", ".join(f"{setting}={value}" for setting, value in each["harmless"].items())
-        yield f"  would have done no harm: {settings}"
-    if each["refused"] and (each["highest"] or 0) > (each["capacity"] or math.inf):
+        effect = (
+            "stopped nothing" if refusals_remain else "refused nothing" if stops_remain else "done no harm"
+        )
+        yield f"  would have {effect}: {settings}"
+    if stops_remain:
+        yield "  no timeout is advised while one of the longest calls runs: ask again when it has ended"
+    if refusals_remain and each["highest"]:
         yield f"  {each['highest']} calls at once, and the pool has {each['capacity']} connections"
+    elif refusals_remain:
+        yield "  the guard's own slots were enough: what refused is in the reasons and routes above"
     if not each["refused"] and not each["stopped"]:
         took = ""
         if each["slowest"] and each["timeout"]:

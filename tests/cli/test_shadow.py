@@ -75,6 +75,33 @@ def test_a_timeout_is_no_advice_while_nothing_would_have_been_stopped():
     assert "timeout=" not in output
 
 
+def stopped_call(*, running=False):
+    return {"took": 2.5, "timeout": 2.0, "running": running, "where": "a.py:1", "route": "GET /a"}
+
+
+def test_a_timeout_alone_is_not_said_to_do_no_harm_while_calls_are_refused():
+    output = said(refused=9, highest=40, capacity=15, stopped=1, longest=[stopped_call()])
+    assert "would have stopped nothing: timeout=2.6\n  40 calls at once, and the pool has 15" in output
+    assert "no harm" not in output
+
+
+def test_no_timeout_is_advised_while_a_long_call_runs():
+    """Also if it is not the longest: it may become that."""
+    slower = stopped_call() | {"took": 3.0}
+    output = said(stopped=2, longest=[slower, stopped_call(running=True)])
+    assert "no timeout is advised while one of the longest calls runs" in output
+    assert "timeout=" not in output
+    output = said(stopped=1, longest=[stopped_call(running=True)], refused=9, highest=12, capacity=15)
+    assert "would have done no harm" not in output
+    assert "would have refused nothing: max_concurrent_calls=12" in output
+
+
+def test_refusals_that_no_number_of_slots_would_have_spared_have_a_line():
+    """As those of a compartment."""
+    output = said(refused=5, routes={"GET /a": {"bulkhead_full": 5}})
+    assert "the guard's own slots were enough: what refused is in the reasons and routes above" in output
+
+
 def test_every_route_is_named_and_those_with_a_closed_circuit_come_first():
     routes = {f"GET /{number}": {"circuit_open": 10 + number} for number in range(4)}
     output = said(refused=99, routes=routes | {"GET /well": {"queue_timeout": 2}})
