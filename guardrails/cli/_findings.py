@@ -18,13 +18,14 @@ def as_text(subject: str, findings: Sequence[Finding], unseen: Sequence[str] = (
         findings: Its faults.
         unseen: The things that could not be checked.
     """
-    lines = [f"{subject}: not seen: {each}" for each in unseen]
+    lines = []
     if not findings:
         lines.append(f"{subject}: nothing found{' in what could be seen' if unseen else ''}.")
     for finding in findings:
         lines.append(f"{subject}: {finding.what}")
         lines += [f"    {detail}" for detail in finding.details]
         lines.append(f"  -> {finding.advice}")
+    lines += [f"{subject}: not seen: {each}" for each in unseen]
     return "\n".join(lines)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import click
@@ -86,12 +87,13 @@ def diagnose(
     if fleet is not None and url.startswith(_CACHES):
         raise click.UsageError("--fleet compares with a database, and this URL is that of a cache")
     store = None if fleet is None else _reconcile.open_store(fleet)
-    pages = _pages([status_address(each) for each in statuses])
+    read = partial(_pages, [status_address(each) for each in statuses])
     if url.startswith(_CACHES):
+        findings = read().findings
         answer = _ask_cache(url, slow, tables=tables)
-        answer.findings.extend(pages.findings)
+        answer.findings.extend(findings)
     else:
-        answer = _ask_database(url, slow, pages, tables=tables, show_sql=show_sql)
+        answer = _ask_database(url, slow, read, tables=tables, show_sql=show_sql)
         if store is not None:
             more = _reconcile.budget_against_server(store, url, fleet=name, **whose)
             answer.findings.extend(each for each in more if each not in answer.findings)
@@ -156,26 +158,34 @@ def _pages(addresses: Sequence[str]) -> _Pages:
     return _Pages(pools, [each for pool in pools for each in pool.findings()] + unread)
 
 
-def _ask_database(url: str, slow: float, pages: _Pages, *, tables: bool, show_sql: bool) -> _Answer:
-    try:
+def _ask_database(
+    url: str, slow: float, read: Callable[[], _Pages], *, tables: bool, show_sql: bool
+) -> _Answer:
+    try:  # before the pages are read: it takes half a second, in which connections come and go
         from guardrails.diagnosis.databases import answer, ask  # noqa: PLC0415 - of an extra
     except ImportError:
         missing("sqlalchemy")
-    try:
-        address, facts = answer(url, lambda at: ask(at, statements=show_sql))
-    except ConfigurationError as error:
-        raise click.UsageError(f"diagnose: {error}") from error
-    except ValueError:
-        raise click.UsageError(_BAD_URL) from None
-    if isinstance(facts, Finding):
-        return _Answer(address.get_backend_name(), [facts, *pages.findings])
-    own = {pid: place for pool in pages.pools for pid, place in pool.places(facts.sessions).items()}
-    return _Answer(
-        facts.product,
-        [*judge(facts, slow, own), *pages.findings],
-        (*facts.unseen, *unjoined(pages.pools, len(own))),
-        tables_of(facts, slow, database=address.database, show_sql=show_sql) if tables else (),
-    )
+    for _ in range(2):  # again if a connection was replaced between the two readings
+        pages = read()
+        try:
+            address, facts = answer(url, lambda at: ask(at, statements=show_sql))
+        except ConfigurationError as error:
+            raise click.UsageError(f"diagnose: {error}") from error
+        except ValueError:
+            raise click.UsageError(_BAD_URL) from None
+        if isinstance(facts, Finding):
+            return _Answer(address.get_backend_name(), [facts, *pages.findings])
+        own = {pid: place for pool in pages.pools for pid, place in pool.places(facts.sessions).items()}
+        lost = tuple(unjoined(pages.pools, len(own), hidden=bool(facts.unseen)))
+        found = _Answer(
+            facts.product,
+            [*judge(facts, slow, own), *pages.findings],
+            (*facts.unseen, *lost),
+            tables_of(facts, slow, database=address.database, show_sql=show_sql) if tables else (),
+        )
+        if not lost:
+            break
+    return found
 
 
 def _ask_cache(url: str, slow: float, *, tables: bool) -> _Answer:

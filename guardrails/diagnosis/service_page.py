@@ -73,18 +73,22 @@ def pools_of(page: Mapping[str, Any]) -> list[Pool]:
     return [Pool(process, guard) for guard in page["guards"] if "holders" in guard]
 
 
-def unjoined(pools: Iterable[Pool], joined: int) -> Iterator[str]:
+def unjoined(pools: Iterable[Pool], joined: int, *, hidden: bool) -> Iterator[str]:
     """Yields a line if connections of the pools are not among the sessions of the server.
 
     Args:
         pools: The pools.
         joined: Number of connections that are.
+        hidden: True if sessions of others are hidden from the user.
     """
     known = sum(holder.pid is not None for pool in pools for holder in pool.holders)
     if known > joined:
+        reasons = ["ended meanwhile", "on another server"]
+        reasons += [] if joined else ["behind a pooler or proxy"]
+        reasons += ["hidden from this user (PostgreSQL: pg_monitor)"] if hidden else []
         yield (
-            f"which sessions {known - joined} of {known} connections of the service have: gone, behind "
-            "a pooler or proxy, on another server, or hidden from this user (PostgreSQL: pg_monitor)"
+            f"which sessions {known - joined} of {known} connections of the service have: "
+            f"{', '.join(reasons[:-1])} or {reasons[-1]}"
         )
 
 

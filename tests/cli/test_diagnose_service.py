@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+import urllib.request
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import psycopg
@@ -153,7 +154,48 @@ def test_nothing_is_joined_behind_a_pooler(postgres, table):
             findings, answer = found(postgres.url(), "--status", page)
             end()
     assert "test_diagnose_service" not in str(findings["locks"])
-    assert answer["unseen"][0].startswith("which sessions 2 of 2 connections of the service have: ")
+    (unseen,) = answer["unseen"]
+    assert unseen == (
+        "which sessions 2 of 2 connections of the service have: ended meanwhile, on another server or "
+        "behind a pooler or proxy"
+    )
+
+
+class OfAnotherMoment:
+    """Status pages of which the first ``stale`` have a connection that is gone."""
+
+    def __init__(self, page, stale):
+        self.page = page
+        self.stale = stale
+        self.asked = 0
+
+    def __call__(self, environ, start_response):
+        with urllib.request.urlopen(f"{self.page}/status.json") as answer:
+            page = json.load(answer)
+        self.asked += 1
+        if self.asked <= self.stale:
+            page["guards"][0]["holders"][0]["pid"] = 2**22 + 1
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(page).encode()]
+
+
+@pytest.mark.parametrize("stale", [0, 1, 9])
+def test_the_pages_are_read_again_if_a_connection_is_gone(postgres, table, stale):
+    """A statement may have been stopped between the two readings; then its connection was replaced."""
+    with service(postgres.url("psycopg")) as (engine, page), locked(postgres) as (_, end), waiting(engine):
+        poll(lambda: "locks: 2," in str(found(postgres.url())[0].get("locks")), "both wait")
+        pages = OfAnotherMoment(page, stale)
+        with served(pages) as address:
+            _, output = run(postgres.url(), "--status", address)
+        end()
+    assert pages.asked == min(2, 1 + stale)
+    last = (
+        "PostgreSQL: not seen: which sessions 1 of 2 connections of the service have: "
+        "ended meanwhile or on another server"
+    )
+    assert output.splitlines()[0].startswith("PostgreSQL: sessions waiting for locks: 2")
+    assert ("not seen" in output) == (stale == 9)
+    assert stale < 9 or output.splitlines()[-1] == last
 
 
 def test_mariadb_is_joined_too(mariadb):
