@@ -160,7 +160,7 @@ def test_nothing_found_names_the_facts_that_could_not_be_seen(postgres):
         finally:
             connection.execute("drop role plain")
     assert code == 0
-    unseen, nothing = output.splitlines()
+    nothing, unseen = output.splitlines()
     assert re.fullmatch(
         r"PostgreSQL: not seen: what \d+ of \d+ sessions do: that takes .* pg_monitor", unseen
     )
