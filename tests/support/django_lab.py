@@ -15,7 +15,7 @@ from django.db.utils import ConnectionHandler
 from psycopg.conninfo import conninfo_to_dict
 
 if not settings.configured:
-    settings.configure(ALLOWED_HOSTS=["*"], USE_TZ=True)
+    settings.configure(ALLOWED_HOSTS=["*"], USE_TZ=True, SECRET_KEY="not a secret")
     django.setup(set_prefix=False)
 
 ENGINE = "guardrails.integrations.django.postgresql"

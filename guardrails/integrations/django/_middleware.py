@@ -42,9 +42,9 @@ class GuardrailsMiddleware(WithPolicy):
 
     ``GUARDRAILS`` holds the settings of `guardrails.integrations.asgi.GuardrailsMiddleware`, except
     ``server_timing``. A guard may also be its dotted name. Put the middleware first. It works under WSGI and
-    ASGI servers. A refusal in a view is neither logged as an unhandled exception nor mailed to the
-    administrators. The guards that a view needs, marked with `requires` or learnt from its requests, are
-    checked before the view is called.
+    ASGI servers. Its answers are neither logged to ``django.request`` nor mailed to the administrators. The
+    guards that a view needs, marked with `requires` or learnt from its requests, are checked before the view
+    is called.
 
     Raises:
         ConfigurationError: One or more settings are wrong; all are named at once.
@@ -215,7 +215,10 @@ def _template_of(request: HttpRequest) -> str | None:
 
 def _response(problem: Problem, request: HttpRequest) -> HttpResponse:
     status, headers, body = answer_of(problem, request.META)
-    return HttpResponse(b"" if request.method == "HEAD" else body, status=status, headers=dict(headers))
+    response = HttpResponse(b"" if request.method == "HEAD" else body, status=status, headers=dict(headers))
+    # Else Django's log_response makes an ERROR of each answer, which is mailed to the administrators.
+    response._has_been_logged = True  # noqa: SLF001 - what log_response reads; there is no public name
+    return response
 
 
 # --- settings --------------------------------------------------------------------------------------

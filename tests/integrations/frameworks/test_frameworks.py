@@ -10,6 +10,7 @@ import weakref
 import flask
 import litestar
 import pytest
+from django.core import mail
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
@@ -326,6 +327,36 @@ def test_django_answers_without_logging_an_error(project, view, caplog):
     db.reset()
     answer = site.get(view)
     assert (answer.status, answer.body) == (200, b"4")
+
+
+@pytest.fixture
+def mails():
+    """What Django mails to the administrators."""
+    admins = [("Operations", "operations@shop.example")]
+    backend = "django.core.mail.backends.locmem.EmailBackend"
+    with override_settings(ADMINS=admins, EMAIL_BACKEND=backend):
+        mail.outbox = []
+        yield mail.outbox
+        del mail.outbox
+
+
+@pytest.mark.parametrize("view", ["/orders", "/orders-async"])
+def test_django_mails_no_refusal_to_the_administrators(mails, project, view, caplog):
+    """Nor are refusals and timeouts errors in its log, wherever they are answered."""
+    db = refusing()
+    site = project(guards=[db], requires={"/health": [db]})
+    PLACE["work"] = lambda: db.run(len, "four")
+    assert site.get(view).status == 503
+    PLACE["work"] = raise_timeout
+    assert site.get(view).status == 504
+    assert site.get("/health").status == 503
+    assert ([record for record in caplog.records if record.name == "django.request"], mails) == ([], [])
+    logging.getLogger("django.request").error("an error is mailed")
+    assert len(mails) == 1
+
+
+def raise_timeout():
+    raise CallTimeoutError("db", 1.0)
 
 
 def test_django_head_and_html(project):
