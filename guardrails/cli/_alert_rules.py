@@ -43,6 +43,9 @@ _LONG = "10m"
 _SICK = 'state=~"open|half_open"'
 _BY_HAND = 'state=~"forced_open|disabled|metrics_only"'
 
+_SICK_SHARE = 0.2
+"""The share of the window for which a circuit may be open: a minute of five."""
+
 _HELD_SECONDS = 60
 """Seconds for which a connection may be out. A statement ends at its timeout, long before."""
 
@@ -60,16 +63,24 @@ def _either(make: Callable[[str], str]) -> str:
     return f"{make('guardrails')} or {make('guardrails.compartment')}"
 
 
+def _labels(prefix: str) -> str:
+    return _BY if prefix == "guardrails" else f"{_BY}, compartment"
+
+
 def _in_state(state: str) -> str:
     def count(prefix: str) -> str:
-        by = _BY if prefix == "guardrails" else f"{_BY}, compartment"
-        return f"{_sum(selected(f'{prefix}.breaker_state', state), by)} > 0"
+        return f"{_sum(selected(f'{prefix}.breaker_state', state), _labels(prefix))} > 0"
 
     return _either(count)
 
 
-def _over_time(prefix: str) -> str:
-    return f"max_over_time({selected(f'{prefix}.breaker_state', _SICK)}[{_WINDOW}])"
+def _often_sick(prefix: str) -> str:
+    """Returns the circuits that were open for a share of the last minutes, each in one process.
+
+    A circuit that closes between two probes of a sick dependency is not open at every scrape.
+    """
+    share = f"avg_over_time({selected(f'{prefix}.breaker_state', _SICK)}[{_WINDOW}])"
+    return f"max by ({_labels(prefix)}) (sum without (state) ({share})) > {_SICK_SHARE:g}"
 
 
 def _refused(prefix: str) -> str:
@@ -80,7 +91,8 @@ def _would_refuse(prefix: str) -> str:
     return rate(f"{prefix}.would_reject", window=_WINDOW)
 
 
-_was_sick = f"max by ({_BY}) ({_either(_over_time)}) > 0"
+# What is excluded has an alert: the share is passed for longer than that alert waits.
+_was_sick = f"max by ({_BY}) ({_either(_often_sick)})"
 _held = f"max by ({_BY}) ({selected('guardrails.oldest_call')}) > {_HELD_SECONDS}"
 
 _full = _sum(_either(_refused))
@@ -100,7 +112,7 @@ _taken = _pool_rate("guardrails.pool_checkouts")
 ALERTS = (
     Alert(
         "GuardrailsCircuitOpen",
-        _in_state(_SICK),
+        f"{_in_state(_SICK)}\nor {_either(_often_sick)}",
         "1m",
         "critical",
         "The circuit of {{ $labels.guard }} {{ $labels.compartment }} is open",

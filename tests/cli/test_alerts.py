@@ -226,23 +226,48 @@ def scraped(guard, step):
     return [{"series": key, "values": " ".join(values)} for key, values in series.items()]
 
 
-def fires(tmp_path, series, expected):
-    """Asserts that exactly these rules fire at the end, as promtool says."""
+def fires(tmp_path, series, expected, interval="1m", last=SCRAPES - 1):
+    """Asserts that exactly these rules fire at the last scrape, as promtool says."""
     (tmp_path / "rules.yml").write_text(printed())
-    at = f"{SCRAPES - 1}m"
     samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(expected)]
     firing = {
         "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
-        "eval_time": at,
+        "eval_time": f"{last * int(interval[:-1])}{interval[-1]}",
         "exp_samples": samples,
     }
-    case = {"interval": "1m", "input_series": series, "promql_expr_test": [firing]}
-    test = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [case]}
+    case = {"interval": interval, "input_series": series, "promql_expr_test": [firing]}
+    test = {"rule_files": ["rules.yml"], "evaluation_interval": interval, "tests": [case]}
     (tmp_path / "test.yml").write_text(json.dumps(test))
     done = subprocess.run(
         ["promtool", "test", "rules", "test.yml"], cwd=tmp_path, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def circuit(states, refused, level="", more=""):
+    """The series of a guard, or of its compartment, that is scraped every 15 s: all of what its rules read.
+
+    Args:
+        states: A letter for each scrape: ``c``, ``o`` or ``h`` for closed, open or half-open.
+        refused: Refusals of a full queue between two scrapes, beside 100 calls of which ten fail.
+        level: ``"compartment_"`` for a compartment.
+        more: Its labels.
+    """
+    labels, last = f'job="shop", instance="a", guard="db"{more}', len(states) - 1
+    shown = {
+        f'guardrails_{level}breaker_state{{{labels}, state="{name}"}}': " ".join(
+            str(int(state == name[0])) for state in states
+        )
+        for name in ("closed", "open", "half_open")
+    }
+    rising = {
+        f"guardrails_admissions_total{{{labels}}}": 100,
+        f'guardrails_calls_total{{{labels}, outcome="success"}}': 90,
+        f'guardrails_calls_total{{{labels}, outcome="failure"}}': 10,
+        f'guardrails_{level}rejections_total{{{labels}, reason="queue_timeout"}}': refused,
+    }
+    shown |= {key: f"0+{step}x{last}" for key, step in rising.items()}
+    return [{"series": key, "values": values} for key, values in shown.items()]
 
 
 @promtool
@@ -261,6 +286,23 @@ def test_no_alert_fires_on_a_healthy_service(postgres, tmp_path):
     with healthy(postgres) as (guard, step):
         series = scraped(guard, step)
     fires(tmp_path, series, set())
+
+
+@promtool
+@pytest.mark.parametrize("level", ["", "compartment_"])
+@pytest.mark.parametrize("pattern", ["ccoo", "co", "ch", "ccch"])
+def test_a_circuit_that_flaps_has_an_alert(tmp_path, level, pattern):
+    """It closes between two probes of a sick dependency; that alert excludes the others, and fires itself."""
+    states = (pattern * 61)[:61]
+    series = circuit(states, 75, level, ', compartment="orders"' if level else "")
+    fires(tmp_path, series, {"GuardrailsCircuitOpen"}, "15s", 60)
+
+
+@promtool
+def test_a_circuit_that_was_open_for_a_moment_has_no_alert_and_excludes_none(tmp_path):
+    """One scrape in five minutes: the queue and the failures are another fault."""
+    states = ("o" + "c" * 19) * 3 + "c"
+    fires(tmp_path, circuit(states, 75), {"GuardrailsOverloaded", "GuardrailsFailing"}, "15s", 60)
 
 
 def test_every_alert_has_a_fault_and_a_runbook():
