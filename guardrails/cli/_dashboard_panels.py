@@ -39,6 +39,13 @@ def _guard_rate(name: str, by: str = "guard") -> str:
     return _sum(rate(name, *_GUARD, window=_WINDOW), by)
 
 
+def _refused(name: str) -> str:
+    """Returns the refusals per second of a guard and its compartments: each is counted where it happened."""
+    guard, compartment = f"guardrails.{name}", f"guardrails.compartment.{name}"
+    either = " or ".join(rate(each, *_GUARD, window=_WINDOW) for each in (guard, compartment))
+    return _sum(either, "guard, reason")
+
+
 def _guard_sum(name: str, by: str = "guard", *more: str) -> str:
     return _sum(selected(name, *_GUARD, *more), by)
 
@@ -80,10 +87,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Refused",
             "ops",
             (
-                (_guard_rate("guardrails.rejections", "guard, reason") + " > 0", "{{guard}} {{reason}}"),
+                (_refused("rejections") + " > 0", "{{guard}} {{reason}}"),
                 (_guard_rate("guardrails.admissions"), "{{guard}} let in"),
             ),
-            "Refused calls by reason, beside those that were let in.",
+            "Calls refused by a guard or its compartments, by reason, beside those that were let in.",
         ),
         Panel(
             "Circuits that are not closed",
@@ -171,13 +178,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Would be refused",
             "ops",
             (
-                (_guard_rate("guardrails.would_reject", "guard, reason"), "{{guard}} {{reason}}"),
+                (_refused("would_reject"), "{{guard}} {{reason}}"),
                 (
-                    _guard_rate("guardrails.compartment.would_reject", "guard, compartment, reason"),
+                    _guard_rate("guardrails.compartment.would_reject", "guard, compartment, reason") + " > 0",
                     "{{guard}} {{compartment}} {{reason}}",
                 ),
             ),
-            "Calls let in in shadow that enforcing would have refused.",
+            "Calls let in in shadow that enforcing would have refused, with those of each compartment.",
         ),
         Panel(
             "Would be stopped",

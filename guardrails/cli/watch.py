@@ -140,7 +140,7 @@ def _read(address: str) -> tuple[Mapping[str, Any], Sequence[_Row], str | None]:
 def _rows(above: str, guards: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
     for guard in guards:
         path, oldest = f"{above}{guard['name']}", guard["oldest_in_flight"]
-        refused = sum(guard["rejected"].values()) + guard.get("rejected_by_parent", 0)
+        refused = _refused(guard) + guard.get("rejected_by_parent", 0)
         totals = {"in": guard["admitted"], "refused": refused}
         totals |= {"failed": guard["failed"], "slow": guard["slow"]}
         yield _Row(
@@ -152,6 +152,11 @@ def _rows(above: str, guards: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
             totals={name: int(total) for name, total in totals.items()},
         )
         yield from _rows(path + "/", guard["compartments"])
+
+
+def _refused(guard: Mapping[str, Any]) -> int:
+    """The refusals of a guard and of the compartments in it: each is counted where it happened."""
+    return sum(guard["rejected"].values()) + sum(map(_refused, guard["compartments"]))
 
 
 def _busy(guard: Mapping[str, Any]) -> str:

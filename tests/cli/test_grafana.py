@@ -78,6 +78,15 @@ def test_every_metric_of_guards_and_pools_is_on_the_dashboard():
     assert missing == []
 
 
+def test_all_refusals_of_a_guard_count_those_of_its_compartments():
+    """A refusal is counted where it happened, so a sum by guard and reason needs both metrics."""
+    asked = [each for _, each in queries(printed()) if each.startswith("sum by (guard, reason)")]
+    assert len(asked) == 2
+    for name in ("rejections", "would_reject"):
+        (query,) = (each for each in asked if f"guardrails_{name}_total" in each)
+        assert f" or rate(guardrails_compartment_{name}_total" in query
+
+
 def test_queries_are_promql():
     """By a parser that needs no program."""
     promql_parser = pytest.importorskip("promql_parser")

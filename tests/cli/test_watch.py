@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import io
 import json
 import socket
@@ -70,6 +71,20 @@ def test_a_refusal_of_the_guard_stands_in_the_row_of_the_compartment_that_was_ca
     (inner,) = row["compartments"]
     assert (inner["rejected"], inner["rejected_by_parent"]) == ({}, 3)
     assert [each.totals["refused"] for each in _rows("", page["guards"])] == [3, 3]
+
+
+def test_a_refusal_of_a_compartment_stands_in_the_row_of_its_guard_too():
+    """As its calls do; the row of another compartment has none."""
+    guard = Guard("orders", max_concurrent_calls=5, max_wait_duration=0)
+    part = guard.compartment("reports", max_concurrent_calls=1)
+    guard.compartment("other")
+    with part.call():
+        for _ in range(3):
+            with pytest.raises(RejectedError):
+                contextvars.Context().run(part.run, int)
+    with served(guard) as address:
+        _, (page,) = pages(address, "--times", "1")
+    assert [each.totals["refused"] for each in _rows("", page["guards"])] == [3, 3, 0]
 
 
 def test_usable_slots_during_a_ramp():
