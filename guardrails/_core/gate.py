@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from guardrails._core.adaptive import AdaptiveLimit
 from guardrails._core.breaker import Breaker, CallEnd, Transition
@@ -631,8 +631,8 @@ class Gate(Outside):
     def _decide_woken(self, now: float, waiter: Waiter, late: Reason) -> bool | Refusal:
         if waiter.epoch != self.bulkhead.epoch:  # its place or slot was dropped: treat it as a new call
             waiter.verdict = "settled"
-            found = self._find_slot(now, None, waiter.rank)
-            return cast("bool | Refusal", found)  # never None without a waiter
+            # Never None without a waiter.
+            return self._find_slot(now, None, waiter.rank)  # type: ignore[return-value]
         allowed = self.breaker.allow_call(now)
         self._collect_transitions()
         ranks = self.bulkhead.ranks

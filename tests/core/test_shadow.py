@@ -66,6 +66,11 @@ def test_a_call_has_a_ticket_with_a_free_slot_and_a_number_below_all_others_with
     assert gate.breaker.succeeded == 1, "only the call with a slot is evidence"
 
 
+def test_a_new_gate_enforces():
+    gate = Gate(Breaker(None, lambda: 0.5), Bulkhead(1, 0))
+    assert (gate.mode, gate.enforces) == ("enforce", True)
+
+
 def test_a_gate_that_enforces_lets_nobody_in():
     gate = new_gate(mode="enforce")
     held = [0]
