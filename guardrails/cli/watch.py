@@ -156,7 +156,8 @@ def _rows(above: str, guards: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
 
 def _refused(guard: Mapping[str, Any]) -> int:
     """The refusals of a guard and of the compartments in it: each is counted where it happened."""
-    return sum(guard["rejected"].values()) + sum(map(_refused, guard["compartments"]))
+    own: int = sum(guard["rejected"].values())
+    return own + sum(map(_refused, guard["compartments"]))
 
 
 def _busy(guard: Mapping[str, Any]) -> str:

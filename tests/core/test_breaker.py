@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from guardrails import BreakerPolicy
 from guardrails._core.breaker import Breaker, _ratio
 from guardrails._core.outcome import Outcome
+from guardrails._core.ramp import Ramp
 from guardrails._core.window import CountWindow
 from guardrails._core.workloads import reaches as _reaches
 
@@ -1172,3 +1173,17 @@ def test_a_tick_at_the_end_of_a_slice_forgets_the_oldest_one():
     assert breaker.window.failures == 1
     breaker.tick(10)
     assert breaker.window.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("slots", "first", "hanging", "state"), [(9, 2, 2, "open"), (2, 9, 2, "open"), (9, 3, 2, "closed")]
+)
+def test_a_stall_during_a_ramp_needs_its_first_slots_only(slots, first, hanging, state):
+    """The others become usable one after the other, so that few of their calls are overdue in time."""
+    breaker = stalling(slots=slots)
+    breaker.ramp = Ramp(0, 100, first)
+    for _ in range(hanging):
+        breaker.begin(0)
+    breaker.tick(1.5)
+    breaker.tick(2)
+    assert breaker.state == state

@@ -1113,13 +1113,18 @@ def test_the_fast_paths_open_again_when_the_move_has_ended_that_is_not_a_signal_
 def test_the_fast_paths_are_closed_while_the_guard_is_off_and_while_calls_run_outside(gate):
     """Such a call ends in another way."""
     gate.fast = True
-    gate.set_mode(0, "off")
+    gate.refresh(1)
+    assert fast_paths(gate) != CLOSED_PATHS
+    gate.set_mode(1, "off")
+    gate.refresh(1)
     assert fast_paths(gate) == CLOSED_PATHS
-    number = gate.let_in(0, [0])
+    number = gate.let_in(1, [0])
     for mode in ("shadow", "enforce"):
-        gate.set_mode(0, mode)
+        gate.set_mode(1, mode)
+        gate.refresh(1)
         assert fast_paths(gate) == CLOSED_PATHS
-    gate.leave(0, number, S)
+    gate.leave(1, number, S)
+    gate.refresh(1)
     assert fast_paths(gate) != CLOSED_PATHS
 
 

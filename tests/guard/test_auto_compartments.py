@@ -400,7 +400,7 @@ def test_a_limit_is_computed_under_the_lock_if_a_call_ends_meanwhile(pooled, mon
 
 
 def test_slots_that_others_have_are_no_evidence_against_a_compartment(pooled):
-    """Where the pool is full, a few long calls hold all that is left for their compartment. That is no stall."""
+    """In a full pool a few long calls hold all that is left for their compartment. That is no stall."""
     db = pooled()
     for key in ("shop", "admin", "items"):
         give_back(check_out(db, key))
