@@ -74,7 +74,7 @@ class GuardrailsMiddleware(WithPolicy):
             in the application until its first byte (``app``).
         cancel_on_disconnect: Whether a request's statements, commands and guarded calls are stopped when its
             client closes the connection before the answer is complete: True for requests of safe methods
-            (GET, HEAD, OPTIONS, TRACE), ``"all"`` for all requests. A COMMIT is never stopped.
+            (GET, HEAD, OPTIONS, TRACE), ``"all"`` for all requests. A ``commit()`` is never stopped.
         criticality: For a path or a template, the class of its requests: ``"CRITICAL_PLUS"``,
             ``"CRITICAL"`` (the class of all others), ``"SHEDDABLE_PLUS"`` or ``"SHEDDABLE"``.
         criticality_header: The name of a request header that gives the class and outranks the path. Use it

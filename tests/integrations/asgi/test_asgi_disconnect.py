@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import logging
 import weakref
@@ -454,6 +455,32 @@ def test_background_work_behind_a_500_that_is_held_back_is_done(db):
 
     connection = asyncio.run(main())
     assert (done, connection.status, connection.middleware.disconnects) == ([True], [500], 0)
+
+
+def test_clean_up_in_a_context_of_its_own_is_done(db):
+    """As the guide says: in the request it is refused, and outside it belongs to none."""
+    done = []
+
+    async def clean(how):
+        await db.run_async(asyncio.sleep, 0)
+        done.append(how)
+
+    async def app(_scope, _receive, _send):
+        try:
+            await db.run_async(asyncio.sleep, 60)
+        finally:
+            with pytest.raises(ClientGoneError):
+                await clean("inside")
+            await asyncio.create_task(clean("task"), context=contextvars.Context())
+            await asyncio.to_thread(contextvars.Context().run, db.run, done.append, "thread")
+
+    async def main():
+        async with served(app, guards=[db]) as connection:
+            connection.leave()
+        return connection
+
+    assert asyncio.run(main()).status == [499]
+    assert done == ["task", "thread"]
 
 
 def test_a_task_that_outlives_its_request_is_not_stopped(db):
