@@ -155,6 +155,8 @@ class _ClientAttachment:
         self._client = client
         self._guard = guard
         self._admission = ClientAdmission(guard, pool, life, leak_after)
+        if self._admission.cache is not None:
+            self._admission.cache.claim(pool)
         self.upkeep = self._admission.upkeep
         self.most = capacity(pool)
 
@@ -184,3 +186,4 @@ class _ClientAttachment:
         self._admission.detach()
         if self._admission.cache is not None:
             self._client.__class__ = type(self._client).__bases__[0]
+            self._admission.cache.release()

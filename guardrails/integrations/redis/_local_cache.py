@@ -18,6 +18,7 @@ from redis.observability.attributes import CSCResult
 from redis.observability.recorder import record_csc_network_saved, record_csc_request
 
 from guardrails._runtime.fork import LockOwner, renew_after_fork
+from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._blocking import block_time
 
 __all__ = ["MISSING", "LocalCache"]
@@ -26,6 +27,18 @@ MISSING: Any = object()
 """Stands for a reply that is not kept."""
 
 _ATTRIBUTE = "_guardrails_local_cache"
+
+_PLACE = {
+    "host": "localhost",
+    "port": 6379,
+    "path": None,
+    "db": 0,
+    "username": None,
+    "decode_responses": False,
+    "encoding": "utf-8",
+    "encoding_errors": "strict",
+}
+"""Options on which replies depend, with redis-py's defaults."""
 
 _SPARE = 1000
 """Keys without a reply that the index may hold besides as many as have one."""
@@ -46,6 +59,8 @@ class LocalCache(LockOwner):
         self._cache = cache
         self.lock = threading.RLock()
         self.flushes = 0
+        self._place: dict[str, object] = {}
+        self._users = 0
         self._of_key: dict[bytes, set[CacheKey]] = {}
         # For all clients that use the cache, unguarded ones included.
         self._set, cache.set, cache.delete_by_redis_keys = cache.set, self._set_indexed, self._delete
@@ -59,6 +74,30 @@ class LocalCache(LockOwner):
             known = cls(cache)
             setattr(cache, _ATTRIBUTE, known)
         return known
+
+    def claim(self, pool: Any) -> None:
+        """Notes that a pool's client uses it; `release` is the end of that.
+
+        Raises:
+            ConfigurationError: Another one uses it whose replies to the same commands may differ.
+        """
+        given = pool.connection_kwargs
+        place = {name: given.get(name) or usual for name, usual in _PLACE.items()}
+        place |= {name: getattr(pool, name, None) for name in ("service_name", "is_master")}  # Sentinel's
+        with self.lock:
+            differ = [name for name in place if self._users and self._place[name] != place[name]]
+            if differ:
+                raise ConfigurationError(
+                    f"protect: cache is used by a guarded client with another {', '.join(differ)}, "
+                    "whose replies this client would get; give each its own: cache_config=CacheConfig()"
+                )
+            self._place = place
+            self._users += 1
+
+    def release(self) -> None:
+        """See `claim`."""
+        with self.lock:
+            self._users -= 1
 
     def key(self, args: Sequence[Any], options: Mapping[str, Any]) -> CacheKey | None:
         """The name of the reply to a command with redis-py's options in the cache; None if it is not kept."""

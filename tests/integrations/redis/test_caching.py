@@ -13,10 +13,17 @@ import types
 import pytest
 import redis
 import redis.sentinel
-from redis.cache import CacheConfig, DefaultCache
+from redis.cache import CacheConfig, CacheFactory, DefaultCache
 from redis.connection import CacheProxyConnection
 
-from guardrails import BulkheadFullError, CallTimeoutError, CircuitOpenError, deadline, protect
+from guardrails import (
+    BulkheadFullError,
+    CallTimeoutError,
+    CircuitOpenError,
+    ConfigurationError,
+    deadline,
+    protect,
+)
 from guardrails.integrations.redis import _caching, _local_cache
 from guardrails.integrations.redis._socket import BoundedSocket
 from guardrails.testing.cluster import ValkeyCluster
@@ -694,3 +701,25 @@ def test_the_index_of_kept_replies_does_not_outgrow_them(start, other, monkeypat
         assert len(cache._of_key) <= 2 * 5 + 10 + 1
     other.set("k99", "new")
     poll(lambda: client.get("k99") == b"new", "the change")
+
+
+@pytest.mark.parametrize("differs", [{"db": 1}, {"decode_responses": True}], ids=str)
+def test_clients_whose_replies_differ_cannot_share_a_cache(start, valkey, differs):
+    cache = CacheFactory(CacheConfig()).get_cache()
+    _, guard = start(cache_config=None, cache=cache)
+    start(cache_config=None, cache=cache)[1].detach()
+    client = redis.Redis(port=valkey.port, protocol=3, cache=cache, **differs)
+    with pytest.raises(ConfigurationError, match=f"cache is used .* another {next(iter(differs))},"):
+        protect(client)
+    guard.detach()
+    protect(client).detach()
+    client.close()
+
+
+def test_clients_of_one_database_share_a_cache(start, other):
+    cache = CacheFactory(CacheConfig()).get_cache()
+    (one, _), (two, guard) = (start(cache_config=None, cache=cache) for _ in range(2))
+    other.set("k", "old")
+    assert (one.get("k"), two.get("k"), admitted(guard)) == (b"old", b"old", 0)
+    other.set("k", "new")
+    poll(lambda: two.get("k") == b"new", "the change")
