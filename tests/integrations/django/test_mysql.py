@@ -507,6 +507,16 @@ def test_an_idle_transaction_is_rolled_back_and_its_commit_raises(mariadb, db, s
         end_of_request()
 
 
+def test_a_refused_commit_by_hand_is_rolled_back(kept):
+    kept.connection.set_autocommit(False)
+    with pytest.raises(DeadlineSpentError), deadline(0.2):
+        kept.ask("insert into item values (1, 0)")
+        time.sleep(0.25)
+        kept.connection.set_autocommit(True)
+    kept.connection.set_autocommit(True)
+    assert kept.items() == []
+
+
 # --- cursors -----------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from django.db.backends.mysql import base
 
 from guardrails._dbapi.drivers import Driver, find_driver, unsupported
+from guardrails.errors import RejectedError
 from guardrails.integrations.django._database.protection import Protection
 from guardrails.integrations.django._database.wrapper import LOST, GuardedWrapper
 from guardrails.integrations.django.mysql._cursors import MySQLSteps, guarded
@@ -142,7 +143,11 @@ class DatabaseWrapper(GuardedWrapper, base.DatabaseWrapper, MySQLSteps):  # type
                 self._neutrally(change, ending=True)
             self.run_on_commit = hooks
         else:
-            change(commit=True)  # MySQL commits what is open
+            try:
+                change(commit=True)  # MySQL commits what is open
+            except RejectedError:
+                self._rollback()  # else the next change would commit it
+                raise
 
 
 def _connect(**params: Any) -> Any:
