@@ -47,7 +47,7 @@ def load(where: str, *, factory: bool) -> object:
         try:
             app: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the service's modules may raise anything
-            raise ServiceError(f"cannot be imported: {_place(error, where)}") from None
+            raise ServiceError(f"cannot be imported: {_place(error, where)}{_hint(error, module)}") from None
         if not factory:
             return app
         try:
@@ -124,6 +124,14 @@ class _Lifespan:
             if task.done()
             else f"its lifespan takes more than {LIFESPAN_TIMEOUT:g} s"
         )
+
+
+def _hint(error: BaseException, module: str) -> str:
+    """Advice for a module of the service's own that is not found."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is None or not f"{module}.".startswith(f"{missing}."):
+        return ""
+    return f": there is no {missing} here; run it in the folder in which the service is started"
 
 
 def _place(error: BaseException, where: str = "") -> str:
