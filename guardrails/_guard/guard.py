@@ -38,6 +38,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.events import Listener
 
 __all__ = [
+    "LONG_TIMEOUT",
     "Guard",
     "attach",
     "attachment_of",
@@ -54,8 +55,8 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LONG_TIMEOUT = 500.0
-"""Seconds from which a pool's timeout is more likely meant in milliseconds."""
+LONG_TIMEOUT = 500.0
+"""Seconds from which a timeout of a pool or request is more likely meant in milliseconds."""
 
 _SUCCESS = Outcome.SUCCESS  # an enum's members are slow to reach in Python 3.11
 
@@ -627,5 +628,5 @@ def _log_protection(guard: Guard) -> None:
         )
     limit = "no timeout" if timeout is None else f"timeout {timeout:g} s"
     log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit)
-    if timeout is not None and timeout >= _LONG_TIMEOUT:
+    if timeout is not None and timeout >= LONG_TIMEOUT:
         log.warning("guard %r: its timeout is %g seconds; are these milliseconds?", guard.name, timeout)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from guardrails._core.gate import Refusal
 from guardrails._core.shadow import UNCOUNTED, Mode
 from guardrails._guard.compartments import with_compartments
-from guardrails._guard.guard import Guard, glance
+from guardrails._guard.guard import LONG_TIMEOUT, Guard, glance
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.mode import resolve
 from guardrails._guard.workload_names import guard_name_of
@@ -22,6 +22,7 @@ from guardrails._http.paths import PathTable
 from guardrails._http.retry_estimator import RetryEstimator
 from guardrails._http.route_stats import NeededGuard, RouteStats
 from guardrails._http.settings import HTTPSettings
+from guardrails._runtime.guard_log import log
 from guardrails._runtime.scope import RequestScope
 from guardrails.errors import CallAbandonedError, CallTimeoutError, ClientGoneError, RejectedError
 
@@ -56,7 +57,9 @@ class RequestPolicy:
         self.mounts = Mounts()
         self._guards = settings.guards
         self._headers = {name.encode(): DEADLINE_HEADERS[name] for name in settings.deadline_headers}
-        self._request_timeout = settings.request_timeout
+        self._request_timeout = seconds = settings.request_timeout
+        if seconds is not None and seconds >= LONG_TIMEOUT:
+            log.warning("middleware: its request_timeout is %g seconds; are these milliseconds?", seconds)
         self._max_in_flight = settings.max_in_flight
         self._random = settings.random
         # A set and not a number, so that no request can be counted or released twice.
@@ -67,7 +70,7 @@ class RequestPolicy:
         self.would_reject = self.disconnects = 0
         self._cancels = settings.cancel_on_disconnect
         self.selective = settings.max_in_flight is not None or bool(settings.requires)
-        self.timed = settings.request_timeout is not None or bool(self._headers)
+        self.timed = seconds is not None or bool(self._headers)
 
     # --- before the application ----------------------------------------------------------------
 

@@ -50,6 +50,20 @@ def test_public_signatures_have_the_names_and_defaults_of_the_settings(public, s
     assert parameters == {each.name: each.default for each in fields(settings) if each.name not in without}
 
 
+@pytest.mark.parametrize(
+    ("middleware", "app"),
+    [
+        pytest.param(asgi.GuardrailsMiddleware, asgi_app, id="asgi"),
+        pytest.param(wsgi.GuardrailsMiddleware, wsgi_app, id="wsgi"),
+    ],
+)
+def test_a_request_timeout_that_is_likely_in_milliseconds_is_logged(middleware, app, caplog):
+    middleware(app, request_timeout=499)
+    assert caplog.messages == []
+    middleware(app, request_timeout=5000)
+    assert caplog.messages == ["middleware: its request_timeout is 5000 seconds; are these milliseconds?"]
+
+
 WRONG = {
     "guards": 1,
     "requires": 1,
