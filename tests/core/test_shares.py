@@ -322,3 +322,17 @@ class SharedPool(RuleBasedStateMachine):
 
 
 TestSharedPool = SharedPool.TestCase
+
+
+@pytest.mark.parametrize(("taken", "keeps"), [(0, True), (6, True), (7, False), (9, False)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_request_changes_no_limit_while_fewer_slots_than_a_share_are_in_use(taken, keeps, alone):
+    """Of all parts together, or of the only active one."""
+    whole = Bulkhead(10, 0)
+    shares = Shares(whole)
+    part = shares.join(Bulkhead(10, 0))
+    if alone:
+        shares.note_request(0, part)
+        part.bulkhead.taken = taken
+    whole.taken = taken
+    assert shares.keeps_limits(part) is keeps
