@@ -6,12 +6,14 @@ Depends on applications, engines, clients and their guards; must not connect to 
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from guardrails._guard.guard import Guard
 from guardrails.diagnosis.asking import OUR_ENGINE
+from guardrails.diagnosis.django_settings import Databases, has_databases, middleware
 from guardrails.diagnosis.findings import Finding
 from guardrails.diagnosis.service_connections import budget, most_slots
 from guardrails.diagnosis.settings import circuits, pools, stale
@@ -30,19 +32,22 @@ def examine(app: object, around: Surroundings) -> list[Finding]:
         app: The application, as a server gets it.
         around: Its surroundings.
     """
-    targets = list(_targets())
+    django = Databases()
+    targets: list[Target] = [*_targets(), *(("database", each, guard) for each, guard in django.guarded)]
     guards = list({id(guard): guard for _, _, guard in targets if guard is not None}.values())
     others = [each for each in _guards() if each not in guards]
     return [
         *_nothing_made(targets),
         *_unguarded(targets),
+        *django.findings(),
         *_unanswered(app, guards),
+        *(middleware() if guards or others else ()),
         *_unbounded(guards),
         *circuits([*guards, *others]),
         *pools(targets),
         *_stale(targets, around),
         *_ladder(guards, around),
-        *_threads(targets, around),
+        *_threads(app, targets, around),
         *budget(targets, around),
     ]
 
@@ -60,7 +65,7 @@ def _stale(targets: Iterable[Target], around: Surroundings) -> Iterator[Finding]
 
 
 Target = tuple[str, Any, Guard | None]
-"""Its kind, the engine or client, and its guard."""
+"""Its kind, the engine, client or Django database, and its guard."""
 
 
 def _targets() -> Iterator[Target]:
@@ -121,7 +126,7 @@ def _kinds() -> Iterator[tuple[str, type, Callable[[Any], object]]]:
 
 
 def _nothing_made(targets: Iterable[Target]) -> Iterator[Finding]:
-    if targets or any(True for _ in _guards()) or _has_django_databases():
+    if targets or any(True for _ in _guards()) or has_databases():
         return
     yield Finding(
         "nothing_made",
@@ -129,12 +134,6 @@ def _nothing_made(targets: Iterable[Target]) -> Iterator[Finding]:
         (),
         "is the application made by a function (--factory)? An engine of the first request is made too late",
     )
-
-
-def _has_django_databases() -> bool:
-    # Django's connections do not exist yet: each thread makes its own when it needs one.
-    django = sys.modules.get("django.conf")
-    return django is not None and django.settings.configured and bool(django.settings.DATABASES)
 
 
 def _unguarded(targets: Iterable[Target]) -> Iterator[Finding]:
@@ -197,17 +196,25 @@ def _ladder(guards: Iterable[Guard], around: Surroundings) -> Iterator[Finding]:
             )
 
 
-def _threads(targets: Iterable[Target], around: Surroundings) -> Iterator[Finding]:
-    blocking = [
-        guard
+def _threads(app: object, targets: Iterable[Target], around: Surroundings) -> Iterator[Finding]:
+    blocking = {
+        guard: f"{guard.name!a}: {most_slots(guard)}"
         for kind, target, guard in targets
-        if guard is not None and kind == "engine" and not target.dialect.is_async
-    ]
-    slots = sum(most_slots(guard) for guard in blocking)
+        if guard is not None and _takes_threads(app, kind, target)
+    }
+    slots = sum(map(most_slots, blocking))
     if slots >= around.threads:
         yield Finding(
             "threads",
-            f"{slots} slots of synchronous engines can take all {around.threads} threads of a process",
-            tuple(f"{guard.name!a}: {most_slots(guard)}" for guard in blocking),
-            "protect(engine, max_concurrent_calls=...) below the number of threads, or more threads",
+            f"{slots} slots of synchronous databases can take all {around.threads} threads of a process",
+            tuple(blocking.values()),
+            "fewer slots (max_concurrent_calls=...) than the process has threads, or more threads",
         )
+
+
+def _takes_threads(app: object, kind: str, target: Any) -> bool:
+    """Whether calls of a target run in threads that all requests of the process share."""
+    if kind == "database":  # under ASGI, Django has a thread for each request
+        call = app if inspect.isfunction(app) else getattr(app, "__call__", None)  # noqa: B004 - see _service
+        return not inspect.iscoroutinefunction(call)
+    return kind == "engine" and not target.dialect.is_async

@@ -35,18 +35,18 @@ class _Demand:
     Attributes:
         workers: Processes.
         leases: One lease for each budget of a fleet, by its fleet and its name.
-        guards: The guards without a budget; each process has their slots.
+        divided: The connections that each process has without a budget, by guard and words for them.
     """
 
     workers: int
     leases: dict[tuple[str, str], Any] = field(default_factory=dict)
-    guards: list[Guard] = field(default_factory=list)
+    divided: dict[tuple[Guard, str], int] = field(default_factory=dict)
 
-    def add(self, guard: Guard) -> None:
-        """Adds the pool of a guard."""
+    def add(self, guard: Guard, words: str, connections: int) -> None:
+        """Adds a pool: by its words and connections, or by the budget of its guard."""
         lease: Any = lease_of(guard)
         if lease is None:
-            self.guards.append(guard)
+            self.divided[guard, words] = connections
         else:
             self.leases[lease.worker.fleet, lease.budget] = lease
 
@@ -57,8 +57,8 @@ class _Demand:
 
     @property
     def of_each(self) -> int:
-        """The slots that each process has beside them."""
-        return sum(guard.snapshot().max_concurrent_calls for guard in self.guards)
+        """The connections that each process has beside them."""
+        return sum(self.divided.values())
 
     @property
     def total(self) -> int:
@@ -68,12 +68,12 @@ class _Demand:
     def parts(self) -> Iterator[str]:
         for (_, name), lease in self.leases.items():
             yield f"budget {name!a}: {lease.connections}"
-        for guard in self.guards:
-            yield f"{guard.name!a}: {guard.snapshot().max_concurrent_calls}"
+        for (_, words), connections in self.divided.items():
+            yield f"{words}: {connections}"
 
     def __str__(self) -> str:
         budgets = f"{self.leased} of budgets" if self.leases else ""
-        divided = f"{self.workers} x {self.of_each}" if self.guards else ""
+        divided = f"{self.workers} x {self.of_each}" if self.divided else ""
         return " and ".join(filter(None, (budgets, divided)))
 
 
@@ -81,14 +81,23 @@ def budget(targets: Iterable[tuple[str, Any, Guard | None]], around: Surrounding
     """Yields servers with fewer connections than the service may open, and a role without a limit.
 
     Args:
-        targets: Each with its kind, the engine or client, and its guard.
+        targets: Each with its kind, the engine, client or Django database, and its guard.
         around: The surroundings of the service.
     """
     demands: dict[tuple[Any, ...], _Demand] = {}
-    for kind, engine, guard in targets:
-        if kind == "engine" and guard is not None:
-            address = (_kind(engine.url), engine.url.host, engine.url.port)
-            demands.setdefault(address, _Demand(around.workers)).add(guard)
+    for kind, target, guard in targets:
+        if guard is None or kind not in {"engine", "database"}:
+            continue
+        words, connections = f"{guard.name!a}", guard.snapshot().max_concurrent_calls
+        if kind == "engine":
+            address = (_kind(target.url), target.url.host, target.url.port)
+        else:
+            address = target.address
+            if target.kept:
+                words, connections = f"{words}, one for each thread and {target.alias!a}", around.threads
+            elif target.pool is not None:
+                words, connections = f"{words}, the pool of {target.alias!a}", target.pool
+        demands.setdefault(address, _Demand(around.workers)).add(guard, words, connections)
     if around.max_connections is not None:
         for demand in demands.values():
             yield from _exceeded(demand, around.max_connections - around.reserved)
@@ -151,7 +160,7 @@ def _backstop(demand: _Demand, around: Surroundings) -> Iterator[Finding]:
 def _others(demand: _Demand, around: Surroundings) -> int:
     """Returns the role's connections that no budget has; 0 if that is not known."""
     known = [around.reported(lease.worker, lease.budget) for lease in demand.leases.values()]
-    if demand.guards or None in known:
+    if demand.divided or None in known:
         return 0
     sessions: int = around.role.sessions
     return max(0, sessions - sum(filter(None, known)))

@@ -130,7 +130,7 @@ def test_limits_are_compared(found):
     findings = found(GOOD, "--worker-timeout", "5")
     assert findings["ladder"]["what"] == "guard 'orders' gives a call 5 s, a worker has 5 s to live"
     findings = found(GOOD, "--threads", "10")
-    assert findings["threads"]["what"].startswith("10 slots of synchronous engines can take all 10 threads")
+    assert findings["threads"]["what"].startswith("10 slots of synchronous databases can take all 10 threads")
     findings = found(GOOD, "--workers", "10", "--max-connections", "100")
     assert findings["budget"]["what"] == "10 x 10 connections are more than the 97 there are for applications"
     assert set(found(GOOD.replace("protect(engine)", "protect(engine, timeout=None)"))) == {"unbounded"}
@@ -223,7 +223,111 @@ def test_guards_without_an_engine_count_as_made(found):
         found("from guardrails import Guard\nmail = Guard('mail', max_concurrent_calls=5)\napp = None") == {}
     )
     django = "from django.conf import settings\nsettings.configure(DATABASES={'default': {}})\napp = None"
-    assert found(django) == {}
+    assert set(found(django)) == {"nothing_made"}
+
+
+DJANGO = """
+import django
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
+from guardrails import Guard
+db = Guard("shop-db", max_concurrent_calls=10, timeout=2.0)
+urlpatterns = []
+default = {
+    "ENGINE": "guardrails.integrations.django.postgresql",
+    "NAME": "shop", "USER": "u", "PASSWORD": "canary-91d4", "HOST": "canary-91d4",
+    "OPTIONS": {"guard": db},
+}
+middleware = [
+    "guardrails.integrations.django.GuardrailsMiddleware",
+    "django.middleware.common.CommonMiddleware",
+]
+databases = {"default": default}
+# settings
+settings.configure(ROOT_URLCONF=__name__, MIDDLEWARE=middleware, DATABASES=databases)
+django.setup()
+app = get_wsgi_application()
+"""
+
+
+def django(settings):
+    """The Django project, with other settings."""
+    return DJANGO.replace("# settings", settings)
+
+
+NO_GUARD = "default |= {'ENGINE': 'django.db.backends.postgresql', 'OPTIONS': {}}"
+NO_MIDDLEWARE = "middleware.pop(0)"
+
+
+def test_a_good_django_project_has_no_findings(found):
+    assert found(DJANGO, "--threads", "20", "--workers", "4", "--max-connections", "100") == {}
+    assert found(DJANGO.replace("get_wsgi_application()", "get_asgi_application()"), "--threads", "5") == {}
+
+
+@pytest.mark.parametrize("more", ["", NO_MIDDLEWARE])
+def test_a_database_of_django_without_a_guard_is_found(found, more):
+    """A guard that is attached to nothing covers nothing."""
+    findings = found(django(f"{NO_GUARD}\n{more}"))
+    assert set(findings) == {"unguarded"} | ({"no_middleware"} if more else set())
+    assert findings["unguarded"]["details"] == [
+        "database 'default' of Django (django.db.backends.postgresql)"
+    ]
+
+
+def test_one_database_of_django_among_several_is_found(found):
+    lite = "databases['files'] = {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}"
+    findings = found(django(lite))
+    assert set(findings) == {"unguarded"}
+    assert findings["unguarded"]["details"] == ["database 'files' of Django (django.db.backends.sqlite3)"]
+
+
+def test_a_guarded_backend_of_django_without_its_guard_is_found(found):
+    """The middleware, which would end the start, looks at databases with a guard alone."""
+    findings = found(django("default['OPTIONS'] = {}"))
+    assert set(findings) == {"unguarded"}
+    assert "OPTIONS['guard'] must be a Guard" in findings["unguarded"]["details"][0]
+
+
+def test_the_middleware_of_django_is_looked_for(found):
+    """In the settings, and around the application."""
+    assert set(found(django(NO_MIDDLEWARE))) == {"no_middleware"}
+    around = (
+        "\nfrom guardrails.integrations.wsgi import GuardrailsMiddleware\napp = GuardrailsMiddleware(app)\n"
+    )
+    assert found(django(NO_MIDDLEWARE) + around) == {}
+    assert (
+        found(django(NO_MIDDLEWARE) + around + "inner = app\ndef app(*words): return inner(*words)\n") == {}
+    )
+    findings = found(django("middleware.reverse()"))
+    assert set(findings) == {"middleware_order"}
+    assert findings["middleware_order"]["details"] == ["django.middleware.common.CommonMiddleware"]
+
+
+def test_slots_of_django_are_compared_with_threads(found):
+    """A guard of two databases counts once."""
+    findings = found(django("databases['other'] = default | {'NAME': 'other'}"), "--threads", "10")
+    assert set(findings) == {"threads"}
+    assert findings["threads"]["details"] == ["'shop-db': 10"]
+    assert found(django("databases['other'] = default | {'NAME': 'other'}"), "--threads", "11") == {}
+
+
+def test_connections_of_django_are_compared_with_the_servers(found):
+    """Kept ones by thread and alias, those of a pool by its size, others by slots."""
+    words = ("--workers", "6", "--threads", "20", "--max-connections", "100")
+    assert found(DJANGO, *words) == {}
+    kept = found(django("default['CONN_MAX_AGE'] = 60"), *words)
+    assert set(kept) == {"budget"}
+    assert kept["budget"]["what"].startswith("6 x 20 connections are more than the 97")
+    assert kept["budget"]["details"] == ["'shop-db', one for each thread and 'default': 20"]
+    pool = found(django("default['OPTIONS']['pool'] = {'max_size': 30}"), *words)
+    assert pool["budget"]["details"] == ["'shop-db', the pool of 'default': 30"]
+    shared = "databases['other'] = default | {'NAME': 'other'}"
+    assert found(django(shared), *words) == {}
+    kept = found(django(f"default['CONN_MAX_AGE'] = 60\n{shared}"), *words)
+    assert kept["budget"]["what"].startswith("6 x 40 connections")
+    apart = "databases['other'] = default | {'HOST': 'other', 'CONN_MAX_AGE': None}"
+    assert found(django(f"default['CONN_MAX_AGE'] = 60\n{apart}"), *words[2:], "--workers", "4") == {}
 
 
 def test_one_pool_is_counted_once(found):
@@ -244,9 +348,9 @@ def test_findings_for_people(doctor):
     """A line each, what to look at, what to do."""
     code, output = doctor(GOOD, "--threads", "10")
     assert code == 1
-    assert "shop:app: 10 slots of synchronous engines" in output
+    assert "shop:app: 10 slots of synchronous databases" in output
     assert "    'orders': 10" in output
-    assert "  -> protect(engine, max_concurrent_calls=...)" in output
+    assert "  -> fewer slots (max_concurrent_calls=...)" in output
 
 
 @pytest.mark.parametrize(
