@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.db import connection
 from django.http import HttpRequest, JsonResponse
-from django.urls import path
+from django.urls import include, path
 
 from guardrails import Guard, guarded
 
@@ -25,7 +25,7 @@ settings.configure(
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
     MIDDLEWARE=["guardrails.integrations.django.GuardrailsMiddleware"],
-    GUARDRAILS={"guards": [db], "exempt": ["/ping"], "request_timeout": 5.0},
+    GUARDRAILS={"guards": [db], "exempt": ["/ping", "/internal"], "request_timeout": 5.0},
     DATABASES={
         "default": {
             "ENGINE": "guardrails.integrations.django.postgresql",  # instead of django.db.backends.postgresql
@@ -62,6 +62,11 @@ def ping(_request: HttpRequest) -> JsonResponse:
     return JsonResponse({"ping": "pong"})
 
 
-urlpatterns = [path("orders", orders), path("reports/<int:month>", monthly_report), path("ping", ping)]
+urlpatterns = [
+    path("orders", orders),
+    path("reports/<int:month>", monthly_report),
+    path("ping", ping),
+    path("internal/", include("guardrails.integrations.django.urls")),  # for probes and guardrails watch
+]
 
 application = get_wsgi_application()

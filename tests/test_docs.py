@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import create_engine
 from starlette.applications import Starlette
 
+from support import django_lab  # noqa: F401 - configures Django
 from support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

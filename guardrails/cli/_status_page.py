@@ -22,7 +22,10 @@ _LARGEST = 4_000_000
 
 _NOT_FOUND = 404
 
-_MOUNT = ": no status page is there; app.mount('/internal', status_app([db])) makes one"
+_MOUNT = (
+    ": no status page is there; app.mount('/internal', status_app([db])) makes one, in Django "
+    "path('internal/', include('guardrails.integrations.django.urls'))"
+)
 
 NOT_A_PAGE = "this is no status page of guardrails"
 """The message for a page of another format."""

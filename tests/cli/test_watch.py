@@ -149,7 +149,10 @@ def test_missing_service_is_a_clear_error():
         (
             404,
             b"",
-            "it answers 404: no status page is there; app.mount('/internal', status_app(",
+            (
+                "it answers 404: no status page is there; app.mount('/internal', status_app([db])) makes one, "
+                "in Django path('internal/', include('guardrails.integrations.django.urls'))"
+            ),
         ),
         (500, b"", "it answers 500"),
         (200, b"<html>", "this is no status page of guardrails"),

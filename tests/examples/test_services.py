@@ -104,8 +104,6 @@ def test_a_locked_table_costs_its_own_route_alone(service, shop):
 def test_probes_answer_while_the_circuit_is_open(service, shop):
     """Ready all the time: its siblings have the same database."""
     server, slots = service
-    if server.name == "django":
-        pytest.skip("its probes are an application of their own")
     with psycopg.connect(shop) as migration, ThreadPoolExecutor(slots) as users:
         migration.execute("lock table reports in access exclusive mode")
         poll(lambda: statuses_of(users, server, slots) == {503}, "the circuit refuses every report")
