@@ -14,13 +14,22 @@ from dataclasses import fields
 from typing import Any
 
 from guardrails._core.policy import BreakerPolicy
+from guardrails._core.shadow import MODES, Mode
+from guardrails._guard.mode import VARIABLE
 from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.guard_log import log
 from guardrails._util.checks import Faults
 from guardrails._util.texts import read_number
 from guardrails.errors import ConfigurationError
 
-__all__ = ["fill_from_environment", "fill_pool_options", "prefix_of", "variable_of"]
+__all__ = [
+    "fill_from_environment",
+    "fill_pool_options",
+    "log_mode",
+    "mode_from_environment",
+    "prefix_of",
+    "variable_of",
+]
 
 Check = Callable[[Faults, str, Any], None]
 
@@ -37,9 +46,14 @@ def _number(least: float, most: float) -> Check:
     return lambda faults, field, value: faults.number(field, value, least, most)
 
 
+def _mode(faults: Faults, field: str, value: object) -> None:
+    faults.choice(field, value, MODES)
+
+
 _GUARD: dict[str, Check] = {
     "max_wait_duration": _seconds(zero=True),
     "max_waiting": _count(least=0, none=True),
+    "mode": _mode,
     "timeout": _seconds(none=True),
 }
 _POLICY: dict[str, Check] = {
@@ -66,11 +80,24 @@ _POOL: dict[str, Check] = {
 }
 """The settings of a guard in front of a pool that `guardrails.protect` takes."""
 
-_ALL = {**_GUARD, **_POLICY, **_POOL}
+_WORDS = {field.upper(): field for field in (*_GUARD, *_POLICY, *_POOL)}
+"""The settings by the last words of their variables."""
+
+_NEAR = 0.6
+"""How similar a name must be to be the one that was meant, from 0 to 1."""
+
+_VERY_NEAR = 0.8
+"""Likewise, where the variable may be somebody else's."""
+
+_OF_KUBERNETES = re.compile(r"(SERVICE_HOST|SERVICE_PORT|PORT)(_\w+)?")
+"""The last words of what Kubernetes sets in each container, here for a Service ``guardrails-db``."""
 
 _lock = ForkedLock()
 _users: dict[str, str] = {}
 """The guard that uses the variables with a prefix."""
+
+_warned: set[str] = set()
+"""The variables without effect that have been logged."""
 
 
 def prefix_of(name: str) -> str:
@@ -101,6 +128,7 @@ def fill_from_environment(
         ConfigurationError: A variable is wrong; the message names it.
     """
     values = _values(name, {**_GUARD, **_POLICY})
+    _warn_of_no_effect(name)
     if not values:
         return settings
     found = {
@@ -120,6 +148,24 @@ def fill_from_environment(
         settings = {**settings, "breaker": BreakerPolicy(**{**kept, **rules})}
     _log(name, found)
     return {**settings, **found}
+
+
+def mode_from_environment(name: object) -> Mode | None:
+    """Returns the mode in a guard's own variable; None without one.
+
+    Raises:
+        ConfigurationError: It is no mode.
+    """
+    return _values(name, {"mode": _mode}).get("mode")
+
+
+def log_mode(name: str, own: Mode, mode: Mode) -> None:
+    """Logs what came of the mode in a guard's own variable."""
+    if mode == own:
+        _log(name, {"mode": own})
+    else:
+        variable = f"{prefix_of(name)}MODE"
+        log.warning("guard %r: its mode is %s; %s=%s has no effect", name, mode, variable, own)
 
 
 def fill_pool_options(name: object, options: dict[str, Any]) -> None:
@@ -150,10 +196,9 @@ def _values(name: object, settings: Mapping[str, Check]) -> dict[str, Any]:
     }
     if not found:
         return {}
-    known = {field.upper(): field for field in _ALL}
-    for word in found.keys() - known.keys():
-        _check_unknown(name, prefix, word, known)
-    used = {known[word]: text for word, text in found.items() if word in known}
+    for word in sorted(found.keys() - _WORDS.keys()):
+        _check_unknown(name, prefix, word)
+    used = {_WORDS[word]: text for word, text in found.items() if word in _WORDS}
     if used:
         _claim(name, prefix)
     faults = Faults(f"guard {name!r}: environment")
@@ -164,16 +209,39 @@ def _values(name: object, settings: Mapping[str, Check]) -> dict[str, Any]:
     return values
 
 
-def _check_unknown(name: str, prefix: str, word: str, known: Mapping[str, str]) -> None:
-    """Refuses a variable that looks like a misspelt setting.
+def _check_unknown(name: str, prefix: str, word: str) -> None:
+    """Refuses a variable that is no setting: unnoticed, the guard would do what somebody wanted to change.
 
     One that ends in a setting may belong to a guard with a longer name: ``GUARDRAILS_DB_EU_TIMEOUT``.
     """
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
-    if near and not any(word.endswith(f"_{each}") for each in known):
-        raise ConfigurationError(
-            f"guard {name!r}: environment: no setting is {prefix}{word}; did you mean {prefix}{near[0]}?"
-        )
+    if _ends_in_a_setting(word) or _OF_KUBERNETES.fullmatch(word):
+        return
+    near = difflib.get_close_matches(word, _WORDS, n=1, cutoff=_NEAR)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"after {prefix} may come {', '.join(_WORDS)}"
+    raise ConfigurationError(f"guard {name!r}: environment: no setting is {prefix}{word}; {hint}")
+
+
+def _ends_in_a_setting(word: str) -> bool:
+    return any(word.endswith(f"_{each}") for each in _WORDS)
+
+
+def _warn_of_no_effect(name: object) -> None:
+    """Logs once each variable that is a setting without a guard, or a misspelt mode of all guards."""
+    for key in sorted(os.environ):
+        word = key.removeprefix("GUARDRAILS_")
+        if word in {key, "MODE"}:
+            continue
+        if word in _WORDS:
+            meant = f"{prefix_of(str(name))}{word}"
+        elif _ends_in_a_setting(word) or not difflib.get_close_matches(word, ["MODE"], cutoff=_VERY_NEAR):
+            continue
+        else:
+            meant = VARIABLE
+        with _lock:
+            known = key in _warned
+            _warned.add(key)
+        if not known:
+            log.warning("the environment variable %s has no effect; did you mean %s?", key, meant)
 
 
 def _claim(name: str, prefix: str) -> None:

@@ -25,7 +25,7 @@ from guardrails._guard.attachment import Attachment, FleetPart, Lease, Upkeep
 from guardrails._guard.auto_compartments import AutoCompartments, CompartmentGate
 from guardrails._guard.call import Call, run_async
 from guardrails._guard.call_settings import CallSettings
-from guardrails._guard.environment import fill_from_environment
+from guardrails._guard.environment import fill_from_environment, log_mode, mode_from_environment
 from guardrails._guard.guard_settings import DEFAULTS, INHERITED, OPTIONS, check_settings
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.mode import VARIABLE, is_switched_off, resolve
@@ -88,7 +88,8 @@ class Guard:
         breaker: The rules of the circuit; None is no circuit.
         mode: ``"enforce"``; ``"shadow"``, which refuses, queues and stops nothing and counts what it would
             have done; or ``"off"``. None takes that of the environment, ``GUARDRAILS_MODE``, and without one
-            ``"enforce"``. ``GUARDRAILS_MODE=off`` switches off every guard, whatever it was given.
+            ``"enforce"``. ``GUARDRAILS_MODE=off`` switches off every guard, whatever it was given. A
+            variable of the guard's own, ``GUARDRAILS_ORDERS_DB_MODE``, counts if it is less intrusive.
         fleet: A budget of a `guardrails.fleet.Fleet`: the calls of all workers share its slots, and
             ``max_concurrent_calls`` is the most that this process may be given. Or a verdict of one: the
             circuit opens and closes with those of the other workers; a budget has one, too.
@@ -134,7 +135,8 @@ class Guard:
             raise unknown_option("Guard", option, OPTIONS)
         given = (max_wait_duration, max_waiting, timeout, breaker, listeners, clock, random)
         settings = dict(zip(INHERITED, given, strict=True))
-        self._build(name, max_concurrent_calls, mode, fill_from_environment(name, settings, DEFAULTS))
+        settings = fill_from_environment(name, settings, DEFAULTS)
+        self._build(name, max_concurrent_calls, mode, settings, mode_from_environment(name))
         if fleet is not None:
             if not hasattr(fleet, "enroll"):
                 faults = Faults(f"guard {self.name!r}")
@@ -142,7 +144,14 @@ class Guard:
                 faults.raise_if_any()
             self._gate.fleet_member = fleet.enroll(self)
 
-    def _build(self, name: str, limit: int | Adaptive, mode: Mode | None, settings: dict[str, Any]) -> None:
+    def _build(
+        self,
+        name: str,
+        limit: int | Adaptive,
+        mode: Mode | None,
+        settings: dict[str, Any],
+        own_mode: Mode | None = None,
+    ) -> None:
         called = settings["listeners"]
         called = settings["listeners"] = tuple(called) if isinstance(called, Iterable) else called
         slots = check_settings(name, limit, mode, settings)
@@ -165,7 +174,10 @@ class Guard:
         self._parts: tuple[Guard, ...] = ()
         self._attachment: Attachment | None = None
         self._orders: dict[str, dict[str, str]] = {}
-        if (wanted := resolve(mode)) != "enforce":
+        wanted = resolve(mode, own_mode)
+        if own_mode is not None:
+            log_mode(name, own_mode, wanted)
+        if wanted != "enforce":
             switch(self, wanted)
 
     # --- calls ---------------------------------------------------------------------------------

@@ -33,13 +33,16 @@ def is_switched_off() -> bool:
     return os.environ.get(VARIABLE) == "off"
 
 
-def resolve(given: Mode | None) -> Mode:
+def resolve(given: Mode | None, own: Mode | None = None) -> Mode:
     """The mode of a new guard.
+
+    Args:
+        given: The mode in the code.
+        own: The mode in the guard's own variable. It can only make the guard less intrusive.
 
     Raises:
         ConfigurationError: The variable in the environment is not a mode.
     """
     environment = from_environment()
-    if environment == "off":
-        return "off"
-    return given or environment or "enforce"
+    wanted = "off" if environment == "off" else given or environment or "enforce"
+    return wanted if own is None else max(wanted, own, key=MODES.index)

@@ -15,6 +15,8 @@ from guardrails._guard import environment
 def no_users(monkeypatch):
     """Each test begins with no guard that uses a variable."""
     monkeypatch.setattr(environment, "_users", {})
+    monkeypatch.setattr(environment, "_warned", set())
+    monkeypatch.delenv("GUARDRAILS_MODE", raising=False)
 
 
 def named(name="orders-db", **settings):
@@ -104,6 +106,14 @@ def test_pools_settings_are_filled(monkeypatch):
         ),
         ("TIMEOUT", "postgresql://app:secret@db/x", "GUARDRAILS_DB_TIMEOUT must be .*, got a URL"),
         ("TIMOUT", "3", "no setting is GUARDRAILS_DB_TIMOUT; did you mean GUARDRAILS_DB_TIMEOUT"),
+        ("MOD", "shadow", "no setting is GUARDRAILS_DB_MOD; did you mean GUARDRAILS_DB_MODE"),
+        ("MODE", "Shadow", "GUARDRAILS_DB_MODE must be 'enforce' or 'shadow' or 'off', got 'Shadow'"),
+        ("MODE", "none", "GUARDRAILS_DB_MODE must be 'enforce' or 'shadow' or 'off', got None"),
+        (
+            "COMPARTMENTS",
+            "none",
+            "no setting is GUARDRAILS_DB_COMPARTMENTS; after GUARDRAILS_DB_ may come .*, MODE, TIMEOUT, ",
+        ),
     ],
 )
 def test_wrong_variable_is_refused_by_its_name(monkeypatch, setting, value, words):
@@ -116,6 +126,83 @@ def test_variable_of_a_guard_with_a_longer_name_is_not_misspelt(monkeypatch):
     monkeypatch.setenv("GUARDRAILS_DB_EU_TIMEOUT", "3")
     assert named("db").timeout == 5.0
     assert named("db-eu").timeout == 3
+
+
+@pytest.mark.parametrize("word", ["SERVICE_HOST", "SERVICE_PORT_SQL", "PORT", "PORT_5432_TCP_ADDR"])
+def test_variables_of_a_kubernetes_service_are_left_alone(monkeypatch, word):
+    monkeypatch.setenv(f"GUARDRAILS_DB_{word}", "tcp://10.0.0.1:5432")
+    assert named("db").timeout == 5.0
+
+
+@pytest.mark.parametrize(
+    ("own", "of_all", "code", "mode"),
+    [
+        ("shadow", None, None, "shadow"),
+        ("off", None, None, "off"),
+        ("enforce", None, None, "enforce"),
+        ("shadow", None, "enforce", "shadow"),
+        ("enforce", None, "shadow", "shadow"),
+        ("enforce", "shadow", None, "shadow"),
+        ("enforce", "shadow", "enforce", "enforce"),
+        ("shadow", "enforce", None, "shadow"),
+        ("off", "shadow", None, "off"),
+        ("shadow", "off", None, "off"),
+        ("", "shadow", None, "shadow"),
+    ],
+)
+def test_a_guards_own_mode_counts_if_it_is_less_intrusive(monkeypatch, own, of_all, code, mode):
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_MODE", own)
+    if of_all is not None:
+        monkeypatch.setenv("GUARDRAILS_MODE", of_all)
+    guard = named(mode=code)
+    assert guard.mode == guard.compartment("part").mode == mode
+    assert named("another", mode=code).mode == ("off" if of_all == "off" else code or of_all or "enforce"), (
+        "it has a variable of its own"
+    )
+
+
+def test_a_guard_of_an_engine_has_a_mode_of_its_own(monkeypatch):
+    monkeypatch.setenv("GUARDRAILS_SHOP_MODE", "shadow")
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    guard = protect(engine, name="shop")
+    assert guard.mode == "shadow"
+    guard.detach()
+
+
+def test_what_came_of_a_guards_own_mode_is_logged(monkeypatch, caplog):
+    monkeypatch.setenv("GUARDRAILS_ORDERS_DB_MODE", "shadow")
+    with caplog.at_level(logging.INFO, "guardrails"):
+        named()
+        named(mode="off")
+    assert [each.getMessage() for each in caplog.records] == [
+        "guard 'orders-db': mode is shadow by the environment variable GUARDRAILS_ORDERS_DB_MODE",
+        "guard 'orders-db': its mode is off; GUARDRAILS_ORDERS_DB_MODE=shadow has no effect",
+    ]
+    assert caplog.records[1].levelno == logging.WARNING
+
+
+def test_a_variable_without_effect_is_logged_once(monkeypatch, caplog):
+    for name in (
+        "TIMEOUT",
+        "MOD",
+        "MODES",
+        "MAX_WAIT_DURATION_IN_OPEN_STATE",
+        "EU_TIMEOUT",
+        "SUITES",
+        "MODE",
+    ):
+        monkeypatch.setenv(f"GUARDRAILS_{name}", "off")
+    named()
+    named("second")
+    assert [each.getMessage() for each in caplog.records] == [
+        f"the environment variable GUARDRAILS_{name} has no effect; did you mean GUARDRAILS_{meant}?"
+        for name, meant in (
+            ("MAX_WAIT_DURATION_IN_OPEN_STATE", "ORDERS_DB_MAX_WAIT_DURATION_IN_OPEN_STATE"),
+            ("MOD", "MODE"),
+            ("MODES", "MODE"),
+            ("TIMEOUT", "ORDERS_DB_TIMEOUT"),
+        )
+    ]
 
 
 def test_two_guards_of_one_prefix_are_refused(monkeypatch):
