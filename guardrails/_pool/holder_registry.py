@@ -166,6 +166,7 @@ class HolderRegistry:
             min(limits),
             lambda: guard.mode != "off",
             self._compare,
+            lambda words: guard.call_settings.gates[0].report.remember("lock_waits", guard.name, words=words),
         )
 
     def _compare(self, view: ServerView) -> None:

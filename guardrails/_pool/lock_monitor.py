@@ -85,6 +85,7 @@ class LockMonitor:
         delay: Seconds from the exhaustion of the pool to the question; see `LONGEST_DELAY`.
         wanted: Returns False while the server must not be asked.
         observe: Is told each answer.
+        remember: Is told the words about waits, for the status page.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class LockMonitor:
         delay: float,
         wanted: Callable[[], bool],
         observe: Callable[[ServerView], None],
+        remember: Callable[[str], None],
     ) -> None:
         self._name = name
         self._held = held
@@ -104,6 +106,7 @@ class LockMonitor:
         self._delay = delay
         self._wanted = wanted
         self._observe = observe
+        self._remember = remember
         self._next_question = self._asked = -math.inf
         self._planned = self._asking = False
         self._looks = 0
@@ -210,7 +213,9 @@ class LockMonitor:
         strangers = {each.pid for each in blockers if not each.where}
         kills = ", ".join(self._question.kill.format(pid) for pid in sorted(strangers)[:_SHOWN])
         advice = f"; if nothing else ends it: {kills}" if kills else ""
-        log.warning("pool %r: %s%s", self._name, "; ".join(shown), advice)
+        words = "; ".join(shown) + advice
+        self._remember(words)
+        log.warning("pool %r: %s", self._name, words)
 
     # --- forks ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from guardrails.cli._missing import missing
 from guardrails.cli._options import as_json
 from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, status_address
 from guardrails.diagnosis.findings import Finding, judge
-from guardrails.diagnosis.service_page import Pool, pools_of, unjoined
+from guardrails.diagnosis.service_page import Pool, past_locks, pools_of, unjoined
 from guardrails.diagnosis.tables import Table, tables_of
 from guardrails.errors import ConfigurationError
 
@@ -137,25 +138,35 @@ def _print(answer: _Answer, *, as_json: bool) -> None:
 
 
 class _Pages(NamedTuple):
-    """The pools on the status pages; the pools that have no connection left, and unreadable pages."""
+    """What the status pages say.
+
+    Attributes:
+        pools: The pools.
+        findings: The pools that have no connection left, and unreadable pages.
+        past: The waits for locks of the last minute.
+    """
 
     pools: list[Pool]
     findings: list[Finding]
+    past: list[Finding]
 
 
 def _pages(addresses: Sequence[str]) -> _Pages:
     pools: list[Pool] = []
     problems: list[str] = []
+    past: list[Finding] = []
     for number, address in enumerate(addresses, 1):
         try:
-            pools += pools_of(read_page(address))
+            page = read_page(address)
+            pools += pools_of(page)
+            past += past_locks(page, time.time())
         except StatusPageError as error:
             problems.append(f"status page {number}: {error}")
         except (KeyError, TypeError, ValueError, AttributeError):
             problems.append(f"status page {number}: {NOT_A_PAGE}")
     advice = "without it the lines of the service are unknown"
     unread = [Finding("status_page", problem, (), advice) for problem in problems]
-    return _Pages(pools, [each for pool in pools for each in pool.findings()] + unread)
+    return _Pages(pools, [each for pool in pools for each in pool.findings()] + unread, past)
 
 
 def _ask_database(
@@ -177,9 +188,11 @@ def _ask_database(
             return _Answer(address.get_backend_name(), [facts, *pages.findings])
         own = {pid: place for pool in pages.pools for pid, place in pool.places(facts.sessions).items()}
         lost = tuple(unjoined(pages.pools, len(own), hidden=bool(facts.unseen)))
+        findings = judge(facts, slow, own)
+        past = [] if any(each.kind == "locks" for each in findings) else pages.past
         found = _Answer(
             facts.product,
-            [*judge(facts, slow, own), *pages.findings],
+            [*findings, *past, *pages.findings],
             (*facts.unseen, *lost),
             tables_of(facts, slow, database=address.database, show_sql=show_sql) if tables else (),
         )

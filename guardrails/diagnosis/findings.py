@@ -74,8 +74,8 @@ class Finding:
     Attributes:
         kind: Of a server ``"unreachable" "denied"
             "connections" "locks" "prepared" "idle_in_transaction" "slow" "memory" "loading"``; of a service's
-            status page ``"pool" "status_page"``; of a service ``"nothing_made" "unguarded" "no_middleware"
-            "unbounded" "unlimited" "null_pool" "circuit" "stale" "ladder" "threads" "budget" "backstop"
+            status page ``"pool" "past_locks" "status_page"``; of a service ``"nothing_made" "unguarded"
+            "no_middleware" "unbounded" "unlimited" "null_pool" "circuit" "stale" "ladder" "threads" "budget" "backstop"
             "shutdown"``; of a fleet ``"fleet"``.
         what: The fault in one line.
         details: Further lines.

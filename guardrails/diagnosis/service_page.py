@@ -13,10 +13,13 @@ from guardrails._pool.lock_waits import Place
 from guardrails._pool.sessions import Session
 from guardrails.diagnosis.findings import Finding
 
-__all__ = ["Pool", "pools_of", "unjoined"]
+__all__ = ["Pool", "past_locks", "pools_of", "unjoined"]
 
 _SHOWN = 5
 """Most places named in one finding."""
+
+_PAST = 60.0
+"""Seconds for which a wait for a lock that is over is shown: its pool asks the server once in 30 s."""
 
 
 class Pool:
@@ -71,6 +74,29 @@ def pools_of(page: Mapping[str, Any]) -> list[Pool]:
     """
     process = f"{page['pid']} on {str(page['host'])!a}" if "pid" in page else "unknown"
     return [Pool(process, guard) for guard in page["guards"] if "holders" in guard]
+
+
+def past_locks(page: Mapping[str, Any], now: float) -> Iterator[Finding]:
+    """Yields the last waits for locks that the pools of a page have found, if that was a short time ago.
+
+    Args:
+        page: The page.
+        now: The time of day, as `time.time` has it.
+
+    Raises:
+        KeyError, TypeError, ValueError: The page has another format.
+    """
+    last = {each["guard"]: each for each in page.get("events", ()) if each["event"] == "lock_waits"}
+    for name, each in last.items():
+        age = now - float(each["at"])
+        if age <= _PAST:
+            what = f"pool {str(name)!a} waited for locks {max(0.0, age):.0f} s ago, and nothing does now"
+            yield Finding(
+                "past_locks",
+                what,
+                (_printable(each["words"]),),
+                "its circuit may be open: if the session is still there, it is the cause",
+            )
 
 
 def unjoined(pools: Iterable[Pool], joined: int, *, hidden: bool) -> Iterator[str]:

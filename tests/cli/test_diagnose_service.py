@@ -16,7 +16,7 @@ import redis
 from click.testing import CliRunner
 from sqlalchemy import create_engine, text
 
-from guardrails import protect
+from guardrails import RejectedError, protect
 from guardrails.cli.diagnose import diagnose
 from guardrails.integrations.wsgi import status_app
 from guardrails.testing.pgbouncer import PgBouncer
@@ -196,6 +196,35 @@ def test_the_pages_are_read_again_if_a_connection_is_gone(postgres, table, stale
     assert output.splitlines()[0].startswith("PostgreSQL: sessions waiting for locks: 2")
     assert ("not seen" in output) == (stale == 9)
     assert stale < 9 or output.splitlines()[-1] == last
+
+
+def test_a_wait_for_a_lock_that_is_over_is_shown_with_its_age(postgres, table):
+    """While a circuit is open hardly anything waits, and the cause is still there."""
+    engine = create_engine(postgres.url("psycopg"), pool_size=1, max_overflow=0)
+    guard = protect(engine, name="db", timeout=3.0, max_wait_duration=0.02)
+    with served(status_app([guard])) as page, locked(postgres) as (pid, _):
+        with waiting(engine, 1):
+            poll(lambda: guard.snapshot().in_use == 1, "it waits")
+            poll(lambda: refused_by(engine) and waits_are_known(page), "the pool has asked the server", 10)
+        findings, _ = found(postgres.url(), "--status", page)
+        assert "locks" not in findings
+        assert re.fullmatch(r"pool 'db' waited for locks \d+ s ago, and .*", findings["past_locks"]["what"])
+        (words,) = findings["past_locks"]["details"]
+        assert words.startswith("1 x cli/test_diagnose_service.py:")
+        assert f"<- session {pid} of 'alembic'" in words
+    engine.dispose()
+
+
+def refused_by(engine):
+    """Whether a further caller is refused, for which the pool asks the server."""
+    with contextlib.suppress(RejectedError), engine.connect():
+        return False
+    return True
+
+
+def waits_are_known(page):
+    with urllib.request.urlopen(f"{page}/status.json") as answer:
+        return any(each["event"] == "lock_waits" for each in json.load(answer)["events"])
 
 
 def test_mariadb_is_joined_too(mariadb):

@@ -497,6 +497,7 @@ function card(one) {
 
 const EVENTS = {
   exhausted: each => each.words || `no connection is left: ${each.cause}`,
+  lock_waits: each => each.words,
   state: each => `circuit ${each.old} → ${each.new}${each.cause ? `: ${each.cause}` : ""}`,
   leak: each => [`connection ${each.cause === "dropped" ? "dropped" : "not given back"} after ${duration(each.seconds)}, taken at `, place(each)],
 };
