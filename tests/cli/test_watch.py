@@ -150,8 +150,8 @@ def test_missing_service_is_a_clear_error():
             404,
             b"",
             (
-                "it answers 404: no status page is there; app.mount('/internal', status_app([db])) makes one, "
-                "in Django path('internal/', include('guardrails.integrations.django.urls'))"
+                "it answers 404: no status page is there; app.mount('/internal', status_app([db])) makes "
+                "one, in Django path('internal/', include('guardrails.integrations.django.urls'))"
             ),
         ),
         (500, b"", "it answers 500"),
