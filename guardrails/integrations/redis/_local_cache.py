@@ -153,7 +153,7 @@ class LocalCache(LockOwner):
         with self.lock:
             if len(self._of_key) > 2 * self._cache.size + _SPARE:  # of replies that the cache has evicted
                 self._of_key.clear()
-                for key in self._cache.collection:
+                for key in list(self._cache.collection):
                     self._index(key)
             self._index(entry.cache_key)
             return bool(self._set(entry))
