@@ -64,7 +64,7 @@ class PoolMonitor:
         self._last_warning: dict[tuple[str, ...], float] = {}
         self._next_diagnosis = -math.inf
         self._lock = ForkedLock()  # guards the decision to make a diagnosis, not the diagnosis
-        self._rejected = 0
+        self._rejected = self._stopped = 0
         self.watching = False
         report = self._gate.report
         report.line_of_code, report.holders = registry.calling_line, self._describe
@@ -144,6 +144,12 @@ class PoolMonitor:
         if self._rejected != before:
             self._registry.ask_server()
             self._diagnose(refused=False)
+        # In a pool with free connections nobody is refused, and others may wait as the stopped ones did.
+        report = self._gate.report
+        stopped, before = report.stopped + report.sums.stops, self._stopped
+        self._stopped = stopped
+        if stopped != before:
+            self._registry.ask_server()
         waits = [self._check_leak(checkout) for checkout in list(self._out.values())]
         self.watching = bool(waits)
         return min([_INTERVAL, *waits]) if waits else None

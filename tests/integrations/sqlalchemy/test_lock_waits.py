@@ -11,10 +11,11 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 
-from guardrails import BreakerPolicy, ConfigurationError, protect
+from guardrails import BreakerPolicy, CallTimeoutError, ConfigurationError, protect
 from guardrails._dbapi import session_question
 from guardrails._http.settings import StatusSettings
 from guardrails._http.status import Probes
+from guardrails._pool import pool_monitor
 from guardrails.integrations.sqlalchemy import _server_question, pool_status
 from guardrails.integrations.sqlalchemy._pool import registry_of
 from guardrails.testing.pgbouncer import PgBouncer
@@ -100,6 +101,22 @@ def protect_small(lab, **options):
     """An engine with two connections, whose statements have time to wait."""
     settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": EARLY} | options
     return lab.protect(pool_size=2, max_overflow=0, guard=settings)
+
+
+def test_the_server_is_asked_while_statements_are_stopped_and_nobody_is_refused(
+    lab, rows, caplog, monkeypatch
+):
+    """At low traffic a pool never runs out, and its users see timeouts alone."""
+    monkeypatch.setattr(pool_monitor, "_INTERVAL", 0.1)
+    lab.protect(pool_size=5, max_overflow=0, guard={"timeout": 1.0, "breaker": EARLY})
+    with blocker(lab) as (pid, _):
+        end = time.monotonic() + 15
+        while not told(caplog) and time.monotonic() < end:
+            with lab.meanwhile(lambda: lab.query(WAIT)) as results:
+                pass
+            assert isinstance(results[0], CallTimeoutError)
+    assert f"<- session {pid}" in told(caplog)[0]
+    assert lab.guard.snapshot().rejected == {}
 
 
 def test_log_and_status_name_the_session_that_holds_the_lock(lab, rows, caplog):
