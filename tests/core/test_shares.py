@@ -322,32 +322,3 @@ class SharedPool(RuleBasedStateMachine):
 
 
 TestSharedPool = SharedPool.TestCase
-
-
-@pytest.mark.parametrize(("taken", "keeps"), [(0, True), (6, True), (7, False), (9, False)])
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_request_changes_no_limit_while_fewer_slots_than_a_share_are_in_use(taken, keeps, alone):
-    """Of all parts together, or of the only active one."""
-    whole = Bulkhead(10, 0)
-    shares = Shares(whole)
-    part = shares.join(Bulkhead(10, 0))
-    if alone:
-        shares.note_request(0, part)
-        part.bulkhead.taken = taken
-    whole.taken = taken
-    assert shares.keeps_limits(part) is keeps
-
-
-@pytest.mark.parametrize(
-    ("oldest", "outside", "limit"), [(QUICK, 0, 5), (0, 0, 6), (None, 0, 6), (QUICK, 2, 7), (QUICK, 1, 6)]
-)
-def test_a_part_leaves_what_the_only_other_active_one_may_claim(oldest, outside, limit):
-    """Of ten slots it holds three, and five are in use: three are for the other, two of a quick part."""
-    whole = Bulkhead(10, 0)
-    shares = Shares(whole)
-    part, other = shares.join(Bulkhead(10, 0)), shares.join(Bulkhead(10, 0))
-    for each in (other, part):
-        shares.note_request(0, each)
-    part.bulkhead.taken, whole.taken = 3, 5
-    assert shares.limit(part, 0, oldest, outside) == limit
-    assert part.is_cut is (limit < share(10))
