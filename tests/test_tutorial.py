@@ -36,7 +36,9 @@ LINES = [
 def without_times(output):
     """The output without what differs each time: times, limits, dates, one caller at a full queue."""
     output = output.replace("queue_timeout 9, bulkhead_full 1", "queue_timeout 10")
-    return re.sub(r"\d+\.\d+ s|timeout=\d+\.\d+|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "?", output)
+    return re.sub(
+        r"process \d+ on [^;]+|\d+\.\d+ s|timeout=\d+\.\d+|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "?", output
+    )
 
 
 class Reader:

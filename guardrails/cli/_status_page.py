@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-__all__ = ["NOT_A_PAGE", "StatusPageError", "read_page", "status_address"]
+__all__ = ["NOT_A_PAGE", "StatusPageError", "process_of", "read_page", "status_address"]
 
 _TIMEOUT = 3.0
 """Seconds for one page."""
@@ -55,6 +55,8 @@ def status_address(url: str) -> str:
 def read_page(address: str) -> Mapping[str, Any]:
     """Reads the page; ``ready``, ``reasons`` and ``guards`` are there, and the guards are unchecked.
 
+    ``pid`` and ``host`` are those of the process that answered, and None on a page without them.
+
     Raises:
         StatusPageError: There is none.
     """
@@ -71,6 +73,8 @@ def read_page(address: str) -> Mapping[str, Any]:
             "ready": bool(page["ready"]),
             "reasons": list(page["reasons"]),
             "guards": page["guards"],
+            "pid": page.get("pid"),
+            "host": page.get("host"),
         }
     except urllib.error.HTTPError as error:
         error.close()
@@ -81,3 +85,11 @@ def read_page(address: str) -> Mapping[str, Any]:
         raise StatusPageError(f"it does not answer: {type(cause).__name__}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StatusPageError(NOT_A_PAGE) from None
+
+
+def process_of(page: Mapping[str, Any]) -> str | None:
+    """Returns the words for the process that has answered; None if its page does not name it."""
+    if page.get("pid") is None:
+        return None
+    words = f"process {page['pid']} on {page['host']}"
+    return "".join(char if char.isprintable() else "?" for char in words)[:200]

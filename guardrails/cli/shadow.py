@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from guardrails.cli._options import as_json
-from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, status_address
+from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, process_of, read_page, status_address
 
 __all__ = ["shadow", "words"]
 
@@ -41,8 +41,11 @@ def shadow(url: str, *, as_json: bool) -> None:
         click.echo(f"{address}: {NOT_A_PAGE}", err=True)
         sys.exit(2)
     if as_json:
-        click.echo(json.dumps({"guards": sums}))
+        click.echo(json.dumps({"pid": page["pid"], "host": page["host"], "guards": sums}))
     else:
+        process = process_of(page)
+        if process:
+            click.echo(f"{process}; other workers at this address have sums of their own")
         click.echo("\n".join(line for each in sums for line in _lines(each)) or "no guards on this page.")
     sys.exit(1 if any(each["refused"] or each["stopped"] for each in sums) else 0)
 

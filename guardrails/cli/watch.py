@@ -17,7 +17,7 @@ import click
 
 from guardrails.cli._interrupts import interruptible
 from guardrails.cli._missing import missing
-from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, status_address
+from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, process_of, read_page, status_address
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,6 +32,9 @@ _FEW = 0.05
 
 _ROOMY = 120
 """Characters of a line that are enough for the table with its borders and a guard's name of usual length."""
+
+_LATELY, _TURNS = 60.0, 20
+"""Seconds, and readings, after which a process that has not answered again is forgotten."""
 
 _COLOURS = {"closed": "green", "open": "red", "forced_open": "red", "half_open": "yellow"}
 
@@ -93,13 +96,15 @@ class _Look:
         problem: The reason why there is no page, or None.
         page: The page; empty if there is none.
         rows: The guards and compartments on it.
-        rates: By path, the rates per second since the last reading.
+        rates: By path, the rates per second since the last reading of the same process.
+        processes: The number of processes that have answered lately.
     """
 
     problem: str | None
     page: Mapping[str, Any]
     rows: Sequence[_Row]
     rates: Mapping[str, Mapping[str, float]]
+    processes: int = 1
 
     @property
     def fine(self) -> bool:
@@ -114,22 +119,25 @@ class _Look:
 
 
 def _looks(address: str, every: float, times: int | None) -> Iterator[_Look]:
-    before: Mapping[str, _Row] = {}
-    moment = time.monotonic()
+    known: dict[object, tuple[float, Mapping[str, _Row]]] = {}  # by process: workers share an address
     for number in itertools.count(1):
         page, rows, problem = _read(address)
         now = time.monotonic()
-        yield _Look(problem, page, rows, _rates(before, rows, now - moment))
+        process = page.get("pid"), page.get("host")
+        moment, before = known.pop(process, (now, {}))
+        if problem is None:
+            known = {each: last for each, last in known.items() if now - last[0] < _LATELY + _TURNS * every}
+            known[process] = now, {row.path: row for row in rows}
+        yield _Look(problem, page, rows, _rates(before, rows, now - moment), len(known))
         if number == times:
             return
-        before, moment = {row.path: row for row in rows}, now
         time.sleep(every)
 
 
 def _read(address: str) -> tuple[Mapping[str, Any], Sequence[_Row], str | None]:
     try:
         page = read_page(address)
-        page = {name: page[name] for name in ("ready", "reasons", "guards")}
+        page = {name: page[name] for name in ("ready", "reasons", "pid", "host", "guards")}
         return page, list(_rows("", page["guards"])), None
     except StatusPageError as error:
         return {}, (), str(error)
@@ -192,7 +200,8 @@ class _Lines:
 
     def show(self, look: _Look) -> None:
         """Shows one reading."""
-        print(json.dumps({"trouble": look.problem, "rates": look.rates, **look.page}), flush=True)
+        about = {"trouble": look.problem, "processes": look.processes, "rates": look.rates}
+        print(json.dumps({**about, **look.page}), flush=True)
 
 
 def _screen() -> _Screen:
@@ -236,6 +245,9 @@ def _table(look: _Look, width: int) -> Table:
 
     reasons = ", ".join(map(str, look.page.get("reasons", ())))
     title = look.problem or ("ready" if look.page["ready"] else f"not ready: {reasons}")
+    process = process_of(look.page)
+    if process:
+        title += f"; {process}" + (f", one of {look.processes} seen" if look.processes > 1 else "")
     refusing = sum(look.refuses(row) for row in look.rows)
     if refusing:
         title += f", guards that refuse calls: {refusing}"

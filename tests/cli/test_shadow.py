@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 
 from click.testing import CliRunner
 
@@ -111,7 +113,9 @@ def test_every_route_is_named_and_those_with_a_closed_circuit_come_first():
 def test_json_has_the_same_figures():
     with served(overloaded()) as url:
         code, output = run("--json", url)
-    (guard,) = json.loads(output)["guards"]
+    page = json.loads(output)
+    assert (page["pid"], page["host"]) == (os.getpid(), socket.gethostname())
+    (guard,) = page["guards"]
     assert code == 1
     assert (guard["refused"], guard["judged"], guard["stopped"]) == (3, 5, 0)
     assert guard["routes"] == {"(no route)": {"bulkhead_full": 3}}
@@ -121,7 +125,11 @@ def test_json_has_the_same_figures():
 def test_a_guard_that_never_was_in_shadow_has_nothing_to_say():
     guard = Guard("db", max_concurrent_calls=2, mode="enforce")
     with served(guard) as url:
-        assert run(url) == (0, "db: enforce; it was never in shadow.\n")
+        code, output = run(url)
+    assert code == 0
+    first, second = output.splitlines()
+    assert first.startswith(f"process {os.getpid()} on {socket.gethostname()}; other workers")
+    assert second == "db: enforce; it was never in shadow."
 
 
 def test_a_shadow_that_would_have_done_nothing_exits_with_0():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import http.server
 import io
+import itertools
 import json
 import socket
 import threading
@@ -85,6 +88,69 @@ def test_a_refusal_of_a_compartment_stands_in_the_row_of_its_guard_too():
     with served(guard) as address:
         _, (page,) = pages(address, "--times", "1")
     assert [each.totals["refused"] for each in _rows("", page["guards"])] == [3, 3, 0]
+
+
+class Workers(http.server.BaseHTTPRequestHandler):
+    """Two workers of one address that answer in turn; each has its own sums, and admits ten more a turn."""
+
+    asked = itertools.count()
+    named = True
+
+    def do_GET(self):
+        turn, worker = divmod(next(self.asked), 2)
+        guard = GUARD | {"admitted": 1000 * worker + 10 * turn}
+        page = {"ready": True, "reasons": [], "guards": [guard]}
+        page |= {"pid": 70 + worker, "host": "shop\x1b-1"} if self.named else {}
+        body = json.dumps(page).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Writes nothing."""
+
+
+GUARD = {"name": "db", "oldest_in_flight": None, "rejected": {}, "failed": 0, "slow": 0, "state": "closed"}
+GUARD |= {"waiting": 0, "in_use": 0, "max_concurrent_calls": 5, "compartments": []}
+
+
+@contextlib.contextmanager
+def workers(**attributes):
+    """Yields their address."""
+    handler = type("Handler", (Workers,), {"asked": itertools.count(), **attributes})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_rates_are_those_of_one_process_where_workers_answer_in_turn():
+    """Ten calls in two turns of 0.1 s or more, and not the thousand by which the sums of the two differ."""
+    with workers() as address:
+        _, readings = pages(address, "--times", "4")
+    assert [each["pid"] for each in readings] == [70, 71, 70, 71]
+    assert [each["processes"] for each in readings] == [1, 2, 2, 2]
+    assert [each["rates"] for each in readings[:2]] == [{}, {}]
+    assert all(0 < each["rates"]["db"]["in"] <= 50 for each in readings[2:])
+
+
+def test_table_names_the_process():
+    with workers() as address:
+        _, output = run(address, "--times", "2", "--every", "0.1")
+    first, second = (line.strip() for line in output.splitlines() if "ready" in line)
+    assert first == "ready; process 70 on shop?-1"
+    assert second == "ready; process 71 on shop?-1, one of 2 seen"
+
+
+def test_a_page_without_a_process_is_that_of_one():
+    with workers(named=False) as address:
+        _, output = run(address, "--times", "2", "--every", "0.1")
+    assert "process" not in output
 
 
 def test_usable_slots_during_a_ramp():
