@@ -180,7 +180,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (
                 (_refused("would_reject"), "{{guard}} {{reason}}"),
                 (
-                    _guard_rate("guardrails.compartment.would_reject", "guard, compartment, reason") + " > 0",
+                    _guard_rate("guardrails.compartment.would_reject", "guard, compartment, reason"),
                     "{{guard}} {{compartment}} {{reason}}",
                 ),
             ),
