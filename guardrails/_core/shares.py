@@ -67,6 +67,10 @@ class Member:
         """True if it does not work and has calls in flight."""
         return not self.works and self.bulkhead.taken > 0
 
+    def returns(self, now: float, oldest: float | None) -> bool:
+        """True if one of its calls has succeeded since the oldest of those under way began."""
+        return oldest is None or self.workload is None or self.workload.last_success_at >= now - oldest
+
     @property
     def works(self) -> bool:
         """False if its last two calls failed or were slow; one may do so for a reason of its own."""
@@ -82,8 +86,9 @@ class Shares:
     Some slots are kept for the active parts that work: each has a claim to an equal number of them, at least
     one. A part gets another slot only if those that are free suffice for what the others may still claim, or
     if it is its first. One slot in `KEPT` is kept while all parts work, and all beyond one share while a part
-    hangs. A part that does not work has no claim, so those that hang leave slots for the others, however many
-    hang.
+    hangs. Before that is known, half of these are kept from a part none of whose calls has succeeded since
+    the oldest of those under way began. A part that does not work has no claim, so those that hang leave
+    slots for the others, however many hang.
 
     Args:
         whole: The whole bulkhead. Without its own count, calls outside all parts would be overlooked.
@@ -148,7 +153,9 @@ class Shares:
             return self.total if oldest is None or oldest < QUICK else own_share
         others = [each for each in self.parts if each is not part and each.is_active(now)]
         one_hangs = part.hangs or any(each.hangs for each in others)
-        most_kept = self.total - own_share if one_hangs else self.total // KEPT
+        most_kept = self.total - own_share
+        if not one_hangs:
+            most_kept = self.total // KEPT if part.returns(now, oldest) else (most_kept + 1) // 2
         claim = max(1, most_kept // max(1, len(others)))
         kept = min(most_kept, sum(max(0, claim - self._held(each)) for each in others if each.works))
         free = self.total - max(self._whole.taken, sum(each.bulkhead.taken for each in self.parts))

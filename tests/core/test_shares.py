@@ -252,6 +252,20 @@ def test_a_limit_that_was_cut_is_computed_again_after_a_moment():
     assert [shares.keeps_limits(cut, now) for now in moments] == [True, True, False, False]
 
 
+@pytest.mark.parametrize(("succeeded_at", "kept"), [(1.0, 2), (1.5, 1), (1.9, 1)])
+def test_more_is_kept_from_a_part_whose_calls_do_not_return(succeeded_at, kept):
+    """None has succeeded since the oldest of those under way began: it may be the first of a locked table."""
+    pool = Bulkhead(10, 0)
+    shares = Shares(pool)
+    part, busy, *quiet = (shares.join(Bulkhead(7, 0), failing(0)) for _ in range(5))
+    for each in (busy, *quiet, part):
+        shares.note_request(1.0, each)
+    part.workload.note_success(succeeded_at, slow=False)
+    part.bulkhead.taken = busy.bulkhead.taken = 4
+    pool.taken = 8
+    assert shares.limit(part, 2.0, 0.5) == 4 + 2 - kept
+
+
 class SharedPool(RuleBasedStateMachine):
     """Three workloads at one pool, compared with a record of the requests and of the slots held."""
 
