@@ -131,7 +131,7 @@ def _hint(error: BaseException, module: str) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is None or not f"{module}.".startswith(f"{missing}."):
         return ""
-    return f": there is no {missing} here; run it in the folder in which the service is started"
+    return ": there is no such module here; run it in the folder in which the service is started"
 
 
 def _place(error: BaseException, where: str = "") -> str:

@@ -357,7 +357,7 @@ def test_findings_for_people(doctor):
     ("words", "app", "said"),
     [
         ([], "shop", "--app must be MODULE:ATTR"),
-        ([], "nowhere:app", "there is no nowhere here; run it in the folder in which the service"),
+        ([], "nowhere:app", "there is no such module here; run it in the folder in which the service"),
         ([], "shop:nothing", "cannot be imported: AttributeError"),
         (["--workers", "0"], "shop:app", "workers must be a whole number from 1"),
         (["--threads", "-1"], "shop:app", "threads must be a whole number from 1"),
