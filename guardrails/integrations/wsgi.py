@@ -6,7 +6,6 @@ body, not when the application returns.
 
 from __future__ import annotations
 
-import logging
 import random as _random
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from guardrails._http.applications import WSGI, check_application
 from guardrails._http.environ import budgets_of, path_of, rank_in, status_line
 from guardrails._http.error_causes import follow_frameworks
 from guardrails._http.policy import RequestPolicy, WithPolicy
+from guardrails._http.server_threads import check_threads
 from guardrails._http.settings import HTTPSettings, StatusSettings
 from guardrails._http.status import HEADERS, Page, Probes, as_page
 from guardrails._http.tracked_request import Views
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["GuardrailsMiddleware", "StatusApp", "status_app"]
-
-_log = logging.getLogger("guardrails")
 
 
 class GuardrailsMiddleware(WithPolicy):
@@ -103,7 +101,7 @@ class GuardrailsMiddleware(WithPolicy):
         self._timed, self._selective, self._criticality = policy.timed, policy.selective, policy.criticality
         self._learns = settings.learn_routes
         if settings.threads is not None:
-            _check_threads(settings.threads, self._policy.slots, settings.max_in_flight)
+            check_threads(settings.threads, self._policy.slots, settings.max_in_flight)
 
     def views(self) -> Views:
         """Makes the table of endpoints, for a framework that can report the endpoint of a request."""
@@ -180,20 +178,3 @@ def _with_slash(mount: str) -> Page:
     # Relative, so that no path of a client can make it another host's address.
     last = quote(mount.rpartition("/")[2].encode("latin-1", "replace"), safe="")
     return Page(308, b"", (*HEADERS, ("location", f"{last}/")))
-
-
-def _check_threads(threads: int, slots: int, max_in_flight: int | None) -> None:
-    """Logs a warning if calls that hang could take every thread of the server."""
-    if not slots:
-        faults = Faults("GuardrailsMiddleware")
-        faults.add("guards", (), "named where threads is given, so that their slots can be compared with it")
-        faults.raise_if_any()
-    if min(slots, max_in_flight or slots) >= threads:
-        _log.warning(
-            "GuardrailsMiddleware: the guards have %d slots and the server has %d threads, so calls that "
-            "hang may take every thread, and then nothing is answered: give the guards fewer slots in all, "
-            "the server more threads, or set max_in_flight below %d",
-            slots,
-            threads,
-            threads,
-        )

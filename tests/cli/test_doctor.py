@@ -283,9 +283,9 @@ def test_one_database_of_django_among_several_is_found(found):
 
 
 def test_a_guarded_backend_of_django_without_its_guard_is_found(found):
-    """The middleware, which would end the start, looks at databases with a guard alone."""
-    findings = found(django("default['OPTIONS'] = {}"))
-    assert set(findings) == {"unguarded"}
+    """Without the middleware, which ends the start of such a project."""
+    findings = found(django(f"default['OPTIONS'] = {{}}\n{NO_MIDDLEWARE}"))
+    assert set(findings) == {"unguarded", "no_middleware"}
     assert "OPTIONS['guard'] must be a Guard" in findings["unguarded"]["details"][0]
 
 

@@ -20,6 +20,7 @@ from guardrails._http.environ import answer_of, budgets_of, rank_in
 from guardrails._http.error_causes import follow_frameworks
 from guardrails._http.policy import RequestPolicy, WithPolicy
 from guardrails._http.routes import requires
+from guardrails._http.server_threads import check_threads
 from guardrails._http.settings import HTTPSettings
 from guardrails._http.tracked_request import TrackedRequest, Views
 from guardrails._runtime.scope import close, current, enter
@@ -41,10 +42,10 @@ class GuardrailsMiddleware(WithPolicy):
         GUARDRAILS = {"guards": ["shop.guards.db"], "request_timeout": 5.0}
 
     ``GUARDRAILS`` holds the settings of `guardrails.integrations.asgi.GuardrailsMiddleware`, except
-    ``server_timing``. A guard may also be its dotted name. Put the middleware first. It works under WSGI and
-    ASGI servers. Its answers are neither logged to ``django.request`` nor mailed to the administrators. The
-    guards that a view needs, marked with `requires` or learnt from its requests, are checked before the view
-    is called.
+    ``server_timing`` and ``cancel_on_disconnect``, and the WSGI middleware's ``threads``, which ASGI ignores.
+    A guard may also be its dotted name. Put the middleware first. It works under WSGI and ASGI servers. Its
+    answers are neither logged to ``django.request`` nor mailed to the administrators. The guards that a view
+    needs, marked with `requires` or learnt from its requests, are checked before the view is called.
 
     Raises:
         ConfigurationError: One or more settings are wrong; all are named at once.
@@ -64,6 +65,8 @@ class GuardrailsMiddleware(WithPolicy):
         self._asynchronous: bool = iscoroutinefunction(get_response)
         if self._asynchronous:
             markcoroutinefunction(self)
+        elif settings.threads is not None:  # under ASGI Django has a thread for each request
+            check_threads(settings.threads, self._policy.slots, settings.max_in_flight)
         # Of the server's kind, or Django would run it in a thread.
         self.process_view = self._check_view_async if self._asynchronous else self._check_view
 
@@ -231,7 +234,7 @@ def _settings(given: object) -> HTTPSettings:
     if not isinstance(given, Mapping):
         faults.add("GUARDRAILS", given, "a dict of settings")
         return HTTPSettings.checked(faults, {})
-    HTTPSettings.refuse_unknown(_WHERE, given, without=("server_timing", "threads", "cancel_on_disconnect"))
+    HTTPSettings.refuse_unknown(_WHERE, given, without=("server_timing", "cancel_on_disconnect"))
     required = given.get("requires")
     if isinstance(required, Mapping):
         required = {path: _found(guards) for path, guards in required.items()}
@@ -242,10 +245,13 @@ def _settings(given: object) -> HTTPSettings:
 def _attach_guards() -> None:
     """Makes Django construct its guarded databases, which attaches their guards and opens no connection.
 
+    One of our backends without a guard is refused then, and not in the first request.
+
     A call through an unattached guard takes a slot, and so would the first query inside it.
     """
     for alias in connections:
-        if "guard" in connections.settings[alias].get("OPTIONS", {}):
+        settings = connections.settings[alias]
+        if "guard" in settings.get("OPTIONS", {}) or settings["ENGINE"].startswith("guardrails."):
             _ = connections[alias]
 
 

@@ -326,7 +326,18 @@ def test_detached_it_is_djangos_own(shop, db):
         ({}, r"DATABASES\['wrong'\].*OPTIONS\['guard'\] must be a Guard or its dotted name, got None"),
         ({"guard": 7}, "must be a Guard or its dotted name, got 7"),
         ({"guard": "no_such_shop.db"}, r"OPTIONS\['guard'\]: 'no_such_shop.db' cannot be imported"),
-        ({"guard": Guard("x", max_concurrent_calls=4), "pool": POOL}, "slots of guard 'x' must be .* to 3"),
+        (
+            {"guard": Guard("x", max_concurrent_calls=4), "pool": POOL},
+            "guard 'x' has 4 slots, and the pool 3 connections: .* max_size of 4 or more, .*_calls=3",
+        ),
+        (
+            {"guard": Guard("x", max_concurrent_calls=5), "pool": True},
+            "guard 'x' has 5 slots, and the pool 4 connections: .* max_size of 5 or more, .*_calls=4",
+        ),
+        (
+            {"guard": Guard("x", max_concurrent_calls=4), "timeout": 2},
+            r"OPTIONS\['timeout'\] is a setting of the guard: Guard\(",
+        ),
         ({"guard": Guard("x", max_concurrent_calls=4), "compartments": "all"}, "'declared' or 'none'"),
     ],
     ids=[
@@ -334,6 +345,8 @@ def test_detached_it_is_djangos_own(shop, db):
         "no guard either",
         "nothing of that name",
         "more slots than connections",
+        "more slots than connections of a pool without sizes",
+        "a setting of the guard",
         "unknown compartments",
     ],
 )

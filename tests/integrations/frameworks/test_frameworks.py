@@ -29,7 +29,7 @@ from guardrails.integrations.flask import Guardrails
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 from support import (
     asgi_client,
-    django_lab,  # noqa: F401 - configures Django
+    django_lab,  # configures Django
     wsgi_client,
 )
 
@@ -495,6 +495,7 @@ def test_django_stream_counts_until_it_is_closed(project):
         ),
         ({"requires": {"/": ["json.db"]}}, "GUARDRAILS: 'json.db' cannot be imported"),
         ({"clock": 1}, "clock must be callable"),
+        ({"threads": 1}, "threads must be a whole number from 2"),
         ({"max_in_flight": 0, "request_timeout": -1}, r"request_timeout must be .*max_in_flight must be"),
         ({"requires": "db"}, "requires must be "),
         ({"criticality": {"/": "HIGH"}}, "criticality.* must be 'SHEDDABLE' or "),
@@ -505,6 +506,23 @@ def test_django_wrong_settings_are_named(project, options, words):
     """When the server starts."""
     with pytest.raises(ConfigurationError, match=words):
         project(**options)
+
+
+def test_django_backend_without_its_guard_ends_the_start(project):
+    """Not the first request."""
+    with (
+        django_lab.known("unguarded", {"ENGINE": django_lab.ENGINE, "NAME": "shop", "OPTIONS": {}}),
+        pytest.raises(ConfigurationError, match=r"DATABASES\['unguarded'\]: OPTIONS\['guard'\] must be"),
+    ):
+        project()
+
+
+@pytest.mark.parametrize(("threads", "warned"), [(2, True), (3, False)])
+def test_django_slots_that_can_take_every_thread_are_warned_of(project, request, caplog, threads, warned):
+    """Under WSGI: under ASGI each request has a thread of its own."""
+    project(guards=[Guard("db", max_concurrent_calls=2)], threads=threads)
+    under_wsgi = "WSGI" in request.node.callspec.params.values()
+    assert (f"2 slots and the server has {threads} threads" in caplog.text) is (warned and under_wsgi)
 
 
 @pytest.mark.parametrize("name", ["redis://:hunter2@cache.internal/0", "hunter2." * 12])

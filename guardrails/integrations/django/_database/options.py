@@ -12,6 +12,9 @@ from guardrails.integrations.django._names import named
 
 __all__ = ["Options", "read_options"]
 
+_OF_GUARDS = ("breaker", "max_concurrent_calls", "max_wait_duration", "mode", "timeout")
+"""Settings of guards that stand in ``OPTIONS`` by mistake. No driver has an option of such a name."""
+
 
 class Options(NamedTuple):
     """What an alias asks of its guard.
@@ -57,6 +60,11 @@ def read_options(where: str, given: dict[str, Any]) -> tuple[Guard, Options]:
     guard = named(f"{where}: OPTIONS['guard']", given.get("guard"))
     if not isinstance(guard, Guard):
         faults.add("OPTIONS['guard']", guard, "a Guard or its dotted name")
+    for name in _OF_GUARDS:
+        if name in given:
+            raise ConfigurationError(
+                f"{where}: OPTIONS[{name!r}] is a setting of the guard: Guard(..., {name}=...)"
+            )
     options = Options(**{name: given[name] for name in Options._fields if name in given})
     faults.choice("OPTIONS['compartments']", options.compartments, COMPARTMENTS)
     faults.seconds("OPTIONS['leak_after']", options.leak_after, none=True)

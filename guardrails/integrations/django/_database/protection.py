@@ -23,7 +23,7 @@ from guardrails._pool.figures import PoolFigures
 from guardrails._pool.frames import Site
 from guardrails._pool.holders import PoolStatus
 from guardrails._runtime.fork import ForkedLock
-from guardrails._util.checks import Faults, shown
+from guardrails._util.checks import shown
 from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.django._database.connections import DjangoConnections
 from guardrails.integrations.django._database.options import Options, read_options
@@ -218,9 +218,11 @@ class Protection(ABC):
         """
         slots = self.guard.call_settings.gates[0].core.bulkhead.limit
         if most is not None and slots > most:
-            faults = Faults(f"DATABASES[{alias!r}]")
-            faults.count(f"the slots of guard {self.guard.name!r}", slots, most=most)
-            faults.raise_if_any()
+            raise ConfigurationError(
+                f"DATABASES[{alias!r}]: guard {self.guard.name!r} has {slots} slots, and the pool {most} "
+                f"connections: OPTIONS['pool'] needs a max_size of {slots} or more, or the guard "
+                f"max_concurrent_calls={most} (a pool without sizes has 4 connections)"
+            )
 
 
 _lock = ForkedLock()
