@@ -20,7 +20,7 @@ from guardrails._core.shares import Member, Shares, share
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._runtime.fork import ForkedLock
 
-__all__ = ["DEFAULT", "MOST", "OTHER", "AutoCompartments", "CompartmentGate"]
+__all__ = ["DEFAULT", "LOOK_AGAIN", "MOST", "OTHER", "AutoCompartments", "CompartmentGate"]
 
 DEFAULT, OTHER = "default", "other"
 """The compartment of calls without a known workload, and that of all workloads beyond the first `MOST`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from guardrails._core.gate import Refusal
 from guardrails._core.outcome import Outcome
-from guardrails._guard.auto_compartments import CompartmentGate
+from guardrails._guard.auto_compartments import LOOK_AGAIN, CompartmentGate
 from guardrails._guard.compartments import compartment_for, form_compartments
 from guardrails._guard.fast_path import FULL
 from guardrails._guard.guard import Guard, attach, guard_of_settings, switch
@@ -49,11 +49,12 @@ class _Call(WakeableWaiter):
         held: Those that it has passed, with its slots.
         asked: When it came.
         waiting: The gate at which it waits; None while it does not.
-        timer: The number of the event that ends its wait.
+        timer: The number of the event that ends its wait, or a part of it.
+        left: The seconds of its wait after that event.
         late: The reason of the refusal if it gets no slot in time.
     """
 
-    __slots__ = ("asked", "gates", "held", "index", "late", "run", "timer", "waiting")
+    __slots__ = ("asked", "gates", "held", "index", "late", "left", "run", "timer", "waiting")
 
     def __init__(self, run: _Run, index: int, gates: Sequence[LockedGate], asked: float) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class _Call(WakeableWaiter):
         self.index, self.gates, self.asked = index, gates, asked
         self.held: list[tuple[LockedGate, int]] = []
         self.waiting: LockedGate | None = None
-        self.timer = 0
+        self.timer, self.left = 0, 0.0
         self.late: Any = "queue_timeout"
 
     def wake(self) -> bool:
@@ -122,7 +123,9 @@ class _Run:
         self.now, number, tickets, *rest = heapq.heappop(self._events)
         if tickets is None:
             (call,) = rest
-            if call.timer == number:
+            if call.timer == number and call.left:
+                self._look_again(call)
+            elif call.timer == number:
                 self._go_on(call)
         else:
             held, outcome = rest
@@ -175,13 +178,28 @@ class _Run:
                     return
                 if verdict is None:
                     limit, call.late = gate.wait_limit(call, None)
-                    call.waiting = gate
-                    self._at(self.now + limit, None, call)
-                    call.timer = self._counter
+                    self._wait(call, gate, limit)
                     return
                 slot = found[0]
             call.held.append((gate, slot))
         self._begin(call)
+
+    def _wait(self, call: _Call, gate: LockedGate, seconds: float) -> None:
+        """Waits at a gate. At one whose slots are kept for other compartments it looks again soon."""
+        is_cut = (
+            isinstance(gate, CompartmentGate) and gate.auto_compartments is not None and gate.member.is_cut
+        )
+        part = LOOK_AGAIN if is_cut and seconds > LOOK_AGAIN else seconds
+        call.waiting, call.left = gate, seconds - part
+        self._at(self.now + part, None, call)
+        call.timer = self._counter
+
+    def _look_again(self, call: _Call) -> None:
+        gate, call.timer = call.waiting, 0
+        if isinstance(gate, CompartmentGate) and gate.auto_compartments is not None:
+            gate.auto_compartments.redistribute(gate)
+            if call not in self.woken:
+                self._wait(call, gate, call.left)
 
     def _go_on(self, call: _Call) -> None:
         """Ends a wait: the call was woken, or its time is up."""
