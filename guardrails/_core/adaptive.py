@@ -18,7 +18,6 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
-from guardrails._core.shares import KEPT
 from guardrails._util.checks import Faults, unknown_option
 
 __all__ = ["Adaptive", "AdaptiveLimit"]
@@ -182,7 +181,7 @@ class AdaptiveLimit:
         passed = now - self._last
         if passed > 0:
             self._area += running * passed
-            if running >= self.applied - self.applied // KEPT:  # the others may be kept for compartments
+            if running >= self.applied:
                 self._busy += passed
             self._last = now
 

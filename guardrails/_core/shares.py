@@ -23,10 +23,6 @@ oldest call is younger than this. Quick calls free their slots soon after anothe
 for a lock does not."""
 
 
-KEPT = 10
-"""One slot in so many is kept for active parts without a slot while no part hangs: enough to serve quick
-calls until it is known that another part hangs, and at most a tenth of what a healthy service can do."""
-
 FRESH = 0.002
 """Seconds for which a limit that is smaller than a share is not computed again. In a flood of requests that
 would cost more than the refusals."""
@@ -83,12 +79,12 @@ class Shares:
     A part becomes active before it gets a slot. From then on no other part gets a slot beyond its share. A
     part keeps the slots that it holds beyond its share until its calls end.
 
-    Some slots are kept for the active parts that work: each has a claim to an equal number of them, at least
-    one. A part gets another slot only if those that are free suffice for what the others may still claim, or
-    if it is its first. One slot in `KEPT` is kept while all parts work, and all beyond one share while a part
-    hangs. Before that is known, half of these are kept from a part none of whose calls has succeeded since
-    the oldest of those under way began. A part that does not work has no claim, so those that hang leave
-    slots for the others, however many hang.
+    A part whose calls do not return must leave slots for the others: none has succeeded since the oldest of
+    those under way began, or the last two were bad. Each active part that works has a claim to an equal
+    number of the slots beyond one share, at least one. A part whose calls do not return gets another slot
+    only if those that are free suffice for these claims, or if it is its first; half of them suffice until a
+    part is known to hang. A part that does not work has no claim. So those that hang leave slots for the
+    others, however many hang, and parts whose calls return leave none: a slot that is kept is a slot less.
 
     Args:
         whole: The whole bulkhead. Without its own count, calls outside all parts would be overlooked.
@@ -151,17 +147,19 @@ class Shares:
         if part is self.alone:
             part.is_cut = False
             return self.total if oldest is None or oldest < QUICK else own_share
-        others = [each for each in self.parts if each is not part and each.is_active(now)]
-        one_hangs = part.hangs or any(each.hangs for each in others)
-        most_kept = self.total - own_share
-        if not one_hangs:
-            most_kept = self.total // KEPT if part.returns(now, oldest) else (most_kept + 1) // 2
-        claim = max(1, most_kept // max(1, len(others)))
-        kept = min(most_kept, sum(max(0, claim - self._held(each)) for each in others if each.works))
+        kept = 0 if part.works and part.returns(now, oldest) else self._kept_from(part, now)
         free = self.total - max(self._whole.taken, sum(each.bulkhead.taken for each in self.parts))
-        most = max(1 if part.works else 0, self._held(part) + free - kept)
+        most = max(1 if part.works else 0, self._held(part) + free - kept) if kept else own_share
         part.is_cut = most < own_share
         return min(most, own_share)
+
+    def _kept_from(self, part: Member, now: float) -> int:
+        """The slots that a part must leave free for the claims of others."""
+        others = [each for each in self.parts if each is not part and each.is_active(now)]
+        spare = self.total - share(self.total)
+        most_kept = spare if part.hangs or any(each.hangs for each in others) else (spare + 1) // 2
+        claim = max(1, most_kept // max(1, len(others)))
+        return min(most_kept, sum(max(0, claim - self._held(each)) for each in others if each.works))
 
     def _held(self, part: Member) -> int:
         return part.bulkhead.taken + (self.outside() if part is self.moving else 0)

@@ -26,7 +26,6 @@ from guardrails._core.breaker import Breaker
 from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, SlotsChanged
 from guardrails._core.outcome import Outcome
-from guardrails._core.shares import KEPT
 from support.simulated_database import Database
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
@@ -257,11 +256,11 @@ def limit_with(levels, present, slots=20, minimum=1):
 
 
 def window(limit, seconds, served, *, running=20, busy=None, at_once=False):
-    """Ends a window in which so many calls ran, in ``busy`` of its seconds nearly all that may run."""
+    """Ends a window in which so many calls ran, in ``busy`` of its seconds all that may run at once."""
     busy = seconds if busy is None else busy
     limit.pass_time(limit._since + busy, running)
     now = limit._since + seconds
-    limit.pass_time(now, limit.applied - limit.applied // KEPT - 1)  # the others may be kept for compartments
+    limit.pass_time(now, limit.applied - 1)
     limit.decide(now, limit._served + served, applies=True, at_once=at_once)
 
 
@@ -667,11 +666,3 @@ def test_a_database_that_does_not_serves_as_much_as_before(pace, seed):
     static, _ = served(pace, seed, adaptive=False)
     found, _ = served(pace, seed, adaptive=True)
     assert found >= 0.95 * static
-
-
-@pytest.mark.parametrize(("running", "saturated"), [(20, True), (18, True), (17, False)])
-def test_a_guard_is_saturated_although_one_slot_in_ten_is_kept(running, saturated):
-    """Compartments may not take what is kept for quiet ones."""
-    limit = limit_with({}, 20)
-    window(limit, 2.0, 100, running=running)
-    assert (limit.applied < 20) is saturated

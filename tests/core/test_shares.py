@@ -71,7 +71,7 @@ def test_the_only_part_is_limited_before_another_gets_a_slot():
     assert ask(shares, 0, full(orders)) == (orders,)
     assert orders.bulkhead.limit == 10
     assert ask(shares, 1, items) == (orders, items)
-    assert (orders.bulkhead.limit, items.bulkhead.limit) == (7, 3)  # none is free now
+    assert (orders.bulkhead.limit, items.bulkhead.limit) == (7, 7)
     assert orders.bulkhead.taken == 7
 
 
@@ -129,7 +129,8 @@ def hang(shares, pool, now, parts, most=99):
             part.fitted_at = NEVER
             if not shares.keeps_limits(part, now):
                 shares.note_request(now, part)
-                part.bulkhead.resize(shares.limit(part, now))
+                age = 0.05 if part.bulkhead.taken else None
+                part.bulkhead.resize(shares.limit(part, now, age))
             if take(part.bulkhead) and not take(pool):
                 part.bulkhead.leave()
 
@@ -146,25 +147,22 @@ def failing(calls):
     ("total", "others", "left"),
     [
         (15, 1, 5),  # one share, as ever
-        (15, 2, 1),  # one in ten is kept for a part without a slot
+        (15, 2, 1),
         (15, 3, 1),
         (10, 2, 1),
-        (9, 2, 0),
         (20, 1, 6),
         (20, 2, 1),
         (40, 4, 1),
     ],
 )
-def test_while_all_work_one_slot_in_ten_is_kept_for_a_part_without_one(total, others, left):
-    """Nobody can know in the first second that the calls of others hang."""
+def test_parts_whose_calls_do_not_return_leave_a_slot_for_a_part_without_one(total, others, left):
+    """Also in the first second, in which nobody knows that they hang."""
     pool = Bulkhead(total, 0)
     shares = Shares(pool)
     works, *busy = (shares.join(Bulkhead(share(total), 0), failing(0)) for _ in range(1 + others))
     ask(shares, 0, works)
     hang(shares, pool, 1, busy)
     assert total - pool.taken == left
-    ask(shares, 2, works)
-    assert works.bulkhead.limit == min(share(total), max(1, left))
 
 
 @given(total=st.integers(3, 60), hanging=st.integers(1, 12), working=st.integers(1, 12), order=st.randoms())
@@ -198,17 +196,17 @@ def test_a_part_whose_last_two_calls_were_bad_has_no_claim():
     pool.taken = 9
     assert [part.works for part in (hangs, once, works)] == [False, True, True]
     assert shares.limit(hangs, 0) == 0, "two may claim one each, and one is free"
-    assert shares.limit(once, 0) == shares.limit(works, 0) == 1
+    assert shares.limit(once, 0, 0.1) == shares.limit(works, 0, 0.1) == 1
     hangs.workload.note_success(0, slow=False)
-    assert shares.limit(hangs, 0) == 1
+    assert shares.limit(hangs, 0, 0.1) == share(10), "its calls return again"
     hangs.workload.note_bad_call(0)
     hangs.workload.note_bad_call(0)
     once.workload.note_bad_call(0)
     works.bulkhead.taken = 1
-    assert shares.limit(hangs, 0) == 1, "nobody else has a claim"
+    assert shares.limit(hangs, 0) == share(10), "nobody else has a claim"
 
 
-def test_quick_parts_use_every_slot_when_each_active_one_has_its_own():
+def test_parts_use_every_slot_when_each_active_one_has_its_own():
     """What is kept for a part that has taken it is kept no more."""
     pool = Bulkhead(15, 0)
     shares = Shares(pool)
@@ -223,7 +221,7 @@ def test_a_part_that_must_leave_slots_gets_them_when_they_are_free_again():
     """Its limit is its share again by its next request."""
     pool = Bulkhead(10, 0)
     shares = Shares(pool)
-    parts = [shares.join(Bulkhead(share(10), 0)) for _ in range(3)]
+    parts = [shares.join(Bulkhead(share(10), 0), failing(0)) for _ in range(3)]
     for part in parts:
         ask(shares, 0, part)
     hang(shares, pool, 1, parts[:2])
@@ -242,7 +240,7 @@ def test_a_limit_that_was_cut_is_computed_again_after_a_moment():
     """Not with each of the requests of a flood; at once where the clock has gone back."""
     pool = Bulkhead(10, 0)
     shares = Shares(pool)
-    parts = [shares.join(Bulkhead(share(10), 0)) for _ in range(3)]
+    parts = [shares.join(Bulkhead(share(10), 0), failing(0)) for _ in range(3)]
     for part in parts:
         ask(shares, 0, part)
     hang(shares, pool, 1, parts[:2])
@@ -252,8 +250,8 @@ def test_a_limit_that_was_cut_is_computed_again_after_a_moment():
     assert [shares.keeps_limits(cut, now) for now in moments] == [True, True, False, False]
 
 
-@pytest.mark.parametrize(("succeeded_at", "kept"), [(1.0, 2), (1.5, 1), (1.9, 1)])
-def test_more_is_kept_from_a_part_whose_calls_do_not_return(succeeded_at, kept):
+@pytest.mark.parametrize(("succeeded_at", "most"), [(1.0, 4), (1.5, 7), (1.9, 7)])
+def test_slots_are_kept_from_a_part_whose_calls_do_not_return(succeeded_at, most):
     """None has succeeded since the oldest of those under way began: it may be the first of a locked table."""
     pool = Bulkhead(10, 0)
     shares = Shares(pool)
@@ -263,7 +261,7 @@ def test_more_is_kept_from_a_part_whose_calls_do_not_return(succeeded_at, kept):
     part.workload.note_success(succeeded_at, slow=False)
     part.bulkhead.taken = busy.bulkhead.taken = 4
     pool.taken = 8
-    assert shares.limit(part, 2.0, 0.5) == 4 + 2 - kept
+    assert shares.limit(part, 2.0, 0.5) == most
 
 
 class SharedPool(RuleBasedStateMachine):
@@ -284,16 +282,6 @@ class SharedPool(RuleBasedStateMachine):
             if part.bulkhead.taken or self.now - self.asked.get(n, -99) < ACTIVE
         }
 
-    def allowed(self, name, before, taken, others):
-        """The slots that the part may hold, while all work."""
-        total = self.pool.limit
-        if not others:
-            return total
-        kept = total // 10
-        own = max(1, kept // len(others))
-        claims = sum(max(0, own - self.parts[each].bulkhead.taken) for each in others)
-        return min(share(total), max(1, before + total - taken - min(claims, kept)))
-
     @rule(seconds=st.sampled_from([0, 1, 4, 9, 10, 30]))
     def wait(self, seconds):
         self.now += seconds
@@ -310,7 +298,7 @@ class SharedPool(RuleBasedStateMachine):
             ask(self.shares, self.now, part)
             if take(slots) and not take(self.pool):
                 slots.leave()
-            allowed = self.allowed(name, before, others, others_active)
+            allowed = share(self.pool.limit) if others_active else self.pool.limit
             assert slots.taken - before == int(others < self.pool.limit and before < allowed)
 
     @precondition(lambda self: self.pool.taken)

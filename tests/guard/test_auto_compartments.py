@@ -432,14 +432,13 @@ def test_a_declared_compartment_takes_its_slots_while_few_are_left(pooled):
 def test_a_caller_that_waits_gets_a_slot_that_another_compartment_returns(pooled, flavour):
     """Although nobody wakes it: while slots are kept for others it looks again."""
     db = pooled(clock=time.monotonic, max_wait_duration=5.0)
-    for key in ("shop", "admin", "items"):
+    for key in ("shop", "admin", "items", "quiet"):
         give_back(check_out(db, key))
     busy = check_out(db, "admin", times=share(TOTAL) - 1)
     busy += check_out(db, "items", times=TOTAL - share(TOTAL) - 1)
-    first = check_out(db, "shop", times=2)
+    first = check_out(db, "shop")
     part = compartment_for(db, "shop")
     gate = part.call_settings.gates[0]
-    assert part.snapshot().max_concurrent_calls == len(first) == 2
     got = []
 
     def wait_in_thread():

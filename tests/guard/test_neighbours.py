@@ -67,7 +67,7 @@ def test_a_locked_table_refuses_no_call_of_other_workloads(compartments, rate, n
     [
         (slots, routes, most)
         for slots, row in {
-            20: (0, 0, 0.01, 0.01),
+            20: (0, 0, 0.01, 0.005),
             15: (0, 0.005, 0.015, 0.01),
             10: (0, 0.005, 0.02, 0.13),
             5: (0.005, 0.02, 0.18, 0.3),
