@@ -35,6 +35,8 @@ PLAIN = URLS["psycopg"].replace("+psycopg", "")
 QUIET = BreakerPolicy(minimum_number_of_calls=10_000, slow_call_duration_threshold=1000)
 IN_THREADS = {"psycopg", "psycopg2", "pymysql"}
 SLEEP = {True: "select pg_sleep({:g})", False: "select sleep({:g})"}
+USUAL: dict = {"timeout": 40, "max_wait_duration": 20, "breaker": QUIET}
+"""For every guard: nobody is refused because many clients come at once."""
 OPTIONS = {"pool_size": 3, "max_overflow": 0}
 
 engines = {
@@ -43,8 +45,10 @@ engines = {
     )
     for name, url in URLS.items()
 }
-guards = {name: protect(engine, name=name, timeout=40, breaker=QUIET) for name, engine in engines.items()}
-search = guards["search"] = Guard("search", max_concurrent_calls=3, timeout=40, breaker=QUIET)
+guards = {name: protect(engine, name=name, **USUAL) for name, engine in engines.items()}
+search = guards["search"] = Guard(
+    "search", max_concurrent_calls=3, timeout=40, max_wait_duration=20, breaker=QUIET
+)
 pools = {}
 told = []
 
@@ -58,7 +62,7 @@ async def start():
     await pools["psycopg_pool"].open()
     pools["redis"] = redis.asyncio.Redis(port=int(os.environ["REDIS"]), max_connections=3)
     for name, pool in pools.items():
-        guards[name] = protect(pool, name=name, timeout=40, breaker=QUIET)
+        guards[name] = protect(pool, name=name, **USUAL)
 
 
 def sleep_in(driver, seconds):
