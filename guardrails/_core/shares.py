@@ -147,9 +147,13 @@ class Shares:
         if part is self.alone:
             part.is_cut = False
             return self.total if oldest is None or oldest < QUICK else own_share
-        kept = 0 if part.works and part.returns(now, oldest) else self._kept_from(part, now)
+        if part.works and part.returns(now, oldest):
+            part.is_cut = False
+            return own_share
+        # Where no slot is free, its caller waits in front of the part. In the queue of the whole it would get
+        # the slot that a part which works returns.
         free = self.total - max(self._whole.taken, sum(each.bulkhead.taken for each in self.parts))
-        most = max(1 if part.works else 0, self._held(part) + free - kept) if kept else own_share
+        most = max(1 if part.works else 0, self._held(part) + free - self._kept_from(part, now))
         part.is_cut = most < own_share
         return min(most, own_share)
 

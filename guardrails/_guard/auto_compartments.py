@@ -131,8 +131,6 @@ class AutoCompartments:
             return
         with self._lock:
             changed = self.shares.note_request(gate.clock(), gate.member)
-            if self.shares.moving is gate.member and gate.member not in changed:
-                changed = (*changed, gate.member)
         self._fit_all(changed)
 
     def keep_size(self, gate: CompartmentGate) -> None:
@@ -218,13 +216,14 @@ class CompartmentGate(LockedGate):
         """See LockedGate. A slot that another compartment returns wakes nobody here: the caller looks."""
         for whole in super()._parts_of_wait(waiter, seconds):
             part = whole
-            while self.auto_compartments is not None and self.member.is_cut and part > LOOK_AGAIN:
+            while self.auto_compartments is not None and self._looks_again(waiter, part):
                 yield LOOK_AGAIN
-                if waiter.verdict is not None:
-                    return
                 part -= LOOK_AGAIN
                 self.auto_compartments.redistribute(self)
             yield part
+
+    def _looks_again(self, waiter: Waiter, seconds: float) -> bool:
+        return self.member.is_cut and waiter.verdict is None and seconds > LOOK_AGAIN
 
     def enter(
         self,

@@ -412,6 +412,20 @@ def test_slots_that_others_have_are_no_evidence_against_a_compartment(pooled):
     give_back(busy, held)
 
 
+def test_a_part_that_asks_beside_a_declared_one_changes_only_its_own_limit(pooled, clock):
+    """The declared one was the only active part until then."""
+    db = pooled()
+    reports = db.compartment("reports", max_concurrent_calls=2)
+    give_back(check_out(db, "shop"))
+    clock.advance(2 * ACTIVE)
+    gates = reports.call_settings.gates
+    held = [(gate, gate.check_out_now()) for gate in gates]
+    give_back(check_out(db, "shop"))
+    assert sizes(db) == {"reports": 2, "shop": share(TOTAL)}
+    for gate, slot in reversed(held):
+        gate.check_in(slot)
+
+
 def test_a_declared_compartment_takes_its_slots_while_few_are_left(pooled):
     """Its size is its own, so there is nothing to compute."""
     db = pooled()

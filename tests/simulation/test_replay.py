@@ -182,7 +182,7 @@ def test_waits_of_calls_that_did_not_wait_count_as_zero():
 
 def test_a_replay_writes_no_line_into_the_log(caplog):
     logging.getLogger("guardrails").propagate = True
-    found = replay(trace_of(2, slow=(1.0, 9.0)), Policy(max_concurrent_calls=3))
+    found = replay(trace_of(2, slow=(1.0, 9.0)), Policy(max_concurrent_calls=3, compartments="none"))
     assert found.openings
     assert not caplog.records
 
