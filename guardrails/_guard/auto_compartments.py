@@ -219,7 +219,8 @@ class CompartmentGate(LockedGate):
             while self.auto_compartments is not None and self._looks_again(waiter, part):
                 yield LOOK_AGAIN
                 part -= LOOK_AGAIN
-                self.auto_compartments.redistribute(self)
+                if waiter.verdict is None:
+                    self.auto_compartments.redistribute(self)
             yield part
 
     def _looks_again(self, waiter: Waiter, seconds: float) -> bool:

@@ -9,10 +9,11 @@ import time
 import pytest
 
 from guardrails import ConfigurationError, RejectedError
+from guardrails._core.bulkhead import Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from guardrails._core.shares import ACTIVE, FRESH, share
-from guardrails._guard.auto_compartments import DEFAULT, MOST, OTHER
+from guardrails._guard.auto_compartments import DEFAULT, LOOK_AGAIN, MOST, OTHER
 from guardrails._guard.compartments import (
     compartment_for,
     form_compartments,
@@ -410,6 +411,21 @@ def test_slots_that_others_have_are_no_evidence_against_a_compartment(pooled):
     assert part.snapshot().max_concurrent_calls == len(held) == 2
     assert part.call_settings.gates[0].core.breaker.stall_slots == share(TOTAL)
     give_back(busy, held)
+
+
+def test_a_caller_that_is_woken_looks_no_more(pooled):
+    """It has its slot, so the limits are not computed again for it."""
+    db = pooled()
+    for key in ("shop", "admin"):
+        give_back(check_out(db, key))
+    gate, waiter = compartment_for(db, "shop").call_settings.gates[0], Waiter()
+    gate.member.is_cut = True
+    parts = gate._parts_of_wait(waiter, 1.0)
+    assert next(parts) == LOOK_AGAIN
+    waiter.verdict = "granted"
+    assert next(parts) == pytest.approx(1.0 - LOOK_AGAIN)
+    assert gate.member.is_cut, "nothing was computed"
+    assert list(parts) == []
 
 
 def test_a_part_that_asks_beside_a_declared_one_changes_only_its_own_limit(pooled, clock):
