@@ -428,18 +428,16 @@ def test_a_caller_that_is_woken_looks_no_more(pooled):
     assert list(parts) == []
 
 
-def test_a_part_that_asks_beside_a_declared_one_changes_only_its_own_limit(pooled, clock):
-    """The declared one was the only active part until then."""
+def test_a_size_given_by_hand_to_the_only_active_part_stays_when_another_asks(pooled, clock):
+    """Its limit is not computed any more."""
     db = pooled()
-    reports = db.compartment("reports", max_concurrent_calls=2)
-    give_back(check_out(db, "shop"))
+    for key in ("shop", "admin"):
+        give_back(check_out(db, key))
     clock.advance(2 * ACTIVE)
-    gates = reports.call_settings.gates
-    held = [(gate, gate.check_out_now()) for gate in gates]
-    give_back(check_out(db, "shop"))
-    assert sizes(db) == {"reports": 2, "shop": share(TOTAL)}
-    for gate, slot in reversed(held):
-        gate.check_in(slot)
+    held = check_out(db, "shop", times=share(TOTAL) + 1)
+    compartment_for(db, "shop").resize(3)
+    give_back(check_out(db, "admin"), held)
+    assert sizes(db) == {"shop": 3, "admin": share(TOTAL)}
 
 
 def test_a_declared_compartment_takes_its_slots_while_few_are_left(pooled):

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import QueuePool
 
-from guardrails import ClientGoneError, Guard, protect, remaining
+from guardrails import CallAbandonedError, ClientGoneError, Guard, protect, remaining
 from guardrails._dbapi import watchdog
 from guardrails._pool.checkout import Checkout
 from guardrails._runtime.loop_timers import Timer, timers
@@ -206,3 +206,28 @@ def test_a_client_without_calls_is_not_kept():
     client = Client()
     watchdog.end_work_of(client)
     assert client not in watchdog._watchdog._left
+
+
+def test_a_call_of_a_task_is_stopped_when_its_client_leaves(request_scope):
+    """It is no failure, and its slot is back."""
+    guard = Guard("db", max_concurrent_calls=3, timeout=30)
+
+    def leave():
+        request_scope.client.gone = True
+        timers().end_work_of(request_scope.client)
+
+    async def main():
+        asyncio.get_running_loop().call_later(0.01, leave)
+        await guard.run_async(asyncio.sleep, 30)
+
+    with pytest.raises(CallAbandonedError):
+        asyncio.run(main())
+    seen = guard.snapshot()
+    assert (seen.in_use, seen.failed, seen.abandoned) == (0, 0, 1)
+
+
+def test_a_call_has_no_time_left_without_its_client(request_scope):
+    with Guard("db", max_concurrent_calls=3, timeout=30).call() as call:
+        assert call.remaining() > 0
+        request_scope.client.gone = True
+        assert call.remaining() == 0.0
