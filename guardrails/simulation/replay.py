@@ -198,7 +198,10 @@ class _Run:
         gate, call.timer = call.waiting, 0
         if isinstance(gate, CompartmentGate) and gate.auto_compartments is not None:
             gate.auto_compartments.redistribute(gate)
-            if call not in self.woken:
+            if call in self.woken:  # it goes on at once, and the others after it
+                self.woken.remove(call)
+                self._go_on(call)
+            else:
                 self._wait(call, gate, call.left)
 
     def _go_on(self, call: _Call) -> None:

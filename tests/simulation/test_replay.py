@@ -125,11 +125,7 @@ class RunningService:
     "seed", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 60))]
 )
 def test_a_replay_decides_as_a_running_service_does(seed, compartments):
-    """Refusals by route and reason, waits and openings are those of tasks that wait at the real gates.
-
-    With compartments, callers whose slots are kept for others look again every 10 ms. Which of two that look
-    at one moment is first differs, and so may a few refusals after that.
-    """
+    """Refusals by route and reason, waits and openings are those of tasks that wait at the real gates."""
     trace = trace_of(seed)
     policy = Policy(max_concurrent_calls=4 + seed % 3, compartments=compartments, max_wait_duration=0.2)
     found = replay(trace, policy)
@@ -139,10 +135,6 @@ def test_a_replay_decides_as_a_running_service_does(seed, compartments):
         (name, reason): count for name, sums in found.routes.items() for reason, count in sums.refused.items()
     }
     waits = sorted(round(wait, 6) for wait in found.total().waits)
-    if compartments == "auto" and (refused != real.refused or waits != sorted(real.waits)):
-        assert abs(sum(refused.values()) - sum(real.refused.values())) <= 0.05 * len(trace)
-        assert abs(len(waits) - len(real.waits)) <= 0.05 * len(trace)
-        return
     assert refused == real.refused
     assert waits == sorted(real.waits)
     first = {
