@@ -9,8 +9,8 @@ from guardrails._core.workloads import Workload
 __all__ = ["Member", "Shares", "share"]
 
 _SHARE = 7, 10
-"""Fraction of the slots that one of several active parts may hold. The rest is kept for other active ones,
-so that they have slots when calls of one part, or of several, hang."""
+"""Fraction of the slots that one of several active parts may hold. The other parts share the rest while the
+calls of one part, or of several, hang."""
 
 ACTIVE = 60.0
 """Seconds after its last request for a slot for which a part is active. Long compared with the gaps between
@@ -21,7 +21,6 @@ QUICK = 0.5
 """Seconds; half of the default slow-call threshold. The only active part may exceed its share while its
 oldest call is younger than this. Quick calls free their slots soon after another part asks; a call that waits
 for a lock does not."""
-
 
 FRESH = 0.002
 """Seconds for which a limit that is smaller than a share is not computed again. In a flood of requests that
@@ -132,7 +131,7 @@ class Shares:
         self.alone = part
         if self._has_other_active(now, part):
             self.alone = None
-        return tuple({one: None for one in (before, part) if one is not None})
+        return (part,) if before is None or before is part else (before, part)
 
     def limit(self, part: Member, now: float, oldest: float | None = None) -> int:
         """The slots that a part may hold now.
@@ -152,7 +151,7 @@ class Shares:
             return own_share
         # Where no slot is free, its caller waits in front of the part. In the queue of the whole it would get
         # the slot that a part which works returns.
-        free = self.total - max(self._whole.taken, sum(each.bulkhead.taken for each in self.parts))
+        free = self.total - self.outside() - sum(each.bulkhead.taken for each in self.parts)
         most = max(1 if part.works else 0, self._held(part) + free - self._kept_from(part, now))
         part.is_cut = most < own_share
         return min(most, own_share)

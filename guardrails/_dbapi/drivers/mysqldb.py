@@ -32,7 +32,7 @@ _CERTIFIED = frozenset({"read_default_file", "read_default_group", "ssl", "ssl_m
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """What is known of a connection.
+    """The data of a connection that only its own thread may ask for.
 
     Attributes:
         target: The connection, as it should stand in the server's process list.
@@ -49,7 +49,7 @@ class _Session:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What a cancel request must know of a connection.
+    """The data of a connection that a cancel request needs.
 
     Attributes:
         session: The connection.

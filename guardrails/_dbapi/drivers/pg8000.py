@@ -32,7 +32,7 @@ _MOST_SECONDS = 2**31
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What a cancel request must know of a connection.
+    """The data of a connection that a cancel request needs.
 
     Attributes:
         family: The address family of its socket.

@@ -34,7 +34,7 @@ _CANCEL = (
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What a cancel request must know of a connection.
+    """The data of a connection that a cancel request needs.
 
     Attributes:
         backend_pid: The server's process.
