@@ -143,6 +143,16 @@ def failing(calls):
     return record
 
 
+def active_parts(total, count):
+    """A pool, its shares, and so many parts that work and asked for a slot at 0."""
+    pool = Bulkhead(total, 0)
+    shares = Shares(pool)
+    parts = [shares.join(Bulkhead(share(total), 0), failing(0)) for _ in range(count)]
+    for part in parts:
+        ask(shares, 0, part)
+    return pool, shares, parts
+
+
 @pytest.mark.parametrize(
     ("total", "others", "left"),
     [
@@ -208,22 +218,14 @@ def test_a_part_whose_last_two_calls_were_bad_has_no_claim():
 
 def test_parts_use_every_slot_when_each_active_one_has_its_own():
     """What is kept for a part that has taken it is kept no more."""
-    pool = Bulkhead(15, 0)
-    shares = Shares(pool)
-    parts = [shares.join(Bulkhead(share(15), 0)) for _ in range(3)]
-    for part in parts:
-        ask(shares, 0, part)
+    pool, shares, parts = active_parts(15, 3)
     hang(shares, pool, 1, parts)
     assert pool.taken == 15
 
 
 def test_a_part_that_must_leave_slots_gets_them_when_they_are_free_again():
     """Its limit is its share again by its next request."""
-    pool = Bulkhead(10, 0)
-    shares = Shares(pool)
-    parts = [shares.join(Bulkhead(share(10), 0), failing(0)) for _ in range(3)]
-    for part in parts:
-        ask(shares, 0, part)
+    pool, shares, parts = active_parts(10, 3)
     hang(shares, pool, 1, parts[:2])
     assert parts[1].is_cut
     for part in parts[:2]:
@@ -238,11 +240,7 @@ def test_a_part_that_must_leave_slots_gets_them_when_they_are_free_again():
 
 def test_a_limit_that_was_cut_is_computed_again_after_a_moment():
     """Not with each of the requests of a flood; at once where the clock has gone back."""
-    pool = Bulkhead(10, 0)
-    shares = Shares(pool)
-    parts = [shares.join(Bulkhead(share(10), 0), failing(0)) for _ in range(3)]
-    for part in parts:
-        ask(shares, 0, part)
+    pool, shares, parts = active_parts(10, 3)
     hang(shares, pool, 1, parts[:2])
     cut = parts[1]
     assert (cut.is_cut, cut.fitted_at) == (True, 1)
