@@ -210,8 +210,8 @@ def test_the_page_has_the_number_of_series():
     guard = protect(engine, name="shop", max_concurrent_calls=1, timeout=None)
     for number in range(MOST + 5):
         part = compartment_for(guard, f"shop.view_{number}", f"view_{number}")
-        with part.call(), engine.connect() as connection:
-            for _ in range(BreakerPolicy().minimum_number_of_calls):
+        for _ in range(BreakerPolicy().minimum_number_of_calls):
+            with part.call(), engine.connect() as connection:
                 connection.exec_driver_sql("select 1")
     engine.dispose()
     samples = [sample for metric in GuardCollector([guard]).collect() for sample in metric.samples]

@@ -86,7 +86,10 @@ class Breaker:
         overdue: (start, position) of each call in flight that has crossed the slow threshold, by ticket.
             The position of its slow mark is one in the window, or that of the round, or None without a mark.
         leases: Time at which each probe's lease ends, by ticket.
+        answered: Time of the first answer of each checkout whose statements since its last result were all
+            quick and good, by slot; of a probe's checkout by minus its ticket.
         next_overdue_at: No call in flight becomes overdue before this time.
+        succeeded: Calls and statements that have succeeded.
         pending_successes: Successes in the current slice of the window that have not been added to it yet.
         pending_failures: Failures in the current slice that have not been added to the window yet.
         failures_after: The number of these failures after each number of the successes.
@@ -101,7 +104,8 @@ class Breaker:
         late: Results that came after a transition and changed nothing.
         workloads: The records of a circuit with compartments; see `guardrails._core.workloads`.
         uncompartmented: The workload of calls outside all compartments; None without compartments.
-        workload_by_ticket: The workload of each call in flight, by ticket.
+        workload_by_ticket: The workload of each call in flight, by ticket; of a checkout in `answered` by
+            minus its slot.
         caller_workload: The workload on whose behalf the current method is called.
     """
 
@@ -120,6 +124,7 @@ class Breaker:
         "_stall_at",
         "_streak_limit",
         "abandoned",
+        "answered",
         "caller_workload",
         "failed",
         "failure_margin",
@@ -170,6 +175,7 @@ class Breaker:
         self.in_flight: dict[int, float] = {}
         self.overdue: dict[int, tuple[float, int | None]] = {}
         self.leases: dict[int, float] = {}
+        self.answered: dict[int, float] = {}
         self.next_overdue_at = self.open_until = NEVER
         self.round = _NO_ROUND
         self._basis: Window | ProbeRound = self.window
@@ -249,8 +255,9 @@ class Breaker:
         return now + self._policy.max_wait_duration_in_half_open_state
 
     def idle_lease(self) -> int:
-        """The ticket of a probe that has a lease and is not in flight; 0 without one."""
-        return next((ticket for ticket in self.leases if ticket not in self.in_flight), 0)
+        """The ticket of a probe that has a lease and has not begun; 0 without one."""
+        unused = (t for t in self.leases if t not in self.in_flight and -t not in self.answered)
+        return next(unused, 0)
 
     def resume(self, ticket: int, now: float) -> None:
         """Starts the duration of a leased probe, or restarts that of a call in flight, at ``now``."""
@@ -269,8 +276,17 @@ class Breaker:
 
     # --- evidence ------------------------------------------------------------------------------
 
-    def end(self, ticket: int, outcome: Outcome, now: float) -> CallEnd | None:
-        """Ends a call and records its outcome.
+    def end(self, ticket: int, outcome: Outcome, now: float, slot: int = 0) -> CallEnd | None:
+        """Ends a call, or a statement on a checkout, and records its outcome.
+
+        The statements of a checkout are one call, whose result is that of its last statement: a quick success
+        is recorded when the checkout ends (`end_checkout`), a failure or a slow statement at once.
+
+        Args:
+            ticket: Its ticket.
+            outcome: Its outcome.
+            now: The time.
+            slot: The slot of the statement's checkout; 0 for a call of its own.
 
         Returns:
             Its duration and slowness. None for a ticket that is not in flight.
@@ -280,9 +296,9 @@ class Breaker:
         counted = self.overdue.pop(ticket, None)
         # The tick has moved each call that crossed the threshold, this one included, to `overdue`.
         since = counted[0] if counted is not None else started
-        if outcome is Outcome.NEUTRAL and started is not None and ticket in self.leases:
-            self.succeeded += 1  # the lease stays for the statement that follows
-            return CallEnd(now - started, slow=False)
+        if since is not None and self._goes_on(ticket, outcome, now, slot, slow=counted is not None):
+            self.succeeded += 1
+            return CallEnd(now - since, slow=False)
         workload = self.workload_by_ticket.pop(ticket, None)
         if since is None:
             self.leases.pop(ticket, None)  # the probe never began: free its lease
@@ -295,6 +311,48 @@ class Breaker:
         if workload is not None:
             workload.slow_positions.pop(ticket, None)
         return CallEnd(now - since, counted is not None)
+
+    def _goes_on(self, ticket: int, outcome: Outcome, now: float, slot: int, *, slow: bool) -> bool:
+        """True if a statement is not the end of its call: others may follow on the checkout.
+
+        After the slow-call threshold the next good statement ends the call, since a connection that is held
+        for long would else give no result.
+        """
+        leased = ticket in self.leases
+        if outcome is Outcome.NEUTRAL and not slow:
+            return leased
+        if outcome is not Outcome.SUCCESS or slow or not slot or ticket <= self.generation:
+            self.answered.pop(slot, None)
+            self.answered.pop(-ticket, None)
+            return False
+        call = -ticket if leased else slot
+        first = self.answered.setdefault(call, now)
+        if now - first >= self.slow_after:
+            del self.answered[call]
+            return False
+        if leased:
+            self.leases[ticket] = min(self.leases[ticket], first + self.slow_after)
+        elif ticket in self.workload_by_ticket:
+            self.workload_by_ticket[-slot] = self.workload_by_ticket.pop(ticket)
+        return True
+
+    def end_checkout(self, slot: int, lease: int, now: float) -> None:
+        """Ends a checkout: records the success of its statements, or frees the lease that it has not used.
+
+        Args:
+            slot: Its slot.
+            lease: The ticket of the probe that it stands for; 0 without one.
+            now: The time.
+        """
+        workload = self.workload_by_ticket.pop(-slot, None)
+        if not lease and slot not in self.answered:
+            return
+        self.tick(now)
+        if self.answered.pop(-lease if lease in self.leases else slot, None) is not None:
+            workload = self.workload_by_ticket.pop(lease, None) or workload
+            self._record_end(workload, lease, Outcome.SUCCESS, None, now)
+        if lease:
+            self.end(lease, Outcome.ABANDONED, now)
 
     def _record_end(
         self,
@@ -358,7 +416,6 @@ class Breaker:
         self.pending_successes = 0
         self.pending_failures = 0
         self.failure_margin -= failures
-        self.succeeded += count
         self.failed += failures
         if self.state != "closed":  # "disabled", which has pending results, too, records no evidence
             return
@@ -504,7 +561,8 @@ class Breaker:
             self._stall_at = since + 2 * self.slow_after
 
     def _expire_leases(self, now: float) -> None:
-        lost = [ticket for ticket, until in self.leases.items() if now >= until]
+        over = [ticket for ticket, until in self.leases.items() if now >= until]
+        lost = [ticket for ticket in over if -ticket not in self.answered]
         for ticket in lost:
             started = self.in_flight.get(ticket, now)
             excused = self._is_compartment_fault(self.workload_by_ticket.get(ticket))
@@ -518,6 +576,12 @@ class Breaker:
                 self._count_slow_probe()
         if lost:
             self._judge_round(now)
+        for ticket in over:
+            # The checkout had good statements only. If one is under way, that one decides.
+            if -ticket in self.answered and ticket not in self.in_flight:
+                del self.answered[-ticket]
+                workload = self.workload_by_ticket.pop(ticket, None)
+                self._record_end(workload, ticket, Outcome.SUCCESS, None, now)
 
     def _count_slow_probe(self) -> None:
         self.round.calls += 1
@@ -622,6 +686,7 @@ class Breaker:
             each.reset()
         if self.state == self._initial_state:
             self.generation, self.ramp = self.last_ticket, None
+            self.answered.clear()
         elif cause == "fleet":
             self._recover(now, cause)
         else:
@@ -688,6 +753,7 @@ class Breaker:
         self._is_manual = cause == "manual"
         self.ramp = None
         self.leases.clear()
+        self.answered.clear()
         if new == "half_open":
             self._basis = self.round = ProbeRound()
         elif new != "open":
@@ -714,7 +780,7 @@ class Breaker:
 
     def forget_calls(self) -> None:
         """Drops every call in flight, without evidence."""
-        for calls in (self.in_flight, self.overdue, self.leases, self.workload_by_ticket):
+        for calls in (self.in_flight, self.overdue, self.leases, self.answered, self.workload_by_ticket):
             calls.clear()
         self._stall_at = math.inf
         for each in self.workloads:

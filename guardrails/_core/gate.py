@@ -243,7 +243,8 @@ class Gate(Outside):
     def check_in(self, now: float, slot: int) -> None:
         """Releases a checkout's slot, once; 0 releases one of the adopted slots.
 
-        A checkout that was admitted as a probe and ran no statement also returns its lease.
+        If its statements were good, that is recorded as one success. A probe's checkout that ran no statement
+        returns its lease.
         """
         now = self._begin_move(now)
         outside = -abs(slot)
@@ -262,9 +263,8 @@ class Gate(Outside):
             self.releasing = -slot
             _, lease = self.checkouts[slot]
             del self.checkouts[slot]
-            if lease:
-                self.breaker.end(lease, Outcome.ABANDONED, now)
-                self._collect_transitions()
+            self.breaker.end_checkout(slot, lease, now)
+            self._collect_transitions()
         if self.releasing == -slot:
             self._release_slot(-slot)
 
@@ -302,9 +302,12 @@ class Gate(Outside):
         self._collect_transitions()
         return self._end_move(self.breaker.begin_admitted(now, lease, held))
 
-    def end(self, now: float, ticket: int, outcome: Outcome) -> CallEnd | None:
-        """Ends a statement that ``begin`` has started, once."""
-        ended = self.breaker.end(ticket, outcome, self._begin_move(now))
+    def end(self, now: float, ticket: int, outcome: Outcome, slot: int = 0) -> CallEnd | None:
+        """Ends a statement that ``begin`` has started on the checkout of ``slot``, once."""
+        now = self._begin_move(now)
+        if not self.enforces:
+            slot = self._slot_in_model(slot)
+        ended = self.breaker.end(ticket, outcome, now, slot if slot in self.checkouts else 0)
         self._collect_transitions()
         if ended is not None and not self.enforces:
             self.longest = max(self.longest, ended.duration)

@@ -32,7 +32,8 @@ class Observation:
     Args:
         gates: The gates of the work's guard, its own first.
         checkout: The connection's checkout; None while a connection is opened.
-        tickets: The tickets of the work, each with its gate; 0 for work that is evidence only if it is late.
+        tickets: The tickets of the work, each with its gate and the slot of its checkout; 0 for work that is
+            evidence only if it is late.
         seconds: The limit.
         request: The request that the work is part of, or None.
         own: Whether the limit is the guard's own timeout.
@@ -59,7 +60,7 @@ class Observation:
         self,
         gates: Sequence[LockedGate],
         checkout: HeldCheckout | None,
-        tickets: Sequence[tuple[LockedGate, int]],
+        tickets: Sequence[tuple[LockedGate, int, int]],
         seconds: float,
         request: RequestScope | None,
         *,
@@ -102,8 +103,8 @@ class Observation:
             return  # it has left the model already
         missed = self._own and pause_detector.missed(self._seconds)
         outcome = Outcome.FAILURE if self._own and not missed else Outcome.ABANDONED
-        for gate, ticket in list(self._tickets):
-            gate.end(ticket or gate.begin(0), outcome)
+        for gate, ticket, slot in list(self._tickets):
+            gate.end(ticket or gate.begin(0), outcome, 0, slot)
         for gate, slot in [] if self._checkout is None else list(self._checkout.slots):
             if slot:
                 gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True)
@@ -144,7 +145,7 @@ def has_slots(checkout: HeldCheckout | None) -> bool:
 def observe(
     gates: Sequence[LockedGate],
     checkout: HeldCheckout | None,
-    tickets: Sequence[tuple[LockedGate, int]],
+    tickets: Sequence[tuple[LockedGate, int, int]],
     seconds: float | None,
     *,
     own: bool,

@@ -29,7 +29,7 @@ class PoolWait:
     __slots__ = ("observation", "tickets")
 
     def __init__(self) -> None:
-        self.tickets: list[tuple[LockedGate, int]] = []
+        self.tickets: list[tuple[LockedGate, int, int]] = []
         self.observation: Observation | None = None
 
     def end(self) -> None:
@@ -58,9 +58,9 @@ def begin_wait(figures: PoolFigures, checkout: HeldCheckout, *, on_loop: bool) -
     gates, wait = checkout.guard.call_settings.gates, PoolWait()
     try:
         for gate, slot in checkout.slots:
-            wait.tickets.append((gate, gate.begin(slot)))
-        if any(ticket == UNCOUNTED for _, ticket in wait.tickets):  # in the model it still waits for a slot
-            wait.end()
+            wait.tickets.append((gate, gate.begin(slot), slot))
+        if any(ticket == UNCOUNTED for _, ticket, _ in wait.tickets):
+            wait.end()  # in the model it still waits for a slot
         wait.observation = observe(gates, checkout, wait.tickets, seconds, own=own, on_loop=on_loop)
     except BaseException:
         wait.end()

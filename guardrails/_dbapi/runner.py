@@ -186,7 +186,7 @@ class StatementRunner(UnenforcedWork):
                 client = waiting_client(ambient.get(), guard.name)
         if seconds is not None and seconds <= 0:
             seconds = self._spent(ending=ending)
-        tickets: list[tuple[LockedGate, int]] = []
+        tickets: list[tuple[LockedGate, int, int]] = []
         slots, hold = self._no_checkout, None
         if checkout is not None:
             slots, checkout.under_way, hold = checkout.slots, tickets, checkout.hold
@@ -200,7 +200,7 @@ class StatementRunner(UnenforcedWork):
         outcome, started = _ABANDONED, None
         try:
             for gate, slot in slots:
-                tickets.append((gate, gate.begin(slot)))
+                tickets.append((gate, gate.begin(slot), slot))
             if times is not None:
                 started = times.clock()
             result = self._bounds.run(call, args, connection, seconds, client)
@@ -216,8 +216,8 @@ class StatementRunner(UnenforcedWork):
             raise
         finally:
             while tickets:
-                gate, ticket = tickets.pop()
-                gate.end(ticket, outcome)
+                gate, ticket, slot = tickets.pop()
+                gate.end(ticket, outcome, 0, slot)
             if token is not None:
                 token.append(self._core.last)
             if times is not None and started is not None:
@@ -238,11 +238,11 @@ class StatementRunner(UnenforcedWork):
         if seconds is not None and seconds <= 0:
             self._gate.reject("deadline_spent")
         # A new connection is opened for a checkout under way, so its evidence counts for that one's gates.
-        tickets: list[tuple[LockedGate, int]] = []
+        tickets: list[tuple[LockedGate, int, int]] = []
         outcome, observation = Outcome.ABANDONED, None
         try:
             for gate in innermost(self._guard).call_settings.gates:
-                tickets.append((gate, gate.begin(OPENING)))  # noqa: PERF401 - known at once, if the next raises
+                tickets.append((gate, gate.begin(OPENING), OPENING))  # noqa: PERF401 - known at once, if the next raises
             if self._gate.core.enforces:
                 connection = self._bounds.connect(connect, arguments, seconds, self._backstop)
             else:

@@ -55,7 +55,7 @@ class LoopRunner(StatementRunner):
         if seconds is not None and seconds <= 0:
             seconds = self._spent(ending=ending)
         times = checkout.times if proves and checkout is not None else None
-        tickets: list[tuple[LockedGate, int]] = []
+        tickets: list[tuple[LockedGate, int, int]] = []
         slots = self._no_checkout
         token: PutBack | None = None
         if checkout is not None:
@@ -66,7 +66,7 @@ class LoopRunner(StatementRunner):
         started: float | None = None
         try:
             for gate, slot in slots:
-                tickets.append((gate, gate.begin(slot)))
+                tickets.append((gate, gate.begin(slot), slot))
             if times is not None:
                 started = times.clock()
             result = await self._bounds.run_async(call, args, connection, seconds, client)
@@ -82,8 +82,8 @@ class LoopRunner(StatementRunner):
             raise
         finally:
             while tickets:
-                gate, ticket = tickets.pop()
-                gate.end(ticket, outcome)
+                gate, ticket, slot = tickets.pop()
+                gate.end(ticket, outcome, 0, slot)
             if token is not None:
                 token.append(self._core.last)
             if times is not None and started is not None:
@@ -99,11 +99,11 @@ class LoopRunner(StatementRunner):
         seconds, own = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
             self._gate.reject("deadline_spent")
-        tickets: list[tuple[LockedGate, int]] = []
+        tickets: list[tuple[LockedGate, int, int]] = []
         outcome, observation = Outcome.ABANDONED, None
         try:
             for gate in innermost(self._guard).call_settings.gates:
-                tickets.append((gate, gate.begin(OPENING)))  # noqa: PERF401 - known at once, if the next raises
+                tickets.append((gate, gate.begin(OPENING), OPENING))  # noqa: PERF401 - known at once, if the next raises
             if self._gate.core.enforces:
                 connection = await self._bounds.connect_async(connect, arguments, seconds, self._backstop)
             else:

@@ -64,7 +64,7 @@ class UnenforcedWork(OutsideWork):
         """
         hold = None if checkout is None else checkout.hold
         token = None if hold is None else hold.begin()
-        tickets: list[tuple[LockedGate, int]] = []
+        tickets: list[tuple[LockedGate, int, int]] = []
         outcome, observation, times, started = Outcome.ABANDONED, None, None, 0.0
         observed = self._gate.core.mode != "off"
         try:
@@ -78,7 +78,7 @@ class UnenforcedWork(OutsideWork):
                 if proves and checkout.times is not None:
                     times, started = checkout.times, checkout.times.clock()
             for gate, slot in slots:
-                tickets.append((gate, gate.begin(slot)))
+                tickets.append((gate, gate.begin(slot), slot))
             observation = self.observe(checkout, tickets, seconds, own=own)
             yield
             outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
@@ -114,7 +114,7 @@ class UnenforcedWork(OutsideWork):
     def observe(
         self,
         checkout: DBAPICheckout | None,
-        tickets: Sequence[tuple[LockedGate, int]],
+        tickets: Sequence[tuple[LockedGate, int, int]],
         seconds: float | None,
         *,
         own: bool,
@@ -128,7 +128,7 @@ class UnenforcedWork(OutsideWork):
 
 
 def end_observed(
-    tickets: list[tuple[LockedGate, int]], outcome: Outcome, observation: Observation | None
+    tickets: list[tuple[LockedGate, int, int]], outcome: Outcome, observation: Observation | None
 ) -> None:
     """Ends a piece of work: its observation, and then each of its tickets, which it removes from the list."""
     try:
@@ -136,5 +136,5 @@ def end_observed(
             observation.end()
     finally:
         while tickets:
-            gate, ticket = tickets.pop()
-            gate.end(ticket, outcome)
+            gate, ticket, slot = tickets.pop()
+            gate.end(ticket, outcome, 0, slot)

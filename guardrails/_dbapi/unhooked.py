@@ -163,7 +163,7 @@ class OutsideWork:
         if seconds is None:
             return None
         if not self._gate.core.enforces:
-            return self.observe(checkout, [(self._gate, 0)], max(seconds, GRACE), own=own)
+            return self.observe(checkout, [(self._gate, 0, 0)], max(seconds, GRACE), own=own)
         return self._bounds.start_limit(connection, max(seconds, GRACE))
 
     def end_limit(

@@ -95,17 +95,27 @@ class FastGate:
             return ticket
         return 0 if slots else self.begin_slowly(slot)
 
-    def end(self, ticket: int, outcome: Outcome, slots: int = 0) -> None:  # noqa: C901 - written out
-        """Ends a statement, or a call, which releases its slot."""
+    def end(  # noqa: C901, PLR0912 - written out
+        self, ticket: int, outcome: Outcome, slots: int = 0, slot: int = 0
+    ) -> None:
+        """Ends a statement, or a call, which releases its slot.
+
+        Args:
+            ticket: Its ticket.
+            outcome: Its outcome.
+            slots: 1 for a call, 0 for a statement, as in ``begin``.
+            slot: The slot of a statement's checkout; 0 without one.
+        """
         core, workload = self.core, self.workload
         breaker = core.breaker
+        answered = breaker.answered
         try:
             now = self.clock()
             calm = now < core.fast_leave_until
         except Exception:  # noqa: BLE001 - the user's clock raised: the slow path handles it
             now, calm = 0.0, False
         except BaseException:
-            self.end_slowly(ticket, outcome, slots)
+            self.end_slowly(ticket, outcome, slots, slot)
             raise
         failing, in_flight = breaker.pending_failures, breaker.in_flight
         if (
@@ -114,12 +124,27 @@ class FastGate:
             and ticket in in_flight
             and not self.reports_calls
             and (outcome is not _FAILURE or failing < breaker.failure_margin)
+            and (
+                (first := slot not in answered)
+                or outcome is _NEUTRAL
+                or (now if now > core.last else core.last) - answered[slot] < breaker.slow_after
+            )
         ):
             if now > core.last:
                 core.last = now
             del in_flight[ticket]
             if slots:
                 core.bulkhead.taken -= 1
+            if slot and outcome is _SUCCESS and slot in core.checkouts:  # `check_in` records it
+                breaker.succeeded += 1
+                if first:
+                    answered[slot] = core.last
+                if workload is not None and ticket in breaker.workload_by_ticket:
+                    breaker.workload_by_ticket[-slot] = breaker.workload_by_ticket[ticket]
+                    del breaker.workload_by_ticket[ticket]
+                return
+            if not first and outcome is not _NEUTRAL:
+                del answered[slot]
             if workload is not None and ticket in breaker.workload_by_ticket:
                 workload = breaker.workload_by_ticket[ticket]
                 del breaker.workload_by_ticket[ticket]
@@ -128,6 +153,7 @@ class FastGate:
                     workload.bad_calls = 0
                     workload.last_success_at = core.last
             if outcome is _SUCCESS:
+                breaker.succeeded += 1
                 breaker.pending_successes += 1
                 breaker.last_success_at = core.last
             elif outcome is _FAILURE:
@@ -139,7 +165,7 @@ class FastGate:
             else:
                 breaker.abandoned += 1
         else:
-            self.end_slowly(ticket, outcome, slots)
+            self.end_slowly(ticket, outcome, slots, slot)
 
     # --- a slot without evidence ---------------------------------------------------------------
 
@@ -181,9 +207,13 @@ class FastGate:
         return 0
 
     def check_in(self, slot: int) -> None:
-        """Releases a checkout's slot; 0 is one that was taken before the guard was attached."""
-        core = self.core
-        checkouts = core.checkouts
+        """Releases a checkout's slot, and records the success of its statements if all were good.
+
+        0 is a slot that was taken before the guard was attached.
+        """
+        core, workload = self.core, self.workload
+        checkouts, breaker = core.checkouts, core.breaker
+        answered = breaker.answered
         try:
             now = self.clock()
             free = now < core.fast_enter_until
@@ -193,11 +223,26 @@ class FastGate:
             self.check_in_slowly(slot)
             raise
         # A probe's lease is returned on the slow path.
-        if free and slot in checkouts and not checkouts[slot][1]:
+        if (
+            free
+            and slot in checkouts
+            and not checkouts[slot][1]
+            and (slot not in answered or now < core.fast_leave_until)
+        ):
             if now > core.last:
                 core.last = now
             del checkouts[slot]
             core.bulkhead.taken -= 1
+            if slot in answered:
+                del answered[slot]
+                breaker.pending_successes += 1
+                breaker.last_success_at = core.last
+                if workload is not None and -slot in breaker.workload_by_ticket:
+                    workload = breaker.workload_by_ticket[-slot]
+                    del breaker.workload_by_ticket[-slot]
+                    workload.pending_successes += 1
+                    workload.bad_calls = 0
+                    workload.last_success_at = core.last
         else:
             self.check_in_slowly(slot)
 
@@ -243,7 +288,7 @@ class FastGate:
         """Starts a statement under the lock."""
         raise NotImplementedError
 
-    def end_slowly(self, ticket: int, outcome: Outcome, slots: int) -> None:
+    def end_slowly(self, ticket: int, outcome: Outcome, slots: int, slot: int = 0) -> None:
         """Ends a statement or a call under the lock."""
         raise NotImplementedError
 
@@ -413,6 +458,7 @@ class FastCall(TaskTimeout):
             if now > core.last:
                 core.last = now
             del breaker.in_flight[ticket]
+            breaker.succeeded += 1
             breaker.pending_successes += 1
             breaker.last_success_at = core.last
             if workload is not None and ticket in breaker.workload_by_ticket:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic as _monotonic
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from guardrails._core.breaker import Transition
+from guardrails._core.breaker import CallEnd, Transition
 from guardrails._core.bulkhead import Waiter
 from guardrails._core.gate import Gate, Refusal, SlotsChanged
 from guardrails._core.outcome import Outcome
@@ -475,11 +475,15 @@ class LockedGate(GateReports, FastGate, LockOwner):
 
     # --- release -------------------------------------------------------------------------------
 
-    def end_slowly(self, ticket: int, outcome: Outcome, slots: int) -> None:
+    def end_slowly(self, ticket: int, outcome: Outcome, slots: int, slot: int = 0) -> None:
         """See FastGate."""
-        move = self.core.leave if slots else self.core.end
-        if not self._defer(lambda now: move(now, ticket, outcome)):
-            self.report_end(outcome, self._release_step(move, ticket, outcome))
+        core = self.core
+
+        def end(now: float) -> CallEnd | None:
+            return core.leave(now, ticket, outcome) if slots else core.end(now, ticket, outcome, slot)
+
+        if not self._defer(end):
+            self.report_end(outcome, self._release_step(end))
 
     def check_in_slowly(self, slot: int) -> None:
         """See FastGate."""

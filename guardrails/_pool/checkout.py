@@ -190,7 +190,7 @@ class Checkout(HeldCheckout):
         caller: The thread, task or greenlet that ran them.
 
     Attributes:
-        under_way: Gates and tickets of the call that runs on the connection; empty while none does.
+        under_way: Gates, tickets and slots of the call that runs on the connection; empty while none does.
         hold: Whether work runs on the connection; None where the idle time is not limited.
         must_discard: True if work on it was stopped: a late cancel request would hit its next user.
         caller_cancelled: True if its caller was cancelled during work. The clean-up may then find the
@@ -202,7 +202,7 @@ class Checkout(HeldCheckout):
     def __init__(self, guard: Guard, site: Site = (), caller: Caller = 0) -> None:
         self.guard = innermost(guard)
         self.slots = []
-        self.under_way: Sequence[tuple[LockedGate, int]] = ()
+        self.under_way: Sequence[tuple[LockedGate, int, int]] = ()
         self.hold: Hold | None = None
         self.request_ref = self.route_name = None
         self.site = site

@@ -129,8 +129,8 @@ class _Run:
                 self._go_on(call)
         else:
             held, outcome = rest
-            for (gate, _), ticket in zip(reversed(held), reversed(tickets), strict=True):
-                gate.end(ticket, outcome)
+            for (gate, slot), ticket in zip(reversed(held), reversed(tickets), strict=True):
+                gate.end(ticket, outcome, 0, slot)
             for gate, slot in reversed(held):
                 gate.check_in(slot)
         while self.woken:

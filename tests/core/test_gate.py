@@ -15,7 +15,7 @@ from guardrails._core.gate import OPENING, Gate, Refusal
 from guardrails._core.outcome import Outcome
 from support.shell import FastPaths
 
-S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
+S, F, X, N = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED, Outcome.NEUTRAL
 SHEDDABLE = CLASSES.index("SHEDDABLE")
 
 
@@ -143,6 +143,170 @@ def test_a_probes_checkout_without_a_statement_returns_its_lease(gate):
     gate.end(5, gate.begin(5, slot), S)
     assert gate.breaker.state == "closed"
     gate.check_in(5, slot)
+
+
+def probing(now=5):
+    """A gate with one probe, whose slow-call threshold is 1 s, and the slot of that probe's checkout."""
+    policy = BreakerPolicy(minimum_number_of_calls=1, permitted_calls_in_half_open_state=1, open_jitter=0)
+    gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(2, 2))
+    trip(gate)
+    return gate, gate.check_out(now, None)
+
+
+def state_after(gate, slot, moves):
+    """The state after statements on a checkout: (begin, end, outcome) each."""
+    for begin, end, outcome in moves:
+        gate.end(end, gate.begin(begin, slot), outcome, slot)
+    return gate.breaker.state
+
+
+def test_a_quick_statement_does_not_pass_a_probe_whose_next_statement_hangs():
+    """A look-up of the user, and then a table that is locked."""
+    gate, slot = probing()
+    assert state_after(gate, slot, [(5, 5.01, S), (5.02, 5.03, S)]) == "half_open"
+    gate.begin(5.1, slot)
+    gate.refresh(6.2)
+    assert drain(gate) == ["half_open", "open"]
+
+
+@pytest.mark.parametrize(("last", "state"), [(S, "closed"), (F, "open"), (X, "half_open"), (N, "closed")])
+def test_a_probe_has_the_result_of_its_last_statement(last, state):
+    """It passes when its connection comes back; a statement that was given up leaves no result."""
+    gate, slot = probing()
+    assert state_after(gate, slot, [(5, 5.01, S), (5.02, 5.03, last)]) == (
+        "open" if last is F else "half_open"
+    )
+    gate.check_in(5.1, slot)
+    assert gate.breaker.state == state
+    assert not gate.breaker.leases
+    assert not gate.breaker.answered
+
+
+def test_a_probe_whose_connection_stays_out_passes_after_the_slow_call_threshold():
+    """A long transaction does not keep all others out."""
+    gate, slot = probing()
+    assert state_after(gate, slot, [(5, 5.25, S)]) == "half_open"
+    gate.refresh(6.24)
+    assert gate.breaker.state == "half_open"
+    gate.refresh(6.25)
+    assert gate.breaker.state == "closed"
+    gate.check_in(9, slot)
+    assert gate.breaker.evidence(9)[0] == 0, "the probe's result was that of the round"
+
+
+def test_a_statement_under_way_decides_a_probe_after_the_slow_call_threshold():
+    """It began before the threshold and may still become slow."""
+    gate, slot = probing()
+    state_after(gate, slot, [(5, 5.25, S)])
+    ticket = gate.begin(6, slot)
+    gate.refresh(6.5)
+    assert gate.breaker.state == "half_open"
+    gate.end(6.6, ticket, S, slot)
+    assert gate.breaker.state == "closed"
+
+
+def test_a_probe_whose_lease_was_lost_before_its_statement_leaves_nothing():
+    """Its connection was idle for longer than a lease; the circuit was opened, and its statement was late."""
+    gate, slot = probing()
+    gate.refresh(15)
+    assert drain(gate) == ["half_open", "open"]
+    state_after(gate, slot, [(15, 15.1, S)])
+    gate.check_in(16, slot)
+    breaker = gate.breaker
+    assert (breaker.overdue, breaker.in_flight, breaker.answered, breaker.leases) == ({}, {}, {}, {})
+
+
+def test_an_opening_does_not_take_the_lease_of_a_checkout_that_rests():
+    """It may fail, which says nothing of that checkout."""
+    gate, slot = probing()
+    state_after(gate, slot, [(5, 5.01, S)])
+    gate.end(5.2, gate.begin(5.1, OPENING), F)
+    assert gate.breaker.state == "half_open"
+    gate.check_in(5.3, slot)
+    assert gate.breaker.state == "closed"
+
+
+def closed(**policy):
+    policy = BreakerPolicy(**{"minimum_number_of_calls": 100, **policy})
+    return Gate(Breaker(policy, lambda: 0.5), Bulkhead(2, 2))
+
+
+def test_the_statements_of_a_checkout_are_one_call():
+    """Each is counted as succeeded; the circuit sees one success, when the connection comes back."""
+    gate = closed()
+    slot = gate.check_out(0, None)
+    state_after(gate, slot, [(0, 0.1, S), (0.1, 0.2, S), (0.2, 0.3, N), (0.3, 0.4, S)])
+    assert gate.breaker.evidence(0.4)[:3] == (0, 0, 0)
+    assert gate.breaker.last_success_at < 0, "a stall has no success in between"
+    gate.check_in(0.5, slot)
+    assert gate.breaker.evidence(0.5)[:3] == (1, 0, 0)
+    assert (gate.breaker.succeeded, gate.breaker.last_success_at) == (4, 0.5)
+
+
+@pytest.mark.parametrize("quick", [0, 1, 2, 30])
+def test_quick_statements_before_the_one_that_fails_do_not_lower_the_rate(quick):
+    """Else the circuit of a route with three statements would never open."""
+    gate = closed(minimum_number_of_calls=10, failure_rate_threshold=1)
+    for number in range(10):
+        slot = gate.check_out(number, None)
+        state_after(gate, slot, [(number, number, S)] * quick + [(number, number, F)])
+        gate.check_in(number, slot)
+    assert gate.breaker.state == "open"
+
+
+def test_a_slow_statement_is_the_result_of_its_checkout():
+    """It counts as soon as it is overdue; the quick one before it does not count."""
+    gate = closed()
+    slot = gate.check_out(0, None)
+    state_after(gate, slot, [(0, 0.1, S), (0.2, 1.5, S)])
+    gate.check_in(1.6, slot)
+    assert gate.breaker.evidence(1.6)[:3] == (1, 0, 1)
+
+
+def test_a_connection_that_is_held_gives_a_result_for_each_slow_call_threshold():
+    """A worker may keep one for hours."""
+    gate = closed()
+    slot = gate.check_out(0, None)
+    state_after(gate, slot, [(tenth / 10, tenth / 10, S) for tenth in range(35)])
+    assert gate.breaker.evidence(3.5)[:3] == (3, 0, 0)
+    gate.check_in(3.5, slot)
+    assert gate.breaker.evidence(3.5)[:3] == (4, 0, 0)
+
+
+def test_a_statement_that_outlives_its_checkout_is_a_call_of_its_own():
+    """The pool was disposed of meanwhile, and the slot went back early."""
+    gate = closed()
+    slot = gate.check_out(0, None)
+    ticket = gate.begin(0, slot)
+    gate.check_in(0.1, slot)
+    gate.end(0.2, ticket, S, slot)
+    assert gate.breaker.evidence(0.2)[:3] == (1, 0, 0)
+    assert not gate.breaker.answered
+
+
+@pytest.mark.parametrize("transition", ["reset", "half_open"])
+def test_a_checkout_that_began_before_a_transition_has_no_result(transition):
+    """Its statement was good before; what counts is what follows."""
+    gate = closed()
+    slot = gate.check_out(0, None)
+    state_after(gate, slot, [(0, 0.1, S)])
+    gate.set_state(0.2, transition)
+    gate.check_in(0.3, slot)
+    assert gate.breaker.evidence(0.3)[:3] == (0, 0, 0)
+
+
+def test_the_success_of_a_checkout_is_that_of_its_workload():
+    """And it makes up for the failure before it."""
+    gate = closed()
+    workload = gate.add_workload(0, Breaker(BreakerPolicy(), lambda: 0.5))
+    gate.breaker.caller_workload = workload
+    for at, outcome in ((1, F), (2, S)):
+        slot = gate.check_out(at, None)
+        state_after(gate, slot, [(at, at, S), (at, at, outcome)])
+        assert workload.bad_calls == 1
+        gate.check_in(at + 0.5, slot)
+    assert (workload.bad_calls, workload.last_success_at) == (0, 2.5)
+    assert not gate.breaker.workload_by_ticket
 
 
 def test_a_checkout_that_never_ends_is_judged_when_its_lease_expires(gate):

@@ -17,6 +17,7 @@ from support.shell import FastPaths, Shell
 
 EXAMPLES = settings.default.max_examples
 OUTCOMES = {"success": Outcome.SUCCESS, "failure": Outcome.FAILURE, "abandoned": Outcome.ABANDONED}
+OF_STATEMENTS = {**OUTCOMES, "neutral": Outcome.NEUTRAL}
 TURNS = ("reset", "open", "half_open", "forced_open", "disabled", "metrics_only")
 RATES = st.sampled_from([0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 1.0])
 
@@ -82,10 +83,51 @@ class GateEqualsModel(RuleBasedStateMachine):
         if verdict is None:
             self.waiting.append(waiter)
 
-    @precondition(lambda self: self.model.flights)
+    @precondition(lambda self: self.calls())
     @rule(data=st.data(), outcome=st.sampled_from(list(OUTCOMES)))
     def leave(self, data, outcome):
-        self.end(data.draw(st.sampled_from(sorted(self.model.flights))), outcome)
+        self.end(data.draw(st.sampled_from(self.calls())), outcome)
+
+    def calls(self):
+        """The tickets of calls, without those of checkouts."""
+        of_checkouts = {ticket for out in self.model.outs.values() for ticket in (out.ticket, out.running)}
+        return sorted(self.model.flights.keys() - of_checkouts)
+
+    @rule()
+    def check_out(self):
+        verdict = FastPaths(self.gate, max_wait=0).check_out(self.now) or self.gate.check_out(self.now, None)
+        self.same(verdict, self.model.check_out())
+
+    @precondition(lambda self: self.model.outs)
+    @rule(
+        data=st.data(),
+        outcomes=st.lists(st.sampled_from([*OF_STATEMENTS, "success", "success"]), max_size=4),
+    )
+    def work(self, data, outcomes):
+        """Makes quick statements on a checkout, and may leave one under way or return the connection."""
+        slot = data.draw(st.sampled_from(sorted(self.model.outs)))
+        last = data.draw(st.sampled_from(["begin", "check_in", "check_in", "nothing"]))
+        if self.model.outs[slot].running:
+            self.end_statement(slot, data.draw(st.sampled_from(["success", *OF_STATEMENTS])))
+        for outcome in outcomes:
+            self.begin_statement(slot)
+            self.end_statement(slot, outcome)
+        if last == "begin":
+            self.begin_statement(slot)
+        elif last == "check_in":
+            if not FastPaths(self.gate).checks_in(self.now, slot):
+                self.gate.check_in(self.now, slot)
+            self.model.check_in(slot)
+
+    def begin_statement(self, slot):
+        ticket = FastPaths(self.gate).begins(self.now) or self.gate.begin(self.now, slot)
+        assert ticket == self.model.begin_on(slot)
+
+    def end_statement(self, slot, outcome):
+        ticket, found = self.model.outs[slot].running, OF_STATEMENTS[outcome]
+        if not FastPaths(self.gate).ends(self.now, ticket, found, 0, slot):
+            assert self.gate.end(self.now, ticket, found, slot)
+        self.model.end_on(slot, outcome)
 
     def end(self, ticket, outcome):
         assert self.shell.leave(self.now, ticket, OUTCOMES[outcome])
@@ -118,6 +160,7 @@ class GateEqualsModel(RuleBasedStateMachine):
     def set_state(self, transition):
         if transition is None:
             return  # a hand on the circuit is rare, and would leave little else to see
+        self.refresh()  # a circuit that opens and is closed by hand in one step sends no waiter away
         self.gate.set_state(self.now, transition)
         self.model.set_state(transition)
 
@@ -153,7 +196,10 @@ class GateEqualsModel(RuleBasedStateMachine):
     def slots_are_conserved(self):
         if hasattr(self, "gate"):
             taken = self.gate.bulkhead.taken
-            assert taken == len(self.model.flights) + len(self.model.granted)
+            assert taken == len(self.calls()) + len(self.model.outs) + len(self.model.granted)
+            assert self.gate.breaker.answered.keys() <= {
+                number for slot, out in self.model.outs.items() for number in (slot, -out.ticket)
+            }
             assert not (self.gate.bulkhead.queue and taken < self.gate.bulkhead.usable)
 
 
@@ -229,7 +275,8 @@ class Driver:
             )
         else:
             slot = self.slots[choice % len(self.slots)] if self.slots else 0
-            self.tickets.append((self.quick and FastPaths(gate).begins(now)) or gate.begin(now, slot))
+            ticket = (self.quick and FastPaths(gate).begins(now)) or gate.begin(now, slot)
+            self.tickets.append((ticket, slot))
 
     def stop(self, move, number):
         gate, now = self.gate, self.now
@@ -240,10 +287,11 @@ class Driver:
             if not (self.quick and FastPaths(gate).checks_in(now, number)):
                 gate.check_in(now, number)
         else:
-            outcome = Outcome.NEUTRAL if number % 3 == 0 else Outcome.SUCCESS
+            ticket, slot = number
+            outcome = Outcome.NEUTRAL if ticket % 3 == 0 else Outcome.SUCCESS
             outcome = Outcome.FAILURE if move == "fail" else outcome
-            if not (self.quick and FastPaths(gate).ends(now, number, outcome)):
-                gate.end(now, number, outcome)
+            if not (self.quick and FastPaths(gate).ends(now, ticket, outcome, 0, slot)):
+                gate.end(now, ticket, outcome, slot)
 
     def keep(self, where, verdict):
         if isinstance(verdict, int):
@@ -260,6 +308,7 @@ class Driver:
             "in_flight": breaker.in_flight,
             "overdue": {ticket: since for ticket, (since, _) in breaker.overdue.items()},
             "leases": breaker.leases,
+            "answered": breaker.answered,
             "streak": breaker.streak,
             "totals": (breaker.succeeded, breaker.failed, breaker.slow, breaker.late, breaker.abandoned),
             "slots": (

@@ -189,7 +189,7 @@ def check_out_and_in(guard, slot, ticket):
 
 
 def make_a_statement(guard, slot, ticket):
-    guard._gate.end(guard._gate.begin(slot), Outcome.SUCCESS)
+    guard._gate.end(guard._gate.begin(slot), Outcome.SUCCESS, 0, slot)
 
 
 def run_through_a_compartment(guard, slot, ticket):
@@ -236,6 +236,8 @@ def assert_books_are_right(move, other):
             assert in_use(guard) == (0, 0, 0), where
             now = guard.snapshot()
             assert now.succeeded + now.failed + now.abandoned == guard._gate.core.breaker.last_ticket, where
+            if make_a_statement not in (move, other) and disable not in (move, other):
+                assert now.calls == now.succeeded + now.failed, where
     finally:
         for guard, *_ in made:
             guard._gate.core.drop_calls_and_waiters()

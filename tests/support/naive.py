@@ -29,6 +29,16 @@ class Flight:
 
 
 @dataclass
+class Out:
+    """A checkout. Its statements since its last result are one call."""
+
+    lease: int | None = None
+    ticket: int = 0
+    first: int | None = None
+    running: int = 0
+
+
+@dataclass
 class Naive:
     """A model of `Gate`. Times are whole numbers, so that nothing rounds."""
 
@@ -49,7 +59,9 @@ class Naive:
     round: list[Entry] = field(default_factory=list)
     shown: str = "log"
     flights: dict[int, Flight] = field(default_factory=dict)
+    outs: dict[int, Out] = field(default_factory=dict)
     last_ticket: int = 0
+    admitted: int = 0
     taken: int = 0
     queue: list[object] = field(default_factory=list)
     queued_at: int = 0
@@ -117,6 +129,83 @@ class Naive:
             self.judge_closed()
         self.pass_on()
 
+    def check_out(self):
+        if not self.allow_call():
+            return "circuit_open"
+        if self.queue or self.taken >= self.usable:
+            return "bulkhead_full"
+        self.taken += 1
+        self.admitted += 1
+        out = self.outs[self.admitted] = Out()
+        if self.state == "half_open":
+            self.last_ticket += 1
+            out.ticket, out.lease = self.last_ticket, self.lease_until()
+        return self.admitted
+
+    def begin_on(self, slot):
+        self.tick()
+        out = self.outs[slot]
+        ticket = out.ticket
+        if out.lease is None:
+            self.last_ticket += 1
+            ticket = self.last_ticket
+        out.running = ticket
+        self.flights[ticket] = Flight(self.now, self.generation, None)
+        return ticket
+
+    def end_on(self, slot, outcome):
+        self.tick()
+        out = self.outs[slot]
+        ticket, out.running = out.running, 0
+        flight, leased = self.flights.pop(ticket), out.lease is not None and ticket == out.ticket
+        self.totals["success" if outcome == "neutral" else outcome] += 1
+        if outcome == "neutral" and not flight.overdue and leased:
+            return
+        if outcome == "success" and not flight.overdue and flight.generation == self.generation:
+            out.first = self.now if out.first is None else out.first
+            until = out.first + self.policy.slow_call_duration_threshold
+            if self.now < until:
+                out.lease = min(out.lease, until) if leased else out.lease
+                return
+            out.first = None
+        elif outcome != "neutral" or flight.overdue:
+            out.first = None
+        out.lease = None if leased else out.lease
+        self.record(flight, outcome, leased=leased)
+
+    def check_in(self, slot):
+        self.fit()
+        out = self.outs[slot]
+        if out.ticket or out.first is not None:
+            self.tick()
+        del self.outs[slot]
+        if out.first is not None:
+            self.record(Flight(0, self.generation, None), "success", leased=out.lease is not None)
+        lost = self.flights.pop(out.ticket, None)
+        if lost is not None:
+            self.totals["abandoned"] += 1
+            self.record(lost, "abandoned", leased=False)
+        self.pass_on()
+
+    def record(self, flight, outcome, *, leased):
+        if flight.generation != self.generation:
+            self.totals["late"] += 1
+        elif self.state == "half_open":
+            if flight.counted is not None:
+                flight.counted.failed |= outcome == "failure"
+            elif leased and outcome in ("success", "failure"):
+                self.round.append(Entry(0, outcome == "failure", slow=False))
+            if leased or flight.counted is not None:
+                self.follow(outcome)
+                self.judge_round()
+        elif self.state in ("closed", "metrics_only"):
+            if flight.counted is not None:
+                flight.counted.failed |= outcome == "failure"
+            elif outcome in ("success", "failure"):
+                self.log.append(Entry(self.slice(), outcome == "failure", slow=False))
+            self.follow(outcome)
+            self.judge_closed()
+
     def resize(self, limit):
         self.limit = limit
         self.fit()
@@ -131,6 +220,8 @@ class Naive:
                 self.fit()
             else:
                 self.go("closed", "manual")
+            for out in self.outs.values():
+                out.first = None
         elif transition == "open":
             if self.state != "open":
                 self.open("manual")
@@ -159,20 +250,39 @@ class Naive:
             self.totals["slow"] += 1
             if flight.generation != self.generation:
                 continue
+            probe = self.probe_of(flight)
             if self.state in ("closed", "metrics_only"):
                 flight.counted = Entry(self.slice(), failed=False, slow=True)
                 self.log.append(flight.counted)
-            elif flight.lease is not None:
+            elif probe is not None:
+                probe.lease = None
                 self.lose(flight)
         if crossed:
             self.judge()
+        self.end_leases()
+
+    def probe_of(self, flight):
+        """The call or the checkout that has the lease of a statement, or None."""
+        of_it = [out for out in self.outs.values() if self.flights.get(out.ticket) is flight]
+        return next((each for each in [flight, *of_it] if each.lease is not None), None)
+
+    def end_leases(self):
         lost = [f for f in self.flights.values() if f.lease is not None and self.now >= f.lease]
+        over = [out for out in self.outs.values() if out.lease is not None and self.now >= out.lease]
+        for out in over:
+            if out.first is None:
+                out.lease = None
+                lost.append(self.flights.setdefault(out.ticket, Flight(self.now, self.generation, None)))
         for flight in lost:
             flight.overdue = True
             self.totals["slow"] += 1
             self.lose(flight)
         if lost:
             self.judge()
+        for out in over:
+            if out.first is not None and not out.running:
+                out.first = out.lease = None
+                self.record(Flight(0, self.generation, None), "success", leased=True)
 
     # --- rules ------------------------------------------------------------------------------
 
@@ -181,17 +291,19 @@ class Naive:
         if self.state == "open" and self.now >= self.open_until:
             self.go("half_open", "wait_over")
         if self.state == "half_open":
-            out = sum(flight.lease is not None for flight in self.flights.values())
+            out = sum(each.lease is not None for each in [*self.flights.values(), *self.outs.values()])
             return out + len(self.round) < self.policy.permitted_calls_in_half_open_state
         return self.state not in ("open", "forced_open")
 
     def begin(self):
         self.last_ticket += 1
-        lease = None
-        if self.state == "half_open":
-            lease = self.now + self.policy.max_wait_duration_in_half_open_state
+        self.admitted += 1
+        lease = self.lease_until() if self.state == "half_open" else None
         self.flights[self.last_ticket] = Flight(self.now, self.generation, lease)
         return self.last_ticket
+
+    def lease_until(self):
+        return self.now + self.policy.max_wait_duration_in_half_open_state
 
     def lose(self, flight):
         flight.lease = None
@@ -278,6 +390,8 @@ class Naive:
         self.generation += 1
         for flight in self.flights.values():
             flight.lease = None
+        for out in self.outs.values():
+            out.lease = out.first = None
         if new == "half_open":
             self.round = []
             self.shown = "round"

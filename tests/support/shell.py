@@ -63,10 +63,10 @@ class FastPaths(FastGate):
         self.now = now
         return self.begin(0, slots)
 
-    def ends(self, now, ticket, outcome=Outcome.SUCCESS, slots=0):
+    def ends(self, now, ticket, outcome=Outcome.SUCCESS, slots=0, slot=0):
         """Ends a statement; True if the fast path did it."""
         self.now, self.led = now, True
-        self.end(ticket, outcome, slots)
+        self.end(ticket, outcome, slots, slot)
         return self.led
 
     # The slow paths.
@@ -74,7 +74,7 @@ class FastPaths(FastGate):
     def begin_slowly(self, slot):
         return 0
 
-    def end_slowly(self, ticket, outcome, slots):
+    def end_slowly(self, ticket, outcome, slots, slot=0):
         self.led = False
 
     def check_in_slowly(self, slot):

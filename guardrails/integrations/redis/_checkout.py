@@ -52,7 +52,7 @@ class RedisCheckout(HeldCheckout):
     at: float | None = None
     seconds: float | None = None
     own = proves = True
-    tickets: Sequence[tuple[LockedGate, int]] = ()
+    tickets: Sequence[tuple[LockedGate, int, int]] = ()
     used = blocking = subscriber = from_reserve = False
 
     @property
@@ -74,8 +74,8 @@ class RedisCheckout(HeldCheckout):
         """Ends the tickets of the work that runs."""
         tickets, self.tickets = self.tickets, ()
         self.proves = True
-        for gate, ticket in tickets:
-            gate.end(ticket, outcome)
+        for gate, ticket, slot in tickets:
+            gate.end(ticket, outcome, 0, slot)
 
     def release_slots(self) -> None:
         """Gives each slot back once; work that has not ended is no evidence."""

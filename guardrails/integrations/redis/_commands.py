@@ -209,7 +209,7 @@ class CommandRunner:
         checkout.used = True
         checkout.tickets = tickets = []
         for gate, slot in checkout.slots:
-            tickets.append((gate, gate.begin(slot)))
+            tickets.append((gate, gate.begin(slot), slot))
         if not self.enforces:
             gates = checkout.guard.call_settings.gates
             checkout.observation = observe(
@@ -250,8 +250,8 @@ class CommandRunner:
             self._record(checkout, outcome)
             return outcome is Outcome.FAILURE and any(map(self.judge.must_close, errors_in(answer)))
         tickets, checkout.tickets = checkout.tickets, ()
-        for gate, ticket in tickets:
-            gate.end(ticket, _SUCCESS)
+        for gate, ticket, slot in tickets:
+            gate.end(ticket, _SUCCESS, 0, slot)
         return False
 
     def fail(
@@ -308,7 +308,7 @@ class CommandRunner:
         if checkout.blocking:
             checkout.blocking = False
             if outcome in {_SUCCESS, Outcome.FAILURE}:  # what it says counts, how long it took does not
-                checkout.tickets = [(gate, gate.begin(slot)) for gate, slot in checkout.slots]
+                checkout.tickets = [(gate, gate.begin(slot), slot) for gate, slot in checkout.slots]
         checkout.end(outcome)
 
     def _readmit(self, checkout: RedisCheckout) -> None:

@@ -56,7 +56,7 @@ class NodeRunner(CommandRunner):
             return
         checkout.tickets = tickets = []
         for gate, slot in checkout.slots:
-            tickets.append((gate, gate.begin(slot)))
+            tickets.append((gate, gate.begin(slot), slot))
         if not self.enforces and tickets:
             gates = checkout.guard.call_settings.gates
             checkout.observation = observe(

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from guardrails import BreakerPolicy, protect
+from guardrails import BreakerPolicy, CallTimeoutError, CircuitOpenError, protect
 from guardrails._dbapi.drivers import postgres
+from guardrails.events import StateChanged
 from support.polling import poll
 from support.sql_lab import drivers, lab_with
 
@@ -195,3 +196,39 @@ def table(lab):
     yield "evidence"
     poll(lambda: lab.running() == 0, "nothing of the test runs on the server")
     lab.aside("drop table evidence")
+
+
+@pytest.mark.parametrize("quick", [0, 1, 3])
+def test_a_circuit_opens_and_stays_open_whatever_quick_statements_come_before_the_lock(lab, quick):
+    """A session and a user are read first, and then the table that is locked."""
+    policy = BreakerPolicy(slow_call_duration_threshold=0.05, wait_duration_in_open_state=0.1, open_jitter=0)
+    states = []
+    lab.protect(
+        guard={
+            "breaker": policy,
+            "timeout": 0.1,
+            "listeners": [lambda event: isinstance(event, StateChanged) and states.append(event.new)],
+        }
+    )
+    lab.aside("create table quick_before_lock (id int)")
+
+    def work(session):
+        for _ in range(quick):
+            session.execute("select 1")
+        session.execute("select count(*) from quick_before_lock")
+
+    def ask(times):
+        for _ in range(times):
+            with contextlib.suppress(CallTimeoutError, CircuitOpenError, DBAPIError):
+                lab.run(work)
+            lab.pause(0.01)
+
+    try:
+        lab.run(lambda session: session.execute("select 1"))
+        with lab.locked("quick_before_lock"):
+            ask(60)
+            assert "closed" not in states
+            assert states[:3] == ["open", "half_open", "open"]
+        poll(lambda: ask(1) or lab.guard.state == "closed", "the circuit to close")
+    finally:
+        lab.aside("drop table quick_before_lock")
