@@ -8,9 +8,11 @@ So it is in CPython 3.11, 3.12 and 3.13; after some calls with a star 3.11 alone
 from __future__ import annotations
 
 import dis
+import gc
 import itertools
 import pathlib
 import sys
+from functools import partial
 
 from support.paths import PACKAGE
 
@@ -19,6 +21,9 @@ JUMPS_BACK = {code for name, code in dis.opmap.items() if "BACKWARD" in name and
 CALLS = {dis.opmap[name] for name in ("CALL", "CALL_KW", "CALL_FUNCTION_EX") if name in dis.opmap}
 SPREADING_CALL = dis.opmap["CALL_FUNCTION_EX"]
 RESUME = dis.opmap["RESUME"]
+SHOWS_OPCODES_LATE = sys.version_info >= (3, 13)
+"""A function shows its opcodes from its second traced call on. So there is a rehearsal."""
+
 AWAITING = 2
 """From this argument on, RESUME goes on after an await, where nobody looks for signals."""
 
@@ -46,19 +51,27 @@ class Interrupter:
     def run(self, rehearse, fn):
         """Calls the function, and lets only the interruption out of it that was made here.
 
-        From 3.13 on, a function shows its opcodes from its second traced call on. So there is a rehearsal.
+        Without the collector of garbage: what it ends in the library would be one more place, by chance.
+
+        Args:
+            rehearse: Called before, and not interrupted; None leaves it out.
+            fn: The function.
         """
-        tracing = sys.gettrace()
+        tracing, collects = sys.gettrace(), gc.isenabled()
+        gc.disable()
         sys._getframe().f_trace_opcodes = True  # from 3.12 on, settrace asks then whether anybody wants them
         sys.settrace(self._on_call)
         try:
-            rehearse()
+            if rehearse is not None:
+                rehearse()
             self._left = self._number
             fn()
         except Interruption:
             assert self.hit is not None
         finally:
             sys.settrace(tracing)
+            if collects:
+                gc.enable()
 
     def _on_call(self, frame, event, arg):
         caller = frame.f_back
@@ -93,12 +106,7 @@ class Interrupter:
 
 def interrupted_everywhere(make, fn):
     """Makes a thing and interrupts a function of it, at each place in turn; yields where, and the thing."""
-    for number in itertools.count():
-        thing, spare, interrupter = make(), make(), Interrupter(number)
-        interrupter.run(lambda spare=spare: fn(spare), lambda thing=thing: fn(thing))
-        if interrupter.hit is None:
-            return
-        yield interrupter.hit, thing
+    return _everywhere(make, fn, lambda thing: interrupt())
 
 
 def switched_everywhere(make, fn, meanwhile):
@@ -106,10 +114,16 @@ def switched_everywhere(make, fn, meanwhile):
 
     The other thread runs at the places where a signal handler does: where the interpreter is handed on.
     """
+    return _everywhere(make, fn, meanwhile)
+
+
+def _everywhere(make, fn, act):
     for number in itertools.count():
-        thing, spare = make(), make()
-        interrupter = Interrupter(number, lambda thing=thing: meanwhile(thing))
-        interrupter.run(lambda spare=spare: fn(spare), lambda thing=thing: fn(thing))
+        thing = make()
+        # The first one imports what is imported late.
+        rehearse = partial(fn, make()) if number == 0 or SHOWS_OPCODES_LATE else None
+        interrupter = Interrupter(number, partial(act, thing))
+        interrupter.run(rehearse, partial(fn, thing))
         if interrupter.hit is None:
             return
         yield interrupter.hit, thing
