@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import os
 import signal
+import sys
 import threading
 import weakref
 
@@ -20,6 +22,10 @@ from support import selection
 from support.flavours import AsyncFlavour, SyncFlavour
 
 pytest_plugins = ["support.server_fixtures"]
+
+# The processes of a run, and the hundreds that its tests start, import the same modules: compile them once.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile("quick", deadline=None, max_examples=25)
 settings.register_profile("full", deadline=None, max_examples=200)
@@ -50,11 +56,7 @@ def pytest_collection():
     finally:
         gc.enable()
         gc.freeze()
-
-
-def pytest_unconfigure():
-    """Lets what was frozen go in the usual order when the process ends."""
-    gc.unfreeze()
+        atexit.register(gc.unfreeze)  # lets it go in the usual order, after pytest's own collections
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
