@@ -244,7 +244,7 @@ class ValkeyCluster:
         return int(line.split()[1].partition("@")[2].partition(",")[0])
 
     def _running(self) -> list[ValkeyNode]:
-        return [node for node in self.nodes if node.pids()]
+        return [node for node in self.nodes if node.is_running()]
 
     @staticmethod
     def _await(is_so: Callable[[], bool], what: str, seconds: float = _LIMIT) -> None:

@@ -13,6 +13,7 @@ import redis
 import redis.cluster
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.backoff import NoBackoff
+from redis.crc import key_slot
 from redis.retry import Retry
 
 from guardrails import (
@@ -101,11 +102,11 @@ async def _in_task(steps):
         return
 
 
-def keys_of(cluster, node):
+def keys_of(node):
     """The keys whose slots a node has now."""
     mine = next(line for line in node.ask("CLUSTER", "NODES").splitlines() if "myself" in line).split()[8:]
     spans = [tuple(map(int, (span.partition("-")[0], span.rpartition("-")[2]))) for span in mine]
-    return [key for key in KEYS if any(first <= cluster.slot(key) <= last for first, last in spans)]
+    return [key for key in KEYS if any(first <= key_slot(key.encode()) <= last for first, last in spans)]
 
 
 def part_of(guard, node):
@@ -126,7 +127,7 @@ def part_of(guard, node):
 )
 def test_a_dead_node_refuses_its_own_keys_only_and_its_replica_takes_over(kind, fragile, fault):
     victim, heir = fragile.nodes[0], fragile.nodes[3]
-    mine = keys_of(fragile, victim)
+    mine = keys_of(victim)
     others = set(KEYS) - set(mine)
     with kind(fragile).load(name="shards", timeout=0.3, breaker=PROMPT) as load:
         begin = time.monotonic()
@@ -182,7 +183,7 @@ def test_the_other_nodes_keys_are_as_fast_while_one_is_frozen(kind):
     """A caller that had to look for the topology, or to wait for a lock, would be later each time."""
     with ValkeyCluster.start(node_timeout=120.0) as cluster:  # no replica is promoted meanwhile
         victim = cluster.nodes[0]
-        others = set(KEYS) - set(keys_of(cluster, victim))
+        others = set(KEYS) - set(keys_of(victim))
         with kind(cluster).load(name="shards", timeout=0.5, breaker=PROMPT) as load:
             time.sleep(0.5)
             for _ in range(3):  # a busy machine may be late once, also in only one of the phases
@@ -214,7 +215,7 @@ def test_a_replica_that_is_promoted_on_purpose_costs_no_call(kind, fragile):
 def test_slots_that_move_under_load_cost_no_call(kind, fragile):
     source, target = fragile.nodes[:2]
     with kind(fragile).load(name="shards", timeout=2.0, breaker=PROMPT) as load:
-        for key in keys_of(fragile, source)[:4]:
+        for key in keys_of(source)[:4]:
             slot = fragile.slot(key)
             fragile.begin_move(slot, source, target)
             time.sleep(0.05)
@@ -230,7 +231,7 @@ def test_a_node_unknown_before_gets_the_keys_that_move_to_it(kind):
     """redis-py raises an AttributeError: its issue 3835."""
     with ValkeyCluster.start(replicas=0) as cluster:
         source = cluster.nodes[0]
-        key = keys_of(cluster, source)[0]
+        key = keys_of(source)[0]
         slot = cluster.slot(key)
 
         @both
@@ -285,7 +286,7 @@ def test_no_reply_is_foreign_in_ten_thousand(kind, fragile):
 
 def test_a_call_on_a_frozen_node_costs_its_timeout_once(lab, healthy):
     victim = healthy.nodes[1]
-    key = keys_of(healthy, victim)[0]
+    key = keys_of(victim)[0]
 
     @both
     def work(client, guard):
@@ -313,7 +314,7 @@ def test_a_call_on_a_frozen_node_costs_its_timeout_once(lab, healthy):
 
 def test_clusterdown_ends_with_the_deadline_and_is_no_evidence(kind):
     with ValkeyCluster.start(replicas=0, options=("--cluster-require-full-coverage", "yes")) as cluster:
-        key = keys_of(cluster, cluster.nodes[1])[0]
+        key = keys_of(cluster.nodes[1])[0]
 
         @both
         def work(client, guard):
@@ -403,7 +404,7 @@ def test_blocking_commands_wait_for_their_own_time(lab):
 
 def test_reads_from_replicas_are_the_replicas_work(kind, healthy):
     strategy = redis.cluster.LoadBalancingStrategy.ROUND_ROBIN_REPLICAS
-    key = keys_of(healthy, healthy.nodes[0])[0]
+    key = keys_of(healthy.nodes[0])[0]
 
     @both
     def work(client, guard):
@@ -481,7 +482,7 @@ def test_tasks_watch_subscribe_and_lock(healthy):
 
 def test_a_transaction_on_a_frozen_node_costs_its_timeout(lab, healthy):
     victim = healthy.nodes[1]
-    key = keys_of(healthy, victim)[0]
+    key = keys_of(victim)[0]
 
     @both
     def work(client, guard):
@@ -536,7 +537,7 @@ def test_redis_py_has_the_names_that_are_looked_for():
 def test_a_connection_that_a_redirected_command_did_not_get_is_not_given_back_twice(healthy):
     """redis-py gives back the connection of the node that has redirected it, which others may use by then."""
     source, target = healthy.nodes[0], healthy.nodes[1]
-    key = keys_of(healthy, source)[0]
+    key = keys_of(source)[0]
     with SyncCluster(healthy).client(name="shards") as client:
         guard = protect_guard(client)
         client.set(key, value_of(key))
@@ -561,7 +562,7 @@ def test_a_connection_that_a_redirected_command_did_not_get_is_not_given_back_tw
 
 
 def test_each_node_has_its_own_slots(lab, healthy):
-    key = keys_of(healthy, healthy.nodes[0])[0]
+    key = keys_of(healthy.nodes[0])[0]
 
     @both
     def work(client, guard):
@@ -578,7 +579,7 @@ def test_each_node_has_its_own_slots(lab, healthy):
             yield lambda: asyncio.sleep(0.01) if lab.is_async else time.sleep(0.01)
         with pytest.raises(BulkheadFullError):
             yield lambda: client.get(key)
-        yield lambda: client.set(keys_of(healthy, healthy.nodes[1])[0], "x")
+        yield lambda: client.set(keys_of(healthy.nodes[1])[0], "x")
         for ticket in tickets:
             part.call_settings.gates[0].check_in(ticket)
         assert (yield lambda: client.get(key)) == value_of(key)
@@ -588,7 +589,7 @@ def test_each_node_has_its_own_slots(lab, healthy):
 
 def test_a_timeout_of_a_function_counts_for_all_nodes(lab, healthy):
     victim = healthy.nodes[2]
-    key = keys_of(healthy, victim)[0]
+    key = keys_of(victim)[0]
 
     @both
     def work(client, guard):
@@ -616,7 +617,7 @@ def test_a_timeout_of_a_function_counts_for_all_nodes(lab, healthy):
 
 
 def test_shadow_lets_everything_run(lab, healthy):
-    key = keys_of(healthy, healthy.nodes[0])[0]
+    key = keys_of(healthy.nodes[0])[0]
 
     @both
     def work(client, guard):
@@ -705,7 +706,7 @@ def test_a_client_that_was_closed_looks_for_changes_again(healthy):
 def test_a_child_process_follows_the_topology_by_itself(fragile):
     """Its parent's thread is looking when the child is made, and may hold locks of redis-py."""
     victim = fragile.nodes[0]
-    key = keys_of(fragile, victim)[0]
+    key = keys_of(victim)[0]
     with SyncCluster(fragile).client(name="shards", timeout=0.3, breaker=PROMPT) as client:
         client.set(key, value_of(key))
         victim.freeze()
