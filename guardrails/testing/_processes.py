@@ -24,6 +24,15 @@ __all__ = ["Watchman", "end", "freeze", "kill", "pids", "thaw"]
 
 _TIMEOUT = 5.0
 
+# Imports this file only when there is something to end: most watchmen have nothing to do.
+_WAIT = """
+import sys
+if not sys.stdin.buffer.read(1):
+    import runpy
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def pids(eldest: int) -> list[int]:
     """Returns the process and its descendants, the eldest first; empty when it has ended."""
@@ -90,7 +99,7 @@ class Watchman:
 
     def __init__(self, eldest: int, farewell: signal.Signals, home: Path) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own file
-            [sys.executable, "-P", __file__, str(eldest), str(int(farewell)), str(home)],
+            [sys.executable, "-P", "-c", _WAIT, __file__, str(eldest), str(int(farewell)), str(home)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -102,11 +111,6 @@ class Watchman:
         self._process.communicate(b".")
 
 
-def _watch(eldest: int, farewell: int, home: str) -> None:
-    if not sys.stdin.buffer.read(1):
-        end(eldest, farewell)
-        shutil.rmtree(home, ignore_errors=True)
-
-
-if __name__ == "__main__":  # pragma: no cover - the watchman's process
-    _watch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+if __name__ == "__main__":  # pragma: no cover - the watchman's process, whose owner has died
+    end(int(sys.argv[1]), int(sys.argv[2]))
+    shutil.rmtree(sys.argv[3], ignore_errors=True)
