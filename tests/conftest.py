@@ -45,11 +45,15 @@ def pytest_configure():
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection():
+def pytest_collection(session):
     """Leaves the thousands of collected tests out of every later collection of garbage.
 
     A test that called ``gc.unfreeze`` would bring them back: half a second for each collection from then on.
     """
+    config = session.config
+    if "PYTEST_XDIST_WORKER" in os.environ and list(config.args) == list(config.getini("testpaths")):
+        number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), _workers()
+        config.args = selection.folders(config.rootpath / "tests", number / count)
     gc.disable()
     try:
         return (yield)
@@ -62,9 +66,14 @@ def pytest_collection():
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks before pytest chooses by marks, and deals the long ones out when the rest has been shuffled."""
+    items.sort(key=lambda item: item.path)  # the same order in each process; see selection.folders
     selection.mark(items)
     yield
-    selection.deal(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    selection.deal(items, _workers())
+
+
+def _workers():
+    return int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 _seen = weakref.WeakSet()

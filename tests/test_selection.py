@@ -135,3 +135,16 @@ def test_long_tests_are_at_the_heads_of_the_shares(workers, long):
     assert max(counts) - min(counts) <= 1
     for share, count in zip(shares, counts, strict=True):
         assert all("first" in item.marks for item in share[:count])
+
+
+@pytest.mark.parametrize("workers", [1, 3, 6])
+def test_each_worker_begins_to_collect_elsewhere_and_collects_everything(tmp_path, workers):
+    for path in ("a/test_1", "b/c/test_2", "b/c/test_3", "b/test_4", "d/test_5", "test_6", "e/helper"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{path}.py").touch()
+    lists = [selection.folders(tmp_path, number / workers) for number in range(workers)]
+    for each in lists:
+        assert sorted(each) == [str(tmp_path / name) for name in ("a", "b", "d", "test_6.py")]
+    begins = [each[0] for each in lists]
+    assert len(set(begins)) == min(workers, 4)
+    assert begins == sorted(begins)
