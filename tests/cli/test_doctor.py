@@ -34,9 +34,10 @@ def kept_alive(option):
 
 LIBRARIES = (
     *("click", "rich.console", "sqlalchemy.ext.asyncio", "psycopg", "aiosqlite", "redis.asyncio"),
-    *("starlette.applications", "fastapi", "flask", "django.conf"),
+    *("starlette.applications", "fastapi", "flask", "django.conf", "sqlalchemy.dialects.postgresql.psycopg"),
     *(f"guardrails.integrations.{name}" for name in ("asgi", "flask", "sqlalchemy", "redis")),
-    "guardrails.cli.doctor",
+    *("guardrails._guard.guard", "guardrails._guard.protect", "guardrails.integrations.sqlalchemy._engine"),
+    *("guardrails.cli.doctor", "guardrails.diagnosis.service"),
 )
 
 
