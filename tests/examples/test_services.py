@@ -101,6 +101,7 @@ def test_a_locked_table_costs_its_own_route_alone(service, shop):
     assert json.loads(ask(server, "/reports/3")[2]) == {"report": 300}
 
 
+@pytest.mark.sampled(2)  # the test above starts each of them
 def test_probes_answer_while_the_circuit_is_open(service, shop):
     """Ready all the time: its siblings have the same database."""
     server, slots = service
