@@ -51,20 +51,35 @@ def test_the_figures_say_whose_they_are():
     assert (page["pid"], page["host"]) == (os.getpid(), socket.gethostname())
 
 
-@contextlib.contextmanager
-def shown(tmp_path, name, **options):
-    """A browser on the page of an application of ``support/apps``, and the application's server."""
-    server = Server("uvicorn", f"uvicorn {name}:app --log-level warning --port {{port}}", tmp_path / "log")
-    try:
-        host, port = server.wait().address
-        with Browser(tmp_path / "profile", **options) as browser:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One browser for all tests."""
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def shown(browser, tmp_path):
+    """Shows the page of an application of ``support/apps``; gives the browser and the server."""
+
+    @contextlib.contextmanager
+    def show(name, **options):
+        server = Server(
+            "uvicorn", f"uvicorn {name}:app --log-level warning --port {{port}}", tmp_path / "log"
+        )
+        try:
+            host, port = server.wait().address
+            browser.begin(**options)
             browser.open(f"http://{host}:{port}/internal/")
             browser.wait("document.querySelector('tbody tr') !== null")
             yield browser, server
             assert browser.faults == []
             assert {address.split("/")[2] for address in browser.asked} == {f"{host}:{port}"}
-    finally:
-        server.stop()
+        finally:
+            browser.open("about:blank")  # else the page would go on asking the server that has ended
+            server.stop()
+
+    return show
 
 
 ROWS = "document.querySelectorAll('table[aria-label=Guards] tbody tr')"
@@ -74,9 +89,9 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 @pytest.mark.slow
 @needs_browser
-def test_a_guard_that_refuses_half_of_its_calls_is_not_green(tmp_path):
+def test_a_guard_that_refuses_half_of_its_calls_is_not_green(shown):
     """Its circuit is closed, for its slots are full; the page says how many it refuses, at its head too."""
-    with shown(tmp_path, "crowded_app") as (browser, _):
+    with shown("crowded_app") as (browser, _):
         browser.wait("document.title === 'ready, one guard refuses calls - guardrails'")
         seen = browser.read("document.querySelector('tbody').innerHTML")
     assert re.search(
@@ -86,9 +101,9 @@ def test_a_guard_that_refuses_half_of_its_calls_is_not_green(tmp_path):
 
 
 @needs_browser
-def test_a_browser_shows_every_guard_and_runs_nothing_of_theirs(tmp_path):
+def test_a_browser_shows_every_guard_and_runs_nothing_of_theirs(shown):
     """Readiness, states, reasons, compartments; a name that is a tag stays a name."""
-    with shown(tmp_path, "dashboard_app") as (browser, _):
+    with shown("dashboard_app") as (browser, _):
         assert browser.read("document.title") == "ready, one circuit is open - guardrails"
         words = browser.words()
         assert browser.read("document.querySelectorAll('img, main script').length") == 0
@@ -101,9 +116,9 @@ def test_a_browser_shows_every_guard_and_runs_nothing_of_theirs(tmp_path):
 
 
 @needs_browser
-def test_a_guard_in_shadow_is_marked_in_the_table_on_its_card_and_at_the_head(tmp_path):
+def test_a_guard_in_shadow_is_marked_in_the_table_on_its_card_and_at_the_head(shown):
     """With what enforcing would have refused, by reason and by route."""
-    with shown(tmp_path, "shadow_app") as (browser, _):
+    with shown("shadow_app") as (browser, _):
         browser.wait("document.querySelector('.card.shadow') !== null")
         words = browser.words()
         assert browser.read("document.querySelector('tr.shadow th').innerText").startswith("orders-db")
@@ -114,9 +129,9 @@ def test_a_guard_in_shadow_is_marked_in_the_table_on_its_card_and_at_the_head(tm
 
 
 @needs_browser
-def test_the_share_that_shadow_would_refuse_is_of_all_calls(tmp_path):
+def test_the_share_that_shadow_would_refuse_is_of_all_calls(shown):
     """Four of five: the calls that enforcing would refuse are not among those that are in."""
-    with shown(tmp_path, "shadow_app") as (browser, _):
+    with shown("shadow_app") as (browser, _):
         browser.wait(f"[...{ROWS}].some(row => /would refuse/.test(row.innerText))")
         (row,) = browser.read(
             f"[...{ROWS}].map(row => row.innerText).filter(text => text.startsWith('stock-db'))"
@@ -126,21 +141,21 @@ def test_the_share_that_shadow_would_refuse_is_of_all_calls(tmp_path):
 
 
 @needs_browser
-def test_the_card_of_a_compartment_that_refuses_opens_by_itself(tmp_path):
+def test_the_card_of_a_compartment_that_refuses_opens_by_itself(shown):
     """Its guard's card does not show the compartment's refusals."""
-    with shown(tmp_path, "shadow_app") as (browser, _):
+    with shown("shadow_app") as (browser, _):
         browser.wait("document.querySelector('.card.unwell') !== null")
         assert browser.read("document.querySelector('.card.unwell').ariaLabel") == "mail/letters"
 
 
 @needs_browser
-def test_routes_and_times_that_look_alike_are_told_apart(tmp_path):
+def test_routes_and_times_that_look_alike_are_told_apart(shown):
     """A route in a compartment and outside of all; a duration below a tenth of a millisecond."""
     times = {"count": 1, "sum": 1.0, "p50": 0.00004, "p99": 0.002}
     seen = {"wait": times, "hold": times, "use": times}
     rows = [{"route": "GET /a", "compartment": part, **seen} for part in ("orders", None)]
     guard = json.dumps({"path": "db", "guard": {"pool": {"routes": rows}}})
-    with shown(tmp_path, "dashboard_app") as (browser, _):
+    with shown("dashboard_app") as (browser, _):
         names, cell = browser.read(
             f"""(box => {{
                 patch(box, [h("div", null, routes({guard}))]);
@@ -153,7 +168,7 @@ def test_routes_and_times_that_look_alike_are_told_apart(tmp_path):
 
 
 @needs_browser
-def test_the_history_of_another_worker_is_not_drawn_over_the_figures_of_this_one(tmp_path):
+def test_the_history_of_another_worker_is_not_drawn_over_the_figures_of_this_one(shown):
     """The page keeps it for the time when that worker answers with its figures."""
     guard = {
         "name": "db",
@@ -172,7 +187,7 @@ def test_the_history_of_another_worker_is_not_drawn_over_the_figures_of_this_one
         "columns": ["seconds_ago", "in_use"],
         "guards": [{"name": "db", "rows": [[9, 7]]}],
     }
-    with shown(tmp_path, "dashboard_app") as (browser, _):
+    with shown("dashboard_app") as (browser, _):
         drawn = browser.read(
             f"""[[1, {json.dumps(rows)}, 1000], [2, null, 1002], [1, null, 1004], [2, null, 1140]]
                 .map(([pid, rows, now]) => notice({pages}[pid], rows, now)[0]
@@ -182,9 +197,9 @@ def test_the_history_of_another_worker_is_not_drawn_over_the_figures_of_this_one
 
 
 @needs_browser
-def test_a_leak_is_marked_with_the_line_that_took_the_connection(tmp_path):
+def test_a_leak_is_marked_with_the_line_that_took_the_connection(shown):
     """The holders of one place share a row; a route that is a tag stays text."""
-    with shown(tmp_path, "leaking_app") as (browser, _):
+    with shown("leaking_app") as (browser, _):
         browser.wait("document.querySelector('tr.leak') !== null")
         words = browser.words()
         row = browser.read("document.querySelector('tr.leak').innerText")
@@ -195,9 +210,9 @@ def test_a_leak_is_marked_with_the_line_that_took_the_connection(tmp_path):
 
 
 @needs_browser
-def test_a_thousand_guards_make_a_bounded_page_with_a_filter(tmp_path):
+def test_a_thousand_guards_make_a_bounded_page_with_a_filter(shown):
     """The unwell ones come first; the others are found by name, and opened with the keyboard."""
-    with shown(tmp_path, "crowd_of_guards_app", width=390) as (browser, _):
+    with shown("crowd_of_guards_app", width=390) as (browser, _):
         assert browser.read(f"{ROWS}.length") == 60
         assert browser.read(f"{ROWS}[0].querySelector('button').innerText") == "guard-777"
         assert browser.read("document.documentElement.scrollWidth") <= 390

@@ -39,16 +39,13 @@ class Browser:
 
     Args:
         profile: A folder of its own.
-        width: Of the page, in CSS pixels.
-        height: Likewise.
-        dark: Whether the user prefers dark colours.
 
     Attributes:
         faults: The errors of scripts and the requests that the page's policy did not allow.
         asked: The addresses that the page loaded.
     """
 
-    def __init__(self, profile, *, width=1280, height=900, dark=False):
+    def __init__(self, profile):
         self.faults, self.asked = [], []
         self._number = 0
         command = [
@@ -74,8 +71,7 @@ class Browser:
             raise
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.order(f"{domain}.enable")
-        self.resize(width, height)
-        self.prefer(dark=dark)
+        self.begin()
 
     def __enter__(self):
         return self
@@ -87,6 +83,20 @@ class Browser:
     def _end(self):
         end(self._process.pid, signal.SIGTERM)
         self._process.wait()
+
+    def begin(self, *, width=1280, height=900, dark=False):
+        """Leaves the page, and forgets what was noted of it.
+
+        Args:
+            width: Of the next page, in CSS pixels.
+            height: Likewise.
+            dark: Whether the user prefers dark colours.
+        """
+        self.open("about:blank")
+        self.wait("location.href === 'about:blank'")
+        self.faults, self.asked = [], []
+        self.resize(width, height)
+        self.prefer(dark=dark)
 
     def order(self, method, **words):
         """Sends one order of the protocol and returns its result."""
