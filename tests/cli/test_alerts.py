@@ -289,6 +289,7 @@ def test_no_alert_fires_on_a_healthy_service(postgres, tmp_path):
 
 
 @promtool
+@pytest.mark.sampled
 @pytest.mark.parametrize("level", ["", "compartment_"])
 @pytest.mark.parametrize("pattern", ["ccoo", "co", "ch", "ccch"])
 def test_a_circuit_that_flaps_has_an_alert(tmp_path, level, pattern):

@@ -244,6 +244,7 @@ def assert_books_are_right(move, other):
     return places
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("other", MOVES)
 @pytest.mark.parametrize("move", MOVES)
 def test_another_thread_at_any_place_of_a_move_keeps_the_figures_right(move, other):
