@@ -69,6 +69,7 @@ class Service:
             except BulkheadFullError as error:
                 if not is_greedy:
                     self.errors.append(error)
+                time.sleep(CALL / 3)  # one that came back at once would take the interpreter from the others
                 continue
             except Exception as error:
                 self.errors.append(error)
