@@ -22,6 +22,7 @@ _SMALL = (
     "--innodb-log-file-size=8M",
     "--aria-pagecache-buffer-size=8M",
     "--performance-schema=off",
+    "--loose-debug-no-sync",
     # Without this it would look up the name of every client, and an unreachable resolver takes seconds.
     "--skip-name-resolve",
 )
@@ -65,7 +66,12 @@ class MariaDBServer(Server):
     def _prepare(self) -> None:
         words = ["--no-defaults", *self._places(), "--skip-test-db", "--skip-name-resolve"]
         # "normal" gives root an empty password; the default requires a Unix socket and its owner.
-        self._run(str(program("mariadb-install-db")), *words, "--auth-root-authentication-method=normal")
+        words += [
+            "--auth-root-authentication-method=normal",
+            "--loose-debug-no-sync",
+            "--innodb-log-file-size=8M",
+        ]
+        self._run(str(program("mariadb-install-db")), *words)
         (self.home / "init.sql").write_text(f"CREATE DATABASE IF NOT EXISTS {_DATABASE};\n")
         (self.home / "init.sql").chmod(0o644)
 
