@@ -89,8 +89,9 @@ def test_killed_postgres_restarts_with_its_data_on_its_port():
         with psycopg.connect(server.url("")) as connection:
             connection.execute("CREATE TABLE kept (n int)")
         port, pids = server.port, server.pids()
+        assert server.is_running()
         server.kill()
-        assert server.pids() == []
+        assert (server.pids(), server.is_running()) == ([], False)
         wait_until(lambda: all(gone(pid) for pid in pids))
         server.restart()
         assert server.port == port
@@ -116,6 +117,7 @@ def test_stop_removes_processes_and_directory_and_may_be_repeated(valkey):
     valkey.stop()
     assert all(gone(pid) for pid in pids)
     assert not home.exists()
+    assert not valkey.is_running()
     assert "stopped" in repr(valkey)
     with pytest.raises(ServerError, match="has been stopped"):
         valkey.freeze()
