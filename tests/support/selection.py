@@ -116,31 +116,34 @@ def _without_turn(cases):
         return set(cases) - set(_sample(cases, *sampled.args))
     if cases[0].get_closest_marker("every_driver") is not None:
         return set()
-    return {item for item in cases if not _has_turn(item, cases)}
+    return set(_without_the_drivers_turn(cases))
 
 
 def _sample(cases, most=None):
     """The cases with the most new values, one after the other, until no value is new."""
-    left, seen = sorted(cases, key=_number), set()
+    left = {item: _values(item) for item in sorted(cases, key=_number)}
+    seen = set()
     while left and most != 0:
-        best = max(left, key=lambda item: len(_values(item) - seen))
-        if not _values(best) - seen and most is None:
+        best = max(left, key=lambda item: len(left[item] - seen))
+        new = left.pop(best)
+        if not new - seen and most is None:
             return
         yield best
-        left.remove(best)
-        seen |= _values(best)
+        seen |= new
         most = most and most - 1
 
 
-def _has_turn(item, cases):
-    """Whether it is the turn of the case's driver among those for the same kind of caller."""
-    driver = _driver(item)
-    if driver is None:
-        return True
-    same = item.nodeid.replace(driver, "*")
-    rivals = {_driver(other) for other in cases if other.nodeid.replace(str(_driver(other)), "*") == same}
-    kind = sorted(name for name in rivals if DRIVERS[name][2] == DRIVERS[driver][2])
-    return driver == kind[zlib.crc32(same.rpartition("::")[2].encode()) % len(kind)]
+def _without_the_drivers_turn(cases):
+    """The cases whose driver has no turn among those for the same kind of caller."""
+    drivers = {item: driver for item in cases if (driver := _driver(item)) is not None}
+    rivals = defaultdict(set)
+    for item, driver in drivers.items():
+        rivals[item.nodeid.replace(driver, "*"), DRIVERS[driver][2]].add(driver)
+    for item, driver in drivers.items():
+        same = item.nodeid.replace(driver, "*")
+        kind = sorted(rivals[same, DRIVERS[driver][2]])
+        if driver != kind[zlib.crc32(same.rpartition("::")[2].encode()) % len(kind)]:
+            yield item
 
 
 def _driver(item):
