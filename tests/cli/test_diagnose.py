@@ -21,8 +21,8 @@ from guardrails.diagnosis.asking import words
 from guardrails.diagnosis.drivers import with_driver
 from guardrails.diagnosis.findings import Facts, Session, judge
 from guardrails.errors import ConfigurationError
-from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer, ValkeyServer
+from support.mysql_server import MySQLServer, start_mariadb
 from support.polling import poll
 from support.sql_lab import BACKENDS
 
@@ -376,7 +376,8 @@ def test_mariadb_is_asked_too(mariadb):
             backend.run(first, "rollback")
             waiting.join()
         backend.run(first, "drop table crowded")
-    poll(lambda: run(url) == (0, "MariaDB: nothing found.\n"), "it is well again")
+    product = "MySQL" if isinstance(mariadb, MySQLServer) else "MariaDB"
+    poll(lambda: run(url) == (0, f"{product}: nothing found.\n"), "it is well again")
 
 
 PERFORMANCE_SCHEMA = (
@@ -392,9 +393,7 @@ PLUGIN = ("--plugin-load-add=metadata_lock_info",)
 )
 def test_the_transaction_that_stops_an_alter_table_is_named(options):
     """Reads wait behind it. Where the server does not tell who holds the table, it says "likely"."""
-    if not MariaDBServer.installed():
-        pytest.skip("mariadbd is not installed")
-    with MariaDBServer.start(*options) as server, contextlib.ExitStack() as stack:
+    with start_mariadb(*options) as server, contextlib.ExitStack() as stack:
         backend = BACKENDS["mariadb"](server)
         holder, *others = (stack.enter_context(backend.connect()) for _ in range(4))
         backend.run(holder, "create table crowded (id int primary key) engine=innodb")

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import protect
 from guardrails._pool import addresses
-from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer, ValkeyServer
+from support.mysql_server import start_mariadb
 
 NAME = "primary.shop.test"
 OLD, NEW = "127.0.0.1", "127.0.0.2"
@@ -99,9 +99,7 @@ def test_engine_follows_its_servers_name(databases, name, driver):
 
 @pytest.mark.parametrize("driver", ["pymysql"])
 def test_mariadb_engine_follows_its_servers_name(name, driver):
-    if not MariaDBServer.installed():
-        pytest.skip("mariadbd is not installed")
-    with MariaDBServer.start() as first, MariaDBServer.start(f"--bind-address={NEW}", f"--port={first.port}"):
+    with start_mariadb() as first, start_mariadb(f"--bind-address={NEW}", f"--port={first.port}"):
         engine = create_engine(
             f"mysql+{driver}://root@{NAME}:{first.port}/guardrails",
             pool_size=3,

@@ -8,9 +8,9 @@ import psycopg
 import pymysql
 import pytest
 
-from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import PostgresServer
 from support import upstream
+from support.mysql_server import start_mariadb
 
 SECONDS = upstream.chosen(600, 2400)
 
@@ -56,9 +56,7 @@ def database(driver):
     if "sqlite" in driver:
         yield f"sqlite+{driver}:///:memory:"
     elif "my" in driver:
-        if not MariaDBServer.installed():
-            pytest.skip("mariadbd is not installed")
-        with MariaDBServer.start("--max-connections=200", "--character-set-server=utf8mb4") as server:
+        with start_mariadb("--max-connections=200", "--character-set-server=utf8mb4") as server:
             root = {"host": "127.0.0.1", "port": server.port, "user": "root", "ssl_disabled": True}
             with pymysql.connect(**root) as connection, connection.cursor() as cursor:
                 for name in ("test", "test_schema", "test_schema_2"):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from guardrails.testing._ground import find_ground
 from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.servers import ServerError
@@ -18,7 +20,7 @@ SMALL = (
     "--secure-file-priv=NULL",
     "--innodb-redo-log-capacity=8M",
     "--innodb-buffer-pool-size=32M",
-    "--innodb-flush-log-at-trx-commit=0",
+    "--innodb-flush-log-at-trx-commit=2",  # with 0 a killed server would forget its newest users
     "--skip-log-bin",
     "--skip-name-resolve",
     "--mysqlx=OFF",
@@ -62,3 +64,17 @@ class MySQLServer(MariaDBServer):
         files = [*self._places(), f"--socket={home / 'socket'}", f"--pid-file={home / 'pid'}"]
         address = ["--bind-address=127.0.0.1", f"--port={self.port}", f"--init-file={home / 'init.sql'}"]
         return [os.environ[VARIABLE], "--no-defaults", *files, *address, *SMALL, *self._options]
+
+
+def start_mariadb(*options):
+    """Starts MariaDB, or MySQL if the environment names it; a visible skip if there is neither."""
+    kind = MySQLServer if MySQLServer.installed() else MariaDBServer
+    if not kind.installed():
+        pytest.skip("mariadbd is not installed")
+    return kind.start(*options)
+
+
+def skip_on_mysql(server, why):
+    """Skips a test visibly on MySQL, with what MySQL does otherwise than MariaDB."""
+    if isinstance(server, MySQLServer):
+        pytest.skip(f"MySQL {why}")

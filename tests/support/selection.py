@@ -24,7 +24,7 @@ import pytest
 from support.sql_lab import DRIVERS
 
 SERVER_FIXTURES = {"postgres", "mariadb", "valkey"}
-SERVER_CLASSES = {"PostgresServer", "MariaDBServer", "ValkeyServer", "RedisServer"}
+SERVER_CLASSES = {"PostgresServer", "MariaDBServer", "start_mariadb", "ValkeyServer", "RedisServer"}
 
 
 def mark(items):

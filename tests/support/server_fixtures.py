@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import PostgresServer, ValkeyServer
 from support import redis_lab
-from support.mysql_server import MySQLServer
+from support.mysql_server import start_mariadb
 from support.sql_lab import MariaDB, drivers, lab_with
 
 
@@ -25,10 +24,7 @@ def mariadb():
 
     MySQL instead, if the environment names it.
     """
-    kind = MySQLServer if MySQLServer.installed() else MariaDBServer
-    if not kind.installed():
-        pytest.skip("mariadbd is not installed")
-    with kind.start("--max-connections=100") as server:
+    with start_mariadb("--max-connections=100") as server:
         with MariaDB(server).connect() as connection:
             MariaDB.run(connection, "create user lab@'127.0.0.1'")
             MariaDB.run(connection, "grant all on guardrails.* to lab@'127.0.0.1'")

@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import CallTimeoutError, protect
-from support.mysql_server import MySQLServer
+from support.mysql_server import MySQLServer, skip_on_mysql
 from support.polling import poll
 
 DRIVERS = {
@@ -157,6 +157,13 @@ class MariaDB:
             re.compile(r"\(select seq n from seq_1_to_(\d+)\) numbers"),
             r"(with recursive s(n) as (select 1 union all select n + 1 from s where n < \1) table s) s",
         ),
+        (
+            re.compile(r"set max_statement_time = ([\d.]+)"),
+            lambda found: f"set max_execution_time = {float(found[1]) * 1000:.0f}",
+        ),
+        (re.compile(r"@@max_statement_time"), "@@max_execution_time"),
+        (re.compile(r"@@tx_isolation"), "@@transaction_isolation"),
+        (re.compile(r"information_schema\.session_status"), "performance_schema.session_status"),
     )
 
     def __init__(self, server):
@@ -240,6 +247,10 @@ class Lab:
 
         poll(ask, "a caller is answered")
         return answers[0]
+
+    def skip_on_mysql(self, why):
+        """Skips the test visibly on MySQL, with what MySQL does otherwise than MariaDB."""
+        skip_on_mysql(self.server, why)
 
     def until(self, condition, what, seconds=20.0):
         """Waits for a state; on an event loop, which runs meanwhile, what was stopped ends."""

@@ -36,6 +36,7 @@ from guardrails import (
 from guardrails.fleet import Fleet
 from guardrails.integrations.sqlalchemy import pool_status
 from support import django_lab
+from support.mysql_server import skip_on_mysql
 from support.paths import ROOT, SUPPORT, python_path
 from support.polling import poll
 from support.sql_lab import MariaDB
@@ -378,6 +379,7 @@ def answers(shop):
 
 def test_a_longer_statement_is_not_ended_by_the_servers_own_limit(mariadb):
     """The session has a limit for statements whose KILL is lost: four timeouts of the guard."""
+    skip_on_mysql(mariadb, "has no limit for every statement, as max_statement_time is")
     calm = BreakerPolicy(slow_call_duration_threshold=20)
     hasty = Guard("hasty", max_concurrent_calls=2, timeout=0.5, breaker=calm)
     patient = hasty.compartment("patient", timeout=None)
@@ -546,10 +548,16 @@ def test_results_of_a_procedure_are_read_in_time(shop):
     assert shop.ask() == [1]
 
 
+def numbers(first, last):
+    """A table of these numbers. MySQL has no table for each sequence, as MariaDB has."""
+    rows = f"select {first} union all select seq + 1 from s where seq < {last}"
+    return f"(with recursive s(seq) as ({rows}) select seq from s) numbers"
+
+
 def test_rows_that_come_slowly_are_stopped(mariadb, db):
     """With a cursor that leaves the rows at the server; closed half-read it reads the rest in time."""
     options = {"guard": db, "cursorclass": backend.base.Database.cursors.SSCursor}
-    slowly = "select seq, sleep(seq / 5) from seq_0_to_100"
+    slowly = f"select seq, sleep(seq / 5) from {numbers(0, 100)}"
     with shop_behind(mariadb, options, **KEPT) as shop:
         with pytest.raises(CallTimeoutError), deadline(0.7), shop.connection.cursor() as cursor:
             cursor.execute(slowly)
@@ -559,7 +567,7 @@ def test_rows_that_come_slowly_are_stopped(mariadb, db):
             cursor.execute(slowly)
         assert shop.ask() == [1]
         with shop.connection.cursor() as cursor:
-            cursor.execute("select seq from seq_1_to_250")
+            cursor.execute(f"select seq from {numbers(1, 250)}")
             assert cursor.fetchone() == (1,)
             assert [row[0] for row in cursor] == [*range(2, 251)]
 

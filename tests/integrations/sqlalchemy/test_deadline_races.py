@@ -159,7 +159,9 @@ def test_two_phase_transactions_around_their_deadline(races, count):
 def test_transactions_of_an_isolation_level_around_their_deadline(races, count):
     """A level that one checkout asks for reaches no other; rows are there if they are reported."""
     races.protect(pool_size=4, max_overflow=2, guard={"breaker": None, "max_wait_duration": 30})
-    question = "show transaction_isolation" if on_postgresql(races) else "select @@tx_isolation"
+    question = races.backend.say(
+        "show transaction_isolation" if on_postgresql(races) else "select @@tx_isolation"
+    )
     usual = races.query(question)
 
     def ask(connection, *_):

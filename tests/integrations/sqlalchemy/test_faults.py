@@ -355,7 +355,8 @@ def test_a_deadline_that_ends_while_connecting_is_no_failure(lab, wire):
 
 
 def test_statement_ends_on_a_server_that_can_be_reached(lab, wire):
-    """When only the answers are lost the order to stop still arrives."""
+    """When only the answers are lost the order to stop still arrives, or the server ends the statement."""
+    lab.skip_on_mysql("has no max_statement_time, and the KILL needs a login, whose answers are lost, too")
     warm(lab)
     wire.hang(towards="client")
     with stopped(lab):

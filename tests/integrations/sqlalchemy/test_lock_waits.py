@@ -21,6 +21,7 @@ from guardrails.integrations.sqlalchemy._pool import registry_of
 from guardrails.testing.pgbouncer import PgBouncer
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import PostgresServer
+from support.mysql_server import MySQLServer
 from support.polling import poll
 
 CANARY = "canary-51c8"
@@ -63,6 +64,9 @@ def table_in(lab):
     lab.aside("create table waited (id int primary key)", "insert into waited values (1)")
     if not on_postgres(lab):
         lab.aside("grant process on *.* to lab@'127.0.0.1'")
+    if isinstance(lab.server, MySQLServer):
+        for table in ("data_lock_waits", "threads"):
+            lab.aside(f"grant select on performance_schema.{table} to lab@'127.0.0.1'")
     yield
     lab.dispose()
     lab.aside("drop table waited")
@@ -200,15 +204,19 @@ def test_an_alter_table_leads_to_the_transaction_that_stops_it(maria_lab, maria_
 
 @contextlib.contextmanager
 def plugin(lab, installed):
-    """The server with its plugin for metadata locks, or without."""
+    """The server with its plugin for metadata locks, or without. MySQL has a table, which takes a right."""
     if not installed:
         yield
         return
-    lab.aside("install soname 'metadata_lock_info'")
+    begin, end = "install soname 'metadata_lock_info'", "uninstall soname 'metadata_lock_info'"
+    if isinstance(lab.server, MySQLServer):
+        right = "select on performance_schema.metadata_locks"
+        begin, end = f"grant {right} to lab@'127.0.0.1'", f"revoke {right} from lab@'127.0.0.1'"
+    lab.aside(begin)
     try:
         yield
     finally:
-        lab.aside("uninstall soname 'metadata_lock_info'")
+        lab.aside(end)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from guardrails import BreakerPolicy, protect
-from guardrails.testing.mariadb import MariaDBServer
 from guardrails.testing.proxy import FaultProxy
 from guardrails.testing.servers import PostgresServer
+from support.mysql_server import start_mariadb
 from support.polling import poll
 from support.sql_lab import BACKENDS, DRIVERS, AsyncLab, SyncLab, drivers, on_postgres
 
@@ -27,9 +27,7 @@ READ_ONLY = "the server is read-only"
 def two(request):
     """A lab, and two servers of its driver's kind: the primary, and the next one."""
     kind, driver, is_async = DRIVERS[request.param]
-    if kind == "mariadb" and not MariaDBServer.installed():
-        pytest.skip("mariadbd is not installed")
-    start = PostgresServer.start if kind == "postgres" else MariaDBServer.start
+    start = PostgresServer.start if kind == "postgres" else start_mariadb
     with start() as first, start() as second:
         for server in (first, second):
             _prepare(BACKENDS[kind](server))
@@ -340,18 +338,14 @@ def server_with_password(kind):
                 backend.run(connection, "select pg_reload_conf()")
                 yield backend, lambda new: backend.run(connection, f"alter role app password '{new}'")
     else:
-        if not MariaDBServer.installed():
-            pytest.skip("mariadbd is not installed")
-        with MariaDBServer.start() as server:
+        with start_mariadb() as server:
             backend = BACKENDS[kind](server)
             with backend.connect() as connection:
                 backend.run(connection, "create user app@'127.0.0.1' identified by 'old'")
                 backend.run(connection, "grant all on guardrails.* to app@'127.0.0.1'")
                 yield (
                     backend,
-                    lambda new: backend.run(
-                        connection, f"set password for app@'127.0.0.1' = password('{new}')"
-                    ),
+                    lambda new: backend.run(connection, f"alter user app@'127.0.0.1' identified by '{new}'"),
                 )
 
 
