@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import asyncmy
+from asyncmy.cursors import Cursor
 
 from guardrails._dbapi.drivers.mysql_async import MySQLAsync
 
 __all__ = ["Asyncmy"]
+
+
+class _QuietCursor(Cursor):
+    """Ignores the server's warnings.
+
+    MySQL warns that ``information_schema.processlist`` is deprecated. asyncmy would ask for that text in one
+    more round trip, and log it.
+    """
+
+    async def _show_warnings(self, conn: Any) -> None:
+        pass
 
 
 class Asyncmy(MySQLAsync):
@@ -16,6 +28,9 @@ class Asyncmy(MySQLAsync):
 
     def _transport(self, connection: Any) -> Any:
         return connection._transport  # noqa: SLF001 - see the class
+
+    def _cursor(self, messenger: Any) -> Any:
+        return messenger.cursor(_QuietCursor)
 
     async def _log_in_again(self, connection: Any, host: str) -> Any:
         return await asyncmy.connect(

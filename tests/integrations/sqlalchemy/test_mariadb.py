@@ -14,8 +14,10 @@ import pymysql
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import await_only
 
 from guardrails import CallTimeoutError, protect
+from guardrails._dbapi.drivers import find_driver
 from guardrails._dbapi.drivers.mysql import Target, server_failed
 from support.mysql_server import MySQLServer, skip_on_mysql, start_mariadb
 from support.paths import DOCS
@@ -352,6 +354,25 @@ def test_kills_never_stop_another_statement(maria_lab):
     assert 0 < len(stopped) < len(hurried)
     assert all(answer == number for number, answer in hurried if answer not in stopped)
     assert lab.pool.checkedout() == lab.guard.snapshot().in_use == 0
+
+
+@pytest.mark.parametrize("maria_lab", drivers("mariadb", is_async=True), indirect=True)
+def test_warnings_of_the_server_to_the_second_connection_are_ignored(maria_lab, caplog):
+    """MySQL warns of the question before each KILL: no warning of Python and no line of the log follows."""
+    lab = maria_lab
+    lab.protect()
+    driver = find_driver(lab.driver, is_async=True)
+
+    async def ask(connection):
+        async with driver._cursor(connection) as cursor:
+            await cursor.execute("select cast('x' as signed)")
+            return await cursor.fetchall()
+
+    def work(session):
+        return await_only(ask(session.connection.connection.driver_connection))
+
+    assert [tuple(row) for row in lab.run(work)] == [(0,)]
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 # --- the backstop ----------------------------------------------------------------------------------------
