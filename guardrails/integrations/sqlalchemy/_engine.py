@@ -41,6 +41,7 @@ from guardrails.integrations.sqlalchemy._raw import guarded_proxy
 from guardrails.integrations.sqlalchemy._revoking import Revocation
 from guardrails.integrations.sqlalchemy._second_connection import SecondConnection
 from guardrails.integrations.sqlalchemy._server_question import know_sessions
+from guardrails.integrations.sqlalchemy._statements import check_names
 from guardrails.integrations.sqlalchemy._upkeep import AsyncEngineUpkeep, EngineUpkeep, kept_idle
 
 __all__ = ["guard_engine", "guard_of_engine"]
@@ -112,6 +113,7 @@ def guard_engine(
     name = _name_of(sync_engine) if name is None else name
     _check_unguarded(guard_of(pool))
     refuse_unknown_options(options, guard_engine)
+    check_names(tuple(sync_engine.get_execution_options()))
     fill_pool_options(name, options)
     slots = _slots(name, options, pool, kind)
     as_driver, asks = raises_as_driver(name, raise_as), asks_server(name, ask_server)

@@ -7,8 +7,8 @@ object, so listeners see what they expect.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Dialect
@@ -16,7 +16,7 @@ from sqlalchemy.engine import ExecutionContext
 from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from guardrails._dbapi.runner import StatementRunner
-from guardrails._util.checks import Faults
+from guardrails._util.checks import Faults, unknown_option
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations.sqlalchemy._fetching import fetch_batches, fetch_in_steps
 from guardrails.integrations.sqlalchemy._pool import EngineAdmission
@@ -29,10 +29,13 @@ from guardrails.integrations.sqlalchemy._proxied import (
 if TYPE_CHECKING:
     from guardrails._dbapi.checkout import DBAPICheckout
 
-__all__ = ["TIMEOUT_OPTION", "Statements", "check_timeout"]
+__all__ = ["TIMEOUT_OPTION", "Statements", "check_names", "check_timeout"]
 
 TIMEOUT_OPTION = "guardrails_timeout"
 """The execution option with the timeout of one statement, and of each fetch of a stream, in seconds."""
+
+_OURS = "guardrail"
+"""The beginning of the names of our execution options, and of most that are misspelt."""
 
 _SAVEPOINT_ENDS = (ReleaseSavepointClause, RollbackToSavepointClause)
 
@@ -106,10 +109,9 @@ class Statements:
             context = args[-1]
             if context is None:
                 return original(*args)
-            timeout = context.execution_options.get(TIMEOUT_OPTION)
+            options = context.execution_options
+            timeout = _timeout_of(options) if options else None
             streams = context._is_server_side  # noqa: SLF001 - no public way that costs nothing
-            if timeout is not None:
-                timeout = check_timeout(timeout)
             connection = context._dbapi_connection  # noqa: SLF001 - likewise
             checkout = checkout_of(context.root_connection._dbapi_connection._connection_record)  # noqa: SLF001
             given = in_scope(checkout) if timeout is None and in_scope is not None else timeout
@@ -207,6 +209,29 @@ def _special_context_class(base: type[ExecutionContext], runner: StatementRunner
         "post_exec": post_exec,
     }
     return type(base.__name__, (base,), own)
+
+
+def _timeout_of(options: Mapping[str, Any]) -> float | None:
+    """Returns the timeout that a statement's execution options give; None without one.
+
+    Raises:
+        ConfigurationError: It is wrong, or a name looks like an option of ours and is none.
+    """
+    check_names(tuple(options))
+    timeout = options.get(TIMEOUT_OPTION)
+    return None if timeout is None else check_timeout(timeout)
+
+
+@lru_cache
+def check_names(names: tuple[object, ...]) -> None:
+    """Checks the names of execution options. The same names are checked once.
+
+    Raises:
+        ConfigurationError: One looks like an option of ours and is none.
+    """
+    for name in names:
+        if isinstance(name, str) and name.startswith(_OURS) and name != TIMEOUT_OPTION:
+            raise unknown_option("execution_options", name, [TIMEOUT_OPTION])
 
 
 def check_timeout(timeout: Any) -> float:

@@ -249,6 +249,17 @@ def test_wrong_statement_option_is_refused_by_name(lab, wrong):
     assert lab.pool.checkedout() == 0
 
 
+@pytest.mark.parametrize("name", ["guardrails_timeot", "guardrails_mode", "guardrail_timeout"])
+def test_unknown_statement_option_is_refused_by_name(lab, name):
+    """An option that nothing reads would leave the statement with the guard's own limit."""
+    lab.protect()
+    said = f"execution_options has no option '{name}'; .*'guardrails_timeout'|{name}.*are guardrails_timeout"
+    with pytest.raises(ConfigurationError, match=said):
+        lab.run(lambda session: session.connection.execute(text("select 1"), execution_options={name: 5}))
+    assert lab.pool.checkedout() == 0
+    assert lab.query("select 42") == 42
+
+
 def test_session_settings_are_untouched(lab):
     """Deadlines set nothing on the session that the next user of the connection could find."""
     lab.protect(pool_size=1, max_overflow=0)

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from guardrails import CallTimeoutError, ConfigurationError, protect
@@ -233,8 +234,8 @@ def make_engine(tmp_path):
     """Makes engines on one file, and disposes of them."""
     engines = []
 
-    def make():
-        engines.append(create_engine(f"sqlite:///{tmp_path}/db"))
+    def make(**options):
+        engines.append(create_engine(f"sqlite:///{tmp_path}/db", **options))
         return engines[-1]
 
     yield make
@@ -258,6 +259,38 @@ def test_the_scope_is_not_asked_for_a_timeout_outside_every_scope(make_engine, m
     *statement, rollback = given
     assert set(statement) == {time_allowed(db, asked)[0]}
     assert rollback == time_allowed(db)[0]
+
+
+@pytest.mark.parametrize("place", ["engine", "connection", "statement", "execution", "session"])
+def test_a_misspelt_option_is_refused_wherever_it_is_given(make_engine, place):
+    """SQLAlchemy takes any name at each of these places."""
+    engine = make_engine()
+    protect(engine)
+    wrong = {"guardrails_time_out": 5}
+    statement = text("select 1").execution_options(**(wrong if place == "statement" else {}))
+
+    def user():
+        if place == "session":
+            return Session(engine)
+        connection = (engine.execution_options(**wrong) if place == "engine" else engine).connect()
+        return connection.execution_options(**(wrong if place == "connection" else {}))
+
+    options = wrong if place in {"execution", "session"} else {}
+    for _ in range(2):  # the second time the names are known
+        with user() as asked, pytest.raises(ConfigurationError, match="did you mean 'guardrails_timeout'"):
+            asked.execute(statement, execution_options=options)
+    assert engine.pool.checkedout() == 0
+    with engine.connect() as connection:
+        assert connection.execute(text("select 2"), execution_options={"mine": 1}).scalar() == 2
+
+
+def test_a_misspelt_option_of_an_engine_is_refused_when_it_is_protected(make_engine):
+    """Nothing is attached."""
+    engine = make_engine(execution_options={"guardrails_timout": 5})
+    with pytest.raises(ConfigurationError, match="did you mean 'guardrails_timeout'"):
+        protect(engine)
+    with engine.connect() as connection:
+        assert connection.execute(text("select 1")).scalar() == 1
 
 
 def calls_of(body):
