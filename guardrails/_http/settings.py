@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
 from guardrails._core.criticality import CLASSES
@@ -40,8 +41,8 @@ def _items_of(value: object) -> tuple[object, ...] | None:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
 
 
-def checked_guards(faults: Faults, name: str, value: object) -> tuple[Guard, ...]:
-    """Returns the guards that a setting lists, and notes an item that is not a guard."""
+def checked_guards(faults: Faults, name: str, value: object, *, least: int = 0) -> tuple[Guard, ...]:
+    """Returns the guards that a setting lists, and notes an item that is not a guard, or too few items."""
     items = _items_of(value)
     guards = tuple(item for item in items or () if isinstance(item, Guard))
     wanted = "a list of Guard objects"
@@ -50,6 +51,8 @@ def checked_guards(faults: Faults, name: str, value: object) -> tuple[Guard, ...
     elif len(guards) != len(items):
         odd = next(item for item in items if not isinstance(item, Guard))
         faults.add(name, odd, wanted, " in it")
+    elif len(items) < least:
+        faults.add(name, value, f"{wanted}, at least {least}", ": it is empty")
     return guards
 
 
@@ -209,7 +212,7 @@ class StatusSettings(_Settings):
         clock: A monotonic clock in seconds.
     """
 
-    guards: tuple[Guard, ...] = _setting((), checked_guards)
+    guards: tuple[Guard, ...] = _setting((), partial(checked_guards, least=1))
     auth: Callable[[Any], Any] | None = _setting(None, _as_given(Faults.callable))
     stuck_after: float = _setting(30.0, _as_given(Faults.seconds))
     clock: Clock = _setting(time.monotonic, _callable)

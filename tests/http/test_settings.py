@@ -50,6 +50,14 @@ def test_public_signatures_have_the_names_and_defaults_of_the_settings(public, s
     assert parameters == {each.name: each.default for each in fields(settings) if each.name not in without}
 
 
+@pytest.mark.parametrize("make", [starlette.status_app, wsgi.status_app])
+@pytest.mark.parametrize("guards", [[], (), iter([])])
+def test_status_pages_without_a_guard_are_refused(make, guards):
+    """They would show nothing and be ready for ever."""
+    with pytest.raises(ConfigurationError, match="guards must be a list of Guard objects, at least 1, got"):
+        make(guards)
+
+
 @pytest.mark.parametrize(
     ("middleware", "app"),
     [

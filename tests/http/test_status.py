@@ -121,14 +121,14 @@ def test_hostile_names_stay_text(pages, make_guard):
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/status.json"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_pages_are_only_to_be_read(pages, path, method):
+def test_pages_are_only_to_be_read(pages, make_guard, path, method):
     """Nothing changes by asking."""
-    assert pages([]).get(path, method)[0] == 405
+    assert pages([make_guard()]).get(path, method)[0] == 405
 
 
-def test_head_has_the_length(pages):
+def test_head_has_the_length(pages, make_guard):
     """For load balancers that ask with HEAD."""
-    probes = pages([])
+    probes = pages([make_guard()])
     status, headers, _ = probes.get("/livez", "HEAD")
     assert (status, int(headers["content-length"])) == (200, len(probes.get("/livez")[2]))
 
@@ -321,9 +321,9 @@ def test_draining_is_not_ready(pages, make_guard, clock, caplog):
     ]
 
 
-def test_drained_process_still_lives(pages):
+def test_drained_process_still_lives(pages, make_guard):
     """Or it would be killed before its last requests have ended."""
-    site = pages([])
+    site = pages([make_guard()])
     site.app.drain()
     assert site.get("/livez")[0] == 200
 

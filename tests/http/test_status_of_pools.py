@@ -162,7 +162,8 @@ def test_a_caller_refused_during_a_diagnosis_does_not_repeat_it(engine, monkeypa
 def test_wsgi_mount_without_its_slash_redirects_to_it(mount, location):
     """Relative to the page, so that no path makes it another host's address."""
     environ = wsgi_client.environment("/") | {"SCRIPT_NAME": mount, "PATH_INFO": ""}
-    seen = wsgi_client.ask(wsgi.status_app([]), environ)
+    guard = Guard("db", max_concurrent_calls=1)
+    seen = wsgi_client.ask(wsgi.status_app([guard]), environ)
     assert (seen.status, seen.headers["location"]) == (308, location)
 
 

@@ -19,7 +19,7 @@ from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
-from guardrails._http.settings import StatusSettings
+from guardrails._http.settings import StatusSettings, checked_guards
 from guardrails._http.status import HEADERS, Page, Probes, as_page
 from guardrails._util.checks import Faults
 from guardrails.integrations._status_pages import status_pages
@@ -64,9 +64,15 @@ def _view(make: Callable[[], Page]) -> Callable[[HttpRequest], HttpResponse]:
     return view
 
 
-_probes = Probes(
-    StatusSettings.checked(Faults("settings.GUARDRAILS"), {"guards": list(dict.fromkeys(_guards()))})
-)
+def _settings() -> StatusSettings:
+    faults = Faults("settings.GUARDRAILS")
+    # None is allowed: a project may have a guarded database in production alone.
+    guards = checked_guards(faults, "guards", list(dict.fromkeys(_guards())))
+    faults.raise_if_any()
+    return StatusSettings(guards=guards)
+
+
+_probes = Probes(_settings())
 
 # With and without a slash at the end: a redirected probe fails.
 urlpatterns = [

@@ -72,6 +72,13 @@ def test_the_guards_are_those_of_the_databases_and_of_the_settings(project):
         assert names(ask("status.json")) == names(ask("status.json/")) == ["shop-db", "named"]
 
 
+def test_a_project_without_a_guard_has_the_pages(project):
+    """As in development, where the database is another one."""
+    ask = project()
+    assert names(ask("status.json")) == []
+    assert ask("readyz").status == 200
+
+
 def test_every_page_is_there(project):
     ask = project(guards=[named])
     assert (ask("livez").status, ask("readyz/").status, ask("history.json").status) == (200, 200, 200)
