@@ -28,6 +28,7 @@ __all__ = [
     "log_mode",
     "mode_from_environment",
     "prefix_of",
+    "unused_variables",
     "variable_of",
 ]
 
@@ -112,6 +113,22 @@ def variable_of(name: object, field: str, value: object) -> str:
     """The variable that has given a setting this value; the setting's own name if none has."""
     variable = prefix_of(str(name)) + field.upper()
     return variable if read_number(os.environ.get(variable, "none")) == value is not None else field
+
+
+def unused_variables() -> list[str]:
+    """Returns the variables that set something of a guard which this process has not made so far.
+
+    The guard's name is misspelt, or it is a guard of another process with the same environment.
+    """
+    return sorted(
+        key
+        for key in os.environ
+        if key.startswith("GUARDRAILS_")
+        and os.environ.get(key)
+        and _ends_in_a_setting(key)
+        and key != VARIABLE
+        and not any(key.startswith(prefix) and key[len(prefix) :] in _WORDS for prefix in list(_users))
+    )
 
 
 def fill_from_environment(

@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from guardrails._guard.compartments import judged_guards, shown_compartments
+from guardrails._guard.environment import unused_variables
 from guardrails._guard.guard import Guard, attachment_of, glance, recent_events
 from guardrails._guard.shadow_report import shadow_report
 from guardrails._guard.snapshot import GuardSnapshot
@@ -97,7 +98,13 @@ class Probes:
         events = sorted(
             (event for guard in self.guards for event in recent_events(guard)), key=itemgetter("at")
         )
-        head = as_json({"ready": not reasons, "reasons": reasons, **_process()}, between=",\n  ").decode()
+        shown = {
+            "ready": not reasons,
+            "reasons": reasons,
+            **_process(),
+            "unused_variables": unused_variables(),
+        }
+        head = as_json(shown, between=",\n  ").decode()
         late = f'"events": {_lines(events[-_EVENTS:])}'
         return Page(200, f'{{\n  {head[1:-1]},\n  {late},\n  "guards": [{guards}\n  ]\n}}\n'.encode())
 

@@ -75,8 +75,8 @@ class Finding:
         kind: Of a server ``"unreachable" "denied"
             "connections" "locks" "prepared" "idle_in_transaction" "slow" "memory" "loading"``; of a service's
             status page ``"pool" "past_locks" "status_page"``; of a service ``"nothing_made" "unguarded"
-            "no_middleware" "middleware_order" "unbounded" "unlimited" "null_pool" "circuit" "stale" "ladder"
-            "threads" "budget" "backstop" "shutdown"``; of a fleet ``"fleet"``.
+            "no_middleware" "middleware_order" "unbounded" "unlimited" "null_pool" "circuit" "variable"
+            "stale" "ladder" "threads" "budget" "backstop" "shutdown"``; of a fleet ``"fleet"``.
         what: The fault in one line.
         details: Further lines.
         advice: The remedy.

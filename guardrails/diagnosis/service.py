@@ -16,7 +16,7 @@ from guardrails.diagnosis.asking import OUR_ENGINE
 from guardrails.diagnosis.django_settings import Databases, has_databases, middleware
 from guardrails.diagnosis.findings import Finding
 from guardrails.diagnosis.service_connections import budget, most_slots
-from guardrails.diagnosis.settings import circuits, pools, stale
+from guardrails.diagnosis.settings import circuits, pools, stale, variables
 from guardrails.diagnosis.surroundings import Surroundings
 
 __all__ = ["examine"]
@@ -44,6 +44,7 @@ def examine(app: object, around: Surroundings) -> list[Finding]:
         *(middleware() if guards or others else ()),
         *_unbounded(guards),
         *circuits([*guards, *others]),
+        *variables(),
         *pools(targets),
         *_stale(targets, around),
         *_ladder(guards, around),

@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from guardrails._guard.environment import unused_variables
 from guardrails._guard.guard import Guard, attachment_of
 from guardrails.diagnosis.findings import Finding
 from guardrails.diagnosis.service_connections import most_slots
 
-__all__ = ["circuits", "pools", "stale"]
+__all__ = ["circuits", "pools", "stale", "variables"]
 
 _UNLIMITED = 2**31
 """redis-py's ``max_connections`` for any number, before version 8."""
@@ -48,6 +49,18 @@ def circuits(guards: Iterable[Guard]) -> Iterator[Finding]:
                 (),
                 f"minimum_number_of_calls of {most} or less, a longer window, or consecutive_failures",
             )
+
+
+def variables() -> Iterator[Finding]:
+    """Yields the variables of the environment that set something of a guard that was not made."""
+    if unused := unused_variables():
+        yield Finding(
+            "variable",
+            f"variables of the environment without effect, as no guard of this process has their name: "
+            f"{len(unused)}",
+            tuple(unused),
+            "correct the name; one for a guard of another process, or made later, may stay",
+        )
 
 
 def pools(targets: Iterable[tuple[str, Any, Guard | None]]) -> Iterator[Finding]:

@@ -227,6 +227,15 @@ def test_guards_without_an_engine_count_as_made(found):
     assert set(found(django)) == {"nothing_made"}
 
 
+def test_variables_of_a_guard_that_is_not_there_are_found(found):
+    """One of the guard that was made has its effect."""
+    spelt = "import os\nos.environ |= {'GUARDRAILS_ORDERS_TIMEOUT': '3', 'GUARDRAILS_ORDER_MODE': 'shadow'}\n"
+    finding = found(spelt + GOOD)["variable"]
+    assert finding["what"].endswith(": 1")
+    assert finding["details"] == ["GUARDRAILS_ORDER_MODE"]
+    assert found(spelt.replace("ORDER_MODE", "ORDERS_MODE") + GOOD) == {}
+
+
 DJANGO = """
 import django
 from django.conf import settings

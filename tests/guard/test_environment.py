@@ -241,3 +241,23 @@ def test_a_second_guard_of_an_engine_is_told_what_to_do():
     ):
         protect(engine)
     guard.detach()
+
+
+def test_variables_of_guards_that_were_not_made_are_listed(monkeypatch):
+    """A guard's name may be misspelt, or the guard is one of another process: no error, and no line."""
+    for key, text in {
+        "GUARDRAILS_ORDERS_DB_MODE": "shadow",
+        "GUARDRAILS_ORDERS_DB_TIMEOUT": "2",
+        "GUARDRAILS_ORDER_DB_MODE": "off",
+        "GUARDRAILS_ORDERS_MODE": "off",
+        "GUARDRAILS_TIMEOUT": "2",
+        "GUARDRAILS_EMPTY_MODE": "",
+        "GUARDRAILS_MYSQLD": "mysqld",
+        "GUARDRAILS_MODE": "shadow",
+    }.items():
+        monkeypatch.setenv(key, text)
+    others = ["GUARDRAILS_ORDERS_MODE", "GUARDRAILS_ORDER_DB_MODE", "GUARDRAILS_TIMEOUT"]
+    own = ["GUARDRAILS_ORDERS_DB_MODE", "GUARDRAILS_ORDERS_DB_TIMEOUT"]
+    assert environment.unused_variables() == sorted(own + others)
+    named()
+    assert environment.unused_variables() == sorted(others)

@@ -109,6 +109,16 @@ def test_status_shows_every_figure(pages, make_guard):
     assert [part["name"] for part in shown["compartments"]] == ["reports"]
 
 
+def test_status_lists_variables_of_guards_that_were_not_made(pages, make_guard, monkeypatch):
+    """One that sets something of the guard on the page has its effect."""
+    monkeypatch.setenv("GUARDRAILS_SPARE_TIMEOUT", "3")
+    monkeypatch.setenv("GUARDRAILS_SPARES_MODE", "shadow")
+    guard = Guard("spare", max_concurrent_calls=1)
+    assert guard.timeout == 3
+    seen = json.loads(pages([guard]).get("/status.json")[2])["unused_variables"]
+    assert ("GUARDRAILS_SPARES_MODE" in seen, "GUARDRAILS_SPARE_TIMEOUT" in seen) == (True, False)
+
+
 def test_hostile_names_stay_text(pages, make_guard):
     """In JSON, and without a tag for clients that guess."""
     name = "</script><script>\r\n\ud800"
