@@ -87,6 +87,8 @@ class Fleet:
         workers: Processes, each with a pool of its own.
         max_connections: The server's limit; None if unknown.
         reserved: Connections of that limit that are kept for others.
+        kept: Connections that each process keeps open whatever its pool's size: Django's ``CONN_MAX_AGE``
+            keeps one for each thread and alias.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -95,12 +97,14 @@ class Fleet:
     workers: int = 1
     max_connections: int | None = None
     reserved: int = RESERVED
+    kept: int = 0
 
     def __post_init__(self) -> None:
         faults = Faults("size")
         faults.count("workers", self.workers)
         faults.count("max_connections", self.max_connections, none=True)
         faults.count("reserved", self.reserved, least=0)
+        faults.count("kept", self.kept, least=0)
         faults.raise_if_any()
 
     @property
@@ -109,6 +113,14 @@ class Fleet:
         if self.max_connections is None:
             return None
         return max(0, self.max_connections - self.reserved) // self.workers
+
+    def open_at_most(self, pool: Pool) -> int:
+        """Returns the connections that each process may have open with a pool."""
+        return max(pool.size, self.kept)
+
+    def fits(self, pool: Pool) -> bool:
+        """True if the server has the connections, or its limit is unknown."""
+        return self.share is None or self.open_at_most(pool) <= self.share
 
 
 def pools(demand: Demand, start: int = 1) -> Iterator[Pool]:

@@ -59,6 +59,20 @@ _AROUND = 2
     metavar="N",
     help="Of these, connections kept for superusers, migrations and other services.",
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Django with CONN_MAX_AGE: threads of one process, each of which keeps a connection.",
+)
+@click.option(
+    "--aliases",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="With --threads: entries of DATABASES on this server, for each of which a thread keeps one.",
+)
 @as_json
 def size(
     *,
@@ -68,17 +82,22 @@ def size(
     workers: int,
     max_connections: int | None,
     reserved: int,
+    threads: int | None,
+    aliases: int,
     as_json: bool,
 ) -> None:
     """Runs the command."""
+    if threads is None and aliases > 1:
+        raise click.UsageError("--aliases counts the connections that threads keep: it needs --threads")
     try:
-        fleet = Fleet(workers, max_connections, reserved)
+        fleet = Fleet(workers, max_connections, reserved, (threads or 0) * aliases)
         demand = Demand(rate / workers, hold, target_wait)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
     pool = wanted(demand)
-    fits = fleet.share is None or pool.size <= fleet.share
-    most = None if fits or not fleet.share else room_for(demand, fleet.share) * workers
+    fits = fleet.fits(pool)
+    too_few = fleet.share is not None and 0 < fleet.share < pool.size
+    most = room_for(demand, fleet.share) * workers if too_few and fleet.share else None
     print(_as_json(fleet, demand, pool, most) if as_json else _as_text(fleet, demand, pool, most))
     sys.exit(0 if fits else 1)
 
@@ -88,9 +107,10 @@ def _as_json(fleet: Fleet, demand: Demand, pool: Pool, most: float | None) -> st
         "pool_size": pool.size,
         "busy_on_average": demand.load,
         "pool": dataclasses.asdict(pool),
-        "connections_of_all_workers": pool.size * fleet.workers,
+        "kept_by_threads": fleet.kept,
+        "connections_of_all_workers": fleet.open_at_most(pool) * fleet.workers,
         "connections_for_each_worker": fleet.share,
-        "fits": fleet.share is None or pool.size <= fleet.share,
+        "fits": fleet.fits(pool),
         "rate_that_fits": most,
     }
     return json.dumps(answer, indent=2)
@@ -108,18 +128,26 @@ def _as_text(fleet: Fleet, demand: Demand, pool: Pool, most: float | None) -> st
         wait = "for ever" if math.isinf(each.wait) else f"{each.wait * 1000:.0f} ms"
         mark = "  <- this one" if each.size == pool.size else ""
         lines.append(f"  {each.size:4}  {each.busy:4.0%}   {each.waiting:14.1%}   {wait:>17}{mark}")
+    if fleet.kept:
+        lines += ["", f"Django keeps {fleet.kept} connections{of_each}, one for each thread and alias."]
     if fleet.share is not None:
         lines += ["", *_verdict(fleet, pool, most)]
     return "\n".join(lines)
 
 
 def _verdict(fleet: Fleet, pool: Pool, most: float | None) -> list[str]:
-    total, limit = pool.size * fleet.workers, fleet.max_connections
-    sum_up = f"{fleet.workers} x {pool.size} = {total} of {limit} connections, {fleet.reserved} reserved"
-    if fleet.share is not None and pool.size <= fleet.share:
+    each = fleet.open_at_most(pool)
+    total, limit = each * fleet.workers, fleet.max_connections
+    sum_up = f"{fleet.workers} x {each} = {total} of {limit} connections, {fleet.reserved} reserved"
+    if fleet.fits(pool):
         return [f"It fits: {sum_up}."]
     lines = [f"It does not fit: {sum_up}. Each process can have {fleet.share}."]
     if most is not None:
         lines.append(f"With these, {most:.0f} per second are served in time, all processes together.")
-    lines.append("Hold connections for less time, run fewer processes, or put a pooler in between.")
+    if fleet.kept > pool.size:
+        lines.append(
+            "Run fewer threads, set CONN_MAX_AGE = 0 or OPTIONS['pool'], or put a pooler in between."
+        )
+    else:
+        lines.append("Hold connections for less time, run fewer processes, or put a pooler in between.")
     return lines

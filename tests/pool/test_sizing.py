@@ -107,6 +107,7 @@ def test_what_each_process_may_have(most, workers, share):
         (lambda: Fleet(0), "workers must be a whole number from 1"),
         (lambda: Fleet(1, 0), "max_connections must be a whole number from 1"),
         (lambda: Fleet(1, 100, -1), "reserved must be a whole number from 0"),
+        (lambda: Fleet(1, 100, 3, -1), "kept must be a whole number from 0"),
     ],
 )
 def test_what_cannot_be(make, said):
@@ -139,6 +140,42 @@ def test_a_fleet_that_does_not_fit_is_a_finding():
     answer = json.loads(size(*words, "--json").stdout)
     assert (answer["pool_size"], answer["connections_for_each_worker"], answer["fits"]) == (19, 12, False)
     assert 1400 < answer["rate_that_fits"] < 1420
+
+
+@pytest.mark.parametrize(
+    ("kept", "most", "opened", "fits"),
+    [
+        (0, 20, 6, True),
+        (6, 9, 6, True),
+        (7, 9, 7, False),
+        (40, 43, 40, True),
+        (40, 42, 40, False),
+        (7, None, 7, True),
+    ],
+)
+def test_connections_that_threads_keep_count_beside_the_pool(kept, most, opened, fits):
+    """Django keeps one for each thread, whatever the guard's slots are."""
+    pool = wanted(Demand(60, 0.05))
+    fleet = Fleet(1, most, 3, kept)
+    assert pool.size == 6
+    assert (fleet.open_at_most(pool), fleet.fits(pool)) == (opened, fits)
+
+
+def test_the_command_counts_the_connections_of_threads():
+    """2 x 16 x 2 of 60; the pool alone would fit."""
+    words = ("--rate", "60", "--hold", "0.05", "--workers", "2", "--max-connections", "60")
+    assert size(*words).returncode == 0
+    words += ("--threads", "16", "--aliases", "2")
+    run = size(*words)
+    assert (run.returncode, run.stderr) == (1, "")
+    assert "Django keeps 32 connections in each process, one for each thread and alias." in run.stdout
+    assert (
+        "It does not fit: 2 x 32 = 64 of 60 connections, 3 reserved. Each process can have 28." in run.stdout
+    )
+    assert "CONN_MAX_AGE" in run.stdout
+    answer = json.loads(size(*words, "--json").stdout)
+    assert (answer["kept_by_threads"], answer["connections_of_all_workers"]) == (32, 64)
+    assert (answer["fits"], answer["rate_that_fits"]) == (False, None)
 
 
 def test_no_room_at_all():
