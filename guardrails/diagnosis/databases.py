@@ -244,7 +244,8 @@ from pg_prepared_xacts p
 
 _ABORTED = "show global status where variable_name in ('Aborted_clients', 'Aborted_connects')"
 
-_UNSEEN_TRANSACTIONS = ("what other users' sessions and transactions do: that takes the privilege PROCESS",)
+_UNSEEN_TRANSACTIONS = "what other users' sessions and transactions do: that takes the privilege PROCESS"
+_OF_MYSQL = ", and SELECT on performance_schema"
 
 
 def _ask_postgres(execute: Execute, *, statements: bool) -> Facts:
@@ -267,15 +268,15 @@ def _ask_postgres(execute: Execute, *, statements: bool) -> Facts:
 
 
 def _ask_mysql(execute: Execute, *, statements: bool) -> Facts:
-    view = read_mysql(execute, statements=statements)
+    view, mariadb = read_mysql(execute, statements=statements), is_mariadb(execute)
     return Facts(
-        product="MariaDB" if is_mariadb(execute) else "MySQL",
+        product="MariaDB" if mariadb else "MySQL",
         limit=int(execute("select @@max_connections")[0][0]),
         reserved=0,
         sessions=view.sessions,
         kill=KILL["mysql"],
         orphan="a prepared transaction, which has no session: XA RECOVER lists it",
-        unseen=() if view.complete else _UNSEEN_TRANSACTIONS,
+        unseen=() if view.complete else (_UNSEEN_TRANSACTIONS + ("" if mariadb else _OF_MYSQL),),
         aborted=tuple((str(name).lower(), int(count)) for name, count in execute(_ABORTED)),
         user=view.asker.user,
     )
