@@ -22,7 +22,7 @@ from guardrails.cli._missing import missing
 from guardrails.cli._options import as_json
 from guardrails.cli._status_page import NOT_A_PAGE, StatusPageError, read_page, status_address
 from guardrails.diagnosis.findings import Finding, judge
-from guardrails.diagnosis.service_page import Pool, past_locks, pools_of, unjoined
+from guardrails.diagnosis.service_page import Pool, of_other_processes, past_locks, pools_of, unjoined
 from guardrails.diagnosis.tables import Table, tables_of
 from guardrails.errors import ConfigurationError
 
@@ -193,7 +193,7 @@ def _ask_database(
         found = _Answer(
             facts.product,
             [*findings, *past, *pages.findings],
-            (*facts.unseen, *lost),
+            (*facts.unseen, *lost, *of_other_processes(pages.pools, facts.sessions, own)),
             tables_of(facts, slow, database=address.database, show_sql=show_sql) if tables else (),
         )
         if not lost:

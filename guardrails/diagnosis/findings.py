@@ -120,7 +120,11 @@ def limit_reached(used: int, limit: int, details: Iterable[str] = ()) -> Iterato
 
 def _connections(facts: Facts) -> Iterator[Finding]:
     names = Counter(session.name for session in facts.sessions)
-    details = (f"{count} x {name!a}" for name, count in names.most_common(_SHOWN))
+    hosts = Counter(name for name, client in {(each.name, each.client) for each in facts.sessions} if client)
+    details = (
+        f"{count} x {name!a}" + (f", from {hosts[name]} addresses" if hosts[name] > 1 else "")
+        for name, count in names.most_common(_SHOWN)
+    )
     return limit_reached(len(facts.sessions), facts.limit - facts.reserved, details)
 
 

@@ -5,7 +5,7 @@ Depends on the format of ``/status.json`` and on sessions; must not read the pag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from guardrails._pool.holders import ADVICE, Holder, by_place
@@ -13,7 +13,7 @@ from guardrails._pool.lock_waits import Place
 from guardrails._pool.sessions import Session
 from guardrails.diagnosis.findings import Finding
 
-__all__ = ["Pool", "past_locks", "pools_of", "unjoined"]
+__all__ = ["Pool", "of_other_processes", "past_locks", "pools_of", "unjoined"]
 
 _SHOWN = 5
 """Most places named in one finding."""
@@ -39,6 +39,7 @@ class Pool:
         self._waiting = int(page["waiting"])
         self._cause = page["cause"]
         self._advice = ADVICE[self._cause]
+        self.open = int(page["pool"]["open"])
         self.holders = tuple(_holder(each) for each in page["holders"])
 
     def places(self, sessions: Iterable[Session]) -> dict[int, Place]:
@@ -116,6 +117,33 @@ def unjoined(pools: Iterable[Pool], joined: int, *, hidden: bool) -> Iterator[st
             f"which sessions {known - joined} of {known} connections of the service have: "
             f"{', '.join(reasons[:-1])} or {reasons[-1]}"
         )
+
+
+def of_other_processes(
+    pools: Iterable[Pool], sessions: Sequence[Session], joined: Container[int]
+) -> Iterator[str]:
+    """Yields a line if the server has more sessions of the service than the processes that were asked.
+
+    The server does not tell the processes of a service apart. Sessions with the user, the application's name
+    and the database of one that was joined are the service's.
+
+    Args:
+        pools: The pools.
+        sessions: The sessions of the server.
+        joined: The server's numbers of the sessions that are connections of these pools.
+    """
+    ours = {_name_of(each) for each in sessions if each.pid in joined}
+    found = sum(_name_of(each) in ours for each in sessions)
+    known = sum(pool.open for pool in pools)
+    if found > known:
+        yield (
+            f"which code has {found - known} of the {found} sessions with the service's user and "
+            "application: those of other processes (--status for each), or of pools without a guard"
+        )
+
+
+def _name_of(session: Session) -> tuple[str, str, str | None]:
+    return session.user, session.application, session.database
 
 
 def _holder(shown: Mapping[str, Any]) -> Holder:

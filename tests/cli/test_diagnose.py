@@ -518,6 +518,19 @@ def test_every_chain_of_waiters_leads_to_the_holder():
     assert slow.details == ("session 3 of 'c', 9 s",)
 
 
+def test_a_full_server_says_from_how_many_addresses_its_sessions_come():
+    """It does not tell processes apart. A Unix socket has no address."""
+    clients = ["10.0.0.1", "10.0.0.2", "10.0.0.2", "10.0.0.3"]
+    shop = tuple(Session(pid, "shop", "idle", 1, client=client) for pid, client in enumerate(clients))
+    others = (
+        Session(8, "cron", "idle", 1, client="10.0.0.1"),
+        Session(9, "cron", "idle", 1),
+        Session(10, "local", "idle", 1),
+    )
+    (full,) = judge(Facts("PostgreSQL", 8, 0, (*shop, *others)), slow=5)
+    assert full.details == ("4 x 'shop', from 3 addresses", "2 x 'cron'", "1 x 'local'")
+
+
 def test_urls_of_asynchronous_drivers_are_understood(only):
     """A driver's own settings do not stop the one that asks."""
     only("psycopg")

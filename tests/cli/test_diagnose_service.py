@@ -65,7 +65,8 @@ def served(application):
 @contextlib.contextmanager
 def service(url, **options):
     """A service with two connections and its status page; yields its engine and the URL of the page."""
-    engine = create_engine(url, pool_size=2, max_overflow=0, **options)
+    name = {"connect_args": {"application_name": "shop"}} if "postgres" in url else {}
+    engine = create_engine(url, pool_size=2, max_overflow=0, **(name | options))
     guard = protect(engine, name="db", timeout=20.0, max_wait_duration=0.02, ask_server=False)
     with served(status_app([guard])) as address:
         yield engine, address
@@ -123,6 +124,25 @@ def test_victims_and_blocker_are_joined_from_outside(postgres, table):
     assert answer["unseen"] == []
     assert findings["pool"]["what"].endswith(": 2 of 2 connections out")
     assert "2 x in a statement" in findings["pool"]["details"][0]
+
+
+def test_sessions_of_other_processes_are_counted(postgres, table):
+    """The page of one process is not all: the server has more sessions of that name."""
+    url = postgres.url("psycopg")
+    other = create_engine(url, pool_size=3, connect_args={"application_name": "shop"})
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(other.connect()).execute(text("select 1"))
+        with service(url) as (engine, page), locked(postgres) as (_, end), waiting(engine):
+            poll(lambda: "locks: 2," in str(found(postgres.url())[0].get("locks")), "both wait")
+            _, answer = found(postgres.url(), "--status", page)
+            end()
+    other.dispose()
+    (unseen,) = answer["unseen"]
+    assert unseen == (
+        "which code has 3 of the 5 sessions with the service's user and application: those of other "
+        "processes (--status for each), or of pools without a guard"
+    )
 
 
 def test_a_blocker_in_the_service_is_named_with_its_line(postgres, table):
