@@ -1,6 +1,6 @@
 """What a guard adds to a checkout and a statement, against the bare engine in the same run.
 
-    python tests/benchmarks/bench_sqlalchemy.py [--rounds N] [--json FILE]
+    python tests/benchmarks/bench_sqlalchemy.py [--rounds N] [--json FILE] [--drivers psycopg pg8000 ...]
 
 Prints medians in microseconds and the ratio protected / bare, by the wall and in processor time, and how many
 functions the guard adds. Rounds of the two alternate, so that a machine that slows down slows both. Each
@@ -105,19 +105,28 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--turns", type=int, default=300)
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--drivers", nargs="+", help="these alone")
     options = parser.parse_args()
+
+    def wanted(*drivers):
+        return [driver for driver in drivers if driver in (options.drivers or drivers)]
+
     print(HEAD)
     with PostgresServer.start() as server, tempfile.TemporaryDirectory() as home:
-        file = f"{home}/db"
-        rows = sync_rows("sqlite", lambda: create_engine(f"sqlite:///{file}"), options)
-        rows += async_rows("aiosqlite", lambda: create_async_engine(f"sqlite+aiosqlite:///{file}"), options)
-        for driver in ("psycopg", "psycopg2", "pg8000"):
+        file, rows = f"{home}/db", []
+        for _ in wanted("sqlite"):
+            rows += sync_rows("sqlite", lambda: create_engine(f"sqlite:///{file}"), options)
+        for name in wanted("aiosqlite"):
+            rows += async_rows(name, lambda: create_async_engine(f"sqlite+aiosqlite:///{file}"), options)
+        for driver in wanted("psycopg", "psycopg2", "pg8000"):
             rows += sync_rows(driver, lambda driver=driver: create_engine(server.url(driver)), options)
-        for label, driver in (("psycopg async", "psycopg"), ("asyncpg", "asyncpg")):
-            rows += async_rows(label, lambda driver=driver: create_async_engine(server.url(driver)), options)
-    if MariaDBServer.installed():
+        for label in wanted("psycopg async", "asyncpg"):
+            url = server.url(label.split()[0])
+            rows += async_rows(label, lambda url=url: create_async_engine(url), options)
+    of_mariadb = wanted("pymysql", "mysqldb") if find_spec("MySQLdb") else wanted("pymysql")
+    if of_mariadb and MariaDBServer.installed():
         with MariaDBServer.start() as server:
-            for driver in ("pymysql", "mysqldb") if find_spec("MySQLdb") else ("pymysql",):
+            for driver in of_mariadb:
                 rows += sync_rows(driver, lambda driver=driver: create_engine(server.url(driver)), options)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
