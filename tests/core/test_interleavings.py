@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from guardrails._core.bulkhead import Bulkhead, Waiter
 from guardrails._core.gate import Gate, Refusal
 from guardrails._core.outcome import Outcome
 from support.explorer import World, explore
+from support.paths import DOCS
 from support.shell import FastPaths
 
 S, F, X = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED
@@ -151,6 +153,15 @@ def told_by(*actors, **parts):
 def test_every_order_of_moves(actors, limit):
     """Slots are conserved, no caller waits beside a free slot, first come first served, no probe too many."""
     assert explore(told_by(*actors, limit=limit)) >= 20
+
+
+@pytest.mark.slow
+def test_the_schedules_are_as_many_as_the_page_says():
+    """All scenarios once more, two seconds of computing: the sum depends on what the gate does in each."""
+    schedules = sum(explore(told_by(*actors, limit=limit)) for actors in STORIES for limit in (1, 2))
+    page = (DOCS / "internals/proof.md").read_text()
+    stated = re.search(r"([\d,]+) scenarios, all ([\d,]+) schedules", page)
+    assert [figure.replace(",", "") for figure in stated.groups()] == [str(2 * len(STORIES)), str(schedules)]
 
 
 def recovered(*actors, gate=Gate):
