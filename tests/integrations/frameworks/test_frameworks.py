@@ -7,6 +7,7 @@ import gc
 import logging
 import weakref
 
+import django
 import flask
 import litestar
 import pytest
@@ -334,7 +335,11 @@ def mails():
     """What Django mails to the administrators."""
     admins = [("Operations", "operations@shop.example")]
     backend = "django.core.mail.backends.locmem.EmailBackend"
-    with override_settings(ADMINS=admins, EMAIL_BACKEND=backend):
+    if django.VERSION >= (6, 1):
+        sending = {"MAILERS": {"default": {"BACKEND": backend}}}
+    else:
+        sending = {"EMAIL_BACKEND": backend}
+    with override_settings(ADMINS=admins, **sending):
         mail.outbox = []
         yield mail.outbox
         del mail.outbox
