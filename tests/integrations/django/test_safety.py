@@ -256,6 +256,14 @@ def test_whoever_reaches_production_is_noticed(site):
         site.check()
 
 
+def has_psql():
+    """Debian's program of that name needs another package, whose absence it reports when it is run."""
+    return (
+        shutil.which("psql")
+        and subprocess.run(["psql", "--version"], check=False, capture_output=True).returncode == 0
+    )
+
+
 @pytest.mark.first
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("pool", [{}, POOL], ids=["no pool", "pool"])
@@ -273,7 +281,7 @@ def test_commands_reach_the_alias_they_are_told(site, pool):
     assert "class ShopItem" in site.run(["manage.py", "inspectdb", *told], environment)
     site.run(["manage.py", "flush", "--noinput", *told], environment)
     assert site.run(["manage.py", "dumpdata", "shop", *told], environment).strip() == "[]"
-    if shutil.which("psql"):
+    if has_psql():
         shell = ["manage.py", "dbshell", *told, "--", "-c", "select current_database()"]
         assert "scratch" in site.run(shell, environment)
     site.check()
