@@ -22,6 +22,7 @@ from guardrails.fleet._records import GRANTED, Reply, Request
 from guardrails.fleet._rulings import CLOSED, Ruling
 from guardrails.fleet._stores import StoreError
 from guardrails.fleet._worker import FleetWorker
+from support.paths import PACKAGE
 from support.polling import wait_until
 
 
@@ -347,8 +348,12 @@ def test_a_child_works_although_the_files_of_its_release_are_gone(monkeypatch):
     fleet.budget("db", connections=8)
     guard = Guard("other", max_concurrent_calls=1)
 
-    def gone(*_, **__):
-        raise FileNotFoundError
+    read = Path.read_text
+
+    def gone(path, *args, **kwargs):
+        if path.is_relative_to(PACKAGE):
+            raise FileNotFoundError
+        return read(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", gone)
     child = os.fork()
