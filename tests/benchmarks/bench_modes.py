@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import inspect
 import logging
 import platform
 import statistics
@@ -95,7 +96,7 @@ CASES = {
 
 def measure(runner, thing, body, turns):
     """Microseconds of processor time for a turn."""
-    if asyncio.iscoroutinefunction(body):
+    if inspect.iscoroutinefunction(body):
         return runner.run(timed_async(thing, body, turns))[1]
     return timed(thing, body, turns)[1]
 
