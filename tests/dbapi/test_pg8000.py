@@ -11,11 +11,12 @@ import threading
 import pg8000
 import pytest
 import trustme
-from sqlalchemy import String, TypeDecorator, bindparam, text
+from sqlalchemy import String, TypeDecorator, bindparam, create_engine, text
 from sqlalchemy.exc import PendingRollbackError, StatementError
 
-from guardrails import DeadlineSpentError, deadline
+from guardrails import CallTimeoutError, DeadlineSpentError, deadline, protect
 from guardrails._dbapi.drivers.pg8000 import PG8000
+from guardrails.testing.proxy import FaultProxy
 from support.sql_lab import those
 
 KEY = struct.pack("!ii", 4711, 12345)
@@ -224,3 +225,19 @@ def test_a_fetch_without_a_result_keeps_a_raw_connection(lab):
         cursor.execute("select number from kept")
         assert [tuple(row) for row in cursor.fetchall()] == [(1,)]
         assert raw.is_valid
+
+
+def test_the_descriptor_of_a_lost_connection_is_closed_while_its_error_is_kept(postgres):
+    """The frames of the error keep the file that was read."""
+    with FaultProxy(postgres.port) as wire:
+        engine = create_engine(f"postgresql+pg8000://postgres@127.0.0.1:{wire.port}/postgres")
+        protect(engine, timeout=20)
+        with engine.connect() as connection:
+            connection.execute(text("select 1"))
+            own = connection.connection.dbapi_connection._usock
+            wire.hang()
+            with pytest.raises(CallTimeoutError) as kept, deadline(0.2):
+                connection.execute(text("select 2"))
+        assert kept.value.__traceback__
+        assert own.fileno() == -1
+        engine.dispose()

@@ -49,6 +49,22 @@ class _Target:
     name: str | None
 
 
+class _ShutFile(io.BytesIO):
+    """Takes the place of the file of a socket that was shut; reading it is a network error.
+
+    The frames of the driver's error keep the old file, which would keep the descriptor open until garbage is
+    collected. ``close()`` of the connection flushes, so it closes the old file, in a thread that may block.
+    """
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file = file
+
+    def flush(self) -> None:
+        with suppress(Exception):  # what stands in its buffer cannot be sent
+            self._file.close()
+
+
 class PG8000(PostgresDriver):
     """See Driver. pg8000 has public names neither for its socket nor for the key of a session."""
 
@@ -97,7 +113,8 @@ class PG8000(PostgresDriver):
     def retire(self, connection: Any) -> None:
         """See Driver. ``close()`` sends a last message, and raises if it cannot."""
         self.kill(connection)
-        connection._sock = io.BytesIO()  # noqa: SLF001 - see the class; reading it is a network error
+        if not isinstance(file := connection._sock, _ShutFile):  # noqa: SLF001 - see the class
+            connection._sock = _ShutFile(file)  # noqa: SLF001 - likewise
 
     def session_of(self, connection: Any) -> SessionId | None:
         """See Driver."""
