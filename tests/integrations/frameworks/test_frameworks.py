@@ -333,7 +333,8 @@ def test_django_answers_without_logging_an_error(project, view, caplog):
 @pytest.fixture
 def mails():
     """What Django mails to the administrators."""
-    admins = [("Operations", "operations@shop.example")]
+    address = "operations@shop.example"
+    admins = [address if django.VERSION >= (6, 0) else ("Operations", address)]
     backend = "django.core.mail.backends.locmem.EmailBackend"
     if django.VERSION >= (6, 1):
         sending = {"MAILERS": {"default": {"BACKEND": backend}}}
