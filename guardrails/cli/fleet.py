@@ -17,7 +17,7 @@ from guardrails.cli import _fleet_orders, _reconcile
 from guardrails.cli._findings import as_text
 from guardrails.cli._options import as_json
 from guardrails.fleet._lease import members
-from guardrails.fleet._records import LEASE, Record, read_epoch
+from guardrails.fleet._records import SILENT_AFTER, Record, read_epoch
 from guardrails.fleet._rulings import CLOSED, OPEN, PROBE
 from guardrails.fleet._steering import WHAT
 from guardrails.fleet._stores import StoreError, StoreView
@@ -152,7 +152,7 @@ def _budget(fleet_name: str, name: str, fields: Mapping[str, str], now: int) -> 
         findings.append("the floors of the workers together exceed the budget")
     silent = [worker for worker, record in known.items() if record.is_silent(now)]
     if silent:
-        findings.append(f"not in contact for more than {LEASE / 1000:g} s: {_names(silent)}")
+        findings.append(f"not in contact for more than {SILENT_AFTER / 1000:g} s: {_names(silent)}")
     return {
         "fleet": _fleet_orders.clean(fleet_name),
         "name": _fleet_orders.clean(name),

@@ -30,6 +30,10 @@ RENEWAL = 1.0
 QUICKEST = 0.25
 """Seconds between two renewals while the worker is short of connections, or has just closed some."""
 
+HURRY = 2 * LEASE / 1000
+"""Seconds for which a worker below its floor asks every `QUICKEST`. Longer it stays below its floor only if
+the floors do not fit into the budget, and then asking more often is of no use."""
+
 CLOSING = 0.25
 """Seconds for which a closed connection is still reported as open, as the server takes a moment to see it."""
 
@@ -112,9 +116,13 @@ class LeaseHolder:
         asked: When it sent its last request.
         told_cap: The cap that it named there.
         told_wants: The demand that it named there.
+        below_since: When it asked for the first of the grants below its floor; None while the last grant is
+            not below it.
     """
 
-    __slots__ = ("asked", "grant", "minimum", "renewed", "safe", "started", "told_cap", "told_wants")
+    __slots__ = (
+        "asked", "below_since", "grant", "minimum", "renewed", "safe", "started", "told_cap", "told_wants",
+    )  # fmt: skip
 
     def __init__(self, minimum: int, started: float) -> None:
         self.minimum = minimum
@@ -123,6 +131,7 @@ class LeaseHolder:
         self.safe = 0
         self.renewed = self.asked = -math.inf
         self.told_cap = self.told_wants = 0
+        self.below_since: float | None = None
 
     def is_in_contact(self, now: float) -> bool:
         """True while the lease holds."""
@@ -158,11 +167,12 @@ class LeaseHolder:
             wants: Connections that it could use.
         """
         since = now - self.asked
-        return since >= RENEWAL or (since >= QUICKEST and self.is_early(has, limit, wants))
+        return since >= RENEWAL or (since >= QUICKEST and self.is_early(now, has, limit, wants))
 
-    def is_early(self, has: int, limit: int, wants: int) -> bool:
+    def is_early(self, now: float, has: int, limit: int, wants: int) -> bool:
         """True if the store is to be asked before `RENEWAL` is over; arguments as those of ``is_due``."""
-        return max(has, limit) < self.told_cap or wants > max(limit, self.told_wants)
+        is_below = self.below_since is not None and now - self.below_since < HURRY
+        return is_below or max(has, limit) < self.told_cap or wants > max(limit, self.told_wants)
 
     def ask(self, now: float, has: int, limit: int, wants: int) -> None:
         """Notes what the request says that is sent now; the arguments are those of ``is_due``."""
@@ -180,3 +190,7 @@ class LeaseHolder:
         """
         if reply.status == GRANTED and sent > self.renewed:
             self.grant, self.safe, self.renewed = reply.grant, reply.safe, sent
+            if reply.grant >= self.minimum:
+                self.below_since = None
+            elif self.below_since is None:
+                self.below_since = sent

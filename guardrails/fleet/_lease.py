@@ -69,8 +69,9 @@ class LeaseTable:
     def renew(self, asked: Request, now: int) -> Reply:
         """Renews one worker's lease, and grants it what it may have.
 
-        A grant is never above the budget minus all that is reserved for others, with two exceptions for a
-        worker below its floor. It may borrow the floor from what is reserved for silent workers, who are dead
+        A grant is never above the budget minus all that is reserved for others, and no worker gets more than
+        it has and its floor while others lack a part of their floors. There are two exceptions for a worker
+        below its floor. It may borrow the floor from what is reserved for silent workers, who are dead
         more often than cut off; and it may keep the floor that it has open.
 
         Args:
@@ -80,6 +81,7 @@ class LeaseTable:
         now = self._note_contact(now)
         learning = now < self.until
         own, state = self.members.find(asked.worker)
+        is_new = own is None
         if own is not None and own.instance == asked.instance and asked.seq <= own.seq:
             return Reply(STALE)
         if own is not None and own.instance != asked.instance and not (asked.fresh or own.left):
@@ -97,13 +99,16 @@ class LeaseTable:
         given = budget - sums.held_by_silent - sums.held_by_left
         room = given - sums.cap
         floor, extra = min(asked.minimum, asked.most), False
+        # What becomes free goes to workers below their floor first, and to a new one after those that wait.
+        free = room - sums.missing(floor)
+        for_floor = free if is_new else room
         if learning:
             grant = asked.cap
         else:
             target, extra = fair_share(given, sums, own)
-            grant = min(target, room)
+            grant = min(target, room, max(asked.cap, free, min(floor, for_floor)))
         if grant < floor:  # what it has open already is no more than it had; what it borrows is counted
-            lendable = floor if learning else room + sums.held_by_silent
+            lendable = floor if learning else for_floor + sums.held_by_silent
             grant = max(0, grant, min(floor, lendable), min(floor, asked.has))
         safe = min(budget // workers, budget - sums.safe)
         safe = max(0, min(safe, asked.safe) if learning else safe)

@@ -36,6 +36,7 @@ class LeaseSums:
         held_by_left: Connections reserved for workers that said goodbye.
         safe: Safe shares of all that have not said goodbye.
         extra: Workers in contact that have one of the connections left over.
+        filled: The part of the floors that workers in contact have reserved.
         budgets: How many of those that have not said goodbye name which budget.
         low: How many workers in contact have which floor.
         wanted: How many workers in contact have which demand.
@@ -49,6 +50,7 @@ class LeaseSums:
     held_by_left: int = 0
     safe: int = 0
     extra: int = 0
+    filled: int = 0
     budgets: dict[int, int] = field(default_factory=dict)
     low: dict[int, int] = field(default_factory=dict)
     wanted: dict[int, int] = field(default_factory=dict)
@@ -69,7 +71,9 @@ class LeaseSums:
             self.live += sign
             self.cap += sign * member.cap
             self.extra += sign * member.extra
-            self._count(*demand(member), member.most, sign)
+            low, wanted = demand(member)
+            self.filled += sign * min(member.cap, low)
+            self._count(low, wanted, member.most, sign)
         if state in {LIVE, SILENT}:
             self.safe += sign * member.safe
             count(self.budgets, member.budget, sign)
@@ -82,6 +86,15 @@ class LeaseSums:
         self.cap += sign * member.cap
         self.safe += sign * member.safe
         self.extra += sign * member.extra
+        self.filled += sign * min(member.cap, member.minimum, member.most)
+
+    def missing(self, own: int) -> int:
+        """Returns the connections that all workers but one lack of their floors.
+
+        Args:
+            own: The floor of that one, which is in the sums with its demand and its budget alone.
+        """
+        return self._totals[0] - own - self.filled
 
     def divide(self, budget: int) -> Division:
         """Divides a budget among the workers in contact.

@@ -23,6 +23,7 @@ __all__ = [
     "OUT",
     "ROOM_FOR_NEW",
     "SILENT",
+    "SILENT_AFTER",
     "SKEW",
     "STALE",
     "TAKEN",
@@ -33,7 +34,12 @@ __all__ = [
 ]
 
 LEASE = 3000
-"""Milliseconds for which a grant holds without a renewal. After them a worker counts as silent."""
+"""Milliseconds for which a grant holds without a renewal."""
+
+SILENT_AFTER = 2500
+"""Milliseconds without a renewal after which a worker counts as silent: it has missed two. A new worker may
+then borrow its floor, and asks every quarter of a second: so it has the floor within one lease, even if it
+starts at the moment at which that one was killed, and no other has a connection to give."""
 
 FORGET_AFTER = 15000
 """Milliseconds for which a silent worker's connections stay reserved."""
@@ -196,14 +202,14 @@ class Record:
             return 0
         if self.left:
             return LEFT if age <= LEAVING else OUT
-        return LIVE if age <= LEASE else SILENT
+        return LIVE if age <= SILENT_AFTER else SILENT
 
     def changes_at(self, state: int) -> int:
         """Returns the time at which a state ends without a renewal."""
-        return self.renewed + 1 + {LIVE: LEASE, LEFT: LEAVING}.get(state, FORGET_AFTER)
+        return self.renewed + 1 + {LIVE: SILENT_AFTER, LEFT: LEAVING}.get(state, FORGET_AFTER)
 
     def is_silent(self, now: int) -> bool:
-        """True if its lease has ended and it has not said goodbye."""
+        """True if it has missed its renewals and has not said goodbye."""
         return self.state(now) == SILENT
 
     def reserved(self, now: int) -> int:

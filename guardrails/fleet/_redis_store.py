@@ -45,6 +45,7 @@ def _lua_sets(sets: Mapping[str, Iterable[str]]) -> str:
 
 _CONSTANTS = {
     "LEASE": _records.LEASE,
+    "SILENT_AFTER": _records.SILENT_AFTER,
     "FORGET_AFTER": _records.FORGET_AFTER,
     "LEAVING": _records.LEAVING,
     "SKEW": _records.SKEW,

@@ -278,7 +278,7 @@ local function demand(record)
 end
 
 local LEASES = {
-  numbers = {'members', 'live', 'silent', 'cap', 'risen', 'held_by_silent', 'held_by_left', 'safe', 'extra'},
+  numbers = {'members', 'live', 'silent', 'cap', 'risen', 'held_by_silent', 'held_by_left', 'safe', 'extra', 'filled'},
   tables = {'budgets', 'low', 'wanted', 'high'},
 }
 
@@ -310,11 +310,11 @@ function LEASES.state(record, now)
   local age = now - record.renewed
   if age < -SKEW or age > FORGET_AFTER then return 0 end
   if record.left then return age <= LEAVING and LEFT or OUT end
-  return age <= LEASE and LIVE or SILENT
+  return age <= SILENT_AFTER and LIVE or SILENT
 end
 
 function LEASES.changes_at(record, state)
-  return record.renewed + 1 + (state == LIVE and LEASE or state == LEFT and LEAVING or FORGET_AFTER)
+  return record.renewed + 1 + (state == LIVE and SILENT_AFTER or state == LEFT and LEAVING or FORGET_AFTER)
 end
 
 function LEASES.add(sum, record, state, sign)
@@ -330,6 +330,7 @@ function LEASES.add(sum, record, state, sign)
     sum.risen = sum.risen + sign * math.max(record.cap, record.safe)
     sum.extra = sum.extra + sign * record.extra
     local low, wanted = demand(record)
+    sum.filled = sum.filled + sign * math.min(record.cap, low)
     count(sum.low, low, sign)
     count(sum.wanted, wanted, sign)
     count(sum.high, record.most, sign)
@@ -454,12 +455,14 @@ local function renew(key, shard, asked, now)
   local silent, left = total.held_by_silent, total.held_by_left
   local room = budget - (is_stale and total.risen or total.cap) - silent - left
   local floor = math.min(asked.minimum, asked.most)
+  local free = room - (total_of(total.low) - floor - total.filled)
+  local for_floor = own and room or free
   if not learning then
     grant, extra = target(budget - silent - left, total, asked)
-    grant = math.min(grant, room)
+    grant = math.min(grant, room, math.max(cap, free, math.min(floor, for_floor)))
   end
   if grant < floor then
-    local lendable = learning and floor or room + silent
+    local lendable = learning and floor or for_floor + silent
     grant = math.max(0, grant, math.min(floor, lendable), math.min(floor, asked.has))
   end
   local kept = math.min(math.floor(budget / workers), budget - total.safe)

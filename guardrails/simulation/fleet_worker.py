@@ -228,7 +228,7 @@ class Worker:
         moments: list[float] = []
         if holder.renewed + CONTACT < following:
             moments += holder.renewed + CONTACT, holder.renewed + GROW_AFTER
-        if holder.is_early(has, self.limit, wants):
+        if holder.is_early(now, has, self.limit, wants):
             moments += holder.asked + QUICKEST, holder.asked + TIMEOUT
         if has > self.busy + self.idle:
             moments.append(max(holder.asked + QUICKEST, now))  # each tick: they were closed one by one
@@ -241,6 +241,8 @@ class Worker:
         """True if its next request will say what the last one has said."""
         holder, last, has = self.holder, self.last, self.busy + self.idle
         if last is None or self.ending or self.cut_off or last.has != has or last.fresh:
+            return False
+        if holder.below_since is not None:  # it asks more often
             return False
         wants = demand(self._wanted(), self.fleet.most)
         return (

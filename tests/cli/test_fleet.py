@@ -56,7 +56,7 @@ def test_findings_are_said_and_exit_with_1(store, tmp_path, monkeypatch):
         "! 12 connections are open, more than the budget of 9",
         "! the workers name different budgets: 9, 10",
         "! the floors of the workers together exceed the budget",
-        "! not in contact for more than 3 s: w1, w2",
+        "! not in contact for more than 2.5 s: w1, w2",
     ]
 
 

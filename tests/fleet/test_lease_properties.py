@@ -168,7 +168,7 @@ def test_no_worker_is_below_its_floor_for_longer_than_a_lease(seed):
         elif seed % 3 == 1:
             worker.cut_off = True
     new = [fleet.join(demand=5, minimum=1 + seed % 2) for _ in range(5)]
-    fleet.run(LEASE / 1000 + 1)
+    fleet.run(LEASE / 1000)
     for _ in range(20):
         assert all(worker.limit >= worker.minimum for worker in new), fleet.table()
         fleet.run(0.5)

@@ -16,6 +16,7 @@ from guardrails.fleet._records import (
     LEASE,
     LEAVING,
     LIVE,
+    SILENT_AFTER,
     STALE,
     Record,
     Request,
@@ -134,6 +135,49 @@ def test_division_is_even_within_one_and_whole_whatever_changes(seed):
         assert fleet.grants == before
 
 
+def full_fleet():
+    """Two workers with all 20 connections; then two more join, with floors of 2 and 1."""
+    fleet = Fleet(20, a=20, b=20)
+    late = {}
+    for worker, minimum in (("c", 2), ("d", 1)):
+        asked = request(worker, minimum=minimum)
+        late[worker] = asked
+        assert fleet.table.renew(asked, fleet.now).grant == 0
+    return fleet, late
+
+
+def give_back(fleet, worker, many):
+    """A worker reports that it has closed so many connections."""
+    fleet.grants[worker] -= many
+    return fleet.ask(worker)
+
+
+def test_what_becomes_free_is_kept_for_workers_below_their_floor():
+    fleet, late = full_fleet()
+    assert give_back(fleet, "a", 5).grant == 7, "five are free, and three of them are missing from floors"
+    assert fleet.table.renew(late["d"]._replace(seq=2), fleet.now).grant == 1
+    assert fleet.ask("a").grant == 7
+    assert fleet.table.renew(late["c"]._replace(seq=2), fleet.now).grant == 2
+
+
+def test_a_worker_keeps_what_it_has_while_others_are_below_their_floor():
+    fleet, _ = full_fleet()
+    assert give_back(fleet, "a", 2).grant == 8, (
+        "its fair share is 9, and two free ones are not enough for three"
+    )
+
+
+def test_a_new_worker_gets_its_floor_after_those_that_wait():
+    fleet, late = full_fleet()
+    give_back(fleet, "a", 3)
+    assert fleet.table.renew(request("e"), fleet.now).grant == 0, "three are free, and others wait for them"
+    assert fleet.table.renew(late["c"]._replace(seq=2), fleet.now).grant == 2
+    assert fleet.table.renew(late["d"]._replace(seq=2), fleet.now).grant == 1
+    give_back(fleet, "a", 1)
+    assert fleet.table.renew(request("f"), fleet.now).grant == 0
+    assert fleet.table.renew(request("e", 2), fleet.now).grant == 1
+
+
 def test_a_request_that_says_the_same_in_the_same_revision_gets_the_same_reply():
     fleet = Fleet(20, a=3, b=20, c=9)
     replies = {worker: fleet.ask(worker) for worker in fleet.wants}
@@ -181,9 +225,9 @@ def test_states_end_after_their_time():
     assert table.sums.held_by_left == 3
     table.renew(request("c", 2), BEGIN + LEAVING + 1)
     assert table.sums.held_by_left == 0
-    table.renew(request("c", 3), BEGIN + LEASE)
+    table.renew(request("c", 3), BEGIN + SILENT_AFTER)
     assert (table.sums.live, table.sums.silent) == (2, 0)
-    table.renew(request("c", 4), BEGIN + LEASE + 1)
+    table.renew(request("c", 4), BEGIN + SILENT_AFTER + 1)
     assert (table.sums.live, table.sums.silent, table.sums.held_by_silent) == (1, 1, 4)
     table.renew(request("c", 5), BEGIN + FORGET_AFTER)
     assert sorted(table.members) == ["a", "b", "c"]

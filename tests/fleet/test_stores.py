@@ -138,7 +138,7 @@ def test_a_large_fleet_that_falls_silent_is_settled_in_several_calls_and_reserve
             found, expected = renew(f"w{n}", seq, has=1, cap=1, safe=2 if seq > 4 else 0)
             assert found == expected
     for seq in range(1, 9):
-        now += 370
+        now += 310
         found, expected = renew("new", seq, wants=900)
     assert expected.grant >= 100
     now += 50

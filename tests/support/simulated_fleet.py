@@ -80,7 +80,8 @@ class Worker:
         now = self.clock()
         shrunk = self.open < self.told[0] and self.limit < self.told[0]
         short = self.wants > max(self.told[1], self.limit)
-        if now - self.asked >= RENEWAL or ((shrunk or short) and now - self.asked >= QUICKEST):
+        early = shrunk or short or (self.holder.grant is not None and self.holder.grant < self.minimum)
+        if now - self.asked >= RENEWAL or (early and now - self.asked >= QUICKEST):
             self.ask()
         self.fleet.after(TICK / self.rate, self.tick, self)
 
