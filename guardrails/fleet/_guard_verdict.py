@@ -26,7 +26,8 @@ _QUICKEST = 0.25
 """Seconds between two requests while there is news: a round of probes has ended."""
 
 _IN_TROUBLE = 0.5
-"""Seconds between two requests while calls fail or are slow, so that the sums are young when they matter."""
+"""Seconds between two requests while calls fail or are slow, so that the sums are young when they matter, and
+while the fleet is half-way to an open circuit, so that all hear of it soon."""
 
 _KEPT = 1.5
 """Seconds for which a circuit stays open beyond what the store says, until the next answer."""
@@ -100,7 +101,21 @@ class GuardVerdict:
         return (
             since >= _RENEWAL
             or (since >= _QUICKEST and self._probes and self._result() != 0)
-            or (since >= _IN_TROUBLE and self._bad_calls() != self._told_bad)
+            or (since >= _IN_TROUBLE and (self._bad_calls() != self._told_bad or self._may_open()))
+        )
+
+    def _may_open(self) -> bool:
+        """True if the windows of all have half of what opens the circuit."""
+        seen, policy = self.ruling, self._policy
+        return (
+            seen is not None
+            and seen.state == CLOSED
+            and (seen.troubled > 1 or seen.workers == 1)
+            and 2 * seen.calls >= policy.minimum_number_of_calls
+            and (
+                2 * seen.failures >= policy.failure_rate_threshold * seen.calls
+                or 2 * seen.slow >= policy.slow_call_rate_threshold * seen.calls
+            )
         )
 
     # --- the fleet's thread -----------------------------------------------------------------------

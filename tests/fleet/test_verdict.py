@@ -408,6 +408,32 @@ class VirtualFleet:
             self.step(ConnectionError())
 
 
+@pytest.mark.parametrize(
+    ("ruling", "seconds"),
+    [
+        (Ruling(CLOSED, 0, 0, 9, calls=100, failures=25, slow=0, troubled=2), 0.5),
+        (Ruling(CLOSED, 0, 0, 9, calls=100, failures=0, slow=25, troubled=2), 0.5),
+        (Ruling(CLOSED, 0, 0, 1, calls=100, failures=25, slow=0, troubled=1), 0.5),
+        (Ruling(CLOSED, 0, 0, 9, calls=100, failures=24, slow=24, troubled=2), 1.0),
+        (Ruling(CLOSED, 0, 0, 9, calls=100, failures=50, slow=0, troubled=1), 1.0),
+        (Ruling(CLOSED, 0, 0, 9, calls=4, failures=4, slow=0, troubled=2), 1.0),
+        (Ruling(OPEN, 500, 0, 9, calls=100, failures=50, slow=0, troubled=2), 1.0),
+    ],
+)
+def test_a_worker_without_calls_asks_more_often_while_the_fleet_is_half_way_to_an_open_circuit(
+    ruling, seconds
+):
+    fleet = VirtualFleet(1)
+    (verdict,) = fleet.verdicts
+    verdict.tick(fleet.now)
+    verdict.request(Identity("w0", "a0", "host"))
+    verdict.answered(ruling)
+    ticks = 1
+    while not verdict.tick(fleet.now + ticks / 10):
+        ticks += 1
+    assert ticks / 10 == pytest.approx(seconds, abs=0.11)
+
+
 HAND = [
     Guard.force_open,
     Guard.disable,

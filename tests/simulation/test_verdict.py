@@ -21,12 +21,13 @@ FEW_CALLS = BreakerPolicy(minimum_number_of_calls=40)
 
 @by_seed
 def test_forty_workers_with_a_call_a_second_open_within_the_threshold_and_a_second_and_a_half(seeds):
+    """The simulation sees that the threshold is reached up to 0.1 s late."""
     for seed in seeds:
         run = run_verdict(VerdictPlan(workers=40, policy=FEW_CALLS, seed=seed))
         opened = run.opened()
         assert len(opened) == 40
         assert {change.cause for change in run.changes if change.old == "closed"} == {"fleet"}
-        assert run.reached - 1 <= max(opened.values()) <= run.reached + 1.5, f"seed {seed}"
+        assert run.reached - 1 <= max(opened.values()) <= run.reached + 1.4, f"seed {seed}"
 
 
 @by_seed
@@ -52,7 +53,7 @@ def test_a_round_has_at_most_three_probes_in_all(seeds):
     for seed in seeds:
         run = run_verdict(VerdictPlan(workers=40, policy=FEW_CALLS, seed=seed))
         rounds = run.rounds()
-        assert len(rounds) >= 5
+        assert len(rounds) >= 3, f"seed {seed}: {rounds}"  # one takes ten seconds at most
         assert max(rounds) <= 3, f"seed {seed}: {rounds}"
         # A worker with too few calls loses the round to another, which makes what is left of it.
         assert sum(rounds[-2:]) >= 3, f"seed {seed}: {rounds}"
