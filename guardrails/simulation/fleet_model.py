@@ -23,7 +23,8 @@ __all__ = ["SimulatedFleet"]
 _BORROWED_FOR = FORGET_AFTER / 1000 + 5.0
 """Seconds for which a floor that was borrowed, or taken without an answer, may exceed the budget."""
 
-_EPSILON = 1e-9
+_BACKLOG = 511
+"""New connections that wait for a store that stands still, Redis' default. Others are not accepted."""
 
 
 class SimulatedFleet:
@@ -64,6 +65,8 @@ class SimulatedFleet:
         self.hold, self.drift = hold, drift
         self.now = 1000.0
         self.frozen_until = self.calm_from = 0.0
+        self._waiting: set[Worker] = set()  # workers whose requests wait for the store to go on
+        self._accepted = 0
         self.table = LeaseTable()
         self.workers: dict[str, Worker] = {}
         self.sums = FleetSums(self.now)
@@ -193,6 +196,8 @@ class SimulatedFleet:
         """The store does not answer for so long."""
         if self.resting is not None:
             self.resting.wake_all()
+        if self.now >= self.frozen_until:
+            self._waiting, self._accepted = set(), 0
         self.frozen_until = max(self.frozen_until, self.now + seconds)
         self.calm_from = self.frozen_until + 5.0
 
@@ -204,7 +209,11 @@ class SimulatedFleet:
     def receive(self, worker: Worker, request: Request, sent: float) -> None:
         """The store answers a request."""
         if self.now < self.frozen_until:
-            self.at(self.frozen_until, self.receive, None, worker, request, sent)
+            # The first one waits in a connection that is open. The worker gives it up and connects anew.
+            if worker not in self._waiting or self._accepted < _BACKLOG:
+                self._accepted += worker in self._waiting
+                self._waiting.add(worker)
+                self.at(self.frozen_until, self.receive, None, worker, request, sent)
             return
         self.sums.note_command(self.now)
         self._note_contact()

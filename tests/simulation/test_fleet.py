@@ -7,6 +7,7 @@ import pytest
 from guardrails.errors import ConfigurationError
 from guardrails.fleet._lease import LeaseTable
 from guardrails.fleet._records import LEASE
+from guardrails.simulation import fleet_model
 from guardrails.simulation.fleet_model import SimulatedFleet
 from guardrails.simulation.fleet_run import FAULTS, FleetPlan, run_fleet
 
@@ -174,6 +175,20 @@ def test_workers_keep_the_equal_share_while_the_store_stands_still():
     fleet.run(25)
     assert is_given_out(fleet), table(fleet)
     assert fleet.sums.broken == []
+
+
+def test_a_store_that_stands_still_accepts_no_more_connections_than_its_backlog_holds(monkeypatch):
+    """The first request of each worker waits in a connection that is open already."""
+    monkeypatch.setattr(fleet_model, "_BACKLOG", 2)
+    fleet = steady(4, workers=5)
+    for _ in range(2):
+        fleet.freeze(10)
+        before = fleet.sums.commands
+        fleet.run(9.9)
+        assert fleet.sums.commands == before
+        fleet.run(0.1)
+        assert fleet.sums.commands == before + 5 + 2
+        fleet.run(8)
 
 
 def test_a_budget_that_is_not_kept_is_reported(monkeypatch):
