@@ -6,6 +6,10 @@ Depends on redis-py's cluster client and guards; must not inspect commands.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from redis.event import AsyncAfterSlotsCacheRefreshEvent
 
 from guardrails._guard.guard import Guard
 from guardrails._runtime.guard_log import log
@@ -64,18 +68,25 @@ class AsyncTopology:
             self._suspected = False
             try:
                 with Lookup(self._guard, LOOKUP_LIMIT):
-                    known = self.is_known and not self._nodes.refuses_all
-                    if known and await self._has_changed():
-                        await self._nodes.manager.initialize()
+                    if self.is_known and not self._nodes.refuses_all:
+                        await self._follow(await self._changes())
             except Exception as error:  # noqa: BLE001 - the next look-up may find a node
                 log.debug("guard %r: the topology was not read: %r", self._guard.name, error)
             await asyncio.sleep(LOOKUP_INTERVAL)
 
-    async def _has_changed(self) -> bool:
+    async def _changes(self) -> Mapping[range, list[Any]] | None:
         for node in self._nodes.working():
             try:
                 sections = await node.execute_command("CLUSTER SLOTS")
             except Exception:  # noqa: BLE001, S112 - it is evidence already
                 continue
-            return self._nodes.has_changed(sections, node.host)
-        return True
+            return self._nodes.changes(sections, node.host)
+        return None
+
+    async def _follow(self, changes: Mapping[range, list[Any]] | None) -> None:
+        manager = self._nodes.manager
+        if changes is None:
+            await manager.initialize()
+        elif changes:
+            self._nodes.move(changes)
+            await manager._event_dispatcher.dispatch_async(AsyncAfterSlotsCacheRefreshEvent())  # noqa: SLF001

@@ -84,7 +84,10 @@ class ClusterHooks:
 
     def _attach_nodes(self) -> None:
         manager, self._pools = self._cluster.nodes_manager, weakref.WeakKeyDictionary[Any, NodeAdmission]()
-        self.topology = Topology(self.nodes, self._guard, manager.initialize)
+        cluster = self._cluster
+        self.topology = Topology(
+            self.nodes, self._guard, manager.initialize, lambda: not is_reduced(cluster.retry)
+        )
         for node in {id(each): each for each in self._known_nodes()}.values():
             if node.redis_connection is not None:
                 self._take_over(node.redis_connection, node.name)

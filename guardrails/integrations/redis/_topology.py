@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from operator import countOf
 from time import monotonic
 from typing import Any
 
+from redis.cluster import PRIMARY, REPLICA
+from redis.event import AfterSlotsCacheRefreshEvent
 from redis.utils import str_if_bytes
 
 from guardrails._core.policy import BreakerPolicy
@@ -31,6 +35,9 @@ LOOKUP_INTERVAL = 0.5
 
 LOOKUP_LIMIT = 2.0
 """Most seconds of one look-up. Each node gets half of what is left."""
+
+_ADMITTING = {"closed", "disabled", "metrics_only"}
+"""States of a circuit that admits all calls."""
 
 
 class Nodes:
@@ -84,36 +91,48 @@ class Nodes:
         return self._guard.state == "forced_open"
 
     def working(self) -> list[Any]:
-        """The nodes whose circuits are closed, in random order."""
+        """The nodes whose circuits admit all calls, in random order."""
         states = {part.name: part.state for part in self._guard.compartments}
         nodes = [
-            node for name, node in list(self.manager.nodes_cache.items()) if states.get(name) == "closed"
+            node for name, node in list(self.manager.nodes_cache.items()) if states.get(name) in _ADMITTING
         ]
         random.shuffle(nodes)
         return nodes
 
-    def has_changed(self, sections: Iterable[Sequence[Any]], asked: str) -> bool:
-        """True if an answer to ``CLUSTER SLOTS`` differs from what the client knows.
+    def changes(self, sections: Iterable[Sequence[Any]], asked: str) -> dict[range, list[Any]] | None:
+        """Returns the slots that an answer to ``CLUSTER SLOTS`` gives to other nodes than the client's map.
+
+        It costs a fraction of redis-py's reading, which goes through the 16,384 slots in Python and keeps all
+        other callers waiting meanwhile.
 
         Args:
             sections: The answer: first and last slot, the primary's address, and those of its replicas.
             asked: The host of the node that gave the answer.
+
+        Returns:
+            The slots, each range with its nodes. None if redis-py has to read the topology anew: a node has
+            come, gone or changed its role, or a slot is new.
         """
-        known, names = self.manager.slots_cache, dict[int, tuple[str, frozenset[str]]]()
-        count = 0
+        known, nodes = self.manager.slots_cache, self.manager.nodes_cache
+        names, count, moved = set[str](), 0, dict[range, list[Any]]()
         for first, last, *servers in sections:
             wanted = [self._name(server, asked) for server in servers]
-            primary, replicas = wanted[0], frozenset(wanted[1:])
-            for slot in range(int(first), int(last) + 1):
-                nodes = known.get(slot)
-                if not nodes:
-                    return True
-                if id(nodes) not in names:  # redis-py keeps one list for all slots of a section
-                    names[id(nodes)] = nodes[0].name, frozenset(node.name for node in nodes[1:])
-                if names[id(nodes)] != (primary, replicas):
-                    return True
-            count += int(last) - int(first) + 1
-        return count != len(known)
+            found = [nodes[name] for name in wanted if name in nodes]
+            if [node.server_type for node in found] != [PRIMARY, *[REPLICA] * (len(wanted) - 1)]:
+                return None
+            slots = range(int(first), int(last) + 1)
+            now = known.get(slots[0], [])
+            if not _same(now, found) or countOf(map(known.get, slots), now) != len(slots):
+                moved[slots] = found
+            names.update(wanted)
+            count += len(slots)
+        return moved if names == set(nodes) and count == len(known) else None
+
+    def move(self, slots: Mapping[range, list[Any]]) -> None:
+        """Corrects the client's map; see `changes`."""
+        with getattr(self.manager, "_lock", nullcontext()):  # for threads
+            for some, nodes in slots.items():
+                self.manager.slots_cache.update(dict.fromkeys(some, nodes))
 
     def _name(self, server: Sequence[Any], asked: str) -> str:
         host, port = self.manager.remap_host_port(str_if_bytes(server[0]) or asked, int(server[1]))
@@ -127,6 +146,11 @@ class Nodes:
             set_slots(self._guard, self._total)
 
 
+def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """True if the nodes of a slot are the same: its primary, and its replicas in any order."""
+    return one[:1] == other[:1] and len(one) == len(other) and set(one) == set(other)
+
+
 class Topology:
     """Looks for changes of the topology in a thread, as long as nodes fail or refuse.
 
@@ -134,12 +158,20 @@ class Topology:
         nodes: The nodes.
         guard: The cluster's guard.
         initialize: redis-py's function, which reads the whole topology.
+        tries_again: True if the client tries a call again that has failed.
     """
 
-    def __init__(self, nodes: Nodes, guard: Guard, initialize: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        guard: Guard,
+        initialize: Callable[..., None],
+        tries_again: Callable[[], bool],
+    ) -> None:
         self._nodes = nodes
         self._guard = guard
         self._initialize = initialize
+        self._tries_again = tries_again
         self._stopped = threading.Event()
         self._forget()
         renew_after_fork(self)
@@ -183,19 +215,24 @@ class Topology:
             self._initialize(**options)
             self._nodes.drop_absent()
             return
+        if not self._tries_again():
+            self.suspect()  # a look-up in this call would only delay its error
+            return
         call = current_call.get()
         left = None if call is None else call.left()
         self.look(LOOKUP_LIMIT if left is None else min(left, LOOKUP_LIMIT))
 
     def look(self, seconds: float) -> None:
-        """Compares the topology with that of a node that works; reads it anew if it has changed."""
-        if self._nodes.refuses_all or seconds <= 0 or not self._looking.acquire(timeout=seconds):
+        """Follows the topology as a node that works knows it; waits for a look-up that is under way."""
+        if self._nodes.refuses_all or seconds <= 0:
+            return
+        if not self._looking.acquire(blocking=False):
+            if self._looking.acquire(timeout=seconds):
+                self._looking.release()
             return
         try:
             with Lookup(self._guard, seconds):
-                if self._has_changed():
-                    self._initialize(disconnect_startup_nodes_pools=False)  # those of a node that works
-                    self._nodes.drop_absent()
+                self._follow(self._changes())
         except Exception as error:  # noqa: BLE001 - the call raises its own; the next look-up may find a node
             log.debug("guard %r: the topology was not read: %r", self._guard.name, error)
         finally:
@@ -209,14 +246,22 @@ class Topology:
         if thread is not None and thread is not threading.current_thread():
             thread.join(LOOKUP_LIMIT)
 
-    def _has_changed(self) -> bool:
+    def _changes(self) -> Mapping[range, list[Any]] | None:
         for node in self._nodes.working():
             try:
                 sections = node.redis_connection.execute_command("CLUSTER SLOTS")
             except Exception:  # noqa: BLE001, S112 - it is evidence already
                 continue
-            return self._nodes.has_changed(sections, node.host)
-        return True
+            return self._nodes.changes(sections, node.host)
+        return None
+
+    def _follow(self, changes: Mapping[range, list[Any]] | None) -> None:
+        if changes is None:
+            self._initialize(disconnect_startup_nodes_pools=False)  # those of a node that works
+            self._nodes.drop_absent()
+        elif changes:
+            self._nodes.move(changes)
+            self._nodes.manager._event_dispatcher.dispatch(AfterSlotsCacheRefreshEvent())  # noqa: SLF001
 
     def _run(self) -> None:
         while True:
