@@ -14,7 +14,7 @@ from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.auto_compartments import OTHER, AutoCompartments
 from guardrails._guard.guard import Guard, set_state
 from guardrails._guard.guard_settings import LONGEST_NAME
-from guardrails._guard.workload_names import WorkloadName
+from guardrails._guard.workload_names import ServerName, WorkloadName
 
 __all__ = [
     "COMPARTMENTS",
@@ -109,7 +109,7 @@ def compartment_of_server(guard: Guard, name: str, slots: int, breaker: BreakerP
     known = guard._part(name)
     if known is not None:
         return known
-    part = guard._new_part(WorkloadName(name, guard.name), slots, {"breaker": breaker}, elastic=False)
+    part = guard._new_part(ServerName(name, guard.name), slots, {"breaker": breaker}, elastic=False)
     part._may_have_compartments = False
     states = {each.state for each in guard._parts if each is not part}
     if states in ({"disabled"}, {"metrics_only"}):

@@ -68,6 +68,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
         auto_compartments: The automatic compartments that this gate is one of; None for other gates.
         refused: Counted by a `WorkloadGate` only.
         share_slots: Called when an adaptive limit has changed, to fit the compartments to it.
+        servers: Iterates over the gates of the servers to which the calls go, for a gate that stands for
+            several of them; None for other gates. It is read to the end only if no server admits calls.
         fleet_member: The guard's part in a fleet; None without one. It keeps the fast paths closed until the
             first caller has come here.
     """
@@ -82,6 +84,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
         "fleet_member",
         "max_wait",
         "parent",
+        "servers",
         "share_slots",
         "workload",
         "workload_gates",
@@ -106,6 +109,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
         self.workload: Workload | None = None
         self.parent: WorkloadGate | None = None
         self.share_slots: Callable[[], object] = int
+        self.servers: Callable[[], Iterable[LockedGate]] | None = None
         self.workload_gates: list[WorkloadGate] = []
         self.report.gates.add(self)
         renew_after_fork(self)
@@ -454,6 +458,25 @@ class LockedGate(GateReports, FastGate, LockOwner):
         retry_after = self.refuse_if_open(self.clock())
         return self.step(self.core.preview) if retry_after is None else Refusal("circuit_open", retry_after)
 
+    def preview_servers(self) -> Refusal | None:
+        """Returns the refusal that the circuits of all servers would give; None if one of them is not open.
+
+        Its time is the shortest of theirs. The refusal is counted here, once.
+        """
+        waits, now = list[float | None](), self.clock()
+        for gate in self.servers() if self.servers is not None else ():
+            breaker = gate.core.breaker
+            if breaker.state == "forced_open":
+                waits.append(None)
+            elif breaker.state == "open" and now < breaker.open_until:
+                waits.append(breaker.open_until - now)
+            else:
+                return None
+        if not waits:
+            return None
+        self.step(self.core.refuse, "circuit_open")
+        return Refusal("circuit_open", min((each for each in waits if each is not None), default=None))
+
     # --- refusals that were decided elsewhere ---------------------------------------------------
 
     def refuse(self, reason: Reason) -> RejectedError:
@@ -544,6 +567,7 @@ class WorkloadGate(LockedGate):
         self.fleet_member = gate.fleet_member
         self.workload_gates = []
         self.share_slots = gate.share_slots
+        self.servers = None
         self.parent = gate.parent
         self.workload = workload
         self.gate = gate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-__all__ = ["WorkloadName", "guard_name_of", "request_name"]
+__all__ = ["ServerName", "WorkloadName", "guard_name_of", "request_name"]
 
 _METHODS = {
     **{method: method for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY")},
@@ -40,6 +40,12 @@ class WorkloadName(str):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()} of {self.guard_name!r}"
+
+
+class ServerName(WorkloadName):
+    """The name of the compartment of a server: its address, which must not reach a client of the service."""
+
+    __slots__ = ()
 
 
 def guard_name_of(name: str) -> str:

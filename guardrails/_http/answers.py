@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple, Self
 
+from guardrails._guard.workload_names import ServerName
 from guardrails.errors import CallTimeoutError, CommitUnknownError, Reason, RejectedError
 
 __all__ = ["DEADLINE_HEADERS", "OUTGOING_HEADERS", "Answer", "Problem", "as_json", "budget", "retry_seconds"]
@@ -134,7 +135,8 @@ class Problem(NamedTuple):
             accept: The request's ``Accept``; several joined with commas.
         """
         html = prefers_html(accept[:_LONGEST_ACCEPT]) if accept else False
-        status, headers, body = _worded(self.code, self.guard, self.retry_after, html)
+        guard = self.guard.guard_name if isinstance(self.guard, ServerName) else self.guard
+        status, headers, body = _worded(self.code, guard, self.retry_after, html)
         return Answer(status, list(headers), body)
 
 

@@ -167,6 +167,8 @@ class RequestPolicy:
             core = gate.core
             # In shadow the reservation, or the call inside, counts the refusal.
             refusal = None if core.last < core.admits_until or not core.enforces else gate.preview()
+            if refusal is None and gate.servers is not None and core.enforces:
+                refusal = gate.preview_servers()
             if refusal is not None:
                 gate.report_refusal(refusal, at_edge=True)
                 return self.problem_of_refusal(gate, refusal)

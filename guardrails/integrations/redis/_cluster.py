@@ -64,7 +64,7 @@ def guard_cluster(
     if as_driver:
         guard.call_settings.gates[-1].errors = DRIVER_ERRORS
     kind = AsyncClusterHooks if is_async else ClusterHooks
-    attachment = _ClusterAttachment(kind(client, guard, slots, policy, leak_after), slots)
+    attachment = _ClusterAttachment(kind(client, guard, slots, policy, leak_after), guard, slots)
     attach(guard, attachment)
     return guard
 
@@ -106,10 +106,12 @@ class _ClusterAttachment:
 
     upkeep = None  # redis-py closes idle connections when the topology changes
 
-    def __init__(self, hooks: Any, slots: int) -> None:
+    def __init__(self, hooks: Any, guard: Guard, slots: int) -> None:
         self._hooks = hooks
         self._slots = slots
         hooks.attach()
+        self._gate = guard.call_settings.gates[-1]
+        self._gate.servers = hooks.serving
 
     @property
     def most(self) -> int:
@@ -128,4 +130,5 @@ class _ClusterAttachment:
 
     def detach(self) -> None:
         """Removes the hooks; see `Attachment`."""
+        self._gate.servers = None
         self._hooks.detach()

@@ -6,13 +6,15 @@ Depends on pools of nodes and the topology; must not make guards. `_async_cluste
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import redis.cluster
 
 from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.guard import Guard
+from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.figures import Connections
 from guardrails._pool.life import LifeSettings
@@ -79,6 +81,13 @@ class ClusterHooks:
         cluster.reinitialize_steps = self._kept[_REINITIALIZE]
         self._detach_nodes()
         self.nodes.drop_all()
+
+    def serving(self) -> Iterator[LockedGate]:
+        """The gates of the nodes that calls go to; who reads them to the end has found them all open."""
+        yield from self.nodes.serving()
+        # A request that is refused for that makes no call which could look for a new primary.
+        with suppress(RuntimeError):  # no event loop runs here
+            self.topology.suspect()
 
     # --- threads ---------------------------------------------------------------------------------
 

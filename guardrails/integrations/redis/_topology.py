@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from operator import countOf
 from time import monotonic
@@ -23,6 +23,7 @@ from redis.utils import str_if_bytes
 from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.compartments import compartment_of_server, drop_compartment
 from guardrails._guard.guard import Guard, set_slots
+from guardrails._guard.locked_gate import LockedGate
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.threads import daemon
@@ -54,6 +55,7 @@ class Nodes:
     """
 
     def __init__(self, cluster: Any, guard: Guard, slots: int, policy: BreakerPolicy | None) -> None:
+        self._cluster = cluster
         self.manager = cluster.nodes_manager
         self._guard = guard
         self._policy = policy
@@ -89,6 +91,15 @@ class Nodes:
     def refuses_all(self) -> bool:
         """True while the guard was opened by hand: no node may be asked."""
         return self._guard.state == "forced_open"
+
+    def serving(self) -> Iterator[LockedGate]:
+        """The gates of the nodes that calls go to: the primaries, and the replicas that are read from."""
+        parts = {part.name: part for part in self._guard.compartments}
+        cluster = self._cluster
+        reads_replicas = cluster.read_from_replicas or cluster.load_balancing_strategy is not None
+        for name, node in list(self.manager.nodes_cache.items()):
+            if name in parts and (reads_replicas or node.server_type == PRIMARY):
+                yield parts[name].call_settings.gates[0]
 
     def working(self) -> list[Any]:
         """The nodes whose circuits admit all calls, in random order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import os
 import time
@@ -29,7 +30,10 @@ from guardrails import (
     pool_status,
     protect,
 )
+from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
+from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 from guardrails.testing.cluster import ValkeyCluster
+from support import asgi_client, wsgi_client
 from support.cluster_lab import FLAVOURS, KEYS, AsyncCluster, SyncCluster, percentile, value_of
 from support.lateness import ROOM
 from support.polling import poll
@@ -201,6 +205,44 @@ def test_the_other_nodes_keys_are_as_fast_while_one_is_frozen(kind):
         f"p99 {percentile(before, 0.99) * 1e3:.1f} ms, {percentile(during, 0.99) * 1e3:.1f} ms; "
         f"calls {len(before)}, {len(during)}; without a guard {len(bare_before)}, {len(bare_during)}"
     )
+
+
+@pytest.mark.slow  # nine calls that time out, and two changes of a cluster
+def test_the_edge_refuses_requests_while_no_primary_answers(kind):
+    """No call is made to a replica, so its circuit says nothing."""
+    with ValkeyCluster.start(node_timeout=120.0) as cluster:
+        keys = [keys_of(cluster, node)[0] for node in cluster.nodes[:3]]
+
+        @both
+        def work(client, guard):
+            if kind.is_async:
+                app = ASGIMiddleware(asgi_client.fine, requires=[guard])
+                ask = functools.partial(asgi_client.serve, app)
+            else:
+                app = WSGIMiddleware(wsgi_client.fine, requires=[guard])
+                ask = functools.partial(wsgi_client.ask, app)
+            for key in keys:
+                yield lambda key=key: client.set(key, value_of(key))
+            for node, key in zip(cluster.nodes[:3], keys, strict=True):
+                assert (yield ask).status == 200
+                node.freeze()
+                for _ in range(3):  # a look-up may be one of the three failures
+                    with pytest.raises((CallTimeoutError, CircuitOpenError)):
+                        yield lambda key=key: client.get(key)
+            refused = yield ask
+            assert refused.status == 503
+            assert 1 <= int(refused.headers["retry-after"]) <= 120
+            for node in cluster.nodes[:3]:
+                node.thaw()
+            cluster.await_healthy()
+            cluster.promote(cluster.nodes[3])
+            limit = time.monotonic() + 20  # before a circuit admits a probe
+            while (yield ask).status != 200:
+                assert time.monotonic() < limit, "a refused request looks for the new primary"
+                yield lambda: asyncio.sleep(0.05) if kind.is_async else time.sleep(0.05)
+
+        policy = BreakerPolicy(consecutive_failures=3, wait_duration_in_open_state=60)
+        kind(cluster).do(work, timeout=0.3, breaker=policy)
 
 
 def test_a_replica_that_is_promoted_on_purpose_costs_no_call(kind, fragile):
