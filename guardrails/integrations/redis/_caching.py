@@ -153,6 +153,8 @@ class CachedConnection:
         if self.checkout is not None and self.checkout.subscriber:  # its messages are for its PubSub
             self._conn.send_command(*args, **kwargs)
             return
+        if args[0] in {"RESET", "CLIENT TRACKING"} or args[:2] == ("CLIENT", "TRACKING"):
+            self.close_on_release = True  # the server may tell it nothing any more
         if args[0] in {"WATCH", "UNWATCH"}:
             self._watching = args[0] == "WATCH"
         # A transaction builds on what it reads after WATCH, so a message under way must not be missed.

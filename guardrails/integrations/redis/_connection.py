@@ -78,7 +78,13 @@ class GuardedConnection(Guarded, AbstractConnection):
                 self.plain.connect_check_health(self, check_health, retry_socket_connect)
                 return
             started = self.work.checkouts.figures.clock()
-            self.plain.connect_check_health(self, check_health, retry_socket_connect)
+            try:
+                self.plain.connect_check_health(self, check_health, retry_socket_connect)
+            except BaseException:
+                # redis-py leaves it open when a callback fails. The server then tells a cache of no change.
+                if self._sock is not None:
+                    self.disconnect()
+                raise
             self._note_opened(started)
             return
         self._connecting = True

@@ -34,11 +34,16 @@ _PLACE = {
     "path": None,
     "db": 0,
     "username": None,
+    "credential_provider": None,
     "decode_responses": False,
     "encoding": "utf-8",
     "encoding_errors": "strict",
 }
 """Options on which replies depend, with redis-py's defaults."""
+
+_UNTRACKED = {"SORT_RO", "XPENDING"}
+"""Commands whose replies change without an invalidation of their keys: the first may read other keys, and a
+delivery to a consumer is no change of a stream to the server."""
 
 _SPARE = 1000
 """Keys without a reply that the index may hold besides as many as have one."""
@@ -110,7 +115,9 @@ class LocalCache(LockOwner):
             return None
         key = CacheKey(command=args[0], redis_keys=tuple(keys), redis_args=tuple(args))
         # A blocking read gets what comes after it was sent, and the next one shall wait again.
-        return key if self._cache.is_cachable(key) and block_time(args) is None else None
+        if args[0] in _UNTRACKED or not self._cache.is_cachable(key):
+            return None
+        return key if block_time(args) is None else None
 
     def find(self, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """The reply that is kept for a command with redis-py's options; `MISSING` as for `reply`."""

@@ -168,6 +168,8 @@ class ClientAdmission:
             connection.__class__ = type(connection).plain  # of a sentinel that now gets a guard
         inner = unwrapped(connection)
         if inner is not connection:
+            if connection.is_connected:  # the server may have refused to tell it what changes
+                connection.disconnect()
             self.take_over(inner)
             connection.__class__ = self._caching(type(connection))
             return

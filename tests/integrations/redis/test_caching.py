@@ -629,6 +629,79 @@ def test_a_reply_asked_for_as_bytes_is_not_kept(start, other):
     assert client.execute_command("GET", "a", keys=["a"], NEVER_DECODE=True) == b"x"
 
 
+def test_replies_that_change_without_an_invalidation_are_not_kept(start, other):
+    """The server calls neither a delivery to a consumer nor another key a change of the key that was read."""
+    client, _ = start()
+    entry = other.xadd("s", {"n": "first"})
+    other.xgroup_create("s", "group", "0")
+    assert client.xpending("s", "group")["pending"] == 0
+    other.xreadgroup("group", "me", {"s": ">"})
+    assert client.xpending("s", "group")["pending"] == 1
+    other.xack("s", "group", entry)
+    assert client.xpending("s", "group")["pending"] == 0
+    other.rpush("list", 1, 2)
+    other.mset({"weight:1": 1, "weight:2": 2})
+    command = ("SORT_RO", "list", "BY", "weight:*")
+    assert client.execute_command(*command, keys=["list"]) == [b"1", b"2"]
+    other.set("weight:1", 3)
+    assert client.execute_command(*command, keys=["list"]) == [b"2", b"1"]
+
+
+@pytest.fixture
+def reader(other):
+    """A user of the server whose connections are not told what changes."""
+    other.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-client|tracking")
+    yield {"username": "reader", "password": "secret"}
+    other.execute_command("ACL", "DELUSER", "reader")
+
+
+@with_each_parser
+def test_a_connection_that_is_not_told_of_changes_is_closed(start, other, reader):
+    """redis-py leaves it open, and the next reply that it reads is never invalidated."""
+    client, guard = start(**reader)
+    other.set("k", "old")
+    for _ in range(3):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.get("k")
+    assert guard.snapshot().pool.open == guard.snapshot().in_use == 0
+    other.execute_command("ACL", "SETUSER", "reader", "+client|tracking")
+    assert client.get("k") == client.get("k") == b"old"
+    other.execute_command("ACL", "SETUSER", "reader", "-client|tracking")
+    other.client_kill_filter(_type="normal", skipme=True)
+    for _ in range(2):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.get("k")
+
+
+def test_a_connection_from_before_the_guard_is_opened_anew(valkey, other, reader):
+    client = redis.Redis(port=valkey.port, protocol=3, cache_config=CacheConfig(), **reader)
+    other.set("k", "old")
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        client.get("k")
+    protect(client, name="cache")
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        client.get("k")
+    client.close()
+
+
+@pytest.mark.parametrize("command", [("CLIENT", "TRACKING", "OFF"), ("CLIENT TRACKING", "OFF"), ("RESET",)])
+def test_a_connection_whose_messages_are_switched_off_empties_the_cache(start, other, command):
+    client, _ = start()
+    other.set("k", "old")
+    assert client.get("k") == b"old"
+    client.execute_command(*command)
+    other.set("k", "new")
+    assert client.get("k") == b"new"
+
+
+def test_a_key_named_like_an_option_is_kept(start, other):
+    client, guard = start()
+    other.set("TRACKING", "x")
+    before = admitted(guard)
+    assert client.get("TRACKING") == client.get("TRACKING") == b"x"
+    assert admitted(guard) == before + 1
+
+
 def test_a_blocking_read_of_a_stream_waits_each_time(start, other):
     client, _ = start()
     other.xadd("s", {"n": "first"})
@@ -703,7 +776,15 @@ def test_the_index_of_kept_replies_does_not_outgrow_them(start, other, monkeypat
     poll(lambda: client.get("k99") == b"new", "the change")
 
 
-@pytest.mark.parametrize("differs", [{"db": 1}, {"decode_responses": True}], ids=str)
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"db": 1},
+        {"decode_responses": True},
+        {"credential_provider": redis.credentials.UsernamePasswordCredentialProvider()},
+    ],
+    ids=lambda differs: next(iter(differs)),
+)
 def test_clients_whose_replies_differ_cannot_share_a_cache(start, valkey, differs):
     cache = CacheFactory(CacheConfig()).get_cache()
     _, guard = start(cache_config=None, cache=cache)
