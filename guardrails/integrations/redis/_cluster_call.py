@@ -43,7 +43,7 @@ class ClusterCall:
         self.seconds: float | None = None
         self.tries = 0
         self.asking: str | None = None
-        if guard.mode == "enforce":
+        if guard.call_settings.gates[-1].core.enforces:
             seconds, _ = time_allowed(guard)
             if seconds is not None and seconds > 0:  # else the first node's guard refuses the call
                 self.seconds, self.at = seconds, monotonic() + seconds

@@ -28,7 +28,7 @@ class _Redirections(Retry):
     def get_retries(self) -> int:
         """See redis-py."""
         retries: int = self.plain.get_retries()
-        return 0 if self.guard.mode == "enforce" else retries
+        return 0 if self.guard.call_settings.gates[-1].core.enforces else retries
 
     def call_with_retry(
         self,
@@ -50,7 +50,7 @@ class _AsyncRedirections(redis.asyncio.retry.Retry):
     def get_retries(self) -> int:
         """See the synchronous twin."""
         retries: int = self.plain.get_retries()
-        return 0 if self.guard.mode == "enforce" else retries
+        return 0 if self.guard.call_settings.gates[-1].core.enforces else retries
 
     async def call_with_retry(
         self,

@@ -75,16 +75,16 @@ class GuardedNodeConnection(GuardedConnection):
             self.plain.send_packed_command(self, command, check_health)
             return
         count, self._packed = self._packed, 1
-        self._send(count, lambda: self.plain.send_packed_command(self, command, check_health))
+        self._send(count, self.plain.send_packed_command, command, check_health)
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """Sends one command; see redis-py."""
         if not self._is_work():
             GuardedConnection.send_command(self, *args, **kwargs)
-        elif self._is_unwatch(args):
+        elif args[0] == "UNWATCH" and self._is_unwatch(args):
             self._unwatch()
         else:
-            self._send(1, lambda: GuardedConnection.send_command(self, *args, **kwargs))
+            self._send(1, GuardedConnection.send_command, *args, **kwargs)
 
     def _is_work(self) -> bool:
         """True for a command that no piece of work of redis-py's ``call_with_retry`` contains."""
@@ -97,11 +97,11 @@ class GuardedNodeConnection(GuardedConnection):
             self._under_way, self.pending, self._errors = True, 0, ()
             self._limit.at = self.checkout.at
 
-    def _send(self, count: int, send: Callable[[], None]) -> None:
+    def _send(self, count: int, send: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         self._begin()
         self._busy = True
         try:
-            send()
+            send(self, *args, **kwargs)
         except BaseException as error:
             self._end_failed(error)
             raise
