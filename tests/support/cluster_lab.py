@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import redis.asyncio.cluster
 import redis.cluster
+from redis.crc import key_slot
 
 from guardrails import protect
 
@@ -21,6 +22,13 @@ WORKERS = 6
 
 def value_of(key):
     return f"value of {key}".encode()
+
+
+def keys_of(node):
+    """The keys whose slots a node has now."""
+    mine = next(line for line in node.ask("CLUSTER", "NODES").splitlines() if "myself" in line).split()[8:]
+    spans = [tuple(map(int, (span.partition("-")[0], span.rpartition("-")[2]))) for span in mine]
+    return [key for key in KEYS if any(first <= key_slot(key.encode()) <= last for first, last in spans)]
 
 
 @dataclass

@@ -14,7 +14,6 @@ import redis
 import redis.cluster
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.backoff import NoBackoff
-from redis.crc import key_slot
 from redis.retry import Retry
 
 from guardrails import (
@@ -34,7 +33,7 @@ from guardrails.integrations.asgi import GuardrailsMiddleware as ASGIMiddleware
 from guardrails.integrations.wsgi import GuardrailsMiddleware as WSGIMiddleware
 from guardrails.testing.cluster import ValkeyCluster
 from support import asgi_client, wsgi_client
-from support.cluster_lab import FLAVOURS, KEYS, AsyncCluster, SyncCluster, percentile, value_of
+from support.cluster_lab import FLAVOURS, KEYS, AsyncCluster, SyncCluster, keys_of, percentile, value_of
 from support.lateness import ROOM
 from support.polling import poll
 from support.redis_lab import frozen
@@ -104,13 +103,6 @@ async def _in_task(steps):
                 go, given = steps.throw, error
     except StopIteration:
         return
-
-
-def keys_of(node):
-    """The keys whose slots a node has now."""
-    mine = next(line for line in node.ask("CLUSTER", "NODES").splitlines() if "myself" in line).split()[8:]
-    spans = [tuple(map(int, (span.partition("-")[0], span.rpartition("-")[2]))) for span in mine]
-    return [key for key in KEYS if any(first <= key_slot(key.encode()) <= last for first, last in spans)]
 
 
 def part_of(guard, node):
@@ -211,7 +203,7 @@ def test_the_other_nodes_keys_are_as_fast_while_one_is_frozen(kind):
 def test_the_edge_refuses_requests_while_no_primary_answers(kind):
     """No call is made to a replica, so its circuit says nothing."""
     with ValkeyCluster.start(node_timeout=120.0) as cluster:
-        keys = [keys_of(cluster, node)[0] for node in cluster.nodes[:3]]
+        keys = [keys_of(node)[0] for node in cluster.nodes[:3]]
 
         @both
         def work(client, guard):
