@@ -60,10 +60,14 @@ class ClusterHooks:
         self.checkouts = Checkouts(guard, leak_after, is_async=self._is_async, system="redis")
         self.checkouts.figures.connections = self._connections
         self._kept: dict[str, Any] = {}
+        cache = getattr(cluster.nodes_manager, "_cache", None)  # asyncio has none
+        self._cache = None if cache is None else LocalCache.of(cache)
 
     def attach(self) -> None:
         """Guards the client, its nodes, and those that it will find."""
         cluster = self._cluster
+        if self._cache is not None:
+            self._cache.claim({"cluster": id(cluster)})  # another one may be the same, and its nodes differ
         self._kept = {"retry": cluster.retry, _REINITIALIZE: cluster.reinitialize_steps}
         self._attach_nodes()
         cluster.retry = without_retries(cluster.retry, self._guard)
@@ -81,6 +85,8 @@ class ClusterHooks:
         cluster.reinitialize_steps = self._kept[_REINITIALIZE]
         self._detach_nodes()
         self.nodes.drop_all()
+        if self._cache is not None:
+            self._cache.release()
 
     def serving(self) -> Iterator[LockedGate]:
         """The gates of the nodes that calls go to; who reads them to the end has found them all open."""
@@ -152,9 +158,8 @@ class ClusterHooks:
             base.close(self)  # ends a look-up under way, too
             hooks.topology.stop()
 
-        cache = self._cluster.nodes_manager._cache  # noqa: SLF001 - there is no public getter
-        if cache is not None:
-            execute_command = execute_in_cluster_with(LocalCache.of(cache), execute_command)
+        if self._cache is not None:
+            execute_command = execute_in_cluster_with(self._cache, execute_command)
         return {
             "close": close,
             "execute_command": execute_command,

@@ -21,7 +21,7 @@ from guardrails._runtime.fork import LockOwner, renew_after_fork
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._blocking import block_time
 
-__all__ = ["MISSING", "LocalCache"]
+__all__ = ["MISSING", "LocalCache", "place_of"]
 
 MISSING: Any = object()
 """Stands for a reply that is not kept."""
@@ -64,7 +64,7 @@ class LocalCache(LockOwner):
         self._cache = cache
         self.lock = threading.RLock()
         self.flushes = 0
-        self._place: dict[str, object] = {}
+        self._place: Mapping[str, object] = {}
         self._users = 0
         self._of_key: dict[bytes, set[CacheKey]] = {}
         # For all clients that use the cache, unguarded ones included.
@@ -80,17 +80,17 @@ class LocalCache(LockOwner):
             setattr(cache, _ATTRIBUTE, known)
         return known
 
-    def claim(self, pool: Any) -> None:
-        """Notes that a pool's client uses it; `release` is the end of that.
+    def claim(self, place: Mapping[str, object]) -> None:
+        """Notes that a client uses it; `release` is the end of that.
+
+        Args:
+            place: On what the replies depend; see `place_of`.
 
         Raises:
             ConfigurationError: Another one uses it whose replies to the same commands may differ.
         """
-        given = pool.connection_kwargs
-        place = {name: given.get(name) or usual for name, usual in _PLACE.items()}
-        place |= {name: getattr(pool, name, None) for name in ("service_name", "is_master")}  # Sentinel's
         with self.lock:
-            differ = [name for name in place if self._users and self._place[name] != place[name]]
+            differ = [name for name in place if self._users and self._place.get(name) != place[name]]
             if differ:
                 raise ConfigurationError(
                     f"protect: cache is used by a guarded client with another {', '.join(differ)}, "
@@ -190,6 +190,13 @@ class LocalCache(LockOwner):
         """See LockOwner. The invalidations go to the parent, whose connections they are."""
         super().reset_in_child()
         self.flush()
+
+
+def place_of(pool: Any) -> dict[str, object]:
+    """That on which the replies to the client of a pool depend."""
+    given = pool.connection_kwargs
+    place: dict[str, object] = {name: given.get(name) or usual for name, usual in _PLACE.items()}
+    return place | {name: getattr(pool, name, None) for name in ("service_name", "is_master")}  # Sentinel's
 
 
 def _is_plain(value: object) -> bool:

@@ -564,6 +564,9 @@ def test_a_clusters_client_keeps_replies(monkeypatch):
         direct = redis.RedisCluster(**options)
         client = redis.RedisCluster(**options, protocol=3, cache_config=CacheConfig())
         guard = protect(client, name="shards", timeout=0.5, breaker=nimble())
+        alone = redis.Redis(port=cluster.nodes[1].port, protocol=3, cache=client.nodes_manager._cache)
+        with pytest.raises(ConfigurationError, match="cache is used by a guarded client with another"):
+            protect(alone)
         keys = [f"key:{number}" for number in range(12)]
         for key in keys:
             direct.set(key, "old")
@@ -600,8 +603,12 @@ def test_a_clusters_client_keeps_replies(monkeypatch):
             "the changes on the new primary",
         )
         guard.detach()
-        client.close()
-        direct.close()
+        guard_of_one = protect(alone)
+        with pytest.raises(ConfigurationError, match="with another cluster, whose replies"):
+            protect(client)
+        guard_of_one.detach()
+        for each in (alone, client, direct):
+            each.close()
 
 
 def test_replies_are_kept_only_for_keys_that_an_invalidation_names(start, other):
