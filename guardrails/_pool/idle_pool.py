@@ -53,6 +53,14 @@ class IdlePool(ABC):
     async def close(self, connection: Any) -> None:
         """Closes a connection that was taken out, and makes room for another."""
 
+    async def close_oldest(self) -> bool:
+        """Closes the connection that has been idle for longest; False if none is idle."""
+        for connection, _ in sorted(self.idle(), key=lambda pair: pair[1].used):
+            if self.take(connection):
+                await self.close(connection)
+                return True
+        return False
+
     @abstractmethod
     async def ping(self, connection: Any) -> bool:
         """Pings a connection that was taken out, as neutral evidence; False if it does not answer."""

@@ -22,6 +22,7 @@ __all__ = [
     "asks_server",
     "check_compartments",
     "check_leak_after",
+    "check_least",
     "guarded_already",
     "innermost",
     "raises_as_driver",
@@ -125,6 +126,24 @@ def check_leak_after(name: str, leak_after: object, max_idle_hold: object = None
     faults.seconds("leak_after", leak_after, none=True)
     faults.seconds("max_idle_hold", max_idle_hold, none=True)
     faults.raise_if_any()
+
+
+def check_least(name: str, fleet: object, least: int) -> None:
+    """Checks that a pool keeps no connections that a fleet's lease may not allow.
+
+    Args:
+        name: The guard's name.
+        fleet: What the pool joins; None, or a verdict, limits no connections.
+        least: The number of connections that the pool keeps in any case.
+
+    Raises:
+        ConfigurationError: It keeps some.
+    """
+    if least and hasattr(fleet, "lease"):
+        raise ConfigurationError(
+            f"guard {shown(name)}: the pool's min_size must be 0, got {least}: it would keep that many "
+            "connections open whatever its part of the fleet's budget is"
+        )
 
 
 def raises_as_driver(name: str, raise_as: object) -> bool:

@@ -66,6 +66,10 @@ class PoolLease:
         self._log = BudgetLog(budget)
         self.forget()
 
+    def count_with(self, open_connections: Callable[[], int]) -> None:
+        """Counts the connections of a guard that is attached later."""
+        self._open = open_connections
+
     def forget(self) -> None:
         """Starts anew, without a lease: at first, and in a child process. The limit is the floor."""
         self.started = self.is_lost = False
