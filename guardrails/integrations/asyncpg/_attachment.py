@@ -24,12 +24,15 @@ from guardrails._pool.limits import (
     asks_server,
     check_compartments,
     check_leak_after,
+    check_least,
     guarded_already,
     refuse_unknown_options,
     slots_for,
 )
 from guardrails._util.checks import shown
 from guardrails.errors import ConfigurationError
+from guardrails.fleet._fleet import Budget, Verdict
+from guardrails.fleet._joining import join_fleet
 from guardrails.integrations.asyncpg._pool import PoolAdmission, guard_of
 from guardrails.integrations.asyncpg._revoking import Revocation
 from guardrails.integrations.asyncpg._server_question import know_sessions
@@ -46,6 +49,7 @@ def guard_pool(
     name: str | None = None,
     ask_server: bool = True,
     compartments: str = "auto",
+    fleet: Budget | Verdict | None = None,
     leak_after: float | None = 60.0,
     max_idle_hold: float | None = None,
     **options: Any,
@@ -57,6 +61,7 @@ def guard_pool(
         name: The guard's label. None takes the name of the database; without it "postgresql".
         ask_server: As for an engine; see `guardrails.integrations.sqlalchemy.guard_engine`.
         compartments: As for an engine.
+        fleet: As for an engine. Under a budget the pool needs ``min_size=0``.
         leak_after: As for an engine, in seconds.
         max_idle_hold: As for an engine, in seconds. A connection that listens is not taken back.
         **options: As for `Guard`, and the pool's life: ``minimum_idle``, ``idle_timeout``, ``max_lifetime``
@@ -67,7 +72,7 @@ def guard_pool(
 
     Raises:
         ConfigurationError: The pool is closed, is guarded already or belongs to another event loop, the limit
-            is above its size, or an option is wrong.
+            is above its size, it keeps connections that a budget does not allow, or an option is wrong.
     """
     if not isinstance(pool, Pool):
         raise unsuited(pool)
@@ -79,11 +84,12 @@ def guard_pool(
     slots = slots_for(name, options.pop("max_concurrent_calls", None), size, "a pool of asyncpg")
     check_leak_after(name, leak_after, max_idle_hold)
     asks = asks_server(name, ask_server)
+    check_least(name, fleet, pool.get_min_size())
     life = LifeSettings.taken_from(options, name, size, "a pool of asyncpg")
     guard = Guard(name, max_concurrent_calls=slots, **options)
     attachment = _PoolAttachment(pool, guard, life, leak_after, max_idle_hold, asks=asks)
     set_compartments(guard, check_compartments(name, compartments))
-    attachment.attach()
+    attachment.attach(fleet)
     attach(guard, attachment)
     return guard
 
@@ -141,6 +147,7 @@ class _PoolAttachment:
         asks: bool,
     ) -> None:
         self._pool = pool
+        self._guard = guard
         driver = Asyncpg()
         runner = LoopRunner(guard, driver, as_it_is, is_async=True, errors=(asyncpg.InterfaceError,))
         self.upkeep = AsyncpgUpkeep(pool, guard, life, runner)
@@ -158,8 +165,10 @@ class _PoolAttachment:
         size: int = self._pool.get_max_size()
         return size
 
-    def attach(self) -> None:
+    def attach(self, fleet: Budget | Verdict | None) -> None:
         """Begins to guard the pool."""
+        figures = self._admission.registry.figures
+        self._admission.lease, self._leave_fleet = join_fleet(fleet, self._guard, self.upkeep, figures)
         self._admission.attach()
 
     def figures(self) -> PoolSnapshot:
@@ -173,4 +182,5 @@ class _PoolAttachment:
     def detach(self) -> None:
         """See Attachment."""
         self.upkeep.stop()
+        self._leave_fleet()
         self._admission.detach()

@@ -24,6 +24,7 @@ from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.figures import Connections
 from guardrails._pool.limits import time_allowed
 from guardrails.errors import CallTimeoutError, ConfigurationError, RejectedError
+from guardrails.fleet._pool_lease import PoolLease
 from guardrails.integrations.asyncpg._places import Places
 from guardrails.integrations.asyncpg._protocol import ProtocolWork
 
@@ -48,7 +49,10 @@ class PoolAdmission:
     Attributes:
         places: The pool's places, which give the slots back.
         registry: The holders of the connections.
+        lease: The pool's part of a fleet's budget; None without one. Set before `attach`.
     """
+
+    lease: PoolLease | None = None
 
     def __init__(self, guard: Guard, pool: Any, runner: LoopRunner, leak_after: float | None) -> None:
         self._guard = guard
@@ -102,21 +106,20 @@ class PoolAdmission:
     def _acquirer(self, base: Any) -> Callable[..., Any]:
         guard, core, clock = self._guard, self._gate.core, self._figures.clock
         site, caller, figures = self.registry.site, self.registry.caller, self._figures
-        admission, hand_out = self, self._hand_out
+        admission, hand_out, take_slots, lease = self, self._hand_out, self._take_slots, self.lease
 
         async def _acquire(self: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - asyncpg's own
             if self.is_closing() or not self._initialized:
                 return await base._acquire(self, timeout)  # noqa: SLF001 - it raises
             admission.check_home()
             asked = clock()
+            if lease is not None and not lease.admits:
+                await lease.admit_async()
             checkout = Checkout(guard, site(_getframe(1)), caller())
             checkout.asked = asked
             try:
-                left = timeout
-                if timeout is None:
-                    await checkout.take_slots_async()
-                else:
-                    left = await admission._take_slots(checkout, timeout)
+                taken = checkout.take_slots_async() if timeout is None else take_slots(checkout, timeout)
+                left = await taken
             except RejectedError as refusal:
                 admission._checkouts.refused(refusal)
                 raise

@@ -5,6 +5,7 @@ Depends on every other module of this folder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +17,7 @@ from guardrails._core.adaptive import Adaptive
 from guardrails._dbapi.drivers.psycopg_pool import PooledPsycopg, PooledPsycopgAsync
 from guardrails._dbapi.runner import as_it_is
 from guardrails._dbapi.runner_on_loop import LoopRunner
+from guardrails._guard.attachment import Upkeep
 from guardrails._guard.compartments import set_compartments
 from guardrails._guard.environment import fill_pool_options
 from guardrails._guard.guard import Guard, attach
@@ -28,6 +30,7 @@ from guardrails._pool.limits import (
     asks_server,
     check_compartments,
     check_leak_after,
+    check_least,
     guarded_already,
     refuse_unknown_options,
     slots_for,
@@ -35,9 +38,12 @@ from guardrails._pool.limits import (
 from guardrails._util.checks import shown
 from guardrails._util.texts import with_article
 from guardrails.errors import ConfigurationError
+from guardrails.fleet._fleet import Budget, Verdict
+from guardrails.fleet._joining import join_fleet
 from guardrails.integrations.psycopg_pool._pool import PoolAdmission, guard_of
 from guardrails.integrations.psycopg_pool._revoking import Revocation
 from guardrails.integrations.psycopg_pool._server_question import know_sessions
+from guardrails.integrations.psycopg_pool._upkeep import AsyncPsycopgPoolUpkeep, PsycopgPoolUpkeep
 
 __all__ = ["guard_of_pool", "guard_pool"]
 
@@ -58,6 +64,7 @@ def guard_pool(
     name: str | None = None,
     ask_server: bool = True,
     compartments: str = "auto",
+    fleet: Budget | Verdict | None = None,
     leak_after: float | None = 60.0,
     max_idle_hold: float | None = None,
     **options: Any,
@@ -70,6 +77,7 @@ def guard_pool(
         name: The guard's label. None takes the name of the database; without it "postgresql".
         ask_server: As for an engine; see `guardrails.integrations.sqlalchemy.guard_engine`.
         compartments: As for an engine.
+        fleet: As for an engine. Under a budget the pool needs ``min_size=0``.
         leak_after: As for an engine, in seconds.
         max_idle_hold: As for an engine, in seconds.
         **options: As for `Guard`. ``max_concurrent_calls`` defaults to the pool's ``max_size``, and follows
@@ -80,7 +88,7 @@ def guard_pool(
 
     Raises:
         ConfigurationError: The pool is closed or guarded already, the limit is above its size, or missing for
-            a pool without one, or an option is wrong.
+            a pool without one, it keeps connections that a budget does not allow, or an option is wrong.
     """
     if not isinstance(pool, ConnectionPool | AsyncConnectionPool):
         raise unsuited(pool)
@@ -94,6 +102,7 @@ def guard_pool(
     slots = slots_for(name, asked, pool.max_size or None, kind)
     check_leak_after(name, leak_after, max_idle_hold)
     asks = asks_server(name, ask_server)
+    check_least(name, fleet, pool.min_size)
     if LifeSettings.taken_from(options, name, pool.max_size, kind).are_set:
         raise ConfigurationError(
             f"guard {shown(name)}: psycopg_pool looks after its idle connections; give it min_size, max_idle "
@@ -103,7 +112,7 @@ def guard_pool(
     most = asked.maximum if isinstance(asked, Adaptive) else asked
     attachment = _PoolAttachment(pool, guard, leak_after, max_idle_hold, most, asks=asks)
     set_compartments(guard, check_compartments(name, compartments))
-    attachment.attach()
+    attachment.attach(fleet)
     attach(guard, attachment)
     return guard
 
@@ -132,13 +141,7 @@ def _name_of(pool: Any) -> str:
 
 
 class _PoolAttachment:
-    """The hooks on one pool.
-
-    Attributes:
-        upkeep: None: psycopg_pool looks after its idle connections.
-    """
-
-    upkeep = None
+    """The hooks on one pool."""
 
     def __init__(
         self,
@@ -154,6 +157,7 @@ class _PoolAttachment:
         is_async = isinstance(pool, AsyncConnectionPool)
         driver = PooledPsycopgAsync() if is_async else PooledPsycopg()
         runner = LoopRunner(guard, driver, as_it_is, is_async=is_async, errors=_ANSWERS)
+        self._guard = guard
         self._admission = PoolAdmission(guard, pool, runner, leak_after, asked)
         runner.judge.moved = self._admission.renew
         registry = self._admission.registry
@@ -167,9 +171,29 @@ class _PoolAttachment:
         """See Attachment."""
         return self._pool.max_size or None
 
-    def attach(self) -> None:
+    @property
+    def upkeep(self) -> Upkeep | None:
+        """See Attachment. Without a budget psycopg_pool looks after its idle connections alone."""
+        upkeep = self._admission.upkeep
+        return None if upkeep is None or upkeep.lease is None else upkeep
+
+    def attach(self, fleet: Budget | Verdict | None) -> None:
         """Begins to guard the pool."""
+        self._join(fleet)
         self._admission.attach()
+
+    def _join(self, fleet: Budget | Verdict | None) -> None:
+        self._leave_fleet: Callable[[], object] = bool
+        if fleet is None:
+            return
+        admission = self._admission
+        is_async = isinstance(self._pool, AsyncConnectionPool)
+        kind = AsyncPsycopgPoolUpkeep if is_async else PsycopgPoolUpkeep
+        upkeep = kind(self._pool, self._guard)
+        admission.lease, self._leave_fleet = join_fleet(fleet, self._guard, upkeep, admission.figures)
+        if admission.lease is not None:
+            admission.lease.count_with(upkeep.limit.count)
+        admission.upkeep = upkeep
 
     def figures(self) -> PoolSnapshot:
         """See Attachment."""
@@ -181,4 +205,7 @@ class _PoolAttachment:
 
     def detach(self) -> None:
         """See Attachment."""
+        if self._admission.upkeep is not None:
+            self._admission.upkeep.stop()
+        self._leave_fleet()
         self._admission.detach()

@@ -19,10 +19,13 @@ from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._guard.guard import Guard
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.figures import PoolFigures
+from guardrails._pool.idle_pool import run_to_end
 from guardrails._runtime.scope import deadline, note_guard_error
 from guardrails.errors import CallTimeoutError, DeadlineSpentError, RejectedError
+from guardrails.fleet._pool_lease import PoolLease
 from guardrails.integrations.psycopg_pool._borrowing import borrow, borrow_async
 from guardrails.integrations.psycopg_pool._errors import PoolTimeoutError
+from guardrails.integrations.psycopg_pool._upkeep import PsycopgPoolUpkeep
 from guardrails.integrations.psycopg_pool._work import PoolCheckout
 
 __all__ = ["hooks", "hooks_on_loop"]
@@ -39,7 +42,9 @@ class Admission(Protocol):
     checkouts: Checkouts
     figures: PoolFigures
     guard: Guard
+    lease: PoolLease | None
     lends: LoopRunner
+    upkeep: PsycopgPoolUpkeep | None
 
     def check_home(self) -> None:
         """Checks that the pool belongs to this process and to the running event loop."""
@@ -76,7 +81,10 @@ def hooks(admission: Admission, base: Any) -> dict[str, Any]:
         self._check_pool_putconn(conn)
         checkout = admission.before_return(conn)
         try:
-            base.putconn(self, conn)
+            if admission.upkeep is not None and admission.upkeep.must_drop(conn):
+                run_to_end(admission.upkeep.close(conn))
+            else:
+                base.putconn(self, conn)
         finally:
             if checkout is not None:
                 admission.after_return(conn, checkout)
@@ -98,7 +106,10 @@ def hooks_on_loop(admission: Admission, base: Any) -> dict[str, Any]:
         self._check_pool_putconn(conn)
         checkout = admission.before_return(conn)
         try:
-            await base.putconn(self, conn)
+            if admission.upkeep is not None and admission.upkeep.must_drop(conn):
+                await admission.upkeep.close(conn)
+            else:
+                await base.putconn(self, conn)
         finally:
             if checkout is not None:
                 admission.after_return(conn, checkout)
@@ -138,12 +149,14 @@ class _PoolTimeout:
 
 
 def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
-    core, figures = admission.guard.call_settings.gates[0].core, admission.figures
+    core, figures, lease = admission.guard.call_settings.gates[0].core, admission.figures, admission.lease
 
     def getconn(self: Any, timeout: Any = None) -> Any:
         if self.closed:
             return base.getconn(self, timeout)  # it raises
         admission.check_home()
+        if lease is not None and not lease.admits:
+            lease.admit()
         checkout = admission.new_checkout()
         try:
             with _within(self, checkout, timeout):
@@ -174,12 +187,14 @@ def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
 
 
 def _getter_on_loop(admission: Admission, base: Any) -> Callable[..., Any]:
-    core, figures = admission.guard.call_settings.gates[0].core, admission.figures
+    core, figures, lease = admission.guard.call_settings.gates[0].core, admission.figures, admission.lease
 
     async def getconn(self: Any, timeout: Any = None) -> Any:  # noqa: ASYNC109 - psycopg_pool's own
         if self.closed:
             return await base.getconn(self, timeout)  # it raises
         admission.check_home()
+        if lease is not None and not lease.admits:
+            await lease.admit_async()
         checkout = admission.new_checkout()
         try:
             with _within(self, checkout, timeout):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from functools import partial
 from sys import _getframe
 from time import monotonic
@@ -23,15 +22,18 @@ from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._guard.guard import Guard, set_slots
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.figures import Connections
+from guardrails._pool.open_limit import Place
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import note_guard_error
 from guardrails.errors import CallTimeoutError, ConfigurationError
+from guardrails.fleet._pool_lease import PoolLease
 from guardrails.integrations.psycopg_pool._connections import guarded_async_class, guarded_class
 from guardrails.integrations.psycopg_pool._errors import PoolTimeoutError
 from guardrails.integrations.psycopg_pool._hooks import hooks, hooks_on_loop
 from guardrails.integrations.psycopg_pool._replacing import make_up_for_one
-from guardrails.integrations.psycopg_pool._work import ConnectionWork, PoolCheckout, WorkState
+from guardrails.integrations.psycopg_pool._upkeep import PsycopgPoolUpkeep
+from guardrails.integrations.psycopg_pool._work import ConnectionWork, PoolCheckout, WorkState, once
 
 if TYPE_CHECKING:
     from guardrails.integrations.psycopg_pool._revoking import Revocation
@@ -65,9 +67,14 @@ class PoolAdmission:
         figures: The figures of the pool.
         guard: The pool's guard.
         lends: Takes connections from the pool, as evidence.
+        lease: The pool's part of a fleet's budget; None without one. Set before `attach`.
         registry: The holders of the connections.
+        upkeep: Is told of the connections, for a fleet; None without one.
         revocation: Takes connections back that are held idle; None if they may be held.
     """
+
+    lease: PoolLease | None = None
+    upkeep: PsycopgPoolUpkeep | None = None
 
     def __init__(
         self, guard: Guard, pool: Any, runner: LoopRunner, leak_after: float | None, asked: int | None
@@ -106,7 +113,9 @@ class PoolAdmission:
         pool.__class__ = type(base.__name__, (base,), own)
         pool.connection_class = self._class
         for connection in list(pool._pool):  # noqa: SLF001 - psycopg_pool has no public way to any of this
-            self._take_over(connection)
+            state = self._take_over(connection)
+            if self.upkeep is not None:
+                state.closed = self.upkeep.adopt(connection, state.closed)
 
     def detach(self) -> None:
         """Restores the classes. Connections that are out return to the pool without the guard."""
@@ -134,20 +143,24 @@ class PoolAdmission:
 
     # --- its connections -----------------------------------------------------------------------
 
-    def note_opening(self, connection: Any, began: float, started: float) -> None:
+    def note_opening(self, connection: Any, began: float, started: float, place: Place | None) -> None:
         """Counts a connection that the pool has opened."""
         self.figures.connected(started)
         state = WorkState(began, monotonic())
-        state.closed = _once(self.figures.closed)
+        state.closed = once(self.figures.closed)
         setattr(connection, _STATE, state)
+        if self.upkeep is not None:
+            state.closed = self.upkeep.created(connection, place, state.closed)
         if self.attached:
             self._take_over(connection)
         else:
             self._let_go(connection)
 
-    def note_failed_opening(self, error: BaseException) -> None:
+    def note_failed_opening(self, error: BaseException, place: Place | None) -> None:
         """Counts a failure to open a connection as evidence: it concerns no one caller."""
-        if self.attached:
+        if place is not None:
+            place.end()
+        if self.attached and isinstance(error, Exception):
             self._gate.end(self._gate.begin(OPENING), self._runner.judge.outcome_of_connect(error))
 
     def _take_over(self, connection: Any) -> WorkState:
@@ -278,14 +291,3 @@ class PoolAdmission:
 
 def _gone() -> None:
     """Stands for the reference to a connection that was returned."""
-
-
-def _once(call: Callable[[], object]) -> Callable[[], object]:
-    """Returns a function that makes a call at most once."""
-    left = [call]
-
-    def once() -> None:
-        if left:
-            left.pop()()
-
-    return once

@@ -16,7 +16,7 @@ from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._pool.checkout import Checkout
 from guardrails.errors import CallTimeoutError, ConnectionRevokedError, RejectedError
 
-__all__ = ["ConnectionWork", "PoolCheckout", "WorkState"]
+__all__ = ["ConnectionWork", "PoolCheckout", "WorkState", "once"]
 
 _PROVE = frozenset({"_execute_gen", "_declare_gen", "copy_end", "_end_copy_out_gen", "_sync_gen"})
 """Generators whose success is evidence."""
@@ -223,3 +223,14 @@ def _undo(generator: Any, connection: Any, refusal: RejectedError) -> Any:
     if _name(generator) == _BLOCK_END:
         return generator.gi_frame.f_locals["self"]._exit_gen(type(refusal), refusal, None)  # noqa: SLF001
     return None
+
+
+def once(call: Callable[[], object]) -> Callable[[], object]:
+    """Returns a function that makes a call at most once."""
+    left = [call]
+
+    def once() -> None:
+        if left:
+            left.pop()()
+
+    return once

@@ -441,8 +441,8 @@ def test_wrong_pools_are_refused(lab):
     guard.detach()
     with pytest.raises(ConfigurationError, match="from 1 to 2"):
         protect(lab.pool, max_concurrent_calls=3)
-    with pytest.raises(ConfigurationError, match="fleet"):
-        protect(lab.pool, fleet=None)
+    with pytest.raises(ConfigurationError, match="backstop"):
+        protect(lab.pool, backstop=None)
     with pytest.raises(ConfigurationError, match="max_idle_hold"):
         protect(lab.pool, max_idle_hold=-1)
 

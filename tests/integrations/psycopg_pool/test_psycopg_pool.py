@@ -573,8 +573,8 @@ def test_wrong_pools_are_refused(lab):
         protect(lab.pool, max_concurrent_calls=3)
     with pytest.raises(ConfigurationError, match="psycopg_pool looks after"):
         protect(lab.pool, keepalive=30)
-    with pytest.raises(ConfigurationError, match="fleet"):
-        protect(lab.pool, fleet=None)
+    with pytest.raises(ConfigurationError, match="backstop"):
+        protect(lab.pool, backstop=None)
     with psycopg.connect(lab.url()) as connection, pytest.raises(ConfigurationError, match="pass its pool"):
         protect(connection)
     if hasattr(lab, "runner"):
