@@ -23,7 +23,7 @@ _FINDERS = {
 }
 """Top-level package of the target's class -> the function that finds its guard."""
 
-_DJANGO = ("guardrails.integrations.django._database.protection", "guard_of_alias")
+_DJANGO = ("guardrails.integrations.django._database.registry", "guard_of_alias")
 
 
 def pool_status(target: object) -> PoolStatus:

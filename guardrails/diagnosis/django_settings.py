@@ -97,7 +97,7 @@ def _guarded(alias: str, engine: str) -> tuple[Database, Guard] | None:
     from django.db import connections  # noqa: PLC0415 - of the service
     from django.db.utils import load_backend  # noqa: PLC0415 - likewise
 
-    from guardrails.integrations.django._database.protection import guard_of_alias  # noqa: PLC0415 - with it
+    from guardrails.integrations.django._database.registry import guard_of_alias  # noqa: PLC0415 - with it
     from guardrails.integrations.django._database.wrapper import GuardedWrapper  # noqa: PLC0415 - likewise
 
     if not issubclass(load_backend(engine).DatabaseWrapper, GuardedWrapper):

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
 import time
+from functools import partial
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from guardrails.fleet._records import FORGET_AFTER
 from guardrails.testing.servers import PostgresServer, ValkeyServer
+from support import django_lab
 from support.fleet_processes import Watch, Workers
 
 SECONDS = float(os.environ.get("GUARDRAILS_FLEET_SECONDS", "60"))
@@ -33,16 +37,29 @@ def store(kind, tmp_path):
         yield server.url()
 
 
+def django_entry(server, site):
+    """The entry of DATABASES, as far as it can be written as JSON."""
+    told = conninfo_to_dict(server.url(""))
+    address = {django: told[word] for word, django in django_lab.WORDS.items()}
+    return {"ENGINE": django_lab.ENGINE, "OPTIONS": {}, **address, **site}
+
+
 @contextlib.contextmanager
-def fleet(kind, count, tmp_path, **load):
-    """So many processes on a server with fifty connections, and who watches them."""
+def fleet(kind, count, tmp_path, site=None, **load):
+    """So many processes on a server with fifty connections, and who watches them.
+
+    Each is a program with a pool of SQLAlchemy's, or a Django site whose database has these entries.
+    """
     with (
         store(kind, tmp_path) as url,
         PostgresServer.start(max_connections=50) as server,
         Watch(server.url("")) as watch,
         contextlib.ExitStack() as stack,
     ):
-        workers = Workers(server.url(), url, count, BUDGET, **load)
+        database = server.url() if site is None else json.dumps(django_entry(server, site))
+        if site is not None:
+            load["program"] = "django_fleet_worker.py"
+        workers = Workers(database, url, count, BUDGET, **load)
         stack.callback(workers.end)
         workers.start_all()
         watch.until(lambda seen: len(seen.now) == count, 120)
@@ -126,6 +143,44 @@ def test_the_server_never_sees_more_connections_than_the_budget(kind, count, tmp
     assert watch.most > BUDGET // 2, "the budget was used"
     assert failed == 0, workers.lines
     assert served > 10 * SECONDS
+
+
+SITES = {
+    "CONN_MAX_AGE None": {"CONN_MAX_AGE": None},
+    "pool": {"OPTIONS": {"pool": {"min_size": 0, "max_size": BUDGET}}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.first
+@pytest.mark.timeout(SECONDS + 180)
+@pytest.mark.parametrize("keeps", SITES)
+def test_django_sites_that_keep_connections_stay_within_the_budget(keeps, tmp_path):
+    """Connections that wait for the next request count; workers are killed, stopped and ended meanwhile."""
+    seconds = SECONDS / 3
+    with fleet("sqlite", 4, tmp_path, SITES[keeps], TURN=3, CALLERS=30) as (workers, watch):
+        steps = [
+            (0.2, partial(workers.signal, 0, signal.SIGKILL)),
+            (0.35, partial(workers.start, 0)),
+            (0.5, partial(workers.signal, 1, signal.SIGSTOP)),
+            (0.6, partial(workers.signal, 1, signal.SIGCONT)),
+            (0.7, partial(workers.signal, 2, signal.SIGTERM)),
+            (0.8, partial(workers.start, 2)),
+            (1.0, bool),
+        ]
+        began = time.monotonic()
+        for share, act in steps:
+            time.sleep(max(0.0, began + share * seconds - time.monotonic()))
+            act()
+        served, refused, failed = map(workers.total, range(3))
+        print(
+            f"{keeps}, {seconds:g} s: {watch.samples} samples, at most {watch.most} connections of {BUDGET}; "
+            f"{served} served, {refused} refused, {failed} failed"
+        )
+    assert watch.most <= BUDGET
+    assert watch.most > BUDGET // 4, "the budget was used"
+    assert failed == 0, workers.lines
+    assert served > 10 * seconds
 
 
 @pytest.mark.slow

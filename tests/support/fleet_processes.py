@@ -22,14 +22,16 @@ class Workers:
     """The processes, each with the last line that it has printed.
 
     Args:
-        database: The URL of PostgreSQL.
+        database: The URL of PostgreSQL; for another program, what it takes instead.
         url: The URL of the fleet's store.
         count: Number of workers.
         budget: The budget of connections.
+        program: The program of each.
         load: The environment of the processes; see ``fleet_worker.py``.
     """
 
-    def __init__(self, database, url, count, budget, **load):
+    def __init__(self, database, url, count, budget, *, program="fleet_worker.py", **load):
+        self.program = program
         self.words = [database, url, budget]
         self.count = count
         self.load = {key: str(value) for key, value in load.items()}
@@ -37,7 +39,7 @@ class Workers:
 
     def start(self, number):
         words = [*self.words, number, self.count]
-        command = [sys.executable, PROCESSES / "fleet_worker.py", *map(str, words)]
+        command = [sys.executable, PROCESSES / self.program, *map(str, words)]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -23,7 +23,7 @@ from guardrails._http.settings import StatusSettings, checked_guards
 from guardrails._http.status import HEADERS, Page, Probes, as_page
 from guardrails._util.checks import Faults
 from guardrails.integrations._status_pages import status_pages
-from guardrails.integrations.django._database.protection import guard_of_alias
+from guardrails.integrations.django._database.registry import guard_of_alias
 from guardrails.integrations.django._names import named
 
 __all__ = ["app_name", "drain", "urlpatterns"]

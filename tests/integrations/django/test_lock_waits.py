@@ -10,7 +10,7 @@ import pytest
 from django.db import connections
 
 from guardrails import BreakerPolicy, ConfigurationError, Guard
-from guardrails.integrations.django._database.protection import protect
+from guardrails.integrations.django._database.registry import protect
 from guardrails.integrations.django.postgresql import base
 from support import django_lab
 from support.polling import poll

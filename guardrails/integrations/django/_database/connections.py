@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from guardrails._pool.figures import Connections, PoolFigures
+from guardrails._pool.open_limit import OpenLimit, Place
 from guardrails._util.weak_registry import WeakRegistry
+from guardrails.integrations.django._database.places import InPlace, note_opened, place_of
 
 if TYPE_CHECKING:
     from guardrails.integrations.django._database.renewal import Renewal
@@ -38,9 +40,13 @@ class DjangoConnections:
     Attributes:
         wrappers: Django's wrappers of connections, each of one thread.
         renewal: Replaces the connections when the primary has moved.
+        limit: Keeps the open connections within a fleet's budget; None without one.
+        descriptor_of: Returns the descriptor of a connection's socket.
     """
 
     renewal: Renewal
+    limit: OpenLimit | None = None
+    descriptor_of: Callable[[Any], int]
 
     def __init__(self, figures: PoolFigures) -> None:
         self.figures = figures
@@ -61,9 +67,19 @@ class DjangoConnections:
         now = time.monotonic()
         setattr(connection, _OPENED, (now, now - max(0.0, self.figures.clock() - started)))
         self.renewal.created(connection)
-        closed = weakref.finalize(connection, self.figures.closed)
+        closed = weakref.finalize(connection, self._closed, place_of(connection))
         closed.atexit = False
+        note_opened(connection, closed)
         return closed
+
+    def _closed(self, place: Place | None) -> None:
+        self.figures.closed()
+        if place is not None:
+            place.end()
+
+    def in_place(self, connect: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns what opens a connection, in a place of its own under a budget."""
+        return connect if self.limit is None else InPlace(connect, self.limit, self.descriptor_of)
 
     def add(self, wrapper: Any, connection: Any, started: float | None) -> Callable[[], object]:
         """Adds a wrapper and its new connection; returns what `opened` does.

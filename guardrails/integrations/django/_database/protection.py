@@ -8,30 +8,29 @@ from collections.abc import Callable
 from sys import _getframe
 from typing import Any, ClassVar
 
-from django.db import connections, utils
-from django.utils.connection import ConnectionDoesNotExist
+from django.db import utils
 
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.pool_wait import NO_WAIT, PoolWait, begin_wait
 from guardrails._dbapi.runner import StatementRunner, as_it_is
-from guardrails._guard.compartments import set_compartments
-from guardrails._guard.guard import Guard, attach, lease_of
+from guardrails._guard.attachment import Upkeep
+from guardrails._guard.guard import Guard, lease_of
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.checkout import Checkout
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.figures import PoolFigures
 from guardrails._pool.frames import Site
 from guardrails._pool.holders import PoolStatus
-from guardrails._runtime.fork import ForkedLock
-from guardrails._util.checks import shown
+from guardrails._pool.open_limit import OpenLimit
 from guardrails.errors import ConfigurationError, RejectedError
 from guardrails.integrations.django._database.connections import DjangoConnections
-from guardrails.integrations.django._database.options import Options, read_options
+from guardrails.integrations.django._database.kept import KeptConnections
+from guardrails.integrations.django._database.options import Options
 from guardrails.integrations.django._database.renewal import Renewal
 from guardrails.integrations.django._database.revoking import Revocation
 from guardrails.integrations.django._database.server_question import know_sessions
 
-__all__ = ["Possession", "Protection", "guard_of_alias", "protect"]
+__all__ = ["Possession", "Protection"]
 
 _ANSWERS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
 """Errors that say something about the statement and prove that the database is alive."""
@@ -87,11 +86,10 @@ class Protection(ABC):
         on: Whether the guard is still attached.
         direct: Runs statements, and opens connections where there is no pool.
         renewal: Replaces the connections when the primary has moved.
-        upkeep: None: Django looks after the life of idle connections.
+        kept: The connections that threads keep between requests; None without a budget.
     """
 
     system: ClassVar[str]
-    upkeep = None
 
     def __init__(self, guard: Guard, options: Options) -> None:
         self.guard = guard
@@ -108,10 +106,21 @@ class Protection(ABC):
         self.connections.renewal = self.renewal = self.new_renewal()
         self.follow(self.direct)
         lease: Any = lease_of(guard)
-        self._figures.lease = None if lease is None else lease.snapshot
+        self.kept: KeptConnections | None = None
+        if lease is not None:
+            self._figures.lease = lease.snapshot
+            self._keep_within(lease)
         self._revocation: Revocation | None = None
         if options.max_idle_hold is not None:
             self._revocation = Revocation(self.registry, options.max_idle_hold, self.direct, self.leave)
+
+    def _keep_within(self, lease: Any) -> None:
+        """Counts the open connections for a lease; those that are idle hold no slot."""
+        limit = OpenLimit(self.guard, self.renewal.close_oldest)
+        lease.count_with(limit.count)
+        self.kept = KeptConnections(self.connections.wrappers)
+        self.connections.limit, self.connections.descriptor_of = limit, self.descriptor_of
+        self.renewal.keep_within(limit, lease, self.kept)
 
     # --- what differs between databases -----------------------------------------------------------
 
@@ -119,6 +128,11 @@ class Protection(ABC):
     @abstractmethod
     def dbapi() -> Any:
         """Returns the module of the driver."""
+
+    @staticmethod
+    @abstractmethod
+    def descriptor_of(connection: Any) -> int:
+        """Returns the descriptor of a connection's socket."""
 
     @staticmethod
     @abstractmethod
@@ -138,6 +152,11 @@ class Protection(ABC):
         """Returns the number of connections that the ``OPTIONS`` of an alias allow; None for any."""
         return None
 
+    @staticmethod
+    def least_of(options: dict[str, Any]) -> object:  # noqa: ARG004 - a pool has one
+        """Returns the number of connections that the ``OPTIONS`` of an alias keep open in any case."""
+        return 0
+
     # --- and what does not ------------------------------------------------------------------------
 
     def new_runner(self, driver: Driver) -> StatementRunner:
@@ -153,6 +172,11 @@ class Protection(ABC):
     def most(self) -> int | None:
         """See Attachment. Each thread may have a connection."""
         return None
+
+    @property
+    def upkeep(self) -> Upkeep | None:
+        """See Attachment. Without a budget Django looks after the life of idle connections."""
+        return None if self.kept is None else self.renewal
 
     def detach(self) -> None:
         """See Attachment."""
@@ -223,64 +247,3 @@ class Protection(ABC):
                 f"connections: OPTIONS['pool'] needs a max_size of {slots} or more, or the guard "
                 f"max_concurrent_calls={most} (a pool without sizes has 4 connections)"
             )
-
-
-_lock = ForkedLock()
-_protections: dict[Guard, Protection] = {}
-
-
-def protect(kind: type[Protection], alias: str, settings: dict[str, Any]) -> Protection:
-    """The protection that an alias asks for in its ``OPTIONS``; the first to ask attaches the guard.
-
-    Args:
-        kind: The kind of the database.
-        alias: The alias.
-        settings: Its entry in ``DATABASES``.
-
-    Raises:
-        ConfigurationError: The options are wrong.
-    """
-    where = f"DATABASES[{alias!r}]"
-    guard, options = read_options(where, settings["OPTIONS"])
-    most = kind.size_of(settings["OPTIONS"])
-    if lease_of(guard) is not None:
-        _refuse_kept_connections(where, settings)
-    with _lock:
-        protection = _protections.get(guard)
-        if type(protection) is kind:
-            options.check_equal(where, guard, protection.options)
-            protection.check(alias, most)
-            return protection
-        if protection is not None or guard.call_settings.attached:
-            raise ConfigurationError(f"{where}: guard {guard.name!r} protects something else already")
-        protection = kind(guard, options)
-        protection.check(alias, most)
-        _protections[guard] = protection
-        set_compartments(guard, options.compartments)
-        attach(guard, protection)
-    return protection
-
-
-def _refuse_kept_connections(where: str, settings: dict[str, Any]) -> None:
-    """Checks that each open connection has a slot: a lease counts the slots.
-
-    Raises:
-        ConfigurationError: Connections are kept without a slot.
-    """
-    kept = settings.get("CONN_MAX_AGE", 0)
-    if kept != 0 or settings["OPTIONS"].get("pool"):
-        what = "OPTIONS['pool']" if settings["OPTIONS"].get("pool") else f"CONN_MAX_AGE = {shown(kept)}"
-        raise ConfigurationError(
-            f"{where}: its guard has a part of a fleet's budget, which counts connections in use; "
-            f"{what} keeps others open. Use CONN_MAX_AGE = 0 and no pool, or the guard without a budget"
-        )
-
-
-def guard_of_alias(alias: str) -> Guard | None:
-    """Returns the guard of a database; None without one."""
-    try:
-        wrapper: Any = connections[alias]
-    except ConnectionDoesNotExist:
-        return None
-    protection: Protection | None = getattr(wrapper, "_protection", None)
-    return None if protection is None or not protection.on else protection.guard

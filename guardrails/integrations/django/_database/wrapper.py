@@ -19,8 +19,11 @@ from django.utils.functional import cached_property
 from guardrails.errors import CallTimeoutError, ConnectionRevokedError, RejectedError
 from guardrails.integrations.django._database.cursors import Steps
 from guardrails.integrations.django._database.errors import ErrorWrapper
+from guardrails.integrations.django._database.kept import Keeping
 from guardrails.integrations.django._database.options import Options
-from guardrails.integrations.django._database.protection import Possession, Protection, protect
+from guardrails.integrations.django._database.places import note_closed
+from guardrails.integrations.django._database.protection import Possession, Protection
+from guardrails.integrations.django._database.registry import protect
 from guardrails.integrations.django._database.renewal import Renewable
 from guardrails.integrations.django._database.revoking import Revocable
 
@@ -33,7 +36,7 @@ _OURS = ("guard", *Options._fields)
 """The options that are not the driver's."""
 
 
-class GuardedWrapper(Revocable, Renewable, Steps, BaseDatabaseWrapper):  # type: ignore[misc]  # Django has no types
+class GuardedWrapper(Revocable, Renewable, Keeping, Steps, BaseDatabaseWrapper):  # type: ignore[misc]  # Django has no types
     """Mixed into Django's wrapper of a connection, before it.
 
     Attributes:
@@ -141,25 +144,32 @@ class GuardedWrapper(Revocable, Renewable, Steps, BaseDatabaseWrapper):  # type:
 
     def close_if_unusable_or_obsolete(self) -> None:
         """See Django, which calls it before and after each request."""
+        self.claim()
         try:
             super().close_if_unusable_or_obsolete()
         finally:
             if not self.in_atomic_block:
+                self.keep()
                 self._leave()
 
     def is_usable(self) -> bool:
         """See Django. No slot is needed; a check that fails or is slow is evidence."""
+        self.claim()
         protection = self._guarded
         if protection is None or self.connection is None:
-            return bool(super().is_usable())
+            return self.connection is not None and bool(super().is_usable())
         checkout = cast("Any", self._checkout)
         try:
             protection.direct.run(self._ping, (), self.connection, checkout, ending=True)
         except (self.Database.Error, *LOST):
             return False
+        finally:
+            if self.is_kept:
+                self.keep()
         return True
 
     def _close(self) -> None:
+        self.claim()
         protection = self._guarded
         try:
             if protection is None or self.connection is None:
@@ -177,6 +187,7 @@ class GuardedWrapper(Revocable, Renewable, Steps, BaseDatabaseWrapper):  # type:
         protection = self._guarded
         if protection is not None and self._possession is None:
             self._possession = protection.enter(self)
+            self.claim()
             if self.connection is not None:
                 protection.handed_out(self._possession)
 
@@ -196,7 +207,7 @@ class GuardedWrapper(Revocable, Renewable, Steps, BaseDatabaseWrapper):  # type:
         return self._work(call, args, ending=ending)
 
     def _commit(self) -> None:
-        if self.connection is not None:
+        if self.connection is not None and not self.is_kept:
             try:
                 self._work(super()._commit, (), commit=True)
             except RejectedError:
@@ -204,7 +215,7 @@ class GuardedWrapper(Revocable, Renewable, Steps, BaseDatabaseWrapper):  # type:
                 raise
 
     def _rollback(self) -> None:
-        if self.connection is not None:
+        if self.connection is not None and not self.is_kept:
             # A connection that is cut rolls back as well.
             with suppress(*LOST):
                 self._work(super()._rollback, (), ending=True)
@@ -236,6 +247,8 @@ class GuardedWrapper(Revocable, Renewable, Steps, BaseDatabaseWrapper):  # type:
             return call(*args)
         if self._checkout is None and not ending and not commit:
             self.admit()
+            if self.connection is None:
+                raise self.Database.InterfaceError("this connection was closed between two requests")
         checkout = cast("Any", self._checkout)
         try:
             return protection.direct.run(
@@ -257,4 +270,5 @@ class GuardedWrapper(Revocable, Renewable, Steps, BaseDatabaseWrapper):  # type:
         if not self._is_revoked:
             protection.registry.figures.invalidated()
             protection.direct.retire(self.connection)
+            note_closed(self.connection)  # a pool drops it some time later
         self._forget()

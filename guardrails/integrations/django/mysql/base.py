@@ -32,6 +32,12 @@ class MySQLProtection(Protection):
         return base.Database
 
     @staticmethod
+    def descriptor_of(connection: Any) -> int:
+        """See Protection."""
+        descriptor: int = connection._sock.fileno() if _IS_PYMYSQL else connection.fileno()  # noqa: SLF001
+        return descriptor
+
+    @staticmethod
     def new_driver() -> Driver:
         """See Protection."""
         name = "pymysql" if _IS_PYMYSQL else "mysqldb"
@@ -87,7 +93,7 @@ class DatabaseWrapper(GuardedWrapper, base.DatabaseWrapper, MySQLSteps):  # type
         conn_params: dict[str, Any],
     ) -> tuple[Any, bool]:
         """See GuardedWrapper."""
-        return protection.direct.connect(_connect, conn_params), True
+        return protection.direct.connect(protection.connections.in_place(_connect), conn_params), True
 
     def init_connection_state(self) -> None:
         """See Django."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from guardrails._pool.figures import Connections, PoolFigures
+from guardrails._runtime.fork import ForkedLock
 from guardrails._util.weak_registry import WeakRegistry
 from guardrails.integrations.django._database.connections import DjangoConnections
+from guardrails.integrations.django._database.places import note_closed
 
 __all__ = ["PooledConnections"]
+
+_lock = ForkedLock()
 
 
 class PooledConnections(DjangoConnections):
@@ -30,8 +35,13 @@ class PooledConnections(DjangoConnections):
         return [pool for pool in self.pools.living() if not pool.closed]
 
     def count_in(self, pool: Any) -> None:
-        """Counts the connections that a pool opens and closes, in threads of its own, from now on."""
-        pool.connection_class = _counted(pool.connection_class, self)
+        """Counts the connections that a pool opens and closes, in threads of its own, from now on.
+
+        Several threads may ask for it at once, as each of them wants to make the pool.
+        """
+        with _lock:
+            if not hasattr(pool.connection_class, "_guardrails_counted"):
+                pool.connection_class = _counted(pool.connection_class, self)
 
     def count(self) -> Connections:
         """See DjangoConnections."""
@@ -46,14 +56,19 @@ def _counted(plain: Any, connections: DjangoConnections) -> type:
 
     def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
         started = connections.figures.clock()
-        connection = plain.connect.__func__(cls, *args, **kwargs)
-        connection._guardrails_closed = connections.opened(connection, started)  # noqa: SLF001 - of this class
+        connection = connections.in_place(partial(plain.connect.__func__, cls))(*args, **kwargs)
+        connections.opened(connection, started)
         return connection
 
     def close(self: Any) -> None:
         plain.close(self)
         if self.closed:  # a pool's connection may have gone back to the pool instead
-            self._guardrails_closed()
+            note_closed(self)
 
-    own = {"__module__": plain.__module__, "connect": classmethod(connect), "close": close}
+    own = {
+        "__module__": plain.__module__,
+        "_guardrails_counted": True,
+        "connect": classmethod(connect),
+        "close": close,
+    }
     return type(plain.__name__, (plain,), own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Source", "largest"]
+__all__ = ["Source", "largest", "least"]
 
 
 class Source:
@@ -38,3 +38,10 @@ def largest(options: Any) -> int | None:
     most = given.get("max_size")
     most = given.get("min_size", _MIN_SIZE) if most is None else most
     return most if isinstance(most, int) else None  # psycopg_pool refuses it in its own words
+
+
+def least(options: Any) -> object:
+    """The number of connections that a pool with Django's ``OPTIONS["pool"]`` keeps; 0 without a pool."""
+    if not options:
+        return 0
+    return options.get("min_size", _MIN_SIZE) if isinstance(options, dict) else _MIN_SIZE

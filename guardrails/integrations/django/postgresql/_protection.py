@@ -14,7 +14,7 @@ from guardrails._runtime.scope import note_guard_error
 from guardrails.errors import CallTimeoutError
 from guardrails.integrations.django._database.protection import Protection
 from guardrails.integrations.django.postgresql._connections import PooledConnections
-from guardrails.integrations.django.postgresql._pools import largest
+from guardrails.integrations.django.postgresql._pools import largest, least
 from guardrails.integrations.django.postgresql._renewal import PoolRenewal
 
 __all__ = ["PostgresProtection"]
@@ -40,6 +40,17 @@ class PostgresProtection(Protection):
     def dbapi() -> Any:
         """See Protection."""
         return base.Database
+
+    @staticmethod
+    def descriptor_of(connection: Any) -> int:
+        """See Protection."""
+        descriptor: int = connection.fileno()
+        return descriptor
+
+    @staticmethod
+    def least_of(options: dict[str, Any]) -> object:
+        """See Protection."""
+        return least(options.get("pool"))
 
     @staticmethod
     def new_driver() -> Driver:

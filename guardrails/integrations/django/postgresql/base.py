@@ -17,6 +17,7 @@ if not is_psycopg3:
         "psycopg 3 is missing, which Django's guarded database needs: pip install 'psycopg[binary]'"
     )
 
+from guardrails.integrations.django._database.places import note_closed
 from guardrails.integrations.django._database.wrapper import GuardedWrapper
 from guardrails.integrations.django.postgresql._cursors import guarded
 from guardrails.integrations.django.postgresql._pools import Source
@@ -64,6 +65,10 @@ class DatabaseWrapper(GuardedWrapper, RenewableInPool, base.DatabaseWrapper):  #
         return super().is_checked_out or bool(self.settings_dict["OPTIONS"].get("pool"))
 
     @property
+    def _keeps(self) -> bool:
+        return super()._keeps and not self.settings_dict["OPTIONS"].get("pool")
+
+    @property
     def pool(self) -> Any:
         """See Django. While it opens a connection, what opens it within its time stands here."""
         if self._source is not None:
@@ -91,7 +96,8 @@ class DatabaseWrapper(GuardedWrapper, RenewableInPool, base.DatabaseWrapper):  #
         """See GuardedWrapper. The pool is the one that Django would take at this moment."""
         pool = self.pool
         if pool is None:
-            get = partial(protection.direct.connect, self.Database.connect, conn_params)
+            connect = protection.connections.in_place(self.Database.connect)
+            get = partial(protection.direct.connect, connect, conn_params)
         else:
             protection.serve(self.alias, pool)
             get = partial(protection.borrow, pool)
@@ -115,6 +121,7 @@ class DatabaseWrapper(GuardedWrapper, RenewableInPool, base.DatabaseWrapper):  #
             with suppress(Exception):  # the pool was closed meanwhile
                 pool.putconn(connection)
             connection._pool = None  # noqa: SLF001 - it would open another connection for each return
+        note_closed(connection)
         super().note_revoked(connection)
 
     def create_cursor(self, name: str | None = None) -> Any:
