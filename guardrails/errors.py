@@ -45,6 +45,18 @@ __all__ = [
     "WarmUpError",
 ]
 
+
+def _split(guard: str, compartment: str | None) -> tuple[str, str | None]:
+    """The names of a guard and its compartment. That of a compartment has the guard's as an attribute."""
+    whole: str | None = getattr(guard, "guard_name", None)
+    return (guard, compartment) if whole is None else (whole, str(guard))
+
+
+def _quoted(guard: str, compartment: str | None) -> str:
+    """Words for who refused or stopped a call."""
+    return repr(guard) if compartment is None else f"{compartment!r} of {guard!r}"
+
+
 Reason = Literal["circuit_open", "bulkhead_full", "queue_timeout", "deadline_spent", "shed"]
 """The reason for a refusal, and the label of the ``rejected`` counters."""
 
@@ -68,15 +80,26 @@ class RejectedError(GuardrailsError):
     # and Celery rebuild an error as ``type(error)(*error.args)``. So `LockedGate.fast_refusal_error` creates
     # the most frequent errors without calling a constructor.
 
-    args: tuple[str, Reason, float | None]
+    args: tuple[str, Reason, float | None, str | None]
 
-    def __init__(self, guard: str, reason: Reason, retry_after: float | None = None) -> None:
-        self.args = (guard, reason, retry_after)
+    def __init__(
+        self, guard: str, reason: Reason, retry_after: float | None = None, compartment: str | None = None
+    ) -> None:
+        guard, compartment = _split(guard, compartment)
+        self.args = (guard, reason, retry_after, compartment)
 
     @property
     def guard(self) -> str:
-        """The name of the guard that refused the call."""
+        """The name of the guard, such as that of the database."""
         return self.args[0]
+
+    @property
+    def compartment(self) -> str | None:
+        """The compartment of the guard that refused the call, such as ``GET /orders/{id}``.
+
+        None if the guard itself did, which concerns all of its compartments.
+        """
+        return self.args[3]
 
     @classmethod
     def words_for(cls, reason: str) -> str:
@@ -96,7 +119,8 @@ class RejectedError(GuardrailsError):
     def __str__(self) -> str:
         # Built only when it is read: under overload a service refuses more calls than it serves.
         hint = "" if self.retry_after is None else f"; try again in {self.retry_after:.3g} s"
-        return f"{self.guard!r} refused the call: {self._wording[self.reason]}{hint}"
+        who = _quoted(self.guard, self.compartment)
+        return f"{who} refused the call: {self._wording[self.reason]}{hint}"
 
 
 class BulkheadFullError(RejectedError):
@@ -118,12 +142,17 @@ class ClientGoneError(DeadlineSpentError):
     """
 
     def __init__(
-        self, guard: str, reason: Reason = "deadline_spent", retry_after: float | None = None
+        self,
+        guard: str,
+        reason: Reason = "deadline_spent",
+        retry_after: float | None = None,
+        compartment: str | None = None,
     ) -> None:
-        super().__init__(guard, reason, retry_after)
+        super().__init__(guard, reason, retry_after, compartment)
 
     def __str__(self) -> str:
-        return f"{self.guard!r} refused the call: the client of the request is gone"
+        who = _quoted(self.guard, self.compartment)
+        return f"{who} refused the call: the client of the request is gone"
 
 
 class ShedError(RejectedError):
@@ -135,15 +164,21 @@ class CallTimeoutError(GuardrailsError, TimeoutError):
 
     # ``args`` holds the constructor's arguments, as in RejectedError.
 
-    args: tuple[str, float]
+    args: tuple[str, float, str | None]
 
-    def __init__(self, guard: str, timeout: float) -> None:
-        self.args = (guard, timeout)
+    def __init__(self, guard: str, timeout: float, compartment: str | None = None) -> None:
+        guard, compartment = _split(guard, compartment)
+        self.args = (guard, timeout, compartment)
 
     @property
     def guard(self) -> str:
-        """The name of the guard that stopped the call."""
+        """The name of the guard, such as that of the database."""
         return self.args[0]
+
+    @property
+    def compartment(self) -> str | None:
+        """The compartment of the guard that the call belongs to; None outside all compartments."""
+        return self.args[2]
 
     @property
     def timeout(self) -> float:
@@ -151,7 +186,8 @@ class CallTimeoutError(GuardrailsError, TimeoutError):
         return self.args[1]
 
     def __str__(self) -> str:
-        return f"{self.guard!r} stopped the call: it was given {self.timeout:.3g} s"
+        who = _quoted(self.guard, self.compartment)
+        return f"{who} stopped the call: it was given {self.timeout:.3g} s"
 
 
 class CallAbandonedError(CallTimeoutError):
@@ -162,7 +198,8 @@ class CallAbandonedError(CallTimeoutError):
     """
 
     def __str__(self) -> str:
-        return f"{self.guard!r} stopped the call: the client of the request is gone"
+        who = _quoted(self.guard, self.compartment)
+        return f"{who} stopped the call: the client of the request is gone"
 
 
 class CommitUnknownError(CallTimeoutError):

@@ -40,14 +40,16 @@ class Event:
 
     Attributes:
         guard: The name of the guard.
+        compartment: The name of the compartment of the guard in which it happened; None for the guard itself.
         at: The time on the guard's clock in seconds.
-        seq: The number of the event, which grows by one for each event of the guard. Events of different
-            threads may arrive out of order.
+        seq: The number of the event, which grows by one for each event of the guard, or of the compartment.
+            Events of different threads may arrive out of order.
     """
 
     guard: str
     at: float
     seq: int
+    compartment: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ IMPURE = {"asyncio", "contextvars", "logging", "os", "random", "threading", "tim
 LARGE = {
     "_core/breaker.py": "one state machine: each half would need the other half's numbers",
     "_core/gate.py": "circuit and slots change together, move by move",
+    "errors.py": "every public error, whose documentation is half of it",
     "integrations/redis/_commands.py": "the only place that begins and ends a command, in both flavours",
     "_runtime/scope.py": "the only ambient state, with every kind of scope",
     "_guard/fast_path.py": "every straight line without a lock, under one explanation of why it needs none",

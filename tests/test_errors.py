@@ -32,7 +32,18 @@ CLASSES = sorted(
 )
 SECONDS = st.floats(0, 1e9, allow_nan=False)
 ATTRIBUTES = (
-    *("guard", "reason", "retry_after", "timeout", "seconds", "where", "route", "idle", "wanted"),
+    *(
+        "guard",
+        "compartment",
+        "reason",
+        "retry_after",
+        "timeout",
+        "seconds",
+        "where",
+        "route",
+        "idle",
+        "wanted",
+    ),
     *("args", "__notes__"),
 )
 
@@ -40,9 +51,10 @@ ATTRIBUTES = (
 def arguments(cls):
     """What a class of errors is made with."""
     if issubclass(cls, RejectedError):
-        return st.tuples(st.text(), st.sampled_from(typing.get_args(Reason)), st.none() | SECONDS)
+        reasons = st.sampled_from(typing.get_args(Reason))
+        return st.tuples(st.text(), reasons, st.none() | SECONDS, st.none() | st.text())
     if issubclass(cls, CallTimeoutError):
-        return st.tuples(st.text(), SECONDS)
+        return st.tuples(st.text(), SECONDS, st.none() | st.text())
     if issubclass(cls, ConnectionRevokedError):
         return st.tuples(st.text(), SECONDS, st.lists(st.text()), st.none() | st.text())
     if issubclass(cls, WarmUpError):

@@ -288,7 +288,7 @@ class OutsideWork:
 
     def unknown(self, error: CallTimeoutError) -> CommitUnknownError:
         """Creates the error of a COMMIT that timed out as a statement."""
-        return self._gate.errors.commit_unknown(error.guard, error.timeout)
+        return self._gate.errors.commit_unknown(*error.args)
 
     def _caller(self) -> int:
         return id(asyncio.current_task()) if self._is_async else threading.get_ident()

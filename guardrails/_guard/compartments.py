@@ -14,7 +14,6 @@ from guardrails._core.policy import BreakerPolicy
 from guardrails._guard.auto_compartments import OTHER, AutoCompartments
 from guardrails._guard.guard import Guard, set_state
 from guardrails._guard.guard_settings import LONGEST_NAME
-from guardrails._guard.workload_names import ServerName, WorkloadName
 
 __all__ = [
     "COMPARTMENTS",
@@ -68,7 +67,7 @@ def compartment_for(guard: Guard, key: str, name: str | None = None) -> Guard:
         if guard._part(wanted) is not None:
             wanted = _fitting(found)
         known = guard._part(wanted)
-        return known or guard._new_part(WorkloadName(wanted, guard.name), None, {}, elastic=True)
+        return known or guard._new_part(wanted, None, {}, elastic=True)
 
     part: Guard = guard._auto_compartments.find(key, form)
     return part
@@ -109,7 +108,7 @@ def compartment_of_server(guard: Guard, name: str, slots: int, breaker: BreakerP
     known = guard._part(name)
     if known is not None:
         return known
-    part = guard._new_part(ServerName(name, guard.name), slots, {"breaker": breaker}, elastic=False)
+    part = guard._new_part(name, slots, {"breaker": breaker}, elastic=False)
     part._may_have_compartments = False
     states = {each.state for each in guard._parts if each is not part}
     if states in ({"disabled"}, {"metrics_only"}):

@@ -19,6 +19,7 @@ from guardrails._guard.mode import VARIABLE
 from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.guard_log import log
 from guardrails._util.checks import Faults
+from guardrails._util.names import fields_of
 from guardrails._util.texts import read_number
 from guardrails.errors import ConfigurationError
 
@@ -182,7 +183,8 @@ def log_mode(name: str, own: Mode, mode: Mode) -> None:
         _log(name, {"mode": own})
     else:
         variable = f"{prefix_of(name)}MODE"
-        log.warning("guard %r: its mode is %s; %s=%s has no effect", name, mode, variable, own)
+        words = "guard %r: its mode is %s; %s=%s has no effect"
+        log.warning(words, name, mode, variable, own, extra=fields_of(name))
 
 
 def fill_pool_options(name: object, options: dict[str, Any]) -> None:
@@ -200,7 +202,8 @@ def fill_pool_options(name: object, options: dict[str, Any]) -> None:
 def _log(name: object, values: Mapping[str, Any]) -> None:
     for field, value in values.items():
         variable = prefix_of(str(name)) + field.upper()
-        log.info("guard %r: %s is %s by the environment variable %s", name, field, value, variable)
+        words = "guard %r: %s is %s by the environment variable %s"
+        log.info(words, name, field, value, variable, extra=fields_of(str(name)))
 
 
 def _values(name: object, settings: Mapping[str, Check]) -> dict[str, Any]:

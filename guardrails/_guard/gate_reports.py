@@ -47,7 +47,8 @@ class GateReports(Notifier):
             self.report_refusal(Refusal(reason, retry_after))
         elif not self.report.noted:
             self.report.schedule()
-        error = _new_error(self.errors.rejected[reason], self.name, reason, retry_after)
+        guard, compartment = self.identity
+        error = _new_error(self.errors.rejected[reason], guard, reason, retry_after, compartment)
         if _get_ambient() is None:
             return error
         if not self.listeners:  # else it is counted
@@ -58,7 +59,8 @@ class GateReports(Notifier):
         """Reports a refusal to the listeners and creates its error, a new one each time."""
         self.report_refusal(refusal)
         reason, retry_after = refusal
-        return note_guard_error(self.errors.rejected[reason](self.name, reason, retry_after))
+        guard, compartment = self.identity
+        return note_guard_error(self.errors.rejected[reason](guard, reason, retry_after, compartment))
 
     def report_refusal(self, refusal: Refusal, *, at_edge: bool = False) -> None:
         """Reports a refusal to the log and the listeners, without an error.

@@ -34,6 +34,7 @@ from guardrails._guard.snapshot import GuardSnapshot, take
 from guardrails._runtime.guard_log import log
 from guardrails._util.callables import FINISHED, check_finished
 from guardrails._util.checks import Faults, shown, unknown_option
+from guardrails._util.names import CompartmentName, fields_of
 from guardrails.errors import ConfigurationError
 from guardrails.events import Listener
 
@@ -302,10 +303,15 @@ class Guard:
                 f"compartment {self.name!r} has the mode of its guard; set that of {self._parent.name!r}"
             )
         if mode != "off" and is_switched_off():
-            log.warning("guard %r stays off: %s=off is in the environment", self.name, VARIABLE)
+            log.warning(
+                "guard %r stays off: %s=off is in the environment",
+                self.name,
+                VARIABLE,
+                extra=fields_of(self.name),
+            )
             mode = "off"
         if mode != self.mode:
-            log.warning("guard %r: mode %s -> %s", self.name, self.mode, mode)
+            log.warning("guard %r: mode %s -> %s", self.name, self.mode, mode, extra=fields_of(self.name))
         switch(self, mode)
 
     def force_open(self) -> None:
@@ -406,18 +412,16 @@ class Guard:
         for option in options:
             if option not in INHERITED:
                 raise unknown_option("Guard", option, OPTIONS)
+        if isinstance(name, str):  # else the check below refuses it
+            name = CompartmentName(name, self.name)
         part = Guard.__new__(Guard)  # the environment's settings are for whole guards
         slots = max_concurrent_calls or share(self._gate.core.shared_slots)
         part._build(name, slots, self.mode, {**self._inherited(), **options})
         part._parent = self
         part._share = slots if elastic else max_concurrent_calls  # None follows the guard's number
-        own = part._inherited()
+        own = part._gate
         gate = CompartmentGate(
-            name,
-            part._gate.core,
-            clock=own["clock"],
-            max_wait=own["max_wait_duration"],
-            listeners=own["listeners"],
+            name, own.core, clock=own.clock, max_wait=own.max_wait, listeners=own.listeners
         )
         part.call_settings = CallSettings(
             part, name, (gate, *self._parent_gates(gate)), part.call_settings.policy, part._timeout
@@ -639,6 +643,8 @@ def _log_protection(guard: Guard) -> None:
             f"{policy.slow_call_rate_threshold:.0%} slower than {policy.slow_call_duration_threshold:g} s"
         )
     limit = "no timeout" if timeout is None else f"timeout {timeout:g} s"
-    log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit)
+    extra = fields_of(guard.name)
+    log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit, extra=extra)
     if timeout is not None and timeout >= LONG_TIMEOUT:
-        log.warning("guard %r: its timeout is %g seconds; are these milliseconds?", guard.name, timeout)
+        words = "guard %r: its timeout is %g seconds; are these milliseconds?"
+        log.warning(words, guard.name, timeout, extra=extra)

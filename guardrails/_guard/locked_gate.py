@@ -33,6 +33,7 @@ from guardrails._runtime.scope import (
     would_not_run,
 )
 from guardrails._runtime.waiters import TaskWaiter, ThreadWaiter, WakeableWaiter, on_event_loop
+from guardrails._util.names import fields_of
 from guardrails.errors import (
     Reason,
     RejectedError,
@@ -205,7 +206,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
         try:
             return self.clock() + 0.0  # raises for a reading that is not a number
         except Exception:  # noqa: BLE001 - logged; the slot must be released all the same
-            log.exception("the clock of guard %r raised; for this step time stands still", self.name)
+            words = "the clock of guard %r raised; for this step time stands still"
+            log.exception(words, self.name, extra=fields_of(self.name))
             return self.core.last
 
     def _in_step(self) -> bool:
@@ -553,7 +555,7 @@ class WorkloadGate(LockedGate):
     __slots__ = ("gate", "refused")
 
     def __init__(self, gate: LockedGate, workload: Workload | None) -> None:  # forks are handled by ``gate``
-        self.name = gate.name
+        self.name, self.identity = gate.name, gate.identity
         self.lock = gate.lock
         self.listeners = gate.listeners
         self._wanted = gate._wanted  # noqa: SLF001 - the same gate

@@ -1,7 +1,7 @@
 """Words the answers to refused and late requests. Depends on the errors; must not import a guard.
 
-Every text is fixed, except the guard's name, which stands only inside a JSON string. So no SQL, no host and
-no exception text reaches a client, and no name reaches a header.
+Every text is fixed, except the names of the guard and its compartment, which stand only inside JSON strings.
+So no SQL, no host and no exception text reaches a client, and no name reaches a header.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple, Self
 
-from guardrails._guard.workload_names import ServerName
 from guardrails.errors import CallTimeoutError, CommitUnknownError, Reason, RejectedError
 
 __all__ = ["DEADLINE_HEADERS", "OUTGOING_HEADERS", "Answer", "Problem", "as_json", "budget", "retry_seconds"]
@@ -96,6 +95,8 @@ _WORDINGS: dict[str, _Wording] = {
 
 _TYPE = "urn:problem-type:guardrails:"
 _LONGEST_NAME = 100
+_ADDRESS = re.compile(r"^[^/]*:[0-9]+$")
+"""The compartment of a server, as those of a Redis Cluster are named; no client is told an address."""
 _NO_STORE = (b"cache-control", b"no-store")
 
 
@@ -107,21 +108,22 @@ class Problem(NamedTuple):
             logs and metrics around the middleware do, and 499 is no fault of the service to them.
         guard: The guard's name; None if the server as a whole is full.
         retry_after: Seconds for ``Retry-After``, or None to leave it out.
+        compartment: The name of the guard's compartment; None for the guard itself.
     """
 
     code: str
     guard: str | None
     retry_after: int | None
+    compartment: str | None = None
 
     @classmethod
     def of(cls, error: RejectedError | CallTimeoutError, random: Callable[[], float]) -> Self:
         """Returns the problem for a guard's error."""
         if isinstance(error, RejectedError):
             wait = retry_seconds(error.reason, error.retry_after, random)
-            return cls(error.reason, error.guard, wait)
-        return cls(
-            "commit_unknown" if isinstance(error, CommitUnknownError) else "timeout", error.guard, None
-        )
+            return cls(error.reason, error.guard, wait, error.compartment)
+        code = "commit_unknown" if isinstance(error, CommitUnknownError) else "timeout"
+        return cls(code, error.guard, None, error.compartment)
 
     @property
     def status(self) -> int:
@@ -135,31 +137,30 @@ class Problem(NamedTuple):
             accept: The request's ``Accept``; several joined with commas.
         """
         html = prefers_html(accept[:_LONGEST_ACCEPT]) if accept else False
-        guard = self.guard.guard_name if isinstance(self.guard, ServerName) else self.guard
-        status, headers, body = _worded(self.code, guard, self.retry_after, html)
+        status, headers, body = _worded(self.code, self.guard, self.compartment, self.retry_after, html)
         return Answer(status, list(headers), body)
 
 
-# A refusal must cost less than the call it replaces, so each body is made once. Codes and waits are few;
-# the bound is for an application that makes up guard names.
-@lru_cache(maxsize=256)
+# A refusal must cost less than the call it replaces, so each body is made once. Codes, waits and compartments
+# are few; the bound is for an application that makes up guard names.
+@lru_cache(maxsize=1024)
 def _worded(
     code: str,
     guard: str | None,
+    compartment: str | None,
     retry_after: int | None,
     html: bool,  # noqa: FBT001 - by position the cache is twice as fast
 ) -> tuple[int, tuple[tuple[bytes, bytes], ...], bytes]:
     if html:
         kind, body = b"text/html; charset=utf-8", _page(code, retry_after)
     else:
-        name = None if guard is None else guard[:_LONGEST_NAME]
-        kind, body = b"application/problem+json", _problem_details(code, name, retry_after)
+        kind, body = b"application/problem+json", _problem_details(code, guard, compartment, retry_after)
     wait = () if retry_after is None else ((b"retry-after", b"%d" % retry_after),)
     headers = (b"content-type", kind), (b"content-length", b"%d" % len(body)), _NO_STORE, *wait
     return _WORDINGS[code].status, headers, body
 
 
-def _problem_details(code: str, guard: str | None, retry_after: int | None) -> bytes:
+def _problem_details(code: str, guard: str | None, compartment: str | None, retry_after: int | None) -> bytes:
     status, title, detail = _WORDINGS[code]
     fields: dict[str, object] = {
         "type": _TYPE + code,
@@ -169,7 +170,9 @@ def _problem_details(code: str, guard: str | None, retry_after: int | None) -> b
         "code": code,
     }
     if guard is not None:
-        fields["guard"] = guard
+        fields["guard"] = guard[:_LONGEST_NAME]
+    if compartment is not None and not _ADDRESS.search(compartment):
+        fields["compartment"] = compartment[:_LONGEST_NAME]
     if retry_after is not None:
         fields["retry_after"] = retry_after
     return as_json(fields)

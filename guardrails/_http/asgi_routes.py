@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from guardrails._guard.workload_names import request_name
 from guardrails._http.routes import RouteTable
 from guardrails._runtime.scope import RequestScope
+from guardrails._util.names import request_name
 
 __all__ = ["ASGIScope", "RoutedRequest"]
 

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from guardrails._runtime.scope import RequestScope, current
+from guardrails._util.names import Identity
 
 __all__ = ["follow_frameworks", "note_caught", "note_fatal"]
 
@@ -38,11 +39,11 @@ def note_caught() -> None:
         _on_exception(exception=error)
 
 
-def note_fatal(name: str) -> None:
-    """Records with the current request that a refusal of this guard became its answer."""
+def note_fatal(refused_by: Identity) -> None:
+    """Records with the current request that a refusal of this guard or compartment became its answer."""
     request = _request()
     if request is not None:
-        request.record_errors().fatal = name
+        request.record_errors().fatal = refused_by
 
 
 def _on_exception(_sender: object = None, *, exception: BaseException | None = None, **_: Any) -> None:

@@ -13,7 +13,6 @@ from guardrails._guard.compartments import with_compartments
 from guardrails._guard.guard import LONG_TIMEOUT, Guard, glance
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.mode import resolve
-from guardrails._guard.workload_names import guard_name_of
 from guardrails._http.answers import DEADLINE_HEADERS, Problem, budget, retry_seconds
 from guardrails._http.criticality import CriticalityRules
 from guardrails._http.environ import Mounts
@@ -24,6 +23,7 @@ from guardrails._http.route_stats import NeededGuard, RouteStats
 from guardrails._http.settings import HTTPSettings
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.scope import RequestScope
+from guardrails._util.names import Identity
 from guardrails.errors import CallAbandonedError, CallTimeoutError, ClientGoneError, RejectedError
 
 __all__ = ["SAFE_METHODS", "RequestPolicy", "WithPolicy", "gates_of"]
@@ -65,7 +65,7 @@ class RequestPolicy:
         # A set and not a number, so that no request can be counted or released twice.
         self._inside: set[object] = set()
         self._retry_estimators: dict[LockedGate, RetryEstimator] = {}
-        self._answered: set[str] = set()
+        self._answered: set[Identity] = set()
         self._mode = resolve(None)  # for a middleware that names no guard
         self.would_reject = self.disconnects = 0
         self._cancels = settings.cancel_on_disconnect
@@ -179,7 +179,8 @@ class RequestPolicy:
         reason, wait = refusal
         if wait is None and reason in _FULL:
             wait = self._retry_estimate(gate)
-        return Problem(reason, gate.name, retry_seconds(reason, wait, self._random))
+        guard, compartment = gate.identity
+        return Problem(reason, guard, retry_seconds(reason, wait, self._random), compartment)
 
     def needed_by(self, stats: RouteStats, now: float) -> list[NeededGuard]:
         """Returns the guards that a route has shown to need, of those answered for here; see `RouteStats`.
@@ -191,7 +192,7 @@ class RequestPolicy:
             needed_guard
             for needed_guard in stats.needed
             if needed_guard.attached is needed_guard.call_settings.attached
-            and self.answers_for(needed_guard.call_settings.name)
+            and self.answers_for(*needed_guard.call_settings.gates[0].identity)
         ]
         gates = (gate for needed_guard in needed for gate in needed_guard.call_settings.gates)
         return [] if any(map(_may_refuse, gates)) and stats.take_trial(now) else needed
@@ -213,30 +214,34 @@ class RequestPolicy:
         """
         first: RejectedError | CallTimeoutError | None = None
         for leaf in _leaves(error):
-            if not isinstance(leaf, (RejectedError, CallTimeoutError)) or not self.answers_for(leaf.guard):
+            if not isinstance(leaf, (RejectedError, CallTimeoutError)) or not self.answers_for(
+                leaf.guard, leaf.compartment
+            ):
                 return None
             if first is None or (isinstance(leaf, CallTimeoutError) and isinstance(first, RejectedError)):
                 first = leaf
         if first is None:
             return None
+        who = first.guard, first.compartment
         if isinstance(first, ClientGoneError | CallAbandonedError):
-            return Problem("client_gone", first.guard, None)
+            return Problem("client_gone", first.guard, None, first.compartment)
         if isinstance(first, RejectedError) and first.reason in _FORESEEABLE:
-            note_fatal(first.guard)
+            note_fatal(who)
         if isinstance(first, RejectedError) and first.reason in _FULL and first.retry_after is None:
             for guard in with_compartments(self._guards):
-                if guard.name == first.guard and guard_name_of(guard.name) == guard_name_of(first.guard):
-                    return self.problem_of_refusal(guard.call_settings.gates[0], Refusal(first.reason, None))
+                gate = guard.call_settings.gates[0]
+                if gate.identity == who:
+                    return self.problem_of_refusal(gate, Refusal(first.reason, None))
         return Problem.of(first, self._random)
 
-    def answers_for(self, name: str) -> bool:
-        """True if the refusals of a guard of this name are answered here."""
-        name = guard_name_of(name)  # every guard may have a compartment for the same route
-        if not self._guards or name in self._answered:
+    def answers_for(self, guard: str, compartment: str | None) -> bool:
+        """True if the refusals of a guard, or of this compartment of it, are answered here."""
+        who = {(guard, None), (guard, compartment)}
+        if not self._guards or not who.isdisjoint(self._answered):
             return True
-        # An unknown name is looked up each time: compartments may be made after the middleware.
-        self._answered = {guard.name for guard in with_compartments(self._guards)}
-        return name in self._answered
+        # An unknown one is looked up each time: compartments may be made after the middleware.
+        self._answered = {each.call_settings.gates[0].identity for each in with_compartments(self._guards)}
+        return not who.isdisjoint(self._answered)
 
 
 class WithPolicy:

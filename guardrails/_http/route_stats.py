@@ -116,7 +116,7 @@ class RouteStats:
         """Learns from the answer of a request in which a guard refused or timed out."""
         for call_settings in list(request.touched):
             count = self._counts.get(call_settings)
-            names = {gate.name for gate in call_settings.gates}
+            names = {gate.identity for gate in call_settings.gates}
             if count is None:
                 continue
             if request_errors.fatal in names:

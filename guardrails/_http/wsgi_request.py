@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from guardrails._guard.workload_names import request_name
 from guardrails._http.answers import Problem
 from guardrails._http.environ import answer_of, status_line, template_in
 from guardrails._http.policy import RequestPolicy
 from guardrails._http.tracked_request import TrackedRequest
 from guardrails._runtime.scope import Clock, Scope, close, swap
+from guardrails._util.names import request_name
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

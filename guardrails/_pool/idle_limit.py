@@ -15,6 +15,7 @@ from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.pauses import pause_detector
+from guardrails._util.names import fields_of
 
 __all__ = ["IdleLimit"]
 
@@ -91,6 +92,7 @@ class IdleLimit(Generic[T]):
             seconds,
             " < ".join(where) or place,
             f", for {route}" if route else "",
+            extra=fields_of(self._guard.name),
         )
 
     def _check(self) -> float | None:

@@ -20,6 +20,7 @@ from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.threads import daemon
+from guardrails._util.names import fields_of
 
 __all__ = ["LONGEST_DELAY", "LockMonitor", "Question"]
 
@@ -215,7 +216,7 @@ class LockMonitor:
         advice = f"; if nothing else ends it: {kills}" if kills else ""
         words = "; ".join(shown) + advice
         self._remember(words)
-        log.warning("pool %r: %s", self._name, words)
+        log.warning("pool %r: %s", self._name, words, extra=fields_of(self._name))
 
     # --- forks ---------------------------------------------------------------------------------
 

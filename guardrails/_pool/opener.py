@@ -10,6 +10,7 @@ from guardrails._guard.guard import Guard
 from guardrails._pool.idle_pool import IdlePool
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.scope import deadline, remaining
+from guardrails._util.names import fields_of
 from guardrails.errors import WarmUpError
 
 __all__ = ["Opener"]
@@ -78,6 +79,7 @@ class Opener:
                     self._guard.name,
                     type(error).__name__,
                     self._pause,
+                    extra=fields_of(self._guard.name),
                 )
                 self._next = time.monotonic() + self._pause
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)

@@ -16,6 +16,7 @@ from guardrails._pool.holder_registry import HolderRegistry
 from guardrails._runtime.fork import ForkedLock, renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
+from guardrails._util.names import fields_of
 from guardrails.events import LeakFound
 
 __all__ = ["PoolMonitor"]
@@ -89,6 +90,7 @@ class PoolMonitor:
             self._guard.name,
             self._registry.age(checkout),
             lines(checkout.site)[0],
+            extra=fields_of(self._guard.name),
         )
 
     def refused(self) -> None:
@@ -125,7 +127,7 @@ class PoolMonitor:
         if status.cause != "free":
             words = str(status).replace("\n  ", "; ")
             self._gate.report.remember("exhausted", self._guard.name, cause=status.cause, words=words)
-            log.warning("%s", words)
+            log.warning("%s", words, extra=fields_of(self._guard.name))
             return
         # Some connections have no holder: they are being opened, or are older than the guard.
         self._next_diagnosis = now + _RECHECK / 2
@@ -187,7 +189,8 @@ class PoolMonitor:
         advice = "" if checkout is None else f"; {self._registry.holder_of(checkout).advice}"
         route = f", for {leak['route']}" if leak["route"] else ""
         said = " < ".join(place) + route + advice
-        log.warning(_WARNINGS[leak["cause"]], self._guard.name, leak["seconds"], said)
+        name = self._guard.name
+        log.warning(_WARNINGS[leak["cause"]], name, leak["seconds"], said, extra=fields_of(name))
 
     # --- forks ---------------------------------------------------------------------------------
 

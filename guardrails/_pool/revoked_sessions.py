@@ -21,6 +21,7 @@ from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.threads import daemon
+from guardrails._util.names import fields_of
 
 __all__ = ["RevokedSession", "RevokedSessions"]
 
@@ -165,6 +166,7 @@ class RevokedSessions:
                 "their sessions were ended over another connection (%d)",
                 self._name,
                 ended,
+                extra=fields_of(self._name),
             )
         self._question.release()
         if self._waiting:
@@ -180,6 +182,7 @@ class RevokedSessions:
                 "back have ended (%d); if not, they keep their locks until its TCP keepalive ends them",
                 self._name,
                 len(sessions) - len(young),
+                extra=fields_of(self._name),
             )
 
     # --- forks ---------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from guardrails._pool.opener import Opener
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
+from guardrails._util.names import fields_of
 from guardrails.errors import ConfigurationError
 
 __all__ = ["PoolUpkeep"]
@@ -104,7 +105,7 @@ class PoolUpkeep(IdlePool):
             now = time.monotonic()
             if now >= self._next_line:  # a server may stay read-only for long
                 self._next_line = now + _LINE_INTERVAL
-                log.warning("guard %r: the connections of its pool are being replaced", self._guard.name)
+                self._warn("guard %r: the connections of its pool are being replaced")
             self.look_soon()
 
     def suspect(self) -> None:
@@ -154,8 +155,11 @@ class PoolUpkeep(IdlePool):
     def _address_gone(self, gone: frozenset[str]) -> None:
         if not gone.isdisjoint(self._peers):
             self._peers.difference_update(gone)
-            log.warning("guard %r: the name of its server leads to another address", self._guard.name)
+            self._warn("guard %r: the name of its server leads to another address")
             self.renew(gone)
+
+    def _warn(self, words: str) -> None:
+        log.warning(words, self._guard.name, extra=fields_of(self._guard.name))
 
     def _acts(self) -> bool:
         return self._guard.mode == "enforce"
@@ -190,7 +194,8 @@ class PoolUpkeep(IdlePool):
                 await self.opener.refill()
             ended = True
         except Exception:  # noqa: BLE001 - logged; the next look must come all the same
-            log.exception("the upkeep of the pool of guard %r raised", self._guard.name)
+            name = self._guard.name
+            log.exception("the upkeep of the pool of guard %r raised", name, extra=fields_of(name))
             ended, least = True, _AFTER_ERROR
         finally:
             self._rest(least, goes_on=ended)

@@ -19,6 +19,7 @@ from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import current
 from guardrails._runtime.shadow_sums import OTHER_ROUTES, ShadowSums
+from guardrails._util.names import fields_of
 from guardrails._util.weak_registry import WeakRegistry
 from guardrails.errors import RejectedError
 
@@ -129,7 +130,7 @@ class GuardLog:
     def remember(self, event: str, name: str, **fields: Any) -> None:
         """Remembers an event for the status page, with the time of day."""
         recent = self.recent
-        recent.append({"at": round(time.time(), 3), "event": event, "guard": name, **fields})
+        recent.append({"at": round(time.time(), 3), "event": event, **fields_of(name), **fields})
         del recent[:-_RECENT]  # a list: an empty deque takes 700 bytes, and most guards never have an event
 
     def schedule(self, *, at_edge: bool = False) -> None:
@@ -200,7 +201,8 @@ class GuardLog:
         parts = [*_in_words(new, ""), *_in_words(in_shadow, " in shadow")]
         parts += [each for each in (_by_route(routes), where) if each]
         try:
-            log.warning("guard %r: in %.1f s %s", self.name, now - self._since, "; ".join(parts))
+            seconds, words = now - self._since, "; ".join(parts)
+            log.warning("guard %r: in %.1f s %s", self.name, seconds, words, extra=fields_of(self.name))
         except BaseException:  # of the application's filter or handler: the next call begins a line again
             self.restart()
             raise

@@ -10,6 +10,7 @@ from typing import Any
 from guardrails._core.breaker import Transition
 from guardrails._core.gate import Gate
 from guardrails._runtime.guard_log import GuardLog, log, why_open
+from guardrails._util.names import fields_of, identity_of
 from guardrails.events import CallFinished, Event, Listener, StateChanged, wants
 
 __all__ = ["Notifier", "log"]
@@ -19,7 +20,8 @@ class Notifier:
     """One guard's listeners.
 
     Attributes:
-        name: The guard's name.
+        name: The name of the guard or compartment.
+        identity: The names of both.
         lock: The gate's lock. Events are numbered under it.
         core: The state of the guard's gate.
         listeners: The listeners.
@@ -32,6 +34,7 @@ class Notifier:
         "_seq",
         "_wanted",
         "core",
+        "identity",
         "last_error",
         "listeners",
         "lock",
@@ -44,6 +47,7 @@ class Notifier:
 
     def __init__(self, name: str, listeners: Iterable[Listener]) -> None:
         self.name = name
+        self.identity = identity_of(name)
         self.lock = threading.RLock()
         self.listeners = tuple(listeners)
         self._wanted: dict[type[Event], tuple[Listener, ...]] = {}
@@ -67,12 +71,13 @@ class Notifier:
 
     def notify(self, kind: type[Event], **fields: Any) -> None:
         """Builds an event and calls the listeners that want it. An exception of a listener is logged."""
-        event = kind(guard=self.name, **fields)
+        guard, compartment = self.identity
+        event = kind(guard=guard, compartment=compartment, **fields)
         for listener in self.wanted(kind):
             try:
                 listener(event)
             except Exception:  # noqa: BLE001 - a listener cannot break a call
-                log.exception("a listener of guard %r raised", self.name)
+                log.exception("a listener of guard %r raised", self.name, extra=fields_of(self.name))
 
     def _why(self, change: Transition) -> str:
         holders = None
@@ -91,12 +96,13 @@ class Notifier:
             self.report.remember("state", self.name, old=change.old, new=change.new, cause=change.cause)
             if change.new == "open" and self.core.mode == "shadow":
                 self.report.sums.opened()
+        name, extra = self.name, fields_of(self.name)
         if change.old == change.new:
-            log.warning("circuit %r would have opened (%s): %s", self.name, change.cause, self._why(change))
+            why = self._why(change)
+            log.warning("circuit %r would have opened (%s): %s", name, change.cause, why, extra=extra)
         elif change.new == "open":
-            log.warning(
-                "circuit %r: %s -> open (%s): %s", self.name, change.old, change.cause, self._why(change)
-            )
+            why = self._why(change)
+            log.warning("circuit %r: %s -> open (%s): %s", name, change.old, change.cause, why, extra=extra)
         else:
             if change.new == "closed":
                 self.report.forget_cause()
@@ -104,7 +110,8 @@ class Notifier:
             # hand. An unconfigured logger drops INFO.
             is_news = change.new == "closed" or change.cause == "manual"
             level = logging.WARNING if is_news else logging.INFO
-            log.log(level, "circuit %r: %s -> %s (%s)", self.name, change.old, change.new, change.cause)
+            words = "circuit %r: %s -> %s (%s)"
+            log.log(level, words, name, change.old, change.new, change.cause, extra=extra)
         self.notify(
             StateChanged,
             at=change.at,

@@ -1,6 +1,8 @@
-"""The errors of guards in one HTTP request. Depends on nothing."""
+"""The errors of guards in one HTTP request. Depends on names alone."""
 
 from __future__ import annotations
+
+from guardrails._util.names import Identity
 
 __all__ = ["RequestErrors"]
 
@@ -9,15 +11,15 @@ class RequestErrors:
     """The refusals and timeouts of guards in one HTTP request.
 
     Attributes:
-        failing: The names of the guards whose last call was refused or stopped. A later call through the
-            same guard removes them.
-        fatal: The name of the guard whose refusal became the answer.
+        failing: The guards and compartments whose last call was refused or stopped. A later call through the
+            same one removes it.
+        fatal: The guard or compartment whose refusal became the answer.
         unhandled: The unhandled exception that a framework has reported and answered with its own 500.
     """
 
     __slots__ = ("failing", "fatal", "unhandled")
 
     def __init__(self) -> None:
-        self.failing: set[str] = set()
-        self.fatal: str | None = None
+        self.failing: set[Identity] = set()
+        self.fatal: Identity | None = None
         self.unhandled: BaseException | None = None

@@ -310,17 +310,17 @@ def touch(scope: Scope | None, call_settings: Any) -> None:
         if call_settings not in request.touched:
             request.touched[call_settings] = request.clock()
         elif request.request_errors is not None:
-            request.request_errors.failing.difference_update(gate.name for gate in call_settings.gates)
+            request.request_errors.failing.difference_update(gate.identity for gate in call_settings.gates)
 
 
 def note_guard_error(error: E) -> E:
     """Notes a guard's error in the current request, if any; returns the error.
 
-    Only the guard's name is kept: a request that kept the error would be a reference cycle.
+    Only the names are kept: a request that kept the error would be a reference cycle.
     """
     scope = current()
     if scope is not None and scope.request is not None:
-        scope.request.record_errors().failing.add(error.guard)
+        scope.request.record_errors().failing.add((error.guard, error.compartment))
     return error
 
 
@@ -336,7 +336,7 @@ def waiting_client(scope: Scope | None, guard: str) -> Client | None:
 
     Args:
         scope: The innermost scope, or one that has ended.
-        guard: The name of the guard that the work goes through. It must enforce.
+        guard: The name of the guard or compartment that the work goes through. It must enforce.
 
     Raises:
         ClientGoneError: The client has left.

@@ -220,7 +220,8 @@ class GuardrailsMiddleware(WithPolicy):
             if refusal is not None:
                 return self._policy.problem_of_refusal(gate, refusal)
             if request.client_left:
-                return Problem("client_gone", gate.name, None)
+                guard, compartment = gate.identity
+                return Problem("client_gone", guard, None, compartment)
         return None
 
     def _needs(

@@ -67,8 +67,8 @@ class SpanListener:
 
         db = protect(engine, listeners=[SpanListener()])
 
-    The event has the attributes ``guardrails.guard``, ``guardrails.reason`` and, where it is known,
-    ``guardrails.retry_after`` in seconds.
+    The event has the attributes ``guardrails.guard``, ``guardrails.reason`` and, where there is one,
+    ``guardrails.compartment`` and ``guardrails.retry_after`` in seconds.
     """
 
     events = (CallRejected,)
@@ -81,6 +81,8 @@ class SpanListener:
                 "guardrails.guard": event.guard,
                 "guardrails.reason": event.reason,
             }
+            if event.compartment is not None:
+                attributes["guardrails.compartment"] = event.compartment
             if event.retry_after is not None:
                 attributes["guardrails.retry_after"] = event.retry_after
             span.add_event("guardrails.rejected", attributes)

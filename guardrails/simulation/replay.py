@@ -267,7 +267,7 @@ class _Listener:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StateChanged):
-            self._states.setdefault(str(event.guard), []).append(event)
+            self._states.setdefault(event.compartment or event.guard, []).append(event)
 
 
 def _periods(name: str, states: Sequence[StateChanged], end: float) -> Iterator[Opening]:

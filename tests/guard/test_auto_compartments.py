@@ -518,8 +518,9 @@ def test_manual_transitions_of_the_guard_apply_to_automatic_compartments(divided
     later = {"closed"} if state == "closed" else {state}
     assert {compartment_for(db, "later").state} == later
     assert all(statement(db, key, Outcome.SUCCESS) for key in ("shop", "admin", "later"))
-    told = [(event.guard, event.old, event.new) for event in heard if isinstance(event, StateChanged)]
-    assert told == [("db", "closed", state)] * (state != "closed") + [("shop", "open", state)]
+    told = [(event.compartment, event.old, event.new) for event in heard if isinstance(event, StateChanged)]
+    assert told == [(None, "closed", state)] * (state != "closed") + [("shop", "open", state)]
+    assert {event.guard for event in heard} == {"db"}
 
 
 def test_a_guard_that_is_forced_open_leaves_the_circuits_of_its_compartments(divided):

@@ -575,19 +575,24 @@ def test_resize_at_run_time(run, make_guard):
         guard.resize(0)
 
 
+def by(error):
+    """Who refused: the names of the guard and its compartment."""
+    return error.guard, error.compartment
+
+
 def test_compartments_share_the_slots_of_their_guard(run, make_guard):
     """A call through one needs a slot in both and is evidence in both; by default 70 %, at least one."""
     guard = make_guard(max_concurrent_calls=3, max_wait_duration=0, breaker=counting(100))
     part = guard.compartment("part")
     assert part.snapshot().max_concurrent_calls == 2
     holders = [run.start(part) for _ in range(2)]
-    assert be_refused(run, part, "bulkhead_full").guard == "part"
+    assert by(be_refused(run, part, "bulkhead_full")) == ("db", "part")
     holders.append(run.start(guard))
-    assert be_refused(run, guard, "bulkhead_full").guard == "db"
+    assert by(be_refused(run, guard, "bulkhead_full")) == ("db", None)
     holders.pop(0)()
     holders.append(run.start(guard))
     refusal = be_refused(run, part, "bulkhead_full")
-    assert refusal.guard == "db"
+    assert by(refusal) == ("db", None)
     assert part.snapshot().in_use == 1, "what it held in the compartment is given back"
     for finish in holders:
         finish()
@@ -602,7 +607,7 @@ def test_a_compartments_circuit_is_its_own(run, make_guard):
     succeed(run, guard, times=20)
     fail(run, part)
     assert (guard.state, part.state) == ("closed", "open")
-    assert be_refused(run, part).guard == "part"
+    assert by(be_refused(run, part)) == ("db", "part")
     succeed(run, guard)
 
 

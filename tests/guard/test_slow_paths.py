@@ -13,8 +13,8 @@ from guardrails._guard import fast_path
 from guardrails._guard.call import Call
 from guardrails._guard.compartments import compartment_for, form_compartments, with_compartments
 from guardrails._guard.guard import attach, attachment_of
-from guardrails._guard.workload_names import WorkloadName, guard_name_of
 from guardrails._runtime.scope import RankScope, RequestScope, close, current, enter
+from guardrails._util.names import CompartmentName, identity_of
 from support.calls import boom
 
 
@@ -212,9 +212,14 @@ def test_a_compartment_has_the_attachment_of_its_guard(db):
 
 def test_the_name_of_an_automatic_compartment_has_that_of_its_guard():
     """Any other name is the name of a guard itself."""
-    name = WorkloadName("GET /orders", "db")
-    assert (name, guard_name_of(name), repr(name)) == ("GET /orders", "db", "'GET /orders' of 'db'")
-    assert guard_name_of("cache") == "cache"
+    name = CompartmentName("GET /orders", "db")
+    assert (name, identity_of(name), repr(name)) == (
+        "GET /orders",
+        ("db", "GET /orders"),
+        "'GET /orders' of 'db'",
+    )
+    assert identity_of(CompartmentName("rows", name)) == ("db", "rows"), "of a compartment's compartment"
+    assert identity_of("cache") == ("cache", None)
 
 
 def test_a_guard_divided_by_another_thread_in_the_meantime_stays_divided(make_guard):

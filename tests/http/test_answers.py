@@ -38,15 +38,27 @@ HOSTILE_NAMES = [
 @pytest.mark.parametrize("accept", [b"", b"text/html"])
 def test_hostile_guard_name_cannot_inject(name, accept):
     """A guard's name reaches no header and no markup; in JSON it is a string of bounded length."""
-    answer = Problem("circuit_open", name, 3).answer(accept)
+    answer = Problem("circuit_open", name, 3, name).answer(accept)
     for header in answer.headers:
         assert not set(b"".join(header)) & set(b"\r\n\0<>")
     assert b"<script" not in answer.body
     assert b"<img" not in answer.body
     assert len(answer.body) < 2000
     if not accept:
-        assert json.loads(answer.body)["guard"] == name[:100]
+        body = json.loads(answer.body)
+        assert body["guard"] == body["compartment"] == name[:100]
         assert not set(answer.body) & set(b"\r\n\0<")
+
+
+@pytest.mark.parametrize(
+    ("compartment", "is_shown"),
+    [("GET /orders/{id}", True), ("POST /at/{time:int}", True), ("reports", True), (None, False)]
+    + [(address, False) for address in ("10.0.0.7:6379", "cache-1.internal:7000", "[::1]:6379")],
+)
+def test_an_answer_names_the_guard_and_its_compartment(compartment, is_shown):
+    """Except a server's compartment, which is named by its address."""
+    body = json.loads(Problem("timeout", "db", None, compartment).answer().body)
+    assert (body["guard"], body.get("compartment")) == ("db", compartment if is_shown else None)
 
 
 def test_pages_of_other_sites_may_read_a_refusal():

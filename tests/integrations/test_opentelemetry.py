@@ -142,7 +142,7 @@ def test_times_of_pools_are_histograms_with_the_bounds_of_the_conventions(collec
 
 
 def test_refusals_are_on_their_span(make_guard):
-    """With guard and reason; outside of a span nothing happens."""
+    """With guard, compartment and reason; outside of a span nothing happens."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -152,7 +152,8 @@ def test_refusals_are_on_their_span(make_guard):
         db.run(int)
     with provider.get_tracer("test").start_as_current_span("request"), pytest.raises(RejectedError):
         db.run(int)
-    full = make_guard("full", max_concurrent_calls=1, max_wait_duration=0, listeners=[SpanListener()])
+    full = make_guard("full", max_concurrent_calls=2, max_wait_duration=0, listeners=[SpanListener()])
+    full = full.compartment("part", max_concurrent_calls=1)
     with (
         provider.get_tracer("test").start_as_current_span("request"),
         full.call(),
@@ -164,7 +165,11 @@ def test_refusals_are_on_their_span(make_guard):
     assert [(event.name, dict(event.attributes)) for event in first] == [
         ("guardrails.rejected", {"guardrails.guard": "db", "guardrails.reason": "circuit_open"})
     ]
-    assert second[0].attributes["guardrails.reason"] == "bulkhead_full"
+    assert dict(second[0].attributes) == {
+        "guardrails.guard": "full",
+        "guardrails.compartment": "part",
+        "guardrails.reason": "bulkhead_full",
+    }
 
 
 def test_without_a_provider_nothing_happens(make_guard):

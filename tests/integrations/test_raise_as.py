@@ -181,7 +181,7 @@ def test_compartments_raise_as_their_guard_does(cache):
     with pytest.raises(redis.RedisError) as caught, part.call():
         pass
     assert isinstance(caught.value, CircuitOpenError)
-    assert caught.value.guard == "reports"
+    assert (caught.value.guard, caught.value.compartment) == (guard.name, "reports")
     guard.force_open()
     with pytest.raises(redis.RedisError) as caught:
         cache.do(lambda client: client.get("key"))

@@ -124,7 +124,7 @@ def test_nothing_starts_any_more_in_a_request_without_its_client(request_scope):
     assert remaining() == 0.0
     with pytest.raises(ClientGoneError, match="'db' refused the call: the client of the request is gone"):
         waiting_client(current(), "db")
-    assert request_scope.request_errors.failing == {"db"}
+    assert request_scope.request_errors.failing == {("db", None)}
 
 
 def test_a_scope_that_has_ended_is_part_of_no_request(request_scope):

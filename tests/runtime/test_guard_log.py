@@ -54,6 +54,27 @@ def test_refusals_are_logged_in_one_line_with_their_counts(caplog):
     wait_until(lambda: not guard._gate.report.scheduled, 10)
 
 
+def test_records_have_the_names_of_the_guard_and_its_compartment_as_fields(caplog):
+    """For handlers that write fields, so that lines can be filtered."""
+    guard = Guard("shop", max_concurrent_calls=2)
+    inner = guard.compartment("reports").compartment("monthly")
+    inner.force_open()
+    guard.disable()
+    guard.force_open()
+    refuse(guard, 1)
+    wait_until(lambda: not guard._gate.report.scheduled, 10)
+    told = [(record.msg.partition(" ")[0], record.guard, record.compartment) for record in caplog.records]
+    assert told == [
+        ("circuit", "shop", "monthly"),
+        ("circuit", "shop", None),
+        ("circuit", "shop", None),
+        ("guard", "shop", None),
+    ]
+    assert caplog.messages[0].startswith("circuit 'monthly' of 'shop': ")
+    events = [(event["guard"], event["compartment"]) for event in guard._gate.report.recent]
+    assert events == [("shop", "monthly"), ("shop", None), ("shop", None)]
+
+
 def test_calls_stopped_at_their_deadline_are_logged(caplog):
     """In the same line."""
     guard = Guard("db", max_concurrent_calls=2, timeout=0.01, breaker=None)

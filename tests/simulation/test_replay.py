@@ -75,7 +75,7 @@ class RunningService:
         attach(self.guard, SimulatedPool(policy.max_concurrent_calls))
 
     def __call__(self, event):
-        self.changes.append((event.guard, event.new, event.cause, round(event.at, 6)))
+        self.changes.append((event.compartment or event.guard, event.new, event.cause, round(event.at, 6)))
 
     def run(self):
         try:

@@ -69,7 +69,9 @@ class Service:
 
     def note(self, event):
         if hasattr(event, "cause"):
-            self.changes.append((round(event.at, 3), event.guard, event.new, event.cause))
+            self.changes.append(
+                (round(event.at, 3), event.compartment or event.guard, event.new, event.cause)
+            )
 
     def at(self, moment, action):
         heapq.heappush(self.events, (moment, next(self.order), action))
@@ -95,7 +97,7 @@ class Service:
             if patience and error.reason == "bulkhead_full":
                 self.at(self.now + 0.025, lambda: self.call(name, patience - 1))
             else:
-                self.refused[name, error.guard, error.reason] += 1
+                self.refused[name, error.compartment or error.guard, error.reason] += 1
             return
         tickets = [(gate, gate.begin(slot)) for gate, slot in held]
         duration, outcome = self.answers[name](self.now)

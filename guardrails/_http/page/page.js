@@ -505,7 +505,8 @@ const EVENTS = {
 function events(page) {
   const all = [...listed(page.events)].reverse();
   if (!all.length) return null;
-  const rows = all.map(each => ({key: `${each.at} ${each.guard} ${each.new}`, cells: [clock(each.at), each.guard,
+  const rows = all.map(each => ({key: `${each.at} ${each.guard} ${each.compartment} ${each.new}`, cells: [clock(each.at),
+    each.compartment ? `${each.guard} / ${each.compartment}` : each.guard,
     EVENTS[each.event] ? EVENTS[each.event](each) : each.event]}));
   return [h("h2", null, "Last events"), shortened("events", "Last events", ["at", "guard", "event"], rows)];
 }

@@ -14,7 +14,6 @@ try:
 except ImportError as error:
     raise ImportError("Django is missing: pip install django") from error
 
-from guardrails._guard.workload_names import request_name
 from guardrails._http.answers import Problem
 from guardrails._http.environ import answer_of, budgets_of, rank_in
 from guardrails._http.error_causes import follow_frameworks
@@ -25,6 +24,7 @@ from guardrails._http.settings import HTTPSettings
 from guardrails._http.tracked_request import TrackedRequest, Views
 from guardrails._runtime.scope import close, current, enter
 from guardrails._util.checks import Faults
+from guardrails._util.names import request_name
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django._streams import keep_route, make_first_part
 

@@ -16,6 +16,6 @@ class PoolTimeoutError(CallTimeoutError, PoolTimeout):
     It is a `CallTimeoutError`, for the middleware's 504, and psycopg's ``PoolTimeout``.
     """
 
-    def __init__(self, guard: str, timeout: float) -> None:
+    def __init__(self, guard: str, timeout: float, compartment: str | None = None) -> None:
         psycopg.Error.__init__(self)  # for `diag` and the like, which a driver's error must have
-        CallTimeoutError.__init__(self, guard, timeout)
+        CallTimeoutError.__init__(self, guard, timeout, compartment)

@@ -26,6 +26,7 @@ from guardrails._pool.open_limit import Place
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import note_guard_error
+from guardrails._util.names import fields_of
 from guardrails.errors import CallTimeoutError, ConfigurationError
 from guardrails.fleet._pool_lease import PoolLease
 from guardrails.integrations.psycopg_pool._connections import guarded_async_class, guarded_class
@@ -135,7 +136,8 @@ class PoolAdmission:
         if now < self._drained + _DRAIN_INTERVAL or not hasattr(self._pool, "drain"):
             return
         self._drained = now
-        log.warning("guard %r: the connections of its pool are being replaced", self.guard.name)
+        name = self.guard.name
+        log.warning("guard %r: the connections of its pool are being replaced", name, extra=fields_of(name))
         if self._is_async:
             self._background.run(self._pool.drain(), _DRAIN_INTERVAL)
         else:

@@ -436,7 +436,8 @@ def test_compartments_are_answered_for(build, install, make_endpoint):
     app = install(build(make_endpoint(lambda: part.run(len, "x"))), guards=[db])
     part = db.compartment("reports").compartment("yearly")
     part.force_open()
-    assert ask(app).problem["guard"] == "yearly"
+    problem = ask(app).problem
+    assert (problem["guard"], problem["compartment"]) == ("db", "yearly")
 
 
 def test_each_middleware_answers_for_its_own():

@@ -227,10 +227,12 @@ def test_a_compartments_request_needs_a_slot_in_both():
 
         app = GuardrailsMiddleware(shop, requires={"/reports": [reports], "/": [db]})
         inside = [await start(app, http("/reports"))]
-        assert (await serve(app, http("/reports"))).problem["guard"] == "reports"
+        problem = (await serve(app, http("/reports"))).problem
+        assert (problem["guard"], problem["compartment"]) == ("db", "reports")
         assert (in_use(reports), in_use(db)) == (1, 1)
         inside += [await start(app, http("/orders")) for _ in range(2)]
-        assert (await serve(app, http("/orders"))).problem["guard"] == "db"
+        problem = (await serve(app, http("/orders"))).problem
+        assert (problem["guard"], problem.get("compartment")) == ("db", None)
         assert (in_use(reports), in_use(db)) == (1, 3)
         report.go_on.set()
         order.go_on.set()

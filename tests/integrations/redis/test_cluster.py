@@ -341,7 +341,7 @@ def test_a_call_on_a_frozen_node_costs_its_timeout_once(lab, healthy):
             with pytest.raises(CallTimeoutError):
                 yield pipe.execute
             assert time.monotonic() - start < 0.3 + ROOM
-        assert caught.value.guard == victim.name
+        assert caught.value.compartment == victim.name
 
     lab.do(work, timeout=0.3)
 

@@ -210,7 +210,7 @@ def test_compartment_leaves_the_rest_alive(lab):
         assert (reports.snapshot().in_use, lab.guard.snapshot().in_use) == (2, 2)
         with pytest.raises(BulkheadFullError) as caught:
             lab.call(reports, lambda: lab.query("select 1"))
-        assert caught.value.guard == "reports"
+        assert (caught.value.guard, caught.value.compartment) == ("db", "reports")
         assert lab.query("select 1") == 1
     assert (reports.snapshot().in_use, lab.guard.snapshot().in_use) == (0, 0)
     assert reports.snapshot().succeeded > 0

@@ -243,7 +243,7 @@ def test_many_threads_learn_of_one_view():
                 views.check_view(serve, "/orders", "/orders")
                 for guard in (guards[0], mine[number % len(mine)]):
                     guard.run(len, "x")
-                note_fatal("guard 0")
+                note_fatal(("guard 0", None))
                 close(tracked)
                 tracked.learn()
         except Exception as error:
