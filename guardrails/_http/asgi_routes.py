@@ -46,7 +46,7 @@ class RoutedRequest(RequestScope):
     def template(self) -> str | None:
         """See RequestScope."""
         asgi = self.asgi
-        found = self.table.template(asgi.get("endpoint"), self._path(), asgi["method"])
+        _, found = self.table.find(asgi.get("endpoint"), self._path(), asgi["method"])
         return super().template() if found is None else self.mount + found
 
     def find_name(self) -> str | None:
@@ -56,6 +56,11 @@ class RoutedRequest(RequestScope):
         if "endpoint" in self.asgi:  # set by the router: the template is certain now
             self.name = name
         return name
+
+    def learn(self, began: float, *, served: bool) -> None:
+        """Lets its route learn from it, if it has reached the endpoint; see `RouteStats.learn`."""
+        asgi = self.asgi
+        self.table.learn(asgi.get("endpoint"), self._path(), asgi["method"], self, began, served=served)
 
     def _path(self) -> str:
         """The request's path as the table has it, also while the request is in a mount below."""

@@ -16,6 +16,7 @@ from guardrails._guard.guard import Guard
 from guardrails._http.policy import gates_of
 from guardrails._http.route_stats import RouteStats
 from guardrails._runtime.scope import RequestScope
+from guardrails._util.names import known_method
 
 __all__ = ["Route", "RouteTable", "requires", "routes_for"]
 
@@ -74,7 +75,8 @@ class Route:
         endpoint: The callable; kept, so that no other object gets its ``id``.
         template: The template of its path, mounts included, such as ``/orders/{id}``.
         gates: The gates of the guards it is marked with.
-        stats: The guards that its requests use, learnt from them.
+        stats: The guards that its requests use, learnt from them, by their method and template: a circuit of
+            the requests that read must not refuse those that write. The number of these is bounded.
         elsewhere: Whether the same endpoint has another path, too.
     """
 
@@ -84,8 +86,13 @@ class Route:
         self.endpoint = endpoint
         self.template = template
         self.gates = gates_of(required_by(endpoint))
-        self.stats = RouteStats()
+        self.stats: dict[tuple[str, str], RouteStats] = {}
         self.elsewhere = False
+
+    def stats_of(self, method: str, template: str) -> RouteStats:
+        """What has been learnt from the requests with a method and template."""
+        key = known_method(method), template
+        return self.stats.get(key) or self.stats.setdefault(key, RouteStats())
 
 
 class _Entry(NamedTuple):
@@ -128,26 +135,25 @@ class RouteTable:
         self._any_segment: list[_Entry] = []
         for route in _unfold(routes):
             self._add(route)
-        self.needs_guards = any(route.gates or route.stats.needed for route in self.known.values())
+        self.needs_guards = any(
+            route.gates or any(stats.needed for stats in route.stats.values())
+            for route in self.known.values()
+        )
 
-    def find(self, endpoint: object, path: str, method: str) -> Route | None:
-        """Returns the route of a request: by its endpoint if the router has set one, else by its path.
+    def find(self, endpoint: object, path: str, method: str) -> tuple[Route | None, str | None]:
+        """Returns the route of a request and its template.
 
-        None for a request that will be a 404 or a 405, and for one whose route is unknown.
+        The route is found by its endpoint if the router has set one, else by its path; the template by the
+        path if the endpoint has several. Both are None for a request that will be a 404 or a 405, and for one
+        whose route is unknown.
         """
         route = self.known.get(id(endpoint))
-        entry = self._entry(path, method) if route is None and self._by_path else None
-        return entry.target if entry is not None and isinstance(entry.target, Route) else route
-
-    def template(self, endpoint: object, path: str, method: str) -> str | None:
-        """Returns the template of a request's route; see `find`."""
-        route = self.known.get(id(endpoint))
         if route is not None and not route.elsewhere:
-            return route.template
+            return route, route.template
         entry = self._entry(path, method) if self._by_path else None
         if entry is None:
-            return None if route is None else route.template
-        return entry.template
+            return route, None if route is None else route.template
+        return route or (entry.target if isinstance(entry.target, Route) else None), entry.template
 
     def _entry(self, path: str, method: str) -> _Entry | None:
         segment = path[1:_LONGEST_SEGMENT].partition("/")[0]
@@ -160,12 +166,15 @@ class RouteTable:
             return entry.target._entry("/" + match["path"], method)  # noqa: SLF001 - of its own class
         return None
 
-    def learn(self, endpoint: object, request: RequestScope, began: float, *, served: bool) -> None:
+    def learn(
+        self, endpoint: object, path: str, method: str, request: RequestScope, began: float, *, served: bool
+    ) -> None:
         """Learns from a request that has reached its endpoint; see `RouteStats.learn`."""
-        route = self.known.get(id(endpoint))
-        if route is not None:
-            route.stats.learn(request, began, served=served)
-            if route.stats.needed:
+        route, template = self.find(endpoint, path, method) if id(endpoint) in self.known else (None, None)
+        if route is not None and template is not None:
+            stats = route.stats_of(method, template)
+            stats.learn(request, began, served=served)
+            if stats.needed:
                 self.needs_guards = True
 
     def _add(self, route: Any) -> None:

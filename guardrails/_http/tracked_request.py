@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 from guardrails._http.answers import Problem
-from guardrails._http.policy import RequestPolicy
-from guardrails._http.routes import Route
+from guardrails._http.policy import RequestPolicy, gates_of
+from guardrails._http.route_stats import RouteStats
+from guardrails._http.routes import required_by
 from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.scope import Clock, RequestScope, Scope, current, ranked
 
@@ -42,13 +43,21 @@ class TrackedRequest(RequestScope):
             self.view.learn(self)
 
 
-class View(Route):
-    """An endpoint whose requests run in many threads."""
+class View:
+    """An endpoint with the requests of one name, which run in many threads.
 
-    __slots__ = ("_lock",)
+    Attributes:
+        endpoint: The callable; kept, so that no other object gets its ``id``.
+        gates: The gates of the guards it is marked with.
+        stats: The guards that these requests use, learnt from them.
+    """
 
-    def __init__(self, endpoint: object, template: str, lock: ForkedLock) -> None:
-        super().__init__(endpoint, template)
+    __slots__ = ("_lock", "endpoint", "gates", "stats")
+
+    def __init__(self, endpoint: object, lock: ForkedLock) -> None:
+        self.endpoint = endpoint
+        self.gates = gates_of(required_by(endpoint))
+        self.stats = RouteStats()
         self._lock = lock
 
     def learn(self, tracked: TrackedRequest) -> None:
@@ -68,28 +77,30 @@ class Views:
     """
 
     MOST = 4096
-    """The number of endpoints kept, for an application that makes new ones without end."""
+    """The number of views kept, for an application that makes new endpoints without end."""
 
     def __init__(self, policy: RequestPolicy, clock: Clock, *, learns: bool) -> None:
         self._policy = policy
         self._clock = clock
         self._learns = learns
-        self._known: dict[int, View] = {}
+        self._known: dict[tuple[int, str], View] = {}
         self._lock = ForkedLock()
 
-    def check_view(self, endpoint: object, template: str, path: str) -> Problem | None:
+    def check_view(self, endpoint: object, name: str, path: str) -> Problem | None:
         """Returns why the current request is refused, or notes its endpoint.
 
         Args:
             endpoint: The callable that the framework is about to call.
-            template: The template of its path.
+            name: The request's name, the method with the template of its path. Each is learnt for itself, so
+                that a circuit of the requests that read does not refuse those that write.
             path: The path of the request.
         """
-        view = self._known.get(id(endpoint))
+        key = id(endpoint), name
+        view = self._known.get(key)
         if view is None:
-            view = View(endpoint, template, self._lock)
+            view = View(endpoint, self._lock)
             if len(self._known) < self.MOST:
-                view = self._known.setdefault(id(endpoint), view)
+                view = self._known.setdefault(key, view)
         learnt = self._policy.needed_by(view.stats, self._clock()) if view.stats.needed else []
         gates = [gate for needed_guard in learnt for gate in needed_guard.call_settings.gates]
         needed = dict.fromkeys((*view.gates, *gates))

@@ -188,8 +188,7 @@ class GuardrailsMiddleware(WithPolicy):
         if self._selective:
             self._policy.release(request)
         if inside and self._learns and self._routes is not None and not left:
-            endpoint = request.asgi.get("endpoint")
-            request.table.learn(endpoint, request, request.let_in, served=request.served)
+            request.learn(request.let_in, served=request.served)
         if request.request_errors is not None:
             request.forget_error()
 
@@ -229,13 +228,16 @@ class GuardrailsMiddleware(WithPolicy):
     ) -> tuple[tuple[LockedGate, ...], tuple[LockedGate, ...]]:
         """Returns the gates at which to reserve a slot, and those reached too late to reserve one."""
         declared = self._policy.requires.find(path) or ()
-        route = table.find(scope.get("endpoint"), path, method) if table.needs_guards else None
-        if route is None or not (route.gates or route.stats.needed):
+        if not table.needs_guards:
+            return declared, ()
+        route, template = table.find(scope.get("endpoint"), path, method)
+        stats = None if route is None or template is None else route.stats_of(method, template)
+        if route is None or stats is None or not (route.gates or stats.needed):
             return declared, ()
         held: list[LockedGate] = [*declared, *route.gates]
         late: list[LockedGate] = []
-        if route.stats.needed:
-            for needed_guard in self._policy.needed_by(route.stats, now):
+        if stats.needed:
+            for needed_guard in self._policy.needed_by(stats, now):
                 (held if needed_guard.prompt else late).extend(needed_guard.call_settings.gates)
         return tuple(dict.fromkeys(held)), tuple(late)
 

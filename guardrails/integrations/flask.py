@@ -16,6 +16,7 @@ from guardrails._http.answers import Problem
 from guardrails._http.environ import answer_of
 from guardrails._http.routes import requires
 from guardrails._http.settings import HTTPSettings
+from guardrails._util.names import request_name
 from guardrails.errors import CallTimeoutError, ConfigurationError, GuardrailsError, RejectedError
 from guardrails.integrations.wsgi import GuardrailsMiddleware
 
@@ -72,7 +73,8 @@ class Guardrails:
             rule = request.url_rule
             if rule is None or (request.method == "OPTIONS" and getattr(rule, _AUTOMATIC, False)):
                 return None  # a 404, or a request that Flask answers itself, such as a preflight
-            problem = views.check_view(current_app.view_functions[rule.endpoint], rule.rule, request.path)
+            name, view = request_name(request.method, rule.rule), current_app.view_functions[rule.endpoint]
+            problem = views.check_view(view, name, request.path)
             return None if problem is None else _response(problem)
 
         def answer(error: GuardrailsError) -> Response:

@@ -323,8 +323,14 @@ async def stream_async(_request, number):
     return StreamingHttpResponse(pieces())
 
 
+def cart(_request):
+    ASK["query"]()
+    return HttpResponse("fine")
+
+
 inner = [path("pages/<int:number>", page), path("streams/<int:number>", stream)]
 urlpatterns = [
+    path("cart", cart),
     path("a/", include((inner, "shop"), namespace="a")),
     path("b/", include((inner, "shop"), namespace="b")),
     path("loop/<int:number>", stream_async),
@@ -354,3 +360,73 @@ def test_django_asynchronous_bodies_belong_to_the_route(db, site):
     """In each step of an asynchronous generator."""
     get(site[get], "/loop/1", "/loop/2")
     assert names(db) == {"GET /loop/<int:number>"}
+
+
+# --- one endpoint for several methods -------------------------------------------------------------------
+
+
+def starlette_cart(serve, db):
+    app = Starlette(routes=[Route("/cart", lambda _: PlainTextResponse(serve()), methods=["GET", "POST"])])
+    app.add_middleware(ASGIMiddleware, guards=[db])
+    return app
+
+
+def fastapi_cart(serve, db):
+    app = fastapi.FastAPI()
+    app.add_middleware(ASGIMiddleware, guards=[db])
+    app.api_route("/cart", methods=["GET", "POST"])(serve)
+    return app
+
+
+def flask_cart(serve, db):
+    app = flask.Flask("shop")
+    app.route("/cart", methods=["GET", "POST"])(serve)
+    Guardrails(app, guards=[db])
+    return app
+
+
+def django_cart(handler):
+    def make(serve, _db):
+        ASK["query"] = serve
+        return handler()
+
+    return make
+
+
+def status_asgi(app, method):
+    return asgi_client.ask(app, asgi_client.http("/cart", method=method)).status
+
+
+def status_wsgi(app, method):
+    return wsgi_client.ask(app, wsgi_client.environment("/cart", method=method)).status
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("make", "status"),
+    [
+        (starlette_cart, status_asgi),
+        (fastapi_cart, status_asgi),
+        (flask_cart, status_wsgi),
+        (django_cart(WSGIHandler), status_wsgi),
+        (django_cart(ASGIHandler), status_asgi),
+    ],
+    ids=["Starlette", "FastAPI", "Flask", "Django", "Django on ASGI"],
+)
+def test_a_circuit_of_one_method_refuses_no_request_of_another(db, query, make, status, method):
+    """Of one endpoint: what its requests need is learnt for each method, however rare the other one is."""
+    served = []
+
+    def serve():
+        query()
+        served.append("fine")
+        return "fine"
+
+    app, other = make(serve, db), {"GET": "POST", "POST": "GET"}[method]
+    assert {status(app, method) for _ in range(99)} == {status(app, other)} == {200}
+    part(db, f"{method} /cart").force_open()
+    assert [status(app, method) for _ in range(5)] == [503] * 5
+    refused = db.compartments[0].snapshot().rejected
+    assert [status(app, other) for _ in range(5)] == [200] * 5
+    assert (len(served), refused) == (105, db.compartments[0].snapshot().rejected)

@@ -88,7 +88,8 @@ class GuardrailsMiddleware(WithPolicy):
     def _check_view(
         self, request: HttpRequest, view: Callable[..., Any], _args: object, _kwargs: object
     ) -> HttpResponse | None:
-        problem = self._views.check_view(view, _template_of(request) or "", request.path_info)
+        name = request_name(request.method, _template_of(request) or "")
+        problem = self._views.check_view(view, name, request.path_info)
         return None if problem is None else _response(problem, request)
 
     async def _check_view_async(self, *args: Any) -> HttpResponse | None:
