@@ -47,13 +47,14 @@ class RoutedRequest(RequestScope):
         """See RequestScope."""
         asgi = self.asgi
         _, found = self.table.find(asgi.get("endpoint"), self._path(), asgi["method"])
+        found = found or asgi.get("path_template") or None  # Litestar's
         return super().template() if found is None else self.mount + found
 
     def find_name(self) -> str | None:
         """See RequestScope."""
         template = self.template()
         name = None if template is None else request_name(self.asgi["method"], template)
-        if "endpoint" in self.asgi:  # set by the router: the template is certain now
+        if "endpoint" in self.asgi or "path_template" in self.asgi:  # set by the router: it is certain now
             self.name = name
         return name
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from guardrails._http.answers import DEADLINE_HEADERS, Problem
 from guardrails._http.criticality import CriticalityRules
+from guardrails._util.names import with_braces
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -20,9 +21,10 @@ def _key(header: str) -> str:
 
 _BUDGETS = tuple((_key(name), name.encode()) for name in DEADLINE_HEADERS)
 
+_BOTTLE = "bottle.route"
 _ROUTES = (
     ("werkzeug.request", ("url_rule", "rule")),  # Flask
-    ("bottle.route", ("rule",)),
+    (_BOTTLE, ("rule",)),
 )
 """The environ keys in which frameworks leave the route, and the attributes that lead to its template."""
 
@@ -40,7 +42,7 @@ def template_in(environ: WSGIEnvironment) -> str | None:
         for attribute in attributes:
             found = getattr(found, attribute, None)
         if isinstance(found, str):
-            return found
+            return with_braces(found, name_first=key == _BOTTLE)
     return None
 
 

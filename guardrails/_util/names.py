@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import Self
 
-__all__ = ["CompartmentName", "Identity", "fields_of", "identity_of", "known_method", "request_name"]
+__all__ = [
+    "CompartmentName",
+    "Identity",
+    "fields_of",
+    "identity_of",
+    "known_method",
+    "request_name",
+    "with_braces",
+]
 
 _METHODS = {
     **{method: method for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY")},
     "HEAD": "GET",
 }
+
+_PARAMETER = re.compile(r"(?<!\?P)<(?:([^<>]*):)?(\w+)>")
+"""A parameter of Flask's and Django's rules, but no named group of a regular expression."""
+
+_NAME_FIRST = re.compile(r"<(\w+)(:[^<>]*)?>")
 
 Identity = tuple[str, str | None]
 """The name of a guard, and that of its compartment; None for the guard itself."""
@@ -25,6 +40,22 @@ def request_name(method: str | None, template: str) -> str:
     """The name that all requests of a route share, such as ``GET /orders/{id}``."""
     known = known_method(method)
     return f"{known} {template}" if known else template
+
+
+@lru_cache(maxsize=1024)  # templates are few
+def with_braces(template: str, *, name_first: bool = False) -> str:
+    """A template in the form of Starlette's: ``/orders/{id:int}`` for ``/orders/<int:id>``.
+
+    Args:
+        template: The template. The named groups of a regular expression stay as they are.
+        name_first: True for ``<id:int>``, as Bottle has it.
+    """
+
+    def parameter(found: re.Match[str]) -> str:
+        kind, name = found[1], found[2]
+        return f"{{{name}:{kind}}}" if kind and not name_first else f"{{{found[0][1:-1]}}}"
+
+    return (_NAME_FIRST if name_first else _PARAMETER).sub(parameter, template)
 
 
 class CompartmentName(str):

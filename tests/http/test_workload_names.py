@@ -7,12 +7,14 @@ import pickle
 
 import fastapi
 import flask
+import litestar
 import pytest
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 from django.urls import include, path
+from litestar.middleware import DefineMiddleware
 from sqlalchemy import QueuePool, create_engine
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -233,6 +235,29 @@ def test_refusals_of_another_guard_pass_though_its_workload_has_the_same_name(db
     other_engine.dispose()
 
 
+@pytest.mark.parametrize("place", ["inside", "around"])
+def test_litestar_requests_belong_to_their_route(db, query, place):
+    """Whose template it notes before its middlewares run; of two methods and a mount."""
+
+    @litestar.get("/items/{number:int}", sync_to_thread=False)
+    def item() -> str:
+        query()
+        return "fine"
+
+    @litestar.put("/items/{number:int}", sync_to_thread=False)
+    def change() -> str:
+        query()
+        return "fine"
+
+    inside = [DefineMiddleware(ASGIMiddleware, guards=[db])] if place == "inside" else []
+    shop = litestar.Router("/shop", route_handlers=[item, change])
+    app = litestar.Litestar([shop], middleware=inside, openapi_config=None)
+    app = app if place == "inside" else ASGIMiddleware(app, guards=[db])
+    get(app, "/shop/items/1", "/shop/items/2")
+    get(app, "/shop/items/3", method="PUT")
+    assert names(db) == {"GET /shop/items/{number}", "PUT /shop/items/{number}"}
+
+
 # --- Flask and WSGI ------------------------------------------------------------------------------------
 
 
@@ -268,7 +293,7 @@ def test_flask_bodies_belong_to_the_route(db, query, install):
     """Though nothing has been asked of the database before Flask has forgotten the request."""
     app = install(flask_app(query, prefix="/shop"), db)
     get_wsgi(app, "/shop/stream/1", "/shop/stream/2")
-    assert names(db) == {"GET /shop/stream/<int:number>"}
+    assert names(db) == {"GET /shop/stream/{number:int}"}
 
 
 @pytest.mark.parametrize("install", [with_the_extension, around])
@@ -282,7 +307,7 @@ def test_flask_applications_with_equal_routes_are_two_workloads(db, query, insta
     else:
         app = around(DispatcherMiddleware(plain, apps), db)
     get_wsgi(app, "/a/stream/1", "/b/stream/1", "/a/stream/2")
-    assert names(db) == {f"GET {mount}/stream/<int:number>" for mount in ("/a", "/b")}
+    assert names(db) == {f"GET {mount}/stream/{{number:int}}" for mount in ("/a", "/b")}
 
 
 def test_script_names_that_clients_make_up_make_no_workloads(db, query):
@@ -292,7 +317,7 @@ def test_script_names_that_clients_make_up_make_no_workloads(db, query):
         environ = wsgi_client.environment("/stream/1", SCRIPT_NAME=f"/made-up-{number}")
         assert wsgi_client.ask(app, environ).status == 200
     assert len(db.compartments) <= 33
-    assert "GET /stream/<int:number>" in names(db)
+    assert "GET /stream/{number:int}" in names(db)
 
 
 # --- Django --------------------------------------------------------------------------------------------
@@ -353,13 +378,13 @@ def test_django_bodies_belong_to_the_route_with_its_includes(db, site, ask):
     """Pages and streams, of views that are included twice."""
     paths = [f"/{where}/{kind}/1" for where in "ab" for kind in ("pages", "streams")]
     ask(site[ask], *paths)
-    assert names(db) == {f"GET {where[:-1]}<int:number>" for where in paths}
+    assert names(db) == {f"GET {where[:-1]}{{number:int}}" for where in paths}
 
 
 def test_django_asynchronous_bodies_belong_to_the_route(db, site):
     """In each step of an asynchronous generator."""
     get(site[get], "/loop/1", "/loop/2")
-    assert names(db) == {"GET /loop/<int:number>"}
+    assert names(db) == {"GET /loop/{number:int}"}
 
 
 # --- one endpoint for several methods -------------------------------------------------------------------

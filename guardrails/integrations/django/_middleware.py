@@ -24,7 +24,7 @@ from guardrails._http.settings import HTTPSettings
 from guardrails._http.tracked_request import TrackedRequest, Views
 from guardrails._runtime.scope import close, current, enter
 from guardrails._util.checks import Faults
-from guardrails._util.names import request_name
+from guardrails._util.names import request_name, with_braces
 from guardrails.integrations.django._names import named
 from guardrails.integrations.django._streams import keep_route, make_first_part
 
@@ -214,7 +214,7 @@ class _TrackedRequest(TrackedRequest):
 
 def _template_of(request: HttpRequest) -> str | None:
     match = request.resolver_match  # set when Django has found the view
-    return None if match is None else f"/{match.route}"
+    return None if match is None else with_braces(f"/{match.route}")
 
 
 def _response(problem: Problem, request: HttpRequest) -> HttpResponse:

@@ -26,7 +26,7 @@ def test_requests_are_served_and_give_their_connection_back(project):
         assert get(project, b"/items/%d" % number) == (200, b"%d" % number)
         assert get(project, b"/async") == (200, b"1")
     wait_until(lambda: project.figures()["in_use"] == 0)
-    assert {"GET /async", "GET /items/<int:number>"} <= set(project.figures()["compartments"])
+    assert {"GET /async", "GET /items/{number:int}"} <= set(project.figures()["compartments"])
 
 
 def test_a_query_that_is_not_done_in_time_is_504(project):

@@ -87,7 +87,7 @@ def test_a_request_of_django_that_would_be_refused_is_served(postgres, pool, mod
     seen = guard.snapshot()
     assert (seen.rejected, seen.would_reject, seen.in_use) == ({}, counted, 0)
     routes = guard._gate.report.sums.report()["routes"]
-    assert routes == ({"GET /orders/<int:number>": counted} if counted else {})
+    assert routes == ({"GET /orders/{number:int}": counted} if counted else {})
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -123,12 +123,12 @@ def test_a_request_of_flask_that_would_be_refused_is_served(mode, counted):
     seen = guard.snapshot()
     assert (seen.rejected, seen.would_reject, seen.in_use) == ({}, counted, 0)
     routes = guard._gate.report.sums.report()["routes"]
-    assert routes == ({"GET /orders/<int:number>": counted} if counted else {})
+    assert routes == ({"GET /orders/{number:int}": counted} if counted else {})
 
 
 # --- a full guard ----------------------------------------------------------------------------------
 
-ROUTE = "GET /orders/<int:number>"
+ROUTE = "GET /orders/{number:int}"
 
 
 @contextlib.contextmanager

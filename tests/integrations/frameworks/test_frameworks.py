@@ -437,7 +437,7 @@ def test_django_compartments_form_by_templates(project, view, tmp_path):
     PLACE["work"] = lambda: str(engine.connect().close())
     site = project()
     assert {site.get(f"/{view}/{number}").status for number in range(30)} == {200}
-    assert [part.name for part in db.compartments] == [f"GET /{view}/<int:number>"]
+    assert [part.name for part in db.compartments] == [f"GET /{view}/{{number:int}}"]
     assert site.get(f"/{view}/x").status == 404
     engine.dispose()
 

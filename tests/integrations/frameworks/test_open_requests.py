@@ -127,7 +127,7 @@ def test_flask_view(kept):
         return "fine"
 
     serve_wsgi(app, "/orders/1")
-    kept.check("/orders/<int:number>")
+    kept.check("/orders/{number:int}")
 
 
 def test_flask_teardown(kept):
@@ -230,7 +230,7 @@ def serve_django(where):
 
 @pytest.mark.parametrize(
     ("where", "route"),
-    [("/view/1", "/view/<int:number>"), ("/stream", "/stream"), ("/taken", "/taken")],
+    [("/view/1", "/view/{number:int}"), ("/stream", "/stream"), ("/taken", "/taken")],
 )
 def test_django(kept, where, route):
     """A view, a streamed response whose connection the view has taken, and one that takes it itself."""

@@ -65,9 +65,9 @@ def around_bottle(work):
 @pytest.mark.parametrize(
     ("framework", "template"),
     [
-        (with_the_extension, "GET /shop/orders/<int:number>"),
-        (around_flask, "GET /shop/orders/<int:number>"),
-        (around_bottle, "GET /shop/orders/<number:int>"),
+        (with_the_extension, "GET /shop/orders/{number:int}"),
+        (around_flask, "GET /shop/orders/{number:int}"),
+        (around_bottle, "GET /shop/orders/{number:int}"),
     ],
 )
 def test_compartments_form_by_templates(framework, template, tmp_path):
