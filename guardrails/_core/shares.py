@@ -81,9 +81,10 @@ class Shares:
     A part whose calls do not return must leave slots for the others: none has succeeded since the oldest of
     those under way began, or the last two were bad. Each active part that works has a claim to an equal
     number of the slots beyond one share, at least one. A part whose calls do not return gets another slot
-    only if those that are free suffice for these claims, or if it is its first; half of them suffice until a
-    part is known to hang. A part that does not work has no claim. So those that hang leave slots for the
-    others, however many hang, and parts whose calls return leave none: a slot that is kept is a slot less.
+    only if those that are free suffice for these claims, or if this is its first and it works or no part
+    hangs; half of them suffice until a part is known to hang. A part that does not work has no claim. So
+    those that hang leave slots for the others, however many hang, and parts whose calls return leave none: a
+    slot that is kept is a slot less.
 
     Args:
         whole: The whole bulkhead. Without its own count, calls outside all parts would be overlooked.
@@ -152,7 +153,8 @@ class Shares:
         # Where no slot is free, its caller waits in front of the part. In the queue of the whole it would get
         # the slot that a part which works returns.
         free = self.total - self.outside() - sum(each.bulkhead.taken for each in self.parts)
-        most = max(1 if part.works else 0, self._held(part) + free - self._kept_from(part, now))
+        may_try = part.works or not any(each.hangs for each in self.parts)
+        most = max(int(may_try), self._held(part) + free - self._kept_from(part, now))
         part.is_cut = most < own_share
         return min(most, own_share)
 

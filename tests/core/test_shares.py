@@ -205,6 +205,9 @@ def test_a_part_whose_last_two_calls_were_bad_has_no_claim():
         ask(shares, 0, part)
     pool.taken = 9
     assert [part.works for part in (hangs, once, works)] == [False, True, True]
+    assert shares.limit(hangs, 0) == 1, "it may try, as no other one hangs"
+    other = shares.join(Bulkhead(7, 0), failing(2))
+    other.bulkhead.taken = 1
     assert shares.limit(hangs, 0) == 0, "two may claim one each, and one is free"
     assert shares.limit(once, 0, 0.1) == shares.limit(works, 0, 0.1) == 1
     hangs.workload.note_success(0, slow=False)
