@@ -29,11 +29,13 @@ class Service:
         slots: Connections of the pool.
         compartments: ``"auto"`` or ``"declared"``.
         names: The workloads; ``"direct"`` is what runs past all compartments.
+        query_first: Whether each call makes a quick query before the one that the answers are for.
         options: For the guard.
     """
 
-    def __init__(self, slots, names, *, compartments="declared", **options):
+    def __init__(self, slots, names, *, compartments="declared", query_first=False, **options):
         self.now = 0.0
+        self.query_first = query_first
         self.guard = Guard(
             "db",
             max_concurrent_calls=slots,
@@ -99,13 +101,29 @@ class Service:
             else:
                 self.refused[name, error.compartment or error.guard, error.reason] += 1
             return
-        tickets = [(gate, gate.begin(slot)) for gate, slot in held]
+        if self.query_first:
+            tickets = [(gate, gate.begin(slot), slot) for gate, slot in held]
+            self.at(self.now + QUICK / 4, lambda: self.query(name, held, tickets))
+        else:
+            self.query(name, held, ())
+
+    def query(self, name, held, before):
+        """Begins the query that may hang, after an earlier one of its transaction."""
+        for gate, ticket, slot in reversed(before):
+            gate.end(ticket, Outcome.SUCCESS, 0, slot)
+        try:
+            tickets = [(gate, gate.begin(slot), slot) for gate, slot in held]
+        except RejectedError as error:
+            for gate, slot in reversed(held):
+                gate.check_in(slot)
+            self.refused[name, error.compartment or error.guard, error.reason] += 1
+            return
         duration, outcome = self.answers[name](self.now)
         self.at(self.now + duration, lambda: self.end(name, held, tickets, outcome))
 
     def end(self, name, held, tickets, outcome):
-        for gate, ticket in reversed(tickets):
-            gate.end(ticket, outcome)
+        for gate, ticket, slot in reversed(tickets):
+            gate.end(ticket, outcome, 0, slot)
         for gate, slot in reversed(held):
             gate.check_in(slot)
         self.served[name] += outcome is Outcome.SUCCESS
