@@ -20,7 +20,7 @@ import redis.asyncio
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from guardrails import protect
+from guardrails import Guard, protect
 from guardrails.errors import BulkheadFullError, CircuitOpenError, ConfigurationError
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
 from guardrails.fleet import Fleet, _worker
@@ -165,6 +165,42 @@ def test_worker_that_is_short_asks_again_soon_and_says_what_it_wants(shop):
         assert not caller.is_alive()
     held.close()
     shop.engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis://127.0.0.1:1/0"], ids=["healthy", "gone"])
+def test_a_call_runs_no_code_of_the_fleet_but_a_look_at_its_limit(url, tmp_path):
+    """So no state of the store changes how long a call takes, after the first lease."""
+    fleet = Fleet(f"sqlite:///{tmp_path}/fleet.db" if url == "sqlite" else url, name="shop")
+    guard = Guard("search", max_concurrent_calls=9, fleet=fleet.budget("search", connections=20))
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db", pool_size=5, max_overflow=0)
+    protect(engine, fleet=fleet.budget("orders", connections=20))
+    ran = set()
+
+    def note(frame, event, _):
+        if event == "call" and f"{os.sep}fleet{os.sep}_" in frame.f_code.co_filename:
+            ran.add(frame.f_code.co_qualname)
+
+    def query():
+        with engine.connect() as connection:
+            connection.execute(ONE)
+
+    try:
+        for call, expected in (
+            (lambda: guard.run(int), set()),
+            (query, {"PoolLease.admits", "PoolLease.limit"}),
+        ):
+            call()
+            ran.clear()
+            sys.setprofile(note)
+            try:
+                for _ in range(3):
+                    call()
+            finally:
+                sys.setprofile(None)
+            assert ran == expected
+    finally:
+        fleet.close()
+        engine.dispose()
 
 
 def test_callers_are_refused_while_the_lease_has_no_connection(shop):

@@ -1,11 +1,13 @@
 """A fleet under load while its Valkey is stopped, killed, emptied and filled with hostile values.
 
-One test, which takes most of a minute: the store stands still for twenty seconds in it.
+The first test takes most of a minute: the store stands still for twenty seconds in it.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
 import threading
 import time
 
@@ -23,6 +25,9 @@ CALL = 0.03
 """Seconds that a call takes."""
 
 PERCENTILE = 0.99
+
+SECONDS = float(os.environ.get("GUARDRAILS_FLEET_SECONDS", "8"))
+"""Seconds for which calls are timed while a store stands still."""
 
 
 class Service:
@@ -165,3 +170,69 @@ def test_users_meet_no_error_and_the_budget_is_kept_whatever_happens_to_the_stor
     assert service.most > BUDGET // 2, "the budget was used"
     assert max(slowest.values()) <= calm + 0.005 + ROOM, slowest
     assert max(seconds.values()) <= 5 + ROOM, seconds
+
+
+class Pairs:
+    """Callers that call by turns under a fleet with a healthy store and under one whose store stands still.
+
+    So both have the same load of the machine.
+
+    Attributes:
+        times: Seconds that the calls took, for each of the stores.
+    """
+
+    def __init__(self, urls):
+        self.fleets = [[Fleet(url, name="shop", worker_id=f"w{n}") for n in range(3)] for url in urls]
+        self.guards = [
+            [
+                Guard("db", max_concurrent_calls=20, fleet=fleet.budget("db", connections=BUDGET))
+                for fleet in fleets
+            ]
+            for fleets in self.fleets
+        ]
+        self.times = [[] for _ in urls]
+
+    def call(self, seconds):
+        """Calls for so long; each thread is a worker of both fleets."""
+        until = time.monotonic() + seconds
+        threads = [threading.Thread(target=self._call, args=(n, until), daemon=True) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _call(self, number, until):
+        draw = random.Random(number)
+        while time.monotonic() < until:
+            for place in draw.sample(range(len(self.guards)), len(self.guards)):
+                began = time.monotonic()
+                self.guards[place][number].run(time.sleep, 0.01)
+                self.times[place].append(time.monotonic() - began)
+
+    def percentile(self, place):
+        times = sorted(self.times[place])
+        return times[int(len(times) * PERCENTILE)]
+
+    def end(self):
+        for fleets in self.fleets:
+            for fleet in fleets:
+                fleet.close()
+
+
+@pytest.mark.slow
+def test_calls_take_as_long_while_the_store_stands_still():
+    """The fleets lose contact, and keep their safe shares, while the calls are timed."""
+    with ValkeyServer.start() as healthy, ValkeyServer.start() as stopped:
+        pairs = Pairs([healthy.url(), stopped.url()])
+        try:
+            pairs.call(3)
+            stopped.freeze()
+            pairs.times = [[] for _ in pairs.times]
+            pairs.call(SECONDS)
+        finally:
+            stopped.thaw()
+            pairs.end()
+    usual, found = pairs.percentile(0), pairs.percentile(1)
+    print(f"p99 with a healthy store {1000 * usual:.1f} ms, with one that stands still {1000 * found:.1f} ms")
+    assert len(pairs.times[0]) > 100
+    assert found <= 2 * usual + 0.005
