@@ -51,16 +51,20 @@ def pytest_collection(session):
     A test that called ``gc.unfreeze`` would bring them back: half a second for each collection from then on.
     """
     config = session.config
-    if "PYTEST_XDIST_WORKER" in os.environ and list(config.args) == list(config.getini("testpaths")):
-        number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), _workers()
-        config.args = selection.folders(config.rootpath / "tests", number / count)
+    worker = getattr(config, "workerinput", None)
+    if worker and list(config.args) == list(config.getini("testpaths")):
+        share = int(worker["workerid"].removeprefix("gw")) / worker["workercount"]
+        config.args = selection.folders(config.rootpath / "tests", share)
     gc.disable()
     try:
         return (yield)
     finally:
         gc.enable()
         gc.freeze()
-        atexit.register(gc.unfreeze)  # lets it go in the usual order, after pytest's own collections
+        if worker:
+            atexit.register(os._exit, 0)  # to take all tests apart would cost each worker two seconds
+        else:
+            atexit.register(gc.unfreeze)  # lets them go in the usual order, after pytest's own collections
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -69,11 +73,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path)  # the same order in each process; see selection.folders
     selection.mark(items)
     yield
-    selection.deal(items, _workers())
-
-
-def _workers():
-    return int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    selection.deal(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 _seen = weakref.WeakSet()
