@@ -239,7 +239,7 @@ class PostgresServer(Server):
 
     def _prepare(self) -> None:
         words = ["-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
-        self._run("initdb", *words, "--no-sync", "--no-instructions")
+        self._run("initdb", *words, "--no-sync", "--no-instructions", "--wal-segsize=1")
 
     def _command(self) -> list[str]:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
