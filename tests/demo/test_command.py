@@ -64,6 +64,7 @@ def assert_gone(family, limit=10.0):
 
 
 @pytest.mark.first
+@pytest.mark.slow  # two services under load for twenty seconds
 def test_a_short_run_from_end_to_end(tmp_path):
     """The smallest run tells the whole story; bounds are wide, for a machine that does other things too."""
     code, out, err = run(
