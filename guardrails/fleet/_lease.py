@@ -82,19 +82,12 @@ class LeaseTable:
         learning = now < self.until
         own, state = self.members.find(asked.worker)
         is_new = own is None
-        if own is not None and own.instance == asked.instance and asked.seq <= own.seq:
-            return Reply(STALE)
-        if own is not None and own.instance != asked.instance and not (asked.fresh or own.left):
-            return Reply(TAKEN)
+        refused = None if own is None else _refusal(own, asked)
+        if refused is not None:
+            return Reply(refused)
         sums = self.sums
-        # While the grant is computed the worker is in the sums with its demand and its budget alone.
         before = None if own is None else _weight(own, state)
-        if own is not None and state == LIVE and _asks_like_before(own, asked):
-            sums.reserve(own, -1)
-        else:
-            own = _record(asked, now)
-            own.cap = own.safe = 0
-            self.members.put(asked.worker, own, now)
+        own = self._without_grant(own, state, asked, now)
         budget, workers = min(sums.budgets), sums.live + sums.silent
         given = budget - sums.held_by_silent - sums.held_by_left
         room = given - sums.cap
@@ -120,6 +113,19 @@ class LeaseTable:
         sums.reserve(own, 1)
         self.revision += before != _weight(own, LIVE)
         return Reply(GRANTED, grant, safe, workers, budget, max(sums.budgets), learning, borrowed)
+
+    def _without_grant(self, own: Record | None, state: int, asked: Request, now: int) -> Record:
+        """The worker's record, which adds only its demand and its budget to the sums.
+
+        So it is while the grant is computed.
+        """
+        if own is not None and state == LIVE and _asks_like_before(own, asked):
+            self.sums.reserve(own, -1)
+            return own
+        own = _record(asked, now)
+        own.cap = own.safe = 0
+        self.members.put(asked.worker, own, now)
+        return own
 
     def leave(self, asked: Request, now: int) -> None:
         """Notes a goodbye: what the worker has is reserved for `LEAVING` and then free."""
@@ -206,6 +212,13 @@ def _record(asked: Request, now: int) -> Record:
         0,
         asked.host,
     )
+
+
+def _refusal(own: Record, asked: Request) -> int | None:
+    """Why a request is not granted: a newer one came before it, or another process has the worker's name."""
+    if own.instance == asked.instance:
+        return STALE if asked.seq <= own.seq else None
+    return None if asked.fresh or own.left else TAKEN
 
 
 def _asks_like_before(own: Record, asked: Request) -> bool:
