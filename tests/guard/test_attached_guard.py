@@ -67,7 +67,7 @@ def test_only_the_guard_that_has_the_pool_warms_it_up(db, make_guard):
     foreign = make_guard("foreign")
     attach(foreign, FakePool())
     for guard in (db.compartment("part"), make_guard("plain"), foreign):
-        with pytest.raises(ConfigurationError, match=f"guard '{guard.name}' has no pool to warm up"):
+        with pytest.raises(ConfigurationError, match=f"guard {guard.name!r} has no pool to warm up"):
             guard.warm_up()
         with pytest.raises(ConfigurationError, match=r"call warm_up_async\(\) on the guard that protect"):
             asyncio.run(guard.warm_up_async())

@@ -99,7 +99,7 @@ def test_a_compartment_has_the_mode_of_its_guard(make_guard):
     inner = part.compartment("inner")
     guard.set_mode("shadow")
     assert part.mode == inner.mode == guard.compartment("later").mode == "shadow"
-    with pytest.raises(ConfigurationError, match="compartment 'part' has the mode of its guard"):
+    with pytest.raises(ConfigurationError, match="compartment 'part' of 'db' has the mode of its guard"):
         part.set_mode("off")
     with pytest.raises(ConfigurationError, match="compartment 'third' has the mode of its guard"):
         guard.compartment("third", mode="off")

@@ -125,7 +125,7 @@ def test_a_refusal_is_noted_in_the_request(run, make_guard):
     with request() as scope:
         with pytest.raises(CircuitOpenError):
             run(db, fine)
-        assert scope.request_errors.failing == {"db"}
+        assert scope.request_errors.failing == {("db", None)}
 
 
 def test_other_requests_cannot_take_a_reserved_slot(run, make_guard):

@@ -202,12 +202,12 @@ def test_the_outermost_middleware_drops_the_unhandled_exception_of_a_request():
     outer.forget_error()
     assert outer.request_errors is None
     errors = inner.record_errors()
-    errors.failing.add("db")
+    errors.failing.add(("db", None))
     errors.unhandled = error = LookupError()
     inner.forget_error()
     assert outer.request_errors.unhandled is error
     outer.forget_error()
-    assert (errors.unhandled, errors.failing) == (None, {"db"})
+    assert (errors.unhandled, errors.failing) == (None, {("db", None)})
     _scope.close(inner)
     _scope.close(outer)
 

@@ -148,7 +148,7 @@ def test_warm_up_is_refused_without_a_pool(lab):
     with pytest.raises(ConfigurationError, match="has no pool to warm up"):
         Guard("api", max_concurrent_calls=1).warm_up()
     guard = lab.protect()
-    with pytest.raises(ConfigurationError, match="guard 'part' has no pool"):
+    with pytest.raises(ConfigurationError, match=r"guard 'part' of '.*' has no pool"):
         guard.compartment("part").warm_up()
     with pytest.raises(ConfigurationError, match="warm_up: timeout must be a number of seconds above 0"):
         guard.warm_up(0)
