@@ -29,7 +29,8 @@ def fleet(tmp_path):
 
 
 def entry(postgres, guard, options=(), **more):
-    options = {"guard": guard, "application_name": "django-fleet", **dict(options)}
+    """Without the connection of its own over which a guard asks who holds a lock: that is in no budget."""
+    options = {"guard": guard, "application_name": "django-fleet", "ask_server": False, **dict(options)}
     return django_lab.database(postgres, options, **more)
 
 

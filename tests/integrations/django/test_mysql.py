@@ -240,7 +240,7 @@ def test_a_fleets_budget_is_kept_whatever_threads_keep(mariadb, tmp_path, kind):
                     connections["shop"].close_if_unusable_or_obsolete()
             connections["shop"].close()
 
-        with shop_behind(mariadb, {"guard": guard}, **KINDS[kind]) as shop:
+        with shop_behind(mariadb, {"guard": guard, "ask_server": False}, **KINDS[kind]) as shop:
             threads = [threading.Thread(target=run) for _ in range(4)]
             for thread in threads:
                 thread.start()
