@@ -96,8 +96,8 @@ class SyncCluster:
         finally:
             client.close()
 
-    def do(self, work, **guard):
-        """Runs ``work(client, guard)`` to its end on a new client."""
+    def do(self, work, *, opened=True, **guard):
+        """Runs ``work(client, guard)`` to its end on a new client; if ``opened``, it knows the topology."""
         client = self.make()
         try:
             return work(client, protect(client, **guard))
@@ -164,10 +164,12 @@ class AsyncCluster(SyncCluster):
     def make(self):
         return redis.asyncio.cluster.RedisCluster(**self.options)
 
-    def do(self, work, **guard):
+    def do(self, work, *, opened=True, **guard):
         async def main():
             client = self.make()
             try:
+                if opened:  # before a timeout of tenths of a second holds
+                    await client.initialize()
                 return await work(client, protect(client, **guard))
             finally:
                 await client.aclose()

@@ -782,7 +782,7 @@ def test_a_client_that_finds_no_node_says_why(lab, healthy):
                 node.thaw()
         healthy.await_healthy()
 
-    lab.do(work, timeout=0.3)
+    lab.do(work, opened=False, timeout=0.3)
 
 
 def test_bad_input_is_refused_in_words(healthy):
