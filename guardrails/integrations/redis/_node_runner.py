@@ -57,7 +57,7 @@ class NodeRunner(CommandRunner):
         checkout.tickets = tickets = []
         for gate, slot in checkout.slots:
             tickets.append((gate, gate.begin(slot), slot))
-        if not self.enforces and tickets:
+        if tickets and not self._gate.core.enforces:
             gates = checkout.guard.call_settings.gates
             checkout.observation = observe(
                 gates, checkout, tickets, checkout.seconds, own=checkout.own, on_loop=self._is_async
@@ -80,7 +80,7 @@ class NodeRunner(CommandRunner):
         call = current_call.get()
         if call is None:
             return
-        left = call.left() if self.enforces else None
+        left = call.left() if self._gate.core.enforces else None
         if left is not None and (checkout.seconds is None or left < checkout.seconds):
             if left < GRACE and (in_giving_back() or is_release()):
                 left = GRACE
