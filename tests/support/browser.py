@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import urllib.request
 
 from websockets.sync.client import connect
 
-from guardrails.testing._processes import end
+from guardrails.testing._processes import Watchman, end
 from support.polling import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -55,9 +56,15 @@ class Browser:
             f"--user-data-dir={profile}",
             "about:blank",
         ]
+        profile.mkdir(exist_ok=True)
         self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            env={**os.environ, "TMPDIR": str(profile)},  # it leaves folders in the common one
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
+        self._watchman = Watchman(self._process.pid, signal.SIGTERM, profile)
         try:
             port_file = profile / "DevToolsActivePort"
             wait_until(lambda: port_file.exists() and port_file.read_text().count("\n"), seconds=60)
@@ -83,6 +90,7 @@ class Browser:
     def _end(self):
         end(self._process.pid, signal.SIGTERM)
         self._process.wait()
+        self._watchman.dismiss()
 
     def begin(self, *, width=1280, height=900, dark=False):
         """Leaves the page, and forgets what was noted of it.

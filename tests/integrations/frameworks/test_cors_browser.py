@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ def test_page_of_another_origin_reads_status_body_and_retry_after(tmp_path):
                 f"http://127.0.0.1:{asgi.address[1]}/#{wsgi.address[1]}",
             ],
             capture_output=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},  # it leaves folders in the common one
             text=True,
             timeout=90,
             check=True,
