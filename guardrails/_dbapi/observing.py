@@ -104,7 +104,7 @@ class Observation:
         missed = self._own and pause_detector.missed(self._seconds)
         outcome = Outcome.FAILURE if self._own and not missed else Outcome.ABANDONED
         for gate, ticket, slot in list(self._tickets):
-            gate.end(ticket or gate.begin(0), outcome, 0, slot)
+            gate.end(ticket or gate.begin(slot), outcome, 0, slot)
         for gate, slot in [] if self._checkout is None else list(self._checkout.slots):
             if slot:
                 gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True)

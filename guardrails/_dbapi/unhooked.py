@@ -163,7 +163,8 @@ class OutsideWork:
         if seconds is None:
             return None
         if not self._gate.core.enforces:
-            return self.observe(checkout, [(self._gate, 0, 0)], max(seconds, GRACE), own=own)
+            tickets = [(self._gate, 0, self._slot_of(checkout))]
+            return self.observe(checkout, tickets, max(seconds, GRACE), own=own)
         return self._bounds.start_limit(connection, max(seconds, GRACE))
 
     def end_limit(
@@ -183,8 +184,14 @@ class OutsideWork:
             return
         if error is None or isinstance(error, Exception):
             seconds, own = time_allowed(self._guard)
-            self._gate.end(self._gate.begin(0), too_late(seconds, own=own))
+            slot = self._slot_of(checkout)
+            self._gate.end(self._gate.begin(slot), too_late(seconds, own=own), 0, slot)
             raise self.timed_out(self._guard, seconds, checkout) from error
+
+    def _slot_of(self, checkout: DBAPICheckout | None) -> int:
+        """The slot that a checkout has at the pool's own gate; 0 without one."""
+        slots = () if checkout is None else checkout.slots
+        return next((slot for gate, slot in slots if gate.core is self._gate.core), 0)
 
     def limit_check_in(self, connection: Any, checkout: DBAPICheckout) -> Limit | None:
         """Limits listeners of a connection's return, until its pool has it."""

@@ -199,6 +199,8 @@ def test_a_listener_past_its_limit_runs_on_and_is_counted_once(lab, moment):
     seen = guard.snapshot()
     assert (seen.would_stop, seen.failed, seen.rejected) == (1, 1, {})
     poll(lambda: guard.snapshot().in_use == 0, "the slots are back", 1)
+    if moment in {"reset", "checkin"}:
+        assert guard.snapshot().calls == 2, "the good statement before it is no call besides"
     assert lab.query("select 42") == 42
     assert (guard.snapshot().would_stop, lab.pool.checkedout()) == (1, 0)
 
