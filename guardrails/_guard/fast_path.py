@@ -243,6 +243,8 @@ class FastGate:
                     workload.pending_successes += 1
                     workload.bad_calls = 0
                     workload.last_success_at = core.last
+            elif workload is not None and -slot in breaker.workload_by_ticket:
+                del breaker.workload_by_ticket[-slot]  # its last statement was not good
         else:
             self.check_in_slowly(slot)
 

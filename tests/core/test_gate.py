@@ -309,6 +309,36 @@ def test_the_success_of_a_checkout_is_that_of_its_workload():
     assert not gate.breaker.workload_by_ticket
 
 
+@pytest.mark.parametrize("last", [F, X])
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_checkout_whose_last_statement_was_not_good_leaves_no_record_of_its_workload(last, fast):
+    """A process makes millions of them."""
+    gate = closed()
+    gate.breaker.caller_workload = gate.add_workload(0, Breaker(BreakerPolicy(), lambda: 0.5))
+    slot = gate.check_out(1, None)
+    state_after(gate, slot, [(1, 1, S), (1, 1, last)])
+    if fast:
+        assert FastPaths(gate).checks_in(1.5, slot)
+    else:
+        gate.check_in(1.5, slot)
+    assert not gate.breaker.workload_by_ticket
+
+
+def test_an_interrupted_return_of_a_checkout_leaves_no_record_of_its_statements(monkeypatch):
+    """Its slot is released by the next move; no later one could name it."""
+    gate = closed()
+    gate.breaker.caller_workload = gate.add_workload(0, Breaker(BreakerPolicy(), lambda: 0.5))
+    slot = gate.check_out(1, None)
+    state_after(gate, slot, [(1, 1, S)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Breaker, "end_checkout", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            gate.check_in(1.5, slot)
+    gate.check_in(1.5, slot)
+    breaker = gate.breaker
+    assert (gate.bulkhead.taken, breaker.answered, breaker.workload_by_ticket) == (0, {}, {})
+
+
 def test_a_checkout_that_never_ends_is_judged_when_its_lease_expires(gate):
     """A lost probe cannot hold the circuit half-open, and its late return changes nothing."""
     trip(gate)
