@@ -234,6 +234,8 @@ def assert_books_are_right(move, other):
             end_the_call(guard, slot, ticket)
             return_the_checkout(guard, slot, ticket)
             assert in_use(guard) == (0, 0, 0), where
+            breaker = guard._gate.core.breaker
+            assert (breaker.answered, breaker.workload_by_ticket) == ({}, {}), where
             now = guard.snapshot()
             assert now.succeeded + now.failed + now.abandoned == guard._gate.core.breaker.last_ticket, where
             if make_a_statement not in (move, other) and disable not in (move, other):
