@@ -348,9 +348,11 @@ class Breaker:
         if not lease and slot not in self.answered:
             return
         self.tick(now)
-        if self.answered.pop(-lease if lease in self.leases else slot, None) is not None:
+        call = -lease if lease in self.leases else slot
+        if call in self.answered:
             workload = self.workload_by_ticket.pop(lease, None) or workload
             self._record_end(workload, lease, Outcome.SUCCESS, None, now)
+            self.answered.pop(call, None)  # last: after an interrupt the lease still expires as a success
         if lease:
             self.end(lease, Outcome.ABANDONED, now)
 
@@ -579,9 +581,9 @@ class Breaker:
         for ticket in over:
             # The checkout had good statements only. If one is under way, that one decides.
             if -ticket in self.answered and ticket not in self.in_flight:
-                del self.answered[-ticket]
                 workload = self.workload_by_ticket.pop(ticket, None)
                 self._record_end(workload, ticket, Outcome.SUCCESS, None, now)
+                self.answered.pop(-ticket, None)
 
     def _count_slow_probe(self) -> None:
         self.round.calls += 1

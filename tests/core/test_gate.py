@@ -339,6 +339,21 @@ def test_an_interrupted_return_of_a_checkout_leaves_no_record_of_its_statements(
     assert (gate.bulkhead.taken, breaker.answered, breaker.workload_by_ticket) == (0, {}, {})
 
 
+@pytest.mark.parametrize("when", ["returned", "expired"])
+def test_an_interrupted_end_of_a_probe_leaves_its_success(monkeypatch, when):
+    """A lease without an answer would expire as a slow probe and open the circuit again."""
+    gate, slot = probing()
+    state_after(gate, slot, [(5, 5.1, S)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Breaker, "_end_probe", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            gate.check_in(5.2, slot) if when == "returned" else gate.refresh(6.2)
+    gate.check_in(6.3, slot)
+    gate.refresh(6.4)
+    assert gate.breaker.state == "closed"
+    assert not gate.breaker.answered
+
+
 def test_a_checkout_that_never_ends_is_judged_when_its_lease_expires(gate):
     """A lost probe cannot hold the circuit half-open, and its late return changes nothing."""
     trip(gate)
