@@ -99,7 +99,7 @@ class Breaker:
         ramp: The growth of the usable slots since the circuit has recovered; None without one.
         stall_slots: The number of overdue calls that may be a stall; None if stalls are not watched for.
         slot_cap: Fewer of them suffice where an adaptive limit leaves fewer slots usable.
-        last_success_at: Time of the last success.
+        last_success_at: Time of the last success, or of the last good statement of a checkout.
         streak: Failures in a row.
         late: Results that came after a transition and changed nothing.
         workloads: The records of a circuit with compartments; see `guardrails._core.workloads`.
@@ -325,6 +325,7 @@ class Breaker:
             self.answered.pop(slot, None)
             self.answered.pop(-ticket, None)
             return False
+        self.last_success_at = now
         call = -ticket if leased else slot
         first = self.answered.setdefault(call, now)
         if now - first >= self.slow_after:

@@ -135,14 +135,16 @@ class FastGate:
             del in_flight[ticket]
             if slots:
                 core.bulkhead.taken -= 1
-            if slot and outcome is _SUCCESS and slot in core.checkouts:  # `check_in` records it
+            if outcome is _SUCCESS:
                 breaker.succeeded += 1
-                if first:
-                    answered[slot] = core.last
-                if workload is not None and ticket in breaker.workload_by_ticket:
-                    breaker.workload_by_ticket[-slot] = breaker.workload_by_ticket[ticket]
-                    del breaker.workload_by_ticket[ticket]
-                return
+                breaker.last_success_at = core.last
+                if slot and slot in core.checkouts:  # `check_in` records it
+                    if first:
+                        answered[slot] = core.last
+                    if workload is not None and ticket in breaker.workload_by_ticket:
+                        breaker.workload_by_ticket[-slot] = breaker.workload_by_ticket[ticket]
+                        del breaker.workload_by_ticket[ticket]
+                    return
             if not first and outcome is not _NEUTRAL:
                 del answered[slot]
             if workload is not None and ticket in breaker.workload_by_ticket:
@@ -153,9 +155,7 @@ class FastGate:
                     workload.bad_calls = 0
                     workload.last_success_at = core.last
             if outcome is _SUCCESS:
-                breaker.succeeded += 1
                 breaker.pending_successes += 1
-                breaker.last_success_at = core.last
             elif outcome is _FAILURE:
                 counts, so_far = breaker.failures_after, breaker.pending_successes
                 counts[so_far] = counts[so_far] + 1 if so_far in counts else 1

@@ -237,10 +237,24 @@ def test_the_statements_of_a_checkout_are_one_call():
     slot = gate.check_out(0, None)
     state_after(gate, slot, [(0, 0.1, S), (0.1, 0.2, S), (0.2, 0.3, N), (0.3, 0.4, S)])
     assert gate.breaker.evidence(0.4)[:3] == (0, 0, 0)
-    assert gate.breaker.last_success_at < 0, "a stall has no success in between"
+    assert gate.breaker.last_success_at == 0.4, "a pool whose statements are answered does not stall"
     gate.check_in(0.5, slot)
     assert gate.breaker.evidence(0.5)[:3] == (1, 0, 0)
     assert (gate.breaker.succeeded, gate.breaker.last_success_at) == (4, 0.5)
+
+
+def test_a_good_statement_of_a_checkout_that_goes_on_puts_a_stall_off():
+    """A report holds one slot for long. The slow statement in the other one has a threshold to end."""
+    gate = Gate(Breaker(BreakerPolicy(permitted_calls_in_half_open_state=2), lambda: 0.5), Bulkhead(2, 2))
+    gate.watch_for_stalls(0, on=True)
+    gate.begin(0, gate.check_out(0, None))
+    slot = gate.check_out(3, None)
+    state_after(gate, slot, [(3, 3.5, S)])
+    gate.begin(3.6, slot)
+    gate.refresh(5.4)
+    assert gate.breaker.state == "closed"
+    gate.refresh(5.6)
+    assert drain(gate) == ["open"]
 
 
 @pytest.mark.parametrize("quick", [0, 1, 2, 30])
