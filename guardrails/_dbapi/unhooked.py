@@ -55,11 +55,8 @@ class OutsideWork:
         is_async: True if the work runs on an event loop.
 
     Attributes:
-        observe: Observes work that enforcing would stop; see `UnenforcedWork`.
         setting_up: Limits of new connections that are not handed out yet, by the waiting thread or task.
     """
-
-    observe: Callable[..., Limit | None]
 
     def __init__(self, guard: Guard, bounds: Bounds, *, is_async: bool) -> None:
         self._guard = guard
@@ -67,6 +64,17 @@ class OutsideWork:
         self._bounds = bounds
         self._is_async = is_async
         self.setting_up: dict[int, Limit] = {}
+
+    def observe(
+        self,
+        checkout: DBAPICheckout | None,
+        tickets: Sequence[tuple[LockedGate, int, int]],
+        seconds: float | None,
+        *,
+        own: bool,
+    ) -> Limit | None:
+        """Observes work that enforcing would stop; see `UnenforcedWork`."""
+        raise NotImplementedError
 
     def limit_until_deadline(self, connection: Any, checkout: DBAPICheckout) -> Limit | None:
         """Starts a limit for work past the hooks, until the ambient deadline.
