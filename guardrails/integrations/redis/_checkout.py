@@ -77,6 +77,13 @@ class RedisCheckout(HeldCheckout):
         for gate, ticket, slot in tickets:
             gate.end(ticket, outcome, 0, slot)
 
+    def forget_work(self) -> None:
+        """Ends the tickets of the work that runs, without a result: the statements before it keep theirs."""
+        tickets, self.tickets = self.tickets, ()
+        self.proves = True
+        for gate, ticket, _ in tickets:
+            gate.end(ticket, Outcome.ABANDONED)
+
     def release_slots(self) -> None:
         """Gives each slot back once; work that has not ended is no evidence."""
         try:

@@ -218,7 +218,7 @@ class CommandRunner:
 
     def note_blocking(self, checkout: RedisCheckout, seconds: float) -> None:
         """Marks the work as blocking: its wait is not slow, and it is no probe."""
-        checkout.end(Outcome.ABANDONED)
+        checkout.forget_work()
         checkout.blocking = True
         checkout.end_observation()
         if checkout.guard.timeout is None or math.isinf(seconds):

@@ -179,6 +179,18 @@ def test_transaction_sees_a_changed_key(cache):
     assert cache.do(lambda client: client.get("key")) == b"changed"
 
 
+def test_blocking_commands_of_a_single_connection_leave_its_successes(cache):
+    """A worker that waits for a job, and does it, gives the circuit its good calls, too."""
+    policy = BreakerPolicy(slow_call_duration_threshold=0.2, minimum_number_of_calls=1000)
+    guard = cache.protect(guard={"breaker": policy}, single_connection_client=True)
+    ended = time.monotonic() + 1
+    while time.monotonic() < ended and not guard.snapshot().calls:
+        cache.do(lambda client: client.set("key", "value"))
+        cache.do(lambda client: client.blpop("nobody", timeout=0.05))
+    assert guard.snapshot().calls >= 1
+    assert guard.snapshot().failures == 0
+
+
 def test_single_connection_heals_through_probes(cache, valkey):
     """The commands of a client with one connection for good are refused, and later are the probes."""
     cache.protect(guard={"timeout": 0.2, "breaker": nimble()}, single_connection_client=True)
