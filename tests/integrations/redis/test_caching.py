@@ -731,11 +731,11 @@ def test_a_subscriber_gets_every_message(start, other):
     with client.pubsub() as subscriber:
         subscriber.subscribe("a")
         other.set("k", "w")
-        for number in range(3):
-            other.publish("a", number)
+        for number in range(3):  # the server may see the other client before the subscriber
+            poll(lambda n=number: other.publish("a", n), "the subscriber")
         poll(subscriber.connection.can_read, "the messages")
         subscriber.subscribe("b")
-        other.publish("b", 3)
+        poll(lambda: other.publish("b", 3), "the subscriber of both")
         subscriber.ping()
         got = []
         while len(got) < 7:
