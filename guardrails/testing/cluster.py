@@ -171,6 +171,9 @@ class ValkeyCluster:
             flags = [node.roles() for node in running]
             if any("fail" in each.get(name, "fail") for each in flags for name in names):
                 return False
+            roles = {frozenset(name for name in names if "slave" in each[name]) for each in flags}
+            if len(roles) > 1:  # one has not heard of a replica yet, and would leave it out of its answers
+                return False
             replicas = [node for node in running if "slave" in flags[0][node.name]]
             return all("master_link_status:up" in node.ask("INFO", "replication") for node in replicas)
 
