@@ -323,7 +323,7 @@ def test_dispose_leaves_the_upkeep_to_the_next_pool(lab, ended):
     ended(lab.protect(guard={"minimum_idle": 2}))
     warm_up(lab)
     lab.dispose()
-    assert lab.server_side(ALL) == 0
+    lab.until(lambda: lab.server_side(ALL) == 0, "the sessions of the old pool have ended")
     lab.query("select 1")
     lab.until(lambda: lab.server_side(ALL) == 2, "the new pool is filled")
 
