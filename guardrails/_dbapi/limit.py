@@ -6,7 +6,7 @@ from typing import Protocol
 
 from guardrails._runtime.scope import Client
 
-__all__ = ["ClientLimit", "Limit"]
+__all__ = ["NO_LIMIT", "ClientLimit", "Limit"]
 
 
 class Limit(Protocol):
@@ -34,3 +34,17 @@ class ClientLimit(Limit, Protocol):
 
     def end_with(self, client: Client) -> None:
         """Lets the work end as soon as the client of the request has left."""
+
+
+class _NoLimit:
+    late = False
+
+    def end(self) -> bool:
+        return False
+
+    def failed(self, error: BaseException) -> bool:  # noqa: ARG002 - see Limit
+        return False
+
+
+NO_LIMIT: Limit = _NoLimit()
+"""The limit of work that may take any time."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
-from guardrails._dbapi.limit import Limit
+from guardrails._dbapi.limit import NO_LIMIT, Limit
 from guardrails._dbapi.stopping import Bounds, StoppedError
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
@@ -30,20 +30,6 @@ from guardrails.errors import (
 )
 
 __all__ = ["OutsideWork", "too_late"]
-
-
-class _NoLimit:
-    late = False
-
-    def end(self) -> bool:
-        return False
-
-    def failed(self, error: BaseException) -> bool:  # noqa: ARG002 - see Limit
-        return False
-
-
-_NO_LIMIT: Limit = _NoLimit()
-"""The limit of work that may take any time."""
 
 
 class OutsideWork:
@@ -171,7 +157,7 @@ class OutsideWork:
         if seconds is None:
             return None
         if not self._gate.core.enforces:
-            tickets = [(self._gate, 0, self._slot_of(checkout))]
+            tickets = [(self._gate, 0, 0 if checkout is None else checkout.slot_at(self._gate))]
             return self.observe(checkout, tickets, max(seconds, GRACE), own=own)
         return self._bounds.start_limit(connection, max(seconds, GRACE))
 
@@ -192,14 +178,9 @@ class OutsideWork:
             return
         if error is None or isinstance(error, Exception):
             seconds, own = time_allowed(self._guard)
-            slot = self._slot_of(checkout)
+            slot = 0 if checkout is None else checkout.slot_at(self._gate)
             self._gate.end(self._gate.begin(slot), too_late(seconds, own=own), 0, slot)
             raise self.timed_out(self._guard, seconds, checkout) from error
-
-    def _slot_of(self, checkout: DBAPICheckout | None) -> int:
-        """The slot that a checkout has at the pool's own gate; 0 without one."""
-        slots = () if checkout is None else checkout.slots
-        return next((slot for gate, slot in slots if gate.core is self._gate.core), 0)
 
     def limit_check_in(self, connection: Any, checkout: DBAPICheckout) -> Limit | None:
         """Limits listeners of a connection's return, until its pool has it."""
@@ -226,8 +207,8 @@ class OutsideWork:
             checkout.listener_limit = self.limit_listeners(connection, checkout, timeout)
             return
         checkout.hold.begin()
-        checkout.listener_limit = _NO_LIMIT  # also without a timeout: `end_bracket` ends what has begun
-        checkout.listener_limit = self.limit_listeners(connection, checkout, timeout) or _NO_LIMIT
+        checkout.listener_limit = NO_LIMIT  # also without a timeout: `end_bracket` ends what has begun
+        checkout.listener_limit = self.limit_listeners(connection, checkout, timeout) or NO_LIMIT
 
     def end_bracket(self, checkout: DBAPICheckout, error: BaseException | None = None) -> None:
         """Ends the limit that `open_bracket` started.

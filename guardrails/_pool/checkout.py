@@ -82,6 +82,10 @@ class Slots:
             self.release_slots()
             raise
 
+    def slot_at(self, gate: LockedGate) -> int:
+        """The slot at a gate; 0 without one."""
+        return next((slot for each, slot in self.slots if each.core is gate.core), 0)
+
     def release_slots(self) -> None:
         """Releases the slots, each once."""
         while self.slots:
