@@ -268,6 +268,20 @@ def test_quick_statements_before_the_one_that_fails_do_not_lower_the_rate(quick)
     assert gate.breaker.state == "open"
 
 
+@pytest.mark.parametrize("outcome", [F, X])
+def test_a_statement_that_is_not_good_ends_the_call_on_the_fast_path_too(outcome):
+    """What was good before it is not recorded when the connection comes back."""
+    gate = closed()
+    gate.refresh(0)
+    fast, slot = FastPaths(gate), gate.check_out(0, None)
+    assert fast.ends(0, fast.begins(0), S, 0, slot)
+    assert gate.breaker.answered == {slot: 0}
+    assert fast.ends(0, fast.begins(0), outcome, 0, slot)
+    assert gate.breaker.answered == {}
+    assert fast.checks_in(0, slot)
+    assert gate.breaker.evidence(0)[:3] == ((1, 1, 0) if outcome is F else (0, 0, 0))
+
+
 def test_a_slow_statement_is_the_result_of_its_checkout():
     """It counts as soon as it is overdue; the quick one before it does not count."""
     gate = closed()
