@@ -180,12 +180,12 @@ def give(store: Store, name: str, what: str, by: str) -> None:
         StoreError: The store cannot be used, or its clock is more than a day behind.
     """
     (known,) = store.exchange([Ask(name, OrdersRequest("@"))])
-    given = {}
-    for kind, allowed in KINDS.items():
-        if what in {*allowed, AUTO}:
-            before = Order.read(kind, getattr(known, kind), _wall_time())
-            at = _wall_time() if before is None else max(_wall_time(), before.at + 1)
-            given[kind] = Order(what, at, by).write()
+    now = _wall_time()
+    kinds = [kind for kind, allowed in KINDS.items() if what in {*allowed, AUTO}]
+    before = [Order.read(kind, getattr(known, kind), now) for kind in kinds]
+    # One moment for both kinds: it is one order, and one line in the log.
+    at = max(now, *(order.at + 1 for order in before if order is not None), 0)
+    given = dict.fromkeys(kinds, Order(what, at, by).write())
     (after,) = store.exchange([Ask(name, OrdersRequest("@", gives=True, **given))])
     if any(getattr(after, kind) != text for kind, text in given.items()):
         raise StoreError("it has a later order; are the clocks right?")
