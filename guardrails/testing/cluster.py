@@ -21,6 +21,18 @@ _LIMIT = 30.0
 _POLL = 0.02
 
 
+_COUNT_REPLICAS = """
+local seen, count = {}, 0
+for _, range in ipairs(redis.call('CLUSTER', 'SLOTS')) do
+    for place = 4, #range do
+        count = count + (seen[range[place][2]] and 0 or 1)
+        seen[range[place][2]] = true
+    end
+end
+return count
+"""
+
+
 class ValkeyNode(ValkeyServer):
     """One node of a `ValkeyCluster`.
 
@@ -58,6 +70,10 @@ class ValkeyNode(ValkeyServer):
         """The flags of every node as this one knows them, such as ``master``, ``slave,fail``, by address."""
         fields = [line.split() for line in self.ask("CLUSTER", "NODES").splitlines()]
         return {words[1].partition("@")[0]: words[2].replace("myself,", "") for words in fields}
+
+    def count_replicas(self) -> int:
+        """The number of replicas in the topology that this node tells clients (``CLUSTER SLOTS``)."""
+        return int(self.ask("EVAL", _COUNT_REPLICAS, 0))
 
     def _command(self) -> list[str]:
         bus = str(free_port())  # the default is the port plus 10,000, which may be no port
@@ -171,10 +187,10 @@ class ValkeyCluster:
             flags = [node.roles() for node in running]
             if any("fail" in each.get(name, "fail") for each in flags for name in names):
                 return False
-            roles = {frozenset(name for name in names if "slave" in each[name]) for each in flags}
-            if len(roles) > 1:  # one has not heard of a replica yet, and would leave it out of its answers
-                return False
             replicas = [node for node in running if "slave" in flags[0][node.name]]
+            # A node leaves a replica out until it has heard how much that has copied.
+            if any(node.count_replicas() < len(replicas) for node in running):
+                return False
             return all("master_link_status:up" in node.ask("INFO", "replication") for node in replicas)
 
         self._await(is_healthy, "healthy", seconds)
