@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import urllib.request
+from pathlib import Path
 
 from websockets.sync.client import connect
 
@@ -56,15 +58,16 @@ class Browser:
             f"--user-data-dir={profile}",
             "about:blank",
         ]
-        profile.mkdir(exist_ok=True)
+        # It leaves folders in the common one. A longer path would not do for the name of a socket in it.
+        self._folder = tempfile.TemporaryDirectory(prefix="browser-")
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, "TMPDIR": str(profile)},  # it leaves folders in the common one
+            env={**os.environ, "TMPDIR": self._folder.name},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._watchman = Watchman(self._process.pid, signal.SIGTERM, profile)
+        self._watchman = Watchman(self._process.pid, signal.SIGTERM, Path(self._folder.name))
         try:
             port_file = profile / "DevToolsActivePort"
             wait_until(lambda: port_file.exists() and port_file.read_text().count("\n"), seconds=60)
@@ -91,6 +94,7 @@ class Browser:
         end(self._process.pid, signal.SIGTERM)
         self._process.wait()
         self._watchman.dismiss()
+        self._folder.cleanup()
 
     def begin(self, *, width=1280, height=900, dark=False):
         """Leaves the page, and forgets what was noted of it.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -24,9 +26,13 @@ def test_page_of_another_origin_reads_status_body_and_retry_after(tmp_path):
     """In each framework, wherever it is refused; the wrong order and a header not exposed are seen, too."""
     asgi = Server("uvicorn", "uvicorn cors_app:app --log-level warning --port {port}", tmp_path / "asgi")
     wsgi = Server("gunicorn", "gunicorn cors_app:shop --bind 127.0.0.1:{port}", tmp_path / "wsgi")
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(asgi.stop)
+        stack.callback(wsgi.stop)
         asgi.wait()
         wsgi.wait()
+        # It leaves folders in the common one. A longer path would not do for the name of a socket in it.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="browser-"))
         seen = subprocess.run(
             [
                 CHROMIUM,
@@ -44,14 +50,11 @@ def test_page_of_another_origin_reads_status_body_and_retry_after(tmp_path):
                 f"http://127.0.0.1:{asgi.address[1]}/#{wsgi.address[1]}",
             ],
             capture_output=True,
-            env={**os.environ, "TMPDIR": str(tmp_path)},  # it leaves folders in the common one
+            env={**os.environ, "TMPDIR": folder},
             text=True,
             timeout=90,
             check=True,
         ).stdout
-    finally:
-        asgi.stop()
-        wsgi.stop()
     assert "<title>asked</title>" in seen
     shown = html.unescape(re.search("<pre>(.*?)</pre>", seen, re.DOTALL)[1])
     assert shown.splitlines() == [
