@@ -17,7 +17,7 @@ from rich.console import Console
 
 from guardrails import Guard, RejectedError
 from guardrails.cli.watch import _busy, _Look, _Row, _rows, _table, watch
-from support.status_site import answering, served
+from support.status_site import answering, served, serving
 
 
 def run(*words):
@@ -119,14 +119,8 @@ GUARD |= {"waiting": 0, "in_use": 0, "max_concurrent_calls": 5, "compartments": 
 def workers(**attributes):
     """Yields their address."""
     handler = type("Handler", (Workers,), {"asked": itertools.count(), **attributes})
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(handler) as address:
+        yield address
 
 
 def test_rates_are_those_of_one_process_where_workers_answer_in_turn():

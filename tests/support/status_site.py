@@ -43,7 +43,14 @@ def answering(status, body):
         def log_message(self, *_):
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(Handler) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(handler):
+    """Serves with a handler of the standard library; yields the address."""
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:

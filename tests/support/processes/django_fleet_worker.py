@@ -10,26 +10,19 @@ may set TURN (seconds; 0 is a turn without end for all), CALLERS, IDLE (threads 
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import sys
-import threading
-import time
 
 import django
 import pymysql
 from django.conf import settings
 from django.core.signals import request_finished, request_started
 from django.db import connection, transaction
+from fleet_worker import WORK, Load
 
-from guardrails import Guard, RejectedError
+from guardrails import Guard
 from guardrails.fleet import Fleet
-
-TURN = float(os.environ.get("TURN", "2"))
-CALLERS = int(os.environ.get("CALLERS", "25"))
-IDLE = int(os.environ.get("IDLE", "2"))
-WORK = float(os.environ.get("WORK", "0.05"))
 
 
 def configure(database, guard):
@@ -42,45 +35,31 @@ def configure(database, guard):
     django.setup(set_prefix=False)
 
 
-class Site:
-    """The threads of one worker; see ``fleet_worker.Load``."""
+class Site(Load):
+    """The threads of one worker, each with a connection that it keeps between requests."""
 
     def __init__(self, number, workers, sleep):
-        self._number, self._workers, self._sleep = number, workers, sleep
-        self.counts = {"served": 0, "refused": 0, "failed": 0}
-        self.errors = set()
-        self.stopped = threading.Event()
-        self.threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(CALLERS)]
+        super().__init__(None, number, workers)
+        self._sleep = sleep
 
     def _run(self, index):
-        while not self.stopped.is_set():
-            has_turn = not TURN or int(time.time() / TURN) % self._workers == self._number
-            if not has_turn and index >= IDLE:
-                time.sleep(0.1)
-                continue
-            self._request()
-            if not has_turn:
-                time.sleep(0.05)
+        super()._run(index)
         connection.close()
 
-    def _request(self):
+    def _call(self):
         request_started.send(self)
         try:
-            if random.random() < 0.5:
-                with transaction.atomic(), connection.cursor() as cursor:
-                    cursor.execute(self._sleep)
-            else:
-                with connection.cursor() as cursor:
-                    cursor.execute(self._sleep)
-            self.counts["served"] += 1
-        except RejectedError:
-            self.counts["refused"] += 1
-            time.sleep(0.01)
-        except Exception as error:
-            self.counts["failed"] += 1
-            self.errors.add(f"{type(error).__name__}: {error}"[:200])
+            super()._call()
         finally:
             request_finished.send(self)
+
+    def _work(self):
+        if random.random() < 0.5:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(self._sleep)
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute(self._sleep)
 
 
 def main():

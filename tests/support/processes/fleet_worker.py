@@ -51,17 +51,20 @@ class Load:
             if not has_turn:
                 time.sleep(0.05)
 
+    def _work(self):
+        with self._engine.connect() as connection:
+            connection.execute(text(f"select pg_sleep({WORK})"))
+
     def _call(self):
         try:
-            with self._engine.connect() as connection:
-                connection.execute(text(f"select pg_sleep({WORK})"))
+            self._work()
             self.counts["served"] += 1
         except RejectedError:
             self.counts["refused"] += 1
             time.sleep(0.01)
         except Exception as error:
             self.counts["failed"] += 1
-            self.errors.add(str(error)[:200])
+            self.errors.add(f"{type(error).__name__}: {error}"[:200])
 
 
 def main():
