@@ -213,7 +213,7 @@ class CompartmentGate(LockedGate):
             auto_compartments.redistribute(self)
 
     def _parts_of_wait(self, waiter: Waiter, seconds: float) -> Iterator[float]:
-        """See LockedGate. A slot that another compartment returns wakes nobody here: the caller looks."""
+        """See LockedGate. Another compartment that returns a slot wakes no caller here: they look."""
         for whole in super()._parts_of_wait(waiter, seconds):
             part = whole
             while self.auto_compartments is not None and self._looks_again(waiter, part):

@@ -90,7 +90,7 @@ class Route:
         self.elsewhere = False
 
     def stats_of(self, method: str, template: str) -> RouteStats:
-        """What has been learnt from the requests with a method and template."""
+        """The record of the requests with a method and template."""
         key = known_method(method), template
         return self.stats.get(key) or self.stats.setdefault(key, RouteStats())
 

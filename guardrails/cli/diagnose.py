@@ -138,7 +138,7 @@ def _print(answer: _Answer, *, as_json: bool) -> None:
 
 
 class _Pages(NamedTuple):
-    """What the status pages say.
+    """The content of the status pages.
 
     Attributes:
         pools: The pools.
