@@ -178,7 +178,7 @@ def recovered(*actors, gate=Gate):
     return story
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "actors",
     list(itertools.combinations_with_replacement(ACTORS, 2)),

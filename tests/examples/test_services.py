@@ -78,6 +78,7 @@ def statuses_of(users, server, times):
     return {status for status, _, _ in users.map(lambda _: ask(server, "/reports/3"), range(times))}
 
 
+@pytest.mark.sampled(2)
 def test_a_locked_table_costs_its_own_route_alone(service, shop):
     """Stopped with 504 at the timeout or refused with 503 at once; everything else is served as before."""
     server, slots = service
@@ -101,7 +102,7 @@ def test_a_locked_table_costs_its_own_route_alone(service, shop):
     assert json.loads(ask(server, "/reports/3")[2]) == {"report": 300}
 
 
-@pytest.mark.sampled(2)  # the test above starts each of them
+@pytest.mark.sampled(1)
 def test_probes_answer_while_the_circuit_is_open(service, shop):
     """Ready all the time: its siblings have the same database."""
     server, slots = service

@@ -50,6 +50,7 @@ KEEPS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("keeps", KEEPS)
 def test_threads_of_two_workers_share_one_budget(postgres, fleet, tmp_path, keeps):
     """The second worker has a guard of its own, as another process has; the server has six at most."""

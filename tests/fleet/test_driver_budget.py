@@ -63,6 +63,7 @@ def fleets(tmp_path):
         fleet.close()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", [psycopg_pool.ConnectionPool, psycopg_pool.NullConnectionPool])
 def test_two_pools_in_threads_share_one_budget(postgres, fleets, kind):
     """First one of them is busy, then the other; the server never has more than the budget."""
@@ -130,6 +131,7 @@ async def sleep_on(pool):
             await connection.execute("select pg_sleep(0.05)")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", [asyncpg_pool, psycopg_async, psycopg_null])
 def test_two_pools_on_an_event_loop_share_one_budget(postgres, fleets, kind):
     """The same for tasks."""

@@ -506,6 +506,7 @@ def test_a_guard_without_a_circuit_cannot_follow():
         Verdict("prices", FleetWorker("shop", object, None)).follow(guard)
 
 
+@pytest.mark.sampled(1)
 def test_calls_go_on_while_the_verdict_is_asked(fleet):
     """No slot is lost and no caller is refused while the circuit is closed."""
     members = fleet(2)

@@ -69,6 +69,7 @@ def wait_for(ask, address, seconds=20.0):
         time.sleep(0.02)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_engine_follows_its_servers_name(databases, name, driver):
     """Open connections to the old address end within seconds; no statement fails."""

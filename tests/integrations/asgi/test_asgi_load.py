@@ -58,6 +58,7 @@ def test_slow_queries_do_not_take_the_threads(postgres, settings):
     assert quantile(refused, 0.9) < QUERY / 2
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 @pytest.mark.parametrize("times", [3, 10])

@@ -75,6 +75,7 @@ def in_threads(count, work):
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_pool_finds_the_next_primary_within_five_seconds(two):
     """One write fails; the idle connections are replaced without another one, the rest on their return."""
     first, second, proxy = two

@@ -264,7 +264,7 @@ def has_psql():
     )
 
 
-@pytest.mark.first
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("pool", [{}, POOL], ids=["no pool", "pool"])
 def test_commands_reach_the_alias_they_are_told(site, pool):

@@ -114,6 +114,7 @@ def test_each_model_is_asked_for_in_its_own_database(project):
         assert all(each["idle"] == each["open"] for each in figures.values())
 
 
+@pytest.mark.sampled(1)
 def test_a_frozen_replica_touches_no_other_database(project):
     """Its own requests get 504 and soon 503; the others are served, and no guard of theirs has a failure."""
     healthy(project)
@@ -134,6 +135,7 @@ def test_a_frozen_replica_touches_no_other_database(project):
     healthy(project)
 
 
+@pytest.mark.sampled(1)
 def test_a_locked_table_of_the_archive_touches_no_other_database(project, mariadb):
     healthy(project)
     before = project.figures()

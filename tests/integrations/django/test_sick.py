@@ -74,7 +74,7 @@ def frozen(_project, postgres):
         postgres.thaw()
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("trouble", [full, circuit_open, frozen], ids=lambda trouble: trouble.__name__)
 def test_who_needs_no_database_is_served_and_the_rest_is_refused(project, postgres, trouble):
     """200 for the one, 503 or 504 for the other, and never 500; afterwards all is as it was."""

@@ -92,7 +92,7 @@ async def traffic(address, seen):
     await asyncio.gather(*(users(path, rate) for path, rate in RATES.items()))
 
 
-@pytest.mark.first
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 def test_a_locked_table_refuses_nobody_who_asks_for_another(service, tables):
     """Nothing is declared, no function is decorated: the routes are the workloads."""

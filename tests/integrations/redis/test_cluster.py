@@ -116,7 +116,7 @@ def part_of(guard, node):
     ("kind", "fault"),
     [
         (SyncCluster, "freeze"),
-        (AsyncCluster, "kill"),
+        pytest.param(AsyncCluster, "kill", marks=pytest.mark.slow),
         pytest.param(SyncCluster, "kill", marks=pytest.mark.slow),
         pytest.param(AsyncCluster, "freeze", marks=pytest.mark.slow),
     ],

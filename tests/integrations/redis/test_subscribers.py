@@ -94,6 +94,7 @@ def test_subscriber_that_was_refused_keeps_its_slot(cache, interval):
     assert guard.snapshot().in_use == 0
 
 
+@pytest.mark.sampled(1)
 def test_subscriber_heals_after_an_outage_and_others_have_their_connections(cache, wire):
     """The outage of a server: the circuit opens, closes by itself, and the subscriber gets its messages."""
     breaker = nimble(minimum_number_of_calls=2, slow_call_duration_threshold=30)

@@ -74,6 +74,7 @@ def try_to_write(lab):
     return False
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
 def test_writes_work_again_within_five_seconds_of_the_move(two, busy, caplog):
     """Fifteen connections to the old primary, under load and at rest; nothing is restarted."""
