@@ -91,7 +91,7 @@ class Service:
         client.socket.close()
 
     def unrest(self, before):
-        """The guards with a slot that is taken, a circuit that has moved, or a new failure, slow call or refusal."""
+        """The guards with a taken slot, an open circuit, a failure, a slow call, or a new refusal."""
         found = {}
         for name, each in self.figures()["guards"].items():
             calm = {"in_use": 0, "state": "closed", "failed": 0, "slow": 0}
@@ -141,7 +141,7 @@ def service(request, tmp_path_factory, postgres, mariadb, valkey, tables):
 
 @pytest.fixture
 def calm(service):
-    """The test's clients leave nothing behind. Many clients at once, in another test, were refused rightly."""
+    """The test's clients leave nothing behind. Clients of another test may have been refused."""
     before = service.figures()
     yield
     assert service.unrest(before) == {}

@@ -88,7 +88,8 @@ class Shop:
         """The sessions of Django, one by one."""
         with self.plain.cursor() as cursor:
             cursor.execute(
-                "select id, command, time_ms, state, info from information_schema.processlist where user = 'lab'"
+                "select id, command, time_ms, state, info "
+                "from information_schema.processlist where user = 'lab'"
             )
             return cursor.fetchall()
 
