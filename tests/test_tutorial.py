@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from guardrails.testing._processes import end
-from guardrails.testing.servers import free_port
 from support.paths import DOCS, python_path
 from support.polling import poll
+from support.server_process import claimed_address
 
 PAGE = (DOCS / "tutorial.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
@@ -50,7 +50,7 @@ class Reader:
 
     def __init__(self, folder):
         self.folder = folder
-        self.port = free_port()
+        (_, self.port), self.claim = claimed_address()
         self.environ = os.environ | {"PYTHONPATH": python_path()}
         self.shown = iter(SHOWN)
         database, self.plain, users, self.guarded = PROGRAMS
@@ -143,7 +143,9 @@ class Reader:
 def reader(tmp_path):
     folder = tmp_path / "tutorial"
     folder.mkdir()
-    return Reader(folder)
+    reader = Reader(folder)
+    with reader.claim:
+        yield reader
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
 
-from guardrails.testing._ground import free_port
 from guardrails.testing._processes import end
 from support.http_client import GET, Client
 from support.paths import APPS, python_path
@@ -49,6 +49,21 @@ def _watch(pid):
     print(pid, file=_watchman(), flush=True)
 
 
+def claimed_address():
+    """A free address, and a socket that keeps it for the server that is started for it.
+
+    A port that was free a moment ago may be another process's before the server is up. Linux gives a bound port
+    to nobody who asks for any port, and yet lets a server listen on it that allows reuse, as all do.
+    """
+    claim = socket.socket()
+    claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    claim.bind(("127.0.0.1", 0))
+    address = claim.getsockname()
+    if sys.platform != "linux":
+        claim.close()
+    return address, claim
+
+
 class Server:
     """A server in a process of its own, which serves an application of ``support/apps``.
 
@@ -62,7 +77,7 @@ class Server:
 
     def __init__(self, name, command, log, environ=None, folder=APPS):
         self.name = name
-        self.address = "127.0.0.1", free_port()
+        self.address, self._claim = claimed_address()
         self.log = log
         self._stopped = False
         words = command.format(port=self.address[1]).split()
@@ -116,6 +131,7 @@ class Server:
         if self.process.poll() is None:
             end(self.process.pid, signal.SIGTERM)
         self.process.wait(20)
+        self._claim.close()
         if not self._stopped:
             self._stopped = True
             _watch(self.process.pid)
