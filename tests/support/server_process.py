@@ -52,8 +52,8 @@ def _watch(pid):
 def claimed_address():
     """A free address, and a socket that keeps it for the server that is started for it.
 
-    A port that was free a moment ago may be another process's before the server is up. Linux gives a bound port
-    to nobody who asks for any port, and yet lets a server listen on it that allows reuse, as all do.
+    A port that was free a moment ago may be another process's before the server is up. Linux gives a bound
+    port to nobody who asks for any port, and lets a server that allows reuse, as all do, listen on it.
     """
     claim = socket.socket()
     claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
