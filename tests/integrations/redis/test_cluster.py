@@ -312,7 +312,8 @@ def test_no_reply_is_foreign_in_ten_thousand(kind, fragile):
     assert len(load.calls) >= 10_000
     assert load.outcomes()["foreign"] == 0
     assert load.outcomes()["ok"] > 1000
-    assert set(load.outcomes()) <= ENDED | {"TimeoutError"}
+    # A pipeline whose time is over before its second node was asked does not ask it.
+    assert set(load.outcomes()) <= ENDED | {"TimeoutError", "DeadlineSpentError"}
 
 
 # --- deadlines -----------------------------------------------------------------------------------
