@@ -3,7 +3,7 @@
 Each call has a *ticket*, a number that only grows. A transition stores the last ticket issued as the
 *generation*. A result whose ticket is not above it began before the transition and changes nothing.
 
-A *lease* here is a probe's permit in the half-open state. That of a fleet is a share of connections.
+A *permit* admits one probe of a half-open round. It expires, so that a lost probe blocks nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _NO_ROUND = ProbeRound()
 class Breaker:
     """Decides from the outcomes of earlier calls whether the next one may start.
 
-    No method waits. The caller of ``begin`` or ``lease`` must end the ticket once, with ``end``.
+    No method waits. The caller of ``begin`` or ``acquire_permit`` must end the ticket once, with ``end``.
 
     Attributes:
         state: The state after the last method call. Time alone changes it only when a method is called.
@@ -85,7 +85,7 @@ class Breaker:
         in_flight: Start of each call in flight that is not overdue, by ticket, oldest first.
         overdue: (start, position) of each call in flight that has crossed the slow threshold, by ticket.
             The position of its slow mark is one in the window, or that of the round, or None without a mark.
-        leases: Time at which each probe's lease ends, by ticket.
+        permits: Time at which the permit of each probe expires, by ticket.
         answered: Time of the first answer of each checkout whose statements since its last result were all
             quick and good, by slot; of a probe's checkout by minus its ticket.
         next_overdue_at: No call in flight becomes overdue before this time.
@@ -134,12 +134,12 @@ class Breaker:
         "last_success_at",
         "last_ticket",
         "late",
-        "leases",
         "next_overdue_at",
         "open_until",
         "overdue",
         "pending_failures",
         "pending_successes",
+        "permits",
         "ramp",
         "random",
         "round",
@@ -174,7 +174,7 @@ class Breaker:
         self.last_ticket = self.generation = 0
         self.in_flight: dict[int, float] = {}
         self.overdue: dict[int, tuple[float, int | None]] = {}
-        self.leases: dict[int, float] = {}
+        self.permits: dict[int, float] = {}
         self.answered: dict[int, float] = {}
         self.next_overdue_at = self.open_until = NEVER
         self.round = _NO_ROUND
@@ -205,7 +205,7 @@ class Breaker:
         if self.state == "open" and now >= self.open_until:
             self._transition(now, "half_open", "wait_over")
         if self.state == "half_open":
-            return self._has_free_lease() or self.admits_healthy(self.caller_workload)
+            return self._has_free_permit() or self.admits_healthy(self.caller_workload)
         return self.state not in {"open", "forced_open"} or self.admits_healthy(self.caller_workload)
 
     def admits_healthy(self, workload: Workload | None) -> bool:
@@ -213,17 +213,17 @@ class Breaker:
         opened_by_rates = self.state in {"open", "half_open"} and not self._is_manual
         return opened_by_rates and workload is not None and workload.is_healthy
 
-    def _has_free_lease(self) -> bool:
-        return len(self.leases) + self.round.calls < self._policy.permitted_calls_in_half_open_state
+    def _has_free_permit(self) -> bool:
+        return len(self.permits) + self.round.calls < self._policy.permitted_calls_in_half_open_state
 
     def begin(self, now: float) -> int:
-        """Starts a call and returns its ticket. In half-open the call is a probe and takes a lease."""
-        ticket = self.lease(now) or self._next_ticket()
+        """Starts a call and returns its ticket. In half-open the call is a probe and takes a permit."""
+        ticket = self.acquire_permit(now) or self._next_ticket()
         return self._start(ticket, now)
 
-    def begin_admitted(self, now: float, lease: int, held: list[int] | None = None) -> int:
-        """Starts a call that was admitted earlier. It is the probe if ``lease`` is still valid and unused."""
-        ticket = lease if lease in self.leases and lease not in self.in_flight else self._next_ticket()
+    def begin_admitted(self, now: float, permit: int, held: list[int] | None = None) -> int:
+        """Starts a call that was admitted earlier, as the probe if ``permit`` is valid and not used yet."""
+        ticket = permit if permit in self.permits and permit not in self.in_flight else self._next_ticket()
         return self._start(ticket, now, held)
 
     def _start(self, ticket: int, now: float, held: list[int] | None = None) -> int:
@@ -234,8 +234,8 @@ class Breaker:
             held[0] = ticket
         return ticket
 
-    def lease(self, now: float) -> int:
-        """Takes a lease for a probe and returns its ticket; 0 without a free lease or outside half-open.
+    def acquire_permit(self, now: float) -> int:
+        """Takes a permit for a probe and returns its ticket; 0 without a free permit or outside half-open.
 
         The probe's duration counts from ``resume``, or from ``begin``, which does both.
         """
@@ -243,24 +243,24 @@ class Breaker:
         if until is None:
             return 0
         ticket = self._next_ticket()
-        self.leases[ticket] = until
+        self.permits[ticket] = until
         if self.caller_workload is not None:
             self.workload_by_ticket[ticket] = self.caller_workload
         return ticket
 
     def probe_until(self, now: float) -> float | None:
-        """When the lease of a probe that is admitted now would end; None where it would be no probe."""
-        if self.state != "half_open" or not self._has_free_lease():
+        """Time at which the permit of a probe admitted now would expire; None if it would be no probe."""
+        if self.state != "half_open" or not self._has_free_permit():
             return None
         return now + self._policy.max_wait_duration_in_half_open_state
 
-    def idle_lease(self) -> int:
-        """The ticket of a probe that has a lease and has not begun; 0 without one."""
-        unused = (t for t in self.leases if t not in self.in_flight and -t not in self.answered)
+    def unused_permit(self) -> int:
+        """The ticket of a probe that has a permit and has not begun; 0 without one."""
+        unused = (t for t in self.permits if t not in self.in_flight and -t not in self.answered)
         return next(unused, 0)
 
     def resume(self, ticket: int, now: float) -> None:
-        """Starts the duration of a leased probe, or restarts that of a call in flight, at ``now``."""
+        """Starts the duration of a probe with a permit, or restarts that of a call in flight, at ``now``."""
         if ticket not in self.overdue:
             if ticket in self.in_flight:  # no call between the two lines: an interrupt would lose the ticket
                 del self.in_flight[ticket]
@@ -301,7 +301,7 @@ class Breaker:
             return CallEnd(now - since, slow=False)
         workload = self.workload_by_ticket.pop(ticket, None)
         if since is None:
-            self.leases.pop(ticket, None)  # the probe never began: free its lease
+            self.permits.pop(ticket, None)  # the probe never began: free its permit
             return None
         self._count_outcome(outcome)
         if ticket <= self.generation:
@@ -318,44 +318,44 @@ class Breaker:
         After the slow-call threshold the next good statement ends the call, since a connection that is held
         for long would else give no result.
         """
-        leased = ticket in self.leases
+        permitted = ticket in self.permits
         if outcome is Outcome.NEUTRAL and not slow:
-            return leased
+            return permitted
         if outcome is not Outcome.SUCCESS or slow or not slot or ticket <= self.generation:
             self.answered.pop(slot, None)
             self.answered.pop(-ticket, None)
             return False
         self.last_success_at = now
-        call = -ticket if leased else slot
+        call = -ticket if permitted else slot
         first = self.answered.setdefault(call, now)
         if now - first >= self.slow_after:
             del self.answered[call]
             return False
-        if leased:
-            self.leases[ticket] = min(self.leases[ticket], first + self.slow_after)
+        if permitted:
+            self.permits[ticket] = min(self.permits[ticket], first + self.slow_after)
         elif ticket in self.workload_by_ticket:
             self.workload_by_ticket[-slot] = self.workload_by_ticket.pop(ticket)
         return True
 
-    def end_checkout(self, slot: int, lease: int, now: float) -> None:
-        """Ends a checkout: records the success of its statements, or frees the lease that it has not used.
+    def end_checkout(self, slot: int, permit: int, now: float) -> None:
+        """Ends a checkout: records the success of its statements, or frees the permit that it has not used.
 
         Args:
             slot: Its slot.
-            lease: The ticket of the probe that it stands for; 0 without one.
+            permit: The ticket of the probe that it stands for; 0 without one.
             now: The time.
         """
         workload = self.workload_by_ticket.pop(-slot, None)
-        if not lease and slot not in self.answered:
+        if not permit and slot not in self.answered:
             return
         self.tick(now)
-        call = -lease if lease in self.leases else slot
+        call = -permit if permit in self.permits else slot
         if call in self.answered:
-            workload = self.workload_by_ticket.pop(lease, None) or workload
-            self._record_end(workload, lease, Outcome.SUCCESS, None, now)
-            self.answered.pop(call, None)  # last: after an interrupt the lease still expires as a success
-        if lease:
-            self.end(lease, Outcome.ABANDONED, now)
+            workload = self.workload_by_ticket.pop(permit, None) or workload
+            self._record_end(workload, permit, Outcome.SUCCESS, None, now)
+            self.answered.pop(call, None)  # last: after an interrupt the permit still expires as a success
+        if permit:
+            self.end(permit, Outcome.ABANDONED, now)
 
     def _record_end(
         self,
@@ -390,7 +390,7 @@ class Breaker:
             workload.add(FAILED * failed)
 
     def tick(self, now: float) -> None:
-        """Records what the time alone has changed: old slices, overdue calls, expired leases."""
+        """Records what the time alone has changed: old slices, overdue calls, expired permits."""
         self._latest = now
         if self.pending_successes or self.pending_failures:
             self._flush_results()
@@ -401,8 +401,8 @@ class Breaker:
                 self._crossing_reported = False  # so that the next crossing is reported
         if now >= self.next_overdue_at:
             self._move_overdue(now)
-        if self.leases:
-            self._expire_leases(now)
+        if self.permits:
+            self._expire_permits(now)
 
     def _advance(self, now: float) -> None:
         self.window.advance(now)
@@ -469,12 +469,12 @@ class Breaker:
     def _end_probe(
         self, ticket: int, outcome: Outcome, workload: Workload | None, *, counted: bool, now: float
     ) -> None:
-        leased = self.leases.pop(ticket, None) is not None
-        if not leased and not counted:
+        permitted = self.permits.pop(ticket, None) is not None
+        if not permitted and not counted:
             return  # not a probe: it runs on a connection that was checked out before half-open
         if outcome is Outcome.FAILURE and not counted and self._is_compartment_fault(workload):
             return
-        if leased and outcome in {Outcome.SUCCESS, Outcome.FAILURE}:
+        if permitted and outcome in {Outcome.SUCCESS, Outcome.FAILURE}:
             self.round.calls += 1
         if outcome is Outcome.FAILURE:
             self.round.failures += 1
@@ -534,7 +534,7 @@ class Breaker:
             if workload is not None:
                 workload.slow_positions[ticket] = workload.add(SLOW)
             return self.window.add(SLOW)
-        if self.leases.pop(ticket, None) is not None and not self._is_compartment_fault(workload):
+        if self.permits.pop(ticket, None) is not None and not self._is_compartment_fault(workload):
             self._count_slow_probe()
             return _IN_ROUND
         return None
@@ -563,14 +563,14 @@ class Breaker:
             since = max(self.last_success_at, min(starts))
             self._stall_at = since + 2 * self.slow_after
 
-    def _expire_leases(self, now: float) -> None:
-        over = [ticket for ticket, until in self.leases.items() if now >= until]
+    def _expire_permits(self, now: float) -> None:
+        over = [ticket for ticket, until in self.permits.items() if now >= until]
         lost = [ticket for ticket in over if -ticket not in self.answered]
         for ticket in lost:
             started = self.in_flight.get(ticket, now)
             excused = self._is_compartment_fault(self.workload_by_ticket.get(ticket))
             # Nothing is called in between, as above.
-            del self.leases[ticket]
+            del self.permits[ticket]
             self.slow += 1
             if ticket in self.in_flight:
                 del self.in_flight[ticket]
@@ -755,7 +755,7 @@ class Breaker:
         self._stall_at = math.inf
         self._is_manual = cause == "manual"
         self.ramp = None
-        self.leases.clear()
+        self.permits.clear()
         self.answered.clear()
         if new == "half_open":
             self._basis = self.round = ProbeRound()
@@ -767,7 +767,7 @@ class Breaker:
         return self.last_ticket
 
     def exclude_pause(self, since: float, until: float) -> None:
-        """Takes a pause of the whole process out of the durations of calls in flight and of leases.
+        """Takes a pause of the whole process out of the durations of calls in flight and of permits.
 
         A call that is overdue stays overdue. Overlapping pauses are taken out once.
         """
@@ -777,13 +777,13 @@ class Breaker:
         for ticket, started in self.in_flight.items():
             if started < until:
                 self.in_flight[ticket] = started + until - max(since, started)
-        for ticket, ends in self.leases.items():
+        for ticket, ends in self.permits.items():
             if ends > since:
-                self.leases[ticket] = ends + until - since
+                self.permits[ticket] = ends + until - since
 
     def forget_calls(self) -> None:
         """Drops every call in flight, without evidence."""
-        for calls in (self.in_flight, self.overdue, self.leases, self.answered, self.workload_by_ticket):
+        for calls in (self.in_flight, self.overdue, self.permits, self.answered, self.workload_by_ticket):
             calls.clear()
         self._stall_at = math.inf
         for each in self.workloads:

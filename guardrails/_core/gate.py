@@ -77,8 +77,8 @@ class Gate(Outside):
         releasing: The ticket, minus the slot's number of a checkout, the number of a call outside, or 0 for
             another slot, that is being released; else None. If an interrupt cuts the release short, the next
             move completes it.
-        checkouts: (start, lease) of each checked-out connection, by the number of its slot. The lease is the
-            ticket of the probe that the checkout stands for; 0 without one.
+        checkouts: (start, permit) of each checked-out connection, by the number of its slot. The permit is
+            the ticket of the probe that the checkout stands for; 0 without one.
         adopted: Slots that were taken before the guard was attached.
         fast_refusals: Refusals of the open circuit on the fast path. ``rejected`` includes them.
         fast_full_refusals: Refusals of the full bulkhead on the fast path. ``rejected`` includes them.
@@ -244,7 +244,7 @@ class Gate(Outside):
         """Releases a checkout's slot, once; 0 releases one of the adopted slots.
 
         If its statements were good, that is recorded as one success. A probe's checkout that ran no statement
-        returns its lease.
+        returns its permit.
         """
         now = self._begin_move(now)
         outside = -abs(slot)
@@ -261,9 +261,9 @@ class Gate(Outside):
     def _end_checkout(self, now: float, slot: int) -> None:
         if slot in self.checkouts:
             self.releasing = -slot
-            _, lease = self.checkouts[slot]
+            _, permit = self.checkouts[slot]
             del self.checkouts[slot]
-            self.breaker.end_checkout(slot, lease, now)
+            self.breaker.end_checkout(slot, permit, now)
             self._collect_transitions()
         if self.releasing == -slot:
             self._release_slot(-slot)
@@ -296,11 +296,11 @@ class Gate(Outside):
                 if held is not None:
                     held[0] = UNCOUNTED
                 return int(self._end_move(UNCOUNTED))
-        _, lease = self.checkouts.get(slot, (now, 0))
+        _, permit = self.checkouts.get(slot, (now, 0))
         if slot == OPENING:
-            lease = self.breaker.idle_lease()
+            permit = self.breaker.unused_permit()
         self._collect_transitions()
-        return self._end_move(self.breaker.begin_admitted(now, lease, held))
+        return self._end_move(self.breaker.begin_admitted(now, permit, held))
 
     def end(self, now: float, ticket: int, outcome: Outcome, slot: int = 0) -> CallEnd | None:
         """Ends a statement that ``begin`` has started on the checkout of ``slot``, once."""
@@ -336,9 +336,9 @@ class Gate(Outside):
             return self._end_move(self._take_over_outside(slot, slots, held))
         breaker, ranks = self.breaker, self.bulkhead.ranks
         breaker.tick(now)
-        lease = self._valid_lease(now, slot)
-        # A probe that has its lease is admitted already.
-        allowed = lease > 0 or breaker.allow_call(now)
+        permit = self._valid_permit(now, slot)
+        # A probe that has its permit is admitted already.
+        allowed = permit > 0 or breaker.allow_call(now)
         self._collect_transitions()
         if not allowed:
             del slots[self]
@@ -346,9 +346,9 @@ class Gate(Outside):
             del self.checkouts[slot]
             self._release_slot(-slot)
             return self._end_move(self._circuit_open(now))
-        if not lease:
-            lease = breaker.lease(now)
-        since, number, ticket = (now, lease), slot, lease or breaker.last_ticket + 1
+        if not permit:
+            permit = breaker.acquire_permit(now)
+        since, number, ticket = (now, permit), slot, permit or breaker.last_ticket + 1
         # As in ``_take``, nothing is called from here to the last change.
         del slots[self]
         if checkout:
@@ -356,7 +356,7 @@ class Gate(Outside):
         else:
             del self.checkouts[slot]
             number = ticket
-            breaker.last_ticket += not lease
+            breaker.last_ticket += not permit
             breaker.in_flight[ticket] = now
             if breaker.caller_workload is not None:
                 breaker.workload_by_ticket[ticket] = breaker.caller_workload
@@ -367,12 +367,12 @@ class Gate(Outside):
             held[0] = number
         return self._end_move(number)
 
-    def _valid_lease(self, now: float, slot: int) -> int:
-        """Returns the lease of a reserved slot. If it has none, or the lease has expired, returns 0."""
-        _, lease = self.checkouts[slot]
-        if not lease or lease in self.breaker.leases:
-            return lease
-        self.breaker.end(lease, Outcome.ABANDONED, now)
+    def _valid_permit(self, now: float, slot: int) -> int:
+        """Returns the permit of a reserved slot. If it has none, or the permit has expired, returns 0."""
+        _, permit = self.checkouts[slot]
+        if not permit or permit in self.breaker.permits:
+            return permit
+        self.breaker.end(permit, Outcome.ABANDONED, now)
         return 0
 
     # --- without a slot ------------------------------------------------------------------------
@@ -612,7 +612,7 @@ class Gate(Outside):
         if until is not None or not checkout:
             ticket = breaker.last_ticket = breaker.last_ticket + 1
             if until is not None:
-                breaker.leases[ticket] = until
+                breaker.permits[ticket] = until
             if workload is not None:
                 breaker.workload_by_ticket[ticket] = workload
         if checkout:

@@ -38,8 +38,8 @@ class BreakerPolicy:
             processes do not probe at the same time.
         permitted_calls_in_half_open_state: Probes of a half-open round. The circuit closes or reopens by
             their rates.
-        max_wait_duration_in_half_open_state: A probe's lease in seconds. A probe that has not ended by then
-            counts as slow, so that a lost probe cannot keep the circuit half-open.
+        max_wait_duration_in_half_open_state: Seconds after which a probe's permit expires. A probe that has
+            not ended by then counts as slow, so that a lost probe cannot keep the circuit half-open.
         recovery_ramp: Seconds after a recovery until calls may use every slot. At first they may use as many
             as a half-open round has probes, then more in proportion to the time, so that all waiting users at
             once cannot overload a dependency that is slow at first. 0 lets them use every slot at once, as

@@ -222,7 +222,7 @@ class FastGate:
         except BaseException:
             self.check_in_slowly(slot)
             raise
-        # A probe's lease is returned on the slow path.
+        # A probe's permit is returned on the slow path.
         if (
             free
             and slot in checkouts

@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 _log = logging.getLogger("guardrails")
 
-_LEASE = 10.0
-"""A probe's lease in seconds: the default of ``BreakerPolicy.max_wait_duration_in_half_open_state``. A lost
-probe cannot keep the circuit half-open for longer."""
+_PERMIT_DURATION = 10.0
+"""Seconds after which a probe's permit expires, so that a lost probe cannot keep the circuit half-open. The
+default of ``BreakerPolicy.max_wait_duration_in_half_open_state``."""
 
 
 _STATES = frozenset((STATE_CLOSED, STATE_HALF_OPEN, STATE_OPEN))
@@ -38,10 +38,10 @@ _STORAGE_RAISED = "a circuit's storage raised"
 
 
 class Ticket(NamedTuple):
-    """An admitted call: its generation, its lease as a probe (0: it is none) and its start."""
+    """An admitted call: its generation, its permit (0 if it is no probe) and its start time."""
 
     generation: int
-    lease: int
+    permit: int
     started: float
 
 
@@ -88,7 +88,7 @@ class Circuit(LockOwner):
         self._counts_atomically = isinstance(storage, pybreaker.CircuitRedisStorage)
         self._count_failure = count_failure
         self._numbers = itertools.count(1)
-        self._leases: dict[int, float] = {}
+        self._permits: dict[int, float] = {}
         self._stored_opened_at: datetime | None = None
         self._opened_at = 0.0
         self.generation = 0
@@ -148,18 +148,18 @@ class Circuit(LockOwner):
                     return self._refuse(now)
                 self._transition(now, STATE_HALF_OPEN, "wait_over", transitions)
             if self.known_state == STATE_HALF_OPEN:
-                return self._lease(now)
+                return self._acquire_permit(now)
             return Ticket(self.generation, 0, now)
 
     def succeed(self, ticket: Ticket, transitions: list[Transition]) -> None:
         """Ends a call that succeeded."""
-        self.release_lease(ticket)
+        self.release_permit(ticket)
         with self._counting_lock():
             if ticket.generation != self.generation:
                 return
             if self.failures():
                 self._write(self.storage.reset_counter)
-            if not ticket.lease:
+            if not ticket.permit:
                 return
             self._write(self.storage.increment_success_counter)
             if self._read(lambda: self.storage.success_counter, 1) >= self.success_threshold:
@@ -167,21 +167,21 @@ class Circuit(LockOwner):
 
     def fail(self, ticket: Ticket, transitions: list[Transition]) -> bool:
         """Ends a call that failed; True if that opened the circuit."""
-        self.release_lease(ticket)
+        self.release_permit(ticket)
         with self._counting_lock():
             if ticket.generation != self.generation:
                 return False
             self._write(self._count_failure)
-            if ticket.lease:
+            if ticket.permit:
                 return self._transition_if_current(ticket, STATE_OPEN, "probes_failed", transitions)
             if self.failures() >= self.fail_max:
                 return self._transition_if_current(ticket, STATE_OPEN, "consecutive_failures", transitions)
             return False
 
-    def release_lease(self, ticket: Ticket) -> None:
-        """Frees a probe's lease. For a call without evidence this is all."""
-        if ticket.lease:
-            self._leases.pop(ticket.lease, None)
+    def release_permit(self, ticket: Ticket) -> None:
+        """Frees a probe's permit. For a call without evidence this is all."""
+        if ticket.permit:
+            self._permits.pop(ticket.permit, None)
 
     # --- manual transitions --------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class Circuit(LockOwner):
     def reset_in_child(self) -> None:
         """See ForkAware."""
         super().reset_in_child()
-        self._leases.clear()
+        self._permits.clear()
 
     # --- called with the lock held -------------------------------------------------------------
 
@@ -211,15 +211,15 @@ class Circuit(LockOwner):
             self._read_opening_time(now)  # another process has opened it again
         return now - self._opened_at >= self.reset_timeout
 
-    def _lease(self, now: float) -> Ticket | Refusal:
-        for lost in [lease for lease, until in self._leases.items() if now >= until]:
-            del self._leases[lost]
+    def _acquire_permit(self, now: float) -> Ticket | Refusal:
+        for lost in [permit for permit, until in self._permits.items() if now >= until]:
+            del self._permits[lost]
         missing = self.success_threshold - self._read(lambda: self.storage.success_counter, 0)
-        if len(self._leases) >= max(1, missing):
+        if len(self._permits) >= max(1, missing):
             return self._refuse(now)
-        lease = next(self._numbers)
-        self._leases[lease] = now + _LEASE
-        return Ticket(self.generation, lease, now)
+        permit = next(self._numbers)
+        self._permits[permit] = now + _PERMIT_DURATION
+        return Ticket(self.generation, permit, now)
 
     def _refuse(self, now: float) -> Refusal:
         wait = None
@@ -252,7 +252,7 @@ class Circuit(LockOwner):
         old, self.known_state = self.known_state, state
         self.generation += 1
         self.closed_ticket = Ticket(self.generation, 0, 0.0)
-        self._leases.clear()
+        self._permits.clear()
         wait = max(0.0, self.reset_timeout - (now - self._opened_at)) if state == STATE_OPEN else None
         transitions.append(Transition(now, old, state, cause, wait))
 

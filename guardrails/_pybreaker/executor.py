@@ -92,7 +92,7 @@ class Executor:
         circuit, notifier = self.circuit, self.notifier
         outcome = classify(error, None)
         if outcome is not Outcome.FAILURE or not self._is_failure(error):
-            circuit.release_lease(ticket)
+            circuit.release_permit(ticket)
             notifier.finished(Outcome.ABANDONED, ticket.started)
             return
         transitions: list[Transition] = []
@@ -101,7 +101,7 @@ class Executor:
         notifier.state_changed(transitions)
         notifier.finished(outcome, ticket.started)
         if tripped and self._new_error:
-            what = "Trial call failed" if ticket.lease else "Failures threshold reached"
+            what = "Trial call failed" if ticket.permit else "Failures threshold reached"
             raise pybreaker.CircuitBreakerError(f"{what}, circuit breaker opened") from error
 
     def _is_failure(self, error: BaseException) -> bool:
@@ -115,7 +115,7 @@ class Executor:
 
     def wrap_unfinished(self, ticket: Ticket, unfinished: Any) -> Any:
         """Wraps a returned coroutine or generator: it is admitted when it starts to run."""
-        self.circuit.release_lease(ticket)
+        self.circuit.release_permit(ticket)
         if isinstance(unfinished, types.CoroutineType):
             return self._await_guarded(unfinished)
         if isinstance(unfinished, types.GeneratorType):

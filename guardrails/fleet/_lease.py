@@ -4,7 +4,7 @@ This is the rule's only statement in Python: the SQLite store and the simulators
 the same to Redis, and a test holds the two equal. Depends on the records, the table of members and the sums.
 
 The rule needs only sums over the other workers, so one renewal costs about the same among ten workers and
-among ten thousand. A lease here is a share of connections; that of a circuit breaker is a probe's permit.
+among ten thousand.
 """
 
 from __future__ import annotations

@@ -297,13 +297,13 @@ def test_a_late_result_changes_nothing(begins_in, ends_in, outcome, lasting):
                     call(breaker, S, now=10)
     else:
         to(breaker, ends_in, 5)
-    before = (breaker.state, breaker.window.calls, breaker.round.calls, dict(breaker.leases), breaker.streak)
+    before = (breaker.state, breaker.window.calls, breaker.round.calls, dict(breaker.permits), breaker.streak)
     breaker.transitions.clear()
     ended = breaker.end(ticket, outcome, 10 + lasting)
     assert ended.duration == 5 + lasting
     assert before == (
         *(breaker.state, breaker.window.calls, breaker.round.calls),
-        *(dict(breaker.leases), breaker.streak),
+        *(dict(breaker.permits), breaker.streak),
     )
     assert (breaker.late, breaker.transitions) == (1, [])
 
@@ -357,7 +357,7 @@ def test_a_round_fails_early_and_passes_only_when_complete(probes, story, state)
 
 
 def test_half_open_admits_the_permitted_number_of_probes():
-    """In flight and ended together; an abandoned probe frees its lease."""
+    """In flight and ended together; an abandoned probe frees its permit."""
     breaker = half_open(permitted_calls_in_half_open_state=3)
     tickets = []
     while breaker.allow_call(5):
@@ -370,7 +370,7 @@ def test_half_open_admits_the_permitted_number_of_probes():
 
 
 def test_a_slow_probe_counts_before_it_ends():
-    """A probe is overdue at the slow threshold, long before its lease is over."""
+    """A probe is overdue at the slow threshold, long before its permit is over."""
     breaker = half_open(permitted_calls_in_half_open_state=2)
     breaker.begin(5)
     breaker.tick(6.1)
@@ -395,7 +395,7 @@ def test_an_expired_lease_is_a_slow_result():
             slow_call_duration_threshold=100,
             max_wait_duration_in_half_open_state=10,
         )
-        ticket = breaker.lease(5)
+        ticket = breaker.acquire_permit(5)
         if begun:
             assert breaker.begin_admitted(5, ticket) == ticket
         breaker.tick(math.nextafter(15, 0))
@@ -418,12 +418,12 @@ def test_work_on_a_connection_checked_out_before_half_open_is_no_probe():
 def test_only_the_first_statement_on_a_probes_connection_is_the_probe():
     """The second is work like any other."""
     breaker = half_open(permitted_calls_in_half_open_state=2)
-    lease = breaker.lease(5)
-    assert breaker.begin_admitted(5, lease) == lease
-    assert breaker.begin_admitted(5, lease) != lease
-    breaker.end(lease, S, 5)
+    permit = breaker.acquire_permit(5)
+    assert breaker.begin_admitted(5, permit) == permit
+    assert breaker.begin_admitted(5, permit) != permit
+    breaker.end(permit, S, 5)
     assert breaker.round.calls == 1
-    assert breaker.begin_admitted(5, lease) != lease
+    assert breaker.begin_admitted(5, permit) != permit
 
 
 def test_a_waiting_probes_duration_starts_when_it_resumes():
@@ -639,7 +639,7 @@ def test_a_call_that_starts_again_is_the_youngest():
 def test_a_leased_probe_that_never_began_can_be_resumed():
     """Its duration starts there."""
     breaker = half_open()
-    ticket = breaker.lease(5)
+    ticket = breaker.acquire_permit(5)
     breaker.resume(ticket, 6)
     assert breaker.in_flight == {ticket: 6}
 
@@ -715,7 +715,7 @@ def test_a_probe_whose_lease_ran_out_is_slow_once_and_as_old_as_its_call():
         slow_call_duration_threshold=60,
         max_wait_duration_in_half_open_state=3,
     )
-    begun, unused = breaker.begin(5), breaker.lease(6)
+    begun, unused = breaker.begin(5), breaker.acquire_permit(6)
     breaker.tick(9)
     assert (breaker.slow, breaker.in_flight) == (2, {})
     assert breaker.start_times() == [5, 9]
@@ -813,15 +813,15 @@ def test_a_neutral_end_keeps_the_lease_for_the_next_statement():
     breaker = half_open()
     ticket = breaker.begin(5)
     assert breaker.end(ticket, Outcome.NEUTRAL, 5.5) == (0.5, False)
-    assert (breaker.leases, breaker.round.calls, breaker.succeeded) == ({ticket: 15}, 0, 1)
+    assert (breaker.permits, breaker.round.calls, breaker.succeeded) == ({ticket: 15}, 0, 1)
     assert breaker.begin_admitted(6, ticket) == ticket
     breaker.end(ticket, S, 6)
-    assert (breaker.leases, breaker.round.calls) == ({}, 1)
+    assert (breaker.permits, breaker.round.calls) == ({}, 1)
 
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_an_expired_lease_of_a_failing_compartment_is_no_result_of_the_round(begun):
-    """Its own circuit is open and another workload is healthy, so the lease goes to the next probe."""
+    """Its own circuit is open and another workload is healthy, so the permit goes to the next probe."""
     breaker, own = make(), make()
     breaker.uncompartmented = healthy = breaker.watch_workload(None, 0)
     failing = breaker.watch_workload(own, 0)
@@ -830,12 +830,12 @@ def test_an_expired_lease_of_a_failing_compartment_is_no_result_of_the_round(beg
     call(breaker, S)
     breaker.half_open(0)
     breaker.caller_workload = failing
-    ticket = breaker.begin(0) if begun else breaker.lease(0)
+    ticket = breaker.begin(0) if begun else breaker.acquire_permit(0)
     assert breaker.workload_by_ticket[ticket] is failing
-    breaker.slow_after = math.inf  # so that the lease expires before the call is overdue
+    breaker.slow_after = math.inf  # so that the permit expires before the call is overdue
     breaker.next_overdue_at = math.inf
     breaker.tick(10)
-    assert (breaker.leases, breaker.round.calls, breaker.round.slow, breaker.slow) == ({}, 0, 0, 1)
+    assert (breaker.permits, breaker.round.calls, breaker.round.slow, breaker.slow) == ({}, 0, 0, 1)
     assert breaker.overdue == {ticket: (0 if begun else 10, None)}
     assert breaker.state == "half_open"
 
@@ -843,26 +843,26 @@ def test_an_expired_lease_of_a_failing_compartment_is_no_result_of_the_round(beg
 def test_a_pause_of_the_process_extends_leases_that_end_after_its_start():
     """A call that began after the pause keeps its start."""
     breaker = half_open()
-    probe, late = breaker.begin(5), breaker.lease(5)
-    breaker.leases[late] = 6
+    probe, late = breaker.begin(5), breaker.acquire_permit(5)
+    breaker.permits[late] = 6
     breaker.exclude_pause(7, 9)
-    assert (breaker.in_flight, breaker.leases) == ({probe: 7}, {probe: 17, late: 6})
+    assert (breaker.in_flight, breaker.permits) == ({probe: 7}, {probe: 17, late: 6})
     breaker.resume(probe, 20)
     breaker.exclude_pause(10, 12)
-    assert (breaker.in_flight, breaker.leases) == ({probe: 20}, {probe: 19, late: 6})
+    assert (breaker.in_flight, breaker.permits) == ({probe: 20}, {probe: 19, late: 6})
 
 
 # --- bounds --------------------------------------------------------------------------------------
 
 
-def test_an_idle_lease_is_that_of_a_probe_which_has_not_begun():
+def test_an_unused_permit_is_that_of_a_probe_which_has_not_begun():
     breaker = half_open()
-    assert breaker.idle_lease() == 0
-    running, idle = breaker.begin(5), breaker.lease(5)
+    assert breaker.unused_permit() == 0
+    running, idle = breaker.begin(5), breaker.acquire_permit(5)
     assert idle > running > 0
-    assert breaker.idle_lease() == idle
+    assert breaker.unused_permit() == idle
     breaker.begin_admitted(5, idle)
-    assert breaker.idle_lease() == 0
+    assert breaker.unused_permit() == 0
 
 
 def stalling(slow_after=1, slots=3, **options):
@@ -953,7 +953,7 @@ def test_pending_results_are_added_in_their_order():
 
 
 def test_a_probe_that_outlives_its_lease_and_fails_is_a_failed_one():
-    """It counts as slow when the lease ends, and as failed when it does."""
+    """It counts as slow when the permit ends, and as failed when it does."""
     breaker = half_open(slow_call_rate_threshold=1, slow_call_duration_threshold=60)
     ticket = breaker.begin(5)
     breaker.tick(15)
@@ -987,10 +987,10 @@ def test_a_ramp_begins_with_the_calls_of_the_round():
 
 def test_a_lease_that_ends_as_a_pause_begins_is_not_extended():
     breaker = half_open()
-    ends, later = breaker.lease(5), breaker.lease(5)
-    breaker.leases.update({ends: 7, later: 7.5})
+    ends, later = breaker.acquire_permit(5), breaker.acquire_permit(5)
+    breaker.permits.update({ends: 7, later: 7.5})
     breaker.exclude_pause(7, 9)
-    assert breaker.leases == {ends: 7, later: 9.5}
+    assert breaker.permits == {ends: 7, later: 9.5}
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_a_failed_probe_counts_unless_its_own_circuit_is_open_and_another_worklo
     breaker, _, second = probing(own_open=own_open, healthy=healthy)
     call(breaker, second, F, 0.5)
     assert breaker.state == ("open" if counts else "half_open")
-    assert breaker.leases == {}
+    assert breaker.permits == {}
     if not counts:
         assert (breaker.round.calls, breaker.round.failures) == (0, 0)
 
@@ -243,7 +243,7 @@ def test_a_probe_that_succeeds_counts_for_a_workload_with_an_open_circuit():
 
 
 def test_a_probe_that_was_counted_as_slow_counts_as_failed_whatever_has_opened_since():
-    """Its lease was its workload's evidence; the compartment's circuit opened after that."""
+    """Its permit was its workload's evidence; the compartment's circuit opened after that."""
     breaker, first, second = probing(own_open=False, healthy=True)
     breaker._slow_rate = (1, 1)  # so that one slow probe does not end the round
     ticket = begin(breaker, second, 0.5)
@@ -259,18 +259,18 @@ def test_a_probe_that_was_counted_as_slow_counts_as_failed_whatever_has_opened_s
 # --- admission ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("leases", [0, 2])
-def test_a_healthy_workload_is_admitted_by_a_circuit_that_others_have_opened(leases):
+@pytest.mark.parametrize("permits", [0, 2])
+def test_a_healthy_workload_is_admitted_by_a_circuit_that_others_have_opened(permits):
     """Also while every probe is under way; a failing one, and a caller without a workload, are not."""
     breaker, (first, second, _) = divided()
     call(breaker, first, S)
     call(breaker, second, F)
     breaker.open(0, "failure_rate")
     breaker.caller_workload = None
-    now = 5 if leases else 1
-    assert breaker.allow_call(now) is (leases > 0), "the wait is over"
-    for _ in range(leases):
-        breaker.lease(now)
+    now = 5 if permits else 1
+    assert breaker.allow_call(now) is (permits > 0), "the wait is over"
+    for _ in range(permits):
+        breaker.acquire_permit(now)
     for workload, admitted in ((first, True), (second, False), (None, False)):
         breaker.caller_workload = workload
         assert breaker.allow_call(now) is admitted

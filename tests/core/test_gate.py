@@ -178,7 +178,7 @@ def test_a_probe_has_the_result_of_its_last_statement(last, state):
     )
     gate.check_in(5.1, slot)
     assert gate.breaker.state == state
-    assert not gate.breaker.leases
+    assert not gate.breaker.permits
     assert not gate.breaker.answered
 
 
@@ -206,14 +206,14 @@ def test_a_statement_under_way_decides_a_probe_after_the_slow_call_threshold():
 
 
 def test_a_probe_whose_lease_was_lost_before_its_statement_leaves_nothing():
-    """Its connection was idle for longer than a lease; the circuit was opened, and its statement was late."""
+    """Its permit expired while it was idle; the circuit was opened, and its statement was late."""
     gate, slot = probing()
     gate.refresh(15)
     assert drain(gate) == ["half_open", "open"]
     state_after(gate, slot, [(15, 15.1, S)])
     gate.check_in(16, slot)
     breaker = gate.breaker
-    assert (breaker.overdue, breaker.in_flight, breaker.answered, breaker.leases) == ({}, {}, {}, {})
+    assert (breaker.overdue, breaker.in_flight, breaker.answered, breaker.permits) == ({}, {}, {}, {})
 
 
 def test_an_opening_does_not_take_the_lease_of_a_checkout_that_rests():
@@ -369,7 +369,7 @@ def test_an_interrupted_return_of_a_checkout_leaves_no_record_of_its_statements(
 
 @pytest.mark.parametrize("when", ["returned", "expired"])
 def test_an_interrupted_end_of_a_probe_leaves_its_success(monkeypatch, when):
-    """A lease without an answer would expire as a slow probe and open the circuit again."""
+    """A permit without an answer would expire as a slow probe and open the circuit again."""
     gate, slot = probing()
     state_after(gate, slot, [(5, 5.1, S)])
     with monkeypatch.context() as patch:
@@ -428,7 +428,7 @@ def test_a_call_in_a_reserved_slot_of_a_probe_has_the_probes_ticket(gate):
     book, held = reserved(gate, now=5), [0]
     assert gate.take_over(6, book, held, checkout=False) == 2
     assert (held, gate.breaker.last_ticket, gate.breaker.in_flight) == ([2], 2, {2: 6})
-    assert list(gate.breaker.leases) == [2]
+    assert list(gate.breaker.permits) == [2]
 
 
 def test_a_reserved_slot_that_is_not_used_goes_to_the_next(gate):
@@ -454,7 +454,7 @@ def test_a_slot_reserved_before_the_circuit_opened_is_refused(gate, checkout):
 
 @pytest.mark.parametrize("checkout", [True, False])
 def test_a_reserved_probe_is_the_probe(gate, checkout):
-    """Its lease was taken with the slot, so no other call is admitted, and its result closes the circuit."""
+    """Its permit was taken with the slot, so no other call is admitted, and its result closes the circuit."""
     trip(gate)
     book = reserved(gate, now=5)
     assert gate.check_out(5, None).reason == "circuit_open"
@@ -482,13 +482,13 @@ def test_an_open_circuit_is_kept_open_for_longer_or_let_go(gate):
 
 @pytest.mark.parametrize("checkout", [True, False])
 def test_a_reserved_probe_that_comes_too_late_leaves_nothing_of_its_first_lease(gate, checkout):
-    """Its lease has expired, so it takes another one."""
+    """Its permit has expired, so it takes another one."""
     trip(gate)
     book = reserved(gate, now=5)
     gate.set_state(8.5, "half_open")
     used = gate.take_over(9, book, checkout=checkout)
     (gate.check_in if checkout else lambda now, call: gate.leave(now, call, S))(9.5, used)
-    assert (gate.breaker.overdue, gate.breaker.leases, gate.breaker.in_flight) == ({}, {}, {})
+    assert (gate.breaker.overdue, gate.breaker.permits, gate.breaker.in_flight) == ({}, {}, {})
     assert gate.bulkhead.taken == 0
 
 
@@ -505,7 +505,7 @@ def test_a_slot_reserved_while_closed_becomes_a_probe_in_half_open(gate):
     gate.set_state(0, "half_open")
     assert isinstance(gate.take_over(0, first, checkout=True), int)
     assert gate.take_over(0, second, checkout=True).reason == "circuit_open"
-    assert (len(gate.breaker.leases), gate.bulkhead.taken) == (1, 1)
+    assert (len(gate.breaker.permits), gate.bulkhead.taken) == (1, 1)
 
 
 def test_adopted_slots_come_back_without_a_number(gate):
@@ -533,12 +533,12 @@ def test_a_waiting_checkout_gets_its_number_when_it_wakes(gate):
 
 
 def test_preview_refuses_without_taking_a_slot(gate):
-    """It returns the circuit's refusal; for a due probe it returns None and takes no lease."""
+    """It returns the circuit's refusal; for a due probe it returns None and takes no permit."""
     assert gate.preview(0) is None
     trip(gate)
     assert gate.preview(1) == Refusal("circuit_open", 4)
     assert gate.preview(5) is None
-    assert (gate.bulkhead.taken, gate.breaker.leases) == (0, {})
+    assert (gate.bulkhead.taken, gate.breaker.permits) == (0, {})
 
 
 def test_stalls_follow_the_number_of_slots(gate):
@@ -694,18 +694,18 @@ def test_a_probes_connection_returned_in_the_middle_of_its_statement(gate):
     slot = gate.check_out(5, None)
     gate.begin(5, slot)
     gate.check_in(5, slot)
-    assert (gate.breaker.abandoned, gate.breaker.round.calls, gate.breaker.leases) == (1, 0, {})
+    assert (gate.breaker.abandoned, gate.breaker.round.calls, gate.breaker.permits) == (1, 0, {})
     assert isinstance(gate.check_out(5, None), int)
 
 
 def test_a_statement_on_an_adopted_connection_is_no_probe(gate):
-    """It was there before the guard; the round's lease belongs to whom it was given."""
+    """It was there before the guard; the round's permit belongs to whom it was given."""
     gate.adopt(0, 1)
     gate.set_state(0, "half_open")
     slot = gate.check_out(0, None)
-    _, lease = gate.checkouts[slot]
-    assert gate.begin(0, 0) != lease
-    assert gate.begin(0, slot) == lease
+    _, permit = gate.checkouts[slot]
+    assert gate.begin(0, 0) != permit
+    assert gate.begin(0, slot) == permit
 
 
 def test_a_forked_child_has_no_standing_queue(gate):
@@ -844,7 +844,7 @@ def test_a_late_success_takes_the_slow_path(calm):
 
 
 def test_a_probes_connection_is_returned_on_the_slow_path(gate):
-    """Its lease must be looked at, also when the round is over and the circuit closed."""
+    """Its permit must be looked at, also when the round is over and the circuit closed."""
     trip(gate)
     slot = gate.check_out(5, None)
     gate.end(5, gate.begin(5, slot), S)
@@ -1009,10 +1009,10 @@ def test_an_opening_in_half_open_is_the_probe_of_a_checkout_without_a_statement(
     gate.end(0, 1, S)
     trip(gate)
     slot = gate.check_out(5, None)
-    _, lease = gate.checkouts[slot]
-    assert gate.begin(5, OPENING) == lease
-    assert gate.begin(5, OPENING) != lease, "the lease is in use"
-    gate.end(5, lease, S)
+    _, permit = gate.checkouts[slot]
+    assert gate.begin(5, OPENING) == permit
+    assert gate.begin(5, OPENING) != permit, "the permit is in use"
+    gate.end(5, permit, S)
     assert gate.breaker.state == "closed"
     gate.check_in(5, slot)
 
@@ -1132,7 +1132,7 @@ def test_a_transition_made_for_others_names_its_cause(gate):
 
 
 def test_an_opening_in_half_open_without_a_probes_checkout_is_a_late_call(gate):
-    """There is no lease to use, so it is no probe and decides nothing."""
+    """There is no permit to use, so it is no probe and decides nothing."""
     gate.set_state(0, "half_open")
     ticket = gate.begin(0, OPENING)
     assert ticket > 0
@@ -1145,13 +1145,13 @@ def test_a_lease_that_has_expired_before_its_reservation_is_used_is_not_used(gat
     """Its round is over: the request's call is admitted anew, and is the only probe of the next round."""
     trip(gate)
     book = reserved(gate, now=5)
-    lease = gate.checkouts[book[gate][1]][1]
-    assert lease in gate.breaker.leases
-    gate.refresh(8)  # the lease of 3 s ends: the round has failed
+    permit = gate.checkouts[book[gate][1]][1]
+    assert permit in gate.breaker.permits
+    gate.refresh(8)  # the permit of 3 s ends: the round has failed
     assert gate.breaker.state == "open"
     ticket = gate.take_over(13, book, checkout=False)
     assert gate.breaker.state == "half_open"
-    assert list(gate.breaker.leases) == [ticket] != [lease]
+    assert list(gate.breaker.permits) == [ticket] != [permit]
     gate.leave(13, ticket, S)
     assert (gate.breaker.state, gate.bulkhead.taken, gate.breaker.in_flight) == ("closed", 0, {})
 
@@ -1174,7 +1174,7 @@ def test_the_first_probe_needs_no_second_lease(gate):
     """Its reservation has the only one."""
     gate.set_state(0, "half_open")
     book = reserved(gate)
-    assert list(gate.breaker.leases) == [1]
+    assert list(gate.breaker.permits) == [1]
     assert gate.take_over(1, book, checkout=False) == 1
 
 

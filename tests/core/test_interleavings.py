@@ -259,7 +259,7 @@ class LosesTheRace(Bulkhead):
 
 
 class AdmitsEveryProbe(Breaker):
-    """Counts no leases."""
+    """Counts no permits."""
 
     def allow_call(self, now):
         return super().allow_call(now) or self.state == "half_open"

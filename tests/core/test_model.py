@@ -307,7 +307,7 @@ class Driver:
             "round": (breaker.round.calls, breaker.round.failures, breaker.round.slow),
             "in_flight": breaker.in_flight,
             "overdue": {ticket: since for ticket, (since, _) in breaker.overdue.items()},
-            "leases": breaker.leases,
+            "permits": breaker.permits,
             "answered": breaker.answered,
             "streak": breaker.streak,
             "totals": (breaker.succeeded, breaker.failed, breaker.slow, breaker.late, breaker.abandoned),

@@ -580,9 +580,9 @@ def test_a_probe_that_would_be_given_up_gives_its_lease_back():
     gate = new_gate()
     gate.set_state(1.0, "half_open")
     probe = let_in(gate, 2.0, checkout=True)
-    assert len(gate.breaker.leases) == 1
+    assert len(gate.breaker.permits) == 1
     gate.expel(3.0, probe, A, checkout=True)
-    assert (gate.breaker.leases, gate.breaker.state) == ({}, "half_open")
+    assert (gate.breaker.permits, gate.breaker.state) == ({}, "half_open")
     gate.check_in(4.0, probe)
     assert books(gate) == EMPTY
 

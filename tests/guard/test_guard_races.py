@@ -653,7 +653,7 @@ def test_whatever_happens_slots_are_conserved(attempt):
         now = each.snapshot()
         assert (now.in_use, now.waiting) == (0, 0)
         assert now.admitted == now.succeeded + now.failed + now.abandoned
-        assert not each._gate.core.breaker.leases
+        assert not each._gate.core.breaker.permits
         assert not each._gate.core.outbox
 
 

@@ -165,7 +165,7 @@ def test_a_circuit_that_opened_after_the_reservation_refuses(run, make_guard):
 
 
 def test_a_reserved_probe_passes_the_early_refusal_of_an_attached_guard(run, make_guard, clock):
-    """Its own lease must not look like that of another call."""
+    """Its own permit must not look like that of another call."""
     db = make_guard(breaker=tripping(permitted_calls_in_half_open_state=1))
     elsewhere(db, fail)
     clock.advance(5)

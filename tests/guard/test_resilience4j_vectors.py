@@ -305,7 +305,7 @@ def test_r16_the_same_state_twice_is_no_event(make_guard):
 
 
 def test_r17_a_lost_probe_cannot_hold_the_circuit_half_open(run, make_guard, clock):
-    """R17: a probe that never ends is judged slow when its lease is over, and the circuit reopens."""
+    """R17: a probe that never ends is judged slow when its permit is over, and the circuit reopens."""
     policy = tripping(
         permitted_calls_in_half_open_state=1,
         max_wait_duration_in_half_open_state=1,

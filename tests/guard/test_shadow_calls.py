@@ -223,7 +223,7 @@ def test_ctrl_c_in_a_listener_of_the_circuit_gives_the_slot_back(make_guard, clo
     trip(by_a_thread, guard, clock, 5)
     with pytest.raises(KeyboardInterrupt):
         gate.enter(checkout=checkout)
-    assert (len(told), in_use(guard), gate.core.breaker.leases, gate.core.checkouts) == (1, 0, {}, {})
+    assert (len(told), in_use(guard), gate.core.breaker.permits, gate.core.checkouts) == (1, 0, {}, {})
 
 
 def test_ctrl_c_in_a_listener_as_a_statement_begins_ends_it(make_guard, clock):

@@ -341,7 +341,7 @@ def test_an_interrupt_as_a_checkout_begins_to_wait_for_its_pool_loses_no_slot(ki
 
 @pytest.mark.parametrize(("kind", "checkouts", "rank"), calls("probe"))
 def test_an_interrupt_as_calls_become_overdue_loses_no_slot(kind, checkouts, rank):
-    """Two calls, one of them a probe whose lease expires, are noted as slow in the move of another caller."""
+    """Two calls, one of them a probe whose permit expires, are marked slow in the move of another caller."""
 
     def make():
         situation = Situation("enforce", checkouts=checkouts, rank=rank)

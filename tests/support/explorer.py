@@ -121,14 +121,14 @@ class World:
             assert not self.queue, "a caller waits at a circuit that is not closed"
         if gate.breaker.state == "half_open":
             assert len(self.probes) <= self._probes_at_most, "too many probes were let in"
-            assert len(gate.breaker.leases) <= self._probes_at_most, "too many leases were given out"
+            assert len(gate.breaker.permits) <= self._probes_at_most, "too many permits were given out"
 
     def look_at_the_end(self):
         """Checks that nothing is left of anybody."""
         gate = self.gate
         assert (gate.bulkhead.taken, self.queue, self.told, gate.checkouts) == (0, [], [], {})
         assert not gate.breaker.in_flight
-        assert not gate.breaker.leases
+        assert not gate.breaker.permits
 
 
 class Run:

@@ -23,7 +23,7 @@ class Flight:
 
     start: int
     generation: int
-    lease: int | None
+    permit: int | None
     counted: Entry | None = None
     overdue: bool = False
 
@@ -32,7 +32,7 @@ class Flight:
 class Out:
     """A checkout. Its statements since its last result are one call."""
 
-    lease: int | None = None
+    permit: int | None = None
     ticket: int = 0
     first: int | None = None
     running: int = 0
@@ -139,14 +139,14 @@ class Naive:
         out = self.outs[self.admitted] = Out()
         if self.state == "half_open":
             self.last_ticket += 1
-            out.ticket, out.lease = self.last_ticket, self.lease_until()
+            out.ticket, out.permit = self.last_ticket, self.permit_until()
         return self.admitted
 
     def begin_on(self, slot):
         self.tick()
         out = self.outs[slot]
         ticket = out.ticket
-        if out.lease is None:
+        if out.permit is None:
             self.last_ticket += 1
             ticket = self.last_ticket
         out.running = ticket
@@ -157,21 +157,21 @@ class Naive:
         self.tick()
         out = self.outs[slot]
         ticket, out.running = out.running, 0
-        flight, leased = self.flights.pop(ticket), out.lease is not None and ticket == out.ticket
+        flight, permitted = self.flights.pop(ticket), out.permit is not None and ticket == out.ticket
         self.totals["success" if outcome == "neutral" else outcome] += 1
-        if outcome == "neutral" and not flight.overdue and leased:
+        if outcome == "neutral" and not flight.overdue and permitted:
             return
         if outcome == "success" and not flight.overdue and flight.generation == self.generation:
             out.first = self.now if out.first is None else out.first
             until = out.first + self.policy.slow_call_duration_threshold
             if self.now < until:
-                out.lease = min(out.lease, until) if leased else out.lease
+                out.permit = min(out.permit, until) if permitted else out.permit
                 return
             out.first = None
         elif outcome != "neutral" or flight.overdue:
             out.first = None
-        out.lease = None if leased else out.lease
-        self.record(flight, outcome, leased=leased)
+        out.permit = None if permitted else out.permit
+        self.record(flight, outcome, permitted=permitted)
 
     def check_in(self, slot):
         self.fit()
@@ -180,22 +180,22 @@ class Naive:
             self.tick()
         del self.outs[slot]
         if out.first is not None:
-            self.record(Flight(0, self.generation, None), "success", leased=out.lease is not None)
+            self.record(Flight(0, self.generation, None), "success", permitted=out.permit is not None)
         lost = self.flights.pop(out.ticket, None)
         if lost is not None:
             self.totals["abandoned"] += 1
-            self.record(lost, "abandoned", leased=False)
+            self.record(lost, "abandoned", permitted=False)
         self.pass_on()
 
-    def record(self, flight, outcome, *, leased):
+    def record(self, flight, outcome, *, permitted):
         if flight.generation != self.generation:
             self.totals["late"] += 1
         elif self.state == "half_open":
             if flight.counted is not None:
                 flight.counted.failed |= outcome == "failure"
-            elif leased and outcome in ("success", "failure"):
+            elif permitted and outcome in ("success", "failure"):
                 self.round.append(Entry(0, outcome == "failure", slow=False))
-            if leased or flight.counted is not None:
+            if permitted or flight.counted is not None:
                 self.follow(outcome)
                 self.judge_round()
         elif self.state in ("closed", "metrics_only"):
@@ -255,23 +255,23 @@ class Naive:
                 flight.counted = Entry(self.slice(), failed=False, slow=True)
                 self.log.append(flight.counted)
             elif probe is not None:
-                probe.lease = None
+                probe.permit = None
                 self.lose(flight)
         if crossed:
             self.judge()
         self.end_leases()
 
     def probe_of(self, flight):
-        """The call or the checkout that has the lease of a statement, or None."""
+        """The call or the checkout that has the permit of a statement, or None."""
         of_it = [out for out in self.outs.values() if self.flights.get(out.ticket) is flight]
-        return next((each for each in [flight, *of_it] if each.lease is not None), None)
+        return next((each for each in [flight, *of_it] if each.permit is not None), None)
 
     def end_leases(self):
-        lost = [f for f in self.flights.values() if f.lease is not None and self.now >= f.lease]
-        over = [out for out in self.outs.values() if out.lease is not None and self.now >= out.lease]
+        lost = [f for f in self.flights.values() if f.permit is not None and self.now >= f.permit]
+        over = [out for out in self.outs.values() if out.permit is not None and self.now >= out.permit]
         for out in over:
             if out.first is None:
-                out.lease = None
+                out.permit = None
                 lost.append(self.flights.setdefault(out.ticket, Flight(self.now, self.generation, None)))
         for flight in lost:
             flight.overdue = True
@@ -281,8 +281,8 @@ class Naive:
             self.judge()
         for out in over:
             if out.first is not None and not out.running:
-                out.first = out.lease = None
-                self.record(Flight(0, self.generation, None), "success", leased=True)
+                out.first = out.permit = None
+                self.record(Flight(0, self.generation, None), "success", permitted=True)
 
     # --- rules ------------------------------------------------------------------------------
 
@@ -291,22 +291,22 @@ class Naive:
         if self.state == "open" and self.now >= self.open_until:
             self.go("half_open", "wait_over")
         if self.state == "half_open":
-            out = sum(each.lease is not None for each in [*self.flights.values(), *self.outs.values()])
+            out = sum(each.permit is not None for each in [*self.flights.values(), *self.outs.values()])
             return out + len(self.round) < self.policy.permitted_calls_in_half_open_state
         return self.state not in ("open", "forced_open")
 
     def begin(self):
         self.last_ticket += 1
         self.admitted += 1
-        lease = self.lease_until() if self.state == "half_open" else None
-        self.flights[self.last_ticket] = Flight(self.now, self.generation, lease)
+        permit = self.permit_until() if self.state == "half_open" else None
+        self.flights[self.last_ticket] = Flight(self.now, self.generation, permit)
         return self.last_ticket
 
-    def lease_until(self):
+    def permit_until(self):
         return self.now + self.policy.max_wait_duration_in_half_open_state
 
     def lose(self, flight):
-        flight.lease = None
+        flight.permit = None
         flight.counted = Entry(0, failed=False, slow=True)
         self.round.append(flight.counted)
 
@@ -389,9 +389,9 @@ class Naive:
         self.state = new
         self.generation += 1
         for flight in self.flights.values():
-            flight.lease = None
+            flight.permit = None
         for out in self.outs.values():
-            out.lease = out.first = None
+            out.permit = out.first = None
         if new == "half_open":
             self.round = []
             self.shown = "round"
