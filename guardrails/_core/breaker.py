@@ -32,7 +32,7 @@ __all__ = ["Breaker", "State", "Transition"]
 State = Literal["closed", "open", "half_open", "forced_open", "disabled", "metrics_only"]
 
 _IN_ROUND = -1
-"""Stands for the position of a slow mark that was counted in the half-open round."""
+"""In place of a window's index: the slow mark was counted in the half-open round."""
 
 _FINEST_RATE = 10**6
 """Largest denominator of a threshold. 0.1 is read as 1/10 and not as the binary float just above it, so that
@@ -84,10 +84,10 @@ class Breaker:
         generation: The last ticket issued before the latest transition.
         in_flight: Start of each call in flight that is not overdue, by ticket, oldest first.
         overdue: (start, position) of each call in flight that has crossed the slow threshold, by ticket.
-            The position of its slow mark is one in the window, or that of the round, or None without a mark.
+            The position is that of its slow mark: an index in the window, `_IN_ROUND`, or None without it.
         permits: Time at which the permit of each probe expires, by ticket.
-        answered: Time of the first answer of each checkout whose statements since its last result were all
-            quick and good, by slot; of a probe's checkout by minus its ticket.
+        good_since: Time of the first good statement since the last result of a checkout, while no statement
+            after it has failed or was slow. By slot; for a probe's checkout by minus its ticket.
         next_overdue_at: No call in flight becomes overdue before this time.
         succeeded: Calls and statements that have succeeded.
         pending_successes: Successes in the current slice of the window that have not been added to it yet.
@@ -98,13 +98,13 @@ class Breaker:
         random: Returns a number in [0, 1] for the jitter.
         ramp: The growth of the usable slots since the circuit has recovered; None without one.
         stall_slots: The number of overdue calls that may be a stall; None if stalls are not watched for.
-        slot_cap: Fewer of them suffice where an adaptive limit leaves fewer slots usable.
+        slot_cap: Upper bound of `stall_slots`: the usable slots of an adaptive limit; infinity without one.
         last_success_at: Time of the last success, or of the last good statement of a checkout.
         streak: Failures in a row.
         late: Results that came after a transition and changed nothing.
         workloads: The records of a circuit with compartments; see `guardrails._core.workloads`.
         uncompartmented: The workload of calls outside all compartments; None without compartments.
-        workload_by_ticket: The workload of each call in flight, by ticket; of a checkout in `answered` by
+        workload_by_ticket: The workload of each call in flight, by ticket; of a checkout in `good_since` by
             minus its slot.
         caller_workload: The workload on whose behalf the current method is called.
     """
@@ -124,12 +124,12 @@ class Breaker:
         "_stall_at",
         "_streak_limit",
         "abandoned",
-        "answered",
         "caller_workload",
         "failed",
         "failure_margin",
         "failures_after",
         "generation",
+        "good_since",
         "in_flight",
         "last_success_at",
         "last_ticket",
@@ -175,7 +175,7 @@ class Breaker:
         self.in_flight: dict[int, float] = {}
         self.overdue: dict[int, tuple[float, int | None]] = {}
         self.permits: dict[int, float] = {}
-        self.answered: dict[int, float] = {}
+        self.good_since: dict[int, float] = {}
         self.next_overdue_at = self.open_until = NEVER
         self.round = _NO_ROUND
         self._basis: Window | ProbeRound = self.window
@@ -256,7 +256,7 @@ class Breaker:
 
     def unused_permit(self) -> int:
         """The ticket of a probe that has a permit and has not begun; 0 without one."""
-        unused = (t for t in self.permits if t not in self.in_flight and -t not in self.answered)
+        unused = (t for t in self.permits if t not in self.in_flight and -t not in self.good_since)
         return next(unused, 0)
 
     def resume(self, ticket: int, now: float) -> None:
@@ -296,7 +296,7 @@ class Breaker:
         counted = self.overdue.pop(ticket, None)
         # The tick has moved each call that crossed the threshold, this one included, to `overdue`.
         since = counted[0] if counted is not None else started
-        if since is not None and self._goes_on(ticket, outcome, now, slot, slow=counted is not None):
+        if since is not None and self._call_continues(ticket, outcome, now, slot, slow=counted is not None):
             self.succeeded += 1
             return CallEnd(now - since, slow=False)
         workload = self.workload_by_ticket.pop(ticket, None)
@@ -312,24 +312,24 @@ class Breaker:
             workload.slow_positions.pop(ticket, None)
         return CallEnd(now - since, counted is not None)
 
-    def _goes_on(self, ticket: int, outcome: Outcome, now: float, slot: int, *, slow: bool) -> bool:
-        """True if a statement is not the end of its call: others may follow on the checkout.
+    def _call_continues(self, ticket: int, outcome: Outcome, now: float, slot: int, *, slow: bool) -> bool:
+        """True if a statement does not end its call, because others may follow on the checkout.
 
-        After the slow-call threshold the next good statement ends the call, since a connection that is held
-        for long would else give no result.
+        Once the slow-call threshold has passed, the next good statement ends the call. Otherwise a connection
+        that is held for long would give no result.
         """
         permitted = ticket in self.permits
         if outcome is Outcome.NEUTRAL and not slow:
             return permitted
         if outcome is not Outcome.SUCCESS or slow or not slot or ticket <= self.generation:
-            self.answered.pop(slot, None)
-            self.answered.pop(-ticket, None)
+            self.good_since.pop(slot, None)
+            self.good_since.pop(-ticket, None)
             return False
         self.last_success_at = now
         call = -ticket if permitted else slot
-        first = self.answered.setdefault(call, now)
+        first = self.good_since.setdefault(call, now)
         if now - first >= self.slow_after:
-            del self.answered[call]
+            del self.good_since[call]
             return False
         if permitted:
             self.permits[ticket] = min(self.permits[ticket], first + self.slow_after)
@@ -338,22 +338,22 @@ class Breaker:
         return True
 
     def end_checkout(self, slot: int, permit: int, now: float) -> None:
-        """Ends a checkout: records the success of its statements, or frees the permit that it has not used.
+        """Ends a checkout: records the success of its statements, or frees its unused permit.
 
         Args:
             slot: Its slot.
-            permit: The ticket of the probe that it stands for; 0 without one.
+            permit: The ticket of its probe; 0 if it is none.
             now: The time.
         """
         workload = self.workload_by_ticket.pop(-slot, None)
-        if not permit and slot not in self.answered:
+        if not permit and slot not in self.good_since:
             return
         self.tick(now)
         call = -permit if permit in self.permits else slot
-        if call in self.answered:
+        if call in self.good_since:
             workload = self.workload_by_ticket.pop(permit, None) or workload
             self._record_end(workload, permit, Outcome.SUCCESS, None, now)
-            self.answered.pop(call, None)  # last: after an interrupt the permit still expires as a success
+            self.good_since.pop(call, None)  # last: after an interrupt the permit still expires as a success
         if permit:
             self.end(permit, Outcome.ABANDONED, now)
 
@@ -517,7 +517,7 @@ class Breaker:
             if self._stall_at > now:
                 self.next_overdue_at = min(self.next_overdue_at, self._stall_at)
         if not new_evidence:
-            return  # else the moment of a verdict would depend on when the circuit is read
+            return  # otherwise the time of a verdict would depend on when the circuit is read
         if self.state == "half_open":
             self._judge_round(now)
         else:
@@ -565,7 +565,7 @@ class Breaker:
 
     def _expire_permits(self, now: float) -> None:
         over = [ticket for ticket, until in self.permits.items() if now >= until]
-        lost = [ticket for ticket in over if -ticket not in self.answered]
+        lost = [ticket for ticket in over if -ticket not in self.good_since]
         for ticket in lost:
             started = self.in_flight.get(ticket, now)
             excused = self._is_compartment_fault(self.workload_by_ticket.get(ticket))
@@ -581,10 +581,10 @@ class Breaker:
             self._judge_round(now)
         for ticket in over:
             # The checkout had good statements only. If one is under way, that one decides.
-            if -ticket in self.answered and ticket not in self.in_flight:
+            if -ticket in self.good_since and ticket not in self.in_flight:
                 workload = self.workload_by_ticket.pop(ticket, None)
                 self._record_end(workload, ticket, Outcome.SUCCESS, None, now)
-                self.answered.pop(-ticket, None)
+                self.good_since.pop(-ticket, None)
 
     def _count_slow_probe(self) -> None:
         self.round.calls += 1
@@ -689,7 +689,7 @@ class Breaker:
             each.reset()
         if self.state == self._initial_state:
             self.generation, self.ramp = self.last_ticket, None
-            self.answered.clear()
+            self.good_since.clear()
         elif cause == "fleet":
             self._recover(now, cause)
         else:
@@ -756,7 +756,7 @@ class Breaker:
         self._is_manual = cause == "manual"
         self.ramp = None
         self.permits.clear()
-        self.answered.clear()
+        self.good_since.clear()
         if new == "half_open":
             self._basis = self.round = ProbeRound()
         elif new != "open":
@@ -767,9 +767,9 @@ class Breaker:
         return self.last_ticket
 
     def exclude_pause(self, since: float, until: float) -> None:
-        """Takes a pause of the whole process out of the durations of calls in flight and of permits.
+        """Excludes a pause of the whole process from the durations of calls in flight and of permits.
 
-        A call that is overdue stays overdue. Overlapping pauses are taken out once.
+        A call that is overdue stays overdue. Overlapping pauses are excluded once.
         """
         since, self._paused_until = max(since, self._paused_until), max(until, self._paused_until)
         if until <= since:
@@ -783,7 +783,7 @@ class Breaker:
 
     def forget_calls(self) -> None:
         """Drops every call in flight, without evidence."""
-        for calls in (self.in_flight, self.overdue, self.permits, self.answered, self.workload_by_ticket):
+        for calls in (self.in_flight, self.overdue, self.permits, self.good_since, self.workload_by_ticket):
             calls.clear()
         self._stall_at = math.inf
         for each in self.workloads:

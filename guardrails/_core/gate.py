@@ -557,7 +557,7 @@ class Gate(Outside):
         if running or self.outside.get(number, number) is None:
             self.releasing = None  # it had not begun: the interrupted caller repeats it
         else:
-            breaker.answered.pop(-number, None)
+            breaker.good_since.pop(-number, None)
             breaker.workload_by_ticket.pop(number, None)
             self._release_slot(number)
 

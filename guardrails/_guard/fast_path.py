@@ -108,7 +108,7 @@ class FastGate:
         """
         core, workload = self.core, self.workload
         breaker = core.breaker
-        answered = breaker.answered
+        good_since = breaker.good_since
         try:
             now = self.clock()
             calm = now < core.fast_leave_until
@@ -125,9 +125,9 @@ class FastGate:
             and not self.reports_calls
             and (outcome is not _FAILURE or failing < breaker.failure_margin)
             and (
-                (first := slot not in answered)
+                (first := slot not in good_since)
                 or outcome is _NEUTRAL
-                or (now if now > core.last else core.last) - answered[slot] < breaker.slow_after
+                or (now if now > core.last else core.last) - good_since[slot] < breaker.slow_after
             )
         ):
             if now > core.last:
@@ -140,13 +140,13 @@ class FastGate:
                 breaker.last_success_at = core.last
                 if slot and slot in core.checkouts:  # `check_in` records it
                     if first:
-                        answered[slot] = core.last
+                        good_since[slot] = core.last
                     if workload is not None and ticket in breaker.workload_by_ticket:
                         breaker.workload_by_ticket[-slot] = breaker.workload_by_ticket[ticket]
                         del breaker.workload_by_ticket[ticket]
                     return
             if not first and outcome is not _NEUTRAL:
-                del answered[slot]
+                del good_since[slot]
             if workload is not None and ticket in breaker.workload_by_ticket:
                 workload = breaker.workload_by_ticket[ticket]
                 del breaker.workload_by_ticket[ticket]
@@ -213,7 +213,7 @@ class FastGate:
         """
         core, workload = self.core, self.workload
         checkouts, breaker = core.checkouts, core.breaker
-        answered = breaker.answered
+        good_since = breaker.good_since
         try:
             now = self.clock()
             free = now < core.fast_enter_until
@@ -227,14 +227,14 @@ class FastGate:
             free
             and slot in checkouts
             and not checkouts[slot][1]
-            and (slot not in answered or now < core.fast_leave_until)
+            and (slot not in good_since or now < core.fast_leave_until)
         ):
             if now > core.last:
                 core.last = now
             del checkouts[slot]
             core.bulkhead.taken -= 1
-            if slot in answered:
-                del answered[slot]
+            if slot in good_since:
+                del good_since[slot]
                 breaker.pending_successes += 1
                 breaker.last_success_at = core.last
                 if workload is not None and -slot in breaker.workload_by_ticket:

@@ -179,7 +179,7 @@ def test_a_probe_has_the_result_of_its_last_statement(last, state):
     gate.check_in(5.1, slot)
     assert gate.breaker.state == state
     assert not gate.breaker.permits
-    assert not gate.breaker.answered
+    assert not gate.breaker.good_since
 
 
 def test_a_probe_whose_connection_stays_out_passes_after_the_slow_call_threshold():
@@ -213,7 +213,7 @@ def test_a_probe_whose_lease_was_lost_before_its_statement_leaves_nothing():
     state_after(gate, slot, [(15, 15.1, S)])
     gate.check_in(16, slot)
     breaker = gate.breaker
-    assert (breaker.overdue, breaker.in_flight, breaker.answered, breaker.permits) == ({}, {}, {}, {})
+    assert (breaker.overdue, breaker.in_flight, breaker.good_since, breaker.permits) == ({}, {}, {}, {})
 
 
 def test_an_opening_does_not_take_the_lease_of_a_checkout_that_rests():
@@ -275,9 +275,9 @@ def test_a_statement_that_is_not_good_ends_the_call_on_the_fast_path_too(outcome
     gate.refresh(0)
     fast, slot = FastPaths(gate), gate.check_out(0, None)
     assert fast.ends(0, fast.begins(0), S, 0, slot)
-    assert gate.breaker.answered == {slot: 0}
+    assert gate.breaker.good_since == {slot: 0}
     assert fast.ends(0, fast.begins(0), outcome, 0, slot)
-    assert gate.breaker.answered == {}
+    assert gate.breaker.good_since == {}
     assert fast.checks_in(0, slot)
     assert gate.breaker.evidence(0)[:3] == ((1, 1, 0) if outcome is F else (0, 0, 0))
 
@@ -309,7 +309,7 @@ def test_a_statement_that_outlives_its_checkout_is_a_call_of_its_own():
     gate.check_in(0.1, slot)
     gate.end(0.2, ticket, S, slot)
     assert gate.breaker.evidence(0.2)[:3] == (1, 0, 0)
-    assert not gate.breaker.answered
+    assert not gate.breaker.good_since
 
 
 @pytest.mark.parametrize("transition", ["reset", "half_open"])
@@ -364,7 +364,7 @@ def test_an_interrupted_return_of_a_checkout_leaves_no_record_of_its_statements(
             gate.check_in(1.5, slot)
     gate.check_in(1.5, slot)
     breaker = gate.breaker
-    assert (gate.bulkhead.taken, breaker.answered, breaker.workload_by_ticket) == (0, {}, {})
+    assert (gate.bulkhead.taken, breaker.good_since, breaker.workload_by_ticket) == (0, {}, {})
 
 
 @pytest.mark.parametrize("when", ["returned", "expired"])
@@ -379,7 +379,7 @@ def test_an_interrupted_end_of_a_probe_leaves_its_success(monkeypatch, when):
     gate.check_in(6.3, slot)
     gate.refresh(6.4)
     assert gate.breaker.state == "closed"
-    assert not gate.breaker.answered
+    assert not gate.breaker.good_since
 
 
 def test_a_checkout_that_never_ends_is_judged_when_its_lease_expires(gate):

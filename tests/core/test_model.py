@@ -197,7 +197,7 @@ class GateEqualsModel(RuleBasedStateMachine):
         if hasattr(self, "gate"):
             taken = self.gate.bulkhead.taken
             assert taken == len(self.calls()) + len(self.model.outs) + len(self.model.granted)
-            assert self.gate.breaker.answered.keys() <= {
+            assert self.gate.breaker.good_since.keys() <= {
                 number for slot, out in self.model.outs.items() for number in (slot, -out.ticket)
             }
             assert not (self.gate.bulkhead.queue and taken < self.gate.bulkhead.usable)
@@ -308,7 +308,7 @@ class Driver:
             "in_flight": breaker.in_flight,
             "overdue": {ticket: since for ticket, (since, _) in breaker.overdue.items()},
             "permits": breaker.permits,
-            "answered": breaker.answered,
+            "good_since": breaker.good_since,
             "streak": breaker.streak,
             "totals": (breaker.succeeded, breaker.failed, breaker.slow, breaker.late, breaker.abandoned),
             "slots": (

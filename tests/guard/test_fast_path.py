@@ -235,7 +235,7 @@ def assert_books_are_right(move, other):
             return_the_checkout(guard, slot, ticket)
             assert in_use(guard) == (0, 0, 0), where
             breaker = guard._gate.core.breaker
-            assert (breaker.answered, breaker.workload_by_ticket) == ({}, {}), where
+            assert (breaker.good_since, breaker.workload_by_ticket) == ({}, {}), where
             now = guard.snapshot()
             assert now.succeeded + now.failed + now.abandoned == guard._gate.core.breaker.last_ticket, where
             if make_a_statement not in (move, other) and disable not in (move, other):
