@@ -425,7 +425,7 @@ class Gate(Outside):
         self.close_fast_paths()
         self.breaker.forget_calls()
         self.bulkhead.drop_all()
-        self.adopted = self.unslotted = self.phantoms = 0
+        self.adopted = self.unslotted = self.slots_of_ended = 0
         self.releasing = None
         self.checkouts.clear()
         self.outside.clear()

@@ -73,14 +73,14 @@ class Outside(ShadowQueue):
         self.outside = {}
         self.events = []
         self.would_reject = {}
-        self.unslotted = self.phantoms = self.would_stop = self.highest = self.refused_elsewhere = 0
+        self.unslotted = self.slots_of_ended = self.would_stop = self.highest = self.refused_elsewhere = 0
         self.longest = 0.0
         self._lowest = UNCOUNTED
 
     @property
     def under_way(self) -> int:
         """The number of calls that run, with a slot or without."""
-        return self.bulkhead.taken + (0 if self.enforces else self.unslotted - self.phantoms)
+        return self.bulkhead.taken + (0 if self.enforces else self.unslotted - self.slots_of_ended)
 
     # --- the mode ------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Outside(ShadowQueue):
         *,
         checkout: bool = False,
         judged: bool = True,
-        hopeless: bool = False,
+        waits_for_itself: bool = False,
     ) -> int:
         """Lets a call run in any case. In shadow it first decides whether enforcing would admit the call.
 
@@ -136,7 +136,7 @@ class Outside(ShadowQueue):
             origin: The request that it belongs to; handed on with a refusal after a wait.
             checkout: True for a pool's checkout.
             judged: False for a call inside another one that enforcing would not run: nothing is decided.
-            hopeless: True if the caller itself holds every slot, so that a wait could not end well.
+            waits_for_itself: True if the caller itself holds every slot, so that no slot can become free.
 
         Returns:
             The ticket or slot; for a call outside a number below `UNCOUNTED`; 0 if the gate enforces by now.
@@ -153,7 +153,7 @@ class Outside(ShadowQueue):
                 return int(self._end_move(self._take(now, rank, None, held, checkout=checkout)))
             number = self._go_outside(held)
             if verdict is None and call is not None:
-                self._would_wait(call, number, 0.0 if hopeless else max_wait, budget)
+                self._would_wait(call, number, 0.0 if waits_for_itself else max_wait, budget)
         except BaseException:
             if call is not None and not call.number:
                 self.bulkhead.withdraw(call)
@@ -240,7 +240,7 @@ class Outside(ShadowQueue):
         self.would_stop += 1
         self._end_move(None)
 
-    def expel(
+    def end_in_model(
         self, now: float, number: int, outcome: Outcome, *, checkout: bool = False, refused: bool = False
     ) -> None:
         """Ends a call in the model while the real one goes on: enforcing would have ended it by now.
@@ -255,7 +255,7 @@ class Outside(ShadowQueue):
         now = self._begin_move(now)
         call = self.outside.get(number)
         self.refused_elsewhere += refused and (number > 0 or (call is not None and call.inner > 0))
-        # Each leaves the books of the model first: an interrupt in between costs this count, and no slot.
+        # Each leaves the model first: an interrupt in between costs the count `unslotted`, and no slot.
         if self.mode == "shadow" and call is not None and call.ended is None:
             if call.inner:
                 self._release(call.inner, outcome, now, checkout=call.checkout)

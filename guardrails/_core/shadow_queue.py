@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from guardrails._core.breaker import Breaker
     from guardrails.errors import Reason
 
-__all__ = ["Holder", "Late", "ShadowQueue", "WouldWait"]
+__all__ = ["Late", "ModelledCall", "ShadowQueue", "WouldWait"]
 
 
-class Holder(Protocol):
-    """A call or checkout, as far as the model needs it.
+class ModelledCall(Protocol):
+    """A call or checkout that the model treats as one of its calls.
 
     Attributes:
         since: When a checkout got its connection; 0.0 before.
@@ -47,7 +47,7 @@ class Late(NamedTuple):
 
 
 class WouldWait(Waiter):
-    """A call that runs although enforcing would have made it wait: its place in the model's queue.
+    """A call that runs although enforcing would have made it wait: its waiter in the model's queue.
 
     Attributes:
         number: Its number; its key in ``Outside.outside``. 0 before it has one.
@@ -60,7 +60,7 @@ class WouldWait(Waiter):
         ended: The time and the outcome of the real call's end; None while it runs.
         due: The time of its next planned change: the end of its wait in the model, or its end in the model
             after the real call has ended. None if there is none.
-        holder: The call or checkout, once it is known.
+        owner: The call or checkout itself; None until it is known.
         usual: Seconds that such a checkout usually lasts, if the real pool has no connection for it now.
     """
 
@@ -68,11 +68,11 @@ class WouldWait(Waiter):
         "checkout",
         "due",
         "ended",
-        "holder",
         "inner",
         "late",
         "number",
         "origin",
+        "owner",
         "since",
         "usual",
         "waited",
@@ -88,7 +88,7 @@ class WouldWait(Waiter):
         self.waited = 0.0
         self.ended: tuple[float, Outcome] | None = None
         self.due: float | None = None
-        self.holder: Any = None
+        self.owner: Any = None
         self.usual: float | None = None
 
 
@@ -101,17 +101,17 @@ class ShadowQueue:
             that waits in the model or has waited there; else None. A call that enforcing would have stopped
             has its ticket as its number, a checkout its slot times -1.
         unslotted: The number of those that run and hold no slot in the model.
-        phantoms: The number of slots in the model that are held for calls which have ended.
+        slots_of_ended: The number of slots in the model that are held for calls which have ended.
         events: The planned changes of the model, a heap: (time, order, call). One whose time is not the
             call's ``due`` is ignored.
     """
 
-    __slots__ = ("events", "last", "outside", "phantoms", "unslotted")
+    __slots__ = ("events", "last", "outside", "slots_of_ended", "unslotted")
 
     last: float
     outside: dict[int, WouldWait | None]
     unslotted: int
-    phantoms: int
+    slots_of_ended: int
     events: list[tuple[float, int, WouldWait]]
 
     if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class ShadowQueue:
         self.outside[number] = call
         self.catch_up(self.last)
 
-    def end_early(self, now: float, slot: int, seconds: float, holder: Any) -> None:
+    def end_early(self, now: float, slot: int, seconds: float, owner: Any) -> None:
         """Ends a checkout in the model after its usual time, if its pool has no connection for it by then.
 
         Enforcing, no more callers have a slot than the pool has connections, so that none waits there.
@@ -160,21 +160,21 @@ class ShadowQueue:
             now: The time.
             slot: The checkout's slot.
             seconds: Its usual time.
-            holder: The checkout; its ``since`` is 0.0 while it waits.
+            owner: The checkout; its ``since`` is 0.0 while it waits.
         """
         now = self._begin_move(now)
         call = self.outside.get(slot)
         if self.mode != "shadow":  # it was switched since the caller looked
             pass
         elif call is not None and not call.inner:
-            call.holder, call.usual = holder, seconds  # from its slot in the model on
+            call.owner, call.usual = owner, seconds  # from its slot in the model on
         elif call is not None or (slot in self.checkouts and not self.checkouts[slot][1]):
             if call is None:
                 call = WouldWait(now, None, checkout=True)
                 call.inner = slot
             number = -abs(slot)
             heappush(self.events, (now + seconds, -number, call))
-            call.holder, call.due, call.number = holder, now + seconds, number
+            call.owner, call.due, call.number = owner, now + seconds, number
             self.outside[number] = call
         self._end_move(None)
 
@@ -186,13 +186,13 @@ class ShadowQueue:
             return
         heappush(self.events, (at, -call.number, call))
         call.ended, call.due = (now, outcome), at
-        self.phantoms += 1
+        self.slots_of_ended += 1
         self.catch_up(now)
 
-    def _end_in_model(self, call: WouldWait, outcome: Outcome) -> None:
+    def _release_in_model(self, call: WouldWait, outcome: Outcome) -> None:
         self._release(call.inner, outcome, self.last, checkout=call.checkout)
         del self.outside[call.number]
-        self.phantoms -= 1
+        self.slots_of_ended -= 1
         call.due = None
 
     def _drop(self, call: WouldWait) -> None:
@@ -214,13 +214,13 @@ class ShadowQueue:
                 self._drop(call)
         for call in calls:
             if call.inner and call.ended is not None:
-                self._end_in_model(call, call.ended[1])
+                self._release_in_model(call, call.ended[1])
         self.events.clear()
 
     # --- changes that are due ------------------------------------------------------------------
 
-    def play(self, now: float) -> None:
-        """Brings the model up to ``now``, and does nothing else."""
+    def advance_model(self, now: float) -> None:
+        """Makes the changes of the model that are due at ``now``."""
         self._begin_move(now)
         self._end_move(None)
 
@@ -239,7 +239,7 @@ class ShadowQueue:
                 continue
             self.last = max(self.last, at)
             if call.inner and call.ended is not None:
-                self._end_in_model(call, call.ended[1])
+                self._release_in_model(call, call.ended[1])
             elif call.inner:
                 self._end_unless_out(call)
             else:
@@ -248,7 +248,7 @@ class ShadowQueue:
 
     def _end_unless_out(self, call: WouldWait) -> None:
         """Ends a checkout in the model whose usual time is over, unless it has got its connection."""
-        if not call.holder.since and self.outside.get(call.number) is call:
+        if not call.owner.since and self.outside.get(call.number) is call:
             self._end_checkout(self.last, call.inner)
             self.unslotted += 1
             self.outside[call.number] = None
@@ -291,8 +291,8 @@ class ShadowQueue:
         call.inner = self._take(self.last, call.rank, call, None, checkout=call.checkout)
         call.waited, call.due, call.origin = waited, at, None
         if usual is None:
-            call.holder = None  # else what its caller forgets would never be collected
+            call.owner = None  # else what its caller forgets would never be collected
         if call.ended is None:
             self.unslotted -= 1
         else:
-            self.phantoms += 1
+            self.slots_of_ended += 1

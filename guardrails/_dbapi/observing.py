@@ -107,7 +107,7 @@ class Observation:
             gate.end(ticket or gate.begin(slot), outcome, 0, slot)
         for gate, slot in [] if self._checkout is None else list(self._checkout.slots):
             if slot:
-                gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True)
+                gate.step(gate.core.end_in_model, slot, Outcome.ABANDONED, checkout=True)
         for gate in self._gates:
             gate.step(gate.core.count_would_stop)
         self._times = None if self._checkout is None else self._checkout.times

@@ -108,7 +108,7 @@ class UnenforcedWork(OutsideWork):
         if seconds is not None and seconds <= 0 and not ending and has_slots(checkout):
             self._gate.reject("deadline_spent")
             for gate, slot in [] if checkout is None else checkout.slots:
-                gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True)
+                gate.step(gate.core.end_in_model, slot, Outcome.ABANDONED, checkout=True)
         return seconds, own
 
     def observe(

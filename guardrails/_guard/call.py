@@ -127,7 +127,7 @@ class Call(FastCall):
         try:
             budget = self._check_budget()
             for place, gate in self._gates():
-                self.tickets[place] = gate.let_pass() if self.ghost else gate.enter(budget=budget)
+                self.tickets[place] = gate.let_pass() if self.left_model else gate.enter(budget=budget)
                 if self.tickets[place] < 0:
                     self._run_outside(place, gate)
             self._open()
@@ -140,7 +140,9 @@ class Call(FastCall):
         try:
             budget = self._check_budget()
             for place, gate in self._gates():
-                self.tickets[place] = gate.let_pass() if self.ghost else await gate.enter_async(budget=budget)
+                self.tickets[place] = (
+                    gate.let_pass() if self.left_model else await gate.enter_async(budget=budget)
+                )
                 if self.tickets[place] < 0:
                     self._run_outside(place, gate)
             self._open()
@@ -215,7 +217,7 @@ class Call(FastCall):
         gate = self.call_settings.gates[0]
         gate.reject("deadline_spent")
         if gate.core.mode == "shadow":
-            self._become_ghost(_ABANDONED)
+            self._end_in_model(_ABANDONED)
 
     def _gates(self) -> list[tuple[int, LockedGate]]:
         """The gates at which the call has no ticket yet, each with its index."""
@@ -225,11 +227,11 @@ class Call(FastCall):
         if not call_settings.attached:
             return [each for each in enumerate(call_settings.gates) if not self.tickets[each[0]]]
         for gate in call_settings.gates:
-            refusal = None if self.ghost else gate.preview()
+            refusal = None if self.left_model else gate.preview()
             if refusal is not None:
                 if gate.core.enforces:
                     raise gate.refusal_error(refusal)
-                self._become_ghost(_ABANDONED)
+                self._end_in_model(_ABANDONED)
         return []
 
     def _open(self) -> None:
@@ -248,7 +250,7 @@ class Call(FastCall):
             and self.owner is not self.guard
             and self.at is not None
             and self.at <= now
-            and not self.ghost
+            and not self.left_model
         ):
             self._reject_as_spent()  # it passed while the call waited
         enter(self)
@@ -257,27 +259,27 @@ class Call(FastCall):
 
     def _run_outside(self, place: int, gate: LockedGate) -> None:
         """Notes that a gate has let the call in without a slot. In shadow it may not have run."""
-        if gate.core.mode == "shadow" and not self.ghost:
+        if gate.core.mode == "shadow" and not self.left_model:
             outside, number = gate.core.outside, self.tickets[place]
             waiting = outside.get(number)
             if waiting is not None and not waiting.inner:
-                waiting.holder = self
+                waiting.owner = self
             if (
                 outside.get(number) is None
             ):  # looked up again: another thread may have ended the wait meanwhile
-                self._become_ghost(_ABANDONED)
+                self._end_in_model(_ABANDONED)
 
     def leave_model(self) -> None:
-        """See Holder."""
-        if not self.closed and not self.ghost:
-            self._become_ghost(_ABANDONED, refused=True)
+        """See ModelledCall."""
+        if not self.closed and not self.left_model:
+            self._end_in_model(_ABANDONED, refused=True)
 
-    def _become_ghost(self, outcome: Outcome, *, refused: bool = False) -> None:
+    def _end_in_model(self, outcome: Outcome, *, refused: bool = False) -> None:
         """Ends the call in the model, while the real one goes on."""
-        self.__class__ = GhostCall  # of the same layout
+        self.__class__ = CallOutsideModel  # of the same layout
         for gate, ticket in zip(self.call_settings.gates, self.tickets or [self.ticket], strict=False):
             if ticket:
-                gate.step(gate.core.expel, ticket, outcome, refused=refused)
+                gate.step(gate.core.end_in_model, ticket, outcome, refused=refused)
 
     def is_for(self, clients: AbstractSet[Client]) -> bool:
         """See Timer. Only an enforcing guard cancels the task."""
@@ -289,7 +291,7 @@ class Call(FastCall):
         if core.enforces:
             self.fired = True
             self._task.cancel()
-        elif core.mode == "shadow" and not self.ghost and not would_not_run(self.outer, core):
+        elif core.mode == "shadow" and not self.left_model and not would_not_run(self.outer, core):
             return self._note_would_stop()
         return None
 
@@ -297,18 +299,18 @@ class Call(FastCall):
         """Notes that the deadline has passed; returns when to look again if it would have begun later."""
         own, gates = self.owner is self.guard, self.call_settings.gates
         for gate, ticket in zip(gates, self.tickets or [self.ticket], strict=False):
-            gate.step(gate.core.play)
+            gate.step(gate.core.advance_model)
             if ticket < 0:
                 late = gate.core.lateness(ticket)
                 if late is None:
-                    self._become_ghost(_ABANDONED)
+                    self._end_in_model(_ABANDONED)
                     return None
                 if own and late and self.timed_task:
                     self.timed_task = 0  # once: from its slot in the model on it has all its time
                     return float(self.due + late)
         given = self.timeout if own and self.timeout is not None else self.given
         missed = own and pause_detector.missed(given)
-        self._become_ghost(_FAILURE if own and not missed else _ABANDONED)
+        self._end_in_model(_FAILURE if own and not missed else _ABANDONED)
         for gate in gates:
             gate.step(gate.core.count_would_stop)
         gates[0].note_would_stop(self, given, lines_of(self._task), self.request)
@@ -333,12 +335,12 @@ class Call(FastCall):
                 self.step_out()
 
 
-class GhostCall(Call):
+class CallOutsideModel(Call):
     """A call in shadow that enforcing would have refused, or stopped by now. Nothing inside it would run."""
 
     __slots__ = ()
 
-    ghost = True
+    left_model = True
 
     def release(self, outcome: Outcome) -> None:
         """See Call."""

@@ -520,7 +520,7 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
     """
     gate = guard._gate
     if not gate.core.enforces:
-        gate.step(gate.core.play)  # else refusals that are due in the model would be missing
+        gate.step(gate.core.advance_model)  # else refusals that are due in the model would be missing
     with gate.lock:
         seen = take(gate.clock(), guard.name, gate.core, gate.report, pool)
     by_parent = sum(above.refused for above in guard.call_settings.gates[1:])

@@ -189,8 +189,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
                 self.share_slots()
             elif isinstance(item, Late):
                 self.report_would_reject(seq, item.refusal, item.call.origin)
-                if item.call.holder is not None:
-                    item.call.holder.leave_model()
+                if item.call.owner is not None:
+                    item.call.owner.leave_model()
             elif isinstance(item, Refusal):
                 scope = current()
                 self.report_would_reject(seq, item, None if scope is None else scope.request)
@@ -343,8 +343,8 @@ class LockedGate(GateReports, FastGate, LockOwner):
                 if held[0]:
                     return held[0]
                 judged = not isinstance(verdict, Refusal)
-            hopeless = scope is not None and not checkout and self._holds_all(scope)
-            options = {"checkout": checkout, "judged": judged, "hopeless": hopeless}
+            waits_for_itself = scope is not None and not checkout and self._holds_all(scope)
+            options = {"checkout": checkout, "judged": judged, "waits_for_itself": waits_for_itself}
             self.step(core.let_in, held, rank_of(scope), max_wait, budget, request, **options)
         except BaseException:
             self._abort_admission(held, None, checkout=checkout)
@@ -428,7 +428,7 @@ class LockedGate(GateReports, FastGate, LockOwner):
             seconds -= part
             if seconds <= 0 or waiter.verdict is not None:
                 return
-            self.step(core.play)
+            self.step(core.advance_model)
 
     # --- reservations of a web request ---------------------------------------------------------
 

@@ -53,19 +53,19 @@ class Slots:
             return False
         waiting = gate.core.outside.get(number)
         if waiting is not None and not waiting.inner:
-            waiting.holder = self
+            waiting.owner = self
         if gate.core.outside.get(number) is not None:  # another thread may have ended the wait meanwhile
             return False
         for other, slot in self.slots[:-1]:
-            other.step(other.core.expel, slot, Outcome.ABANDONED, checkout=True)
+            other.step(other.core.end_in_model, slot, Outcome.ABANDONED, checkout=True)
         for further in gates[len(self.slots) :]:
             self.slots.append((further, further.let_pass()))
         return True
 
     def leave_model(self) -> None:
-        """See Holder."""
+        """See ModelledCall."""
         for gate, slot in list(self.slots):
-            gate.step(gate.core.expel, slot, Outcome.ABANDONED, checkout=True, refused=True)
+            gate.step(gate.core.end_in_model, slot, Outcome.ABANDONED, checkout=True, refused=True)
 
     def take_slots_now(self, gates: Sequence[LockedGate]) -> None:
         """Takes a slot at each gate without waiting, or none.

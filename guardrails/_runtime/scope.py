@@ -71,7 +71,7 @@ class Scope:
     __slots__ = ("at", "clock", "closed", "guard", "limit", "outer", "owner", "request", "timed_task")
 
     rank: int | None = None  # a class attribute: only a `RankScope` sets it
-    ghost = False  # True of the few whose block runs only because nothing is enforced
+    left_model = False  # True for a call in shadow that enforcing would have refused, or stopped by now
     at: float | None
     guard: Any
     limit: float | None
@@ -168,7 +168,7 @@ def would_not_run(scope: Scope | None, core: object = None) -> bool:
             blocks may be one in the other because they were opened in one place.
     """
     while scope is not None:
-        if scope.ghost and not scope.closed and not _takes_slot_of(scope, core):
+        if scope.left_model and not scope.closed and not _takes_slot_of(scope, core):
             return True
         scope = scope.outer
     return False

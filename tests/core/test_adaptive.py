@@ -461,7 +461,7 @@ def test_a_waiter_gets_the_slot_that_becomes_usable():
     for _ in range(16):
         gate.enter(1.1, None)
     assert gate.enter(1.1, waiter) is None
-    gate.play(20.0)  # a window without a success is over
+    gate.advance_model(20.0)  # a window without a success is over
     assert gate.bulkhead.usable > 16
     assert waiter.verdict == "granted"
 
@@ -494,7 +494,7 @@ def test_in_shadow_the_limit_is_computed_and_not_applied(how):
 def test_nothing_is_learnt_while_the_circuit_is_open(state):
     gate = gate_with(wait_duration_in_open_state=60)
     gate.set_state(0.0, state)
-    gate.play(5.0)
+    gate.advance_model(5.0)
     assert gate.breaker.state == state
     assert gate.adaptive.decides_at == 5.0 + WINDOW  # each move begins a new window
 
@@ -502,7 +502,7 @@ def test_nothing_is_learnt_while_the_circuit_is_open(state):
 def test_nothing_is_learnt_while_the_guard_is_off():
     gate = gate_with()
     gate.set_mode(0.0, "off")
-    gate.play(5.0)
+    gate.advance_model(5.0)
     assert gate.adaptive.decides_at == 5.0 + WINDOW
 
 
@@ -513,7 +513,7 @@ def test_nothing_is_learnt_while_calls_run_outside():
     gate.let_in(0.0, [0])
     gate.set_mode(0.0, "enforce")
     assert gate.unslotted == 1
-    gate.play(5.0)
+    gate.advance_model(5.0)
     assert gate.adaptive.decides_at == 5.0 + WINDOW
 
 
@@ -521,7 +521,7 @@ def test_a_window_ends_at_its_time():
     gate = gate_with()
     now = occupy(gate, 0.0, 0.5, 20, 2 * ENOUGH)
     assert now < gate.adaptive.decides_at == WINDOW
-    gate.play(WINDOW)
+    gate.advance_model(WINDOW)
     assert gate.adaptive.decides_at == 2 * WINDOW
 
 
@@ -534,7 +534,7 @@ def test_compartments_are_told_only_of_a_limit_that_is_applied_and_has_changed(e
     assert gate.outbox == []
     if not enforces:
         now = occupy(gate, now, 1.01, 20, 50)
-        gate.play(now + 1.0)
+        gate.advance_model(now + 1.0)
         assert gate.adaptive.applied in (6, 7)
         assert gate.outbox == []
 
@@ -557,9 +557,9 @@ def test_a_recovery_ramp_and_the_limit_hold_together():
     gate.set_state(0.0, "open", "fleet")
     gate.set_state(1.0, "reset", "fleet")
     assert gate.bulkhead.usable == 3
-    gate.play(2.0)
+    gate.advance_model(2.0)
     assert gate.bulkhead.usable == 4
-    gate.play(9.0)
+    gate.advance_model(9.0)
     assert gate.bulkhead.usable == gate.usable_at(10.9) == 8
 
 

@@ -124,7 +124,7 @@ def clock(world):
     for _ in range(2):
         yield "a second passes"
         world.now += 1
-        world.gate.play(world.now)
+        world.gate.advance_model(world.now)
 
 
 def calling(world, ticket, outcome):

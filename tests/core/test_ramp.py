@@ -37,7 +37,7 @@ def recover(gate, now=0.0):
 
 
 def usable(gate, now):
-    gate.play(now)
+    gate.advance_model(now)
     return gate.bulkhead.usable
 
 
@@ -230,12 +230,12 @@ def test_a_waiter_gets_the_slot_that_becomes_usable():
         gate.enter(0.0, None)
     first, second = Waiter(), Waiter()
     assert gate.enter(0.0, first) is gate.enter(0.0, second) is None
-    gate.play(0.99)
+    gate.advance_model(0.99)
     assert first.verdict is None
-    gate.play(1.0)
+    gate.advance_model(1.0)
     assert (first.verdict, second.verdict) == ("granted", None)
     assert first in gate.outbox
-    gate.play(2.0)
+    gate.advance_model(2.0)
     assert second.verdict == "granted"
 
 
@@ -266,9 +266,9 @@ def test_a_waiter_of_a_rank_gets_the_slot_that_becomes_usable():
         gate.enter(0.0, None, 3)
     waiter = Waiter()
     assert gate.enter(0.0, waiter, 3) is None
-    gate.play(1.0)
+    gate.advance_model(1.0)
     assert waiter.verdict is None  # two of four are kept for CRITICAL calls, and two of five
-    gate.play(2.0)
+    gate.advance_model(2.0)
     assert waiter.verdict == "granted"
 
 
@@ -322,7 +322,7 @@ def test_in_shadow_a_wait_ends_when_a_slot_becomes_usable():
         gate.let_in(0.0, [0])
     waiting = gate.let_in(0.5, [0], max_wait=5.0)
     refused = gate.let_in(0.6, [0], max_wait=0.3)
-    gate.play(4.0)
+    gate.advance_model(4.0)
     assert gate.lateness(waiting) == pytest.approx(0.5)
     assert gate.lateness(refused) is None
     assert gate.would_reject == {"bulkhead_full": 1, "queue_timeout": 1}

@@ -111,18 +111,18 @@ def test_a_call_that_would_wait_begins_in_the_model_as_the_slot_comes_free_and_e
     second = let_in(gate, 2.0, max_wait=5.0)
     assert gate.would_run(second)
     assert (books(gate), gate.lateness(second)) == ((1, 1, 1), 0.0)
-    gate.play(2.5)
+    gate.advance_model(2.5)
     assert gate.lateness(second) == 0.5, "so far"
     gate.leave(3.0, first, S)
     assert (books(gate), gate.lateness(second)) == ((1, 0, 1), 1.0)
-    gate.play(3.5)
+    gate.advance_model(3.5)
     assert gate.lateness(second) == 1.0
     gate.leave(4.0, second, S)
-    assert (books(gate), gate.phantoms, gate.under_way) == ((1, 0, 1), 1, 0)
-    gate.play(4.99)
+    assert (books(gate), gate.slots_of_ended, gate.under_way) == ((1, 0, 1), 1, 0)
+    gate.advance_model(4.99)
     assert books(gate) == (1, 0, 1)
-    gate.play(5.0)
-    assert (books(gate), gate.phantoms, gate.would_reject) == (EMPTY, 0, {})
+    gate.advance_model(5.0)
+    assert (books(gate), gate.slots_of_ended, gate.would_reject) == (EMPTY, 0, {})
     assert gate.breaker.succeeded == 2
 
 
@@ -131,7 +131,7 @@ def test_a_call_whose_time_is_up_in_the_queue_is_refused_at_that_moment():
     first = let_in(gate, 1.0)
     second = let_in(gate, 1.0, max_wait=0.5, origin="a request")
     gate.outbox.clear()
-    gate.play(2.0)
+    gate.advance_model(2.0)
     (late,) = gate.outbox
     assert (late.refusal, late.call.origin) == (Refusal("queue_timeout", None), "a request")
     assert (gate.would_reject, gate.bulkhead.timeouts) == ({"queue_timeout": 1}, 1)
@@ -146,9 +146,9 @@ def test_a_call_whose_time_is_up_in_the_queue_is_refused_at_that_moment():
 def test_the_time_a_caller_has_left_bounds_its_wait(budget, reason):
     gate = new_gate()
     first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=0.5, budget=budget)
-    gate.play(1.0 + budget - 0.01)
+    gate.advance_model(1.0 + budget - 0.01)
     assert gate.would_reject == {}
-    gate.play(1.0 + budget)
+    gate.advance_model(1.0 + budget)
     assert gate.would_reject == {reason: 1}
     for number in (second, first):
         gate.leave(3.0, number, S)
@@ -156,7 +156,7 @@ def test_the_time_a_caller_has_left_bounds_its_wait(budget, reason):
 
 def test_a_caller_that_has_every_slot_itself_is_refused_at_once():
     gate = new_gate()
-    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=0.5, hopeless=True)
+    first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=0.5, waits_for_itself=True)
     assert (gate.would_reject, gate.would_run(second)) == ({"queue_timeout": 1}, False)
     for number in (second, first):
         gate.leave(3.0, number, S)
@@ -171,10 +171,10 @@ def test_a_call_that_ends_while_it_would_still_wait_keeps_its_place_in_the_queue
     gate.leave(2.75, second, S)
     assert books(gate) == (1, 0, 1), "it ends once"
     gate.leave(4.0, first, S)
-    assert (books(gate), gate.phantoms) == ((1, 0, 1), 1), "it has its slot, 2 s late"
-    gate.play(4.49)
-    assert (books(gate), gate.phantoms) == ((1, 0, 1), 1)
-    gate.play(4.5)
+    assert (books(gate), gate.slots_of_ended) == ((1, 0, 1), 1), "it has its slot, 2 s late"
+    gate.advance_model(4.49)
+    assert (books(gate), gate.slots_of_ended) == ((1, 0, 1), 1)
+    gate.advance_model(4.5)
     assert (books(gate), gate.breaker.failed) == (EMPTY, 1)
 
 
@@ -182,7 +182,7 @@ def test_a_call_that_has_ended_is_gone_once_the_model_refuses_it():
     gate = new_gate()
     first, second = let_in(gate, 1.0), let_in(gate, 2.0, max_wait=0.5)
     gate.leave(2.25, second, S)
-    gate.play(3.0)
+    gate.advance_model(3.0)
     assert (books(gate), gate.would_reject) == ((1, 0, 0), {"queue_timeout": 1})
     gate.leave(4.0, first, S)
     assert books(gate) == EMPTY
@@ -197,7 +197,7 @@ def test_an_opening_circuit_refuses_those_who_would_wait():
     assert gate.breaker.state == "open"
     assert (gate.would_reject, gate.would_run(waiting)) == ({}, True), "it had the first slot that came free"
     gate.leave(3.0, waiting, S)
-    gate.play(5.0)
+    gate.advance_model(5.0)
     assert books(gate) == EMPTY
     refused = let_in(gate, 5.5, max_wait=5.0)
     assert (gate.would_reject, gate.would_run(refused)) == ({"circuit_open": 1}, False)
@@ -217,7 +217,7 @@ def test_the_circuit_that_opens_meanwhile_refuses_those_in_the_queue():
 def test_of_those_whose_time_is_up_at_once_the_first_to_come_is_refused_first():
     gate = new_gate()
     numbers = [let_in(gate, 1.0), *(let_in(gate, 1.0, max_wait=0.5, origin=name) for name in "abc")]
-    gate.play(2.0)
+    gate.advance_model(2.0)
     assert [late.call.origin for late in gate.outbox] == ["a", "b", "c"]
     for number in numbers:
         gate.leave(3.0, number, S)
@@ -231,9 +231,11 @@ def test_of_those_that_end_at_once_in_the_model_the_first_to_come_ends_first():
         gate.leave(2.0, number, S)
     for number, outcome in zip(waiting, (F, S), strict=True):
         gate.leave(3.0, number, outcome)
-    assert gate.phantoms == 2
-    gate.play(4.0)
-    assert (books(gate), gate.phantoms, gate.breaker.streak) == (EMPTY, 0, 0), "the last one was the success"
+    assert gate.slots_of_ended == 2
+    gate.advance_model(4.0)
+    assert (books(gate), gate.slots_of_ended, gate.breaker.streak) == (EMPTY, 0, 0), (
+        "the last one was the success"
+    )
 
 
 def test_of_those_that_have_ended_in_the_queue_the_first_to_get_a_slot_ends_first():
@@ -244,9 +246,11 @@ def test_of_those_that_have_ended_in_the_queue_the_first_to_get_a_slot_ends_firs
         gate.leave(1.5, number, outcome)
     for number in holders:
         gate.leave(2.0, number, S)
-    assert (books(gate), gate.phantoms, gate.breaker.failed) == ((2, 0, 2), 2, 0)
-    gate.play(2.5)
-    assert (books(gate), gate.phantoms, gate.breaker.streak) == (EMPTY, 0, 0), "the last one was the success"
+    assert (books(gate), gate.slots_of_ended, gate.breaker.failed) == ((2, 0, 2), 2, 0)
+    gate.advance_model(2.5)
+    assert (books(gate), gate.slots_of_ended, gate.breaker.streak) == (EMPTY, 0, 0), (
+        "the last one was the success"
+    )
 
 
 def test_an_interrupt_as_a_refused_call_leaves_the_model_is_made_good_by_the_next_move(monkeypatch):
@@ -259,9 +263,9 @@ def test_an_interrupt_as_a_refused_call_leaves_the_model_is_made_good_by_the_nex
     with monkeypatch.context() as patch:
         patch.setattr(Gate, "_drop", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            gate.play(2.0)
+            gate.advance_model(2.0)
     assert gate.would_run(second)
-    gate.play(2.0)
+    gate.advance_model(2.0)
     assert (gate.would_run(second), gate.would_reject) == (False, {"queue_timeout": 1})
     for number in (first, second):
         gate.leave(3.0, number, S)
@@ -288,11 +292,11 @@ def test_a_change_of_the_model_is_made_for_its_own_workload_and_not_for_that_of_
     gate.leave(2.0, first, S)
     assert gate.breaker.caller_workload is mine
     assert list(gate.breaker.workload_by_ticket.values()) == [part], "that of the call which has the slot now"
-    gate.play(4.0)
+    gate.advance_model(4.0)
     assert (gate.breaker.caller_workload, gate.would_reject) == (mine, {"queue_timeout": 1})
     for number in (second, third):
         gate.leave(5.0, number, S)
-    gate.play(9.0)
+    gate.advance_model(9.0)
     assert books(gate) == EMPTY
 
 
@@ -302,7 +306,7 @@ def test_a_call_that_has_waited_holds_a_slot_of_its_own_criticality():
     gate.leave(2.0, first, S)
     held = gate.bulkhead.ranks.held
     assert (held[SHEDDABLE], held[CRITICAL], gate.noncritical_admitted) == (0, 1, 1)
-    gate.expel(3.0, second, F)
+    gate.end_in_model(3.0, second, F)
     assert not any(held)
     gate.leave(3.0, second, S)
 
@@ -374,7 +378,7 @@ def test_a_checkout_that_would_wait_is_evidence_from_its_slot_in_the_model_on():
     gate.end(3.0, ticket, F)
     assert (ticket > 0, gate.breaker.failed) == (True, 1)
     gate.check_in(3.0, second)
-    assert (books(gate), gate.phantoms) == (EMPTY, 0), (
+    assert (books(gate), gate.slots_of_ended) == (EMPTY, 0), (
         "it ends with the real one: the pool has kept it waiting"
     )
 
@@ -391,14 +395,14 @@ def test_a_checkout_that_waits_for_the_pool_leaves_the_model_after_the_usual_tim
     slots, holders = [let_in(gate, 1.0, checkout=True) for _ in range(2)], [Waits(), Waits()]
     for slot, holder in zip(slots, holders, strict=True):
         gate.end_early(1.0, slot, 0.5, holder)
-    gate.play(1.49)
+    gate.advance_model(1.49)
     assert (books(gate), [gate.has_slot(slot) for slot in slots]) == ((2, 0, 2), [True, True])
     holders[1].since = 1.2
-    gate.play(1.5)
+    gate.advance_model(1.5)
     assert (books(gate), [gate.has_slot(slot) for slot in slots]) == ((1, 1, 2), [False, True])
     for slot in slots:
         gate.check_in(3.0, slot)
-    gate.play(9.0)
+    gate.advance_model(9.0)
     assert (books(gate), gate.would_reject) == (EMPTY, {})
 
 
@@ -411,9 +415,9 @@ def test_the_usual_time_of_a_checkout_that_would_wait_begins_with_its_slot_in_th
     gate.end_early(2.0, second, 0.5, Waits())
     if not granted_first:
         gate.check_in(2.0, first)
-    gate.play(2.49)
+    gate.advance_model(2.49)
     assert gate.has_slot(second)
-    gate.play(2.5)
+    gate.advance_model(2.5)
     assert (books(gate), gate.has_slot(second)) == ((0, 1, 1), False)
     gate.check_in(3.0, second)
     assert books(gate) == EMPTY
@@ -423,8 +427,8 @@ def test_a_checkout_that_has_left_the_model_before_its_usual_time_leaves_it_once
     gate = new_gate()
     slot = let_in(gate, 1.0, checkout=True)
     gate.end_early(1.0, slot, 0.5, Waits())
-    gate.expel(1.2, slot, A, checkout=True)
-    gate.play(2.0)
+    gate.end_in_model(1.2, slot, A, checkout=True)
+    gate.advance_model(2.0)
     assert (books(gate), gate.has_slot(slot)) == ((0, 1, 1), False)
     gate.check_in(3.0, slot)
     assert books(gate) == EMPTY
@@ -451,7 +455,7 @@ def test_slots_given_to_calls_that_another_gate_refused_later_are_counted():
     first = let_in(gate, 1.0)
     second, third = (let_in(gate, 1.0, max_wait=5.0) for _ in range(2))
     for number, count in ((outside, 0), (third, 0), (first, 1), (second, 2)):
-        gate.expel(2.0, number, A, refused=True)
+        gate.end_in_model(2.0, number, A, refused=True)
         assert gate.refused_elsewhere == count
     for number in (outside, first, second, third):
         gate.leave(3.0, number, S)
@@ -489,22 +493,22 @@ def test_work_of_a_request_that_would_have_been_refused_is_outside():
 def test_a_call_that_would_be_stopped_gives_its_slot_back_at_once_and_ends_once():
     gate = new_gate()
     ticket = let_in(gate, 1.0)
-    gate.expel(2.0, ticket, F)
+    gate.end_in_model(2.0, ticket, F)
     assert (books(gate), gate.breaker.failed, gate.under_way) == ((0, 1, 1), 1, 1)
-    gate.expel(2.5, ticket, F)
+    gate.end_in_model(2.5, ticket, F)
     gate.leave(3.0, ticket, S)
     assert (books(gate), gate.breaker.failed, gate.breaker.succeeded) == (EMPTY, 1, 0)
-    gate.expel(4.0, ticket, F)
+    gate.end_in_model(4.0, ticket, F)
     assert books(gate) == EMPTY
 
 
 def test_a_checkout_that_would_be_given_up_gives_its_slot_back_and_its_work_is_no_evidence():
     gate = new_gate()
     slot = let_in(gate, 1.0, checkout=True)
-    gate.expel(2.0, slot, A, checkout=True)
+    gate.end_in_model(2.0, slot, A, checkout=True)
     assert (books(gate), gate.has_slot(slot)) == ((0, 1, 1), False)
     assert gate.begin(2.0, slot) == UNCOUNTED
-    gate.expel(2.5, slot, A, checkout=True)
+    gate.end_in_model(2.5, slot, A, checkout=True)
     assert books(gate) == (0, 1, 1)
     gate.check_in(3.0, slot)
     assert books(gate) == EMPTY
@@ -513,10 +517,10 @@ def test_a_checkout_that_would_be_given_up_gives_its_slot_back_and_its_work_is_n
 def test_a_call_that_would_wait_leaves_the_queue_when_it_is_given_up():
     gate = new_gate()
     first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
-    gate.expel(2.0, second, A)
+    gate.end_in_model(2.0, second, A)
     assert (books(gate), gate.would_run(second), list(gate.bulkhead.queue)) == ((1, 1, 1), False, [])
     gate.leave(3.0, first, S)
-    gate.play(30.0)
+    gate.advance_model(30.0)
     assert (books(gate), gate.would_reject) == ((0, 1, 1), {})
     gate.leave(31.0, second, S)
     assert books(gate) == EMPTY
@@ -526,10 +530,10 @@ def test_a_call_that_has_waited_in_the_model_gives_back_the_slot_that_it_got():
     gate = new_gate()
     first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
     gate.leave(2.0, first, S)
-    gate.expel(3.0, second, F)
+    gate.end_in_model(3.0, second, F)
     assert (books(gate), gate.breaker.failed) == ((0, 1, 1), 1)
     gate.leave(4.0, second, S)
-    assert (books(gate), gate.phantoms) == (EMPTY, 0)
+    assert (books(gate), gate.slots_of_ended) == (EMPTY, 0)
 
 
 @pytest.mark.parametrize("checkout", [False, True])
@@ -537,7 +541,7 @@ def test_a_checkout_that_has_waited_in_the_model_likewise(checkout):
     gate = new_gate()
     first, second = let_in(gate, 1.0, checkout=True), let_in(gate, 1.0, max_wait=5.0, checkout=True)
     gate.check_in(2.0, first)
-    gate.expel(3.0, second, A, checkout=checkout)
+    gate.end_in_model(3.0, second, A, checkout=checkout)
     assert (books(gate), gate.has_slot(second)) == ((0, 1, 1), False)
     gate.check_in(4.0, second)
     assert books(gate) == EMPTY
@@ -549,8 +553,8 @@ def test_nothing_is_given_up_where_there_is_no_model(mode):
     ticket, slot = let_in(gate, 1.0), let_in(gate, 1.0, checkout=True)
     gate.set_mode(2.0, mode)
     before = books(gate)
-    gate.expel(3.0, ticket, F)
-    gate.expel(3.0, slot, A, checkout=True)
+    gate.end_in_model(3.0, ticket, F)
+    gate.end_in_model(3.0, slot, A, checkout=True)
     assert books(gate) == before
     gate.leave(4.0, ticket, S)
     gate.check_in(4.0, slot)
@@ -565,10 +569,10 @@ def test_each_call_that_leaves_the_model_runs_on_without_a_slot():
     gate.leave(2.0, ticket, S)
     other = let_in(gate, 2.0, judged=False)
     assert books(gate) == (2, 2, 3)
-    gate.expel(2.5, slot, A, checkout=True)
+    gate.end_in_model(2.5, slot, A, checkout=True)
     assert books(gate) == (2, 2, 4), "the next in the queue has the slot"
     for number in waiting:
-        gate.expel(3.0, number, A)
+        gate.end_in_model(3.0, number, A)
     assert books(gate) == (0, 4, 4)
     gate.check_in(4.0, slot)
     for number in (*waiting, other):
@@ -581,7 +585,7 @@ def test_a_probe_that_would_be_given_up_gives_its_lease_back():
     gate.set_state(1.0, "half_open")
     probe = let_in(gate, 2.0, checkout=True)
     assert len(gate.breaker.permits) == 1
-    gate.expel(3.0, probe, A, checkout=True)
+    gate.end_in_model(3.0, probe, A, checkout=True)
     assert (gate.breaker.permits, gate.breaker.state) == ({}, "half_open")
     gate.check_in(4.0, probe)
     assert books(gate) == EMPTY
@@ -606,7 +610,7 @@ def test_the_model_ends_with_the_mode_and_those_who_would_wait_are_calls_without
     gate.set_mode(2.0, mode)
     assert (list(gate.bulkhead.queue), gate.events, gate.would_reject) == ([], [], {})
     assert books(gate) == (3 if mode == "enforce" else 1, 2, 2)
-    gate.play(30.0)
+    gate.advance_model(30.0)
     assert gate.would_reject == {}
     for number in (first, outside, running):
         gate.leave(31.0, number, S)
@@ -621,7 +625,9 @@ def test_a_call_that_has_its_slot_in_the_model_keeps_it_until_it_ends(mode):
     gate.set_mode(3.0, mode)
     assert books(gate) == (1, 0, 1)
     gate.leave(4.0, second, F)
-    assert (books(gate), gate.phantoms, gate.breaker.failed) == (EMPTY, 0, 1), "at once: nothing comes later"
+    assert (books(gate), gate.slots_of_ended, gate.breaker.failed) == (EMPTY, 0, 1), (
+        "at once: nothing comes later"
+    )
 
 
 @pytest.mark.parametrize("mode", ["enforce", "off"])
@@ -630,9 +636,9 @@ def test_a_slot_that_the_model_holds_for_a_call_that_has_ended_is_given_back_wit
     first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=5.0)
     gate.leave(2.0, first, S)
     gate.leave(2.5, second, F)
-    assert gate.phantoms == 1
+    assert gate.slots_of_ended == 1
     gate.set_mode(2.75, mode)
-    assert (books(gate), gate.phantoms, gate.breaker.failed) == (EMPTY, 0, 1)
+    assert (books(gate), gate.slots_of_ended, gate.breaker.failed) == (EMPTY, 0, 1)
 
 
 def test_calls_without_a_slot_hold_one_of_their_criticality_while_the_gate_enforces():
@@ -738,7 +744,7 @@ def test_an_interrupt_as_a_wait_begins_leaves_no_place_without_a_call(monkeypatc
     assert (len(gate.bulkhead.queue) == 1, books(gate)) == (queued, (1, 1, 1))
     for number in (first, held[0]):
         gate.leave(2.0, number, S)
-    gate.play(30.0)
+    gate.advance_model(30.0)
     assert (books(gate), list(gate.bulkhead.queue)) == (EMPTY, [])
 
 
@@ -762,8 +768,8 @@ def test_a_fork_leaves_nothing_of_the_model():
     let_in(gate, 1.0, max_wait=5.0)
     let_in(gate, 1.0)
     gate.drop_calls_and_waiters()
-    assert (books(gate), gate.events, gate.phantoms) == (EMPTY, [], 0)
-    gate.play(30.0)
+    assert (books(gate), gate.events, gate.slots_of_ended) == (EMPTY, [], 0)
+    gate.advance_model(30.0)
     assert gate.would_reject == {"bulkhead_full": 1}
 
 
@@ -784,7 +790,7 @@ def test_leaving_shadow_gives_no_slot_to_a_call_that_still_waited_in_the_model(m
     end(1.4, waits)
     gate.set_mode(1.5, "enforce")
     assert books(gate) == EMPTY
-    assert (gate.breaker.in_flight, gate.checkouts, gate.phantoms) == ({}, {}, 0)
+    assert (gate.breaker.in_flight, gate.checkouts, gate.slots_of_ended) == ({}, {}, 0)
 
 
 def test_a_checkout_that_waits_for_its_pool_keeps_its_slot_once_the_gate_enforces():
@@ -793,7 +799,7 @@ def test_a_checkout_that_waits_for_its_pool_keeps_its_slot_once_the_gate_enforce
     slot = let_in(gate, 1.0, checkout=True)
     gate.set_mode(1.0, "enforce")
     gate.end_early(1.0, slot, 0.5, Waits())
-    gate.play(2.0)
+    gate.advance_model(2.0)
     assert gate.bulkhead.taken == 1
     gate.check_in(3.0, slot)
     assert books(gate) == EMPTY
@@ -820,9 +826,9 @@ def test_a_checkout_without_a_connection_ends_in_the_model_after_its_usual_time(
     for slot in slots:
         gate.end_early(1.0, slot, 2.0, holder)
         assert gate.lateness(-slot) == 0.0, "it did not wait for its slot"
-    gate.play(2.9)
+    gate.advance_model(2.9)
     assert books(gate) == (2, 0, 2)
-    gate.play(3.0)
+    gate.advance_model(3.0)
     assert books(gate) == (0, 2, 2)
     assert (gate.would_reject, gate.breaker.succeeded, gate.under_way) == ({}, 0, 2)
     for slot in slots:
@@ -835,7 +841,7 @@ def test_a_checkout_that_has_its_connection_keeps_its_slot_in_the_model():
     slot = let_in(gate, 1.0, checkout=True)
     gate.end_early(1.0, slot, 2.0, holder)
     holder.since = 2.0
-    gate.play(3.0)
+    gate.advance_model(3.0)
     assert books(gate)[:2] == (1, 0)
     gate.check_in(4.0, slot)
     assert books(gate) == EMPTY
@@ -855,11 +861,11 @@ def recovering(limit=13):
 def test_a_call_whose_wait_ends_as_a_slot_becomes_usable_gets_it():
     gate, running = recovering()
     late = let_in(gate, 0.0, max_wait=1.0)
-    gate.play(1.0)
+    gate.advance_model(1.0)
     assert (gate.would_reject, gate.would_run(late), gate.lateness(late)) == ({}, True, 1.0)
     for number in (*running, late):
         gate.leave(1.0, number, S)
-    gate.play(3.0)
+    gate.advance_model(3.0)
     assert books(gate) == EMPTY
 
 
@@ -867,13 +873,13 @@ def test_a_growth_of_the_slots_comes_in_its_turn_between_other_changes():
     """Of three that wait, the first gets the slot of 1.0; the second gives up at 1.5, before that of 2.0."""
     gate, running = recovering()
     waits = [let_in(gate, 0.0, max_wait=wait) for wait in (5.0, 1.5, 5.0)]
-    gate.play(4.9)
+    gate.advance_model(4.9)
     assert gate.would_reject == {"queue_timeout": 1}
     assert [gate.would_run(number) for number in waits] == [True, False, True]
     assert [gate.lateness(number) for number in waits] == [1.0, None, 2.0]
     for number in (*running, *waits):
         gate.leave(5.0, number, S)
-    gate.play(9.0)
+    gate.advance_model(9.0)
     assert books(gate) == EMPTY
 
 
@@ -890,7 +896,7 @@ def test_a_lesser_call_waits_less_in_a_standing_queue_of_lesser_calls():
     assert gate.outside[third].due == standing + CODEL_TARGET
     for number in (first, second, third):
         gate.leave(standing, number, S)
-    gate.play(standing + 100)
+    gate.advance_model(standing + 100)
     assert books(gate) == EMPTY
 
 
@@ -901,7 +907,7 @@ def test_a_refusal_elsewhere_is_counted_for_the_first_call_that_had_a_slot(optio
     number = let_in(gate, 1.0, max_wait=5.0)
     gate.resize(2.0, 1)
     assert gate.outside[number].inner == 1
-    gate.expel(3.0, number, A, **options)
+    gate.end_in_model(3.0, number, A, **options)
     assert gate.refused_elsewhere == len(options)
     gate.leave(4.0, number, S)
     assert books(gate) == EMPTY
@@ -910,7 +916,7 @@ def test_a_refusal_elsewhere_is_counted_for_the_first_call_that_had_a_slot(optio
 def test_zero_is_the_number_of_no_call():
     gate = new_gate()
     assert not gate.would_run(0)
-    gate.expel(1.0, 0, A, refused=True)
+    gate.end_in_model(1.0, 0, A, refused=True)
     assert gate.refused_elsewhere == 0
 
 
@@ -934,7 +940,7 @@ def test_a_call_that_has_left_the_queue_is_dropped_without_a_refusal():
     gate = new_gate()
     first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=2.0)
     gate.bulkhead.withdraw(gate.outside[second])
-    gate.play(4.0)
+    gate.advance_model(4.0)
     assert (gate.would_reject, gate.outside) == ({}, {second: None})
     for number in (first, second):
         gate.leave(5.0, number, S)
@@ -945,9 +951,9 @@ def test_a_call_that_has_left_the_queue_is_dropped_without_a_refusal():
 def test_a_reading_of_the_clock_that_is_ignored_ends_no_wait(reading):
     gate = new_gate()
     first, second = let_in(gate, 1.0), let_in(gate, 1.0, max_wait=2.0)
-    gate.play(reading)
+    gate.advance_model(reading)
     assert gate.would_run(second)
-    gate.play(3.0)
+    gate.advance_model(3.0)
     assert not gate.would_run(second)
     for number in (first, second):
         gate.leave(5.0, number, S)

@@ -81,7 +81,7 @@ def shadowed(gate, people, failing):
         else:
             gate.leave(at, ticket, F if failing(at) else S)
         gate.outbox.clear()
-    gate.play(at + 10)
+    gate.advance_model(at + 10)
     return gate.would_reject
 
 
@@ -100,7 +100,7 @@ def test_the_shadow_counts_what_enforcing_refuses_under_load(load):
     for reason in {*counted, *truth}:
         assert near(counted.get(reason, 0), truth.get(reason, 0)), (counted, truth)
     assert gate.rejected == {}
-    assert (gate.bulkhead.taken, gate.unslotted, gate.phantoms, gate.outside) == (0, 0, 0, {})
+    assert (gate.bulkhead.taken, gate.unslotted, gate.slots_of_ended, gate.outside) == (0, 0, 0, {})
 
 
 @pytest.mark.parametrize("load", [0.3, 0.9, 1.5])

@@ -32,7 +32,7 @@ def set_limit(guard, slots):
 
     def move(now):
         core = guard._gate.core
-        core.play(now)  # ends a window that is over
+        core.advance_model(now)  # ends a window that is over
         core.adaptive.limit = core.adaptive.applied = slots
         core._fit_slots(core.bulkhead.limit)
         core.outbox.append(SlotsChanged(slots))

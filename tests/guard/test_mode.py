@@ -211,10 +211,10 @@ def test_the_model_keeps_no_caller_and_no_request_of_a_call_that_has_its_slot(ma
     guard = make_guard(max_concurrent_calls=1, max_wait_duration=0.05, max_waiting=5, mode="shadow")
     first, second = start_apart(guard), start_apart(guard)
     (waiting,) = guard._gate.core.outside.values()
-    assert waiting.holder is not None
+    assert waiting.owner is not None
     clock.advance(0.01)
     first()
-    assert (waiting.inner > 0, waiting.holder, waiting.origin) == (True, None, None)
+    assert (waiting.inner > 0, waiting.owner, waiting.origin) == (True, None, None)
     second()
 
 

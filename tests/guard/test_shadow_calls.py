@@ -141,7 +141,7 @@ def test_a_call_that_would_have_been_refused_meanwhile_is_not_stopped_as_well(ma
         await asyncio.sleep(0)
         clock.advance(6)
         assert second.fire() is None
-        assert second.ghost
+        assert second.left_model
         end.set()
         await asyncio.gather(*tasks)
 

@@ -73,7 +73,7 @@ class Situation:
 
     def play(self):
         for each in (self.guard, *self.guard.compartments):
-            each._gate.step(each._gate.core.play)
+            each._gate.step(each._gate.core.advance_model)
 
     def begin(self, name=None, **options):
         """Begins a call, under a name."""
@@ -116,7 +116,7 @@ class Situation:
         return self
 
     def expel(self, name):
-        self.gate.step(self.core.expel, self.running[name], F, checkout=self.checkouts)
+        self.gate.step(self.core.end_in_model, self.running[name], F, checkout=self.checkouts)
 
     def settle(self):
         """Ends everything, and gives what is left: nothing, unless something was lost."""
@@ -135,7 +135,7 @@ class Situation:
                 "ranks": 0 if core.bulkhead.ranks is None else sum(map(abs, core.bulkhead.ranks.held)),
                 "outside": len(core.outside),
                 "unslotted": core.unslotted,
-                "phantoms": core.phantoms,
+                "slots_of_ended": core.slots_of_ended,
                 "events": len(core.events),
                 "in_flight": len(core.breaker.in_flight),
                 "checkouts": len(core.checkouts),
@@ -302,7 +302,7 @@ class Holder:
     since = 0.0
 
     def leave_model(self):
-        """See Holder."""
+        """See ModelledCall."""
 
 
 @pytest.mark.parametrize("then", ["its time", "its end", "its time and end"])
