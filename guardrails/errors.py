@@ -276,7 +276,7 @@ class ConnectionRevokedError(GuardrailsError):
         place = ", ".join(filter(None, [" < ".join(self.where), self.route]))
         idle = f"nothing had run on it for {self.seconds:.3g} s"
         return (
-            f"{self.guard!r} took the connection back: {idle}; it was taken at {place or 'an unknown place'}"
+            f"{self.guard!r} took the connection back: {idle}; it was taken at {place or 'an unknown line'}"
         )
 
 

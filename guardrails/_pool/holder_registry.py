@@ -27,7 +27,7 @@ from guardrails._pool.frames import (
 )
 from guardrails._pool.holders import ADVICE, Doing, Holder, PoolStatus, busiest, cause_of
 from guardrails._pool.lock_monitor import LONGEST_DELAY, LockMonitor, Question
-from guardrails._pool.lock_waits import Place
+from guardrails._pool.lock_waits import CodeLocation
 from guardrails._pool.lost_holders import find_gone
 from guardrails._pool.revoked_sessions import RevokedSessions
 from guardrails._pool.sessions import ServerView, SessionId
@@ -161,7 +161,7 @@ class HolderRegistry:
         self.locks = LockMonitor(
             guard.name,
             self.session_ids,
-            self.place,
+            self.location,
             question,
             min(limits),
             lambda: guard.mode != "off",
@@ -180,9 +180,9 @@ class HolderRegistry:
         if self.locks is not None:
             self.locks.request()
 
-    def place(self, checkout: HeldCheckout) -> Place:
+    def location(self, checkout: HeldCheckout) -> CodeLocation:
         """Returns the code that holds a checkout."""
-        return Place(lines(checkout.site), checkout.route)
+        return CodeLocation(lines(checkout.site), checkout.route)
 
     def age(self, checkout: HeldCheckout) -> float:
         """Returns the seconds since a checkout got its connection; before that, since it got its slot."""

@@ -13,7 +13,7 @@ from typing import Literal
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.lock_waits import Blocker, LockWait
 
-__all__ = ["ADVICE", "WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "by_place", "cause_of"]
+__all__ = ["ADVICE", "WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "by_line", "cause_of"]
 
 Doing = Literal["statement", "other_work", "nested", "gone"]
 """The activity of a holder.
@@ -102,7 +102,7 @@ class Holder:
 
 
 def busiest(holders: Sequence[Holder], taken: int, limit: int) -> str:
-    """Describes the most common place and activity of these connections, in one line.
+    """Describes the most common line of code and activity of these connections.
 
     Args:
         holders: Their holders; at least one.
@@ -111,11 +111,11 @@ def busiest(holders: Sequence[Holder], taken: int, limit: int) -> str:
     """
     alike = Counter((each.doing, each.where[:1], each.route) for each in holders)
     (doing, where, route), count = alike.most_common(1)[0]
-    place = ", ".join(filter(None, [*where, route]))
+    line = ", ".join(filter(None, [*where, route]))
     longest = max(each.seconds for each in holders if (each.doing, each.where[:1]) == (doing, where))
     if longest < _BRIEF:
-        return place and f"such as {place}"
-    busy = f"{count} of {limit} slots {WORDS[doing]} for up to {longest:.1f} s, {place}".removesuffix(", ")
+        return line and f"such as {line}"
+    busy = f"{count} of {limit} slots {WORDS[doing]} for up to {longest:.1f} s, {line}".removesuffix(", ")
     waiting = taken - len(holders)
     return f"{busy}; {waiting} without a connection yet" if waiting > 0 else busy
 
@@ -146,12 +146,12 @@ class PoolStatus(PoolSnapshot):
         full = f"{self.checked_out} of {self.capacity} connections out, {self.waiting} callers waiting"
         failed = [f"  orders to cancel that did not reach the server: {self.failed_cancels}"]
         waits = [f"  {wait}" for wait in self.lock_waits]
-        lines = [*by_place(self.holders), *waits, *(failed if self.failed_cancels else [])]
+        lines = [*by_line(self.holders), *waits, *(failed if self.failed_cancels else [])]
         return "\n".join([f"pool {self.name!r}: {full}: {ADVICE[self.cause]}", *lines])
 
 
-def by_place(holders: Iterable[Holder]) -> list[str]:
-    """Returns one line for each place and activity: number of holders, time and place."""
+def by_line(holders: Iterable[Holder]) -> list[str]:
+    """Returns one text for each line of code and activity: number of holders, time and line."""
     alike: dict[tuple[str, Doing], list[Holder]] = {}
     for holder in holders:
         alike.setdefault((holder.where[0] if holder.where else "unknown", holder.doing), []).append(holder)

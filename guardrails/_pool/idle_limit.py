@@ -22,10 +22,10 @@ __all__ = ["IdleLimit"]
 T = TypeVar("T")
 
 _LOG_INTERVAL = 60.0
-"""Seconds between two lines in the log about connections that were taken at the same place."""
+"""Seconds between two log entries about connections that the same line of code took."""
 
-_MAX_PLACES = 64
-"""Places whose last line is remembered."""
+_MAX_LINES = 64
+"""Lines of code whose last log entry is remembered."""
 
 
 class IdleLimit(Generic[T]):
@@ -75,22 +75,22 @@ class IdleLimit(Generic[T]):
         run_later(self._check, self.seconds)
 
     def log(self, where: tuple[str, ...], route: str | None, seconds: float) -> None:
-        """Logs a connection that was taken back; for each place at most once a minute."""
-        place, now = where[0] if where else "an unknown place", time.monotonic()
-        last, unlogged = self._logged.get(place, (now - _LOG_INTERVAL, 0))
+        """Logs a connection that was taken back; for each line of code at most once a minute."""
+        line, now = where[0] if where else "an unknown line", time.monotonic()
+        last, unlogged = self._logged.get(line, (now - _LOG_INTERVAL, 0))
         if now - last < _LOG_INTERVAL:
-            self._logged[place] = last, unlogged + 1
+            self._logged[line] = last, unlogged + 1
             return
-        if len(self._logged) >= _MAX_PLACES:
+        if len(self._logged) >= _MAX_LINES:
             self._logged.clear()
-        self._logged[place] = now, 0
+        self._logged[line] = now, 0
         log.warning(
             "guard %r took a connection back%s: nothing had run on it for %.1f s; it was taken at %s%s; "
             "end the transaction or close the session before other work, or use holding()",
             self._guard.name,
             f" (and {unlogged} more from there since the last line)" if unlogged else "",
             seconds,
-            " < ".join(where) or place,
+            " < ".join(where) or line,
             f", for {route}" if route else "",
             extra=fields_of(self._guard.name),
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from guardrails._pool.checkout import Checkout
-from guardrails._pool.lock_waits import Blocker, LockWait, Place, Waiting, group, waiting_of
+from guardrails._pool.lock_waits import Blocker, CodeLocation, LockWait, Waiting, group, waiting_of
 from guardrails._pool.sessions import ServerView, SessionId, own_sessions
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
@@ -81,7 +81,7 @@ class LockMonitor:
     Args:
         name: The guard's name.
         held: Returns the identities of the connections that are out, by their checkouts.
-        place: Returns the code that holds a checkout.
+        location: Returns the code that holds a checkout.
         question: Asks the server.
         delay: Seconds from the exhaustion of the pool to the question; see `LONGEST_DELAY`.
         wanted: Returns False while the server must not be asked.
@@ -93,7 +93,7 @@ class LockMonitor:
         self,
         name: str,
         held: Callable[[], Mapping[Any, SessionId]],
-        place: Callable[[Any], Place],
+        location: Callable[[Any], CodeLocation],
         question: Question,
         delay: float,
         wanted: Callable[[], bool],
@@ -102,7 +102,7 @@ class LockMonitor:
     ) -> None:
         self._name = name
         self._held = held
-        self._place = place
+        self._location = location
         self._question = question
         self._delay = delay
         self._wanted = wanted
@@ -197,8 +197,8 @@ class LockMonitor:
         view: ServerView,
     ) -> dict[Any, _Found]:
         own = own_sessions({checkout: known for checkout, (known, _) in held.items()}, asker, view)
-        places = {session.pid: self._place(checkout) for checkout, session in own.items()}
-        waiting = waiting_of(places, view.sessions)
+        locations = {session.pid: self._location(checkout) for checkout, session in own.items()}
+        waiting = waiting_of(locations, view.sessions)
         return {
             checkout: _Found(waiting[session.pid], held[checkout][1])
             for checkout, session in own.items()
@@ -209,7 +209,7 @@ class LockMonitor:
         shown = [str(wait) for wait in waits[:_SHOWN]]
         more = len(waits) - len(shown)
         if more:
-            shown.append(f"and {more} more places")
+            shown.append(f"and {more} more lines of code")
         blockers = [each for wait in waits for each in wait.blockers if each.pid and not each.likely]
         strangers = {each.pid for each in blockers if not each.where}
         kills = ", ".join(self._question.kill.format(pid) for pid in sorted(strangers)[:_SHOWN])

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from guardrails._pool.sessions import Session, roots
 
-__all__ = ["Blocker", "LockWait", "Place", "Waiting", "group", "waiting_of"]
+__all__ = ["Blocker", "CodeLocation", "LockWait", "Waiting", "group", "waiting_of"]
 
 _SHOWN = 3
 """Most sessions named in one line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CodeLocation:
     """The code that holds a connection.
 
     Attributes:
@@ -30,7 +30,7 @@ class Place:
     route: str | None
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, [*self.where[:1], self.route])) or "an unknown place"
+        return ", ".join(filter(None, [*self.where[:1], self.route])) or "an unknown line"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Blocker:
             return "a prepared transaction, which has no session"
         words = f"{'likely ' if self.likely else ''}session {self.pid}"
         if self.where:
-            words += f", held by {Place(self.where, self.route)}"
+            words += f", held by {CodeLocation(self.where, self.route)}"
         elif self.application:
             words += f" of {self.application!a}"
         if self.state == "unseen":
@@ -71,7 +71,7 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockWait:
-    """Connections taken at one place that wait for the locks of the same sessions.
+    """Connections taken at one line that wait for the locks of the same sessions.
 
     Attributes:
         where: The lines of the application that asked for the connections, the innermost first.
@@ -99,7 +99,7 @@ class LockWait:
         held = " and ".join(map(str, self.blockers[:_SHOWN])) or "a session that the server does not name"
         one = len(self.pids) == 1
         return (
-            f"{len(self.pids)} x {Place(self.where, self.route)} (session{'' if one else 's'} {pids}) "
+            f"{len(self.pids)} x {CodeLocation(self.where, self.route)} (session{'' if one else 's'} {pids}) "
             f"wait{'s' if one else ''} for a lock{table} "
             f"for up to {self.seconds:.1f} s <- {held}"
         )
@@ -110,52 +110,52 @@ class Waiting:
     """One connection of this process that waits for a lock.
 
     Attributes:
-        place: The code that holds it.
+        location: The code that holds it.
         session: Its session.
         blockers: The sessions that hold the lock.
     """
 
-    place: Place
+    location: CodeLocation
     session: Session
     blockers: tuple[Blocker, ...]
 
 
-def waiting_of(own: Mapping[int, Place], sessions: Iterable[Session]) -> dict[int, Waiting]:
+def waiting_of(own: Mapping[int, CodeLocation], sessions: Iterable[Session]) -> dict[int, Waiting]:
     """Returns which of a process's sessions wait for locks, and for whom in the end.
 
     Args:
-        own: The places that hold the sessions of the process, by the server's numbers.
+        own: The code that holds each session of the process, by the server's numbers.
         sessions: All sessions of the server.
     """
     by_pid = {session.pid: session for session in sessions}
     return {
         pid: Waiting(
-            place,
+            location,
             by_pid[pid],
             tuple(
                 _blocker(root, by_pid.get(root), own.get(root), likely=likely)
                 for root, likely in sorted(roots(by_pid[pid], by_pid).items())
             ),
         )
-        for pid, place in own.items()
+        for pid, location in own.items()
         if pid in by_pid and by_pid[pid].state == "waiting"
     }
 
 
-def _blocker(pid: int, session: Session | None, place: Place | None, *, likely: bool) -> Blocker:
+def _blocker(pid: int, session: Session | None, location: CodeLocation | None, *, likely: bool) -> Blocker:
     return Blocker(
         pid=pid,
         application="" if session is None else session.application,
         state="unseen" if session is None else session.state,
         seconds=0.0 if session is None else session.seconds,
-        where=() if place is None else place.where,
-        route=None if place is None else place.route,
+        where=() if location is None else location.where,
+        route=None if location is None else location.route,
         likely=likely,
     )
 
 
 def group(waiting: Iterable[Waiting], asked: float) -> tuple[LockWait, ...]:
-    """Groups connections by place and blockers, the largest group first.
+    """Groups connections by line, route and blockers, the largest group first.
 
     Args:
         waiting: The connections.
@@ -163,12 +163,12 @@ def group(waiting: Iterable[Waiting], asked: float) -> tuple[LockWait, ...]:
     """
     alike: dict[object, list[Waiting]] = {}
     for each in waiting:
-        key = (each.place.where[:1], each.place.route, tuple(blocker.pid for blocker in each.blockers))
+        key = (each.location.where[:1], each.location.route, tuple(blocker.pid for blocker in each.blockers))
         alike.setdefault(key, []).append(each)
     return tuple(
         LockWait(
-            where=members[0].place.where,
-            route=members[0].place.route,
+            where=members[0].location.where,
+            route=members[0].location.route,
             pids=tuple(sorted(each.session.pid for each in members)),
             seconds=max(each.session.seconds for each in members),
             table=next((each.session.table for each in members if each.session.table), None),

@@ -31,10 +31,10 @@ _DIAGNOSIS_INTERVAL = 30.0
 """Seconds between two diagnoses of one pool in the log."""
 
 _WARNING_INTERVAL = 60.0
-"""Seconds between two warnings about connections that were taken at the same place."""
+"""Seconds between two warnings about connections that the same line of code took."""
 
-_MAX_PLACES = 64
-"""Places whose last warning is remembered."""
+_MAX_LINES = 64
+"""Lines of code whose last warning is remembered."""
 
 _MAX_SEARCHED = 64
 """Checkouts among which a refused caller's own is searched."""
@@ -182,7 +182,7 @@ class PoolMonitor:
         now, place = time.monotonic(), leak["where"]
         if now - self._last_warning.get(place, -math.inf) < _WARNING_INTERVAL:
             return
-        if len(self._last_warning) >= _MAX_PLACES:
+        if len(self._last_warning) >= _MAX_LINES:
             self._last_warning.clear()
         self._last_warning[place] = now
         # The search for its holder is slow, so it is made only for a line in the log.

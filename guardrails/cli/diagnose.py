@@ -186,7 +186,9 @@ def _ask_database(
             raise click.UsageError(_BAD_URL) from None
         if isinstance(facts, Finding):
             return _Answer(address.get_backend_name(), [facts, *pages.findings])
-        own = {pid: place for pool in pages.pools for pid, place in pool.places(facts.sessions).items()}
+        own = {
+            pid: location for pool in pages.pools for pid, location in pool.locations(facts.sessions).items()
+        }
         lost = tuple(unjoined(pages.pools, len(own), hidden=bool(facts.unseen)))
         findings = judge(facts, slow, own)
         past = [] if any(each.kind == "locks" for each in findings) else pages.past

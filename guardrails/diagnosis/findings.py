@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from guardrails._dbapi.server_sessions import KILL
-from guardrails._pool.lock_waits import Place, group, waiting_of
+from guardrails._pool.lock_waits import CodeLocation, group, waiting_of
 from guardrails._pool.sessions import Session, State, count_roots
 
 __all__ = ["Facts", "Finding", "Prepared", "Session", "judge", "limit_reached"]
@@ -88,7 +88,7 @@ class Finding:
     advice: str
 
 
-def judge(facts: Facts, slow: float, own: Mapping[int, Place] | None = None) -> list[Finding]:
+def judge(facts: Facts, slow: float, own: Mapping[int, CodeLocation] | None = None) -> list[Finding]:
     """Returns the faults, the most urgent first.
 
     Args:
@@ -132,7 +132,9 @@ def _waiting(facts: Facts) -> list[Session]:
     return [session for session in facts.sessions if session.waits_for or session.state == "waiting"]
 
 
-def _locks(facts: Facts, roots: Counter[tuple[int, bool]], own: Mapping[int, Place]) -> Iterator[Finding]:
+def _locks(
+    facts: Facts, roots: Counter[tuple[int, bool]], own: Mapping[int, CodeLocation]
+) -> Iterator[Finding]:
     waiting = _waiting(facts)
     if not waiting:
         return
@@ -170,7 +172,7 @@ def _blocker(pid: int, by_pid: dict[int, Session]) -> str:
     return f"session {pid} of {session.name!a}, {state} for {session.seconds:.0f} s"
 
 
-def _held(pid: int, own: Mapping[int, Place]) -> str:
+def _held(pid: int, own: Mapping[int, CodeLocation]) -> str:
     return f", held by {own[pid]}" if pid in own else ""
 
 
@@ -195,7 +197,7 @@ def _forgotten(each: Prepared) -> str:
 
 
 def _idle(
-    facts: Facts, slow: float, roots: Counter[tuple[int, bool]], own: Mapping[int, Place]
+    facts: Facts, slow: float, roots: Counter[tuple[int, bool]], own: Mapping[int, CodeLocation]
 ) -> Iterator[Finding]:
     idle = _longest(facts, "idle_in_transaction", slow)
     if not idle:
@@ -215,7 +217,7 @@ def _idle(
     )
 
 
-def _slow(facts: Facts, slow: float, own: Mapping[int, Place]) -> Iterator[Finding]:
+def _slow(facts: Facts, slow: float, own: Mapping[int, CodeLocation]) -> Iterator[Finding]:
     busy = _longest(facts, "active", slow)
     if busy:
         yield Finding(

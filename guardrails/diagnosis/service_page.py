@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from guardrails._pool.holders import ADVICE, Holder, by_place
-from guardrails._pool.lock_waits import Place
+from guardrails._pool.holders import ADVICE, Holder, by_line
+from guardrails._pool.lock_waits import CodeLocation
 from guardrails._pool.sessions import Session
 from guardrails.diagnosis.findings import Finding
 
 __all__ = ["Pool", "of_other_processes", "past_locks", "pools_of", "unjoined"]
 
 _SHOWN = 5
-"""Most places named in one finding."""
+"""Most lines of code named in one finding."""
 
 _PAST = 60.0
 """Seconds for which a wait for a lock that is over is shown: its pool asks the server once in 30 s."""
@@ -42,7 +42,7 @@ class Pool:
         self.open = int(page["pool"]["open"])
         self.holders = tuple(_holder(each) for each in page["holders"])
 
-    def places(self, sessions: Iterable[Session]) -> dict[int, Place]:
+    def locations(self, sessions: Iterable[Session]) -> dict[int, CodeLocation]:
         """Returns the code that holds each session of this pool, by the server's number of the session.
 
         A session counts only if its number and its client's port are those of the pool's connection. So none
@@ -50,7 +50,7 @@ class Pool:
         """
         by_pid = {session.pid: session for session in sessions}
         return {
-            holder.pid: Place(holder.where, holder.route)
+            holder.pid: CodeLocation(holder.where, holder.route)
             for holder in self.holders
             if holder.pid is not None and holder.pid in by_pid and by_pid[holder.pid].port == holder.port
         }
@@ -62,7 +62,7 @@ class Pool:
             yield Finding(
                 "pool",
                 f"{self._where}: {self._out}{waiting}",
-                tuple(line.strip() for line in by_place(self.holders)[:_SHOWN]),
+                tuple(line.strip() for line in by_line(self.holders)[:_SHOWN]),
                 self._advice,
             )
 
