@@ -1,7 +1,7 @@
 """The connections that a pool has open, where idle ones hold no slot. Must not import a pool or a driver.
 
-A slot counts the connections in use. A fleet's budget counts those that are open, so a connection that a
-thread or a pool keeps has a place here, from before it is opened until the server has closed it.
+A slot counts a connection in use. A fleet's budget counts the open connections, also those that a thread or a
+pool keeps. So each has an *entry* here, from before it is opened until the server has closed it.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from guardrails._guard.guard import Guard
 from guardrails._pool.idle_pool import run_to_end
 from guardrails._runtime.fork import LockOwner, renew_after_fork
 
-__all__ = ["OpenLimit", "Place"]
+__all__ = ["OpenLimit", "PoolEntry"]
 
-_PATIENCE = 2.0
-"""Seconds for which a new connection waits for its place."""
+_MAX_WAIT = 2.0
+"""Maximum seconds for which a caller waits until it may open a connection."""
 
-_LOOK = 0.02
-"""Seconds between two looks for a place."""
+_POLL_INTERVAL = 0.02
+"""Seconds between two checks whether a connection may be opened."""
 
-_SHORTEST = 0.001
-"""Least seconds between two looks."""
+_MIN_POLL_INTERVAL = 0.001
+"""Minimum seconds between two checks."""
 
 _CLOSING = 0.25
 """Seconds for which a closed connection counts as open if its end at the server cannot be seen."""
 
-_LONGEST_CLOSING = 5.0
+_MAX_CLOSING = 5.0
 """Seconds after which a connection counts as closed although the server has not closed it."""
 
 
-class Place:
-    """The place of one connection.
+class PoolEntry:
+    """One connection as `OpenLimit` counts it.
 
     Args:
-        ended: Is given the place when the connection is closed.
+        ended: Called with this entry when the connection is closed.
 
     Attributes:
         closed_at: When the connection was closed; None while it may be open.
@@ -50,7 +50,7 @@ class Place:
 
     __slots__ = ("_descriptor", "_ended", "closed_at")
 
-    def __init__(self, ended: Callable[[Place], object]) -> None:
+    def __init__(self, ended: Callable[[PoolEntry], object]) -> None:
         self._ended = ended
         self._descriptor = -1
         self.closed_at: float | None = None
@@ -77,7 +77,7 @@ class Place:
         seconds = now - (now if self.closed_at is None else self.closed_at)
         if self._descriptor < 0:
             return seconds >= _CLOSING
-        return seconds >= _LONGEST_CLOSING or _is_at_end(self._descriptor)
+        return seconds >= _MAX_CLOSING or _is_at_end(self._descriptor)
 
     def watch(self, selector: selectors.BaseSelector) -> None:
         """Has a selector wait for the server's end of a closed connection."""
@@ -114,9 +114,9 @@ def _is_at_end(descriptor: int) -> bool:
 class OpenLimit(LockOwner):
     """Keeps the open connections of one pool within the slots of its guard.
 
-    Every place is taken in `reserve`. There are never more than the guard has slots, or than are taken if
-    these are more, because the guard has just been given fewer. So the larger of `count` and the slots that
-    are taken is the most that can be open until the guard gets more slots.
+    `reserve` makes every new entry. There are never more entries than slots of the guard, or than taken slots
+    if those are more because the guard has just been given fewer. So the larger of `count` and the taken
+    slots is the most that can be open until the guard gets more slots.
 
     Args:
         guard: The pool's guard.
@@ -132,26 +132,26 @@ class OpenLimit(LockOwner):
     def reset_in_child(self) -> None:
         """See ForkAware: the connections are the parent's. At first, too."""
         self.lock: Any = threading.RLock()
-        self._open: set[Place] = set()
-        self._closing: set[Place] = set()
-        self._ended: deque[Place] = deque()  # a finaliser takes no lock
+        self._open: set[PoolEntry] = set()
+        self._closing: set[PoolEntry] = set()
+        self._ended: deque[PoolEntry] = deque()  # a finaliser takes no lock
 
-    def reserve(self) -> Place:
-        """Takes the place of a connection to be opened; closes an idle one for it, or waits for one to close.
+    def reserve(self) -> PoolEntry:
+        """Returns an entry for a connection to be opened; closes an idle one, or waits for a close.
 
-        A guard that does not enforce gives a place at once.
+        For a guard that does not enforce, it never waits.
 
         Raises:
-            BulkheadFullError: There was no place in time.
+            BulkheadFullError: No connection was closed in time.
         """
-        return run_to_end(self._reserve(_wait_for_one))
+        return run_to_end(self._reserve(_wait_for_close))
 
-    async def reserve_async(self) -> Place:
-        """Takes a place without blocking the event loop; see `reserve`."""
-        return await self._reserve(_look_again)
+    async def reserve_async(self) -> PoolEntry:
+        """Returns an entry without blocking the event loop; see `reserve`."""
+        return await self._reserve(_sleep_on_loop)
 
-    async def _reserve(self, wait: Callable[[list[Place], float], Awaitable[None]]) -> Place:
-        until = time.monotonic() + _PATIENCE
+    async def _reserve(self, wait: Callable[[list[PoolEntry], float], Awaitable[None]]) -> PoolEntry:
+        until = time.monotonic() + _MAX_WAIT
         while True:
             with self.lock:
                 self._collect()
@@ -165,14 +165,14 @@ class OpenLimit(LockOwner):
             left = until - time.monotonic()
             if left <= 0:
                 self._gate.reject("bulkhead_full")
-            await wait(closing, min(left, _LOOK))
+            await wait(closing, min(left, _POLL_INTERVAL))
 
-    def adopt(self) -> Place:
-        """Gives a connection its place that is open already."""
-        place = Place(self._ended.append)
+    def adopt(self) -> PoolEntry:
+        """Returns the entry of a connection that is open already."""
+        entry = PoolEntry(self._ended.append)
         with self.lock:
-            self._open.add(place)
-        return place
+            self._open.add(entry)
+        return entry
 
     def count(self) -> int:
         """Returns the number of connections that are open, being opened or being closed."""
@@ -192,24 +192,24 @@ class OpenLimit(LockOwner):
 
     def _collect(self) -> None:
         while self._ended:
-            place = self._ended.popleft()
-            self._open.discard(place)
-            self._closing.add(place)
+            entry = self._ended.popleft()
+            self._open.discard(entry)
+            self._closing.add(entry)
         now = time.monotonic()
-        for place in [place for place in self._closing if place.is_gone(now)]:
-            self._closing.discard(place)
+        for entry in [entry for entry in self._closing if entry.is_gone(now)]:
+            self._closing.discard(entry)
 
 
-async def _wait_for_one(closing: list[Place], seconds: float) -> None:
+async def _wait_for_close(closing: list[PoolEntry], seconds: float) -> None:
     """Waits in this thread until the server has closed one of some connections, or until the time is over."""
     with selectors.DefaultSelector() as selector:
-        for place in closing:
-            place.watch(selector)
+        for entry in closing:
+            entry.watch(selector)
         selector.select(seconds)
-    time.sleep(_SHORTEST)  # noqa: ASYNC251 - a socket that was shut both ways is ready too early
+    time.sleep(_MIN_POLL_INTERVAL)  # noqa: ASYNC251 - a socket that was shut both ways is ready too early
 
 
-async def _look_again(closing: list[Place], seconds: float) -> None:  # noqa: ARG001 - as `_wait_for_one`
+async def _sleep_on_loop(closing: list[PoolEntry], seconds: float) -> None:  # noqa: ARG001 - as `_wait_for_close`
     import asyncio  # noqa: PLC0415 - its import takes long, and only this needs it
 
     await asyncio.sleep(seconds / 4)

@@ -1,4 +1,4 @@
-"""The places of open connections: never more than slots, whatever is opened, kept, closed and resized."""
+"""The entries of open connections: never more than slots, whatever is opened, kept, closed and resized."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Pool:
 
 @pytest.fixture
 def soon(monkeypatch):
-    """No end of a connection is waited for, and a place for a tenth of a second."""
+    """The end of a connection is not waited for, and an entry for at most a tenth of a second."""
     monkeypatch.setattr(open_limit, "_CLOSING", 0.0)
-    monkeypatch.setattr(open_limit, "_PATIENCE", 0.1)
+    monkeypatch.setattr(open_limit, "_MAX_WAIT", 0.1)
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def pair():
 
 
 def opened(pool, client):
-    place = pool.limit.reserve()
-    place.opened(client.fileno())
-    return place
+    entry = pool.limit.reserve()
+    entry.opened(client.fileno())
+    return entry
 
 
 def test_a_new_connection_takes_the_place_of_the_one_that_is_idle_for_longest(soon):
@@ -96,9 +96,9 @@ def test_slots_that_are_taken_keep_their_places_when_the_guard_gets_fewer(soon):
 def test_on_an_event_loop_nobody_is_held_up(pair):
     client, server = pair
     pool = Pool(1)
-    place = opened(pool, client)
+    entry = opened(pool, client)
     client.close()
-    place.end()
+    entry.end()
 
     async def main():
         reserved = asyncio.ensure_future(pool.limit.reserve_async())
@@ -124,9 +124,9 @@ def test_a_guard_that_does_not_enforce_counts_and_closes_nothing(mode):
 def test_a_place_is_free_when_the_server_has_closed_its_end(pair):
     client, server = pair
     pool = Pool(1)
-    place = opened(pool, client)
+    entry = opened(pool, client)
     client.close()
-    place.end()
+    entry.end()
     assert (pool.limit.count(), pool.limit.open_count()) == (1, 0)
     assert server.recv(1) == b"", "the duplicate hides the close from no server"
     assert pool.limit.count() == 1
@@ -137,10 +137,10 @@ def test_a_place_is_free_when_the_server_has_closed_its_end(pair):
 def test_who_needs_a_place_waits_for_the_server_and_closes_nothing_else(pair):
     client, server = pair
     pool = Pool(2)
-    place = opened(pool, client)
+    entry = opened(pool, client)
     pool.kept.append(pool.limit.reserve())
     client.close()
-    place.end()
+    entry.end()
     reserved = []
     thread = threading.Thread(target=lambda: reserved.append(pool.limit.reserve()))
     thread.start()
@@ -155,10 +155,10 @@ def test_a_socket_that_was_shut_both_ways_counts_until_the_server_has_closed_it(
     """As a driver does it that gives up on a statement: its own end reads as closed at once."""
     client, server = pair
     pool = Pool(1)
-    place = opened(pool, client)
+    entry = opened(pool, client)
     client.shutdown(socket.SHUT_RDWR)
     client.close()
-    place.end()
+    entry.end()
     assert pool.limit.count() == 1
     server.close()
     wait_until(lambda: pool.limit.count() == 0)
@@ -167,10 +167,10 @@ def test_a_socket_that_was_shut_both_ways_counts_until_the_server_has_closed_it(
 def test_what_the_server_sent_last_is_skipped(pair):
     client, server = pair
     pool = Pool(1)
-    place = opened(pool, client)
+    entry = opened(pool, client)
     server.sendall(b"x" * 100)
     client.close()
-    place.end()
+    entry.end()
     assert pool.limit.count() == 1
     server.close()
     wait_until(lambda: pool.limit.count() == 0)
@@ -179,16 +179,16 @@ def test_what_the_server_sent_last_is_skipped(pair):
 def test_a_unix_socket_has_its_end_too():
     client, server = socket.socketpair()
     pool = Pool(1)
-    place = opened(pool, client)
+    entry = opened(pool, client)
     client.close()
-    place.end()
+    entry.end()
     assert pool.limit.count() == 1
     server.close()
     assert pool.limit.count() == 0
 
 
 def test_a_server_that_never_closes_is_waited_for_no_longer_than_the_limit(pair, monkeypatch):
-    monkeypatch.setattr(open_limit, "_LONGEST_CLOSING", 0.05)
+    monkeypatch.setattr(open_limit, "_MAX_CLOSING", 0.05)
     client, _ = pair
     pool = Pool(1)
     opened(pool, client).end()
@@ -201,9 +201,9 @@ def test_an_end_that_cannot_be_seen_is_given_its_time(descriptor, monkeypatch):
     """So is a connection that could not be opened: the server may have a session for it."""
     monkeypatch.setattr(open_limit, "_CLOSING", 0.05)
     pool = Pool(1)
-    place = pool.limit.reserve()
-    place.opened(descriptor)
-    place.end()
+    entry = pool.limit.reserve()
+    entry.opened(descriptor)
+    entry.end()
     assert pool.limit.count() == 1
     pool.limit.reserve()  # waits
     assert pool.limit.count() == 1
@@ -211,10 +211,10 @@ def test_an_end_that_cannot_be_seen_is_given_its_time(descriptor, monkeypatch):
 
 def test_an_end_counts_once(soon):
     pool = Pool(2)
-    place = pool.limit.reserve()
+    entry = pool.limit.reserve()
     pool.limit.reserve()
-    place.end()
-    place.end()
+    entry.end()
+    entry.end()
     assert pool.limit.count() == 1
 
 
@@ -223,9 +223,9 @@ def test_no_descriptor_is_left(pair):
 
     def close_one_of_two():
         pool = Pool(2)
-        places = [opened(pool, client) for _ in range(2)]
-        ours = [place._descriptor for place in places]
-        places.pop(0).end()
+        entries = [opened(pool, client) for _ in range(2)]
+        ours = [entry._descriptor for entry in entries]
+        entries.pop(0).end()
         server.close()
         wait_until(lambda: pool.limit.count() == 1)
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -241,10 +241,10 @@ def test_no_descriptor_is_left(pair):
 
 def test_a_child_process_has_no_connections_of_its_own():
     pool = Pool(1)
-    place = pool.limit.reserve()
+    entry = pool.limit.reserve()
     pool.limit.reset_in_child()
     assert pool.limit.count() == 0
-    place.end()
+    entry.end()
     assert pool.limit.count() == 0
 
 
@@ -317,8 +317,8 @@ class Lease:
 
     def keep(self, number):
         if self.busy:
-            slot, place = self.busy.pop(number % len(self.busy))
-            self.pool.kept.append(place)
+            slot, entry = self.busy.pop(number % len(self.busy))
+            self.pool.kept.append(entry)
             self.gate.check_in(slot)
 
     def claim(self, number):
@@ -328,8 +328,8 @@ class Lease:
 
     def drop(self, number):
         if self.busy:
-            slot, place = self.busy.pop(number % len(self.busy))
-            place.end()
+            slot, entry = self.busy.pop(number % len(self.busy))
+            entry.end()
             self.gate.check_in(slot)
 
     def free(self, _):
@@ -359,7 +359,7 @@ def test_open_connections_never_exceed_what_a_lease_was_told(orders):
     lease = Lease()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(open_limit, "_CLOSING", 0.0)
-        patch.setattr(open_limit, "_PATIENCE", 0.0)
+        patch.setattr(open_limit, "_MAX_WAIT", 0.0)
         try:
             for order, number in orders:
                 getattr(lease, order)(number)

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from guardrails._pool.figures import PoolFigures
-from guardrails._pool.open_limit import Place
+from guardrails._pool.open_limit import PoolEntry
 from guardrails.integrations.psycopg_pool._upkeep import PsycopgPoolUpkeep
 from guardrails.integrations.psycopg_pool._work import ConnectionWork, WorkState
 
@@ -27,10 +27,10 @@ class OpeningNotes(Protocol):
     figures: PoolFigures
     upkeep: PsycopgPoolUpkeep | None
 
-    def note_opening(self, connection: Any, began: float, started: float, place: Place | None) -> None:
+    def note_opening(self, connection: Any, began: float, started: float, entry: PoolEntry | None) -> None:
         """Counts a connection that the pool has opened."""
 
-    def note_failed_opening(self, error: BaseException, place: Place | None) -> None:
+    def note_failed_opening(self, error: BaseException, entry: PoolEntry | None) -> None:
         """Counts a failure to open a connection as evidence."""
 
 
@@ -38,14 +38,14 @@ def guarded_class(plain: Any, work: ConnectionWork, admission: OpeningNotes) -> 
     """Returns the class for connections in threads."""
 
     def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        place = None if (upkeep := admission.upkeep) is None else upkeep.reserve()
+        entry = None if (upkeep := admission.upkeep) is None else upkeep.reserve()
         began, started = monotonic(), admission.figures.clock()
         try:
             connection = _connector(plain, cls)(*args, **kwargs)
         except BaseException as error:
-            admission.note_failed_opening(error, place)
+            admission.note_failed_opening(error, entry)
             raise
-        admission.note_opening(connection, began, started, place)
+        admission.note_opening(connection, began, started, entry)
         return connection
 
     def wait(self: Any, gen: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,14 +75,14 @@ def guarded_async_class(plain: Any, work: ConnectionWork, admission: OpeningNote
     """Returns the class for connections on event loops."""
 
     async def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        place = None if (upkeep := admission.upkeep) is None else await upkeep.reserve_async()
+        entry = None if (upkeep := admission.upkeep) is None else await upkeep.reserve_async()
         began, started = monotonic(), admission.figures.clock()
         try:
             connection = await _connector(plain, cls)(*args, **kwargs)
         except BaseException as error:
-            admission.note_failed_opening(error, place)
+            admission.note_failed_opening(error, entry)
             raise
-        admission.note_opening(connection, began, started, place)
+        admission.note_opening(connection, began, started, entry)
         return connection
 
     async def wait(self: Any, gen: Any, *args: Any, **kwargs: Any) -> Any:

@@ -22,7 +22,7 @@ from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._guard.guard import Guard, set_slots
 from guardrails._pool.checkouts import Checkouts
 from guardrails._pool.figures import Connections
-from guardrails._pool.open_limit import Place
+from guardrails._pool.open_limit import PoolEntry
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.scope import note_guard_error
@@ -145,23 +145,23 @@ class PoolAdmission:
 
     # --- its connections -----------------------------------------------------------------------
 
-    def note_opening(self, connection: Any, began: float, started: float, place: Place | None) -> None:
+    def note_opening(self, connection: Any, began: float, started: float, entry: PoolEntry | None) -> None:
         """Counts a connection that the pool has opened."""
         self.figures.connected(started)
         state = WorkState(began, monotonic())
         state.closed = once(self.figures.closed)
         setattr(connection, _STATE, state)
         if self.upkeep is not None:
-            state.closed = self.upkeep.created(connection, place, state.closed)
+            state.closed = self.upkeep.created(connection, entry, state.closed)
         if self.attached:
             self._take_over(connection)
         else:
             self._let_go(connection)
 
-    def note_failed_opening(self, error: BaseException, place: Place | None) -> None:
+    def note_failed_opening(self, error: BaseException, entry: PoolEntry | None) -> None:
         """Counts a failure to open a connection as evidence: it concerns no one caller."""
-        if place is not None:
-            place.end()
+        if entry is not None:
+            entry.end()
         if self.attached and isinstance(error, Exception):
             self._gate.end(self._gate.begin(OPENING), self._runner.judge.outcome_of_connect(error))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from guardrails._guard.guard import Guard
 from guardrails._pool.life import Age, LifeSettings
-from guardrails._pool.open_limit import OpenLimit, Place
+from guardrails._pool.open_limit import OpenLimit, PoolEntry
 from guardrails._pool.upkeep import PoolUpkeep
 from guardrails._pool.upkeep_on_loop import LoopUpkeep
 
@@ -48,7 +48,7 @@ class PsycopgPoolUpkeep(PoolUpkeep):
         guard: Its guard.
 
     Attributes:
-        limit: The places of the open connections.
+        limit: The entries of the open connections.
     """
 
     def __init__(self, pool: Any, guard: Guard) -> None:
@@ -56,32 +56,32 @@ class PsycopgPoolUpkeep(PoolUpkeep):
         self._pool = pool
         self.limit = OpenLimit(guard, self.close_oldest)
 
-    def reserve(self) -> Place | None:
-        """Takes the place of a connection to be opened; None without a budget; see `OpenLimit`."""
+    def reserve(self) -> PoolEntry | None:
+        """Returns the entry of a connection to be opened; None without a budget; see `OpenLimit`."""
         return None if self.lease is None else self.limit.reserve()
 
-    async def reserve_async(self) -> Place | None:
-        """Takes a place without blocking the event loop."""
+    async def reserve_async(self) -> PoolEntry | None:
+        """Returns an entry without blocking the event loop."""
         return None if self.lease is None else await self.limit.reserve_async()
 
     def adopt(self, connection: Any, closed: Callable[[], object]) -> Callable[[], object]:
-        """Gives a connection its place that was open before the guard; see `created`."""
+        """Counts a connection that was open before the guard was attached; see `created`."""
         return self.created(connection, None if self.lease is None else self.limit.adopt(), closed)
 
     def created(
-        self, connection: Any, place: Place | None, closed: Callable[[], object]
+        self, connection: Any, entry: PoolEntry | None, closed: Callable[[], object]
     ) -> Callable[[], object]:
-        """Notes a connection, its place, and what counts its closing; returns what to call then."""
+        """Notes a connection, its entry, and what counts its closing; returns what to call then."""
         setattr(connection, _AGE, self.opened(self.loop()))
-        if place is None:
+        if entry is None:
             return closed
         with suppress(Exception):  # it is closed already
-            place.opened(connection.fileno())
-        weakref.finalize(connection, place.end).atexit = False
+            entry.opened(connection.fileno())
+        weakref.finalize(connection, entry.end).atexit = False
 
         def ended() -> None:
             closed()
-            place.end()
+            entry.end()
 
         return ended
 

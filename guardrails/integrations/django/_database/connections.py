@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from guardrails._pool.figures import Connections, PoolFigures
-from guardrails._pool.open_limit import OpenLimit, Place
+from guardrails._pool.open_limit import OpenLimit, PoolEntry
 from guardrails._util.weak_registry import WeakRegistry
-from guardrails.integrations.django._database.places import InPlace, note_opened, place_of
+from guardrails.integrations.django._database.connection_notes import CountedConnect, entry_of, note_opened
 
 if TYPE_CHECKING:
     from guardrails.integrations.django._database.renewal import Renewal
@@ -67,19 +67,19 @@ class DjangoConnections:
         now = time.monotonic()
         setattr(connection, _OPENED, (now, now - max(0.0, self.figures.clock() - started)))
         self.renewal.created(connection)
-        closed = weakref.finalize(connection, self._closed, place_of(connection))
+        closed = weakref.finalize(connection, self._closed, entry_of(connection))
         closed.atexit = False
         note_opened(connection, closed)
         return closed
 
-    def _closed(self, place: Place | None) -> None:
+    def _closed(self, entry: PoolEntry | None) -> None:
         self.figures.closed()
-        if place is not None:
-            place.end()
+        if entry is not None:
+            entry.end()
 
-    def in_place(self, connect: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns what opens a connection, in a place of its own under a budget."""
-        return connect if self.limit is None else InPlace(connect, self.limit, self.descriptor_of)
+    def counted(self, connect: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function that opens a connection, and counts it under a budget."""
+        return connect if self.limit is None else CountedConnect(connect, self.limit, self.descriptor_of)
 
     def add(self, wrapper: Any, connection: Any, started: float | None) -> Callable[[], object]:
         """Adds a wrapper and its new connection; returns what `opened` does.

@@ -1,7 +1,7 @@
-"""Connections that Django's threads keep between requests, where another thread may close one for its own.
+"""Connections that Django's threads keep between requests. Other threads may close them to open their own.
 
-Must not import a driver. A kept connection belongs to nobody until its thread claims it again, so that no
-thread closes one on which another works.
+Must not import a driver. A kept connection belongs to no thread until its own thread claims it again, so that
+no thread closes one on which another works.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from guardrails._pool.life import Age
 from guardrails._runtime.fork import ForkedLock
 from guardrails._util.weak_registry import WeakRegistry
-from guardrails.integrations.django._database.places import own_age
+from guardrails.integrations.django._database.connection_notes import own_age
 
 __all__ = ["Keeping", "KeptConnections"]
 
@@ -29,13 +29,18 @@ class KeptConnections:
         self._lock = ForkedLock()
 
     def keep(self, wrapper: Keeping, age: Age | None) -> None:
-        """Leaves a connection to the thread that needs its place first; None: it is another process's."""
+        """Lets other threads close a thread's connection while it is idle.
+
+        Args:
+            wrapper: Django's wrapper of the connection.
+            age: The times of the connection; None if another process opened it: then it stays as it is.
+        """
         if age is not None:
             with self._lock:
                 wrapper.kept = wrapper.connection, age
 
     def claim(self, wrapper: Keeping) -> bool:
-        """Takes a thread's connection back into its hands; False, once, if another thread has closed it."""
+        """Takes a thread's connection back for use; False, once, if another thread has closed it."""
         with self._lock:
             lost, wrapper.lost = wrapper.lost, None
             wrapper.kept = None
@@ -89,14 +94,15 @@ class Keeping:
         return self._guarded is not None and self._keeps and not self.is_checked_out
 
     def claim(self) -> None:
-        """Takes the connection in hand, before it is touched; forgets one that another thread has closed."""
+        """Takes the connection back for use; forgets one that another thread has closed."""
         if self._keeps and not self._protection.kept.claim(self):
             self.connection = None
 
     def keep(self) -> None:
-        """Leaves an open connection to the thread that needs its place first: the request is over.
+        """At the end of a request, lets other threads close the connection while it is idle.
 
-        One with a transaction that Django has not begun is closed: its end may not depend on other threads.
+        A connection with ``AUTOCOMMIT: False`` is closed, because it has a transaction that Django did not
+        begin, and other threads must not end that.
         """
         if self._guarded is None or not self._keeps or self.connection is None:
             return

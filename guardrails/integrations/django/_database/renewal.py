@@ -15,8 +15,8 @@ from guardrails._guard.guard import Guard
 from guardrails._pool.life import Age, LifeSettings
 from guardrails._pool.open_limit import OpenLimit
 from guardrails._pool.upkeep import PoolUpkeep
+from guardrails.integrations.django._database.connection_notes import note_age, note_closed, own_age
 from guardrails.integrations.django._database.kept import KeptConnections
-from guardrails.integrations.django._database.places import note_age, note_closed, own_age
 
 __all__ = ["Renewable", "Renewal"]
 

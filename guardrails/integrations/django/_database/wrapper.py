@@ -17,11 +17,11 @@ from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.utils.functional import cached_property
 
 from guardrails.errors import CallTimeoutError, ConnectionRevokedError, RejectedError
+from guardrails.integrations.django._database.connection_notes import note_closed
 from guardrails.integrations.django._database.cursors import Steps
 from guardrails.integrations.django._database.errors import ErrorWrapper
 from guardrails.integrations.django._database.kept import Keeping
 from guardrails.integrations.django._database.options import Options
-from guardrails.integrations.django._database.places import note_closed
 from guardrails.integrations.django._database.protection import Possession, Protection
 from guardrails.integrations.django._database.registry import protect
 from guardrails.integrations.django._database.renewal import Renewable

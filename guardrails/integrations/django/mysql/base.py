@@ -93,7 +93,7 @@ class DatabaseWrapper(GuardedWrapper, base.DatabaseWrapper, MySQLSteps):  # type
         conn_params: dict[str, Any],
     ) -> tuple[Any, bool]:
         """See GuardedWrapper."""
-        return protection.direct.connect(protection.connections.in_place(_connect), conn_params), True
+        return protection.direct.connect(protection.connections.counted(_connect), conn_params), True
 
     def init_connection_state(self) -> None:
         """See Django."""

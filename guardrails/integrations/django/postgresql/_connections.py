@@ -8,8 +8,8 @@ from typing import Any
 from guardrails._pool.figures import Connections, PoolFigures
 from guardrails._runtime.fork import ForkedLock
 from guardrails._util.weak_registry import WeakRegistry
+from guardrails.integrations.django._database.connection_notes import note_closed
 from guardrails.integrations.django._database.connections import DjangoConnections
-from guardrails.integrations.django._database.places import note_closed
 
 __all__ = ["PooledConnections"]
 
@@ -56,7 +56,7 @@ def _counted(plain: Any, connections: DjangoConnections) -> type:
 
     def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
         started = connections.figures.clock()
-        connection = connections.in_place(partial(plain.connect.__func__, cls))(*args, **kwargs)
+        connection = connections.counted(partial(plain.connect.__func__, cls))(*args, **kwargs)
         connections.opened(connection, started)
         return connection
 

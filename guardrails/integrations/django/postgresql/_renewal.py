@@ -12,7 +12,7 @@ from typing import Any
 
 from guardrails._guard.guard import Guard
 from guardrails._pool.life import Age
-from guardrails.integrations.django._database.places import own_age
+from guardrails.integrations.django._database.connection_notes import own_age
 from guardrails.integrations.django._database.renewal import Renewable, Renewal
 from guardrails.integrations.psycopg_pool._upkeep import note_dropped, taken_out
 

@@ -17,7 +17,7 @@ if not is_psycopg3:
         "psycopg 3 is missing, which Django's guarded database needs: pip install 'psycopg[binary]'"
     )
 
-from guardrails.integrations.django._database.places import note_closed
+from guardrails.integrations.django._database.connection_notes import note_closed
 from guardrails.integrations.django._database.wrapper import GuardedWrapper
 from guardrails.integrations.django.postgresql._cursors import guarded
 from guardrails.integrations.django.postgresql._pools import Source
@@ -96,7 +96,7 @@ class DatabaseWrapper(GuardedWrapper, RenewableInPool, base.DatabaseWrapper):  #
         """See GuardedWrapper. The pool is the one that Django would take at this moment."""
         pool = self.pool
         if pool is None:
-            connect = protection.connections.in_place(self.Database.connect)
+            connect = protection.connections.counted(self.Database.connect)
             get = partial(protection.direct.connect, connect, conn_params)
         else:
             protection.serve(self.alias, pool)

@@ -1,4 +1,4 @@
-"""What is noted on Django's connections: their ages, and their places under a fleet's budget.
+"""What is noted on Django's connections: their ages, and their entries under a fleet's budget.
 
 Must not import a driver.
 """
@@ -12,18 +12,18 @@ from contextlib import suppress
 from typing import Any
 
 from guardrails._pool.life import Age
-from guardrails._pool.open_limit import OpenLimit, Place
+from guardrails._pool.open_limit import OpenLimit, PoolEntry
 
-__all__ = ["InPlace", "note_age", "note_closed", "note_opened", "own_age", "place_of"]
+__all__ = ["CountedConnect", "entry_of", "note_age", "note_closed", "note_opened", "own_age"]
 
 _AGE = "_guardrails_age"
 _CLOSED = "_guardrails_closed"
-_PLACE = "_guardrails_place"
+_ENTRY = "_guardrails_entry"
 
 
-def place_of(connection: Any) -> Place | None:
-    """Returns the place of a connection; None without a budget."""
-    return getattr(connection, _PLACE, None)
+def entry_of(connection: Any) -> PoolEntry | None:
+    """Returns the entry of a connection; None without a budget."""
+    return getattr(connection, _ENTRY, None)
 
 
 def note_opened(connection: Any, closed: Callable[[], object]) -> None:
@@ -47,14 +47,15 @@ def own_age(connection: Any) -> Age | None:
     return age if age is not None and age.process == os.getpid() else None
 
 
-class InPlace:
-    """Opens a connection in a place of its own, where a budget counts those that are open.
+class CountedConnect:
+    """Opens a connection that a fleet's budget counts.
 
-    It equals another one of the same function: a caller may take over what another no longer waits for.
+    It equals another one of the same function: a caller may take over an opening that another one no longer
+    waits for.
 
     Args:
         connect: Opens a connection.
-        limit: Has the places.
+        limit: Counts the open connections.
         descriptor_of: Returns the descriptor of a connection's socket.
     """
 
@@ -66,7 +67,7 @@ class InPlace:
         self._descriptor_of = descriptor_of
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, InPlace) and self._connect == other._connect
+        return isinstance(other, CountedConnect) and self._connect == other._connect
 
     def __hash__(self) -> int:
         return hash(self._connect)
@@ -75,18 +76,18 @@ class InPlace:
         """Opens a connection.
 
         Raises:
-            BulkheadFullError: There is no place for it.
+            BulkheadFullError: The budget has no room for it.
         """
-        place = self._limit.reserve()
+        entry = self._limit.reserve()
         try:
             connection = self._connect(*args, **kwargs)
         except BaseException:
-            place.end()
+            entry.end()
             raise
         descriptor = None
         with suppress(Exception):  # it is closed already
             descriptor = self._descriptor_of(connection)
-        place.opened(descriptor)
-        weakref.finalize(connection, place.end).atexit = False
-        setattr(connection, _PLACE, place)
+        entry.opened(descriptor)
+        weakref.finalize(connection, entry.end).atexit = False
+        setattr(connection, _ENTRY, entry)
         return connection
