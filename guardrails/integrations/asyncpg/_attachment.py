@@ -153,11 +153,11 @@ class _PoolAttachment:
         self.upkeep = AsyncpgUpkeep(pool, guard, life, runner)
         runner.judge.moved, runner.judge.suspect = self.upkeep.renew, self.upkeep.suspect
         self._admission = PoolAdmission(guard, pool, runner, leak_after)
-        registry, places = self._admission.registry, self._admission.places
-        places.upkeep = self.upkeep
+        registry, holders = self._admission.registry, self._admission.connection_holders
+        holders.upkeep = self.upkeep
         if max_idle_hold is not None:
-            places.revocation = Revocation(registry, places.out, max_idle_hold, runner, pool)
-        know_sessions(pool, driver, registry, places.out, asks=asks)
+            holders.revocation = Revocation(registry, holders.out, max_idle_hold, runner, pool)
+        know_sessions(pool, driver, registry, holders.out, asks=asks)
 
     @property
     def most(self) -> int | None:

@@ -25,7 +25,7 @@ from guardrails._pool.figures import Connections
 from guardrails._pool.limits import time_allowed
 from guardrails.errors import CallTimeoutError, ConfigurationError, RejectedError
 from guardrails.fleet._pool_lease import PoolLease
-from guardrails.integrations.asyncpg._places import Places
+from guardrails.integrations.asyncpg._connection_holders import ConnectionHolders
 from guardrails.integrations.asyncpg._protocol import ProtocolWork
 
 __all__ = ["PoolAdmission", "guard_of"]
@@ -47,7 +47,7 @@ class PoolAdmission:
         leak_after: Seconds after which a connection on which nothing runs is reported; None is never.
 
     Attributes:
-        places: The pool's places, which give the slots back.
+        connection_holders: The connection holders, which release the slots.
         registry: The holders of the connections.
         lease: The pool's part of a fleet's budget; None without one. Set before `attach`.
     """
@@ -60,7 +60,7 @@ class PoolAdmission:
         self._pool = pool
         self._runner = runner
         self._checkouts = Checkouts(guard, leak_after, is_async=True, system="postgresql")
-        self.places = Places(guard, self._checkouts, ProtocolWork(runner))
+        self.connection_holders = ConnectionHolders(guard, self._checkouts, ProtocolWork(runner))
         self.registry = self._checkouts.registry
         self.registry.failed_cancels = runner.failed_cancels
         self._figures = self.registry.figures
@@ -90,7 +90,7 @@ class PoolAdmission:
         except TypeError as error:
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
         pool._connect = self._open  # noqa: SLF001
-        self.places.take_over(pool)
+        self.connection_holders.take_over(pool)
         out = sum(not holder.is_idle() for holder in pool._holders)  # noqa: SLF001
         self._gate.step(self._gate.core.adopt, out)
 
@@ -99,7 +99,7 @@ class PoolAdmission:
         pool = self._pool
         pool.__class__ = type(pool).__bases__[0]
         pool._connect = self._connect  # noqa: SLF001
-        self.places.restore(pool)
+        self.connection_holders.restore(pool)
 
     # --- the pool ------------------------------------------------------------------------------
 
@@ -143,10 +143,10 @@ class PoolAdmission:
 
         return _acquire
 
-    def _hand_out(self, place: Any, checkout: Checkout, timeout: Any) -> None:
-        place._timeout = timeout  # noqa: SLF001 - limits the return, which gets the caller's whole time
+    def _hand_out(self, holder: Any, checkout: Checkout, timeout: Any) -> None:
+        holder._timeout = timeout  # noqa: SLF001 - limits the return, which gets the caller's whole time
         if guard_of(self._pool) is self._guard:
-            self.places.hand_out(place, checkout)
+            self.connection_holders.hand_out(holder, checkout)
         else:  # it was detached meanwhile
             checkout.release_slots()
 
@@ -162,7 +162,7 @@ class PoolAdmission:
         return max(0.0, timeout - (monotonic() - started))
 
     async def _wait(self, base: Any, timeout: Any) -> Any:  # noqa: ASYNC109
-        """Waits in the pool's own queue: a connection that is being closed or opened has the last place."""
+        """Waits in the pool's own queue. The last holder may be busy closing or opening its connection."""
         seconds, _ = time_allowed(self._guard)
         try:
             async with asyncio.timeout(None if seconds is None else max(0.0, seconds) + GRACE) as limit:
@@ -174,10 +174,10 @@ class PoolAdmission:
             raise self._runner.timed_out(self._guard, seconds) from error
 
     def _releaser(self, base: Any) -> Callable[..., Any]:
-        places = self.places
+        holders = self.connection_holders
 
         async def release(self: Any, connection: Any, *, timeout: Any = None) -> Any:  # noqa: ASYNC109
-            if not places.claim(connection):
+            if not holders.claim(connection):
                 return None
             return await base.release(self, connection, timeout=timeout)
 
@@ -193,7 +193,7 @@ class PoolAdmission:
                 return await base._async__init__(self)  # noqa: SLF001
             finally:
                 if guard_of(self) is admission._guard:
-                    admission.places.take_over(self)
+                    admission.connection_holders.take_over(self)
 
         return _async__init__
 
@@ -212,7 +212,7 @@ class PoolAdmission:
     # --- its connections -----------------------------------------------------------------------
 
     async def _open(self, *args: Any, **kwargs: Any) -> Any:
-        """Opens a connection as evidence, in place of the function that the pool was given."""
+        """Opens a connection as evidence, instead of the function that the pool was given."""
         started, began = self._figures.clock(), monotonic()
         connect = self._connect
         if connect is not asyncpg.connection.connect:
@@ -226,7 +226,7 @@ class PoolAdmission:
         if guard_of(self._pool) is not self._guard:
             return connection  # it was detached meanwhile
         if isinstance(connection, asyncpg.Connection) and not connection.is_closed():
-            self.places.take_over_connection(connection, began)
+            self.connection_holders.take_over_connection(connection, began)
         self._figures.connected(started)
         return connection
 

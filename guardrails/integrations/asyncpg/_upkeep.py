@@ -49,21 +49,21 @@ class AsyncpgUpkeep(LoopUpkeep):
     def idle(self) -> list[tuple[Any, Age]]:
         """See IdlePool."""
         found = []
-        for holder in list(self._places()):
+        for holder in list(self._idle_holders()):
             state = state_of(holder._con) if holder.is_connected() else None  # noqa: SLF001
             if state is not None and state.age.process == os.getpid():
                 found.append((holder, state.age))
         return found
 
     def open_count(self) -> int:
-        """See IdlePool. A place that is taken may be opening its connection."""
+        """See IdlePool. A holder that is taken may be opening its connection."""
         size: int = self._pool.get_max_size()
-        return size - sum(not holder.is_connected() for holder in self._places())
+        return size - sum(not holder.is_connected() for holder in self._idle_holders())
 
     def take(self, connection: Any) -> bool:
         """See IdlePool."""
         try:
-            self._places().remove(connection)
+            self._idle_holders().remove(connection)
         except ValueError:
             return False
         connection._maybe_cancel_inactive_callback()  # noqa: SLF001
@@ -74,10 +74,10 @@ class AsyncpgUpkeep(LoopUpkeep):
         if connection.is_connected() and connection._inactive_callback is None:  # noqa: SLF001
             connection._setup_inactive_callback()  # noqa: SLF001
         self._pool._queue.put_nowait(connection)  # noqa: SLF001 - it wakes a waiter
-        places = self._places()
-        if connection in places:
-            places.remove(connection)
-            places.insert(0, connection)
+        holders = self._idle_holders()
+        if connection in holders:
+            holders.remove(connection)
+            holders.insert(0, connection)
 
     async def close(self, connection: Any) -> None:
         """See IdlePool."""
@@ -101,10 +101,10 @@ class AsyncpgUpkeep(LoopUpkeep):
     async def open(self) -> bool:
         """See IdlePool."""
         pool = self._pool
-        holder = next((each for each in self._places() if not each.is_connected()), None)
+        holder = next((each for each in self._idle_holders() if not each.is_connected()), None)
         if holder is None or pool.is_closing():
             return False
-        self._places().remove(holder)
+        self._idle_holders().remove(holder)
         try:
             if holder._con is not None:  # noqa: SLF001
                 holder.terminate()
@@ -113,7 +113,7 @@ class AsyncpgUpkeep(LoopUpkeep):
             self.put_back(holder)
         return True
 
-    def _places(self) -> Any:
+    def _idle_holders(self) -> Any:
         """The holders in the pool's queue: a list, the next to be used at its end."""
         queue = self._pool._queue  # noqa: SLF001
         return [] if queue is None else queue._queue  # noqa: SLF001

@@ -1,7 +1,7 @@
-"""The places of a pool of asyncpg: each returns its connection within a time limit, and gives its slot back.
+"""Guards asyncpg's connection holders: each returns its connection in time, and releases the slot.
 
-A place, which asyncpg calls a holder, has one connection; its `_release` is the one way by which it comes
-free. Depends on asyncpg's pools; must not import their admission.
+A pool of asyncpg has a ``PoolConnectionHolder`` for each connection. Every return of a connection calls its
+`_release`. Depends on asyncpg's pools; must not import their admission.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from guardrails.integrations.asyncpg._revoking import Revocation
     from guardrails.integrations.asyncpg._upkeep import AsyncpgUpkeep
 
-__all__ = ["Places"]
+__all__ = ["ConnectionHolders"]
 
 
-class Places:
-    """The guarded places of one pool.
+class ConnectionHolders:
+    """The guarded connection holders of one pool.
 
     Args:
         guard: The pool's guard.
-        checkouts: Those that are out.
+        checkouts: The pool's checkouts.
         work: Runs the work of the connections.
 
     Attributes:
-        out: The checkouts by the pool's places.
-        upkeep: Is told of the connections that are opened and returned; must be set before `take_over`.
+        out: The checkouts by their holders.
+        upkeep: Notes each connection that is opened or returned; must be set before `take_over`.
         revocation: Takes connections back that are held idle; None if they may be held.
     """
 
@@ -55,16 +55,16 @@ class Places:
         self.revocation: Revocation | None = None
 
     def take_over(self, pool: Any) -> None:
-        """Guards the places of a pool and the connections that they have."""
-        for place in pool._holders:  # noqa: SLF001 - asyncpg has no public way to any of this
-            plain = type(place)
+        """Guards the holders of a pool and the connections that they have."""
+        for holder in pool._holders:  # noqa: SLF001 - asyncpg has no public way to any of this
+            plain = type(holder)
             if plain in self._classes.values():
                 continue
             if plain not in self._classes:
                 self._classes[plain] = self._guarded(plain)
-            place.__class__ = self._classes[plain]
-            if place.is_connected():
-                self.take_over_connection(place._con, monotonic())  # noqa: SLF001
+            holder.__class__ = self._classes[plain]
+            if holder.is_connected():
+                self.take_over_connection(holder._con, monotonic())  # noqa: SLF001
 
     def take_over_connection(self, connection: Any, began: float) -> None:
         """Guards a connection whose opening began at a time on ``time.monotonic``."""
@@ -72,19 +72,19 @@ class Places:
             self._work.take_over(connection, self.upkeep.created(connection), began)
 
     def restore(self, pool: Any) -> None:
-        """Restores the classes of the places and connections of a pool."""
-        for place in pool._holders:  # noqa: SLF001
-            if type(place) in self._classes.values():
-                place.__class__ = type(place).__bases__[0]
-            if place.is_connected():
-                self._work.let_go(place._con)  # noqa: SLF001
+        """Restores the classes of the holders and connections of a pool."""
+        for holder in pool._holders:  # noqa: SLF001
+            if type(holder) in self._classes.values():
+                holder.__class__ = type(holder).__bases__[0]
+            if holder.is_connected():
+                self._work.let_go(holder._con)  # noqa: SLF001
         self.out.clear()
         self._checkouts.clear()
 
-    def hand_out(self, place: Any, checkout: Checkout) -> None:
-        """Begins a checkout. From here on its place gives the slots back."""
-        state = state_of(place._con)  # noqa: SLF001
-        self.out[place] = checkout
+    def hand_out(self, holder: Any, checkout: Checkout) -> None:
+        """Begins a checkout. From here on its holder releases the slots."""
+        state = state_of(holder._con)  # noqa: SLF001
+        self.out[holder] = checkout
         if state is not None:
             state.hand_out(checkout)
         if self.revocation is not None:
@@ -96,7 +96,7 @@ class Places:
         """Begins the return of a connection; False if it was taken back before."""
         if self.revocation is not None and self.revocation.is_revoked(proxy):
             return False
-        # A proxy whose connection was returned has none; its place may have the next user's.
+        # A proxy whose connection was returned has none; its holder may have the next user's.
         connected = getattr(proxy, "_con", None) is not None
         checkout = self.out.get(getattr(proxy, "_holder", None)) if connected else None
         if checkout is not None and checkout.hold is not None:
@@ -104,19 +104,19 @@ class Places:
         return True
 
     def _guarded(self, plain: Any) -> type:
-        places = self
+        holders = self
 
         async def release(self: Any, timeout: Any) -> None:  # noqa: ASYNC109 - asyncpg's own
-            await places._return(self, partial(plain.release, self), timeout)
+            await holders._return(self, partial(plain.release, self), timeout)
 
         def _release(self: Any) -> None:
             used = self._in_use is not None
             plain._release(self)  # noqa: SLF001
             if used:
-                places._give_back(self)
+                holders._give_back(self)
 
         def _release_on_close(self: Any) -> None:
-            places._figures.closed()
+            holders._figures.closed()
             plain._release_on_close(self)  # noqa: SLF001
 
         own = {
@@ -128,9 +128,9 @@ class Places:
         }
         return type(plain.__name__, (plain,), own)
 
-    async def _return(self, place: Any, release: Callable[..., Any], timeout: Any) -> None:  # noqa: ASYNC109
+    async def _return(self, holder: Any, release: Callable[..., Any], timeout: Any) -> None:  # noqa: ASYNC109
         """Returns a connection to the pool, within the time of a piece of work."""
-        connection, checkout = place._con, self.out.get(place)  # noqa: SLF001
+        connection, checkout = holder._con, self.out.get(holder)  # noqa: SLF001
         state = None if connection is None or connection.is_closed() else state_of(connection)
         if state is None:
             await release(timeout)
@@ -164,12 +164,12 @@ class Places:
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection.terminate()
 
-    def _give_back(self, place: Any) -> None:
-        checkout = self.out.pop(place, None)
+    def _give_back(self, holder: Any) -> None:
+        checkout = self.out.pop(holder, None)
         if checkout is None:
             self._gate.check_in(0)
             return
-        connection = place._con  # noqa: SLF001
+        connection = holder._con  # noqa: SLF001
         if connection is not None and not connection.is_closed():
             state = state_of(connection)
             if state is not None:
