@@ -21,7 +21,7 @@ from guardrails._dbapi.unhooked import too_late
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
-from guardrails._pool.holds import PutBack
+from guardrails._pool.idle_hold import PutBack
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.scope import Client, ambient, waiting_client
 
@@ -194,7 +194,7 @@ class StatementRunner(UnenforcedWork):
         if hold is not None:
             idle = token = hold.idle
             try:
-                idle.pop()  # see Hold
+                idle.pop()  # see IdleHold
             except IndexError:
                 token = hold.begin()
         outcome, started = _ABANDONED, None

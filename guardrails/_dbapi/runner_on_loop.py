@@ -17,7 +17,7 @@ from guardrails._dbapi.unenforced import end_observed
 from guardrails._dbapi.unhooked import too_late
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.checkout import Checkout
-from guardrails._pool.holds import PutBack
+from guardrails._pool.idle_hold import PutBack
 from guardrails._pool.limits import innermost, time_allowed
 from guardrails._runtime.scope import Client, ambient, waiting_client
 

@@ -10,7 +10,7 @@ from guardrails._core.outcome import Outcome
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._pool.frames import Caller, Site
-from guardrails._pool.holds import Hold
+from guardrails._pool.idle_hold import IdleHold
 from guardrails._pool.limits import innermost
 from guardrails._runtime.fork import check_process
 from guardrails._runtime.scope import (
@@ -207,7 +207,7 @@ class Checkout(HeldCheckout):
         self.guard = innermost(guard)
         self.slots = []
         self.under_way: Sequence[tuple[LockedGate, int, int]] = ()
-        self.hold: Hold | None = None
+        self.hold: IdleHold | None = None
         self.request_ref = self.route_name = None
         self.site = site
         self.caller = caller

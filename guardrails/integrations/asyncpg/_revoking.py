@@ -15,8 +15,8 @@ from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._pool.checkout import Checkout
 from guardrails._pool.frames import lines
 from guardrails._pool.holder_registry import HolderRegistry
-from guardrails._pool.holds import Hold
-from guardrails._pool.idle_limit import IdleLimit
+from guardrails._pool.idle_hold import IdleHold
+from guardrails._pool.idle_hold_limit import IdleHoldLimit
 from guardrails._runtime.holding import holding, on_enter
 from guardrails.errors import ConnectionRevokedError
 from guardrails.integrations.asyncpg._protocol import state_of
@@ -51,7 +51,7 @@ class Revocation:
         self._out = out
         self._runner = runner
         self._pool = pool
-        self._limit: IdleLimit[_Out] = IdleLimit(
+        self._limit: IdleHoldLimit[_Out] = IdleHoldLimit(
             registry.guard, seconds, self._holds, self._due, lambda out: (lines(out[1].site), out[1].request)
         )
         on_enter(self)
@@ -59,7 +59,7 @@ class Revocation:
     def begin(self, checkout: Checkout) -> None:
         """Gives a new checkout its hold; its caller has the connection."""
         now = self._limit.now()
-        checkout.hold = Hold(now)
+        checkout.hold = IdleHold(now)
         checkout.hold.hand_out(now)
         if not self._limit.watching:
             self._limit.watch()
@@ -75,7 +75,7 @@ class Revocation:
             if checkout.caller == caller:
                 hold.cover(block)
 
-    def _holds(self) -> Iterable[tuple[Hold, _Out]]:
+    def _holds(self) -> Iterable[tuple[IdleHold, _Out]]:
         out = list(self._out.items())
         return [(checkout.hold, (holder, checkout)) for holder, checkout in out if checkout.hold is not None]
 

@@ -16,8 +16,8 @@ from guardrails._dbapi.runner_on_loop import LoopRunner
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._pool.frames import lines
 from guardrails._pool.holder_registry import HolderRegistry
-from guardrails._pool.holds import Hold
-from guardrails._pool.idle_limit import IdleLimit
+from guardrails._pool.idle_hold import IdleHold
+from guardrails._pool.idle_hold_limit import IdleHoldLimit
 from guardrails._runtime.holding import holding, on_enter
 from guardrails.errors import ConnectionRevokedError
 from guardrails.integrations.psycopg_pool._work import PoolCheckout, WorkState
@@ -47,7 +47,7 @@ class Revocation:
         self._leave = leave
         self._background = Background(lambda _: None)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._limit: IdleLimit[PoolCheckout] = IdleLimit(
+        self._limit: IdleHoldLimit[PoolCheckout] = IdleHoldLimit(
             registry.guard, seconds, self._holds, self._due, lambda out: (lines(out.site), out.request)
         )
         on_enter(self)
@@ -56,7 +56,7 @@ class Revocation:
         """Gives a new checkout its hold; its caller has the connection."""
         self._loop = loop
         now = self._limit.now()
-        checkout.hold = Hold(now)
+        checkout.hold = IdleHold(now)
         checkout.hold.hand_out(now)
         if not self._limit.watching:
             self._limit.watch()
@@ -68,7 +68,7 @@ class Revocation:
             if checkout.caller == caller:
                 hold.cover(block)
 
-    def _holds(self) -> Iterable[tuple[Hold, PoolCheckout]]:
+    def _holds(self) -> Iterable[tuple[IdleHold, PoolCheckout]]:
         out = list(self._registry.out.values())
         return [(checkout.hold, checkout) for checkout in out if checkout.hold is not None]
 

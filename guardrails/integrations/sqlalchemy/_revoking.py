@@ -25,8 +25,8 @@ from guardrails._dbapi.revoked import RevokedConnection
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._pool.frames import lines
 from guardrails._pool.holder_registry import HolderRegistry
-from guardrails._pool.holds import Hold
-from guardrails._pool.idle_limit import IdleLimit
+from guardrails._pool.idle_hold import IdleHold
+from guardrails._pool.idle_hold_limit import IdleHoldLimit
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.holding import holding, on_enter
 from guardrails._runtime.threads import daemon
@@ -67,7 +67,7 @@ class Revocation:
         self._out: MutableMapping[Any, DBAPICheckout] = registry.out
         self._left_behind: weakref.WeakSet[ConnectionPoolEntry] = weakref.WeakSet()
         self._closing = Background(_log_failure)
-        self._limit: IdleLimit[_Out] = IdleLimit(
+        self._limit: IdleHoldLimit[_Out] = IdleHoldLimit(
             registry.guard, seconds, self._holds, self._due, lambda out: (lines(out[1].site), out[1].request)
         )
         on_enter(self)
@@ -106,7 +106,7 @@ class Revocation:
                 shared = None if below is None or below.hold is None else below.hold.share()
             except ConnectionRevokedError:
                 continue
-            checkout.hold = Hold(self._limit.now()) if shared is None else shared
+            checkout.hold = IdleHold(self._limit.now()) if shared is None else shared
             checkout.occupies = True
             checkout.loop = asyncio.get_running_loop() if self._is_async else None
             if not self._limit.watching:
@@ -142,7 +142,7 @@ class Revocation:
 
     # --- idle for too long ---------------------------------------------------------------------
 
-    def _holds(self) -> Iterable[tuple[Hold, _Out]]:
+    def _holds(self) -> Iterable[tuple[IdleHold, _Out]]:
         out = list(self._out.items())
         return [(checkout.hold, (record, checkout)) for record, checkout in out if checkout.hold is not None]
 

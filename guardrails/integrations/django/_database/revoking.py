@@ -15,8 +15,8 @@ from guardrails._dbapi.runner import StatementRunner
 from guardrails._pool.checkout import Checkout
 from guardrails._pool.frames import lines
 from guardrails._pool.holder_registry import HolderRegistry
-from guardrails._pool.holds import Hold
-from guardrails._pool.idle_limit import IdleLimit
+from guardrails._pool.idle_hold import IdleHold
+from guardrails._pool.idle_hold_limit import IdleHoldLimit
 from guardrails._runtime.holding import holding, on_enter
 from guardrails.errors import ConnectionRevokedError
 from guardrails.integrations.django._database.connections import ages_of
@@ -45,14 +45,14 @@ class Revocation:
         self._registry = registry
         self._runner = runner
         self._leave = leave
-        self._limit: IdleLimit[Any] = IdleLimit(
+        self._limit: IdleHoldLimit[Any] = IdleHoldLimit(
             registry.guard, seconds, self._holds, self._take_back, lambda out: (lines(out.site), out.request)
         )
         on_enter(self)
 
     def begin(self, checkout: Checkout) -> None:
         """Gives a new checkout its hold."""
-        checkout.hold = Hold(self._limit.now())
+        checkout.hold = IdleHold(self._limit.now())
         if not self._limit.watching:
             self._limit.watch()
 
@@ -68,7 +68,7 @@ class Revocation:
             if checkout.caller == caller:
                 hold.cover(block)
 
-    def _holds(self) -> Iterable[tuple[Hold, Any]]:
+    def _holds(self) -> Iterable[tuple[IdleHold, Any]]:
         out = list(self._registry.out.values())
         return [(checkout.hold, checkout) for checkout in out if checkout.hold is not None]
 
@@ -122,7 +122,7 @@ class Revocable:
     _note_closed: Callable[[], object]
 
     @property
-    def _hold(self) -> Hold | None:
+    def _hold(self) -> IdleHold | None:
         checkout = self._checkout
         return None if checkout is None else checkout.hold
 

@@ -1,4 +1,4 @@
-"""``max_idle_hold``: finds connections that are held idle for longer, and has them taken back.
+"""``max_idle_hold``: finds connections that are checked out and idle for longer, and takes them back.
 
 Depends on holds and the housekeeper's thread; must not import a pool or a driver.
 """
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from guardrails._guard.guard import Guard
-from guardrails._pool.holds import Hold
+from guardrails._pool.idle_hold import IdleHold
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
 from guardrails._runtime.pauses import pause_detector
 from guardrails._util.names import fields_of
 
-__all__ = ["IdleLimit"]
+__all__ = ["IdleHoldLimit"]
 
 T = TypeVar("T")
 
@@ -28,15 +28,15 @@ _MAX_LINES = 64
 """Lines of code whose last log entry is remembered."""
 
 
-class IdleLimit(Generic[T]):
-    """The limit of one pool for the time for which nothing may run on a connection that is out.
+class IdleHoldLimit(Generic[T]):
+    """Limits the time for which nothing runs on a connection of one pool that is checked out.
 
     A check is planned for the earliest time at which a connection can be due, and only while one is out.
 
     Args:
         guard: The pool's guard.
         seconds: The limit.
-        out: Returns the connections that are out, each with its hold.
+        out: Returns the connections that are checked out, each with its `IdleHold`.
         take_back: Takes a connection back, if it still looks idle then.
         origin: Returns the application's lines that took a connection, and the request.
 
@@ -49,7 +49,7 @@ class IdleLimit(Generic[T]):
         self,
         guard: Guard,
         seconds: float,
-        out: Callable[[], Iterable[tuple[Hold, T]]],
+        out: Callable[[], Iterable[tuple[IdleHold, T]]],
         take_back: Callable[[T], None],
         origin: Callable[[T], tuple[tuple[str, ...], Any]],
     ) -> None:
@@ -113,7 +113,7 @@ class IdleLimit(Generic[T]):
         pause_detector.wake(time.monotonic() + wait + 1)
         return wait
 
-    def _overdue(self, hold: Hold, connection: T) -> None:
+    def _overdue(self, hold: IdleHold, connection: T) -> None:
         """Takes a connection back, or counts it once where the guard only watches."""
         if self._guard.mode == "enforce":
             self._take_back(connection)
@@ -124,7 +124,7 @@ class IdleLimit(Generic[T]):
             self._gate.note_would_stop(hold, self.seconds, where, request)
             self._gate.report.sums.ended(hold)
 
-    def _forgive_pause(self, holds: list[Hold], now: float) -> None:
+    def _forgive_pause(self, holds: list[IdleHold], now: float) -> None:
         """Counts no time in which the whole process stood still: its holders could not work either."""
         moment = time.monotonic()
         pause = pause_detector.latest(moment)

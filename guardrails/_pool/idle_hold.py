@@ -1,9 +1,9 @@
-"""Connections that are out, and the time for which nothing has run on them, for ``max_idle_hold``.
+"""For ``max_idle_hold``: the time for which nothing has run on a connection that is checked out.
 
-A connection that is held idle for longer than that is taken back. Work on it and its revocation exclude each
-other by one object, the *token*: whoever takes it out of ``Hold.idle`` owns the connection. To take it out,
-and to put it back, is one operation on a list, which is atomic with and without the interpreter's lock. So a
-statement takes no lock. Only work that finds no token does.
+A connection that is held idle for longer is taken back. One object, the *token*, excludes work on it and its
+revocation from each other: whoever takes the token out of ``IdleHold.idle`` owns the connection. Taking it
+and putting it back is one operation on a list, which is atomic with and without the interpreter lock. So a
+statement takes no lock, unless it finds no token.
 
 Depends on checkouts; must not import a pool or a driver.
 """
@@ -18,37 +18,37 @@ from guardrails._runtime.fork import ForkedLock
 from guardrails._runtime.holding import current_block, holding
 from guardrails.errors import ConnectionRevokedError
 
-__all__ = ["Hold", "PutBack"]
+__all__ = ["IdleHold", "PutBack"]
 
 _lock = ForkedLock()
-"""Held for a few instructions by a revocation, and by work that finds other work under way."""
+"""Held for a few instructions by a revocation, and by work that finds no token."""
 
 
 class PutBack(Protocol):
-    """The way to put a token back."""
+    """Where the end of a piece of work is noted: the token's list, or the `IdleHold`."""
 
     def append(self, now: float, /) -> None:
         """Ends a piece of work at a time."""
 
 
-class Hold:
-    """One connection that is out: whether work runs on it, and since when none does.
+class IdleHold:
+    """One connection that is checked out: whether work runs on it, and since when none does.
 
-    While it is set up, work counts as running on it; `hand_out` or `append` lets it count as idle.
+    Until `hand_out` or `append` is called, the set-up of the connection counts as work.
 
     Attributes:
-        idle: The token: the time at which the last work ended. Empty while work runs, and once the connection
-            was taken back.
-        exempt: True if work may run on it that cannot be seen, or must not be lost: it is never taken back.
-        noted: True if its idle time was reported, where nothing is taken back.
+        idle: The token: the time at which the last work ended. Empty while work runs, and after the
+            connection was taken back.
+        exempt: True if the connection must not be taken back: work on it cannot be seen, or must not be lost.
+        noted: True if its idle time was reported, by a guard that does not enforce.
     """
 
-    __slots__ = ("_block", "_error", "_guests", "_is_new", "_since", "exempt", "idle", "noted")
+    __slots__ = ("_block", "_error", "_is_new", "_since", "_work_without_token", "exempt", "idle", "noted")
 
     def __init__(self, now: float) -> None:
         self.idle: list[float] = [now]
         self.exempt = self.noted = False
-        self._guests = 1
+        self._work_without_token = 1
         self._is_new = True
         self._since = now
         self._block = current_block()
@@ -67,7 +67,7 @@ class Hold:
     def begin(self) -> PutBack:
         """Begins a piece of work whatever else runs on the connection.
 
-        The way of the hot path is to take the token out of ``idle``, and to call this only if there is none.
+        The hot path takes the token out of ``idle``, and calls this only if there is none.
 
         Returns:
             The object to which the end of the work is appended.
@@ -78,13 +78,13 @@ class Hold:
         with _lock:
             if self._error is not None:
                 raise self._error()
-            self._guests += 1
+            self._work_without_token += 1
         return self
 
     def append(self, now: float) -> None:
         """Ends a piece of work that `begin` began."""
         with _lock:
-            self._guests -= 1
+            self._work_without_token -= 1
             self._since = max(self._since, now)
 
     def hand_out(self, now: float) -> None:
@@ -94,7 +94,7 @@ class Hold:
             self.append(now)
 
     def share(self) -> Self:
-        """Begins the set-up of a connection for one more caller, who has it together with the others.
+        """Begins the set-up of a connection for one more caller, who shares it with the others.
 
         Raises:
             ConnectionRevokedError: The connection was taken back.
@@ -104,7 +104,7 @@ class Hold:
         return self
 
     def set_exempt(self, *, on: bool) -> None:
-        """Exempts the connection for good, or for a time.
+        """Sets whether the connection is exempt.
 
         Raises:
             ConnectionRevokedError: It was taken back before.
@@ -124,7 +124,7 @@ class Hold:
             since = self.idle[0]
         except IndexError:
             return None
-        return None if self._guests or self.exempt else self._left(since, now, limit)
+        return None if self._work_without_token or self.exempt else self._left(since, now, limit)
 
     def idle_for(self, now: float) -> float:
         """Seconds since the end of the last work."""
@@ -144,14 +144,15 @@ class Hold:
             now: The time.
             limit: Seconds for which it may be idle.
             error: Makes the error of later work.
-            cut: Separates the holder from the connection, in no time. False: it is no longer theirs to lose.
+            cut: Separates the holder from the connection without blocking; returns False if the holder no
+                longer has it.
         """
         with _lock:
             try:
                 since = self.idle.pop()
             except IndexError:
                 return False
-            late = not self._guests and not self.exempt and self._left(since, now, limit) <= 0
+            late = not self._work_without_token and not self.exempt and self._left(since, now, limit) <= 0
             if late and cut():
                 self._since = since
                 self._error = error
