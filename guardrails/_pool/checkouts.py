@@ -1,7 +1,7 @@
-"""The checkouts of one pool that are out: counted, listed with their holders, and watched for leaks.
+"""The list of one pool's checkouts, with their figures, holders and reports of leaks.
 
 Depends on the guard; must not import a pool or a driver. SQLAlchemy's pools, which know one connection by
-several proxies, keep their own list.
+several proxies, have a list of their own.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from guardrails._guard.guard import Guard
 from guardrails._pool.checkout import HeldCheckout
 from guardrails._pool.holder_registry import HolderRegistry
-from guardrails._pool.pool_monitor import PoolMonitor
+from guardrails._pool.pool_reports import PoolReports
 from guardrails.errors import BulkheadFullError, RejectedError
 
 __all__ = ["Checkouts"]
 
 
 class Checkouts:
-    """The checkouts of one pool that are out.
+    """The checkouts of one pool that have not been returned.
 
     Args:
         guard: The pool's guard.
@@ -33,32 +33,32 @@ class Checkouts:
         self._out: dict[int, HeldCheckout] = {}
         self.registry = HolderRegistry(guard, self._out, leak_after, is_async=is_async, system=system)
         self.figures = self.registry.figures
-        self._monitor = PoolMonitor(self.registry)
+        self._reports = PoolReports(self.registry)
 
     def add(self, checkout: HeldCheckout) -> None:
         """Adds a checkout."""
         self._out[id(checkout)] = checkout
-        if not self._monitor.watching:
-            self._monitor.watch()
+        if not self._reports.watching:
+            self._reports.watch()
 
     def remove(self, checkout: HeldCheckout, *, dropped: bool = False) -> None:
-        """Removes a checkout whose slots are given back.
+        """Removes a checkout whose slots were released.
 
         Args:
             checkout: The checkout.
-            dropped: True if its holder has dropped the connection and not given it back.
+            dropped: True if its holder has dropped the connection without returning it.
         """
         known = self._out.pop(id(checkout), None)
         self.figures.returned(checkout)
         if known is not None and dropped:
-            self._monitor.dropped(checkout)
+            self._reports.dropped(checkout)
         elif known is not None and checkout.reported:
-            self._monitor.returned(checkout)
+            self._reports.returned(checkout)
 
     def refused(self, refusal: RejectedError) -> None:
         """Notes a caller that gets no connection."""
         if isinstance(refusal, BulkheadFullError):
-            self._monitor.refused()
+            self._reports.refused()
 
     def clear(self) -> None:
         """Forgets all checkouts: the guard is detached."""

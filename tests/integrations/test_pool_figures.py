@@ -270,7 +270,7 @@ def test_exhausted_redis_pool_is_reported_with_its_holders(valkey, caplog):
 
 def reports(caplog):
     """What the monitor of the pool has logged."""
-    return [record.getMessage() for record in caplog.records if record.module == "pool_monitor"]
+    return [record.getMessage() for record in caplog.records if record.module == "pool_reports"]
 
 
 # --- Django --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.pool_wait import begin_wait
 from guardrails._guard.guard import Guard
 from guardrails._pool.holder_registry import HolderRegistry
-from guardrails._pool.pool_monitor import PoolMonitor
+from guardrails._pool.pool_reports import PoolReports
 from guardrails.errors import BulkheadFullError, ConfigurationError
 from guardrails.integrations.sqlalchemy._connections import PoolConnections
 from guardrails.integrations.sqlalchemy._creator import bounded_creator
@@ -78,7 +78,7 @@ class EngineAdmission:
         self.registry = HolderRegistry(guard, self._out, leak_after, is_async=wait is not None, system=system)
         self.revocation: Revocation | None = None
         self.lease: PoolLease | None = None
-        self._monitor = PoolMonitor(self.registry)
+        self._reports = PoolReports(self.registry)
         self._figures = self.registry.figures
         self._connections = PoolConnections(self._figures, self._out)
         self.checkout_of: Callable[[object], DBAPICheckout | None] = self._out.get
@@ -167,7 +167,7 @@ class EngineAdmission:
         return type(base.__name__, (base,), own)
 
     def _getter(self, base: type[Pool], runner: StatementRunner) -> Callable[[Pool], ConnectionPoolEntry]:
-        guard, wait, out, monitor, lease = self._guard, self._wait, self._out, self._monitor, self.lease
+        guard, wait, out, reports, lease = self._guard, self._wait, self._out, self._reports, self.lease
         site, caller, figures = self.registry.site, self.registry.caller, self._figures
         revocation, core, get = self.revocation, self._gate.core, base._do_get  # noqa: SLF001
 
@@ -180,7 +180,7 @@ class EngineAdmission:
             try:
                 checkout.take_slots(wait)
             except BulkheadFullError:
-                monitor.refused()
+                reports.refused()
                 raise
             pool_wait = None
             try:
@@ -195,8 +195,8 @@ class EngineAdmission:
                     pool_wait.end()
             checkout.below = out.get(record)
             out[record] = checkout
-            if not monitor.watching:
-                monitor.watch()
+            if not reports.watching:
+                reports.watch()
             # The listeners of a checkout are bounded as the set-up of a new connection is.
             listening, connection = self.dispatch.checkout, record.dbapi_connection
             if connection is not None and (listening.listeners or listening.parent_listeners):
@@ -274,7 +274,7 @@ class EngineAdmission:
             above = above.below
         if above is not None:
             above.below = checkout.below
-            self._monitor.dropped(checkout)
+            self._reports.dropped(checkout)
             checkout.release_slots()
             self._figures.returned(checkout)
 
@@ -292,8 +292,8 @@ class EngineAdmission:
                 self.revocation.leave(checkout)
         checkout.finalizer = None
         if checkout.reported:
-            self._monitor.returned(checkout)
+            self._reports.returned(checkout)
         elif checkout.proxy is not None and checkout.proxy() is None:
-            self._monitor.dropped(checkout)
+            self._reports.dropped(checkout)
         checkout.release_slots()
         self._figures.returned(checkout)  # last: an interrupt here costs a figure and no slot

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 import guardrails
 from guardrails import BulkheadFullError, ConfigurationError, protect
-from guardrails._pool import holder_registry, pool_monitor
+from guardrails._pool import holder_registry, pool_reports
 from guardrails.events import LeakFound
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.sqlalchemy import (
@@ -280,7 +280,7 @@ class Switch:
 
 def logged(caplog):
     """The lines that the pool's monitor has logged; guards, perhaps of another test, log other lines."""
-    return [record for record in caplog.records if record.module == "pool_monitor"]
+    return [record for record in caplog.records if record.module == "pool_reports"]
 
 
 def test_a_connection_held_too_long_is_reported_once(make_engine, caplog):
@@ -418,7 +418,7 @@ def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, capl
 
 def test_pool_that_a_middleware_refuses_for_is_diagnosed_too(make_engine, caplog, monkeypatch):
     """No refused request reaches the pool."""
-    monkeypatch.setattr(pool_monitor, "_INTERVAL", 0.05)
+    monkeypatch.setattr(pool_reports, "_INTERVAL", 0.05)
     engine, guard = make_engine(max_wait_duration=0)
     with running(*[lambda go_on: call_another_service(engine, go_on)] * 2):
         both_wait(engine)

@@ -15,7 +15,7 @@ from guardrails import BreakerPolicy, CallTimeoutError, ConfigurationError, prot
 from guardrails._dbapi import session_question
 from guardrails._http.settings import StatusSettings
 from guardrails._http.status import Probes
-from guardrails._pool import pool_monitor
+from guardrails._pool import pool_reports
 from guardrails.integrations.sqlalchemy import _server_question, pool_status
 from guardrails.integrations.sqlalchemy._pool import registry_of
 from guardrails.testing.pgbouncer import PgBouncer
@@ -111,7 +111,7 @@ def test_the_server_is_asked_while_statements_are_stopped_and_nobody_is_refused(
     lab, rows, caplog, monkeypatch
 ):
     """At low traffic a pool never runs out, and its users see timeouts alone."""
-    monkeypatch.setattr(pool_monitor, "_INTERVAL", 0.1)
+    monkeypatch.setattr(pool_reports, "_INTERVAL", 0.1)
     lab.protect(pool_size=5, max_overflow=0, guard={"timeout": 1.0, "breaker": EARLY})
     with blocker(lab) as (pid, _):
         end = time.monotonic() + 15

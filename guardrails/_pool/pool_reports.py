@@ -1,4 +1,4 @@
-"""Monitors a pool for leaked connections and exhaustion, and reports both in the log and as events.
+"""Reports leaked connections and an exhausted pool: in the log, and leaks as events, too.
 
 Depends on the holder registry and the housekeeper's thread; must not import pools or statements.
 """
@@ -19,7 +19,7 @@ from guardrails._runtime.housekeeper import run_later
 from guardrails._util.names import fields_of
 from guardrails.events import LeakFound
 
-__all__ = ["PoolMonitor"]
+__all__ = ["PoolReports"]
 
 _INTERVAL = 5.0
 """Seconds between two checks of the checkouts, while there are any."""
@@ -37,7 +37,7 @@ _MAX_LINES = 64
 """Lines of code whose last warning is remembered."""
 
 _MAX_SEARCHED = 64
-"""Checkouts among which a refused caller's own is searched."""
+"""Maximum number of checkouts that are searched for those of a refused caller."""
 
 _WARNINGS = {
     "held": "a connection of %r has been out for %.1f s and nothing runs on it; it was taken at %s",
@@ -45,8 +45,8 @@ _WARNINGS = {
 }
 
 
-class PoolMonitor:
-    """Checks the checkouts of one pool from time to time.
+class PoolReports:
+    """Checks the checkouts of one pool every few seconds, and reports what it finds.
 
     Args:
         registry: The holders of the pool's connections.
@@ -78,7 +78,7 @@ class PoolMonitor:
         run_later(self._check, _INTERVAL if self._leak_after is None else min(_INTERVAL, self._leak_after))
 
     def dropped(self, checkout: HeldCheckout) -> None:
-        """Notes a connection that the garbage collector has given back."""
+        """Notes a connection that the garbage collector has returned."""
         # The collector may run in the middle of a step of the gate, so the housekeeper's thread reports it.
         self._dropped.append(self._leak("dropped", checkout))
         run_later(self._check, 0.0)
@@ -94,7 +94,7 @@ class PoolMonitor:
         )
 
     def refused(self) -> None:
-        """Notes a caller for whom the pool had no connection."""
+        """Notes a caller that was refused because the pool has no connection left."""
         self._registry.ask_server()
         caller = self._registry.caller()
         for checkout in list(self._out.values())[:_MAX_SEARCHED]:
