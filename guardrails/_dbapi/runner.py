@@ -14,7 +14,7 @@ from guardrails._core.gate import OPENING
 from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.drivers import Driver
-from guardrails._dbapi.judge import Judge
+from guardrails._dbapi.error_classifier import ErrorClassifier
 from guardrails._dbapi.stopping import Bounds, StoppedError
 from guardrails._dbapi.unenforced import UnenforcedWork, end_observed
 from guardrails._dbapi.unhooked import too_late
@@ -42,13 +42,12 @@ class StatementRunner(UnenforcedWork):
         driver: Stops the calls; None where deadlines are off.
         own: Returns the driver's own connection for SQLAlchemy's.
         is_async: True if the work runs on an event loop.
-        errors: The DBAPI's error classes for a wrong statement. Without a code of the server, the driver
-            refused to send it.
+        errors: The DBAPI's error classes for a wrong statement; see `ErrorClassifier`.
         backstop: Seconds after which the server should end a statement on its own; None is the default of
             the driver.
 
     Attributes:
-        judge: Judges the errors of the work.
+        classifier: Classifies the errors of the work.
         questioned: New connections that the dialect is initializing, whose statements are no evidence.
     """
 
@@ -68,7 +67,7 @@ class StatementRunner(UnenforcedWork):
         self._timeout = guard.timeout
         self._driver = driver
         self.questioned: list[Any] = []
-        self.judge = Judge(guard, driver, errors)
+        self.classifier = ErrorClassifier(guard, driver, errors)
         self._backstop = backstop
         if (
             backstop is None
@@ -109,7 +108,7 @@ class StatementRunner(UnenforcedWork):
         Without a checkout (of a connect, a ping, a connection older than the guard) the error alone decides.
         A checkout also meets refusals and errors of its caller's code, for which the driver sent nothing.
         """
-        lost = self.judge.out_of_step(error) if checkout is None else checkout.out_of_step
+        lost = self.classifier.out_of_step(error) if checkout is None else checkout.out_of_step
         return lost and self._gate.core.enforces
 
     @property
@@ -209,10 +208,10 @@ class StatementRunner(UnenforcedWork):
             if stopped.client_gone:
                 raise self.abandoned(guard, seconds, checkout) from stopped.__cause__
             outcome = too_late(seconds, own=own)
-            self.judge.suspect()
+            self.classifier.suspect()
             raise self.timed_out(guard, seconds, checkout, commit=commit) from stopped.__cause__
         except BaseException as error:
-            outcome = self.judge.outcome(error, connection, checkout, ending=ending, proves=proves)
+            outcome = self.classifier.outcome(error, connection, checkout, ending=ending, proves=proves)
             raise
         finally:
             while tickets:
@@ -254,7 +253,7 @@ class StatementRunner(UnenforcedWork):
             outcome = too_late(seconds, own=own)
             raise self.timed_out(self._guard, seconds) from stopped.__cause__
         except BaseException as error:
-            outcome = self.judge.outcome_of_connect(error)
+            outcome = self.classifier.outcome_of_connect(error)
             raise
         finally:
             end_observed(tickets, outcome, observation)

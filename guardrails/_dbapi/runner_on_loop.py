@@ -75,10 +75,10 @@ class LoopRunner(StatementRunner):
             if stopped.client_gone:
                 raise self.abandoned(guard, seconds, out) from stopped.__cause__
             outcome = too_late(seconds, own=own)
-            self.judge.suspect()
+            self.classifier.suspect()
             raise self.timed_out(guard, seconds, out, commit=commit) from stopped.__cause__
         except BaseException as error:
-            outcome = self.judge.outcome(error, connection, out, ending=ending, proves=proves)
+            outcome = self.classifier.outcome(error, connection, out, ending=ending, proves=proves)
             raise
         finally:
             while tickets:
@@ -114,7 +114,7 @@ class LoopRunner(StatementRunner):
             outcome = too_late(seconds, own=own)
             raise self.timed_out(self._guard, seconds) from stopped.__cause__
         except BaseException as error:
-            outcome = self.judge.outcome_of_connect(error)
+            outcome = self.classifier.outcome_of_connect(error)
             raise
         finally:
             end_observed(tickets, outcome, observation)

@@ -12,7 +12,7 @@ from typing import Any
 from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.drivers import Driver
-from guardrails._dbapi.judge import Judge
+from guardrails._dbapi.error_classifier import ErrorClassifier
 from guardrails._dbapi.observing import Observation, has_slots
 from guardrails._dbapi.observing import observe as observe_work
 from guardrails._dbapi.unhooked import OutsideWork
@@ -27,7 +27,7 @@ __all__ = ["UnenforcedWork", "end_observed"]
 class UnenforcedWork(OutsideWork):
     """The part of `StatementRunner` for the modes shadow and off."""
 
-    judge: Judge
+    classifier: ErrorClassifier
     _driver: Driver | None
     _timeout: float | None
     _no_checkout: list[tuple[LockedGate, int]]
@@ -84,7 +84,7 @@ class UnenforcedWork(OutsideWork):
             outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
         except BaseException as error:
             if observed:
-                outcome = self.judge.outcome(error, connection, checkout, ending=ending, proves=proves)
+                outcome = self.classifier.outcome(error, connection, checkout, ending=ending, proves=proves)
             raise
         finally:
             end_observed(tickets, outcome, observation)

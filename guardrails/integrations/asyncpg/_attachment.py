@@ -151,7 +151,7 @@ class _PoolAttachment:
         driver = Asyncpg()
         runner = LoopRunner(guard, driver, as_it_is, is_async=True, errors=(asyncpg.InterfaceError,))
         self.upkeep = AsyncpgUpkeep(pool, guard, life, runner)
-        runner.judge.moved, runner.judge.suspect = self.upkeep.renew, self.upkeep.suspect
+        runner.classifier.moved, runner.classifier.suspect = self.upkeep.renew, self.upkeep.suspect
         self._admission = PoolAdmission(guard, pool, runner, leak_after)
         registry, holders = self._admission.registry, self._admission.connection_holders
         holders.upkeep = self.upkeep

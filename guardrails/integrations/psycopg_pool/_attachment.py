@@ -159,7 +159,7 @@ class _PoolAttachment:
         runner = LoopRunner(guard, driver, as_it_is, is_async=is_async, errors=_ANSWERS)
         self._guard = guard
         self._admission = PoolAdmission(guard, pool, runner, leak_after, asked)
-        runner.judge.moved = self._admission.renew
+        runner.classifier.moved = self._admission.renew
         registry = self._admission.registry
         if max_idle_hold is not None:
             leave = self._admission.after_return

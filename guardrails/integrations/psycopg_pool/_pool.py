@@ -163,7 +163,7 @@ class PoolAdmission:
         if entry is not None:
             entry.end()
         if self.attached and isinstance(error, Exception):
-            self._gate.end(self._gate.begin(OPENING), self._runner.judge.outcome_of_connect(error))
+            self._gate.end(self._gate.begin(OPENING), self._runner.classifier.outcome_of_connect(error))
 
     def _take_over(self, connection: Any) -> WorkState:
         """Guards a connection that the pool has opened before. The work of one of a foreign class is not."""

@@ -94,9 +94,9 @@ class AsyncClusterHooks(ClusterHooks):
         if runner is None:
             part = self.nodes.compartment(name)
             runner = self._runners[name] = NodeRunner(part, None, is_async=True, checkouts=self.checkouts)
-            judge = runner.judge
-            judge.moved = judge.suspect = self.topology.suspect
-            judge.in_cluster = True
+            classifier = runner.classifier
+            classifier.moved = classifier.suspect = self.topology.suspect
+            classifier.in_cluster = True
         return runner
 
     def take_over(self, connection: Any, work: NodeRunner) -> None:

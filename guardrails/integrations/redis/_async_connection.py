@@ -131,7 +131,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         return result
 
     async def _fail(self, checkout: RedisCheckout, error: BaseException, *, stopped: bool) -> None:
-        if not leaves_connection_clean(error) or self.work.judge.must_close(error):
+        if not leaves_connection_clean(error) or self.work.classifier.must_close(error):
             await self._abort()
         self.work.fail(checkout, error, connecting=self._connecting, stopped=stopped)
 

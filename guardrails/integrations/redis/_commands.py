@@ -26,7 +26,7 @@ from guardrails._runtime.pauses import pause_detector
 from guardrails._runtime.scope import client_is_gone, current, note_guard_error, touch, waiting_client
 from guardrails.errors import CallAbandonedError, GuardrailsError, RejectedError
 from guardrails.integrations.redis._checkout import RedisCheckout
-from guardrails.integrations.redis._judge import ReplyJudge
+from guardrails.integrations.redis._error_classifier import ReplyClassifier
 from guardrails.integrations.redis._releases import GRACE, error_of_lock_block, in_giving_back, is_release
 from guardrails.integrations.redis._replies import errors_in
 
@@ -52,14 +52,14 @@ class CommandRunner:
     Attributes:
         checkouts: The checkouts that are out, with their holders and figures.
         created: Called with each connection that was opened, and its socket or stream.
-        judge: Judges errors.
+        classifier: Classifies errors.
     """
 
     def __init__(
         self, guard: Guard, leak_after: float | None, *, is_async: bool, checkouts: Checkouts | None = None
     ) -> None:
         self.created: Callable[[Any, Any], None] | None = None
-        self.judge = ReplyJudge(guard)
+        self.classifier = ReplyClassifier(guard)
         self._guard = guard
         self.checkouts = checkouts or Checkouts(guard, leak_after, is_async=is_async, system="redis")
         self._clock = self.checkouts.figures.clock
@@ -243,12 +243,12 @@ class CommandRunner:
         That is so if the server no longer takes writes.
         """
         self._count(checkout)
-        outcome = self.judge.outcome_of_replies(answer) if type(answer) is list else _SUCCESS
+        outcome = self.classifier.outcome_of_replies(answer) if type(answer) is list else _SUCCESS
         if not checkout.proves and outcome is _SUCCESS:
             outcome = Outcome.NEUTRAL
         if checkout.blocking or outcome is not _SUCCESS:
             self._record(checkout, outcome)
-            return outcome is Outcome.FAILURE and any(map(self.judge.must_close, errors_in(answer)))
+            return outcome is Outcome.FAILURE and any(map(self.classifier.must_close, errors_in(answer)))
         tickets, checkout.tickets = checkout.tickets, ()
         for gate, ticket, slot in tickets:
             gate.end(ticket, _SUCCESS, 0, slot)
@@ -283,9 +283,9 @@ class CommandRunner:
             # A deadline that passed while the process stood still is no evidence.
             ours = checkout.own and not pause_detector.missed(checkout.seconds or 0.0)
             self._record(checkout, Outcome.FAILURE if ours else Outcome.ABANDONED)
-            self.judge.suspect()
+            self.classifier.suspect()
             raise self._timed_out(checkout, error)
-        self._record(checkout, self.judge.outcome(error, connecting=connecting))
+        self._record(checkout, self.classifier.outcome(error, connecting=connecting))
 
     def _count(self, checkout: RedisCheckout) -> None:
         """Counts the time of a piece of work, unless it only waits for others to send something."""

@@ -227,7 +227,7 @@ class GuardedConnection(Guarded, AbstractConnection):
         return result
 
     def _fail(self, checkout: RedisCheckout, error: BaseException) -> None:
-        if not leaves_connection_clean(error) or self.work.judge.must_close(error):
+        if not leaves_connection_clean(error) or self.work.classifier.must_close(error):
             self.disconnect()
         self.work.fail(checkout, error, connecting=self._connecting)
 

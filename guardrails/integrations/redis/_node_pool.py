@@ -44,10 +44,10 @@ class NodeAdmission(ClientAdmission):
         all_connections = checkouts.figures.connections
         super().__init__(guard, pool, life, None)
         checkouts.figures.connections = all_connections
-        judge = self.work.judge
+        classifier = self.work.classifier
         self.work.created = None
-        judge.moved = judge.suspect = suspect
-        judge.in_cluster = True
+        classifier.moved = classifier.suspect = suspect
+        classifier.in_cluster = True
 
     def _runner(self, leak_after: float | None) -> CommandRunner:
         return NodeRunner(self._guard, leak_after, is_async=False, checkouts=self._checkouts)

@@ -85,9 +85,9 @@ class ClientAdmission:
         self.cache = None if cache is None else LocalCache.of(cache)
         upkeep = AsyncClientUpkeep if self._is_async else ClientUpkeep
         self.upkeep = upkeep(pool, guard, life, self.work)
-        self.work.created, judge = self.upkeep.created, self.work.judge
-        judge.moved, judge.suspect = self.upkeep.renew, self.upkeep.suspect
-        judge.for_replica = not getattr(pool, "is_master", True)  # of a Sentinel's pool
+        self.work.created, classifier = self.upkeep.created, self.work.classifier
+        classifier.moved, classifier.suspect = self.upkeep.renew, self.upkeep.suspect
+        classifier.for_replica = not getattr(pool, "is_master", True)  # of a Sentinel's pool
 
     def attach(self) -> None:
         """Replaces the classes of the pool and of its connections.

@@ -249,8 +249,8 @@ class _EngineAttachment:
         lease, self._leave_fleet = join_fleet(fleet, self._guard, self.upkeep, figures)
         self._admission.lease = lease
         self._admission.attach(self._engine.pool, guarded_proxy(self._hooks), self._runner)
-        judge = self._runner.judge
-        judge.moved, judge.suspect = self.upkeep.renew, self.upkeep.suspect
+        classifier = self._runner.classifier
+        classifier.moved, classifier.suspect = self.upkeep.renew, self.upkeep.suspect
         self._hooks.attach()
         event.listen(self._engine, "handle_error", self._hooks.handle_error)
         self._root = root = _root(self._engine)

@@ -166,7 +166,7 @@ class Protection(ABC):
 
     def follow(self, runner: StatementRunner) -> None:
         """Lets the errors of a runner's work begin a renewal."""
-        runner.judge.moved, runner.judge.suspect = self.renewal.renew, self.renewal.suspect
+        runner.classifier.moved, runner.classifier.suspect = self.renewal.renew, self.renewal.suspect
 
     @property
     def most(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Judges the errors of a client's commands: the server's fault, an answer, or no evidence.
+"""Classifies the errors of a client's commands: a failure of the server, an answer, or no evidence.
 
 Depends on the guard and replies; must not import connections or pools.
 """
@@ -15,16 +15,16 @@ from guardrails._runtime.guard_log import LOGIN_REFUSED, READ_ONLY
 from guardrails._runtime.outcomes import classify
 from guardrails.integrations.redis._replies import errors_in, is_read_only, refuses_login, server_failed
 
-__all__ = ["ReplyJudge"]
+__all__ = ["ReplyClassifier"]
 
 _ELSEWHERE = {redis.exceptions.ClusterDownError, redis.exceptions.MovedError}
-"""Errors of a node that works: the slot is another node's, or its node is missing."""
+"""Errors of a node that works: another node has the slot, or that node is missing."""
 
 _NOT_SENT = (redis.DataError, ArithmeticError, TypeError, ValueError)
 
 
-class ReplyJudge:
-    """Judges the errors of one client's commands.
+class ReplyClassifier:
+    """Classifies the errors of one client's commands.
 
     Args:
         guard: The client's guard.
@@ -33,8 +33,8 @@ class ReplyJudge:
         for_replica: True if the client is for a replica, which takes no writes.
         in_cluster: True for a node of a cluster. ``CLUSTERDOWN`` is no evidence then: the node works, and
             another one is missing.
-        moved: Called when the server refuses writes: its pool should find the new primary.
-        suspect: Called after each failure: the server's name may lead elsewhere.
+        moved: Called when the server refuses writes, so that the pool connects to the new primary.
+        suspect: Called after each failure, so that the pool looks up the server's name again.
     """
 
     def __init__(self, guard: Guard) -> None:

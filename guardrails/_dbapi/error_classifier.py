@@ -1,4 +1,4 @@
-"""Judges the errors of driver work: the server's fault, an answer, or no evidence.
+"""Classifies the errors of driver work: a failure of the server, an answer, or no evidence.
 
 Depends on the guard and drivers; must not import SQLAlchemy.
 """
@@ -15,7 +15,7 @@ from guardrails._guard.guard import Guard
 from guardrails._runtime.guard_log import LOGIN_REFUSED, NO_ROOM, READ_ONLY
 from guardrails._runtime.outcomes import classify
 
-__all__ = ["Judge"]
+__all__ = ["ErrorClassifier"]
 
 _RAISED_BEFORE = (ArithmeticError, TypeError, ValueError)
 """Python's errors for a parameter that cannot be sent: a number too large, a lone surrogate, a NUL.
@@ -24,19 +24,19 @@ RuntimeError and AttributeError are not listed, because a lost connection may ra
 """
 
 
-class Judge:
-    """Judges the errors of one engine's work.
+class ErrorClassifier:
+    """Classifies the errors of one engine's work.
 
     Args:
         guard: The engine's guard.
-        driver: Knows the driver's errors; None if it is unknown.
-        errors: The DBAPI's error classes for a wrong statement. Without a code of the server, the driver
-            refused to send it.
+        driver: Knows the driver's errors; None for an unknown driver.
+        errors: The DBAPI's error classes for a wrong statement. One of these without a server code
+            means that the driver did not send it.
 
     Attributes:
         moved: Called when the server refuses writes, so that the pool connects to the new primary.
         out_of_step: See Driver.
-        suspect: Called after each failure, so that the pool looks whether the server's name leads elsewhere.
+        suspect: Called after each failure, so that the pool looks up the server's name again.
     """
 
     def __init__(self, guard: Guard, driver: Driver | None, errors: tuple[type[Exception], ...]) -> None:
@@ -65,7 +65,7 @@ class Judge:
             connection: SQLAlchemy's DBAPI connection.
             checkout: The connection's checkout, if any; notes whether the connection must be discarded.
             ending: True if the work ends a transaction, a savepoint or a checkout.
-            proves: True if its success would be evidence.
+            proves: True if its success would be evidence; see `StatementRunner.run`.
         """
         if checkout is not None and self.out_of_step(error):
             checkout.must_discard = checkout.out_of_step = True
@@ -96,7 +96,7 @@ class Judge:
         return Outcome.FAILURE
 
     def outcome_of_connect(self, error: BaseException) -> Outcome:
-        """Returns the outcome of a failed connect: any error is the server's fault, unless none was asked."""
+        """Returns the outcome of a failed connect: a failure, unless the driver sent nothing to a server."""
         driver = self._driver
         if self._refused(error):
             return Outcome.ABANDONED
