@@ -15,7 +15,7 @@ from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.error_classifier import ErrorClassifier
-from guardrails._dbapi.stopping import Bounds, StoppedError
+from guardrails._dbapi.stopping import StoppedError, TimeLimiter
 from guardrails._dbapi.unenforced import UnenforcedWork, end_observed
 from guardrails._dbapi.unhooked import too_late
 from guardrails._dbapi.watchdog import GRACE
@@ -62,8 +62,8 @@ class StatementRunner(UnenforcedWork):
         backstop: float | None = None,
     ) -> None:
         gate = guard.call_settings.gates[0]
-        bounds = Bounds(driver, own, is_async=is_async, slots=lambda: gate.core.bulkhead.limit)
-        super().__init__(guard, bounds, is_async=is_async)
+        limiter = TimeLimiter(driver, own, is_async=is_async, slots=lambda: gate.core.bulkhead.limit)
+        super().__init__(guard, limiter, is_async=is_async)
         self._timeout = guard.timeout
         self._driver = driver
         self.questioned: list[Any] = []
@@ -202,7 +202,7 @@ class StatementRunner(UnenforcedWork):
                 tickets.append((gate, gate.begin(slot), slot))
             if times is not None:
                 started = times.clock()
-            result = self._bounds.run(call, args, connection, seconds, client)
+            result = self._limiter.run(call, args, connection, seconds, client)
             outcome = _SUCCESS if proves else _NEUTRAL
         except StoppedError as stopped:
             if stopped.client_gone:
@@ -243,11 +243,11 @@ class StatementRunner(UnenforcedWork):
             for gate in innermost(self._guard).call_settings.gates:
                 tickets.append((gate, gate.begin(OPENING), OPENING))  # noqa: PERF401 - known at once, if the next raises
             if self._gate.core.enforces:
-                connection = self._bounds.connect(connect, arguments, seconds, self._backstop)
+                connection = self._limiter.connect(connect, arguments, seconds, self._backstop)
             else:
                 observation = self.observe(None, tickets, seconds, own=own)
                 connection = connect(**arguments)
-            self._bounds.note(connection)
+            self._limiter.note(connection)
             outcome = _NEUTRAL
         except StoppedError as stopped:
             outcome = too_late(seconds, own=own)

@@ -69,7 +69,7 @@ class LoopRunner(StatementRunner):
                 tickets.append((gate, gate.begin(slot), slot))
             if times is not None:
                 started = times.clock()
-            result = await self._bounds.run_async(call, args, connection, seconds, client)
+            result = await self._limiter.run_async(call, args, connection, seconds, client)
             outcome = Outcome.SUCCESS if proves else Outcome.NEUTRAL
         except StoppedError as stopped:
             if stopped.client_gone:
@@ -92,7 +92,7 @@ class LoopRunner(StatementRunner):
 
     def drop_openings(self) -> None:
         """Ends the openings for which no caller waits: their pool is closed."""
-        self._bounds.drop_openings()
+        self._limiter.drop_openings()
 
     async def connect_async(self, connect: Callable[..., Awaitable[Any]], arguments: dict[str, Any]) -> Any:
         """Opens a connection as evidence, within the time that is left; see `StatementRunner.connect`."""
@@ -105,7 +105,7 @@ class LoopRunner(StatementRunner):
             for gate in innermost(self._guard).call_settings.gates:
                 tickets.append((gate, gate.begin(OPENING), OPENING))  # noqa: PERF401 - known at once, if the next raises
             if self._gate.core.enforces:
-                connection = await self._bounds.connect_async(connect, arguments, seconds, self._backstop)
+                connection = await self._limiter.connect_async(connect, arguments, seconds, self._backstop)
             else:
                 observation = self.observe(None, tickets, seconds, own=own)
                 connection = await connect(**arguments)

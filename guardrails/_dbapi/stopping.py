@@ -20,7 +20,7 @@ from guardrails._dbapi.watchdog import watch
 from guardrails._runtime.scope import GONE, Client
 from guardrails._runtime.waiters import on_event_loop
 
-__all__ = ["Bounds", "StoppedError"]
+__all__ = ["StoppedError", "TimeLimiter"]
 
 
 _StartLimit = Callable[[Operations, Any, float], ClientLimit]
@@ -70,8 +70,8 @@ class _DriverOperations:
             self._driver.abandon(self._own(connection))
 
 
-class Bounds:
-    """Runs driver work within a time limit.
+class TimeLimiter:
+    """Runs driver work within a time limit, and stops it at the limit.
 
     Args:
         driver: Stops the calls; None leaves them unbounded.
@@ -238,7 +238,7 @@ class Bounds:
             call = partial(driver.open, connect, arguments, seconds, backstop)
             return self._in_task().within_task(call, seconds) if self._is_async else call()
         # With several hosts the driver must leave a silent one early enough to try the next.
-        patience = seconds if _several(arguments.get("host")) else lasting(seconds)
+        patience = seconds if _has_several_hosts(arguments.get("host")) else lasting(seconds)
         call = partial(driver.open, connect, arguments, patience, backstop)
         called = (connect.func, connect.args) if isinstance(connect, partial) else connect
         if not self._is_async:
@@ -264,7 +264,7 @@ class Bounds:
             return await connect(**arguments)
         if not driver.connects_anywhere:
             return await driver.open(connect, arguments, seconds, backstop)
-        patience = seconds if _several(arguments.get("host")) else lasting(seconds)
+        patience = seconds if _has_several_hosts(arguments.get("host")) else lasting(seconds)
         call = partial(driver.open_async, connect, arguments, patience, backstop)
         called = (connect.func, connect.args) if isinstance(connect, partial) else connect
         return await self._openings.open_async(OnLoop(call, (called, arguments), seconds))
@@ -285,6 +285,6 @@ def _stopped(limit: ClientLimit) -> StoppedError:
     return StoppedError(client_gone=limit.client is GONE)
 
 
-def _several(host: object) -> bool:
+def _has_several_hosts(host: object) -> bool:
     """True if a driver is given more than one host."""
     return (isinstance(host, str) and "," in host) or (isinstance(host, list | tuple) and len(host) > 1)

@@ -14,7 +14,7 @@ from typing import Any
 from guardrails._core.outcome import Outcome
 from guardrails._dbapi.checkout import DBAPICheckout
 from guardrails._dbapi.limit import NO_LIMIT, Limit
-from guardrails._dbapi.stopping import Bounds, StoppedError
+from guardrails._dbapi.stopping import StoppedError, TimeLimiter
 from guardrails._dbapi.watchdog import GRACE
 from guardrails._guard.guard import Guard
 from guardrails._guard.locked_gate import LockedGate
@@ -37,17 +37,17 @@ class OutsideWork:
 
     Args:
         guard: The engine's guard.
-        bounds: Stops work on a connection.
+        limiter: Stops work on a connection.
         is_async: True if the work runs on an event loop.
 
     Attributes:
         setting_up: Limits of new connections that are not handed out yet, by the waiting thread or task.
     """
 
-    def __init__(self, guard: Guard, bounds: Bounds, *, is_async: bool) -> None:
+    def __init__(self, guard: Guard, limiter: TimeLimiter, *, is_async: bool) -> None:
         self._guard = guard
         self._gate: LockedGate = guard.call_settings.gates[0]
-        self._bounds = bounds
+        self._limiter = limiter
         self._is_async = is_async
         self.setting_up: dict[int, Limit] = {}
 
@@ -78,9 +78,9 @@ class OutsideWork:
             return None
         if not enforces:
             return self.observe(checkout, (), max(left, GRACE), own=False)
-        return self._bounds.start_limit(connection, max(left, GRACE))
+        return self._limiter.start_limit(connection, max(left, GRACE))
 
-    def bounds(
+    def run_limited(
         self, call: Callable[..., Any], args: Sequence[Any], connection: Any, timeout: float | None = None
     ) -> Any:
         """Runs a call within the time of a piece of work, without evidence.
@@ -100,7 +100,7 @@ class OutsideWork:
             return call(*args)
         seconds, _ = time_allowed(self._guard, timeout)
         try:
-            return self._bounds.run_several(
+            return self._limiter.run_several(
                 call, args, connection, None if seconds is None else max(seconds, GRACE)
             )
         except StoppedError as stopped:
@@ -114,16 +114,16 @@ class OutsideWork:
         checkout: DBAPICheckout | None,
         timeout: float | None,
     ) -> Any:
-        """Closes a cursor as `bounds` does. On a connection that was taken back it tells no server."""
+        """Closes a cursor as `run_limited` does. On a connection that was taken back it tells no server."""
         hold = None if checkout is None else checkout.hold
         if hold is None:
-            return self.bounds(close, args, connection, timeout)
+            return self.run_limited(close, args, connection, timeout)
         try:
             token = hold.begin()
         except ConnectionRevokedError:
             return self.drop_cursor(close, args)
         try:
-            return self.bounds(close, args, connection, timeout)
+            return self.run_limited(close, args, connection, timeout)
         finally:
             token.append(self._gate.clock())
 
@@ -134,11 +134,11 @@ class OutsideWork:
 
     def retire(self, connection: Any) -> None:
         """Closes a connection for good; its own ``close()`` may return it to the pool that owns it."""
-        self._bounds.retire(connection)
+        self._limiter.retire(connection)
 
     def kill(self, connection: Any) -> None:
         """Shuts a connection below its driver, in case its server does not answer."""
-        self._bounds.kill(connection)
+        self._limiter.kill(connection)
 
     def limit_listeners(
         self, connection: Any, checkout: DBAPICheckout | None, timeout: float | None = None
@@ -159,7 +159,7 @@ class OutsideWork:
         if not self._gate.core.enforces:
             tickets = [(self._gate, 0, 0 if checkout is None else checkout.slot_at(self._gate))]
             return self.observe(checkout, tickets, max(seconds, GRACE), own=own)
-        return self._bounds.start_limit(connection, max(seconds, GRACE))
+        return self._limiter.start_limit(connection, max(seconds, GRACE))
 
     def end_limit(
         self, limit: Limit, error: BaseException | None = None, checkout: DBAPICheckout | None = None

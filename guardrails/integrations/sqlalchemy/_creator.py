@@ -64,14 +64,14 @@ def bounded_creator(
 
 def around_initialize(original: Callable[[Any], Any], runner: StatementRunner) -> Callable[[Any], Any]:
     """Bounds the dialect's queries on its first connection; some of them pass no other hook."""
-    bounds, questioned = runner.bounds, runner.questioned
+    run_limited, questioned = runner.run_limited, runner.questioned
 
     def ask(connection: Any) -> Any:
         fairy = getattr(connection, "connection", None)  # None if it is the driver's connection
         asked = dbapi_connection_of(fairy) if fairy else connection
         questioned.append(asked)
         try:
-            return bounds(original, (connection,), asked)
+            return run_limited(original, (connection,), asked)
         finally:
             questioned.remove(asked)
 

@@ -79,9 +79,11 @@ def test_many_deadlines_share_one_timer(monkeypatch):
     monkeypatch.setattr(LoopTimers, "_sweep", lambda self: sweeps.append(1) or sweep(self))
 
     async def main():
-        bounds = stopping.Bounds(Asyncpg(), lambda connection: connection, is_async=True, slots=lambda: 5)
+        limiter = stopping.TimeLimiter(
+            Asyncpg(), lambda connection: connection, is_async=True, slots=lambda: 5
+        )
         for number in range(10_000):
-            assert bounds.run(int, (number,), None, 5.0) == number
+            assert limiter.run(int, (number,), None, 5.0) == number
             if number % 100 == 0:
                 await asyncio.sleep(0)
         assert not timers().armed
@@ -111,9 +113,11 @@ def test_a_failing_cancel_leaves_other_deadlines_alone():
             raise ValueError("no active connection")
 
     async def main():
-        bounds = stopping.Bounds(Broken(), lambda connection: connection, is_async=True, slots=lambda: 5)
+        limiter = stopping.TimeLimiter(
+            Broken(), lambda connection: connection, is_async=True, slots=lambda: 5
+        )
         for _ in range(2):
-            bounds.start_limit("a connection", 0.01)
+            limiter.start_limit("a connection", 0.01)
             end = time.monotonic() + 5
             while timers().armed and time.monotonic() < end:
                 await asyncio.sleep(0.01)

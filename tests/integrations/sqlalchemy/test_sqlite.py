@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from guardrails import CallTimeoutError, ConfigurationError, protect
-from guardrails._dbapi.stopping import Bounds
+from guardrails._dbapi.stopping import TimeLimiter
 from guardrails._pool.limits import time_allowed
 from support.lateness import LATE
 
@@ -251,8 +251,8 @@ def test_the_scope_is_not_asked_for_a_timeout_outside_every_scope(make_engine, m
     db = protect(engine, timeout=timeout)
     engine.connect().close()  # a first connection is asked this and that
     given = []
-    run = Bounds.run
-    monkeypatch.setattr(Bounds, "run", lambda self, *args: given.append(args[3]) or run(self, *args))
+    run = TimeLimiter.run
+    monkeypatch.setattr(TimeLimiter, "run", lambda self, *args: given.append(args[3]) or run(self, *args))
     options = {} if asked is None else {"guardrails_timeout": asked}
     with engine.connect() as connection:
         connection.execute(text("select 1"), execution_options=options).all()

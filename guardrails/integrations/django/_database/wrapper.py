@@ -177,7 +177,7 @@ class GuardedWrapper(Revocable, Renewable, Keeping, Steps, BaseDatabaseWrapper):
             else:
                 # A pool ends an open transaction first. A connection that is cut meanwhile is closed as well.
                 with suppress(*LOST):
-                    protection.direct.bounds(super()._close, (), self.connection)
+                    protection.direct.run_limited(super()._close, (), self.connection)
         finally:
             self._note_closed()
             self._leave()
