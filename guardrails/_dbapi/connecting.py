@@ -21,19 +21,19 @@ from guardrails._pool.idle_pool import run_to_end
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.threads import daemon
 
-__all__ = ["InThread", "Opening", "Openings", "StoppedError", "lasting"]
+__all__ = ["InThread", "Opening", "Openings", "StoppedError", "driver_time_limit"]
 
-_LASTING = 30.0
+_MIN_TIME_LIMIT = 30.0
 """Seconds after which an opening ends on its own, unless a caller waits longer."""
 
-_FRESH = 5.0
+_MAX_TAKEOVER_AGE = 5.0
 """Age in seconds up to which a new caller takes over an abandoned opening. After that a second opening starts
 if there is room, because the server of the first may be gone."""
 
-_SPARE = 2
-"""Openings allowed beyond the number of slots, for those that start after `_FRESH`."""
+_EXTRA_OPENINGS = 2
+"""Openings allowed beyond the number of slots, for those that start after `_MAX_TAKEOVER_AGE`."""
 
-_LOOK = 0.05
+_POLL_INTERVAL = 0.05
 """Seconds between two checks for room, while every opening has other arguments."""
 
 
@@ -49,9 +49,9 @@ class StoppedError(Exception):
         self.client_gone = client_gone
 
 
-def lasting(seconds: float) -> float:
+def driver_time_limit(seconds: float) -> float:
     """Seconds after which an opening ends on its own when its caller waits for ``seconds``."""
-    return max(seconds + 1.0, _LASTING)
+    return max(seconds + 1.0, _MIN_TIME_LIMIT)
 
 
 class Opening(ABC):
@@ -193,7 +193,7 @@ class Openings:
             if left <= 0:
                 raise StoppedError from (None if opening is None else opening.error)
             if opening is None:
-                await wanted.rest(min(left, _LOOK))
+                await wanted.rest(min(left, _POLL_INTERVAL))
 
     def drop(self) -> None:
         """Ends the abandoned openings that can be ended."""
@@ -205,10 +205,10 @@ class Openings:
     def _take(self, wanted: Opening) -> Opening | None:
         """The opening to wait for: the caller's own or an abandoned one; None if there is no room."""
         with self._lock:
-            room = len(self._pending) < self._slots() + _SPARE
+            room = len(self._pending) < self._slots() + _EXTRA_OPENINGS
             abandoned = [each for each in self._pending if not each.awaited and each.key == wanted.key]
             # The latest is the most likely to have reached the present server.
-            if abandoned and not (room and wanted.now() - abandoned[-1].since >= _FRESH):
+            if abandoned and not (room and wanted.now() - abandoned[-1].since >= _MAX_TAKEOVER_AGE):
                 abandoned[-1].awaited = True
                 return abandoned[-1]
             if not room:

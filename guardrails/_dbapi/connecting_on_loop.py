@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
-from guardrails._dbapi.connecting import Opening, lasting
+from guardrails._dbapi.connecting import Opening, driver_time_limit
 
 __all__ = ["OnLoop"]
 
@@ -32,7 +32,7 @@ class OnLoop(Opening):
         self._task.add_done_callback(lambda task: self._end(task, ended))
 
     async def _run(self) -> Any:
-        async with asyncio.timeout(lasting(self.seconds)):
+        async with asyncio.timeout(driver_time_limit(self.seconds)):
             return await self._open()
 
     async def _open(self) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import Any, Protocol
 
-from guardrails._dbapi.watchdog import AGAIN, GRACE, Stop
+from guardrails._dbapi.watchdog import AGAIN, GRACE, Canceller
 from guardrails._runtime.loop_timers import LoopTimers, Timer, timers_of
 from guardrails._runtime.scope import GONE, Client
 
@@ -20,7 +20,7 @@ __all__ = ["Operations", "limit_on_loop"]
 _get_running_loop, _current_task, _monotonic = asyncio.get_running_loop, asyncio.current_task, time.monotonic
 
 
-class Operations(Stop, Protocol):
+class Operations(Canceller, Protocol):
     """The operations on a connection that a limit on an event loop needs; see Driver."""
 
     interrupts_task: bool
@@ -69,9 +69,9 @@ class _OnLoop(Timer):
             self.client = None  # the steps after this one keep their times
         with suppress(Exception):  # it may have been closed meanwhile
             if self.fired == 1:
-                self.operations.cancel(self.operations.aim(self.connection), GRACE)
+                self.operations.cancel(self.operations.cancel_target(self.connection), GRACE)
             elif self.fired == 2:  # noqa: PLR2004 - see AGAIN
-                self.operations.insist(self.operations.aim(self.connection), GRACE)
+                self.operations.cancel_again(self.operations.cancel_target(self.connection), GRACE)
             else:
                 self.operations.kill(self.connection)
         if self.fired == 1 and self.task is not None:

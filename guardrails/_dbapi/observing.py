@@ -94,8 +94,8 @@ class Observation:
         """See Limit."""
         return self.end()
 
-    def aim(self, connection: Any) -> Any:
-        """See Stop."""
+    def cancel_target(self, connection: Any) -> Any:
+        """See Canceller."""
 
     def cancel(self, target: Any, within: float) -> None:  # noqa: ARG002
         """Time is up: ends the work in the model, and its checkout, which enforcing would discard."""
@@ -118,14 +118,14 @@ class Observation:
         if self._over:  # the work has ended meanwhile
             self._end_overtime()
 
-    def insist(self, target: Any, within: float) -> None:
-        """See Stop."""
+    def cancel_again(self, target: Any, within: float) -> None:
+        """See Canceller."""
 
     def kill(self, connection: Any) -> None:
-        """See Stop."""
+        """See Canceller."""
 
     def retire(self, connection: Any) -> None:
-        """See Stop."""
+        """See Canceller."""
 
     def abandon(self, connection: Any) -> None:
         """See Driver."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from guardrails._dbapi.connecting import InThread, Openings, StoppedError, lasting
+from guardrails._dbapi.connecting import InThread, Openings, StoppedError, driver_time_limit
 from guardrails._dbapi.connecting_on_loop import OnLoop
 from guardrails._dbapi.drivers import Driver
 from guardrails._dbapi.limit import ClientLimit, Limit
@@ -40,19 +40,19 @@ class _DriverOperations:
         self._own = own
         self.interrupts_task = interrupts_task
 
-    def aim(self, connection: Any) -> Any:
+    def cancel_target(self, connection: Any) -> Any:
         """See Driver."""
-        return None if self._driver is None else self._driver.aim(self._own(connection))
+        return None if self._driver is None else self._driver.cancel_target(self._own(connection))
 
     def cancel(self, target: Any, within: float) -> None:
         """See Driver."""
         if self._driver is not None:
             self._driver.cancel(target, within)
 
-    def insist(self, target: Any, within: float) -> None:
+    def cancel_again(self, target: Any, within: float) -> None:
         """See Driver."""
         if self._driver is not None:
-            self._driver.insist(target, within)
+            self._driver.cancel_again(target, within)
 
     def kill(self, connection: Any) -> None:
         """See Driver."""
@@ -238,8 +238,8 @@ class TimeLimiter:
             call = partial(driver.open, connect, arguments, seconds, backstop)
             return self._in_task().within_task(call, seconds) if self._is_async else call()
         # With several hosts the driver must leave a silent one early enough to try the next.
-        patience = seconds if _has_several_hosts(arguments.get("host")) else lasting(seconds)
-        call = partial(driver.open, connect, arguments, patience, backstop)
+        driver_limit = seconds if _has_several_hosts(arguments.get("host")) else driver_time_limit(seconds)
+        call = partial(driver.open, connect, arguments, driver_limit, backstop)
         called = (connect.func, connect.args) if isinstance(connect, partial) else connect
         if not self._is_async:
             return self._openings.open(InThread(call, (called, arguments), seconds))
@@ -264,8 +264,8 @@ class TimeLimiter:
             return await connect(**arguments)
         if not driver.connects_anywhere:
             return await driver.open(connect, arguments, seconds, backstop)
-        patience = seconds if _has_several_hosts(arguments.get("host")) else lasting(seconds)
-        call = partial(driver.open_async, connect, arguments, patience, backstop)
+        driver_limit = seconds if _has_several_hosts(arguments.get("host")) else driver_time_limit(seconds)
+        call = partial(driver.open_async, connect, arguments, driver_limit, backstop)
         called = (connect.func, connect.args) if isinstance(connect, partial) else connect
         return await self._openings.open_async(OnLoop(call, (called, arguments), seconds))
 

@@ -21,7 +21,7 @@ from guardrails._runtime.fork import check_process, in_child
 from guardrails._runtime.scope import GONE, Client
 from guardrails._runtime.threads import daemon
 
-__all__ = ["AGAIN", "GRACE", "Stop", "Watched", "end_work_of", "watch"]
+__all__ = ["AGAIN", "GRACE", "Canceller", "Watched", "end_work_of", "watch"]
 
 _Request = Callable[[], None]
 
@@ -38,16 +38,16 @@ socket is shut.
 """
 
 
-class Stop(Protocol):
+class Canceller(Protocol):
     """The part of Driver that stops a blocking call on a connection."""
 
-    def aim(self, connection: Any) -> Any:
+    def cancel_target(self, connection: Any) -> Any:
         """Reads what a cancel request must know of the connection, before the call can end; never blocks."""
 
     def cancel(self, target: Any, within: float) -> None:
         """Sends a cancel request. It may block, so it runs in a thread of its own."""
 
-    def insist(self, target: Any, within: float) -> None:
+    def cancel_again(self, target: Any, within: float) -> None:
         """Sends a second cancel request, in a thread of its own."""
 
     def kill(self, connection: Any) -> None:
@@ -62,17 +62,17 @@ class Watched:
 
     Attributes:
         at: The deadline, on ``time.monotonic``.
-        stop: Stops the call.
+        canceller: Stops the call.
         connection: The connection it runs on.
-        asked: Number of cancel requests.
+        cancels_sent: Number of cancel requests sent.
         client: The client of the request that the call ends with; None if it ends with none.
     """
 
-    __slots__ = ("asked", "at", "client", "connection", "stop")
+    __slots__ = ("at", "canceller", "cancels_sent", "client", "connection")
 
-    asked: int
+    cancels_sent: int
     at: float
-    stop: Stop
+    canceller: Canceller
     connection: Any
     client: Client | None
 
@@ -103,28 +103,28 @@ class _Watchdog:
     def forget(self) -> None:
         """Resets the watchdog. A child process has neither the parent's thread nor its calls."""
         self.armed: dict[Watched, None] = {}
-        self._asked: dict[Watched, float] = {}
+        self._cancelled: dict[Watched, float] = {}
         self._left: list[Client] = []
         self._lock = threading.RLock()  # a finaliser may return a connection in the middle
-        self._bell = threading.Event()
+        self._wake = threading.Event()
         self._planned = math.inf
         self._thread: threading.Thread | None = None
 
-    def watch(self, stop: Stop, connection: Any, seconds: float) -> Watched:
+    def watch(self, canceller: Canceller, connection: Any, seconds: float) -> Watched:
         """Watches a call that may take ``seconds`` from now, until its `end` is called."""
         check_process()
         call = Watched()  # no constructor: one frame less for each statement
         call.at = at = _monotonic() + seconds
-        call.stop = stop
+        call.canceller = canceller
         call.connection = connection
-        call.asked = 0
+        call.cancels_sent = 0
         call.client = None
         if self._thread is None:
             self._start()
         self.armed[call] = None
         if at < self._planned:
             self._planned = at
-            self._bell.set()
+            self._wake.set()
         return call
 
     def end_work_of(self, client: Client) -> None:
@@ -134,16 +134,16 @@ class _Watchdog:
         """
         if self.armed:
             self._left.append(client)
-            self._bell.set()
+            self._wake.set()
 
     def settle(self, call: Watched) -> bool:
         """Ends the watch of a call that is no longer armed; True if it was cancelled."""
         with self._lock:  # a kill() in progress ends before the caller may close the connection
-            self._asked.pop(call, None)
-        if not call.asked:
+            self._cancelled.pop(call, None)
+        if not call.cancels_sent:
             return False
         with suppress(Exception):  # it may have been closed meanwhile
-            call.stop.retire(call.connection)
+            call.canceller.retire(call.connection)
         return True
 
     def _start(self) -> None:
@@ -156,11 +156,11 @@ class _Watchdog:
     def _watch(self) -> None:
         while True:
             # Cleared before the check: a call armed from here on is either seen or wakes the thread again.
-            self._bell.clear()
+            self._wake.clear()
             self._planned = math.inf
             self._planned = due = min(self._planned, self._look(time.monotonic()))
             wait = None if due == math.inf else max(0.0, due - time.monotonic())
-            self._bell.wait(wait)
+            self._wake.wait(wait)
 
     def _end_calls_of_left(self, now: float) -> None:
         left = set()
@@ -178,17 +178,17 @@ class _Watchdog:
                 _send(request)
         requests: list[_Request] = []
         with self._lock:
-            for call in [call for call, due in list(self._asked.items()) if due <= now]:
-                if call not in self._asked:
+            for call in [call for call, due in list(self._cancelled.items()) if due <= now]:
+                if call not in self._cancelled:
                     continue  # ended meanwhile by a finaliser in this thread
-                if call.asked == 1:
-                    call.asked = 2
-                    self._asked[call] = call.at + GRACE
-                    requests.append(_request(call.stop.insist, call))
+                if call.cancels_sent == 1:
+                    call.cancels_sent = 2
+                    self._cancelled[call] = call.at + GRACE
+                    requests.append(_request(call.canceller.cancel_again, call))
                 else:
-                    del self._asked[call]
-                    call.stop.kill(call.connection)
-            moments = [*self._asked.values(), *(call.at for call in list(self.armed))]
+                    del self._cancelled[call]
+                    call.canceller.kill(call.connection)
+            moments = [*self._cancelled.values(), *(call.at for call in list(self.armed))]
         for request in requests:
             _send(request)
         return min(moments, default=math.inf)
@@ -198,9 +198,9 @@ class _Watchdog:
         with self._lock:
             if self.armed.pop(call, self) is not None:
                 return None
-            call.asked = 1
-            self._asked[call] = call.at + AGAIN
-            return _request(call.stop.cancel, call)
+            call.cancels_sent = 1
+            self._cancelled[call] = call.at + AGAIN
+            return _request(call.canceller.cancel, call)
 
 
 def _request(order: Callable[[Any, float], None], call: Watched) -> _Request:
@@ -210,7 +210,7 @@ def _request(order: Callable[[Any, float], None], call: Watched) -> _Request:
     connection that is being closed.
     """
     try:
-        return partial(order, call.stop.aim(call.connection), GRACE)
+        return partial(order, call.canceller.cancel_target(call.connection), GRACE)
     except Exception:  # noqa: BLE001 - other code has closed the connection; kill() follows
         return _no_request
 

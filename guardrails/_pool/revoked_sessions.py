@@ -31,8 +31,8 @@ _DELAY = 1.0
 _INTERVAL = 5.0
 """Minimum seconds between two questions."""
 
-_PATIENCE = 60.0
-"""Seconds for which a server is asked that does not answer."""
+_GIVE_UP_AFTER = 60.0
+"""Seconds after which a server that does not answer is asked no more."""
 
 _MOST = 1000
 """Most sessions that wait for the question."""
@@ -173,7 +173,7 @@ class RevokedSessions:
             self._plan()
 
     def _wait_on(self, sessions: Sequence[RevokedSession]) -> None:
-        since = time.monotonic() - _PATIENCE
+        since = time.monotonic() - _GIVE_UP_AFTER
         young = [session for session in sessions if session.at > since]
         self._waiting.extend(young)
         if len(young) < len(sessions):

@@ -10,7 +10,7 @@ from typing import Any
 
 from guardrails._runtime.fork import ForkedLock
 
-__all__ = ["NO_ROUTE", "OTHER_ROUTES", "ShadowSums", "Stop"]
+__all__ = ["NO_ROUTE", "OTHER_ROUTES", "LateCall", "ShadowSums"]
 
 NO_ROUTE, OTHER_ROUTES = "(no route)", "(other routes)"
 """The name for calls outside a request, and that of all routes beyond `_MOST_ROUTES`."""
@@ -20,7 +20,7 @@ _MOST_STOPS = 10
 _MOST_RUNNING = 100
 
 
-class Stop:
+class LateCall:
     """A call that has passed its limit.
 
     Attributes:
@@ -74,8 +74,8 @@ class ShadowSums:
         self.opened_at: float | None = None
         self._lock = ForkedLock()
         self._routes: dict[str, dict[str, int]] = {}
-        self._longest: list[Stop] = []
-        self._running: dict[object, Stop] = {}
+        self._longest: list[LateCall] = []
+        self._running: dict[object, LateCall] = {}
 
     def begin(self, admitted: int) -> None:
         """Notes that the guard is in shadow from now on; ``admitted`` slots were given out before."""
@@ -98,23 +98,23 @@ class ShadowSums:
 
     def stopped(self, call: object, timeout: float, where: tuple[str, ...], route: str | None) -> None:
         """Notes a call that has just passed its limit. Its end is noted by `ended`, with the same object."""
-        stop = Stop(timeout, where, route)
+        late = LateCall(timeout, where, route)
         with self._lock:
             self.stops += 1
             if len(self._running) < _MOST_RUNNING:
-                self._running[call] = stop
+                self._running[call] = late
 
     def ended(self, call: object) -> None:
         """Notes the end of a call that had passed its limit."""
         with self._lock:
-            stop = self._running.pop(call, None)
-            if stop is not None:
-                stop.took = stop.seconds()
-                self._longest = self._cut([*self._longest, stop])
+            late = self._running.pop(call, None)
+            if late is not None:
+                late.took = late.seconds()
+                self._longest = self._cut([*self._longest, late])
 
     @staticmethod
-    def _cut(stops: list[Stop]) -> list[Stop]:
-        return sorted(stops, key=Stop.seconds, reverse=True)[:_MOST_STOPS]
+    def _cut(calls: list[LateCall]) -> list[LateCall]:
+        return sorted(calls, key=LateCall.seconds, reverse=True)[:_MOST_STOPS]
 
     def report(self) -> dict[str, Any]:
         """The sums, for JSON."""
@@ -128,12 +128,12 @@ class ShadowSums:
             "routes": routes,
             "longest": [
                 {
-                    "took": round(stop.seconds(), 3),
-                    "timeout": stop.timeout,
-                    "running": stop.took is None,
-                    "where": stop.where[0] if stop.where else None,
-                    "route": stop.route,
+                    "took": round(late.seconds(), 3),
+                    "timeout": late.timeout,
+                    "running": late.took is None,
+                    "where": late.where[0] if late.where else None,
+                    "route": late.route,
                 }
-                for stop in longest
+                for late in longest
             ],
         }

@@ -60,7 +60,7 @@ def test_a_connection_in_use_is_not_asked_by_other_threads(lab):
         def ask():
             while not over.is_set():
                 assert driver.session_of(own).pid == number
-                assert driver.aim(own).session.target.number == number
+                assert driver.cancel_target(own).session.target.number == number
                 assert driver.endpoint(own)[1] == "127.0.0.1"
 
         with lab.meanwhile(ask) as failed:

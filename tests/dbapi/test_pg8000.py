@@ -56,7 +56,7 @@ def test_the_cancel_request_has_the_key_of_the_session():
     heard = []
     driver = PG8000()
     with server(lambda connection: heard.append(connection.recv(100))) as (first, _):
-        driver.cancel(driver.aim(Session(first)), 5.0)
+        driver.cancel(driver.cancel_target(Session(first)), 5.0)
     assert (heard, driver.failed_cancels) == ([CANCEL], 0)
 
 
@@ -82,7 +82,7 @@ def test_the_key_of_an_encrypted_session_is_sent_encrypted():
         shaking.start()
         own = ours.wrap_socket(first, server_hostname="db.test")
         shaking.join(5)
-        driver.cancel(driver.aim(Session(own)), 5.0)
+        driver.cancel(driver.cancel_target(Session(own)), 5.0)
         own.close()
         accepts[0].close()
     assert (heard, driver.failed_cancels) == ([struct.pack("!ii", 8, 80877103), CANCEL], 0)
@@ -98,8 +98,8 @@ def test_the_key_is_not_sent_where_tls_is_refused_by_now():
         heard.append(connection.recv(100))
 
     with server(answer) as (first, _):
-        aimed = driver.aim(Session(first))
-        target = type(aimed)(aimed.family, aimed.address, aimed.key, ssl.create_default_context(), "db.test")
+        given = driver.cancel_target(Session(first))
+        target = type(given)(given.family, given.address, given.key, ssl.create_default_context(), "db.test")
         driver.cancel(target, 5.0)
     assert (heard[1], driver.failed_cancels) == (b"", 1)
     assert str(KEY) not in repr(target)

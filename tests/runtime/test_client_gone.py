@@ -168,13 +168,13 @@ class Stopped:
     def __init__(self):
         self.asked = []
 
-    def aim(self, connection):
+    def cancel_target(self, connection):
         return connection
 
     def cancel(self, target, within):
         self.asked.append((target, within))
 
-    insist = cancel
+    cancel_again = cancel
 
     def kill(self, connection):
         self.asked.append(connection)

@@ -187,20 +187,20 @@ def test_a_finaliser_in_the_watchdog_may_end_another_call(monkeypatch):
                 call.end()
             dog.watch(Stop(), "third", 60).end()
 
-        def aim(self, connection):
+        def cancel_target(self, connection):
             return connection
 
         def cancel(self, target, within):
             """Sent by a thread, which there is none of here."""
 
-        insist = cancel
+        cancel_again = cancel
         retire = cut.remove
 
     calls += [dog.watch(Stop(), name, 0.0) for name in ("first", "second")]
     late = calls[1].at
     for seconds in (0.0, watchdog.AGAIN, watchdog.GRACE):
         dog._look(late + seconds)
-    assert (cut, dog.armed, dog._asked) == ([], {}, {})
+    assert (cut, dog.armed, dog._cancelled) == ([], {}, {})
 
 
 def test_each_stopped_call_is_counted(switching, monkeypatch):

@@ -53,7 +53,7 @@ class Driver(Protocol):
     second: SecondConnection | None
     failed_cancels: int
 
-    def aim(self, connection: Any) -> Any:
+    def cancel_target(self, connection: Any) -> Any:
         """Reads what a cancel request must know of a connection. Never blocks.
 
         The call is still running, so the connection is open. While the request is under way, the call may end
@@ -63,7 +63,7 @@ class Driver(Protocol):
     def cancel(self, target: Any, within: float) -> None:
         """Sends the server a cancel request for the current statement; may take ``within`` seconds."""
 
-    def insist(self, target: Any, within: float) -> None:
+    def cancel_again(self, target: Any, within: float) -> None:
         """Sends a second request before ``kill``: one that comes before its statement is lost."""
 
     def kill(self, connection: Any) -> None:

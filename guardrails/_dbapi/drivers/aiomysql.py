@@ -35,8 +35,8 @@ class Aiomysql(MySQLAsync):
     def _transport(self, connection: Any) -> Any:
         return connection._writer.transport  # noqa: SLF001 - it has no public name
 
-    def _cursor(self, messenger: Any) -> Any:
-        return messenger.cursor(_QuietCursor)
+    def _cursor(self, cancel_connection: Any) -> Any:
+        return cancel_connection.cursor(_QuietCursor)
 
     async def _log_in_again(self, connection: Any, host: str) -> Any:
         return await aiomysql.connect(

@@ -29,8 +29,8 @@ class Asyncmy(MySQLAsync):
     def _transport(self, connection: Any) -> Any:
         return connection._transport  # noqa: SLF001 - see the class
 
-    def _cursor(self, messenger: Any) -> Any:
-        return messenger.cursor(_QuietCursor)
+    def _cursor(self, cancel_connection: Any) -> Any:
+        return cancel_connection.cursor(_QuietCursor)
 
     async def _log_in_again(self, connection: Any, host: str) -> Any:
         return await asyncmy.connect(

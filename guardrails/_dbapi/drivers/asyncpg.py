@@ -55,7 +55,7 @@ class Asyncpg(PostgresDriver):
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. The task is cancelled instead."""
 
-    def insist(self, connection: Any, within: float) -> None:
+    def cancel_again(self, connection: Any, within: float) -> None:
         """See Driver. asyncpg sends one request for a task, and waits for its end while it closes."""
         if not connection._transport.is_closing():  # noqa: SLF001 - is_closed() is true too early
             sent = asyncio.get_running_loop().create_future()

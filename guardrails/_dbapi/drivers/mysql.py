@@ -11,9 +11,9 @@ from typing import Any
 
 from guardrails._dbapi.drivers.plain import Plain
 
-__all__ = ["PATIENCE", "MySQLDriver", "Target", "server_failed", "with_backstop"]
+__all__ = ["KILL_TIMEOUT", "MySQLDriver", "Target", "server_failed", "with_backstop"]
 
-PATIENCE = 1.0
+KILL_TIMEOUT = 1.0
 """Seconds a KILL may take: more than the grace period, because the server works on for a lost client."""
 
 _WITHOUT_US = "@guardrails"
@@ -177,11 +177,11 @@ class Target:
         )
 
     @property
-    def order(self) -> str:
+    def kill_statement(self) -> str:
         """The statement that ends the current statement of the target."""
         return f"KILL QUERY {self.number:d}"
 
-    def is_among(self, rows: Iterable[tuple[int, str]], messenger: Target) -> bool:
+    def is_among(self, rows: Iterable[tuple[int, str]], asker: Target) -> bool:
         """True if the rows contain this connection, running a statement.
 
         The second connection may have reached another server behind the same address, or a restarted one,
@@ -189,10 +189,10 @@ class Target:
         server sees the client's real ports, the port must match too.
         """
         hosts = {number: host.rpartition(":") for number, host in rows}
-        if self.number not in hosts or messenger.number not in hosts:
+        if self.number not in hosts or asker.number not in hosts:
             return False
         here, _, port = hosts[self.number]
-        ours, _, seen_port = hosts[messenger.number]
+        ours, _, seen_port = hosts[asker.number]
         if here != ours:
             return False
-        return port == str(self.port) or seen_port != str(messenger.port)
+        return port == str(self.port) or seen_port != str(asker.port)

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from guardrails._dbapi.drivers.background import Background
-from guardrails._dbapi.drivers.mysql import PATIENCE, MySQLDriver, Target, with_backstop
+from guardrails._dbapi.drivers.mysql import KILL_TIMEOUT, MySQLDriver, Target, with_backstop
 from guardrails._dbapi.drivers.sockets import abort
 from guardrails._pool.sessions import SessionId
 
@@ -34,10 +34,10 @@ class MySQLAsync(MySQLDriver):
     async def _log_in_again(self, connection: Any, host: str) -> Any:
         """Opens a second connection to the same server, at ``host``, with the first one's password."""
 
-    def _cursor(self, messenger: Any) -> Any:
-        return messenger.cursor()
+    def _cursor(self, cancel_connection: Any) -> Any:
+        return cancel_connection.cursor()
 
-    async def _another(self, connection: Any, host: str) -> Any:
+    async def _open_cancel_connection(self, connection: Any, host: str) -> Any:
         """Opens a second connection to the same server."""
         if self.second is not None:
             with suppress(Exception):  # the engine's connect may lead to another server
@@ -57,12 +57,12 @@ class MySQLAsync(MySQLDriver):
         """See Driver. A cancelled task has closed its connection; its statement would run on."""
         known = self._opened.get(connection)
         if known is not None:
-            self._background.run(self._kill_query(connection, *known), PATIENCE)
+            self._background.run(self._kill_query(connection, *known), KILL_TIMEOUT)
 
-    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
+    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see KILL_TIMEOUT
         """See Driver. Cancelling the task would leave the statement running on the server."""
         target, host = self._target(connection), self._host(connection)
-        self._background.run(self._kill_query(connection, target, host), PATIENCE)
+        self._background.run(self._kill_query(connection, target, host), KILL_TIMEOUT)
 
     def kill(self, connection: Any) -> None:
         """See Driver."""
@@ -94,11 +94,11 @@ class MySQLAsync(MySQLDriver):
         return host
 
     async def _kill_query(self, connection: Any, target: Target, host: str) -> None:
-        messenger = await self._another(connection, host)
+        cancel_connection = await self._open_cancel_connection(connection, host)
         try:
-            async with self._cursor(messenger) as cursor:
+            async with self._cursor(cancel_connection) as cursor:
                 await cursor.execute(target.question)
-                if target.is_among(await cursor.fetchall(), self._target(messenger)):
-                    await cursor.execute(target.order)
+                if target.is_among(await cursor.fetchall(), self._target(cancel_connection)):
+                    await cursor.execute(target.kill_statement)
         finally:
-            messenger.close()
+            cancel_connection.close()

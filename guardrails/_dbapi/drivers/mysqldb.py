@@ -14,14 +14,14 @@ from weakref import WeakKeyDictionary
 
 from MySQLdb import connect as connect_again
 
-from guardrails._dbapi.drivers.mysql import PATIENCE, MySQLDriver, Target, with_backstop
+from guardrails._dbapi.drivers.mysql import KILL_TIMEOUT, MySQLDriver, Target, with_backstop
 from guardrails._dbapi.drivers.sockets import client_port, cut, identity_of, peer_of
 from guardrails._pool.sessions import SessionId
 
 __all__ = ["MySQLdb"]
 
-_PATIENCE = math.ceil(PATIENCE)
-_LIMITS = {"connect_timeout": _PATIENCE, "read_timeout": _PATIENCE, "write_timeout": _PATIENCE}
+_KILL_TIMEOUT = math.ceil(KILL_TIMEOUT)
+_LIMITS = {"connect_timeout": _KILL_TIMEOUT, "read_timeout": _KILL_TIMEOUT, "write_timeout": _KILL_TIMEOUT}
 
 _NO_COMMAND = "DO 0"
 """Replaces an ``init_command``, which may be neither empty nor None."""
@@ -48,7 +48,7 @@ class _Session:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class _CancelTarget:
     """The data of a connection that a cancel request needs.
 
     Attributes:
@@ -89,32 +89,32 @@ class MySQLdb(MySQLDriver):
             with suppress(Exception):  # closed; or of another class, which a listener may return
                 self._sessions[connection] = _session(connection)
 
-    def aim(self, connection: Any) -> _Order:
+    def cancel_target(self, connection: Any) -> _CancelTarget:
         """See Driver."""
-        return _Order(self._sessions[connection], self._logins.get(connection, {}))
+        return _CancelTarget(self._sessions[connection], self._logins.get(connection, {}))
 
-    def cancel(self, order: _Order, within: float) -> None:  # noqa: ARG002 - see PATIENCE
+    def cancel(self, target: _CancelTarget, within: float) -> None:  # noqa: ARG002 - see KILL_TIMEOUT
         """See Driver. Blocks, so it runs in a thread of its own."""
-        target = order.session.target
+        own = target.session.target
         try:
-            with closing(self._another(order)) as messenger:
-                cursor = messenger.cursor()
-                cursor.execute(target.question)
-                if target.is_among(cursor.fetchall(), _session(messenger).target):
-                    cursor.execute(target.order)
+            with closing(self._open_cancel_connection(target)) as cancel_connection:
+                cursor = cancel_connection.cursor()
+                cursor.execute(own.question)
+                if own.is_among(cursor.fetchall(), _session(cancel_connection).target):
+                    cursor.execute(own.kill_statement)
         except Exception as error:  # noqa: BLE001 - kill() follows
             self.cancel_failed(error)
 
-    def _another(self, order: _Order) -> Any:
+    def _open_cancel_connection(self, target: _CancelTarget) -> Any:
         """Opens a second connection to the same server."""
         where = {"init_command": _NO_COMMAND, **_LIMITS}
-        # The address of this connection: its name may lead elsewhere now. A TLS certificate needs the name.
-        if order.session.peer is not None and _CERTIFIED.isdisjoint(order.login):
-            where["host"] = order.session.peer
+        # The address of this connection, as its name may lead elsewhere by now. A certificate needs the name.
+        if target.session.peer is not None and _CERTIFIED.isdisjoint(target.login):
+            where["host"] = target.session.peer
         if self.second is not None:
             with suppress(Exception):  # the engine's connect may lead to another server
                 return self.second.open(**where)
-        return connect_again(**{**order.login, **where})
+        return connect_again(**{**target.login, **where})
 
     def kill(self, connection: Any) -> None:
         """See Driver."""

@@ -87,7 +87,7 @@ class PG8000(PostgresDriver):
                 self._hosts[connection] = arguments.get("host", "localhost")
         return connection
 
-    def aim(self, connection: Any) -> _Target:
+    def cancel_target(self, connection: Any) -> _Target:
         """See Driver."""
         own = _socket(connection)
         context, name = (own.context, own.server_hostname) if isinstance(own, ssl.SSLSocket) else (None, None)
@@ -99,9 +99,11 @@ class PG8000(PostgresDriver):
             with socket.socket(target.family, socket.SOCK_STREAM) as plain:
                 plain.settimeout(within)
                 plain.connect(target.address)
-                with _encrypted(plain, target) as messenger:
-                    messenger.sendall(struct.pack("!ii", 8 + len(target.key), _CANCEL_REQUEST) + target.key)
-                    messenger.recv(1)  # the server closes when it has carried out the request
+                with _encrypted(plain, target) as cancel_connection:
+                    cancel_connection.sendall(
+                        struct.pack("!ii", 8 + len(target.key), _CANCEL_REQUEST) + target.key
+                    )
+                    cancel_connection.recv(1)  # the server closes when it has carried out the request
         except Exception as error:  # noqa: BLE001 - kill() follows
             self.cancel_failed(error)
 

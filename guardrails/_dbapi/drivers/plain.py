@@ -53,7 +53,7 @@ class Plain(ABC):
         """See Driver."""
         return connect(**arguments)
 
-    def aim(self, connection: Any) -> Any:
+    def cancel_target(self, connection: Any) -> Any:
         """See Driver. The connection itself, where one that is closed meanwhile can be asked."""
         return connection
 
@@ -61,7 +61,7 @@ class Plain(ABC):
     def cancel(self, target: Any, within: float) -> None:
         """See Driver."""
 
-    def insist(self, target: Any, within: float) -> None:
+    def cancel_again(self, target: Any, within: float) -> None:
         """See Driver."""
         self.cancel(target, within)
 

@@ -21,7 +21,7 @@ from guardrails._runtime.waiters import on_event_loop
 
 __all__ = ["Psycopg", "PsycopgAsync"]
 
-_PATIENCE = 2
+_MIN_CONNECT_TIMEOUT = 2
 """Minimum of psycopg's ``connect_timeout``, which takes whole seconds."""
 
 _RETURN = 1.0
@@ -39,8 +39,8 @@ class Psycopg(PostgresDriver):
         self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
     ) -> Any:
         """See Driver. Without a limit of its own, psycopg gives up after 130 s."""
-        patience = max(_PATIENCE, math.ceil(seconds))
-        return super().open(connect, {"connect_timeout": patience, **arguments}, seconds, backstop)
+        whole_seconds = max(_MIN_CONNECT_TIMEOUT, math.ceil(seconds))
+        return super().open(connect, {"connect_timeout": whole_seconds, **arguments}, seconds, backstop)
 
     def cancel(self, connection: Any, within: float) -> None:
         """See Driver. Blocks, so it runs in a thread of its own."""

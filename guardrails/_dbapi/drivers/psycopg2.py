@@ -22,7 +22,7 @@ from guardrails._pool.sessions import SessionId
 
 __all__ = ["Psycopg2"]
 
-_PATIENCE = 2
+_MIN_CONNECT_TIMEOUT = 2
 """Minimum of libpq's ``connect_timeout``, which takes whole seconds."""
 
 _CANCEL = (
@@ -38,8 +38,8 @@ class _Target:
 
     Attributes:
         backend_pid: The server's process.
-        client_port: See `_ends`.
-        server: The server's address; see `_ends`.
+        client_port: See `_socket_addresses`.
+        server: The server's address; see `_socket_addresses`.
         host: The host's name, or the directory of a Unix socket.
         port: The server's port.
         login: libpq's parameters, with the password.
@@ -60,17 +60,17 @@ class Psycopg2(PostgresDriver):
         self, connect: Callable[..., Any], arguments: dict[str, Any], seconds: float, backstop: float | None
     ) -> Any:
         """See Driver."""
-        patience = max(_PATIENCE, math.ceil(seconds))
-        return super().open(connect, {"connect_timeout": patience, **arguments}, seconds, backstop)
+        whole_seconds = max(_MIN_CONNECT_TIMEOUT, math.ceil(seconds))
+        return super().open(connect, {"connect_timeout": whole_seconds, **arguments}, seconds, backstop)
 
-    def aim(self, connection: Any) -> _Target:
+    def cancel_target(self, connection: Any) -> _Target:
         """See Driver.
 
         ``connection.info`` reads libpq's memory unchecked, which crashes the process while another thread
         closes the connection. So it is read only here, while the call cannot end, and when it was opened.
         """
         number, login = connection.get_backend_pid(), connection.get_dsn_parameters()
-        port, server = _ends(connection)
+        port, server = _socket_addresses(connection)
         info = connection.info
         login["password"] = info.password
         return _Target(number, port, server, info.host, info.port, login)
@@ -82,12 +82,12 @@ class Psycopg2(PostgresDriver):
         frozen server would freeze the whole process.
         """
         try:
-            with closing(self._another(target)) as messenger:
-                messenger.cursor().execute(_CANCEL, (target.backend_pid, target.client_port))
+            with closing(self._open_cancel_connection(target)) as cancel_connection:
+                cancel_connection.cursor().execute(_CANCEL, (target.backend_pid, target.client_port))
         except Exception as error:  # noqa: BLE001 - kill() follows
             self.cancel_failed(error)
 
-    def _another(self, target: _Target) -> Any:
+    def _open_cancel_connection(self, target: _Target) -> Any:
         """Opens a second connection to the same server."""
         # The one host of the first connection: there may be several hosts, or several addresses of one.
         where = {
@@ -95,15 +95,19 @@ class Psycopg2(PostgresDriver):
             "hostaddr": target.server,
             "port": target.port,
             "target_session_attrs": "any",
-            "connect_timeout": _PATIENCE,
+            "connect_timeout": _MIN_CONNECT_TIMEOUT,
         }
         if self.second is not None:
             with suppress(Exception):  # the engine's connect may lead to another server
-                messenger = self.second.open(**where)
-                reached = (messenger.info.host, messenger.info.port, _ends(messenger)[1])
+                cancel_connection = self.second.open(**where)
+                reached = (
+                    cancel_connection.info.host,
+                    cancel_connection.info.port,
+                    _socket_addresses(cancel_connection)[1],
+                )
                 if reached == (target.host, target.port, target.server):
-                    return messenger
-                messenger.close()
+                    return cancel_connection
+                cancel_connection.close()
         return psycopg2.connect(**{**target.login, **where})
 
     def kill(self, connection: Any) -> None:
@@ -112,7 +116,7 @@ class Psycopg2(PostgresDriver):
             cut(connection.fileno())
 
     def session_of(self, connection: Any) -> SessionId | None:
-        """See Driver. Its caller may close the connection at the same time; see `aim`."""
+        """See Driver. Its caller may close the connection at the same time; see `cancel_target`."""
         return SessionId(connection.get_backend_pid(), client_port(connection.fileno()))
 
     def failed(self, error: BaseException) -> bool | None:
@@ -125,7 +129,7 @@ class Psycopg2(PostgresDriver):
 
     def endpoint(self, connection: Any) -> tuple[str | None, str | None]:
         """See Driver."""
-        return connection.info.host, _ends(connection)[1] or None
+        return connection.info.host, _socket_addresses(connection)[1] or None
 
     def _reported(self, own: Any, name: str) -> str | None:
         if not isinstance(own, psycopg2.extensions.connection):
@@ -138,7 +142,7 @@ class Psycopg2(PostgresDriver):
         return given.get("target_session_attrs", ""), given.get("options", "")
 
 
-def _ends(connection: Any) -> tuple[int, str]:
+def _socket_addresses(connection: Any) -> tuple[int, str]:
     """The client's port and the server's address; -1, as the server shows it, and '' for a Unix socket."""
     with socket.socket(fileno=os.dup(connection.fileno())) as handle:
         ours, theirs = handle.getsockname(), handle.getpeername()

@@ -12,13 +12,13 @@ from typing import Any
 
 import pymysql
 
-from guardrails._dbapi.drivers.mysql import PATIENCE, MySQLDriver, Target, with_backstop
+from guardrails._dbapi.drivers.mysql import KILL_TIMEOUT, MySQLDriver, Target, with_backstop
 from guardrails._dbapi.drivers.sockets import cut, peer_of
 from guardrails._pool.sessions import SessionId
 
 __all__ = ["PyMySQL"]
 
-_LIMITS = {"connect_timeout": PATIENCE, "read_timeout": PATIENCE, "write_timeout": PATIENCE}
+_LIMITS = {"connect_timeout": KILL_TIMEOUT, "read_timeout": KILL_TIMEOUT, "write_timeout": KILL_TIMEOUT}
 
 
 class PyMySQL(MySQLDriver):
@@ -32,23 +32,26 @@ class PyMySQL(MySQLDriver):
         """See Driver. ``connect_timeout`` does not cover the handshake; ``read_timeout`` does."""
         own = arguments.get("read_timeout")
         # Later than the caller's deadline, so that the error is always the deadline's.
-        bounded = {**arguments, "read_timeout": own or seconds + PATIENCE}
+        bounded = {**arguments, "read_timeout": own or seconds + KILL_TIMEOUT}
         connection = connect(**with_backstop(bounded, backstop))
         connection._read_timeout = own  # noqa: SLF001 - from here on deadlines bound every read
         return connection
 
-    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see PATIENCE
+    def cancel(self, connection: Any, within: float) -> None:  # noqa: ARG002 - see KILL_TIMEOUT
         """See Driver. Blocks, so it runs in a thread of its own."""
         target = _target(connection)
         try:
-            with self._another(connection) as messenger, messenger.cursor() as cursor:
+            with (
+                self._open_cancel_connection(connection) as cancel_connection,
+                cancel_connection.cursor() as cursor,
+            ):
                 cursor.execute(target.question)
-                if target.is_among(cursor.fetchall(), _target(messenger)):
-                    cursor.execute(target.order)
+                if target.is_among(cursor.fetchall(), _target(cancel_connection)):
+                    cursor.execute(target.kill_statement)
         except Exception as error:  # noqa: BLE001 - the cut follows
             self.cancel_failed(error)
 
-    def _another(self, connection: Any) -> Any:
+    def _open_cancel_connection(self, connection: Any) -> Any:
         """Opens a second connection to the same server."""
         sock = connection._sock  # noqa: SLF001
         encrypted = isinstance(sock, ssl.SSLSocket)

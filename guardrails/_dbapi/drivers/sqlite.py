@@ -31,7 +31,7 @@ _FAULTS = frozenset(
 )
 """Every other code is an answer about the statement."""
 
-_PATIENCE = 1.0
+_ROLLBACK_TIMEOUT = 1.0
 """Seconds to wait for the ROLLBACK of a cancelled task; the thread runs it in any case."""
 
 
@@ -110,4 +110,4 @@ class Aiosqlite(Sqlite):
         while it has a cursor, and the traceback of the cancellation refers to one.
         """
         self.cancel(connection, 0.0)
-        self._background.run(connection.rollback(), _PATIENCE)
+        self._background.run(connection.rollback(), _ROLLBACK_TIMEOUT)

@@ -159,7 +159,7 @@ def test_the_watchdog_reads_a_connection_only_while_its_call_cannot_end():
     aiming, ended, seen = threading.Event(), threading.Event(), []
 
     class Stop:
-        def aim(self, connection):
+        def cancel_target(self, connection):
             aiming.set()
             seen.append(ended.wait(0.1))
             return connection
@@ -167,7 +167,7 @@ def test_the_watchdog_reads_a_connection_only_while_its_call_cannot_end():
         def cancel(self, target, within):
             """Takes no time."""
 
-        insist = cancel
+        cancel_again = cancel
 
         def retire(self, connection):
             """Nothing to close."""

@@ -67,7 +67,7 @@ def test_many_deadlines_share_one_thread(tmp_path, monkeypatch):
         took = time.monotonic() - start
     assert threading.active_count() <= threads
     assert not watchdog._watchdog.armed
-    assert not watchdog._watchdog._asked
+    assert not watchdog._watchdog._cancelled
     assert len(looks) <= 10 + took  # one when the first is due, and one for each that was then the earliest
     engine.dispose()
 
@@ -104,8 +104,8 @@ def test_a_failing_cancel_leaves_other_deadlines_alone():
             orders.append("cancel")
             raise ValueError("no active connection")
 
-        def insist(self, connection, within):
-            orders.append("insist")
+        def cancel_again(self, connection, within):
+            orders.append("cancel_again")
             raise ValueError("no active connection")
 
         def kill(self, connection):
@@ -123,4 +123,4 @@ def test_a_failing_cancel_leaves_other_deadlines_alone():
                 await asyncio.sleep(0.01)
 
     asyncio.run(main())
-    assert orders == ["cancel", "insist", "kill"] * 2
+    assert orders == ["cancel", "cancel_again", "kill"] * 2

@@ -361,7 +361,7 @@ def test_behind_a_pooler_nothing_is_ended(postgres):
 
 def test_a_server_that_does_not_answer_is_asked_for_a_while(soon, caplog, monkeypatch):
     """Then the log says what becomes of the sessions; a later one is asked for again."""
-    monkeypatch.setattr(revoked_sessions, "_PATIENCE", SOON * 3.5)
+    monkeypatch.setattr(revoked_sessions, "_GIVE_UP_AFTER", SOON * 3.5)
     asked = []
 
     def end(sessions):

@@ -18,7 +18,7 @@ seen: queue.SimpleQueue[object] = queue.SimpleQueue()
 class Stop:
     """Notes the scope in which it is told to stop a call."""
 
-    def aim(self, connection):
+    def cancel_target(self, connection):
         """Called by the watchdog."""
         return connection
 
@@ -30,7 +30,7 @@ class Stop:
         """Sent by the watchdog."""
         seen.put(current())
 
-    insist = retire = cancel
+    cancel_again = retire = cancel
 
 
 def main():
@@ -47,7 +47,7 @@ def main():
         call = watch(Stop(), None, 0.0)
         opening = InThread(lambda: seen.put(current()), "key", 1)
         opening.start(lambda _: None)
-        scopes = [seen.get(timeout=30) for _ in range(5)]  # cancel, insist and kill are three
+        scopes = [seen.get(timeout=30) for _ in range(5)]  # cancel, cancel_again and kill are three
         call.end()
     assert scopes == [None] * 5, scopes
 
