@@ -205,7 +205,7 @@ class Fleet:
             store.close()
 
     def close(self) -> None:
-        """Says goodbye: what this process has is free for the others soon. Harmless when called again.
+        """Returns the leases of this process; other workers get them soon. Repeated calls do nothing.
 
         Call it after the last connection was closed. An orderly exit of the process does the same.
         A store that does not answer delays it by up to two seconds: on an event loop, call it in a thread.

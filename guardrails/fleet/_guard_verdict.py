@@ -1,7 +1,7 @@
 """One guard that follows the verdict of its fleet. Depends on the guard and the rule of verdicts.
 
-While the fleet's circuit is open, the guard's own circuit is kept open a little longer than until the next
-answer. Without contact it goes on by itself: it half-opens as always.
+While the fleet's circuit is open, the guard's own circuit is kept open until a little after the time of the
+next answer. Without contact to the store it half-opens by itself, as without a fleet.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _RENEWAL = 1.0
 _QUICKEST = 0.25
 """Seconds between two requests while there is news: a round of probes has ended."""
 
-_IN_TROUBLE = 0.5
-"""Seconds between two requests while calls fail or are slow, so that the sums are young when they matter, and
-while the fleet is half-way to an open circuit, so that all hear of it soon."""
+_WHILE_FAILING = 0.5
+"""Seconds between two requests while calls fail or are slow, so that the sums are recent, and while the fleet
+is half-way to an open circuit, so that each worker learns of its opening soon."""
 
-_KEPT = 1.5
+_KEPT_OPEN = 1.5
 """Seconds for which a circuit stays open beyond what the store says, until the next answer."""
 
 _FOLLOWING = frozenset({"closed", "open", "half_open"})
@@ -53,7 +53,7 @@ class GuardVerdict:
         is_lost: True while there is no contact to the store.
     """
 
-    says_goodbye = False
+    reports_leaving = False
     is_member = True
     suffix = ""
 
@@ -84,7 +84,7 @@ class GuardVerdict:
         self._told_bad = self._bad_calls()
 
     def join(self) -> None:
-        """Begins to ask the store; harmless if it does already."""
+        """Begins to ask the store; repeated calls do nothing."""
         self._worker.join(self)
 
     def leave(self) -> None:
@@ -101,7 +101,7 @@ class GuardVerdict:
         return (
             since >= _RENEWAL
             or (since >= _QUICKEST and self._probes and self._result() != 0)
-            or (since >= _IN_TROUBLE and (self._bad_calls() != self._told_bad or self._may_open()))
+            or (since >= _WHILE_FAILING and (self._bad_calls() != self._told_bad or self._may_open()))
         )
 
     def _may_open(self) -> bool:
@@ -144,8 +144,8 @@ class GuardVerdict:
             _milliseconds(policy.max_wait_duration_in_half_open_state),
         )
 
-    def answered(self, answer: Reply | Ruling) -> bool:
-        """Takes the answer to the last request."""
+    def take_reply(self, answer: Reply | Ruling) -> bool:
+        """Applies the answer to the last request; always True."""
         if not isinstance(answer, Ruling):
             return True
         self.ruling = answer
@@ -157,7 +157,7 @@ class GuardVerdict:
             self._probe()
         elif answer.state == OPEN:
             self._probes = False
-            self._hold(answer.left / 1000 + _KEPT)
+            self._hold(answer.left / 1000 + _KEPT_OPEN)
         elif answer.state == CLOSED and (self._holds or self._probes):
             self._holds = self._probes = False
             if self._guard.state != "closed":
@@ -170,7 +170,7 @@ class GuardVerdict:
         self._gate.step(self._gate.core.keep_open, seconds)
 
     def _probe(self) -> None:
-        """Lets the guard make its round of probes; nobody else in the fleet makes any."""
+        """Lets the guard make the fleet's round of probes; no other worker makes any."""
         if self._probes:
             return
         self._hold(0.0)

@@ -35,7 +35,7 @@ class LeaseTable:
     """The workers of one budget, and the rule.
 
     Attributes:
-        members: The workers by name; those that said goodbye stay for a while, so that an earlier request
+        members: The workers by name; those that have left stay for a while, so that an earlier request
             that arrives late is known as such.
         sums: The sums over them.
         revision: It grows whenever the sums change, and when learning begins or ends. A worker whose request
@@ -128,7 +128,7 @@ class LeaseTable:
         return own
 
     def leave(self, asked: Request, now: int) -> None:
-        """Notes a goodbye: what the worker has is reserved for `LEAVING` and then free."""
+        """Notes that a worker leaves: what the worker has is reserved for `LEAVING` and then free."""
         now = self._note_contact(now)
         own = self.members.get(asked.worker)
         if own is not None and own.instance == asked.instance:
@@ -180,7 +180,7 @@ def renew(fields: MutableMapping[str, str], asked: Request, now: int) -> Reply:
 
 
 def leave(fields: MutableMapping[str, str], asked: Request, now: int) -> None:
-    """Notes a goodbye in the texts of a store."""
+    """Notes in the texts of a store that a worker leaves."""
     table = LeaseTable.read(fields, now)
     table.leave(asked, now)
     _write(table, asked.worker, fields)

@@ -33,11 +33,11 @@ class LeaseSums:
         silent: Number of silent workers.
         cap: Connections reserved for workers in contact.
         held_by_silent: Connections reserved for silent workers.
-        held_by_left: Connections reserved for workers that said goodbye.
-        safe: Safe shares of all that have not said goodbye.
+        held_by_left: Connections reserved for workers that have left.
+        safe: Safe shares of all that have not left.
         extra: Workers in contact that have one of the connections left over.
         filled: The part of the floors that workers in contact have reserved.
-        budgets: How many of those that have not said goodbye name which budget.
+        budgets: How many of those that have not left name which budget.
         low: How many workers in contact have which floor.
         wanted: How many workers in contact have which demand.
         high: How many workers in contact have which capacity.

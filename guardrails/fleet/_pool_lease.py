@@ -18,9 +18,18 @@ from guardrails._guard.pool_snapshot import LeaseSnapshot
 from guardrails._runtime.scope import remaining
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
 from guardrails.fleet._budget_log import BudgetLog
-from guardrails.fleet._holder import CLOSING, FIRST_WAIT, PEAK, RENEWAL, LeaseHolder, Peaks, demand, wanted
 from guardrails.fleet._records import GRANTED, TAKEN, Reply, Request
 from guardrails.fleet._worker import FleetWorker, Identity
+from guardrails.fleet._worker_lease import (
+    CLOSING,
+    FIRST_WAIT,
+    PEAK,
+    RENEWAL,
+    Peaks,
+    WorkerLease,
+    demand,
+    wanted,
+)
 
 __all__ = ["PoolLease"]
 
@@ -43,7 +52,7 @@ class PoolLease:
         ceiling: The largest limit, from the pool's capacity and `Guard.resize`.
     """
 
-    says_goodbye = is_member = True
+    reports_leaving = is_member = True
     suffix = ""
 
     def __init__(
@@ -67,14 +76,14 @@ class PoolLease:
         self.forget()
 
     def count_with(self, open_connections: Callable[[], int]) -> None:
-        """Counts the connections of a guard that is attached later."""
+        """Replaces ``open_connections``, for a guard that is attached to a pool later."""
         self._open = open_connections
 
     def forget(self) -> None:
-        """Starts anew, without a lease: at first, and in a child process. The limit is the floor."""
+        """Drops the lease, at the start and in a child process. The limit is then the floor."""
         self.started = self.is_lost = False
         self.ready = threading.Event()
-        self.holder: LeaseHolder | None = None
+        self.holder: WorkerLease | None = None
         self.reply: Reply | None = None
         self._seq = 0
         self._had, self._demands = Peaks(CLOSING), Peaks(PEAK)
@@ -91,7 +100,7 @@ class PoolLease:
     def admit(self, wait: Callable[[Any], Any] | None = None) -> None:
         """Joins the fleet before the first connection is opened, and waits a moment for the first lease.
 
-        A guard that does not enforce lets nobody wait.
+        With a guard that does not enforce, no caller waits.
 
         Args:
             wait: Runs a coroutine to its end, for asyncio behind a greenlet; None waits in the thread.
@@ -139,7 +148,7 @@ class PoolLease:
             self._gate.reject("bulkhead_full")
 
     def leave(self) -> None:
-        """Says goodbye."""
+        """Ends the renewal, and returns the lease."""
         self.worker.leave(self)
 
     @property
@@ -173,7 +182,7 @@ class PoolLease:
 
     def tick(self, now: float) -> bool:
         """Measures the pool and applies the limit; True if the store is to be asked now."""
-        holder = self.holder = self.holder or LeaseHolder(self._minimum, now)
+        holder = self.holder = self.holder or WorkerLease(self._minimum, now)
         try:
             self._measure(now)
         finally:  # a lease that cannot be measured ends in time all the same
@@ -192,7 +201,7 @@ class PoolLease:
         self._demands.note(now, wanted(slots.taken, waiting, slots.limit, slots.usable, refuses=refuses))
 
     def _cores(self) -> list[Gate]:
-        """Those that a larger lease helps: not compartments with a number of their own."""
+        """The cores that a larger lease gives more slots: not those of compartments with a fixed number."""
         fixed = fixed_cores(self.guard)
         return [gate.core for gate in self._gate.report.gates.living() if gate.core not in fixed]
 
@@ -221,7 +230,7 @@ class PoolLease:
     def request(self, identity: Identity) -> Request:
         """Returns the next request."""
         now = time.monotonic()
-        holder = self.holder = self.holder or LeaseHolder(self._minimum, now)
+        holder = self.holder = self.holder or WorkerLease(self._minimum, now)
         has = self._has(now)
         self._seq += 1
         holder.ask(now, has, self.limit, self._wants(now))
@@ -240,8 +249,8 @@ class PoolLease:
             host=identity.host,
         )
 
-    def answered(self, reply: Reply) -> bool:
-        """Takes the reply to the last request; False if another process has the worker's name."""
+    def take_reply(self, reply: Reply) -> bool:
+        """Applies the reply to the last request; False if another process has the worker's name."""
         if reply.status == TAKEN:
             return False
         if reply.status == GRANTED and self.holder is not None:
@@ -253,7 +262,7 @@ class PoolLease:
             self._log.check(reply, self._minimum)
         return True
 
-    def _note_contact(self, holder: LeaseHolder, now: float) -> None:
+    def _note_contact(self, holder: WorkerLease, now: float) -> None:
         is_new = holder.grant is None and now - holder.started < 2 * RENEWAL
         is_lost = not (holder.is_in_contact(now) or is_new)
         if is_lost == self.is_lost:

@@ -45,7 +45,7 @@ FORGET_AFTER = 15000
 """Milliseconds for which a silent worker's connections stay reserved."""
 
 LEAVING = 500
-"""Milliseconds for which the connections of a worker that said goodbye stay reserved: servers take a moment
+"""Milliseconds for which the connections of a worker that have left stay reserved: servers take a moment
 to see a connection closed."""
 
 ROOM_FOR_NEW = 10
@@ -65,7 +65,7 @@ GRANTED, STALE, TAKEN = 0, 1, 2
 ``TAKEN``: another process uses the same ``worker_id``."""
 
 LIVE, SILENT, LEFT, OUT = 1, 2, 3, 4
-"""The states of a worker. ``LEFT``: it said goodbye and is reserved for; ``OUT``: it is not any more."""
+"""The states of a worker. ``LEFT``: it has left and is reserved for; ``OUT``: it is not any more."""
 
 MOST_DIGITS_OF_A_COUNT = 7
 """Those of `MOST_CONNECTIONS`."""
@@ -137,7 +137,7 @@ class Record:
     """What a store knows of one worker. A renewal changes it in place.
 
     Attributes:
-        left: True if it said goodbye.
+        left: True if it has left.
         extra: True if its fair share has one of the connections that are left when the others are divided.
         cap: Connections that it may have open.
         safe: Connections that it may keep without contact.
@@ -209,7 +209,7 @@ class Record:
         return self.renewed + 1 + {LIVE: SILENT_AFTER, LEFT: LEAVING}.get(state, FORGET_AFTER)
 
     def is_silent(self, now: int) -> bool:
-        """True if it has missed its renewals and has not said goodbye."""
+        """True if it has missed its renewals and has not left."""
         return self.state(now) == SILENT
 
     def reserved(self, now: int) -> int:

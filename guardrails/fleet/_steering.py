@@ -35,8 +35,8 @@ _STATES = {"force_open": "forced_open", "disable": "disabled", "metrics_only": "
 class Steering:
     """The part of one guard in its fleet's orders.
 
-    An order is followed once, when it is heard first. What is set by hand afterwards stays until a later
-    order.
+    An order is followed once, when it is first received. A state that is set by hand afterwards stays until
+    the next order.
 
     Args:
         name: The name of the budget or verdict.
@@ -44,7 +44,7 @@ class Steering:
         worker: Asks the store.
     """
 
-    says_goodbye = is_lost = is_member = False
+    reports_leaving = is_lost = is_member = False
     suffix = ""
 
     def __init__(self, name: str, guard: Guard, worker: FleetWorker) -> None:
@@ -57,11 +57,11 @@ class Steering:
         self.forget()
 
     def forget(self) -> None:
-        """In a child process, whose guard has followed what its parent's has."""
+        """Asks again at once, in a child process. Its guard is a copy, so it has followed the same orders."""
         self._asked = -1e9
 
     def join(self) -> None:
-        """Begins to ask the store; harmless if it does already."""
+        """Begins to ask the store; repeated calls do nothing."""
         self._worker.join(self)
 
     def leave(self) -> None:
@@ -73,7 +73,7 @@ class Steering:
         return now - self._asked >= _RENEWAL
 
     def request(self, identity: Identity) -> OrdersRequest:
-        """Returns the next request: what it knows, so that a store that lost its data learns it again."""
+        """Returns the next request, with the known orders for a store that has lost its data."""
         self._asked = time.monotonic()
         return OrdersRequest(identity.worker, mode=self._text("mode"), circuit=self._text("circuit"))
 
@@ -81,8 +81,8 @@ class Steering:
         order = self._known.get(kind)
         return "" if order is None else order.write()
 
-    def answered(self, answer: Any) -> bool:
-        """Follows the orders that are new."""
+    def take_reply(self, answer: Any) -> bool:
+        """Follows the new orders of an answer; always True."""
         if not isinstance(answer, Orders):
             return True
         now = _wall_time()
@@ -108,14 +108,14 @@ class Steering:
         return True
 
     def _follow(self, kind: str, order: Order, known: Order | None) -> bool:
-        """Returns whether it has changed anything, or may have."""
+        """Follows one order; returns False if it changes nothing."""
         if kind == "mode":
             return self._follow_mode(order, known)
         if order.what in _STATES:
             set_state(self._guard, _STATES[order.what])
         elif order.what == "reset":
             if not self._has_heard:
-                return False  # what was before this process began is over
+                return False  # a reset from before the start of this process does not concern it
             set_state(self._guard, "reset")
         elif known is None or self._guard.state != _STATES.get(known.what):
             return False
@@ -132,7 +132,7 @@ class Steering:
             return True
         if self._mode_before is None:
             self._mode_before = self._guard.mode
-        if not is_switched_off():  # the environment is above all
+        if not is_switched_off():  # GUARDRAILS_MODE=off outranks every order
             switch(self._guard, order.what)  # type: ignore[arg-type] # `Order.read` has checked it
         return True
 
@@ -147,7 +147,7 @@ def _moment(order: Order) -> str:
 
 
 def who() -> str:
-    """Returns the user and the machine, as ``user@host``."""
+    """Returns the user and the host, as ``user@host``."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a user without a name

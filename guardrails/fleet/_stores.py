@@ -29,7 +29,7 @@ class Ask(NamedTuple):
     Attributes:
         name: The name of the budget or of the verdict.
         request: The request.
-        leaving: True to say goodbye instead of renewing a lease.
+        leaving: True to leave the fleet instead of renewing a lease.
     """
 
     name: str

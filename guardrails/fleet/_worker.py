@@ -1,7 +1,7 @@
-"""The thread of one process that renews its leases, and what ticks them. Depends on a store and on forks.
+"""The thread of one process that renews its leases, and the task that measures them.
 
 The housekeeper's thread keeps the time: ten times a second each lease is measured and its limit applied. The
-fleet's own thread talks to the store. No call of the application waits for either.
+fleet's own thread asks the store. No call of the application waits for either. Depends on stores and forks.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ __all__ = ["FleetWorker", "Identity", "LeaseTask"]
 
 _TICK = 0.1
 _WARN_INTERVAL = 60.0
-"""Seconds between two lines in the log about the same trouble."""
+"""Seconds between two log entries about the same fault."""
 
-_GOODBYE = 1.0
-"""Seconds for which a process that ends waits for its thread, to say goodbye."""
+_LEAVE_TIMEOUT = 1.0
+"""Seconds for which a process that ends waits for its thread, to return its leases."""
 
-_MOST_FAREWELLS = 100
-"""Goodbyes kept for a store that is gone; the store forgets the others by itself."""
+_MAX_LEAVE_REQUESTS = 100
+"""Maximum number of requests to leave that are kept while the store is gone. It forgets others by itself."""
 
 T = TypeVar("T")
 
 
 class Identity(NamedTuple):
-    """Which worker this process is.
+    """The identity of this process as a worker.
 
     Attributes:
         worker: Its ``worker_id``.
@@ -63,14 +63,14 @@ class LeaseTask(Protocol):
     Attributes:
         budget: The name of its budget.
         is_lost: True while it has no contact.
-        says_goodbye: True if the store is told when it ends.
-        is_member: True if the store keeps something under its name.
-        suffix: What its name has after that of the process. Two pools that share one budget are two members.
+        reports_leaving: True if a request tells the store when the task ends.
+        is_member: True if the store has a record under its name.
+        suffix: Appended to the name of the process, as two pools that share one budget are two members.
     """
 
     budget: str
     is_lost: bool
-    says_goodbye: bool
+    reports_leaving: bool
     is_member: bool
     suffix: str
 
@@ -80,8 +80,8 @@ class LeaseTask(Protocol):
     def request(self, identity: Identity) -> Request | VerdictRequest | OrdersRequest:
         """Returns the next request."""
 
-    def answered(self, reply: Any) -> bool:
-        """Takes the answer to the last request; False if another process uses the same ``worker_id``."""
+    def take_reply(self, reply: Any) -> bool:
+        """Applies the reply to the last request; False if another process uses the same ``worker_id``."""
 
     def forget(self) -> None:
         """Forgets its lease, in a child process."""
@@ -121,7 +121,7 @@ class FleetWorker:
         self._thread: threading.Thread | None = None
         self._next_line: dict[str, float] = {}
         self._numbers: defaultdict[tuple[type[LeaseTask], str], count[int]] = defaultdict(count)
-        self._farewells: list[Ask] = []
+        self._leave_requests: list[Ask] = []
         self._error = ""
         self._was_lost = self.closed = False
         host = "".join(letter for letter in socket.gethostname() if "!" <= letter <= "~")[:60]
@@ -149,7 +149,7 @@ class FleetWorker:
                 run_later(self._tick, 0.0)
 
     def _tick(self) -> float | None:
-        """In the housekeeper's thread, which drops a task that raises."""
+        """Ticks every task, in the housekeeper's thread. Must not raise: it would not be called again."""
         if self._has_ended():
             return None
         tasks, now = self._tasks.living(), time.monotonic()
@@ -160,7 +160,7 @@ class FleetWorker:
         return _TICK
 
     def _has_ended(self) -> bool:
-        with self._starting:  # who joins later finds no thread, and starts one
+        with self._starting:  # a task that joins later finds no thread, and starts one
             if self._tasks.living() and not self.closed:
                 return False
             self._thread = None
@@ -177,7 +177,7 @@ class FleetWorker:
                 return
 
     def _renew(self, seconds: float = -1) -> None:
-        """Renews every lease and says goodbye for those that have left.
+        """Renews every lease, and returns those of tasks that have left.
 
         Args:
             seconds: How long to wait for another thread that does the same; -1 waits until it is done.
@@ -189,7 +189,7 @@ class FleetWorker:
             if self.closed:
                 return
             with self._asking:
-                asks, self._farewells = self._farewells, []
+                asks, self._leave_requests = self._leave_requests, []
                 first = len(asks)
                 asked = [(task, self._ask(task)) for task in self._tasks.living()]
             tasks = [task for task, ask in asked if ask is not None]
@@ -201,15 +201,15 @@ class FleetWorker:
             replies = self._store.exchange(asks)[first:]
         except StoreError as error:
             self._error = str(error)
-            with self._asking:  # they are said with the next renewal
-                self._farewells = (asks[:first] + self._farewells)[-_MOST_FAREWELLS:]
+            with self._asking:  # they are sent with the next renewal
+                self._leave_requests = (asks[:first] + self._leave_requests)[-_MAX_LEAVE_REQUESTS:]
             return
         finally:
             self._in_use.release()
         self._error = ""
         living = self._tasks.living()
         answered = [each for each in zip(tasks, replies, strict=True) if each[0] in living]
-        if False in [self._attempt(task.answered, reply) for task, reply in answered]:
+        if False in [self._attempt(task.take_reply, reply) for task, reply in answered]:
             log.warning(
                 "fleet %r: another process uses the worker_id %r; this one takes another",
                 self.fleet,
@@ -243,33 +243,33 @@ class FleetWorker:
             self._was_lost = False
             log.info("fleet %r: in contact with its store again", self.fleet)
 
-    def _may_log(self, trouble: str, now: float) -> bool:
-        if now < self._next_line.get(trouble, -math.inf):
+    def _may_log(self, fault: str, now: float) -> bool:
+        if now < self._next_line.get(fault, -math.inf):
             return False
-        self._next_line[trouble] = now + _WARN_INTERVAL
+        self._next_line[fault] = now + _WARN_INTERVAL
         return True
 
     # --- leaving ------------------------------------------------------------------------------------
 
     def leave(self, *tasks: LeaseTask) -> None:
-        """Ends the renewal of some leases, or of all. The fleet's own thread says goodbye: nobody waits."""
+        """Ends the renewal of some leases, or of all; the fleet's own thread returns them."""
         check_process()
         with self._asking:
             leaving = [task for task in self._tasks.living() if not tasks or task in tasks]
-            asks = [self._ask(task, leaving=True) for task in leaving if task.says_goodbye]
-            self._farewells += [ask for ask in asks if ask is not None]
+            asks = [self._ask(task, leaving=True) for task in leaving if task.reports_leaving]
+            self._leave_requests += [ask for ask in asks if ask is not None]
             with self._starting:
                 for task in leaving:
                     self._tasks.discard(task)
                 self._wake.set()
 
     def leave_now(self) -> None:
-        """Says goodbye for all leases, if the store can be reached within a second."""
+        """Returns all leases, if the store can be reached within a second."""
         self.leave()
-        self._attempt(self._renew, _GOODBYE)
+        self._attempt(self._renew, _LEAVE_TIMEOUT)
 
     def close(self) -> None:
-        """Says goodbye and ends; see `Fleet.close`."""
+        """Returns all leases and ends; see `Fleet.close`."""
         self.leave_now()
         self.closed = True
         self._wake.set()

@@ -139,12 +139,12 @@ class SimulatedFleet:
         return worker
 
     def kill(self, worker: Worker) -> None:
-        """Ends a worker without a goodbye."""
+        """Ends a worker that does not return its lease."""
         self.wake(worker)
         self._end(worker)
 
-    def goodbye(self, worker: Worker) -> None:
-        """Ends a worker that has no calls any more, with a goodbye."""
+    def leave_orderly(self, worker: Worker) -> None:
+        """Ends a worker without calls, which returns its lease."""
         self.wake(worker)
         now = worker.clock()
         worker.holder.ask(now, 0, worker.limit, 0)

@@ -209,5 +209,5 @@ class _Run:
     def _drain(self, worker: Worker) -> None:
         worker.leaving = True
         worker.set_demand(0)
-        self.fleet.after(3 * self.fleet.hold, self.fleet.goodbye, worker, worker)
+        self.fleet.after(3 * self.fleet.hold, self.fleet.leave_orderly, worker, worker)
         self._start()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from guardrails.fleet._holder import (
+from guardrails.fleet._records import GRANTED, Reply, Request
+from guardrails.fleet._worker_lease import (
     CLOSING,
     CONTACT,
     FIRST_WAIT,
@@ -17,12 +18,11 @@ from guardrails.fleet._holder import (
     PEAK,
     QUICKEST,
     RENEWAL,
-    LeaseHolder,
     Peaks,
+    WorkerLease,
     demand,
     wanted,
 )
-from guardrails.fleet._records import GRANTED, Reply, Request
 
 __all__ = ["PERIOD", "Worker"]
 
@@ -88,7 +88,7 @@ class Worker:
         self.cut_off = self.is_asking = self.leaving = False
         self.lent, self.healed_at = 0, 0.0
         self.had, self.demands = Peaks(CLOSING), Peaks(PEAK)
-        self.holder = LeaseHolder(fleet.minimum, self.clock())
+        self.holder = WorkerLease(fleet.minimum, self.clock())
         self.reply: Reply | None = None
         self.last: Request | None = None
         self.next_tick = -math.inf

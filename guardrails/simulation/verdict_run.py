@@ -155,7 +155,7 @@ class _Worker:
 
     def receive(self, request: VerdictRequest) -> None:
         ruling = self.run.table.judge(request, int((1000 + self.run.now) * 1000))
-        self.run.after(self.run.delay(), self.verdict.answered, ruling)
+        self.run.after(self.run.delay(), self.verdict.take_reply, ruling)
 
     def call(self) -> None:
         run, slot = self.run, [0]

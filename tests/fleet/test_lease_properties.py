@@ -68,7 +68,7 @@ def test_open_connections_never_exceed_the_budget_when_workers_die_leave_join_an
         if act == 0 and len(fleet.workers) > 4:
             fleet.kill(fleet.random.choice(fleet.workers))
         elif act == 1 and len(fleet.workers) > 4:
-            fleet.goodbye(fleet.random.choice(fleet.workers))
+            fleet.leave_orderly(fleet.random.choice(fleet.workers))
         elif act == 2 and len(fleet.workers) < 12:
             fleet.join(demand=fleet.random.randint(0, 20))
         fleet.run(fleet.random.uniform(0.1, 3))
@@ -181,7 +181,7 @@ def test_capacity_of_the_dead_is_back_after_forget_after_and_of_those_who_left_a
         worker.demand = 40
     fleet.run(4)
     dead, gone = fleet.workers[:2]
-    fleet.goodbye(gone)
+    fleet.leave_orderly(gone)
     fleet.run(2)
     assert is_given_out(fleet), fleet.table()
     fleet.kill(dead)

@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from guardrails.fleet._holder import Peaks
 from guardrails.fleet._lease import LeaseTable, leave, members, renew
 from guardrails.fleet._lease_sums import LeaseSums
 from guardrails.fleet._records import (
@@ -21,6 +20,7 @@ from guardrails.fleet._records import (
     Record,
     Request,
 )
+from guardrails.fleet._worker_lease import Peaks
 
 BEGIN = 1_000_000_000
 

@@ -23,11 +23,11 @@ from guardrails import (
 from guardrails._core.gate import LOCK_FREE
 from guardrails.fleet import Fleet
 from guardrails.fleet._fleet import Budget, Verdict
-from guardrails.fleet._holder import wanted
 from guardrails.fleet._records import GRANTED, Reply, Request
 from guardrails.fleet._stores import StoreError
 from guardrails.fleet._verdict import CLOSED, OPEN, Ruling
 from guardrails.fleet._worker import FleetWorker
+from guardrails.fleet._worker_lease import wanted
 from support.polling import wait_until
 
 

@@ -393,7 +393,7 @@ class VirtualFleet:
         for number, each in enumerate(self.verdicts):
             if each.tick(self.now):
                 asked = each.request(Identity(f"w{number}", f"a{number}", "host"))
-                each.answered(self.table.judge(asked, round(self.now * 1000)))
+                each.take_reply(self.table.judge(asked, round(self.now * 1000)))
 
     def seconds_to_close(self, guards):
         """Returns after how many seconds of a database that works these guards are closed."""
@@ -427,7 +427,7 @@ def test_a_worker_without_calls_asks_more_often_while_the_fleet_is_half_way_to_a
     (verdict,) = fleet.verdicts
     verdict.tick(fleet.now)
     verdict.request(Identity("w0", "a0", "host"))
-    verdict.answered(ruling)
+    verdict.take_reply(ruling)
     ticks = 1
     while not verdict.tick(fleet.now + ticks / 10):
         ticks += 1

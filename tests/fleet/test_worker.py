@@ -63,7 +63,7 @@ class Store:
 class Task:
     """A lease that is renewed at every tick; the steps in `bad` raise."""
 
-    says_goodbye = is_member = True
+    reports_leaving = is_member = True
 
     def __init__(self, budget="db"):
         self.budget, self.suffix, self.is_lost = budget, "", False
@@ -78,8 +78,8 @@ class Task:
         self._step("request")
         return Request(identity.worker, identity.instance, 1, False, 0, 0, 0, 1, 1, 8, 8, identity.host)
 
-    def answered(self, reply):
-        self._step("answered")
+    def take_reply(self, reply):
+        self._step("take_reply")
         self.answers += 1
         return True
 
@@ -107,7 +107,7 @@ def worker(store):
 # --- steps that raise -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["tick", "request", "answered"])
+@pytest.mark.parametrize("step", ["tick", "request", "take_reply"])
 def test_a_step_that_raises_stops_neither_other_leases_nor_its_own(worker, store, step, caplog):
     bad, good = Task("bad"), Task("good")
     worker.join(bad)

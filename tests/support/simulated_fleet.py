@@ -1,6 +1,6 @@
 """A fleet in virtual time: many workers, one store, a network that loses messages, by seed.
 
-The store runs the real rule, and each worker the real `LeaseHolder`. Calls are durations. A connection is
+The store runs the real rule, and each worker the real `WorkerLease`. Calls are durations. A connection is
 opened when a call finds none idle, and closed as the pool's upkeep does it.
 """
 
@@ -10,9 +10,9 @@ import heapq
 import itertools
 import random
 
-from guardrails.fleet._holder import LeaseHolder
 from guardrails.fleet._lease import LeaseTable
 from guardrails.fleet._records import GRANTED, Request
+from guardrails.fleet._worker_lease import WorkerLease
 
 TIMEOUT = 0.5
 RENEWAL = 1.0
@@ -34,7 +34,7 @@ class Worker:
         self.instance = f"{fleet.random.getrandbits(32):x}"
         drift = fleet.drift
         self.rate, self.offset = 1 + fleet.random.uniform(-drift, drift), fleet.random.uniform(0, 1000)
-        self.holder = LeaseHolder(minimum, self.clock())
+        self.holder = WorkerLease(minimum, self.clock())
         self.busy = self.idle = self.seq = 0
         self.alive = self.running = True
         self.cut_off = False
@@ -151,7 +151,7 @@ class Fleet:
         worker.busy = worker.idle = 0
         self.workers.remove(worker)
 
-    def goodbye(self, worker):
+    def leave_orderly(self, worker):
         worker.idle = worker.busy = 0  # a service drains its calls before
         self.leases.leave(worker.request(), self.store_time())
         self.kill(worker)

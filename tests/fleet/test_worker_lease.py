@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from guardrails.fleet._holder import HURRY, QUICKEST, RENEWAL, LeaseHolder
 from guardrails.fleet._records import GRANTED, Reply
+from guardrails.fleet._worker_lease import HURRY, QUICKEST, RENEWAL, WorkerLease
 
 
 def holder_with(grant, *, minimum=2):
     """A holder that has asked at 100.0 and has this grant."""
-    holder = LeaseHolder(minimum, 99.0)
+    holder = WorkerLease(minimum, 99.0)
     holder.ask(100.0, 0, 0, 1)
     holder.renew(100.0, Reply(GRANTED, grant, safe=1, workers=2, budget=8, largest=8))
     return holder

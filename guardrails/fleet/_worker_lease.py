@@ -18,8 +18,8 @@ __all__ = [
     "PEAK",
     "QUICKEST",
     "RENEWAL",
-    "LeaseHolder",
     "Peaks",
+    "WorkerLease",
     "demand",
     "wanted",
 ]
@@ -102,7 +102,7 @@ def wanted(taken: int, waiting: int, limit: int, usable: int, *, refuses: bool) 
     return max(taken + waiting, 2 * limit if refuses else 0)
 
 
-class LeaseHolder:
+class WorkerLease:
     """One worker's lease on one budget.
 
     Args:
