@@ -11,7 +11,7 @@ from guardrails._core.outcome import Outcome
 from guardrails._guard.call import Call, run_async
 from guardrails._guard.compartments import compartment_for
 from guardrails._guard.guard import Guard
-from guardrails._guard.recovery import Answered, AsyncAnswered, recovering
+from guardrails._guard.retries_and_fallback import AsyncWithFallback, WithFallback, with_retries_and_fallback
 from guardrails._runtime.scope import RankScope, close, current, enter
 from guardrails._util.callables import FINISHED, check_finished, check_guardable, is_async, label
 from guardrails._util.checks import Faults, refuse_unknown
@@ -44,7 +44,7 @@ def guarded(  # type: ignore[overload-overlap] # a coroutine is a result, too: t
     retry: BaseRetrying | None = None,
     fallback: Callable[[Exception], Coroutine[Any, Any, F]],
     criticality: Criticality | None = None,
-) -> AsyncAnswered[F]: ...
+) -> AsyncWithFallback[F]: ...
 @overload
 def guarded(
     guard: Guard,
@@ -53,7 +53,7 @@ def guarded(
     retry: BaseRetrying | None = None,
     fallback: Callable[[Exception], F],
     criticality: Criticality | None = None,
-) -> Answered[F]: ...
+) -> WithFallback[F]: ...
 def guarded(
     guard: Guard,
     *,
@@ -107,7 +107,11 @@ def guarded(
         wrapped: Any = _wrapper_for(own, timeout, fn)
         return cast("Callable[P, T]", wrapped if rank is None else _with_criticality(wrapped, rank))
 
-    return decorate if retry is None and fallback is None else recovering(decorate, guard, retry, fallback)
+    return (
+        decorate
+        if retry is None and fallback is None
+        else with_retries_and_fallback(decorate, guard, retry, fallback)
+    )
 
 
 def _wrapper_for(guard: Guard, timeout: float | None, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -43,13 +43,13 @@ __all__ = [
     "Guard",
     "attach",
     "attachment_of",
-    "glance",
     "guard_of_settings",
     "lease_of",
     "note_orders",
     "recent_events",
     "set_slots",
     "set_state",
+    "snapshot_of",
     "switch",
 ]
 
@@ -257,7 +257,9 @@ class Guard:
     def snapshot(self) -> GuardSnapshot:
         """The present figures. Reading them changes nothing."""
         attachment = self._attachment
-        return glance(self, None if attachment is None or self._parent is not None else attachment.figures())
+        return snapshot_of(
+            self, None if attachment is None or self._parent is not None else attachment.figures()
+        )
 
     def __reduce__(self) -> Never:
         """Refuses to be pickled or copied: slots and circuits belong to one process."""
@@ -511,8 +513,8 @@ class Guard:
         attach(self, None)
 
 
-def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
-    """The figures of a guard now, without those of its pool unless they are given: they take long to read.
+def snapshot_of(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
+    """The figures of a guard now. Those of its pool, which take long to read, are included only if given.
 
     Args:
         guard: The guard.
@@ -520,7 +522,7 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
     """
     gate = guard._gate
     if not gate.core.enforces:
-        gate.step(gate.core.advance_model)  # else refusals that are due in the model would be missing
+        gate.step(gate.core.advance_model)  # otherwise refusals that are due in the model would be missing
     with gate.lock:
         seen = take(gate.clock(), guard.name, gate.core, gate.report, pool)
     by_parent = sum(above.refused for above in guard.call_settings.gates[1:])
@@ -529,7 +531,7 @@ def glance(guard: Guard, pool: PoolSnapshot | None = None) -> GuardSnapshot:
 
 
 def guard_of_settings(name: str, slots: int, **settings: Any) -> Guard:
-    """Makes a guard of these settings alone: variables of the environment change none of them.
+    """Makes a guard of these settings alone; it ignores the environment.
 
     Args:
         name: Its name.

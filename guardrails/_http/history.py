@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from guardrails._guard.guard import Guard, attachment_of, glance
+from guardrails._guard.guard import Guard, attachment_of, snapshot_of
 from guardrails._guard.pool_snapshot import Distribution, PoolSnapshot
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails._runtime.fork import ForkedLock, in_child
@@ -91,7 +91,7 @@ class History:
             now = time.monotonic()
             for guard in self._guards:
                 attachment = attachment_of(guard)
-                seen = glance(guard), None if attachment is None else attachment.figures()
+                seen = snapshot_of(guard), None if attachment is None else attachment.figures()
                 before = self._before.get(guard)
                 self._before[guard] = seen
                 if before is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from guardrails._core.gate import Refusal
 from guardrails._core.shadow import UNCOUNTED, Mode
 from guardrails._guard.compartments import with_compartments
-from guardrails._guard.guard import LONG_TIMEOUT, Guard, glance
+from guardrails._guard.guard import LONG_TIMEOUT, Guard, snapshot_of
 from guardrails._guard.locked_gate import LockedGate
 from guardrails._guard.mode import resolve
 from guardrails._http.answers import DEADLINE_HEADERS, Problem, budget, retry_seconds
@@ -82,7 +82,7 @@ class RequestPolicy:
     @property
     def slots(self) -> int:
         """The number of calls that all named guards together admit at once; 0 if no guard is named."""
-        return sum(glance(guard).max_concurrent_calls for guard in self._guards)
+        return sum(snapshot_of(guard).max_concurrent_calls for guard in self._guards)
 
     @property
     def mode(self) -> Mode:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from guardrails._guard.compartments import judged_guards, shown_compartments
 from guardrails._guard.environment import unused_variables
-from guardrails._guard.guard import Guard, attachment_of, glance, recent_events
+from guardrails._guard.guard import Guard, attachment_of, recent_events, snapshot_of
 from guardrails._guard.shadow_report import shadow_report
 from guardrails._guard.snapshot import GuardSnapshot
 from guardrails._http.answers import as_json
@@ -86,13 +86,13 @@ class Probes:
     def ready(self) -> Page:
         """Returns 200 if this process should get requests, else 503 with the reasons."""
         self._history.start()
-        reasons = self._reasons({guard: glance(guard) for guard in self.guards})
+        reasons = self._reasons({guard: snapshot_of(guard) for guard in self.guards})
         return Page(503 if reasons else 200, as_page({"ready": not reasons, "reasons": reasons}))
 
     def status(self) -> Page:
         """Returns the figures of every guard."""
         self._history.start()
-        seen = {guard: glance(guard) for guard in self.guards}
+        seen = {guard: snapshot_of(guard) for guard in self.guards}
         reasons = self._reasons(seen)
         guards = ",".join(self._text(guard, figures, "\n    ") for guard, figures in seen.items())
         events = sorted(
@@ -117,7 +117,7 @@ class Probes:
         """Returns one guard as JSON, a figure on each line. The text of unchanged figures is kept."""
         below = line + "    "
         pool = _pool_text(guard, line)
-        parts = ",".join(self._text(part, glance(part), below) for part in shown_compartments(guard))
+        parts = ",".join(self._text(part, snapshot_of(part), below) for part in shown_compartments(guard))
         before, text = self._texts.get((guard, line), (None, ""))
         if before != seen:
             text = as_json(_fields(seen), between=f",{line}  ").decode()[1:-1]
@@ -135,7 +135,7 @@ class Probes:
             stuck = [
                 _shown(guard, part)
                 for part, guard in judged.items()
-                if self._watches[part].is_stuck(now, seen.get(part) or glance(part))
+                if self._watches[part].is_stuck(now, seen.get(part) or snapshot_of(part))
             ]
             reasons = ["draining"] * self._draining + [f"stuck: {name}" for name in stuck]
             changed, self._reported = reasons != self._reported, reasons

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from guardrails._core.policy import BreakerPolicy
-from guardrails._guard.guard import Guard, glance
+from guardrails._guard.guard import Guard, snapshot_of
 from guardrails.errors import ConfigurationError
 from guardrails.fleet._records import LEASE, Reply
 from guardrails.fleet._rulings import CLOSED, DECLINED, FAILED, OPEN, PASSED, PROBE, Ruling, VerdictRequest
@@ -125,7 +125,7 @@ class GuardVerdict:
         self._asked = self._clock()
         self._told_bad = self._bad_calls()
         self._seq += 1
-        seen, policy = glance(self._guard), self._policy
+        seen, policy = snapshot_of(self._guard), self._policy
         counts = seen.calls, seen.failures, seen.slow_calls
         refused = self._refused()
         new, self._refused_before = refused - self._refused_before, refused

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from guardrails._guard.guard import Guard
 
-__all__ = ["Answered", "AsyncAnswered", "recovering"]
+__all__ = ["AsyncWithFallback", "WithFallback", "with_retries_and_fallback"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,7 +24,7 @@ F_co = TypeVar("F_co", covariant=True)
 Decorator = Callable[[Any], Any]
 
 
-class Answered(Protocol[F_co]):
+class WithFallback(Protocol[F_co]):
     """The type of a decorator with a fallback: the function also returns the fallback's type."""
 
     @overload
@@ -37,7 +37,7 @@ class Answered(Protocol[F_co]):
         """Decorates a function."""
 
 
-class AsyncAnswered(Protocol[F_co]):
+class AsyncWithFallback(Protocol[F_co]):
     """The type of a decorator with an async fallback, for async functions only."""
 
     def __call__(
@@ -46,7 +46,7 @@ class AsyncAnswered(Protocol[F_co]):
         """Decorates a function."""
 
 
-def recovering(
+def with_retries_and_fallback(
     decorate: Decorator,
     guard: Guard,
     retry: BaseRetrying | None,
@@ -73,13 +73,13 @@ def recovering(
         policy = guard.call_settings.policy
         layers.append(Fallback(fallback, None if policy is None else policy.is_failure).around)
 
-    def recover(fn: Any) -> Any:
+    def add_layers(fn: Any) -> Any:
         if isinstance(fn, staticmethod | classmethod):
-            return type(fn)(recover(fn.__func__))
+            return type(fn)(add_layers(fn.__func__))
         wrapped = fn
         for layer in layers:
             wrapped = layer(wrapped)
         wrapped.__wrapped__ = fn
         return wrapped
 
-    return recover
+    return add_layers
