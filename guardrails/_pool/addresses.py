@@ -57,7 +57,7 @@ def resolve(name: str) -> frozenset[str]:
 
 
 class NameWatch:
-    """Resolves the names of a pool's servers from time to time.
+    """Resolves the names of a pool's servers every few seconds.
 
     An address is gone when two look-ups in a row do not have it. A name whose answers rotate among addresses
     is not watched any longer.
@@ -100,12 +100,12 @@ class NameWatch:
         """Returns True if a look-up is due."""
         return bool(self.names) and now >= self._next and not self._under_way
 
-    def next_look(self, now: float) -> float:
+    def next_look_up(self, now: float) -> float:
         """Returns the seconds until the next look-up; infinite if there are no names."""
         return max(0.05, self._next - now) if self.names else math.inf
 
-    def hurry(self, now: float) -> bool:
-        """Makes a look-up due now; False if one is due already, or was less than half a second ago."""
+    def look_up_soon(self, now: float) -> bool:
+        """Makes a look-up due now; False if a look-up is due already or was less than half a second ago."""
         soon = min(self._next, now)
         if not self.names or self._next <= now or self._next > now + _INTERVAL - _CONFIRM:
             return False

@@ -17,20 +17,20 @@ from guardrails.errors import ConfigurationError
 __all__ = ["RENEWAL", "Age", "LifeSettings", "PoolLife"]
 
 RENEWAL = 2.0
-"""Seconds over which a renewal spreads the ends of a pool's connections."""
+"""Seconds within which a renewal closes all old connections of a pool, one after the other."""
 
 _JITTER = 0.025
-"""Maximum share by which a connection's life is shortened, as in HikariCP: connections that were opened
-together do not end together."""
+"""Maximum share by which ``max_lifetime`` of a connection is shortened, as in HikariCP: connections that were
+opened together are not closed together."""
 
-_SLOWEST = 30.0
-"""Maximum seconds between two looks at the idle connections."""
+_MAX_INTERVAL = 30.0
+"""Maximum seconds between two checks of the idle connections."""
 
-_QUICKEST = 0.05
-"""Minimum seconds between two looks."""
+_MIN_INTERVAL = 0.05
+"""Minimum seconds between two checks."""
 
-_REFILL = 1.0
-"""Seconds between two looks at the number of idle connections, where a minimum is set."""
+_REFILL_INTERVAL = 1.0
+"""Seconds between two checks of the number of idle connections, where a minimum is set."""
 
 T = TypeVar("T")
 
@@ -88,13 +88,13 @@ class LifeSettings:
 
 
 class Age:
-    """The times of one connection.
+    """The times of one connection, on ``time.monotonic``.
 
     Attributes:
         opened: When it was opened.
         used: When it was last returned, or opened.
         pinged: When it was last pinged.
-        share: Random number in [0, 1), which spreads the ends of several connections.
+        share: Random number in [0, 1), so that several connections are closed at different times.
         process: The process that opened it. A child must not touch its parent's connections.
         loop: The event loop that it belongs to; None in threads.
         peer: The address of its server; None if unknown.
@@ -119,7 +119,7 @@ class PoolLife:
     Attributes:
         acts: True if a returned connection may have to be closed.
         settings: The settings.
-        renewed_at: Connections older than this end within `RENEWAL` seconds of it.
+        renewed_at: Connections that were opened before this time are closed within `RENEWAL` seconds of it.
     """
 
     def __init__(self, settings: LifeSettings) -> None:
@@ -133,7 +133,7 @@ class PoolLife:
 
         Args:
             now: The time.
-            gone: Addresses whose connections end; None: all connections end.
+            gone: Addresses whose connections are closed; None: all connections are closed.
         """
         if now < self.renewed_at + RENEWAL and (self._gone is None or self._gone == gone):
             return False
@@ -184,21 +184,27 @@ class PoolLife:
         ]
         return [idle[index][0] for _, index in sorted(due)]
 
-    def next_look(self, now: float, idle: Sequence[tuple[T, Age]]) -> float:
-        """Returns the seconds until the next look."""
+    def next_check(self, now: float, idle: Sequence[tuple[T, Age]]) -> float:
+        """Returns the seconds until the next check."""
         settings = self.settings
-        limits = (settings.keepalive, settings.idle_timeout, settings.max_lifetime)  # of one idle from now on
-        soonest = now + min([_REFILL if settings.minimum_idle else _SLOWEST, *filter(None, limits)])
-        if now < self.renewed_at + RENEWAL:  # one that returns meanwhile is over then
-            soonest = min(soonest, self.renewed_at + RENEWAL)
+        limits = (
+            settings.keepalive,
+            settings.idle_timeout,
+            settings.max_lifetime,
+        )  # of a connection that is idle from now on
+        earliest = now + min(
+            [_REFILL_INTERVAL if settings.minimum_idle else _MAX_INTERVAL, *filter(None, limits)]
+        )
+        if now < self.renewed_at + RENEWAL:  # a connection that returns meanwhile is due then
+            earliest = min(earliest, self.renewed_at + RENEWAL)
         spare = len(idle) > settings.minimum_idle
         for _, age in idle:
-            soonest = min(soonest, self.end_of(age))
+            earliest = min(earliest, self.end_of(age))
             if settings.keepalive is not None:
-                soonest = min(soonest, _last(age) + settings.keepalive)
+                earliest = min(earliest, _last(age) + settings.keepalive)
             if settings.idle_timeout is not None and spare:
-                soonest = min(soonest, age.used + settings.idle_timeout)
-        return max(_QUICKEST, soonest - now)
+                earliest = min(earliest, age.used + settings.idle_timeout)
+        return max(_MIN_INTERVAL, earliest - now)
 
 
 def _last(age: Age) -> float:

@@ -18,10 +18,10 @@ __all__ = ["Opener"]
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds without an opening after a failed one; they double with each further failure."""
 
-_LOOK_AGAIN = 0.005
-"""Seconds between two looks while another thread or task opens a connection."""
+_POLL_INTERVAL = 0.005
+"""Seconds between two checks while another thread or task opens a connection."""
 
-_CALM = frozenset({"closed", "disabled", "metrics_only"})
+_WORK_STATES = frozenset({"closed", "disabled", "metrics_only"})
 """States of the circuit in which idle connections are pinged and opened; probes are left to callers."""
 
 
@@ -50,9 +50,9 @@ class Opener:
         return self._gate.core.bulkhead.limit
 
     @property
-    def is_calm(self) -> bool:
+    def circuit_allows_work(self) -> bool:
         """True if the circuit lets idle connections be pinged and opened."""
-        return self._guard.state in _CALM
+        return self._guard.state in _WORK_STATES
 
     @property
     def has_room(self) -> bool:
@@ -69,7 +69,7 @@ class Opener:
 
     async def refill(self) -> None:
         """Opens the missing connections. After a failure it pauses: the server may count failed logins."""
-        while self.is_calm and self.missing(time.monotonic()):
+        while self.circuit_allows_work and self.missing(time.monotonic()):
             try:
                 if not await self._open():
                     return
@@ -96,7 +96,7 @@ class Opener:
                     if await self._open():
                         count += 1
                     elif self._opening_in == os.getpid() and (remaining() or 0.0) > 0:
-                        await self._pool.sleep(_LOOK_AGAIN)
+                        await self._pool.sleep(_POLL_INTERVAL)
                     else:
                         break
         except Exception as error:

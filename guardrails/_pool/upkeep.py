@@ -26,13 +26,13 @@ from guardrails.errors import ConfigurationError
 __all__ = ["PoolUpkeep"]
 
 _RECHECK = 0.25
-"""Seconds until the next look while the circuit, the mode or a full pool forbids what is due."""
+"""Seconds until the next check while the circuit, the mode or a full pool forbids what is due."""
 
 _LINE_INTERVAL = 30.0
-"""Seconds between two lines in the log about a pool that is being renewed."""
+"""Seconds between two log entries about a pool whose connections are being replaced."""
 
 _AFTER_ERROR = 30.0
-"""Seconds until the next look after an error of the upkeep itself."""
+"""Seconds until the next check after an error of the upkeep itself."""
 
 
 class PoolUpkeep(IdlePool):
@@ -45,10 +45,10 @@ class PoolUpkeep(IdlePool):
         settings: The settings of the pool's life.
 
     Attributes:
-        life: Decides.
+        life: The rules.
         opener: Opens connections.
         stopped: True once the guard is detached.
-        watch: Notices when the names of the pool's servers lead elsewhere.
+        watch: Looks up the names of the pool's servers.
         lease: Limits the connections that may be open, with a fleet's budget.
         joins: Begins to follow a fleet's verdict, in the process that opens connections; None without one.
     """
@@ -61,7 +61,7 @@ class PoolUpkeep(IdlePool):
         self.watch = NameWatch()
         self._guard = guard
         self.opener = Opener(self, guard, settings.minimum_idle)
-        self._look_up = _Weakly(self._look)
+        self._check_task = _WeakTask(self._check)
         self._random = guard.call_settings.gates[-1].core.breaker.random
         self._peers: set[str] = set()
         self._next_line = 0.0
@@ -86,7 +86,7 @@ class PoolUpkeep(IdlePool):
             self._peers.add(peer)
         if not self._planned and not self.stopped and (self.life.acts or self.watch.names):
             self._planned = True
-            run_later(self._look_up, 0.0 if self.life.settings.minimum_idle else 1.0)
+            run_later(self._check_task, 0.0 if self.life.settings.minimum_idle else 1.0)
         return Age(time.monotonic(), self._random(), loop, peer)
 
     def must_close(self, age: Age) -> bool:
@@ -106,44 +106,44 @@ class PoolUpkeep(IdlePool):
             if now >= self._next_line:  # a server may stay read-only for long
                 self._next_line = now + _LINE_INTERVAL
                 self._warn("guard %r: the connections of its pool are being replaced")
-            self.look_soon()
+            self.check_soon()
 
     def suspect(self) -> None:
-        """Looks soon whether the names of the servers lead elsewhere, after a failure."""
-        if self.watch.names and self.watch.hurry(time.monotonic()):
-            self.look_soon()
+        """After a failure, looks the names of the servers up again soon."""
+        if self.watch.names and self.watch.look_up_soon(time.monotonic()):
+            self.check_soon()
 
     def resized(self) -> None:
         """Closes the idle connections above the guard's limit, and from now on those that come back."""
         self.life.acts = self._shrinking = True
-        self.look_soon()
+        self.check_soon()
 
-    def look_soon(self) -> None:
-        """Has the housekeeper look at the idle connections."""
+    def check_soon(self) -> None:
+        """Lets the housekeeper check the idle connections."""
         if not self.stopped:
             self._planned = True
-            run_later(self._look_up, 0.0)
+            run_later(self._check_task, 0.0)
 
     def stop(self) -> None:
         """Ends the upkeep."""
         self.stopped = True
 
-    # --- looking ---------------------------------------------------------------------------------
+    # --- checking --------------------------------------------------------------------------------
 
-    def _look(self) -> float | None:
-        """In the housekeeper's thread: starts work if there is some. Returns seconds until the next look."""
+    def _check(self) -> float | None:
+        """In the housekeeper's thread: starts work if there is some. Returns seconds until the next check."""
         if self.stopped:
             return None
         if self.watch.is_due(time.monotonic()):
             self.watch.look_up(self._address_gone)
         if not self._working.acquire(blocking=False):
-            return None  # it plans the next look when it ends
+            return None  # that work plans the next check when it ends
         try:
             if self.in_threads() and not self._has_work():
-                wait = self._next_look()
+                wait = self._next_check()
                 self._working.release()
                 return wait
-            self.start(self._look_after)  # elsewhere the connections may only be looked at on their loop
+            self.start(self._maintain)  # others may be used on their event loop only
         except RuntimeError:  # the loop is closed, or no thread can be started
             self._working.release()
             self._planned = False
@@ -171,54 +171,54 @@ class PoolUpkeep(IdlePool):
         now = time.monotonic()
         if not self._acts():
             return False
-        may_work = self.opener.is_calm and self.opener.has_room
+        may_work = self.opener.circuit_allows_work and self.opener.has_room
         return bool(
             self._closing(now)
             or (may_work and (self.life.to_ping(now, self.idle()) or self.opener.missing(now)))
         )
 
-    def _next_look(self) -> float:
+    def _next_check(self) -> float:
         now = time.monotonic()
-        wait = min(self.life.next_look(now, self.idle()), self.watch.next_look(now))
-        # What is due, and may not be done now, is looked at again.
-        may_work = self._acts() and self.opener.is_calm and self.opener.has_room
+        wait = min(self.life.next_check(now, self.idle()), self.watch.next_look_up(now))
+        # Work that is due and not allowed now is checked again.
+        may_work = self._acts() and self.opener.circuit_allows_work and self.opener.has_room
         return wait if may_work else max(wait, _RECHECK)
 
     # --- working ---------------------------------------------------------------------------------
 
-    async def _look_after(self) -> None:
+    async def _maintain(self) -> None:
         ended, least = False, 0.0
         try:
             if self._acts() and not self.stopped:
                 await self._close_and_ping()
                 await self.opener.refill()
             ended = True
-        except Exception:  # noqa: BLE001 - logged; the next look must come all the same
+        except Exception:  # noqa: BLE001 - logged; the next check must come all the same
             name = self._guard.name
             log.exception("the upkeep of the pool of guard %r raised", name, extra=fields_of(name))
             ended, least = True, _AFTER_ERROR
         finally:
-            self._rest(least, goes_on=ended)
+            self._end_check(least, replan=ended)
 
-    def _rest(self, least: float = 0.0, *, goes_on: bool = True) -> None:
-        """Ends the work and plans the next look.
+    def _end_check(self, least: float = 0.0, *, replan: bool = True) -> None:
+        """Ends the work and plans the next check.
 
         Args:
-            least: Minimum seconds until the next look.
-            goes_on: False if an event loop has cancelled the work: the next opening starts the upkeep again.
+            least: Minimum seconds until the next check.
+            replan: False if an event loop has cancelled the work: the next opening starts the upkeep again.
         """
-        self._planned = goes_on and not self.stopped
-        wait = max(least, self._next_look()) if self._planned else 0.0
+        self._planned = replan and not self.stopped
+        wait = max(least, self._next_check()) if self._planned else 0.0
         self._working.release()
         if self._planned:
-            run_later(self._look_up, wait)
+            run_later(self._check_task, wait)
 
     async def _close_and_ping(self) -> None:
         now = time.monotonic()
         for connection in self._closing(now):
             if self.take(connection):
                 await self.close(connection)
-        if not self.opener.is_calm:
+        if not self.opener.circuit_allows_work:
             return
         ages = dict(self.idle())
         for connection in self.life.to_ping(now, list(ages.items())):
@@ -226,7 +226,7 @@ class PoolUpkeep(IdlePool):
                 return
             try:
                 if self.take(connection) and not await self._answers(connection, ages[connection]):
-                    return  # the next look goes on: a frozen server takes a timeout for each
+                    return  # the next check continues: a frozen server takes a timeout for each
             finally:
                 self.opener.give_slot_back()
 
@@ -289,7 +289,7 @@ class PoolUpkeep(IdlePool):
         self.watch.forget_look_up()
 
 
-class _Weakly:
+class _WeakTask:
     """A periodic task that does not keep its object alive."""
 
     def __init__(self, method: Callable[[], float | None]) -> None:

@@ -53,4 +53,4 @@ class LoopUpkeep(PoolUpkeep):
         if self._has_work():
             self._task = loop.create_task(work(), name="guardrails-upkeep")  # a loop keeps no task alive
         else:
-            self._rest()
+            self._end_check()

@@ -79,10 +79,10 @@ def test_missing_address_is_looked_up_again_soon():
 
 def test_failure_makes_a_look_up_due_once_in_half_a_second():
     watch = NameWatch()
-    assert not watch.hurry(1.0), "there is no name"
+    assert not watch.look_up_soon(1.0), "there is no name"
     watch.add(frozenset({"db"}), "1")
     assert watch.is_due(1.0)
     watch._next = 6.0  # a look-up at 1.0
-    assert not watch.hurry(1.4)
-    assert watch.hurry(1.6)
+    assert not watch.look_up_soon(1.4)
+    assert watch.look_up_soon(1.6)
     assert watch.is_due(1.6)

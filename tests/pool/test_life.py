@@ -109,8 +109,8 @@ def test_connections_are_pinged_after_their_last_use_or_ping():
 )
 def test_next_look_is_at_the_first_due_time(settings, seconds):
     """Also where no connection is idle yet: one may be from this moment on."""
-    assert life(**settings).next_look(NOW, []) == seconds
-    assert life(**settings).next_look(NOW, idle(NOW)) == seconds
+    assert life(**settings).next_check(NOW, []) == seconds
+    assert life(**settings).next_check(NOW, idle(NOW)) == seconds
 
 
 @pytest.mark.parametrize(
@@ -146,5 +146,5 @@ def test_a_look_at_the_end_of_a_renewal_finds_those_that_returned_meanwhile():
     """They were out at the last look, and returned before their own time was over."""
     renewed = life()
     renewed.renew(NOW)
-    assert renewed.next_look(NOW + 0.5, []) == RENEWAL - 0.5
-    assert renewed.next_look(NOW + RENEWAL, []) == 30.0
+    assert renewed.next_check(NOW + 0.5, []) == RENEWAL - 0.5
+    assert renewed.next_check(NOW + RENEWAL, []) == 30.0

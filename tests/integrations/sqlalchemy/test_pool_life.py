@@ -165,7 +165,7 @@ def test_failed_openings_pause_and_open_the_circuit_only_as_evidence(lab, ended)
         proxy.refuse()
         proxy.reset()
         lab.pool._pool.queue[0].invalidate()
-        lab.guard._attachment.upkeep.look_soon()
+        lab.guard._attachment.upkeep.check_soon()
         poll(lambda: lab.guard.snapshot().failed == 1, "one opening was tried")
         lab.pause(0.3)
         assert lab.guard.snapshot().failed == 1
@@ -353,7 +353,7 @@ def test_child_does_not_touch_its_parents_connections(lab, ended):
     if child == 0:  # pragma: no cover - in the child
         try:
             upkeep.stopped = False
-            upkeep.look_soon()
+            upkeep.check_soon()
             poll(lambda: len(upkeep.idle()) == 1, "the child opens a connection of its own")
             time.sleep(0.3)
             untouched = record in lab.pool._pool.queue and record.dbapi_connection is not None
