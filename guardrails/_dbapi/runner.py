@@ -235,7 +235,7 @@ class StatementRunner(UnenforcedWork):
         """
         seconds, own = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
-            self._gate.reject("deadline_spent")
+            self._gate.refuse("deadline_spent")
         # A new connection is opened for a checkout under way, so its evidence counts for that one's gates.
         tickets: list[tuple[LockedGate, int, int]] = []
         outcome, observation = Outcome.ABANDONED, None
@@ -277,12 +277,12 @@ class StatementRunner(UnenforcedWork):
         """
         seconds, _ = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
-            self._gate.reject("deadline_spent")
+            self._gate.refuse("deadline_spent")
 
     def _spent(self, *, ending: bool) -> float:
         """Seconds for work after the deadline: `GRACE` for an end; other work is refused."""
         if not ending:
-            raise self._gate.refuse("deadline_spent")
+            raise self._gate.count_refusal("deadline_spent")
         return GRACE
 
 

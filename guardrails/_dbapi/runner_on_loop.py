@@ -98,7 +98,7 @@ class LoopRunner(StatementRunner):
         """Opens a connection as evidence, within the time that is left; see `StatementRunner.connect`."""
         seconds, own = time_allowed(self._guard)
         if seconds is not None and seconds <= 0:
-            self._gate.reject("deadline_spent")
+            self._gate.refuse("deadline_spent")
         tickets: list[tuple[LockedGate, int, int]] = []
         outcome, observation = Outcome.ABANDONED, None
         try:

@@ -106,7 +106,7 @@ class UnenforcedWork(OutsideWork):
         else:
             seconds, own = time_allowed(guard, timeout)
         if seconds is not None and seconds <= 0 and not ending and has_slots(checkout):
-            self._gate.reject("deadline_spent")
+            self._gate.refuse("deadline_spent")
             for gate, slot in [] if checkout is None else checkout.slots:
                 gate.step(gate.core.end_in_model, slot, Outcome.ABANDONED, checkout=True)
         return seconds, own

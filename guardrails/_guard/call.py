@@ -215,7 +215,7 @@ class Call(FastCall):
 
     def _reject_as_spent(self) -> None:
         gate = self.call_settings.gates[0]
-        gate.reject("deadline_spent")
+        gate.refuse("deadline_spent")
         if gate.core.mode == "shadow":
             self._end_in_model(_ABANDONED)
 

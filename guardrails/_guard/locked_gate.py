@@ -481,18 +481,18 @@ class LockedGate(GateReports, FastGate, LockOwner):
 
     # --- refusals that were decided elsewhere ---------------------------------------------------
 
-    def refuse(self, reason: Reason) -> RejectedError:
-        """Counts a refusal that was decided elsewhere, reports it and creates its error."""
+    def count_refusal(self, reason: Reason) -> RejectedError:
+        """Counts and reports a refusal that was decided outside the gate; returns its error."""
         return self.refusal_error(self.step(self.core.refuse, reason))
 
-    def reject(self, reason: Reason) -> None:
-        """Refuses what was decided outside the gate; in shadow only counts it.
+    def refuse(self, reason: Reason) -> None:
+        """Refuses a call for a reason that was decided outside the gate; in shadow only counts the refusal.
 
         Raises:
-            RejectedError: It is refused.
+            RejectedError: The guard enforces.
         """
         if self.core.enforces:
-            raise self.refuse(reason)
+            raise self.count_refusal(reason)
         core, reserved = self.core, self._reservations()
         runs = reserved is None or core.would_run(reserved[core][1])
         if core.mode == "shadow" and runs and not would_not_run(current(), core):

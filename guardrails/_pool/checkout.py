@@ -271,5 +271,5 @@ class Checkout(HeldCheckout):
                 waiting_client(scope, self.guard.name)
             budget = time_left(scope) if gates[-1].core.enforces else Scope.remaining(scope)
         if budget is not None and budget <= 0:
-            gates[-1].reject("deadline_spent")
+            gates[-1].refuse("deadline_spent")
         return budget

@@ -164,7 +164,7 @@ class OpenLimit(LockOwner):
                 continue
             left = until - time.monotonic()
             if left <= 0:
-                self._gate.reject("bulkhead_full")
+                self._gate.refuse("bulkhead_full")
             await wait(closing, min(left, _POLL_INTERVAL))
 
     def adopt(self) -> PoolEntry:

@@ -141,11 +141,11 @@ class PoolLease:
         if seconds >= FIRST_WAIT or self.ready.is_set() or not self._gate.core.enforces:
             self.started = True
         if not self.started:  # the next caller waits for the rest
-            self._gate.reject("deadline_spent")
+            self._gate.refuse("deadline_spent")
 
     def _refuse_without_connection(self) -> None:
         if self.limit == 0:
-            self._gate.reject("bulkhead_full")
+            self._gate.refuse("bulkhead_full")
 
     def leave(self) -> None:
         """Ends the renewal, and returns the lease."""

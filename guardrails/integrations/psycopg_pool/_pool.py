@@ -246,7 +246,7 @@ class PoolAdmission:
         """Raises the guard's error for a caller who has got no connection."""
         enforces = self._gate.core.enforces
         if isinstance(error, psycopg_pool.TooManyRequests) and enforces:
-            raise self._gate.refuse("bulkhead_full") from error
+            raise self._gate.count_refusal("bulkhead_full") from error
         if isinstance(error, psycopg_pool.PoolTimeout | CallTimeoutError):
             self.figures.timed_out()
             if enforces:

@@ -179,7 +179,7 @@ class CommandRunner:
         if seconds is not None and seconds < GRACE and (in_giving_back() or (seconds <= 0 and is_release())):
             seconds = GRACE
         if seconds is not None and seconds <= 0:
-            self._gate.reject("deadline_spent")
+            self._gate.refuse("deadline_spent")
             seconds = None
         checkout.seconds = seconds
         checkout.at = None if seconds is None or not self.enforces else monotonic() + seconds

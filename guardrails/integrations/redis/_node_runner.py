@@ -85,7 +85,7 @@ class NodeRunner(CommandRunner):
             if left < GRACE and (in_giving_back() or is_release()):
                 left = GRACE
             if left <= 0:
-                self._gate.reject("deadline_spent")
+                self._gate.refuse("deadline_spent")
             checkout.seconds, checkout.at = left, monotonic() + left
             checkout.own = checkout.own and call.is_fair(left)
         call.tries += 1

@@ -96,7 +96,7 @@ class PostgresProtection(Protection):
         except TooManyRequests as error:
             if not core.enforces:
                 raise
-            raise self.guard.call_settings.gates[0].refuse("bulkhead_full") from error
+            raise self.guard.call_settings.gates[0].count_refusal("bulkhead_full") from error
         except PoolTimeout as error:
             self._figures.timed_out()
             if not core.enforces:
