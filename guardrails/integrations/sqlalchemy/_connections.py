@@ -53,15 +53,18 @@ class PoolConnections:
 
     def attach(self, pool: Pool) -> None:
         """Finds the connections of a pool that is guarded from now on."""
-        self._first = pool  # pools made later share its listeners, which must be removed from this one
         self._kept = pool.size() if isinstance(pool, QueuePool) else None
         for record in _waiting_in(pool):
             self.records.add(record)
         event.listen(pool, "invalidate", self._invalidated)
 
-    def detach(self) -> None:
-        """Removes the listener."""
-        event.remove(self._first, "invalidate", self._invalidated)
+    def detach(self, pool: Pool) -> None:
+        """Removes the listener from the engine's pool.
+
+        `event.remove` needs the pool that the listener was added to. If a disposed pool were kept for that,
+        its connections would stay open.
+        """
+        pool.dispatch.invalidate.listeners.remove(self._invalidated)
 
     def closer(self, base: type[Pool]) -> Callable[..., None]:
         """Returns the method of a guarded pool that closes a connection."""

@@ -263,6 +263,7 @@ class _EngineAttachment:
         # A lease counts all connections that are open: with one, each keeps its slot until it is closed.
         if self._admission.lease is None:
             self._admission.disposed(engine.pool)
+        self.upkeep.life.acts = True  # what is out of the old pool is closed when it is returned
         self.upkeep.disposed()
 
     def figures(self) -> PoolSnapshot:

@@ -107,7 +107,7 @@ class EngineAdmission:
 
     def detach(self, pool: Pool) -> None:
         """Restores the pool's own class. Connections that are out return to it without the guard."""
-        self._connections.detach()
+        self._connections.detach(pool)
         pool.__class__ = type(pool).__bases__[0]
         for checkout in list(self._out.values()):
             checkout.take_back()  # else its deadline would stop the next user of the connection

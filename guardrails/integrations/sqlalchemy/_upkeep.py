@@ -71,10 +71,10 @@ class EngineUpkeep(PoolUpkeep):
     def returned(self, pool: Pool, record: Any) -> bool:
         """Notes the return of a record; True if it was closed and dropped, because its time is over.
 
-        With a lease, that of one whose pool was disposed of is over: there it would stay open unseen.
+        That of one whose pool was disposed of is over: there it would stay open unseen.
         """
         is_old = pool is not self._pool
-        if not isinstance(pool, QueuePool) or record.dbapi_connection is None or (is_old and not self.lease):
+        if not isinstance(pool, QueuePool) or record.dbapi_connection is None:
             return False
         age = self.age(record)
         if age.process != os.getpid() or not (is_old or self.must_close(age)):

@@ -7,6 +7,7 @@ import gc
 import socket
 import threading
 import warnings
+import weakref
 
 import pytest
 from sqlalchemy import NullPool, StaticPool, create_engine, text
@@ -66,14 +67,38 @@ def test_dispose_keeps_the_guard(lab):
     """After engine.dispose() the new pool is guarded as the old one was."""
     lab.protect(pool_size=1, max_overflow=0)
     lab.query("select 1")
-    if hasattr(lab, "runner"):
-        lab.runner.run(lab.engine.dispose())
-    else:
-        lab.engine.dispose()
+    dispose(lab)
     with lab.meanwhile(lambda: lab.query("select pg_sleep(0.5)")):
         lab.pause(0.2)
         with pytest.raises(BulkheadFullError):
             lab.query("select 1")
+
+
+def test_connections_that_are_out_at_a_dispose_are_closed_when_they_are_returned(lab):
+    """They return to the disposed pool, which nothing keeps; a later detach finds the new pool's listener."""
+    guard = lab.protect(pool_size=2, max_overflow=0)
+    with lab.meanwhile(lambda: lab.query("select pg_sleep(0.5)"), count=2) as answers:
+        lab.until(lambda: guard.snapshot().pool.in_use == 2, "both are out")
+        disposed = weakref.ref(lab.pool)
+        dispose(lab)
+    assert not [answer for answer in answers if isinstance(answer, Exception)]
+    seen = guard.snapshot().pool
+    assert (seen.open, seen.opened, seen.closed) == (0, 2, 2)
+    lab.until(lambda: lab.server_side("true") == 0, "both are closed on the server")
+    gc.collect()
+    assert disposed() is None
+    assert lab.query("select 1") == 1
+    assert guard.snapshot().pool.open == 1
+    guard.detach()
+    assert not lab.pool.dispatch.invalidate.listeners
+
+
+def dispose(lab):
+    """Disposes of the engine's pool; the lab goes on."""
+    if hasattr(lab, "runner"):
+        lab.runner.run(lab.engine.dispose())
+    else:
+        lab.engine.dispose()
 
 
 def test_detach_undoes_everything(lab):
