@@ -203,9 +203,9 @@ class GuardedNode:
             call.asking = self.name
             return "OK"
         if call is None or call.asking != self.name or asking:
-            return await self._run(
-                lambda: self.plain.execute_command(self, *args, asking=asking, **kwargs), [args]
-            )
+            if asking:  # redis-py 8.0 does not know it, and would give it to what reads the reply
+                kwargs["asking"] = True
+            return await self._run(lambda: self.plain.execute_command(self, *args, **kwargs), [args])
         call.asking = None
         commands = [PipelineCommand(0, "ASKING"), PipelineCommand(1, *args, **kwargs)]
         await self._run(lambda: self.plain.execute_pipeline(self, commands), [args], commands)
