@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import socket
@@ -24,7 +25,7 @@ from guardrails.errors import ConfigurationError
 from guardrails.testing.servers import PostgresServer, ValkeyServer
 from support.mysql_server import MySQLServer, start_mariadb
 from support.polling import poll
-from support.sql_lab import BACKENDS
+from support.sql_lab import BACKENDS, INNODB_REFRESH
 
 CANARY = "canary-7b2e"
 
@@ -368,8 +369,9 @@ def test_mariadb_is_asked_too(mariadb):
         waiting.start()
         url = f"mysql+aiomysql://root@127.0.0.1:{mariadb.port}/guardrails"
         try:
-            poll(lambda: "locks" in found(url, "--slow", "1"), "somebody waits for a lock")
-            poll(lambda: "idle_in_transaction" in found(url, "--slow", "1"), "somebody does nothing", 10)
+            wait = functools.partial(poll, every=INNODB_REFRESH)
+            wait(lambda: "locks" in found(url, "--slow", "1"), "somebody waits for a lock")
+            wait(lambda: "idle_in_transaction" in found(url, "--slow", "1"), "somebody does nothing", 10)
             findings = found(url, "--slow", "1")
             assert f"1 behind session {pid} of 'root', idle in transaction" in findings["locks"]["details"][0]
         finally:
@@ -377,7 +379,7 @@ def test_mariadb_is_asked_too(mariadb):
             waiting.join()
         backend.run(first, "drop table crowded")
     product = "MySQL" if isinstance(mariadb, MySQLServer) else "MariaDB"
-    poll(lambda: run(url) == (0, f"{product}: nothing found.\n"), "it is well again")
+    wait(lambda: run(url) == (0, f"{product}: nothing found.\n"), "it is well again")
 
 
 PERFORMANCE_SCHEMA = (
@@ -416,6 +418,7 @@ def test_the_transaction_that_stops_an_alter_table_is_named(options):
                 poll(
                     lambda said=f"locks: {number},": said in found(url).get("locks", {}).get("what", ""),
                     "it waits",
+                    every=INNODB_REFRESH,
                 )
             finding = found(url)["locks"]
             _, tables = run(url, "--all")

@@ -22,7 +22,7 @@ from guardrails.integrations.wsgi import status_app
 from guardrails.testing.pgbouncer import PgBouncer
 from guardrails.testing.servers import ValkeyServer
 from support.polling import poll
-from support.sql_lab import BACKENDS
+from support.sql_lab import BACKENDS, INNODB_REFRESH
 
 CANARY = "canary-e90a"
 """Stands in statements; it is shown with ``--show-sql`` alone."""
@@ -260,7 +260,7 @@ def test_mariadb_is_joined_too(mariadb):
         try:
             options = {"connect_args": backend.connect_args("pymysql")}
             with service(backend.url("pymysql"), **options) as (engine, page), waiting(engine, 1):
-                poll(lambda: "locks" in found(root)[0], "it waits")
+                poll(lambda: "locks" in found(root)[0], "it waits", every=INNODB_REFRESH)
                 findings, _ = found(root, "--status", page)
                 backend.run(other, "rollback")
         finally:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 
-def poll(condition, what, seconds=20.0):
+def poll(condition, what, seconds=20.0, every=0.01):
     """Waits until a server shows a state; says ``what`` was awaited if it does not come."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not so within {seconds} s: {what}"
-        time.sleep(0.01)
+        time.sleep(every)
 
 
 def wait_until(true, seconds=20.0):

@@ -23,7 +23,7 @@ from guardrails._dbapi.drivers.mysql import Target, server_failed
 from support.mysql_server import MySQLServer, skip_on_mysql, start_mariadb
 from support.paths import DOCS
 from support.polling import poll
-from support.sql_lab import MariaDB, drivers, laboratory
+from support.sql_lab import INNODB_REFRESH, MariaDB, drivers, laboratory
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def deadlock(lab, session):
         rival = threading.Thread(target=run, args=(other, "update pair set n = n + 1 where id = 2"))
         rival.start()
         waiting = "select count(*) from information_schema.innodb_trx where trx_state = 'LOCK WAIT'"
-        poll(lambda: lab.aside(waiting) == 1, "the rival waits for our row")
+        poll(lambda: lab.aside(waiting) == 1, "the rival waits for our row", every=INNODB_REFRESH)
         try:
             session.execute("update pair set n = n + 1 where id = 1")
         finally:
