@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -455,9 +454,7 @@ def test_an_interrupted_wait_leaves_the_queue(make_guard):
 
 def in_child(check):
     """Runs a check in a forked child and says how it ended; a hang is an end, too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of forks among threads
-        pid = os.fork()
+    pid = os.fork()
     if pid == 0:
         # A child that hangs does not run a handler of Python's.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

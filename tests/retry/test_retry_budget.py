@@ -136,7 +136,6 @@ def test_threads_share_one_budget(clock):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_process_finds_the_budget_unlocked(clock):
     """A fork in the middle of another thread's step leaves no lock behind in the child."""
     budget = RetryBudget(1, clock=clock)

@@ -737,7 +737,6 @@ def test_a_client_that_was_closed_looks_for_changes_again(healthy):
 # --- bad input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_child_process_follows_the_topology_by_itself(fragile):
     """Its parent's thread is looking when the child is made, and may hold locks of redis-py."""
     victim = fragile.nodes[0]
