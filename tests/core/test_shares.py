@@ -249,6 +249,8 @@ def test_a_limit_that_was_cut_is_computed_again_after_a_moment():
     assert (cut.is_cut, cut.fitted_at) == (True, 1)
     moments = (1, 1 + FRESH / 2, 1 + FRESH, 0.5)
     assert [shares.keeps_limits(cut, now) for now in moments] == [True, True, False, False]
+    cut.fitted_at = 0
+    assert not shares.keeps_limits(cut, FRESH), "1 + FRESH is a little more than FRESH later"
 
 
 @pytest.mark.parametrize(("succeeded_at", "most"), [(1.0, 4), (1.5, 7), (1.9, 7)])
@@ -263,6 +265,79 @@ def test_slots_are_kept_from_a_part_whose_calls_do_not_return(succeeded_at, most
     part.bulkhead.taken = busy.bulkhead.taken = 4
     pool.taken = 8
     assert shares.limit(part, 2.0, 0.5) == most
+
+
+def pool_with_calls_outside(outside, held):
+    """A pool of 20 slots with a share of 14, calls outside all parts, and parts that hold so many slots.
+
+    No call of the first part has succeeded; those of the others return. All have asked at 0.
+    """
+    pool = Bulkhead(20, 0)
+    shares = Shares(pool)
+    parts = [shares.join(Bulkhead(14, 0), failing(0)) for _ in held]
+    for part, taken in zip(parts, held, strict=True):
+        part.bulkhead.taken = taken
+        shares.note_request(0, part)
+    pool.taken = outside + sum(held)
+    return shares, parts
+
+
+@pytest.mark.parametrize(
+    ("outside", "held", "most"),
+    [
+        (10, [4, 0], 7),  # 6 are free; the other one has a claim to the 3 that are kept
+        (10, [4, 2], 7),  # 4 are free, and it has 2 of its 3
+        (10, [4, 0, 0], 8),  # 6 are free, and each of two has a claim to 1
+        (10, [4, 0, 0, 0, 0], 7),  # each of four has a claim to 1, and 3 are kept
+        (0, [4, 0], 14),  # 16 are free, more than a share needs
+        (3, [4, 0], 14),  # 13 are free: enough for the claim and a share
+        (4, [4, 0], 13),
+    ],
+)
+def test_each_other_part_has_a_claim_to_an_equal_number_of_the_slots_that_are_kept(outside, held, most):
+    """Half of the six slots beyond one share are kept while no part is known to hang."""
+    shares, parts = pool_with_calls_outside(outside, held)
+    limit = shares.limit(parts[0], 1, 0.5)
+    assert (limit, type(limit), parts[0].is_cut) == (most, int, most < 14)
+
+
+def test_an_odd_number_of_slots_is_halved_in_favour_of_the_others():
+    """Three of five."""
+    pool = Bulkhead(15, 0)
+    shares = Shares(pool)
+    parts = [shares.join(Bulkhead(10, 0), failing(0)) for _ in range(5)]
+    for part in parts:
+        shares.note_request(0, part)
+    parts[0].bulkhead.taken, pool.taken = 4, 9
+    limit = shares.limit(parts[0], 1, 0.5)
+    assert (limit, type(limit)) == (7, int)
+
+
+def test_no_slot_is_kept_for_a_part_that_is_not_active():
+    """Its last request is a minute ago, and it has no call."""
+    shares, (part, *_) = pool_with_calls_outside(10, [4, 0, 0])
+    part.last_request = ACTIVE
+    assert shares.limit(part, ACTIVE, 0.5) == 10
+
+
+def test_calls_that_move_to_a_part_of_their_own_count_as_its_calls():
+    """They hold slots of the whole only until they end."""
+    shares, (part, other) = pool_with_calls_outside(10, [4, 0])
+    shares.moving = other
+    assert shares.limit(part, 1, 0.5) == 10, "the other one has more than its claim"
+    shares.moving = part
+    assert shares.limit(part, 1, 0.5) == 14, "it holds 14 of the 17 that it may use"
+
+
+def test_a_part_does_not_take_itself_for_another_active_one():
+    """It was the other one in the last request, and is the only active one now."""
+    shares = Shares(Bulkhead(10, 0))
+    orders, items = (shares.join(Bulkhead(7, 0)) for _ in range(2))
+    shares.note_request(0, orders)
+    shares.note_request(1, items)
+    assert shares.alone is None
+    assert shares.note_request(1 + ACTIVE, orders) == (orders,)
+    assert shares.alone is orders
 
 
 class SharedPool(RuleBasedStateMachine):
