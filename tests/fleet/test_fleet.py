@@ -23,15 +23,15 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from guardrails import Guard, protect
 from guardrails.errors import BulkheadFullError, CircuitOpenError, ConfigurationError
 from guardrails.events import FleetBack, FleetLost, LeaseChanged
-from guardrails.fleet import Fleet, _holder, _pool_lease, _worker
+from guardrails.fleet import Fleet, _pool_lease, _worker, _worker_lease
 from guardrails.fleet._fleet import Budget, Verdict
-from guardrails.fleet._holder import FIRST_WAIT
 from guardrails.fleet._lease import members
 from guardrails.fleet._records import GRANTED, TAKEN, Reply, Request
 from guardrails.fleet._rulings import CLOSED, OPEN, Ruling
 from guardrails.fleet._sqlite_store import SQLiteStore
 from guardrails.fleet._stores import StoreError
 from guardrails.fleet._worker import FleetWorker
+from guardrails.fleet._worker_lease import FIRST_WAIT
 from support.lateness import ROOM
 from support.paths import PROCESSES
 from support.polling import wait_until
@@ -78,7 +78,7 @@ def shop(tmp_path, monkeypatch):
     made, events, store = [], [], ScriptedStore()
 
     def make(url=f"sqlite:///{tmp_path}/shop.db", *, minimum=1, first_wait=20.0, **options):
-        for module in (_holder, _pool_lease):
+        for module in (_worker_lease, _pool_lease):
             monkeypatch.setattr(module, "FIRST_WAIT", first_wait)
         new = create_async_engine if "aiosqlite" in url else create_engine
         engine = new(url, pool_size=8, max_overflow=0)
