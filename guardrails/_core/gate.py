@@ -351,10 +351,10 @@ class Gate(Outside):
         since, number, ticket = (now, permit), slot, permit or breaker.last_ticket + 1
         # As in ``_take``, nothing is called from here to the last change.
         del slots[self]
+        del self.checkouts[slot]
         if checkout:
-            self.checkouts[slot] = since
+            self.checkouts[slot] = since  # behind those that began before it
         else:
-            del self.checkouts[slot]
             number = ticket
             breaker.last_ticket += not permit
             breaker.in_flight[ticket] = now

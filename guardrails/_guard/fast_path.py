@@ -202,7 +202,8 @@ class FastGate:
             if now > core.last:
                 core.last = now
             del reserved[core]
-            checkouts[slot] = out
+            del checkouts[slot]
+            checkouts[slot] = out  # behind those that began before it
             return slot
         return 0
 

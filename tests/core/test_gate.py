@@ -431,6 +431,39 @@ def test_a_call_in_a_reserved_slot_of_a_probe_has_the_probes_ticket(gate):
     assert list(gate.breaker.permits) == [2]
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_checkout_in_a_reserved_slot_is_as_old_as_its_work(gate, fast):
+    """The slot was reserved earlier. Another connection that was taken meanwhile is older."""
+    book = reserved(gate)
+    other = gate.check_out(1, None)
+    gate.refresh(2.5)
+    if fast:
+        paths = FastPaths(gate)
+        paths.now = 3
+        used = paths._take_reserved_slot(book)
+    else:
+        used = gate.take_over(3, book, checkout=True)
+    assert list(gate.checkouts.items()) == [(other, (1, 0)), (used, (3, 0))]
+    assert gate.age_of_oldest(4) == 3
+
+
+def test_the_oldest_call_may_be_overdue_under_way_or_a_checkout(gate):
+    """Each of these three can be the oldest."""
+    assert gate.age_of_oldest(0) is None
+    ticket = gate.enter(1, None)
+    assert gate.age_of_oldest(1.5) == 0.5
+    slot = gate.check_out(1.75, None)
+    assert gate.age_of_oldest(1.875) == 0.875
+    gate.refresh(2.5)
+    assert gate.breaker.overdue
+    assert gate.age_of_oldest(2.5) == 1.5
+    gate.leave(2.5, ticket, S)
+    assert gate.age_of_oldest(2.5) == 0.75
+    gate.begin(2.5, slot)
+    gate.check_in(2.75, slot)
+    assert gate.age_of_oldest(3) == 0.5
+
+
 def test_a_reserved_slot_that_is_not_used_goes_to_the_next(gate):
     """It is no evidence, and goes back once."""
     book, _ = reserved(gate), reserved(gate)
