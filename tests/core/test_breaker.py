@@ -356,6 +356,17 @@ def test_a_round_fails_early_and_passes_only_when_complete(probes, story, state)
     assert breaker.state == state
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "state", "cause"), [((S, S), "closed", "probes_passed"), ((F,), "open", "probes_failed")]
+)
+def test_the_end_of_a_round_has_its_cause(outcomes, state, cause):
+    """It is in the log and in the events."""
+    breaker = half_open()
+    for outcome in outcomes:
+        call(breaker, outcome, now=5)
+    assert moves(breaker)[-1] == ("half_open", state, cause)
+
+
 def test_half_open_admits_the_permitted_number_of_probes():
     """In flight and ended together; an abandoned probe frees its permit."""
     breaker = half_open(permitted_calls_in_half_open_state=3)
@@ -998,6 +1009,15 @@ def test_a_lease_that_ends_as_a_pause_begins_is_not_extended():
 )
 def test_either_rate_is_enough(failures, slow, reached):
     assert make().reaches_a_rate(failures, slow, 10) is reached
+
+
+def test_the_ends_of_calls_are_counted_by_outcome():
+    """Two calls of each."""
+    breaker = make(minimum_number_of_calls=10)
+    for outcome in Outcome:
+        for _ in range(2):
+            call(breaker, outcome)
+    assert (breaker.succeeded, breaker.failed, breaker.abandoned) == (4, 2, 2)
 
 
 def test_each_neutral_end_counts_as_a_success():

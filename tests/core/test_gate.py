@@ -13,6 +13,7 @@ from guardrails._core.bulkhead import CODEL_INTERVAL, Bulkhead, Waiter
 from guardrails._core.criticality import CLASSES, CRITICAL
 from guardrails._core.gate import OPENING, Gate, Refusal
 from guardrails._core.outcome import Outcome
+from guardrails._core.window import NEVER
 from support.shell import FastPaths
 
 S, F, X, N = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ABANDONED, Outcome.NEUTRAL
@@ -145,9 +146,11 @@ def test_a_probes_checkout_without_a_statement_returns_its_lease(gate):
     gate.check_in(5, slot)
 
 
-def probing(now=5):
-    """A gate with one probe, whose slow-call threshold is 1 s, and the slot of that probe's checkout."""
-    policy = BreakerPolicy(minimum_number_of_calls=1, permitted_calls_in_half_open_state=1, open_jitter=0)
+def probing(now=5, probes=1):
+    """A gate whose slow-call threshold is 1 s, and the slot of the first probe's checkout."""
+    policy = BreakerPolicy(
+        minimum_number_of_calls=1, permitted_calls_in_half_open_state=probes, open_jitter=0
+    )
     gate = Gate(Breaker(policy, lambda: 0.5), Bulkhead(2, 2))
     trip(gate)
     return gate, gate.check_out(now, None)
@@ -323,6 +326,26 @@ def test_a_checkout_that_began_before_a_transition_has_no_result(transition):
     assert gate.breaker.evidence(0.3)[:3] == (0, 0, 0)
 
 
+def test_a_statement_during_which_the_circuit_was_reset_has_no_result():
+    """It is the last call that began before."""
+    gate = closed()
+    slot = gate.check_out(0, None)
+    ticket = gate.begin(0, slot)
+    gate.set_state(0.1, "reset")
+    gate.end(0.2, ticket, S, slot)
+    gate.check_in(0.3, slot)
+    assert gate.breaker.evidence(0.3)[:3] == (0, 0, 0)
+    assert (gate.breaker.late, gate.breaker.last_success_at) == (1, NEVER)
+
+
+def test_an_opening_is_a_call_of_its_own():
+    """It has no checkout yet; the first slot may be that of another connection."""
+    gate = closed()
+    assert gate.check_out(0, None) == 1
+    gate.end(0.1, gate.begin(0, OPENING), S)
+    assert gate.breaker.evidence(0.1)[:3] == (1, 0, 0)
+
+
 def test_the_success_of_a_checkout_is_that_of_its_workload():
     """And it makes up for the failure before it."""
     gate = closed()
@@ -335,6 +358,34 @@ def test_the_success_of_a_checkout_is_that_of_its_workload():
         gate.check_in(at + 0.5, slot)
     assert (workload.bad_calls, workload.last_success_at) == (0, 2.5)
     assert not gate.breaker.workload_by_ticket
+
+
+@pytest.mark.parametrize("when", ["returned", "expired"])
+def test_the_success_of_a_probes_checkout_is_that_of_its_workload(when):
+    """Also where its connection stays out for longer than the slow-call threshold."""
+    gate = closed(minimum_number_of_calls=1, permitted_calls_in_half_open_state=1, open_jitter=0)
+    gate.breaker.caller_workload = workload = gate.add_workload(0, Breaker(None, lambda: 0.5))
+    trip(gate)
+    assert workload.bad_calls == 1
+    slot = gate.check_out(5, None)
+    state_after(gate, slot, [(5, 5.25, S)])
+    gate.breaker.caller_workload = None
+    gate.check_in(5.5, slot) if when == "returned" else gate.refresh(6.5)
+    ended = 5.5 if when == "returned" else 6.5
+    assert [change.at for change in gate.outbox] == [5, ended]
+    assert (workload.bad_calls, workload.last_success_at) == (0, ended)
+    assert (gate.breaker.state, gate.breaker.last_success_at) == ("closed", ended)
+    assert not gate.breaker.workload_by_ticket
+
+
+def test_a_probe_that_has_passed_with_its_connection_out_is_counted_once():
+    """The round has a second probe, so that its circuit is still half-open."""
+    gate, slot = probing(probes=2)
+    state_after(gate, slot, [(5, 5.25, S)])
+    gate.refresh(6.25)
+    assert (gate.breaker.state, gate.breaker.round.calls, gate.breaker.good_since) == ("half_open", 1, {})
+    gate.check_in(7, slot)
+    assert (gate.breaker.state, gate.breaker.round.calls) == ("half_open", 1)
 
 
 @pytest.mark.parametrize("last", [F, X])

@@ -383,6 +383,17 @@ def test_a_checkout_that_would_wait_is_evidence_from_its_slot_in_the_model_on():
     )
 
 
+def test_the_statements_of_a_checkout_that_would_wait_are_one_call_from_its_slot_in_the_model_on():
+    gate = new_gate()
+    first, second = let_in(gate, 1.0, checkout=True), let_in(gate, 1.0, max_wait=5.0, checkout=True)
+    gate.check_in(2.0, first)
+    for _ in range(2):
+        gate.end(2.5, gate.begin(2.0, second), S, second)
+    assert (gate.breaker.succeeded, gate.breaker.evidence(2.5)[0]) == (2, 0)
+    gate.check_in(3.0, second)
+    assert gate.breaker.evidence(3.0)[0] == 1
+
+
 class Waits:
     """A checkout, as far as the model asks: when it got its connection, 0.0 before."""
 
