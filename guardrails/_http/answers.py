@@ -68,11 +68,11 @@ _WORDINGS: dict[str, _Wording] = {
     "circuit_open": _Wording(
         503,
         "Temporarily unavailable",
-        "A part of this service is in trouble and is being left alone until it has recovered.",
+        "A part of this service is failing and is not called until it has recovered.",
     ),
-    "bulkhead_full": _Wording(503, "Too busy", "This service has as much to do as it can carry."),
+    "bulkhead_full": _Wording(503, "Too busy", "This service has reached its limit of concurrent requests."),
     "queue_timeout": _Wording(
-        503, "Too busy", "This service has as much to do as it can carry, and no place came free in time."
+        503, "Too busy", "This service has reached its limit of concurrent requests; none ended in time."
     ),
     "deadline_spent": _Wording(
         503, "Out of time", "The time given to this request was over before the work could start."
@@ -88,7 +88,7 @@ _WORDINGS: dict[str, _Wording] = {
     "commit_unknown": _Wording(
         504,
         "Outcome unknown",
-        "Saving was not confirmed in time. Look whether it was done before you send this again.",
+        "Saving was not confirmed in time. Check whether it was done before you send this again.",
     ),
     "client_gone": _Wording(499, "Client gone", "The client closed the connection before the answer."),
 }

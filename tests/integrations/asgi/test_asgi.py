@@ -114,7 +114,7 @@ def test_refusal_is_503(build, install, make_endpoint):
         "type": "urn:problem-type:guardrails:circuit_open",
         "title": "Temporarily unavailable",
         "status": 503,
-        "detail": "A part of this service is in trouble and is being left alone until it has recovered.",
+        "detail": "A part of this service is failing and is not called until it has recovered.",
         "code": "circuit_open",
         "guard": "db",
     }
