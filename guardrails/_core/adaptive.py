@@ -23,16 +23,16 @@ from guardrails._util.checks import Faults, unknown_option
 __all__ = ["Adaptive", "AdaptiveLimit"]
 
 WINDOW = 1.0
-"""Seconds between two decisions at least."""
+"""Minimum seconds between two decisions."""
 
 ENOUGH = 20
-"""Calls that succeed in a window at least. It lasts longer if there are fewer."""
+"""Minimum number of successes in a window. A window with fewer lasts longer."""
 
 LONGEST_WINDOW = 10.0
 """Seconds after which a window ends with fewer calls."""
 
 _LEAST_LOAD = 0.5
-"""Calls at once on average; a window with fewer says nothing."""
+"""Minimum number of calls at once on average. A window with fewer is ignored."""
 
 MEMORY = 60.0
 """Seconds after which a measurement counts for a third (1 / e) of a new one: the limit follows changes."""
@@ -203,71 +203,71 @@ class AdaptiveLimit:
         running, is_saturated = self._area / passed, self._busy >= SATURATED * passed
         seen = None
         if running >= _LEAST_LOAD and passed >= WINDOW / 2:
-            seen = self._place(round(running))
+            seen = self._index(round(running))
             self._measure(seen, passed, served - self._served)
-        before = self._place(self.limit)
-        place = self._better(before)
-        if applies and not at_once and place < before and place != seen:
-            self.applied = self._size(place)  # first: what is remembered of it may be about other work
+        before = self._index(self.limit)
+        index = self._better(before)
+        if applies and not at_once and index < before and index != seen:
+            self.applied = self._size(index)  # for a window first: its measurements may be of other work
         else:
-            self.limit = self.applied = self._size(place)
+            self.limit = self.applied = self._size(index)
             if applies and is_saturated:
-                self._try_next(place, place - before)
+                self._try_next(index, index - before)
         self.restart(now, served)
 
-    def _measure(self, place: int, seconds: float, served: int) -> None:
-        level = self._levels.get(place)
+    def _measure(self, index: int, seconds: float, served: int) -> None:
+        level = self._levels.get(index)
         if level is not None:
             expected = level.throughput * seconds
             most, least = max(expected, served), min(expected, served)
             if most >= ENOUGH and most > OTHER_WORK * least:
                 self._levels.clear()
-        level = self._levels.setdefault(place, _Level())
+        level = self._levels.setdefault(index, _Level())
         level.seconds += seconds
         level.served += served
 
     def _fade(self, factor: float) -> None:
-        for place, level in list(self._levels.items()):
+        for index, level in list(self._levels.items()):
             level.seconds *= factor
             level.served *= factor
             if level.seconds < _FORGOTTEN:
-                del self._levels[place]
+                del self._levels[index]
 
     def _better(self, present: int) -> int:
-        """The place of the number that serves more than the present one, or the present place.
+        """The index of the number with the best throughput; ``present`` if no number is better than that one.
 
-        A smaller number must surely serve more. A larger one need only seem to: if it does not, that is known
-        a moment later, and then the number before it is known, too.
+        A smaller number must be better beyond doubt. A larger number is tried as soon as it looks better: a
+        window with it shows whether it is, and improves what is known of the present number.
         """
         levels = self._levels
-        # The limit itself may never be reached. The largest number that was stands for it.
-        known = max((place for place in levels if place <= present), default=None)
+        # If the limit was never reached, the largest number that was reached stands for it.
+        known = max((index for index in levels if index <= present), default=None)
         if known is None:
             return present
         found, most = present, levels[known].throughput * (1 + TIE)
-        for place, level in levels.items():
-            if self._sizes[place] < self.minimum:
+        for index, level in levels.items():
+            if self._sizes[index] < self.minimum:
                 continue
-            served = level.throughput if place > present else level.at_least
+            served = level.throughput if index > present else level.at_least
             if served > most:
-                found, most = place, served
+                found, most = index, served
         return found
 
-    def _place(self, running: int) -> int:
+    def _index(self, running: int) -> int:
         return min(bisect.bisect_left(self._sizes, running), len(self._sizes) - 1)
 
-    def _size(self, place: int) -> int:
-        size = self._sizes[min(max(0, place), len(self._sizes) - 1)]
+    def _size(self, index: int) -> int:
+        size = self._sizes[min(max(0, index), len(self._sizes) - 1)]
         return min(self._slots, max(self.minimum, size))
 
-    def _try_next(self, place: int, moved: int) -> None:
+    def _try_next(self, index: int, moved: int) -> None:
         """Applies the next smaller or larger number for a window, at once if the last try moved the limit."""
         if moved:
             self._direction = -1 if moved < 0 else 1
         elif self._saturated_windows % PROBE_EVERY == 0:
             self._direction = -self._direction
         if moved or self._saturated_windows % PROBE_EVERY == 0:
-            if self._size(place + self._direction) == self.limit:
+            if self._size(index + self._direction) == self.limit:
                 self._direction = -self._direction
-            self.applied = self._size(place + self._direction)
+            self.applied = self._size(index + self._direction)
         self._saturated_windows += 1

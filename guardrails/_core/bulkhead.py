@@ -23,7 +23,7 @@ callers and 0.3 s refuses 0.08 %."""
 
 QUEUE_FACTOR = 2
 """Maximum length of a standing queue, as a multiple of the callers that it serves in `CODEL_TARGET` at its
-present pace. Callers beyond it would time out before they get a slot. With ten times the callers that 10
+present rate. Callers beyond it would time out before they get a slot. With ten times the callers that 10
 slots can serve, 61 % timed out in the queue without this limit and 8 % with it, with as many served
 (``tests/core/test_waiting_room.py``)."""
 

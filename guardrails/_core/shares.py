@@ -68,7 +68,7 @@ class Member:
 
     @property
     def works(self) -> bool:
-        """False if its last two calls failed or were slow; one may do so for a reason of its own."""
+        """False if its last two calls failed or were slow: one may fail for a reason of its own."""
         return self.workload is None or self.workload.bad_calls < 2  # noqa: PLR2004
 
 
@@ -170,7 +170,7 @@ class Shares:
         return part.bulkhead.taken + (self.outside() if part is self.moving else 0)
 
     def outside(self) -> int:
-        """Slots of the whole that are in use by calls which hold none of a part."""
+        """Slots of the bulkhead that are in use by calls without a slot of any part."""
         return max(0, self._whole.taken - sum(each.bulkhead.taken for each in self.parts))
 
     def _has_other_active(self, now: float, part: Member) -> bool:

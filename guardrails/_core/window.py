@@ -77,7 +77,7 @@ class CountWindow:
         return position
 
     def add_unmarked(self, count: int) -> None:
-        """See Window. Writes each place of the ring at most once."""
+        """See Window. Writes each element of the ring at most once."""
         ring, at = self._ring, self._total % len(self._ring)
         self._total += count
         self.calls = min(len(ring), self.calls + count)

@@ -117,7 +117,7 @@ class Workload:
         return self.bad_calls > 0 and now - self.last_success_at >= slow_after
 
     def is_failing(self, now: float, slow_after: float, least: int, failure: Ratio, slow: Ratio) -> bool:
-        """True if its own calls suffice to say that it does not work."""
+        """True if its own calls prove that it fails."""
         if self.circuit_is_open or self.is_unresponsive(now, slow_after):
             return True
         return self.window.calls >= least and reach_a_rate((self,), failure, slow)

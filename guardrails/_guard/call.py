@@ -126,10 +126,10 @@ class Call(FastCall):
         """
         try:
             budget = self._check_budget()
-            for place, gate in self._gates():
-                self.tickets[place] = gate.let_pass() if self.left_model else gate.enter(budget=budget)
-                if self.tickets[place] < 0:
-                    self._run_outside(place, gate)
+            for index, gate in self._gates():
+                self.tickets[index] = gate.let_pass() if self.left_model else gate.enter(budget=budget)
+                if self.tickets[index] < 0:
+                    self._run_outside(index, gate)
             self._open()
         except BaseException:
             self.abandon()
@@ -139,12 +139,12 @@ class Call(FastCall):
         """Takes the slots for an asyncio task; see `enter`."""
         try:
             budget = self._check_budget()
-            for place, gate in self._gates():
-                self.tickets[place] = (
+            for index, gate in self._gates():
+                self.tickets[index] = (
                     gate.let_pass() if self.left_model else await gate.enter_async(budget=budget)
                 )
-                if self.tickets[place] < 0:
-                    self._run_outside(place, gate)
+                if self.tickets[index] < 0:
+                    self._run_outside(index, gate)
             self._open()
         except BaseException:
             self.abandon()
@@ -257,10 +257,10 @@ class Call(FastCall):
 
     # --- in shadow -----------------------------------------------------------------------------
 
-    def _run_outside(self, place: int, gate: LockedGate) -> None:
+    def _run_outside(self, index: int, gate: LockedGate) -> None:
         """Notes that a gate has let the call in without a slot. In shadow it may not have run."""
         if gate.core.mode == "shadow" and not self.left_model:
-            outside, number = gate.core.outside, self.tickets[place]
+            outside, number = gate.core.outside, self.tickets[index]
             waiting = outside.get(number)
             if waiting is not None and not waiting.inner:
                 waiting.owner = self
@@ -325,10 +325,10 @@ class Call(FastCall):
             if self.ticket:
                 gates[0].end(self.ticket, outcome, 1)
                 self.ticket = 0
-            for place in reversed(range(len(tickets))) if tickets else ():
-                if tickets[place]:
-                    gates[place].end(tickets[place], outcome, 1)
-                    tickets[place] = 0
+            for index in reversed(range(len(tickets))) if tickets else ():
+                if tickets[index]:
+                    gates[index].end(tickets[index], outcome, 1)
+                    tickets[index] = 0
         finally:
             self.closed = True
             if self.outer is not None or self.call_settings.attached:

@@ -178,7 +178,7 @@ def mode_from_environment(name: object) -> Mode | None:
 
 
 def log_mode(name: str, own: Mode, mode: Mode) -> None:
-    """Logs what came of the mode in a guard's own variable."""
+    """Logs the effect of the mode in a guard's own variable."""
     if mode == own:
         _log(name, {"mode": own})
     else:
@@ -230,7 +230,7 @@ def _values(name: object, settings: Mapping[str, Check]) -> dict[str, Any]:
 
 
 def _check_unknown(name: str, prefix: str, word: str) -> None:
-    """Refuses a variable that is no setting: unnoticed, the guard would do what somebody wanted to change.
+    """Refuses a variable that is no setting: a misspelt one would have no effect, unnoticed.
 
     One that ends in a setting may belong to a guard with a longer name: ``GUARDRAILS_DB_EU_TIMEOUT``.
     """

@@ -413,7 +413,7 @@ class FastCall(TaskTimeout):
 
     def _enter_gates(self, now: float) -> bool:
         """Begins a call that has several gates, or takes no slot because a pool's checkout inside does."""
-        call_settings, place = self.call_settings, 0
+        call_settings, index = self.call_settings, 0
         self.tickets = tickets = [*call_settings.no_tickets]
         try:
             for gate in call_settings.gates:
@@ -429,8 +429,8 @@ class FastCall(TaskTimeout):
                         return False  # the compartments must note this workload first
                 else:
                     # Compartments that share slots redistribute them under the lock.
-                    tickets[place] = ticket = 0 if auto_compartments is not None else gate.begin(0, 1)
-                    place += 1
+                    tickets[index] = ticket = 0 if auto_compartments is not None else gate.begin(0, 1)
+                    index += 1
                     if not ticket:
                         return False
             if self.at is not None or call_settings.attached:

@@ -1,6 +1,6 @@
 """Has a server end the sessions of connections that were taken back after ``max_idle_hold``.
 
-To close a connection is enough, unless the network or a proxy swallows that: then its session and its locks
+To close a connection is enough, unless the network or a proxy loses the close. Then its session and locks
 would stay for hours. So the server is asked a second later, over another connection, and ends what is left.
 
 Depends on sessions, the housekeeper and a thread of its own; must not import a pool or driver.
@@ -35,7 +35,7 @@ _GIVE_UP_AFTER = 60.0
 """Seconds after which a server that does not answer is asked no more."""
 
 _MOST = 1000
-"""Most sessions that wait for the question."""
+"""Maximum number of sessions that wait for the question."""
 
 _DRIFT = 0.001
 """Share by which two clocks may differ: both may be adjusted by half of it."""
@@ -105,7 +105,9 @@ class RevokedSessions:
         self._end = end
         self._waiting: deque[RevokedSession] = deque(maxlen=_MOST)
         self._next_question = 0.0
-        self._question = threading.Lock()  # held from the plan to the end of one; nobody waits for it
+        self._question = (
+            threading.Lock()
+        )  # held from the planning of a question to its end; no thread waits for it
         renew_after_fork(self)
 
     def identify(

@@ -21,7 +21,7 @@ LONGEST = 1e9
 """Seconds. A longer time, NaN and infinity come from a broken clock and are counted as 0."""
 
 _RECENT = 16
-"""Durations of which the mean is the usual duration now, and endings that say whether calls hang now."""
+"""Number of last durations whose mean is the usual one, and of last ends that show whether calls hang."""
 
 BATCH = 128
 """Durations that are sorted into buckets together."""

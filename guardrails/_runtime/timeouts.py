@@ -86,7 +86,7 @@ def outer_seconds_left(scope: Scope | None, gate: object) -> float | None:
 
 def budget_of(call: Any) -> float | None:
     """Seconds that the scopes around a call leave it before it begins; None without a limit."""
-    if _replaces(call) or _selects(call):
+    if _replaces(call) or _must_skip_unenforced(call):
         return outer_seconds_left(call.outer, call.call_settings.root)
     return Scope.remaining(call.outer)
 
@@ -100,7 +100,7 @@ def set_deadline(call: Any, now: float) -> None:
         call.timeout = call.timeout if given == NOT_GIVEN else given
     if call.timeout is not None:
         call.at = now + call.timeout
-    if outer is None or not (_replaces(call) or _selects(call)):
+    if outer is None or not (_replaces(call) or _must_skip_unenforced(call)):
         call.bound_by(outer)
     elif (outside := outer_bound(outer, gate)) is not None:
         call.bound_at(*outside)
@@ -112,7 +112,7 @@ def _replaces(call: Any) -> bool:
     return bool(call_settings.attached and (call.timeout is not None or call_settings.has_own_timeout))
 
 
-def _selects(call: Any) -> bool:
+def _must_skip_unenforced(call: Any) -> bool:
     """True if a call has to leave out the deadlines around it that are not enforced."""
     return not enforces(call.outer.owner) and bool(call.call_settings.root.core.enforces)
 

@@ -251,7 +251,7 @@ def limit_with(levels, present, slots=20, minimum=1):
     limit = AdaptiveLimit(minimum, slots, enforces=True)
     limit.pass_time(0.0, 0)
     limit.limit = limit.applied = present
-    limit._levels = {limit._place(running): measured for running, measured in levels.items()}
+    limit._levels = {limit._index(running): measured for running, measured in levels.items()}
     return limit
 
 
@@ -321,20 +321,20 @@ def test_measurements_are_forgotten_when_twice_as_many_or_half_as_many_are_serve
 ):
     assert OTHER_WORK == 2
     limit = limit_with({20: level(before), 6: level(50)}, 20)
-    limit._measure(limit._place(20), seconds, served)
-    assert (limit._place(6) in limit._levels) is kept
-    assert limit._place(20) in limit._levels
+    limit._measure(limit._index(20), seconds, served)
+    assert (limit._index(6) in limit._levels) is kept
+    assert limit._index(20) in limit._levels
 
 
 def test_a_measurement_is_forgotten_below_a_hundredth_of_a_second():
     limit = limit_with({20: level(50, 2 * _FORGOTTEN), 6: level(50, 1.9 * _FORGOTTEN)}, 20)
     limit._fade(0.5)
-    assert [*limit._levels] == [limit._place(20)]
+    assert [*limit._levels] == [limit._index(20)]
 
 
 def test_a_number_below_the_minimum_does_not_hide_the_others():
     limit = limit_with({2: level(900), 20: level(100), 6: level(200)}, 20, minimum=4)
-    assert limit._better(limit._place(20)) == limit._place(6)
+    assert limit._better(limit._index(20)) == limit._index(6)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_a_number_below_the_minimum_does_not_hide_the_others():
 )
 def test_a_larger_number_need_seem_better_and_a_smaller_one_must_be(running, throughput, seconds, better):
     limit = limit_with({13: level(100), running: level(throughput, seconds)}, 13)
-    assert limit._better(limit._place(13)) == limit._place(running if better else 13)
+    assert limit._better(limit._index(13)) == limit._index(running if better else 13)
 
 
 def test_the_limit_goes_down_to_one_where_one_call_at_a_time_serves_most():

@@ -16,7 +16,7 @@ __all__ = ["KILL_TIMEOUT", "MySQLDriver", "Target", "server_failed", "with_backs
 KILL_TIMEOUT = 1.0
 """Seconds a KILL may take: more than the grace period, because the server works on for a lost client."""
 
-_WITHOUT_US = "@guardrails"
+_LIMIT_BEFORE = "@guardrails"
 """Session variable with the limit from before the backstop; NULL, as a number, where there is none."""
 
 _OUT_OF_RESOURCES = {
@@ -118,7 +118,7 @@ def with_backstop(arguments: dict[str, Any], seconds: float | None) -> dict[str,
         f"@@max_statement_time, {seconds:f})"
     )
     # Only MariaDB reads such a comment; MySQL has no limit that covers more than SELECT.
-    command = f"SET {_WITHOUT_US} = 0 /*M!100100 + @@max_statement_time, {limit} */"
+    command = f"SET {_LIMIT_BEFORE} = 0 /*M!100100 + @@max_statement_time, {limit} */"
     return {**arguments, "init_command": command}
 
 
@@ -133,7 +133,7 @@ class MySQLDriver(Plain):
         None restores the limit from before the backstop: for MariaDB a stream is one statement until its last
         row is read.
         """
-        limit = f"COALESCE({_WITHOUT_US} + 0, @@max_statement_time)" if seconds is None else f"{seconds:f}"
+        limit = f"COALESCE({_LIMIT_BEFORE} + 0, @@max_statement_time)" if seconds is None else f"{seconds:f}"
         return f"/*M!100100 SET STATEMENT max_statement_time = {limit} FOR */ {statement}"
 
     def failed(self, error: BaseException) -> bool | None:
