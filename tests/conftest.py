@@ -96,9 +96,7 @@ def nothing_left_behind():
                     gate.core.set_mode, "enforce"
                 )  # what would have happened later has no slot any more
             slots = gate.core.bulkhead
-            assert (slots.taken, len(slots.queue)) == (0, 0), (
-                f"{gate.name}: {slots.taken} slots not given back"
-            )
+            assert (slots.taken, len(slots.queue)) == (0, 0), f"{gate.name}: {slots.taken} slots not released"
             assert not gate.core.outside, f"{gate.name}: calls without a slot that never ended"
             assert not gate.core.breaker.in_flight, f"{gate.name}: calls that never ended"
     assert scope.current() is None, "a deadline was left behind"

@@ -40,7 +40,7 @@ ADVICE: dict[Cause, str] = {
     "slow_calls": "statements take long: look for locks in the database; a larger pool makes it worse",
     "held_idle": "connections are held across other work: end the transaction or close the session before it",
     "nested": "code that holds a connection asks for a second one: pass the first on, or use another engine",
-    "leak": "connections were not given back: close them in a with block",
+    "leak": "connections were not returned: close them in a with block",
     "locks": "statements wait for locks that other sessions hold: end those; a larger pool makes it worse",
 }
 """The meaning of a cause, and the remedy."""

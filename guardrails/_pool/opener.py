@@ -109,8 +109,8 @@ class Opener:
         """Takes a free slot for a ping or an opening; its number is 0."""
         return self._gate.step(self._take_slot)
 
-    def give_slot_back(self) -> None:
-        """Gives a slot of `take_slot` back."""
+    def release_slot(self) -> None:
+        """Releases a slot of `take_slot`."""
         self._gate.check_in(0)
 
     def _take_slot(self, now: float) -> bool:
@@ -139,4 +139,4 @@ class Opener:
             return await self._pool.open()
         finally:
             self._opening_in = None
-            self.give_slot_back()
+            self.release_slot()

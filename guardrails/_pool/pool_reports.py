@@ -41,7 +41,7 @@ _MAX_SEARCHED = 64
 
 _WARNINGS = {
     "held": "a connection of %r has been out for %.1f s and nothing runs on it; it was taken at %s",
-    "dropped": "a connection of %r was dropped after %.1f s and not given back; it was taken at %s",
+    "dropped": "a connection of %r was dropped after %.1f s and not returned; it was taken at %s",
 }
 
 

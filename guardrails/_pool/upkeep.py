@@ -228,7 +228,7 @@ class PoolUpkeep(IdlePool):
                 if self.take(connection) and not await self._answers(connection, ages[connection]):
                     return  # the next check continues: a frozen server takes a timeout for each
             finally:
-                self.opener.give_slot_back()
+                self.opener.release_slot()
 
     async def _answers(self, connection: Any, age: Age) -> bool:
         try:

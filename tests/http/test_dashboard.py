@@ -205,7 +205,7 @@ def test_a_leak_is_marked_with_the_line_that_took_the_connection(shown):
         row = browser.read("document.querySelector('tr.leak').innerText")
         assert browser.read("document.querySelectorAll('img, main script').length") == 0
     assert "2 connections leaked" in words
-    assert "Leak: connections were not given back; close them in a with block" in words
+    assert "Leak: connections were not returned; close them in a with block" in words
     assert re.search(r"leaking_app\.py:\d+ in forget", row)
 
 

@@ -14,7 +14,7 @@ _REFUSALS = frozenset({"PoolClosed", "TooManyRequests"})
 
 
 class PooledPsycopg(Psycopg):
-    """See Driver. Whoever took a connection gives it back to its pool, also one that was closed for good."""
+    """See Driver. The code that took a connection returns it to its pool, even a closed one."""
 
     def _return(self, owner: Any, connection: Any) -> None:
         pass

@@ -376,7 +376,7 @@ const hasEnded = holder => holder.doing === "gone";
 function leaked({guard}) {
   const all = grouped(listed(guard.holders).filter(hasEnded), each => joined([...listed(each.where), each.route]));
   return all.length > 0 && h("div", {class: "box bad-edge", key: "leak"},
-    h("h3", null, "Leak: connections were not given back; close them in a with block"),
+    h("h3", null, "Leak: connections were not returned; close them in a with block"),
     h("ul", null, all.slice(0, MOST_HOLDERS).map(each => h("li", null, `${each.length} × `, place(each[0]), `, out for up to ${duration(each[0].seconds)}`))));
 }
 
@@ -499,7 +499,7 @@ const EVENTS = {
   exhausted: each => each.words || `no connection is left: ${each.cause}`,
   lock_waits: each => each.words,
   state: each => `circuit ${each.old} → ${each.new}${each.cause ? `: ${each.cause}` : ""}`,
-  leak: each => [`connection ${each.cause === "dropped" ? "dropped" : "not given back"} after ${duration(each.seconds)}, taken at `, place(each)],
+  leak: each => [`connection ${each.cause === "dropped" ? "dropped" : "not returned"} after ${duration(each.seconds)}, taken at `, place(each)],
 };
 
 function events(page) {

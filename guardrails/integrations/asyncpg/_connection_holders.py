@@ -77,7 +77,7 @@ class ConnectionHolders:
             if type(holder) in self._classes.values():
                 holder.__class__ = type(holder).__bases__[0]
             if holder.is_connected():
-                self._work.let_go(holder._con)  # noqa: SLF001
+                self._work.restore(holder._con)  # noqa: SLF001
         self.out.clear()
         self._checkouts.clear()
 
@@ -113,7 +113,7 @@ class ConnectionHolders:
             used = self._in_use is not None
             plain._release(self)  # noqa: SLF001
             if used:
-                holders._give_back(self)
+                holders._release_slots(self)
 
         def _release_on_close(self: Any) -> None:
             holders._figures.closed()
@@ -164,7 +164,7 @@ class ConnectionHolders:
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection.terminate()
 
-    def _give_back(self, holder: Any) -> None:
+    def _release_slots(self, holder: Any) -> None:
         checkout = self.out.pop(holder, None)
         if checkout is None:
             self._gate.check_in(0)

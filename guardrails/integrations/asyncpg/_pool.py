@@ -38,7 +38,7 @@ def guard_of(pool: object) -> Guard | None:
 
 
 class PoolAdmission:
-    """Takes slots for connections of one pool, and gives each back exactly once.
+    """Takes slots for connections of one pool, and releases each exactly once.
 
     Args:
         guard: The pool's guard.

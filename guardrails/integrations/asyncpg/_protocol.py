@@ -102,7 +102,7 @@ class ProtocolWork:
         protocol.__class__ = self._classes[plain]
         return state
 
-    def let_go(self, connection: Any) -> None:
+    def restore(self, connection: Any) -> None:
         """Restores the class of a connection's protocol."""
         protocol = connection._protocol  # noqa: SLF001 - no public way
         if type(protocol) in self._classes.values():

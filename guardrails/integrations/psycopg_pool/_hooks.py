@@ -55,7 +55,7 @@ class Admission(Protocol):
     def hand_out(self, connection: Any, checkout: PoolCheckout) -> Any:
         """Begins a checkout and returns its connection."""
 
-    def not_lent(self, error: Exception) -> NoReturn:
+    def raise_no_connection(self, error: Exception) -> NoReturn:
         """Raises the guard's error for a caller who has got no connection."""
 
     def is_revoked(self, connection: Any) -> bool:
@@ -65,7 +65,7 @@ class Admission(Protocol):
         """Prepares the return of a connection; None if it has no checkout."""
 
     def after_return(self, connection: Any, checkout: PoolCheckout) -> None:
-        """Gives the slots of a checkout back, once."""
+        """Releases the slots of a checkout, once."""
 
     def resized(self) -> None:
         """Follows the pool's new size with the guard's slots."""
@@ -175,7 +175,7 @@ def _getter(admission: Admission, base: Any) -> Callable[..., Any]:
             return admission.hand_out(connection, checkout)
         except _NOT_LENT as error:
             checkout.release_slots()
-            admission.not_lent(error)
+            admission.raise_no_connection(error)
         except BaseException:
             checkout.release_slots()
             raise
@@ -213,7 +213,7 @@ def _getter_on_loop(admission: Admission, base: Any) -> Callable[..., Any]:
             return admission.hand_out(connection, checkout)
         except _NOT_LENT as error:
             checkout.release_slots()
-            admission.not_lent(error)
+            admission.raise_no_connection(error)
         except BaseException:
             checkout.release_slots()
             raise

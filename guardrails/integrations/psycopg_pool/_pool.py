@@ -32,7 +32,7 @@ from guardrails.fleet._pool_lease import PoolLease
 from guardrails.integrations.psycopg_pool._connections import guarded_async_class, guarded_class
 from guardrails.integrations.psycopg_pool._errors import PoolTimeoutError
 from guardrails.integrations.psycopg_pool._hooks import hooks, hooks_on_loop
-from guardrails.integrations.psycopg_pool._replacing import make_up_for_one
+from guardrails.integrations.psycopg_pool._replacing import replace_lost_connection
 from guardrails.integrations.psycopg_pool._upkeep import PsycopgPoolUpkeep
 from guardrails.integrations.psycopg_pool._work import ConnectionWork, PoolCheckout, WorkState, once
 
@@ -53,7 +53,7 @@ def guard_of(pool: object) -> Guard | None:
 
 
 class PoolAdmission:
-    """Takes slots for connections of one pool, and gives each back exactly once.
+    """Takes slots for connections of one pool, and releases each exactly once.
 
     Args:
         guard: The pool's guard.
@@ -125,9 +125,9 @@ class PoolAdmission:
         pool.__class__ = type(pool).__bases__[0]
         pool.connection_class = self._given
         for connection in list(pool._pool):  # noqa: SLF001
-            self._let_go(connection)
+            self._restore(connection)
         for checkout in list(self.registry.out.values()):
-            self._let_go(checkout.connection(), checkout)
+            self._restore(checkout.connection(), checkout)
         self.checkouts.clear()
 
     def renew(self) -> None:
@@ -156,7 +156,7 @@ class PoolAdmission:
         if self.attached:
             self._take_over(connection)
         else:
-            self._let_go(connection)
+            self._restore(connection)
 
     def note_failed_opening(self, error: BaseException, entry: PoolEntry | None) -> None:
         """Counts a failure to open a connection as evidence: it concerns no one caller."""
@@ -175,7 +175,7 @@ class PoolAdmission:
         state: WorkState = vars(connection)[_STATE]
         return state
 
-    def _let_go(self, connection: Any, checkout: PoolCheckout | None = None) -> None:
+    def _restore(self, connection: Any, checkout: PoolCheckout | None = None) -> None:
         """Restores a connection, and ends its checkout: it returns to the pool without the guard."""
         if checkout is not None:
             checkout.connection = _gone  # else its end would be taken for that of a dropped connection
@@ -199,7 +199,7 @@ class PoolAdmission:
         self.checkouts.add(checkout)
         self.figures.handed_out(checkout)
         if not self.attached:
-            self._let_go(connection, checkout)
+            self._restore(connection, checkout)
             checkout.release_slots()
             self.checkouts.remove(checkout)
         return connection
@@ -218,7 +218,7 @@ class PoolAdmission:
         return checkout
 
     def after_return(self, connection: Any, checkout: PoolCheckout) -> None:
-        """Gives the slots of a checkout back, once."""
+        """Releases the slots of a checkout, once."""
         state: WorkState | None = vars(connection).get(_STATE)
         if state is not None and state.checkout is checkout:
             state.checkout = None
@@ -240,9 +240,11 @@ class PoolAdmission:
         self.checkouts.remove(checkout, dropped=True)
         self.figures.closed()
         if not self._pool.closed and os.getpid() == self._process:
-            run_later(partial(make_up_for_one, self._pool, self._loop), 0.0)  # a lock may be held here
+            run_later(
+                partial(replace_lost_connection, self._pool, self._loop), 0.0
+            )  # a lock may be held here
 
-    def not_lent(self, error: Exception) -> NoReturn:
+    def raise_no_connection(self, error: Exception) -> NoReturn:
         """Raises the guard's error for a caller who has got no connection."""
         enforces = self._gate.core.enforces
         if isinstance(error, psycopg_pool.TooManyRequests) and enforces:

@@ -9,10 +9,10 @@ from psycopg_pool import AsyncConnectionPool, AsyncNullConnectionPool, NullConne
 from psycopg_pool.pool import AddConnection
 from psycopg_pool.pool_async import AddConnection as AddAsyncConnection
 
-__all__ = ["make_up_for_one"]
+__all__ = ["replace_lost_connection"]
 
 
-def make_up_for_one(pool: Any, loop: asyncio.AbstractEventLoop | None) -> None:
+def replace_lost_connection(pool: Any, loop: asyncio.AbstractEventLoop | None) -> None:
     """Has a pool open another connection, or count one less where it keeps none.
 
     Args:

@@ -32,7 +32,7 @@ class Revocation:
         registry: The holders of the connections.
         seconds: The limit.
         runner: Closes the connections.
-        leave: Gives the slots of a checkout back.
+        leave: Releases the slots of a checkout.
     """
 
     def __init__(
@@ -98,19 +98,19 @@ class Revocation:
                 self._runner.kill(connection)  # first: a server that does not answer must not delay the close
                 self._runner.retire(connection)
             finally:
-                _give_lock_back(connection)
+                _release_lock(connection)
             return True
 
         if hold.take_back(now, self._limit.seconds, lambda: ConnectionRevokedError(*arguments), cut):
             checkout.reported = False
-            self._give_back(connection)
+            self._return_to_pool(connection)
             self._leave(connection, checkout)
             self._registry.figures.invalidated()
             connection._guardrails.checkout = checkout  # noqa: SLF001 - all later work on it is refused
             check_later()
             self._limit.log(where, route, seconds)
 
-    def _give_back(self, connection: Any) -> None:
+    def _return_to_pool(self, connection: Any) -> None:
         """Gives a closed connection to its pool, which opens another one."""
         pool = connection._pool  # noqa: SLF001 - psycopg_pool has no public way
         plain: Any = type(pool).__bases__[0]
@@ -136,7 +136,7 @@ async def _then_forget(putting: Any, connection: Any) -> None:
     try:
         await putting
     finally:
-        connection._pool = None  # noqa: SLF001 - as in `_give_back`
+        connection._pool = None  # noqa: SLF001 - as in `_return_to_pool`
 
 
 def _take_lock(connection: Any) -> bool:
@@ -147,6 +147,6 @@ def _take_lock(connection: Any) -> bool:
     return bool(lock.acquire(blocking=False))
 
 
-def _give_lock_back(connection: Any) -> None:
+def _release_lock(connection: Any) -> None:
     if not isinstance(connection.lock, asyncio.Lock):
         connection.lock.release()

@@ -85,14 +85,14 @@ class RedisCheckout(HeldCheckout):
             gate.end(ticket, Outcome.ABANDONED)
 
     def release_slots(self) -> None:
-        """Gives each slot back once; work that has not ended is no evidence."""
+        """Releases each slot once; work that has not ended is no evidence."""
         try:
             if self.tickets:
                 self.end(Outcome.ABANDONED)
             if self.observation is not None:
                 self.end_observation()
             HeldCheckout.release_slots(self)
-        except BaseException:  # an interrupt: once more, since no slot is given back twice
+        except BaseException:  # an interrupt: once more, since no slot is released twice
             HeldCheckout.release_slots(self)
             raise
 

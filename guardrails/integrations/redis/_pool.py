@@ -51,7 +51,7 @@ def guard_of(pool: object) -> Guard | None:
 
 
 class ClientAdmission:
-    """Takes slots for checkouts, and gives each back exactly once.
+    """Takes slots for checkouts, and releases each exactly once.
 
     Args:
         guard: The client's guard.

@@ -50,7 +50,7 @@ def registry_of(pool: Pool) -> HolderRegistry | None:
 
 
 class EngineAdmission:
-    """Takes slots for checkouts, and gives each back exactly once.
+    """Takes slots for checkouts, and releases each exactly once.
 
     Args:
         guard: The engine's guard.
@@ -114,7 +114,7 @@ class EngineAdmission:
         self._out.clear()
 
     def disposed(self, pool: Pool) -> None:
-        """Gives back the slots of the disposed pools: a slot belongs to a connection of the current pool.
+        """Releases the slots of the disposed pools: a slot belongs to a connection of the current pool.
 
         Args:
             pool: The new pool.

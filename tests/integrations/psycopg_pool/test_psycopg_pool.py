@@ -305,7 +305,7 @@ def test_a_connection_that_is_dropped_is_made_up_for(lab, caplog):
     gc.collect()
     lab.until(lambda: guard.snapshot().in_use == 0, "the slot is back")
     assert lab.soon() == 42
-    lab.until(lambda: "not given back" in caplog.text, "it is reported")
+    lab.until(lambda: "not returned" in caplog.text, "it is reported")
 
 
 def test_an_idle_hold_is_taken_back(lab):

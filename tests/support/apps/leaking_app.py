@@ -1,4 +1,4 @@
-"""A status page of a pool whose connections a thread has kept and not given back."""
+"""A status page of a pool whose connections a thread has kept and not returned."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class Protection(ABC):
         checkout.asked = asked
         checkout.wrapper = weakref.ref(wrapper)
         checkout.pool_wait = NO_WAIT
-        possession = Possession(self, checkout)  # first: an interrupt from here on gives the slot back
+        possession = Possession(self, checkout)  # first: an interrupt from here on releases the slot
         try:
             checkout.take_slots()
             checkout.pool_wait = begin_wait(self._figures, checkout, on_loop=False) or NO_WAIT

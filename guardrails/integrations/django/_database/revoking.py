@@ -32,7 +32,7 @@ class Revocation:
         registry: The holders of the connections.
         seconds: The limit.
         runner: Closes the connections.
-        leave: Gives the slot of a checkout back.
+        leave: Releases the slots of a checkout.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ R = TypeVar("R")
 class Login:
     """Connects as a thread's connection did; equal for one database.
 
-    It keeps no wrapper: one whose thread has ended must give its slot back.
+    It keeps no wrapper: one whose thread has ended must release its slot.
 
     Args:
         wrapper: Django's wrapper of that connection.

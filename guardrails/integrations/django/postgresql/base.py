@@ -75,7 +75,7 @@ class DatabaseWrapper(GuardedWrapper, RenewableInPool, base.DatabaseWrapper):  #
             return self._source
         if self.settings_dict["OPTIONS"].get("pool") and self.alias not in self._connection_pools:
             # A pool keeps the wrapper that made it. This one's thread may end with its connection open: kept
-            # alive, it would never give its slot back.
+            # alive, it would never release its slot.
             options = {**self.settings_dict["OPTIONS"], "pool": None}  # its size is checked when it is opened
             maker = type(self)({**self.settings_dict, "OPTIONS": options}, self.alias)
             maker.settings_dict = self.settings_dict
