@@ -1,1 +1,1 @@
-"""The edge: what meets other libraries. Each module imports its own, and nothing else imports it."""
+"""The public adapters. Each imports one foreign library, which no other room imports."""

@@ -1,6 +1,6 @@
 """Takes asyncpg's connections back that are held idle for longer than ``max_idle_hold``.
 
-Depends on asyncpg's connections; must not import the pool's hooks. asyncpg takes a place back when its
+Depends on asyncpg's connections; must not import the pool's hooks. asyncpg frees a holder when its
 connection is closed. Only what the holder's code still has must fail in the right way: the proxy of the
 connection, and transactions, cursors and prepared statements, which have the connection itself.
 """
@@ -120,7 +120,7 @@ class Revocation:
 
 
 class _RevokedProtocol:
-    """In the place of the protocol of a connection that was taken back: all work on it fails."""
+    """Replaces the protocol of a connection that was taken back: all work on it fails."""
 
     def __init__(self, error: _Error) -> None:
         self._error = error
@@ -136,7 +136,7 @@ def _nothing(_: Any) -> None:
 
 
 def _end(connection: Any) -> None:
-    """Closes a connection, whose place goes back to the pool; its statements stay as they are."""
+    """Closes a connection, whose holder goes back to the pool; its statements stay as they are."""
     plain = type(connection)
     own = {"__slots__": (), "__module__": plain.__module__, "_mark_stmts_as_closed": _nothing}
     connection.__class__ = type(plain.__name__, (plain,), own)

@@ -40,7 +40,7 @@ class AsyncTopology:
         return bool(manager.default_node is not None and manager.slots_cache)
 
     def suspect(self) -> None:
-        """Looks soon: a node has failed or refused a call, or does not have a slot any more."""
+        """Looks the topology up soon: a node has failed, has refused a call, or has lost a slot."""
         if self._stopped or isinstance(current_call.get(), Lookup):
             return
         self._suspected = True  # also if it is True: the task may have been cancelled, or its loop closed

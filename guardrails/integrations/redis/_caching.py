@@ -23,8 +23,8 @@ from guardrails.integrations.redis._socket import WatchedSocket
 __all__ = ["CachedConnection", "execute_in_cluster_with", "execute_with"]
 
 LONGEST_SILENCE = 5.0
-"""Seconds after the last word of a connection for which the replies that it has read are used. Without this
-limit a network that is cut silently would leave them in use for ever."""
+"""Seconds after the last data of a connection for which the replies that it has read are used. Without this
+limit a network that is cut silently would leave them in use without end."""
 
 
 class CachedConnection:

@@ -31,7 +31,7 @@ from guardrails.integrations.redis._caching import execute_with
 from guardrails.integrations.redis._cluster import guard_cluster, is_cluster, refuse_for_cluster
 from guardrails.integrations.redis._errors import DRIVER_ERRORS
 from guardrails.integrations.redis._guarded_connection import derived
-from guardrails.integrations.redis._local_cache import place_of
+from guardrails.integrations.redis._local_cache import reply_options_of
 from guardrails.integrations.redis._pool import ClientAdmission, guard_of
 from guardrails.integrations.redis._pool_connections import capacity
 
@@ -157,7 +157,7 @@ class _ClientAttachment:
         self._guard = guard
         self._admission = ClientAdmission(guard, pool, life, leak_after)
         if self._admission.cache is not None:
-            self._admission.cache.claim(place_of(pool))
+            self._admission.cache.claim(reply_options_of(pool))
         self.upkeep = self._admission.upkeep
         self.most = capacity(pool)
 

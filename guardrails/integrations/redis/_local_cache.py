@@ -21,14 +21,14 @@ from guardrails._runtime.fork import LockOwner, renew_after_fork
 from guardrails.errors import ConfigurationError
 from guardrails.integrations.redis._blocking import block_time
 
-__all__ = ["MISSING", "LocalCache", "place_of"]
+__all__ = ["MISSING", "LocalCache", "reply_options_of"]
 
 MISSING: Any = object()
 """Stands for a reply that is not kept."""
 
 _ATTRIBUTE = "_guardrails_local_cache"
 
-_PLACE = {
+_REPLY_OPTIONS = {
     "host": "localhost",
     "port": 6379,
     "path": None,
@@ -64,7 +64,7 @@ class LocalCache(LockOwner):
         self._cache = cache
         self.lock = threading.RLock()
         self.flushes = 0
-        self._place: Mapping[str, object] = {}
+        self._reply_options: Mapping[str, object] = {}
         self._users = 0
         self._of_key: dict[bytes, set[CacheKey]] = {}
         # For all clients that use the cache, unguarded ones included.
@@ -80,23 +80,25 @@ class LocalCache(LockOwner):
             setattr(cache, _ATTRIBUTE, known)
         return known
 
-    def claim(self, place: Mapping[str, object]) -> None:
-        """Notes that a client uses it; `release` is the end of that.
+    def claim(self, options: Mapping[str, object]) -> None:
+        """Notes that a client uses the cache, until `release`.
 
         Args:
-            place: On what the replies depend; see `place_of`.
+            options: The options on which replies depend; see `reply_options_of`.
 
         Raises:
-            ConfigurationError: Another one uses it whose replies to the same commands may differ.
+            ConfigurationError: A client uses it whose replies to the same commands may differ.
         """
         with self.lock:
-            differ = [name for name in place if self._users and self._place.get(name) != place[name]]
+            differ = [
+                name for name in options if self._users and self._reply_options.get(name) != options[name]
+            ]
             if differ:
                 raise ConfigurationError(
                     f"protect: cache is used by a guarded client with another {', '.join(differ)}, "
                     "whose replies this client would get; give each its own: cache_config=CacheConfig()"
                 )
-            self._place = place
+            self._reply_options = options
             self._users += 1
 
     def release(self) -> None:
@@ -149,7 +151,7 @@ class LocalCache(LockOwner):
                 self._cache.set(made)
 
     def flush(self) -> None:
-        """Empties it: a connection is closed, and the server tells nobody any more what changes."""
+        """Empties the cache: of the keys that a closed connection has read, no change is announced now."""
         with self.lock:
             self.flushes += 1
             self._cache.flush()
@@ -192,11 +194,11 @@ class LocalCache(LockOwner):
         self.flush()
 
 
-def place_of(pool: Any) -> dict[str, object]:
-    """That on which the replies to the client of a pool depend."""
+def reply_options_of(pool: Any) -> dict[str, object]:
+    """The options on which the replies to the client of a pool depend."""
     given = pool.connection_kwargs
-    place: dict[str, object] = {name: given.get(name) or usual for name, usual in _PLACE.items()}
-    return place | {name: getattr(pool, name, None) for name in ("service_name", "is_master")}  # Sentinel's
+    options: dict[str, object] = {name: given.get(name) or usual for name, usual in _REPLY_OPTIONS.items()}
+    return options | {name: getattr(pool, name, None) for name in ("service_name", "is_master")}  # Sentinel's
 
 
 def _is_plain(value: object) -> bool:

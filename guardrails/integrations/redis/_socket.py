@@ -137,10 +137,10 @@ class BoundedSocket:
 
 
 class WatchedSocket(BoundedSocket):
-    """Shows other threads whether all that has arrived was handled.
+    """Shows other threads whether all data that has arrived was handled.
 
-    The reader waits without taking anything, and says before it takes something that it does. So bytes that
-    were taken from the system are never mistaken for bytes that have not arrived, however late a thread runs.
+    The reader waits without reading, and clears the mark *handled* before it reads. So another thread never
+    takes data that was read and not yet handled for data that has not arrived.
     """
 
     __slots__ = ("_handled",)
@@ -161,12 +161,12 @@ class WatchedSocket(BoundedSocket):
         return super().recv_into(*args)
 
     def note_handled(self) -> None:
-        """Notes that all bytes that were taken are handled. For the thread that reads."""
+        """Notes that all bytes that were read are handled. For the thread that reads."""
         if not self._has_decrypted():
             self._handled = object()
 
     def is_handled(self) -> bool:
-        """True if all that has arrived was handled. Any thread may ask."""
+        """True if all data that has arrived was handled. Any thread may ask."""
         handled = self._handled
         try:
             return handled is not None and not _is_readable(self._raw) and self._handled is handled

@@ -211,7 +211,7 @@ class Topology:
     # --- looking ---------------------------------------------------------------------------------
 
     def suspect(self) -> None:
-        """Looks soon: a node has failed or refused a call, or does not have a slot any more."""
+        """Looks the topology up soon: a node has failed, has refused a call, or has lost a slot."""
         if self._suspected or self._stopped.is_set() or isinstance(current_call.get(), Lookup):
             return
         self._suspected = True
@@ -231,9 +231,9 @@ class Topology:
             return
         call = current_call.get()
         left = None if call is None else call.left()
-        self.look(LOOKUP_LIMIT if left is None else min(left, LOOKUP_LIMIT))
+        self.look_up(LOOKUP_LIMIT if left is None else min(left, LOOKUP_LIMIT))
 
-    def look(self, seconds: float) -> None:
+    def look_up(self, seconds: float) -> None:
         """Follows the topology as a node that works knows it; waits for a look-up that is under way."""
         if self._nodes.refuses_all or seconds <= 0:
             return
@@ -282,5 +282,5 @@ class Topology:
                     return
                 self._suspected = False
             started = monotonic()
-            self.look(LOOKUP_LIMIT)
+            self.look_up(LOOKUP_LIMIT)
             self._stopped.wait(max(0.0, LOOKUP_INTERVAL - (monotonic() - started)))

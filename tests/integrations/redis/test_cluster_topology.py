@@ -193,7 +193,7 @@ def test_a_look_up_reads_the_topology_only_for_other_nodes_and_tells_subscribers
     for node in manager.nodes_cache.values():
         node.answer = answer_of(sections)
     topology = Topology(nodes, guard, manager.initialize, lambda: True)
-    topology.look(20)
+    topology.look_up(20)
     assert (manager.read, len(manager.events)) == (read, events)
     assert all(issubclass(event, AfterSlotsCacheRefreshEvent) for event in manager.events)
 
@@ -253,11 +253,11 @@ def test_a_call_that_is_tried_again_waits_for_the_look_up_that_is_under_way(mana
     slow = Slow()
     nodes.working = lambda: [slow]
     topology = Topology(nodes, guard, manager.initialize, lambda: True)
-    first = threading.Thread(target=topology.look, args=(20,))
+    first = threading.Thread(target=topology.look_up, args=(20,))
     first.start()
     assert begun.wait(20)
     begun.clear()
-    topology.look(0.01)  # its caller has no more time
+    topology.look_up(0.01)  # its caller has no more time
     second = threading.Thread(target=topology.refresh)
     second.start()
     go_on.set()

@@ -1,4 +1,4 @@
-"""What is noted on Django's connections: their ages, and their entries under a fleet's budget.
+"""Notes on Django's connections: their times, and their entries under a fleet's budget.
 
 Must not import a driver.
 """

@@ -1,4 +1,4 @@
-"""A driver's cursors with their work run by somebody else. Must not import a driver or know a guard."""
+"""A driver's cursors whose work a given object runs. Must not import a driver or a guard."""
 
 from __future__ import annotations
 

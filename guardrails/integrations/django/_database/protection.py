@@ -30,7 +30,7 @@ from guardrails.integrations.django._database.renewal import Renewal
 from guardrails.integrations.django._database.revoking import Revocation
 from guardrails.integrations.django._database.server_question import know_sessions
 
-__all__ = ["Possession", "Protection"]
+__all__ = ["CheckoutFinalizer", "Protection"]
 
 _ANSWERS = ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
 """Errors that say something about the statement and prove that the database is alive."""
@@ -54,10 +54,10 @@ class ThreadCheckout(Checkout):
         return now is not None
 
 
-class Possession:
-    """Kept by the wrapper of a thread's connection while it has a checkout.
+class CheckoutFinalizer:
+    """Ends the checkout of a thread that has ended with its connection open.
 
-    A thread may end with its connection open. The wrapper is garbage then, and this object with it.
+    Only the wrapper of the thread's connection refers to this object, so both become garbage together.
     """
 
     __slots__ = ("checkout", "protection")
@@ -192,7 +192,7 @@ class Protection(ABC):
         """See Attachment."""
         return self.registry.status()
 
-    def enter(self, wrapper: Any) -> Possession:
+    def enter(self, wrapper: Any) -> CheckoutFinalizer:
         """Takes a slot for the connection of this thread.
 
         Args:
@@ -206,7 +206,7 @@ class Protection(ABC):
         checkout.asked = asked
         checkout.wrapper = weakref.ref(wrapper)
         checkout.pool_wait = NO_WAIT
-        possession = Possession(self, checkout)  # first: an interrupt from here on releases the slot
+        finalizer = CheckoutFinalizer(self, checkout)  # first: an interrupt from here on releases the slot
         try:
             checkout.take_slots()
             checkout.pool_wait = begin_wait(self._figures, checkout, on_loop=False) or NO_WAIT
@@ -216,18 +216,18 @@ class Protection(ABC):
         if self._revocation is not None:
             self._revocation.begin(checkout)
         self._checkouts.add(checkout)
-        return possession
+        return finalizer
 
-    def handed_out(self, possession: Possession | None) -> None:
+    def handed_out(self, finalizer: CheckoutFinalizer | None) -> None:
         """Counts a checkout, once: its caller has the connection now."""
-        if possession is not None and possession.checkout.times is None:
-            possession.checkout.pool_wait.end()
-            self._figures.handed_out(possession.checkout)
+        if finalizer is not None and finalizer.checkout.times is None:
+            finalizer.checkout.pool_wait.end()
+            self._figures.handed_out(finalizer.checkout)
             if self._revocation is not None:
-                self._revocation.handed_out(possession.checkout)
+                self._revocation.handed_out(finalizer.checkout)
 
     def leave(self, checkout: ThreadCheckout, *, dropped: bool = False) -> None:
-        """Gives a checkout's slot back, once; ``dropped`` if its thread ended with the connection open."""
+        """Releases a checkout's slot, once; ``dropped`` if its thread ended with the connection open."""
         if not self.on:
             checkout.slots.clear()  # the guard has forgotten them
         checkout.pool_wait.end()

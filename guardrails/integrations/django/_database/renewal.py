@@ -22,7 +22,7 @@ __all__ = ["Renewable", "Renewal"]
 
 
 class Renewal(PoolUpkeep):
-    """The connections that Django's threads have open, each in the hands of its thread.
+    """The connections that Django's threads have open, each owned by its thread.
 
     Nothing but a renewal is ever due: the settings of a life are off.
 

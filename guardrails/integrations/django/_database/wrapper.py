@@ -22,7 +22,7 @@ from guardrails.integrations.django._database.cursors import Steps
 from guardrails.integrations.django._database.errors import ErrorWrapper
 from guardrails.integrations.django._database.kept import Keeping
 from guardrails.integrations.django._database.options import Options
-from guardrails.integrations.django._database.protection import Possession, Protection
+from guardrails.integrations.django._database.protection import CheckoutFinalizer, Protection
 from guardrails.integrations.django._database.registry import protect
 from guardrails.integrations.django._database.renewal import Renewable
 from guardrails.integrations.django._database.revoking import Revocable
@@ -49,7 +49,7 @@ class GuardedWrapper(Revocable, Renewable, Keeping, Steps, BaseDatabaseWrapper):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._possession: Possession | None = None
+        self._finalizer: CheckoutFinalizer | None = None
         self._note_closed: Callable[[], object] = bool
         self._is_neutral = self._is_ending = False
         self._protection: Any = None
@@ -68,16 +68,16 @@ class GuardedWrapper(Revocable, Renewable, Keeping, Steps, BaseDatabaseWrapper):
 
     @abstractmethod
     def _ping(self) -> None:
-        """Asks the server for a sign of life."""
+        """Pings the server."""
 
     @property
     def is_checked_out(self) -> bool:
         """True if the connection has a slot."""
-        return self._possession is not None
+        return self._finalizer is not None
 
     @property
     def _checkout(self) -> Any:
-        return None if self._possession is None else self._possession.checkout
+        return None if self._finalizer is None else self._finalizer.checkout
 
     @property
     def _guarded(self) -> Protection | None:
@@ -118,7 +118,7 @@ class GuardedWrapper(Revocable, Renewable, Keeping, Steps, BaseDatabaseWrapper):
             self._leave()
             raise
         self._note_closed = protection.connections.add(self, connection, started if is_new else None)
-        protection.handed_out(self._possession)
+        protection.handed_out(self._finalizer)
         return connection
 
     @abstractmethod
@@ -185,16 +185,16 @@ class GuardedWrapper(Revocable, Renewable, Keeping, Steps, BaseDatabaseWrapper):
     def admit(self) -> None:
         """See Steps. Takes a slot for the work to come, unless there is one."""
         protection = self._guarded
-        if protection is not None and self._possession is None:
-            self._possession = protection.enter(self)
+        if protection is not None and self._finalizer is None:
+            self._finalizer = protection.enter(self)
             self.claim()
             if self.connection is not None:
-                protection.handed_out(self._possession)
+                protection.handed_out(self._finalizer)
 
     def _leave(self) -> None:
-        possession, self._possession = self._possession, None
-        if possession is not None:
-            possession.protection.leave(possession.checkout)
+        finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            finalizer.protection.leave(finalizer.checkout)
 
     # --- work on them ----------------------------------------------------------------------------
 

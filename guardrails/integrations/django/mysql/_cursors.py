@@ -1,4 +1,4 @@
-"""Cursors of mysqlclient and PyMySQL with their work run by somebody else. Must not know a guard.
+"""Cursors of mysqlclient and PyMySQL whose work a given object runs. Must not import a guard.
 
 In both drivers the methods of a cursor call one another, and only the outermost one is a piece of work.
 """

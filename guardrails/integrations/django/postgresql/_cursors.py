@@ -1,4 +1,4 @@
-"""psycopg's cursors with their work run by somebody else. Must not import Django or know a guard."""
+"""psycopg's cursors whose work a given object runs. Must not import Django or a guard."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class _GuardedServerCursor(_Guarded):
             super().close()  # type: ignore[misc]  # likewise; there is no server to tell
 
     def __iter__(self) -> Iterator[Any]:
-        """See psycopg: a page at a time; who stops in the middle of a page and goes on gets its rest."""
+        """See psycopg: a page at a time; a caller that stops in a page and continues gets its rest."""
         rows = _pages.setdefault(self, deque())
         while rows or self._turn_page(rows):
             yield rows.popleft()
