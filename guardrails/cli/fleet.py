@@ -21,7 +21,7 @@ from guardrails.fleet._records import SILENT_AFTER, Record, read_epoch
 from guardrails.fleet._rulings import CLOSED, OPEN, PROBE
 from guardrails.fleet._steering import WHAT
 from guardrails.fleet._stores import StoreError, StoreView
-from guardrails.fleet._verdict import look
+from guardrails.fleet._verdict import read_ruling
 
 __all__ = ["fleet"]
 
@@ -111,7 +111,7 @@ _STATES = {CLOSED: "closed", OPEN: "open", PROBE: "half_open"}
 
 def _verdict(fleet_name: str, name: str, fields: Mapping[str, str], now: int) -> dict[str, Any]:
     """Returns the circuit of one verdict and the sums over its workers."""
-    seen = look(fields, now)
+    seen = read_ruling(fields, now)
     return {
         "fleet": _fleet_orders.clean(fleet_name),
         "name": _fleet_orders.clean(name),

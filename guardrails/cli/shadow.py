@@ -117,7 +117,7 @@ def _harmless(seen: Mapping[str, Any], longest: list[dict[str, Any]]) -> dict[st
 
 
 def _still_runs(longest: list[dict[str, Any]]) -> bool:
-    """True if one of the longest calls goes on: nobody knows yet which timeout it needs."""
+    """True if one of the longest calls still runs: its duration, and so its timeout, is not known yet."""
     return any(call["running"] for call in longest)
 
 

@@ -80,7 +80,7 @@ def _connected(url: URL, read: Callable[[str, Execute], T]) -> T:
     """Reads something from the server of a URL, within the time for an answer."""
     url = with_driver(url)
     dialect, driver = url.get_backend_name(), url.get_driver_name()
-    # Each of these drivers has this option; without it they wait for ever.
+    # Each of these drivers has this option; without it they wait without end.
     limit = {"timeout" if driver == "asyncpg" else "connect_timeout": CONNECT_TIMEOUT}
     make: Any = create_async_engine if driver in ON_LOOP else create_engine
     engine = make(url, poolclass=NullPool, connect_args=limit, execution_options={OUR_ENGINE: True})

@@ -10,7 +10,7 @@ from guardrails.fleet._records import Reply
 __all__ = ["BudgetLog"]
 
 _INTERVAL = 60.0
-"""Seconds between two lines about the same trouble."""
+"""Seconds between two log entries about the same fault."""
 
 
 class BudgetLog:

@@ -83,7 +83,7 @@ class PoolLease:
         """Drops the lease, at the start and in a child process. The limit is then the floor."""
         self.started = self.is_lost = False
         self.ready = threading.Event()
-        self.holder: WorkerLease | None = None
+        self.worker_lease: WorkerLease | None = None
         self.reply: Reply | None = None
         self._seq = 0
         self._had, self._demands = Peaks(CLOSING), Peaks(PEAK)
@@ -159,7 +159,7 @@ class PoolLease:
     def resize(self, ceiling: int) -> int:
         """Sets the largest limit; returns the limit that counts now."""
         self.ceiling = ceiling
-        return min(ceiling, self.holder.limit(time.monotonic()) if self.holder else self._minimum)
+        return min(ceiling, self.worker_lease.limit(time.monotonic()) if self.worker_lease else self._minimum)
 
     def compare(self, sessions: int) -> None:
         """Warns if the server has more connections of the pool's role than the budget allows."""
@@ -167,29 +167,29 @@ class PoolLease:
 
     def snapshot(self) -> LeaseSnapshot:
         """Returns the figures of this moment."""
-        now, reply, holder = time.monotonic(), self.reply, self.holder
+        now, reply, worker_lease = time.monotonic(), self.reply, self.worker_lease
         return LeaseSnapshot(
             budget=self.budget,
             connections=self.connections if reply is None else reply.budget,
             workers=0 if reply is None else reply.workers,
             limit=self.limit,
-            safe_share=self._minimum if holder is None else max(self._minimum, holder.safe),
+            safe_share=self._minimum if worker_lease is None else max(self._minimum, worker_lease.safe),
             wants=self._wants(now),
-            in_contact=holder is not None and holder.is_in_contact(now),
+            in_contact=worker_lease is not None and worker_lease.is_in_contact(now),
         )
 
     # --- the housekeeper's thread -------------------------------------------------------------------
 
     def tick(self, now: float) -> bool:
         """Measures the pool and applies the limit; True if the store is to be asked now."""
-        holder = self.holder = self.holder or WorkerLease(self._minimum, now)
+        worker_lease = self.worker_lease = self.worker_lease or WorkerLease(self._minimum, now)
         try:
             self._measure(now)
         finally:  # a lease that cannot be measured ends in time all the same
-            if holder.grant is not None or now - holder.started >= FIRST_WAIT:
-                self._apply(min(self.ceiling, holder.limit(now)))
-            self._note_contact(holder, now)
-        return holder.is_due(now, self._has(now), self.limit, self._wants(now))
+            if worker_lease.grant is not None or now - worker_lease.started >= FIRST_WAIT:
+                self._apply(min(self.ceiling, worker_lease.limit(now)))
+            self._note_contact(worker_lease, now)
+        return worker_lease.is_due(now, self._has(now), self.limit, self._wants(now))
 
     def _measure(self, now: float) -> None:
         slots = self._gate.core.bulkhead
@@ -230,19 +230,19 @@ class PoolLease:
     def request(self, identity: Identity) -> Request:
         """Returns the next request."""
         now = time.monotonic()
-        holder = self.holder = self.holder or WorkerLease(self._minimum, now)
+        worker_lease = self.worker_lease = self.worker_lease or WorkerLease(self._minimum, now)
         has = self._has(now)
         self._seq += 1
-        holder.ask(now, has, self.limit, self._wants(now))
+        worker_lease.ask(now, has, self.limit, self._wants(now))
         return Request(
             worker=identity.worker,
             instance=identity.instance,
             seq=self._seq,
-            fresh=holder.grant is None,
+            fresh=worker_lease.grant is None,
             has=has,
-            cap=holder.told_cap,
-            safe=holder.safe,
-            wants=holder.told_wants,
+            cap=worker_lease.told_cap,
+            safe=worker_lease.safe,
+            wants=worker_lease.told_wants,
             minimum=self._minimum,
             most=self.ceiling,
             budget=self.connections,
@@ -253,25 +253,25 @@ class PoolLease:
         """Applies the reply to the last request; False if another process has the worker's name."""
         if reply.status == TAKEN:
             return False
-        if reply.status == GRANTED and self.holder is not None:
-            self.holder.renew(self.holder.asked, reply)
+        if reply.status == GRANTED and self.worker_lease is not None:
+            self.worker_lease.renew(self.worker_lease.asked, reply)
             self.reply = reply
-            self._apply(min(self.ceiling, self.holder.limit(time.monotonic())))
+            self._apply(min(self.ceiling, self.worker_lease.limit(time.monotonic())))
             if self.limit:
                 self.ready.set()
             self._log.check(reply, self._minimum)
         return True
 
-    def _note_contact(self, holder: WorkerLease, now: float) -> None:
-        is_new = holder.grant is None and now - holder.started < 2 * RENEWAL
-        is_lost = not (holder.is_in_contact(now) or is_new)
+    def _note_contact(self, worker_lease: WorkerLease, now: float) -> None:
+        is_new = worker_lease.grant is None and now - worker_lease.started < 2 * RENEWAL
+        is_lost = not (worker_lease.is_in_contact(now) or is_new)
         if is_lost == self.is_lost:
             return
         if is_lost:
-            kept = min(self.ceiling, max(self._minimum, holder.safe))
+            kept = min(self.ceiling, max(self._minimum, worker_lease.safe))
             self._notify(FleetLost, budget=self.budget, keeps=kept)
         else:
-            self._notify(FleetBack, budget=self.budget, grant=holder.grant or 0)
+            self._notify(FleetBack, budget=self.budget, grant=worker_lease.grant or 0)
         self.is_lost = is_lost
 
     def _notify(self, kind: type[Any], **fields: Any) -> None:

@@ -45,11 +45,11 @@ FORGET_AFTER = 15000
 """Milliseconds for which a silent worker's connections stay reserved."""
 
 LEAVING = 500
-"""Milliseconds for which the connections of a worker that have left stay reserved: servers take a moment
+"""Milliseconds for which the connections of a worker that has left stay reserved: servers take a moment
 to see a connection closed."""
 
 ROOM_FOR_NEW = 10
-"""This part of a budget, a tenth, stays free for new workers while nobody wants it."""
+"""This part of a budget, a tenth, stays free for new workers while no worker wants it."""
 
 SKEW = 1000
 """Milliseconds by which the store's clock may step back before its data are treated as lost."""
@@ -68,7 +68,7 @@ LIVE, SILENT, LEFT, OUT = 1, 2, 3, 4
 """The states of a worker. ``LEFT``: it has left and is reserved for; ``OUT``: it is not any more."""
 
 MOST_DIGITS_OF_A_COUNT = 7
-"""Those of `MOST_CONNECTIONS`."""
+"""Number of digits of `MOST_CONNECTIONS`."""
 
 _MOST_DIGITS = 15
 _LONGEST = 300

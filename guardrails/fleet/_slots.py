@@ -21,7 +21,7 @@ class Follower(Protocol):
     """What follows a fleet."""
 
     def join(self) -> None:
-        """Begins to ask the store; harmless if it does already."""
+        """Begins to ask the store; repeated calls do nothing."""
 
     def leave(self) -> None:
         """Ends asking the store."""

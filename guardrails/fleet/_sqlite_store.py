@@ -37,7 +37,7 @@ _TABLE = """create table if not exists guardrails_fleet_2 (
 class SQLiteStore:
     """Keeps leases in a SQLite file.
 
-    The time is that since the machine's start, which all processes share and nobody can set.
+    The time is that since the machine's start, which all processes share and no process can set.
 
     Args:
         path: The file.
@@ -61,7 +61,7 @@ class SQLiteStore:
             raise StoreError(_reason(error)) from None
 
     def read(self) -> StoreView:
-        """See Store. It does not create the file: whoever looks may be another user than the service."""
+        """See Store. It does not create the file, because the reader may be another user than the service."""
         if not Path(self._path).exists():
             raise NoStoreError("there is no such file")
         try:

@@ -25,7 +25,7 @@ from guardrails.fleet._rulings import (
 )
 from guardrails.fleet._table import MemberTable, count
 
-__all__ = ["IDLE", "VerdictSums", "VerdictTable", "close", "judge", "look"]
+__all__ = ["IDLE", "VerdictSums", "VerdictTable", "close", "judge", "read_ruling"]
 
 IDLE = 2000
 """Milliseconds for which a round of probes is left to a worker that has callers."""
@@ -110,7 +110,7 @@ class VerdictTable:
                 asked.instance, asked.seq, now, asked.generation, asked.calls, asked.failures, asked.slow
             )
             self.members.put(asked.worker, share, now)
-            self._turn(asked, now)
+            self._make_transition(asked, now)
         is_probers = circuit.state == PROBE and circuit.prober == asked.worker
         return self.ruling(now, OPEN if circuit.state == PROBE and not is_probers else circuit.state)
 
@@ -128,7 +128,7 @@ class VerdictTable:
             sums.troubled.get(generation, 0),
         )
 
-    def _turn(self, asked: VerdictRequest, now: int) -> None:
+    def _make_transition(self, asked: VerdictRequest, now: int) -> None:
         """Makes the transition that is due, if any."""
         circuit, is_probers = self.circuit, self.circuit.prober == asked.worker
         can_probe = asked.result != DECLINED
@@ -195,7 +195,7 @@ def close(fields: MutableMapping[str, str]) -> None:
         fields[EPOCH] = circuit.write()
 
 
-def look(fields: Mapping[str, str], now: int) -> Ruling:
+def read_ruling(fields: Mapping[str, str], now: int) -> Ruling:
     """Returns the state of a fleet's circuit and the sums, for people."""
     table = VerdictTable.read(fields, now)
     return table.ruling(now, table.circuit.state)

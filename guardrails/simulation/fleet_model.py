@@ -147,7 +147,7 @@ class SimulatedFleet:
         """Ends a worker without calls, which returns its lease."""
         self.wake(worker)
         now = worker.clock()
-        worker.holder.ask(now, 0, worker.limit, 0)
+        worker.lease.ask(now, 0, worker.limit, 0)
         self._end(worker)
         worker.busy = worker.idle = worker.ending = 0
         if not worker.cut_off and self.now >= self.frozen_until:
@@ -180,7 +180,7 @@ class SimulatedFleet:
     def lost(self, worker: Worker, *, is_lost: bool = False) -> None:
         """Allows the safe share of a worker that the store has forgotten beside the budget, or no more."""
         if is_lost and not worker.lent:
-            worker.lent = max(self.minimum, worker.holder.safe)
+            worker.lent = max(self.minimum, worker.lease.safe)
             self.allowed += worker.lent
         elif not is_lost and not (worker.cut_off and worker.alive):
             self.allowed -= worker.lent

@@ -88,7 +88,7 @@ class Worker:
         self.cut_off = self.is_asking = self.leaving = False
         self.lent, self.healed_at = 0, 0.0
         self.had, self.demands = Peaks(CLOSING), Peaks(PEAK)
-        self.holder = WorkerLease(fleet.minimum, self.clock())
+        self.lease = WorkerLease(fleet.minimum, self.clock())
         self.reply: Reply | None = None
         self.last: Request | None = None
         self.next_tick = -math.inf
@@ -154,7 +154,7 @@ class Worker:
         fleet, opened = self.fleet, self.busy + self.idle
         serving = self.busy - self.ending
         now = self.offset + fleet.now * self.rate
-        limit = self.limit = min(fleet.most, self.holder.limit(now))
+        limit = self.limit = min(fleet.most, self.lease.limit(now))
         if opened > limit:
             self.had.note(now, opened)
             self.idle -= min(self.idle, opened - limit)
@@ -193,15 +193,15 @@ class Worker:
         """Looks at the pool, and asks for a lease if that is due."""
         if version != self.version:
             return
-        now, holder = self.clock(), self.holder
-        if min(self.fleet.most, holder.limit(now)) != self.limit:
+        now, lease = self.clock(), self.lease
+        if min(self.fleet.most, lease.limit(now)) != self.limit:
             self.update()
         else:
             self.demands.note(now, self._wanted())
         has, wants = self.has(now), self.wants(now)
-        if holder.is_due(now, has, self.limit, wants) and not self._is_waiting(now):
+        if lease.is_due(now, has, self.limit, wants) and not self._is_waiting(now):
             self._ask(now, has, wants)
-            if holder.is_in_contact(now) and self.is_settled(now):
+            if lease.is_in_contact(now) and self.is_settled(now):
                 self.tick_at(self.sends(1))
                 return
         following, renewal = self.fleet.now + self._until_next(now, has, wants) / self.rate, self.sends(1)
@@ -215,7 +215,7 @@ class Worker:
 
     def _is_waiting(self, now: float) -> bool:
         """True while its thread waits for a reply."""
-        return self.is_asking and now - self.holder.asked < TIMEOUT
+        return self.is_asking and now - self.lease.asked < TIMEOUT
 
     def _until_next(self, now: float, has: int, wants: int) -> float:
         """Seconds on its clock until a tick may change something, if nothing happens before.
@@ -223,15 +223,15 @@ class Worker:
         A process looks at its pool in every tick. This leaves out those between its changes in which nothing
         can be due.
         """
-        holder = self.holder
-        following, past = holder.asked + RENEWAL, now - TICK
+        lease = self.lease
+        following, past = lease.asked + RENEWAL, now - TICK
         moments: list[float] = []
-        if holder.renewed + CONTACT < following:
-            moments += holder.renewed + CONTACT, holder.renewed + GROW_AFTER
-        if holder.is_early(now, has, self.limit, wants):
-            moments += holder.asked + QUICKEST, holder.asked + TIMEOUT
+        if lease.renewed + CONTACT < following:
+            moments += lease.renewed + CONTACT, lease.renewed + GROW_AFTER
+        if lease.is_early(now, has, self.limit, wants):
+            moments += lease.asked + QUICKEST, lease.asked + TIMEOUT
         if has > self.busy + self.idle:
-            moments.append(max(holder.asked + QUICKEST, now))  # each tick: they were closed one by one
+            moments.append(max(lease.asked + QUICKEST, now))  # each tick: they were closed one by one
         for moment in moments:
             if past < moment < following:
                 following = moment
@@ -239,18 +239,18 @@ class Worker:
 
     def is_settled(self, now: float) -> bool:
         """True if its next request will say what the last one has said."""
-        holder, last, has = self.holder, self.last, self.busy + self.idle
+        lease, last, has = self.lease, self.last, self.busy + self.idle
         if last is None or self.ending or self.cut_off or last.has != has or last.fresh:
             return False
-        if holder.below_since is not None:  # it asks more often
+        if lease.below_since is not None:  # it asks more often
             return False
         wants = demand(self._wanted(), self.fleet.most)
         return (
             last.wants == wants == self.wants(now)
             and last.cap == max(has, self.limit)
-            and last.safe == holder.safe
+            and last.safe == lease.safe
             and self.has(now) == has
-            and holder.is_in_contact(now)
+            and lease.is_in_contact(now)
         )
 
     def _to_tick(self) -> float:
@@ -266,16 +266,16 @@ class Worker:
         return demand(self.demands.most(now), self.fleet.most)
 
     def request(self, has: int) -> Request:
-        """The next request; call ``holder.ask`` before."""
-        holder, fleet = self.holder, self.fleet
+        """The next request; call ``lease.ask`` before."""
+        lease, fleet = self.lease, self.fleet
         self.seq += 1
         return Request(
-            self.name, self.instance, self.seq, holder.grant is None, has, holder.told_cap,
-            holder.safe, holder.told_wants, fleet.minimum, fleet.most, fleet.budget,
+            self.name, self.instance, self.seq, lease.grant is None, has, lease.told_cap,
+            lease.safe, lease.told_wants, fleet.minimum, fleet.most, fleet.budget,
         )  # fmt: skip
 
     def _ask(self, now: float, has: int, wants: int) -> None:
-        self.holder.ask(now, has, self.limit, wants)
+        self.lease.ask(now, has, self.limit, wants)
         request = self.request(has)
         if self.fleet.now == self.sends(1):
             self.beats += 1
@@ -293,21 +293,21 @@ class Worker:
 
     def first_wait_over(self) -> None:
         """Without an answer a new worker takes its floor."""
-        if self.holder.grant is None:
+        if self.lease.grant is None:
             self.fleet.allow(self.fleet.minimum)
         self.update()
 
     def answered(self, sent: float, reply: Reply) -> None:
         """Takes a reply, if it comes in time."""
-        holder = self.holder
-        if holder.asked != sent or self.clock() - sent > TIMEOUT:
+        lease = self.lease
+        if lease.asked != sent or self.clock() - sent > TIMEOUT:
             return  # its connection was closed when the time was over
         self.is_asking = False
         if reply.status == GRANTED and reply.borrowed:
             self.fleet.allow(reply.borrowed)
         before = self.limit
         self.note(self.fleet.now)
-        holder.renew(sent, reply)
+        lease.renew(sent, reply)
         self.reply = reply
         self.update()
         if self.limit != before:

@@ -119,7 +119,7 @@ class RestingWorkers:
     def try_to_rest(self, worker: Worker, reply: Reply) -> None:
         """Lets a worker rest that has just got a reply, if it may."""
         fleet, table = self._fleet, self._fleet.table
-        last, holder, record = worker.last, worker.holder, table.members.get(worker.name)
+        last, lease, record = worker.last, worker.lease, table.members.get(worker.name)
         if record is None or last is None or record.seq != last.seq or worker.limit != reply.grant:
             return
         if (
@@ -127,7 +127,7 @@ class RestingWorkers:
             or fleet.now < fleet.frozen_until
             or fleet.store_time() < table.until
             or not min(record.minimum, record.most) <= reply.grant <= record.cap == last.cap
-            or not holder.safe == record.safe == reply.safe == self._equal
+            or not lease.safe == record.safe == reply.safe == self._equal
             or not worker.is_settled(worker.clock())
         ):
             return
@@ -162,7 +162,7 @@ class RestingWorkers:
         if worker.looked_at < 0:
             del group.asleep[worker]
         worker.looked_at = -1
-        now, holder, skipped = fleet.now, worker.holder, worker.counted - worker.beats
+        now, lease, skipped = fleet.now, worker.lease, worker.counted - worker.beats
         worker.beats += skipped
         before = worker.sends(0)
         arrived = before + worker.delays[0]
@@ -174,19 +174,19 @@ class RestingWorkers:
             record.seq, record.renewed = worker.seq, int(arrived * 1000)
             fleet.table.members.reschedule(worker.name)
         fleet.table.last = max(fleet.table.last, int(arrived * 1000))
-        holder.asked = holder.renewed = worker.reading(before)
+        lease.asked = lease.renewed = worker.reading(before)
         if skipped and arrived + worker.delays[1] > now:  # the reply is still on its way
-            holder.renewed = worker.reading(worker.sends(-1))
+            lease.renewed = worker.reading(worker.sends(-1))
             worker.is_asking = True
-            fleet.at(arrived + worker.delays[1], fleet.reply, worker, worker, holder.asked, reply)
+            fleet.at(arrived + worker.delays[1], fleet.reply, worker, worker, lease.asked, reply)
         worker.moment_sent, sent = before, worker.sends(1)
         if sent <= now:  # the next request is on its way
             worker.seq += 1
             worker.beats += 1
             worker.last = last._replace(seq=worker.seq)
-            holder.asked = worker.reading(sent)
+            lease.asked = worker.reading(sent)
             worker.moment_sent, worker.is_asking = sent, True
-            fleet.at(sent + worker.delays[0], fleet.receive, None, worker, worker.last, holder.asked)
+            fleet.at(sent + worker.delays[0], fleet.receive, None, worker, worker.last, lease.asked)
             sent = worker.sends(1)
         worker.note(worker.moment_sent)
         worker.tick_at(sent)

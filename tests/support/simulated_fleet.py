@@ -34,7 +34,7 @@ class Worker:
         self.instance = f"{fleet.random.getrandbits(32):x}"
         drift = fleet.drift
         self.rate, self.offset = 1 + fleet.random.uniform(-drift, drift), fleet.random.uniform(0, 1000)
-        self.holder = WorkerLease(minimum, self.clock())
+        self.worker_lease = WorkerLease(minimum, self.clock())
         self.busy = self.idle = self.seq = 0
         self.alive = self.running = True
         self.cut_off = False
@@ -54,7 +54,7 @@ class Worker:
 
     @property
     def limit(self):
-        return min(self.most, self.holder.limit(self.clock()))
+        return min(self.most, self.worker_lease.limit(self.clock()))
 
     def fit(self):
         """Applies the limit: idle connections go first."""
@@ -63,7 +63,7 @@ class Worker:
     def work(self):
         """Starts the calls that the limit allows, and opens connections for them."""
         self.fit()
-        if self.holder.grant is None and self.limit:  # it had no answer in time, and takes its floor
+        if self.worker_lease.grant is None and self.limit:  # it had no answer in time, and takes its floor
             self.allowance = (self.minimum, self.fleet.now + 20)
         while self.busy < min(self.demand, self.limit):
             self.idle -= self.idle > 0
@@ -80,7 +80,11 @@ class Worker:
         now = self.clock()
         shrunk = self.open < self.told[0] and self.limit < self.told[0]
         short = self.wants > max(self.told[1], self.limit)
-        early = shrunk or short or (self.holder.grant is not None and self.holder.grant < self.minimum)
+        early = (
+            shrunk
+            or short
+            or (self.worker_lease.grant is not None and self.worker_lease.grant < self.minimum)
+        )
         if now - self.asked >= RENEWAL or (early and now - self.asked >= QUICKEST):
             self.ask()
         self.fleet.after(TICK / self.rate, self.tick, self)
@@ -90,12 +94,12 @@ class Worker:
         return min(self.most, self.demand + max(1, self.demand // 4))
 
     def request(self):
-        cap = self.holder.cap(self.clock(), self.open)
+        cap = self.worker_lease.cap(self.clock(), self.open)
         self.told = (cap, self.wants)
-        fresh = self.holder.grant is None
+        fresh = self.worker_lease.grant is None
         self.seq += 1
         return Request(
-            self.name, self.instance, self.seq, fresh, self.open, cap, self.holder.safe, self.wants,
+            self.name, self.instance, self.seq, fresh, self.open, cap, self.worker_lease.safe, self.wants,
             self.minimum, self.most, self.fleet.budget,
         )  # fmt: skip
 
@@ -110,7 +114,7 @@ class Worker:
             return  # its connection was closed when the time was over
         if reply.status == GRANTED and reply.borrowed:
             self.allowance = (self.minimum, self.fleet.now + 20)
-        self.holder.renew(sent, reply)
+        self.worker_lease.renew(sent, reply)
         self.work()
 
 
@@ -214,6 +218,6 @@ class Fleet:
 
     def table(self):
         return [
-            (each.name, each.open, each.limit, each.holder.grant, each.holder.safe, each.demand)
+            (each.name, each.open, each.limit, each.worker_lease.grant, each.worker_lease.safe, each.demand)
             for each in self.workers
         ]
