@@ -209,7 +209,7 @@ class TimeLimiter:
         return limit(operations, connection, seconds)
 
     def retire(self, connection: Any) -> None:
-        """Closes a connection for good, whoever owns it."""
+        """Closes a connection for good, also one that a pool owns."""
         with suppress(Exception):  # it may be closed already, or its loop
             self._operations.retire(connection)
 

@@ -89,7 +89,7 @@ _NEAR = 0.6
 """How similar a name must be to be the one that was meant, from 0 to 1."""
 
 _VERY_NEAR = 0.8
-"""Likewise, where the variable may be somebody else's."""
+"""Likewise, where the variable may belong to another program."""
 
 _OF_KUBERNETES = re.compile(r"(SERVICE_HOST|SERVICE_PORT|PORT)(_\w+)?")
 """The last words of what Kubernetes sets in each container, here for a Service ``guardrails-db``."""

@@ -1,6 +1,7 @@
 """The last two minutes of guards, one row a second. Must not import a framework.
 
-The housekeeper's thread keeps them once a page was asked for, so whoever opens the page late sees what was.
+The housekeeper's thread keeps them from the first request of a page on. So a page that is opened later
+shows what was before.
 """
 
 from __future__ import annotations

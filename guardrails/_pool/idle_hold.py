@@ -1,9 +1,9 @@
 """For ``max_idle_hold``: the time for which nothing has run on a connection that is checked out.
 
 A connection that is held idle for longer is taken back. One object, the *token*, excludes work on it and its
-revocation from each other: whoever takes the token out of ``IdleHold.idle`` owns the connection. Taking it
-and putting it back is one operation on a list, which is atomic with and without the interpreter lock. So a
-statement takes no lock, unless it finds no token.
+revocation from each other: the code that takes it out of ``IdleHold.idle`` owns the connection. Taking the
+token and putting it back is one operation on a list, which is atomic with and without the interpreter lock.
+So a statement takes no lock, unless it finds no token.
 
 Depends on checkouts; must not import a pool or a driver.
 """

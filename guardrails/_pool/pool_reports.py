@@ -146,7 +146,7 @@ class PoolReports:
         if self._rejected != before:
             self._registry.ask_server()
             self._diagnose(refused=False)
-        # In a pool with free connections nobody is refused, and others may wait as the stopped ones did.
+        # In a pool with free connections no caller is refused, and others may wait as the stopped ones did.
         report = self._gate.report
         stopped, before = report.stopped + report.sums.stops, self._stopped
         self._stopped = stopped

@@ -142,9 +142,9 @@ class LeaseTable:
 
         That stands still while the clock is back a little.
 
-        The store learns for one lease after its data were lost, after its clock jumped, and after nobody has
-        asked for a lease: then it was out of reach, and what it knows is old. After a jump back it forgets
-        everything.
+        The store learns for one lease after its data were lost, after its clock jumped, and after no worker
+        has asked for the time of a lease: then it was out of reach, and what it knows is old. After a jump
+        back it forgets everything.
         """
         learned = self.last < self.until
         if self.last > now + SKEW:

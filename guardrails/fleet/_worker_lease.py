@@ -94,8 +94,8 @@ def demand(peak: int, most: int) -> int:
 def wanted(taken: int, waiting: int, limit: int, usable: int, *, refuses: bool) -> int:
     """Returns the connections that a worker could use now.
 
-    Callers that are refused are seen by nobody: then it wants twice what it has. While an adaptive limit or a
-    ramp leaves fewer slots usable than it has, that is what refuses them, and a connection would be idle.
+    The number of refused callers is unknown, so a worker that refuses wants twice what it has. While an
+    adaptive limit or a ramp leaves fewer slots usable, that refuses them, and more connections would be idle.
     """
     if usable < limit:
         return max(taken, min(taken + waiting, usable))
@@ -177,7 +177,7 @@ class WorkerLease:
     def ask(self, now: float, has: int, limit: int, wants: int) -> None:
         """Notes what the request says that is sent now; the arguments are those of ``is_due``."""
         self.asked = now
-        # Nobody may open a connection before the first lease. Later the limit may be applied a moment late.
+        # No connection may be opened before the first lease. Later the limit may be applied a moment late.
         applied = 0 if self.grant is None else limit
         self.told_cap, self.told_wants = max(applied, self.cap(now, has)), wants
 

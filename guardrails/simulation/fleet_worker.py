@@ -49,7 +49,7 @@ class Worker:
 
     Attributes:
         busy: Connections in use.
-        ending: Those of them whose callers are the last: nobody uses the connection after them.
+        ending: Those of them whose callers are the last: no caller uses the connection after them.
         idle: Connections that are open and not in use.
         limit: Connections that it may have open.
         last: The last request, and ``moment_sent`` when it was sent.

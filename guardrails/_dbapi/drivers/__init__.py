@@ -70,7 +70,7 @@ class Driver(Protocol):
         """Makes the call on the connection fail at once, without the server. Never blocks."""
 
     def retire(self, connection: Any) -> None:
-        """Closes a connection for good, whoever owns it. Never blocks.
+        """Closes a connection for good, also one that a pool owns. Never blocks.
 
         Its state may be unknown, and a late cancel request would hit its next user. The ``close()`` of a
         pool's connection may return it to that pool.

@@ -17,7 +17,7 @@ def borrow(
 ) -> Any:
     """Takes a connection from a pool, in the caller's own thread.
 
-    The pool is told how long to wait: a connection that comes too late then stays in the pool. Whoever
+    The pool is told how long to wait, so a connection that comes too late stays in the pool. A caller that
     waited in another thread and gave up would get that connection and lose it.
 
     Args:

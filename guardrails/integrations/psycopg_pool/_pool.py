@@ -120,7 +120,7 @@ class PoolAdmission:
 
     def detach(self) -> None:
         """Restores the classes. Connections that are out return to the pool without the guard."""
-        self.attached = False  # first: whoever has it now and reads this later ends its own checkout
+        self.attached = False  # first: a caller that returns a connection later ends its checkout
         pool = self._pool
         pool.__class__ = type(pool).__bases__[0]
         pool.connection_class = self._given
