@@ -1,14 +1,15 @@
-"""Finds the number of calls at once that serves most. Must not import slots, circuits or clocks.
+"""Finds the number of concurrent calls that serves most. Must not import slots, circuits or clocks.
 
-It measures how many calls succeed in a second with each number of calls at once. Where more calls at once are
-served more slowly in total, the limit goes down; where they are served faster, it goes up; else it stays.
+It measures how many calls succeed in a second with each number of concurrent calls. Where more concurrent
+calls are served more slowly in total, the limit goes down; where they are served faster, it goes up;
+otherwise it stays.
 
-By Little's law (calls at once = calls a second x duration) this is a gradient of the duration: the throughput
-falls where the duration grows faster than the number. Netflix's concurrency-limits (Gradient2Limit) compares
-the duration with that of the past, and failsafe-go's adaptive limiter moreover asks whether throughput and
-calls at once are correlated. A limit that goes down whenever the duration grows would cost throughput where
-more calls at once are served faster in total, although each of them takes longer. So here the throughput
-itself decides.
+By Little's law (concurrent calls = calls a second x duration) this is a gradient of the duration: the
+throughput falls where the duration grows faster than the number. Netflix's concurrency-limits
+(Gradient2Limit) compares the duration with that of the past, and failsafe-go's adaptive limiter moreover asks
+whether throughput and concurrent calls are correlated. A limit that goes down whenever the duration grows
+would cost throughput where more concurrent calls are served faster in total, although each of them takes
+longer. So here the throughput itself decides.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ LONGEST_WINDOW = 10.0
 """Seconds after which a window ends with fewer calls."""
 
 _LEAST_LOAD = 0.5
-"""Minimum number of calls at once on average. A window with fewer is ignored."""
+"""Minimum number of concurrent calls on average. A window with fewer is ignored."""
 
 MEMORY = 60.0
 """Seconds after which a measurement counts for a third (1 / e) of a new one: the limit follows changes."""
 
 OTHER_WORK = 2.0
-"""If so many times more or fewer calls succeed with the same number at once, the calls do other work, or the
-server has changed: what was measured before is forgotten, for all numbers."""
+"""If the same number of concurrent calls has so many times more or fewer successes, the calls do other work,
+or the server has changed: all measurements are forgotten."""
 
 _FORGOTTEN = 0.01
 """Seconds of measurement, after fading, below which nothing is known."""
@@ -91,7 +92,7 @@ class Adaptive:
 
 
 class _Level:
-    """What was measured with about one number of calls at once. Both sums fade with time."""
+    """What was measured with about one number of concurrent calls. Both sums fade with time."""
 
     __slots__ = ("seconds", "served")
 
@@ -113,7 +114,7 @@ class AdaptiveLimit:
     """The limit of one bulkhead.
 
     Attributes:
-        limit: The number of calls at once that serves most, as far as is known.
+        limit: The number of concurrent calls that serves most, as far as is known.
         applied: The limit to apply now: ``limit``, or a number next to it that is tried.
         enforces: False if the limit is only computed.
         minimum: The smallest limit.

@@ -49,7 +49,7 @@ class Refusal(NamedTuple):
 
 
 class SlotsChanged(NamedTuple):
-    """An adaptive limit now lets in so many calls at once."""
+    """An adaptive limit now lets in so many concurrent calls."""
 
     slots: int
 

@@ -1,4 +1,4 @@
-"""Opens connections within a time limit, with a maximum number at once.
+"""Opens connections within a time limit, with a maximum number of concurrent openings.
 
 A connect that its caller has abandoned goes on, and the next caller with the same arguments waits for it
 instead of opening another. A cancelled connect would still cost the server work: a frozen server has
@@ -142,7 +142,7 @@ class Openings:
     """The openings of one engine that are under way, awaited or abandoned.
 
     Args:
-        slots: Returns the guard's number of slots; at most two more openings run at once.
+        slots: Returns the guard's number of slots; at most two more openings run concurrently.
     """
 
     def __init__(self, slots: Callable[[], int]) -> None:

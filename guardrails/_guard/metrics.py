@@ -160,7 +160,7 @@ FIGURES = (
         "gauge",
         "adaptive_limit",
         "",
-        "Calls at once that serve most, as far as is known; absent without an adaptive limit.",
+        "Concurrent calls that serve most, as far as is known; absent without an adaptive limit.",
         _plain(lambda seen: seen.adaptive_limit),
     ),
     Figure(

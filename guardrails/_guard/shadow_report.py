@@ -17,7 +17,7 @@ def shadow_report(guard: Guard) -> dict[str, Any] | None:
     Returns:
         ``since`` (`time.time`), ``judged`` calls or checkouts, those that would have been ``refused`` and
         ``stopped``, the ``openings`` of its circuits and the last one's time, ``routes``, the ``longest``
-        beyond a limit, the ``highest`` number of calls at once if that was above the limit, the
+        beyond a limit, the ``highest`` number of concurrent calls if that was above the limit, the
         ``capacity`` of its pool if there is one, and the ``slowest`` call in seconds if one was slow.
     """
     gate = guard.call_settings.gates[0]

@@ -32,7 +32,7 @@ class GuardSnapshot:
         max_concurrent_calls: Slots in total.
         usable_slots: Slots that calls may use now: fewer than there are during a recovery ramp, or by an
             adaptive limit.
-        adaptive_limit: The number of calls at once that serves most, as far as is known; None without an
+        adaptive_limit: The number of concurrent calls that serves most, as far as is known; None without an
             `Adaptive`.
         recovery_ramp_left: Time until every slot is usable again; None without a recovery ramp.
         waiting: Callers in the queue.

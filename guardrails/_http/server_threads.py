@@ -15,7 +15,7 @@ def check_threads(threads: int, slots: int, max_in_flight: int | None) -> None:
     """Logs a warning if calls that hang could take every thread of the server.
 
     Args:
-        threads: The number of requests that the server runs at once.
+        threads: The number of concurrent requests of the server.
         slots: The slots of all named guards; 0 if none is named.
         max_in_flight: The number of requests that may be inside at once, or None.
 

@@ -178,7 +178,7 @@ class HTTPSettings(_Settings):
         server_timing: Whether to add a ``Server-Timing`` header.
         cancel_on_disconnect: The requests whose work ends when the client leaves: True for those of safe
             methods, ``"all"``, or False for none.
-        threads: The number of requests that the server runs at once, or None.
+        threads: The number of concurrent requests of the server, or None.
         criticality: The rank of a request by path or template.
         criticality_header: The request header, in lower case, that gives the class of a request, or None.
         clock: A monotonic clock in seconds.

@@ -87,7 +87,7 @@ def slots_for(
     if most is None:
         raise ConfigurationError(
             f"guard {shown(name)}: {unlimited} lets out any number of connections; "
-            "say how many calls may run at once with max_concurrent_calls=..."
+            "set the number of concurrent calls: max_concurrent_calls=..."
         )
     return most
 

@@ -28,7 +28,7 @@ _STRATEGIES = ("retry", "wait", "stop", "before", "after", "before_sleep", "retr
 class Retrying(SharedRetrying):
     """A tenacity ``Retrying`` that threads and asyncio tasks may share. Made by `retrying`.
 
-    Each use runs its own loop under the rules, so that one object serves many calls at once.
+    Each use runs its own loop under the rules, so that one object serves many concurrent calls.
     """
 
     def __call__(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:

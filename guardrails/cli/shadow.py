@@ -163,7 +163,7 @@ def _advice(each: dict[str, Any]) -> Iterator[str]:
     if stops_remain:
         yield "  no timeout is advised while one of the longest calls runs: ask again when it has ended"
     if refusals_remain and each["highest"]:
-        yield f"  {each['highest']} calls at once, and the pool has {each['capacity']} connections"
+        yield f"  {each['highest']} concurrent calls, and the pool has {each['capacity']} connections"
     elif refusals_remain:
         yield "  the guard's own slots were enough: what refused is in the reasons and routes above"
     if not each["refused"] and not each["stopped"]:

@@ -31,7 +31,7 @@ class Policy:
         label: Its name in tables.
         max_concurrent_calls: Slots.
         max_wait_duration: Longest wait for a slot in seconds.
-        max_waiting: Most callers that wait at once; None is the number of slots.
+        max_waiting: Maximum number of waiting callers; None is the number of slots.
         timeout: Seconds after which a call is stopped; None is unbounded.
         compartments: ``"auto"``: one for each route; ``"none"``.
         breaker: The circuit's rules; None is no circuit.

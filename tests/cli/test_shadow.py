@@ -67,7 +67,7 @@ def test_no_setting_is_advised_from_a_time_in_which_a_circuit_would_have_opened(
 
 def test_no_more_slots_than_the_pool_has_connections_are_advised():
     output = said(refused=9, highest=558, capacity=15)
-    assert "558 calls at once, and the pool has 15 connections" in output
+    assert "558 concurrent calls, and the pool has 15 connections" in output
     assert "no harm" not in output
 
 
@@ -83,7 +83,7 @@ def stopped_call(*, running=False):
 
 def test_a_timeout_alone_is_not_said_to_do_no_harm_while_calls_are_refused():
     output = said(refused=9, highest=40, capacity=15, stopped=1, longest=[stopped_call()])
-    assert "would have stopped nothing: timeout=2.6\n  40 calls at once, and the pool has 15" in output
+    assert "would have stopped nothing: timeout=2.6\n  40 concurrent calls, and the pool has 15" in output
     assert "no harm" not in output
 
 

@@ -57,12 +57,12 @@ class Windows:
 
 
 def falls(running):
-    """Most are served with six calls at once."""
+    """Most are served with six concurrent calls."""
     return 50 * min(running, 8) / (1 + (max(0, running - 4) / 4) ** 2)
 
 
 def saturates(running):
-    """Eight calls at once are served as fast as more."""
+    """Eight concurrent calls are served as fast as more."""
     return 50 * min(running, 8)
 
 
@@ -208,7 +208,7 @@ def test_the_limit_is_between_the_minimum_and_the_slots_whatever_comes(minimum, 
 
 
 def test_a_number_below_the_minimum_is_never_better():
-    """In quiet times two calls at once have served more than the four of the minimum do now."""
+    """In quiet times two concurrent calls have served more than the four of the minimum do now."""
     windows = Windows(lambda running: 4000 / running, minimum=4)
     windows.run(60)
     windows.run(5, demand=2)
@@ -247,7 +247,7 @@ def level(throughput, seconds=100.0):
 
 
 def limit_with(levels, present, slots=20, minimum=1):
-    """A limit of ``present`` that has measured these throughputs, by the number of calls at once."""
+    """A limit of ``present`` that has measured these throughputs, by the number of concurrent calls."""
     limit = AdaptiveLimit(minimum, slots, enforces=True)
     limit.pass_time(0.0, 0)
     limit.limit = limit.applied = present
@@ -434,7 +434,7 @@ def occupy(gate, now, seconds, running, served):
 
 
 def test_a_gate_applies_the_limit_and_tells_its_compartments():
-    """With twenty calls at once 50 are served, with fewer 400."""
+    """With twenty concurrent calls 50 are served, with fewer 400."""
     gate, now = gate_with(), 0.0
     now = occupy(gate, now, 1.01, 20, 50)
     assert (gate.bulkhead.usable, gate.adaptive.limit) == (16, 20)  # tried
@@ -540,7 +540,7 @@ def test_compartments_are_told_only_of_a_limit_that_is_applied_and_has_changed(e
 
 
 def test_what_opened_the_circuit_is_counted():
-    """Twenty calls at once that fail serve nobody; six at once have served 300 a second."""
+    """Twenty concurrent calls that fail serve nobody; six at once have served 300 a second."""
     gate = gate_with(minimum_number_of_calls=20, failure_rate_threshold=1, sliding_window_size=1)
     now = occupy(gate, 0.0, 1.01, 6, 300)
     now = occupy(gate, now, 1.01, 6, 300)

@@ -41,7 +41,7 @@ def reopened(database):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_ramp_lets_a_cold_database_recover(seed):
-    """Twenty calls at once take longer than the timeout, so it learns nothing and fails again and again."""
+    """Twenty concurrent calls exceed the timeout, so it learns nothing and fails again and again."""
     without, ramped = (after_an_outage(ramp, seed, warm=False) for ramp in (0, 5))
     assert len(reopened(without)) >= 3
     assert reopened(ramped) == []
@@ -52,7 +52,7 @@ def test_a_ramp_lets_a_cold_database_recover(seed):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_ramp_costs_a_warm_database_a_part_of_its_first_seconds(seed):
-    """Eight calls at once are all that it can use. They are usable after 1.5 s of the ramp's five."""
+    """Eight concurrent calls are all that it can use. They are usable after 1.5 s of the ramp's five."""
     without, ramped = (after_an_outage(ramp, seed, warm=True) for ramp in (0, 5))
     assert reopened(ramped) == []
     lost = without.served_in(BACK, BACK + 5) - ramped.served_in(BACK, BACK + 5)

@@ -587,7 +587,7 @@ class Crowd:
                 dice.choice(self._guards).run(body)
 
     async def in_loop(self, dice):
-        """Calls at once, of which some are cancelled and some time out."""
+        """Concurrent calls, of which some are cancelled and some time out."""
         for _ in range(40):
             tasks = [asyncio.create_task(self._call(dice)) for _ in range(8)]
             for task in tasks:
