@@ -103,7 +103,7 @@ class WouldReject(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WouldStop(Event):
-    """In shadow: a call passed a deadline at which enforcing would have stopped it. It goes on.
+    """In shadow: a call passed a deadline at which enforcing would have stopped it. It continues.
 
     Attributes:
         timeout: Seconds that it would have been given.

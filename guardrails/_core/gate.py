@@ -85,8 +85,8 @@ class Gate(Outside):
         outbox: Waiters to wake, transitions to report, and in shadow the refusals that there would have been.
         fast: False closes the fast paths for good: there is no interpreter lock, or the clock's readings are
             objects whose comparison runs Python code.
-        nested: True during a move that a signal handler makes in the middle of another one. That one goes on
-            afterwards, so the fast paths stay closed.
+        nested: True during a move that a signal handler makes in the middle of another move. The other one
+            continues afterwards, so the fast paths stay closed.
     """
 
     __slots__ = (

@@ -243,7 +243,7 @@ class Outside(ShadowQueue):
     def end_in_model(
         self, now: float, number: int, outcome: Outcome, *, checkout: bool = False, refused: bool = False
     ) -> None:
-        """Ends a call in the model while the real one goes on: enforcing would have ended it by now.
+        """Ends a call in the model while the real one continues: enforcing would have ended it by now.
 
         Args:
             now: The moment.

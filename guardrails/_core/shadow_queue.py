@@ -291,7 +291,7 @@ class ShadowQueue:
         call.inner = self._take(self.last, call.rank, call, None, checkout=call.checkout)
         call.waited, call.due, call.origin = waited, at, None
         if usual is None:
-            call.owner = None  # else what its caller forgets would never be collected
+            call.owner = None  # otherwise what its caller forgets would never be collected
         if call.ended is None:
             self.unslotted -= 1
         else:

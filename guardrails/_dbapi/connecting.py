@@ -1,6 +1,6 @@
 """Opens connections within a time limit, with a maximum number of concurrent openings.
 
-A connect that its caller has abandoned goes on, and the next caller with the same arguments waits for it
+A connect that its caller has abandoned continues, and the next caller with the same arguments waits for it
 instead of opening another. A cancelled connect would still cost the server work: a frozen server has
 accepted the connection and handles each of them when it thaws. It is one coroutine: threads and greenlets,
 where no step waits for an event loop, run it to its end.

@@ -49,7 +49,7 @@ class _Cancelling(Timer):
     """Cancels a task at its deadline, and again after each grace period until the work is over.
 
     A cancellation can be lost: ``asyncio.wait_for`` of Python 3.11 drops one that arrives as its work ends,
-    and a driver may handle one and go on. There is no connection yet whose socket could be shut.
+    and a driver may handle one and continue. There is no connection yet whose socket could be shut.
     """
 
     __slots__ = ("before", "due", "fired", "task", "timers")

@@ -181,7 +181,7 @@ class StatementRunner(UnenforcedWork):
             seconds, own = self._timeout if timeout is None else timeout, True
         else:
             seconds, own = time_allowed(guard, timeout)
-            if not (ending or commit):  # the end of a transaction goes on without the client
+            if not (ending or commit):  # the end of a transaction continues without the client
                 client = waiting_client(ambient.get(), guard.name)
         if seconds is not None and seconds <= 0:
             seconds = self._spent(ending=ending)

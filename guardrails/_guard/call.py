@@ -275,7 +275,7 @@ class Call(FastCall):
             self._end_in_model(_ABANDONED, refused=True)
 
     def _end_in_model(self, outcome: Outcome, *, refused: bool = False) -> None:
-        """Ends the call in the model, while the real one goes on."""
+        """Ends the call in the model, while the real one continues."""
         self.__class__ = CallOutsideModel  # of the same layout
         for gate, ticket in zip(self.call_settings.gates, self.tickets or [self.ticket], strict=False):
             if ticket:

@@ -51,7 +51,7 @@ class GateReports(Notifier):
         error = _new_error(self.errors.rejected[reason], guard, reason, retry_after, compartment)
         if _get_ambient() is None:
             return error
-        if not self.listeners:  # else it is counted
+        if not self.listeners:  # otherwise it is counted
             self.report.count_route()
         return note_guard_error(error)
 

@@ -414,7 +414,7 @@ class Guard:
         for option in options:
             if option not in INHERITED:
                 raise unknown_option("Guard", option, OPTIONS)
-        if isinstance(name, str):  # else the check below refuses it
+        if isinstance(name, str):  # otherwise the check below refuses it
             name = CompartmentName(name, self.name)
         part = Guard.__new__(Guard)  # the environment's settings are for whole guards
         slots = max_concurrent_calls or share(self._gate.core.shared_slots)
@@ -607,7 +607,7 @@ def set_state(guard: Guard, transition: str) -> None:
         ) in guard._parts:  # one for each server; a guard that refuses all calls leaves them as they are
             set_state(part, transition)
     if guard._parent is not None and guard._parent._auto_compartments is not None:
-        guard._parent._auto_compartments.divide()  # else its calls would not pass its gate
+        guard._parent._auto_compartments.divide()  # otherwise its calls would not pass its gate
 
 
 def switch(guard: Guard, mode: Mode) -> None:

@@ -587,7 +587,7 @@ class WorkloadGate(LockedGate):
 
     def fast_refusal_error(self, reason: Reason, retry_after: float | None) -> RejectedError:
         """See GateReports."""
-        self.refused += not self.listeners  # else `report_refusal` counts it
+        self.refused += not self.listeners  # otherwise `report_refusal` counts it
         return GateReports.fast_refusal_error(self, reason, retry_after)
 
 

@@ -56,7 +56,7 @@ class ASGIRequest(RoutedRequest):
         began: The time at which the request arrived.
         let_in: The time at which its wait for slots ended.
         timed: Whether to add ``Server-Timing``.
-        listener: Listens for the client's disconnect; None where the request's work goes on without it.
+        listener: Listens for the client's disconnect; None where the request's work continues without it.
     """
 
     __slots__ = ("_send", "began", "held", "let_in", "listener", "served", "started", "timed")

@@ -127,5 +127,5 @@ def count_since(started: float, clock: Callable[[], float], durations: Durations
         pending.append(seconds if 0.0 <= seconds < LONGEST else 0.0)
         if len(pending) >= BATCH:
             durations.sort()
-    except Exception:  # noqa: BLE001, S110 - the figure is lost, and the call goes on
+    except Exception:  # noqa: BLE001, S110 - the figure is lost, and the call continues
         pass

@@ -64,12 +64,12 @@ class Rules:
         """Prepares a first attempt without a loop; False if it needs one. A loop costs ten guarded calls.
 
         It is possible if no hook or strategy acts before an attempt or after a successful one. If the attempt
-        fails, the caller replays its error to the loop, which then goes on as if it had made the attempt.
+        fails, the caller replays its error to the loop, which then continues as if it had made the attempt.
         """
         policy = self._policy
         before = policy.before
         if not (
-            self._handled is None  # else the replayed error would lose its context
+            self._handled is None  # otherwise the replayed error would lose its context
             and (isinstance(policy, SharedRetrying) or type(policy) in _PLAIN_CLASSES)
             and type(policy.retry) in _RETRY_ON_ERROR
             and (before is tenacity.before_nothing or type(before) is DepositHook)

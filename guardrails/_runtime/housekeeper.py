@@ -58,7 +58,7 @@ class _Housekeeper:
                     del due[task]
                 else:
                     due[task] = time.monotonic() + interval
-            task = None  # type: ignore[assignment] # else this frame would keep its object alive
+            task = None  # type: ignore[assignment] # otherwise this frame would keep its object alive
 
 
 def _run_task(task: Task) -> float | None:

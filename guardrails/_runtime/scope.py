@@ -225,7 +225,7 @@ class RequestScope(Scope):
         name: Its method and the template of its route, such as ``GET /orders/{id}``; None until it is known.
         touched: Time of the first call through each guard inside it, by the guard's `CallSettings`.
         reserved: (gate, number) of each reserved slot that is not used yet, by the core of the gate.
-        client: Its client, which nested middlewares share; None where its work goes on without the client.
+        client: Its client, which nested middlewares share; None where its work continues without the client.
     """
 
     __slots__ = ("__weakref__", "client", "name", "request_errors", "reserved", "touched")

@@ -20,7 +20,7 @@ def end_at_once() -> Iterator[None]:
     """Makes Ctrl-C end the process at once, in the block and at exit, where nothing has to be cleaned up.
 
     The handler raises no KeyboardInterrupt: during an import it might be raised in the import system's own
-    callbacks, which print it and go on, or in code that catches every exception.
+    callbacks, which print it and continue, or in code that catches every exception.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as under nohup
         yield

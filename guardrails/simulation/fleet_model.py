@@ -65,7 +65,7 @@ class SimulatedFleet:
         self.hold, self.drift = hold, drift
         self.now = 1000.0
         self.frozen_until = self.calm_from = 0.0
-        self._waiting: set[Worker] = set()  # workers whose requests wait for the store to go on
+        self._waiting: set[Worker] = set()  # workers whose requests wait until the store answers again
         self._accepted = 0
         self.table = LeaseTable()
         self.workers: dict[str, Worker] = {}
@@ -168,7 +168,7 @@ class SimulatedFleet:
         worker.cut_off, worker.healed_at = cut, math.inf if cut else self.now + 5.0
         worker.disturb()
         self._note_shares(worker)
-        if cut:  # the store forgets it then, and it goes on with its safe share
+        if cut:  # the store forgets it then, and it continues with its safe share
             self.after(FORGET_AFTER / 1000 - 2.0, self._forgotten, worker, worker)
         else:
             self.after(6.0, self.lost, worker, worker)

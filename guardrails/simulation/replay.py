@@ -66,7 +66,7 @@ class _Call(WakeableWaiter):
         self.late: Any = "queue_timeout"
 
     def wake(self) -> bool:
-        """See WakeableWaiter: it goes on at this moment, after the move that wakes it."""
+        """See WakeableWaiter: it continues at this moment, after the move that wakes it."""
         self.run.woken.append(self)
         return True
 
@@ -126,7 +126,7 @@ class _Run:
             if call.timer == number and call.left:
                 self._look_again(call)
             elif call.timer == number:
-                self._go_on(call)
+                self._continue(call)
         else:
             held, outcome = rest
             for (gate, slot), ticket in zip(reversed(held), reversed(tickets), strict=True):
@@ -134,7 +134,7 @@ class _Run:
             for gate, slot in reversed(held):
                 gate.check_in(slot)
         while self.woken:
-            self._go_on(self.woken.pop(0))
+            self._continue(self.woken.pop(0))
 
     def _at(self, moment: float, *what: Any) -> None:
         self._counter += 1
@@ -159,7 +159,7 @@ class _Run:
         call = _Call(self, index, self._gates_of(route), self.now)
         self._enter(call)
         while self.woken:
-            self._go_on(self.woken.pop(0))
+            self._continue(self.woken.pop(0))
 
     def _enter(self, call: _Call) -> None:
         """Passes the remaining gates, up to one at which it waits or is refused."""
@@ -198,13 +198,13 @@ class _Run:
         gate, call.timer = call.waiting, 0
         if isinstance(gate, CompartmentGate) and gate.auto_compartments is not None:
             gate.auto_compartments.redistribute(gate)
-            if call in self.woken:  # it goes on at once, and the others after it
+            if call in self.woken:  # it continues at once, and the others after it
                 self.woken.remove(call)
-                self._go_on(call)
+                self._continue(call)
             else:
                 self._wait(call, gate, call.left)
 
-    def _go_on(self, call: _Call) -> None:
+    def _continue(self, call: _Call) -> None:
         """Ends a wait: the call was woken, or its time is up."""
         gate, call.waiting = call.waiting, None
         if gate is None:

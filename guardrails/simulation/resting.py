@@ -104,7 +104,7 @@ class RestingWorkers:
         return self._queue[0][0] if self._queue else math.inf
 
     def look(self) -> None:
-        """Looks at the next request: its worker goes on resting, or is woken."""
+        """Looks at the next request: its worker continues resting, or is woken."""
         moment, _, number, worker = heapq.heappop(self._queue)
         group = worker.rest
         if group is None or worker.looked_at != number:

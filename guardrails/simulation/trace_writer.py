@@ -56,7 +56,7 @@ class TraceWriter:
         self._file.seek(0, io.SEEK_END)
         if not head:
             csv.writer(self._file).writerow(COLUMNS)
-            self._file.flush()  # else a process that starts meanwhile, or is forked, writes it again
+            self._file.flush()  # otherwise a process that starts meanwhile, or is forked, writes it again
         elif head.strip() != ",".join(COLUMNS):
             self._file.close()
             raise ConfigurationError(f"the first line of the file must be {','.join(COLUMNS)}")

@@ -220,7 +220,7 @@ class PoolAdmission:
         try:
             connection = await self._runner.connect_async(partial(connect, *args), kwargs)
         except asyncio.CancelledError:
-            if self._pool.is_closing():  # else the next caller takes the connection
+            if self._pool.is_closing():  # otherwise the next caller takes the connection
                 self._runner.drop_openings()
             raise
         if guard_of(self._pool) is not self._guard:

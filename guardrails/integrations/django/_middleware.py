@@ -220,7 +220,7 @@ def _template_of(request: HttpRequest) -> str | None:
 def _response(problem: Problem, request: HttpRequest) -> HttpResponse:
     status, headers, body = answer_of(problem, request.META)
     response = HttpResponse(b"" if request.method == "HEAD" else body, status=status, headers=dict(headers))
-    # Else Django's log_response makes an ERROR of each answer, which is mailed to the administrators.
+    # Otherwise Django's log_response makes an ERROR of each answer, which is mailed to the administrators.
     response._has_been_logged = True  # noqa: SLF001 - what log_response reads; there is no public name
     return response
 

@@ -54,7 +54,7 @@ def _view(make: Callable[[], Page]) -> Callable[[HttpRequest], HttpResponse]:
         body = b"" if request.method == "HEAD" else page.body
         response = HttpResponse(body, status=page.status, headers=dict(page.headers))
         response["content-length"] = str(len(page.body))
-        # Else a process that is not ready would mail the administrators with each probe; see the middleware.
+        # Otherwise a process that is not ready would mail the administrators; see the middleware.
         response._has_been_logged = True  # noqa: SLF001 - what Django's log_response reads
         return response
 

@@ -123,7 +123,7 @@ def _state(connection: Any) -> WorkState:
 
 
 def _note_closed(connection: Any) -> None:
-    if connection.closed:  # else it has gone back to its pool
+    if connection.closed:  # otherwise it has gone back to its pool
         _state(connection).closed()
 
 

@@ -178,7 +178,7 @@ class PoolAdmission:
     def _restore(self, connection: Any, checkout: PoolCheckout | None = None) -> None:
         """Restores a connection, and ends its checkout: it returns to the pool without the guard."""
         if checkout is not None:
-            checkout.connection = _gone  # else its end would be taken for that of a dropped connection
+            checkout.connection = _gone  # otherwise its end would be taken for that of a dropped connection
         if type(connection) is self._class:
             connection.__class__ = self._plain
         if connection is not None and _STATE in vars(connection):

@@ -74,7 +74,7 @@ class WorkState:
         return now - self.opened, now - self.began
 
     def refuse_lost(self) -> None:
-        """Refuses to go on with a connection that was stopped or taken back.
+        """Refuses to continue with a connection that was stopped or taken back.
 
         Raises:
             ConnectionRevokedError: It was taken back.

@@ -200,7 +200,7 @@ def _openers(base: Any, guard: Guard, topology: AsyncTopology) -> dict[str, Any]
             return
         await topology.stop()
         if topology.is_known:
-            self._initialize = False  # else redis-py closes nothing after a call that has failed
+            self._initialize = False  # otherwise redis-py closes nothing after a call that has failed
         await base.aclose(self)
 
     return {"aclose": aclose, "initialize": initialize}

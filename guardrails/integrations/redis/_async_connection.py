@@ -121,7 +121,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
             raise
         finally:
             self._busy = False
-            if self.socket_timeout is None:  # else the server has asked for another timeout meanwhile
+            if self.socket_timeout is None:  # otherwise the server has asked for another timeout meanwhile
                 self.socket_timeout = socket_timeout
         if stopped:  # the timer has fired, and other code has swallowed the cancellation
             await self._fail(checkout, asyncio.CancelledError(), stopped=True)
@@ -189,7 +189,7 @@ class GuardedAsyncConnection(Guarded, AbstractConnection):
         self.socket_timeout = None
         self._reschedule(checkout)
 
-    def _go_on_without_client(self) -> None:
+    def _continue_without_client(self) -> None:
         if self._timer is not None:
             self._timer.request = None
 

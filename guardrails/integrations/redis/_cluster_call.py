@@ -45,7 +45,7 @@ class ClusterCall:
         self.asking: str | None = None
         if guard.call_settings.gates[-1].core.enforces:
             seconds, _ = time_allowed(guard)
-            if seconds is not None and seconds > 0:  # else the first node's guard refuses the call
+            if seconds is not None and seconds > 0:  # otherwise the first node's guard refuses the call
                 self.seconds, self.at = seconds, monotonic() + seconds
 
     def __enter__(self) -> Self:

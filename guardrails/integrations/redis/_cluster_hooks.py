@@ -80,7 +80,7 @@ class ClusterHooks:
         """Restores the client and its nodes."""
         cluster = self._cluster
         cluster.__class__ = type(cluster).__bases__[0]
-        if is_reduced(cluster.retry):  # else it was set meanwhile
+        if is_reduced(cluster.retry):  # otherwise it was set meanwhile
             cluster.retry = self._kept["retry"]
         cluster.reinitialize_steps = self._kept[_REINITIALIZE]
         self._detach_nodes()

@@ -224,19 +224,19 @@ class Guarded:
     def _note_blocking(self, seconds: float | None) -> None:
         if seconds is not None and self.checkout is not None:
             self.work.note_blocking(self.checkout, seconds)
-            self._go_on_without_client()  # the server may have removed an element for it already
+            self._continue_without_client()  # the server may have removed an element for it already
             self._start_blocking(self.checkout)
 
     def _note_release(self, commands: list[Any]) -> None:
         if self.checkout is None:
             return
         if is_release(commands):
-            self._go_on_without_client()
+            self._continue_without_client()
         if self.work.extend_for_release(self.checkout, commands):
             self._reschedule(self.checkout)
 
-    def _go_on_without_client(self) -> None:
-        """Lets the command go on when the client of the request leaves. In a thread every command does."""
+    def _continue_without_client(self) -> None:
+        """Lets the command continue when the client of the request leaves. In a thread every command does."""
 
     def _start_blocking(self, checkout: RedisCheckout) -> None:
         raise NotImplementedError

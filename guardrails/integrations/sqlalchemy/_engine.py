@@ -256,7 +256,7 @@ class _EngineAttachment:
         self._root = root = _root(self._engine)
         had_events = "_has_events" in vars(root)
         event.listen(root, "engine_disposed", self._disposed)
-        if not had_events:  # else each statement would look for listeners; the class attribute stays
+        if not had_events:  # otherwise each statement would look for listeners; the class attribute stays
             del root._has_events  # noqa: SLF001 - no public way
 
     def _disposed(self, engine: Engine) -> None:

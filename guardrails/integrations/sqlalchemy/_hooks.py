@@ -186,7 +186,7 @@ class DialectHooks:
         try:
             self._runner.end_limit(limit, error)
         except CallTimeoutError:
-            if error is not None:  # else SQLAlchemy has logged the error and dropped the connection
+            if error is not None:  # otherwise SQLAlchemy has logged the error and dropped the connection
                 raise
 
     def handle_error(self, context: ExceptionContext) -> None:

@@ -110,7 +110,7 @@ class EngineAdmission:
         self._connections.detach(pool)
         pool.__class__ = type(pool).__bases__[0]
         for checkout in list(self._out.values()):
-            checkout.take_back()  # else its deadline would stop the next user of the connection
+            checkout.take_back()  # otherwise its deadline would stop the next user of the connection
         self._out.clear()
 
     def disposed(self, pool: Pool) -> None:
@@ -286,7 +286,7 @@ class EngineAdmission:
             return
         if checkout.below is not None:
             self._out[record] = checkout.below
-            # Else SQLAlchemy would take the record for returned, and ignore its return.
+            # Otherwise SQLAlchemy would take the record for returned, and ignore its return.
             record.fairy_ref = checkout.below.proxy  # type: ignore[attr-defined] # of its own records
             if self.revocation is not None:
                 self.revocation.leave(checkout)

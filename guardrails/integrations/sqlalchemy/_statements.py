@@ -177,7 +177,7 @@ class Statements:
         try:
             return self._runner.finish(close, (), connection, checkout, timeout)
         except CallTimeoutError as error:
-            user.invalidate(error)  # SQLAlchemy logs the error and goes on
+            user.invalidate(error)  # SQLAlchemy logs the error and continues
             raise
         except asyncio.CancelledError:
             if checkout is not None:

@@ -207,7 +207,7 @@ class EngineUpkeep(PoolUpkeep):
         self._last_put = None
         with self._mutex(pool), suppress(ValueError):
             self._items(pool).remove(record)
-            if self.age(record).process == os.getpid():  # else it is the parent's
+            if self.age(record).process == os.getpid():  # otherwise it is the parent's
                 self.drop(pool, record)
 
     def age(self, record: Any) -> Age:

@@ -152,7 +152,7 @@ class DatabaseWrapper(GuardedWrapper, base.DatabaseWrapper, MySQLSteps):  # type
             try:
                 change(commit=True)  # MySQL commits what is open
             except RejectedError:
-                self._rollback()  # else the next change would commit it
+                self._rollback()  # otherwise the next change would commit it
                 raise
 
 
