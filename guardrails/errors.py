@@ -273,11 +273,10 @@ class ConnectionRevokedError(GuardrailsError):
         return self.args[3]
 
     def __str__(self) -> str:
-        place = ", ".join(filter(None, [" < ".join(self.where), self.route]))
+        where = ", ".join(filter(None, [" < ".join(self.where), self.route]))
         idle = f"nothing had run on it for {self.seconds:.3g} s"
-        return (
-            f"{self.guard!r} took the connection back: {idle}; it was taken at {place or 'an unknown line'}"
-        )
+        taken = f"it was checked out at {where or 'an unknown line'}"
+        return f"{self.guard!r} took the connection back: {idle}; {taken}"
 
 
 class ConfigurationError(GuardrailsError, ValueError):

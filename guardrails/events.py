@@ -136,7 +136,7 @@ class LeakFound(Event):
     """A connection was probably leaked. Reported once for each checkout, from the housekeeper's thread.
 
     Attributes:
-        cause: ``"held"``: it has been checked out for ``leak_after`` seconds and is idle. ``"dropped"``: the
+        cause: ``"held"``: it has been held for ``leak_after`` seconds and is idle. ``"dropped"``: the
             garbage collector found it unreferenced, and it had not been returned to the pool.
         seconds: Seconds since the checkout.
         where: The application's lines that made the checkout, such as ``"shop/orders.py:42 in load"``,

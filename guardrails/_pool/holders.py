@@ -143,7 +143,9 @@ class PoolStatus(PoolSnapshot):
     lock_waits: tuple[LockWait, ...] = ()
 
     def __str__(self) -> str:
-        full = f"{self.checked_out} of {self.capacity} connections out, {self.waiting} callers waiting"
+        full = (
+            f"{self.checked_out} of {self.capacity} connections checked out, {self.waiting} callers waiting"
+        )
         failed = [f"  orders to cancel that did not reach the server: {self.failed_cancels}"]
         waits = [f"  {wait}" for wait in self.lock_waits]
         lines = [*by_line(self.holders), *waits, *(failed if self.failed_cancels else [])]
@@ -156,8 +158,8 @@ def by_line(holders: Iterable[Holder]) -> list[str]:
     for holder in holders:
         alike.setdefault((holder.where[0] if holder.where else "unknown", holder.doing), []).append(holder)
     return [
-        f"  {len(group)} x {WORDS[doing]}{_since(group[0])}, out for up to {group[0].seconds:.1f} s, "
-        f"taken at {where}"
+        f"  {len(group)} x {WORDS[doing]}{_since(group[0])}, held for up to {group[0].seconds:.1f} s, "
+        f"checked out at {where}"
         for (where, doing), group in sorted(alike.items(), key=lambda item: -len(item[1]))
     ]
 

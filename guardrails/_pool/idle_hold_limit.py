@@ -85,7 +85,8 @@ class IdleHoldLimit(Generic[T]):
             self._logged.clear()
         self._logged[line] = now, 0
         log.warning(
-            "guard %r took a connection back%s: nothing had run on it for %.1f s; it was taken at %s%s; "
+            "guard %r took a connection back%s: nothing had run on it for %.1f s; "
+            "it was checked out at %s%s; "
             "end the transaction or close the session before other work, or use holding()",
             self._guard.name,
             f" (and {unlogged} more from there since the last line)" if unlogged else "",

@@ -40,8 +40,8 @@ _MAX_SEARCHED = 64
 """Maximum number of checkouts that are searched for those of a refused caller."""
 
 _WARNINGS = {
-    "held": "a connection of %r has been out for %.1f s and nothing runs on it; it was taken at %s",
-    "dropped": "a connection of %r was dropped after %.1f s and not returned; it was taken at %s",
+    "held": "a connection of %r has been held for %.1f s and nothing runs on it; it was checked out at %s",
+    "dropped": "a connection of %r was dropped after %.1f s and not returned; it was checked out at %s",
 }
 
 
@@ -86,7 +86,7 @@ class PoolReports:
     def returned(self, checkout: HeldCheckout) -> None:
         """Logs the return of a connection that was reported as a leak."""
         log.info(
-            "a connection of %r came back after %.0f s; it was taken at %s",
+            "a connection of %r came back after %.0f s; it was checked out at %s",
             self._guard.name,
             self._registry.age(checkout),
             lines(checkout.site)[0],

@@ -139,7 +139,7 @@ ALERTS = (
         _held,
         "1m",
         "warning",
-        "A connection of {{ $labels.guard }} has been out for {{ $value | humanizeDuration }}",
+        "A connection of {{ $labels.guard }} has been held for {{ $value | humanizeDuration }}",
         "It was forgotten, or is held across other work, such as a stream or a call of another service.",
     ),
     Alert(

@@ -202,7 +202,7 @@ def _leak(holders: Iterable[Any]) -> str | None:
         return None
     first = leaked[0]
     place = f"{len(leaked)} x {first.where[0]}, {first.route}"
-    return f"{place}, out for up to {first.seconds:.1f} s: {first.advice}"
+    return f"{place}, held for up to {first.seconds:.1f} s: {first.advice}"
 
 
 def _state_of(snapshot: Any) -> dict[str, Any]:

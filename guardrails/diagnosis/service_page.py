@@ -35,7 +35,7 @@ class Pool:
 
     def __init__(self, process: str, page: Mapping[str, Any]) -> None:
         self._where = f"pool {str(page['name'])!a} of process {process}"
-        self._out = f"{int(page['in_use'])} of {int(page['max_concurrent_calls'])} connections out"
+        self._out = f"{int(page['in_use'])} of {int(page['max_concurrent_calls'])} connections checked out"
         self._waiting = int(page["waiting"])
         self._cause = page["cause"]
         self._advice = ADVICE[self._cause]

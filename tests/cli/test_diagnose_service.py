@@ -122,7 +122,7 @@ def test_victims_and_blocker_are_joined_from_outside(postgres, table):
     assert f"<- session {pid} of 'alembic', idle in transaction for" in details[-1]
     assert details[-1].partition(" for up to")[0] in text_answer
     assert answer["unseen"] == []
-    assert findings["pool"]["what"].endswith(": 2 of 2 connections out")
+    assert findings["pool"]["what"].endswith(": 2 of 2 connections checked out")
     assert "2 x in a statement" in findings["pool"]["details"][0]
 
 

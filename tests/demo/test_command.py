@@ -117,7 +117,7 @@ def test_the_leak_scenario_names_the_line_and_its_page_has_the_leak(tmp_path):
         wait_for(process, "apps ready")
         address = re.search(r"http://\S+/internal/", process.stdout.readline())[0]
         wait_for(process, "the guarded app names the cause: ")
-        assert "ReportRepository.total, /reports, out for up to " in process.stdout.readline()
+        assert "ReportRepository.total, /reports, held for up to " in process.stdout.readline()
         with urllib.request.urlopen(address + "status.json") as answer:
             (db,) = [each for each in json.load(answer)["guards"] if each["name"] == "db"]
         with urllib.request.urlopen(address + "history.json") as answer:

@@ -122,7 +122,7 @@ def test_a_pool_that_ran_out_is_an_event_with_its_cause(site, engine):
     (event,) = [each for each in said["events"] if each["event"] == "exhausted"]
     (shown,) = said["guards"]
     assert (event["guard"], event["cause"]) == ("orders", "nested")
-    assert "2 of 2 connections out" in event["words"]
+    assert "2 of 2 connections checked out" in event["words"]
     assert CANARY not in event["words"]
     assert (shown["cause"], shown["advice"]) == ("nested", ADVICE["nested"])
 
@@ -147,7 +147,7 @@ def test_a_caller_refused_during_a_diagnosis_does_not_repeat_it(engine, monkeypa
         refused()
     assert HolderRegistry.status is status  # the other caller came in the middle
     assert [each["event"] for each in recent_events(guard_of(engine))] == ["exhausted"]
-    assert sum("2 of 2 connections out" in line for line in caplog.messages) == 1
+    assert sum("2 of 2 connections checked out" in line for line in caplog.messages) == 1
 
 
 @pytest.mark.parametrize(

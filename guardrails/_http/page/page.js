@@ -377,10 +377,10 @@ function leaked({guard}) {
   const all = grouped(listed(guard.holders).filter(hasEnded), each => joined([...listed(each.where), each.route]));
   return all.length > 0 && h("div", {class: "box bad-edge", key: "leak"},
     h("h3", null, "Leak: connections were not returned; close them in a with block"),
-    h("ul", null, all.slice(0, MOST_HOLDERS).map(each => h("li", null, `${each.length} × `, place(each[0]), `, out for up to ${duration(each[0].seconds)}`))));
+    h("ul", null, all.slice(0, MOST_HOLDERS).map(each => h("li", null, `${each.length} × `, place(each[0]), `, held for up to ${duration(each[0].seconds)}`))));
 }
 
-// Connections that were taken at one place, and do the same, share a row. The longest is first.
+// Connections that were checked out at one line, and do the same, share a row. The longest is first.
 function holders({path, guard, leaks}, now) {
   if (!known(guard.holders)) return null;
   const alike = grouped(listed(guard.holders), each => JSON.stringify([each.doing, each.where, each.now, each.route, each.compartment]));
@@ -393,7 +393,7 @@ function holders({path, guard, leaks}, now) {
     few(pids(all, each => each.pid)), few(pids(all, each => listed(each.blocked_by)))]}));
   return [
     h("h3", null, "Holders", leaks > 0 && h("b", {class: "mark leak"}, some(leaks, "leak"))),
-    rows.length ? shortened(path + "\nholders", "Holders", ["held for", "#number", "doing", "taken at", "now at", "route", "session", "blocked by"], rows)
+    rows.length ? shortened(path + "\nholders", "Holders", ["held for", "#number", "doing", "checked out at", "now at", "route", "session", "blocked by"], rows)
       : h("p", null, "No connection is out."),
   ];
 }
@@ -499,7 +499,7 @@ const EVENTS = {
   exhausted: each => each.words || `no connection is left: ${each.cause}`,
   lock_waits: each => each.words,
   state: each => `circuit ${each.old} → ${each.new}${each.cause ? `: ${each.cause}` : ""}`,
-  leak: each => [`connection ${each.cause === "dropped" ? "dropped" : "not returned"} after ${duration(each.seconds)}, taken at `, place(each)],
+  leak: each => [`connection ${each.cause === "dropped" ? "dropped" : "not returned"} after ${duration(each.seconds)}, checked out at `, place(each)],
 };
 
 function events(page) {

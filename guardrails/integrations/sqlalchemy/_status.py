@@ -16,8 +16,8 @@ __all__ = ["leaks"]
 def leaks(engine: object, *, older_than: float | None = None) -> tuple[Holder, ...]:
     """Returns the holders of connections that look forgotten, those out longest first.
 
-    A connection looks forgotten if its holder has ended, or if it has been out for ``older_than`` seconds and
-    nothing runs on it.
+    A connection looks forgotten if its holder has ended, or if it has been held for ``older_than`` seconds
+    and nothing runs on it.
 
     Args:
         engine: An ``Engine`` or ``AsyncEngine`` that was given to `guardrails.protect`.

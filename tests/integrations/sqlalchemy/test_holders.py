@@ -391,7 +391,7 @@ def test_exhausted_pool_is_diagnosed_in_the_log(make_engine, caplog):
                 engine.connect()
     (record,) = logged(caplog)
     assert record.levelname == "WARNING"
-    assert "pool 'db': 2 of 2 connections out" in record.getMessage()
+    assert "pool 'db': 2 of 2 connections checked out" in record.getMessage()
     assert "2 x held across other work" in record.getMessage()
     assert " in call_another_service" in record.getMessage()
     assert "\n" not in record.getMessage()
