@@ -107,17 +107,17 @@ class AutoCompartments:
 
     # --- gates and limits ----------------------------------------------------------------------
 
-    def add(self, gate: CompartmentGate, *, elastic: bool) -> None:
+    def add(self, gate: CompartmentGate, *, automatic: bool) -> None:
         """Adds the gate of a compartment.
 
         Args:
             gate: The gate.
-            elastic: True for an automatic compartment, whose number of slots depends on the active ones. A
+            automatic: True for an automatic compartment, whose number of slots depends on the active ones. A
                 declared compartment keeps its number.
         """
         gate.member = self.shares.join(gate.core.bulkhead, gate.parent.workload if gate.parent else None)
         gate.auto_compartments = self
-        if elastic:
+        if automatic:
             self._elastic[gate.member] = gate
             self._own.append(gate)
             gate.reports_calls = False  # the guard reports the end of each call

@@ -64,13 +64,13 @@ def compartment_for(guard: Guard, key: str, name: str | None = None) -> Guard:
 
     def form(found: str) -> Guard:
         wanted = _fitting(found if name is None or found == OTHER else name)
-        if guard._part(wanted) is not None:
+        if guard._find_compartment(wanted) is not None:
             wanted = _fitting(found)
-        known = guard._part(wanted)
-        return known or guard._new_part(wanted, None, {}, elastic=True)
+        known = guard._find_compartment(wanted)
+        return known or guard._new_compartment(wanted, None, {}, automatic=True)
 
-    part: Guard = guard._auto_compartments.find(key, form)
-    return part
+    compartment: Guard = guard._auto_compartments.find(key, form)
+    return compartment
 
 
 def guard_of_servers(
@@ -105,35 +105,39 @@ def compartment_of_server(guard: Guard, name: str, slots: int, breaker: BreakerP
         slots: Its slots.
         breaker: The rules of its circuit; None is no circuit.
     """
-    known = guard._part(name)
+    known = guard._find_compartment(name)
     if known is not None:
         return known
-    part = guard._new_part(name, slots, {"breaker": breaker}, elastic=False)
-    part._may_have_compartments = False
-    states = {each.state for each in guard._parts if each is not part}
+    compartment = guard._new_compartment(name, slots, {"breaker": breaker}, automatic=False)
+    compartment._may_have_compartments = False
+    states = {each.state for each in guard._compartments if each is not compartment}
     if states in ({"disabled"}, {"metrics_only"}):
-        set_state(part, *states)  # the others were set by hand
-    return part
+        set_state(compartment, *states)  # the others were set by hand
+    return compartment
 
 
-def drop_compartment(guard: Guard, part: Guard) -> None:
+def drop_compartment(guard: Guard, compartment: Guard) -> None:
     """Drops a compartment. Its calls under way end as before."""
-    gate, own = part.call_settings.gates[-1], guard._gate
+    gate, own = compartment.call_settings.gates[-1], guard._gate
     with own.lock:
-        guard._parts = tuple(each for each in guard._parts if each is not part)
+        guard._compartments = tuple(each for each in guard._compartments if each is not compartment)
         if gate in own.workload_gates:
             own.workload_gates.remove(gate)
 
 
 def judged_guards(guard: Guard) -> tuple[Guard, ...]:
     """The guards that readiness judges for a guard: itself, or its servers if it stands for several."""
-    stands_for_servers = guard._parts and not guard._may_have_compartments
-    return guard._parts if stands_for_servers else (guard,)
+    stands_for_servers = guard._compartments and not guard._may_have_compartments
+    return guard._compartments if stands_for_servers else (guard,)
 
 
 def fixed_cores(guard: Guard) -> list[Gate]:
     """The cores of the compartments that were given a number of slots: it does not follow the guard's."""
-    return [part.call_settings.gates[0].core for part in guard.compartments if part._share is not None]
+    return [
+        compartment.call_settings.gates[0].core
+        for compartment in guard.compartments
+        if compartment._share is not None
+    ]
 
 
 def with_compartments(guards: Iterable[Guard]) -> Iterator[Guard]:

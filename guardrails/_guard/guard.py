@@ -106,11 +106,11 @@ class Guard:
         "__weakref__",
         "_attachment",
         "_auto_compartments",
+        "_compartments",
         "_max_waiting",
         "_may_have_compartments",
         "_orders",
         "_parent",
-        "_parts",
         "_share",
         "_timeout",
         "call_settings",
@@ -172,7 +172,7 @@ class Guard:
         self._share: int | None = None
         self._auto_compartments: AutoCompartments | None = None
         self._may_have_compartments = True
-        self._parts: tuple[Guard, ...] = ()
+        self._compartments: tuple[Guard, ...] = ()
         self._attachment: Attachment | None = None
         self._orders: dict[str, dict[str, str]] = {}
         wanted = resolve(mode, own_mode)
@@ -383,7 +383,7 @@ class Guard:
                 compartments.
         """
         if not self._may_have_compartments:
-            if self._parts or self._parent is not None:
+            if self._compartments or self._parent is not None:
                 raise ConfigurationError(
                     f"guard {self.name!r} has a compartment for each server, and no others"
                 )
@@ -395,17 +395,17 @@ class Guard:
             raise ConfigurationError(
                 f"compartment {shown(name)} has the mode of its guard; set that of {self.name!r}"
             )
-        if known := self._part(name):
+        if known := self._find_compartment(name):
             if max_concurrent_calls is None and not options:
                 return known
             raise ConfigurationError(f"guard {self.name!r} has a compartment {name!r} already")
-        part = self._new_part(name, max_concurrent_calls, options, elastic=False)
+        compartment = self._new_compartment(name, max_concurrent_calls, options, automatic=False)
         if self._auto_compartments is not None:
             self._auto_compartments.divide()
-        return part
+        return compartment
 
-    def _new_part(
-        self, name: str, max_concurrent_calls: int | None, options: dict[str, Any], *, elastic: bool
+    def _new_compartment(
+        self, name: str, max_concurrent_calls: int | None, options: dict[str, Any], *, automatic: bool
     ) -> Guard:
         faults = Faults(f"compartment {shown(name)}")
         most, why = self._most_slots(), f" (the slots of {self.name!r})"
@@ -416,39 +416,39 @@ class Guard:
                 raise unknown_option("Guard", option, OPTIONS)
         if isinstance(name, str):  # otherwise the check below refuses it
             name = CompartmentName(name, self.name)
-        part = Guard.__new__(Guard)  # the environment's settings are for whole guards
+        new = Guard.__new__(Guard)  # the environment's settings are for whole guards
         slots = max_concurrent_calls or share(self._gate.core.shared_slots)
-        part._build(name, slots, self.mode, {**self._inherited(), **options})
-        part._parent = self
-        part._share = slots if elastic else max_concurrent_calls  # None follows the guard's number
-        own = part._gate
+        new._build(name, slots, self.mode, {**self._inherited(), **options})
+        new._parent = self
+        new._share = slots if automatic else max_concurrent_calls  # None follows the guard's number
+        own = new._gate
         gate = CompartmentGate(
             name, own.core, clock=own.clock, max_wait=own.max_wait, listeners=own.listeners
         )
-        part.call_settings = CallSettings(
-            part, name, (gate, *self._parent_gates(gate)), part.call_settings.policy, part._timeout
+        new.call_settings = CallSettings(
+            new, name, (gate, *self._parent_gates(gate)), new.call_settings.policy, new._timeout
         )
         gate.errors = self._gate.errors
         gate.join(self._gate.report)
-        part.call_settings.has_own_timeout = "timeout" in options or self.call_settings.has_own_timeout
-        attach(part, self._attachment)
+        new.call_settings.has_own_timeout = "timeout" in options or self.call_settings.has_own_timeout
+        attach(new, self._attachment)
         with self._gate.lock:  # two threads may make the same compartment
-            known = self._part(name)
+            known = self._find_compartment(name)
             if known is None:
-                self._parts += (part,)
-        if part.mode != self.mode:  # it was changed meanwhile, or the environment says off
-            switch(part, self.mode)
+                self._compartments += (new,)
+        if new.mode != self.mode:  # it was changed meanwhile, or the environment says off
+            switch(new, self.mode)
         if known is None and self._auto_compartments is not None:
-            self._auto_compartments.add(gate, elastic=elastic)
-        return known or part
+            self._auto_compartments.add(gate, automatic=automatic)
+        return known or new
 
     def _parent_gates(self, gate: LockedGate) -> tuple[LockedGate, ...]:
         """The gates of this guard for the calls of a compartment, whose own gate is ``gate``."""
         own, *further = self.call_settings.gates
         return (own.workload_gate(gate, judged=self.call_settings.policy is not None), *further)
 
-    def _part(self, name: str) -> Guard | None:
-        return next((part for part in self._parts if part.name == name), None)
+    def _find_compartment(self, name: str) -> Guard | None:
+        return next((compartment for compartment in self._compartments if compartment.name == name), None)
 
     def _inherited(self) -> dict[str, Any]:
         gate = self._gate
@@ -465,7 +465,7 @@ class Guard:
     @property
     def compartments(self) -> tuple[Guard, ...]:
         """The compartments, oldest first."""
-        return self._parts
+        return self._compartments
 
     # --- attached to a pool --------------------------------------------------------------------
 
@@ -589,9 +589,9 @@ def _share_out(whole: ref[Guard]) -> None:
     if guard is None:
         return
     slots = guard._gate.core.shared_slots
-    for part in guard.compartments:
-        if part._share is None:
-            set_slots(part, share(slots))
+    for compartment in guard.compartments:
+        if compartment._share is None:
+            set_slots(compartment, share(slots))
     if guard._auto_compartments is not None:
         guard._auto_compartments.resize(slots)
 
@@ -602,10 +602,9 @@ def set_state(guard: Guard, transition: str) -> None:
     if guard._auto_compartments is not None:
         guard._auto_compartments.set_state(transition)
     elif not guard._may_have_compartments and transition != "forced_open":
-        for (
-            part
-        ) in guard._parts:  # one for each server; a guard that refuses all calls leaves them as they are
-            set_state(part, transition)
+        # One for each server; a guard that refuses all calls leaves their circuits as they are.
+        for compartment in guard._compartments:
+            set_state(compartment, transition)
     if guard._parent is not None and guard._parent._auto_compartments is not None:
         guard._parent._auto_compartments.divide()  # otherwise its calls would not pass its gate
 
@@ -618,8 +617,8 @@ def switch(guard: Guard, mode: Mode) -> None:
         gate.report.sums.begin(gate.core.admitted)
     if gate.core.adaptive is not None:
         _share_out(ref(guard))
-    for part in guard._parts:
-        switch(part, mode)
+    for compartment in guard._compartments:
+        switch(compartment, mode)
 
 
 def attach(guard: Guard, attachment: Attachment | None) -> None:
@@ -632,8 +631,8 @@ def attach(guard: Guard, attachment: Attachment | None) -> None:
     gate.step(gate.core.watch_for_stalls, on=attachment is not None)
     if attachment is None:
         gate.step(lambda _: gate.core.drop_calls_and_waiters())
-    for part in guard.compartments:
-        attach(part, attachment)
+    for compartment in guard.compartments:
+        attach(compartment, attachment)
 
 
 def _log_protection(guard: Guard) -> None:
