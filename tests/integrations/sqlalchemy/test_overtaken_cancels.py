@@ -134,7 +134,7 @@ def test_a_cancel_request_reads_nothing_of_a_connection_that_may_be_closed(postg
     driver = Driver()
     own = Closable(psycopg2.connect(url))
     call = watchdog.watch(driver, own, 0.0)
-    poll(lambda: call.asked, "the watchdog has sent the request")
+    poll(lambda: call.cancels_sent, "the watchdog has sent the request")
     assert call.end()
     own.closed.set()
     own.connection.close()
