@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 
 import click
 
@@ -41,17 +42,13 @@ def give_order(url: str, target: str | None, order: str | None, by: str | None, 
         faults.raise_if_any()
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
-    store = open_store(url)
     try:
-        view = store.read()
-        store.close()
-        store = store_of(url, _fleet_of(view, target, fleet))()
-        give(store, target, order, by or who())
+        view = open_store(url).read()
+        with closing(store_of(url, _fleet_of(view, target, fleet))()) as store:
+            give(store, target, order, by or who())
     except StoreError as error:
         click.echo(f"the store cannot be used: {error}", err=True)
         sys.exit(2)
-    finally:
-        store.close()
     click.echo(f"ordered: {target} {order}, by {by or who()}; the workers obey within 1.5 s")
 
 

@@ -39,7 +39,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def open_store(url: str) -> Store:
-    """Returns the store of a fleet.
+    """Returns the store of a fleet, which is closed when the command ends.
 
     Raises:
         UsageError: The URL is wrong, or redis-py is not installed.
@@ -47,9 +47,11 @@ def open_store(url: str) -> Store:
     from guardrails.fleet._fleet import store_of  # noqa: PLC0415 - slow to import
 
     try:
-        return store_of(url, "")()
+        store = store_of(url, "")()
     except (ConfigurationError, ImportError) as error:
         raise click.UsageError(str(error).removeprefix("Fleet: ")) from None
+    click.get_current_context().call_on_close(store.close)
+    return store
 
 
 def budget_against_server(

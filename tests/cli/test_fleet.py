@@ -113,6 +113,20 @@ def test_redis_is_read_and_its_password_not_shown():
         assert run(url.replace("hunter2", "wrong")) == (2, "the store cannot be read: it refuses the login\n")
 
 
+@pytest.mark.parametrize("words", [(), ("db", "shadow"), ("nowhere", "off"), ("--budget", "db")])
+def test_each_store_is_closed_when_the_command_ends(store, tmp_path, monkeypatch, words):
+    opened, closed = [], []
+    init, close = SQLiteStore.__init__, SQLiteStore.close
+    monkeypatch.setattr(
+        SQLiteStore, "__init__", lambda self, *given: [opened.append(self), init(self, *given)][1]
+    )
+    monkeypatch.setattr(SQLiteStore, "close", lambda self: [closed.append(self), close(self)][1])
+    store.exchange([asked("w1")])
+    run(f"sqlite:///{tmp_path}/fleet.db", *words)
+    assert opened
+    assert set(closed) == set(opened)
+
+
 @pytest.mark.parametrize("url", ["http://:hunter2@x", "shop", "redis://:hunter2@host:port"])
 def test_a_wrong_url_is_a_usage_error_without_its_text(url):
     code, output = run(url)
