@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -38,6 +39,10 @@ def tasks(request, tmp_path_factory):
 
             app = Celery("shop", broker=broker.url(), backend=broker.url(), set_as_current=False)
             yield lambda name, *args: app.send_task(f"celery_shop.{name}", args)
+            # Results are in circles and unsubscribe when they are collected, for which they need the server.
+            gc.collect()
+            app.backend.result_consumer.stop()
+            app.backend.client.connection_pool.disconnect()
             app.close()
         finally:
             end(worker.pid, signal.SIGTERM)
