@@ -333,7 +333,7 @@ def test_a_window_of_a_million_calls_takes_a_megabyte():
     finally:
         tracemalloc.stop()
     assert made < 1.01 * 10**6
-    assert used - made < 10_000
+    assert used - made < 100_000  # ten bytes a call: an object takes more, other threads of a run far less
 
 
 def test_a_large_window_costs_each_call_what_a_small_one_does():

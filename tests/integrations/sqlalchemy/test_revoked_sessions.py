@@ -193,13 +193,13 @@ STRANGERS = {
     "another number": lambda session: session._replace(
         id=SessionId(session.id.pid + 100_000, session.id.port)
     ),
-    "a later one": lambda session: session._replace(idle=600.0, youngest=600.0, oldest=601.0),
+    "a later one": lambda session: session._replace(idle=1e6, youngest=1e6, oldest=1e6 + 1),
     "an earlier one": lambda session: session._replace(idle=0.0, youngest=-60.0, oldest=-59.0),
     "idle for longer": lambda session: session._replace(idle=60.0),
     "another port": lambda session: session._replace(id=SessionId(session.id.pid, 1)),
 }
 """What another session with the number would differ in. MySQL gives no number twice, so it has no earlier or
-later ones; where it sees the port it needs nothing else."""
+later ones; where it sees the port it needs nothing else. A later one is told by an age that no server of a test has."""
 
 FITTING = {
     ("postgres", "direct"): [],
