@@ -12,13 +12,13 @@ import asyncio
 import os
 import pathlib
 import sys
-import sysconfig
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FrameType
 from typing import Any
 
+from guardrails._pool.plumbing import DRIVERS, STDLIB, is_plumbing, package_of
 from guardrails._util.interpreter import has_gil
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "Site",
     "callers",
     "in_driver",
-    "is_plumbing",
     "lines",
     "site",
     "site_outside",
@@ -47,56 +46,8 @@ _FARTHEST = range(80)
 
 _MOST_CODES = 4096
 
-_PLUMBING = {
-    "_pytest",
-    "aiohttp",
-    "aiomysql",
-    "aiosqlite",
-    "anyio",
-    "asgiref",
-    "asyncmy",
-    "asyncpg",
-    "bottle",
-    "click",
-    "django",
-    "fastapi",
-    "fastapi_cli",
-    "flask",
-    "flask_sqlalchemy",
-    "gevent",
-    "granian",
-    "greenlet",
-    "gunicorn",
-    "hypercorn",
-    "litestar",
-    "MySQLdb",
-    "pg8000",
-    "pluggy",
-    "psycopg",
-    "psycopg2",
-    "psycopg_pool",
-    "pybreaker",
-    "pymysql",
-    "pytest",
-    "redis",
-    "sqlalchemy",
-    "sqlmodel",
-    "starlette",
-    "tenacity",
-    "typer",
-    "uvicorn",
-    "uvloop",
-    "waitress",
-    "werkzeug",
-    "wsgiref",
-}
-"""Packages between the application and the database, or between the server and the application."""
-
-_DRIVERS = {"MySQLdb", "aiomysql", "aiosqlite", "asyncmy", "asyncpg", "pg8000", "psycopg", "pymysql"}
-
-_OURS = str(pathlib.Path(__file__).absolute().parents[1]) + os.sep
-_STDLIB = tuple(sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib"))
-_INSTALLED = ("site-packages", "dist-packages")
+_TYPED_IN = ("<stdin>", "<string>")
+"""The names of code without a file. It is the application's if nothing else calls."""
 
 _HIDDEN: list[tuple[CodeType, int]] = []
 """The frames of a caller that cannot be read."""
@@ -118,7 +69,7 @@ def callers(*, is_async: bool) -> Callable[[], Caller]:
 
 
 def site(frame: FrameType) -> Site:
-    """The application's own frames from this one outwards; the outermost frame if there are none."""
+    """The application's own frames from this one outwards; empty if only frameworks and servers call."""
     found: list[tuple[CodeType, int]] = []
     plumbing, own, outer, left = _plumbing, _own, frame, _DEPTH
     at: FrameType | None = frame
@@ -133,7 +84,9 @@ def site(frame: FrameType) -> Site:
             if not left:
                 break
         at = at.f_back
-    return tuple(found) or ((outer.f_code, outer.f_lasti),)
+    if not found and outer.f_code.co_filename in _TYPED_IN:
+        return ((outer.f_code, outer.f_lasti),)
+    return tuple(found)
 
 
 def site_outside(frame: FrameType) -> Site:
@@ -163,8 +116,8 @@ def in_driver(caller: Caller) -> bool:
     """True if a caller runs Python code of a database driver now."""
     frames = _frames_of(caller)
     files = () if frames is None else (code.co_filename for code, _ in frames)
-    innermost = next((file for file in files if not file.startswith(_STDLIB)), "")
-    return _package(innermost) in _DRIVERS
+    innermost = next((file for file in files if not file.startswith(STDLIB)), "")
+    return package_of(innermost) in DRIVERS
 
 
 def _frames_of(caller: Caller) -> Iterable[tuple[CodeType, int]] | None:  # noqa: PLR0911 - a kind each
@@ -252,23 +205,6 @@ def _look_at(code: CodeType) -> bool:
         _seen.append(code)
         (_plumbing if verdict else _own).add(id(code))
     return verdict
-
-
-def is_plumbing(filename: str) -> bool:
-    """True if a file is of a framework, a driver or the standard library, not of the application."""
-    if filename.startswith(("<", _OURS)):
-        return True
-    package = _package(filename)
-    return filename.startswith(_STDLIB) if package is None else package in _PLUMBING
-
-
-def _package(filename: str) -> str | None:
-    """The installed package that a file belongs to, or None."""
-    parts = filename.replace("\\", "/").split("/")
-    for folder in _INSTALLED:
-        if folder in parts:
-            return parts[parts.index(folder) + 1].removesuffix(".py")
-    return None
 
 
 def _short(filename: str) -> str:

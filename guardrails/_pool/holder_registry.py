@@ -19,7 +19,6 @@ from guardrails._pool.frames import (
     Caller,
     callers,
     in_driver,
-    is_plumbing,
     lines,
     site,
     site_outside,
@@ -206,7 +205,7 @@ class HolderRegistry:
     def calling_line(self) -> str | None:
         """Returns the application's line that calls now; None if only servers and frameworks call."""
         where = self.site(sys._getframe(1))  # noqa: SLF001 - documented
-        return None if is_plumbing(where[0][0].co_filename) else lines(where)[0]
+        return lines(where)[0] if where else None
 
     def _holder(self, checkout: HeldCheckout, *, nested: bool) -> Holder:
         now = stack_of(checkout.caller, checkout.site)

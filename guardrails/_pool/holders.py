@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guardrails._guard.pool_snapshot import PoolSnapshot
-from guardrails._pool.lock_waits import Blocker, LockWait
+from guardrails._pool.lock_waits import UNKNOWN_LINE, Blocker, LockWait
 
 __all__ = ["ADVICE", "WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "by_line", "cause_of"]
 
@@ -156,7 +156,7 @@ def by_line(holders: Iterable[Holder]) -> list[str]:
     """Returns one text for each line of code and activity: number of holders, time and line."""
     alike: dict[tuple[str, Doing], list[Holder]] = {}
     for holder in holders:
-        alike.setdefault((holder.where[0] if holder.where else "unknown", holder.doing), []).append(holder)
+        alike.setdefault((holder.where[0] if holder.where else UNKNOWN_LINE, holder.doing), []).append(holder)
     return [
         f"  {len(group)} x {WORDS[doing]}{_since(group[0])}, held for up to {group[0].seconds:.1f} s, "
         f"checked out at {where}"

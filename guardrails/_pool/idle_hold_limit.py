@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from guardrails._guard.guard import Guard
 from guardrails._pool.idle_hold import IdleHold
+from guardrails._pool.lock_waits import UNKNOWN_LINE
 from guardrails._runtime.fork import renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
@@ -76,7 +77,7 @@ class IdleHoldLimit(Generic[T]):
 
     def log(self, where: tuple[str, ...], route: str | None, seconds: float) -> None:
         """Logs a connection that was taken back; for each line of code at most once a minute."""
-        line, now = where[0] if where else "an unknown line", time.monotonic()
+        line, now = where[0] if where else UNKNOWN_LINE, time.monotonic()
         last, unlogged = self._logged.get(line, (now - _LOG_INTERVAL, 0))
         if now - last < _LOG_INTERVAL:
             self._logged[line] = last, unlogged + 1

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from guardrails._pool.sessions import Session, roots
 
-__all__ = ["Blocker", "CodeLocation", "LockWait", "Waiting", "group", "waiting_of"]
+__all__ = ["UNKNOWN_LINE", "Blocker", "CodeLocation", "LockWait", "Waiting", "group", "waiting_of"]
+
+UNKNOWN_LINE = "an unknown line"
+"""Shown where only frameworks and servers have asked for a connection."""
 
 _SHOWN = 3
 """Most sessions named in one line."""
@@ -30,7 +33,7 @@ class CodeLocation:
     route: str | None
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, [*self.where[:1], self.route])) or "an unknown line"
+        return ", ".join(filter(None, [*self.where[:1], self.route])) or UNKNOWN_LINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

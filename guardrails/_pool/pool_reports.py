@@ -13,6 +13,7 @@ from typing import Any, Literal
 from guardrails._pool.checkout import HeldCheckout
 from guardrails._pool.frames import lines
 from guardrails._pool.holder_registry import HolderRegistry
+from guardrails._pool.lock_waits import UNKNOWN_LINE
 from guardrails._runtime.fork import ForkedLock, renew_after_fork
 from guardrails._runtime.guard_log import log
 from guardrails._runtime.housekeeper import run_later
@@ -89,7 +90,7 @@ class PoolReports:
             "a connection of %r came back after %.0f s; it was checked out at %s",
             self._guard.name,
             self._registry.age(checkout),
-            lines(checkout.site)[0],
+            next(iter(lines(checkout.site)), UNKNOWN_LINE),
             extra=fields_of(self._guard.name),
         )
 
@@ -188,7 +189,7 @@ class PoolReports:
         # The search for its holder is slow, so it is made only for a line in the log.
         advice = "" if checkout is None else f"; {self._registry.holder_of(checkout).advice}"
         route = f", for {leak['route']}" if leak["route"] else ""
-        said = " < ".join(place) + route + advice
+        said = (" < ".join(place) or UNKNOWN_LINE) + route + advice
         name = self._guard.name
         log.warning(_WARNINGS[leak["cause"]], name, leak["seconds"], said, extra=fields_of(name))
 

@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import AsyncGeneratorType, CoroutineType, FrameType, FunctionType, GeneratorType, ModuleType
 from typing import Any
 
-from guardrails._pool.frames import Site, is_plumbing
+from guardrails._pool.frames import Site
+from guardrails._pool.plumbing import is_plumbing
 from guardrails._util.interpreter import has_gil
 
 __all__ = ["referrers"]

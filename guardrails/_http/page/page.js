@@ -344,7 +344,7 @@ function shortened(id, name, columns, rows) {
 
 // The innermost line of the application, and the lines that called it.
 const code = lines => listed(lines).length ? [h("code", null, lines[0]), lines.slice(1).map(line => h("small", null, h("code", null, line)))] : "-";
-const place = ({where, route}) => [listed(where).length ? h("code", null, where[0]) : "an unknown place", route && `, ${route}`];
+const place = ({where, route}) => [listed(where).length ? h("code", null, where[0]) : "an unknown line", route && `, ${route}`];
 // The automatic compartment of a route has its name.
 const routeOf = ({route, compartment}) => compartment && route && !compartment.endsWith(route) ? `${route}, in ${compartment}` : compartment || route || "-";
 

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from sys import _getframe
 from typing import Any, ClassVar, Self, cast
 
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
@@ -250,6 +251,9 @@ class GuardedWrapper(Revocable, Renewable, Keeping, Steps, BaseDatabaseWrapper):
             if self.connection is None:
                 raise self.Database.InterfaceError("this connection was closed between two requests")
         checkout = cast("Any", self._checkout)
+        if checkout is not None and not checkout.site:
+            # Django itself took the connection, as with ATOMIC_REQUESTS: the first line that uses it counts.
+            checkout.site = protection.registry.site(_getframe(1))
         try:
             return protection.direct.run(
                 call,
