@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import importlib.util
 import json
 import os
@@ -17,7 +18,8 @@ import time
 
 import pytest
 from django.core.signals import request_finished, request_started
-from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, models, transaction
+from django.db.models import Func, Value
 from django.db.utils import ConnectionHandler
 
 from guardrails import (
@@ -43,6 +45,9 @@ from support.sql_lab import MariaDB
 
 backend = django_lab.load_mysql()
 
+CURSORS = importlib.import_module(f"{backend.base.Database.__name__}.cursors")
+"""mysqlclient imports them with its first connection."""
+
 SLOTS = 3
 KEPT = {"CONN_MAX_AGE": None}
 KINDS = {"a connection for each request": {}, "kept connections": KEPT}
@@ -52,6 +57,15 @@ KINDS = {"a connection for each request": {}, "kept connections": KEPT}
 def db():
     """The guard: three slots, and no waiting for them."""
     return Guard("db", max_concurrent_calls=SLOTS, max_wait_duration=0, timeout=5.0)
+
+
+class Item(models.Model):  # noqa: DJ008
+    """A row of the table."""
+
+    n = models.IntegerField()
+
+    class Meta:
+        app_label, db_table, managed = "shop", "item", False
 
 
 class Shop:
@@ -281,6 +295,29 @@ def test_a_statement_is_stopped_at_its_deadline(shop, db):
     poll(lambda: shop.sessions("info like 'select sleep%'") == 0, "the statement is gone from the server")
     assert db.snapshot().failed == 1
     assert shop.ask() == [1]
+
+
+READS = {
+    "list": list,
+    "get": lambda rows: rows.get(pk=1),
+    "iterator": lambda rows: list(rows.iterator()),
+    "for update": lambda rows: transaction.atomic(using="shop")(list)(rows.select_for_update()),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("cursors", ["Cursor", "SSCursor"])
+def test_query_of_a_model_that_is_stopped_raises_the_guards_error(mariadb, db, cursors, read):
+    """Django closes the cursor of a failed query before it raises, and its connection is closed by then."""
+    options = {"guard": db, "cursorclass": getattr(CURSORS, cursors)}
+    with shop_behind(mariadb, options, **KEPT) as shop:
+        shop.ask("insert into item values (1, 0)")
+        slowly = Item.objects.using("shop").annotate(slept=Func(Value(30), function="sleep"))
+        with pytest.raises(CallTimeoutError), deadline(0.3):
+            read(slowly)
+        assert db.snapshot().failed == 0, "the end of the cursor is no evidence"
+        assert read(Item.objects.using("shop"))
+        end_of_request()
 
 
 def test_a_callers_deadline_is_no_evidence(shop, db):
@@ -568,7 +605,7 @@ def test_one_call_is_one_piece_of_work(kept, db):
         cursor.executemany("update item set n = %s where id = %s", [(n, n) for n in range(10)])
         assert db.snapshot().succeeded == before + 2
     assert kept.items() == [*range(10)]
-    assert isinstance(kept.connection.cursor().cursor.cursor, backend.base.Database.cursors.Cursor)
+    assert isinstance(kept.connection.cursor().cursor.cursor, CURSORS.Cursor)
 
 
 def test_results_of_a_procedure_are_read_in_time(shop):
@@ -593,7 +630,7 @@ def numbers(first, last):
 
 def test_rows_that_come_slowly_are_stopped(mariadb, db):
     """With a cursor that leaves the rows at the server; closed half-read it reads the rest in time."""
-    options = {"guard": db, "cursorclass": backend.base.Database.cursors.SSCursor}
+    options = {"guard": db, "cursorclass": CURSORS.SSCursor}
     slowly = f"select seq, sleep(seq / 5) from {numbers(0, 100)}"
     with shop_behind(mariadb, options, **KEPT) as shop:
         with pytest.raises(CallTimeoutError), deadline(0.7), shop.connection.cursor() as cursor:

@@ -31,6 +31,7 @@ class MySQLSteps(Steps):
 class _Guarded:
     """Mixed into a cursor's own class, before it. The rows are at the client: only statements are work."""
 
+    connection: Any
     guardrails: MySQLSteps
     _guardrails_busy = False
     _guardrails_reads = False  # whether the server has more to send when the cursor is closed
@@ -60,6 +61,11 @@ class _Guarded:
     def close(self) -> None:
         """See PEP 249. It reads what the server has left to send."""
         close: Callable[[], None] = super().close  # type: ignore[misc]  # likewise
+        if self.connection is not None and not self.connection.open:
+            # A query was stopped. Django closes its cursor before it raises; an error here would replace the guard's.
+            with suppress(Exception):
+                close()
+            return
         if not self._guardrails_reads:
             close()
             return
