@@ -62,7 +62,7 @@ class _Guarded:
         """See PEP 249. It reads what the server has left to send."""
         close: Callable[[], None] = super().close  # type: ignore[misc]  # likewise
         if self.connection is not None and not self.connection.open:
-            # A query was stopped. Django closes its cursor before it raises; an error here would replace the guard's.
+            # A query was stopped. Django closes its cursor first; an error here would replace the guard's.
             with suppress(Exception):
                 close()
             return
