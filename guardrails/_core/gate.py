@@ -78,7 +78,8 @@ class Gate(Outside):
             another slot, that is being released; else None. If an interrupt cuts the release short, the next
             move completes it.
         checkouts: (start, permit) of each checked-out connection, by the number of its slot. The permit is
-            the ticket of the probe that the checkout stands for; 0 without one.
+            the ticket of the probe that the checkout stands for; 0 without one. For one that is
+            held on purpose the start is infinite.
         adopted: Slots that were taken before the guard was attached.
         fast_refusals: Refusals of the open circuit on the fast path. ``rejected`` includes them.
         fast_full_refusals: Refusals of the full bulkhead on the fast path. ``rejected`` includes them.
@@ -239,6 +240,13 @@ class Gate(Outside):
         verdict = self._decide_woken(now, waiter, late) if asked else self._let_in_woken(waiter, held)
         taken = self._take(now, waiter.rank, waiter, held, checkout=True) if verdict is True else verdict
         return self._end_move(taken)
+
+    def hold_on_purpose(self, now: float, slot: int) -> None:
+        """Leaves a checkout out of the age of the oldest one, until it ends: it may last for hours."""
+        self._begin_move(now)
+        if slot in self.checkouts:
+            self.checkouts[slot] = (math.inf, self.checkouts[slot][1])
+        self._end_move(None)
 
     def check_in(self, now: float, slot: int) -> None:
         """Releases a checkout's slot, once; 0 releases one of the adopted slots.
@@ -439,8 +447,9 @@ class Gate(Outside):
         Raises:
             RuntimeError: Without the lock, if another thread begins or ends a call meanwhile.
         """
-        # Each of these is in the order of start times.
-        starts = [since for since, _ in islice(self.checkouts.values(), 1)]
+        # Each of these is in the order of start times, but for checkouts that are held on purpose.
+        begun = (since for since, _ in self.checkouts.values() if since < math.inf)
+        starts = list(islice(begun, 1))
         starts += islice(self.breaker.in_flight.values(), 1)
         starts += [since for since, _ in islice(self.breaker.overdue.values(), 1)]
         return now - min(starts) if starts else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -36,7 +37,8 @@ class GuardSnapshot:
             `Adaptive`.
         recovery_ramp_left: Time until every slot is usable again; None without a recovery ramp.
         waiting: Callers in the queue.
-        oldest_in_flight: Age of the oldest call; for a pool, of the oldest checkout. None without one.
+        oldest_in_flight: Age of the oldest call; for a pool, of the oldest checkout. None without one. The
+            connections of Redis's subscribers are left out.
         retry_after: Time until a refused caller may be admitted; None if that is unknown.
         admitted: Slots given out. This and the following count from the start of the guard.
         succeeded: Calls that succeeded. For a pool: statements, and also the COMMITs, pings and the like,
@@ -95,7 +97,8 @@ def take(
     now = max(now, core.last)
     breaker, bulkhead = core.breaker, core.bulkhead
     calls, failures, slow, enough = breaker.evidence(now)
-    starts = [since for since, _ in list(core.checkouts.values())]  # copied at once: checkouts need no lock
+    # Copied at once: checkouts need no lock. One that is held on purpose has no start.
+    starts = [since for since, _ in list(core.checkouts.values()) if since < math.inf]
     starts.extend(breaker.start_times())
     oldest = min(starts, default=None)
     ramp = breaker.ramp if breaker.ramp is not None and now < breaker.ramp.until else None

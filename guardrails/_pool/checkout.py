@@ -171,6 +171,11 @@ class HeldCheckout(Slots):
         """True while work runs on the connection."""
         raise NotImplementedError
 
+    @property
+    def waits(self) -> bool:
+        """True while it waits on purpose, as long as it takes: for messages, or for an element of a list."""
+        return False
+
     def is_kept(self, now: Site | None) -> bool:
         """Returns True while the code that asked for the connection is on its caller's stack.
 

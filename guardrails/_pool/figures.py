@@ -43,17 +43,18 @@ class PoolFigures:
 
     Args:
         guard: The pool's guard.
-        system: The kind of server, by OpenTelemetry's ``db.system.name``.
+        system: See below.
 
     Attributes:
         clock: The guard's clock.
         connections: Counts the open connections of the pool; the pool's admission sets it.
         lease: Returns its part of a fleet's budget; None without a fleet.
+        system: The kind of server, by OpenTelemetry's ``db.system.name``.
     """
 
     def __init__(self, guard: Guard, system: str) -> None:
         self._guard = guard
-        self._system = system
+        self.system = system
         self._gate = guard.call_settings.gates[0]
         self.clock = self._gate.clock
         self.connections: Callable[[], Connections] = lambda: Connections(0, 0)
@@ -179,7 +180,7 @@ class PoolFigures:
         )
         in_use, idle, pool_size = self.connections()
         return PoolSnapshot(
-            system=self._system,
+            system=self.system,
             open=in_use + idle,
             in_use=in_use,
             idle=idle,

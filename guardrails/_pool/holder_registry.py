@@ -24,7 +24,7 @@ from guardrails._pool.frames import (
     site_outside,
     stack_of,
 )
-from guardrails._pool.holders import ADVICE, Doing, Holder, PoolStatus, busiest, cause_of
+from guardrails._pool.holders import Doing, Holder, PoolStatus, advice, busiest, cause_of
 from guardrails._pool.lock_monitor import LONGEST_DELAY, LockMonitor, Question
 from guardrails._pool.lock_waits import CodeLocation
 from guardrails._pool.lost_holders import find_gone
@@ -93,7 +93,7 @@ class HolderRegistry:
             checked_out=self._gate.core.bulkhead.taken,
             holders=holders,
             failed_cancels=self.failed_cancels(),
-            cause=cause_of(holders, seen.capacity),
+            cause=cause_of(holders, seen.capacity, self._noticeable()),
             lock_waits=() if self.locks is None else self.locks.waits(),
         )
 
@@ -124,10 +124,10 @@ class HolderRegistry:
     def page(self) -> dict[str, object]:
         """Returns the cause and the holders as the status page shows them."""
         holders = self.holders(search=False)
-        cause = cause_of(holders, self._gate.core.bulkhead.limit)
+        cause = cause_of(holders, self._gate.core.bulkhead.limit, self._noticeable())
         return {
             "cause": cause,
-            "advice": ADVICE[cause],
+            "advice": advice(cause, self.figures.system),
             "lock_waits": [] if self.locks is None else [asdict(wait) for wait in self.locks.waits()],
             "holders": [
                 asdict(each) | {"blocked_by": [blocker.pid for blocker in each.blocked_by]}
@@ -146,27 +146,33 @@ class HolderRegistry:
         return tuple(
             holder
             for holder in self.holders()
-            if holder.doing == "gone" or (holder.doing != "statement" and holder.seconds >= least)
+            if holder.doing == "gone"
+            or (holder.doing not in {"statement", "waiting"} and holder.seconds >= least)
         )
 
     def watch_locks(self, question: Question) -> None:
         """Asks the server for locks when the pool runs out; `session_ids` must be known."""
-        guard, policy = self.guard, self.guard.call_settings.policy
-        limits = [LONGEST_DELAY]
-        if policy is not None:
-            limits.append(policy.slow_call_duration_threshold)
-        if guard.timeout is not None:
-            limits.append(guard.timeout / 2)
+        guard = self.guard
         self.locks = LockMonitor(
             guard.name,
             self.session_ids,
             self.location,
             question,
-            min(limits),
+            self._noticeable(),
             lambda: guard.mode != "off",
             self._compare,
             lambda words: guard.call_settings.gates[0].report.remember("lock_waits", guard.name, words=words),
         )
+
+    def _noticeable(self) -> float:
+        """Returns the seconds from which on a statement takes long."""
+        policy, timeout = self.guard.call_settings.policy, self.guard.timeout
+        limits = [LONGEST_DELAY]
+        if policy is not None:
+            limits.append(policy.slow_call_duration_threshold)
+        if timeout is not None:
+            limits.append(timeout / 2)
+        return min(limits)
 
     def _compare(self, view: ServerView) -> None:
         """Compares the connections of the pool's role with the budget of its fleet."""
@@ -200,7 +206,7 @@ class HolderRegistry:
             limit: Slots that there are.
         """
         holders = [each for each in self.holders(search=False) if name in {self.guard.name, each.compartment}]
-        return busiest(holders, taken, limit) if holders else None
+        return busiest(holders, taken, limit) or None
 
     def calling_line(self) -> str | None:
         """Returns the application's line that calls now; None if only servers and frameworks call."""
@@ -210,7 +216,9 @@ class HolderRegistry:
     def _holder(self, checkout: HeldCheckout, *, nested: bool) -> Holder:
         now = stack_of(checkout.caller, checkout.site)
         doing: Doing = "other_work"
-        if checkout.busy or in_driver(checkout.caller):
+        if checkout.waits:
+            doing = "waiting"
+        elif checkout.busy or in_driver(checkout.caller):
             doing = "statement"
         elif not checkout.is_kept(now):
             # The request for which it was taken decides, not the function that has returned.

@@ -13,23 +13,36 @@ from typing import Literal
 from guardrails._guard.pool_snapshot import PoolSnapshot
 from guardrails._pool.lock_waits import UNKNOWN_LINE, Blocker, LockWait
 
-__all__ = ["ADVICE", "WORDS", "Cause", "Doing", "Holder", "PoolStatus", "busiest", "by_line", "cause_of"]
+__all__ = [
+    "ADVICE",
+    "WORDS",
+    "Cause",
+    "Doing",
+    "Holder",
+    "PoolStatus",
+    "advice",
+    "busiest",
+    "by_line",
+    "cause_of",
+]
 
-Doing = Literal["statement", "other_work", "nested", "gone"]
+Doing = Literal["statement", "waiting", "other_work", "nested", "gone"]
 """The activity of a holder.
 
-``"statement"``: something runs on the connection. ``"other_work"``: its code does other work or is suspended.
-``"nested"``: it has a second connection of the same pool, or was refused one. ``"gone"``: its code has ended
-and has not given the connection back.
+``"statement"``: something runs on the connection. ``"waiting"``: it is held on purpose, by a subscriber of
+Redis, by a command such as BLPOP or by a client with a single connection. ``"other_work"``: its code does
+other work or is suspended. ``"nested"``: it has a second connection of the same pool, or was refused one.
+``"gone"``: its code has ended and has not given the connection back.
 """
 
-Cause = Literal["free", "slow_calls", "held_idle", "nested", "leak", "locks"]
+Cause = Literal["free", "busy", "slow_calls", "waiting", "held_idle", "nested", "leak", "locks"]
 """The cause of an exhausted pool; ``"free"`` if it has connections left."""
 
 _POINTS_TO: dict[Doing, Cause] = {
     "gone": "leak",
     "nested": "nested",
     "other_work": "held_idle",
+    "waiting": "waiting",
     "statement": "slow_calls",
 }
 """The cause of an exhausted pool if most holders have this activity. The most certain one is first, and
@@ -37,7 +50,9 @@ wins a tie."""
 
 ADVICE: dict[Cause, str] = {
     "free": "the pool has connections left",
+    "busy": "none is out for long: a burst, a pool too small for it, or a lock that has just been taken",
     "slow_calls": "statements take long: look for locks in the database; a larger pool makes it worse",
+    "waiting": "subscribers and commands that wait have them: give these a client of their own",
     "held_idle": "connections are held across other work: end the transaction or close the session before it",
     "nested": "code that holds a connection asks for a second one: pass the first on, or use another engine",
     "leak": "connections were not returned: close them in a with block",
@@ -45,9 +60,16 @@ ADVICE: dict[Cause, str] = {
 }
 """The meaning of a cause, and the remedy."""
 
+_REDIS_ADVICE: dict[Cause, str] = {
+    "busy": "none is out for long: a burst, or a pool too small for it",
+    "slow_calls": "commands take long: look at the server, its slow log and the network",
+}
+"""Likewise for Redis, which has no locks that a command waits for."""
+
 
 WORDS: dict[Doing, str] = {
     "statement": "in a statement",
+    "waiting": "held on purpose",
     "other_work": "held across other work",
     "nested": "in want of a second one",
     "gone": "gone",
@@ -64,7 +86,7 @@ class Holder:
 
     Attributes:
         seconds: Seconds since its checkout.
-        doing: The activity of its holder: ``"statement" "other_work" "nested" "gone"``.
+        doing: The activity of its holder: ``"statement" "waiting" "other_work" "nested" "gone"``.
         where: The lines of the application that asked for it, such as ``"shop/orders.py:42 in load"``, the
             innermost first.
         now: The lines where its holder runs now or is suspended; empty once it has ended.
@@ -101,15 +123,24 @@ class Holder:
         return f"its holder does other work at {at}: end the transaction or close the session before that"
 
 
+def advice(cause: Cause, system: str) -> str:
+    """The meaning of a cause, and the remedy, for the pool of a kind of server; see `PoolSnapshot.system`."""
+    return (system == "redis" and _REDIS_ADVICE.get(cause)) or ADVICE[cause]
+
+
 def busiest(holders: Sequence[Holder], taken: int, limit: int) -> str:
     """Describes the most common line of code and activity of these connections.
 
+    Holders that wait on purpose are left out, as they say nothing about the server. Empty without others.
+
     Args:
-        holders: Their holders; at least one.
+        holders: Their holders.
         taken: Slots in use, including those without a connection yet.
         limit: Number of slots.
     """
-    alike = Counter((each.doing, each.where[:1], each.route) for each in holders)
+    alike = Counter((each.doing, each.where[:1], each.route) for each in holders if each.doing != "waiting")
+    if not alike:
+        return ""
     (doing, where, route), count = alike.most_common(1)[0]
     line = ", ".join(filter(None, [*where, route]))
     longest = max(each.seconds for each in holders if (each.doing, each.where[:1]) == (doing, where))
@@ -128,7 +159,8 @@ class PoolStatus(PoolSnapshot):
         name: The guard's name.
         checked_out: Slots in use: ``in_use``, and the checkouts that have no connection yet.
         holders: The holders of those that are out, the longest first.
-        cause: Why none is left: ``"slow_calls" "locks" "held_idle" "nested" "leak"``; ``"free"`` if some are.
+        cause: Why none is left: ``"busy" "slow_calls" "locks" "waiting" "held_idle" "nested" "leak"``;
+            ``"free"`` if some are.
         failed_cancels: Number of cancel requests that did not reach the server since the guard was attached.
             0 with a driver that does not report it, such as asyncpg.
         lock_waits: The connections that wait for locks, and the sessions that hold them, as the server said
@@ -149,7 +181,7 @@ class PoolStatus(PoolSnapshot):
         failed = [f"  orders to cancel that did not reach the server: {self.failed_cancels}"]
         waits = [f"  {wait}" for wait in self.lock_waits]
         lines = [*by_line(self.holders), *waits, *(failed if self.failed_cancels else [])]
-        return "\n".join([f"pool {self.name!r}: {full}: {ADVICE[self.cause]}", *lines])
+        return "\n".join([f"pool {self.name!r}: {full}: {advice(self.cause, self.system)}", *lines])
 
 
 def by_line(holders: Iterable[Holder]) -> list[str]:
@@ -169,11 +201,22 @@ def _since(holder: Holder) -> str:
     return f" at {holder.now[0]}" if holder.doing == "other_work" and holder.now else ""
 
 
-def cause_of(holders: Sequence[Holder], capacity: int) -> Cause:
-    """The cause of an exhausted pool by the activity of most holders; ``"free"`` if it is not exhausted."""
+def cause_of(holders: Sequence[Holder], capacity: int, noticeable: float) -> Cause:
+    """The cause of an exhausted pool by the activity of most holders; ``"free"`` if it is not exhausted.
+
+    Args:
+        holders: The holders of its connections.
+        capacity: The most connections that it lets out.
+        noticeable: Seconds from which on a statement takes long. Before that, one that waits for a lock looks
+            like one of a burst.
+    """
     if len(holders) < capacity:
         return "free"
     count = Counter(holder.doing for holder in holders)
     cause = _POINTS_TO[max(_POINTS_TO, key=lambda doing: count[doing])]  # the first of equals
-    blocked = sum(bool(holder.blocked_by) for holder in holders)
-    return "locks" if cause == "slow_calls" and 2 * blocked > count["statement"] else cause
+    if cause != "slow_calls":
+        return cause
+    running = [holder for holder in holders if holder.doing == "statement"]
+    if 2 * sum(bool(holder.blocked_by) for holder in running) > len(running):
+        return "locks"
+    return cause if 2 * sum(holder.seconds >= noticeable for holder in running) >= len(running) else "busy"

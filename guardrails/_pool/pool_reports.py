@@ -31,8 +31,14 @@ _RECHECK = 0.5
 _DIAGNOSIS_INTERVAL = 30.0
 """Seconds between two diagnoses of one pool in the log."""
 
+_BUSY_RECHECK = 1.0
+"""Seconds until the next diagnosis of a pool that was busy: by then a lock no longer looks like a burst."""
+
 _WARNING_INTERVAL = 60.0
 """Seconds between two warnings about connections that the same line of code took."""
+
+_DIAGNOSED = frozenset({"postgresql", "mysql", "mariadb"})
+"""The kinds of servers that ``guardrails diagnose`` asks."""
 
 _MAX_LINES = 64
 """Lines of code whose last warning is remembered."""
@@ -64,13 +70,15 @@ class PoolReports:
         self._out = registry.out
         self._dropped: deque[dict[str, Any]] = deque()
         self._last_warning: dict[tuple[str, ...], float] = {}
-        self._next_diagnosis = -math.inf
+        self._next_diagnosis = self._next_busy = -math.inf
         self._lock = ForkedLock()  # guards the decision to make a diagnosis, not the diagnosis
         self._rejected = self._stopped = 0
         self.watching = False
         report = self._gate.report
         report.line_of_code, report.holders = registry.calling_line, self._describe
         report.pool_page = registry.page
+        if registry.figures.system in _DIAGNOSED:
+            report.hint = "ask the database: guardrails diagnose"
         renew_after_fork(self)
 
     def watch(self) -> None:
@@ -125,6 +133,11 @@ class PoolReports:
             self._next_diagnosis = now
             run_later(self._check, 0.0)
             return
+        if status.cause == "busy":
+            self._next_diagnosis = now + _BUSY_RECHECK
+            if now < self._next_busy:
+                return
+            self._next_busy = now + _DIAGNOSIS_INTERVAL
         if status.cause != "free":
             words = str(status).replace("\n  ", "; ")
             self._gate.report.remember("exhausted", self._guard.name, cause=status.cause, words=words)
@@ -205,6 +218,6 @@ class PoolReports:
     def reset_in_child(self) -> None:
         """Forgets all checkouts in a child process: they are the parent's, and no check is planned."""
         self.watching = False
-        self._next_diagnosis = -math.inf
+        self._next_diagnosis = self._next_busy = -math.inf
         self._dropped.clear()
         self._out.clear()

@@ -65,6 +65,7 @@ class GuardLog:
         gates: The gates of the guard and its compartments.
         stopped: Calls that were stopped at their deadline.
         sums: What the guard would have done in shadow.
+        hint: What to do about the holders when a circuit opens; empty if nothing is known.
         line_of_code: Returns the application's line that makes the call, such as ``"shop/orders.py:42 in
             load"``.
         holders: Returns words for who holds the slots of a guard or compartment; takes its name, the slots in
@@ -81,6 +82,7 @@ class GuardLog:
         "_since",
         "_where",
         "gates",
+        "hint",
         "holders",
         "line_of_code",
         "name",
@@ -95,7 +97,7 @@ class GuardLog:
     def __init__(self, name: str) -> None:
         self.name = name
         self.scheduled = self.noted = False
-        self.stopped = 0
+        self.hint, self.stopped = "", 0
         self.sums = ShadowSums()
         self.gates: WeakRegistry[Any] = WeakRegistry()
         self.line_of_code: Callable[[], str | None] | None = None
@@ -294,6 +296,4 @@ def why_open(
         parts.append(holders or busy)
     if change.retry_after is not None:
         parts.append(f"refusing for {round(change.retry_after, 1):g} s")
-    if holders and change.cause != "manual":
-        parts.append("ask the database: guardrails diagnose")
     return "; ".join(parts)

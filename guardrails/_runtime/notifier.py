@@ -88,7 +88,9 @@ class Notifier:
         except Exception:  # noqa: BLE001 - logging must not break a call
             log.debug("the holders of %r could not be determined", self.name, exc_info=True)
         with self.lock:
-            return why_open(self.core, change, holders, self.report.cause(is_open=False), self.last_error)
+            report = self.report
+            why = why_open(self.core, change, holders, report.cause(is_open=False), self.last_error)
+        return f"{why}; {report.hint}" if holders and report.hint else why
 
     def report_transition(self, number: int, change: Transition) -> None:
         """Reports a transition, or the crossing of a threshold in ``metrics_only``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from guardrails._pool.holders import ADVICE, Holder, by_line
+from guardrails._pool.holders import Holder, advice, by_line
 from guardrails._pool.lock_waits import CodeLocation
 from guardrails._pool.sessions import Session
 from guardrails.diagnosis.findings import Finding
@@ -38,7 +38,7 @@ class Pool:
         self._out = f"{int(page['in_use'])} of {int(page['max_concurrent_calls'])} connections checked out"
         self._waiting = int(page["waiting"])
         self._cause = page["cause"]
-        self._advice = ADVICE[self._cause]
+        self._advice = advice(self._cause, str(page["pool"]["system"]))
         self.open = int(page["pool"]["open"])
         self.holders = tuple(_holder(each) for each in page["holders"])
 

@@ -134,6 +134,20 @@ def test_a_checkout_is_a_slot_and_no_evidence(gate):
     assert gate.bulkhead.taken == 0
 
 
+def test_a_checkout_that_is_held_on_purpose_is_not_the_oldest(gate):
+    """It may last for hours. Its slot stays taken, and comes back once."""
+    first, second = gate.check_out(0, None), gate.check_out(3, None)
+    assert gate.age_of_oldest(5) == 5
+    gate.hold_on_purpose(4, first)
+    assert (gate.age_of_oldest(5), gate.bulkhead.taken) == (2, 2)
+    gate.check_in(5, second)
+    assert gate.age_of_oldest(9) is None
+    gate.hold_on_purpose(9, second)
+    gate.check_in(9, first)
+    gate.check_in(9, first)
+    assert (gate.age_of_oldest(9), gate.bulkhead.taken) == (None, 0)
+
+
 def test_a_probes_checkout_without_a_statement_returns_its_lease(gate):
     """The next checkout is the probe then."""
     trip(gate)

@@ -318,9 +318,10 @@ def test_no_more_routes_are_noted_than_a_line_may_have(make_guard, monkeypatch):
     assert report._count_routes() == {"GET /1": 3}
 
 
+@pytest.mark.parametrize("hint", ["ask the database: guardrails diagnose", ""])
 @pytest.mark.parametrize("known", [True, False])
-def test_the_log_names_the_holders_of_an_opened_circuit_if_they_are_known(make_guard, caplog, known):
-    """With the command that asks the database; an error of the lookup does not reach the call."""
+def test_the_log_names_the_holders_of_an_opened_circuit_if_they_are_known(make_guard, caplog, known, hint):
+    """With the command that asks, if there is one; an error of the lookup does not reach the call."""
     caplog.set_level(logging.DEBUG, "guardrails")
     guard = make_guard(breaker=BreakerPolicy(minimum_number_of_calls=1))
     asked = []
@@ -331,16 +332,14 @@ def test_the_log_names_the_holders_of_an_opened_circuit_if_they_are_known(make_g
             raise LookupError
         return "3 of 100 slots in use by shop.py:1 in load"
 
-    guard._gate.report.holders = holders
+    guard._gate.report.holders, guard._gate.report.hint = holders, hint
     with pytest.raises(ZeroDivisionError):
         guard.run(lambda: 1 / 0)
     (line,) = [each for each in caplog.messages if "closed -> open" in each]
-    reason, wait, ask = (
-        "1 of 1 calls failed, the last with ZeroDivisionError",
-        "refusing for 2 s",
-        "ask the database: guardrails diagnose",
-    )
-    parts = [reason, "3 of 100 slots in use by shop.py:1 in load", wait, ask] if known else [reason, wait]
+    reason, wait = "1 of 1 calls failed, the last with ZeroDivisionError", "refusing for 2 s"
+    parts = [reason, "3 of 100 slots in use by shop.py:1 in load", wait] if known else [reason, wait]
+    if known and hint:
+        parts.append(hint)
     assert line == f"circuit 'db': closed -> open (failure_rate): {'; '.join(parts)}"
     assert ("the holders of 'db' could not be determined" in caplog.text) is not known
     assert asked == [("db", 0, 100)]

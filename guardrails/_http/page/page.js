@@ -83,6 +83,7 @@ const MODES = {
 };
 const DOING = {
   statement: "in a statement",
+  waiting: "held on purpose: a subscriber, or a command that waits",
   other_work: "other work; nothing runs on it",
   nested: "wants a second connection",
   gone: "leaked: its code has ended",

@@ -33,6 +33,7 @@ class RedisCheckout(HeldCheckout):
         proves: Whether the success of its work is evidence; that of a ping or an UNWATCH is not.
         blocking: Whether the work runs a blocking command.
         subscriber: Whether it belongs to a PubSub, which may be silent for hours.
+        single: Whether a client with ``single_connection_client`` keeps its connection.
         from_reserve: Whether its connection comes from the reserve, and not from the pool.
         observation: In shadow, the limit of the work that runs.
         started: When the work that runs began, on the guard's clock.
@@ -53,16 +54,32 @@ class RedisCheckout(HeldCheckout):
     seconds: float | None = None
     own = proves = True
     tickets: Sequence[tuple[LockedGate, int, int]] = ()
-    used = blocking = subscriber = from_reserve = False
+    used = blocking = subscriber = single = from_reserve = False
 
     @property
     def busy(self) -> bool:
-        """See HeldCheckout. A subscriber waits for messages, so it is always busy."""
-        return bool(self.tickets) or self.blocking or self.subscriber or self.connection is None
+        """See HeldCheckout. One that is held on purpose is always busy: it was not forgotten."""
+        return bool(self.tickets) or self.waits or self.connection is None
+
+    @property
+    def waits(self) -> bool:
+        """See HeldCheckout."""
+        return self.blocking or self.subscriber or (self.single and not self.tickets)
 
     def held_object(self) -> object:
         """See HeldCheckout."""
         return None if self.connection is None else self.connection()
+
+    def subscribe(self) -> None:
+        """Notes that it is a subscriber's from now on."""
+        self.subscriber = True
+        self.proves = False
+        self.hold_on_purpose()
+
+    def hold_on_purpose(self) -> None:
+        """Leaves it out of the age of the oldest checkout: it may be out for hours."""
+        for gate, slot in self.slots:
+            gate.step(gate.core.hold_on_purpose, slot)
 
     def end_observation(self) -> None:
         """Ends the limit of the work in shadow, if it has one."""

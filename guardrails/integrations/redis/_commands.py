@@ -40,6 +40,10 @@ _DEADLINE_TOLERANCE = 0.005
 """Seconds before its deadline at which a read that timed out counts as late: socket timeouts can be early."""
 
 
+_SINGLE = frozenset({redis.Redis.__init__.__code__, redis.asyncio.Redis.initialize.__code__})
+"""The code by which a client with ``single_connection_client`` takes its connection."""
+
+
 class CommandRunner:
     """Takes slots for the checkouts of one client, and records its work.
 
@@ -120,7 +124,11 @@ class CommandRunner:
         """Notes that the caller of a checkout gets its connection."""
         registry = self.checkouts.registry
         checkout.connection = ref(connection)
-        checkout.site, checkout.caller = registry.site(_getframe(2)), registry.caller()
+        frame = _getframe(2)
+        checkout.site, checkout.caller = registry.site(frame), registry.caller()
+        if frame.f_code in _SINGLE:
+            checkout.single = True
+            checkout.hold_on_purpose()
         self.checkouts.add(checkout)
         self.checkouts.figures.handed_out(checkout)
 
@@ -220,6 +228,7 @@ class CommandRunner:
         """Marks the work as blocking: its wait is not slow, and it is no probe."""
         checkout.forget_work()
         checkout.blocking = True
+        checkout.hold_on_purpose()
         checkout.end_observation()
         if checkout.guard.timeout is None or math.isinf(seconds):
             checkout.at = checkout.seconds = None
@@ -327,6 +336,8 @@ class CommandRunner:
             self._gate.step(self._gate.core.adopt, 1)
             checkout.slots.append((self._gate, 0))
             raise
+        if checkout.subscriber or checkout.single:
+            checkout.hold_on_purpose()
 
 
 def prefer_block_error(error: GuardrailsError) -> BaseException | None:

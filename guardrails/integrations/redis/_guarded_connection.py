@@ -130,8 +130,7 @@ class Guarded:
     def register_connect_callback(self, callback: Any) -> None:
         """Marks the connection as a subscriber's: only a PubSub calls this; see redis-py."""
         if self.checkout is not None:
-            self.checkout.subscriber = True
-            self.checkout.proves = False
+            self.checkout.subscribe()
             self.work.succeed(self.checkout)
         self.plain.register_connect_callback(self, callback)
 

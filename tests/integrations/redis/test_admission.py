@@ -20,6 +20,7 @@ from guardrails import (
     CircuitOpenError,
     ConfigurationError,
     Guard,
+    pool_status,
     protect,
 )
 from guardrails.events import LeakFound
@@ -81,6 +82,13 @@ def test_open_circuit_refuses_without_a_connection(cache):
     assert guard.snapshot().succeeded == 0
 
 
+def assert_held_on_purpose(guard, client):
+    """One slot is taken, by a holder that waits; it is no old call, for which there is an alert."""
+    snapshot = guard.snapshot()
+    assert (snapshot.in_use, snapshot.oldest_in_flight) == (1, None)
+    assert [holder.doing for holder in pool_status(client).holders] == ["waiting"]
+
+
 def test_subscriber_holds_a_slot_and_is_never_slow(cache):
     """A subscriber may be silent past every threshold; its messages arrive, and its slot comes back."""
     guard = cache.protect(guard={"timeout": 1.0, "breaker": nimble(slow_call_duration_threshold=0.9)})
@@ -89,7 +97,7 @@ def test_subscriber_holds_a_slot_and_is_never_slow(cache):
         with client.pubsub(ignore_subscribe_messages=True) as listener:
             listener.subscribe("news")
             assert listener.get_message(timeout=1.5) is None
-            assert guard.snapshot().in_use == 1
+            assert_held_on_purpose(guard, client)
             client.publish("news", "hello")
             return listener.get_message(timeout=5)
 
@@ -97,7 +105,7 @@ def test_subscriber_holds_a_slot_and_is_never_slow(cache):
         async with client.pubsub(ignore_subscribe_messages=True) as listener:
             await listener.subscribe("news")
             assert await listener.get_message(timeout=1.5) is None
-            assert guard.snapshot().in_use == 1
+            assert_held_on_purpose(guard, client)
             await client.publish("news", "hello")
             return await listener.get_message(timeout=5)
 
@@ -129,6 +137,39 @@ def test_forgotten_connection_gives_its_slot_back():
     poll(lambda: leaks, "the leak is reported")
     assert leaks[0].cause == "dropped"
     assert 0.05 <= leaks[0].seconds < 5
+
+
+def test_the_holder_of_a_subscription_waits():
+    """It holds its connection on purpose, so the log names no command that asks a database about it."""
+    client = fakeredis.FakeRedis(max_connections=3)
+    guard = protect(client)
+    with client.pubsub() as listener:
+        listener.subscribe("news")
+        assert [holder.doing for holder in pool_status(client).holders] == ["waiting"]
+        assert guard.snapshot().oldest_in_flight is None
+    assert guard.snapshot().in_use == 0
+    assert guard._gate.report.hint == ""
+
+
+def test_a_connection_that_its_client_keeps_is_no_leak_and_no_old_call(cache):
+    """A client with a single connection holds it for its life, on purpose."""
+    leaks = []
+
+    def listen(event):
+        leaks.append(event)
+
+    listen.events = (LeakFound,)
+    settings = {"leak_after": 0.1, "listeners": [listen]}
+    guard = cache.protect(guard=settings, single_connection_client=True)
+    cache.do(lambda client: client.set("key", "value"))
+    ended = time.monotonic() + 0.6
+    while time.monotonic() < ended:
+        assert cache.do(lambda client: client.get("key")) == b"value"
+        time.sleep(0.2)
+    snapshot = guard.snapshot()
+    assert (snapshot.in_use, snapshot.oldest_in_flight) == (1, None)
+    assert {holder.doing for holder in pool_status(cache.client).holders} <= {"waiting"}
+    assert not leaks
 
 
 def test_locks_scripts_and_scans_pass(cache):

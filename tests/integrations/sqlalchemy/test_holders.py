@@ -135,6 +135,16 @@ def test_slow_calls(make_engine):
     assert pool_status(engine).idle == 2
 
 
+def test_the_log_of_a_database_names_the_command_that_asks_it(make_engine):
+    """Only PostgreSQL, MariaDB and MySQL can be asked."""
+    engine = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/shop")
+    guard = protect(engine, breaker=None, timeout=None)
+    assert guard._gate.report.hint == "ask the database: guardrails diagnose"
+    assert pool_status(engine).cause == "free"
+    engine, other = make_engine()
+    assert other._gate.report.hint == ""
+
+
 def went_on(holder):
     """How many lines a holder's code is behind the one that asked."""
     first, now = (int(lines[0].split(":")[1].split()[0]) for lines in (holder.where, holder.now))
@@ -204,7 +214,7 @@ def test_the_cause_is_what_most_holders_do(make_engine):
         full(engine, 3)
         poll(lambda: "2 x in a statement" in str(pool_status(engine)), "both are in a statement")
         poll(lambda: "1 x gone" in str(pool_status(engine)), "the third has ended")
-        assert pool_status(engine).cause == "slow_calls"
+        poll(lambda: pool_status(engine).cause == "slow_calls", "both take long")
         assert [holder.doing for holder in pool_status(engine).holders].count("gone") == 1
     kept[0].close()
 
@@ -395,6 +405,29 @@ def test_exhausted_pool_is_diagnosed_in_the_log(make_engine, caplog):
     assert "2 x held across other work" in record.getMessage()
     assert " in call_another_service" in record.getMessage()
     assert "\n" not in record.getMessage()
+
+
+def test_a_burst_is_not_called_slow_and_a_lock_is_soon_after(make_engine, caplog, monkeypatch):
+    """Both look the same at first. A burst is logged once in 30 s, and hides no slow statement."""
+    monkeypatch.setattr(pool_reports, "_BUSY_RECHECK", 0.0)
+    policy = guardrails.BreakerPolicy(slow_call_duration_threshold=0.5)
+    engine, _ = make_engine(max_wait_duration=0, timeout=None, breaker=policy)
+    with running(*[lambda go_on: load(engine, go_on)] * 2):
+        poll(lambda: "2 x in a statement" in str(pool_status(engine)), "both are in a statement")
+
+        def causes():
+            with pytest.raises(BulkheadFullError):
+                engine.connect()
+            return [record.getMessage() for record in logged(caplog) if "pool 'db'" in record.getMessage()]
+
+        if pool_status(engine).cause == "busy":  # a loaded machine may take longer to come here
+            first = causes()
+            assert len(first) == 1
+            assert ": none is out for long: a burst" in first[0]
+            assert causes() == first
+        poll(lambda: pool_status(engine).cause == "slow_calls", "they take long")
+        poll(lambda: "statements take long: look for locks" in causes()[-1], "the log has it")
+        assert len(causes()) <= 2
 
 
 def test_pool_that_runs_out_while_it_connects_is_diagnosed_too(make_engine, caplog):

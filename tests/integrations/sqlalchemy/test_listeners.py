@@ -443,7 +443,7 @@ def test_status_of_a_hanging_listener_is_a_call(wired):
     asking.append(True)
     wired.query("select 1")
     assert seen[0].holders[0].doing == "statement"
-    assert seen[0].cause == "slow_calls"
+    assert seen[0].cause == "busy"
 
 
 dropping_lab = lab_with(["psycopg", "pymysql"])
