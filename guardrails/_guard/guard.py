@@ -635,6 +635,13 @@ def attach(guard: Guard, attachment: Attachment | None) -> None:
         attach(compartment, attachment)
 
 
+_DOES: dict[Mode, str] = {
+    "enforce": "protects",
+    "shadow": "is in shadow and only counts what it would refuse and stop",
+    "off": "is off",
+}
+
+
 def _log_protection(guard: Guard) -> None:
     slots, policy, timeout = guard._gate.core.bulkhead.limit, guard.call_settings.policy, guard._timeout
     circuit = "no circuit"
@@ -645,7 +652,8 @@ def _log_protection(guard: Guard) -> None:
         )
     limit = "no timeout" if timeout is None else f"timeout {timeout:g} s"
     extra = fields_of(guard.name)
-    log.info("guard %r protects: %d slots, %s, %s", guard.name, slots, limit, circuit, extra=extra)
+    does = _DOES[guard.mode]
+    log.info("guard %r %s: %d slots, %s, %s", guard.name, does, slots, limit, circuit, extra=extra)
     if timeout is not None and timeout >= LONG_TIMEOUT:
         words = "guard %r: its timeout is %g seconds; are these milliseconds?"
         log.warning(words, guard.name, timeout, extra=extra)

@@ -295,5 +295,6 @@ def why_open(
         busy = f"{bulkhead.taken} of {bulkhead.limit} slots in use for up to {age:.1f} s"
         parts.append(holders or busy)
     if change.retry_after is not None:
-        parts.append(f"refusing for {round(change.retry_after, 1):g} s")
+        how = "refusing" if core.enforces else "enforcing, it would refuse"
+        parts.append(f"{how} for {round(change.retry_after, 1):g} s")
     return "; ".join(parts)

@@ -78,6 +78,7 @@ class _Row:
         waiting: Callers in the queue.
         oldest: Age of the oldest call in seconds, or None.
         totals: Counts since the start of the process, by name.
+        mode: The mode of the guard. In another one than ``"enforce"`` its circuit refuses nothing.
     """
 
     path: str
@@ -86,6 +87,7 @@ class _Row:
     waiting: int
     oldest: float | None
     totals: Mapping[str, int]
+    mode: str = "enforce"
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ def _rows(above: str, guards: Sequence[Mapping[str, Any]]) -> Iterator[_Row]:
             waiting=int(guard["waiting"]),
             oldest=None if oldest is None else float(oldest),
             totals={name: int(total) for name, total in totals.items()},
+            mode=str(guard.get("mode", "enforce")),
         )
         yield from _rows(path + "/", guard["compartments"])
 
@@ -264,8 +267,11 @@ def _table(look: _Look, width: int) -> Table:
     for row in look.rows:
         rates = look.rates.get(row.path, {})
         colour = "yellow" if row.state == "closed" and look.refuses(row) else _COLOURS.get(row.state, "cyan")
+        mode = ""
+        if row.mode != "enforce":
+            colour, mode = "cyan", f" ({row.mode})"
         table.add_row(
-            escape(_plain(row.path)),
+            escape(_plain(row.path + mode)),
             f"[{colour}]{escape(_plain(row.state))}[/]",
             row.busy,
             str(row.waiting),

@@ -90,6 +90,17 @@ def test_a_refusal_of_a_compartment_stands_in_the_row_of_its_guard_too():
     assert [each.totals["refused"] for each in _rows("", page["guards"])] == [3, 3, 0]
 
 
+@pytest.mark.parametrize("mode", ["enforce", "shadow", "off"])
+def test_a_guard_that_does_not_enforce_shows_its_mode(mode):
+    """Its circuit may be open and refuses nothing."""
+    with served(Guard("orders", max_concurrent_calls=5, mode=mode)) as address:
+        _, output = run(address, "--times", "1")
+    assert "orders" in output
+    assert [each for each in ("(enforce)", "(shadow)", "(off)") if each in output] == (
+        [] if mode == "enforce" else [f"({mode})"]
+    )
+
+
 class Workers(http.server.BaseHTTPRequestHandler):
     """Two workers of one address that answer in turn; each has its own sums, and admits ten more a turn."""
 

@@ -102,9 +102,14 @@ def test_the_log_says_what_protects_a_pool(make_guard, caplog):
     caplog.set_level(logging.INFO, "guardrails")
     attach(make_guard("plain", max_concurrent_calls=4, breaker=None), FakePool())
     attach(make_guard("db", max_concurrent_calls=4, timeout=2), FakePool())
+    attach(make_guard("s", max_concurrent_calls=4, breaker=None, mode="shadow"), FakePool())
+    attach(make_guard("o", max_concurrent_calls=4, breaker=None, mode="off"), FakePool())
+    shadow = "is in shadow and only counts what it would refuse and stop"
     assert caplog.messages == [
         "guard 'plain' protects: 4 slots, no timeout, no circuit",
         "guard 'db' protects: 4 slots, timeout 2 s, the circuit opens at 50% failed or 50% slower than 1 s",
+        f"guard 's' {shadow}: 4 slots, no timeout, no circuit",
+        "guard 'o' is off: 4 slots, no timeout, no circuit",
     ]
 
 

@@ -66,6 +66,16 @@ def test_advice_for_redis_speaks_of_no_locks():
     assert advice("leak", "redis") == advice("leak", "postgresql")
 
 
+@pytest.mark.parametrize("mode", ["enforce", "shadow"])
+def test_only_a_guard_that_enforces_says_that_it_refuses(mode):
+    """In shadow the circuit opens, too, and refuses no call."""
+    core = Gate(Breaker(BreakerPolicy(), lambda: 0.5), Bulkhead(20, 0))
+    core.set_mode(0.0, mode)
+    words = why_open(core, Transition(10.0, "closed", "open", "failure_rate", 2.0), None)
+    how = "refusing for 2 s" if mode == "enforce" else "enforcing, it would refuse for 2 s"
+    assert words.endswith(f"; {how}")
+
+
 def test_a_circuit_that_opens_before_its_rate_is_reached_says_why():
     """Trouble has reached two workloads: 6 calls of 106 are overdue, and none has come back."""
     core = Gate(Breaker(BreakerPolicy(minimum_number_of_calls=5), lambda: 0.5), Bulkhead(20, 0))
