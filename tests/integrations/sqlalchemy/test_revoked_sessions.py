@@ -199,7 +199,7 @@ STRANGERS = {
     "another port": lambda session: session._replace(id=SessionId(session.id.pid, 1)),
 }
 """What another session with the number would differ in. MySQL gives no number twice, so it has no earlier or
-later ones; where it sees the port it needs nothing else. A later one is told by an age that no server here has."""
+later ones; where it sees the port it needs nothing else. A later one is told by an age no server here has."""
 
 FITTING = {
     ("postgres", "direct"): [],
