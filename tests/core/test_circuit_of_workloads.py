@@ -303,3 +303,32 @@ def test_in_metrics_only_an_outage_is_reported_once():
     call(breaker, third, S, 1.7)
     call(breaker, first, F, 1.8)
     assert len(breaker.transitions) == 1, "the third workload answers, so that this is no outage"
+
+
+def test_in_metrics_only_an_outage_is_reported_that_failures_alone_did_not_show():
+    """Two workloads fail, and become unresponsive a slow-call threshold after their last successes."""
+    breaker, (first, second, third) = divided(minimum_number_of_calls=3)
+    breaker.hold("metrics_only", 0)
+    breaker.transitions.clear()
+    for _ in range(20):
+        call(breaker, third, S)
+    for outcome, now in ((S, 0.9), (F, 1.0), (F, 1.1)):
+        call(breaker, first, outcome, now)
+        call(breaker, second, outcome, now)
+    assert breaker.transitions == []
+    call(breaker, first, F, 2.5)
+    assert [change.cause for change in breaker.transitions] == ["failure_rate"]
+
+
+def test_an_outage_that_lasts_is_reported_in_metrics_only_too():
+    """The figures are forgotten, the failures in a row of each workload are not."""
+    breaker, (first, second, _) = divided(minimum_number_of_calls=3)
+    for now in (0.0, 0.1):
+        call(breaker, first, F, now)
+        call(breaker, second, F, now)
+        breaker.transitions.clear()
+    assert breaker.state == "open"
+    breaker.hold("metrics_only", 1)
+    breaker.transitions.clear()
+    call(breaker, first, F, 2)
+    assert [change.cause for change in breaker.transitions] == ["failure_rate"]
