@@ -301,6 +301,24 @@ def test_each_other_part_has_a_claim_to_an_equal_number_of_the_slots_that_are_ke
     assert (limit, type(limit), parts[0].is_cut) == (most, int, most < 14)
 
 
+@pytest.mark.parametrize(
+    ("hanging", "most"),
+    [
+        ([], 9),  # each of the two others has a claim to one of three, and one of them has it
+        ([0], 5),  # each of the two has a claim to three of six, and one of them has one
+        ([1], 7),  # the one that works has a claim to three of six
+        ([0, 1], 7),
+    ],
+)
+def test_all_slots_beyond_one_share_are_kept_while_a_part_hangs(hanging, most):
+    """Be it the part itself or another one."""
+    shares, parts = pool_with_calls_outside(9, [4, 1, 0])
+    for number in hanging:
+        parts[number].workload.note_bad_call(0)
+        parts[number].workload.note_bad_call(0)
+    assert shares.limit(parts[0], 1, 0.5) == most
+
+
 def test_an_odd_number_of_slots_is_halved_in_favour_of_the_others():
     """Three of five."""
     pool = Bulkhead(15, 0)
