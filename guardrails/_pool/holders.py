@@ -50,7 +50,7 @@ wins a tie."""
 
 ADVICE: dict[Cause, str] = {
     "free": "the pool has connections left",
-    "busy": "none is out for long: a burst, a pool too small for it, or a lock that has just been taken",
+    "busy": "most have just begun: a burst, a pool too small for it, or a lock that has just been taken",
     "slow_calls": "statements take long: look for locks in the database; a larger pool makes it worse",
     "waiting": "subscribers and commands that wait have them: give these a client of their own",
     "held_idle": "connections are held across other work: end the transaction or close the session before it",
@@ -61,7 +61,7 @@ ADVICE: dict[Cause, str] = {
 """The meaning of a cause, and the remedy."""
 
 _REDIS_ADVICE: dict[Cause, str] = {
-    "busy": "none is out for long: a burst, or a pool too small for it",
+    "busy": "most have just begun: a burst, or a pool too small for it",
     "slow_calls": "commands take long: look at the server, its slow log and the network",
 }
 """Likewise for Redis, which has no locks that a command waits for."""
