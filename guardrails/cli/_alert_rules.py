@@ -116,7 +116,7 @@ ALERTS = (
         "1m",
         "critical",
         "The circuit of {{ $labels.guard }} {{ $labels.compartment }} is open",
-        "Its dependency fails or is slow. Calls are refused at once, but for a few probes.",
+        "Its dependency fails or is slow. A guard that enforces refuses calls at once, but for a few probes.",
     ),
     Alert(
         "GuardrailsCircuitByHand",
