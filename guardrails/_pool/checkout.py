@@ -172,8 +172,8 @@ class HeldCheckout(Slots):
         raise NotImplementedError
 
     @property
-    def waits(self) -> bool:
-        """True while it waits on purpose, as long as it takes: for messages, or for an element of a list."""
+    def held_on_purpose(self) -> bool:
+        """True while its code waits on it as long as it takes: for messages, or for an element of a list."""
         return False
 
     def is_kept(self, now: Site | None) -> bool:

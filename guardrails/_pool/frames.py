@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FrameType
 from typing import Any
 
-from guardrails._pool.plumbing import DRIVERS, STDLIB, is_plumbing, package_of
+from guardrails._pool.application_code import DRIVERS, STDLIB, is_framework, package_of
 from guardrails._util.interpreter import has_gil
 
 __all__ = [
@@ -52,9 +52,9 @@ _TYPED_IN = ("<stdin>", "<string>")
 _HIDDEN: list[tuple[CodeType, int]] = []
 """The frames of a caller that cannot be read."""
 
-_plumbing: set[int] = set()
+_framework: set[int] = set()
 _own: set[int] = set()
-"""Results of `is_plumbing` by the code's ``id``, because the hash of a code object is slow."""
+"""Results of `is_framework` by the code's ``id``, because the hash of a code object is slow."""
 
 _seen: list[CodeType] = []
 """The code objects of those results, which must live as long as their ``id`` is stored."""
@@ -71,14 +71,14 @@ def callers(*, is_async: bool) -> Callable[[], Caller]:
 def site(frame: FrameType) -> Site:
     """The application's own frames from this one outwards; empty if only frameworks and servers call."""
     found: list[tuple[CodeType, int]] = []
-    plumbing, own, outer, left = _plumbing, _own, frame, _DEPTH
+    framework, own, outer, left = _framework, _own, frame, _DEPTH
     at: FrameType | None = frame
     for _ in _FARTHEST:
         if at is None:
             break
         outer, code = at, at.f_code
         number = id(code)
-        if number not in plumbing and (number in own or not _look_at(code)):
+        if number not in framework and (number in own or not _look_at(code)):
             found.append((code, at.f_lasti))
             left -= 1
             if not left:
@@ -196,14 +196,14 @@ def _this_greenlet() -> Caller:
 
 
 def _owned(frames: Iterable[tuple[CodeType, int]]) -> Iterator[tuple[CodeType, int]]:
-    return ((code, at) for code, at in frames if not is_plumbing(code.co_filename))
+    return ((code, at) for code, at in frames if not is_framework(code.co_filename))
 
 
 def _look_at(code: CodeType) -> bool:
-    verdict = is_plumbing(code.co_filename)
+    verdict = is_framework(code.co_filename)
     if len(_seen) < _MOST_CODES:  # an application may create code without end
         _seen.append(code)
-        (_plumbing if verdict else _own).add(id(code))
+        (_framework if verdict else _own).add(id(code))
     return verdict
 
 

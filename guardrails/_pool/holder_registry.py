@@ -93,7 +93,7 @@ class HolderRegistry:
             checked_out=self._gate.core.bulkhead.taken,
             holders=holders,
             failed_cancels=self.failed_cancels(),
-            cause=cause_of(holders, seen.capacity, self._noticeable()),
+            cause=cause_of(holders, seen.capacity, self._slow_from()),
             lock_waits=() if self.locks is None else self.locks.waits(),
         )
 
@@ -124,7 +124,7 @@ class HolderRegistry:
     def page(self) -> dict[str, object]:
         """Returns the cause and the holders as the status page shows them."""
         holders = self.holders(search=False)
-        cause = cause_of(holders, self._gate.core.bulkhead.limit, self._noticeable())
+        cause = cause_of(holders, self._gate.core.bulkhead.limit, self._slow_from())
         return {
             "cause": cause,
             "advice": advice(cause, self.figures.system),
@@ -158,13 +158,13 @@ class HolderRegistry:
             self.session_ids,
             self.location,
             question,
-            self._noticeable(),
+            self._slow_from(),
             lambda: guard.mode != "off",
             self._compare,
             lambda words: guard.call_settings.gates[0].report.remember("lock_waits", guard.name, words=words),
         )
 
-    def _noticeable(self) -> float:
+    def _slow_from(self) -> float:
         """Returns the seconds from which on a statement takes long."""
         policy, timeout = self.guard.call_settings.policy, self.guard.timeout
         limits = [LONGEST_DELAY]
@@ -216,7 +216,7 @@ class HolderRegistry:
     def _holder(self, checkout: HeldCheckout, *, nested: bool) -> Holder:
         now = stack_of(checkout.caller, checkout.site)
         doing: Doing = "other_work"
-        if checkout.waits:
+        if checkout.held_on_purpose:
             doing = "waiting"
         elif checkout.busy or in_driver(checkout.caller):
             doing = "statement"

@@ -32,7 +32,7 @@ Doing = Literal["statement", "waiting", "other_work", "nested", "gone"]
 ``"statement"``: something runs on the connection. ``"waiting"``: it is held on purpose, by a subscriber of
 Redis, by a command such as BLPOP or by a client with a single connection. ``"other_work"``: its code does
 other work or is suspended. ``"nested"``: it has a second connection of the same pool, or was refused one.
-``"gone"``: its code has ended and has not given the connection back.
+``"gone"``: its code has ended and has not returned the connection.
 """
 
 Cause = Literal["free", "busy", "slow_calls", "waiting", "held_idle", "nested", "leak", "locks"]
@@ -201,13 +201,13 @@ def _since(holder: Holder) -> str:
     return f" at {holder.now[0]}" if holder.doing == "other_work" and holder.now else ""
 
 
-def cause_of(holders: Sequence[Holder], capacity: int, noticeable: float) -> Cause:
+def cause_of(holders: Sequence[Holder], capacity: int, slow_from: float) -> Cause:
     """The cause of an exhausted pool by the activity of most holders; ``"free"`` if it is not exhausted.
 
     Args:
         holders: The holders of its connections.
         capacity: The most connections that it lets out.
-        noticeable: Seconds from which on a statement takes long. Before that, one that waits for a lock looks
+        slow_from: Seconds from which on a statement takes long. Before that, one that waits for a lock looks
             like one of a burst.
     """
     if len(holders) < capacity:
@@ -219,4 +219,4 @@ def cause_of(holders: Sequence[Holder], capacity: int, noticeable: float) -> Cau
     running = [holder for holder in holders if holder.doing == "statement"]
     if 2 * sum(bool(holder.blocked_by) for holder in running) > len(running):
         return "locks"
-    return cause if 2 * sum(holder.seconds >= noticeable for holder in running) >= len(running) else "busy"
+    return cause if 2 * sum(holder.seconds >= slow_from for holder in running) >= len(running) else "busy"

@@ -193,16 +193,16 @@ class PoolReports:
         gate = self._gate
         gate.report.remember("leak", gate.name, **leak)
         gate.notify(LeakFound, at=gate.clock(), seq=gate.next_number(), **leak)
-        now, place = time.monotonic(), leak["where"]
-        if now - self._last_warning.get(place, -math.inf) < _WARNING_INTERVAL:
+        now, where = time.monotonic(), leak["where"]
+        if now - self._last_warning.get(where, -math.inf) < _WARNING_INTERVAL:
             return
         if len(self._last_warning) >= _MAX_LINES:
             self._last_warning.clear()
-        self._last_warning[place] = now
+        self._last_warning[where] = now
         # The search for its holder is slow, so it is made only for a line in the log.
         advice = "" if checkout is None else f"; {self._registry.holder_of(checkout).advice}"
         route = f", for {leak['route']}" if leak["route"] else ""
-        said = (" < ".join(place) or UNKNOWN_LINE) + route + advice
+        said = (" < ".join(where) or UNKNOWN_LINE) + route + advice
         name = self._guard.name
         log.warning(_WARNINGS[leak["cause"]], name, leak["seconds"], said, extra=fields_of(name))
 

@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import AsyncGeneratorType, CoroutineType, FrameType, FunctionType, GeneratorType, ModuleType
 from typing import Any
 
+from guardrails._pool.application_code import is_framework
 from guardrails._pool.frames import Site
-from guardrails._pool.plumbing import is_plumbing
 from guardrails._util.interpreter import has_gil
 
 __all__ = ["referrers"]
@@ -69,7 +69,7 @@ def referrers(things: Sequence[object], mine: Collection[int] = ()) -> list[Site
 
 
 def _note(found: list[Site | None], own: set[int], behind: Iterable[int], frame: FrameType) -> None:
-    ours = not is_plumbing(frame.f_code.co_filename)
+    ours = not is_framework(frame.f_code.co_filename)
     for index in behind:
         if index not in own and (ours or found[index] is None):
             found[index] = ((frame.f_code, frame.f_lasti),)
@@ -113,6 +113,6 @@ def _running() -> Iterator[tuple[FrameType, bool]]:
             continue
         at: FrameType | None = frame
         while at is not None:
-            if not is_plumbing(at.f_code.co_filename):
+            if not is_framework(at.f_code.co_filename):
                 yield at, thread == threading.get_ident()
             at = at.f_back

@@ -139,9 +139,9 @@ def _lines(each: dict[str, Any]) -> Iterator[str]:
     yield f"  would have stopped {each['stopped']}"
     for stop in each["longest"][:1]:
         took = f"{stop['took']:.2f} s{' so far' if stop['running'] else ''}"
-        place = f" at {stop['where']}" if stop["where"] else ""
+        where = f" at {stop['where']}" if stop["where"] else ""
         route = f", {stop['route']}" if stop["route"] else ""
-        yield f"    the longest took {took} with a limit of {stop['timeout']:g} s{place}{route}"
+        yield f"    the longest took {took} with a limit of {stop['timeout']:g} s{where}{route}"
     yield from _advice(each)
 
 

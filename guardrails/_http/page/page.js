@@ -345,20 +345,20 @@ function shortened(id, name, columns, rows) {
 
 // The innermost line of the application, and the lines that called it.
 const code = lines => listed(lines).length ? [h("code", null, lines[0]), lines.slice(1).map(line => h("small", null, h("code", null, line)))] : "-";
-const place = ({where, route}) => [listed(where).length ? h("code", null, where[0]) : "an unknown line", route && `, ${route}`];
+const codeLocation = ({where, route}) => [listed(where).length ? h("code", null, where[0]) : "an unknown line", route && `, ${route}`];
 // The automatic compartment of a route has its name.
 const routeOf = ({route, compartment}) => compartment && route && !compartment.endsWith(route) ? `${route}, in ${compartment}` : compartment || route || "-";
 
 function blocker(session) {
   if (!session.pid) return ["a prepared transaction, which has no session"];
   const state = session.state === "unseen" ? "" : `, ${session.state.replaceAll("_", " ")} for ${duration(session.seconds)}`;
-  const whose = listed(session.where).length ? [", held by ", place(session)] : session.application ? ` of ${session.application}` : "";
+  const whose = listed(session.where).length ? [", held by ", codeLocation(session)] : session.application ? ` of ${session.application}` : "";
   return [`${session.likely ? "likely " : ""}session ${session.pid}`, whose, state];
 }
 
 function lockWait(wait) {
   return h("li", null,
-    `${listed(wait.pids).length} × `, place(wait), ` wait up to ${duration(wait.seconds)} for a lock`, wait.table && ` on ${wait.table}`,
+    `${listed(wait.pids).length} × `, codeLocation(wait), ` wait up to ${duration(wait.seconds)} for a lock`, wait.table && ` on ${wait.table}`,
     h("div", {class: "blocker"}, "← ", listed(wait.blockers).length
       ? wait.blockers.map((session, i) => [i ? " and " : "", blocker(session)]) : "a session that the server does not name"));
 }
@@ -378,7 +378,7 @@ function leaked({guard}) {
   const all = grouped(listed(guard.holders).filter(hasEnded), each => joined([...listed(each.where), each.route]));
   return all.length > 0 && h("div", {class: "box bad-edge", key: "leak"},
     h("h3", null, "Leak: connections were not returned; close them in a with block"),
-    h("ul", null, all.slice(0, MOST_HOLDERS).map(each => h("li", null, `${each.length} × `, place(each[0]), `, held for up to ${duration(each[0].seconds)}`))));
+    h("ul", null, all.slice(0, MOST_HOLDERS).map(each => h("li", null, `${each.length} × `, codeLocation(each[0]), `, held for up to ${duration(each[0].seconds)}`))));
 }
 
 // Connections that were checked out at one line, and do the same, share a row. The longest is first.
@@ -500,7 +500,7 @@ const EVENTS = {
   exhausted: each => each.words || `no connection is left: ${each.cause}`,
   lock_waits: each => each.words,
   state: each => `circuit ${each.old} → ${each.new}${each.cause ? `: ${each.cause}` : ""}`,
-  leak: each => [`connection ${each.cause === "dropped" ? "dropped" : "not returned"} after ${duration(each.seconds)}, checked out at `, place(each)],
+  leak: each => [`connection ${each.cause === "dropped" ? "dropped" : "not returned"} after ${duration(each.seconds)}, checked out at `, codeLocation(each)],
 };
 
 function events(page) {

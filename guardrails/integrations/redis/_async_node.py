@@ -177,7 +177,7 @@ class GuardedNode:
         return connection
 
     def release(self, connection: Any) -> None:
-        """See redis-py; gives back a slot that was taken with the connection."""
+        """See redis-py; releases a slot that was taken with the connection."""
         if not is_guarded(connection):  # it was taken before the guard
             self.plain.release(self, connection)
             return

@@ -59,10 +59,10 @@ class RedisCheckout(HeldCheckout):
     @property
     def busy(self) -> bool:
         """See HeldCheckout. One that is held on purpose is always busy: it was not forgotten."""
-        return bool(self.tickets) or self.waits or self.connection is None
+        return bool(self.tickets) or self.held_on_purpose or self.connection is None
 
     @property
-    def waits(self) -> bool:
+    def held_on_purpose(self) -> bool:
         """See HeldCheckout."""
         return self.blocking or self.subscriber or (self.single and not self.tickets)
 

@@ -112,7 +112,7 @@ class ClientAdmission:
         except TypeError as error:
             self.detach()
             raise ConfigurationError(f"protect: a pool of class {base.__name__} cannot be guarded") from error
-        # A connection that is out already has no slot; its return gives back an adopted one.
+        # A connection that is out already has no slot; its return releases an adopted one.
         self._gate.step(self._gate.core.adopt, len(checked_out(pool)))
 
     def adopt(self, connection: Any) -> None:

@@ -9,9 +9,9 @@ import os
 import pathlib
 import sysconfig
 
-__all__ = ["DRIVERS", "STDLIB", "is_plumbing", "package_of"]
+__all__ = ["DRIVERS", "STDLIB", "is_framework", "package_of"]
 
-_PLUMBING = {
+_FRAMEWORKS = {
     "_pytest",
     "aiohttp",
     "aiomysql",
@@ -82,7 +82,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 _SCRIPTS = sysconfig.get_paths()["scripts"] + os.sep
 
 
-def is_plumbing(filename: str) -> bool:
+def is_framework(filename: str) -> bool:
     """True if a file is of a framework, a driver or the standard library, not of the application.
 
     The scripts that ``pip`` makes, such as ``bin/gunicorn``, only call the package that they start.
@@ -90,7 +90,7 @@ def is_plumbing(filename: str) -> bool:
     if filename.startswith(("<", _OURS)) or (filename.startswith(_SCRIPTS) and not filename.endswith(".py")):
         return True
     package = package_of(filename)
-    return filename.startswith(STDLIB) if package is None else package in _PLUMBING
+    return filename.startswith(STDLIB) if package is None else package in _FRAMEWORKS
 
 
 def package_of(filename: str) -> str | None:
