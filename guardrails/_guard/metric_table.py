@@ -164,7 +164,7 @@ _POOLS = (
         "gauge",
         "db.client.connection.max",
         _CONNECTION,
-        "Connections that the guard lets out at once.",
+        "Connections that the guard lets out at the same time.",
         "capacity",
     ),
     _pool(

@@ -169,7 +169,7 @@ class PoolSnapshot:
         in_use: Open connections that are checked out.
         idle: Open connections that wait in the pool.
         overflow: Open connections beyond those that the pool keeps when idle; 0 for a pool that keeps all.
-        capacity: Connections that the guard lets out at once.
+        capacity: Connections that the guard lets out at the same time.
         pool_size: Connections that the pool keeps when idle; None for a pool that keeps none or any number.
         waiting: Callers that queue for a connection now.
         checkouts: Connections handed out. This and all that follows counts from the attaching of the guard.

@@ -17,7 +17,7 @@ _NO_LIMIT = 2**31
 
 
 def capacity(pool: Any) -> int | None:
-    """Returns the maximum number of connections that a pool lets out at once; None without a limit."""
+    """Returns how many connections a pool lets out at the same time at most; None without a limit."""
     most: int = pool.max_connections
     return most if most < _NO_LIMIT else None
 

@@ -19,7 +19,7 @@ __all__ = ["PoolConnections", "capacity", "capacity_in_words"]
 
 
 def capacity(pool: Pool) -> int | None:
-    """Returns the maximum number of connections that a pool lets out at once; None without a limit."""
+    """Returns how many connections a pool lets out at the same time at most; None without a limit."""
     if isinstance(pool, QueuePool):
         overflow: int = pool._max_overflow  # noqa: SLF001 - there is no public getter
         return None if overflow < 0 else pool.size() + overflow
