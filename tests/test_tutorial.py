@@ -138,6 +138,18 @@ class Reader:
         command, _, expected = next(self.shown).partition("\n")
         assert without_times(output) == without_times(expected), command
 
+    def sees_in_the_end(self, follow, count):
+        """The outputs are those of the page's next commands, in one of three tries.
+
+        On a loaded machine connections and users come late, and a guard refuses others than the page shows.
+        """
+        expected = [without_times(next(self.shown).partition("\n")[2]) for _ in range(count)]
+        for _ in range(3):
+            seen = [without_times(output) for output in follow()]
+            if seen == expected:
+                return
+        assert seen == expected
+
 
 @pytest.fixture
 def reader(tmp_path):
@@ -149,6 +161,7 @@ def reader(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # six tries of 20 s on a loaded machine
 def test_every_step_shows_what_the_page_shows(reader):
     """Users wait three seconds for an answer, twice, and circuits open and close meanwhile."""
     with reader.database():
@@ -157,28 +170,46 @@ def test_every_step_shows_what_the_page_shows(reader):
             reader.press_enter()
             reader.sees(reader.users_come())
             reader.press_enter()
-        with reader.service(reader.guarded) as log:
-            reader.sees(reader.users_come())
-            reader.press_enter()
-            reader.sees(reader.users_come())
-            again = reader.users_come()
-            if "504" not in again:  # a probe may have been among them, as the page says
-                assert without_times(again) == without_times(next(reader.shown).partition("\n")[2])
-            else:
-                next(reader.shown)
-            for line in LINES:
-                found = partial(re.search, line)
-                poll(lambda found=found: found(log.read_text()), f"the log has {line}\n{log.read_text()}")
-            reader.press_enter()
-            expected = next(reader.shown).partition("\n")[2]
-            poll(lambda: without_times(reader.users_come()) == without_times(expected), "all are served")
-        with reader.service(reader.guarded, GUARDRAILS_MODE="shadow"):
-            reader.sees(reader.users_come())
-            reader.press_enter()
-            reader.sees(reader.users_come())
-            reader.press_enter()
-            shadow = [sys.executable, "-m", "guardrails.cli", "shadow", "http://127.0.0.1:8000/internal"]
-            reader.sees(reader.runs(*shadow))
+        reader.sees_in_the_end(partial(guarded, reader), 4)
+        reader.sees_in_the_end(partial(in_shadow, reader), 3)
+
+
+def guarded(reader):
+    """What is seen with a guard: all is well, a lock, the lock a second time, all is well again."""
+    with reader.service(reader.guarded) as log:
+        well = reader.users_come()
+        reader.press_enter()
+        locked = reader.users_come()
+        again = until(lambda seen: "504" not in seen, reader.users_come)  # a probe may have been among them
+        for line in LINES:
+            found = partial(re.search, line)
+            poll(lambda found=found: found(log.read_text()), f"the log has {line}\n{log.read_text()}")
+        reader.press_enter()
+        healed = until(lambda seen: "503" not in seen, reader.users_come)
+    return [well, locked, again, healed]
+
+
+def in_shadow(reader):
+    """What is seen with a guard in shadow: all is well, a lock, and the sums when all calls have ended."""
+    shadow = [sys.executable, "-m", "guardrails.cli", "shadow", "http://127.0.0.1:8000/internal"]
+    with reader.service(reader.guarded, GUARDRAILS_MODE="shadow"):
+        well = reader.users_come()
+        reader.press_enter()
+        locked = reader.users_come()
+        reader.press_enter()
+        sums = until(
+            lambda seen: "of 50 calls" in seen and "would have stopped 10" in seen, reader.runs, *shadow
+        )
+    return [well, locked, sums]
+
+
+def until(is_it, look, *words):
+    """The first of ten outputs that is as awaited, or the last."""
+    for _ in range(10):
+        seen = look(*words)
+        if is_it(seen):
+            break
+    return seen
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
