@@ -125,7 +125,7 @@ def test_a_dead_node_refuses_its_own_keys_only_and_its_replica_takes_over(kind, 
     victim, heir = fragile.nodes[0], fragile.nodes[3]
     mine = keys_of(victim)
     others = set(KEYS) - set(mine)
-    with kind(fragile).load(name="shards", timeout=0.3, breaker=PROMPT) as load:
+    with kind(fragile).load(name="shards", timeout=1.0, breaker=PROMPT) as load:
         begin = time.monotonic()
         time.sleep(1.0)
         fault_at = time.monotonic()
@@ -138,7 +138,7 @@ def test_a_dead_node_refuses_its_own_keys_only_and_its_replica_takes_over(kind, 
     assert set(load.outcomes(keys=others)) == {"ok"}
     assert set(load.outcomes(keys=mine)) <= ENDED
     before, during = load.between(begin, fault_at), load.between(fault_at, healed, others)
-    assert percentile(during, 0.99) <= 2 * percentile(before, 0.99) + 0.1  # less than one wait for the victim
+    assert percentile(during, 0.99) <= 2 * percentile(before, 0.99) + 0.5  # less than one wait for the victim
     away = load.outcomes(fault_at, promoted, mine)
     assert away["CircuitOpenError"] > away["CallTimeoutError"] + away["ConnectionError"]
     late = [call for call in load.between(promoted, healed + 9, mine) if call[3] != "ok"]
@@ -218,9 +218,11 @@ def test_the_edge_refuses_requests_while_no_primary_answers(kind):
             for node, key in zip(cluster.nodes[:3], keys, strict=True):
                 assert (yield ask).status == 200
                 node.freeze()
-                for _ in range(3):  # a look-up may be one of the three failures
-                    with pytest.raises((CallTimeoutError, CircuitOpenError)):
-                        yield lambda key=key: client.get(key)
+                limit = time.monotonic() + 20
+                with pytest.raises(CircuitOpenError):  # a look-up may time out as well, and is no failure
+                    while time.monotonic() < limit:
+                        with contextlib.suppress(CallTimeoutError):
+                            yield lambda key=key: client.get(key)
             refused = yield ask
             assert refused.status == 503
             assert 1 <= int(refused.headers["retry-after"]) <= 120
