@@ -299,10 +299,14 @@ def test_a_call_that_would_be_stopped_gives_its_slot_back_at_its_deadline():
     guard = Guard("api", max_concurrent_calls=1, max_wait_duration=0, timeout=0.02, mode="shadow")
 
     async def three():
-        first = asyncio.create_task(guard.run_async(sleep_through, 0.2))
-        await asyncio.sleep(0.05)
+        over = asyncio.Event()
+        first = asyncio.create_task(guard.run_async(over.wait))
+        async with asyncio.timeout(20):
+            while not guard.snapshot().would_stop:
+                await asyncio.sleep(0.005)
         await guard.run_async(sleep_through, 0)
         assert guard.snapshot().would_reject == {}
+        over.set()
         await first
 
     asyncio.run(three())
