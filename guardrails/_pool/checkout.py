@@ -119,6 +119,7 @@ class HeldCheckout(Slots):
         nested: True if the guard refused its holder a second connection.
         next_search: Earliest time of the next search for the code that keeps the connection.
         reported: True if it was reported as a leak.
+        in_request_thread: True if the thread that asked for it is the one in which its request began.
     """
 
     __slots__ = (
@@ -126,6 +127,7 @@ class HeldCheckout(Slots):
         "caller",
         "disposed",
         "guard",
+        "in_request_thread",
         "nested",
         "next_search",
         "reported",
@@ -149,6 +151,16 @@ class HeldCheckout(Slots):
     nested: bool
     next_search: float
     reported: bool
+    in_request_thread: bool
+
+    @property
+    def is_left_behind(self) -> bool:
+        """True if its request is over, and its thread serves others: what runs there now is not its holder.
+
+        The same function may run there again, for the next request.
+        """
+        request = self.request
+        return self.in_request_thread and (request is None or not request.is_open)
 
     @property
     def request(self) -> RequestScope | None:
@@ -219,6 +231,7 @@ class Checkout(HeldCheckout):
         self.times: Any = None
         self.asked = self.since = self.next_search = 0.0
         self.must_discard = self.caller_cancelled = False
+        self.in_request_thread = False
         self.disposed = self.nested = self.reported = False
 
     @property
@@ -272,6 +285,7 @@ class Checkout(HeldCheckout):
         if scope is not None:
             if scope.request is not None:
                 self.request_ref = ref(scope.request)
+                self.in_request_thread = self.caller == scope.request.thread
             if gates[-1].core.enforces:
                 waiting_client(scope, self.guard.name)
             budget = time_left(scope) if gates[-1].core.enforces else Scope.remaining(scope)

@@ -104,7 +104,7 @@ class HolderRegistry:
             search: Whether to search the process for code that holds a connection after its caller has ended.
         """
         out = [checkout for checkout in list(self.out.values()) if not checkout.disposed]
-        of_each = Counter(_key(checkout.caller) for checkout in out)
+        of_each = Counter(_key(checkout.caller) for checkout in out if not checkout.is_left_behind)
         holders = [self._holder(checkout, nested=of_each[_key(checkout.caller)] > 1) for checkout in out]
         known = self.session_ids()
         for index, checkout in enumerate(out):
@@ -214,11 +214,12 @@ class HolderRegistry:
         return lines(where)[0] if where else None
 
     def _holder(self, checkout: HeldCheckout, *, nested: bool) -> Holder:
-        now = stack_of(checkout.caller, checkout.site)
+        left_behind = checkout.is_left_behind
+        now = None if left_behind else stack_of(checkout.caller, checkout.site)
         doing: Doing = "other_work"
         if checkout.held_on_purpose:
             doing = "waiting"
-        elif checkout.busy or in_driver(checkout.caller):
+        elif checkout.busy or (not left_behind and in_driver(checkout.caller)):
             doing = "statement"
         elif not checkout.is_kept(now):
             # The request for which it was taken decides, not the function that has returned.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any, TypeVar
 
 from guardrails._core.criticality import CRITICAL
@@ -226,9 +227,10 @@ class RequestScope(Scope):
         touched: Time of the first call through each guard inside it, by the guard's `CallSettings`.
         reserved: (gate, number) of each reserved slot that is not used yet, by the core of the gate.
         client: Its client, which nested middlewares share; None where its work continues without the client.
+        thread: The thread in which it began. A WSGI server serves it there to its end, and then the next one.
     """
 
-    __slots__ = ("__weakref__", "client", "name", "request_errors", "reserved", "touched")
+    __slots__ = ("__weakref__", "client", "name", "request_errors", "reserved", "thread", "touched")
 
     def __init__(self, at: float | None, clock: Clock, outer: Scope | None) -> None:
         shared = None
@@ -245,6 +247,7 @@ class RequestScope(Scope):
         self.name: str | None = None
         self.touched: dict[Any, float] = {} if shared is None else shared.touched
         self.reserved: dict[Any, tuple[Any, int]] = {}
+        self.thread = get_ident()
         self.request = self
 
     @property

@@ -46,7 +46,7 @@ class RedisCheckout(HeldCheckout):
     request_ref: Callable[[], RequestScope | None] | None = None
     route_name: str | None = None
     times: RouteTimes | None = None
-    disposed = nested = reported = False
+    disposed = nested = reported = in_request_thread = False
     next_search = started = 0.0
     connection: Callable[[], object] | None = None
     observation: Observation | None = None

@@ -14,8 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from guardrails import protect
+from guardrails.integrations import wsgi
 from guardrails.integrations.asgi import GuardrailsMiddleware
 from guardrails.integrations.sqlalchemy import pool_status
+from support import wsgi_client
 from support.asgi_client import ask, http
 from support.polling import poll
 
@@ -312,3 +314,45 @@ def test_the_log_calls_a_leak_a_leak(impatient, caplog):
     )
     assert pool_status(impatient).holders[0].doing == "gone"
     kept.pop().close()
+
+
+FORGOTTEN = []
+"""Sessions that no code which runs refers to."""
+
+
+@pytest.mark.parametrize("driver", ["sqlite3", "pure Python"])
+def test_connection_that_an_earlier_request_of_the_thread_forgot_is_a_leak(
+    tmp_path, caplog, monkeypatch, driver
+):
+    """The thread runs the same function for the next request, or a driver: neither holds the connection."""
+    engine = create_engine(f"sqlite:///{tmp_path}/db", pool_size=3, max_overflow=0)
+    guard = protect(engine, name="db", max_wait_duration=0)
+    seen = []
+    if driver == "pure Python":
+        monkeypatch.setattr("guardrails._pool.holder_registry.in_driver", lambda _caller: True)
+
+    def view(_environ, start_response):
+        session = Session(engine)
+        FORGOTTEN.append(session)
+        try:
+            session.execute(text("select 1"))
+        finally:
+            seen.append(pool_status(engine))
+        start_response("200 OK", [])
+        return []
+
+    app = wsgi.GuardrailsMiddleware(view, guards=[guard])
+    statuses = [wsgi_client.ask(app).status for _ in range(4)]
+    assert [str(status)[:3] for status in statuses] == ["200", "200", "200", "503"]
+    own = "statement" if driver == "pure Python" else "other_work"
+    assert [[each.doing for each in status.holders] for status in seen] == [
+        [own],
+        ["gone", own],
+        ["gone", "gone", own],
+        ["gone", "gone", "gone"],
+    ]
+    assert seen[-1].cause == "leak"
+    poll(lambda: "connections were not returned" in caplog.text, "the log says that they leak")
+    while FORGOTTEN:
+        FORGOTTEN.pop().close()
+    engine.dispose()
