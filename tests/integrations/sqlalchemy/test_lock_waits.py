@@ -248,8 +248,11 @@ def table(postgres):
 
 
 @contextlib.contextmanager
-def in_want(url, server, **options):
-    """An engine whose two connections wait for a row that another session has locked."""
+def in_want(url, server, *, asks=True, **options):
+    """An engine whose two connections wait for a row that another session has locked.
+
+    A third caller is refused, for which the server is asked; not without ``asks``.
+    """
     arguments = {"prepare_threshold": None}
     engine = create_engine(url, pool_size=2, max_overflow=0, pool_timeout=0.05, connect_args=arguments)
     settings = {"timeout": 10.0, "max_wait_duration": 0.02, "breaker": EARLY} | options
@@ -266,14 +269,19 @@ def in_want(url, server, **options):
             thread.start()
         try:
             poll(lambda: guard.snapshot().in_use == 2 and running(server) == 2, "both wait")
-            with contextlib.suppress(Exception):
-                engine.connect()
+            if asks:
+                is_refused(engine)
             yield engine, other.info.backend_pid
         finally:
             other.rollback()
             for thread in threads:
                 thread.join()
             engine.dispose()
+
+
+def is_refused(engine):
+    with contextlib.suppress(Exception):
+        engine.connect()
 
 
 def running(server):
@@ -342,9 +350,10 @@ def test_the_server_is_asked_once_in_thirty_seconds(postgres, table, caplog):
 
 def test_a_frozen_server_is_not_waited_for(postgres, table, caplog):
     """The thread ends within its second, and nothing is said."""
-    with in_want(postgres.url("psycopg"), postgres) as (engine, _):
+    with in_want(postgres.url("psycopg"), postgres, asks=False) as (engine, _):
         with engine_frozen(postgres):
             began = time.monotonic()
+            is_refused(engine)
             poll(lambda: THREAD in {thread.name for thread in threading.enumerate()}, "the server is asked")
             poll(lambda: THREAD not in {thread.name for thread in threading.enumerate()}, "that is over", 4)
             assert time.monotonic() - began < 3.5  # libpq's shortest limit for a connect is 2 s
