@@ -18,6 +18,7 @@ from guardrails.fleet._records import (
     GRANTED,
     LEASE,
     LIVE,
+    OUT,
     SKEW,
     STALE,
     TAKEN,
@@ -69,10 +70,14 @@ class LeaseTable:
     def renew(self, asked: Request, now: int) -> Reply:
         """Renews one worker's lease, and grants it what it may have.
 
-        A grant is never above the budget minus all that is reserved for others, and no worker gets more than
-        it has and its floor while others lack a part of their floors. There are two exceptions for a worker
-        below its floor. It may borrow the floor from what is reserved for silent workers, who are dead
-        more often than cut off; and it may keep the floor that it has open.
+        A grant adds nothing to what is reserved unless all of that fits into the budget, and no worker gets
+        more than it has and its floor while others lack a part of their floors. There are two exceptions for
+        a worker below its floor. It may borrow the floor from what is reserved for silent workers, who are
+        dead more often than cut off; and it may keep the floor that it has open.
+
+        While more is reserved than the budget, after a floor was borrowed or the budget was lowered, nobody
+        gets more than its fair share, but each keeps what it has up to that. The fair shares fit into the
+        budget, so the excess is gone once each worker has asked. It is not taken from those who ask first.
 
         Args:
             asked: The request.
@@ -87,6 +92,7 @@ class LeaseTable:
             return Reply(refused)
         sums = self.sums
         before = None if own is None else _weight(own, state)
+        kept = 0 if own is None or state == OUT else min(asked.cap, own.cap)
         own = self._without_grant(own, state, asked, now)
         budget, workers = min(sums.budgets), sums.live + sums.silent
         given = budget - sums.held_by_silent - sums.held_by_left
@@ -99,7 +105,7 @@ class LeaseTable:
             grant = asked.cap
         else:
             target, extra = fair_share(given, sums, own)
-            grant = min(target, room, max(asked.cap, free, min(floor, for_floor)))
+            grant = min(target, max(room, kept), max(asked.cap, free, min(floor, for_floor)))
         if grant < floor:  # what it has open already is no more than it had; what it borrows is counted
             lendable = floor if learning else for_floor + sums.held_by_silent
             grant = max(0, grant, min(floor, lendable), min(floor, asked.has))

@@ -444,7 +444,11 @@ local function renew(key, shard, asked, now)
     finish(book, epoch_of(book, now))
     return {TAKEN, 0, 0, 0, 0, 0, 0, 0}
   end
-  local cap, safe, grant, extra = asked.cap, asked.safe, asked.cap, 0
+  local cap, safe, grant, extra, kept_cap = asked.cap, asked.safe, asked.cap, 0, 0
+  if own then
+    local state = LEASES.state(own, now)
+    kept_cap = (state == 0 or state == OUT) and 0 or math.min(cap, own.cap)
+  end
   local is_stale = now >= total.change
   -- While the grant is computed the worker is in the sums with its demand and its budget alone.
   if own then LEASES.add(total, own, LEASES.state(own, now), -1) end
@@ -459,7 +463,7 @@ local function renew(key, shard, asked, now)
   local for_floor = own and room or free
   if not learning then
     grant, extra = target(budget - silent - left, total, asked)
-    grant = math.min(grant, room, math.max(cap, free, math.min(floor, for_floor)))
+    grant = math.min(grant, math.max(room, kept_cap), math.max(cap, free, math.min(floor, for_floor)))
   end
   if grant < floor then
     local lendable = learning and floor or for_floor + silent

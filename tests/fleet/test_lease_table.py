@@ -167,6 +167,39 @@ def test_a_worker_keeps_what_it_has_while_others_are_below_their_floor():
     )
 
 
+def test_a_budget_that_is_lowered_cuts_each_worker_to_its_fair_share_and_not_below():
+    fleet = Fleet(30, a=20, b=20, c=20)
+    assert fleet.grants == {"a": 10, "b": 10, "c": 10}
+    fleet.budget = 24
+    for _ in range(2):
+        assert [fleet.ask(worker).grant for worker in "abc"] == [8, 8, 8]
+    assert fleet.table.sums.cap == 24
+
+
+def test_a_floor_that_was_borrowed_takes_nothing_beyond_the_fair_shares_from_the_others():
+    """The silent worker has 10 of 40, and the new one borrows 6 of them: 24 are left for three others."""
+    fleet = Fleet(40, a=20, b=20, c=20, d=20)
+    del fleet.wants["d"]
+    for _ in range(8):
+        fleet.round()
+    assert fleet.table.sums.held_by_silent == 10
+    reply = fleet.table.renew(request("e", minimum=6, budget=40), fleet.now)
+    assert (reply.grant, reply.borrowed) == (6, 6)
+    assert [fleet.ask(worker).grant for worker in "abc"] == [8, 8, 8]
+    for _ in range(2):
+        fleet.round()
+    assert [fleet.grants[worker] for worker in "abc"] == [8, 8, 8]
+    assert fleet.table.sums.cap + fleet.table.sums.held_by_silent == 40
+
+
+def test_nobody_grows_while_more_is_reserved_than_the_budget():
+    fleet = Fleet(30, a=20, b=20, c=1)
+    grants = dict(fleet.grants)
+    fleet.budget, fleet.wants["c"] = 20, 20
+    assert fleet.ask("c").grant == grants["c"]
+    assert sum(grants.values()) > 20
+
+
 def test_a_new_worker_gets_its_floor_after_those_that_wait():
     fleet, late = full_fleet()
     give_back(fleet, "a", 3)
