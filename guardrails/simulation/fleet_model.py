@@ -63,15 +63,13 @@ class SimulatedFleet:
         self.random = random.Random(seed)  # noqa: S311 - a simulation repeats itself by its seed
         self.budget, self.static, self.minimum, self.most = budget, static, minimum, most
         self.hold, self.drift = hold, drift
-        self.now = 1000.0
-        self.frozen_until = self.calm_from = 0.0
+        self.now, self.frozen_until, self.calm_from = 1000.0, 0.0, 0.0
         self._waiting: set[Worker] = set()  # workers whose requests wait until the store answers again
         self._accepted = 0
         self.table = LeaseTable()
         self.workers: dict[str, Worker] = {}
         self.sums = FleetSums(self.now)
-        self.open = self.allowed = 0
-        self.allowed = budget
+        self.open, self.allowed = 0, budget
         self._events: list[tuple[float, int, Callable[..., object], Worker | None, tuple[Any, ...]]] = []
         self._numbers = self._names = 0
         self.resting = RestingWorkers(self) if skips else None
@@ -273,15 +271,19 @@ class SimulatedFleet:
         if worker.alive:
             self._note_shares(worker)
 
+    def is_short(self, worker: Worker, reply: Reply | None) -> bool:
+        """True if a worker has less than its demand and less than an equal share."""
+        equal = self.budget // max(1, reply.workers) if reply is not None else self.minimum
+        return worker.limit < min(worker.demand, self.most, equal)
+
     def _note_shares(self, worker: Worker) -> None:
         limit, sums = worker.limit, self.sums
-        equal = self.budget // max(1, worker.reply.workers) if worker.reply is not None else self.minimum
-        entitled = min(worker.demand, self.most, equal)
-        if worker.short_since is not None and limit >= entitled:
+        is_short = self.is_short(worker, worker.reply)
+        if worker.short_since is not None and not is_short:
             calm = worker.short_since >= max(self.calm_from, worker.healed_at)
             sums.note_wait(self.now - worker.short_since, calm=calm)
             worker.short_since = None
-        elif worker.short_since is None and limit < entitled:
+        elif worker.short_since is None and is_short:
             worker.short_since = self.now
         if limit < min(self.minimum, self.most) and not worker.cut_off:
             worker.starved_since = self.now if worker.starved_since is None else worker.starved_since

@@ -66,7 +66,10 @@ class Worker:
             number of such renewals.
         rest: While it rests: the group of workers like it; else None.
         counted: While it rests: the number of the last of its renewals that is counted.
-        looked_at: While it rests: the number of the renewal that is looked at at the store; -1 for none.
+        looked_at: While it rests: the moment at which its renewal is looked at at the store; -1 for none.
+        is_unsure: While it rests: True if its next renewal is to be computed in any case.
+        coming: While it rests: the reply that was computed last, if it has not got that;
+            ``coming_number`` is the renewal's.
     """
 
     def __init__(
@@ -98,7 +101,10 @@ class Worker:
         self.period: float = PERIOD / rate
         self.beats = self.counted = 0
         self.rest: Any = None
-        self.looked_at = -1
+        self.looked_at = -1.0
+        self.is_unsure = False
+        self.coming: Reply | None = None
+        self.coming_number = 0
         self.short_since: float | None = fleet.now
         self.starved_since: float | None = None
 
@@ -239,19 +245,46 @@ class Worker:
 
     def is_settled(self, now: float) -> bool:
         """True if its next request will say what the last one has said."""
-        lease, last, has = self.lease, self.last, self.busy + self.idle
-        if last is None or self.ending or self.cut_off or last.has != has or last.fresh:
-            return False
-        if lease.below_since is not None:  # it asks more often
-            return False
-        wants = demand(self._wanted(), self.fleet.most)
+        last = self.last
         return (
-            last.wants == wants == self.wants(now)
+            last is not None
+            and last.safe == self.lease.safe
+            and self.repeats_its_demand()
+            and self._repeats(last, now, self.wants(now))
+        )
+
+    def is_predictable(self, now: float) -> bool:
+        """True if its next request is known, and comes a period after the last one.
+
+        It will say what the last one has said. Only its safe share is that of the last reply, and its demand
+        the largest of the last seconds.
+        """
+        last, wants = self.last, self.wants(now)
+        return last is not None and self.next_tick >= self.sends(1) and self._repeats(last, now, wants)
+
+    def _repeats(self, last: Request, now: float, wants: int) -> bool:
+        has, lease = self.busy + self.idle, self.lease
+        return (
+            wants <= last.wants
+            and last.has == has
             and last.cap == max(has, self.limit)
-            and last.safe == lease.safe
+            and lease.below_since is None  # else it asks more often
+            and not (self.ending or self.cut_off or last.fresh)
             and self.has(now) == has
             and lease.is_in_contact(now)
         )
+
+    def repeats_its_demand(self) -> bool:
+        """True if its next request names the demand of the last one; it is predictable."""
+        return self.last is not None and self.last.wants == demand(self._wanted(), self.fleet.most)
+
+    def next_request(self, last: Request, number: int) -> Request:
+        """The request with a number, which comes after the last one; it is predictable."""
+        moment, lease = self.base + number * self.period, self.lease
+        self.note(moment)
+        lease.told_wants = wants = self.wants(self.reading(moment))
+        self.last = last._replace(seq=self.seq + number - self.beats, safe=lease.safe, wants=wants)
+        return self.last
 
     def _to_tick(self) -> float:
         passed = math.fmod(self.clock(), TICK)
