@@ -55,6 +55,15 @@ def test_a_run_that_skips_renewals_is_equal_to_one_that_computes_all(seeds):
         assert skipping.events == computing.events
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_a_run_of_hundreds_of_workers_that_skips_renewals_is_equal_to_one_that_computes_all(seed):
+    """Many start, wake and go back to rest within one second."""
+    plan = FleetPlan(workers=600, budget=4800, hours=0.03, faults=FAULTS, seed=seed)
+    skipping, computing = run_fleet(plan), run_fleet(plan, skips=False)
+    assert vars(skipping.sums) == vars(computing.sums)
+
+
 @by_seed
 def test_no_worker_in_contact_is_below_its_floor_for_longer_than_a_lease(seeds):
     """While the store answers. One that starts while the budget is full of calls waits until some end."""
