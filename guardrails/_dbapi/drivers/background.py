@@ -24,7 +24,12 @@ class Background:
         """Starts a coroutine that may take ``within`` seconds."""
         task = asyncio.get_running_loop().create_task(self._run(coroutine, within))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            coroutine.close()  # nothing has awaited it if the task was cancelled before its first step
+
+        task.add_done_callback(ended)
 
     async def _run(self, coroutine: Coroutine[Any, Any, None], within: float) -> None:
         try:
