@@ -163,7 +163,8 @@ class RestingWorkers:
         record = fleet.table.members.get(worker.name)
         if record is not None:
             record.__class__ = Record
-            record.seq, record.renewed = worker.seq, int(arrived * 1000)
+            # A request that waited for a frozen store was taken later than it arrived.
+            record.seq, record.renewed = worker.seq, max(record.renewed, int(arrived * 1000))
             fleet.table.members.reschedule(worker.name)
         fleet.table.last = max(fleet.table.last, int(arrived * 1000))
         lease.asked = lease.renewed = worker.reading(before)
