@@ -194,6 +194,7 @@ def test_a_signal_at_any_moment_leaves_nothing(tmp_path, moment, signum):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_even_a_killed_demo_leaves_nothing(tmp_path):
     with start(tmp_path, "--headless") as process:
         family = wait_for(process, "apps ready")

@@ -52,6 +52,7 @@ def shop(request, postgres, tmp_path):
         yield server.wait("/slots")
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 def test_a_statement_is_stopped_in_every_worker(shop):
     """Although the thread that watches deadlines was the master's."""

@@ -39,6 +39,7 @@ def visiting(url, story, **settings):
     ],
     ids=["5 connections", "45 connections, 30 slots", "learned"],
 )
+@pytest.mark.slow
 def test_slow_queries_do_not_take_the_threads(postgres, settings):
     """80 requests for a slow query at once, 40 threads: /health and the refusals do not wait for a query."""
 

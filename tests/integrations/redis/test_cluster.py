@@ -239,6 +239,7 @@ def test_the_edge_refuses_requests_while_no_primary_answers(kind):
         kind(cluster).do(work, timeout=0.3, breaker=policy)
 
 
+@pytest.mark.sampled(1)
 def test_a_replica_that_is_promoted_on_purpose_costs_no_call(kind, fragile):
     with kind(fragile).load(name="shards", timeout=2.0, breaker=PROMPT) as load:
         time.sleep(0.3)
@@ -248,6 +249,7 @@ def test_a_replica_that_is_promoted_on_purpose_costs_no_call(kind, fragile):
     assert {part.state for part in load.guard.compartments} <= {"closed"}
 
 
+@pytest.mark.sampled(1)
 def test_slots_that_move_under_load_cost_no_call(kind, fragile):
     source, target = fragile.nodes[:2]
     with kind(fragile).load(name="shards", timeout=2.0, breaker=PROMPT) as load:
@@ -263,6 +265,7 @@ def test_slots_that_move_under_load_cost_no_call(kind, fragile):
     assert sum(part.snapshot().failed for part in load.guard.compartments) == 0
 
 
+@pytest.mark.sampled(1)
 def test_a_node_unknown_before_gets_the_keys_that_move_to_it(kind):
     """redis-py raises an AttributeError: its issue 3835."""
     with ValkeyCluster.start(replicas=0) as cluster:
@@ -692,6 +695,7 @@ def test_detaching_restores_the_client(lab, healthy):
     lab.do(work)
 
 
+@pytest.mark.sampled(1)
 def test_a_node_that_leaves_takes_its_compartment_along(kind):
     with ValkeyCluster.start(primaries=3, replicas=1) as cluster:
         leaving = cluster.nodes[5]
