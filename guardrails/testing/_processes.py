@@ -24,6 +24,9 @@ __all__ = ["Watchman", "end", "freeze", "kill", "pids", "thaw"]
 
 _TIMEOUT = 5.0
 
+_AT_REST = {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+"""States of a stopped process. One that has just ended stays a zombie, because its parent is stopped."""
+
 # Imports this file only when there is something to end: most watchmen have nothing to do.
 _WAIT = """
 import sys
@@ -48,7 +51,7 @@ def freeze(eldest: int) -> None:
     for member in _family(eldest):
         with contextlib.suppress(psutil.NoSuchProcess):
             member.suspend()
-            while member.status() != psutil.STATUS_STOPPED and time.monotonic() < give_up:
+            while member.status() not in _AT_REST and time.monotonic() < give_up:
                 time.sleep(0.001)
 
 

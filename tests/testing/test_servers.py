@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from guardrails.testing import _ground, servers
+from guardrails.testing._processes import freeze
 from guardrails.testing.servers import PostgresServer, ServerError, ValkeyServer, free_port
 
 pytestmark = pytest.mark.timeout(60)
@@ -121,6 +122,21 @@ def test_stop_removes_processes_and_directory_and_may_be_repeated(valkey):
     assert "stopped" in repr(valkey)
     with pytest.raises(ServerError, match="has been stopped"):
         valkey.freeze()
+
+
+def test_a_child_that_has_just_ended_is_not_waited_for():
+    """Its stopped parent cannot collect it, so it stays a zombie."""
+    program = "import os, time; pid = os.fork(); pid or os._exit(0); print(pid, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            child = psutil.Process(int(parent.stdout.readline()))
+            wait_until(lambda: child.status() == psutil.STATUS_ZOMBIE)
+            start = time.monotonic()
+            freeze(parent.pid)
+            assert time.monotonic() - start < 2.5
+            assert psutil.Process(parent.pid).status() == psutil.STATUS_STOPPED
+        finally:
+            parent.kill()
 
 
 def test_a_frozen_server_can_be_stopped(valkey):
