@@ -94,15 +94,16 @@ def _family(eldest: int) -> list[psutil.Process]:
 
 
 class Watchman:
-    """A process that ends a tree and removes its directory if this process dies.
+    """A process that ends a tree, and removes its directory if it has one, when this process dies.
 
     The watchman reads a pipe whose other end only this process holds. A byte means that the owner has cleaned
     up. The end of the stream without a byte means that the owner has died.
     """
 
-    def __init__(self, eldest: int, farewell: signal.Signals, home: Path) -> None:
+    def __init__(self, eldest: int, farewell: signal.Signals, home: Path | None = None) -> None:
+        words = [str(eldest), str(int(farewell)), *([] if home is None else [str(home)])]
         self._process = subprocess.Popen(  # noqa: S603 - our own file
-            [sys.executable, "-P", "-c", _WAIT, __file__, str(eldest), str(int(farewell)), str(home)],
+            [sys.executable, "-P", "-c", _WAIT, __file__, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -116,4 +117,5 @@ class Watchman:
 
 if __name__ == "__main__":  # pragma: no cover - the watchman's process, whose owner has died
     end(int(sys.argv[1]), int(sys.argv[2]))
-    shutil.rmtree(sys.argv[3], ignore_errors=True)
+    for home in sys.argv[3:]:
+        shutil.rmtree(home, ignore_errors=True)

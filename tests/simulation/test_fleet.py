@@ -121,7 +121,7 @@ def test_most_renewals_of_a_large_fleet_are_not_computed(faults):
     run = run_fleet(FleetPlan(workers=1500, budget=12_000, hours=0.05, faults=faults))
     computed = run.sums.commands - run.skipped
     assert run.sums.broken == []
-    assert computed < run.plan.workers * run.plan.hours * (1500 if faults else 500)
+    assert computed < run.plan.workers * run.plan.hours * (600 if faults else 450)
 
 
 def steady(seed, workers=8, budget=40, **options):

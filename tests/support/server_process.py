@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import pathlib
@@ -13,40 +11,10 @@ import subprocess
 import sys
 import urllib.request
 
-from guardrails.testing._processes import end
+from guardrails.testing._processes import Watchman, end
 from support.http_client import GET, Client
 from support.paths import APPS, python_path
 from support.polling import wait_until
-
-_WATCH = """
-import sys
-running = set()
-for line in sys.stdin:
-    running ^= {int(line)}
-if running:
-    import signal
-    from guardrails.testing._processes import end
-    for pid in running:
-        end(pid, signal.SIGKILL)
-"""
-
-
-@functools.cache
-def _watchman():
-    """A process that ends the servers that run when this one is killed. It reads the pid of each twice."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _WATCH],
-        stdin=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": python_path()},
-        start_new_session=True,  # Ctrl-C in the terminal must not end it
-    )
-    atexit.register(process.communicate)
-    return process.stdin
-
-
-def _watch(pid):
-    print(pid, file=_watchman(), flush=True)
 
 
 def claimed_address():
@@ -79,7 +47,6 @@ class Server:
         self.name = name
         self.address, self._claim = claimed_address()
         self.log = log
-        self._stopped = False
         words = command.format(port=self.address[1]).split()
         if words[0] == "gunicorn" and _has_control_socket():
             words.append("--no-control-socket")
@@ -92,7 +59,7 @@ class Server:
                 stderr=output,
                 env=os.environ | {"PYTHONPATH": python_path()} | (environ or {}),
             )
-        _watch(self.process.pid)
+        self._watchman = Watchman(self.process.pid, signal.SIGTERM)
 
     def __enter__(self):
         return self
@@ -132,9 +99,7 @@ class Server:
             end(self.process.pid, signal.SIGTERM)
         self.process.wait(20)
         self._claim.close()
-        if not self._stopped:
-            self._stopped = True
-            _watch(self.process.pid)
+        self._watchman.dismiss()
 
 
 def _has_control_socket():
