@@ -92,7 +92,7 @@ class Adaptive:
 
 
 class _Level:
-    """What was measured with about one number of concurrent calls. Both sums fade with time."""
+    """The successes and the seconds measured at one number of concurrent calls. Both sums fade with time."""
 
     __slots__ = ("seconds", "served")
 

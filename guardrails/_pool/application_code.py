@@ -1,6 +1,6 @@
-"""Tells the application's code from that of frameworks, drivers, servers and Python itself, by its file.
+"""Tells by the file whether code is the application's. Depends on file names only; must not import a pool.
 
-Depends on file names only; must not import a pool.
+All other code is that of frameworks, drivers, servers and Python itself.
 """
 
 from __future__ import annotations

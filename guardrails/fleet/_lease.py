@@ -70,14 +70,14 @@ class LeaseTable:
     def renew(self, asked: Request, now: int) -> Reply:
         """Renews one worker's lease, and grants it what it may have.
 
-        A grant adds nothing to what is reserved unless all of that fits into the budget, and no worker gets
+        A worker's grant grows only if everything that is reserved then fits into the budget. No worker gets
         more than it has and its floor while others lack a part of their floors. There are two exceptions for
         a worker below its floor. It may borrow the floor from what is reserved for silent workers, who are
         dead more often than cut off; and it may keep the floor that it has open.
 
-        While more is reserved than the budget, after a floor was borrowed or the budget was lowered, nobody
-        gets more than its fair share, but each keeps what it has up to that. The fair shares fit into the
-        budget, so the excess is gone once each worker has asked. It is not taken from those who ask first.
+        A borrowed floor or a lower budget can leave more reserved than the budget. Then no grant grows, and
+        each worker that asks shrinks to its fair share. The fair shares fit into the budget, so the excess is
+        gone when each worker has asked. The workers that ask first lose no more than the others.
 
         Args:
             asked: The request.

@@ -540,7 +540,7 @@ def test_compartments_are_told_only_of_a_limit_that_is_applied_and_has_changed(e
 
 
 def test_what_opened_the_circuit_is_counted():
-    """Twenty concurrent calls that fail serve nobody; six at once have served 300 a second."""
+    """Six concurrent calls had 300 successes a second. Twenty, which all fail, have none."""
     gate = gate_with(minimum_number_of_calls=20, failure_rate_threshold=1, sliding_window_size=1)
     now = occupy(gate, 0.0, 1.01, 6, 300)
     now = occupy(gate, now, 1.01, 6, 300)

@@ -287,7 +287,7 @@ def test_quick_statements_before_the_one_that_fails_do_not_lower_the_rate(quick)
 
 @pytest.mark.parametrize("outcome", [F, X])
 def test_a_statement_that_is_not_good_ends_the_call_on_the_fast_path_too(outcome):
-    """What was good before it is not recorded when the connection comes back."""
+    """The success of earlier statements is not recorded when the connection is returned."""
     gate = closed()
     gate.refresh(0)
     fast, slot = FastPaths(gate), gate.check_out(0, None)

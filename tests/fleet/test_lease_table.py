@@ -192,7 +192,7 @@ def test_a_floor_that_was_borrowed_takes_nothing_beyond_the_fair_shares_from_the
     assert fleet.table.sums.cap + fleet.table.sums.held_by_silent == 40
 
 
-def test_nobody_grows_while_more_is_reserved_than_the_budget():
+def test_no_worker_grows_while_more_is_reserved_than_the_budget():
     fleet = Fleet(30, a=20, b=20, c=1)
     grants = dict(fleet.grants)
     fleet.budget, fleet.wants["c"] = 20, 20
